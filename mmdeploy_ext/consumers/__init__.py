@@ -1,4 +1,4 @@
-"""Programs that load our files, without them: names and checks of their files and their loops in numpy."""
+"""Programs that load our files, without these programs: names and checks of files, loops in numpy."""
 
 import importlib
 import pkgutil
@@ -9,7 +9,7 @@ FOLDERS = {
 }
 """Contract -> module that checks a folder."""
 TABLES = {'cuda-bevfusion': 'mmdeploy_ext.consumers.cuda_bevfusion.pooling'}
-"""Contract -> module with `write_tables`, which writes the tables of a rig, see `graph write-tables`."""
+"""Contract -> module with `write_tables`, see `graph write-tables`."""
 
 for module in pkgutil.iter_modules(__path__, f'{__name__}.'):
     if module.ispkg:

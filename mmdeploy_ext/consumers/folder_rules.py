@@ -22,11 +22,11 @@ Shape = tuple[int | None, ...]
 
 @dataclasses.dataclass(frozen=True)
 class GraphTensors:
-    """Inputs and outputs of one file, in its order.
+    """Inputs (without initializers) and outputs of one file, in order.
 
     Attributes:
-        inputs, outputs: name -> shape; an initializer is no input.
-        types: name -> type in ONNX's words, such as 'FLOAT'.
+        inputs, outputs: name -> shape.
+        types: name -> ONNX's type, such as 'FLOAT'.
     """
 
     inputs: dict[str, Shape]
@@ -39,7 +39,7 @@ class GraphTensors:
 
 
 def graph_tensors(model: onnx.ModelProto) -> GraphTensors:
-    """Return the inputs without an initializer and the outputs of a model."""
+    """Return a model's inputs without initializers, and outputs."""
     from mmdeploy_ext.graph.io.types import type_name
 
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -54,30 +54,28 @@ def graph_tensors(model: onnx.ModelProto) -> GraphTensors:
 
 
 def shape_of(value: onnx.ValueInfoProto) -> Shape:
-    """Return the sizes of the axes of an input or output, see `Shape`."""
     axes = value.type.tensor_type.shape.dim
     return tuple(axis.dim_value if axis.HasField('dim_value') else None for axis in axes)
 
 
 def shape_text(shape: Shape) -> str:
-    """Return a shape as messages have it, '1x?x3'; of () it is ''."""
+    """Return '1x?x3', or ''."""
     return 'x'.join('?' if size is None else str(size) for size in shape)
 
 
 def expected_shape(axes: str, sizes: Mapping[str, Any]) -> Shape:
-    """Return the shape that a word for each axis states."""
+    """Return the shape for a word per axis."""
     words = axes.replace('+', '').split()
     return tuple(int(word) if word.isdigit() else sizes.get(word) for word in words)
 
 
 def fits(shape: Shape, expected: Shape) -> bool:
-    """Return whether two shapes have equal sizes on all axes that are fixed in both."""
     pairs = zip(shape, expected, strict=False)
     return len(shape) == len(expected) and all(None in pair or pair[0] == pair[1] for pair in pairs)
 
 
 def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    """Yield a violation for each weight of a model with a NaN; weights in another file are left out."""
+    """Yield a violation for each embedded weight with a NaN."""
     from onnx import external_data_helper, numpy_helper
 
     from mmdeploy_ext.graph.io.index import all_tensors
@@ -93,7 +91,7 @@ def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
 
 
 def recorded(model: onnx.ModelProto, name: str) -> Any:
-    """Return an entry of the metadata of an export by its dotted keys, or None."""
+    """Return an entry of an export's metadata by dotted keys, or None."""
     entry, *keys = name.split('.')
     text = next((prop.value for prop in model.metadata_props if prop.key == f'{PREFIX}{entry}'), 'null')
     value = json.loads(text)
@@ -103,7 +101,7 @@ def recorded(model: onnx.ModelProto, name: str) -> Any:
 
 
 def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
-    """Yield a warning of the first file that was exported from another checkpoint than a file before it."""
+    """Yield a warning of the first file from another checkpoint."""
     hashes = {file: recorded(model, 'checkpoint_sha256') for file, model in models.items()}
     stated = [(file, text) for file, text in hashes.items() if text]
     for file, text in stated[1:]:

@@ -1,4 +1,4 @@
-"""The copy of a model that is exported, with parts in form that exporters take; the model itself stays."""
+"""The copy of a model that is exported, with parts changed to suit the exporters."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from mmdeploy_ext.core.errors import ExportError
 
 STEPS = 12
-"""The maximum runs over 2 ** 12 cells, so maps may have sides of 4,096: 16,384 pixels at stride 4."""
+"""The maximum runs over 2 ** STEPS cells: sides up to 16,384 pixels at stride 4."""
 AXES = dict(bottom=(2, 1), top=(2, -1), right=(3, 1), left=(3, -1))
 """Mode of mmcv's corner pooling -> the axis of (B, C, h, w), and 1 if the maximum runs along it, else -1."""
 
@@ -22,17 +22,13 @@ class Summed(Protocol):
     """A module with parallel branches that add up to one convolution, `conv`, such as RepVGG's."""
 
     def reparameterise(self) -> None:
-        """Make `conv`, which computes the sum of the branches; they stay beside it. It is called once."""
+        """Compute `conv` as the sum of the branches; called once."""
 
 
 class SamePadding(nn.Conv2d):
-    """A convolution whose output has `ceil(size / stride)` cells.
-
-    It pads both ends of an axis alike, or the last one by one cell more.
-    """
+    """A convolution to `ceil(size / stride)` cells; the last end of an axis gets the odd cell of padding."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the convolution of maps (B, C, h, w)."""
         sides = [self._padding(x.shape[2 + axis], axis) for axis in (1, 0)]
         padded = nn.functional.pad(x, [pixels for side in sides for pixels in side])
         return nn.functional.conv2d(
@@ -53,16 +49,12 @@ class SamePadding(nn.Conv2d):
 
 
 class CornerMaximum(nn.Module):
-    """`mmcv.ops.CornerPool` in standard operators: the largest value so far along an axis.
-
-    Attributes:
-        mode: a key of `AXES`.
-    """
+    """`mmcv.ops.CornerPool` in standard operators: the largest value so far along an axis."""
 
     mode: str
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the maxima of maps `x` (B, C, h, w), of the same shape; no side is above 4,096 (`STEPS`)."""
+        """Return the maxima of maps `x` (B, C, h, w); sides up to 2 ** STEPS."""
         axis, along = AXES[self.mode]
         for step in range(STEPS):
             moved = 2**step
@@ -78,17 +70,13 @@ REPLACED = dict(Conv2dAdaptivePadding=SamePadding, CornerPool=CornerMaximum)
 
 
 def replace_class(module: nn.Module) -> None:
-    """Change the class of `module` alone, in place, if `REPLACED` has one for the name of its class."""
+    """Change the class of `module`, in place, if `REPLACED` has its name."""
     if kind := REPLACED.get(type(module).__name__):
         module.__class__ = kind
 
 
 def keep_position_bias(module: nn.Module) -> None:
-    """Add the buffer `relative_position_bias` to `module`, if it is a window attention (Swin).
-
-    It holds (M, T, T), M heads and T tokens of a window: the rows that the module looks up in
-    `relative_position_bias_table` (rows, M) by T * T indices, which may be in one axis.
-    """
+    """Add (M, T, T) `relative_position_bias` to a window attention (Swin): M heads, T tokens of a window."""
     table = getattr(module, 'relative_position_bias_table', None)
     index = getattr(module, 'relative_position_index', None)
     if not isinstance(table, torch.Tensor) or not isinstance(index, torch.Tensor) or table.ndim != 2:
@@ -100,11 +88,10 @@ def keep_position_bias(module: nn.Module) -> None:
 
 
 PREPARATIONS: list[Callable[[nn.Module], None]] = [replace_class, keep_position_bias]
-"""Functions that prepare every module of a copy for the export; each skips modules of other types."""
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of the model in evaluation mode, with every attribute of the model."""
+    """Return a copy of the model in evaluation mode."""
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):  # its weight is a result of others, which PyTorch does not copy

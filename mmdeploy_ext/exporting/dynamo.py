@@ -1,4 +1,4 @@
-"""Work of the dynamo exporter that changes nothing, left out: decompositions, and translations read again."""
+"""Faster dynamo exports: no needless decompositions, and translations read once."""
 
 import contextlib
 import copy
@@ -11,7 +11,6 @@ from torch.export import ExportedProgram
 from mmdeploy_ext.compat.import_hook import patched
 
 aten = torch.ops.aten
-"""PyTorch's own operators, as programs of torch.export call them."""
 SAME: dict[Any, tuple[Any, Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]]] = {
     aten.to.dtype: (aten._to_copy.default, lambda x, dtype, *_: ((x,), dict(dtype=dtype))),
     aten.__and__.Tensor: (aten.bitwise_and.Tensor, lambda x, y: ((x, y), {})),
@@ -26,12 +25,11 @@ REMOVED = frozenset({aten._assert_tensor_metadata.default, aten._assert_scalar.d
 """Operators that the exporter removes."""
 
 _translations: dict[tuple[int, ...], Any] = {}
-"""Opset, if one was asked for -> the registry of its translations."""
 
 
 @contextlib.contextmanager
 def translations_read_once() -> Iterator[None]:
-    """Inside the block each export gets a copy of a registry that is read once per opset and process."""
+    """Read the exporter's translations once per opset and process."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     read = ONNXRegistry.from_torchlib
@@ -50,7 +48,7 @@ def translations_read_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
-    """Inside the block `ExportedProgram.run_decompositions` returns a program unchanged if it needs none."""
+    """Skip `ExportedProgram.run_decompositions` for a program that needs none."""
     from onnxscript.function_libs.torch_lib.registration import default_registry
 
     def is_translated(target: Any) -> bool:
@@ -71,14 +69,9 @@ def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
 
 
 def make_functional(module: torch.fx.GraphModule, is_translated: Callable[[Any], bool]) -> bool:
-    """Replace the in-place operators and the operators of `SAME` in a graph where it changes nothing.
+    """Make a graph of torch.export functional by `SAME` and out-of-place operators.
 
-    Args:
-        module: graph of torch.export, with the values of its nodes in `meta['val']`; it is changed in place.
-        is_translated: takes the target of a call; returns whether the exporter translates it.
-
-    Returns:
-        Whether the graph is now functional and all of its calls are translated; if not, it is unchanged.
+    Returns whether the graph is now functional and all calls are translated; if not, it is unchanged.
     """
     calls = [node for node in module.graph.nodes if node.op == 'call_function']
     in_place = [

@@ -57,10 +57,10 @@ from mmdeploy_ext.graph.passes.rename import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import simplify
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
-"""Exporter -> first and last opset that it really writes in torch 2.13 (measured; dynamo writes 18 if asked
-for 11)."""
+"""Exporter -> first and last opset that it writes in torch 2.13 (measured; dynamo writes 18 if asked for 11).
+"""
 STACK_TRACE = 'pkg.torch.onnx.stack_trace'
-"""Metadata of a node that the dynamo exporter writes: paths and lines of the source files that call it."""
+"""Metadata of a dynamo node: paths and lines of its source."""
 
 
 def export_stages(
@@ -68,18 +68,16 @@ def export_stages(
 ) -> onnx.ModelProto:
     """Export each stage and merge them into one graph with the spec's inputs and outputs.
 
-    Args:
-        stages: the chain; the outputs of a stage are inputs of later ones by name.
-        example: graph input name -> tensor, of the traced shapes, on the device of the modules.
-        spec: the contract of the merged graph.
-        options: opset, exporter, dynamic axes, group normalisation, precision, simplification; a stage's own
-            exporter and operator form override the options and `operators_as`. With the precision 'fp32'
-            means of large maps are summed in two steps; float16 is not written here.
+    Means of large maps are summed in two steps in 'fp32'; float16 is not written here.
+
+    - `stages`: the chain; outputs of a stage are inputs of later stages by name.
+    - `example`: graph input name -> tensor of the traced shape, on the modules' device.
+    - `options`: a stage's own exporter and operator form override them.
 
     Raises:
-        ExportError: the exporter failed, and the message names the stage; or the merged graph has another
-            opset than the one asked for, or other inputs or outputs than the spec.
-        UsageError: a module does not run on the example (RuntimeError of PyTorch).
+        ExportError: the exporter failed, or the merged graph has another opset, inputs or outputs than
+            requested.
+        UsageError: a module does not run on the example.
     """
     tensors = dict(example)
     # tensor name -> dynamic axis -> name of its symbolic dimension
@@ -153,7 +151,7 @@ def _dynamic_axes(
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
-    """Add `metadata` to the properties of a model, in place, check it, and write it to a file, `path`."""
+    """Add `metadata` to a model, in place, check it, and write it."""
     if metadata is not None:
         props = {entry.key: entry.value for entry in model.metadata_props}
         onnx.helper.set_model_props(model, {**props, **metadata.to_props()})
@@ -169,7 +167,7 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
 
 @contextlib.contextmanager
 def patched_libraries() -> Iterator[None]:
-    """Inside the block the operators of `LIBRARY_OPERATORS` export, and functions under a checkpoint."""
+    """Apply the patches of `LIBRARY_OPERATORS` and `torch_patches`."""
     with contextlib.ExitStack() as stack, without_checkpoints():
         for operator in LIBRARY_OPERATORS:
             stack.enter_context(operator.patch())
@@ -177,7 +175,7 @@ def patched_libraries() -> Iterator[None]:
 
 
 def check_operators(module: torch.nn.Module, opset: int) -> None:
-    """Refuse an opset without an operator that the module needs; the UsageError names both."""
+    """Raise UsageError for an opset without an operator that the module needs."""
     for operator in operators_of(module):
         if opset < operator.opset:
             feature, name = operator.title
@@ -188,20 +186,18 @@ def check_operators(module: torch.nn.Module, opset: int) -> None:
 
 
 def default_opset(module: torch.nn.Module, exporter: str) -> int:
-    """Return the lowest opset that a module and an exporter need, at least `DEFAULT_OPSET`."""
     lowest = OPSETS.get(exporter, (0,))[0]  # an unknown exporter is refused later
     return max([DEFAULT_OPSET, lowest, *(operator.opset for operator in operators_of(module))])
 
 
 def default_group_norm(module: torch.nn.Module) -> str:
-    """'exact', a value of the option `group_norm`, if `module.backbone` normalises by groups; else ''."""
+    """Return 'exact' (option `group_norm`) if `module.backbone` normalises by groups, else ''."""
     backbone = getattr(module, 'backbone', None)
     parts = backbone.modules() if isinstance(backbone, torch.nn.Module) else ()
     return 'exact' if any(isinstance(part, torch.nn.GroupNorm) for part in parts) else ''
 
 
 def check_opset(opset: int, exporter: str, option: str = '') -> None:
-    """Refuse an opset that the exporter cannot write, and an unknown exporter, with a UsageError."""
     if exporter not in OPSETS:
         raise UsageError(f'--exporter {exporter}: expected one of {", ".join(OPSETS)}')
     low, high = OPSETS[exporter]
@@ -253,27 +249,18 @@ def export_module(
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     plain: bool = False,
 ) -> onnx.ModelProto:
-    """Export a module of flat tensors as it is: no spec, no merge, no clean-up. Any script may call it.
+    """Export a module of flat tensors unchanged: no spec, no merge, no clean-up.
 
-    Args:
-        module: takes `args` by position, returns a tensor or a tuple of tensors. Call `eval()` on it before:
-            the dynamo exporter writes the dropout of a module in training mode.
-        args: example tensors.
-        exporter: 'torchscript' or 'dynamo'.
-        opset: opset of the file; by default 17, or the lowest that the exporter writes if that is higher.
-        input_names: names of all inputs, by position; with more the TorchScript exporter fails, and dynamo
-            ignores the rest; input_0, input_1, ... by default.
-        output_names: names of the first outputs; any other is output_<place>, its place among all, from 0. No
-            two inputs or outputs may have one name.
-        dynamic: input or output name -> dynamic axis -> name of its symbolic dimension, with both exporters;
-            other axes of inputs are fixed; None: all sizes are fixed.
-        plain: whether dynamo decomposes operators as `torch.onnx.export` does by itself.
+    - `module`: takes `args` by position, returns a tensor or a tuple of tensors; in evaluation mode.
+    - `opset`: default 17, or the exporter's lowest if higher.
+    - `input_names`: names of all inputs; default input_0, input_1, ...
+    - `output_names`: names of the first outputs; others are output_<place>.
+    - `dynamic`: input or output name -> axis -> symbol; other axes of inputs are fixed.
+    - `plain`: whether dynamo decomposes operators as `torch.onnx.export` does.
 
     Raises:
-        UsageError: there is no such exporter or opset, the graph has no such name or axis, or two inputs or
-            outputs would have one name.
-        ExportError: the exporter failed, or wrote another opset than the requested one. More names than
-            outputs are one of the two errors.
+        UsageError: unknown exporter, opset, name or axis; equal names.
+        ExportError: the exporter failed, or wrote another opset.
     """
     compat.apply()
     if opset is None:
@@ -294,7 +281,6 @@ def export_module(
 
 
 def check_written(model: onnx.ModelProto, opset: int) -> None:
-    """Refuse a model of another opset than the requested one; the ExportError names both."""
     written_opset = opsets_of(model).get('')
     if written_opset != opset:
         raise ExportError(
@@ -384,17 +370,14 @@ def _export_dynamo(
 
 
 SILENT = ('equal', 'allclose', 'is_nonzero')
-"""Functions that give a plain bool of a tensor's values, of which the tracer does not warn."""
+"""Functions that return a bool of a tensor's values without a tracer warning."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CodeWarning:
     """A line of the user's code where a trace keeps a fact of the traced example.
 
-    Attributes:
-        file: absolute path.
-        line: number of the line.
-        text: PyTorch's warning, or the function that is called.
+    `text` is PyTorch's warning, or the called function.
     """
 
     file: str
@@ -409,7 +392,7 @@ _collected: contextvars.ContextVar[list[CodeWarning] | None] = contextvars.Conte
 
 @contextlib.contextmanager
 def recorded_warnings(records: list[CodeWarning]) -> Iterator[None]:
-    """Add the warnings of all exports inside the block to `records`, each once."""
+    """Add the warnings of all exports to `records`, each once."""
     token = _collected.set(records)
     try:
         yield
@@ -419,7 +402,6 @@ def recorded_warnings(records: list[CodeWarning]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tracer_warnings() -> Iterator[None]:
-    """Around one export: hide all warnings, and record warnings about the user's code."""
     with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as stack:
         warnings.simplefilter('ignore')
         warnings.simplefilter('always', torch.jit.TracerWarning)

@@ -1,4 +1,4 @@
-"""The post-processing by itself: the user's test path on the tensors of a file, and its results."""
+"""Post-processing on a file's tensors by the user's test path."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     import onnx
 
 TIE = 1e-6
-"""Largest difference of two scores that may change places at a cut, or in a suppression."""
+"""Largest difference of two scores that may change places."""
 LIMITS = dict(nms_pre=10**9, max_per_img=10**9, iou_threshold=1.0, nms_thr=1.0, max_num=10**9)
-"""Entries of the `test_cfg` of heads -> the values with which nothing is cut off or suppressed."""
+"""Entries of a head's `test_cfg` -> values without effect."""
 DOUBLED = ('topk', 'topK', 'corner_topk', 'max_per_image', 'post_max_size')
-"""Further entries, limits that are doubled: there may be no more."""
+"""Further limits, which are doubled."""
 
 
 FUNCTIONS = types.FunctionType, functools.partial
-"""Types of functions that stand in for methods, see `substituted`."""
+"""Types of functions that may replace methods, see `substituted`."""
 
 
 class PerCall(list):
@@ -38,13 +38,11 @@ class PerCall(list):
 
 @contextlib.contextmanager
 def substituted(model: torch.nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
-    """Inside the block methods of a live model return the given outputs in place of their own.
+    """Inside the block methods of a live model return the given outputs.
 
-    Args:
-        model: the model; afterwards it is as before.
-        outputs: path of a method, such as 'bbox_head.forward' -> what it returns, a copy at each call; one
-            after the other of a `PerCall`. A function is called with the arguments of the call. A method with
-            a function or None need not be called; with None it returns None.
+    `outputs`: path of a method ('bbox_head.forward') -> a copy of this value at each call, the next of a
+    `PerCall`, or the result of a function of the call's arguments. A method with a function or None need not
+    be called.
     """
     calls = dict.fromkeys(outputs, 0)
 
@@ -71,7 +69,7 @@ def substituted(model: torch.nn.Module, outputs: Mapping[str, Any]) -> Iterator[
 
 @contextlib.contextmanager
 def observed(model: torch.nn.Module, paths: Iterable[str]) -> Iterator[dict[str, list[Any]]]:
-    """Yield path of a method -> copies of its results inside the block, one per call."""
+    """Yield path of a method -> copies of its results, one per call."""
     results: dict[str, list[Any]] = {path: [] for path in paths}
     with contextlib.ExitStack() as stack:
         for path, kept in results.items():
@@ -94,7 +92,7 @@ def _owner(model: torch.nn.Module, path: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def without_limits(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the block heads cut off and suppress nothing, as far as their `test_cfg` decides it."""
+    """Inside the block heads cut off and suppress nothing that their `test_cfg` controls."""
     with contextlib.ExitStack() as stack:
         for config in _configs(model):
             doubled = {key: 2 * config[key] for key in DOUBLED if type(config.get(key)) is int}
@@ -116,7 +114,7 @@ def _configs(model: torch.nn.Module) -> list[dict[str, Any]]:
 
 
 def border_names(model: onnx.ModelProto) -> list[str]:
-    """Return the inner tensors of a file at the borders of its stages: a tensor inside of one has a '/'."""
+    """Return the tensors between the stages of a file; tensors inside a stage have a '/'."""
     outputs = {value.name for value in model.graph.output}
     names = (name for node in model.graph.node for name in node.output)
     return [name for name in names if name and '/' not in name and name not in outputs]
@@ -125,10 +123,7 @@ def border_names(model: onnx.ModelProto) -> list[str]:
 def choices_among(reference: Any, candidate: Any, run: Callable[[], Any]) -> Callable[..., Any]:
     """Return the argument `tied` of `matching.match_lists` for results of one file's tensors.
 
-    Args:
-        reference: results of PyTorch, with `scores` and `labels`.
-        candidate: results of the file.
-        run: returns the results of PyTorch for the same image without limits.
+    `run` returns PyTorch's results of the same image without limits.
     """
 
     def tied(

@@ -1,18 +1,4 @@
-"""Patches of PyTorch 2.13 for its exporters, each a context manager; all of them hold for the whole process.
-
-- `without_checkpoints`: backbones of research repositories call `torch.utils.checkpoint` whenever their
-  config says so, in tests, too; its reentrant form is one operator of Python to a trace.
-- `without_empty_writes`: Swin's masks write into no element: of a map that is one window wide, the columns
-  before the last window are none. The TorchScript exporter fails on such a write.
-- `linspace_of_one_step`, `linspace_of_its_type`: of `torch.linspace` with as many steps as an axis has, the
-  TorchScript exporter divides the interval by the number of steps less one, so that the only value of a
-  single step is 0 / 0: mmcv's `GeneralizedAttention` gave NaN for a map whose keys are one row or one column.
-  From a start or to an end that is no whole number it makes float64, which no GridSample takes.
-- `with_a_batch`: the TorchScript exporter does not know pooling of maps without an axis for the batch.
-- `listed_values`: an iterator of pybind11 ends with a C++ exception, which takes 25 microseconds in a process
-  that has loaded PyTorch alone, and more with each library. The TorchScript exporter reads inputs or outputs
-  of each node several times: a fifth of its CPU seconds.
-"""
+"""Patches of PyTorch 2.13 for its exporters, each a context manager that holds for the whole process."""
 
 import contextlib
 import functools
@@ -31,7 +17,6 @@ POOLED_AXES = {
     for kind in ('avg', 'max', 'adaptive_avg', 'adaptive_max')
     for axes in (1, 2, 3)
 }
-"""Function of `torch.nn.functional` -> number of axes that it pools."""
 
 
 class _DirectCall:
@@ -42,14 +27,14 @@ class _DirectCall:
 
 @contextlib.contextmanager
 def without_checkpoints() -> Iterator[None]:
-    """Inside the block functions under a reentrant checkpoint are called directly."""
+    """Call functions under a reentrant checkpoint directly; a trace sees one Python operator."""
     with mock.patch.object(checkpoint, 'CheckpointFunction', _DirectCall):
         yield
 
 
 @contextlib.contextmanager
 def without_empty_writes() -> Iterator[None]:
-    """Inside the block, `tensor[index] = value` with an index of no element leaves nothing in a trace."""
+    """Leave `tensor[index] = value` without an element out of a trace, for Swin's masks."""
     write = torch.Tensor.__setitem__
 
     def write_elements(tensor: torch.Tensor, index: Any, value: Any) -> None:
@@ -92,7 +77,7 @@ def _depends_on_values(tensor: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def linspace_of_one_step() -> Iterator[None]:
-    """Let a traced `torch.linspace` hold for a single step, too: its only value is the start."""
+    """Give a traced `torch.linspace` of one step its start, where TorchScript writes 0 / 0."""
     linspace = torch.linspace
 
     def divided(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
@@ -108,7 +93,7 @@ def linspace_of_one_step() -> Iterator[None]:
 
 @contextlib.contextmanager
 def linspace_of_its_type() -> Iterator[None]:
-    """Inside the block a traced `torch.linspace` from or to a float is a constant of the type it is given."""
+    """Give a traced `torch.linspace` its own type; TorchScript writes float64, which GridSample refuses."""
     linspace = torch.linspace
 
     def constant(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
@@ -124,10 +109,7 @@ def linspace_of_its_type() -> Iterator[None]:
 
 @contextlib.contextmanager
 def with_a_batch() -> Iterator[None]:
-    """Inside the block, pooling (`POOLED_AXES`) gives maps (C, ...) a batch of one and takes it off again.
-
-    PyTorch takes (C, ...) and (B, C, ...).
-    """
+    """Pool maps (C, ...) (`POOLED_AXES`) as a batch of one, which TorchScript needs."""
 
     def batched(pool: Callable[..., Any], axes: int) -> Callable[..., Any]:
         @functools.wraps(pool)
@@ -145,7 +127,7 @@ def with_a_batch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def listed_values() -> Iterator[None]:
-    """Inside the block `inputs()` and `outputs()` of a node iterate over a list, in the same order."""
+    """List `inputs()` and `outputs()` of a node; pybind11's iterators took a fifth of the CPU time."""
     with patched(
         torch._C.Node,
         inputs=lambda node: iter([node.inputsAt(index) for index in range(node.inputsSize())]),

@@ -31,13 +31,9 @@ PLUGIN_FIELDS = 'plugin_version', 'plugin_namespace'
 
 @dataclasses.dataclass(frozen=True)
 class CustomStep:
-    """A node that Python computes.
+    """A node of which Python computes the first output.
 
-    Attributes:
-        kernel: computes the node.
-        inputs: names of the tensors that it reads, '' for one that is left out.
-        output: name of its first output, the only one that is computed.
-        attributes: name -> value, without those of `PLUGIN_FIELDS`; a text is bytes.
+    `inputs` has '' for an omitted input; `attributes` has no `PLUGIN_FIELDS`, and texts as bytes.
     """
 
     kernel: Kernel
@@ -52,13 +48,6 @@ class CustomStep:
 
 @dataclasses.dataclass(frozen=True)
 class EngineStep:
-    """Nodes that ONNX Runtime computes, in one session.
-
-    Attributes:
-        session: a session with these nodes alone.
-        inputs, outputs: names of the tensors that it reads and adds.
-    """
-
     session: onnxruntime.InferenceSession
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -72,12 +61,7 @@ class EngineStep:
 
 
 class SteppedModel:
-    """A model in steps.
-
-    Attributes:
-        steps: steps in the order in which they run.
-        outputs: names of the model's outputs.
-    """
+    """A model as a list of steps, run in order."""
 
     def __init__(
         self,
@@ -90,12 +74,11 @@ class SteppedModel:
         """Cut the model, and open a session for each step of ONNX Runtime.
 
         Args:
-            model: operators of another domain than ONNX's own, calls of local functions, too, have one output
-                that counts, float32 if no type is stated; none may be in a body. Inputs with a default become
-                constants.
-            kernels: `op_type` of such an operator, whatever its domain -> its kernel.
-            optimization: of the sessions: 'none', 'basic', 'extended' or 'all', see `graph.run.Runner`.
-            threads: number of threads of the sessions; 0 leaves the choice to ONNX Runtime.
+            model: an operator of another domain, or a call of a local function, has one output (float32
+                without a stated type) and is in no body. Inputs with a default become constants.
+            kernels: `op_type` of such an operator -> its kernel.
+            optimization: 'none', 'basic', 'extended' or 'all', see `graph.run.Runner`.
+            threads: threads of the sessions; 0: ONNX Runtime chooses.
         """
         index = Index(model)
         custom_nodes = [

@@ -9,7 +9,7 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io.index import refill
 
 KEY = f'{PREFIX}edits'
-"""Key of `metadata_props` of the record: JSON, a list of names of commands, in their order."""
+"""Key of `metadata_props`: JSON list of the commands that changed the file, in order."""
 
 
 def record(model: onnx.ModelProto, command: str) -> None:
@@ -23,6 +23,6 @@ def record(model: onnx.ModelProto, command: str) -> None:
 
 
 def drop_metadata(model: onnx.ModelProto) -> None:
-    """Remove the entries with `PREFIX` from a model's metadata, in place: they describe the whole export."""
+    """Remove the metadata of the export, in place."""
     entries = [entry for entry in model.metadata_props if not entry.key.startswith(PREFIX)]
     refill(model, metadata_props=entries)

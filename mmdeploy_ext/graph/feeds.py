@@ -13,7 +13,7 @@ from mmdeploy_ext.graph.io.index import Index, did_you_mean
 DEFAULT_SIZE = 64
 """Size of a symbolic axis that was given none, except for the first axis of an input, which gets 1."""
 INTEGER_END = 8
-"""Integers are below this."""
+"""Random integers are below this."""
 
 
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
@@ -44,18 +44,6 @@ def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
 def random_feeds(
     model: onnx.ModelProto, seed: int = 0, sizes: Mapping[str, int | Sequence[int]] | None = None
 ) -> dict[str, np.ndarray]:
-    """Return random values for every input of a model that has to be fed.
-
-    Floats are normal with mean 0 and deviation 1, booleans fair, uint8 0..255, texts 'text'; other integers
-    are 0..7.
-
-    Args:
-        model: its inputs with a default need no values.
-        seed: seed of the generator, 0 or more; each input has a stream of its own, so a cut graph keeps its
-            values.
-        sizes: name of a symbolic axis -> size, or name of an input -> its whole shape. A symbolic axis
-            without one is 1 if it is the first axis of its input, else 64.
-    """
     if seed < 0:
         raise UsageError(f'seed {seed}: expected 0 or more')
     sizes, index = dict(sizes or {}), Index(model)

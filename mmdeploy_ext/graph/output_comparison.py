@@ -18,10 +18,7 @@ from mmdeploy_ext.graph.run import Runner
 
 
 def spec_of(model: onnx.ModelProto) -> GraphSpec:
-    """Return the inputs and outputs of a graph as a spec called 'model', for a file that states none.
-
-    A tensor of unknown dtype is float32, and so is a sequence; texts are 'object'.
-    """
+    """Return a spec of a graph without one; unknown dtypes and sequences are float32, texts 'object'."""
     fed = Index(model).inputs
 
     def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
@@ -50,19 +47,15 @@ def compare_models(
 ) -> list[TensorRow]:
     """Run two models and compare their outputs by name, without ONNX Runtime's optimisations.
 
-    Args:
-        before: the reference.
-        after: the model on trial.
-        feeds: sets of inputs, each a mapping of input name -> array, for both models.
-        rtol: tolerance of floats, relative to the largest absolute finite value of each reference output;
-            other outputs have to be equal.
-        any_float: inputs without a default are cast to the dtypes that each model takes, and float outputs
-            may have another width; outputs of `after` are compared in the width of `before`.
+    - `feeds`: sets of inputs (name -> array) for both models.
+    - `rtol`: relative to the largest absolute finite value of each reference output; outputs other than
+      floats have to be equal.
+    - `any_float`: cast inputs to the dtypes that each model takes; compare outputs in the width of `before`.
 
     Returns:
-        For each set of inputs, a row for each output, or for each tensor of a sequence; [] without a set. An
-        output that only one model has, that is empty, or that holds no finite value, fails. Infinities and
-        NaN have to be in the same places.
+        For each set of inputs, a row for each output, or for each tensor of a sequence. An output that one
+            model lacks, that is empty, or has no finite value, fails. Infinities and NaN have to be in the
+            same places.
     """
     runners = []
     for model in (before, after):
@@ -96,7 +89,7 @@ def _compare_outputs(
 
 
 def without_equal_gaps(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays with 0 at the places of the reference's NaN and infinities, if both are equal there."""
+    """Return two arrays with 0 at NaN and infinities, if these are equal."""
     kinds = [(array.dtype, array.shape) for array in (reference, candidate)]
     if reference.dtype.kind != 'f' or kinds[0] != kinds[1]:
         return reference, candidate

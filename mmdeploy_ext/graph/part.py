@@ -1,4 +1,4 @@
-"""A part of a graph as a model of its own. Needs onnx only."""
+"""A part of a graph as a model. Needs onnx only."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,19 +13,11 @@ def part(
     inputs: Iterable[onnx.ValueInfoProto],
     outputs: Iterable[onnx.ValueInfoProto],
 ) -> onnx.ModelProto:
-    """Return a model of some nodes of a graph, and of the constants and functions that they use.
+    """Return a model of some nodes, with the constants and functions that they use, unchecked.
 
-    Args:
-        index: the graph, by the names of its tensors and nodes.
-        positions: positions of the nodes, ascending.
-        inputs: inputs of the new model; an initializer of the same name is left out. If one of the nodes
-            writes a tensor of such a name, that output is renamed, and nothing reads it.
-        outputs: outputs of the new model, tensors that the nodes write.
-
-    Returns:
-        The model, with the opsets, metadata and documentation of the graph; an input with a default that is
-        not in `inputs` is a constant of it. It is not checked: a tensor that the nodes read and that is in
-        neither `inputs` nor the constants has no source.
+    - `positions`: ascending.
+    - `inputs`: replace an initializer of the same name, and an output of one of the nodes.
+    - `outputs`: tensors that the nodes write.
     """
     source, model = index.model, onnx.ModelProto()
     for field in ('ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string'):

@@ -1,4 +1,4 @@
-"""Run a model in ONNX Runtime and read any tensor of it, not only its outputs. Needs no torch."""
+"""Run a model in ONNX Runtime and read any of its tensors. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """A model in one ONNX Runtime session that returns any of its tensors, inner ones included.
-
-    Attributes:
-        index: the graph of the model, by the names of its tensors and nodes.
-        names: tensors that a run returns, in the order asked for, each once.
-    """
+    """A model in one ONNX Runtime session that returns the tensors `names`, inner ones included."""
 
     def __init__(
         self,
@@ -39,12 +34,10 @@ class Runner:
     ) -> None:
         """Open the session, without the nodes that no name needs.
 
-        Args:
-            model: stays unchanged.
-            names: tensors to return: inputs, initializers or node outputs. None: the graph's outputs.
-            optimization: 'none' computes node by node as the file says; 'basic', 'extended', 'all' let ONNX
-                Runtime fuse nodes between the names.
-            threads: number of threads within an operator; 0 leaves the choice to ONNX Runtime.
+        - `names`: inputs, initializers or node outputs; None: the graph's outputs.
+        - `optimization`: 'none' computes node by node; 'basic', 'extended', 'all' fuse nodes between the
+          names.
+        - `threads`: threads within an operator; 0: ONNX Runtime chooses.
         """
         check_optimization(optimization)
         self.index = index = Index(model)
@@ -81,7 +74,7 @@ class Runner:
         return {name: tensors[name] for name in self.names}
 
     def types(self) -> dict[str, onnx.TypeProto]:
-        """Return name -> type, as ONNX Runtime infers it, of the computed tensors of `names`."""
+        """Return name -> type of the computed tensors of `names`."""
         data_types, tensor_types = dict(onnx.TensorProto.DataType.items()), {}
         for output in self._session.get_outputs() if self._session else ():
             dtype = output.type.removeprefix('tensor(').removesuffix(')').upper()
@@ -100,7 +93,6 @@ def run(
 
 
 def check_optimization(optimization: str) -> None:
-    """Raise ConfigError for a text that is no key of `GRAPH_OPTIMIZATION`."""
     if optimization not in GRAPH_OPTIMIZATION:
         expected = ', '.join(GRAPH_OPTIMIZATION)
         raise ConfigError(f'optimization={optimization!r}: expected one of {expected}')
@@ -125,7 +117,7 @@ def open_session(model: onnx.ModelProto, optimization: str, threads: int) -> onn
 
 
 def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Return typed declarations of tensors in the order of `names`; UsageError if a type is unknown."""
+    """Return typed declarations of tensors; UsageError if a type is unknown."""
     tensor_types = types.infer(index.model)
     computed = [name for name in names if name not in tensor_types and index.producer(name) is not None]
     if computed:

@@ -1,4 +1,4 @@
-"""ONNX functions written in Python, by onnxscript, which is imported when the first of them is needed."""
+"""ONNX functions written in Python by onnxscript, which is imported on first use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = 'parts'
 
 
 def part(op: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator of functions that bodies call several times; `function_of` inlines them."""
+    """Return a decorator for functions that bodies call several times."""
     from onnxscript import script, values
 
     return script(values.Opset(PARTS, 1), default_opset=op)

@@ -31,11 +31,12 @@ from mmdeploy_ext.graph.io.modules import module_path
 IGNORED_CHANGES = ('metadata',)
 """Kinds of changes that do not make another graph."""
 ANY_NUMBER = onnx.defs.OpSchema.FormalParameterOption.Variadic
-"""Option of the last output of an operator that may have any number of outputs."""
+"""Option of a last output that repeats any number of times."""
 TOLERANCE = 1e-6
-"""Largest difference of two constants of floats, over the largest value; float16 may be a neighbour."""
+"""Allowed difference of constants of floats, relative to the largest value; float16 may differ by one step.
+"""
 UNLIKE = 'is not the same as in the reference'
-"""Detail of a node, an input or an output if no difference of its own explains why the signatures differ."""
+"""Detail of a node, input or output without a difference that explains the signatures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,10 @@ class Signature:
     """The structure of a graph, without the values of its constants of floats.
 
     Attributes:
-        nodes: digest of a node and all that it is computed from -> number of such nodes.
-        interface: a text for each input (name, type and default), output (name, type and digest), in their
-            order, and for the opsets of 'ai.onnx' and of each other domain that a node is of.
+        nodes: digest of a node and its ancestors -> number of such nodes.
+        interface: texts of inputs (name, type, default), outputs (name, type, digest) and used opsets.
         tensors: tensor of the main graph -> digest, inputs and constants included.
-        node_digests: digest of each node of the main graph, in file order; '' for a node that is a constant.
+        node_digests: per node of the main graph; '' for a constant.
     """
 
     nodes: collections.Counter[str]
@@ -56,7 +56,6 @@ class Signature:
     node_digests: tuple[str, ...]
 
     def equals(self, other: Signature) -> bool:
-        """Return whether both graphs have the same structure."""
         return self.nodes == other.nodes and self.interface == other.interface
 
     @property
@@ -65,7 +64,6 @@ class Signature:
 
 
 def compute_signature(model: onnx.ModelProto) -> Signature:
-    """Return the signature of a model with loaded external data and nodes in order."""
     graph = model.graph
     tensors = {value.name: _digest('input', value.name) for value in graph.input}
     functions = {
@@ -200,11 +198,10 @@ class GraphDifference:
     """One difference of a graph from its reference.
 
     Attributes:
-        kind: kind of the change, see `diff.structure.Change`; or 'interface' (an input, output or opset).
+        kind: see `diff.structure.Change`; or 'interface' (an input, output or opset).
         where: node, tensor, or name of an input, output or opset.
-        module: PyTorch module that the node was exported from, '' if that is not known.
-        detail: the difference, as text.
-        more: number of other nodes with the same difference: they read the same constant.
+        module: PyTorch module of the node, or ''.
+        more: number of other nodes with the same difference, which read the same constant.
     """
 
     kind: str

@@ -17,24 +17,20 @@ from mmdeploy_ext.graph.io.index import all_graphs, operator_name
 SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
 """Keys of this project's metadata, without its prefix, that are printed; the others are long tables."""
 LONGEST_VALUE = 120
-"""Characters of a value of the metadata that are printed."""
+"""Printed characters of a metadata value."""
 MAX_DEFAULTS = 8
-"""Inputs with a default that are listed by name."""
+"""Listed inputs with a default."""
 
 
 def describe(model: onnx.ModelProto) -> dict[str, Any]:
-    """Describe a model in plain JSON types.
+    """Describe a model in plain JSON types; dtypes are ONNX's names in small letters ('float': float32).
 
-    Returns:
-        A dict of
-
-        - `kind`: 'sparse' (libspconv dialect) or 'onnx'; `producer`, `ir_version`, `opsets` (domain ->
-          version), `functions` (names) and `metadata` (key -> text);
-        - `inputs`, `defaults` (inputs that need not be fed) and `outputs`: dicts of `name`, `dtype`, `shape`
-          ([] if it is unknown, and of a scalar) and `type` (as text, see `types.text`);
-        - `nodes` (number, bodies included, functions not) and `operators` (name -> number, most first);
-        - `parameters` and `bytes`: elements and size of the initializers, also of bodies; `dtypes`: name ->
-          number of tensors; dtypes are ONNX's names in small letters, 'float' for float32;
+    - `kind`: 'sparse' (libspconv dialect) or 'onnx'; `producer`, `ir_version`, `opsets` (domain -> version),
+      `functions` (names), `metadata` (key -> text);
+    - `inputs`, `defaults` (inputs with a default), `outputs`: dicts of `name`, `dtype`, `shape` ([]: unknown
+      or scalar) and `type` (see `types.text`);
+    - `nodes` (number, with bodies, without functions), `operators` (name -> number, most first);
+    - `parameters`, `bytes` of the initializers, with bodies; `dtypes`: name -> number of tensors.
     """
     graph = model.graph
     weights = [tensor for body in all_graphs(graph) for tensor in body.initializer]
@@ -69,11 +65,10 @@ def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
 
 
 def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]]:
-    """Return the main graph's nodes that fit a pattern by name, operator or output, as plain JSON types.
+    """Return the main graph's nodes with a matching name, operator or output, as plain JSON types.
 
-    Returns:
-        Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (types of the outputs, as text)
-        and `parameters` (elements of the weights that it reads).
+    Keys: `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (types of the outputs, as text),
+    `parameters` (elements of the weights).
     """
     tensor_types = types.infer(model)
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
@@ -93,7 +88,7 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
 
 
 def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a line per row of `node_rows`: position, operator, name, tensors read and written, parameters."""
+    """Yield a line per row of `node_rows`."""
     cells = []
     for row in rows:
         outputs = map(' '.join, zip(row['outputs'], row['shapes'], strict=True))
@@ -106,7 +101,6 @@ def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def lines(content: dict[str, Any]) -> Iterator[str]:
-    """Yield the content that `describe` returned as lines of text."""
     yield f'inputs: {_join_values(content["inputs"])}'
     yield f'outputs: {_join_values(content["outputs"])}'
     defaults = content['defaults']

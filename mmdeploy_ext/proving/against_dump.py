@@ -1,4 +1,4 @@
-"""Compare an engine with the tensors that PyTorch's test loop wrote, see `core/dump.py`."""
+"""Compare an engine with the tensors of PyTorch's test loop (`core/dump.py`)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ FAR = 1e-5
 
 
 class DumpComparer(Protocol):
-    """Runs the samples of a dump on an engine, in their order, and compares the outputs with the dump."""
+    """Runs a dump's samples on an engine in order, and compares the outputs."""
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
         """Run one sample and compare its outputs."""
 
 
 def check_dump(comparer: DumpComparer, deployment: Model, folder: Path) -> bool:
-    """Run an engine over the samples of a dump; print one line per sample and return whether none differs."""
+    """Run an engine on a dump; print a line per sample and return whether none differs."""
     agrees, samples = True, list_samples(folder)
     if not samples:
         print(
@@ -86,7 +86,6 @@ class ImageDumpComparer:
     deployment: Model
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Compare the tensors, and results of a `full` graph, see `DumpComparer.compare`."""
         backend, family = self.backend, self.deployment.family
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
         _require(tensors, needed + backend.spec.output_names)
@@ -120,9 +119,9 @@ class ImageDumpComparer:
 
 
 class FrameDumpComparer:
-    """Compares the files of one export on dumped frames; their memory goes on from frame to frame.
+    """Compares one export's files on dumped frames; their memory goes on from frame to frame.
 
-    A frame in the middle of a scene whose predecessor could not be compared cannot be either.
+    A frame in a scene cannot be compared if its predecessor could not.
     """
 
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Model) -> None:
@@ -136,7 +135,6 @@ class FrameDumpComparer:
         self.previous: int | None = None
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Run the frame and compare the outputs `names`, see `DumpComparer.compare`."""
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1
         if not self.names:
@@ -163,10 +161,10 @@ class FrameDumpComparer:
 
 
 def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
-    """Return a spec whose tolerances allow for the error of PyTorch's memory far from the map's origin.
+    """Add `FAR` times the distance to tolerances in metres.
 
-    The dumped model keeps global positions in float32: at 980 m its places are 7.4 mm off, near the origin
-    0.04 mm. So `FAR` times the distance is added to tolerances in metres.
+    The dumped model keeps global positions in float32, with errors of 7.4 mm at 980 m, 0.04 mm near the
+    origin.
     """
 
     def allowed(group: ColumnGroup) -> ColumnGroup:

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     Runner = DialectRunner | PortableRunner
 
 DRAWN_VOXELS = 500
-"""Minimum number of voxels of an input that is drawn in the report."""
+"""Least voxels of an input that the report draws."""
 MAX_DRAWN = 16
-"""Largest number of inputs in the report."""
+"""Most inputs in the report."""
 
 
 def prove_backbone(
@@ -58,7 +58,7 @@ def prove_backbone(
     claims: Claims,
     **settings: Any,
 ) -> tuple[Verdict, list[Pair]]:
-    """Prove one file, of the target 'libspconv' or 'portable', on synthetic and on real voxels."""
+    """Prove one file of the target 'libspconv' or 'portable' on synthetic and real voxels."""
     proof = check_backbone(deployment, paths, samples, engine, claims, **settings)
     (file,), results, timing = proof.files, proof.results, {}
     dialect = file.export_options.target == 'libspconv'
@@ -94,18 +94,7 @@ def check_backbone(
     max_voxels: int | None = None,
     node_list: str = '',
 ) -> Proof:
-    """Read the file, make the graphs that it is compared with, and check it.
-
-    Args:
-        deployment: see `prove_backbone`, also for what is not named here.
-        paths: the path of the file.
-        samples: not read.
-        engine: options of the engine.
-        claims: what was asked for.
-        ranges: INT8 ranges that the file was exported with; None: those that it records.
-        max_voxels: largest number of voxels of a sweep, by which a libspconv file is checked.
-        node_list: path of a JSON file with the node list of NVIDIA's exporter, which the file's has to equal.
-    """
+    """Read the file, make its expected graphs, and check it."""
     file = sparse_file.read_sparse_file(deployment, paths[0], ranges)
     options = file.export_options
     facts = dict(
@@ -149,7 +138,7 @@ def check_backbone(
 def run_voxels(
     file: SparseFile, runner: Runner, sample: VoxelSet
 ) -> tuple[Case, list[Pair], dict[str, float]]:
-    """Run both sides on one set of voxels; return case, pairs to draw, and times by side."""
+    """Run both sides on a set of voxels; return case, pairs to draw, and times by side."""
     reference = run_reference(file, sample)
     coordinates = in_order(sample.coordinates, file.same_order)
     start_s = time.perf_counter()

@@ -47,11 +47,11 @@ ADVICE = 'use a drive with objects that this model finds, a longer one (--frames
 SPECIAL = 'frames with one thing of the rig changed, and of one colour'
 """Title of the case of `special_frames`."""
 FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
-"""A place as in UTM coordinates, where float32 has steps of a quarter of a metre, and another heading."""
+"""A place as in UTM coordinates, where float32 has steps of 0.25 m, and another heading."""
 FRAME_S = 0.5
-"""Seconds between frames whose data set has no times, as between key frames of nuScenes."""
+"""Seconds between frames without times, as between key frames of nuScenes."""
 NEAR_M = 100.0
-"""Metres: scenes that begin this near to the origin stay where they are."""
+"""Metres: scenes that begin nearer to the origin stay."""
 
 
 def prove_frames(
@@ -62,7 +62,6 @@ def prove_frames(
     claims: Claims,
     bars: DriveBars | None = None,
 ) -> tuple[Verdict, list[Pair]]:
-    """Prove files on the frames of a drive, read once; scenes far from the map's origin are moved to it."""
     proof = check_frames(deployment, paths, frames, engine, claims)
     family, results, verdict = deployment.family, proof.results, proof.verdict
     contract = contract_of(family, proof.options)
@@ -116,7 +115,6 @@ def prove_frames(
 
 
 def drawn_frames(total: int) -> set[int]:
-    """Return the indices of the frames of a drive that the report draws."""
     parts = 2 * MAX_DRAWN
     return {min(part * total // parts, total - 1) for part in range(1, parts, 2)}
 
@@ -128,18 +126,7 @@ def special_frames(
     bars: DriveBars,
     shape: str,
 ) -> tuple[list[Case], list[str]]:
-    """Judge frames that no drive has: with one part of the rig changed, or pictures of one colour.
-
-    Args:
-        frames: the frames.
-        runner: the files; at `FAR` if their results must not depend on the place.
-        modes_of: makes `Modes` of the runner and bars.
-        bars: those of the drive.
-        shape: shape of the pictures, as text.
-
-    Returns:
-        The case, or none if there are no frames, and the reasons why it fails.
-    """
+    """Judge frames that no drive has: with one part of the rig changed, or pictures of one colour."""
     modes = modes_of(dict(teacher=runner), bars=dataclasses.replace(bars, frames=1, resets=0))
     for frame in frames:
         modes.add(frame)
@@ -151,7 +138,6 @@ def special_frames(
 
 
 def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySpec) -> list[str]:
-    """Return notes on gaps of the drive, and on bars below float32."""
     row, notes = proof.results.sequence[-1], []
     if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
         notes.append(f'{row.frames} frames ran; a claim about drift needs {FULL_DRIVE.frames} (--frames)')
@@ -173,12 +159,10 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
 
 
 class NearOrigin:
-    """Frames; scenes that begin beyond `NEAR_M` of the map's origin are moved to begin within a metre of it.
+    """Frames; scenes that begin beyond `NEAR_M` of the map's origin are moved to it by whole metres.
 
-    The published model keeps its memory in float32 and in global coordinates. Two kilometres from the origin,
-    where nuScenes was recorded, that is an error of some millimetres per frame in every file and in PyTorch
-    itself, which would hide the errors that a proof looks for. Whole metres are subtracted, so that a pose in
-    float32 keeps all of its digits.
+    The published model keeps its memory in float32 and global coordinates: at 2 km, as in nuScenes, PyTorch
+    itself is off by millimetres per frame. Whole metres keep all digits of a float32 pose.
     """
 
     def __init__(self, frames: Collection[Frame]) -> None:
@@ -220,9 +204,9 @@ class NearOrigin:
 
 
 class Shifted:
-    """A stepper that runs frames at another place on the map and at another time.
+    """A stepper that runs frames at another place and time.
 
-    An engine that computes absolute places in float32 gives wrong results far from the origin.
+    An engine with absolute places in float32 fails there.
     """
 
     def __init__(
@@ -247,11 +231,10 @@ class Shifted:
         self.stepper.state = None if state is None else self._moved(state, 1)
 
     def reset(self) -> None:
-        """Empty the memory."""
         self.stepper.reset()
 
     def step(self, frame: Frame) -> StepResult:
-        """Run a frame at the other place; the result is not moved back."""
+        """Run a frame at the other place; the result stays there."""
         moved = self._moved(frame, 1)
         inverse = None if frame.ego_pose_inv is None else invert_pose(moved.ego_pose)
         return self.stepper.step(dataclasses.replace(moved, ego_pose_inv=inverse))
@@ -262,7 +245,7 @@ class Shifted:
 
 
 def with_moment(frame: Frame, index: int) -> Frame:
-    """Return a frame with a pose, a time and a scene, as far as its data set has none."""
+    """Return a frame with a pose, time and scene, for a data set without them."""
     moment = dict(ego_pose=np.eye(4), timestamp_s=index * FRAME_S, scene_token='')
     absent = {name: value for name, value in moment.items() if getattr(frame, name) is None}
     return dataclasses.replace(frame, **absent) if absent else frame

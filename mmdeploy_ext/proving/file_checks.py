@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 
 LARGEST_PARSED = 4096
-"""Bytes of an initializer up to which its values may decide shapes: a reshape reads a few integers."""
+"""Bytes of an initializer that may decide shapes."""
 
 
 @contextlib.contextmanager
 def option_errors(path: str) -> Iterator[None]:
-    """Inside the block a UsageError about an option becomes a ModelFileError of the file at `path`."""
+    """Turn a UsageError about an option into a ModelFileError of the file."""
     try:
         yield
     except UsageError as error:
@@ -50,7 +50,7 @@ def option_errors(path: str) -> Iterator[None]:
 
 
 def of_images(deployment: Model, options: Options, image_bgr: np.ndarray) -> Export:
-    """Return the function that exports a file that takes single pictures, by any picture."""
+    """Return the function that exports a file of single pictures by any picture."""
 
     def export() -> onnx.ModelProto:
         traced = prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
@@ -60,8 +60,6 @@ def of_images(deployment: Model, options: Options, image_bgr: np.ndarray) -> Exp
 
 
 def of_graph(deployment: Model, options: Options, name: str) -> Export:
-    """Return the function that exports one graph of a model of frames or sweeps, by its name."""
-
     def export() -> onnx.ModelProto:
         for graph in contract_of(deployment.family, options).graphs(prepared(deployment.model), options):
             if graph.name == name:
@@ -76,7 +74,7 @@ def of_graph(deployment: Model, options: Options, name: str) -> Export:
 def not_compared(
     name: str, nodes: int, edits: Sequence[str], *, edited: bool, written: bool
 ) -> GraphResult | None:
-    """Return the result of a file that is not compared with a fresh export; None if it has to be."""
+    """Return the result of a file without comparison with a fresh export; None if it has to be compared."""
     others = [edit for edit in edits if not edit.startswith(QUANTISE)]
     if written or edited:
         return GraphResult(name, nodes, False, left_out=AS_WRITTEN if written else EDITED)
@@ -88,7 +86,7 @@ def not_compared(
 
 
 def compare_with_fresh_export(model: onnx.ModelProto, export: Export, name: str = '') -> GraphResult:
-    """Compare the graph of a file with its fresh export: nodes, weights, and sparse metadata."""
+    """Compare a file's nodes, weights, and sparse metadata with its fresh export."""
     nodes = count_nodes(model)
     try:
         fresh = export()
@@ -100,7 +98,7 @@ def compare_with_fresh_export(model: onnx.ModelProto, export: Export, name: str 
 
 
 def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[GraphDifference]:
-    """Return a difference for each entry `OF_SPARSE_GRAPHS` that differs from the fresh export's."""
+    """Return a difference for each entry `OF_SPARSE_GRAPHS` unlike the fresh export's."""
     file_entries, fresh_entries = (
         {entry.key: entry.value for entry in graph.metadata_props} for graph in (model, fresh)
     )
@@ -120,7 +118,7 @@ def _parsed(text: str | None) -> object:
 
 
 def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
-    """Return the checks of a file that need no model: validity, opset, precision, interface, operators."""
+    """Return the checks that need no model: validity, opset, precision, interface, operators."""
     opset = metadata.options['opset']
     opsets = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
     # a file that holds float16 and does not say so would be judged by the bars of float32
@@ -137,7 +135,6 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
 
 
 def check_valid(model: onnx.ModelProto) -> Check:
-    """Run onnx.checker on a file."""
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -146,13 +143,12 @@ def check_valid(model: onnx.ModelProto) -> Check:
 
 
 def check_not_random(model: onnx.ModelProto) -> Check:
-    """Check that no operator draws random numbers."""
     drawn = random_nodes(model)
     return Check('no operator is random', not drawn, ', '.join(drawn[:5]))
 
 
 def check_inference(model: onnx.ModelProto) -> Check:
-    """Let ONNX infer all types and shapes, in its strict mode; large weights are inputs meanwhile."""
+    """Let ONNX infer all types and shapes, strictly; large weights are inputs meanwhile."""
     light, small = onnx.ModelProto(), []
     light.CopyFrom(model)
     for tensor in light.graph.initializer:
@@ -170,7 +166,7 @@ def check_inference(model: onnx.ModelProto) -> Check:
 
 
 def check_interface(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
-    """Check that names, dtypes, axes and order of inputs and outputs, and defaults, equal the spec."""
+    """Check names, dtypes, axes, order and defaults of inputs and outputs against the spec."""
     checks = []
     for title, values in (('inputs', model.graph.input), ('outputs', model.graph.output)):
         tensors = getattr(spec, title)
@@ -223,7 +219,7 @@ def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
 
 
 def check_inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
-    """Check that every input reaches an output, apart from inputs marked `unused`."""
+    """Check that every input not marked `unused` reaches an output."""
     used = [tensor.name for tensor in spec.inputs if not tensor.unused]
     frozen = unreached_inputs(model, used, spec.output_names)
     detail = f'frozen: {", ".join(frozen)}' if frozen else ''

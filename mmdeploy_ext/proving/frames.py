@@ -60,9 +60,9 @@ if TYPE_CHECKING:
 ADVICE = 'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
 """Advice if too few results of sweeps were matched."""
 MAX_DRAWN = 4
-"""Largest number of sweeps, or of frames of a drive, in the report."""
+"""Most sweeps, or frames of a drive, in the report."""
 MAX_EXCESS = 0.3
-"""By how much the best score may exceed PyTorch's for a sweep without anything in it."""
+"""Allowed excess of the best score over PyTorch's for an empty sweep."""
 NOT_PUT_IN = "outputs of the files are not the head's own, and were not put into it: boxes end to end decide"
 
 
@@ -71,12 +71,11 @@ class Sides:
     """PyTorch and the files of one export, sample by sample.
 
     Attributes:
-        deployment: the model.
-        metadata: those of the last file.
+        metadata: of the last file.
         reference: PyTorch's side.
         runner: the files on their engine.
         spec: outputs and state of all files together.
-        bars: bars of half precision or INT8; None for float32.
+        bars: of half precision or INT8; None for float32.
     """
 
     deployment: Model
@@ -97,7 +96,7 @@ def prove_sweeps(
     engine: Mapping[str, Any],
     claims: Claims,
 ) -> tuple[Verdict, list[Pair]]:
-    """Prove files on sweeps, or on `FusedFrame`s, which have prepared pictures of cameras, too."""
+    """Prove files on sweeps, or on `FusedFrame`s, which include prepared pictures."""
     proof = check_frames(deployment, paths, sweeps, engine, claims, 'sweep')
     results, verdict = proof.results, proof.verdict
     with contextlib.ExitStack() as stack:
@@ -141,7 +140,7 @@ def check_frames(
     claims: Claims,
     unit: str = 'frame',
 ) -> Proof:
-    """Read the files of frames or sweeps, and do their level 1."""
+    """Read the files of frames or sweeps, and do level 1."""
     files, options = read_files(deployment, paths)
     kind, family = engine_class(engine), deployment.family
     facts = dict(
@@ -168,7 +167,7 @@ def check_frames(
 
 
 def read_files(deployment: Model, paths: Sequence[str]) -> tuple[list[ExportedFile], Options]:
-    """Read the files of one export, and the options that all of them record."""
+    """Read the files of one export, and their common options."""
     files = []
     for path in paths:
         file = open_file(path)
@@ -187,7 +186,6 @@ def read_files(deployment: Model, paths: Sequence[str]) -> tuple[list[ExportedFi
 
 
 def companions_checks(deployment: Model, options: Options, folder: Path) -> list[Check]:
-    """Return the checks of the text files in the folder of the graphs."""
     contract = contract_of(deployment.family, options)
     return list(companion_checks(folder, contract.companions(deployment.model)))
 
@@ -195,7 +193,6 @@ def companions_checks(deployment: Model, options: Options, folder: Path) -> list
 def compare_preparation(
     deployment: Model, rule: Any, samples: Collection[Any], unit: str
 ) -> PreprocessingResult:
-    """Compare frames prepared by the rule in the last file with the frames of the config's test pipeline."""
     result = compare_prepared(deployment, rule, samples, unit)
     layer = deployment.family.reference(deployment.model).voxel_layer()
     if layer is None or result.error:
@@ -212,7 +209,6 @@ def open_sides(
     engine: Mapping[str, Any],
     stack: contextlib.ExitStack,
 ) -> Sides:
-    """Open PyTorch's side and the files on the engine; a ModelFileError names graphs without a file."""
     model, contract = deployment.model, contract_of(deployment.family, options)
     names = {file.name for file in files}
     if absent := [f'{one.name}.onnx' for one in contract.graphs(model, options) if one.name not in names]:
@@ -234,7 +230,7 @@ def open_sides(
 def open_runner(
     contract: Contract, files: Sequence[ExportedFile], engine: Mapping[str, Any], stack: contextlib.ExitStack
 ) -> Stepper:
-    """Return a stepper that runs the files on the engine; the stack closes its sessions."""
+    """Return a stepper of the files; the stack closes its sessions."""
     runner = contract.runner([file.path for file in files], engine)
     owner = getattr(runner, 'runtime', runner)
     if hasattr(owner, 'close'):
@@ -243,12 +239,7 @@ def open_runner(
 
 
 def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:
-    """Return one spec with the outputs and the state of all files of an export.
-
-    Args:
-        metadata: metadata of each file.
-        between: specs of further outputs, which the runner computes between the files.
-    """
+    """Return one spec with outputs and state of all files; `between`: outputs that the runner computes."""
     specs = [entry.spec for entry in metadata]
     outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}
     outputs |= {tensor.name: tensor for tensor in between}
@@ -257,24 +248,20 @@ def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()
 
 
 def times_of(proof: Proof, unit: str) -> tuple[str, str]:
-    """Return the titles of PyTorch, and of the engine, in the table of times."""
     return f'PyTorch ({unit})', f'{proof.verdict.subject["engine"]} ({unit})'
 
 
 def notes_on_sides(sides: Sides) -> list[str]:
-    """Return the notes on the files and on the reference."""
     notes = notes_on_export(sides.deployment, sides.metadata)
     return [*notes, *getattr(sides.reference, 'notes', ())]
 
 
 def limits(metadata: Metadata) -> dict[str, Any]:
-    """Return name -> limit of the contract, among other facts."""
     voxels = getattr(metadata.preprocess, 'voxels', metadata.preprocess)
     return {**metadata.postprocess.to_json(), 'max_voxels': getattr(voxels, 'max_voxels', -1)}
 
 
 def counts_of(metadata: Metadata, results: int, sweep: Sweep | None = None) -> dict[str, int]:
-    """Return name of a limit -> how many a sample has: results, and voxels of a sweep."""
     known, rule = limits(metadata), metadata.preprocess
     counts = {'post_max_size' if 'post_max_size' in known else 'max_num': results}
     if sweep is not None and known['max_voxels'] > 0:
@@ -303,7 +290,6 @@ def judge_sweep(
 
 
 def judge_tensors(sides: Sides, sweep: Sweep, expected: StepResult, result: StepResult | Exception) -> Case:
-    """Return level 2 of one sweep, see `judge_sweep`; a `result` that is an exception makes a failed case."""
     counts = counts_of(sides.metadata, len(expected.detections), sweep)
     case = Case(sweep.name, 'x'.join(map(str, sweep.points.shape)), False, counts=counts)
     if isinstance(result, Exception):
@@ -315,15 +301,14 @@ def judge_tensors(sides: Sides, sweep: Sweep, expected: StepResult, result: Step
 
 
 def can_be_put_in(sides: Sides, result: StepResult) -> bool:
-    """Return whether the outputs of the files are the user's head's."""
     names = getattr(sides.reference, 'output_names', ())
     return hasattr(sides.reference, 'boxes_of') and {*names} <= result.outputs.keys()
 
 
 def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, ...]:
-    """Match the file's boxes with the boxes of the user's head from its outputs.
+    """Match the file's boxes with the boxes that the user's head makes of the file's outputs.
 
-    () below float32, and of a contract whose outputs are not the head's own.
+    Returns () below float32, and for outputs other than the head's.
     """
     if sides.bars or not can_be_put_in(sides, result):
         return ()
@@ -339,7 +324,6 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
 
 
 def unusual_cases(sides: Sides, first: Sweep) -> Iterator[Case]:
-    """Yield cases of special and plain sweeps, made of the first sample."""
     rule = sides.deployment.rule
     for special in sides.reference.special_samples(rule, first):
         yield judge_sweep(sides, special, *sides.run(special))[0]
@@ -347,7 +331,7 @@ def unusual_cases(sides: Sides, first: Sweep) -> Iterator[Case]:
 
 
 def nothing_to_see(sides: Sides, plain: Sweep) -> Case:
-    """Return the case of a plain sample: its tensors, and its results if the reference finds nothing."""
+    """Return the case of a plain sample: its tensors, and its results if PyTorch finds nothing."""
     expected, result = sides.run(plain)
     if not len(expected.detections.above(bbox3d.SCORE_THR)):
         return dataclasses.replace(judge_sweep(sides, plain, expected, result)[0], substituted=())
@@ -359,7 +343,6 @@ def nothing_to_see(sides: Sides, plain: Sweep) -> Case:
 
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
-    """Return the row of results of which only the best score is compared, see `MAX_EXCESS`."""
     excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
     reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'
     return DetectionRow('best score', 0, 0, 0, 0, 1.0, max(excess, 0.0), not reason, reason)

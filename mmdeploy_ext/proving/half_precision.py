@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import Case, DetectionRow
 
 CPU = 'CPUExecutionProvider'
-"""ONNX Runtime's name of the execution provider that is taken by default."""
 
 ROUNDED = (
     "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 was "
@@ -24,14 +23,9 @@ ROUNDED = (
 
 
 def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of an engine with which a float16 file is proven.
+    """Return an engine's options for a float16 file: ONNX Runtime on the CPU gets `round_fp16`.
 
-    ONNX Runtime on the CPU, which computes float16 in float32, gets `round_fp16`, unless the user set it;
-    other engines get no more.
-
-    Args:
-        kind: registered name of the engine's class, a key of `BACKENDS`.
-        engine: options of the user.
+    `kind` is a key of `BACKENDS`.
     """
     providers = engine.get('providers') or CPU
     on_cpu = providers == CPU or tuple(providers) == (CPU,)
@@ -42,10 +36,8 @@ def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
 def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]:
     """Judge the results of all cases together.
 
-    Returns:
-        The cases, in which single results without a partner within the bars no longer fail, and ''; or the
-        unchanged cases and the reason why all of them fail together. Results that could not be compared fail
-        as before.
+    Returns the cases, with single results without a partner forgiven, and ''; or the unchanged cases and the
+    reason of a common failure.
     """
     rows = [row for case in cases for row in case.detections if not row.broken]
     counted = sum(max(row.reference, row.matched + row.outside + row.extra) for row in rows)
@@ -63,9 +55,9 @@ def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]
 
 
 def judge_match_rate(results: Results, verdict: Verdict, rounded: bool) -> None:
-    """Judge the results of all inputs of a proof together; change its cases, add reasons and notes.
+    """Judge the results of all inputs together; change cases, add reasons and notes.
 
-    `rounded` is whether `proof_engine` rounded the values of float16, which is a note, too.
+    `rounded`: `proof_engine` rounded float16, which is noted.
     """
     bars = bars_of(verdict.precision) or BARS
     results.cases, reason = accept_rate(results.cases, bars)

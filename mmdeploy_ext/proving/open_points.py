@@ -1,4 +1,4 @@
-"""Open points of a verdict: code of the user that no graph shows, limits that no input reached."""
+"""Open points of a verdict: code that no graph shows, limits that no input reached."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 
 SWITCHES = ('is_in_onnx_export', 'is_tracing')
-"""Functions by which code computes something else in an export than elsewhere."""
+"""Functions by which code differs in an export."""
 OPENMMLAB = ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
 """Packages that repositories have copies of."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Untraced:
-    """A method, line or step of the user's that the comparison of graphs does not cover.
+    """A method, line or step of the user's code that no graph shows.
 
     Attributes:
-        subject: name and place, such as `MyHead.get_bboxes (plugin/head.py:120)` or `plugin/neck.py:8`.
-        reason: what is known of it, such as `compared by its results` or `PyTorch warns "..."`.
+        subject: such as `MyHead.get_bboxes (plugin/head.py:120)` or `plugin/neck.py:8`.
+        reason: such as `compared by its results` or `PyTorch warns "..."`.
     """
 
     subject: str
@@ -59,7 +59,7 @@ class Untraced:
 def untraced_methods(
     family: Family, model: nn.Module, cfg: Any, traced: Container[str] = ()
 ) -> list[Untraced]:
-    """Return the user's methods that a graph computes by itself, and steps and data sets, each once."""
+    """Return the user's methods that a graph replaces, with steps and data sets, each once."""
     libraries = copied_libraries().items()
     copies = {f'{package} {sys.modules[package].__version__}': folder for package, folder in libraries}
     copies |= getattr(model, 'copied_libraries', {})  # that run in a process of their own
@@ -95,7 +95,7 @@ def _users_data(cfg: Any) -> Iterator[str]:
 
 
 def warning_lines(records: Iterable[CodeWarning]) -> list[Untraced]:
-    """Return a line for each warning; those in files of a copied OpenMMLab package are one line."""
+    """Return a line for each warning, one per copied OpenMMLab package."""
     lines, copied = [], collections.Counter()
     for record in sorted(records, key=lambda record: (record.file, record.line)):
         if folder := copied_package(record.file):
@@ -109,7 +109,7 @@ def warning_lines(records: Iterable[CodeWarning]) -> list[Untraced]:
 
 
 def export_switches(model: nn.Module) -> list[Untraced]:
-    """Return a line for each of the user's classes in a model whose source names one of `SWITCHES`."""
+    """Return a line for each of the user's classes that names one of `SWITCHES`."""
     lines = []
     for kind in dict.fromkeys(kind for part in model.modules() for kind in type(part).__mro__):
         try:
@@ -127,7 +127,7 @@ def export_switches(model: nn.Module) -> list[Untraced]:
 
 
 def copied_package(file: str) -> Path | None:
-    """The folder of the copy of an OpenMMLab package that a file is in, if the library has the file."""
+    """Return the folder of a copied OpenMMLab package around a file, if the library has the file."""
     for folder in Path(file).parents:
         if folder.name in OPENMMLAB and (folder / '__init__.py').is_file():
             installed = Path(sysconfig.get_path('purelib'), Path(file).relative_to(folder.parent))
@@ -142,22 +142,17 @@ def shown(path: str | Path) -> str:
 
 
 COUNTERS = dict(max_candidates='candidates', max_proposals='proposal_candidates')
-"""Name of a limit -> output of a file that counts what it limits, for each image."""
+"""Name of a limit -> output that counts it for each image."""
 
 
 def limits_of(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return name -> limit, among other facts and options of a file; those of proposals begin with 'rpn.'."""
+    """Return name -> limit; names of proposals begin with 'rpn.'."""
     proposals = facts.get('proposals') or {}
     return {**facts, **options, **{f'rpn.{name}': value for name, value in proposals.items()}}
 
 
 def counts_of_images(results: Sequence[Any], outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Return name of a limit -> the most of what it limits that an image of an input has.
-
-    Args:
-        results: PyTorch's results of each image.
-        outputs: outputs of the file by name.
-    """
+    """Return name of a limit -> largest count in an image of the input."""
     counts = {name: int(outputs[counter].max()) for name, counter in COUNTERS.items() if counter in outputs}
     if not any(isinstance(result, Segments) for result in results):
         counts['max_per_img'] = max(map(len, results))
@@ -165,7 +160,7 @@ def counts_of_images(results: Sequence[Any], outputs: Mapping[str, np.ndarray]) 
 
 
 def count_voxels(points: np.ndarray, rule: VoxelRule) -> int:
-    """Return how many voxels a sweep has without their limit; `points` (P, 3 or more) are xyz in metres."""
+    """Count the voxels of a sweep without limit; `points` (P, 3 or more) are xyz in metres."""
     low, size = np.float32(rule.point_cloud_range[:3]), np.float32(rule.voxel_size)
     cells = np.floor((points[:, :3].astype(np.float32) - low) / size).astype(np.int64)
     cells = cells[((cells >= 0) & (cells < rule.grid_size)).all(1)]
@@ -173,12 +168,9 @@ def count_voxels(points: np.ndarray, rule: VoxelRule) -> int:
 
 
 def unreached(limits: Mapping[str, Any], cases: Sequence[Case], samples: str) -> list[str]:
-    """Return a line for each limit that no case reached, with the most that any of them had.
+    """Return a line for each limit that no case reached, with the largest count.
 
-    Args:
-        limits: name -> limit, among other facts; those that no case has counted are left out.
-        cases: all cases of the proof.
-        samples: option by which the user gives other samples.
+    `limits` may hold other facts; `samples` is the option for other samples.
     """
     lines = []
     for name, limit in limits.items():

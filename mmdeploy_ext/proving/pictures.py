@@ -1,4 +1,4 @@
-"""The proof of a file of a model of pictures: graph, tensors and results, on traced input and on others."""
+"""The proof of a file of pictures: graph, tensors and results, on the traced input and others."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ if TYPE_CHECKING:
 MAX_DRAWN = 8
 """Largest number of pictures in the report."""
 TIMED_RUNS = 3
-"""Runs of each engine, those of the proof included, from which on its median time needs no more."""
 TIMED_S = 3.0
-"""Seconds after which there are no more runs, as the times are only informative."""
 
 
 def prove_pictures(
@@ -98,7 +96,7 @@ def prove_pictures(
     picture_files: Sequence[str | Path] = (),
     known: dict[bytes, Any] | None = None,
 ) -> tuple[Verdict, list[Pair]]:
-    """Prove one file on (title, BGR picture); the first counts as the one that was traced."""
+    """Prove one file on (title, BGR picture); the first counts as traced."""
     proof = check_pictures(deployment, paths, pictures, engine, claims, picture_files)
     (file,), results, verdict = proof.files, proof.results, proof.verdict
     with contextlib.ExitStack() as stack:
@@ -148,7 +146,6 @@ def check_pictures(
     claims: Claims,
     picture_files: Sequence[str | Path] = (),
 ) -> Proof:
-    """Read the file of a proof, and do its level 1; the arguments are those of `prove_pictures`."""
     file, options = read_picture_file(deployment, paths[0])
     kind = engine_class(engine)
     shape = 'dynamic' if file.options['dynamic'] else 'fixed'
@@ -180,7 +177,6 @@ def check_pictures(
 
 
 def read_picture_file(deployment: Model, path: str) -> tuple[ExportedFile, Options]:
-    """Read a file, and the options of its export."""
     file, family = open_file(path), deployment.family
     metadata = file.metadata
     metadata.require(path, family.name, family.forms)
@@ -197,9 +193,9 @@ def read_picture_file(deployment: Model, path: str) -> tuple[ExportedFile, Optio
 
 
 def open_backend(engine: Mapping[str, Any], file: ExportedFile) -> Backend:
-    """Return the engine with a file, not active yet.
+    """Return the engine with a file, inactive.
 
-    ONNX Runtime on the CPU gives the file's own tensors at the borders of its stages, too, in float32.
+    ONNX Runtime on the CPU in float32 also returns the tensors between the stages.
     """
     kind, options = engine_class(engine), {key: value for key, value in engine.items() if key != 'engine'}
     cpu = half_precision.CPU
@@ -216,7 +212,6 @@ def picture_inputs(
     pictures: Sequence[tuple[str, np.ndarray]],
     known: dict[bytes, Any] | None = None,
 ) -> tuple[list[ProofInput | InputReference], list[str]]:
-    """Return inputs made of the pictures, a plain one, and one that an object fills; and notes."""
     inputs = list(proof_inputs(deployment, options, pictures))
     traced = InputReference(deployment, inputs[0], known)
     if traced.code.results_left_out(file.options):
@@ -234,7 +229,7 @@ def picture_inputs(
 
 
 def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]:
-    """Return that the file's own tensors were not put in, and results that are a choice among equals."""
+    """Note missing substitution of the file's tensors, and choices among equal results."""
     notes = list(dict.fromkeys(note for case in cases for note in case.notes))
     if unjudged := code.unjudged():
         notes.append(unjudged)
@@ -244,15 +239,7 @@ def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]
 
 
 def run_case(reference: InputReference, backend: Backend) -> tuple[Case, list[Pair]]:
-    """Run an engine on one input, and compare tensors and results with the reference.
-
-    Args:
-        reference: PyTorch's side of the input; `engine_seconds` are set to this run's.
-        backend: the engine with the file, active.
-
-    Returns:
-        The case, and pairs of results to draw.
-    """
+    """Run an engine on one input, and compare with the reference; return the case, and pairs to draw."""
     feeds, reference.engine_seconds = reference.feeds_of(backend.metadata), []
 
     def run() -> Mapping[str, np.ndarray]:
@@ -267,11 +254,7 @@ def run_case(reference: InputReference, backend: Backend) -> tuple[Case, list[Pa
 def judge_outputs(
     reference: InputReference, backend: Backend, outputs: Mapping[str, np.ndarray] | Exception
 ) -> tuple[Case, list[Pair]]:
-    """Compare the outputs of an engine, or the error that it raised, with the reference.
-
-    Returns:
-        The case, and pairs of results to draw.
-    """
+    """Compare an engine's outputs, or its error, with the reference; return the case, and pairs to draw."""
     code, model, metadata = reference.code, reference.deployment.model, backend.metadata
     proof_input, expected = reference.input, reference.results
     bars = half_bars.bars_of(backend.computes_in or metadata.precision)
@@ -321,13 +304,9 @@ def judge_outputs(
 def match_images(
     reference: InputReference, expected: Sequence[Any], results: Sequence[Any], bars: HalfBars | None
 ) -> tuple[DetectionRow, ...]:
-    """Return level 3 of one case: the results of every image, matched with PyTorch's.
+    """Return level 3 of one case: every image's results, matched with PyTorch's.
 
-    Args:
-        reference: PyTorch's side of the case.
-        expected: PyTorch's results of each image.
-        results: the file's results of each image.
-        bars: the bars of float16 or INT8; None for float32.
+    `bars`: None for float32.
     """
     titles, task = [title for title, _ in reference.input.sources], reference.deployment.family.task
     settings = bars.of_task(task) if bars else {}
@@ -338,7 +317,7 @@ def match_images(
 def border_rows(
     reference: InputReference, tensors: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
 ) -> tuple[TensorRow, ...]:
-    """Compare the file's tensors at the borders of its stages with the results of the user's methods."""
+    """Compare the tensors between the stages with the results of the user's methods."""
     expected: dict[str, np.ndarray] = {}
     for path, named in reference.code.borders().items():
         if calls := reference.borders.get(path):
@@ -352,16 +331,10 @@ def border_rows(
 def match_substituted(
     reference: InputReference, tensors: Mapping[str, np.ndarray], results: Sequence[Any]
 ) -> tuple[tuple[DetectionRow, ...], tuple[str, ...]]:
-    """Match the file's results one to one with those that the user's test path makes of the file's tensors.
+    """Match the file's results with the results of the user's test path on the file's tensors.
 
-    Args:
-        reference: PyTorch's side of the input.
-        tensors: outputs of the file, and those at the borders of its stages, by name.
-        results: the file's results of each image.
-
-    Returns:
-        A row for each image; without any the tensors cannot be put in, and level 3 alone decides. Notes: why
-        the user's code did not take them, and results that are a choice among equal scores.
+    Returns a row for each image, none if the tensors cannot be put in; and notes on refusals and on choices
+    among equal scores.
     """
     family, model = reference.deployment.family, reference.deployment.model
     task, given = task_module(family.task), reference.code.substitutes(tensors)
@@ -389,7 +362,7 @@ def match_substituted(
 
 
 def match_inner(reference: InputReference, tensors: Mapping[str, np.ndarray]) -> tuple[DetectionRow, ...]:
-    """Match boxes between the stages of a file with those of the user's code."""
+    """Match boxes between the stages with the boxes of the user's code."""
     titles = [title for title, _ in reference.input.sources]
     sides = reference.code.inner_results(tensors, reference.images)
     return tuple(
@@ -452,9 +425,9 @@ def compare_outputs(
     spec: GraphSpec,
     bars: HalfBars | None,
 ) -> tuple[TensorRow, ...]:
-    """Compare tensors, name -> array of PyTorch and of the engine; rows that a top-k chose in any order.
+    """Compare tensors by name; rows of a top-k in any order.
 
-    `spec` is that of the graph, `bars` are those of float16 or INT8; None for float32.
+    `bars`: None for float32.
     """
     rows = compare_tensors(code.in_order(expected), code.in_order(outputs), spec)
     return tuple(bars.judge(rows) if bars else rows)
@@ -474,7 +447,6 @@ def _pictures(reference: InputReference, results: Sequence[Any], engine: str) ->
 
 
 def timing(reference: InputReference, backend: Backend) -> dict[str, float]:
-    """Return title -> median milliseconds on one input, of PyTorch and of an engine, which run in turns."""
     feeds = {name: array for name, array in reference.feeds.items() if name in backend.spec.input_names}
     runs = (
         lambda: reference.code.results(reference.images, rescale=False),

@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import Case, Check, GraphResult
 
 AGAIN = 'the model gives other results when the first input is run again at the end'
-"""Reason of failure if the first input does not give the same at the end."""
+"""Reason of failure: another result at the end."""
 INTERFACE_EDITS = {'fp16', 'set-shape'}
 """Commands that change types or sizes of inputs and outputs."""
 MAX_MESSAGE_LENGTH = 500
-"""Length to which an engine's message about a file that it cannot load is cut."""
+"""Length of an engine's message."""
 ROUNDED = (
     'sparse files have float16 weights, as their engine takes them: PyTorch ran with the same, and what they '
     'do to its map is a row of its own; what the engine itself rounds is not shown here'
@@ -55,8 +55,6 @@ ROUNDED = (
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFile:
-    """A file with `Metadata`; `name` is that of its graph, for a model of frames or sweeps."""
-
     path: str
     model: onnx.ModelProto
     metadata: Metadata
@@ -91,8 +89,6 @@ class ExportedFile:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """The claim to prove; attributes are the arguments of `ladder.prove`."""
-
     edited: bool = False
     written: bool = False
     asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -106,15 +102,13 @@ class Proof:
     """State of a proof.
 
     Attributes:
-        deployment: the config and checkpoint that the files claim to be of.
-        files: the files, `ExportedFile` or `SparseFile`.
-        options: options of their export.
-        engine: `engine`, the registered name of the engine's class, and its options.
-        claims: what was asked for.
-        verdict: what is claimed; it has the results once the proof is over.
-        results: what was compared so far.
-        pairs: samples with the results of both engines, to be drawn in the report.
-        changed_files: files of the user's classes that are others than when the files were exported.
+        deployment: config and checkpoint.
+        files: `ExportedFile` or `SparseFile`.
+        options: of their export.
+        engine: `engine`, the registered name of the class, and its options.
+        results: comparisons so far.
+        pairs: samples with both engines' results, to draw.
+        changed_files: files of the user's classes that changed since the export.
     """
 
     deployment: Model
@@ -128,25 +122,23 @@ class Proof:
     changed_files: list[str] = dataclasses.field(default_factory=list)
 
     def add_notes(self, notes: Iterable[str]) -> None:
-        """Add the notes that the verdict does not have."""
         self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
 
 
 def open_file(path: str) -> ExportedFile:
-    """Read an ONNX file and its metadata; ModelFileError: missing, corrupt, or not written by mm2onnx."""
+    """Read an ONNX file and its metadata; ModelFileError: missing, corrupt, or not by mm2onnx."""
     metadata = read_metadata(path)
     return ExportedFile(path, graph_files.load(path), metadata)
 
 
 def engine_class(engine: Mapping[str, Any]) -> str:
-    """Return the registered name of the engine's class."""
     return str(engine.get('engine', 'OnnxRuntimeBackend'))
 
 
 def engine_options(
     exported_files: Iterable[ExportedFile], kind: str, engine: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the options of an engine for files: `half_precision.proof_engine` if one has float16."""
+    """Return the engine's options: `half_precision.proof_engine` for float16."""
     is_half = any(file.options.get('precision') == 'fp16' for file in exported_files)
     return half_precision.proof_engine(kind, engine) if is_half else dict(engine)
 
@@ -159,7 +151,7 @@ def start(
     claims: Claims,
     facts: Mapping[str, Any],
 ) -> Proof:
-    """Return the proof of files that have been read; `facts` are those of the subject of the verdict."""
+    """Return the proof of read files; `facts` go into the verdict's subject."""
     paths = [file.path for file in files]
     subject = dict(
         file=paths[0] if len(paths) == 1 else str(Path(paths[-1]).parent),
@@ -179,7 +171,6 @@ def start(
 
 
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
-    """Return the entry `data_sha256`: path -> hash of every file that ONNX files keep weights in; or {}."""
     data_files = {
         Path(os.path.relpath(file, Path(path).parent)).as_posix(): file
         for path in paths
@@ -190,7 +181,7 @@ def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
 
 
 def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> None:
-    """Compare the graph of a file with a fresh export by `compare`, and its hashes with the model's."""
+    """Compare a file's graph by `compare`, and its hashes with the model's."""
     nodes, claims = count_nodes(file.model), proof.claims
     graph = not_compared(file.name, nodes, file.edits, edited=claims.edited, written=claims.written)
     graph = graph or compare()
@@ -202,13 +193,12 @@ def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> 
 
 
 def add_checks(proof: Proof, file: Any, checks: Iterable[Check]) -> None:
-    """Add checks of a file; with several files they begin with its name."""
     prefix = f'{file.name}: ' if file.name else ''
     proof.results.checks += [dataclasses.replace(check, name=f'{prefix}{check.name}') for check in checks]
 
 
 def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphSpec | None) -> None:
-    """Check that a file is valid, and that its metadata agree with contract, config and options."""
+    """Check a file's validity, and its metadata against contract, config and options."""
     if INTERFACE_EDITS & {*file.edits}:
         contract = file.metadata.spec
     if is_sparse(file.model):
@@ -222,7 +212,6 @@ def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphS
 
 
 def check_model(proof: Proof) -> None:
-    """Check the weights and the request; name gaps between graph and code."""
     deployment, verdict = proof.deployment, proof.verdict
     verdict.model_classes = class_lines(deployment.model_classes)
     family, model = deployment.family, deployment.model
@@ -243,7 +232,7 @@ def check_model(proof: Proof) -> None:
 
 
 def class_lines(classes: Iterable[ModelClass]) -> list[str]:
-    """Return a line for each class of a model that no installed library has, the user's first."""
+    """Return a line for each class outside of installed libraries, the user's first."""
     lines = {False: [], True: []}
     for entry in classes:
         lines[entry.ours].append(f'{entry.name} ({entry.place})')
@@ -251,13 +240,12 @@ def class_lines(classes: Iterable[ModelClass]) -> list[str]:
 
 
 def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
-    """Run the first input once more by `run`, after all others."""
     if all(case.passed for case in proof.results.cases[:1]) and (failures := run().failures):
         proof.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
 
 
 def judge_results(proof: Proof, share: float = MAX_ALONE_SHARE) -> None:
-    """Judge the results of all inputs together: a share may have no partner; below float32 a rate decides."""
+    """Judge all results together: a share may lack a partner; below float32 a rate decides."""
     results, verdict = proof.results, proof.verdict
     if verdict.precision != 'fp32':
         half_precision.judge_match_rate(results, verdict, bool(proof.engine.get('round_fp16')))
@@ -267,20 +255,18 @@ def judge_results(proof: Proof, share: float = MAX_ALONE_SHARE) -> None:
 
 
 def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
-    """Return notes on an export and its model; `metadata` are those of its last file."""
+    """Return notes on an export and its model; `metadata` of its last file."""
     subject = 'the files were' if deployment.family.files else 'the file was'
     overrides = override_notes(deployment, metadata, subject)
     return [*overrides, *class_name_notes(deployment)]
 
 
 def not_loaded(proof: Proof, error: Exception) -> tuple[Verdict, list[Any]]:
-    """End a proof if the engine cannot load a file."""
     proof.verdict.findings.append(Finding('outputs', '', False, one_line(error)[:MAX_MESSAGE_LENGTH]))
     return finish(proof), []
 
 
 def finish(proof: Proof) -> Verdict:
-    """Make findings of the results, and return the verdict."""
     verdict, claims = proof.verdict, proof.claims
     verdict.findings += library_findings(verdict.subject['libraries_not_run'], claims.library == 'installed')
     proof.results.add_to(verdict)

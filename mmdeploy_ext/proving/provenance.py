@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 
 def provenance(deployment: Model, metadata: Metadata, rule: Any, contract: GraphSpec | None) -> list[Check]:
-    """Check that the metadata of a file agree with this config and checkpoint, but for their hashes."""
     contract_text = differing_contract(metadata.spec, contract)
     overrides = metadata.options.get('cfg_options') or {}
     return [
@@ -35,7 +34,6 @@ def provenance(deployment: Model, metadata: Metadata, rule: Any, contract: Graph
 
 
 def facts_checks(deployment: Model, metadata: Metadata, rule: Any) -> list[Check]:
-    """Check the metadata that runners read: preprocessing, class names, post-processing."""
     facts = deployment.family.facts(deployment.model).to_json()
     preprocessing = unequal_entries(metadata.preprocess.to_json(), rule.to_json())
     postprocessing = unequal_entries(metadata.postprocess.to_json(), facts)
@@ -47,7 +45,6 @@ def facts_checks(deployment: Model, metadata: Metadata, rule: Any) -> list[Check
 
 
 def class_names_check(deployment: Model, names: Sequence[str]) -> Check:
-    """Compare the class names in a file with those of the model."""
     differing = [
         f'label {label}: the file says {got!r}, expected {name!r}'
         for label, (got, name) in enumerate(zip(names, deployment.classes, strict=False))
@@ -59,7 +56,6 @@ def class_names_check(deployment: Model, names: Sequence[str]) -> Check:
 
 
 def class_name_notes(deployment: Model) -> list[str]:
-    """Return a note if the names of a checkpoint do not fit the model, or are not those of the config."""
     meta, dataset = getattr(deployment.report, 'meta', None) or {}, test_dataset(deployment.cfg)
     names, classes = meta.get('CLASSES'), list(deployment.classes)
     if not classes or not isinstance(names, list | tuple):
@@ -76,7 +72,6 @@ def class_name_notes(deployment: Model) -> list[str]:
 
 
 def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]:
-    """Compare text files beside the graphs with `companions`, name -> text as an export writes it."""
     checks = []
     for name, expected in companions.items():
         path, detail = folder / name, ''
@@ -92,7 +87,7 @@ def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]
 
 
 def hash_checks(deployment: Any, recorded: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
-    """Compare the hashes of 'checkpoint' and 'config' that a file records; return checks, and notes."""
+    """Compare recorded hashes of 'checkpoint' and 'config'; return checks, and notes."""
     checks, notes = [], []
     for title, file_hash in recorded.items():
         sha256 = getattr(deployment, f'{title}_sha256')
@@ -107,7 +102,7 @@ def hash_checks(deployment: Any, recorded: Mapping[str, str], is_same: bool) -> 
 
 
 def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> list[Check]:
-    """Return a check per option that the user asked the export for."""
+    """Return a check per requested option of the export."""
     checks = []
     for name, value in expected.items():
         recorded = options.get(name)
@@ -117,13 +112,12 @@ def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> lis
 
 
 def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
-    """Check that a config has the overrides (key with dots -> value) that a file was exported with."""
     differing = _differing_settings(cfg, overrides)
     return Check('settings as in the config', not differing, differing)
 
 
 def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) -> None:
-    """Refuse (UsageError) a file at `path` with overrides that the config lacks, as in `settings_check`."""
+    """Raise UsageError for a file with overrides that the config lacks."""
     if differing := _differing_settings(cfg, overrides):
         raise UsageError(f'{path}: was exported with other settings than this config has: {differing}')
 
@@ -165,7 +159,7 @@ def _plain(value: Any) -> Any:
 
 
 def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
-    """Return how the contract in a file differs from the one that the family states, or ''."""
+    """Return how a file's contract differs from the family's, or ''."""
     if contract is None:
         return f'the family has no graph {recorded.name!r} with the options in the file'
     differing = []
@@ -189,7 +183,7 @@ def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
 
 
 def unequal_entries(recorded: Mapping[str, Any], expected: Mapping[str, Any], source: str = 'config') -> str:
-    """Return a text about the entries of two dicts that differ as JSON; '' if none does."""
+    """Return a text about entries that differ as JSON, or ''."""
     file_texts, texts = (
         {key: json.dumps(value, sort_keys=True) for key, value in side.items()}
         for side in (recorded, expected)
@@ -202,7 +196,7 @@ def unequal_entries(recorded: Mapping[str, Any], expected: Mapping[str, Any], so
 
 
 def normalisation_notes(deployment: Model) -> list[str]:
-    """Return notes on `--mean` and `--std`, if they replace those of the config."""
+    """Return notes on `--mean` and `--std` in place of the config's."""
     config_rule = deployment.family.preprocess_rule(deployment.cfg)
     return [
         f'pictures are normalised with {name} {list(getattr(deployment.rule, name))} (--{name}), not with '
@@ -213,7 +207,6 @@ def normalisation_notes(deployment: Model) -> list[str]:
 
 
 def override_notes(deployment: Model, metadata: Metadata, subject: str = 'the file was') -> list[str]:
-    """Return a note on the overrides that the file was exported with, and that PyTorch ran with."""
     both = metadata.options.get('cfg_options') or {}, deployment.cfg_options
     if not any(both):
         return []
@@ -222,7 +215,7 @@ def override_notes(deployment: Model, metadata: Metadata, subject: str = 'the fi
 
 
 def stale_reason(recorded: Metadata, current: Metadata) -> str:
-    """Return why a file has to be exported again, by the metadata that a new export would have; or ''."""
+    """Return why a file is stale, by the metadata of a new export; or ''."""
     options, file_options = ({**metadata.options, 'cfg_options': None} for metadata in (current, recorded))
     facts = {
         'config': recorded.config_sha256 != current.config_sha256,
@@ -238,11 +231,11 @@ def stale_reason(recorded: Metadata, current: Metadata) -> str:
 
 
 KERNEL_AXES = 5
-"""Axes of a kernel of a sparse convolution, whose order versions of spconv disagree about."""
+"""Axes of a sparse kernel; versions of spconv order them differently."""
 
 
 def weights_checks(deployment: Model) -> list[Check]:
-    """Compare the weights of the model with those of the same names in the checkpoint."""
+    """Compare the model's weights with the checkpoint's."""
     import torch
 
     from mmdeploy_ext.weights.checkpoint import read_content
@@ -266,7 +259,6 @@ def weights_checks(deployment: Model) -> list[Check]:
 
 
 def differing_weights(weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return which weights of a model differ from the tensors of their names, or ''."""
     shared = weights.keys() & tensors.keys()
     if not shared:
         return f'no tensor has the name of a weight of the model, such as {next(iter(weights))}'

@@ -1,4 +1,4 @@
-"""Results of the unpatched model for the pictures of a proof, and the pictures that depend on them."""
+"""Results of the unpatched model for pictures, and pictures that depend on them."""
 
 from __future__ import annotations
 
@@ -39,26 +39,23 @@ if TYPE_CHECKING:
 
 
 SURE = 0.5
-"""Smallest score of an object, as a share of the picture's best score."""
+"""Smallest score of an object, relative to the picture's best."""
 LARGEST_OBJECT = 0.5
-"""Largest share of a picture that an object fills which is zoomed."""
+"""Largest share of a picture of an object to zoom in on."""
 
 
 class InputReference:
-    """Results of the unpatched model for one input, each part computed when it is first needed.
+    """Results of the unpatched model for one input, computed on demand.
 
     Attributes:
-        deployment: the model.
-        code: the user's code of it, see `ImageFamily.reference`.
-        input: the input.
-        images: its images; optional inputs that are left out have their defaults.
-        feeds: name -> input of a file, or fact for the post-processing; more than some forms need.
-        seconds: how long the model's test path took.
+        code: the user's code, see `ImageFamily.reference`.
+        images: the input's images; omitted optional inputs have their defaults.
+        feeds: name -> input of a file, or fact for the post-processing; forms may need less.
+        seconds: time of the model's test path.
         sums: `output_sums` of that run.
-        borders: path of a method -> what it returned in that run, one for each call.
-        engine_seconds: how long each run of the last file took.
-        known: content of pictures -> results, `borders` and `sums` of the model for them, which are not
-            computed again; those of this input are added. None: nothing is known or kept.
+        borders: path of a method -> its results in that run, one per call.
+        engine_seconds: times of the last file's runs.
+        known: content of pictures -> cached results, `borders` and `sums`; None: no cache.
     """
 
     def __init__(
@@ -104,19 +101,19 @@ class InputReference:
         return results
 
     def compute(self, method: Callable[..., Any], *arguments: Hashable, **options: Hashable) -> Any:
-        """Return the result of a method of `code` for these feeds, computed once for equal arguments."""
+        """Return the result of a method of `code`, computed once for equal arguments."""
         key = method, arguments, tuple(options.items())
         if key not in self._computed:
             self._computed[key] = method(self.feeds, *arguments, **options)
         return self._computed[key]
 
     def feeds_of(self, metadata: Metadata) -> dict[str, np.ndarray]:
-        """Return name -> input of a file, but for optional inputs that are not fed."""
+        """Return name -> fed input of a file."""
         self.feeds |= self.compute(self.code.inner_inputs, metadata.form)
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
     def forget(self) -> None:
-        """Free what is large: what `compute` gave, and `borders`."""
+        """Free the cached results and `borders`."""
         self._computed.clear()
         self.borders = {}
 
@@ -132,7 +129,7 @@ def _content(images: Sequence[PreparedImage], rescale: bool) -> bytes:
 
 @contextlib.contextmanager
 def output_sums(model: torch.nn.Module) -> Iterator[dict[str, list[float]]]:
-    """Collect, for each child of a model, the sums of the absolute values of the tensors that it returns."""
+    """Collect, for each child of a model, the sums of absolute values of its results."""
     sums: dict[str, list[float]] = {name: [] for name, _ in model.named_children()}
 
     def hook_of(name: str) -> Callable[..., None]:
@@ -152,7 +149,7 @@ def output_sums(model: torch.nn.Module) -> Iterator[dict[str, list[float]]]:
 
 
 def changed_children(first: dict[str, list[float]], again: dict[str, list[float]]) -> list[str]:
-    """Return the names of the children whose `output_sums` differ between two runs of one input."""
+    """Return the children with different `output_sums` in two equal runs."""
     if not any(first.values()) or not any(again.values()):
         return []
     names = []
@@ -164,7 +161,6 @@ def changed_children(first: dict[str, list[float]], again: dict[str, list[float]
 
 
 def options_besides_form(deployment: Model, metadata: Metadata) -> dict[str, Any]:
-    """Return the options of a file's export as keyword arguments of `ImageReference.tensors`."""
     options = exported_options(deployment.family, metadata.options)
     return {name: value for name, value in options.items() if name != 'form'}
 
@@ -181,7 +177,6 @@ def _as_fed(
 def references(
     deployment: Model, options: Options, images: Sequence[tuple[str, np.ndarray]]
 ) -> list[InputReference]:
-    """Return the references of the inputs that `proof_inputs` makes of pictures with their titles."""
     inputs = proof_inputs(deployment, options, images)
     return [InputReference(deployment, proof_input) for proof_input in inputs]
 
@@ -210,7 +205,7 @@ def empty_reference(
 def reference_with_empty_image(
     deployment: Model, inputs: Sequence[ProofInput], plain: ProofInput
 ) -> tuple[int, InputReference] | None:
-    """Return the index of a batch of three, and its reference with a plain picture in the middle, or None."""
+    """Return the index of a batch of three, and its reference with a plain second picture, or None."""
     for index, case in enumerate(inputs):
         if len(case.images) != BATCHES[-1] or case.traced:
             continue
@@ -224,7 +219,7 @@ def reference_with_empty_image(
 
 
 def zoomed_on_object(deployment: Model, options: Options, traced: InputReference) -> ProofInput | None:
-    """Return the traced picture in the box of its largest object as an input that it fills, or None."""
+    """Return an input filled by the traced picture's largest object, or None."""
     if not any(hasattr(part, 'map_roi_levels') for part in deployment.model.modules()):
         return None
     source = traced.input.sources[0]
@@ -238,10 +233,7 @@ def zoomed_on_object(deployment: Model, options: Options, traced: InputReference
 
 
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the boxes (n, 4) xyxy of the results that are objects, as shares of the picture.
-
-    `size` (h, w) are the pixels of boxes; masks have their own size.
-    """
+    """Return the objects' boxes (n, 4) xyxy as shares of the picture; boxes have `size` (h, w) in pixels."""
     if isinstance(results, Segments):
         results = results[results.ids >= OFFSET]
     results = results[results.scores >= SURE * results.scores.max(initial=0.0)]

@@ -1,4 +1,4 @@
-"""Compares a TensorRT engine, a file built from an ONNX file, with ONNX Runtime on the same random feeds."""
+"""Compares a TensorRT engine with ONNX Runtime on the same random feeds."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.tensorrt.record import Record
 
 LARGEST_DIFFERENCE = 1e-3
-"""Tolerance of float32, relative to an output's largest value in ONNX Runtime: GPUs sum in other orders."""
+"""Tolerance of float32, relative to an output's largest value: GPUs sum in other orders."""
 
 
 def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
-    """Run an engine and ONNX file that it was built from on the same random feeds: compare their outputs."""
+    """Compare an engine with its ONNX file on random feeds."""
     backend = TensorRtBackend(engine)
     backend.open_session()
     if backend.record.onnx_sha256 != sha256_onnx(source):
@@ -43,12 +43,10 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
 
 
 def holds_float16(record: Record) -> bool:
-    """Return whether a layer of an engine gives float16."""
     return any('float16' in counts for counts in record.layers.values())
 
 
 def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random feeds of the sizes for which the engine is optimised; defaults stay."""
     usual = {name: shapes[1] for name, shapes in record.profiles.items()}
     feeds = random_feeds(for_tensorrt(model), seed, usual)
     for tensor in model.graph.initializer:
@@ -61,14 +59,13 @@ def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[s
 def compare_outputs(
     reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], *, half: bool
 ) -> list[TensorRow]:
-    """Compare outputs by name, in the dtype of the reference: TensorRT has no float64 and narrows int64."""
+    """Compare outputs by name in the reference's dtype: TensorRT narrows float64 and int64."""
     outputs = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
     rows = compare_named(reference, outputs, LARGEST_DIFFERENCE, 'the ONNX file')
     return BARS.judge(rows) if half else rows
 
 
 def row_text(row: TensorRow) -> str:
-    """Return one line about an output."""
     if row.cosine is None or (row.max_rel is None and not row.passed):  # no figure tells the difference
         return f'{row.tensor}: FAILED: {row.reason}'
     verdict = 'ok' if row.passed else 'FAILED'

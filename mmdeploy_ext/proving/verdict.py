@@ -1,4 +1,4 @@
-"""The verdict of a proof as plain data: the console, the JSON file and the report page are views of it."""
+"""The verdict of a proof as plain data; console, JSON and report are views of it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 LEVELS = 'file', 'surroundings', 'outputs', 'metrics'
-"""Subject of a finding: graphs; metadata, preprocessing and weights; tensors and results; a data set."""
+"""Level of a finding: graphs; metadata, preprocessing and weights; tensors and results; a data set."""
 REQUIRED = dict(
     file='the graph was not compared with a fresh export',
     surroundings='the file was not checked',
     outputs='nothing was compared',
 )
-"""Level without which nothing is proven -> the failure of a verdict that has no finding of it."""
+"""Required level -> failure of a verdict without it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,10 @@ class Finding:
 
     Attributes:
         level: one of `LEVELS`.
-        subject: what was compared, such as 'other size, batch 2 1x3x320x448: cls_score_0'; or ''.
-        passed: whether it was as it has to be.
+        subject: such as 'other size, batch 2 1x3x320x448: cls_score_0'; or ''.
         text: why it failed, or the finding.
-        figures: what was measured: of a tensor `tensor` and the figures of `TensorRow`, of results `image`
-            (or `substituted`, `inner`) and those of `DetectionRow`, with `case`, `input`, `input_shape` and
-            `traced`.
+        figures: of a tensor `tensor` and the figures of `TensorRow`; of results `image` (or `substituted`,
+            `inner`) and the figures of `DetectionRow`; with `case`, `input`, `input_shape` and `traced`.
     """
 
     level: str
@@ -58,14 +56,13 @@ class Verdict:
     """The result of one proof.
 
     Attributes:
-        subject: file, family, task, precision, config, checkpoint, hashes, versions, engine: printed
-            unchanged.
+        subject: file, family, task, precision, config, checkpoint, hashes, versions, engine.
         findings: every comparison.
-        untraced: gaps between graph and the user's code, a line each; no failure.
-        unreached: limits of the contract that no input reached, a line each; no failure.
-        notes: remarks for the reader; no failure.
-        timing_ms: title of PyTorch's side, and of the engine's -> median milliseconds of its runs.
-        model_classes: classes of the model that no installed library has, a line each.
+        untraced: gaps between graph and the user's code; no failure.
+        unreached: limits that no input reached; no failure.
+        notes: remarks; no failure.
+        timing_ms: title of each side -> median milliseconds.
+        model_classes: classes of the model outside of installed libraries.
         series: 'teacher-forced' or 'free-running' -> `SequenceRow.series`.
     """
 
@@ -93,7 +90,7 @@ class Verdict:
 
     @property
     def proven(self) -> bool:
-        """Whether the proof passed by the bars of float32; files of less precision are never proven."""
+        """Whether the proof passed by float32's bars; other precisions are never proven."""
         return self.passed and self.precision == 'fp32'
 
     @property
@@ -110,11 +107,9 @@ class Verdict:
         return [finding for finding in self.findings if finding.level == level]
 
     def with_figure(self, name: str) -> list[Finding]:
-        """Return the findings that have a figure, e.g. 'tensor' or 'image'."""
         return [finding for finding in self.findings if name in finding.figures]
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures of all findings together."""
         inputs = {f.figures['case']: f.figures['traced'] for f in self.with_figure('case')}
         images = [finding.figures for finding in self.with_figure('image')]
         frames = [finding.figures['frames'] for finding in self.with_figure('frames')]
@@ -140,7 +135,7 @@ class Verdict:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types: `verdict`, the title in small letters, `summary`, and all attributes."""
+        """Return plain JSON: `verdict`, the title in small letters, `summary`, and all attributes."""
         first = dict(verdict=self.title.lower(), summary=self.summary())
         return plain_json(first | dataclasses.asdict(self))
 
@@ -161,12 +156,12 @@ def plain_json(value: Any) -> Any:
 
 
 UNSEEN = 'no input that the exporter did not see was compared'
-"""The failure of a proof that ran on traced inputs only."""
+"""The failure of a proof on traced inputs only."""
 
 
 @dataclasses.dataclass
 class Results:
-    """What a proof has compared so far; `reasons` are why it fails beyond single rows."""
+    """Comparisons so far; `reasons`: failures beyond single rows."""
 
     graphs: list[GraphResult] = dataclasses.field(default_factory=list)
     checks: list[Check] = dataclasses.field(default_factory=list)
@@ -176,7 +171,6 @@ class Results:
     reasons: list[str] = dataclasses.field(default_factory=list)
 
     def add_to(self, verdict: Verdict) -> None:
-        """Add a finding for every row to a verdict, those that say most about a failure first."""
         findings = verdict.findings
         findings += map(graph_finding, self.graphs)
         findings += (Finding('outputs', '', False, reason) for reason in self.reasons)
@@ -191,7 +185,6 @@ class Results:
 
 
 def graph_finding(graph: GraphResult) -> Finding:
-    """Return the result of the comparison with a fresh export."""
     texts = [difference.text for difference in graph.differences]
     figures = dict(name=graph.name, nodes=graph.nodes, equal=graph.equal, left_out=graph.left_out)
     figures['differences'] = texts
@@ -199,12 +192,10 @@ def graph_finding(graph: GraphResult) -> Finding:
 
 
 def check_finding(check: Check) -> Finding:
-    """Return a check of the file, of its metadata or of the weights."""
     return Finding('surroundings', check.name, check.passed, check.detail)
 
 
 def preprocessing_finding(result: PreprocessingResult | None) -> Finding:
-    """Return the findings of samples about the preprocessing."""
     if result is None:
         return Finding('surroundings', 'preprocessing', False, "not compared with the config's test pipeline")
     texts = [difference.text for difference in result.differences]
@@ -213,7 +204,7 @@ def preprocessing_finding(result: PreprocessingResult | None) -> Finding:
 
 
 def library_findings(not_run: Mapping[str, str], is_against_installed: bool) -> list[Finding]:
-    """Return a finding for each of the repository's own libraries that did not run."""
+    """Return a finding per library of the repository that did not run."""
     return [
         Finding(
             'surroundings',
@@ -227,7 +218,6 @@ def library_findings(not_run: Mapping[str, str], is_against_installed: bool) -> 
 
 
 def sequence_findings(row: SequenceRow) -> Iterator[Finding]:
-    """Yield a drive in one mode, and a finding for each further reason why it fails."""
     figures = _fields(row, 'mode', 'tensors', 'reasons', 'series')
     first, *more = row.reasons or ('',)
     yield Finding('outputs', row.title, row.passed, first, figures)
@@ -236,7 +226,6 @@ def sequence_findings(row: SequenceRow) -> Iterator[Finding]:
 
 
 def case_findings(cases: Iterable[Case]) -> Iterator[Finding]:
-    """Yield the tensors and results of inputs; an input without either has one that says so."""
     for index, case in enumerate(cases):
         title = f'{case.name} {case.input_shape}'.strip()
         shape = case.input_shape
@@ -256,7 +245,6 @@ def case_findings(cases: Iterable[Case]) -> Iterator[Finding]:
 
 
 def metric_finding(row: MetricRow) -> Finding:
-    """Return a metric of a data set by both sides."""
     figures = dict(reference=row.reference, candidate=row.candidate, bar=row.bar)
     return Finding('metrics', row.name, row.passed, row.difference_text, figures)
 

@@ -48,7 +48,6 @@ def intersection_area(subject, clip, points, clipped):
 
 @njit(cache=True, nogil=True)
 def intersection_areas(subjects, clips):
-    """`intersection_area` (n,) float64 of pairs of (n, 4, 2) float64."""
     points, clipped = np.empty((MAX_CORNERS, 2)), np.empty((MAX_CORNERS, 2))
     areas = np.empty(len(subjects))
     for i in range(len(subjects)):

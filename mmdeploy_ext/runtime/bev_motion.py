@@ -1,7 +1,7 @@
-"""The car's motion between two frames as BEVFormer's bird's-eye view takes it: shift and rotation.
+"""The car's motion between two frames for BEVFormer's bird's-eye view: shift and rotation.
 
-Composed in float64 outside of the graph, which gets float32. H, W rows and columns of the view; column 0 is
-at the smallest x, row 0 at the smallest y, metres of the LiDAR frame: x right, y ahead.
+Composed in float64; the graph gets float32. H, W rows and columns of the view; column 0 is at the smallest x,
+row 0 at the smallest y, metres of the LiDAR frame: x right, y ahead.
 
 Source: fundamentalvision/BEVFormer 66b65f3, `modules/transformer.py`, lines 122 to 156, and torchvision 0.28,
 `transforms/functional.py` (`rotate`) with `nearest`.
@@ -29,9 +29,8 @@ def can_bus_record(
 ) -> np.ndarray:
     """Record (18,) float64 of the car's motion, as BEVFormer's data set makes it.
 
-    `translation` (m) and `rotation` (unit quaternion w, x, y, z) are of the car in the map. `measured` (18,)
-    gives entries 7 to 15, else 0. Entries 3 to 6 are w, w, w, w, as upstream's data set assigns a quaternion
-    to four numbers and the weights were trained so.
+    `translation` (m) and `rotation` (unit quaternion w, x, y, z) are of the car in the map; `measured` (18,)
+    gives entries 7 to 15, else 0. Entries 3 to 6 are w, w, w, w, as in upstream's training.
     """
     record = np.zeros(CAN_BUS)
     if measured is not None:
@@ -70,12 +69,11 @@ def orientation_of(record: np.ndarray) -> str:
 
 
 def motion_since(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray:
-    """Record (18,) float64 with position and heading in degrees relative to the frame before.
+    """Record (18,) float64 with position and heading in degrees relative to the frame before (None: 0).
 
     Entries: position x, y, z in the map, m (0 to 2); orientation (3 to 6); acceleration, m/s^2 (7 to 9);
-    rotation rate, rad/s (10 to 12); velocity, m/s (13 to 15); heading, rad (16) and degrees, 0 to 360 (17).
-    `previous` None gives changes of 0. The heading in radians stays absolute. The change in degrees is not
-    wrapped, as in training: near +-360 where the heading crosses 0.
+    rotation rate, rad/s (10 to 12); velocity, m/s (13 to 15); heading, rad (16, absolute) and degrees (17).
+    The change in degrees is not wrapped, as in training: near +-360 where the heading crosses 0.
     """
     changed = np.array(can_bus, np.float64)
     if previous is None:
@@ -90,7 +88,7 @@ def motion_since(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray
 def bev_shift(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
     """Motion (2,) float64 of the car, x right and y ahead, in shares of the view's sides (`extent`, m).
 
-    A cell finds itself in the last view at its place plus this; static objects move by the negative.
+    Static objects move by the negative.
     """
     dx, dy, yaw = motion[0], motion[1], motion[YAW_RAD]
     sine, cosine = math.sin(yaw), math.cos(yaw)
@@ -98,11 +96,10 @@ def bev_shift(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
 
 
 def bev_rotation(degrees: float, center: Sequence[float], size: tuple[int, int]) -> np.ndarray:
-    """Matrix (2, 3) float32 by which `rotated_cells` finds the source of each cell.
+    """Matrix (2, 3) float32 from cells (x, y, 1), from the view's middle, to x, y in -1..1 of the last view.
 
-    It takes (x, y, 1) in cells from the view's middle to x, y in -1..1 of the last view. Positive degrees
-    turn the view counter-clockwise with row 0 on top. `center` is x, y in cells from the first corner; `size`
-    is H, W. Rounded where torchvision rounds: in cells, then divided by half the sides.
+    Positive degrees turn counter-clockwise with row 0 on top. `center` is x, y in cells from the first
+    corner; `size` is H, W. Rounded as in torchvision: in cells, then divided by half the sides.
     """
     height, width = size
     angle = math.radians(-degrees)
@@ -119,10 +116,7 @@ def bev_rotation(degrees: float, center: Sequence[float], size: tuple[int, int])
 
 
 def rotation_ties(degrees: float, center: Sequence[float], size: tuple[int, int]) -> int:
-    """Number of cells of a rotated view with a source within `TIE_CELLS` of a cell's edge.
-
-    Correct implementations may differ there; a proof only notes the number. Arguments as in `bev_rotation`.
-    """
+    """Number of cells of a rotated view with a source within `TIE_CELLS` of an edge; a proof notes it."""
     height, width = size
     angle = math.radians(-degrees)
     x = np.arange(width) + 0.5 - center[0]

@@ -39,7 +39,6 @@ class BoxLayer:
         return self.marked is not None and bool(self.marked[index])
 
     def colour(self, index: int) -> Colour:
-        """Colour of the track (grey for id -1), else of the class."""
         if self.detections.ids is not None:
             return track_colour(int(self.detections.ids[index]))
         return class_colour(int(self.detections.labels[index]))
@@ -75,8 +74,8 @@ def bird_eye(
 ) -> np.ndarray:
     """Draw boxes from above, (side, side, 3) uint8 BGR, with rings, ego, headings and velocities.
 
-    A second layer is drawn over the first as thin pale lines. `extent`: metres to the edge; `forward`: (2,)
-    unit vector that points up, None for nuScenes' y; `points`: (P, 3 or more) metres.
+    A second layer is pale. `extent`: metres to the edge; `forward`: (2,) unit vector that points up, None for
+    nuScenes' y; `points`: (P, 3 or more) metres.
     """
     canvas = np.full((side, side, 3), DARK, np.uint8)
     view = _View(side, extent, np.array([0.0, 1.0] if forward is None else forward))

@@ -1,8 +1,8 @@
 """From a head's outputs to boxes, for numpy and PyTorch alike.
 
 `boxes` of a coder takes `xp` (numpy or torch), `priors` of a level ((A, 4) xyxy or (A, 2) points, some with
-axes before), `rows` (output -> values at the priors, (B, A, columns)) and the `level`, and returns boxes (B,
-A, 4) xyxy in pixels, unclipped.
+axes before), `rows` (output -> (B, A, columns)) and the `level`, and returns boxes (B, A, 4) xyxy in pixels,
+unclipped.
 
 B images, A priors, C classes, h, w of a level's maps. Sources: mmdet 2.28.2 `core/bbox/coder`,
 `core/bbox/transforms.py` and `_bbox_decode` of the named heads.
@@ -87,10 +87,9 @@ class Traced(Coder):
 class Delta(Coder):
     """`DeltaXYWHBBoxCoder`: moves in anchor sizes, logarithms of size ratios.
 
-    `pixel` 1 is `LegacyDeltaXYWHBBoxCoder`: anchors are one pixel larger. Size ratios are at most 1 /
-    `wh_ratio_clip`, and without `ctr_clamp` at least `wh_ratio_clip`; `ctr_clamp` clips moves, in pixels.
-
-    'guided' is `GuidedAnchorHead`: `anchor_coder` decodes anchor sizes from `shape_pred`, for B = 1.
+    `pixel` 1 is `LegacyDeltaXYWHBBoxCoder`. Size ratios are at most 1 / `wh_ratio_clip`, and without
+    `ctr_clamp` at least `wh_ratio_clip`; `ctr_clamp` clips moves, in pixels. 'guided' is `GuidedAnchorHead`
+    (B = 1): `anchor_coder` decodes anchor sizes from `shape_pred`.
     """
 
     means: Numbers
@@ -114,7 +113,6 @@ class Delta(Coder):
         return self.moved(xp, priors, rows['bbox_pred'])
 
     def moved(self, xp: ModuleType, priors: Any, deltas: Any) -> Any:
-        """Boxes of anchors and deltas (B, A, 4)."""
         centre = (priors[..., :2] + priors[..., 2:]) * 0.5
         size = priors[..., 2:] - priors[..., :2]
         if self.pixel:

@@ -24,7 +24,6 @@ LIDAR2IMAGE_RTOL = 1e-3
 
 
 def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: str = '') -> None:
-    """Check the `MATRICES` of a frame: (N, 4, 4) per camera, `lidar_aug_matrix` (4, 4)."""
     name = name or 'frame'
     for key in MATRICES:
         shape = (4, 4) if key == 'lidar_aug_matrix' else (cameras, 4, 4)

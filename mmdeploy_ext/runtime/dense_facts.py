@@ -28,27 +28,25 @@ class Head(Facts):
         first_class: its column of the first class.
         activation: logits to scores; a softmax has the background last.
         factor: score factor in the `decode` form, or ''.
-        factor_from: (output, column) of the factor's logits; () if the coder computes it or there is no
-            factor.
+        factor_from: (output, column) of the factor's logits; () if the coder computes it or without a factor.
         root: results have the root of score * factor.
-        choose: candidates per level. 'pairs': the `nms_pre` best (prior, class) pairs by class score;
-            'priors': all classes of the `nms_pre` best priors by result score, 'class_priors' by class score,
-            'factor_priors' by factor; uncut: 'best' class of each prior, 'all' pairs.
+        choose: candidates per level: the `nms_pre` best 'pairs' (prior, class) by class score, or all classes
+            of the `nms_pre` best 'priors' by result score, 'class_priors' by class score, 'factor_priors' by
+            factor; uncut: 'best' class of each prior, 'all' pairs.
         judged: the threshold applies to the 'class' score or the 'product' with the factor (its root if
             `root`).
         inclusive: a score equal to the threshold passes.
         conf_thr: smallest factor; 0 keeps all.
-        votes: replace boxes by means of overlapping boxes (IoU above 0.01) of their class above the
-            threshold, weighted exp(-(1 - IoU)^2 / 0.025) * score, as in PAA.
+        votes: average boxes with overlapping boxes (IoU above 0.01) of their class above the threshold,
+            weighted exp(-(1 - IoU)^2 / 0.025) * score, as in PAA.
         clip_inset: pixels between the image's right and bottom border and the clip border.
         visible: output with logits (B, 1, h, w) of cells with priors (guided anchors, B = 1), or ''.
         visible_thr: smallest sigmoid of such cells.
-        inverted: boxes may end before they begin; upstream leaves them out of NMS.
+        inverted: boxes may end before they begin; they skip NMS, as upstream.
         maps_by_stride: maps have ceil(H / stride) rows, columns likewise.
-        peaks: side in cells of the square in which a score has to be its class's maximum, else 0; 0 keeps
-            all.
+        peaks: side in cells of the square in which a score has to be its class's maximum; 0 keeps all.
         suppresses: apply NMS, per class unless `class_agnostic`.
-        bordered: subtract the padding above and left (input `border`) from boxes.
+        bordered: subtract the padding above and left (input `border`).
     """
 
     outputs: Annotated[tuple[tuple[str, Count], ...], Bounds(1, 8)]
@@ -78,7 +76,6 @@ class Head(Facts):
 
     @property
     def is_uncut(self) -> bool:
-        """Whether `nms_pre` is unused."""
         return self.choose in ('best', 'all')
 
     def class_scores(self, xp: ModuleType, rows: Rows) -> Any:
@@ -138,7 +135,6 @@ class DenseFacts(NmsConfig):
 
     @property
     def traced(self) -> tuple[str, ...]:
-        """The user's own decoding, which graphs run."""
         return (self.coder.code.removeprefix('your '),) if isinstance(self.coder, Traced) else ()
 
     def check(self) -> None:

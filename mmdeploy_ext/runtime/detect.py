@@ -1,13 +1,12 @@
 """One picture through a file of any form: preparation, the graph, and the runtime of its family.
 
 A runtime of images has `detections(metadata, outputs, feeds)` -> results per image. Optional:
-`draw(image_bgr, results, classes, score_thr)`; `RESULT`, the results' dataclass, needed for kits; `RUNNERS`,
-form -> key of `commands.RUNNERS`; `CAMERA`, 'cam2img', if `detections` reads cameras that the graph does not
-take.
+`draw(image_bgr, results, classes, score_thr)`; `RESULT`, the results' dataclass, for kits; `RUNNERS`, form ->
+key of `commands.RUNNERS`; `CAMERA`, 'cam2img', if only `detections` reads cameras.
 
 A runtime of frames or sweeps has `OPENS(path, **options)`, which opens an export, and
 `boxes_of_outputs(metadata, outputs)` -> boxes of a frame, best first, from the last file. `QUANTISED` names
-the graph that `quantize.py` puts in INT8; `feeds` of the opened object gives its inputs for a sample.
+the graph for INT8; `feeds` of the opened object gives its inputs for a sample.
 """
 
 from __future__ import annotations
@@ -129,10 +128,10 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
 
 
 def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict[str, np.ndarray]:
-    """Camera (4, 4) under the name of its input, float32.
+    """Camera (4, 4) under the name of its input, float32, to pixels of the network input times depth.
 
-    `camera` goes to pixels of the network input times depth; `lidar2img` is for the picture before the
-    resize. `unmoved_cam2img` (float64, no padding or warp) is for drawing.
+    `lidar2img` is for the picture before the resize; `unmoved_cam2img` (float64, no padding or warp) for
+    drawing.
     """
     if name == PROJECTION:
         lidar2img = original(camera, prepared.to_input).astype(np.float32)
@@ -166,7 +165,6 @@ def opener(metadata: Metadata) -> Callable[..., Any] | None:
 def results_of(
     family: str, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
 ) -> list[Any]:
-    """Results per image by a runtime's `detections`; `feeds` may have more than the graph's inputs."""
     import numpy as np
 
     from mmdeploy_ext.runtime.detections import Rows
@@ -216,10 +214,7 @@ def has_runtime(family: str) -> bool:
 
 
 def runner_of(family: str, form: str, inputs: Collection[str] = ()) -> str:
-    """Command that draws a file's results: 'run', a key of `commands.RUNNERS`, or ''.
-
-    `inputs` are the file's: no command gives proposals.
-    """
+    """Command that draws a file's results: 'run', a key of `commands.RUNNERS`, or ''."""
     if 'proposals' in inputs:
         return ''
     runtime = runtime_of(family) if has_runtime(family) else None

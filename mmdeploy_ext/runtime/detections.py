@@ -1,5 +1,3 @@
-"""Detections of one image, and numpy functions that 2D families share. B images, n results, h, w pixels."""
-
 from __future__ import annotations
 
 import abc
@@ -33,7 +31,6 @@ class Rows:
         return type(self)(*(value[rows] if isinstance(value, np.ndarray) else value for value in values))
 
     def best_first(self) -> Self:
-        """Rows by descending score, stable."""
         return self[np.argsort(-self.scores, kind='stable')]
 
 
@@ -53,7 +50,6 @@ class Scored(Rows, abc.ABC):
 
     @property
     def outlines(self) -> np.ndarray | None:
-        """Polygons (n, corners, 2), x and y in pixels, that are drawn in place of boxes, or None."""
         return None
 
     def above(self, score_thr: float) -> Self:
@@ -79,7 +75,6 @@ class Scored(Rows, abc.ABC):
         return self
 
     def to_mmdet_result(self, num_classes: int) -> Any:
-        """Convert to the result of the detector's test path."""
         raise ConfigError(
             f'{type(self).__name__} has no to_mmdet_result(num_classes), which returns the results of an '
             f'image as the data set of the config evaluates them; the package that has this class defines it'
@@ -128,7 +123,6 @@ class Detections(Scored):
         return dataclasses.replace(self, bboxes_xyxy=self.bboxes_xyxy / scale_factor.astype(np.float32))
 
     def to_mmdet_result(self, num_classes: int) -> list[np.ndarray]:
-        """Per class (n, 5) float32 x1 y1 x2 y2 score."""
         return self.by_class(rows_with_scores(self.bboxes_xyxy, self.scores), num_classes)
 
     def place(self, index: int) -> dict[str, Any]:
@@ -208,8 +202,8 @@ def unpadded(kind: type[Rows], **columns: np.ndarray) -> list[Any]:
 def results_from_padded(outputs: Arrays) -> list[Detections] | list[Instances]:
     """Results per image of a `full` graph.
 
-    Outputs: `labels` (B, n), -1 for padding, with `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes` (B, n, 4)
-    and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
+    `labels` (B, n), -1 for padding, with `dets` (B, n, 5) x1 y1 x2 y2 score; `boxes` (B, n, 4) and `scores`
+    (B, n); or `masks` (B, n, h, w) bool and `scores`.
     """
     if {'labels', 'boxes', 'scores'} <= outputs.keys():
         boxes, scores = outputs['boxes'], outputs['scores']

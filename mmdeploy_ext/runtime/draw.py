@@ -45,8 +45,6 @@ FAR = 30000
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """Sizes in pixels; `font_scale` is of OpenCV's Hershey font, `pad` surrounds a label's text."""
-
     thickness: int
     font_scale: float
     font_thickness: int
@@ -84,7 +82,6 @@ def class_name(label: int, classes: Sequence[str]) -> str:
 def draw_results(
     family: str, image_bgr: np.ndarray, results: Scored, classes: Sequence[str], score_thr: float = 0.3
 ) -> np.ndarray:
-    """Draw results by the `draw` of the family's runtime, else as masks or boxes."""
     draw = draw_instances if hasattr(results, 'masks') else draw_detections
     return getattr(runtime_of(family), 'draw', draw)(image_bgr, results, classes, score_thr)
 
@@ -242,7 +239,7 @@ def write(
     colour: Colour = (255, 255, 255),
     thickness: int = 1,
 ) -> None:
-    """Write a line of ASCII text in place; the baseline begins at pixel `corner`."""
+    """Write a line of ASCII text in place; `corner` is the baseline's start in pixels."""
     letters = printable(text).encode('ascii', 'replace').decode()
     cv2.putText(canvas, letters, corner, FONT, scale, colour, thickness, cv2.LINE_AA)
 

@@ -37,7 +37,7 @@ SWEEP_SIDE, MARGIN_M, SMALLEST_EXTENT_M = 560, 4.0, 12.0
 def project_segments(starts: np.ndarray, ends: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
     """Project segments (n, 3) to (m, 4) float64 x1 y1 x2 y2 pixels, cut at the near plane.
 
-    Segments behind it are left out. `lidar2img` (4, 4) goes to pixels times depth.
+    `lidar2img` (4, 4) goes to pixels times depth.
     """
     starts, ends = (
         np.concatenate([points, np.ones((len(points), 1))], 1) @ lidar2img.T for points in (starts, ends)

@@ -58,8 +58,7 @@ class Runtime(contextlib.ExitStack):
     ) -> Backend:
         """Activate an engine with a file until `close`.
 
-        Engines share the cores: a spinning thread pool slows the next (StreamPETR R50, 2 cores: 1131 against
-        1101 ms per frame).
+        Spinning thread pools slow each other (StreamPETR R50, 2 cores: 1131 against 1101 ms per frame).
         """
         shared = BACKENDS[engine].shared if engine in BACKENDS else {}  # `build` refuses an unknown one
         return self.enter_context(build(engine, str(path), **{**shared, **options}))
@@ -86,7 +85,6 @@ class Runtime(contextlib.ExitStack):
         return backends
 
     def passed(self, part: str, start: float) -> float:
-        """Add the seconds since `start` (`time.perf_counter`) to a part; return now."""
         end = time.perf_counter()
         self.seconds[part] += end - start
         return end
@@ -95,11 +93,10 @@ class Runtime(contextlib.ExitStack):
         return dict(self.seconds)
 
     def reset(self) -> None:
-        """Empty the memory, if any."""
+        """Empty the memory."""
 
 
 def check_finite(outputs: Mapping[str, np.ndarray], name: str) -> None:
-    """Raise InferenceError for NaN or infinity in outputs."""
     if not all(np.isfinite(values).all() for values in outputs.values()):
         raise InferenceError(f'{name}: the network gave NaN or infinity')
 
@@ -132,7 +129,6 @@ def files_by_name(paths: Paths, names: Sequence[str]) -> dict[str, Path]:
 
 
 def model_files(path: str | Path) -> list[Path]:
-    """Sorted ONNX files of a folder, or the path itself."""
     files = sorted(Path(path).glob('*.onnx')) if Path(path).is_dir() else [Path(path)]
     if not files:
         raise ModelFileError(f'{path}: no .onnx file in this folder; export with {tool("export")}')
@@ -150,7 +146,6 @@ def files_of_family(folder: str | Path, family: str) -> set[str]:
 
 
 def check_forms(files: Mapping[str, Path], metadata: Mapping[str, Metadata], family: str) -> None:
-    """Raise ModelFileError for files of another form or family, or of several exports."""
     for form, file_metadata in metadata.items():
         file_metadata.require(files[form], family, (form,))
     check_same_export({files[form]: file_metadata for form, file_metadata in metadata.items()})

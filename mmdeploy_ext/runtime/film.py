@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
-"""Suffixes of files that are not written; a folder of such a name would surprise."""
+"""Suffixes of unsupported files."""
 
 
 def is_video(out: Path) -> bool:

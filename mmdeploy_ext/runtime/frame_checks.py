@@ -123,7 +123,7 @@ def _copied(values: Any, name: str) -> np.ndarray:
 
 
 def _is_singular(matrix: np.ndarray) -> bool:
-    """Rows of pixels are long and the row of depth is short, so rows are normalised first."""
+    """Rows are normalised first: rows of pixels are long, the row of depth is short."""
     linear = matrix[:3, :3]
     lengths = np.linalg.norm(linear, axis=1)
     is_flat = (lengths < 1e-12).any() or abs(np.linalg.det(linear / lengths[:, None])) < 1e-6

@@ -26,14 +26,14 @@ class Frame:
         images: (N, 3, H, W) float32, normalised.
         lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the network input times depth.
         intrinsics: (N, 4, 4) float64 of the network input; unit matrices if unknown.
-        ego_pose: (4, 4) float64, LiDAR frame to global frame (upstream's misleading name).
+        ego_pose: (4, 4) float64, LiDAR frame to global frame.
         timestamp_s: absolute seconds.
         scene_token: a change means a new scene; None: unknown.
         name: for display and file names.
         image_files: path per camera to draw into, '' if missing; or ().
         ego_pose_inv: (4, 4) float64 inverse of the data set, or None.
-        can_bus: (18,) float64 record of motion, see `runtime.bev_motion`; None: derived from the pose.
-        camera_times_s: (N,) float64 absolute seconds per picture; None: all `timestamp_s`.
+        can_bus: (18,) float64 record of motion, see `runtime.bev_motion`; None: from the pose.
+        camera_times_s: (N,) float64 absolute seconds; None: all `timestamp_s`.
     """
 
     images: np.ndarray
@@ -94,11 +94,11 @@ class StreamState:
     """The memory after a frame.
 
     Attributes:
-        tensors: StreamPETR, in the LiDAR frame of that frame: `embedding` (1, n, C), `reference_point` (1, n,
-            3) m, `timestamp` (1, n, 1) age in s, `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32. Other
-            models have their own, some in the map or absolute seconds.
-        ego_pose: (4, 4) float64, LiDAR to global; None, or for PETR the unit matrix, if unused.
-        timestamp_s: absolute seconds; None, or for PETR 0, if unused.
+        tensors: StreamPETR, in the frame's LiDAR frame: `embedding` (1, n, C), `reference_point` (1, n, 3) m,
+            `timestamp` (1, n, 1) age in s, `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32. Other
+            models have other tensors.
+        ego_pose: (4, 4) float64, LiDAR to global; None (PETR: unit matrix) if unused.
+        timestamp_s: absolute seconds; None (PETR: 0) if unused.
         scene_token: '' if unknown.
     """
 
@@ -145,8 +145,8 @@ class Stepper(Protocol):
 def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
     """`img_aug_matrix` (N, 4, 4) for pixels multiplied by depth, float64.
 
-    The argument maps (u, v, depth, 1), the result (u depth, v depth, depth, 1). The third column of its first
-    two rows counts as 0.
+    The argument maps (u, v, depth, 1), the result (u depth, v depth, depth, 1); its first two rows' third
+    column counts as 0.
     """
     matrix = np.array(img_aug_matrix, np.float64)
     matrix[:, :2, 2] = matrix[:, :2, 3]
@@ -155,7 +155,6 @@ def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
 
 
 def check_matrix(calibration: Arrays, key: str, shape: tuple[int, ...], name: str) -> None:
-    """Check one matrix of a calibration."""
     if key not in calibration:
         raise DataError(f'{name}: the calibration has no {key}')
     matrix = calibration[key]

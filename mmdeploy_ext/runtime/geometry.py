@@ -27,8 +27,7 @@ def invert_pose(pose: np.ndarray) -> np.ndarray:
 def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Transform (4, 4) float64 from the last LiDAR frame to the current one; poses are LiDAR to global.
 
-    Positions are subtracted before the rotation, so float32 rotations lose nothing 700 km from the map's
-    origin.
+    Positions are subtracted first: float32 rotations lose nothing 700 km from the origin.
     """
     last_pose, pose = np.asarray(last_pose, np.float64), np.asarray(pose, np.float64)
     rotation = pose[:3, :3].T
@@ -59,7 +58,6 @@ def softmax(values: Any) -> Any:
 
 
 def sigmoid(logits: Any) -> Any:
-    """Sigmoid of an array or tensor in its dtype."""
     if hasattr(logits, 'sigmoid'):
         return logits.sigmoid()
     with np.errstate(over='ignore'):

@@ -92,7 +92,6 @@ class LidarOnnx(Runtime):
 
     @property
     def width(self) -> int:
-        """D, values per point."""
         return int(self.rule.in_channels)
 
     def detect(self, points: np.ndarray) -> Detections3D:

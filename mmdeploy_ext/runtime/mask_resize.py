@@ -1,7 +1,6 @@
 """Two bilinear resizes of masks and the cut between them, as one matrix per axis.
 
-`exporting/postprocess/mask_resize.py` is the graph's form. H4, W4 size of the network's masks, h, w of
-results.
+H4, W4 size of the network's masks, h, w of results.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Any) -> np.ndarr
     """Map (h, w) int32 by the query with the largest class score times mask sigmoid at each pixel.
 
     `logits` (Q, C + 1), last column no class; `values` (Q, h, w) mask logits. `facts`: `num_classes`,
-    `num_things` (things come first), `object_mask_thr` (scores must exceed it), `iou_thr` (least ratio of won
-    to mask pixels), `filter_low_score` (only pixels in the mask).
+    `num_things`, `object_mask_thr` (least score), `iou_thr` (least ratio of won to mask pixels),
+    `filter_low_score` (only pixels in the mask).
     """
     classes, chances = facts.num_classes, softmax(logits)
     scores, labels = chances.max(1), chances.argmax(1)

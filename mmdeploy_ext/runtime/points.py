@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WIDTHS = range(3, 8)
-"""Numbers of values per point."""
 MIN_VALUES = 1000
 LARGEST_VALUE = 1e5
 """Largest value: metres, 16-bit intensities, ages in seconds."""
@@ -29,7 +28,7 @@ UNLIKE = 3.0
 
 
 def read_points(path: str | Path, width: int) -> np.ndarray:
-    """Sweep (P, width) float32 of a file of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`)."""
+    """Sweep (P, width) float32 of a file of raw float32."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -98,7 +97,7 @@ def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
 
 
 def check_in_range(points: np.ndarray, point_cloud_range: Sequence[float], name: str = '') -> None:
-    """Raise DataError if no point (P, 3 or more) is in [low, high) x, y, z, metres of the LiDAR frame."""
+    """Raise DataError if no point (P, 3 or more) is in [low, high) x, y, z, metres."""
     low, high = np.float32(point_cloud_range[:3]), np.float32(point_cloud_range[3:])
     if not ((points[:, :3] >= low) & (points[:, :3] < high)).all(axis=1).any():
         title = f'{name}: points' if name else 'points'

@@ -1,7 +1,6 @@
 """Compiled loops of rotated boxes: mmcv's CPU kernels of IoU and NMS, operation by operation.
 
-All float32 in the kernel's order, since rounding decides about boxes with common edges; the graph's operators
-round alike, see `exporting/ops/rotated_iou.py`. Source: mmcv 1.7.2
+float32 in the kernel's order, since rounding decides about boxes with common edges. Source: mmcv 1.7.2
 `ops/csrc/common/box_iou_rotated_utils.hpp` and `ops/csrc/pytorch/cpu/nms_rotated.cpp`. n boxes (5,) x, y,
 width, height, angle in radians from x towards y.
 """
@@ -14,11 +13,11 @@ import numpy as np
 from mmdeploy_ext.core.compiled import njit
 
 POINTS = 24
-"""Most crossings and inner corners of a pair."""
 HALF, TWO, ZERO, UNIT = np.float32(0.5), np.float32(2), np.float32(0), np.float32(1)
 SAME_ANGLE, SAME_POINT, NO_AREA = 1e-6, 1e-8, 1e-14
-"""Cross product of equal directions, squared length of equal points, and area (or cross product of parallel
-edges) that count as none."""
+"""Limits that count as none: cross product of directions, squared length, and area (or cross product of
+edges).
+"""
 SLACK = 1e-3
 """Boxes are compared if their circles are within this share of the radii, and pixels."""
 
@@ -152,8 +151,7 @@ def _scan_hull(points, count):
 def convex_hulls(points, counts):
     """Graham's scan of each pair; returns the number (n,) int64 of hull points, left in `points`.
 
-    points (n, `POINTS`, 2) float32 are relative to the first, the lowest and leftmost; counts (n,) int64 of
-    them are used. Fewer than two points give 1.
+    points (n, `POINTS`, 2) float32, relative to the first, lowest and leftmost; counts (n,) int64 are used.
     """
     sizes = np.ones(len(points), np.int64)
     for i in range(len(points)):
@@ -165,10 +163,9 @@ def convex_hulls(points, counts):
 
 @njit(cache=True, nogil=True)
 def iou(box, other_box, corners, other_corners, points):
-    """IoU, float32, of two boxes (5,) float32, rounded as mmcv's kernel.
+    """IoU, float32, of two boxes (5,) float32, rounded as mmcv's kernel (0 to 3 for almost equal boxes).
 
-    Of almost equal boxes it may be 0, or up to 3. corners, other_corners (4, 2) and points (`POINTS`, 2)
-    float32 are overwritten.
+    corners, other_corners (4, 2) and points (`POINTS`, 2) float32 are overwritten.
     """
     area, other_area = box[2] * box[3], other_box[2] * other_box[3]
     if area < NO_AREA or other_area < NO_AREA:
@@ -191,7 +188,6 @@ def iou(box, other_box, corners, other_corners, points):
 
 @njit(cache=True, nogil=True)
 def ious(boxes, other_boxes):
-    """`iou` (n,) float32 of n pairs of boxes (n, 5) float32."""
     corners, other_corners = np.empty((4, 2), np.float32), np.empty((4, 2), np.float32)
     points, values = np.empty((POINTS, 2), np.float32), np.empty(len(boxes), np.float32)
     for i in range(len(boxes)):

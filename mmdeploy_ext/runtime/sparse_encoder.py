@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
 
 class _Session(OnnxRuntimeBackend):
-    """A session without a memory plan.
-
-    With unknown lengths the planner searches equal buffers in vain, for seconds, quadratic in the graph.
-    """
+    """A session without a memory plan, which takes seconds with unknown lengths, quadratic in the graph."""
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = super()._options()
@@ -57,10 +54,9 @@ class ScnOnnx(contextlib.ExitStack):
         threads: int = 0,
         **options: Any,
     ) -> None:
-        """Open a file of `portable.to_onnx`.
+        """Open a file of `portable.to_onnx`; OpenVINO needs a file of `pytorch2onnx.py`.
 
-        OpenVINO needs a file of `pytorch2onnx.py`. `threads` 0 takes all cores. `spinning` is off by default:
-        the next sweep's rulebook needs the cores.
+        `threads` 0 takes all cores. `spinning` is off: the next sweep's rulebook needs the cores.
         """
         super().__init__()
         if not threads:
@@ -92,7 +88,7 @@ class ScnOnnx(contextlib.ExitStack):
         `order`.
 
         Raises:
-            DataError: malformed input, or no point in range (a broken sensor).
+            DataError: malformed input, or no point in range.
             InferenceError: the engine failed.
         """
         if (points is None) == (voxels is None):
@@ -119,7 +115,6 @@ class ScnOnnx(contextlib.ExitStack):
         return dense
 
     def feeds(self, features: np.ndarray, coordinates: np.ndarray) -> dict[str, np.ndarray]:
-        """All inputs of the graph for voxels."""
         rulebook = build(self.plan, coordinates, self.threads)
         features = checked_features(features, len(rulebook.levels[0]), self.in_channels)
         return {VOXELS: features, **table_feeds(self.plan, rulebook, self.form, self.threads)}

@@ -171,7 +171,6 @@ class StreamRuntime(Runtime):
         return StepResult(results, self.boxes_of(results), self.was_reset)
 
     def checked(self, frame: Frame) -> Frame:
-        """Frame with checked copies of images and `reads`."""
         images = frame_checks.check_prepared(frame.images, self.image_shape)
         values = frame_checks.check_fields(frame, self.reads, self.num_cameras)
         return dataclasses.replace(frame, images=images, **values)
@@ -259,7 +258,6 @@ class StreamRuntime(Runtime):
 def checked_tensors(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Copies of memory tensors."""
     copies = {}
     for name, shape in shapes.items():
         if name not in tensors:
@@ -279,7 +277,6 @@ def checked_tensors(
 
 
 def scene_of(token: str | None, last: StreamState | None) -> str:
-    """Scene of a frame: `token`, else the last scene, else ''."""
     if token is None:
         return '' if last is None else last.scene_token
     return token

@@ -32,8 +32,6 @@ class Sweeps:
         source: file or folder of .bin (float32), .npy (P, load_dim) or .npz (`runtime.voxel_files`), or
             infos.
         voxelise: points (P, D) float32 -> (features, coordinates).
-        rule: rule of the files.
-        root: folder of the data set, or None.
         limit: number of sweeps, spread evenly; 0: all.
         order: axes of the graph's coordinates.
     """
@@ -65,7 +63,6 @@ class Sweeps:
         return item.name if isinstance(item, Path) else Path(_lidar_path(item, self.source)).name
 
     def points(self, item: Path | Mapping[str, Any]) -> np.ndarray:
-        """Points (P, D) float32 of a file or info."""
         if isinstance(item, Path):
             return np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)])
         return self._merged_points(item)
@@ -108,7 +105,6 @@ class Sweeps:
 
 
 def sweep_items(source: str | Path) -> list[Any]:
-    """A source's items: the file itself, a folder's `ENDINGS` files by name, or infos."""
     source = Path(source)
     if source.is_file() and source.suffix not in INFOS:
         return [source]

@@ -22,10 +22,10 @@ EXPECTED = (
 
 
 def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, C) float32 and coordinates (N, 4) int32, sample and axes, of one sweep.
+    """Features (N, C) float32 and coordinates (N, 4) int32, sample and axes, of one sweep, unchecked.
 
-    Names: `features` (`_f16`, `_f32`); `coordinates`, `coors` or `coords` in the order of the model, or with
-    `_bxyz` or `_bzyx` in that order (`coords_bxyz_i16`). Finiteness and a single sample are not checked.
+    Names: `features` (`_f16`, `_f32`); `coordinates`, `coors` or `coords` in the model's order, or in the
+    order of `_bxyz` or `_bzyx` (`coords_bxyz_i16`).
     """
     try:
         with np.load(path, allow_pickle=False) as stored:

@@ -1,7 +1,6 @@
-"""Seeded weights of BEVDet that depend on names and shapes alone.
+"""Seeded weights of BEVDet by names and shapes alone.
 
-Source of the rule: FILL.md beside the reference data of BEVDet, the outputs of the published code with these
-weights; `tests/support/bevdet_golden.py` reads the data.
+Source of the rule: FILL.md beside the reference data of BEVDet; `tests/support/bevdet_golden.py` reads it.
 """
 
 import math
@@ -16,7 +15,7 @@ from torch import nn
 from mmdeploy_ext.seeded import by_name
 
 OF_CAMERA = 'img_view_transformer.depth_net.bn'
-"""Normalisation of the camera vectors; its statistics are those of cameras."""
+"""Normalisation of the camera vectors."""
 CAMERA_MEAN = (
     1260, 1260, 810, 480, 0.44, 0, 0, 0, 0.44, -140, 1, 0, 0, 1, 1, *[0] * 11, 1.5,
 )  # fmt: skip
@@ -25,10 +24,9 @@ CAMERA_STD = (
     0.6, 0.2,
 )  # fmt: skip
 BASIC_BLOCKS, MORE_OBJECTS = 0.35, 2.5
-"""Of small models with basic blocks, which the reference data lacks: gain of their second convolution, and a
-number that is added to the bias of the heatmap."""
+"""For small models with basic blocks: gain of their second convolution, and a shift of the heatmap's bias."""
 DEPTH_OF_BEVDET, FEATURES_OF_BEVDET = 1.6, 3.0
-"""Gains of BEVDet's one convolution to depth logits and features."""
+"""Gains of BEVDet's convolution to depth logits and features."""
 GAINS = {
     r'^img_backbone\..*conv3\.weight': 0.25,
     r'downsample\.(0\.)?weight': 1.0,
@@ -38,25 +36,20 @@ GAINS = {
     r'context_conv\.weight': 6.0,
     r'': math.sqrt(2),
 }
-"""Pattern of a key -> gain of its kernel; the first match counts."""
+"""Pattern of a key -> gain of its kernel; the first match wins."""
 OUT_BIAS = dict(reg=[0.5, 0.5], height=[-1.0], dim=[1.4, 0.6, 0.5], rot=[0.0] * 2, vel=[0.0] * 2)
 OUT = {
     False: (dict(reg=1.0, height=3.0, dim=1.2, rot=6.0, vel=8.0, heatmap=5.2), -6.3),
     True: (dict(reg=0.8, height=2.0, dim=0.8, rot=6.0, vel=5.0, heatmap=3.2), -5.9),
 }
-"""Whether the model has a depth network -> gains of the head's outputs, and bias of the heatmap."""
+"""Whether the model has a depth network -> gains of the head's outputs, bias of the heatmap."""
 SMALLER_BOXES = 0.4
-"""Factor of the kernel of the logarithms of sizes in `fill`."""
+"""Factor of the kernel of log sizes in `fill`."""
 OUTPUT = re.compile(r'task_heads\.\d+\.(\w+)\.1\.(weight|bias)$')
 
 
 def bevdet_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> dict[str, torch.Tensor]:
-    """Return key -> seeded tensor: float32, but the counters int64.
-
-    Args:
-        shapes: key of a state dict -> shape.
-        prefix: text before each key in the seed of its generator.
-    """
+    """Return key -> seeded tensor, float32 (counters int64); `prefix` goes before each key in the seed."""
     norms = by_name.norms_of(shapes)
     gains, bias = OUT[f'{OF_CAMERA}.weight' in shapes]
     is_basic = not any(key.startswith('img_backbone.') and '.conv3.' in key for key in shapes)
@@ -86,10 +79,7 @@ def bevdet_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> dic
 
 
 def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
-    """Load the seeded weights into a BEVDet and return it; boxes are smaller than in the reference data.
-
-    There some are 100 m long, so that the last bit of a size moves a corner by more than the bar of a proof.
-    """
+    """Load the seeded weights, with smaller boxes than the reference data's 100 m, which amplify rounding."""
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     weights = bevdet_weights(shapes, f'{seed}:' if seed else '')
     for key, tensor in weights.items():

@@ -1,7 +1,7 @@
-"""Seeded weights of BEVFormer that depend on names and shapes alone.
+"""Seeded weights of BEVFormer by names and shapes alone.
 
-Source of the rule: FILL.md beside the reference data of BEVFormer, the outputs of the published code with
-these weights; `tests/support/bevformer_golden.py` reads the data.
+Source of the rule: FILL.md beside the reference data of BEVFormer; `tests/support/bevformer_golden.py` reads
+it.
 """
 
 import math
@@ -23,7 +23,7 @@ SCALED = (
     (r'sampling_offsets\.bias', 2.0),
     (r'attention_weights\.bias', 0.5),
 )
-"""Pattern of a key -> factor of its standard normal numbers; no other rule holds for these keys."""
+"""Pattern of a key -> factor of its standard normal numbers, the key's only rule."""
 GAINS = {
     r'conv_offset\.weight': 1.2,
     r'^img_backbone\.layer[1-4]\..*conv3\.weight': 0.25,
@@ -38,24 +38,19 @@ GAINS = {
     r'cls_branches\.\d+\.6': 1.5,
     r'': 1.0,
 }
-"""Pattern of a key -> gain of its kernel; the first pattern that is found in the key counts."""
+"""Pattern of a key -> gain of its kernel; the first match wins."""
 UNDIVIDED_STEM = math.sqrt(2) / 57
 """Gain of the first kernel of backbones with deformable convolutions."""
 DECODER_VALUES = re.compile(r'decoder\.layers\.\d+\.attentions\.1\.value_proj\.weight')
 """Kernels by which the decoder reads the bird's-eye view."""
 LARGEST_UNSCALED_VIEW = 50
-"""Cells along the longer side of the bird's-eye view above which `for_view` scales the decoder."""
+"""Cells along the longer side of the view above which `for_view` scales the decoder."""
 LOGITS_BIAS = re.compile(r'pts_bbox_head\.cls_branches\.\d+\.6\.bias')
 """Biases of the logits of all decoder layers."""
 
 
 def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
-    """Return the values of a kernel (out, in, ...) float64, with rows as `GAINS` and `centred` describe.
-
-    Args:
-        key: key of the kernel in the state dict.
-        numbers: (out, in, ...) standard normal numbers.
-    """
+    """Return a kernel (out, in, ...) float64 of as many normal numbers, see `GAINS` and `centred`."""
     gain = by_name.first_match(GAINS, key)
     if key.endswith('in_proj_weight'):
         gain = np.where(np.arange(len(numbers)) < 512, 0.7, 1.5)[:, None]
@@ -65,14 +60,7 @@ def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
 
 
 def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Container[str]) -> np.ndarray:
-    """Return the values of a key, but for the counters `num_batches_tracked`, in float64.
-
-    Args:
-        key: key of the state dict.
-        shape: shape of its tensor.
-        prefix: text before the key in the seed of its generator.
-        norms: names of the normalisation layers, which are their keys without '.weight', see `norms_of`.
-    """
+    """Return the float64 values of a key other than a counter; `norms` are `norms_of`."""
     if key.endswith('code_weights'):
         return np.array([1.0] * 8 + [0.2] * 2)
     numbers = by_name.name_rng(prefix + key).standard_normal(shape)
@@ -86,12 +74,9 @@ def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Container[st
 
 
 def bevformer_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> dict[str, torch.Tensor]:
-    """Return key -> seeded tensor, the keys of `shapes` in their order: float32, but the counters int64.
+    """Return key -> seeded tensor, float32 (counters int64).
 
-    Args:
-        shapes: key of a state dict, buffers included -> shape.
-        prefix: text before each key in the seed of its generator: another prefix gives other weights. The
-            reference data has '', and 'heldout:' for a second set.
+    `prefix` goes before each key in the seed; the reference data has '' and 'heldout:'.
     """
     norms = by_name.norms_of(shapes)
     weights = by_name.state_dict_by_name(shapes, lambda key, shape: values_of(key, shape, prefix, norms))
@@ -102,21 +87,15 @@ def bevformer_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> 
 
 
 def for_view(weights: Mapping[str, torch.Tensor], side: int) -> dict[str, torch.Tensor]:
-    """Return weights; the finer the bird's-eye view, the more weakly the decoder reads it.
+    """Scale weights: the finer the view (`side` cells), the more weakly the decoder reads it.
 
-    At 150 cells the logits of PyTorch's own decoder were 5.4e-4 apart in float32 and float64, with this
-    factor 3.8e-5.
-
-    Args:
-        weights: key of the state dict -> tensor.
-        side: cells along the longer side of the bird's-eye view.
+    At 150 cells PyTorch's logits in float32 and float64 were 5.4e-4 apart; with this factor 3.8e-5.
     """
     factor = min(1.0, LARGEST_UNSCALED_VIEW / side)
     return {key: tensor * factor if DECODER_VALUES.search(key) else tensor for key, tensor in weights.items()}
 
 
 def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
-    """Load the seeded weights into a BEVFormer and return it."""
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     weights = bevformer_weights(shapes, f'{seed}:' if seed else '')
     head = model.pts_bbox_head

@@ -1,6 +1,6 @@
-"""Seeded weights that depend on names and shapes alone, so that they are the same on every machine.
+"""Seeded weights by names and shapes alone, equal on every machine.
 
-Source of the rules: FILL.md of the goldens in shared/golden, which were made with these weights.
+Source of the rules: FILL.md of the goldens in shared/golden.
 """
 
 import functools
@@ -17,25 +17,21 @@ from torch import nn
 from mmdeploy_ext.weights.convert.solo_names import original_name
 
 COUNTER = 'num_batches_tracked'
-"""Entry of a batch normalisation that is no weight."""
 Shapes = Mapping[str, Sequence[int]]
 """Key of a state dict -> shape of its tensor."""
 ROOT2 = math.sqrt(2)
-"""Gain of a layer behind a ReLU, which keeps the deviation."""
+"""Gain of a layer behind a ReLU that keeps the deviation."""
 
 
 def name_rng(name: str) -> np.random.Generator:
-    """Return a new random generator; its numbers depend on the name alone."""
+    """Return a random generator seeded by the name."""
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
 def state_dict_by_name(
     shapes: Shapes, rule: Callable[[str, tuple[int, ...]], np.ndarray]
 ) -> dict[str, torch.Tensor]:
-    """Return a float32 state dict with values that a rule computes from names and shapes.
-
-    Counters are 0, int64.
-    """
+    """Return a float32 state dict by a rule of names and shapes; counters are 0, int64."""
     state_dict = {}
     for key, shape in shapes.items():
         if key.endswith(COUNTER):
@@ -47,29 +43,26 @@ def state_dict_by_name(
 
 
 def centred(normal: np.ndarray, gain: float | np.ndarray, axes: tuple[int, ...] | None = None) -> np.ndarray:
-    """Return a kernel made of normal numbers: centred rows, times a gain over the root of their length.
+    """Return a kernel of normal numbers (rows, ...): centred rows, times a gain over the root of length.
 
-    Args:
-        normal: (rows, ...) standard normal numbers.
-        gain: of all rows, or an array that broadcasts to `normal`.
-        axes: axes over which a mean becomes 0; None: all but the first, which counts the rows.
+    `gain` may broadcast to `normal`; `axes` are centred, by default all but the first.
     """
     rows = normal - normal.mean(axis=axes or tuple(range(1, normal.ndim)), keepdims=True)
     return rows * gain / math.sqrt(math.prod(normal.shape[1:]))
 
 
 def projection_gain(rows: int, query_key_gain: float, value_gain: float) -> np.ndarray:
-    """Return the gain (rows, 1) of a projection: of queries and keys, its first two thirds, and of values."""
+    """Return the gain (rows, 1) of a projection: two thirds queries and keys, then values."""
     return np.where(np.arange(rows) < rows * 2 // 3, query_key_gain, value_gain)[:, None]
 
 
 def first_match(rules: Mapping[str, Any], key: str) -> Any:
-    """Return the value of the first pattern, a regular expression, that is found anywhere in a key."""
+    """Return the value of the first pattern found in a key."""
     return next(value for pattern, value in rules.items() if re.search(pattern, key))
 
 
 def norms_of(shapes: Shapes) -> set[str]:
-    """Return the names of normalisations, without '.weight': modules with a weight vector."""
+    """Return the names of modules with a weight vector."""
     return {
         key.removesuffix('.weight')
         for key, shape in shapes.items()
@@ -78,7 +71,7 @@ def norms_of(shapes: Shapes) -> set[str]:
 
 
 def vector_of(key: str, normal: np.ndarray, norms: Container[str]) -> np.ndarray:
-    """Return the values of a bias, or of a vector of a normalisation, from as many normal numbers."""
+    """Return the values of a bias or a normalisation's vector, from as many normal numbers."""
     if key.endswith('running_var'):
         return 1 + 0.1 * np.abs(normal)
     if key.endswith('running_mean'):
@@ -95,10 +88,8 @@ def vector_of(key: str, normal: np.ndarray, norms: Container[str]) -> np.ndarray
 def sparse_weights(shapes: Shapes, prefix: str = '') -> dict[str, np.ndarray]:
     """Return the state dict of a sparse backbone: float32, counters int64.
 
-    Args:
-        shapes: shapes of its tensors, kernels in spconv 1.x layout (k0, k1, k2, I, O).
-        prefix: what precedes every key when its numbers are drawn, e.g. 'encoders.lidar.backbone.'; the keys
-            of the result have none.
+    `shapes` has kernels in spconv 1.x layout (k0, k1, k2, I, O); `prefix` goes before each key in the seed,
+    e.g. 'encoders.lidar.backbone.'.
     """
 
     def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -113,7 +104,7 @@ def sparse_weights(shapes: Shapes, prefix: str = '') -> dict[str, np.ndarray]:
 
 
 def fill_sparse_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarray]:
-    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place; return its weights."""
+    """Fill a module on spconv 2 (kernels (O, k0, k1, k2, I)) in place; return its weights."""
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     spconv1_shapes = {
         key: (*shape[1:], shape[0]) if len(shape) == 5 else shape for key, shape in shapes.items()
@@ -150,11 +141,10 @@ RTDETR_GAINS = {
     r'': 1.0,
 }
 RTDETR_BASIC_BLOCK = r'^backbone\.res_layers\..*\.branch2b\.conv\.weight$'
-"""Keys of the last convolution of a block, if blocks have two."""
+"""Last convolutions of blocks of two."""
 
 
 def rtdetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the `state_dict_by_name` of an RT-DETR with names of the original repository, as in `shapes`."""
     bottlenecks = any('.branch2c.' in key for key in shapes)
 
     def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -215,11 +205,10 @@ STREAMPETR_GAINS = {
     r'\.(gamma|beta)\.weight$': 0.3,
     r'': 1.0,
 }
-"""Pattern of keys -> gain; the first match counts."""
+"""Pattern of keys -> gain; the first match wins."""
 
 
 def streampetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the `state_dict_by_name` of a StreamPETR with the names of `shapes`."""
     return state_dict_by_name(shapes, functools.partial(_streampetr_values, norms_of(shapes)))
 
 
@@ -249,7 +238,7 @@ def _streampetr_values(norms: Container[str], key: str, shape: tuple[int, ...]) 
 # ---------------------------------------------------------------- SOLO
 
 SOLO_CLASS_BIAS = -4.6
-"""Bias of class logits: 1000 to 3000 of 309 760 scores pass the threshold, so that every cut is exercised."""
+"""Bias of class logits: 1000 to 3000 of 309 760 scores pass the threshold."""
 # factors of weights: on the two coordinates that are inputs of a layer, of the neck's lateral convolutions,
 # and of the last normalisation of a residual block
 SOLO_COORDINATE_GAIN = 8.0
@@ -258,7 +247,6 @@ SOLO_RESIDUAL_GAIN = 0.25
 
 
 def solo_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
-    """Return the `state_dict_by_name` of a SOLO with the names of `shapes`."""
     decoupled = any('conv_mask_list_x.' in key for key in shapes)
     originals = {key: original_name(key, decoupled) for key in shapes}
     bottlenecks = {name.rpartition('.bn3.')[0] for name in originals.values() if '.bn3.' in name}
@@ -287,7 +275,7 @@ def _solo_values(bottlenecks: Container[str], name: str, shape: tuple[int, ...])
 
 
 def solo_image(height: int, width: int) -> torch.Tensor:
-    """Return a normalised input (1, 3, H, W) float32 of SOLO, H x W pixels: coarse blocks and noise."""
+    """Return SOLO's normalised input (1, 3, H, W) float32: coarse blocks and noise."""
     rng = name_rng('img')
     noise = rng.standard_normal((1, 3, height, width))
     blocks = rng.standard_normal((1, 3, math.ceil(height / 64), math.ceil(width / 64)))

@@ -1,4 +1,4 @@
-"""The seeded rule of one-stage detectors: targets of the outputs of their last layers.
+"""The seeded rule of one-stage detectors: targets of the last layers' outputs.
 
 Glossary: B pictures, C channels, H, W rows and columns of a map.
 """
@@ -28,18 +28,15 @@ class NetworkCalibration(NamedTuple):
     """The pictures on which a network is calibrated, and the scales of its layers.
 
     Attributes:
-        pictures: number of noise pictures. With only two, statistics of deep layers of a YOLOX are off by
-            half on other pictures.
-        scenes: number of scenes of the generated data set; without them a YOLOX finds nothing in
-            `demo/toy.jpg`.
-        exposures: whether a dark and a bright scene are added. In networks whose outputs grow with the light
-            (no normalisation of the picture, SiLU) their scores would be exactly 1, which gives no order.
-        residual: scale of the last normalisation of residual blocks, see `fill_network`. With 1.0 the network
-            amplifies rounding: PyTorch's own float32 is up to 4e-5 of scale off float64 on R50 at 608x608,
-            and two engines' errors add up to the bar of 1e-4; with 0.25 it is 5e-6 there and 2e-5 on R101.
-        shift: mean of the normalised values of the neck and of inverted residual blocks; with 0 their norms
-            stay. Around 0 every ReLU of NAS-FPN's 7 stages bends: float32 is 9.2e-5 of scale off float64.
-        size: height and width of the pictures, pixels.
+        pictures: number of noise pictures; with two, deep statistics of a YOLOX are off by half.
+        scenes: number of generated scenes; without them a YOLOX finds nothing in `demo/toy.jpg`.
+        exposures: add a dark and a bright scene, for networks with outputs that grow with the light (scores
+            of 1).
+        residual: scale of the last normalisation of residual blocks, see `fill_network`. With 1.0 PyTorch's
+            float32 is up to 4e-5 of scale off float64 on R50 at 608x608; with 0.25 5e-6, and 2e-5 on R101.
+        shift: mean of the normalised values of the neck and of inverted residual blocks; 0 leaves their
+            norms. Around 0, NAS-FPN's ReLUs put float32 9.2e-5 of scale off float64.
+        size: height and width, pixels.
     """
 
     pictures: int = 2
@@ -51,32 +48,30 @@ class NetworkCalibration(NamedTuple):
 
 
 ATSS_CALIBRATION = NetworkCalibration(scenes=0, residual=0.25, shift=0.0)
-"""The calibration of ATSS, which is older than that of the others and keeps its weights."""
+"""An older calibration that keeps ATSS's weights."""
 SIZES = {'FPG': (384, 512), 'NASFPN': (512, 640), 'SSDNeck': (768, 896)}
 """Neck -> size of the pictures."""
 
 EXPOSED_BACKBONES = ('CSPDarknet', 'CSPNeXt', 'EfficientNet', 'HourglassNet')
-"""Backbones whose outputs grow with the light of a picture; see `NetworkCalibration.exposures`."""
 
 ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_centerness=Target(0.5, 1.0))
-"""ATSSHead keeps the first version of the rule, which does not centre channels: published figures rest on it.
-"""
+"""The first version of the rule, without centred channels; published figures rest on it."""
 
 CLASS_TARGET = Target(-4.6, 1.3)
 """Mean and deviation of class logits."""
 DELTA_TARGET = Target(0.0, 0.4)
-"""The same of deltas of boxes."""
+"""Mean and deviation of box deltas."""
 BACKGROUND = 1.5
-"""Logarithm of the weight of the background over that of all classes together."""
+"""Logarithm of the background's weight over all classes."""
 
 COEFFICIENT_DEVIATION = 0.5
-"""Deviation before tanh; with 32 prototypes of deviation 1, mask logits have a deviation of about 1.5."""
+"""Deviation before tanh; mask logits of 32 prototypes get about 1.5."""
 MAX_LOGIT = 6.0
 """Largest class logit."""
 
 
 def calibration_of(model: nn.Module) -> NetworkCalibration:
-    """Return the calibration of a detector, which follows from the classes of its head, backbone and neck."""
+    """Return a detector's calibration, by the classes of head, backbone and neck."""
     if _is_atss(getattr(model, 'bbox_head', None)):
         return ATSS_CALIBRATION
     types = [type(part).__name__ for part in model.modules()]
@@ -95,15 +90,12 @@ def scale_outputs(
     exposed_features: Callable[[], Sequence[torch.Tensor]] | None = None,
     run: Callable[[], Any] | None = None,
 ) -> None:
-    """Rescale the last layers of a head in place so that their outputs have their targets.
+    """Rescale the last layers of a head, in place, to the targets of their outputs.
 
-    Args:
-        head: head of a one-stage detector, or of proposals.
-        features: features of each level, (B, C, H, W).
-        exposed_features: returns those of dark and bright pictures, on which class logits are bounded by
-            `MAX_LOGIT`; without them, of ATSSHead, of mixed layers and beside a background logits are not
-            bounded.
-        run: runs the head; by default it is called on the features.
+    - `features`: of each level, (B, C, H, W).
+    - `exposed_features`: returns features of dark and bright pictures, which bound class logits by
+      `MAX_LOGIT`; not for ATSSHead, mixed layers and logits beside a background.
+    - `run`: runs the head; default: calls it on the features.
     """
     run = run or (lambda: head(for_head(head, features)))
     if _is_atss(head):
@@ -140,13 +132,12 @@ def _last_layers(head: nn.Module) -> list[tuple[str, str]]:
 
 
 def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Return the features (B, C, H, W) of each level for one call of a head."""
     masked = any(type(module).__name__ == 'MaskedConv2d' for module in head.modules())
     return [level[:1] for level in features] if masked else features
 
 
 def bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers, largest: float = MAX_LOGIT) -> None:
-    """Reduce the deviation of a layer's outputs, `logits` (C, n), until none is over `largest`."""
+    """Reduce a layer's deviation until none of its outputs `logits` (C, n) exceeds `largest`."""
     share = ((largest - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
     if share < 1:
         layer.weight.mul_(share)
@@ -154,9 +145,9 @@ def bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers, largest:
 
 
 def scale_prototypes(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
-    """Rescale the last layers of mask prototypes and coefficients in place, if a detector has them.
+    """Rescale the last layers of mask prototypes and coefficients, if any, in place.
 
-    `features` are those of each level, (B, C, H, W).
+    `features`: of each level, (B, C, H, W).
     """
     protonet = getattr(getattr(model, 'mask_head', None), 'protonet', None)
     if protonet is None:
@@ -172,21 +163,19 @@ CORNER_TARGETS = dict(
 )
 """Last layers of the branches of a corner -> targets."""
 CORNER_CLASS_DEVIATION = 2.0
-"""Deviation of the mean logits of classes: the best corners belong to a few of them, so that many form pairs.
-"""
+"""Deviation of the classes' mean logits: corners of few classes form many pairs."""
 FAVOURED_CLASSES, FAVOURED_LOGIT = 3, 4.0
-"""Number of classes of the best corners of CentripetalNet, and their mean logit above that of others."""
+"""Classes of the best corners of CentripetalNet, and their advantage in mean logit."""
 
 
 def is_cornered(model: nn.Module) -> bool:
-    """Return whether boxes of a detector are pairs of corners: its head has a layer `tl_heat`."""
     return hasattr(getattr(model, 'bbox_head', None), 'tl_heat')
 
 
 def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
-    """Rescale the last layers of a detector of corners (`is_cornered`) in place.
+    """Rescale the last layers of a detector of corners (`is_cornered`), in place.
 
-    `features` are those of each hourglass stage, (B, C, H, W).
+    `features`: of each hourglass stage, (B, C, H, W).
     """
     head = model.bbox_head
     layers = {
@@ -210,7 +199,7 @@ def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
 
 
 def build_student(cfg: Any) -> nn.Module:
-    """Return the detector of a config in evaluation mode, without weights and without a teacher."""
+    """Return the detector of a config in evaluation mode, without a teacher."""
     from mmdet.models import build_detector
 
     from mmdeploy_ext.families.parts.detector_parts import without_teacher
@@ -221,17 +210,17 @@ def build_student(cfg: Any) -> nn.Module:
 
 
 def is_supported(head: nn.Module) -> bool:
-    """Return whether a stage of a head has a convolution for class scores that its kind names."""
+    """Whether a stage of a head has a convolution for class scores."""
     return any(role in ('class', 'mixed') for stage in stages_of(head) for role, _ in _last_layers(stage))
 
 
 def stages_of(head: nn.Module) -> Sequence[nn.Module]:
-    """Return the stages of a head that has some (Cascade RPN), or the head alone."""
+    """Return the stages of a head (Cascade RPN), or the head alone."""
     return getattr(head, 'stages', [head])
 
 
 def check_supported(model: nn.Module, filename: str) -> None:
-    """Raise ConfigError, which names config file, head and layers, for a head that is not supported."""
+    """Raise ConfigError for an unsupported head."""
     head = getattr(model, 'bbox_head', None) or getattr(model, 'rpn_head', None)
     if head is None and getattr(model, 'roi_head', None) is not None:
         return  # `regions.py` has the names of its layers

@@ -9,7 +9,7 @@ from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
 
 
 def weights_of_repository(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return name -> weight of a model for the classes of its repository, which may be on another spconv."""
+    """Return name -> weight for a repository's classes, perhaps of another spconv."""
     weights = model.state_dict()
     shapes = model.fork.process.call('weight_shapes', {})
     encoder = model.encoders['lidar'].encoder if 'lidar' in model.sensors else torch.nn.Module()

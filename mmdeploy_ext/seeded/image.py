@@ -28,7 +28,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser: --size, --img-shape, --ori-shape, --out, and --debug."""
     size = dict(type=int, nargs=2, metavar=('H', 'W'))
     parser.add_argument('--size', **size, required=True, help='of the network input, multiples of 32')
     parser.add_argument('--img-shape', **size, help='of the content before padding (default: --size)')

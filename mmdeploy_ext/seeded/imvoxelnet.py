@@ -1,4 +1,4 @@
-"""Seeded weights of ImVoxelNet: its network on pictures, then its head as those of LiDAR detectors."""
+"""Seeded weights of ImVoxelNet: its network on pictures, then its head by the LiDAR rule."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from mmdeploy_ext.seeded.weights import normalised_photograph, seeded_scene
 from mmdeploy_ext.synthetic.picture_cameras import lidar_camera
 
 PICTURES, SIZE = 2, (192, 640)
-"""Number of pictures that a network is calibrated on, and their height and width."""
+"""Number of calibration pictures, and their height and width."""
 RESIDUAL = 0.25
 """Scale of the last normalisation of residual blocks, see `dense.NetworkCalibration`."""
 
 
 def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
-    """Give a newly built detector random weights of a seed, in place, and return it in evaluation mode."""
+    """Fill a new detector with seeded weights, in place, and return it in evaluation mode."""
     deviation, offset = normalised_photograph(cfg)
     model.eval()
     with torch.no_grad():

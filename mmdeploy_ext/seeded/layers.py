@@ -8,31 +8,27 @@ import torch
 from torch import nn
 
 OFFSET_LAYERS = 'conv_offset', 'offset_s', 'offset_l', 'offset_fc.4', 'offset_mask'
-"""Ends of the names of layers that give offsets: of deformable convolutions, of those of DetectoRS, of
-deformable pooling, whose offsets are tenths of a region, and of DCNv4, with the weights of its samples."""
+"""Ends of names of layers for offsets: deformable convolutions, DetectoRS, deformable pooling (tenths of a
+region), and DCNv4 (with the weights of its samples).
+"""
 OFFSET_SCALE = 0.1
-"""Offsets of deformable convolutions of about an eighth of a pixel."""
+"""Offsets of about an eighth of a pixel."""
 
 ATROUS_DIFFERENCE = 0.3
-"""Deviation of what DetectoRS adds to the weights, whose deviation is 1, of its wider convolutions."""
+"""Deviation of DetectoRS's addition to the weights (deviation 1) of wider convolutions."""
 
 MIN_SPREAD = 0.3
-"""Smallest spread of a channel that is scaled up, relative to the mean of all: less is mostly rounding."""
+"""Smallest spread of a channel to scale up, relative to the mean of all; less is rounding."""
 
 GATE_SCALE = 0.1
-"""Scale of the layers that turn a map's mean into gates of its channels, and of the context of GCNet and SAC.
-"""
+"""Scale of layers that gate channels by a map's mean, and of the context of GCNet and SAC."""
 
 
 def fill_network(model: nn.Module, seed: int, residual: float) -> None:
-    """Draw the weights of a network in place.
+    """Draw the weights of a network of mmcv and mmdet layers, in place.
 
-    Args:
-        model: the network, of layers of mmcv and mmdet.
-        seed: seed of the weights.
-        residual: weight of the last normalisation of the residual blocks of mmdet's ResNet and Darknet, of
-            classes derived from theirs, and of inverted residual blocks with a shortcut. Blocks of other
-            classes, such as RTMDet's or DLA's, keep theirs.
+    `residual`: weight of the last normalisation of residual blocks of ResNet, Darknet and derived classes,
+    and of inverted residual blocks with a shortcut.
     """
     generator = torch.Generator().manual_seed(seed)
     _draw_weights(model, generator)
@@ -111,20 +107,13 @@ def _residual_norms(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def norms_of(model: nn.Module) -> list[nn.Module]:
-    """Return the batch normalisations of a network, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
-    """Set running statistics by the inputs of a run, the mean over all calls of a layer.
+    """Set running statistics to the mean over a layer's calls in `run`; return the result of `run`.
 
-    Args:
-        norms: batch normalisations in evaluation mode; what they are given has more than one value per
-            channel. Those that the run does not call stay unchanged.
-        run: runs the network.
-
-    Returns:
-        What `run` returned.
+    `norms` are in evaluation mode, with several values per channel; unused ones stay.
     """
     calls: dict[nn.Module, int] = {}
 
@@ -141,19 +130,17 @@ def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
 
 
 class Target(NamedTuple):
-    """Mean and standard deviation of the outputs of a layer."""
-
     mean: float
     deviation: float
 
 
 def outputs_of(layer: nn.Module, run: Callable[[], Any]) -> torch.Tensor:
-    """Return the outputs of a layer during a run, all calls together, (channels, all positions)."""
+    """Return the outputs of a layer during a run, (channels, all positions of all calls)."""
     return torch.cat(*outputs_of_all([layer], run), 1)
 
 
 def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[list[torch.Tensor]]:
-    """Return, for each of several layers, its outputs in each call of one run, (channels, all positions)."""
+    """Return each layer's outputs per call of one run, (channels, all positions)."""
     outputs: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def hook(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -167,17 +154,14 @@ def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[
 
 
 Numbers = float | torch.Tensor
-"""One number for all channels, or (C,) numbers, one for each of C channels."""
+"""One number, or (C,) numbers."""
 
 
 def rescale(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: Numbers) -> None:
-    """Change weight and bias in place so that every channel of the outputs gets this mean and deviation.
+    """Change weight and bias in place so that every channel gets this mean and deviation.
 
-    Args:
-        layer: convolution or linear layer with a bias; a transposed one has a group for each channel.
-        outputs: (C, n), those of `outputs_of`.
-        mean: mean that a channel shall have.
-        deviation: standard deviation that it shall have.
+    - `layer`: convolution or linear layer with a bias; a transposed one has a group per channel.
+    - `outputs`: (C, n), see `outputs_of`.
     """
     centre = outputs.mean(1)
     spread = (outputs - centre[:, None]).square().mean(1).sqrt()
@@ -192,6 +176,6 @@ def rescale(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: N
 
 
 def targets_of(targets: Sequence[Target]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return means and deviations, (C,) float32 each, of the targets of C channels."""
+    """Return means and deviations (C,) float32 of C targets."""
     mean, deviation = torch.tensor(targets).unbind(1)
     return mean, deviation

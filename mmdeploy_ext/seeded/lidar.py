@@ -1,4 +1,4 @@
-"""The seeded rules of LiDAR detectors and BEVFusion: empty cells score low, cells with points differ.
+"""Seeded rules of LiDAR detectors and BEVFusion: empty cells score low.
 
 Glossary: B sweeps, P points of D values, C channels, H, W rows and columns of a bird's-eye map.
 """
@@ -33,17 +33,15 @@ SWEEPS = 3
 RESIDUAL = 0.1
 """Scale of the last normalisation of residual blocks; see `dense.NetworkCalibration`."""
 EMPTY_LOGIT, BEST_LOGIT = -5.0, 0.0
-"""Highest logit of an empty map, and the logit that `BEST_ANCHORS` of each sweep exceed, in all channels
-together."""
+"""Highest logit of an empty map, and the logit that `BEST_ANCHORS` of each sweep exceed."""
 MAX_LOGITS = 3.0, 4.0
-"""Highest logits of these sweeps in the first and last channel: other sweeps may have twice as much without
-reaching equal scores of 1."""
+"""Highest logits in the first and last channel; other sweeps may have twice as much below a score of 1."""
 BEST_ANCHORS = 200
-"""Number of the best anchors of a sweep."""
+"""The best anchors of a sweep."""
 CELLS_PER_BEST = 50
-"""At most one of 50 cells counts as one of the best: toys have few."""
+"""Cells per best one: toys have few."""
 BOX_CELLS = 500
-"""Number of cells of the best scores, on which boxes have their targets."""
+"""Cells of the best scores, for the targets of boxes."""
 CLASS_LAYERS = r'(.*\.)?(conv_cls|(heatmap|cls_head)\.\d+)'
 """Names of the last layers of class logits."""
 BOX_TARGETS = {
@@ -55,33 +53,29 @@ BOX_TARGETS = {
     r'.*\.rot\.\d+': Target(0.0, 1.0),
     r'.*\.vel\.\d+': Target(0.0, 1.0),
 }
-"""Pattern of the last layers of boxes -> target of their outputs at the best cells."""
+"""Pattern of last layers of boxes -> target at the best cells."""
 BRANCH = r'((?:task_heads|heads)\.\d+|)'
-"""Prefix of the layers that share cells, '' if all do."""
+"""Prefix of layers with common cells, or ''."""
 FRAMES = 2
 """Number of generated frames for statistics of BEVFusion."""
 DEPTH_DEVIATION = 2.0
-"""Standard deviation of the logits of depth: a pixel's feature goes to a few of its bins."""
+"""Deviation of depth logits: a pixel's feature goes to a few bins."""
 HEAT_TARGETS = {r'heatmap_head\.1': Target(-4.0, 1.2), r'task_heads\..*\.heatmap\.\d+': Target(-5.0, 1.2)}
-"""Pattern of the layers of heat maps -> target: a few hundred cells have a score over 0.1."""
+"""Pattern of heat map layers -> target: a few hundred cells score over 0.1."""
 FUSION_TARGETS = {
     r'prediction_heads\.0\.heatmap\.1': Target(0.0, 1.0),
     r'prediction_heads\.0\.center\.1': Target(0.0, 1.0),
     **{rf'prediction_heads\.0{pattern}': target for pattern, target in BOX_TARGETS.items()},
     **{rf'task_heads{pattern}': target for pattern, target in BOX_TARGETS.items()},
 }
-"""Pattern of the other last layers -> target; they come later, since queries are peaks of the heat map."""
+"""Pattern of the other last layers -> target, later: queries are peaks of the heat map."""
 
 
 def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
     """Fill a LiDAR detector of mmdet3d in place, and return it in evaluation mode.
 
-    Args:
-        model: the detector, newly built; outside of its sparse encoder, factors and offsets that
-            normalisations learn stay, see `fill_network`.
-        cfg: its config, which says how points become voxels.
-        family: its family, which makes the sweeps that it is calibrated on.
-        seed: seed of the other weights.
+    `cfg` says how points become voxels; `family` makes the calibration sweeps. Learned factors and offsets of
+    norms outside of the sparse encoder stay, see `fill_network`.
     """
     from mmdeploy_ext.families.parts.lidar_parts import encode, parts_of
 
@@ -108,10 +102,7 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
 
 
 def fill_point_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
-    """Fill a detector in which points take features of a picture, such as MVX-Net, in place; return it.
-
-    Arguments, weights and mode are those of `fill_lidar`; it is calibrated on pairs of a sweep and a picture.
-    """
+    """Fill a detector such as MVX-Net in place as `fill_lidar`, on pairs of sweep and picture; return it."""
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
     parts = parts_of(model.eval())
@@ -132,16 +123,14 @@ def fill_point_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: 
 
 
 def head_outputs(parts: Parts, maps: torch.Tensor) -> Any:
-    """Return the outputs of the head, as it returns them, for maps as `scale_last_layers` takes them."""
     features = parts.backbone(maps)
     return parts.head(features if parts.neck is None else parts.neck(features))
 
 
 def scale_last_layers(parts: Parts, maps: torch.Tensor) -> None:
-    """Rescale the last layers of the head in place, score layers first.
+    """Rescale the last layers of the head in place, score layers first (`CLASS_LAYERS`).
 
-    `parts` are those of the detector, whose head has layers named as in `CLASS_LAYERS`; `maps` are what the
-    backbone takes of B sweeps or pictures, (B, C, H, W) or volumes.
+    `maps` are the backbone's inputs of B sweeps or pictures, (B, C, H, W) or volumes.
     """
     convolutions = {name: layer for name, layer in parts.head.named_modules() if isinstance(layer, nn.Conv2d)}
     score_layers = {name: layer for name, layer in convolutions.items() if re.fullmatch(CLASS_LAYERS, name)}
@@ -174,18 +163,7 @@ def scale_last_layers(parts: Parts, maps: torch.Tensor) -> None:
 def raise_scores(
     layer: nn.Module, outputs: torch.Tensor, empty: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rescale a layer of scores so that each channel's highest logit of an empty map is `EMPTY_LOGIT`.
-
-    Args:
-        layer: convolution of maps, with a bias.
-        outputs: (C, B, n) of B sweeps, at n positions.
-        empty: (C, m) of an empty map, at m positions.
-        count: number of the best positions of a sweep; n / `CELLS_PER_BEST`, at least one, if that is less.
-
-    Returns:
-        Factor and summand (C, 1) by which the outputs change; the factor is negative in channels whose lowest
-        outputs stand out more from the empty map.
-    """
+    """Rescale scores to `EMPTY_LOGIT` in an empty map; return factor and summand (C, 1)."""
     count = min(count, max(1, outputs.shape[2] // CELLS_PER_BEST))
     margins = [
         (sign * outputs).topk(count, dim=2).values - (sign * empty).amax(1)[:, None, None] for sign in (1, -1)
@@ -215,14 +193,10 @@ def _match_targets(
 
 
 def fill_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
-    """Fill a BEVFusion in place, and return it in evaluation mode.
+    """Fill a BEVFusion (cameras, LiDAR or both) in place, and return it in evaluation mode.
 
-    Args:
-        model: the detector, with cameras, a LiDAR or both, newly built; outside of its sparse encoder,
-            factors and offsets that normalisations learn stay, see `fill_network`.
-        cfg: its config, which says how its inputs are prepared.
-        family: its family, which makes the frames that it is calibrated on.
-        seed: seed of the other weights.
+    `family` makes the calibration frames. Learned factors and offsets of norms outside of the sparse encoder
+    stay, see `fill_network`.
     """
     frames = list(family.data.generated_sweeps(family.preprocess_rule(cfg), FRAMES))
     reference = family.reference(model.eval())

@@ -1,4 +1,4 @@
-"""Seeded weights of monocular detectors: the targets of the last layers of their heads."""
+"""Seeded weights of monocular detectors: targets of their heads' last layers."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ from mmdeploy_ext.seeded.layers import Target, outputs_of, rescale
 from mmdeploy_ext.seeded.weights import HeadStep, fill_seeded, normalised_photograph
 
 LOGITS = {True: Target(-2.6, 0.9), False: Target(-4.2, 1.3)}
-"""Target of class logits, by whether the head is SMOKE's: some of a hundred scores pass the threshold."""
+"""Target of class logits, for SMOKE or others: a few of a hundred scores pass."""
 TARGETS = {
     r'conv_centerness': Target(0.5, 1.0),
     r'conv_(dir_cls|attr)': Target(0.0, 1.0),
@@ -25,22 +25,14 @@ PLACES = {
     True: (Target(0.0, 0.6), Target(0.0, 0.5), Target(0.0, 0.2)),
     False: (Target(0.0, 0.6), Target(2.8, 0.5), Target(0.8, 0.4)),
 }
-"""Targets of offsets of centres in strides (the same in both), of depths and of sizes, by whether the latter
-two are relative to means; otherwise these are logarithms of metres."""
+"""Targets of centre offsets in strides, depths and sizes; whether depths and sizes are relative to means,
+else logarithms of metres.
+"""
 YAW, REST, SMOKE_VALUES = Target(0.5, 1.5), Target(0.5, 1.0), Target(0.0, 0.7)
-"""Targets of yaws, of the other columns of boxes of FCOS3D and PGD, and of all columns of SMOKE."""
+"""Targets of yaws, of other box columns of FCOS3D and PGD, and of SMOKE's columns."""
 
 
 def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
-    """Fill a detector with seeded weights in place, set it to evaluation mode and return it.
-
-    Args:
-        model: FCOS3D, PGD or SMOKE of mmdet3d, newly built, on the CPU, where the pictures are; factors and
-            offsets that normalisations and `Scale` learn stay, see `fill_seeded`.
-        cfg: its mmcv `Config`.
-        family: not read.
-        seed: seed of weights and pictures, 0 or more; equal seeds give equal weights.
-    """
     return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 
 

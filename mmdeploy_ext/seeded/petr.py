@@ -1,7 +1,6 @@
-"""Seeded weights of PETR and PETRv2 that depend on names and shapes alone.
+"""Seeded weights of PETR and PETRv2 by names and shapes alone.
 
-Source of the rule: FILL.md beside the reference data of PETR, which were made with these weights;
-`tests/support/petr_golden.py` reads them.
+Source of the rule: FILL.md beside the reference data of PETR; `tests/support/petr_golden.py` reads it.
 """
 
 import math
@@ -34,18 +33,13 @@ GAINS = {
     r'input_proj\.weight|fpe\.conv_expand\.weight': 2.0,
     r'': 1.0,
 }
-"""Pattern of a key -> gain of its kernel; the first match counts."""
+"""Pattern of a key -> gain of its kernel; the first match wins."""
 QUERY_KEY_GAIN, SELF_VALUE_GAIN, CROSS_VALUE_GAIN = 0.8, 0.7, 3.0
 """Gains of the thirds of an attention's projection."""
 
 
 def petr_weights(state_dict: Mapping[str, torch.Tensor], prefix: str = '') -> dict[str, torch.Tensor]:
-    """Return key of the state dict -> seeded tensor, float32, of counters int64.
-
-    Args:
-        state_dict: state dict of the model; its shapes count.
-        prefix: of all names when numbers are drawn: another one gives other weights.
-    """
+    """Return key -> seeded tensor, float32 (counters int64); `prefix` goes before each key in the seed."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     norms = by_name.norms_of(shapes)
     is_shared = not any('.task_heads.' in key for key in shapes)  # PETR's layers have one branch
@@ -66,7 +60,7 @@ def petr_weights(state_dict: Mapping[str, torch.Tensor], prefix: str = '') -> di
 
 
 def kernel_of(key: str, normal: np.ndarray) -> np.ndarray:
-    """Return the values of a matrix or a kernel from `normal`, normal numbers of its shape."""
+    """Return a matrix or kernel of as many normal numbers."""
     axes = (2, 3) if key.startswith('img_neck.fpn_convs.') else None
     gain: float | np.ndarray = by_name.first_match(GAINS, key)
     if key.endswith('in_proj_weight'):
@@ -76,6 +70,5 @@ def kernel_of(key: str, normal: np.ndarray) -> np.ndarray:
 
 
 def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
-    """Load the seeded weights into a PETR or PETRv2 and return it."""
     model.load_state_dict(petr_weights(model.state_dict(), f'{seed}:' if seed else ''))
     return model

@@ -1,4 +1,4 @@
-"""The seeded rule of detectors with queries: attention distinguishes positions, last layers have targets.
+"""The seeded rule of detectors with queries.
 
 Glossary: B pictures of H x W pixels.
 """
@@ -31,44 +31,45 @@ SCALES = (
     (r'.*(attention_weights|value_proj|output_proj|reference_points)\.weight', 1.0, True),
     (r'.*reg_branches\.\d+\.\d+\.weight', 1.0, True),
 )
-"""Name of a parameter (the first match counts), deviation, and whether that is the deviation of sums over the
-inputs of a layer."""
+"""Name of a parameter (the first match wins), deviation, and whether it is a deviation of sums over inputs.
+"""
 ZERO_QUERY_SCALES = (
     (r'transformer_decoder.*attentions\.1\.attn\.in_proj_weight', 2.0, True),
     (r'transformer_decoder.*attentions\.1\.attn\.out_proj\.weight', 1.0, True),
 )
-"""Before `SCALES` if queries of masks begin as zeros: only attention distinguishes them."""
+"""Before `SCALES` if queries of masks begin as zeros."""
 RANKED_SCALES = ((r'(query_embedding|transformer\.query_embed)\.weight', 0.0, False),)
 """Before `SCALES` if the n-th query gets the box of the n-th best token (DINO)."""
 MASK_DEVIATION = 4.0
 """Deviation of mask logits."""
 PANOPTIC_CLASS_FACTOR, PANOPTIC_MASK_SHIFT = 3.0, 11.0
-"""If masks become panoptic maps: factor of the deviation of class logits, since a segment needs a score of
-0.8, and reduction of mask logits, since a segment has to keep 0.8 of its mask."""
+"""For panoptic maps: factor of class logits' deviation (a segment needs a score of 0.8), and reduction of
+mask logits (it has to keep 0.8 of its mask).
+"""
 MOVE_DEVIATION = 0.2
-"""Deviation of the moves of boxes between layers, as logits."""
+"""Deviation of box moves between layers, as logits."""
 CENTRE_TARGET, SIZE_TARGET = Target(0.0, 0.8), Target(-1.5, 0.6)
-"""Centres and sides of boxes as logits, without a reference point."""
+"""Centres and sides as logits, without a reference point."""
 SOFTMAX_TARGET = Target(0.0, 2.0)
 """Class logits beside a background."""
 VARYING_FEATURES, CONSTANT_SHARE = 48, 0.05
-"""Features of a proposal's coordinate that vary inside a picture, and the weight of the others."""
+"""Varying features of a proposal's coordinate, and the weight of the others."""
 TOKEN_PREFERENCE = 6.0
-"""Logit by which tokens that can be proposals are raised."""
+"""Logit by which possible proposals are raised."""
 PICTURES = slice(None, None, 2)
-"""Calibration pictures that are used here: a noise picture and a scene."""
+"""Calibration pictures here: a noise picture and a scene."""
 REGION_BRANCH_SCALE = 0.25
-"""Scale of the branches that a stage with regions adds to queries."""
+"""Scale of the branches from regions to queries."""
 REGION_MOVE_TARGET = Target(0.0, 0.15)
 """Deltas of a stage with regions."""
 REGION_SIDES = (0.08, 0.7)
 """Shortest and longest side of a learned box, relative to the picture."""
 HEADS = ('query_head', 'bbox_head', 'panoptic_head')
-"""Attributes of detectors that may hold a head of queries."""
+"""Attributes with a head of queries."""
 
 
 def is_query(model: nn.Module) -> bool:
-    """Return whether the head of a detector, an attribute of `HEADS`, is one of queries (DETR, masks)."""
+    """Whether a detector has a head of queries (DETR, masks)."""
     from mmdeploy_ext.compat.patches_vendored import mmdet_module
 
     mmdet_heads = mmdet_module('mmdet.models.dense_heads')
@@ -77,7 +78,7 @@ def is_query(model: nn.Module) -> bool:
 
 
 def is_regional(model: nn.Module) -> bool:
-    """Return whether the queries of a detector have regions, as in Sparse R-CNN: its boxes are learned."""
+    """Whether the queries have regions and learned boxes, as in Sparse R-CNN."""
     from mmdeploy_ext.compat.patches_vendored import mmdet_module
 
     head = mmdet_module('mmdet.models.dense_heads').EmbeddingRPNHead
@@ -92,13 +93,8 @@ def scale_queries(
 ) -> None:
     """Draw the parameters of a head of queries and rescale its last layers, in place.
 
-    Args:
-        model: detector with such a head (`is_query`).
-        pictures: (B, 3, H, W); only their size is used.
-        exposed_pictures: any number of pictures in the dark and in bright light, of the same size; used if
-            the masks of the head become a panoptic map.
-        features: what the detector's features of the pictures, (B, C, h, w) of each level; those of some
-            pictures are used (`PICTURES`).
+    `pictures` (B, 3, H, W) give the size; `exposed_pictures` are dark and bright ones, for panoptic maps;
+    `features` of each level (B, C, h, w).
     """
     head = next(filter(None, (getattr(model, name, None) for name in HEADS)))
     size = tuple(pictures.shape[2:])
@@ -246,10 +242,7 @@ def _rescale_linear(layer: nn.Module, run: Callable[[], Any], targets: Sequence[
 def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Draw the learned boxes and features of queries with regions, and rescale their last layers, in place.
 
-    Args:
-        model: detector whose queries have regions (`is_regional`).
-        pictures: (B, 3, H, W); only their size is used.
-        features: what the detector's features of the pictures, (B, C, h, w) of each level.
+    `pictures` (B, 3, H, W) give the size; `features` of each level (B, C, h, w).
     """
     from mmdeploy_ext.families.query.regions import RegionsFullForm, RegionsNetwork  # imports mmdet
     from mmdeploy_ext.seeded.regions import STEP, TARGETS

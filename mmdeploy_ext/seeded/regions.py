@@ -1,4 +1,4 @@
-"""The seeded rule of two-stage detectors: proposals by the rule of dense heads, heads of regions here.
+"""The seeded rule of the region heads of two-stage detectors.
 
 Glossary: B pictures of H x W pixels, K regions of each.
 """
@@ -36,26 +36,27 @@ TARGETS = dict(
     fc_mask_iou=Target(0.6, 0.15),
     deconv2=Target(-2.0, 1.0),
 )
-"""Last layer of a head of regions -> target: classes, deltas, buckets of sides, masks (also of single
-points), IoU of masks, maps of the points of a grid."""
+"""Last layer of a head of regions -> target."""
 STEP = 4
-"""Heads of masks and grids, which take most of the time, run on every fourth region."""
+"""Heads of masks and grids run on every fourth region."""
 MANY_CLASSES = 200
-"""Number of classes from which on masks of all regions take gigabytes: the step grows with it."""
+"""Classes above which the step grows, since masks take gigabytes."""
 VAST_CLASSES, COMMON_STEP, RARE_SHIFT = 1000, 50, 6.0
-"""With more classes than 1,000 only every 50th is common, and the logits of the others are lower by 6: with
-1,203 equal classes the best one would have a score of 0.02, and a proof counts from 0.05."""
+"""With more than 1,000 classes only every 50th is common; the others' logits are 6 lower. With 1,203 equal
+classes the best score would be 0.02; a proof counts from 0.05.
+"""
 DIRECTIONS = 8
-"""Number of differences of inputs to which layers with normed weights respond: with random weights, in all
-1,024 directions, the logits of all classes are within 0.3."""
+"""Input differences to which layers with normed weights respond; in 1,024 random directions all classes'
+logits are within 0.3.
+"""
 HIGH_THRESHOLD = 0.3
-"""Score threshold above which class logits need more deviation (panoptic detectors have 0.6)."""
+"""Score threshold that needs more deviation (panoptic detectors: 0.6)."""
 HIGH_THRESHOLD_FACTOR = 2.0
 """Factor of that deviation."""
 
 
 def regions_of(pictures: torch.Tensor) -> torch.Tensor:
-    """Return K = `REGIONS` regions (B, K, 4) float32 xyxy of each of B pictures (B, 3, H, W), in pixels."""
+    """Return `REGIONS` regions (B, K, 4) float32 xyxy, in pixels, of pictures (B, 3, H, W)."""
     generator, (height, width) = torch.Generator().manual_seed(0), pictures.shape[2:]
     count = len(pictures) * REGIONS
     low, high = (torch.tensor(side).log() for side in SIDES)
@@ -70,12 +71,9 @@ def regions_of(pictures: torch.Tensor) -> torch.Tensor:
 def forwards(
     roi_head: nn.Module, maps: Sequence[torch.Tensor], boxes: torch.Tensor
 ) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
-    """Yield the heads of regions that are run together, and a function that runs them.
+    """Yield the heads of regions that run together, and a function that runs them.
 
-    Args:
-        roi_head: the heads of regions of a detector of mmdet.
-        maps: the features of each level that regions are pooled from, see `region_maps`.
-        boxes: (B, K, 4) xyxy in pixels.
+    `maps`: see `region_maps`; `boxes` (B, K, 4) xyxy in pixels.
     """
     for stage in range(stages_of(roi_head)):
         branch = RegionBranch(roi_head, 'bbox', stage)
@@ -98,12 +96,9 @@ def _propose(head: nn.Module, pictures: torch.Tensor, features: Sequence[torch.T
 
 
 def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
-    """Run the head of proposals if it has batch normalisations; all heads of regions if one of them has any.
+    """Run the head of proposals, and the heads of regions, if they have batch normalisations.
 
-    Args:
-        model: the detector.
-        pictures: (B, 3, H, W), normalised.
-        features: features of each level, as `extract_feat` returns them.
+    `pictures` (B, 3, H, W) are normalised; `features` are `extract_feat`'s.
     """
     if _has_norms(getattr(model, 'rpn_head', None)):
         _propose(model.rpn_head, pictures, features)
@@ -118,12 +113,9 @@ def _has_norms(head: nn.Module | None) -> bool:
 
 
 def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
-    """Rescale all last layers of a two-stage detector in place so that their outputs have their targets.
+    """Rescale all last layers of a two-stage detector, in place, to their targets.
 
-    Args:
-        model: the detector.
-        pictures: (B, 3, H, W), normalised.
-        features: features of each level, as `extract_feat` returns them.
+    `pictures` (B, 3, H, W) are normalised; `features` are `extract_feat`'s.
     """
     if getattr(model, 'rpn_head', None) is not None:
         run = functools.partial(_propose, model.rpn_head, pictures, features)
@@ -153,7 +145,7 @@ def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[tor
 
 
 def draw_normed_weights(layer: nn.Module, run: Callable[[], Any]) -> None:
-    """Draw the weights of a layer that norms weights and inputs, as mixtures of differences of its inputs."""
+    """Draw the weights of a normed layer as mixtures of differences of its inputs."""
     inputs: list[torch.Tensor] = []
     with layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0])):
         run()

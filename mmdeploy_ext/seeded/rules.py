@@ -1,4 +1,4 @@
-"""The rules of seeded weights by family; imports no torch, so that packages of families can add theirs."""
+"""The rules of seeded weights by family; imports no torch."""
 
 from __future__ import annotations
 
@@ -25,12 +25,10 @@ RULES = {
     'sparse4d': 'mmdeploy_ext.seeded.sparse4d:fill',
     'streampetr': 'mmdeploy_ext.seeded.by_name:fill_streampetr',
 }
-"""Name of a family -> function of (new detector, config, family, seed) that fills and returns the detector.
-"""
+"""Family -> function of (new detector, config, family, seed) that fills and returns the detector."""
 
 
 def rule_of(family: str) -> Callable[..., Any] | None:
-    """Return the rule of a family by its name; None if it has none of its own."""
     if family not in RULES:
         return None
     module, name = RULES[family].split(':')

@@ -1,7 +1,7 @@
-"""Seeded weights of Sparse4D that depend on names and shapes alone.
+"""Seeded weights of Sparse4D by names and shapes alone.
 
-Source of the rule: FILL.md beside the reference data of Sparse4D, which were made with these weights;
-`tests/support/sparse4d_golden.py` reads them.
+Source of the rule: FILL.md beside the reference data of Sparse4D; `tests/support/sparse4d_golden.py` reads
+it.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import nn
 from mmdeploy_ext.seeded import by_name
 
 INPUT_BIASES = dict(pos_fc=15.0, size_fc=1.0, yaw_fc=0.5, vel_fc=2.0)
-"""Network of the anchors' embedding -> deviation of the biases of its first layer."""
+"""Network of the anchors' embedding -> deviation of its first biases."""
 STEPS = (0.4, 0.4, 0.16, 0.05, 0.05, 0.05, 0.1, 0.1, 0.08, 0.08, 0.01)
 """Scale of the step of each number of an anchor, m, m/s, or without unit."""
 GAINS = {
@@ -28,13 +28,13 @@ GAINS = {
     r'\.layers\.10\.weight': 0.5,
     r'': 1.0,
 }
-"""Pattern of a key -> gain of its kernel, whose rows sum to zero; the first match counts."""
+"""Pattern of a key -> gain of its centred kernel; the first match wins."""
 GATHERED = '.output_proj.weight'
-"""End of the keys of the layers that take what key points gather from the maps."""
+"""Ends of keys of layers behind the gathered features."""
 GOLDEN_WIDTH = 704
-"""Width, px, of the pictures of the reference data; `for_width` scales the weights for wider ones."""
+"""Width, px, of the reference data; `for_width` scales for wider pictures."""
 RADIUS_M, HEIGHT_M, SIZE_M = 52.0, (-0.6, 0.8), (4.0, 1.8, 1.7)
-"""Radius of the disc of the anchors' places, mean and deviation of their heights, and their mean sizes."""
+"""Radius of the anchors' disc, mean and deviation of heights, mean sizes."""
 
 
 def anchors_of(generator: np.random.Generator, count: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def anchors_of(generator: np.random.Generator, count: int) -> np.ndarray:
 
 
 def bias_of(key: str, numbers: np.ndarray, norms: Container[str]) -> np.ndarray:
-    """Return the values of the vector at `key` of the state dict, from as many normal `numbers`."""
+    """Return the vector at `key`, from as many normal `numbers`."""
     network = re.search(r'anchor_encoder\.(\w+)\.0\.bias', key)
     if network:
         return INPUT_BIASES[network[1]] * numbers
@@ -63,7 +63,7 @@ def bias_of(key: str, numbers: np.ndarray, norms: Container[str]) -> np.ndarray:
 
 
 def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
-    """Return the values of the matrix or kernel at `key` of the state dict, from as many normal `numbers`."""
+    """Return the matrix or kernel at `key`, from as many normal `numbers`."""
     if re.search(r'anchor_encoder\.\w+\.0\.weight|camera_encoder\.0\.weight', key):
         return numbers
     gain = by_name.first_match(GAINS, key)
@@ -73,11 +73,9 @@ def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
 
 
 def sparse4d_weights(state: Mapping[str, torch.Tensor], prefix: str = '') -> dict[str, torch.Tensor]:
-    """Return seeded tensors for the keys of a state dict, float32, counters int64.
+    """Return key -> seeded tensor, float32 (counters int64).
 
-    Args:
-        state: of the model as it was built; the places of its fixed key points stay unchanged.
-        prefix: of all names when numbers are drawn: another one gives other weights.
+    `state` is of the new model; its fixed key points stay. `prefix` goes before each key in the seed.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     norms = by_name.norms_of(shapes)
@@ -97,21 +95,16 @@ def sparse4d_weights(state: Mapping[str, torch.Tensor], prefix: str = '') -> dic
 
 
 def for_width(weights: Mapping[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
-    """Return weights; the wider the pictures, the more weakly instances read the maps.
+    """Scale weights: the wider the pictures (px), the more weakly instances read the maps.
 
-    Its logits were 1.5e-4 apart in PyTorch's own float32 and float64 and 5.8e-4 in those of the graph's code,
-    in 99 of 100 instances 2e-5; with this factor none of twelve frames were more than 8.3e-5 apart.
-
-    Args:
-        weights: key of the state dict -> tensor.
-        width: of the network input, px; up to `GOLDEN_WIDTH` nothing changes.
+    PyTorch's logits in float32 and float64 were 1.5e-4 apart, the graph's 5.8e-4; with this factor at most
+    8.3e-5 in twelve frames.
     """
     factor = min(1.0, GOLDEN_WIDTH / width)
     return {key: tensor * factor if key.endswith(GATHERED) else tensor for key, tensor in weights.items()}
 
 
 def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
-    """Load the seeded weights into a Sparse4D and return it."""
     weights = sparse4d_weights(model.state_dict(), f'{seed}:' if seed else '')
     model.load_state_dict(for_width(weights, model.input_sizes[-1]))
     return model

@@ -1,4 +1,4 @@
-"""Weights by a seeded rule, for full-size models: `mm2onnx synthetic weights CONFIG OUT.pth`."""
+"""Seeded weights of full-size models: `mm2onnx synthetic weights CONFIG OUT.pth`."""
 
 import argparse
 import functools
@@ -43,21 +43,18 @@ PUBLISHED_PREFIXES = {
     'BEVFusionSparseEncoder': 'encoders.lidar.backbone.',
     'CenterPointSparseEncoder': 'backbone.',
 }
-"""Class of a sparse encoder that is exported alone -> prefix of its keys in published checkpoints."""
+"""Class of a sparse encoder -> prefix of its published keys."""
 
 GREY, CONTRAST = 114.0, 57
-"""Mean and standard deviation of the values of a photograph, which are 0 to 255."""
+"""Mean and deviation of a photograph in 0..255."""
 LARGEST_SEED = (1 << 63) - 1
-"""Largest seed of weights: PyTorch's generators refuse larger ones, from 2^64 on."""
+"""Largest seed: PyTorch refuses 2^64 and more."""
 SCENE_SHAPES = 12
-"""Number of shapes that are tried in a scene."""
+"""Tried shapes of a scene."""
 
 
 def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tensor:
-    """Return a picture (1, 3, height, width) float32 with structure at all scales and unit variance.
-
-    Its values are drawn around 0; `seed` is 0 or more, sides are in pixels.
-    """
+    """Return a picture (1, 3, height, width) float32 with structure at all scales, unit variance."""
     rng = np.random.default_rng(seed)
     picture = np.zeros((3, height, width), np.float32)
     for cell in (8, 16, 32, 64):
@@ -74,16 +71,9 @@ def _drawn(seed: int, height: int, width: int) -> np.ndarray:
 def seeded_scene(
     seed: int, height: int, width: int, expose: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> torch.Tensor:
-    """Return a BGR picture of the generated data set, normalised by `GREY` and `CONTRAST`.
+    """Return a generated BGR picture (1, 3, height, width) float32, normalised by `GREY` and `CONTRAST`.
 
-    It is (1, 3, height, width) float32.
-
-    Args:
-        seed: seed of the picture, 0 or more.
-        height: pixels.
-        width: pixels.
-        expose: takes the picture (height, width, 3) uint8 and returns it darker or brighter; None leaves it
-            unchanged.
+    `expose` darkens or brightens (height, width, 3) uint8.
     """
     picture = _drawn(seed, height, width)
     picture = expose(picture) if expose else picture
@@ -103,7 +93,7 @@ def _shift_norms(model: nn.Module, shift: float) -> None:
 HeadStep = Callable[[Sequence[torch.Tensor]], None]
 """A step on the heads of a detector, given the features of each level."""
 HeadSteps = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[HeadStep, HeadStep]]
-"""Function of (detector, pictures, pictures in the dark and in bright light) -> two steps."""
+"""Function of (detector, pictures, dark and bright pictures) -> two steps."""
 
 
 def _head_steps(
@@ -137,15 +127,9 @@ def steps_of_family(
 ) -> tuple[HeadStep, HeadStep]:
     """Return the `HeadSteps` of a family that is registered with `seeded`.
 
-    Args:
-        heads: that function, of the detector, the features of each level, and regions (B, K, 4) xyxy of many
-            sizes all over the pictures. It yields heads, in the order in which they are scaled; what runs a
-            head, without arguments; and name of a last layer of the head -> mean and standard deviation that
-            its outputs get, numbers or one per channel, and maybe their largest value in dark and bright
-            pictures.
-        model: the detector.
-        pictures: of the calibration.
-        exposed_pictures: dark and bright ones.
+    `heads` takes the detector, features of each level, and regions (B, K, 4) xyxy. It yields heads in order;
+    a function that runs the head; and last layer -> mean and deviation of its outputs (numbers or one per
+    channel), perhaps with the largest value in dark and bright pictures.
     """
     from mmdeploy_ext.seeded.regions import regions_of  # imports mmdet
 
@@ -180,15 +164,14 @@ def fill_seeded(
     offset: float = 0.0,
     head_steps: HeadSteps = _head_steps,
 ) -> nn.Module:
-    """Fill a newly built detector with seeded weights in place, set it to evaluation mode and return it.
+    """Fill a new detector with seeded weights, in place, and return it in evaluation mode.
 
     Args:
-        model: detector of mmdet, or one with an `extract_feat` from pictures to the features of each level.
+        model: detector of mmdet, or one with an `extract_feat`.
         seed: seed of weights and pictures.
-        deviation: standard deviation of a photograph after the config's normalisation, as
-            `normalised_photograph` returns it.
+        deviation: of a normalised photograph, see `normalised_photograph`.
         offset: its mean.
-        head_steps: makes the steps on the heads; a family has its own for heads that mmdet lacks.
+        head_steps: makes the steps on the heads; for heads that mmdet lacks.
     """
     calibration = calibration_of(model)
     pictures = [seeded_picture(seed + index, *calibration.size) for index in range(calibration.pictures)]
@@ -216,12 +199,12 @@ def fill_seeded(
 
 
 def normalised_deviation(std: tuple[float, ...]) -> float:
-    """Return the standard deviation, to 0.1, of a photograph of values 0 to 255 that was divided by `std`."""
+    """Return the deviation, to 0.1, of a photograph in 0..255 divided by `std`."""
     return round(CONTRAST / float(np.mean(std)), 1)
 
 
 def normalised_photograph(cfg: Any) -> tuple[float, float]:
-    """Return standard deviation and mean of a photograph after the test pipeline of a config (mmdet 2.x)."""
+    """Return deviation and mean of a photograph after a config's test pipeline (mmdet 2.x)."""
     step = _find_step(test_pipeline(cfg), 'Normalize') or {}
     std, mean = step.get('std', (1.0,)), step.get('mean', (0.0,))
     return normalised_deviation(std), 0.0 if any(mean) else GREY / float(np.mean(std))
@@ -236,7 +219,7 @@ def _find_step(pipeline: Sequence[Any], step_type: str) -> Any:
 
 
 def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
-    """Return published key -> weights of a config of which a family exports the sparse backbone alone."""
+    """Return published key -> weights of a config's separately exported sparse backbone."""
     from mmdeploy_ext.families.base import BACKBONE, FAMILIES, load_families
 
     load_families()
@@ -255,12 +238,9 @@ def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
 
 
 def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
-    """Return a detector in evaluation mode, with weights by the rule of its family, or else by its head's.
+    """Return a detector in evaluation mode with weights by its family's or its head's rule.
 
-    Args:
-        cfg: the config.
-        family: the family that exports the detector; None if no family does.
-        seed: seed of the weights; the rules of `by_name.py` give the same weights with every seed.
+    `seed` has no effect on the rules of `by_name.py`.
     """
     model = build_student(cfg) if family is None else family.build(cfg)
     rule = rule_of(family.name) if family is not None else None
@@ -291,13 +271,9 @@ def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) 
 
 
 def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint with seeded weights, and the seed in its `meta`; a file that exists is written over.
+    """Write a checkpoint with seeded weights, and the seed in `meta`, over an older file.
 
-    Args:
-        config: path of the config.
-        out: path of the checkpoint.
-        seed: seed of the weights.
-        cfg_options: dotted key of the config -> value that replaces it; None replaces nothing.
+    `cfg_options`: dotted key of the config -> value.
     """
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families

@@ -24,7 +24,7 @@ def _size(pattern):
 
 @njit(cache=True, nogil=True)
 def _candidates(counts):
-    """Most frequent first; of equally frequent patterns smaller first."""
+    """Most frequent patterns first, then smaller ones."""
     remaining = counts.copy()
     remaining[0] = 0
     patterns = np.empty(min(CANDIDATES, counts.shape[0]), np.int64)
@@ -44,7 +44,7 @@ def choose(counts, buckets):
     """Patterns of the buckets, (B,) int64, from counts (2^g,) of rows per pattern.
 
     The first is the union of all (1 without neighbours); each further one saves most products among the
-    `CANDIDATES` most frequent. Buckets that would save nothing have pattern 1.
+    `CANDIDATES` most frequent, or is 1.
     """
     patterns = np.ones(buckets, np.int64)
     union = np.int64(0)

@@ -1,9 +1,9 @@
 """The inputs of a portable file for one set of voxels, without torch and onnx.
 
-Output rows are sorted by their neighbours, so that few zeros are multiplied: the K offsets are cut into
-groups of up to nine, and each group's rows go to the smallest of up to 8 buckets that holds their pattern. A
-bucket is one dense product (rows, s*I) x (s*I, O). On the goldens' sweep 80-91 % of a submanifold
-convolution's products are real, by tables 12-53 % (strided 52-74 %, 8-23 %).
+Output rows are sorted by their neighbours: the K offsets are cut into groups of up to nine, and each group's
+rows go to the smallest of up to 8 buckets that holds their pattern. A bucket is one dense product (rows, s*I)
+x (s*I, O). On the goldens' sweep 80-91 % of a submanifold convolution's products are real, by tables 12-53 %
+(strided 52-74 %, 8-23 %).
 
 N input and M output rows, K kernel offsets, G groups, B buckets per group, s offsets of a bucket, L input
 rows of all buckets, I input and O output channels.
@@ -34,8 +34,7 @@ FACTS = 'mm2onnx.scn'
 """Metadata key of a portable graph's form, order, channels, output shape and plan."""
 GROUP = 9
 BUCKETS = 8
-"""Buckets per group. With 16, 5-10 % less is multiplied in 2-4 % less time, but the graph has twice the
-nodes."""
+"""Buckets per group; 16 multiply 5-10 % less in 2-4 % less time, with twice the nodes."""
 
 
 @dataclasses.dataclass(frozen=True)

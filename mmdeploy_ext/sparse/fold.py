@@ -20,12 +20,11 @@ PRECISIONS = ('fp32', 'fp16')
 
 
 def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[str] = ()) -> SparseGraph:
-    """Fold every BatchNorm, and fuse every ReLU into the convolution before it.
+    """Fold every BatchNorm, and fuse every ReLU into the convolution before it; a second run changes nothing.
 
-    Convolutions get a bias, since libspconv reads one unchecked. Names and tensor ids are counted anew.
-    Folding again changes nothing. 'fp32' folds in float32 (NVIDIA's PTQ path), 'fp16' rounds after every
-    operation (its plain exporters after `model.half()`): 45 % of the weights differ, by up to 3 ulp.
-    `fp16_modules` are folded in fp16 in any case.
+    Convolutions get a bias, which libspconv reads unchecked. Names and tensor ids are counted anew. 'fp32'
+    folds in float32 (NVIDIA's PTQ path), 'fp16' rounds after every operation (NVIDIA's plain exporters after
+    `model.half()`): 45 % of the weights differ, by up to 3 ulp. `fp16_modules` are always folded in fp16.
 
     Source: ALGORITHM.md of the tests' golden files, section 3.
 

@@ -34,7 +34,6 @@ class Names:
     folded: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
 
     def file_keys(self) -> set[str]:
-        """Keys that the file should have, with biases of folded convolutions."""
         return {*self.keys.values(), *(f'{path}.bias' for path, _ in self.folded.values())}
 
     def module_path(self, path: str) -> str:

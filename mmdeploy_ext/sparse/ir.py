@@ -12,7 +12,6 @@ from typing import ClassVar
 import numpy as np
 
 Triple = tuple[int, int, int]
-"""A number per axis."""
 ORDERS = ('xyz', 'zyx')
 
 
@@ -183,7 +182,6 @@ def renumber(graph: SparseGraph) -> SparseGraph:
 
 
 def prune(graph: SparseGraph) -> SparseGraph:
-    """Drop nodes that the output does not need."""
     needed, nodes = {graph.output}, []
     for node in reversed(graph.nodes):
         if node.output in needed:

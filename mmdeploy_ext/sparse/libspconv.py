@@ -1,10 +1,8 @@
 """Writer and reader of the libspconv dialect of NVIDIA's sparse convolution engine.
 
 It is no valid ONNX: sparse operators are in the default domain, Reshape and Transpose have an attribute
-`dims`, coordinates are no input, the opset's domain is 'ai.onnx'. `libspconv_contract.check` has the engine's
-rules.
-
-Source: ALGORITHM.md of the tests' golden files, sections 1 and 2.
+`dims`, coordinates are no input, the opset's domain is 'ai.onnx'. Source: ALGORITHM.md of the tests' golden
+files, sections 1 and 2.
 """
 
 from __future__ import annotations
@@ -173,18 +171,11 @@ def _parameters(node: SparseConvolution) -> list[TensorProto]:
 
 
 def read(path: str | os.PathLike[str]) -> SparseGraph:
-    """Read a libspconv file; equal to the written graph with fp16 weights and float32 ranges.
-
-    ModelFileError: missing, damaged or of another kind.
-    """
+    """Read a libspconv file: fp16 weights, float32 ranges; ModelFileError: missing, damaged or other."""
     return from_onnx(files.read(path), path)
 
 
 def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:
-    """Graph of a model in the dialect as the engine reads it, with module paths from its metadata if any.
-
-    ModelFileError: a node that the engine misreads (`EngineParser`), or no sparse graph.
-    """
     parser = EngineParser(model.graph)
     for violation in errors(parser.violations):
         place = f'{path}: {violation.node}' if violation.node else path

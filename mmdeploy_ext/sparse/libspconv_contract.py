@@ -1,8 +1,7 @@
 """Rules of NVIDIA's engine for a libspconv file, without the engine. Needs onnx and numpy only.
 
 `check` parses like the engine (`EngineParser`) and looks for mistaken values, contradicting coordinate
-orders, nodes that do not fit together (`TensorWalk`) and known faults of one version (`libspconv_measured`).
-Closed kernels' numbers and rounding are not covered: a kit runs the engine.
+orders, nodes that do not fit together (`TensorWalk`) and known faults (`libspconv_measured`).
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ def check(
 ) -> list[Violation]:
     """Violations of the engine's rules, in file order of the nodes.
 
-    `max_voxels` is the most voxels of a sweep: smaller output bounds are errors; None: 160,000, and warnings.
-    `name` gives the order of coordinates by `order_of_name`. ModelFileError: missing, empty or corrupt.
+    `max_voxels`: smaller output bounds are errors; None: warnings below 160,000. `name` gives the order of
+    coordinates. ModelFileError: missing, empty or corrupt.
     """
     if not isinstance(source, onnx.ModelProto):
         name = name or os.fspath(source)
@@ -255,16 +254,6 @@ def _order_rules(nodes: list[ParsedNode], file_order: str) -> Iterator[Violation
 
 @dataclasses.dataclass(frozen=True)
 class TensorFacts:
-    """Facts about a tensor.
-
-    Attributes:
-        channels: of the sparse tensor, also behind a dense one; 0 if unknown.
-        grid: its cells per axis in the file's order; () if unknown.
-        sites: name of its set of active sites, 'input' or a convolution; '' if unknown.
-        shape: of a dense tensor, or ().
-        dense: whether it is dense.
-    """
-
     channels: int = 0
     grid: tuple[int, ...] = ()
     sites: str = ''

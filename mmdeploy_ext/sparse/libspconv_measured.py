@@ -25,11 +25,10 @@ the sites, 1x1x1 did not start."""
 LARGEST_GRID = (1024, 2048, 2048)
 """Most cells per axis of `input_spatial_shape`; beyond, sites this far apart are taken for one another."""
 NO_ACTIVATION = ('Sigmoid', 'LeakyReLU')
-"""Activations that it loads and does not compute."""
+"""Activations that libspconv loads and ignores."""
 
 
 def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]]:
-    """Yield attribute, rule, message and severity of violations of a convolution."""
     values, weight = node.values, node.weight
     if weight.ndim == 5 and (weight.shape[-1], weight.shape[0]) not in CHANNELS:
         pairs = ', '.join(f'{inputs} -> {outputs}' for inputs, outputs in CHANNELS)
@@ -53,7 +52,6 @@ def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]
 
 
 def rules_of_grid(node: ParsedNode) -> Iterator[tuple[str, str, str, str]]:
-    """Yield a violation for each axis along which the grid of the first convolution is too large."""
     grid = node.unread['input_spatial_shape']
     if len(grid) != 3:
         return

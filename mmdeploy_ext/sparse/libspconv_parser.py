@@ -89,10 +89,10 @@ class ParsedNode:
     Attributes:
         name: its name, or operator and index.
         inputs, output: tensors without initializers.
-        values: attributes that the parser reads, with defaults.
+        values: read attributes, with defaults.
         unread: `UNREAD` of a convolution, with defaults.
-        weight: (O, k0, k1, k2, I) float16; empty if refused or no convolution.
-        bias: (O,) float16; likewise.
+        weight: (O, k0, k1, k2, I) float16, or empty.
+        bias: (O,) float16, or empty.
     """
 
     name: str
@@ -115,7 +115,7 @@ class ParsedNode:
 
 
 def _attribute(node: onnx.NodeProto, field: Field) -> tuple[Any, onnx.AttributeProto | None]:
-    """The parser looks at the protobuf field of the expected type, never at the declared type."""
+    """Read the protobuf field of the expected type, as the parser does, whatever the declared type."""
     attribute = next((attribute for attribute in node.attribute if attribute.name == field.name), None)
     if attribute is None:
         return field.default, None
@@ -129,8 +129,8 @@ def _attribute(node: onnx.NodeProto, field: Field) -> tuple[Any, onnx.AttributeP
 class EngineParser:
     """Reads a graph as the engine does: `nodes` in file order, and `violations`.
 
-    The parser ignores declared types, takes defaults in silence, reads inputs by position uncounted, and
-    replaces unfitting initializers by empty arrays.
+    The parser ignores declared types, takes defaults in silence, reads inputs by position, and replaces
+    unfitting initializers by empty arrays.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:

@@ -28,7 +28,6 @@ class NodeWriter:
     def op(
         self, op_type: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: object
     ) -> str:
-        """Add a node, named after its first output; return that output."""
         outputs = [output] if isinstance(output, str) else list(output)
         self.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], **attributes))
         return outputs[0]
@@ -47,7 +46,6 @@ class NodeWriter:
         return self.constant(name, np.array(values, np.int64))
 
     def input(self, name: str, elem_type: int, *axes: int | str) -> str:
-        """Declare an input of a `TensorProto` element type; without axes it is a scalar."""
         self.inputs.append(helper.make_tensor_value_info(name, elem_type, list(axes)))
         return name
 

@@ -87,8 +87,8 @@ class PortableFacts(JsonDataclass):
 def plan_of(graph: SparseGraph) -> Plan:
     """Sites and tables that convolutions share by sites and geometry, whatever their rulebooks' names.
 
-    ExportError: a node without a rulebook here (inverse, transposed or grouped convolution, even submanifold
-    kernel, another activation than ReLU), or sites or shapes that do not fit.
+    ExportError: no rulebook here (inverse, transposed or grouped convolution, even submanifold kernel,
+    another activation than ReLU), or unfitting sites or shapes.
     """
     for node in graph.convolutions():
         _check_convolution(node)
@@ -128,10 +128,10 @@ def plan_of(graph: SparseGraph) -> Plan:
 
 
 def site_levels(graph: SparseGraph) -> dict[str, int]:
-    """Sparse tensor id -> level of sites, 0 for the voxels.
+    """Sparse tensor id -> level of sites, 0 for the voxels; ExportError: sites do not fit.
 
-    Convolutions with the same geometry on the same sites give the same new sites; an inverse one goes back to
-    the input sites of its rulebook. ExportError: sites do not fit.
+    Equal geometry on equal sites gives equal sites; an inverse convolution goes back to its rulebook's input
+    sites.
     """
     levels: dict[str, int] = {'0': 0}
     strided: dict[tuple, int] = {}
@@ -229,9 +229,8 @@ def _title(node: Node) -> str:
 def name_rulebooks(graph: SparseGraph) -> SparseGraph:
     """Give rulebook names that only convolutions with the same neighbours share.
 
-    Own names (indice_key) stay; others become `subm{level + 1}` as in the reference exporter for BEVFusion; a
-    name in use gets the kernel and a number: spconv ignores the key of a 1x1x1 convolution, but an engine
-    does not.
+    indice_keys stay; others become `subm{level + 1}` as in the reference exporter for BEVFusion; a used name
+    gets the kernel and a number: spconv ignores the key of a 1x1x1 convolution, an engine does not.
     """
     levels = site_levels(graph)
     neighbours_of: dict[str, tuple] = {}

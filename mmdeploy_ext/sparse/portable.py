@@ -1,10 +1,9 @@
 """A sparse graph as ONNX of standard operators. Needs no torch.
 
 `rulebook.build` turns coordinates into lists of rows, inputs beside the voxel features; a row of zeros stands
-for a missing neighbour. 'buckets' (default): rows sorted by neighbours (`sparse/buckets.py`), Gather,
-Reshape, MatMul per bucket, Concat and Gather per group, Add; for ONNX Runtime and OpenVINO. 'tables':
-neighbour tables (M, K), Gather, Reshape, Gemm; half to nine tenths zeros, but no Split by run-time lengths,
-which TensorRT lacks.
+for a missing neighbour. 'buckets' (default): rows sorted by neighbours (`sparse/buckets.py`), for ONNX
+Runtime and OpenVINO. 'tables': neighbour tables (M, K), half to nine tenths zeros, but no Split by run-time
+lengths, which TensorRT lacks.
 
 Measured on ONNX Runtime 1.31, one thread, the goldens' sweep, ms per submanifold convolution of 16 / 32 / 64
 / 128 channels: tables 9.7 / 28 / 54 / 107; MatMul and ScatterND(add) per offset 2.3 / 15 / 34 / 64; buckets

@@ -32,10 +32,9 @@ def apply_precision(
 ) -> SparseGraph:
     """Set precision, output precision and ranges of every convolution and addition of a folded graph.
 
-    `overrides`: pattern (fnmatch) of node names or module paths -> `Override`; the last fit counts. With
-    'int8' use `fp16_ends`, since the last convolution would store int8.
-
-    Source: ALGORITHM.md of the tests' golden files, section 5.
+    `overrides`: pattern (fnmatch) of node names or module paths -> `Override`; the last match wins. With
+    'int8' use `fp16_ends`, since the last convolution would store int8. Source: ALGORITHM.md of the tests'
+    golden files, section 5.
 
     Raises:
         UsageError: an unknown precision, a pattern without nodes, or int8 without a usable range.
@@ -52,10 +51,7 @@ def apply_precision(
 
 
 def fp16_ends(graph: SparseGraph) -> dict[str, tuple[str, str]]:
-    """Overrides as in the reference's INT8 file of BEVFusion (--int8-fp16-input-output).
-
-    The first convolution computes in fp16 and stores int8, the last computes in int8 and stores fp16.
-    """
+    """Overrides for an INT8 network with fp16 ends, as in the reference's file of BEVFusion."""
     convolutions = graph.convolutions()
     first, last = convolutions[0].name, convolutions[-1].name
     both = {first: ('fp16', 'int8'), last: ('int8', 'fp16')}

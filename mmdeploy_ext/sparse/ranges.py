@@ -1,7 +1,7 @@
 """Ranges (amax) of a sparse graph's quantisers, in a JSON file that people edit.
 
 A symmetric 8-bit quantiser has the scale amax/127: one range per input (shared by an addition's two), one per
-output channel O of a weight. Names of nodes and values are the same in both coordinate orders.
+output channel O of a weight. Both coordinate orders share names and values.
 """
 
 from __future__ import annotations
@@ -84,11 +84,9 @@ class Ranges:
         return self.path or f'ranges of {self.source}'
 
     def input_amax(self, name: str) -> float:
-        """Range of a node's input; UsageError: missing."""
         return self._amax(name, 'input_amax')
 
     def weight_amax(self, name: str) -> np.ndarray:
-        """(O,) float32 ranges of a convolution's channels; UsageError: missing."""
         return np.array(self._amax(name, 'weight_amax'), np.float32)
 
     def _amax(self, name: str, field: str) -> Any:
@@ -174,7 +172,6 @@ class Ranges:
         return dict(head, nodes=self._nodes_json())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON atomically, one line per key."""
         content = self.to_json()
         nodes = content.pop('nodes')
         blocks = [f'  {json.dumps(name)}: {{\n{_lines(node, 3)}\n  }}' for name, node in nodes.items()]
@@ -210,7 +207,6 @@ class Ranges:
 
 
 def quantised(graph: SparseGraph) -> tuple[SparseConvolution | Add, ...]:
-    """Nodes with ranges, in order; UsageError: the graph is not folded."""
     for node in graph.nodes:
         if isinstance(node, BatchNorm):
             raise UsageError(
@@ -260,8 +256,8 @@ def from_amax(
 ) -> Ranges:
     """Ranges of a quantised checkpoint, such as NVIDIA's, for a folded graph.
 
-    `amax`: quantiser's path -> range. Module M has `M._input_quantizer` and `M._weight_quantizer`, an
-    addition `M.quant_add._input_quantizer`; a trailing `._amax` and a missing leading underscore are allowed.
+    `amax`: quantiser's path -> range: `M._input_quantizer`, `M._weight_quantizer`, of an addition
+    `M.quant_add._input_quantizer`; perhaps with `._amax`, or without the leading underscore.
 
     Raises:
         CheckpointError: two names of one quantiser.

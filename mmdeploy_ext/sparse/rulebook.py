@@ -44,7 +44,6 @@ class Level:
 
     @property
     def keys(self) -> np.ndarray:
-        """Row-major index of every site, (N,) int64."""
         keys = self.coordinates[:, 0].astype(np.int64)
         for axis, size in enumerate(self.spatial_shape):
             keys = keys * size + self.coordinates[:, axis + 1]
@@ -175,7 +174,7 @@ def pairs(
 
     Submanifold: the given sites in order; else ascending by sample and axes. `coordinates` (N, 4) are
     distinct; `geometry` is kernel size, stride, padding and dilation per axis. DataError: malformed
-    coordinates, or a grid below the kernel.
+    coordinates, or no room for the kernel.
     """
     search = _search(Level(coordinates, spatial_shape), subm, *geometry)
     if search.count:
@@ -209,10 +208,10 @@ class Rulebook:
 
 
 def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
-    """Build the rulebook of a network for coordinates (N, 4), distinct, sample and axes in the graph's order.
+    """Build the rulebook for coordinates (N, 4), distinct, sample and axes in the graph's order.
 
-    DataError: malformed, outside of the grid, repeated, another sample than 0 for a dense output, or a grid
-    below the kernel.
+    DataError: malformed, outside of the grid, repeated, another sample than 0 for a dense output, or no room
+    for the kernel.
     """
     levels: list[Level] = [Level(coordinates, plan.spatial_shape)]
     if plan.scatters and len(levels[0]) and levels[0].coordinates[:, 0].any():

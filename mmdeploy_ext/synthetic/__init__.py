@@ -1,1 +1,1 @@
-"""Generated data sets in the real formats: no download, made from a seed in seconds."""
+"""Generated data sets in the real formats, made from a seed in seconds."""

@@ -24,24 +24,24 @@ TRAIN_IMAGES, VAL_IMAGES = 800, 100
 SIZES = ((256, 256), (240, 320), (320, 240), (256, 320), (192, 256), (320, 320))
 """Height and width (H, W) of pictures, pixels."""
 SIZE_SHARES = (0.4, 0.15, 0.15, 0.1, 0.1, 0.1)
-"""Share of the pictures of each size."""
+"""Share of pictures of each size."""
 EMPTY_EVERY = 20
-"""Every 20th picture (index 19, 39, ...) shows only ground."""
+"""Every 20th picture shows only ground."""
 MAX_PROPOSALS = 9
-"""Largest number of shapes that are tried in a picture; not all find room."""
+"""Most tried shapes of a picture."""
 JPEG_QUALITY = 92
 SPLITS = ('train2017', 'val2017')
-"""Parts of the set, and names of their folders of pictures."""
+"""Parts of the set, and their folders of pictures."""
 _STREAMS = {'train2017': 0, 'val2017': 1, 'picture': 2}
-"""Split -> its number in the seeds of pictures: a seed is (seed of the set, this number, index)."""
+"""Split -> number in seeds (seed of the set, number, index)."""
 STUFF = tuple(pattern.__name__.strip('_') for pattern in PATTERNS)
-"""Classes of the ground; their labels follow the labels of the shapes."""
+"""Classes of the ground, with labels behind the shapes'."""
 
 
 def start_sample(
     seed: int, split: str, index: int, size: tuple[int, int] | None = None
 ) -> tuple[np.random.Generator, tuple[int, int], int]:
-    """Return the generator after the first draws of a picture, (H, W) in pixels, and the number of shapes."""
+    """Return the generator after a picture's first draws, (H, W) in pixels, and the number of shapes."""
     rng = np.random.default_rng([seed, _STREAMS[split], index])
     drawn_size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
     proposals = 0 if index % EMPTY_EVERY == EMPTY_EVERY - 1 else int(rng.integers(1, MAX_PROPOSALS + 1))
@@ -53,8 +53,8 @@ def sample(
 ) -> tuple[np.ndarray, list[Instance]]:
     """Make one picture, (H, W, 3) uint8 BGR, and its instances, front to back.
 
-    `split` is `train2017`, `val2017`, or `picture` for pictures that are in neither; `size` (H, W) is one of
-    `SIZES` by default; `proposals` shapes are tried, by default 1 to `MAX_PROPOSALS`, or 0.
+    `split` is `train2017`, `val2017`, or `picture` for neither; `size` (H, W) defaults to one of `SIZES`,
+    `proposals` (tried shapes) to 1 to `MAX_PROPOSALS`, or 0.
     """
     rng, (height, width), drawn_proposals = start_sample(seed, split, index, size)
     return make_scene(rng, height, width, drawn_proposals if proposals is None else proposals)
@@ -114,10 +114,7 @@ def ensure_toy_coco(
     force: bool = False,
     quiet: bool = False,
 ) -> bool:
-    """Make the set unless it exists already; return whether it was made.
-
-    `size` (H, W) is the size of all pictures (None: a mix of `SIZES`).
-    """
+    """Make the set unless it exists; return whether it was made. `size` (H, W) None: a mix of `SIZES`."""
     _check(seed, {'--train-images': train_images, '--val-images': val_images}, size)
     counts = dict(zip(SPLITS, (train_images, val_images), strict=True))
     parameters = {'world': WORLD, 'seed': seed, 'size': list(size) if size else None, **counts}
@@ -139,7 +136,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--out', 'data/toy_coco')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
@@ -154,7 +150,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def ground_and_shapes(
     seed: int, split: str, index: int, size: tuple[int, int] | None
 ) -> tuple[int, list[Instance], tuple[int, int]]:
-    """Return the ground (index into `STUFF`), the shapes, front to back, and (H, W) of a picture."""
+    """Return the ground (index into `STUFF`), the shapes, front to back, and (H, W)."""
     rng, (height, width), proposals = start_sample(seed, split, index, size)
     shapes = layout(rng, height, width, proposals)
     colour_pair(rng, (0.1, 0.45))
@@ -167,7 +163,7 @@ def segments_of(
     """Return the segments (H, W) int64 of a picture and their entries in COCO's JSON.
 
     An entry has `id`, `category_id` (`CLASSES` from 1 on, then `STUFF`), `iscrowd`, `area` in pixels and
-    `bbox` x y w h; a segment without pixels has none.
+    `bbox` x y w h.
     """
     segments = np.ones(size, np.int64)
     for shape in shapes:
@@ -206,7 +202,6 @@ def _write_panoptic(folder: Path, split: str, parameters: dict[str, Any]) -> dic
 
 
 def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parameters: Any) -> bool:
-    """Make the annotations unless they exist, and a missing set first; return whether they were made."""
     root = Path(root)
     if not (root / staging.MANIFEST).is_file():
         ensure_toy_coco(root, **parameters)
@@ -232,5 +227,4 @@ def run_panoptic(args: argparse.Namespace) -> int:
 
 
 def add_panoptic_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run_panoptic` to a parser."""
     staging.add_folder(parser, '--out', 'data/toy_coco')

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
 
 NUSCENES_SIZE = 900, 1600
-"""Height, width in pixels of the pictures that the intrinsics are of."""
+"""Height, width in pixels of the intrinsics' pictures."""
 NUSCENES_CAMERAS = (
     # yaw from straight ahead (degrees, to the left), focal length, principal point (pixels)
     (0.0, 1266.4, 816.3, 491.5),
@@ -31,17 +31,17 @@ NUSCENES_CAMERAS = (
 """FRONT, FRONT_RIGHT, FRONT_LEFT, BACK, BACK_LEFT, BACK_RIGHT, rounded. Source: calibration of nuScenes."""
 MEAN_RGB = 123.675, 116.28, 103.53
 STD_RGB = 58.395, 57.12, 57.375
-"""Mean and standard deviation per channel of pictures in 0..255, those of ImageNet."""
+"""Mean and deviation of ImageNet's channels in 0..255."""
 CAMERA_BELOW_M = 0.33
-"""How far the cameras are below the LiDAR."""
+"""Metres of the cameras below the LiDAR."""
 CAMERA_OUT_M = 0.8
-"""How far they are from it in the direction in which they look."""
+"""Metres of the cameras from the LiDAR along their view."""
 PANORAMA = 192, 1536
-"""Height, width in pixels of a scene's surroundings; the width goes once around."""
+"""Height, width in pixels of a scene's surroundings, once around."""
 BLOBS = 24
-"""Number of coloured rectangles that drift through the surroundings of a scene."""
+"""Coloured rectangles that drift through a scene."""
 SCENE_PAUSE_S = 10.0
-"""Seconds between the last frame of a scene and the first of the next one."""
+"""Seconds between two scenes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +49,16 @@ class SyntheticDrive:
     """A synthetic drive; frames are made one after the other.
 
     Attributes:
-        frames: number of frames.
         size: (H, W) pixels of the network input.
-        cameras: their number N; six are the nuScenes rig, another number is spread evenly.
-        seed: equal drives for equal seeds.
-        scenes: number of parts of about equal length; each change resets the memory.
+        cameras: N; six are the nuScenes rig, else spread evenly.
+        scenes: parts of about equal length; each resets the memory.
         period_s: time between frames.
-        jump_s: one gap of this length within the first scene, too short to reset a memory.
-        origin_m: (x, y) of the first frame in the global frame. Near 0 by default: the published model keeps
-            its memory in float32 and in global coordinates (at 1600 m its boxes move by several mm).
-        exact_poses: whether poses stay float64; else they are rounded to float32, as data loaders give them.
+        jump_s: one gap within the first scene, too short to reset a memory.
+        origin_m: (x, y) of the first frame, near 0: a float32 memory in global coordinates moves boxes by
+            several mm at 1600 m.
+        exact_poses: float64 poses; else rounded to float32 as by data loaders.
         start_s: absolute time of the first frame.
-        mean, std, to_rgb: normalisation, in the order of the network's channels.
+        mean, std, to_rgb: normalisation, in the network's order of channels.
     """
 
     frames: int = 100
@@ -97,11 +95,9 @@ class SyntheticDrive:
             )
 
     def scene(self, index: int) -> int:
-        """Return the number of the scene of a frame, from 0; -1 for a negative index."""
         return min(index * self.scenes // max(self.frames, 1), self.scenes - 1) if index >= 0 else -1
 
     def times(self) -> list[float]:
-        """Return the times of the frames, absolute seconds."""
         gaps = np.full(self.frames, self.period_s)
         firsts = [index for index in range(self.frames) if self.scene(index) != self.scene(index - 1)]
         gaps[firsts] = SCENE_PAUSE_S
@@ -129,29 +125,19 @@ class SyntheticDrive:
         return self.frames
 
     def normalised(self, pictures_bgr: np.ndarray) -> np.ndarray:
-        """Return pictures (N, H, W, 3) uint8 BGR as the network takes them: (N, 3, H, W) float32."""
+        """Return pictures (N, H, W, 3) uint8 BGR normalised, (N, 3, H, W) float32."""
         colours = pictures_bgr[..., ::-1] if self.to_rgb else pictures_bgr
         values = (colours.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
 def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> SyntheticDrive:
-    """Return a drive for the network input of a rule; `options` are fields of `SyntheticDrive`."""
     colours = dict(mean=tuple(rule.mean), std=tuple(rule.std), to_rgb=rule.to_rgb)
     return SyntheticDrive(frames, rule.input_size, rule.num_cameras, **colours, **options)
 
 
 class Surroundings:
-    """Surroundings of a scene: a panorama of noise at several scales, and blobs that drift through it.
-
-    Attributes:
-        rng: generator that `seed` starts.
-        colours: (n, 3) BGR 0..255 of the blobs.
-        drift: (n,) share of the width that a blob moves in each frame.
-        places: (n, 2) upper left corners of the blobs, in shares of the panorama's width and height.
-        sizes: (n, 2) width and height of the blobs in its pixels; the width grows by 1 % in each frame.
-        panorama: (height, width, 3) uint8, all around the car.
-    """
+    """Surroundings of a scene: a panorama of noise at several scales, and drifting blobs."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng([seed, 2])
@@ -171,12 +157,12 @@ class Surroundings:
     def pictures(
         self, size: tuple[int, int], yaws: np.ndarray, ego_pose: np.ndarray, step: int
     ) -> np.ndarray:
-        """Return the picture of each camera (N, H, W, 3) uint8 BGR: a third of the panorama, with new noise.
+        """Return each camera's picture (N, H, W, 3) uint8 BGR: a third of the panorama, with new noise.
 
         Args:
             size: (H, W) pixels.
             yaws: (N,) radians, from straight ahead to the left.
-            ego_pose: (4, 4) LiDAR to global; its heading turns the panorama.
+            ego_pose: (4, 4) LiDAR to global.
             step: frames since the scene began.
         """
         height, width = PANORAMA
@@ -200,11 +186,10 @@ class Surroundings:
 
 
 def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a calibrated rig of N cameras for a network input of `size` (H, W).
+    """Return a rig of N cameras for a network input of (H, W) pixels.
 
     Returns:
-        intrinsics (N, 4, 4), lidar2img (N, 4, 4), both float64, and yaws (N,) in radians, from straight ahead
-        to the left.
+        intrinsics (N, 4, 4), lidar2img (N, 4, 4), float64, and yaws (N,) in radians to the left.
     """
     high, wide = NUSCENES_SIZE
     scale = max(size[0] / high, size[1] / wide)

@@ -1,4 +1,4 @@
-"""Two generated moments as files: pictures, sweeps, and the infos that mmdet3d and the runtimes read."""
+"""Two generated moments as files: pictures, sweeps, and infos."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.points import VoxelRule
 
     Entries = Callable[[np.random.Generator], Mapping[str, Any]]
-    """Returns entries of an info that a family's data sets read, drawn by a generator."""
+    """Draws the entries of an info that a family's data sets read."""
 
 INFOS = 'infos.pkl'
-"""Name of the file of infos."""
 MOMENTS = 2
 """Number of moments that are written."""
 SUFFIXES = '.jpg', '.png'
@@ -35,13 +34,13 @@ SUFFIXES = '.jpg', '.png'
 COARSE = 16
 """Side of a patch of a picture, pixels."""
 POINTS, POINTS_CLOSE = 1500, 50
-"""Number of points of a sweep in and around the range, and within a metre of the LiDAR in x and y."""
+"""Points of a sweep in and around the range, and within a metre of the LiDAR."""
 RANGE = -54.0, -54.0, -5.0, 54.0, 54.0, 3.0
-"""Range of points, metres, that a pipeline loads for a model that takes no points."""
+"""Range of points, metres, for a model without points."""
 LOAD_DIM, LOAD_DIM_PAST = 6, 5
-"""Columns of a sweep, and of one of the past, that mmdet3d's steps load unless they say otherwise."""
+"""Columns of a sweep, and of a past one, that mmdet3d loads by default."""
 START_US, BETWEEN_US, PAST_US = 1_533_151_607_548_047, 498_884, 50_123
-"""Microseconds: when the drive begins, between the moments, and between two sweeps."""
+"""Microseconds: start of the drive, between moments, between sweeps."""
 
 
 def generated_dataset(
@@ -52,16 +51,14 @@ def generated_dataset(
     voxels: VoxelRule | None = None,
     entries: Entries | None = None,
 ) -> dict[str, Any]:
-    """Write two moments and return the config of a data set of them, to prove a model without a data set.
+    """Write two moments and return the config of a data set of them.
 
-    Args:
-        folder: an existing folder; files of the same names in it are replaced.
-        cfg: config of the model, which is not changed.
-        default: `type` and further settings of the data set that stands for that of `data.test` where
-            `dataset_of_files` takes it.
-        views: rule of the model's cameras; None: it takes no pictures.
-        voxels: rule of its points; None: it takes none.
-        entries: see `write_infos`.
+    - `folder`: existing; files of the same names are replaced.
+    - `default`: `type` and settings of the data set in place of `data.test`'s, where `dataset_of_files` takes
+      it.
+    - `views`: rule of the cameras; None: no pictures.
+    - `voxels`: rule of the points; None: no points.
+    - `entries`: see `write_infos`.
     """
     from mmdet3d.datasets import NuScenesDataset
 
@@ -78,11 +75,9 @@ def dataset_of_files(
 ) -> dict[str, Any]:
     """Return the config of a data set of generated files, with the config's test pipeline.
 
-    Args:
-        cfg: config of the model.
-        base: class of mmdet3d that reads files of this layout.
-        files: settings of the data set that have the paths.
-        default: `type` and settings of a data set that reads the files.
+    - `base`: class of mmdet3d for files of this layout.
+    - `files`: settings with the paths.
+    - `default`: `type` and settings of a data set that reads the files.
     """
     from mmdet3d.datasets import Custom3DDataset
 
@@ -107,8 +102,8 @@ def write_infos(
 ) -> Path:
     """Write two moments of one scene and return the path of their infos.
 
-    Axes, units and rotations are those of nuScenes' infos as mmdet3d writes them: quaternions w x y z of ego
-    and LiDAR, matrices (3, 3) from cameras and past sweeps to the LiDAR.
+    Axes, units and rotations as in mmdet3d's infos of nuScenes: quaternions w x y z of ego and LiDAR,
+    matrices (3, 3) from cameras and past sweeps to the LiDAR.
     """
     moments = []
     for moment in range(MOMENTS):

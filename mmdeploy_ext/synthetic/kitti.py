@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.fusion import FusionRule
 
 SIZE_HW = 375, 1242
-"""Height and width of most pictures of KITTI, pixels."""
+"""Height and width of most KITTI pictures, pixels."""
 SHAPES = 20
-"""Number of shapes that are tried in a picture."""
+"""Tried shapes of a picture."""
 FOCAL, HEIGHT_M = (0.5, 0.7), (-0.3, 0.3)
-"""Focal length of a camera over the width of its picture, and its place above the LiDAR."""
+"""Focal length over the picture's width, and place above the LiDAR."""
 YAWS = 0.0, 0.9, np.pi
-"""Yaw of the camera of each moment, one after the other, radians: ahead, to the left, behind."""
+"""Yaw of each moment's camera in turn, radians: ahead, left, behind."""
 OTHER_SIZES = (1.0, 1.0), (0.8, 1.1), (1.3, 0.6)
-"""Factors of the height and the width of the pictures of moments, one after the other."""
+"""Factors of height and width of moments in turn."""
 
 
 def generated_moments(
     rule: FusionRule, count: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, str]]:
-    """Yield the points, picture (h, w, 3), matrix (4, 4) from LiDAR to the picture and name of moments."""
+    """Yield points, picture (h, w, 3), matrix (4, 4) from LiDAR to picture, and name."""
     for index, sweep in enumerate(generated_sweeps(rule.voxels, count)):
         rng = np.random.default_rng([index, 11])
         picture = make_picture(rng, rule, index)
@@ -45,7 +45,7 @@ def generated_moments(
 
 
 def make_picture(rng: np.random.Generator, rule: FusionRule, index: int) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8, about as large as the rule's result if that is below KITTI's."""
+    """Return a picture (h, w, 3) uint8, about the rule's size, at most KITTI's."""
     scale = min(1.0, min(rule.views.img_scale) / SIZE_HW[0]) if rule.views.img_scale else 1.0
     factors = OTHER_SIZES[index % len(OTHER_SIZES)]
     height, width = (round(scale * side * factor) for side, factor in zip(SIZE_HW, factors, strict=True))
@@ -54,7 +54,7 @@ def make_picture(rng: np.random.Generator, rule: FusionRule, index: int) -> np.n
 
 
 def make_camera(rng: np.random.Generator, height: int, width: int, yaw: float) -> np.ndarray:
-    """Return the matrix (4, 4) float64 from the LiDAR to a picture of a camera that looks in a direction."""
+    """Return the matrix (4, 4) float64 from the LiDAR to a picture."""
     ahead, down = np.array([np.cos(yaw), np.sin(yaw), 0.0]), np.array([0.0, 0.0, -1.0])
     facing = np.stack([np.cross(down, ahead), down, ahead])
     turn = Quaternion(axis=rng.normal(size=3), radians=rng.uniform(0.01, 0.05)).rotation_matrix
@@ -69,7 +69,7 @@ def make_camera(rng: np.random.Generator, height: int, width: int, yaw: float) -
 
 
 def generated_dataset(folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
-    """Write two moments into an existing folder, and return the config of a data set of them."""
+    """Write two moments into `folder`, and return the config of their data set."""
     from mmdet3d.datasets import KittiDataset
 
     cfg = copy.deepcopy(cfg)

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame
 
 PICTURE_WH = 32, 32
-"""Width and height, pixels, of the generated rig's cameras, whose pictures are not used."""
+"""Width and height, pixels, of unused pictures."""
 FOCAL = 1.04
 """Factor of a focal length."""
 ROLL_RAD = np.pi / 3
-"""Angle about the optical axis of a camera whose intrinsics turn the picture back: focal lengths halve."""
+"""Angle about the optical axis of a camera with intrinsics that turn the picture back."""
 MOVED_M, TURNED = (0.3, -0.2, 0.1), Quaternion(axis=[0.1, 0.2, 1.0], degrees=2.0)
 """Translation and rotation of a moved camera or sweep."""
 WAYS = (
@@ -39,17 +39,15 @@ WAYS = (
     ('a turn over 0 degrees', -0.75, 0.5, 166.0),
     ('neither a way nor a turn', 0.0, 0.0, None),
 )
-"""Name of a frame, metres along x and y of the map since the frame before, and the heading in degrees, None
-for that of the frame before."""
+"""Name of a frame, metres along the map's x and y since the frame before, heading in degrees or None."""
 MEASURED = np.linspace(-1.1, 1.4, 9)
-"""Acceleration, rotation rate and velocity of the first of these frames, no two alike and none 0: a record
-without them, or with them in another order, is another one."""
+"""Acceleration, rotation rate and velocity of the first frame: distinct and not 0, to tell them apart."""
 HIDDEN_POINTS = 500
-"""Points per camera that lie behind others."""
+"""Hidden points per camera."""
 STEP_S = 0.4
-"""Time between frames of a drive."""
+"""Seconds between frames of a drive."""
 TURN_RAD, WAY_M = 0.5, 1.5
-"""How far the car of `special_drive` turns to the left, and drives along y of its LiDAR, between frames."""
+"""Turn to the left, and way along the LiDAR's y, between frames of `special_drive`."""
 
 
 def generated_sweeps(rule: VoxelRule, count: int) -> Iterator[Sweep]:
@@ -69,10 +67,7 @@ def generated_sweeps(rule: VoxelRule, count: int) -> Iterator[Sweep]:
 
 
 def plain_sweep(sweep: Sweep, limits: Sequence[float]) -> Sweep:
-    """Return a sweep of a single point: the one in range that is the furthest from the LiDAR in x and y.
-
-    `limits` is the range: the least corner x, y, z, then the greatest, metres.
-    """
+    """Return a sweep of the furthest point in x and y within `limits` (low, then high x, y, z, m)."""
     low, high = np.float32(limits[:3]), np.float32(limits[3:])
     inside = ((sweep.points[:, :3] > low) & (sweep.points[:, :3] < high)).all(1)
     distances = np.where(inside, np.linalg.norm(sweep.points[:, :2], axis=1), -1)
@@ -92,7 +87,7 @@ def _focal(matrices: np.ndarray, camera: int, factor: float) -> np.ndarray:
 
 
 def changed_drive(frame: Frame) -> Iterator[Frame]:
-    """Yield frames of one drive: unchanged, each with one more change of its rig and one of one colour."""
+    """Yield frames of one drive: unchanged, each with one more change of its rig, one of one colour."""
     extrinsics = np.linalg.solve(frame.intrinsics, frame.lidar2img)
     last = len(frame.images) - 1
     focal = _focal(frame.intrinsics, 0, FOCAL)
@@ -118,7 +113,7 @@ def changed_drive(frame: Frame) -> Iterator[Frame]:
 
 
 def turned_way(turn_rad: float, way_m: float) -> np.ndarray:
-    """Return the pose (4, 4) of a car that drove along y and turned to the left, in its frame before that."""
+    """Return the pose (4, 4) of a car relative to its last one: along y, turned to the left."""
     pose, sine, cosine = np.eye(4), np.sin(turn_rad), np.cos(turn_rad)
     pose[:2, :2] = [[cosine, -sine], [sine, cosine]]
     pose[1, 3] = way_m
@@ -126,10 +121,10 @@ def turned_way(turn_rad: float, way_m: float) -> np.ndarray:
 
 
 def special_drive(frame: Frame, gaps_s: Sequence[float] = (STEP_S,), lag_s: float = 0.0) -> Iterator[Frame]:
-    """Yield one drive: `changed_drive`, then frames of a car that turns, with these times between them.
+    """Yield one drive: `changed_drive`, then frames of a car that turns, `gaps_s` apart.
 
-    With `lag_s`, the largest time in seconds from the first picture of a frame to its last, cameras take
-    their pictures one after the other, another one first in each frame, and have the pictures of another one.
+    `lag_s` is the time between a frame's first and last picture; the first camera changes, and cameras swap
+    pictures.
     """
     frames = list(changed_drive(dataclasses.replace(frame, camera_times_s=None)))
     yield from frames
@@ -155,7 +150,7 @@ def special_drive(frame: Frame, gaps_s: Sequence[float] = (STEP_S,), lag_s: floa
 
 
 def record_drive(frame: Frame, record: np.ndarray) -> Iterator[Frame]:
-    """Yield the next frames of a drive, whose car moves along an axis of map exactly, turns, or stands."""
+    """Yield the next frames of a drive along an axis of the map, turning, or standing."""
     for step, (name, x, y, heading) in enumerate(WAYS, start=1):
         record = record.copy()
         record[:2] += x, y
@@ -171,14 +166,13 @@ def record_drive(frame: Frame, record: np.ndarray) -> Iterator[Frame]:
 
 
 def plain_moment(frame: FusedFrame, limits: Sequence[float] | None) -> FusedFrame:
-    """Return a moment with images of 0, the mean colour, and the one point that `plain_sweep` chooses."""
     moment = frame if limits is None else plain_sweep(frame, limits)
     images = None if frame.images is None else np.zeros_like(frame.images)
     return dataclasses.replace(moment, images=images, name='nothing to see')
 
 
 def fused_frames(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
-    """Yield `count` frames of a synthetic drive with sweeps of a generated world."""
+    """Yield `count` frames with sweeps of a generated world."""
     if rule.views is None:
         for index, sweep in enumerate(generated_sweeps(rule.voxels, count)):
             yield FusedFrame(sweep.points, f'generated frame {index}')

@@ -1,11 +1,11 @@
 """Annotations of single pictures of a generated drive: `mm2onnx synthetic monocular --root DIR`.
 
-- `nuscenes_infos_{train,val}_mono3d.coco.json`: the six pictures of every key frame, in mmdet3d's order, with
-  cameras and poses, for `NuScenesMonoDataset`;
+- `nuscenes_infos_{train,val}_mono3d.coco.json`: the six pictures of every key frame with cameras and poses,
+  for `NuScenesMonoDataset`;
 - `kitti_infos_{train,val}_mono3d.coco.json` and `kitti_infos_{train,val}.pkl`: the pictures with a car, a
-  cyclist or a pedestrian as KITTI's, for `KittiMonoDataset`;
-- `{train,val}/velodyne/*.bin`: the sweep of each of them, for `KittiDataset`, whose LiDAR is where the camera
-  is, but for some centimetres, and looks ahead as it does.
+  cyclist or a pedestrian, for `KittiMonoDataset`;
+- `{train,val}/velodyne/*.bin`: their sweeps, for `KittiDataset`, with the LiDAR near the camera, looking
+  ahead.
 
 Glossary: n objects, P points. Frames: x to the right, y down, z ahead of a camera; metres.
 """
@@ -47,28 +47,28 @@ ATTRIBUTES = (
 KITTI = dict(pedestrian='Pedestrian', bicycle='Cyclist', car='Car')
 """Class of a drive -> class of KITTI, in the order of labels."""
 LIDAR_TO_CAMERA = np.array([[0.0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27], [0, 0, 0, 1]])
-"""From the frame of KITTI's sweeps here (x ahead, y to the left, z up) to the frame of their camera."""
+"""From KITTI's sweeps here (x ahead, y left, z up) to their camera."""
 POINT_COLUMNS, KITTI_COLUMNS = 5, 4
-"""Number of values of a point in a sweep of nuScenes, and of KITTI (the last one is the intensity)."""
+"""Values of a point of nuScenes, and of KITTI (intensity last)."""
 NEAR_M, SMALLEST_PX = 0.5, 2.0
-"""Nearest depth of the middle of an object, twice that of its corners; shortest side of its box."""
+"""Nearest depth of an object's middle (twice its corners'); shortest side of a box."""
 
 
 def to_parent(record: dict[str, Any]) -> np.ndarray:
-    """Return the matrix (4, 4) from the frame of a table's record to its parent frame, metres."""
+    """Return the matrix (4, 4) from a record's frame to its parent frame, metres."""
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = rotation_of(np.asarray(record['rotation'])), record['translation']
     return matrix
 
 
 def to_global(nusc: NuScenes, record: dict[str, Any]) -> np.ndarray:
-    """Return the matrix (4, 4) from the sensor of a record of the table sample_data to the global frame."""
+    """Return the matrix (4, 4) from a record's sensor to the global frame."""
     ego, sensor = (nusc.get(name, record[f'{name}_token']) for name in ('ego_pose', 'calibrated_sensor'))
     return to_parent(ego) @ to_parent(sensor)
 
 
 def pictures(nusc: NuScenes, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the records of table sample_data of the pictures of key frames of some scenes."""
+    """Yield the sample_data records of key frames' pictures."""
     for scene in sorted((one for one in nusc.scene if one['name'] in scenes), key=lambda one: one['name']):
         token = scene['first_sample_token']
         while token:
@@ -78,10 +78,7 @@ def pictures(nusc: NuScenes, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def kitti_sweep(nusc: NuScenes, record: dict[str, Any]) -> np.ndarray:
-    """Return the sweep of a picture's key frame as KITTI has it, (P, 4) float32.
-
-    The columns are x, y, z in metres, in the frame of `LIDAR_TO_CAMERA`, and the intensity from 0 to 1.
-    """
+    """Return a key frame's sweep (P, 4) float32: x, y, z in metres (`LIDAR_TO_CAMERA`), intensity."""
     sample = nusc.get('sample', record['sample_token'])
     lidar = nusc.get('sample_data', sample['data']['LIDAR_TOP'])
     to_kitti = np.linalg.inv(to_global(nusc, record) @ LIDAR_TO_CAMERA) @ to_global(nusc, lidar)
@@ -91,7 +88,6 @@ def kitti_sweep(nusc: NuScenes, record: dict[str, Any]) -> np.ndarray:
 
 
 def image_entry(nusc: NuScenes, index: int, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry of a picture in COCO's annotations, with its camera and its poses."""
     sensor = nusc.get('calibrated_sensor', record['calibrated_sensor_token'])
     pose = nusc.get('ego_pose', record['ego_pose_token'])
     return dict(
@@ -109,12 +105,11 @@ def image_entry(nusc: NuScenes, index: int, record: dict[str, Any]) -> dict[str,
 
 
 def objects(nusc: NuScenes, record: dict[str, Any], image: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the objects that are in a picture, also hidden ones, as mmdet3d's annotations.
+    """Yield the objects in a picture, also hidden ones, as mmdet3d's annotations.
 
-    An object has `bbox` x y w h in pixels, `bbox_cam3d` (middle, length, height, width in metres, yaw in
-    radians: 0 is along x, pi / 2 towards the camera), `velo_cam3d` (x, z of its speed over the ground,
-    m/s) and `center2d` (pixels, depth in metres) in the camera's frame, and its class and attribute by
-    name and number.
+    `bbox` x y w h in pixels, `bbox_cam3d` (middle, length, height, width in metres, yaw in radians: 0 along
+    x, pi / 2 towards the camera), `velo_cam3d` (x, z over the ground, m/s) and `center2d` (pixels, depth in
+    metres) in the camera's frame, with class and attribute.
     """
     to_camera = np.linalg.inv(to_global(nusc, record))
     intrinsic, size = np.array(image['cam_intrinsic']), (image['width'], image['height'])
@@ -147,13 +142,13 @@ def objects(nusc: NuScenes, record: dict[str, Any], image: dict[str, Any]) -> It
 def seen_box(
     box: np.ndarray, sides: tuple[float, float, float], intrinsic: np.ndarray, size: tuple[int, int]
 ) -> list[float] | None:
-    """Return x1 y1 x2 y2 of a box in a picture, cut at its borders, whether or not others hide it.
+    """Return x1 y1 x2 y2 of a box, cut at the picture's borders.
 
     Args:
-        box: (4, 4) from the frame of the box (x along its length) to that of the camera, metres.
+        box: (4, 4) from the box (x along its length) to the camera, metres.
         sides: length, width, height, metres.
-        intrinsic: (3, 3), from the camera's frame to pixels.
-        size: (w, h) of the picture, pixels.
+        intrinsic: (3, 3), from the camera to pixels.
+        size: (w, h), pixels.
     """
     signs = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing='ij'), -1).reshape(8, 3)
     corners = (signs * sides) @ box[:3, :3].T + box[:3, 3]
@@ -166,7 +161,7 @@ def seen_box(
 
 
 def annotated(nusc: NuScenes, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return `images`, `annotations` and `categories` of pictures, as `NuScenesMonoDataset` reads them."""
+    """Return `images`, `annotations` and `categories` for `NuScenesMonoDataset`."""
     images = [image_entry(nusc, index, record) for index, record in enumerate(records)]
     entries = [
         dict(entry, image_id=image['id'])
@@ -181,9 +176,9 @@ def annotated(nusc: NuScenes, records: Sequence[dict[str, Any]]) -> dict[str, An
 def write_kitti(
     nusc: NuScenes, split: str, records: Sequence[dict[str, Any]], content: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write infos and sweeps of the pictures with objects of KITTI's classes.
+    """Write infos and sweeps of pictures with KITTI's classes; return annotations for `KittiMonoDataset`.
 
-    `content` is the result of `annotated` for `records`. Returns the annotations for `KittiMonoDataset`.
+    `content` is the result of `annotated`.
     """
     labels, annotations, infos, images = list(KITTI), [], [], []
     root = Path(nusc.dataroot)
@@ -218,7 +213,7 @@ def write_kitti(
 def kitti_info(
     index: int, image: dict[str, Any], camera: np.ndarray, objects: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return what KITTI's evaluator knows of a picture; `camera` (4, 4) is its intrinsic matrix."""
+    """Return a picture's info for KITTI's evaluator; `camera` (4, 4) is its intrinsic matrix."""
     boxes = np.array([entry['bbox_cam3d'] for entry in objects]).reshape(-1, 7)
     bottoms = boxes[:, :3] + np.array([0, 0.5, 0]) * boxes[:, 3:6]
     corners = np.array([entry['bbox'] for entry in objects]).reshape(-1, 4)
@@ -245,7 +240,7 @@ def kitti_info(
 
 
 def write_annotations(root: Path) -> dict[str, int]:
-    """Write the files beside the tables of a set; return name of a file -> number of its pictures."""
+    """Write the files; return file name -> number of pictures."""
     from nuscenes.nuscenes import NuScenes
     from nuscenes.utils import splits
 
@@ -269,5 +264,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--root', 'data/toy_nuscenes')

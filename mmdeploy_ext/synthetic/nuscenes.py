@@ -26,7 +26,7 @@ from mmdeploy_ext.synthetic.nuscenes_scene import (
 from mmdeploy_ext.synthetic.nuscenes_sensors import CAMERAS, LIDAR
 
 WORLD = 2
-"""Version of the generator; raise it when equal parameters give other files: older sets are refused then."""
+"""Version of the generator; raise it with the files' content: older sets are refused then."""
 VERSION = 'v1.0-trainval'
 """Folder of the tables."""
 OPTIONS = (
@@ -42,11 +42,10 @@ OPTIONS = (
         'chance that a camera is dark or dazzled in a key frame after a good one (default: %(default)s)',
     ),
 )
-"""Name, metavar and help of the options on the command line, in the order of the fields of `SetOptions`."""
+"""Name, metavar and help of the options, in the order of `SetOptions`."""
 
 
 def check_options(options: SetOptions) -> None:
-    """Raise UsageError for values out of range."""
     minima = dict(train_scenes=1, val_scenes=1, frames=2, seed=0, sweeps=0)
     for name, minimum in minima.items():
         if getattr(options, name) < minimum:
@@ -63,7 +62,7 @@ def check_options(options: SetOptions) -> None:
 
 
 def plans(options: SetOptions) -> list[ScenePlan]:
-    """Return the plans of all scenes, training scenes first; UsageError: nuScenes has fewer names."""
+    """Return the plans of all scenes, training first; UsageError: nuScenes has fewer names."""
     from nuscenes.utils import splits
 
     scene_names = []
@@ -111,7 +110,6 @@ def ensure_toy_nuscenes(
     force: bool = False,
     quiet: bool = False,
 ) -> bool:
-    """Make the set unless it exists already; return whether it was made."""
     options = options or SetOptions()
     check_options(options)
     if jobs < 1:
@@ -139,7 +137,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--root', 'data/toy_nuscenes')
     for (name, metavar, text), field in zip(OPTIONS, fields(SetOptions), strict=True):
         value = (

@@ -1,7 +1,7 @@
 """Info files of nuScenes, as mmdet3d 1.0.0rc6 and StreamPETR read them, from the devkit's tables.
 
-Sources of the format, as facts: mmdetection3d v1.0.0rc6 `tools/data_converter/nuscenes_converter.py`,
-exiawsh/StreamPETR@68c1bdf `tools/data_converter/nuscenes_converter.py`.
+Sources of the format: mmdetection3d v1.0.0rc6 and exiawsh/StreamPETR@68c1bdf,
+`tools/data_converter/nuscenes_converter.py`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ if TYPE_CHECKING:
     from nuscenes.utils.data_classes import Box
 
     Record = dict[str, Any]
-    """A record of one of the devkit's tables."""
 
 LIDAR = 'LIDAR_TOP'
-"""Channel of the LiDAR, whose key frames are the moments."""
+"""Channel with the key frames."""
 SPLITS = {'v1.0-trainval': ('train', 'val'), 'v1.0-mini': ('mini_train', 'mini_val'), 'v1.0-test': ('test',)}
 """Version -> its splits."""
 ONLY_TEMPORAL = ('prev', 'next', 'scene_token', 'frame_idx')
-"""Entries that the plain mmdet3d info files do not have."""
+"""Entries that plain mmdet3d infos lack."""
 
 
 def create_infos(
@@ -44,10 +43,10 @@ def create_infos(
     max_sweeps: int = 10,
     quiet: bool = False,
 ) -> dict[Path, int]:
-    """Write the info files of all splits of a version; return path -> number of key frames.
+    """Write the info files of a version's splits; return path -> number of key frames.
 
-    `root` has the folder `version` of the tables, `samples/` and `maps/`; file names begin with `tag`
-    (`info_paths`). The 2D boxes that training reads are not in them.
+    `root` has the tables, `samples/` and `maps/`; file names begin with `tag` (`info_paths`). 2D boxes for
+    training are left out.
     """
     if max_sweeps < 0:
         raise UsageError(f'--max-sweeps: got {max_sweeps}, expected 0 or more')
@@ -74,7 +73,6 @@ def create_infos(
 
 
 def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[Path, Path]:
-    """Return the paths of the temporal and the plain info file of a split (`train`, `val` or `test`)."""
     stem = tag.removesuffix('2d')
     return Path(out_dir) / f'{stem}2d_temporal_infos_{split}.pkl', Path(out_dir) / f'{stem}_infos_{split}.pkl'
 
@@ -97,7 +95,6 @@ def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> lis
 
 
 def check_root(root: Path, version: str) -> None:
-    """Refuse a folder that is no nuScenes data set of that version, before the devkit reads it."""
     if version not in SPLITS:
         raise UsageError(f'--version: got {version!r}, expected one of {", ".join(SPLITS)}')
     if not root.is_dir():
@@ -111,7 +108,6 @@ def check_root(root: Path, version: str) -> None:
 
 
 def load_tables(root: Path, version: str) -> NuScenes:
-    """Load all tables of a version with the devkit; raises as `check_root`."""
     check_root(root, version)
     from nuscenes.nuscenes import NuScenes
 
@@ -122,7 +118,6 @@ def load_tables(root: Path, version: str) -> NuScenes:
 
 
 def scene_samples(nusc: NuScenes, scene: Record) -> list[Record]:
-    """Return the key frames of a scene in the order of time."""
     samples, token = [], scene['first_sample_token']
     while token:
         samples.append(nusc.get('sample', token))
@@ -131,7 +126,7 @@ def scene_samples(nusc: NuScenes, scene: Record) -> list[Record]:
 
 
 def check_sample(nusc: NuScenes, sample: Record) -> None:
-    """Refuse (DataError) a key frame that lacks a camera or the LiDAR, or one of their files."""
+    """Raise DataError for a key frame without a camera, the LiDAR, or a file."""
     for channel in (*CAMERAS, LIDAR):
         if channel not in sample['data']:
             raise DataError(f'{nusc.version}/sample_data.json: key frame {sample["token"]} has no {channel}')
@@ -144,7 +139,7 @@ def check_sample(nusc: NuScenes, sample: Record) -> None:
 
 
 def present_scenes(nusc: NuScenes, names: list[str]) -> list[Record]:
-    """Return the scenes of these names that have the LiDAR file of their first key frame."""
+    """Return the scenes with the LiDAR file of their first key frame."""
     scenes = []
     for scene in nusc.scene:
         data = nusc.get('sample', scene['first_sample_token'])['data']
@@ -155,7 +150,7 @@ def present_scenes(nusc: NuScenes, names: list[str]) -> list[Record]:
 
 
 def refuse_empty(nusc: NuScenes) -> NoReturn:
-    """Raise a DataError with the reason why no scene of any split is there."""
+    """Raise DataError: no scene of any split is there."""
     from nuscenes.utils.splits import create_splits_scenes
 
     splits = create_splits_scenes()
@@ -179,8 +174,8 @@ class SensorPose:
     """The pose of a sensor at one time.
 
     Attributes:
-        calibration: record of `calibrated_sensor`, sensor to ego.
-        ego_pose: record of `ego_pose`, ego to global.
+        calibration: sensor to ego.
+        ego_pose: ego to global.
         to_global: sensor to global (4, 4) float64.
     """
 
@@ -210,10 +205,10 @@ def _data_path(nusc: NuScenes, data: Record) -> str:
 def sample_info(
     nusc: NuScenes, sample: Record, frame_idx: int, max_sweeps: int, annotated: bool
 ) -> dict[str, Any]:
-    """Return the entry (key -> value) of one key frame, number `frame_idx` of its scene, from 0.
+    """Return the info of a key frame; `frame_idx` counts in its scene, from 0.
 
-    `sensor2lidar_rotation` (3, 3) and `sensor2lidar_translation` (3,) turn points of a sensor at its own time
-    into the LiDAR frame of the key frame: R p + t.
+    `sensor2lidar_rotation` (3, 3) and `sensor2lidar_translation` (3,) move points from a sensor at its time
+    into the key frame's LiDAR frame: R p + t.
     """
     data = nusc.get('sample_data', sample['data'][LIDAR])
     lidar = _sensor_pose(nusc, data)

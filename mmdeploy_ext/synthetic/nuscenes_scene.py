@@ -1,4 +1,4 @@
-"""Writes one scene of the generated drive: its pictures and sweeps, and its share of nuScenes' tables."""
+"""Writes one scene of the generated drive: pictures, sweeps, and rows of nuScenes' tables."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -26,7 +26,6 @@ from mmdeploy_ext.synthetic.nuscenes_world import KEY_FRAME_S, KINDS, Thing, Wor
 from mmdeploy_ext.synthetic.staging import write_jpeg
 
 Record = dict[str, Any]
-"""A row of a table of nuScenes: key -> value."""
 
 ATTRIBUTES = (
     'vehicle.moving', 'vehicle.stopped', 'vehicle.parked', 'cycle.with_rider', 'cycle.without_rider',
@@ -34,18 +33,18 @@ ATTRIBUTES = (
 )  # fmt: skip
 """Names of the table `attribute`."""
 VISIBILITIES = {'1': 'v0-40', '2': 'v40-60', '3': 'v60-80', '4': 'v80-100'}
-"""Token -> level of the table `visibility`: percent of an object that is visible."""
+"""Token -> visible percent of an object."""
 LOCATIONS = ('singapore-onenorth', 'boston-seaport')
-"""Names of the maps; scenes have one and the other by turns."""
+"""Names of the maps of scenes, in turn."""
 
 
 def token(*parts: object) -> str:
-    """Return a token of 32 hexadecimal digits, the hash of the texts of `parts`, joined by '/'."""
+    """Return a token of 32 hexadecimal digits, the hash of `parts`."""
     return hashlib.blake2b('/'.join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
 
 def fixed_tables() -> dict[str, list[Record]]:
-    """Return name -> rows of the tables of every set: category, attribute, visibility and sensor."""
+    """Return name -> rows of the tables category, attribute, visibility and sensor."""
     categories = [kind.category for kind in KINDS]
     return {
         'category': [dict(token=token('category', name), name=name, description='') for name in categories],
@@ -62,17 +61,13 @@ def fixed_tables() -> dict[str, list[Record]]:
 
 
 def visibility_token(visible: int, projected: int) -> str:
-    """Return the token of the row of the visibility table for an object, a key of `VISIBILITIES`.
-
-    `visible` is the number of its pixels in all cameras together, `projected` what it would be if no other
-    object hid it.
-    """
+    """Return the key of `VISIBILITIES` by visible and unhidden (`projected`) pixels in all cameras."""
     share = visible / max(projected, 1)
     return str(1 + int(np.searchsorted([0.4, 0.6, 0.8], share, side='right')))
 
 
 def attribute_name(thing: Thing) -> str | None:
-    """Return the attribute for class and motion of an object; None for classes without attributes."""
+    """Return the attribute by an object's class and motion, or None."""
     moving = thing.speed > 0
     family = thing.kind.category.split('.')[0]
     if family == 'movable_object':
@@ -87,7 +82,7 @@ def attribute_name(thing: Thing) -> str | None:
 
 
 def calibrated_sensor(scene: str, sensor: Sensor) -> Record:
-    """Return the record of one sensor on the car of one scene, in the table calibrated_sensor."""
+    """Return a sensor's row of calibrated_sensor."""
     return {
         'token': token(scene, 'calibrated_sensor', sensor.channel),
         'sensor_token': token('sensor', sensor.channel),
@@ -98,23 +93,20 @@ def calibrated_sensor(scene: str, sensor: Sensor) -> Record:
 
 
 def yaw_quaternion(yaw: float) -> list[float]:
-    """Return the quaternion w x y z of a turn about z by `yaw` radians."""
     return [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))]
 
 
 def annotation(
     scene: str, sample: str, index: int, thing: Thing, time_s: float, visibility: str, lidar_points: int
 ) -> Record:
-    """Return the record of an object in a key frame, not yet linked to its neighbours.
+    """Return the record of an object in a key frame, not yet linked.
 
-    Args:
-        scene: `Scene.key`.
-        sample: token of the key frame.
-        index: index of the object in its world.
-        thing: the object.
-        time_s: time of the key frame, in seconds since the start of the scene.
-        visibility: token of the row of the visibility table.
-        lidar_points: number of points on the object, as it is written.
+    - `scene`: `Scene.key`.
+    - `sample`: token of the key frame.
+    - `index`: of the object in its world.
+    - `time_s`: seconds since the start of the scene.
+    - `visibility`: token.
+    - `lidar_points`: number of points on the object.
     """
     xy, yaw = thing.pose(time_s)
     attribute = attribute_name(thing)
@@ -135,13 +127,7 @@ def annotation(
 
 
 def instances(annotations: list[Record], things: tuple[Thing, ...], scene: str) -> list[Record]:
-    """Return the rows of the table `instance`, of annotated objects; link the annotations of each, in place.
-
-    Args:
-        annotations: all of the scene, in the order of time.
-        things: objects of the scene's world.
-        scene: `Scene.key`.
-    """
+    """Return rows of the table `instance`, and link the objects' annotations (in order of time), in place."""
     records = []
     for index, thing in enumerate(things):
         key = token(scene, 'instance', index)
@@ -157,7 +143,7 @@ def instances(annotations: list[Record], things: tuple[Thing, ...], scene: str) 
 
 
 def link(records: list[Record]) -> None:
-    """Set `prev` and `next` of records that are in the order of time, in place; the ends keep theirs."""
+    """Set `prev` and `next` of records in order of time, in place; the ends keep theirs."""
     for earlier, later in pairwise(records):
         earlier['next'], later['prev'] = later['token'], earlier['token']
 
@@ -168,15 +154,15 @@ def link(records: list[Record]) -> None:
 JPEG_QUALITY = 90
 """Quality of the pictures, 0..100."""
 FIRST_TIMESTAMP_US = 1_531_000_000_000_000
-"""When the first scene begins, microseconds."""
+"""Start of the first scene, microseconds."""
 SCENE_GAP_US = 600_000_000
-"""Between the beginnings of two scenes, microseconds."""
+"""Between starts of scenes, microseconds."""
 MAX_FRAMES = round(SCENE_GAP_US / (KEY_FRAME_S * 1e6))
-"""Key frames of a scene that ends before the next one begins; loaders sort all frames of a set by time."""
+"""Most key frames of a scene: it ends before the next, since loaders sort by time."""
 MIN_PIXELS_SHARE = 1e-4
-"""Pixels of an object, in all cameras together, as a share of one picture's, from which on it is visible."""
+"""Least visible pixels in all cameras, as a share of a picture."""
 VISIBLE_FOR_FRAMES = 2
-"""Number of key frames for which a hidden object stays annotated after it was visible."""
+"""Key frames for which a hidden object stays annotated."""
 
 
 @dataclass(frozen=True)
@@ -184,13 +170,11 @@ class SetOptions:
     """The parameters of a set.
 
     Attributes:
-        train_scenes, val_scenes: numbers of scenes.
         frames: key frames per scene, at 2 Hz.
-        seed: seed of the set.
         image_size: (W, H), px.
-        sweeps: LiDAR sweeps between two key frames, evenly in time; cameras have key frames alone.
-        drop_share: chance that a camera that is good in a key frame drops out in the next one; it never does
-            twice in a row. What it would see is annotated all the same.
+        sweeps: LiDAR sweeps between two key frames; cameras have key frames alone.
+        drop_share: chance that a good camera drops out in the next key frame, never twice in a row;
+            annotations stay.
     """
 
     train_scenes: int = 32
@@ -204,18 +188,12 @@ class SetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenePlan(SetOptions):
-    """The parameters of one scene, with those of its set.
-
-    Attributes:
-        name: its name in the devkit, such as 'scene-0103'.
-        number: its number in the set, from 0.
-    """
+    """One scene's parameters: `name` in the devkit, such as 'scene-0103', and `number` in the set."""
 
     name: str
     number: int
 
     def rng(self, *purpose: int) -> np.random.Generator:
-        """Return a random stream for one purpose in this scene."""
         return np.random.default_rng([self.seed, int(self.name.split('-')[1]), *purpose])
 
 
@@ -224,10 +202,9 @@ class Scene:
     """The content of one scene.
 
     Attributes:
-        plan: its parameters.
         world: motion of the car, and the objects.
         rig: name -> sensor.
-        lenses: name of a camera -> its rays.
+        lenses: camera -> its rays.
         scenery: ground and sky.
     """
 
@@ -246,12 +223,11 @@ class Scene:
         return f'toy{self.plan.seed:03d}-{self.plan.name}'
 
     def timestamp(self, time_s: float) -> int:
-        """Return the time stamp, in microseconds, of a time in the scene in seconds since its start."""
         return FIRST_TIMESTAMP_US + self.plan.number * SCENE_GAP_US + round(time_s * 1e6)
 
 
 def make_scene(plan: ScenePlan) -> Scene:
-    """Make the content of a scene without writing anything; equal plans give equal scenes."""
+    """Make the content of a scene ; equal plans give equal scenes."""
     world = make_world(plan.rng(0), plan.frames, plan.drop_share)
     rig = make_rig(plan.rng(1), *plan.image_size)
     lenses = {channel: make_lens(rig[channel], *plan.image_size) for channel in CAMERAS}
@@ -266,7 +242,7 @@ class _Records:
     ego_pose: list = field(default_factory=list)
 
     def add_data(self, scene: Scene, sample: str, channel: str, time_s: float, *, is_key_frame: bool) -> str:
-        """Add the records of one file, not yet linked to its neighbours; return its name in the set."""
+        """Add a file's records, not yet linked; return its name in the set."""
         folder, timestamp = 'samples' if is_key_frame else 'sweeps', scene.timestamp(time_s)
         suffix = 'pcd.bin' if channel == LIDAR else 'jpg'
         name = f'{folder}/{channel}/{scene.logfile}__{channel}__{timestamp}.{suffix}'

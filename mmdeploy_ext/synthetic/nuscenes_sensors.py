@@ -1,4 +1,4 @@
-"""The sensors of the generated drive, six cameras and a LiDAR as on nuScenes' cars, and what they measure."""
+"""Six cameras and a LiDAR as on nuScenes' cars, and their measurements."""
 
 import colorsys
 import math
@@ -23,9 +23,8 @@ _CAMERAS = {
 CAMERAS = tuple(_CAMERAS)
 """Names of the cameras in the order of mmdet3d's info files."""
 LIDAR = 'LIDAR_TOP'
-"""Name of the LiDAR."""
 CAMERA_LAG_US = {name: row[5] * 1000 for name, row in _CAMERAS.items()}
-"""Name of a camera -> how much earlier than the LiDAR it measures, us."""
+"""Camera -> microseconds before the LiDAR."""
 _CAMERA_AXES = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], float)
 """Columns: the axes of an unturned camera in the ego frame."""
 
@@ -35,9 +34,9 @@ class Sensor:
     """A calibrated sensor.
 
     Attributes:
-        channel: its name in nuScenes, e.g. 'CAM_FRONT'.
-        to_ego: (4, 4) float64, its pose: takes points of the sensor's frame to the ego frame, metres.
-        intrinsic: (3, 3) float64, takes points of a camera's frame to pixels; None for other sensors.
+        channel: e.g. 'CAM_FRONT'.
+        to_ego: (4, 4) float64, sensor to ego, metres.
+        intrinsic: (3, 3) float64, camera to pixels, or None.
     """
 
     channel: str
@@ -46,7 +45,6 @@ class Sensor:
 
 
 def pose_matrix(xy: np.ndarray, yaw: float, z: float = 0.0) -> np.ndarray:
-    """Return the (4, 4) pose of a level frame at (x, y, z) that is turned by `yaw` radians."""
     cos, sin = math.cos(yaw), math.sin(yaw)
     return np.array([[cos, -sin, 0, xy[0]], [sin, cos, 0, xy[1]], [0, 0, 1, z], [0, 0, 0, 1]], float)
 
@@ -63,10 +61,7 @@ def _to_ego(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 
 def make_rig(rng: np.random.Generator, width: int, height: int) -> dict[str, Sensor]:
-    """Draw the sensors of a car, name -> sensor, each near the usual mounting.
-
-    `rng` is the random generator; width and height are those of the pictures, pixels.
-    """
+    """Draw the sensors of a car, name -> sensor; picture sizes in pixels."""
     rig = {}
     for channel, (x, y, z, yaw, view, _) in _CAMERAS.items():
         turn = Quaternion(axis=[0, 0, 1], degrees=yaw).rotation_matrix
@@ -86,13 +81,13 @@ def make_rig(rng: np.random.Generator, width: int, height: int) -> dict[str, Sen
 
 
 GROUND_CELL_M = 0.12
-"""Side of a pixel of `Scenery.tile` on the ground."""
+"""Side of a pixel of `Scenery.tile`."""
 HAZE_M = 90.0
-"""Depth at which a colour is 1/e its own, the rest haze."""
+"""Depth at which haze leaves 1/e of a colour."""
 NEAR_M = 0.1
-"""Smallest depth at which corners of boxes are projected."""
+"""Smallest depth of projected corners."""
 _LIGHT = np.array([[0.62, 1.0], [0.74, 0.84], [0.4, 0.95]], np.float32)
-"""Light on the two faces across each axis x, y, z: at its lower and at its upper end."""
+"""Light on the two faces across each axis: lower and upper end."""
 _PERIOD_M = dict(
     car=1.0, truck=1.4, trailer=1.3, bus=1.5, construction_vehicle=1.1,
     bicycle=0.4, motorcycle=0.5, pedestrian=0.5, traffic_cone=0.4, barrier=0.7,
@@ -111,8 +106,8 @@ def ray_box(
         half: (3,) half sizes of the box.
 
     Returns:
-        (n,) bool: whether the ray enters the box, from outside; (n,): distance of the entry in multiples of
-        the ray; (n,) int: axis 0..2 across whose face it enters. Both mean nothing of rays that do not enter.
+        (n,) bool: the ray enters from outside; (n,) distance in multiples of the ray; (n,) int axis 0..2 of
+            the face.
     """
     with np.errstate(divide='ignore', invalid='ignore'):
         inverse = 1 / rays
@@ -126,32 +121,29 @@ def ray_box(
 
 
 def boxes_in(frame_to_global: np.ndarray, things: list[Thing], time_s: float) -> list[np.ndarray]:
-    """Return the (4, 4) matrix from box to frame of each of the `things`, the objects of a scene.
+    """Return the (4, 4) matrix from box to frame of each of `things`.
 
-    The axes of a box are along its length, its width and its height, in metres, from its middle.
-    `frame_to_global` is the (4, 4) pose of the frame, `time_s` the time since the scene began, seconds.
+    A box's axes are along length, width and height, in metres from its middle. `frame_to_global` (4, 4);
+    `time_s` since the scene began.
     """
     inverse = invert_pose(frame_to_global)
     return [inverse @ pose_matrix(*thing.pose(time_s), z=thing.wlh[2] / 2) for thing in things]
 
 
 def half_sizes(thing: Thing) -> np.ndarray:
-    """Return half the length, width and height (3,) of an object, along x, y and z of its box."""
     return thing.wlh[[1, 0, 2]] / 2
 
 
 @dataclass(frozen=True)
 class Lens:
-    """The rays of a camera, which are the same for all of its pictures.
+    """A camera's rays, equal for all pictures.
 
     Attributes:
-        sensor: the camera.
-        rays: (H, W, 3) float32 in the camera frame with z = 1, so that multiples are depths in m.
-        ground: (H, W, 2) x and y, m, in the ego frame at which they meet the ground; of rays above the
-            horizon those of the camera.
-        depth: (H, W) depth of these points, inf above the horizon.
+        rays: (H, W, 3) float32, z = 1: multiples are depths in m.
+        ground: (H, W, 2) x and y, m, ego frame, on the ground; above the horizon the camera's.
+        depth: (H, W) of these points, inf above the horizon.
         up: (H, W) sine of the elevation.
-        bearing: (H, W) direction in the ego frame, radians from ahead to the left.
+        bearing: (H, W) radians in the ego frame, to the left.
     """
 
     sensor: Sensor
@@ -163,10 +155,7 @@ class Lens:
 
 
 def make_lens(sensor: Sensor, width: int, height: int) -> Lens:
-    """Return the rays of a camera, `sensor`, for pictures of `width` x `height` pixels.
-
-    (0, 0) is the centre of the first pixel.
-    """
+    """Return a camera's rays for width x height pixels; (0, 0) is the centre of the first pixel."""
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     pixels = np.stack([columns, rows, np.ones_like(rows)], axis=-1).astype(np.float64)
     rays = pixels @ np.linalg.inv(sensor.intrinsic).T
@@ -184,11 +173,11 @@ class Scenery:
     """Ground, sky and skyline of one scene.
 
     Attributes:
-        tile: (256, 256, 3) float32 BGR 0..255, the ground, repeated everywhere.
-        skyline: (n,) float32, sine of the elevation of the roofs, evenly around the horizon, from the global
-            x axis on counter-clockwise.
-        zenith: (3,) colour of the sky above, BGR.
-        horizon: (3,) its colour at the horizon, which is that of the haze, too.
+        tile: (256, 256, 3) float32 BGR 0..255, the ground, repeated.
+        skyline: (n,) float32, sine of the roofs' elevation around the horizon, from global x
+            counter-clockwise.
+        zenith: (3,) BGR of the sky above.
+        horizon: (3,) BGR at the horizon, and of the haze.
     """
 
     tile: np.ndarray
@@ -254,10 +243,7 @@ def _pattern(thing: Thing, points: np.ndarray) -> np.ndarray:
 
 
 def paint(thing: Thing, points: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """Return the colours (n, 3) float32 BGR of points on a `thing`, so that class and heading are visible.
-
-    Points (n, 3) are in m from the middle of the box, `axis` (n,) is the one across whose face each lies.
-    """
+    """Return colours (n, 3) float32 BGR of points (n, 3), m, on faces across `axis` (n,) of the box."""
     hue, value = (thing.kind.hue + thing.tint[0]) % 360 / 360, thing.tint[1]
     base = np.array(colorsys.hsv_to_rgb(hue, 0.92, value)[::-1], np.float32) * 255
     unit = points / half_sizes(thing).astype(np.float32)
@@ -276,8 +262,8 @@ class CameraView:
 
     Attributes:
         image: (H, W, 3) uint8 BGR.
-        visible: (n,) visible pixels of each object.
-        projected: (n,) pixels of each object including those behind others.
+        visible: (n,) visible pixels per object.
+        projected: (n,) pixels per object, hidden ones included.
     """
 
     image: np.ndarray
@@ -334,19 +320,9 @@ def render(
     dropped: int,
     rng: np.random.Generator,
 ) -> CameraView:
-    """Take a picture of the objects at a time of the scene.
+    """Take a picture, with pixel counts of `things`, `time_s` seconds since the scene began.
 
-    Args:
-        lens: intrinsics and size of the camera.
-        scenery: ground and sky.
-        world: with the motion of the car, and the light.
-        things: objects that are drawn.
-        time_s: seconds since the start of the scene.
-        dropped: kind of drop-out as in `World.dropped`; it does not change the numbers of pixels.
-        rng: for the noise.
-
-    Returns:
-        The picture, and the pixels of each of `things`, in their order.
+    `dropped`: see `World.dropped`; it leaves the counts. `rng` is for noise.
     """
     xy, yaw = world.drive.pose(time_s)
     boxes = boxes_in(pose_matrix(xy, float(yaw)) @ lens.sensor.to_ego, things, time_s)
@@ -361,33 +337,25 @@ def render(
 
 
 BEAMS = 32
-"""Number of beams of the LiDAR, one above the other."""
 ELEVATIONS_DEG = (-30.67, 10.67)
-"""Angles of the lowest and the highest beam, degrees."""
+"""Lowest and highest beam, degrees."""
 AZIMUTHS = 360
-"""Number of directions in a turn, for each of which a beam has a point at most."""
 MAX_RANGE_M = 70.0
 """Farthest point, metres."""
 RANGE_NOISE_M = 0.01
-"""Standard deviation of measured distances, metres."""
+"""Deviation of distances, metres."""
 
 
 def measure_sweep(
     sensor: Sensor, world: World, things: list[Thing], time_s: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Measure one revolution of the LiDAR at an instant of a scene.
+    """Measure one revolution of the LiDAR, `time_s` seconds since the scene began.
 
-    Args:
-        sensor: the LiDAR.
-        world: the scene, with the drive of the car.
-        things: objects of the scene.
-        time_s: the instant, seconds since the scene began.
-        rng: random generator, for noise, which may carry a point beyond `MAX_RANGE_M`.
+    `rng` is for noise, which may exceed `MAX_RANGE_M`.
 
     Returns:
-        Points (n, 5) float32 as in nuScenes' .pcd.bin, x y z in the LiDAR frame in m, intensity 0..255, ring
-        0..31 from the lowest beam on; and the number of points on each of `things`, (objects,) int, in their
-        order.
+        Points (n, 5) float32 as in nuScenes' .pcd.bin: x y z in m, LiDAR frame, intensity 0..255, ring 0..31
+            from below; and points on each of `things`, (objects,) int.
     """
     xy, yaw = world.drive.pose(time_s)
     to_global = pose_matrix(xy, float(yaw)) @ sensor.to_ego

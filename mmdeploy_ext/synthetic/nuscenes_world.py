@@ -1,4 +1,4 @@
-"""The world of one scene of the generated drive: the motion of the ego, and the objects around it."""
+"""The world of one scene of the generated drive: ego motion and objects."""
 
 import math
 from dataclasses import dataclass
@@ -10,30 +10,18 @@ KEY_FRAME_S = 0.5
 STEP_S = 0.01
 """Seconds of a step of the simulation."""
 START_XY = (950.0, 250.0)
-"""Place near which a scene starts, up to 30 m away along each axis, m. nuScenes' maps have such coordinates,
-and their masks begin at the origin."""
+"""Place of a scene's start, +-30 m along each axis, m, inside nuScenes' maps."""
 MIN_ACTIVE, MAX_ACTIVE = 7, 13
-"""Number of objects around the ego in every key frame, as far as there is room."""
+"""Objects around the ego in every key frame, as far as there is room."""
 MAX_PROPOSALS = 600
-"""Number of objects that are tried for a scene; not all find room."""
+"""Tried objects of a scene."""
 EGO_CIRCLES = ((-0.2, 1.15), (1.4, 1.15), (3.0, 1.15))
-"""(x of the centre in the ego frame, radius) in m of circles that other objects do not enter."""
+"""(x in the ego frame, radius) in m of circles without other objects."""
 
 
 @dataclass(frozen=True)
 class ThingKind:
-    """One detection class of the world.
-
-    Attributes:
-        name, category: names in mmdet3d and in nuScenes.
-        wlh: nuScenes' mean width, length and height, m.
-        hue, pattern: look of its objects: degrees, and 'plain', 'vertical' or 'horizontal' (stripes), or
-            'checker'.
-        near, far: distances from the ego at which objects are placed, m.
-        horizon: distance from which on they are neither drawn nor annotated, m.
-        moving_share: share of moving objects.
-        speeds: range of their speeds, m/s.
-    """
+    """One detection class: sizes and distances in m, speeds in m/s, `hue` in degrees."""
 
     name: str
     category: str
@@ -63,18 +51,18 @@ KINDS = (
               0, (0, 0)),
     ThingKind('barrier', 'movable_object.barrier', (2.53, 0.50, 0.98), 324, 'vertical', 4, 9, 12, 0, (0, 0)),
 )  # fmt: skip
-"""The order is mmdet3d's class order."""
+"""In mmdet3d's class order."""
 
 
 @dataclass(frozen=True)
 class Drive:
-    """Poses of the ego every `STEP_S`, from 1 s before the first key frame on: `xy` (n, 2), `yaw` (n,)."""
+    """Ego poses every `STEP_S`, from 1 s before the first key frame on: `xy` (n, 2), `yaw` (n,)."""
 
     xy: np.ndarray
     yaw: np.ndarray
 
     def pose(self, time_s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return position (..., 2) in m and yaw (...) in radians at times of the scene, in seconds."""
+        """Return position (..., 2) in m and yaw (...) in radians at seconds of the scene."""
         grid = np.arange(len(self.yaw)) * STEP_S - 1
         x, y = (np.interp(time_s, grid, column) for column in self.xy.T)
         return np.stack([x, y], axis=-1), np.interp(time_s, grid, self.yaw)
@@ -87,11 +75,11 @@ class Thing:
     Attributes:
         label: index into `KINDS`.
         wlh: width, length, height, m.
-        anchor_s: time at which its position is `xy` and its yaw `heading`.
-        xy: position (2,) of its centre, m.
+        anchor_s: time of `xy` and `heading`.
+        xy: (2,) of its centre, m.
         heading: yaw, radians.
-        speed, turn_rate: steady motion, m/s and radians/s.
-        tint: degrees that are added to the hue of its kind, and the value (HSV, 0 to 1) of its colour.
+        speed, turn_rate: m/s and radians/s.
+        tint: degrees added to the hue, and the value (HSV, 0 to 1).
     """
 
     label: int
@@ -108,7 +96,7 @@ class Thing:
         return KINDS[self.label]
 
     def pose(self, time_s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return position (..., 2) in m and yaw (...) in radians at times of the scene, in seconds."""
+        """Return position (..., 2) in m and yaw (...) in radians at seconds of the scene."""
         elapsed_s = np.asarray(time_s, np.float64) - self.anchor_s
         turn = elapsed_s * self.turn_rate
         chord = self.speed * elapsed_s * np.sinc(turn / (2 * math.pi))
@@ -123,12 +111,9 @@ class World:
 
     Attributes:
         drive: poses of the ego.
-        things: all objects.
-        active: (frames, objects) bool, whether an object is within the horizon in a key frame.
-        night: whether it is night.
-        gain: factor of the brightness of pictures.
-        dropped: (frames, 6) int, a column per camera in the order of `nuscenes_sensors.CAMERAS`: 0 for a good
-            picture, 1 for a dark one, 2 for one washed out by glare.
+        active: (frames, objects) bool, within the horizon in a key frame.
+        gain: factor of brightness.
+        dropped: (frames, 6) int in the order of `nuscenes_sensors.CAMERAS`: 0 good, 1 dark, 2 glare.
     """
 
     drive: Drive
@@ -228,13 +213,10 @@ def _collides(
 
 
 def make_world(rng: np.random.Generator, frames: int, drop_share: float) -> World:
-    """Make the world of a scene, at random; equal generators give equal worlds.
+    """Make the world of a scene; equal generators give equal worlds.
 
-    Args:
-        rng: random generator.
-        frames: number of key frames, at 2 Hz, 1 or more.
-        drop_share: chance, 0 to 1, that a good camera drops out in the next key frame; it never does so in
-            the first frame or twice in a row.
+    `frames` are key frames at 2 Hz; `drop_share` is the chance, 0 to 1, that a good camera drops out in the
+    next one, not in the first.
     """
     drive = make_drive(rng, frames)
     things, active = _populate(rng, drive, frames)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 SUBPIXEL_BITS = 4
-"""Outlines are drawn at 1/16 pixel, so that integers, not the platform's floats, decide on every pixel."""
+"""Outlines are drawn at 1/16 pixel, in integers, equal on every platform."""
 
 
 def _regular(corners: int, radius: float | np.ndarray = 1.0) -> np.ndarray:
@@ -28,17 +28,13 @@ OUTLINES = {
     'ring': [_regular(64), _regular(64, 0.55)],
     'cross': [np.concatenate([_ARM @ np.linalg.matrix_power(_QUARTER_TURN, k) for k in range(4)])],
 }
-"""Class -> loops of (P, 2) float64 points (x right, y down) in the unit circle (the cross reaches 1.06): the
-outer edge first, then holes."""
+"""Class -> loops of (P, 2) float64 points (x right, y down) in the unit circle: outer edge, then holes."""
 CLASSES = tuple(OUTLINES)
-"""Names of the shapes, in the order of their labels."""
+"""Names of shapes by label."""
 
 
 def outline_area(loops: list[np.ndarray]) -> float:
-    """Return the area inside an outline without its holes, in squared units of its points.
-
-    `loops` are (P, 2) points each: the outer edge, then holes.
-    """
+    """Return the area of an outline of (P, 2) loops (outer edge, then holes) without its holes."""
     areas = []
     for loop in loops:
         x, y = loop.T
@@ -58,11 +54,11 @@ def place_outline(
 
     Args:
         loops: one of `OUTLINES`.
-        centre: (x, y) in pixels, where the origin of the outline comes to be.
+        centre: (x, y) in pixels.
         side: square root of the area in pixels.
-        aspect: what the outline's width over its height is multiplied by, before turning.
-        angle: angle in radians, clockwise on the screen.
-        max_radius: largest distance of a point from the centre, pixels; it may make the area smaller.
+        aspect: factor of width over height, before turning.
+        angle: radians, clockwise on the screen.
+        max_radius: largest distance from the centre, pixels; may reduce the area.
     """
     stretch = np.array([math.sqrt(aspect), 1 / math.sqrt(aspect)])
     stretched = [loop * stretch for loop in loops]
@@ -73,13 +69,9 @@ def place_outline(
 
 
 def coverage(loops: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Draw an outline in pixels, (H, W) uint8, 0 outside to 255 inside; `>= 128` is the instance mask.
+    """Draw an outline, (H, W) uint8, 0 outside to 255 inside; `>= 128` is the instance mask.
 
-    Args:
-        loops: (P, 2) points each, x and y in pixels, (0, 0) in the middle of the first one: the outer edge,
-            then holes.
-        height: H.
-        width: W.
+    `loops` are (P, 2) x and y in pixels, (0, 0) in the middle of the first one: outer edge, then holes.
     """
     canvas = np.zeros((height, width), np.uint8)
     for index, loop in enumerate(loops):
@@ -132,17 +124,13 @@ def _blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 PATTERNS = (_noise, _stripes, _checker, _gradient, _blobs)
-"""Functions of a random generator, height and width that return a pattern, (H, W) float32, 0 to 1."""
+"""Functions of (generator, height, width) that return a pattern, (H, W) float32, 0 to 1."""
 
 
 def texture(rng: np.random.Generator, height: int, width: int, colours: np.ndarray) -> np.ndarray:
     """Return a rectangle (H, W, 3) float32 BGR, about 0..255, with a random pattern under uneven light.
 
-    Args:
-        rng: random generator.
-        height: H.
-        width: W.
-        colours: (2, 3) BGR in 0..255, between which the pattern changes.
+    `colours` (2, 3) BGR in 0..255.
     """
     pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, height, width)
     light = 1 + 0.2 * (_gradient(rng, height, width) - 0.5)
@@ -159,11 +147,8 @@ def colour_pair(
 ) -> np.ndarray:
     """Draw two colours of one fill, (2, 3) float32 BGR in 0..255.
 
-    Args:
-        rng: random generator.
-        contrast: smallest and largest share of the way from the first to the unrelated colour.
-        unlike: (3,) BGR, a colour that the mean of both has to differ from; None: there is none.
-        distance: smallest Euclidean distance of the mean from it, in units of 0..255.
+    `contrast` is the range of the way to an unrelated colour; the mean is at least `distance` from `unlike`
+    (3,) BGR.
     """
     while True:
         first, unrelated = rng.uniform(20, 235, (2, 3)).astype(np.float32)
@@ -177,15 +162,15 @@ def colour_pair(
 
 
 MIN_VISIBLE = 0.25
-"""Smallest visible share of an instance; others are removed from the scene, not only from the labels."""
+"""Smallest visible share of an instance; others are removed from the scene."""
 MIN_PIXELS = 48
-"""Smallest number of visible pixels of an instance."""
+"""Least visible pixels of an instance."""
 SIDE_RANGES = ((12.0, 31.0), (33.0, 95.0), (97.0, 150.0))
-"""Ranges of the square root of the area in pixels: COCO's small, medium and large."""
+"""Square roots of the area in pixels: COCO's small, medium and large."""
 SIDE_SHARES = (0.3, 0.5, 0.2)
-"""Share of the shapes that are tried in each range."""
+"""Share of tried shapes in each range."""
 COLOUR_DISTANCE = 60.0
-"""Smallest distance of the mean colours of a fill and of the ground, 0..255, so that shapes are visible."""
+"""Smallest distance of mean colours of fill and ground, 0..255."""
 
 
 @dataclass(frozen=True)
@@ -194,8 +179,8 @@ class Instance:
 
     Attributes:
         label: index into `CLASSES`.
-        alpha: (H, W) uint8, the shape with soft edges, also where others hide it.
-        mask: (H, W) bool, its visible pixels.
+        alpha: (H, W) uint8, soft edges, hidden parts included.
+        mask: (H, W) bool, visible pixels.
     """
 
     label: int
@@ -216,14 +201,7 @@ def _propose(rng: np.random.Generator, height: int, width: int) -> tuple[int, li
 
 
 def layout(rng: np.random.Generator, height: int, width: int, proposals: int) -> list[Instance]:
-    """Place shapes at random; return them from front to back.
-
-    Args:
-        rng: random generator.
-        height: H of the picture.
-        width: W of the picture.
-        proposals: number of shapes that are tried, 0 or more.
-    """
+    """Place up to `proposals` shapes at random; return them from front to back."""
     covered = np.zeros((height, width), bool)
     instances = []
     for _ in range(proposals):

@@ -1,4 +1,4 @@
-"""Sets of generated files: a folder that appears whole, with a manifest of its parameters."""
+"""Sets of generated files: a folder that appears whole, with a manifest."""
 
 import argparse
 import contextlib
@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import check_writable, read_json, write_json
 
 MANIFEST = 'READY.json'
-"""File that is written last into a finished folder, with its `parameters`."""
+"""The last file of a finished folder, with its `parameters`."""
 EXISTS = 'already there with the same parameters, nothing to do'
 
 
@@ -25,7 +25,7 @@ EXISTS = 'already there with the same parameters, nothing to do'
 def locked(root: Path) -> Iterator[None]:
     """Let one process at a time make `root`; the lock file beside it stays.
 
-    DataError: there is a file or a folder at `root` that this package has not made.
+    DataError: this package has not made `root`.
     """
     if root.exists() and not (root.is_dir() and (not any(root.iterdir()) or (root / MANIFEST).is_file())):
         raise DataError(
@@ -50,15 +50,12 @@ def make_set(
     force: bool,
     quiet: bool,
 ) -> bool:
-    """Make a set unless it exists already; return whether it was made.
+    """Make a set unless it exists; return whether it was made.
 
-    Args:
-        root: folder of the set, or a link to it; it appears whole.
-        parameters: everything that decides on the content, name -> value as JSON gives it back.
-        write: writes the files into a folder, and yields the number of steps that were just done.
-        total: number of all steps.
-        force: replace a set at `root`; other folders are never replaced.
-        quiet: show no progress bar.
+    - `root`: folder or link; it appears whole.
+    - `parameters`: everything that decides on the content, as JSON.
+    - `write`: writes into a folder, and yields numbers of finished steps of `total`.
+    - `force`: replace a set at `root`, never other folders.
     """
     if root.resolve() == Path.cwd():
         raise DataError(f'{root}: is the working directory, which a finished set would replace; name another')
@@ -86,13 +83,12 @@ def make_set(
 
 
 def add_folder(parser: argparse.ArgumentParser, option: str, default: str) -> None:
-    """Add an option that names the folder of a set."""
     text = 'folder of the set (default: %(default)s)'
     cli.writes(parser.add_argument(option, default=default, help=text), '')
 
 
 def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
-    """Write a picture (H, W, 3) uint8 BGR with a quality of 0..100."""
+    """Write (H, W, 3) uint8 BGR; quality 0..100."""
     done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise DataError(f'{path}: OpenCV could not encode the picture of shape {image.shape}')

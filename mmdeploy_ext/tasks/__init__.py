@@ -1,4 +1,4 @@
-"""The part of a proof that depends on the task of a detector: matching and drawing its results."""
+"""Tasks of detectors in a proof: matching and drawing of results."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ if TYPE_CHECKING:
 
 
 TASKS = {name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask', 'mask', 'panoptic')}
-"""Name of a task of this package -> its module."""
 NEEDED = ('match_detections', 'pair_up', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
 """Names that every task module has."""
 NEEDED_BY_HALF = ('half_bars', 'half_text')
-"""Names that a task module needs, too, if files in float16 or INT8 are proven."""
+"""Further names for proofs of float16 and INT8 files."""
 
 
 def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
-    """Return the module of a task: a key of `TASKS`, or the dotted name of another module."""
+    """Return a task's module: a key of `TASKS`, or a dotted name."""
     try:
         module = importlib.import_module(TASKS.get(name, name))
     except (ModuleNotFoundError, ValueError, TypeError) as error:

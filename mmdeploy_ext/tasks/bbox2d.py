@@ -1,4 +1,4 @@
-"""The task of boxes in images in a proof: match by class and IoU, draw both engines side by side."""
+"""Boxes in images: matched by class and IoU, both engines drawn side by side."""
 
 from __future__ import annotations
 
@@ -18,22 +18,17 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import Pair
 
 RESULTS, PLACE = 'boxes', 'worst IoU'
-"""Titles of columns in tables."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""Bars of files in float16 or INT8, as keywords of `match_detections` and in words."""
 IOU_BAR = 0.999
-"""Smallest IoU of a matched pair."""
 SCORE_BAR = 1e-4
-"""Largest score difference of a matched pair."""
 ONE_TO_ONE = dict(iou_bar=0.9999, score_bar=1e-5, score_thr=0.0)
-"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
+"""Arguments of `match_detections` for two codes on one file's tensors."""
 SAME_LOGITS_SCORE_BAR = 1e-5
-"""Largest score difference of a matched pair if both sides have the same logits."""
+"""Largest score difference of a pair from equal logits."""
 CORNER_EPS = 5e-3
 """Pixels."""
 PAIR_IOU = 0.5
-"""Smallest IoU of two boxes outside the bars that count as one object; of others one is missing, one extra.
-"""
+"""Smallest IoU of one object outside the bars; below, one box is missing and one extra."""
 LEGIBLE = 800
 """Pixels."""
 
@@ -46,11 +41,7 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is the IoU.
 
-    Args:
-        reference: R boxes that PyTorch found.
-        candidate: C boxes that an engine found.
-        iou_bar: smallest IoU of a pair within the bars.
-        score_bar: largest difference of its scores.
+    `iou_bar` is the smallest IoU and `score_bar` the largest score difference of a pair.
     """
 
     def pair(reference: Detections, candidate: Detections) -> Pairing:
@@ -67,18 +58,17 @@ def pair_by_iou(
     score_bar: float = SCORE_BAR,
     gaps: Sequence[tuple[str, np.ndarray, float]] = (),
 ) -> Pairing:
-    """Pair results by their IoU (R, C), which is -1 across classes; for `gaps` see `matching.pair_lists`."""
+    """Pair results by their IoU (R, C), -1 across classes; `gaps`: see `matching.pair_lists`."""
     return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar, gaps)
 
 
 match_detections = functools.partial(
     matching.match_lists, problem=problem, pair_by=pair_up, score_thr=0.05, score_bar=SCORE_BAR
 )
-"""Matches the boxes of an image, see `matching.match_lists`; `iou_bar` is passed on to `pair_up`."""
 
 
 def class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
-    """Return the IoU (R, C) of every reference with every candidate box; -1 across classes."""
+    """Return the IoU (R, C) of all pairs; -1 across classes."""
     boxes, candidate_boxes = (side.bboxes_xyxy.astype(np.float64) for side in (reference, candidate))
     iou = np.full((len(boxes), len(candidate_boxes)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):
@@ -112,7 +102,6 @@ def _iou(boxes: np.ndarray, candidate_boxes: np.ndarray) -> np.ndarray:
 
 
 def fit_pair(pair: Pair) -> Pair:
-    """Bring a pair to a size at which its labels are legible, before it is drawn."""
     import cv2
 
     (height, width), image = pair.background.shape[:2], pair.background
@@ -134,17 +123,10 @@ def side_by_side(
     draw: Callable[..., np.ndarray],
     **task: Callable[..., Any],
 ) -> np.ndarray:
-    """Draw both lists of a pair side by side; results without a partner are outlined in white.
+    """Draw both lists of a pair side by side, (h + strip, 2w + gap, 3) uint8 BGR.
 
-    Args:
-        pair: the image and both lists.
-        classes: names by label.
-        score_thr: results below it are left out.
-        draw: `draw_detections` or a function with the same arguments.
-        task: the arguments of `matching.alone`.
-
-    Returns:
-        (h + strip, 2w + gap, 3) uint8 BGR.
+    Results without a partner have a white outline. `draw` is `draw_detections` or alike; `task` are arguments
+    of `matching.alone`.
     """
     sides = []
     columns = ('PyTorch', pair.engine), (pair.reference, pair.candidate), matching.alone(pair, **task)
@@ -165,7 +147,6 @@ def draw_pair(
     problem: Callable[[Any, Any], str] = problem,
     pair_by: Callable[..., Pairing] = pair_up,
 ) -> np.ndarray:
-    """Return a picture uint8 BGR with the boxes of both engines side by side, see `side_by_side`."""
     from mmdeploy_ext.runtime.draw import draw_detections
 
     return side_by_side(pair, classes, score_thr, draw=draw_detections, problem=problem, pair_by=pair_by)

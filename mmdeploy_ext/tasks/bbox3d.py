@@ -1,4 +1,4 @@
-"""The task of boxes in 3D in a proof: match by class and place, draw both engines."""
+"""Boxes in 3D: matched by class and place, drawn for both engines."""
 
 from __future__ import annotations
 
@@ -21,33 +21,28 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import DetectionRow
 
 RESULTS, PLACE = 'boxes', 'worst Δm'
-"""Titles of columns in tables."""
 SCORE_THR = 0.1
-"""Score from which on every result needs a partner; those below are judged over the whole proof."""
+"""Score from which on results need a partner; lower ones are judged over the whole proof."""
 DISTANCE_BAR = 0.01
-"""Metres; largest distance of the centres of a matched pair."""
+"""Metres between the centres of a matched pair."""
 SCORE_BAR = 1e-3
-"""Largest score difference of a matched pair."""
 SIZE_BAR, YAW_BAR, VELOCITY_BAR = 0.01, 0.01, 0.01
-"""Largest differences of size (metres), yaw (radians, modulo a turn) and velocity (m/s) of a matched pair."""
+"""Largest differences of a pair: size (metres), yaw (radians, modulo a turn), velocity (m/s)."""
 ONE_TO_ONE = dict(distance_bar=1e-4, corner_bar=1e-4, score_bar=1e-5, score_thr=0.0)
-"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
+"""Arguments of `match_detections` for two codes on one file's tensors."""
 PAIR_DISTANCE = 1.0
-"""Metres; largest distance of two boxes outside the bars that count as one object."""
+"""Metres between the centres of one object outside the bars."""
 
 
 def half_bars(bars: HalfBars) -> dict[str, float]:
-    """Return the bars of `pair_up` for float16 and INT8 files."""
     return dict(distance_bar=bars.distance_m, corner_bar=bars.distance_m, score_bar=bars.score)
 
 
 def half_text(bars: HalfBars) -> str:
-    """Return the bar of distances in words."""
     return f'{bars.distance_m} m (corners, too)'
 
 
 problem = functools.partial(matching.broken_boxes, name='boxes', columns=9)
-"""(reference, candidate) -> why two lists cannot be compared; '' if they can."""
 
 
 def pair_up(
@@ -59,13 +54,8 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance.
 
-    Args:
-        reference: R boxes.
-        candidate: C boxes.
-        distance_bar: metres; largest distance of the centres of a pair.
-        score_bar: largest score difference of a pair.
-        corner_bar: metres; largest distance of corners, and in m/s of velocities, in place of the bars of
-            float32 for sizes, yaw and velocity.
+    `distance_bar` is in metres. `corner_bar` (metres between corners, m/s of velocities) replaces the float32
+    bars of size, yaw and velocity.
     """
     nearness = _nearness(reference, candidate)
     close = np.nonzero(nearness >= -max(distance_bar, PAIR_DISTANCE))
@@ -90,7 +80,6 @@ def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:
 
 
 def figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs, see `matching.iou_figures`."""
     distance = worst(-pairing.nearness)
     gaps = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
     return dict(worst_distance=distance), f'worst: distance {distance:.2g} m, {gaps}'
@@ -104,19 +93,18 @@ match_lists = functools.partial(
     score_thr=SCORE_THR,
     score_bar=SCORE_BAR,
 )
-"""Matches boxes as `matching.match_lists` does; the row has its `worst_distance` in metres."""
 
 
 def match_detections(
     image: str, reference: Detections3D, candidate: Detections3D, **settings: Any
 ) -> DetectionRow:
-    """Match two lists of boxes; the candidate's also has to be in descending order of its scores."""
+    """Match two lists of boxes; the candidate's has to be in descending order of scores."""
     row = match_lists(image, reference, candidate, **settings)
     return matching.in_order_of_scores(row, candidate.scores)
 
 
 def boxes_centre(boxes: np.ndarray) -> np.ndarray:
-    """Return the centres of the volumes (n, 3) float64 of boxes (n, 9), whose z is the bottom's."""
+    """Return the centres (n, 3) float64 of boxes (n, 9) with z of the bottom."""
     centre = boxes[:, :3].astype(np.float64)
     centre[:, 2] += boxes[:, 5].astype(np.float64) / 2
     return centre
@@ -153,7 +141,7 @@ def _corners(boxes: np.ndarray) -> np.ndarray:
 def pair_of(
     frame: Frame | Sweep, rule: Any, title: str, reference: Any, candidate: Any, engine: str = 'ONNX Runtime'
 ) -> Pair:
-    """Return a pair to draw: pictures of a frame's cameras, as the network saw them, or its points."""
+    """Return a pair to draw: pictures of a frame's cameras, or its points."""
     points, images = getattr(frame, 'points', None), getattr(frame, 'images', None)
     if images is None:
         return Pair(title, points, reference, candidate, engine)
@@ -165,15 +153,11 @@ def pair_of(
 
 
 def fit_pair(pair: Pair) -> Pair:
-    """Return the pair unchanged: `draw_layers` scales the pictures of the cameras."""
+    """Return the pair unchanged; `draw_layers` scales pictures."""
     return pair
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Draw both engines' boxes of a pair of at least `score_thr`, ringed in white if they differ.
-
-    Returns (h, w, 3) uint8 BGR.
-    """
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
 
     sides = (pair.reference, pair.candidate), matching.alone(pair, problem, pair_up)
@@ -185,7 +169,6 @@ def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.
 
 
 def draw_layers(pair: Pair, layers: Sequence[BoxLayer], classes: Sequence[str]) -> np.ndarray:
-    """Draw lists of boxes over the pictures or points of a pair, (h, w, 3) uint8 BGR."""
     from mmdeploy_ext.runtime.draw3d import compare_picture, sweep_picture
 
     if pair.lidar2img is None:

@@ -1,4 +1,4 @@
-"""Draws bird's-eye-view feature maps of two engines side by side with their difference. Needs OpenCV."""
+"""Draws bird's-eye-view maps of two engines and their difference. Needs OpenCV."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 PANEL, BAND, GAP = 420, 46, 8
 """Pixels: longer side of a map, height of the text above it, room between maps."""
 GAMMA = 0.5
-"""Maps are drawn by this power of their values: a few near sites would leave the rest dark."""
+"""Power of drawn values: a few near sites would leave the rest dark."""
 DECADES = 8
-"""The difference is drawn by its logarithm, from 1e-8 of the scale up to the scale."""
+"""The difference is drawn by its logarithm, over so many decades below the scale."""
 
 
 def draw_bev(pair: Pair) -> np.ndarray:

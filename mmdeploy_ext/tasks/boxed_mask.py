@@ -1,4 +1,4 @@
-"""The task of boxes with masks in a proof: a pair has to agree in both; draw both engines side by side."""
+"""Boxes with masks: a pair has to agree in both."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.matching import Pairing
 
 RESULTS, PLACE = 'masks', 'worst IoU'
-"""Titles of columns in tables."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""Bars of files in float16 or INT8, as keywords of `match_detections` and in words."""
 fit_pair = bbox2d.fit_pair
-"""Brings the image of a `Pair` to a size for drawing; `draw_pair` resizes the masks."""
 ONE_TO_ONE = dict(mask.ONE_TO_ONE, box_bar=bbox2d.ONE_TO_ONE['iou_bar'])
-"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
+"""Arguments of `match_detections` for two codes on one file's tensors."""
 SAME_LOGITS_SCORE_BAR = bbox2d.SAME_LOGITS_SCORE_BAR
-"""Largest score difference of a matched pair if both sides have the same logits."""
 SLIVER = 1.0
 """Pixels."""
 SLIVER_IOU = 0.95
@@ -38,12 +34,9 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists one to one, within a class; the nearness is the smaller IoU, of boxes and of masks.
 
-    Args:
-        reference: boxes with masks that PyTorch found.
-        candidate: boxes with masks that the engine found.
-        iou_bar: smallest IoU of masks; of a box that is a sliver `SLIVER_IOU` if that is lower.
-        score_bar: largest difference of scores, and of the scores of masks.
-        box_bar: smallest IoU of boxes; None: `bbox2d.IOU_BAR` in float32, else `iou_bar`.
+    - `iou_bar`: smallest IoU of masks; at most `SLIVER_IOU` for a sliver of a box.
+    - `score_bar`: largest difference of scores, and of mask scores.
+    - `box_bar`: smallest IoU of boxes; None: `bbox2d.IOU_BAR` in float32, else `iou_bar`.
     """
     boxes, masks = bbox2d.class_iou(reference, candidate), mask.class_iou(reference, candidate)
     if box_bar is None:
@@ -63,6 +56,4 @@ def pair_up(
 match_detections = functools.partial(
     mask.match_detections, score_thr=0.05, score_bar=bbox2d.SCORE_BAR, pair_by=pair_up
 )
-"""Matches as `mask.match_detections` does, by the thresholds and bars of scores of boxes."""
 draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
-"""(pair, classes, score_thr) -> a picture uint8 BGR of both engines' masks."""

@@ -1,4 +1,4 @@
-"""Differences that the matching of a task overlooks: a check for authors of tasks, which no proof runs."""
+"""A check for authors of tasks: differences that the matching overlooks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_task(task: str, results: Any, compared: Sequence[str] = ()) -> list[str]:
-    """Return the differences of results that the matching of a task calls equal, such as 'other scores'."""
+    """Return the differences that a task's matching calls equal, such as 'other scores'."""
     match = task_module(task).match_detections
     results = results[np.argsort(-results.scores, kind='stable')]
     if not match('unchanged', results, results).matched:

@@ -1,4 +1,4 @@
-"""The bars of half precision and INT8, all in this one place, and how rows are judged by them."""
+"""The bars of half precision and INT8, and the judgement by them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import ColumnGroup
 
 COSINE = 0.999
-"""Smallest cosine of every output with PyTorch's; `norm_bar` follows from it."""
+"""Smallest cosine of every output; `norm_bar` follows from it."""
 METRIC = 1e-3
 """Largest difference of a data-set metric in 0..1."""
 RTOL, ATOL = 3e-2, 3e-2
-"""Tolerances of tables, relative to the largest value and absolute; `out_of_bars` decides."""
+"""Tolerances of tables, relative and absolute; `out_of_bars` decides."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HalfBars:
-    """Bars that results in less than float32 are judged by.
+    """Bars for results in less than float32.
 
     Attributes:
-        cosine: smallest cosine of every output; the bar of its norm follows (`norm_bar`).
-        iou: smallest IoU of a matched pair, boxes or masks in images.
-        distance_m: largest distance of centres and corners of a matched pair of boxes in 3D, and difference
-            of velocities in m/s. Corners: a PointPillars in INT8 matched 11 of 81 boxes by sizes and
-            headings, and 259 of 290 by corners.
-        score: largest score difference of a matched pair.
-        match_rate: smallest share of the results of a proof that are matched, of the longer of both lists.
+        cosine: smallest cosine of every output; see `norm_bar`.
+        iou: smallest IoU of a matched pair.
+        distance_m: largest distance of centres and corners of a pair in 3D (m/s of velocities). A
+            PointPillars in INT8 matched 11 of 81 boxes by sizes and headings, and 259 of 290 by corners.
+        score: largest score difference of a pair.
+        match_rate: smallest matched share of the longer list, over the proof.
         metric: largest difference of a data-set metric in 0..1.
     """
 
@@ -48,11 +47,9 @@ class HalfBars:
     metric: float = METRIC
 
     def of_task(self, task: str) -> dict[str, float]:
-        """Return the keyword arguments of `match_detections` of a task."""
         return task_module(task, NEEDED_BY_HALF).half_bars(self)
 
     def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
-        """Return the rows, judged by `out_of_bars` and not by a tolerance."""
         judged = []
         for row in rows:
             if row.cosine is not None and row.max_abs is not None and row.tolerance != 0:
@@ -62,7 +59,7 @@ class HalfBars:
         return judged
 
     def matched_rows(self, reference: Any, candidate: Any, pairs: Mapping[int, int]) -> list[TensorRow]:
-        """Return rows with the cosines of boxes, masks and scores of an image's matched results."""
+        """Return rows with the cosines of an image's matched boxes, masks and scores."""
         if not pairs:
             return []
         sides = [
@@ -77,7 +74,6 @@ class HalfBars:
         return self.judge([dataclasses.replace(row, norm_ratio=None) for row in rows])
 
     def text(self, task: str) -> str:
-        """Return the bars of a task in words."""
         place = task_module(task, NEEDED_BY_HALF).half_text(self)
         return (
             f'{tensor_text(self.cosine)}, {100 * self.match_rate:g} % of the results matched within {place} '
@@ -86,16 +82,12 @@ class HalfBars:
 
 
 def norm_bar(cosine: float) -> float:
-    """Return the largest relative difference of an output's norm from the reference's.
-
-    The size may be off by as much as the direction: two vectors of one norm and cosine c are sqrt(2 (1 - c))
-    of their norm apart, 0.0447 in float16 and 0.2 in INT8.
-    """
+    """Return the largest relative difference of a norm, sqrt(2 (1 - c)): 0.0447 in float16, 0.2 in INT8."""
     return math.sqrt(2 * (1 - cosine))
 
 
 def out_of_bars(row: TensorRow, cosine: float) -> str:
-    """Return why a row is not within a smallest cosine and its `norm_bar`, or ''."""
+    """Return why a row is outside of the bars, or ''."""
     if row.cosine is None or not row.cosine >= cosine:
         return f'cosine {row.cosine or 0:.6f} below {cosine}'
     if row.norm_ratio is not None and not abs(row.norm_ratio - 1) <= norm_bar(cosine):
@@ -105,7 +97,6 @@ def out_of_bars(row: TensorRow, cosine: float) -> str:
 
 
 def tensor_text(cosine: float) -> str:
-    """Return the bars of `out_of_bars` in words."""
     return f'cosine of every output at least {cosine} and its norm within {100 * norm_bar(cosine):.3g} %'
 
 
@@ -115,18 +106,14 @@ INT8_BARS = HalfBars(cosine=0.98, iou=0.5, distance_m=1.0, score=0.15, match_rat
 
 
 def bars_of(precision: str) -> HalfBars | None:
-    """Return the bars of a precision, 'fp16', 'bf16' or 'int8'; None for 'fp32', which has tolerances."""
+    """Return the bars of 'fp16', 'bf16' or 'int8'; None for 'fp32', which has tolerances."""
     if precision == 'fp32':
         return None
     return INT8_BARS if precision == 'int8' else BARS
 
 
 def widened(groups: Sequence[ColumnGroup], precision: str) -> tuple[ColumnGroup, ...]:
-    """Return the tolerances of a tensor's columns in the contract of a file of a precision, 'fp32' or 'fp16'.
-
-    `groups` are those of float32, which keeps them; those of the others are in the tables of a proof, which
-    goes by the bars.
-    """
+    """Return a tensor's tolerances in the contract of an 'fp32' or 'fp16' file; `groups` are float32's."""
     if precision == 'fp32':
         return tuple(groups)
     return tuple(dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups)

@@ -1,4 +1,4 @@
-"""The task of instance masks in a proof: match by class and mask IoU, draw both engines side by side."""
+"""Instance masks: matched by class and mask IoU, both engines drawn side by side."""
 
 from __future__ import annotations
 
@@ -17,26 +17,22 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import Pair
 
 RESULTS, PLACE = 'masks', 'worst IoU'
-"""Titles of columns in tables."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""Bars of files in float16 or INT8, as keywords of `match_detections` and in words."""
 IOU_BAR = 0.98
-"""Smallest mask IoU of a matched pair, in float32."""
 SCORE_BAR = 1e-3
-"""Largest score difference of a matched pair, in float32: scores are means over the pixels of masks."""
+"""Largest score difference of a pair in float32: scores are means over mask pixels."""
 ONE_TO_ONE = dict(iou_bar=IOU_BAR, score_bar=1e-5, score_thr=0.0)
-"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
+"""Arguments of `match_detections` for two codes on one file's tensors."""
 FLIPPED_PIXELS = 2
-"""Overlapping masks that differ in no more pixels are equal: values at the threshold round either way."""
+"""Overlapping masks with at most so many different pixels are equal."""
 PIXELS_AT_ONCE = 1 << 14
-"""Pixels of each mask that are multiplied at once, so that their copies stay in the caches."""
+"""Pixels of each mask per product, to fit into the caches."""
 PAIR_IOU = 0.5
-"""Smallest IoU of two masks outside the bars that count as one object; of others one is missing, one extra.
-"""
+"""Smallest IoU of one object outside the bars; below, one mask is missing and one extra."""
 
 
 def problem(reference: Instances, candidate: Instances) -> str:
-    """Return why the results of both engines for an image cannot be compared; '' if they can."""
+    """Return why results cannot be compared, or ''."""
     for side, results in (('reference', reference), ('candidate', candidate)):
         masks, scores, labels = results.masks, results.scores, results.labels
         if masks.ndim != 3 or len(masks) != len(scores) or labels.shape != (len(scores),):
@@ -54,7 +50,6 @@ def problem(reference: Instances, candidate: Instances) -> str:
 def pair_up(
     reference: Instances, candidate: Instances, iou_bar: float = IOU_BAR, score_bar: float = SCORE_BAR
 ) -> Pairing:
-    """Pair two lists of instances one to one, within a class; the nearness is the IoU of the masks."""
     iou = class_iou(reference, candidate)
     return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
 
@@ -62,15 +57,13 @@ def pair_up(
 match_detections = functools.partial(
     matching.match_lists, problem=problem, pair_by=pair_up, score_thr=0.1, score_bar=SCORE_BAR
 )
-"""Matches the instances of an image, see `matching.match_lists`; `iou_bar` is passed on to `pair_up`."""
 fit_pair = bbox2d.fit_pair
-"""Brings the image of a `Pair` to a size for drawing; masks stay, and `draw_pair` resizes them."""
+"""Resizes the image; `draw_pair` resizes the masks."""
 
 
 def draw_pair(
     pair: Pair, classes: Sequence[str], score_thr: float = 0.3, *, pair_by: Callable[..., Pairing] = pair_up
 ) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 BGR of the masks of both engines side by side."""
     from mmdeploy_ext.runtime.draw import draw_instances
 
     task: dict[str, Callable[..., Any]] = dict(draw=draw_instances, problem=problem, pair_by=pair_by)
@@ -78,7 +71,7 @@ def draw_pair(
 
 
 def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
-    """Return the IoU (R, C) of every reference with every candidate mask; -1 across classes."""
+    """Return the IoU (R, C) of all masks; -1 across classes."""
     iou = np.full((len(reference), len(candidate)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):
         rows, columns = np.flatnonzero(reference.labels == label), np.flatnonzero(candidate.labels == label)

@@ -1,4 +1,4 @@
-"""One-to-one matching of two lists of results, whatever "near" means to task: judgement of all together."""
+"""One-to-one matching of two lists of results, for any nearness, and the judgement of all results."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Pairing:
     """The P pairs of reference results (rows) and candidate results (columns).
 
     Attributes:
-        nearness: (P,) float64 of the pairs in `matched`, then `outside`: an IoU, or minus a distance.
-        gaps: 'score', and further titles of a task -> (P,) absolute differences of the same pairs.
+        nearness: (P,) float64, an IoU or minus a distance, of the pairs in `matched`, then `outside`.
+        gaps: 'score' and further titles -> (P,) absolute differences of the same pairs.
         matched: row -> column of the pairs within the bars.
-        outside: row -> column of the other pairs that are near enough to be the same object.
+        outside: row -> column of further pairs of one object.
     """
 
     nearness: np.ndarray
@@ -35,25 +35,24 @@ class Pairing:
 
 
 MAX_WIDTH = 64
-"""Outputs with longer rows, such as masks, are not used to recognise rows, see `in_order_of`."""
+"""Outputs with longer rows, such as masks, do not identify rows."""
 MAX_LISTED = 20
-"""Number of results without a partner of which a row keeps a line each."""
+"""Listed results without a partner."""
 
 
 def overlap_bars(bars: HalfBars) -> dict[str, float]:
-    """Return the bars of tasks that match by IoU as keyword arguments of `match_detections`."""
+    """Return `match_detections`' bars for tasks that match by IoU."""
     return dict(iou_bar=bars.iou, score_bar=bars.score)
 
 
 def overlap_text(bars: HalfBars) -> str:
-    """Return the bar of the IoU in words."""
     return f'IoU {bars.iou}'
 
 
 def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, float], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs, for a nearness that is an IoU.
+    """Return fields of a `DetectionRow` and a text on the worst pairs, for an IoU.
 
-    `worst(values, default)` returns the largest of values (P,) among the pairs that count.
+    `worst(values, default)` returns the largest of (P,) among the counted pairs.
     """
     iou = -worst(-pairing.nearness, -1.0)
     text = f'worst IoU {iou:.5f}, worst score difference {worst(pairing.gaps["score"]):.2g}'
@@ -78,18 +77,13 @@ def match_lists(
 ) -> DetectionRow:
     """Match two lists of results one to one, within a class, whatever their order.
 
-    Args:
-        image: title of the row.
-        reference: results with `scores` (R,) and `labels` (R,).
-        candidate: results with `scores` (C,) and `labels` (C,).
-        problem: (reference, candidate) -> why two lists cannot be compared at all, or ''.
-        pair_by: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
-        figures: as `iou_figures`.
-        score_thr: score from which on results need a partner.
-        score_bar: largest score difference of a matched pair.
-        tied: (rows and columns without any partner, row -> column of the pairs outside the bars) -> which of
-            them are one choice among equal scores, or follow from one (then one of the pair is None).
-        bars: further keyword arguments of `pair_by`.
+    - `reference`, `candidate`: results with `scores` (R,), (C,) and `labels`.
+    - `problem`: (reference, candidate) -> why they cannot be compared, or ''.
+    - `pair_by`: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
+    - `figures`: see `iou_figures`.
+    - `score_thr`: score from which on results need a partner.
+    - `tied`: (rows and columns without a partner, row -> column of pairs outside the bars) -> pairs that are
+      a choice among equal scores, or follow from one (one side None).
     """
     if why := problem(reference, candidate):
         count, candidate_count = len(reference.scores), len(candidate.scores)
@@ -185,14 +179,10 @@ def pair_lists(
 ) -> Pairing:
     """Match as many results as possible within the bars; then pair the others by nearness.
 
-    Args:
-        reference: with `scores` (R,).
-        candidate: with `scores` (C,).
-        near: (R, C) bool, whether a pair is near enough to match.
-        nearness: (R, C), larger is nearer; below `floor` between classes.
-        floor: smallest nearness of a pair outside the bars.
-        score_bar: largest score difference of a match.
-        other_gaps: title, differences (R, C) and bar of each further value.
+    - `near`: (R, C) bool, near enough to match.
+    - `nearness`: (R, C), larger is nearer; below `floor` between classes.
+    - `floor`: smallest nearness of a pair outside the bars.
+    - `other_gaps`: title, differences (R, C) and bar of each further value.
     """
     gaps = [('score', score_gaps(reference.scores, candidate.scores), score_bar), *other_gaps]
     allowed = np.logical_and.reduce([near, *(gap <= bar for _, gap, bar in gaps)])
@@ -230,12 +220,9 @@ def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 
 
 def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.ndarray) -> dict[int, int]:
-    """Return row -> column of a largest one-to-one matching of the allowed pairs (augmenting paths).
+    """Return row -> column of a largest one-to-one matching of `allowed` (R, C) pairs (augmenting paths).
 
-    Args:
-        allowed: (R, C) bool.
-        preference: (R, C); each row tries its larger values first.
-        scores: (R,); rows of higher score come first, and a row once matched stays matched.
+    Rows go by descending `scores` (R,) and try larger `preference` (R, C) first; a matched row stays matched.
     """
     choices = []
     for row, values in zip(allowed, preference, strict=True):
@@ -269,10 +256,7 @@ def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.nda
 
 
 def nearest_pairs(nearness: np.ndarray, matched: dict[int, int], floor: float) -> dict[int, int]:
-    """Return row -> column of the results without a partner, paired by descending nearness.
-
-    `nearness` is (R, C); below `floor` nothing is paired.
-    """
+    """Return row -> column of unmatched results by descending `nearness` (R, C), at least `floor`."""
     free = nearness >= floor
     free[list(matched.keys())] = False
     free[:, list(matched.values())] = False
@@ -288,12 +272,11 @@ def nearest_pairs(nearness: np.ndarray, matched: dict[int, int], floor: float) -
 
 
 def with_reason(row: DetectionRow, reason: str) -> DetectionRow:
-    """Return a failing copy of a row, with a further reason."""
     return dataclasses.replace(row, passed=False, reason=f'{row.reason}, {reason}' if row.reason else reason)
 
 
 def in_order_of_scores(row: DetectionRow, scores: np.ndarray) -> DetectionRow:
-    """Return a row, failing if the candidate's `scores` (C,) are not in descending order."""
+    """Fail a row if the candidate's `scores` (C,) do not descend."""
     rising = np.flatnonzero(np.diff(scores) > 0)
     if row.broken or not rising.size:
         return row
@@ -312,14 +295,12 @@ def in_order_of(
     rtol: float,
     atol: Mapping[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return outputs whose rows are in the order of the reference's, if each row has an equal partner.
+    """Return outputs in the order of the reference's rows, if each row has an equal partner.
 
-    Args:
-        reference: output -> array (R, ...).
-        outputs: output -> array (R, ...) of numbers or booleans.
-        names: names of the outputs whose rows belong together.
-        rtol: allowed difference of floats, relative to the largest value of an output in the reference.
-        atol: output -> difference that is allowed however small its values are.
+    - `reference`, `outputs`: name -> array (R, ...).
+    - `names`: outputs with common rows.
+    - `rtol`: allowed difference, relative to an output's largest reference value.
+    - `atol`: output -> least allowed difference.
     """
     counts = {side[name].shape[:1] for side in (reference, outputs) for name in names if name in side}
     if len(counts) != 1 or any(name not in outputs or name not in reference for name in names):
@@ -350,7 +331,7 @@ def in_order_of(
 
 
 def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', columns: int = 4) -> str:
-    """Return why two lists of boxes cannot be compared; '' if they can."""
+    """Return why boxes cannot be compared, or ''."""
     for side, results in dict(reference=reference, candidate=candidate).items():
         boxes, scores, labels = getattr(results, name), results.scores, results.labels
         if boxes.shape != (len(scores), columns) or labels.shape != (len(scores),):
@@ -366,7 +347,7 @@ def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', colu
 def alone(
     pair: Pair, problem: Callable[[Any, Any], str], pair_by: Callable[..., Pairing]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each side which results (n,) bool have no partner within the bars of float32."""
+    """Return for each side the results (n,) bool without a partner within float32's bars."""
     lonely = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
     if not problem(pair.reference, pair.candidate):
         matched = pair_by(pair.reference, pair.candidate).matched
@@ -376,17 +357,17 @@ def alone(
 
 
 MIN_MATCHED = 10
-"""Smallest number of matched results of a proof; inputs of the toys have 14 to 300."""
+"""Smallest number of matched results; inputs of the toys have 14 to 300."""
 MIN_INPUTS = 3
-"""Smallest number of inputs (frames, sweeps) with a matched result; all inputs if there are fewer."""
+"""Smallest number of inputs with a matched result (or all)."""
 MAX_LOW_ALONE_SHARE = 0.005
-"""Largest share of the results below the score threshold that may lack a partner."""
+"""Largest share of results below the score threshold without a partner."""
 ALLOWED_LOW_ALONE = 2
-"""Number of such results that may always lack a partner: one on each side, behind a cut."""
+"""Such results that may always lack a partner: one on each side of a cut."""
 MAX_ALONE_SHARE = 0.005
-"""Largest share of the results, of all inputs end to end, that may lack a partner on either side."""
+"""Largest share of results of all inputs without a partner."""
 ALLOWED_ALONE = 2
-"""Number of results of each side that may always lack a partner."""
+"""Results of each side that may always lack a partner."""
 ADVICE_FOR_IMAGES = (
     'use images with objects that this model finds (--input-img, --test-img, --images), and a trained '
     'checkpoint'
@@ -394,7 +375,7 @@ ADVICE_FOR_IMAGES = (
 
 
 def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
-    """Return why these numbers of matched results, one per input, are no proof; [] if they are enough."""
+    """Return why so few matched results per input prove nothing; [] if they suffice."""
     total, inputs_with_results = sum(matched), sum(count > 0 for count in matched)
     needed_inputs = min(MIN_INPUTS, len(matched))
     if total >= MIN_MATCHED and inputs_with_results >= needed_inputs:
@@ -406,15 +387,10 @@ def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
 
 
 def accept_few_alone(cases: Sequence[Case], share: float = MAX_ALONE_SHARE) -> tuple[list[Case], list[str]]:
-    """Let rows of results pass if over all cases few results have no partner end to end.
+    """Let rows pass if few results of all cases have no partner; return cases and accepted results.
 
-    Args:
-        cases: all cases of a proof in float32; rows that could not be compared fail as before.
-        share: largest share of PyTorch's results, if the file's own tensors give the file's results one to
-            one in every case; else it is `MAX_ALONE_SHARE`.
-
-    Returns:
-        The cases, and a line for each result that is accepted.
+    `share` is the largest share if the file's own tensors give its results one to one; else
+    `MAX_ALONE_SHARE`.
     """
     lines: list[str] = []
     found = [case for case in cases if case.detections]
@@ -449,14 +425,9 @@ def total_reasons(
     found_in: str = 'image',
     advice: str = ADVICE_FOR_IMAGES,
 ) -> list[str]:
-    """Return why a proof fails beyond single cases; [] if it does not.
+    """Return why a proof fails beyond single cases.
 
-    Args:
-        cases: all cases of the proof.
-        precision: 'fp32', 'fp16', 'bf16' or 'int8'.
-        unit: name of one input in messages.
-        found_in: name of an input with results in messages.
-        advice: advice if too few results were matched.
+    `unit` names an input, `found_in` an input with results; `advice` is for too few matches.
     """
     rows = [row for case in cases for row in case.detections]
     if not rows and not any(case.tensors for case in cases):
@@ -472,7 +443,7 @@ def total_reasons(
 
 
 def lone_low_results(low: int, alone: int) -> list[str]:
-    """Return why results below the score threshold fail a proof: too many have no partner; else []."""
+    """Return the failure of too many low results without a partner, or []."""
     if alone <= max(ALLOWED_LOW_ALONE, MAX_LOW_ALONE_SHARE * low):
         return []
     return [

@@ -1,4 +1,4 @@
-"""The task of panoptic maps in a proof: segments are matched one to one, by class, number and IoU."""
+"""Panoptic maps: segments are matched one to one, by class, number and IoU."""
 
 from __future__ import annotations
 
@@ -27,11 +27,9 @@ __all__ = [
     'pair_up',
 ]
 ONE_TO_ONE = mask.ONE_TO_ONE
-"""Arguments of `match_detections` for results of one file's tensors, by two codes."""
+"""Arguments of `match_detections` for two codes on one file's tensors."""
 RESULTS, PLACE = 'segments', 'worst IoU'
-"""Titles of columns in tables."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
-"""Bars of files in float16 or INT8, as keywords of `match_detections` and in words."""
 
 
 def pair_up(
@@ -42,8 +40,7 @@ def pair_up(
 ) -> Pairing:
     """Pair the segments of two maps one to one, within a class; the nearness is the IoU of their pixels.
 
-    In float32 a pair within the bars has the same class and number in both maps; a thing that one map lacks
-    is one difference, not one for each thing behind it, see `numbers_of_both`.
+    In float32 class and number have to agree; a missing thing counts once, see `numbers_of_both`.
     """
     iou = mask.class_iou(reference, candidate)
     near = iou >= iou_bar
@@ -55,9 +52,9 @@ def pair_up(
 def numbers_of_both(
     reference: Segments, candidate: Segments, iou: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers (R,) and (C,) of two maps' segments, without the things that one map alone has.
+    """Return the numbers (R,) and (C,) of segments, without things of one map alone.
 
-    Segments of a map share no pixel: two with more than half of their pixels in common are the same.
+    Segments share no pixel: two with over half of their pixels in common are the same.
     """
     in_both = iou > mask.PAIR_IOU
     numbers = []
@@ -69,6 +66,4 @@ def numbers_of_both(
 
 
 draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
-"""(pair, classes, score_thr) -> a picture uint8 BGR of both engines' segments."""
 match_detections = functools.partial(mask.match_detections, pair_by=pair_up)
-"""Matches the segments of two maps as `mask.match_detections` does."""

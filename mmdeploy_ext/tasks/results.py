@@ -18,23 +18,21 @@ if TYPE_CHECKING:
 
 
 AS_WRITTEN, EDITED, QUANTIZED = 'as written', 'edited, not compared', 'quantized, not compared'
-"""Why a graph is not compared with a fresh export; INT8 files are judged by their outputs."""
+"""Why a graph is not compared; INT8 files are judged by outputs."""
 NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences that are at a node."""
 SHOWN = 3
-"""Differences, rules, methods or lines that one text lists of each kind; the JSON file has all."""
+"""Listed entries of each kind in a text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphResult:
-    """Comparison of the graph of one file with a fresh export.
+    """Comparison of a file's graph with a fresh export.
 
     Attributes:
-        name: name of the graph of a model of frames or sweeps; '' if the model is one file.
-        nodes: number of nodes of the main graph that are no Constant.
-        equal: whether it is the graph of a fresh export.
-        differences: differences from the fresh export.
-        left_out: why it is not compared, `AS_WRITTEN`, `EDITED` or `QUANTIZED`; or ''.
+        name: of the graph; '' for a single file.
+        nodes: nodes of the main graph other than Constant.
+        left_out: `AS_WRITTEN`, `EDITED`, `QUANTIZED` or ''.
         error: why it cannot be compared.
     """
 
@@ -67,20 +65,14 @@ class GraphResult:
 
 
 def first_lines(texts: Sequence[str]) -> str:
-    """Return the first `SHOWN` texts in one line, and how many more there are."""
+    """Join the first `SHOWN` texts, and the number of further ones."""
     suffix = f'; and {len(texts) - SHOWN} more' if len(texts) > SHOWN else ''
     return '; '.join(texts[:SHOWN]) + suffix
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One statement about a file that is true or not.
-
-    Attributes:
-        name: the statement.
-        passed: whether it is true.
-        detail: what was read and what was expected, or ''.
-    """
+    """One statement (`name`) about a file; `detail` has the read and the expected value."""
 
     name: str
     passed: bool
@@ -89,14 +81,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessingDifference:
-    """One value of a sample for which the rule in a file and the config's test pipeline differ.
-
-    Attributes:
-        sample: title of the picture, frame or sweep.
-        name: name of the value, such as 'tensor', 'img_shape' or 'lidar2img'.
-        got: the value by the rule in the file, in words.
-        expected: the value by the test pipeline, in words.
-    """
+    """A value of a sample for which the file's rule (`got`) and the test pipeline (`expected`) differ."""
 
     sample: str
     name: str
@@ -110,14 +95,12 @@ class PreprocessingDifference:
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessingResult:
-    """Samples prepared by the rule in a file, compared with the config's test pipeline.
+    """Samples prepared by a file's rule, compared with the config's test pipeline.
 
     Attributes:
-        samples: titles of the samples that were compared.
+        samples: titles.
         unit: 'picture', 'frame' or 'sweep'.
-        differences: every value that differs.
-        note: how the pipeline was changed to the options of the file, e.g. 'at 608x608', and what samples
-            lack.
+        note: changes of the pipeline, e.g. 'at 608x608', and gaps of the samples.
         error: why the pipeline or the rule could not run.
         source: reference of the rule.
     """
@@ -152,22 +135,22 @@ class DetectionRow:
     """Detections of one image or frame, ONNX against PyTorch, matched by class and place.
 
     Attributes:
-        image: title of the row.
-        reference: number of PyTorch's detections at or above the score threshold.
-        matched: number of these with a partner within the bars.
-        missing: number of these without a partner.
-        extra: number of the engine's detections without a partner, from the threshold plus the score bar on.
-        worst_iou: smallest IoU of a pair that counts; 1.0 without one, and of tasks that match by distance.
-        worst_score: largest score difference of a pair that counts.
-        passed: whether nothing is missing, extra or outside; below float32 the rate of all cases decides.
+        image: title.
+        reference: PyTorch's detections from the score threshold on.
+        matched: of these, with a partner within the bars.
+        missing: of these, without a partner.
+        extra: the engine's without a partner, from the threshold plus the score bar on.
+        worst_iou: smallest IoU of a counted pair; else 1.0.
+        worst_score: largest score difference of a counted pair.
+        passed: nothing missing, extra or outside; below float32 the rate of all cases decides.
         reason: the fault, or ''.
-        outside: number of pairs of one class outside the bars.
-        worst_distance: largest distance of a pair that counts, metres; None of tasks that match by IoU.
-        broken: whether the results could not be compared; all are then missing and extra.
-        low: number of results of both sides below the threshold, judged over the whole proof.
-        low_alone: number of these without a partner within the bars.
-        alone: a line for each of the first results without a partner.
-        excused: a line for each pair of results that are one choice among equal scores.
+        outside: pairs of one class outside the bars.
+        worst_distance: largest distance of a counted pair, metres; None for tasks with IoU.
+        broken: results could not be compared; all are missing and extra.
+        low: results of both sides below the threshold.
+        low_alone: of these, without a partner.
+        alone: lines on results without a partner.
+        excused: lines on choices among equal scores.
     """
 
     image: str
@@ -194,14 +177,14 @@ class Case:
 
     Attributes:
         name: e.g. 'traced input' or 'other size, batch 2'.
-        input_shape: shape of the input as text, '1x3x608x608', or ''.
+        input_shape: '1x3x608x608', or ''.
         traced: whether the exporter saw this input.
-        tensors: rows of tensors; none of forms whose outputs are results.
+        tensors: rows of tensors.
         detections: rows of results, one per image.
-        substituted: results of the user's test path on the file's own tensors, against those of the file.
-        inner: boxes between the stages of the file, such as proposals, against those of the user's code.
-        notes: remarks for the reader; no failure.
-        counts: name of a limit -> the most that the input had of what it limits.
+        substituted: results of the user's test path on the file's tensors, against the file's.
+        inner: boxes between the stages, such as proposals, against the user's code.
+        notes: remarks; no failure.
+        counts: name of a limit -> largest count in the input.
     """
 
     name: str
@@ -226,20 +209,14 @@ class Case:
         return [f'{self.name}: {title}: {row.reason}' for title, row in rows if not row.passed]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all attributes, and `passed`."""
         return dataclasses.asdict(self) | dict(passed=self.passed)
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricRow:
-    """One metric of one data set, by PyTorch and by the ONNX engine.
+    """One metric of one data set, by PyTorch and by the ONNX engine; NaN if missing.
 
-    Attributes:
-        name: name of the metric, e.g. 'bbox_mAP'.
-        reference: value by PyTorch; NaN if it gave none.
-        candidate: value by the engine; NaN if it gave none.
-        bar: largest absolute difference that passes.
-        passed: whether they differ by no more, or are both NaN.
+    `bar` is the largest absolute difference that passes.
     """
 
     name: str
@@ -257,7 +234,6 @@ class MetricRow:
 
 
 MODE_TITLES = dict(free='free-running', teacher='teacher-forced')
-"""Mode of a `SequenceRow` -> its name in tables."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,26 +241,22 @@ class SequenceRow:
     """One drive through both engines, frame by frame.
 
     Attributes:
-        mode: 'teacher': before each frame the candidate gets the reference's memory; 'free': each keeps its
-            own, and tensors only have to be comparable.
-        frames: number of frames that both engines ran.
-        resets: number of times that the reference's memory was emptied after the first frame.
-        time_jumps: number of gaps of at least twice the usual one within a scene.
-        reference, matched, missing, extra, outside: counts of `DetectionRow`, of all frames.
-        match_rate: share of `matched` in the longer of both lists; None when there was nothing to match.
+        mode: 'teacher': the candidate gets the reference's memory before each frame; 'free': its own.
+        resets: resets of the reference's memory after the first frame.
+        time_jumps: gaps of at least twice the usual one within a scene.
+        reference, matched, missing, extra, outside: of `DetectionRow`, over all frames.
+        match_rate: matched share of the longer list, or None.
         match_bar: smallest rate that passes.
-        worst_distance: largest distance of a pair that counts, metres, or None.
-        worst_score: largest score difference of a pair that counts.
-        ties: memory rows and queries that differ because scores were equal within rounding; not errors.
-        tied_frames: number of frames with a tie.
-        affected_frames: number of frames whose memory holds rows of a tie.
-        taken_over: frames after which a free-running candidate went on with the reference's memory.
-        low, low_alone: counts of `DetectionRow`, of all frames.
-        tensors: the worst row per column group of the outputs and of the memory.
-        reasons: why the run fails; empty when it passes.
-        series: figures of each frame, lists with an entry per frame: `name`, `reset`, `gap_s` (None for the
-            first frame of a scene), `reference`, `matched`, `extra`, `ties`; `errors` and `ratios` (error
-            over tolerance) are dicts of tensor -> list.
+        worst_distance: metres, or None.
+        ties: memory rows and queries that differ by equal scores.
+        tied_frames: frames with a tie.
+        affected_frames: frames with rows of a tie in memory.
+        taken_over: frames after which a free candidate took the reference's memory.
+        low, low_alone: of `DetectionRow`, over all frames.
+        tensors: worst row per column group of outputs and memory.
+        reasons: why the run fails.
+        series: per frame: `name`, `reset`, `gap_s` (None: first of a scene), `reference`, `matched`, `extra`,
+            `ties`; `errors` and `ratios` (error over tolerance): tensor -> list.
     """
 
     mode: str
@@ -321,17 +293,15 @@ class SequenceRow:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One sample with both engines' results, for pictures of it.
+    """One sample with both engines' results, to draw.
 
     Attributes:
-        title: title of the sample.
-        background: a picture (h, w, 3) uint8 BGR; pictures of all cameras (N, h, w, 3); points (P, D) float32
-            in the LiDAR frame; None if the results are dense maps.
-        reference: PyTorch's results of the family's task, or a map (C, H, W).
-        candidate: the engine's, of the same type.
+        background: a picture (h, w, 3) uint8 BGR; all cameras (N, h, w, 3); points (P, D) float32, LiDAR
+            frame; None for dense maps.
+        reference, candidate: results of the task, or maps (C, H, W).
         engine: its name in titles.
-        lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the pictures of all cameras; else None.
-        points: (P, D) float32 in the LiDAR frame, beside pictures of cameras; else None.
+        lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of all cameras, or None.
+        points: (P, D) float32, LiDAR frame, beside pictures, or None.
     """
 
     title: str
@@ -344,6 +314,6 @@ class Pair:
 
 
 def failed_detections(title: str, expected: Any, error: Exception) -> DetectionRow:
-    """Return the row of an image for which an error was raised; all of PyTorch's are missing."""
+    """Return the row of an image after an error; all of PyTorch's results are missing."""
     reason = f'no detections: {one_line(error)[:200]}'
     return DetectionRow(title, len(expected), 0, len(expected), 0, 0.0, 1.0, False, reason, broken=True)

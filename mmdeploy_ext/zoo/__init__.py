@@ -1,1 +1,1 @@
-"""Many configs: each is exported with seeded weights and proven, in a process of its own."""
+"""Many configs, each exported with seeded weights and proven in its own process."""

@@ -1,4 +1,4 @@
-"""Exports one config with seeded weights, with one input size and with any size, and proves both files."""
+"""Exports one config with seeded weights, with fixed and dynamic input size, and proves both files."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import Pair
 
 WEIGHTS = 'seeded weights'
-"""Stands in the metadata for the path of a checkpoint."""
+"""The metadata's checkpoint path."""
 CHECKED_SIZE = (1024, 1024)
-"""(H, W) that every network takes; a config is checked with it before the model is built."""
+"""(H, W) that every network takes, for a check before the build."""
 MIN_SIDE = 512
 """Shortest side in pixels if a network refuses the size of the run: SSD512 has a level of stride 512."""
 
@@ -55,12 +55,12 @@ class Settings:
     """The settings that all configs of a run share.
 
     Attributes:
-        size: (H, W) of the traced input in pixels, rounded up to the next size that the network takes.
+        size: (H, W) of the traced input in pixels, rounded up for the network.
         picture: title and picture (h, w, 3) uint8 BGR that the proof begins with.
         seeded: builds the detector with seeded weights from a config and its family.
-        engine: what `engines.registry.engine_settings` returns, as `proving.ladder.prove` takes it.
-        export_kinds: those of `EXPORT_KINDS` to export and to prove.
-        sweeps: number of generated sweeps on which models of sweeps are proven.
+        engine: see `engines.registry.engine_settings`.
+        export_kinds: a choice of `EXPORT_KINDS`.
+        sweeps: number of generated sweeps.
     """
 
     size: tuple[int, int]
@@ -72,7 +72,7 @@ class Settings:
 
 
 def origin_digest(config: Config, settings: Settings) -> str:
-    """Return a hash of everything that decides the outcomes of a config; '' for the user's own configs."""
+    """Return a hash of all inputs of a config's outcomes; '' for the user's own configs."""
     if not library_of(Path(config.path)) or not config.test_digest:
         return ''
     run = settings.size, settings.sweeps, settings.export_kinds, sorted(settings.engine.items())
@@ -86,7 +86,6 @@ def origin_digest(config: Config, settings: Settings) -> str:
 
 @functools.cache
 def code_digest(folder: Path) -> str:
-    """Return a hash of the Python files below a folder."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob('*.py')):
         digest.update(file.read_bytes())
@@ -157,7 +156,7 @@ def _image_options(family: Family, size: tuple[int, int], dynamic: bool) -> Opti
 
 
 def choose_options(deployment: Model, size: tuple[int, int], dynamic: bool) -> Options:
-    """Return the options of an export at a size (H, W), rounded up to multiples that the network takes."""
+    """Return the options of an export at (H, W), rounded up for the network."""
     try:
         return _options_at(deployment, size, dynamic)
     except UsageError:

@@ -1,4 +1,4 @@
-"""The configs of a zoo: those of the installed libraries, or of the user's folders, and what they contain."""
+"""The configs of installed libraries or of the user's folders, and their contents."""
 
 import dataclasses
 import glob
@@ -16,17 +16,16 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
 """Keys that only training reads."""
 MMDET_TRAINING_KEYS = 'frozen_stages', 'loss_bbox', 'loss_weight', 'norm_eval', 'reg_decoded_bbox'
-"""Further ones in the configs of mmdet; a test looks for readers in mmdet's code."""
+"""Training keys of mmdet; a test looks for readers in mmdet's code."""
 SAME_IN_TESTS = dict(SyncBN='BN')
-"""Class of a layer -> class that computes the same in evaluation mode."""
+"""Layer -> equal layer in evaluation mode."""
 PATH_KEYS = 'data_root', 'ann_file', 'ann_subdir', 'img_prefix', 'img_subdir'
-"""Keys of a data set that say where its files are."""
+"""Keys of a data set's paths."""
 HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'roi_head')
-"""Keys of the heads that `part_types` names; a `panoptic_head` is not among them."""
+"""Keys of heads for `part_types`."""
 MMDET = 'mmdet'
-"""The library with configs named by path alone; other names begin with the library."""
+"""The library of configs without a prefix in their names."""
 INSTALLED = '.mim', 'configs'
-"""Folders below the package of a library that its configs are installed in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +33,10 @@ class Config:
     """One config of a zoo.
 
     Attributes:
-        name: path below mmdet's configs or the working folder, or the whole path; '<library>/...' for one of
-            another library's configs, such as 'mmdet3d/...'.
-        path: path of the file.
+        name: path below mmdet's configs or the working folder, or the whole path; '<library>/...' for other
+            libraries.
         parts: class names of the model, see `part_types`.
-        test_digest: see `test_digest`; '' if the config cannot be read.
+        test_digest: see `test_digest`; '' for an unreadable config.
     """
 
     name: str
@@ -64,11 +62,9 @@ def installed_folder(library: str = MMDET) -> Path:
 def config_files(patterns: Sequence[str]) -> list[Path]:
     """Return the config files of a zoo, each once.
 
-    Args:
-        patterns: files, folders and globs. A relative one without matches in the working folder is looked up
-            below the configs of the installed mmdet, or of the library that it begins with, as in
-            'mmdet3d/second/*.py'. Without any, all configs of mmdet are returned. Of a folder, at any depth,
-            base configs and hidden files (parts that begin with '_' or '.') are left out.
+    `patterns`: files, folders and globs; relative ones without a match are looked up below the configs of the
+    installed mmdet, or the library in 'mmdet3d/second/*.py'. None: all of mmdet. Folders are searched without
+    base configs and hidden files ('_', '.').
     """
     if not patterns:
         return _leaf_configs(installed_folder())
@@ -102,7 +98,6 @@ def _leaf_configs(folder: Path) -> list[Path]:
 
 
 def config_name(path: Path) -> str:
-    """Return the path below the configs of a library, or below the working folder, or the path itself."""
     for folder in path.parents:
         if folder.parts[-2:] == INSTALLED:
             library = '' if library_of(path) == MMDET else library_of(path)
@@ -111,12 +106,12 @@ def config_name(path: Path) -> str:
 
 
 def library_of(path: Path) -> str:
-    """Return the name of the library that a config was installed with; '' if it is another config."""
+    """Return the library that a config was installed with, or ''."""
     return next((folder.parts[-3] for folder in path.parents if folder.parts[-2:] == INSTALLED), '')
 
 
 def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[Config | None]:
-    """Yield the config of each file, and None for a file that does not belong to the zoo."""
+    """Yield the config of each file, None for a file outside of the zoo."""
     for path in files:
         digest = ''
         try:
@@ -135,7 +130,7 @@ def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[C
 
 
 def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
-    """A hash of `model`, `data.test` and `test_cfg` without keys that only training reads, and paths."""
+    """Return a hash of `model`, `data.test` and `test_cfg` without paths and training keys."""
     test = (cfg.get('data') or {}).get('test') or {}
     content = [
         _as_tested(_without(cfg.model, (*TRAINING_KEYS, *training_keys))),
@@ -151,14 +146,13 @@ def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
 
 
 def training_keys_of(library: str) -> tuple[str, ...]:
-    """Return the keys that only training reads in the configs of a library, besides `TRAINING_KEYS`."""
+    """Return a library's training keys besides `TRAINING_KEYS`."""
     registrations = registered().values() if library else ()
     declared = (key for family in registrations if family.library == library for key in family.training_keys)
     return (*(MMDET_TRAINING_KEYS if library == MMDET else ()), *declared)
 
 
 def group_by_model(configs: Sequence[Config]) -> list[list[Config]]:
-    """Return the configs in groups of equal test models, in their order."""
     groups: dict[str, list[Config]] = {}
     for config in configs:
         groups.setdefault(config.test_digest or config.path, []).append(config)
@@ -180,7 +174,7 @@ def _as_tested(value: Any) -> Any:
 
 
 def part_types(cfg: Any) -> dict[str, str]:
-    """Return the class names of a model: detector, encoder, backbone, neck, head -> names joined by '+'."""
+    """Return detector, encoder, backbone, neck, head -> class names joined by '+'."""
     model = cfg.model
     parts = [(str(key), part) for key, part in model.items() if isinstance(part, dict | list | tuple)]
 
@@ -205,7 +199,7 @@ def _types(part: Any) -> str:
 
 
 def resize_to(cfg: Any, size: tuple[int, int]) -> None:
-    """Let the test pipelines of a config resize pictures to fit in (H, W), as far as they have a scale."""
+    """Let test pipelines with a scale resize pictures to fit in (H, W)."""
     for step in augmentations(cfg):
         transforms = step.get('transforms') or ()
         kinds = [inner.get('type') for inner in transforms]

@@ -1,4 +1,4 @@
-"""Runs each config of a zoo in its own process, which may crash, hang or use up memory."""
+"""Runs each config in its own process, which may crash, hang or use up memory."""
 
 import contextlib
 import dataclasses
@@ -27,14 +27,13 @@ from mmdeploy_ext.zoo.records import (
 )
 
 POLL_S = 0.2
-"""Seconds between two looks at the processes."""
 LOG_LINES = 12
-"""Last lines of its output in the record of a failed process."""
+"""Last lines of the log in a failed process's record."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of one process: `seconds` of wall time, and resident memory in GiB (`gigabytes`)."""
+    """Limits of one process: wall seconds, and resident memory in GiB."""
 
     seconds: float = 1800.0
     gigabytes: float = 6.0
@@ -43,8 +42,7 @@ class Limits:
 class ConfigProcess:
     """The process that exports and proves one config.
 
-    Below the folder `out` of the run, `records/` has a JSON file for each config, written again after each
-    export, and `logs/` has the output of its process.
+    In `out`, `records/` has a JSON file per config, written after each export; `logs/` has the output.
     """
 
     def __init__(self, config: Config, settings: Settings, out: Path) -> None:
@@ -70,20 +68,19 @@ class ConfigProcess:
         record.write(self.record_path)
 
     def exceeded_limit(self, limits: Limits) -> str:
-        """Return the reason of the limit that the process exceeds, or ''."""
+        """Return the reason of an exceeded limit, or ''."""
         if time.monotonic() - self.start_s > limits.seconds:
             return TIME
         return MEMORY if resident_bytes(self.process.pid) > limits.gigabytes * 2**30 else ''
 
     def end(self) -> None:
-        """Kill the process and the processes of its group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
 
     def record(self, limit: str) -> Record:
-        """Return the record of the ended process; the export that it did not finish has failed."""
+        """Return the record of the ended process; its unfinished export has failed."""
         status, record = self.process.exitcode, read_record(self.record_path)
         record = record or Record(self.config.name, self.config.parts)
         if status == 0 and not limit:
@@ -100,7 +97,7 @@ class ConfigProcess:
 
 
 def finished_records(group: Sequence[Config], settings: Settings, out: Path) -> list[Record]:
-    """Return the records of a group of configs of one model, if the first has a record that still holds."""
+    """Return the records of configs of one model, if the first has a valid record."""
     record = read_record(record_path(group[0], out))
     if record is None or not record.made_from or record.made_from != origin_digest(group[0], settings):
         return []
@@ -119,7 +116,6 @@ def _write_same_models(record: Record, same_models: Sequence[Config], out: Path)
 
 
 def import_libraries(config: Config) -> None:
-    """Import the libraries of a config, which forked processes then have."""
     with contextlib.suppress(UsageError):
         find_family(load_config(config.path))
 
@@ -127,7 +123,7 @@ def import_libraries(config: Config) -> None:
 def run_all(
     groups: Sequence[Sequence[Config]], settings: Settings, out: Path, jobs: int, limits: Limits
 ) -> Iterator[list[Record]]:
-    """Yield the records of each group of configs of one model, of which only the first is proven."""
+    """Yield the records of each group; its first config is proven."""
     for name in ('records', 'logs'):
         (out / name).mkdir(parents=True, exist_ok=True)
     waiting = list(groups)
@@ -152,5 +148,4 @@ def run_all(
 
 
 def record_path(config: Config, out: Path) -> Path:
-    """Return the path of the record of a config in a run's folder."""
     return out / 'records' / f'{config.slug}.json'

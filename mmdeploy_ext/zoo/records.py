@@ -1,4 +1,4 @@
-"""The results of a zoo as plain data: a record for each config, a JSON file of all, and their counts."""
+"""The results of a zoo: a record for each config, a JSON file of all, and counts."""
 
 import collections
 import dataclasses
@@ -24,19 +24,18 @@ TIME, MEMORY, CRASH = 'out of time', 'out of memory', 'the process died'
 REASONS = (
     NO_FAMILY, NOT_BUILT, REFUSED, NO_KERNEL, TORCH_FAILS, NOT_EXPORTED, NOT_PROVEN, TIME, MEMORY, CRASH,
 )  # fmt: skip
-"""Reasons why an export may not be proven, the values of `Outcome.reason`, in the order of counts."""
+"""Values of `Outcome.reason` in the order of counts."""
 EXPORT_KINDS = ('fixed', 'dynamic')
-"""The exports of a config: with one input size, of sweeps the only one, and with any size and batch."""
+"""One input size (the only kind for sweeps); any size and batch."""
 CPU = re.compile(
     r'not implemented on (the )?CPU|implementation for device cpu|compiled with (GPU|CUDA)', re.IGNORECASE
 )
-"""Messages of operators that have no kernel for the CPU."""
 SITE_PACKAGES = re.compile(r'[^\s\'"]*/site-packages/(\w+/\.mim/configs/)?')
-"""Beginning of the path of an installed file, or of a config of an installed library."""
+"""Path of an installed file or config up to its library."""
 UNREADABLE = ('the model cannot be built', 'cannot be read', 'syntax error')
-"""Words in messages about configs of which no model can be built."""
+"""Words in messages about configs without a model."""
 MAX_CHARACTERS = 2000
-"""Characters that a record keeps: the first of an error message, the last of a trace or of a log."""
+"""Kept characters: the first of a message, the last of a trace or log."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,26 +43,19 @@ class Outcome:
     """The outcome of one export.
 
     Attributes:
-        proven: whether the exported file is proven to be the same model.
-        reason: one of `REASONS` if it is not.
-        why: what fails in the proof, or the message of the error that ended the export or the proof (a trace
-            if PyTorch failed; the end of the log if the process was stopped); '' if it is proven.
-        shape: (H, W) of the network's input, pixels; (0, 0) of models of sweeps, and after an error.
-        inputs: number of cases of the proof (`Verdict.cases`), not of inputs of the graph: pictures, batches
-            or sweeps that both engines ran.
-        reference: number of PyTorch's detections, in all samples, of at least the score from which on a proof
-            needs a partner for each (`matching.match_lists`, `score_thr`).
-        matched: number of these that have a partner in ONNX Runtime's results, see `matching.match_lists`.
-        fewest: smallest number of such detections of PyTorch in a sample.
-        classes: number of different classes in PyTorch's results in up to eight samples; 0 in records from
-            before 2026-11-26.
-        worst_rel: largest difference of a tensor from PyTorch's, relative to the largest absolute value of
-            its columns there; None if no tensors were compared.
-        worst_iou: smallest IoU of a pair of results, 1.0 without a pair; None for boxes in 3D, and if none
-            were compared.
-        worst_score: largest difference between the scores of a pair; None if no results were compared.
-        worst_distance: largest distance between the centres of a pair of boxes in 3D, m; None for others.
-        seconds: CPU time of the process for export and proof, without processes that it started.
+        reason: one of `REASONS` unless proven.
+        why: failure of the proof, error message, trace or end of the log; '' if proven.
+        shape: (H, W) of the input, pixels; (0, 0) for sweeps, and after an error.
+        inputs: number of cases of the proof.
+        reference: PyTorch's detections from `score_thr` of `matching.match_lists` on, in all samples.
+        matched: number of these with a partner.
+        fewest: smallest number of these in a sample.
+        classes: different classes in PyTorch's results of up to eight samples; 0 before 2026-11-26.
+        worst_rel: largest difference of a tensor, relative to its columns' largest absolute value, or None.
+        worst_iou: smallest IoU of a pair, 1.0 without a pair; None for 3D boxes.
+        worst_score: largest score difference of a pair, or None.
+        worst_distance: largest distance of a pair's centres in 3D, m, or None.
+        seconds: CPU time of the process without children.
     """
 
     proven: bool = False
@@ -88,17 +80,16 @@ class Record:
 
     Attributes:
         config: name in the zoo.
-        parts: detector, encoder, backbone, neck, head -> class names; see `configs.part_types`.
-        notes: changes that the export made to the config, such as test-time augmentation that it removed.
-        family: name of the family that exports it; '' if its model was not built.
-        task: kind of its results, see `Family.task`.
-        own_kernels: names of classes of the model's layers and heads that need an operator for which their
-            library has no CPU kernel; PyTorch ran them with a kernel of this project.
-        fixed: outcome with one input size, of models of sweeps the only one; None if it was not tried.
-        dynamic: outcome with any size and batch; None if it was not tried.
-        same_as: name of the config that was proven in place of this one, since the two differ in training
-            alone; the outcomes are those of that config. '' if this one was tried itself.
-        made_from: `config_proof.origin_digest`, by which a later run sees that it would get the same.
+        parts: see `configs.part_types`.
+        notes: changes of the config by the export, such as removed test-time augmentation.
+        family: '' if the model was not built.
+        task: see `Family.task`.
+        own_kernels: classes of the model without a CPU kernel in their library; PyTorch ran them with this
+            project's.
+        fixed: outcome with one input size, or None.
+        dynamic: outcome with any size and batch, or None.
+        same_as: the proven config that differs in training alone, or ''.
+        made_from: `config_proof.origin_digest`.
     """
 
     config: str
@@ -117,12 +108,12 @@ class Record:
         return self.fixed is not None and self.fixed.proven
 
     def write(self, path: Path) -> None:
-        """Write the record as JSON, atomically; a folder is made. Mm2OnnxError: it cannot be written."""
+        """Write the record as JSON, atomically."""
         write_json(path, dataclasses.asdict(self))
 
 
 def record_from_json(content: Mapping[str, Any]) -> Record:
-    """Return the record of a JSON object; keys of other versions are ignored."""
+    """Return the record of a JSON object; unknown keys are ignored."""
     fields = _fields_of(Record, content)
     for kind in EXPORT_KINDS:
         if fields.get(kind) is not None:
@@ -138,7 +129,7 @@ def _fields_of(record_type: type, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_record(path: Path) -> Record | None:
-    """Return the record of a JSON file; None if the file is missing or damaged."""
+    """Return the record of a JSON file; None if missing or damaged."""
     try:
         return record_from_json(read_json(path))
     except (UsageError, KeyError, TypeError):
@@ -146,7 +137,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def outcome_of_error(error: Exception) -> Outcome:
-    """Return the outcome of an export that raised an error, with the reason that its messages give."""
+    """Return the outcome of an export's error."""
     text, causes, cause = portable(one_line(error)), [], error
     while cause is not None:
         causes.append(cause)
@@ -167,14 +158,14 @@ def outcome_of_error(error: Exception) -> Outcome:
 
 
 def portable(text: str) -> str:
-    """Return a text in which paths lack the folders of Python, of its libraries and the working directory."""
+    """Return a text without the folders of Python, its libraries and the working directory."""
     for folder in (sysconfig.get_path('stdlib'), str(Path.cwd())):
         text = text.replace(f'{folder}/', '')
     return SITE_PACKAGES.sub('', text)
 
 
 def merge_records(earlier: Sequence[Record], later: Sequence[Record]) -> list[Record]:
-    """Return a record for each config, sorted by name; later outcomes replace earlier ones."""
+    """Return a record per config, by name; later outcomes win."""
     merged = {record.config: record for record in earlier}
     for record in later:
         before = merged.get(record.config)
@@ -192,7 +183,6 @@ def zoo_content(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def zoo_records(content: Mapping[str, Any]) -> list[Record]:
-    """Return the records of a JSON file that `zoo_content` made."""
     return [record_from_json(record) for record in content['configs']]
 
 
@@ -201,16 +191,11 @@ class Count:
     """Counts of a group of configs.
 
     Attributes:
-        configs: number of configs.
-        referenced: number of configs that no missing CPU kernel keeps from a comparison with the libraries'
-            own code: those without `Record.own_kernels` whose export with one size did not end with the
-            reason 'no CPU kernel in mmcv'. Configs that failed for another reason, or were not tried, are
-            among them.
-        fixed: number of referenced configs that are proven with one size.
-        dynamic: number of referenced configs that are proven with any size.
-        own_kernels: number of configs with `Record.own_kernels` that are proven with one size.
-        reasons: reason -> number of all configs, referenced or not, that were tried with one size and are not
-            proven; a reason outside `REASONS` is not counted.
+        referenced: configs that PyTorch runs without this project's kernels, tried or not.
+        fixed: referenced configs that are proven with one size.
+        dynamic: referenced configs that are proven with any size.
+        own_kernels: configs with `Record.own_kernels` that are proven with one size.
+        reasons: reason -> configs that were tried with one size and are not proven.
     """
 
     configs: int
@@ -222,7 +207,6 @@ class Count:
 
 
 def count_records(records: Sequence[Record]) -> Count:
-    """Count the records of a group of configs."""
     reasons = collections.Counter(
         record.fixed.reason for record in records if record.fixed and not record.proven
     )
@@ -239,7 +223,6 @@ def count_records(records: Sequence[Record]) -> Count:
 
 
 def summary_line(records: Sequence[Record]) -> str:
-    """Return the counts of all records in one line."""
     count = count_records(records)
     text = (
         f'{count.fixed} of {count.referenced} configs with a CPU reference proven, '

@@ -12,10 +12,8 @@ A record is the 18 numbers of BEVFormer's input `can_bus`, of a car in the map:
 | 16, 17 | heading about the map's z, 0 to a whole turn, rad and degrees | the same |
 
 Only positions and the heading in degrees are fed as differences to the frame before; the map's axes stay.
-
-Differs from the node in: the heading is the one of the model's record, not computed anew from the quaternion;
-the first frame of each scene has no frame before it. The version of the node that was read has none only at
-the first frame after its start, though its README names a topic for new scenes.
+Unlike the node's, the heading is the model's, not the quaternion's, and each scene begins without a frame
+before it.
 
 Source: autoware_universe, autoware_tensorrt_bevformer, src/{bevformer_node.cpp@0d02fce,
 bevformer_data_manager.cpp@df68ec3} (formulas, no code).
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame
 
 POSITION = slice(0, 3)
-"""Entries of a record."""
 
 
 class AutowareBevFormer(BevFormerOnnx):
@@ -53,18 +50,14 @@ class AutowareBevFormer(BevFormerOnnx):
 
 
 def node_record(record: np.ndarray) -> np.ndarray:
-    """Return a model's record (18,) in the node's order, float32."""
     acceleration, rates, velocity = record[7:10], record[10:13], record[13:16]
     return np.float32(np.r_[record[:7], velocity, rates, acceleration, record[16:]])
 
 
 def relative(record: np.ndarray, last: np.ndarray | None) -> np.ndarray:
-    """Return the record (18,) that is fed: position and heading in degrees are differences to the last frame.
+    """Return the fed record (18,): position and heading in degrees become differences.
 
-    Args:
-        record: record (18,) of this frame.
-        last: absolute record of the frame before, of which only position and heading in degrees are read;
-            None at the first frame of a scene, whose differences are 0.
+    `last`: absolute record of the frame before; None at the first frame, with differences 0.
     """
     changed = record.copy()
     for entries in (POSITION, YAW_DEG):

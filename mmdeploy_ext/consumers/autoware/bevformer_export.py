@@ -1,7 +1,6 @@
 """BEVFormer as Autoware's tensorrt_bevformer loads it: one graph by its names, and its parameters.
 
-Source: autoware_universe, autoware_tensorrt_bevformer (bevformer_node.cpp@0d02fce; names, shapes, order of
-the record of motion, defaults; facts, no code).
+Source: autoware_universe, autoware_tensorrt_bevformer (bevformer_node.cpp@0d02fce; facts, no code).
 """
 
 from typing import Any
@@ -23,16 +22,16 @@ from mmdeploy_ext.families.parts.camera_graphs import camera_graphs
 from mmdeploy_ext.runtime.frames import Frame
 
 SCORE_THRESHOLD = 0.2
-"""Score that a box has to exceed, the node's default; tune it there."""
+"""Score that a box has to exceed: the node's default."""
 TRAINED_ORDER = (*range(7), 13, 14, 15, 10, 11, 12, 7, 8, 9, 16, 17)
-"""Entry of a model's record -> entry of the node's record with that number, see `bevformer.py`."""
+"""Entry of a model's record -> entry of the node's record, see `bevformer.py`."""
 
 
 class NodeFrame(DeployedFrame):
-    """One frame with the node's record of the motion, whose entries are put where the model has them."""
+    """One frame with the node's record of the motion."""
 
     def record(self, can_bus: Tensor) -> Tensor:
-        """Return the record (18,) as the model has it."""
+        """Return the model's record (18,)."""
         places = list(TRAINED_ORDER)
         if self.model.can_bus_orientation == 'wwww':
             places[3:7] = [3] * 4
@@ -40,7 +39,7 @@ class NodeFrame(DeployedFrame):
 
 
 class NodeReference(BevFormerReference):
-    """The detector's own test path; positions and headings in float32, as the node has them, decide ties."""
+    """The detector's own test path; float32 positions and headings, as in the node, decide ties."""
 
     @property
     def notes(self) -> list[str]:
@@ -54,8 +53,6 @@ class NodeReference(BevFormerReference):
 
 
 class BevFormerFiles(AutowareContract):
-    """The one graph, of plain operators, and the parameters."""
-
     node, opens = BEVFORMER, AutowareBevFormer
 
     def check(self, cfg: Any) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.exported import Paths
 
 ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
-"""The one engine, and its providers, for what follows the plug-ins."""
+"""Engine and providers of the graph behind the plug-ins."""
 GRAPHS = (LIDAR,) = BEVFUSION_LIDAR.graphs
 """The `form` in the metadata of each file of an export."""
 BEV = 'bev'
@@ -49,8 +49,7 @@ BEV = 'bev'
 class AutowareBEVFusion(FusionRuntime):
     """The file of bevfusion, LiDAR alone: a `runtime.frames.Stepper` of sweeps, without a memory.
 
-    `metadata` is that of the file; `encoder` and `head` run its two halves, the sparse encoder and what
-    follows it; `seconds` has the time spent so far by each, the voxels with the encoder.
+    `encoder` and `head` run the file's halves; `seconds` has the time of each, voxels included.
     """
 
     def __init__(
@@ -92,13 +91,13 @@ class AutowareBEVFusion(FusionRuntime):
         return StepResult({BEV: bev, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of `detections` that the suppression of the file's metadata keeps, best first."""
+        """Return the boxes that the suppression of the file's metadata keeps, best first."""
         facts = self.metadata.postprocess
         return suppress(detections(outputs, facts.coder), facts.nms)
 
 
 def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Return the part of a model that ends in a tensor, and the part that begins with it."""
+    """Return the part of a model up to a tensor, and the part from it on."""
     from onnx import ValueInfoProto
 
     from mmdeploy_ext.graph.io.index import Index
@@ -118,12 +117,9 @@ def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelPr
 def detections(outputs: Mapping[str, np.ndarray], coder: Coder) -> Detections3D:
     """Return the boxes of the file's outputs within the model's own limits, best first.
 
-    Args:
-        outputs: `bbox_pred` (10, Q): the centre's x, y in cells from the corner of the map and z in metres,
-            logarithms of length, width and height in metres, sine and cosine of the yaw, which is that of
-            `Detections3D`, from x counter-clockwise, and the velocity along x and y in m/s; `score` (Q,) in
-            0..1 and `label_pred` (Q,).
-        coder: coder of the file's facts.
+    `bbox_pred` (10, Q): centre x, y in cells from the corner of the map and z in metres, logarithms of
+    length, width and height in metres, sine and cosine of `Detections3D`'s yaw, from x counter-clockwise, and
+    velocity x, y in m/s; `score` (Q,) in 0..1; `label_pred` (Q,).
     """
     values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6])
     step = np.float32(coder.voxel_size[:2]) * np.float32(coder.out_size_factor)
@@ -135,10 +131,7 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Coder) -> Detections3D:
 
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
-    """Return an evaluator, in numpy, of a graph of standard operators and the two plug-ins of spconv.
-
-    Pairs are (K, W) rows of the input, -1 for none.
-    """
+    """Return an evaluator in numpy with spconv's plug-ins; pairs are (K, W) rows, -1 for none."""
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
 

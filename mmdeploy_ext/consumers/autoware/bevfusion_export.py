@@ -33,7 +33,7 @@ from mmdeploy_ext.sparse.ir import SparseGraph
 from mmdeploy_ext.sparse.node_writer import NodeWriter
 
 MAX_SITES = 256_000
-"""Largest number of sites of a level of the sparse encoder for which the plug-in has room."""
+"""Most sites of a level in the plug-in's room."""
 CAMERA_PARAMETERS = dict(
     d_bound=[1.0, 60.0, 0.5],
     z_bound=[-10.0, 10.0, 20.0],
@@ -49,7 +49,7 @@ CAMERA_PARAMETERS = dict(
     num_depth_features=118,
     image_feature_channel=80,
 )
-"""Keys that the node reads for models without cameras, too, and does not use then: consistent numbers."""
+"""Keys that the node reads, unused, for models without cameras."""
 MEANINGS = dict(
     voxels='x, y, z in m, intensity 0 to 255 where there are five, time lag in s; zeros after the points',
     num_points_per_voxel='how many of the rows are points',
@@ -70,15 +70,15 @@ class NodeDenseHead(OfModel):
 
 
 def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map (1, C, X, Y) of a head."""
+    """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of a head's input map (1, C, X, Y)."""
     values = head(joined)
     return node_boxes(values)[0], head.scores(values).amax(1)[0], values['query_labels'][0]
 
 
 def node_boxes(values: Mapping[str, Tensor]) -> Tensor:
-    """Return `bbox_pred` (B, 10, Q) in the node's convention, of the values that a head's `forward` returns.
+    """Return `bbox_pred` (B, 10, Q) in the node's convention.
 
-    These are `center`, `height`, `dim`, `rot` and `vel`, (B, channels, Q), see `TransFusionHead.forward`.
+    `values`: `center`, `height`, `dim`, `rot` and `vel`, (B, channels, Q), see `TransFusionHead.forward`.
     """
     sizes, rot = values['dim'], values['rot']
     swapped = [sizes[:, 1:2], sizes[:, :1], sizes[:, 2:], -rot[:, 1:], -rot[:, :1]]
@@ -86,7 +86,7 @@ def node_boxes(values: Mapping[str, Tensor]) -> Tensor:
 
 
 def graphs(model: nn.Module) -> list[Graph]:
-    """Return a list of one graph, from voxels to the node's values of boxes."""
+    """Return one graph, from voxels to the node's values of boxes."""
     sparse = backbone_graph(model.encoders['lidar'].encoder)
     voxels, queries = model.encoders['lidar'].voxel_layer, model.heads['object'].num_proposals
     point_values = int(model.encoders['lidar'].in_channels)
@@ -118,15 +118,9 @@ def _spec(name: str, dtype: str, axes: tuple[int | str, ...], compare: str = 'va
 def with_encoder(
     model: onnx.ModelProto, sparse: SparseGraph, spec: GraphSpec
 ) -> tuple[onnx.ModelProto, bool]:
-    """Put voxels and the folded sparse encoder before a graph whose only input is `bev`.
+    """Put voxels and the folded sparse encoder before the input `bev`; return the graph and True.
 
-    Args:
-        model: the dense graph.
-        sparse: the sparse encoder, whose output becomes `bev`.
-        spec: contract of the result, whose inputs are `voxels`, `num_points_per_voxel` and `coors`.
-
-    Returns:
-        The joined graph, and True, since it has changed.
+    `spec` is the result's, with inputs `voxels`, `num_points_per_voxel` and `coors`.
     """
     writer = NodeWriter()
     for tensor in spec.inputs:
@@ -156,8 +150,7 @@ def with_encoder(
 def encoder_sites(writer: NodeWriter, order: str) -> str:
     """Write nodes that make the encoder's sites of `coors`; return the name of their output.
 
-    `coors` (V, 3) are z, y, x. The sites (V, 4) are the sample, which is 0, and the cell in `order`, 'xyz' or
-    'zyx'.
+    `coors` (V, 3) are z, y, x; sites (V, 4) the sample 0 and the cell in `order`, 'xyz' or 'zyx'.
     """
     columns = [0, 2, 1, 0] if order == 'xyz' else [0, 0, 1, 2]
     picked = writer.op(
@@ -168,7 +161,7 @@ def encoder_sites(writer: NodeWriter, order: str) -> str:
 
 
 class NodeReference(BEVFusionReference):
-    """The unpatched detector; the boxes of a file are decoded by its head's own coder."""
+    """The unpatched detector; its head's coder decodes the file's boxes."""
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         head = self.model.heads['object']
@@ -182,8 +175,6 @@ class NodeReference(BEVFusionReference):
 
 
 class BEVFusionFiles(AutowareContract):
-    """The one graph, the manifest and the remapper."""
-
     node, opens = BEVFUSION_LIDAR, AutowareBEVFusion
 
     def check(self, cfg: Any) -> None:

@@ -1,4 +1,4 @@
-"""From the head's outputs to objects, as lidar_centerpoint computes and publishes them; slow without numba.
+"""From the head's outputs to objects as in lidar_centerpoint; slow without numba.
 
 Source: autoware_universe 5e12a711, autoware_lidar_centerpoint, lib/postprocess/{postprocess_kernel.cu,
 circle_nms_kernel.cu,non_maximum_suppression.cpp} (formulas, no code).
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 OUTPUTS = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
 """Outputs of CenterPoint's head in the order in which the node takes them."""
 SMALLEST_UNION_M2 = 0.01
-"""Boxes that cover less together do not overlap."""
+"""Boxes with a smaller union do not overlap."""
 CIRCLE_M, OVERLAP, OVERLAP_SEARCH_M = 0.5, 0.1, 10.0
-"""The node's default limits: boxes that are closer than the first to a better one that stays are dropped; so
-are boxes with a larger IoU from above, unless their centres are further apart than the last. Source:
-autoware_universe 4dff8e23, centerpoint_common.param.yaml."""
+"""The node's defaults: boxes nearer than the first to a better one are dropped, and boxes with a larger IoU
+from above and centres within the last. Source: autoware_universe 4dff8e23, centerpoint_common.param.yaml.
+"""
 
 
 def decode(outputs: Arrays, settings: CenterPointSettings) -> Detections3D:
@@ -37,8 +37,8 @@ def decode(outputs: Arrays, settings: CenterPointSettings) -> Detections3D:
 
     `outputs` are `OUTPUTS`: (1, K, H, W) logits; (1, 2, H, W) x, y of the centre in cells from the lower
     corner of its cell; (1, 1, H, W) z of the centre in m; (1, 3, H, W) logarithms of width, length, height in
-    m; (1, 2, H, W) sine and cosine of the yaw of mmdet3d 0.x, from -y clockwise as seen from above; (1, 2, H,
-    W) velocity along x and y in m/s.
+    m; (1, 2, H, W) sine and cosine of mmdet3d 0.x's yaw, from -y clockwise as seen from above; (1, 2, H, W)
+    velocity x, y in m/s.
     """
     heat = exact_sigmoid(outputs['heatmap'][0].astype(np.float32))
     labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)
@@ -60,9 +60,9 @@ def decode(outputs: Arrays, settings: CenterPointSettings) -> Detections3D:
 def passing(
     xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: CenterPointSettings
 ) -> np.ndarray:
-    """Return (n,) bool: whether the score reaches the threshold of the class in the bin of the distance.
+    """Return (n,) bool: the score reaches the threshold of the class in the bin of the distance.
 
-    `xy` (n, 2) are centres in metres, whose distance is measured from the origin.
+    `xy` (n, 2): centres in metres from the origin.
     """
     bins = np.searchsorted(np.float32(settings.limits), np.hypot(*xy.T.astype(np.float32)), side='right')
     last = len(settings.limits) - 1
@@ -71,7 +71,7 @@ def passing(
 
 
 def suppressed(objects: Detections3D, class_names: Sequence[str]) -> Detections3D:
-    """Return the objects that the node's two suppressions keep; they are given and returned best first."""
+    """Return the objects that the node's two suppressions keep, best first as given."""
     radius2 = np.nextafter(np.float64(CIRCLE_M) ** 2, 0)  # the node keeps boxes that are exactly as far
     objects = objects[circle_nms(objects.boxes[:, :2].astype(np.float64), radius2)]
     pedestrians = {index for index, name in enumerate(class_names) if name == 'PEDESTRIAN'}
@@ -81,10 +81,9 @@ def suppressed(objects: Detections3D, class_names: Sequence[str]) -> Detections3
 def overlap_nms(
     objects: Detections3D, separate_labels: set[int], threshold: float, search_m: float
 ) -> np.ndarray:
-    """Return the ascending rows (m,) int64 whose IoU with every better object is at most a threshold.
+    """Return the ascending rows (m,) int64 with an IoU of at most `threshold` with every better object.
 
-    Labels in `separate_labels` are compared only with equal labels, and only objects with centres at most
-    `search_m` metres apart.
+    `separate_labels` are compared with equal labels only; centres are at most `search_m` metres apart.
     """
     flat = objects.boxes[:, [0, 1, 3, 4, 6]].astype(np.float64)
     corners, areas = bev_corners(flat), flat[:, 2] * flat[:, 3]

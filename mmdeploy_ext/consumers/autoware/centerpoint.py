@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 GRAPHS = ENCODER, HEAD = CENTERPOINT.graphs
 """The `form` in the metadata of each file of an export."""
 SPATIAL, PILLARS = 'spatial_features', 'pillar_features'
-"""Input of the head's graph, and output of the encoder's; between them the node scatters pillars to a map."""
+"""The node scatters pillars to a map between the encoder's output and the head's input."""
 
 
 class AutowareCenterPoint(Runtime):
@@ -36,8 +36,8 @@ class AutowareCenterPoint(Runtime):
 
     Attributes:
         seconds: time spent so far, by the names of `GRAPHS` and 'boxes'.
-        sessions: name of a file of `GRAPHS` -> its session.
-        settings: settings of its manifest.
+        sessions: name of a file -> its session.
+        settings: of its manifest.
     """
 
     def __init__(

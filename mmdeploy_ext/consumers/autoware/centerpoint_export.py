@@ -2,8 +2,8 @@
 
 Source: autoware_universe 656cdab8 and 5e12a711, autoware_lidar_centerpoint (names, shapes, formulas).
 
-Glossary: V pillars, F values of a decorated point: those of the point, and its distances from the mean of the
-pillar's points and from the pillar's centre.
+Glossary: V pillars, F values of a decorated point: the point, and its distances from the pillar's mean and
+centre.
 """
 
 import math
@@ -53,14 +53,13 @@ FAR_M = 1e6
 
 
 class PillarEncoder(nn.Module):
-    """From decorated points, which the node makes, to features of pillars."""
+    """From points, decorated by the node, to features of pillars."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.pfn_layers = encoder.pfn_layers
 
     def forward(self, input_features: Tensor) -> Tensor:
-        """Return the features (V, 1, 32) of pillars of 32 decorated points (V, 32, F)."""
         for layer in self.pfn_layers:
             input_features = layer(input_features)
         return input_features
@@ -76,7 +75,7 @@ def node_outputs(task_outputs: tuple[list[dict[str, Tensor]], ...]) -> tuple[Ten
 
 
 def graphs(model: nn.Module) -> list[Graph]:
-    """Return the two graphs: the encoder of pillars, and what follows their map (backbone, neck, head)."""
+    """Return the encoder of pillars, and the graph behind their map (backbone, neck, head)."""
     parts = parts_of(model)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -102,17 +101,14 @@ def graphs(model: nn.Module) -> list[Graph]:
 
 
 class NodeReference(CenterPointReference):
-    """The unpatched detector, whose head has one task, with the boxes that Autoware's node selects.
-
-    mmdet3d decodes a box in every cell; the node's thresholds and suppressions select among them.
-    """
+    """The unpatched detector of one task, with the boxes that the node selects."""
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Run one sweep; raises what `LidarReference.step` raises.
+        """Run one sweep; raises the errors of `LidarReference.step`.
 
-        The outputs are `PILLARS`, features (P, 1, C) of the pillars by ascending y, then x; `SPATIAL`, the
-        map (1, C, H, W) that they are scattered to; and `CenterHead`'s `OUTPUTS` as the node takes them, with
-        log width before log length and the yaw of mmdet3d 0.x.
+        Outputs: `PILLARS`, features (P, 1, C) by ascending y, then x; `SPATIAL`, the map (1, C, H, W); and
+        `CenterHead`'s `OUTPUTS` in the node's convention, with log width before log length and mmdet3d 0.x's
+        yaw.
         """
 
         def pillar_features(inputs: tuple[torch.Tensor, ...], rows: torch.Tensor) -> dict[str, np.ndarray]:
@@ -158,8 +154,6 @@ class NodeReference(CenterPointReference):
 
 
 class CenterPointFiles(AutowareContract):
-    """The two graphs, the manifest and the remapper."""
-
     node, opens = CENTERPOINT, AutowareCenterPoint
 
     def check(self, cfg: Any) -> None:
@@ -220,7 +214,7 @@ class CenterPointFiles(AutowareContract):
 
 
 def class_words(names: Sequence[str], place: str) -> list[str]:
-    """Return class names in the node's words; ConfigError: one that it would publish as UNKNOWN."""
+    """Return class names in the node's words; ConfigError for a class that it would publish as UNKNOWN."""
     translated, unknown = in_words_of(CENTERPOINT.classes, names)
     if unknown:
         raise ConfigError(

@@ -39,7 +39,7 @@ PATTERNS = tuple(dict.fromkeys(pattern for node in NODES for pattern in node.pat
 
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and file name -> path of the node's files that are there."""
+    """Return the violations in a folder, and file name -> path of the node's files."""
     folder = Path(folder)
     if not folder.is_dir():
         got = 'is a file' if folder.exists() else 'no such folder'
@@ -60,7 +60,6 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
 
 
 def check_node(node: Node, folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations of the row of a node in a folder, see `check`."""
     values, paths, violations = _files(node, folder)
     sizes, models = sizes_of(node, values), {}
     for file in node.files:
@@ -164,7 +163,7 @@ def _older_layout(folder: Path) -> str:
 
 
 def read_manifest(node: Node, folder: Path) -> tuple[dict[str, Any], list[Violation]]:
-    """Return name of a parameter -> its value, of those that are right, and the violations of the others."""
+    """Return parameter -> value of valid parameters, and the violations of the others."""
     values, violations = _parameters(folder / node.manifest, node.keys)
     everything = dict(values)
     by_last_word = {name.rpartition('.')[2]: name for name in node.keys}
@@ -221,7 +220,6 @@ def _called(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
 
 
 def sizes_of(node: Node, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return name -> value of the manifest or size of `Node.sizes`, by the last words of the names."""
     sizes = {name.rpartition('.')[2]: value for name, value in values.items()}
     for name, function in node.sizes.items():
         size = _called(function, sizes)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 
 class AutowareContract(Contract):
-    """The folder of the node `node`."""
-
     node: ClassVar[Node]
     used_by = 'check {folder}'
 
@@ -26,7 +24,7 @@ class AutowareContract(Contract):
 
 
 def companion_texts(node: Node, parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Return file name -> text of a manifest and, if the node has one, a remapper that changes no class."""
+    """Return file name -> text of a manifest and, if needed, a remapper without changes."""
     texts = {node.manifest: parameter_text(parameters)}
     if node.remapper:
         count = REMAPPER_LABELS**2

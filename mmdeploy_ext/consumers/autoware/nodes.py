@@ -26,12 +26,12 @@ class Value:
     """A parameter as a node declares it.
 
     Attributes:
-        type: bool, int, str, or float, of which ROS 2 takes numbers with a point alone.
+        type: bool, int, str, or float (ROS 2 needs a point in it).
         length: entries of a list; 0 for one or more, None for a single value.
         low, high: limits, ends included.
-        choices: all allowed values; () for any.
+        choices: allowed values; () for any.
         pattern: of a text.
-        also: returns a further expectation that the value breaks; '' if none.
+        also: returns another broken expectation, or ''.
     """
 
     type: type
@@ -73,10 +73,10 @@ class Tensor:
     """An input or output that a node binds.
 
     Attributes:
-        name: by which the node looks it up, or the customary one if the node counts tensors. axes: a word for
-        each axis: a number, a key of the manifest, a name of `Node.sizes`, or '?' for any size;
-            '+' stands before an axis for which the node gives TensorRT a range of sizes. '*': any axes.
-        types: element types that the node reads or writes without a check.
+        name: by which the node looks it up, or the customary name.
+        axes: a word for each axis: a number, a key of the manifest, a name of `Node.sizes`, or '?' for any
+            size; '+' marks a range of sizes for TensorRT. '*': any axes.
+        types: element types that the node assumes.
         note: the effect of another type.
     """
 
@@ -91,9 +91,9 @@ class GraphFile:
     """A graph that a node loads.
 
     Attributes:
-        name: name of the file without `.onnx`.
-        inputs, outputs: tensors in the node's order.
-        path_key: key of the manifest that holds the path; '' if the file has its name.
+        name: file name without `.onnx`.
+        inputs, outputs: in the node's order.
+        path_key: key of the manifest for the path; '' for a fixed name.
         has_boxes: whether its box convention is probed, see `probes.py`.
     """
 
@@ -105,7 +105,7 @@ class GraphFile:
 
 
 class Wrong(NamedTuple):
-    """A broken rule that joins several keys: last word of the key, text behind its name, rule, severity."""
+    """A broken rule of several keys: last word of the key, text behind its name, rule, severity."""
 
     key: str
     text: str
@@ -120,17 +120,17 @@ class Node:
     Attributes:
         manifest: file name of the parameters.
         patterns: patterns of files by which a folder is recognised.
-        keys: name of a parameter, with dots -> its value; a missing key is a violation.
-        sizes: name -> function of values of the manifest; its arguments are the last words of their keys.
-        rules: functions like the ones of `sizes`, which yield `Wrong` values.
+        keys: parameter, with dots -> its value; all are required.
+        sizes: name -> function of values of the manifest, named by the last words of their keys.
+        rules: functions like `sizes`, which yield `Wrong` values.
         classes: class names that the node knows; () for any.
-        binds: 'name', 'index', or 'exactly': by name, and no other tensor or axis is allowed.
-        is_fixed: whether every axis of a file has to be fixed.
-        plugins: operator of the plug-in library -> attributes that it needs.
+        binds: 'name', 'index', or 'exactly': by name, and no other tensor or axis.
+        is_fixed: every axis of a file has to be fixed.
+        plugins: operator of the plug-in library -> required attributes.
         plugin_domain: domain of these operators; None for any.
-        remapper: key of the path of the remapper, or its file name; '' if there is none.
-        handovers: (file, output, file, input): tensors whose bytes the node copies.
-        exported: key of the manifest -> keys of the metadata of an export, with dots, of the same value.
+        remapper: key of its path, or its file name, or ''.
+        handovers: (file, output, file, input): tensors that the node copies.
+        exported: key of the manifest -> equal entries of an export's metadata.
     """
 
     name: str
@@ -179,7 +179,7 @@ CELL = Value(float, 3, low=1e-3)
 
 
 def node_cells(low: float, high: float, step: float) -> int:
-    """Return how many cells a node counts between two bounds in metres: a float32 quotient, cut off.
+    """Count cells between two bounds in metres as the node: a truncated float32 quotient.
 
     Source: autoware_lidar_centerpoint centerpoint_config.hpp:95-102.
     """
@@ -198,12 +198,12 @@ def _quotient(key: str, axis: str, low: float, high: float, step: float) -> Iter
 # ---- lidar_centerpoint
 
 POINTS, CHANNELS = 32, 32
-"""Points of a pillar and channels of its features: constants of the node."""
+"""Points of a pillar and channels of its features in the node."""
 POINT_WIDTH = {9: 4, 10: 4, 11: 5}
-"""encoder_in_feature_size, values of a decorated point -> point_feature_size, values of a point."""
+"""encoder_in_feature_size -> point_feature_size."""
 REMAPPER = 'detection_class_remapper.param.yaml'
 REMAPPER_LABELS = 8
-"""Labels of the remapper's matrices: UNKNOWN to PEDESTRIAN."""
+"""Labels of the remapper: UNKNOWN to PEDESTRIAN."""
 
 
 def _is_matrix(value: list[Any]) -> str:
@@ -608,4 +608,4 @@ BEVFORMER = Node(
 )
 
 NODES = (CENTERPOINT, STREAMPETR, BEVFUSION_CAMERAS, BEVFUSION_LIDAR, BEVFORMER)
-"""All rows; a folder of bevfusion is of cameras if it has a graph of them."""
+"""A folder of bevfusion with a camera graph is a camera model."""

@@ -1,4 +1,4 @@
-"""Parameter files of ROS 2, in which people's YAML means something else there than to PyYAML. Needs PyYAML.
+"""Parameter files of ROS 2, which read YAML unlike PyYAML. Needs PyYAML.
 
 Source: ros2/rcl, rcl_yaml_param_parser, src/parse.c and src/yaml_variant.c (behaviour in own words).
 """
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 ANY_NODE, PARAMETERS = '/**', 'ros__parameters'
 """Keys above all parameters of a file."""
 EXPONENT = re.compile(r'[-+]?[0-9]+([.][0-9]*)?[eE][-+]?[0-9]+$')
-"""Numbers such as 1e5, which are texts to PyYAML."""
+"""Numbers such as 1e5, which PyYAML reads as texts."""
 
 
 class ParameterFileError(ValueError):
-    """A file that ROS 2 would refuse to load, or load as something else than YAML states."""
+    """A file that ROS 2 would not load, or load unlike YAML."""
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    """The parameters of a file for all nodes, key -> value: nested dicts, values and lists of values."""
+    """Return the parameters of a file for all nodes, nested."""
     try:
         import yaml
     except ImportError as error:
@@ -48,7 +48,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 
 def parameter_text(parameters: Mapping[str, Any]) -> str:
-    """Return the text of a file that gives all nodes these parameters."""
+    """Return the text of a file with parameters for all nodes."""
     import yaml
 
     content = {ANY_NODE: {PARAMETERS: dict(parameters)}}

@@ -1,4 +1,4 @@
-"""From points to decorated pillars and to the map, as lidar_centerpoint computes them. Needs numpy only.
+"""From points to decorated pillars and the map as in lidar_centerpoint. Needs numpy only.
 
 Source: autoware_universe 5e12a711, autoware_lidar_centerpoint, lib/preprocess/{voxel_generator.cpp,
 preprocess_kernel.cu}, lib/network/scatter_kernel.cu, include/.../centerpoint_config.hpp (formulas, no code).
@@ -22,15 +22,13 @@ def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.nda
     """Return the encoder's input of one cloud, and the pillars' cells.
 
     Args:
-        points: (P, 4 or 5) float32. Points outside the range or at an upper end of it, and all but the first
-            32 points of a pillar, are left out.
-        settings: the grid, sizes and limits that the manifest states.
+        points: (P, 4 or 5) float32; points outside the range, and beyond 32 per pillar, are dropped.
+        settings: of the manifest.
 
     Returns:
-        (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 cells y, x of the pillars,
-        which are sorted by falling x, then by rising y; the first `max_voxel_size` at most. The F values
-        are those of the point, its offset x, y, z from the mean of its pillar's points, those left out not
-        counted, and that from the pillar's centre: x, y, and z unless F is 9.
+        (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 cells y, x, sorted by falling
+            x, then rising y; at most `max_voxel_size`. F: the point, its offset x, y, z from the mean of its
+            pillar's kept points, and its offset from the pillar's centre: x, y, and z unless F is 9.
     """
     low, high = np.float32(settings.point_cloud_range[:3]), np.float32(settings.point_cloud_range[3:])
     points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]
@@ -65,7 +63,7 @@ def _features(
 
 
 def scattered(features: np.ndarray, cells: np.ndarray, settings: CenterPointSettings) -> np.ndarray:
-    """Return the map (1, 32, H, W) float32 of features (n, 1, 32) of pillars in the cells (n, 2) y, x."""
+    """Return the map (1, 32, H, W) float32 of features (n, 1, 32) in the cells (n, 2) y, x."""
     columns, rows = settings.grid
     canvas = np.zeros((1, CHANNELS, rows, columns), np.float32)
     canvas[0, :, cells[:, 0], cells[:, 1]] = features[:, 0]

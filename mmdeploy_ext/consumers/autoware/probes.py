@@ -1,4 +1,4 @@
-"""Synthetic boxes through CenterPoint's head, which treats them by its box convention for any weights."""
+"""Synthetic boxes through CenterPoint's head, to tell its box convention for any weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.io.index import Index
 
 LAYERS = ('Conv', 'ConvTranspose', 'MatMul', 'Gemm', 'BatchNormalization')
-"""Operators of a network; what follows the last of them only rearranges what the head gives."""
+"""Operators of a network; nodes behind the last one only rearrange."""
 SINE, COSINE = 0.6, -0.8
 """Direction of the synthetic boxes."""
 UNCHANGED, CONVERTED = 'unchanged', 'converted'
-"""Treatments of the boxes of mmdet3d 1.0: they are right for the node once they are converted."""
+"""Treatments of mmdet3d 1.0's boxes; the node needs converted ones."""
 
 
 def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) -> Iterator[Violation]:
-    """Yield the violation of a box convention of CenterPoint's head that no training has."""
+    """Yield the violation of an unknown box convention of CenterPoint's head."""
     dim, rot = outputs[3:5]
     sizes, angles = np.float32([0.1, 0.2, 0.3, -1.1, -1.2, -1.3]), np.float32([SINE, COSINE, -1.1, -1.2])
     found = {

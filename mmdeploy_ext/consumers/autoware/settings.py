@@ -26,20 +26,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class CenterPointSettings:
-    """Settings of one CenterPoint as the node runs it: parameters of the manifest by their names, and scores.
+    """Settings of one CenterPoint as the node runs it.
 
     Attributes:
         class_names: K, in Autoware's words.
         has_twist: whether velocities are published.
-        point_feature_size: values of a point: x, y, z, intensity if there are 5, time lag.
-        encoder_in_feature_size: values of a decorated point: 9, 10 or 11.
-        max_voxel_size: rows of the encoder; further pillars are left out.
+        point_feature_size: x, y, z, intensity (if 5), time lag.
+        encoder_in_feature_size: 9, 10 or 11 values of a decorated point.
+        max_voxel_size: most pillars.
         point_cloud_range: metres: lower x, y, z, then upper.
         voxel_size: metres, along x, y and z.
-        downsample_factor: number of voxels along a side of a cell of the head.
-        yaw_norm_thresholds: (K,) least length of a box's (sine, cosine) of the yaw; boxes with less are not
-            published.
-        limits: (B,) upper bounds of distance, metres, ascending; boxes from the last on are not published.
+        downsample_factor: voxels along a side of a head's cell.
+        yaw_norm_thresholds: (K,) least length of (sine, cosine) of a published box.
+        limits: (B,) ascending upper bounds of distance, metres; no box is published beyond.
         scores: (B, K) least scores.
     """
 
@@ -57,14 +56,12 @@ class CenterPointSettings:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Numbers of voxels along x and y: float32 quotients, cut off."""
         low, high, step = self.point_cloud_range[:3], self.point_cloud_range[3:], self.voxel_size
         x, y = (node_cells(low[axis], high[axis], step[axis]) for axis in (0, 1))
         return x, y
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> CenterPointSettings:
-        """Return the settings that a manifest states."""
         model = parameters['model_params']
         thresholds = model['detection_score_thresholds']
         by_class = [thresholds['min_confidence_scores'][name] for name in model['class_names']]
@@ -77,7 +74,6 @@ class CenterPointSettings:
 
 
 def read_settings(folder: str | Path) -> CenterPointSettings:
-    """Return the settings that the manifest of a folder states."""
     folder = Path(folder)
     _, violations = read_manifest(CENTERPOINT, folder)
     if wrong := errors(violations):

@@ -1,4 +1,4 @@
-"""camera_streampetr between its three files: poses, times and memory as the node keeps them. Needs numpy.
+"""camera_streampetr between its three files: poses, times and memory in the node's form. Needs numpy.
 
 Source: autoware_universe 5e12a711, autoware_camera_streampetr, lib/network/{network.cpp:212-300,memory.cu},
 src/node.cpp:252-258,501-580, lib/network/camera_data_store.cpp:462-470 (formulas and defaults, no code).
@@ -30,24 +30,18 @@ NORMS = dict(
     bgr=((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)),
     rgb=((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 )
-"""Planes that a node feeds -> the mean that it takes off each, and the number it divides by: its constants.
-Source of 'bgr': lib/network/camera_data_store.cpp:122-126; of 'rgb': pull request 13167."""
+"""Planes that a node feeds -> mean and divisor, its constants. Source:
+lib/network/camera_data_store.cpp:122-126 ('bgr'), pull request 13167 ('rgb').
+"""
 
 
 def from_node(
     planes: str, mean: Sequence[float], std: Sequence[float], to_rgb: bool
 ) -> tuple[bool, np.ndarray, np.ndarray]:
-    """Return the change from a node's normalised pictures to those of the training: x * scale + shift.
+    """Return the change from a node's normalised pictures to the training's: x * scale + shift.
 
-    Args:
-        planes: order in which the node feeds them, a key of `NORMS`.
-        mean: mean of the training, in the order after `to_rgb`.
-        std: likewise.
-        to_rgb: whether the training had RGB pictures.
-
-    Returns:
-        Whether the planes are to be reversed first; then scale and shift, (3,) float64, of the training's
-        planes.
+    `planes` is a key of `NORMS`; `mean` and `std` are the training's, in the order after `to_rgb`. Returns
+    whether to reverse the planes first, then scale and shift, (3,) float64.
     """
     reverses = to_rgb != (planes == 'rgb')
     node_mean, node_std = (np.array(values)[:: -1 if reverses else 1] for values in NORMS[planes])
@@ -57,12 +51,12 @@ def from_node(
 class AutowareStreamPetr(StreamPetrOnnx):
     """The three files as a stream, with the node's clock and map.
 
-    The memory is the node's: places and poses are in the axes of the map, from `place` on, and `timestamp` is
-    minus the seconds of a row on the node's clock; `state` is in the LiDAR frame of the last frame.
+    The memory is in the map's axes from `place` on; `timestamp` is minus a row's seconds on the node's clock;
+    `state` is in the LiDAR frame of the last frame.
 
     Attributes:
-        place: (3,) metres, translation of the first pose; None before it.
-        started_s: time of the first frame; None before it.
+        place: (3,) metres, translation of the first pose, or None.
+        started_s: time of the first frame, or None.
     """
 
     files = STREAMPETR.graphs
@@ -98,7 +92,6 @@ class AutowareStreamPetr(StreamPetrOnnx):
         return outputs | results
 
     def embedded(self, frame: Frame) -> dict[str, np.ndarray]:
-        """Return `pos_embed` and `cone` of the calibration."""
         height, width = self.image_shape[2:]
         rig = dict(
             img_metas_pad=np.float32([height, width, 3]),
@@ -108,12 +101,11 @@ class AutowareStreamPetr(StreamPetrOnnx):
         return self.run_for_rig(POSITIONS, rig)
 
     def node_planes(self, images: np.ndarray) -> np.ndarray:
-        """Return pictures (N, 3, H, W) float64 with the node's normalisation and order of planes."""
+        """Return pictures (N, 3, H, W) float64 in the node's normalisation and order of planes."""
         planes = (images - self.shift) / self.scale  # in float64: without a change the same to the bit
         return planes[:, ::-1] if self.reverses else planes
 
     def relative(self, pose: np.ndarray) -> np.ndarray:
-        """Return a pose relative to the place of the first one; its rotation stays absolute."""
         if self.place is None:
             self.place = np.array(pose[:3, 3], np.float64)
         moved = np.array(pose, np.float64)
@@ -121,7 +113,6 @@ class AutowareStreamPetr(StreamPetrOnnx):
         return moved
 
     def clock(self, timestamp_s: float) -> np.float32:
-        """Return the seconds since the first frame."""
         if self.started_s is None:
             self.started_s = timestamp_s
         return np.float32(timestamp_s - self.started_s)

@@ -1,7 +1,7 @@
 """StreamPETR as Autoware's camera_streampetr loads it: three graphs by its names, and the manifest.
 
-Source: autoware_universe 5e12a711, autoware_camera_streampetr; tier4/AWML 7a6ec07c, StreamPETR/deploy (names,
-shapes, what the graph computes; facts, no code).
+Source: autoware_universe 5e12a711, autoware_camera_streampetr; tier4/AWML 7a6ec07c, StreamPETR/deploy (facts,
+no code).
 
 Glossary: N cameras, H, W network input in pixels, h, w feature map, C channels, T tokens, Q queries, K
 classes.
@@ -28,12 +28,7 @@ from mmdeploy_ext.models.streampetr.memory import Memory
 
 
 class NodeImages(ExtractImgFeat):
-    """Backbone and neck, with the batch axis, the planes and the norm of the node.
-
-    Args:
-        model: the detector; its `rule` is that of its own preprocessing.
-        planes: order of the node's colour planes, 'rgb' or 'bgr'.
-    """
+    """Backbone and neck with the node's batch axis, planes and norm; `model.rule` is the model's."""
 
     def __init__(self, model: nn.Module, planes: str) -> None:
         super().__init__(model)
@@ -44,7 +39,7 @@ class NodeImages(ExtractImgFeat):
             self.register_buffer(name, constant, persistent=False)
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """Return img_feats (1, N, C, h, w) of img (1, N, 3, H, W), as the node normalises it."""
+        """Return img_feats (1, N, C, h, w) of img (1, N, 3, H, W) in the node's normalisation."""
         planes = img[0]
         if self.turned:
             planes = planes.index_select(1, torch.tensor([2, 1, 0], device=img.device))
@@ -61,13 +56,13 @@ class NodePositions(RigEmbedding):
     def forward(self, img_metas_pad: Tensor, intrinsics: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
         """Return pos_embed (1, T, C), cone (1, T, 8), of intrinsics and img2lidar (1, N, 4, 4).
 
-        `img2lidar` is from pixels times depth to the LiDAR frame.
+        `img2lidar` maps pixels times depth to the LiDAR frame.
         """
         return super().forward(img2lidar, intrinsics + 0.0 * img_metas_pad.sum())
 
 
 class NodeMemoryHead(HeadStep):
-    """The head as a step whose memory is in the map of the node."""
+    """The head as a step with its memory in the map of the node."""
 
     def forward(
         self,
@@ -82,12 +77,11 @@ class NodeMemoryHead(HeadStep):
         egopose: Tensor,
         velo: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute one frame of `x`, the features (1, N, C, h, w), and the outputs of `NodePositions`.
+        """Compute one frame of features `x` (1, N, C, h, w).
 
-        `data_ego_pose` (1, 4, 4) is from the vehicle, the frame of the boxes, to the map, `data_ego_pose_inv`
-        its inverse. Returned are all_cls_scores (1, K, Q), logits, all_bbox_preds (1, 10, Q), and the memory
-        after the frame: the frame's new rows, then these n, or those that a scene starts with if `egopose` is
-        zero.
+        `data_ego_pose` (1, 4, 4) maps the vehicle (the frame of the boxes) to the map; `data_ego_pose_inv` is
+        its inverse. Returns all_cls_scores (1, K, Q), logits, all_bbox_preds (1, 10, Q), and the memory: new
+        rows, then the n old rows, or a scene's initial rows if `egopose` is zero.
         """
         prev_exists = egopose.abs().sum().view(1)  # 0 for a memory that the node has zeroed, else above 0
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
@@ -107,7 +101,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
-    """The contracts of the three graphs, in the order of `graphs`, derived from the deploy contract's."""
+    """Return the contracts of the three graphs, derived from the deploy contract's."""
     image, position = spec.extract_img_feat(size, options), spec.position_embedding(size, options)
     head = spec.pts_head_memory(size, options)
     meaning = f'pictures as the node normalises them, planes in the order {", ".join(options.node_images)}'
@@ -145,8 +139,6 @@ def _rows(tensor: TensorSpec, rows: int, field: str) -> TensorSpec:
 
 
 class StreamPetrFiles(AutowareContract):
-    """The three graphs, and the manifest."""
-
     node, opens, ignores_places = STREAMPETR, AutowareStreamPetr, False
     settings = PUBLISHED
 
@@ -154,7 +146,7 @@ class StreamPetrFiles(AutowareContract):
         return graphs(model, options)
 
     def runner_outputs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        """Results of the last layer, a row for each query."""
+        """Return the specs of the last layer's results, a row for each query."""
         head = spec.pts_head_memory(spec.sizes(model, *model.input_sizes, layers='last'), options)
         return head.tensor('all_cls_scores'), head.tensor('all_bbox_preds')
 

@@ -1,4 +1,4 @@
-"""Loads the graphs of a folder in ONNX Runtime and runs them, in a process with a time limit."""
+"""Runs a folder's graphs in ONNX Runtime, in a process with a time limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECONDS = 300
 
 
 def trial_rules(trials: Sequence[tuple[Path, bool]]) -> list[Violation]:
-    """Return the violations that ONNX Runtime and the probe reveal in files without an error so far."""
+    """Return the violations that ONNX Runtime and the probe find."""
     violations: list[Violation] = []
     with multiprocessing.get_context('spawn').Pool(1) as pool:
         for path, has_boxes in trials:
@@ -36,7 +36,6 @@ def trial_rules(trials: Sequence[tuple[Path, bool]]) -> list[Violation]:
 
 
 def try_file(path: Path, has_boxes: bool) -> list[Violation]:
-    """Return the violations of one file, tried in this process."""
     from mmdeploy_ext.graph.io.files import load
 
     file, model = path.name, load(path)

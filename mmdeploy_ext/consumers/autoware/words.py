@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 OTHER_WORD = dict(MOTORBIKE='MOTORCYCLE', MOTORCYCLE='MOTORBIKE')
-"""Each node has one of the two words for a motorcycle."""
+"""Each node has one of the two words."""
 
 
 def word_of(name: str, words: Sequence[str]) -> str:
-    """Return a class name in the words of a node, '' if it has none for it."""
+    """Return a class name in a node's words, or ''."""
     upper = name.upper()
     return next((word for word in (upper, OTHER_WORD.get(upper, '')) if word in words), '')
 
 
 def in_words_of(words: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return class names in the words of a node, in upper case without one, and the names without a word."""
+    """Return class names in a node's words (else in upper case), and the names without a word."""
     translated = [word_of(name, words) or name.upper() for name in names]
     return translated, [name for name in names if not word_of(name, words)]
 

@@ -1,5 +1,3 @@
-"""TensorRT deployments of BEVDet, which pool the view by a plug-in."""
-
 from mmdeploy_ext.contract.registry import register_contract
 
 register_contract(

@@ -77,7 +77,7 @@ POOLING = register(
 
 
 class PooledFrame(Network):
-    """A frame whose view the plug-in adds up; depth and features go into it with channels last."""
+    """A frame with the plug-in's pooling; depth and features have channels last."""
 
     def forward(self, img: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
         """Return the maps of the head; `img` is (N, 3, H, W), `tables` in the order of `TABLES`."""
@@ -88,8 +88,6 @@ class PooledFrame(Network):
 
 
 class PoolFiles(Contract):
-    """The one graph, with the plug-in."""
-
     opens, settings = PoolOnnx, PUBLISHED
 
     def check(self, cfg: Any) -> None:

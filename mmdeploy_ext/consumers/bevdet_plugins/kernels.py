@@ -22,7 +22,7 @@ def pool(
 ) -> np.ndarray:
     """Return the sums (1, Y, X, C) float32 of depth (N, D, h, w) times features (N, h, w, C) per interval.
 
-    The tables are those of `tables.intervals`.
+    The tables come from `tables.intervals`.
     """
     rows = features.reshape(-1, features.shape[-1])
     values = depth.ravel()[ranks_depth, None] * rows[ranks_feat]

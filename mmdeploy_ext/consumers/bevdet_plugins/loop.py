@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PoolOnnx(BevDetOnnx):
-    """The file with the plug-in; the intervals of a rig are kept until its calibration changes."""
+    """The file with the plug-in; intervals of a rig are kept until its calibration changes."""
 
     build = staticmethod(functools.partial(open_with_plugins, kernels=KERNELS))
     _rig: tuple[bytes, dict[str, np.ndarray]] = (b'', {})
@@ -31,7 +31,6 @@ class PoolOnnx(BevDetOnnx):
         return dict(img=frame.images, **self._rig[1])
 
     def tables(self, sensor2keyego: np.ndarray, intrinsics: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the plug-in's tables of a rig."""
         facts, crop = self.metadata.postprocess, self.rule.crop_matrix().astype(np.float64)
         return intervals(facts, point_cells(facts, sensor2keyego, intrinsics, crop))
 

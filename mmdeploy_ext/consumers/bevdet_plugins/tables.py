@@ -21,10 +21,10 @@ def point_cells(
     """Return the cell `y * X + x` of each point of the frustum, (N D h w,) int64; -1 outside of the grid.
 
     Args:
-        facts: have the frustum and the grid.
+        facts: frustum and grid.
         sensor2keyego: (N, 4, 4) float32, camera to key ego.
-        intrinsics: (N, 3, 3) float32, camera to picture as it was taken.
-        crop: (3, 3), picture as it was taken (x, y, 1) to the network's.
+        intrinsics: (N, 3, 3) float32, camera to original picture.
+        crop: (3, 3), original picture (x, y, 1) to the network's.
     """
     axes = np.meshgrid(facts.depths, facts.rows, facts.columns, indexing='ij')
     depth, row, column = (np.float64(np.float32(axis)).ravel() for axis in axes)
@@ -41,8 +41,8 @@ def point_cells(
 def intervals(facts: BevDetFacts, cells: np.ndarray) -> dict[str, np.ndarray]:
     """Return the plug-in's tables, int32, points of a cell in the order of the frustum.
 
-    `ranks_depth`, `ranks_feat`, `ranks_bev` (M,) are indices into depth (N, D, h, w), features (N, h, w) and
-    the grid; `interval_starts`, `interval_lengths` (I,) cut them into cells.
+    `ranks_depth`, `ranks_feat`, `ranks_bev` (M,) index depth (N, D, h, w), features (N, h, w) and the grid;
+    `interval_starts`, `interval_lengths` (I,) cut them into cells.
     """
     points = np.flatnonzero(cells >= 0)
     points = points[np.argsort(cells[points], kind='stable')]

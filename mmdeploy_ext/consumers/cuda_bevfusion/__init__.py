@@ -1,5 +1,3 @@
-"""NVIDIA's CUDA-BEVFusion without CUDA: the rules of its files, and its loop in numpy."""
-
 from mmdeploy_ext.contract.registry import register_contract
 
 register_contract(

@@ -54,14 +54,12 @@ HEAD = dict(
 
 
 class CameraBackbone(OfModel):
-    """From pictures and depth maps to features, channels last, and the weights of the depth bins."""
+    """From pictures and depth maps to features, channels last, and weights of depth bins."""
 
     def forward(self, img: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features (N, h, w, C) and the weights (N, D, h, w), which add up to 1 over D.
 
-        Args:
-            img: (1, N, 3, H, W) pictures, normalised by the rule in the metadata.
-            depth: (1, N, 1, H, W) depths of the LiDAR's points in m, 0 where a pixel has none.
+        `img` (1, N, 3, H, W) is normalised; `depth` (1, N, 1, H, W) has LiDAR depths in m, else 0.
         """
         weights, features = transform_of(self.model).lift(self.model.camera_maps(img[0]), depth[0])
         return features.permute(0, 2, 3, 1), weights
@@ -71,12 +69,11 @@ class Fuser(OfModel):
     """From the maps of both sensors to the input map of the head."""
 
     def forward(self, camera: Tensor, lidar: Tensor) -> Tensor:
-        """Return the map (1, C, X, Y) of one of each sensor; their numbers of channels differ from C."""
         return self.model.joined([camera, lidar])
 
 
 class BoxValueHead(nn.Module):
-    """The head's values before they are decoded."""
+    """The head's values before decoding."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -89,7 +86,7 @@ class BoxValueHead(nn.Module):
 
 
 def graphs(model: nn.Module, cameras: int) -> list[Graph]:
-    """Return the graphs of a detector for `cameras` cameras, in the order of `loop.GRAPHS`."""
+    """Return the graphs in the order of `loop.GRAPHS`."""
     sparse = backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)
     camera_outputs = dict(
@@ -148,16 +145,12 @@ def _graph(
 
 
 HALF = ColumnGroup(rtol=5e-3)
-"""Tolerance of float16 weights against the model's float32 ones; that of the sparse backbone alone, too."""
+"""Tolerance of float16 weights, as for a sparse backbone alone."""
 
 
 @torch.no_grad()
 def half_encoder(encoder: nn.Module) -> nn.Module:
-    """Return a copy of a sparse encoder in evaluation mode with the kernels of a libspconv file.
-
-    Batch normalisation, which is behind every convolution, is folded in, then kernels and biases are rounded
-    to float16; their dtype stays float32.
-    """
+    """Return a sparse encoder with folded norms and kernels rounded to float16, in float32."""
     traced = traced_encoder(encoder)
     sources, rounded = layer_sources(traced), copy.deepcopy(encoder)
     for node in fold(traced).convolutions():
@@ -176,16 +169,7 @@ def half_encoder(encoder: nn.Module) -> nn.Module:
 
 
 class CudaReference(BEVFusionReference):
-    """The detector with the LiDAR kernels rounded to float16, and the tensors between all of its parts.
-
-    The files of CUDA-BEVFusion's contract hold these kernels in float16. With rounded kernels everything
-    behind them is compared with the tolerances of float32; the LiDAR's map with the checkpoint's own kernels
-    is compared, too.
-
-    Attributes:
-        exact: sparse encoder with the checkpoint's own kernels.
-        output: name of the output of the sparse encoder's file.
-    """
+    """The detector with float16 LiDAR kernels, as in the files, and the tensors between all parts."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(model)
@@ -218,7 +202,7 @@ class CudaReference(BEVFusionReference):
         }
 
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
-        """Return `cells` alone, which the runtime computes; the contract has no graph of the rig."""
+        """Return `cells`, which the runtime computes; the contract has no graph of the rig."""
         return dict(cells=transform_of(self.model).cells(rig)[0])
 
     def other_tensors(self, predictions: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
@@ -230,8 +214,6 @@ class CudaReference(BEVFusionReference):
 
 
 class CudaFiles(Contract):
-    """The six files."""
-
     files, opens, settings = GRAPHS, CudaBEVFusion, dict(to_compare=True)
 
     def check(self, cfg: Any) -> None:
@@ -252,7 +234,7 @@ class CudaFiles(Contract):
         return CudaReference(model)
 
     def runner_outputs(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        """Tensors between the files, and two more maps of the LiDAR; cells have to be equal."""
+        """Return the specs of tensors between the files, and two more LiDAR maps; cells have to be equal."""
         exact, rounded = (ColumnGroup(rtol=0.0),), (ColumnGroup(rtol=1e-6),)
         return (
             TensorSpec(DEPTH, 'float32', (), 'what the LiDAR measured in each pixel', 'm', rounded),
@@ -266,7 +248,7 @@ class CudaFiles(Contract):
 
 
 def check_head(cfg: Any, contract: str) -> None:
-    """Raise ConfigError for another head than TransFusion's, whose values a contract gives."""
+    """Raise ConfigError for another head than TransFusion's."""
     if (kind := cfg.model.heads.object.type) != 'TransFusionHead':
         raise ConfigError(
             f'{cfg.filename}: model.heads.object.type={kind!r}: --contract {contract} takes TransFusionHead'

@@ -1,7 +1,7 @@
 """Check a folder of ONNX files against CUDA-BEVFusion.
 
-Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion: src/bevfusion/*.cu and src/main.cpp (their
-behaviour, in own words).
+Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion: src/bevfusion/*.cu and src/main.cpp
+(behaviour in own words).
 
 Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, C channels, X, Y
 cells of the pooled view, x, y cells of the maps that are joined, K classes, Q queries.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.consumers.folder_rules import GraphTensors
 
 SPARSE = 'lidar.backbone.xyz', 'lidar.backbone.zyx'
-"""Files of the sparse backbone, by the order of the coordinates; one of them is enough."""
+"""Files of the sparse backbone by order of coordinates; one is enough."""
 LIDAR_MAP = '1 lidar x y'
 """Axes of the only output of a sparse file."""
 BOUND = {
@@ -49,14 +49,13 @@ BOUND = {
         dict(score='1 K Q', rot='1 2 Q', dim='1 3 Q', reg='1 2 Q', height='1 1 Q', vel='1 2 Q'),
     ),
 }
-"""File -> inputs and outputs that the C++ looks up by name, with a word for each axis, see `expected_shape`.
-"""
+"""File -> inputs and outputs that the C++ looks up, with a word per axis, see `expected_shape`."""
 PLUGIN = 'CustomLayerNormalization'
-"""Operator of a plug-in of TensorRT, in the domain `nv`: NVIDIA's script writes it for LayerNormalization."""
+"""NVIDIA's plug-in for LayerNormalization, in the domain `nv`."""
 PLUGIN_ATTRIBUTES = dict(axis=-1, epsilon=1e-5)
-"""Attributes of the operator -> the values with which the plug-in computes."""
+"""Attributes of the operator -> fixed values of the plug-in."""
 POOLING_STEP = 10
-"""Channels that one thread of the pooling kernel adds up."""
+"""Channels per thread of the pooling kernel."""
 MAIN_SHAPES = {
     'img': (1, 6, 3, 256, 704),
     'camera_feature': (6, 32, 88, 80),
@@ -65,13 +64,13 @@ MAIN_SHAPES = {
     'feat_out': (1, 80, 180, 180),
     'score': (1, 10, None),
 }
-"""Name -> sizes that src/main.cpp has as constants; None for a size that it reads from the engine."""
+"""Name -> constant sizes of src/main.cpp; None: read from the engine."""
 PATTERNS = tuple(f'{name}.onnx' for name in BOUND)
 """Patterns of files by which a folder is recognised."""
 
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and the paths of those of its files that are there."""
+    """Return the violations in a folder, and its known files' paths."""
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.sparse import libspconv_contract
 

@@ -1,4 +1,4 @@
-"""Cells of the points of a frustum, and depth maps of the LiDAR, which this contract has no graphs for.
+"""Cells of the frustum's points, and LiDAR depth maps, which have no graph in this contract.
 
 Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, X, Y cells of
 the bird's-eye view, P points.
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.bevfusion.facts import ViewFacts
 
 NEAREST, FARTHEST = 1e-5, 1e5
-"""Limits of depths in metres; a point behind a camera gets the first."""
+"""Limits of depths in metres; points behind a camera get the first."""
 
 
 def cells(calibration: Mapping[str, np.ndarray], view: ViewFacts) -> np.ndarray:
     """Return the cell `x * Y + y` of each point of the frustum, X * Y outside: (N, D, h, w) int64.
 
-    `calibration` has the matrices by name; `view` has the frustum and the grid, which are float32.
+    `calibration`: matrices by name; `view`: frustum and grid, float32.
     """
     aug, camera, lidar, intrinsics = (
         calibration[name].astype(np.float64)
@@ -42,10 +42,7 @@ def cells(calibration: Mapping[str, np.ndarray], view: ViewFacts) -> np.ndarray:
 
 
 def cell_numbers(points: np.ndarray, view: ViewFacts, corner: np.ndarray) -> np.ndarray:
-    """Return the cells (...) int64, see `cells`, of points (..., 3) in metres, which are rounded to float32.
-
-    `view` has the grid; `corner` (3,) is that of the first cell, metres.
-    """
+    """Return the cells (...) int64 of points (..., 3), rounded to float32; `corner` (3,); metres."""
     x, y = view.count[:2]
     points = points.astype(np.float32).astype(np.float64)
     cell = np.trunc((points - corner.astype(np.float64)) / np.float32(view.step).astype(np.float64))
@@ -56,11 +53,11 @@ def cell_numbers(points: np.ndarray, view: ViewFacts, corner: np.ndarray) -> np.
 def depth_maps(
     points: np.ndarray, calibration: Mapping[str, np.ndarray], size: tuple[int, int]
 ) -> np.ndarray:
-    """Return the depth maps (N, 1, H, W) float32: depths of the LiDAR's points in metres, 0 in other pixels.
+    """Return depth maps (N, 1, H, W) float32: depths of the LiDAR's points in metres, else 0.
 
     Args:
         points: (P, 3 or more), x, y, z first, in the augmented LiDAR frame, metres.
-        calibration: the matrices by name.
+        calibration: matrices by name.
         size: (H, W) of the network's pictures.
     """
     lidar2image, img_aug, aug = (

@@ -37,26 +37,25 @@ if TYPE_CHECKING:
 DENSE = ('camera.backbone', 'camera.vtransform', 'fuser', 'head.bbox')
 """Graphs in ordinary ONNX."""
 SPARSE = ('lidar.backbone.xyz', 'lidar.backbone.zyx')
-"""Graphs in the dialect of libspconv, by the order of the coordinates."""
 GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])
-"""The `form` in the metadata of each file of an export; boxes are decoded from the outputs of the last."""
+"""The `form` of each file; the last one's outputs are decoded."""
 DEPTH, POOLED, CELLS = 'depth', 'feat_in', 'cells'
 """Tensors that are computed between the files."""
 OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
-"""Names of two more maps of the LiDAR with `to_compare`, of the same shape and axes as the first one."""
+"""Further LiDAR maps with `to_compare`."""
 
 
 class CudaBEVFusion(FusionRuntime):
     """The files of CUDA-BEVFusion: a `runtime.frames.Stepper` of fused frames, without a memory.
 
     Attributes:
-        seconds: time spent so far, by the name of a file or 'pooling'. Depth maps count for
-            'camera.backbone', voxels for the first sparse file, the tables of a calibration for 'pooling'.
-        view: facts of how pictures are lifted into the bird's-eye view.
-        sparse: name of a sparse file -> its graph; the second file is there with `to_compare` alone.
-        sessions: name of a file of ordinary ONNX -> its session.
-        metadata: metadata of the last file.
-        tables: tables of the last calibration; None before the first frame.
+        seconds: time by file or 'pooling'; depth maps count for 'camera.backbone', voxels for the first
+            sparse file, a calibration's tables for 'pooling'.
+        view: how pictures are lifted into the bird's-eye view.
+        sparse: sparse file -> graph; the second only with `to_compare`.
+        sessions: ordinary file -> session.
+        metadata: of the last file.
+        tables: of the last calibration, or None.
     """
 
     def __init__(
@@ -77,10 +76,10 @@ class CudaBEVFusion(FusionRuntime):
         self.tables: Tables | None = None
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one moment of all sensors; the outputs include the tensors between the files.
+        """Detect in one moment of all sensors; outputs include the tensors between the files.
 
-        `frame` has points, prepared pictures (float32), and as calibration the matrices `MATRICES`, (N, 4,
-        4), but `lidar_aug_matrix` (4, 4), see `FusedFrame`.
+        `frame` has points, prepared pictures (float32), and `MATRICES` (N, 4, 4), `lidar_aug_matrix` (4, 4),
+        see `FusedFrame`.
         """
         points, images = checked_inputs(frame, self.rule)
         start = time.perf_counter()
@@ -104,7 +103,7 @@ class CudaBEVFusion(FusionRuntime):
         return StepResult({**between, **maps, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the head's outputs (name -> array) that nothing suppresses, best first."""
+        """Return the boxes of the head's outputs, best first, without suppression."""
         facts = self.metadata.postprocess
         return suppress(detections(outputs, facts.coder), facts.nms)
 
@@ -133,11 +132,11 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Coder) -> Detections3D:
 
     The outputs are `score` (1, K, Q) in 0..1, `rot` (1, 2, Q) sine and cosine of the yaw, from -y clockwise
     as seen from above, `dim` (1, 3, Q) logarithms of width, length and height in metres, `reg` (1, 2, Q) x, y
-    of the centre in cells of the map from its corner, `height` (1, 1, Q) z of the centre in metres, `vel` (1,
-    2, Q) in m/s. The boxes have the columns and the yaw of `Detections3D`, see `in_lidar_columns`.
+    of the centre in cells from the map's corner, `height` (1, 1, Q) z of the centre in metres, `vel` (1, 2,
+    Q) in m/s. See `Detections3D` and `in_lidar_columns`.
 
-    `coder` is the entry of that name in the metadata's `postprocess`: `voxel_size` and `pc_range` in metres,
-    `out_size_factor` in voxels per cell, and `post_center_range` and `score_threshold`, see `filter_boxes`.
+    `coder` (metadata's `postprocess`): `voxel_size` and `pc_range` in metres, `out_size_factor` in voxels per
+    cell, and `post_center_range` and `score_threshold`, see `filter_boxes`.
 
     Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py.
     """

@@ -30,10 +30,10 @@ class Tables:
     """The tables that assign points of the frustum to cells, in which they are added up.
 
     Attributes:
-        geometry: (T,) int32 cell `x * Y + y` of each point; X * Y for points outside the grid.
-        ranks: (T,) int32 key of each point, by which they are sorted: its cell, or -1 outside the grid.
-        indices: (T,) uint32 points in the order of their keys, `camera * (D h w) + (d h + row) w + column`.
-        intervals: (n, 3) int32: first index in `indices`, the one after the last, and the cell.
+        geometry: (T,) int32 cell `x * Y + y` of each point; X * Y outside.
+        ranks: (T,) int32 sort key of each point: its cell, or -1 outside.
+        indices: (T,) uint32 sorted points, `camera * (D h w) + (d h + row) w + column`.
+        intervals: (n, 3) int32: first index in `indices`, last plus one, cell.
         shape: (X, Y).
     """
 
@@ -44,13 +44,13 @@ class Tables:
     shape: tuple[int, int]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the tables to the .npz file `path`, atomically, as arrays by the names of the attributes."""
+        """Write the attributes to an .npz file, atomically."""
         with atomic_path(Path(path)) as temporary, temporary.open('wb') as stream:
             np.savez(stream, **dataclasses.asdict(self))
 
 
 def tables_of(point_cells: np.ndarray, shape: tuple[int, int]) -> Tables:
-    """Return the tables of the cells (N, D, h, w) of points, see `geometry.cells`, on a grid of (X, Y).
+    """Return the tables of the points' cells (N, D, h, w), see `geometry.cells`, on a grid of (X, Y).
 
     Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:60-88 and
     218-265 (its behaviour, no code).
@@ -65,12 +65,12 @@ def tables_of(point_cells: np.ndarray, shape: tuple[int, int]) -> Tables:
 
 
 def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndarray:
-    """Return the sums of weighted features in each cell, (1, C, X, Y) float32, in the order of the points.
+    """Return the sums (1, C, X, Y) float32 of weighted features in each cell, in the order of the points.
 
     Args:
-        features: (N, h, w, C), `camera_feature`.
-        weights: (N, D, h, w), `camera_depth_weights`.
-        tables: tables of the rig; with another number of points they raise DataError.
+        features: (N, h, w, C).
+        weights: (N, D, h, w).
+        tables: of the rig; DataError for another number of points.
     """
     from mmdeploy_ext.runtime.bev_loops import add_weighted_features
 
@@ -87,10 +87,7 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
 
 
 def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
-    """Return the matrices of the .npz file `path`, float32, by the names of `MATRICES`.
-
-    Without `lidar_aug_matrix` it is a unit matrix; `check_calibration` refuses others that are missing.
-    """
+    """Return the float32 `MATRICES` of an .npz file; `lidar_aug_matrix` defaults to a unit matrix."""
     try:
         with np.load(path) as stored:
             matrices = {name: np.asarray(stored[name], np.float32) for name in MATRICES if name in stored}
@@ -102,10 +99,7 @@ def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
 def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
     """Write the tables of a rig to an .npz file; return the numbers of `points`, `intervals` and `dropped`.
 
-    Args:
-        folder: folder of an export.
-        calibration: path of an .npz file, see `read_calibration`.
-        output: path of the tables.
+    `folder` is the export's; for `calibration` see `read_calibration`.
     """
     path = model_files(folder)[0]
     metadata = read_metadata(path)

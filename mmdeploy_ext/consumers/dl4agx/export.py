@@ -37,7 +37,7 @@ from mmdeploy_ext.families.petr.reference import PetrReference
 
 
 class BoundFeatures(OfModel):
-    """Backbone and neck as DL4AGX has them: all levels, those of the frame before behind the present ones."""
+    """Backbone and neck: all levels, the earlier frame's behind the present ones."""
 
     def forward(self, img: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
         """Return the map of each level."""
@@ -49,7 +49,7 @@ class BoundFeatures(OfModel):
 
 
 class BoundHead(Head):
-    """The head as DL4AGX has it: what its caller computes is taken unchanged."""
+    """The head; its caller computes positions and times."""
 
     def forward(self, features: Tensor, positions: Tensor, *seconds: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (L, 1, R, K) and box codes (L, 1, R, 10)."""
@@ -57,7 +57,7 @@ class BoundHead(Head):
 
 
 def bound(size: Sizes) -> list[GraphSpec]:
-    """The contracts of the two graphs, then the contract of the positions, which the caller computes."""
+    """Return the contracts of the two graphs, then of the positions, which the caller computes."""
     cameras, twice = size.cameras, size.frames > 1
     image = (cameras, 3, size.height, size.width)
     images = TensorSpec('img', 'float32', image, 'normalised images, padded bottom and right')
@@ -95,8 +95,6 @@ def bound(size: Sizes) -> list[GraphSpec]:
 
 
 class Dl4agxFiles(Contract):
-    """The two graphs and the graph of the positions."""
-
     opens = PetrBound
 
     @property

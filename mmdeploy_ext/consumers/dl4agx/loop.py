@@ -27,12 +27,11 @@ BOUND_POSITIONS, BOUND_TIME = 'img_metas.0[coords_position_embeding]', 'img_meta
 
 
 def bound_files(frames: int) -> tuple[str, str, str]:
-    """Return the names of the files for PETR (`frames` 1) or PETRv2 (2)."""
+    """Return the file names for PETR (`frames` 1) or PETRv2 (2)."""
     return f'PETRv{frames}.extract_feat', f'PETRv{frames}.pts_bbox_head.forward', EMBEDDING
 
 
 def bound_note(frames: int) -> str:
-    """Return the note on the computations of the caller of DL4AGX's graphs."""
     note = (
         'contract dl4agx: the caller computes the position embedding (position_embedding.onnx; its weights '
         'are in neither of the two graphs) '
@@ -48,8 +47,6 @@ def bound_note(frames: int) -> str:
 
 
 class PetrBound(PetrOnnx):
-    """The files of PETR (`frames` 1) or PETRv2 (2)."""
-
     def __init__(self, paths: Paths, frames: int = 1, **options: Any) -> None:
         features, head, positions = bound_files(frames)
         # the order in which a frame goes through them; results are the head's
@@ -91,4 +88,3 @@ class PetrBound(PetrOnnx):
 
 
 petrv2_bound = functools.partial(PetrBound, frames=2)
-"""Opens PETRv2's files."""

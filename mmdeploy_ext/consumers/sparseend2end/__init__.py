@@ -1,5 +1,3 @@
-"""SparseEnd2End: Sparse4D as a backbone and two heads, of first frames and of the others."""
-
 from mmdeploy_ext.contract.registry import register_contract
 
 register_contract(

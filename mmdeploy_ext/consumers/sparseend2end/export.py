@@ -27,24 +27,21 @@ from mmdeploy_ext.families.sparse4d.reference import Sparse4DReference
 from mmdeploy_ext.models.sparse4d.steps import Pictures, Remembered, feature_rows, run_head
 
 ROWS = ColumnGroup(rtol=1e-5, atol=5e-5)
-"""Tolerance of float32. Source: "Suggested tolerances" of the reference data of Sparse4D, which compares
-slices of the rows; here all of their numbers are compared, with 2.5 times its bar, or 1e-5 of the largest
-number if that is more."""
+"""Tolerance of float32. Source: "Suggested tolerances" of Sparse4D's reference data, 2.5 times its bar for
+slices, or 1e-5 of the largest number.
+"""
 
 
 class Backbone(OfModel):
-    """Pictures to features."""
-
     def forward(self, img: Tensor) -> tuple[Tensor]:
-        """Return the features (1, S, C) of normalised pictures (1, N, 3, H, W)."""
         return (feature_rows(feature_maps(self.model, img[0])),)
 
 
 class DeployHead(nn.Module):
     """The base of the heads.
 
-    Learned instances and anchors, which a checkpoint has, and the sizes and beginnings of maps are inputs, as
-    the node feeds them; the last two have to be those of the model.
+    Learned instances and anchors, sizes and starts of maps are inputs; sizes and starts have to be the
+    model's.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,8 +54,6 @@ class DeployHead(nn.Module):
 
 
 class FirstFrame(DeployHead):
-    """The head of a first frame."""
-
     def forward(
         self,
         feature: Tensor,
@@ -70,14 +65,11 @@ class FirstFrame(DeployHead):
         image_wh: Tensor,
         lidar2img: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return the outputs of `run`."""
         maps, learned = (feature, spatial_shapes, level_start_index), (instance_feature, anchor)
         return self.run(maps, (lidar2img, image_wh), time_interval, None, learned)
 
 
 class NextFrame(DeployHead):
-    """The head of every other frame, also behind a gap."""
-
     def forward(
         self,
         feature: Tensor,
@@ -93,7 +85,7 @@ class NextFrame(DeployHead):
         image_wh: Tensor,
         lidar2img: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return the outputs of `run`, and `track_id` (1, A) if `mask` is above 0, else -1 for all."""
+        """Return the outputs of `run`, and `track_id` (1, A), -1 for all unless `mask` is above 0."""
         maps, learned = (feature, spatial_shapes, level_start_index), (instance_feature, anchor)
         last = Remembered(temp_instance_feature, temp_anchor, mask > 0)
         outputs = self.run(maps, (lidar2img, image_wh), time_interval, last, learned)
@@ -142,7 +134,7 @@ def specs(model: nn.Module) -> list[GraphSpec]:
 
 
 class NodeReference(Sparse4DReference):
-    """The detector's own test path, with the features of the pictures and the ids that the heads hand on."""
+    """The detector's own test path, with the pictures' features and the heads' ids."""
 
     def tensors(self, values: Mapping[str, Any], was_reset: bool) -> dict[str, np.ndarray]:
         tensors, num_temp = super().tensors(values, was_reset), self.bank.num_temp_instances

@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame
 
 BACKBONE, FIRST, NEXT = FILES = ('sparse4dbackbone', 'sparse4dhead1st', 'sparse4dhead2nd')
-"""Names of the graphs."""
 CONSTANTS = 'sparse4dconstants.json'
-"""File beside them: the inputs of the heads that are constants of a model, by name."""
+"""File of the heads' constant inputs, by name."""
 CONSTANT_INPUTS = ('instance_feature', 'anchor', 'spatial_shapes', 'level_start_index')
 
 
 class SparseEnd2EndOnnx(Sparse4DOnnx):
-    """The three files; `constants` are the inputs of the heads that do not change."""
+    """The three files; `constants` are the heads' fixed inputs."""
 
     files, parts = FILES, ('backbone', 'first head', 'next head')
 

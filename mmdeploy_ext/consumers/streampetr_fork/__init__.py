@@ -1,5 +1,3 @@
-"""The StreamPETR deployment fork: one graph with a memory in global coordinates."""
-
 from mmdeploy_ext.contract.options import CONTRACT, Option
 from mmdeploy_ext.contract.registry import register_contract
 

@@ -31,18 +31,13 @@ FORK_FIELDS = ('embedding', 'timestamp', 'egopose', 'reference_point', 'velo')
 
 
 class ForkSpecs(SpecFactory):
-    """Tensor specs with the fork's names."""
-
     geometry = GEOMETRY | {'intrinsic', 'ego_pose_inv', 'timestamp'}
     geometry |= {f'in_mem_{FORK_NAMES[field]}' for field in FORK_FIELDS[1:]}
     features = FEATURES | {'outs_dec', 'in_mem_embedding', 'mem_embedding'}
 
 
 class ForkFrame(HeadStep):
-    """The deployment fork's one graph, with the inputs of version 1.1: ages instead of absolute times.
-
-    `model` and `all_layers` are those of `HeadStep`, `cameras`, `height` and `width` those of `RigEmbedding`.
-    """
+    """The fork's graph of version 1.1, with ages instead of absolute times."""
 
     def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:
         super().__init__(model, all_layers)
@@ -65,8 +60,7 @@ class ForkFrame(HeadStep):
         """Compute one frame of normalised images (N, 3, H, W), with a memory in a global frame.
 
         `img2lidar` is (1, T, 4, 4), or (1, T, depth bins, 4, 4), `intrinsic` (1, T, 2), |fx| and |fy| in 1000
-        pixels, `ego_pose_inv` (1, 4, 4) from the global frame to the LiDAR's; `ego_pose` is an input that no
-        operator uses.
+        pixels, `ego_pose_inv` (1, 4, 4) from the global frame to the LiDAR's; `ego_pose` is unused.
         """
         steps = steps_of(self.model.pts_bbox_head)
         features = self.model.extract_img_feat(img.unsqueeze(0))
@@ -80,11 +74,7 @@ class ForkFrame(HeadStep):
 
 
 class ForkFrame10(ForkFrame):
-    """The fork's graph of version 1.0, which makes the ages itself.
-
-    It adds the absolute time of the frame to the memory's times, which are negative, in float64; only the sum
-    is float32.
-    """
+    """The fork's graph of version 1.0, which adds absolute and negative times in float64."""
 
     def forward(
         self,
@@ -101,10 +91,7 @@ class ForkFrame10(ForkFrame):
         ref_point: Tensor,
         velo: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute one frame as `ForkFrame`.
-
-        `timestamp` (1,), `in_timestamp` (1, n, 1) and the returned ages are float64.
-        """
+        """Compute one frame as `ForkFrame`; `timestamp` (1,), `in_timestamp` (1, n, 1), ages are float64."""
         age = (in_timestamp + timestamp.view(1, 1, 1)).float()
         state = (embedding, age, egopose, ref_point, velo)
         outputs = super().forward(img, img2lidar, intrinsic, ego_pose, ego_pose_inv, prev_exists, *state)
@@ -163,8 +150,6 @@ def fork_spec(size: Sizes, options: Options) -> GraphSpec:
 
 
 class ForkFiles(Contract):
-    """The one graph."""
-
     files, one_file, ignores_places = ForkOnnx.files, True, False
     opens, settings = ForkOnnx, PUBLISHED
 

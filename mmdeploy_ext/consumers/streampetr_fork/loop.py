@@ -1,4 +1,4 @@
-"""woquyuna's fork of StreamPETR: one graph, a memory in global coordinates, updated outside. No torch.
+"""woquyuna's fork of StreamPETR: one graph, a memory in global coordinates, updated outside.
 
 Glossary: N cameras, T tokens, L decoder layers in the outputs (all, or 1: the last one, by `--layers`), Q
 queries, K classes.
@@ -31,7 +31,7 @@ FORK_NAMES = {field: field for field in FIELDS} | {'reference_point': 'ref_point
 
 
 class ForkOnnx(StreamPetrOnnx):
-    """The fork's file; raises EngineError on OpenVINO. The memory is that of `StreamPetrOnnx`."""
+    """The fork's file; raises EngineError on OpenVINO."""
 
     files, parts = FILES, ('whole graph',)
 
@@ -50,7 +50,6 @@ class ForkOnnx(StreamPetrOnnx):
         return results | {f'post_memory_{field}': rows for field, rows in after.items()}
 
     def inputs(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
-        """Return all inputs of the graph."""
         spec, pose = self.graphs[FORK].spec, frame.ego_pose
         rows = {field: np.zeros(shape, np.float32) for field, shape in self.memory_shapes().items()}
         if memory is not None:
@@ -74,7 +73,7 @@ class ForkOnnx(StreamPetrOnnx):
 
     @staticmethod
     def origin(last_pose: np.ndarray) -> np.ndarray:
-        """Return the origin (3,) in metres of the global frame, by the pose (4, 4) of the last frame."""
+        """Return the origin (3,) in metres of the global frame."""
         return np.round(last_pose[:3, 3])
 
     @property
@@ -88,16 +87,16 @@ class ForkOnnx(StreamPetrOnnx):
 
 
 def seen_from(origin: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Return a (4, 4) pose in a global frame that was moved to `origin` (3,) in metres."""
+    """Return a pose (4, 4) relative to `origin` (3,) in metres."""
     moved = pose.copy()
     moved[:3, 3] -= origin
     return moved
 
 
 def expand_calibration(frame: Frame, spec: GraphSpec) -> dict[str, np.ndarray]:
-    """Return `img2lidar` (1, T, 4, 4), or (1, T, depth bins, 4, 4), and `intrinsic` (1, T, 2), float32.
+    """Return `img2lidar` (1, T, [depth bins,] 4, 4) and `intrinsic` (1, T, 2), float32.
 
-    These are from pixels times depth to the LiDAR frame, and |fx| and |fy| in 1000 pixels.
+    They map pixels times depth to the LiDAR frame, and are |fx|, |fy| in 1000 pixels.
     """
     shape = spec.tensor('img2lidar').axes
     num_cameras, tokens = len(frame.lidar2img), shape[1]
@@ -111,15 +110,14 @@ def expand_calibration(frame: Frame, spec: GraphSpec) -> dict[str, np.ndarray]:
 
 
 def post_update(outputs: Arrays, memory: Arrays, num_new: int) -> dict[str, np.ndarray]:
-    """Return the memory after a frame: its `num_new` best rows before the memory that it used, float32.
+    """Return the memory after a frame: its `num_new` best rows before the used memory, float32.
 
-    Both are in the frame's LiDAR frame, but for velocities, which stay in that of their row's origin; ages
-    are in seconds.
+    All in the frame's LiDAR frame, but velocities in their row's original frame; ages in seconds.
 
     Args:
-        outputs: name -> output of the graph; of `outs_dec` (1, Q, channels) there is the last layer alone.
-        memory: field of `FIELDS` -> the memory that the frame used (1, rows, ...), the `mem_` outputs.
-        num_new: number of rows of the frame, those of its queries with the best scores.
+        outputs: name -> output; `outs_dec` (1, Q, channels) is the last layer.
+        memory: field of `FIELDS` -> the used memory (1, rows, ...), from the `mem_` outputs.
+        num_new: number of new rows, by best scores.
     """
     best = top_rows(exact_sigmoid(outputs['all_cls_scores'][-1, 0]).max(axis=-1), num_new)
     boxes = outputs['all_bbox_preds'][-1, 0][best]

@@ -1,5 +1,3 @@
-"""TensorRT deployments of BEVFormer with plug-ins for its rotation and attentions."""
-
 from mmdeploy_ext.contract.registry import register_contract
 
 register_contract(

@@ -1,4 +1,4 @@
-"""BEVFormer's graph with names and shapes of TensorRT deployments, which computes shift and rotation itself.
+"""BEVFormer's graph with names and shapes of TensorRT deployments, with shift and rotation inside.
 
 Source of names, shapes and order: DerryHub/BEVFormer_tensorrt 303d314, configs/bevformer.
 
@@ -29,20 +29,17 @@ from mmdeploy_ext.runtime.bev_motion import YAW_DEG, YAW_RAD
 
 
 class DeployedFrame(BevFormerFrame):
-    """One frame as TensorRT deployments feed it: shift and rotation are computed from the motion.
-
-    The rotation and the attentions are of standard operators.
-    """
+    """One frame as TensorRT deployments feed it, in standard operators, from the motion."""
 
     operators: ModuleType = sampling
 
     def forward(
         self, image: Tensor, prev_bev: Tensor, use_prev_bev: Tensor, can_bus: Tensor, lidar2img: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`BevFormerFrame.forward`, returned as `bev_embed`, `outputs_classes`, `outputs_coords`.
+        """Return `BevFormerFrame.forward` as `bev_embed`, `outputs_classes`, `outputs_coords`.
 
-        `image` (1, N, 3, H, W) and `lidar2img` (1, N, 4, 4) have an axis of one sample; the other arguments
-        are those of `BevFormerFrame.forward`, and `can_bus` is in the order that `record` takes.
+        `image` (1, N, 3, H, W) and `lidar2img` (1, N, 4, 4) have a batch axis; `can_bus` is in `record`'s
+        order.
         """
         head, cells = self.model.pts_bbox_head, prev_bev[:, 0]
         if head.transformer.rotate_prev_bev:
@@ -53,16 +50,14 @@ class DeployedFrame(BevFormerFrame):
     def turn(
         self, cells: Tensor, degrees: Tensor, center: Sequence[float], height: int, width: int
     ) -> Tensor:
-        """Return a view (Q, C) turned as by `operators.turn_view`."""
         rotation = operators.rotation_in_graph(degrees, cells.new_tensor(list(center)), height, width)
         return rotate_view(cells, rotation, height, width)
 
     def record(self, can_bus: Tensor) -> Tensor:
-        """Return the record (18,) of the motion as the model has it, of the fed one; here the same."""
         return can_bus
 
     def shift(self, can_bus: Tensor) -> Tensor:
-        """Return `runtime.bev_motion.bev_shift` (2,) of the motion (18,), zeros if the model uses none."""
+        """Return `runtime.bev_motion.bev_shift` (2,) of the motion (18,), or zeros."""
         head = self.model.pts_bbox_head
         if not head.transformer.use_shift:
             return 0 * can_bus[:2]
@@ -73,7 +68,7 @@ class DeployedFrame(BevFormerFrame):
 
 
 def deployed_spec(portable: GraphSpec, contract: str) -> GraphSpec:
-    """Return a contract with the tensors of the portable one under the names of TensorRT deployments."""
+    """Return the portable contract under the names of TensorRT deployments."""
 
     def renamed(name: str, new: str = '', batch: bool = False) -> TensorSpec:
         tensor = portable.tensor(name)
@@ -92,14 +87,12 @@ def deployed_spec(portable: GraphSpec, contract: str) -> GraphSpec:
 
 
 class PluginFrame(DeployedFrame):
-    """A frame with rotation and attentions as operators of the plug-ins."""
+    """A frame with plug-ins for rotation and attentions."""
 
     operators, turn = operators, staticmethod(operators.turn_view)
 
 
 class PluginFiles(Contract):
-    """The one graph, with plug-ins."""
-
     opens = PluginOnnx
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
@@ -114,5 +107,4 @@ class PluginFiles(Contract):
 
 
 def predictions(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    """Return the specs of the results by the names that a runner gives them."""
     return tuple(spec(model).tensor(name) for name in PREDICTIONS)

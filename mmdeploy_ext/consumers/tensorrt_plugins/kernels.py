@@ -1,4 +1,4 @@
-"""The plug-ins of TensorRT deployments of BEVFormer in numpy, and an engine of files that have them.
+"""The plug-ins of TensorRT deployments of BEVFormer in numpy, and an engine for them.
 
 Source: DerryHub/BEVFormer_tensorrt 303d314, TensorRT/plugin/{rotate,multi_scale_deformable_attn} (float32
 kernels; behaviour in own words), and the copies of autoware_universe, autoware_tensorrt_bevformer c1fe1b8.
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 ROTATE, ATTENTION = 'RotateTRT', 'MultiScaleDeformableAttnTRT'
 """Names of the plug-ins, version 1, without a name space."""
 NEAREST = 1
-"""Value of RotateTRT's attribute `interpolation`; 0 is bilinear, which BEVFormer does not use."""
+"""RotateTRT's `interpolation` of BEVFormer; 0 is bilinear."""
 ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
-"""The one engine between the plug-ins, and its providers."""
+"""Engine and providers between the plug-ins."""
 
 
 def rotate(
     image: np.ndarray, angle: np.ndarray, center: np.ndarray, interpolation: int = NEAREST
 ) -> np.ndarray:
-    """Return a picture (C, H, W) float32 turned about a point; a cell with its source outside is 0.
+    """Return a picture (C, H, W) float32 turned about a point; 0 without a source.
 
     Args:
         image: (C, H, W) float32.
-        angle: () degrees, counter-clockwise with row 0 on top, as torchvision has it.
-        center: (2,) x, y, pixels from the corner of the picture: (0.5, 0.5) is the middle of the first one.
-        interpolation: attribute of the plug-in, `NEAREST` in BEVFormer, else bilinear. With `NEAREST` a
-            source between two pixels goes to the one further from 0; torchvision takes the even one.
+        angle: () degrees, counter-clockwise with row 0 on top, as in torchvision.
+        center: (2,) x, y in pixels; (0.5, 0.5) is the middle of the first one.
+        interpolation: `NEAREST`, else bilinear. Between two pixels `NEAREST` takes the one further from 0,
+            torchvision the even one.
     """
     height, width = image.shape[1:]
     radians = np.float32(-float(angle) * np.pi / 180)
@@ -68,12 +68,12 @@ def attend(
     """Return the weighted samples of all maps, summed (B, Q, M, D) float32; places outside of a map are 0.
 
     Args:
-        value: (B, S, M, D) float32, the maps one after the other, each row by row.
-        shapes: (L, 2) int64, rows and columns of each map. Autoware's copy gives its float kernel a null
-            pointer for int32; a TensorRT of before version 10 narrows int64 by itself.
+        value: (B, S, M, D) float32, map by map, row by row.
+        shapes: (L, 2) int64, rows and columns. Autoware's float kernel gets a null pointer for int32;
+            TensorRT before version 10 narrows int64 itself.
         references: (B, Q, 1, 2 Z), x and y in shares of a map.
-        offsets: (B, Q, M, L P 2), x and y in pixels of the map; point p of a map is around reference p mod Z.
-        logits: (B, Q, M, L P), whose softmax weighs the points of all maps.
+        offsets: (B, Q, M, L P 2), x and y in pixels; point p is around reference p mod Z.
+        logits: (B, Q, M, L P), before the softmax over the points of all maps.
     """
     if shapes.dtype != np.int64:
         raise InferenceError(
@@ -119,18 +119,11 @@ def _bilinear(values: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 KERNELS = {ROTATE: rotate, ATTENTION: attend}
-"""Plug-in -> function of the inputs of its node, in their order, and its attributes by name."""
+"""Plug-in -> function of its node's inputs and attributes."""
 
 
 class PluginBackend(Backend):
-    """A file with the plug-ins: these in numpy, the operators between them in ONNX Runtime.
-
-    Args:
-        path: path of the file.
-        threads: number of threads of ONNX Runtime; 0: as many as it chooses.
-        graph_optimization: level of ONNX Runtime's optimisation: 'none', 'basic', 'extended' or 'all'.
-        kernels: plug-in -> function.
-    """
+    """A file with plug-ins in numpy, and ONNX Runtime between them; `kernels`: plug-in -> function."""
 
     engine = 'ONNX Runtime, plug-ins in numpy'
 
@@ -145,7 +138,6 @@ class PluginBackend(Backend):
         self.kernels = kernels
 
     def activate(self) -> None:
-        """Cut the file at its plug-ins."""
         import onnx
 
         from mmdeploy_ext.graph.custom_steps import SteppedModel
@@ -168,7 +160,7 @@ def open_with_plugins(
     kernels: Mapping[str, Any] = KERNELS,
     **settings: Any,
 ) -> PluginBackend:
-    """Return the engine of a file with plug-ins, not active yet."""
+    """Return the inactive engine of a file with plug-ins."""
     if engine != ENGINE or tuple(providers) != PROVIDERS:
         raise EngineError(
             f"{path}: its plug-ins are TensorRT's; here they run in numpy, and what is between them in "

@@ -1,5 +1,3 @@
-"""A file of TensorRT deployments of BEVFormer as a stream, its plug-ins in numpy."""
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
@@ -18,7 +16,7 @@ DEPLOYED_NAMES = dict(all_cls_scores='outputs_classes', all_bbox_preds='outputs_
 
 
 class PluginOnnx(BevFormerOnnx):
-    """The file with plug-ins, which run in numpy; shift and rotation are computed in the graph."""
+    """The file with plug-ins in numpy; shift and rotation are in the graph."""
 
     names: ClassVar[dict[str, str]] = {name: ours for ours, name in DEPLOYED_NAMES.items()}
     build = staticmethod(open_with_plugins)

@@ -1,4 +1,4 @@
-"""BEVFormer's rotation and attentions as operators that TensorRT deployments have plug-ins for.
+"""BEVFormer's rotation and attentions as operators with plug-ins in TensorRT deployments.
 
 Source of names and contracts: DerryHub/BEVFormer_tensorrt 303d314, det2trt/models/functions (no code).
 
@@ -21,14 +21,8 @@ from mmdeploy_ext.models.bevformer.sampling import SeenViews
 def rotation_in_graph(degrees: Tensor, center: Tensor, height: int, width: int) -> Tensor:
     """Return the matrix (2, 3) of `runtime.bev_motion.bev_rotation`, computed by a graph in float32.
 
-    The matrix then differs from that of float64 by rounding: sources of cells, up to 100 cells away, by some
-    1e-5 cells.
-
-    Args:
-        degrees: () by how much the heading has changed.
-        center: (2,) x and y of the point about which it turns, cells from the first corner.
-        height: H.
-        width: W.
+    float32 moves sources of cells by 1e-5 cells, up to 100 cells away. `degrees` () is the change of the
+    heading, `center` (2,) x and y in cells from the first corner.
     """
     radians = (360 * (degrees / 360).round() - degrees) * (torch.pi / 180)
     cosine, sine = radians.cos(), radians.sin()
@@ -95,30 +89,26 @@ ATTENTION = register(
         plugin=Plugin(kernels.ATTENTION),
     )
 )
-"""Operators with the inputs of the plug-ins `RotateTRT` and `MultiScaleDeformableAttnTRT`, see `kernels.py`.
-Shapes are int64, as these read them."""
+"""Operators with the inputs of `RotateTRT` and `MultiScaleDeformableAttnTRT`, see `kernels.py`; shapes are
+int64.
+"""
 
 
 def turn_view(cells: Tensor, degrees: Tensor, center: Sequence[float], height: int, width: int) -> Tensor:
-    """Return a bird's-eye view (Q, C) turned about a point; cells from outside are 0.
+    """Return a bird's-eye view (Q, C), row by row, turned about a point; cells from outside are 0.
 
-    Args:
-        cells: the view (Q, C), row by row.
-        degrees: () by how much the heading has changed; with row 0 on top the picture turns
-            counter-clockwise.
-        center: x and y of the point, cells from the first corner.
-        height: H.
-        width: W.
+    `degrees` () is the change of the heading, counter-clockwise with row 0 on top; `center` x and y in cells
+    from the first corner.
     """
     image = cells.t().reshape(-1, height, width)
     return ROTATE(image, degrees, cells.new_tensor(list(center)), kernels.NEAREST).flatten(1).t()
 
 
 def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:
-    """`TemporalSelfAttention` before its shortcut: (1, Q, C).
+    """Return `TemporalSelfAttention` before its shortcut: (1, Q, C).
 
     Args:
-        module: the attention; its number of heads and linear layers are used.
+        module: heads and linear layers are used.
         query: (1, Q, C), `position` not added.
         position: embedding of the cells, of the same shape.
         views: as in `sampling.attend_views`.
@@ -137,14 +127,14 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
 def attend_cameras(
     module: nn.Module, query: Tensor, maps: Sequence[Tensor], places: Tensor, is_seen: Tensor
 ) -> Tensor:
-    """`SpatialCrossAttention` before its shortcut: (1, Q, C).
+    """Return `SpatialCrossAttention` before its shortcut: (1, Q, C).
 
     Args:
-        module: the attention; its `deformable_attention` samples.
+        module: its `deformable_attention` samples.
         query: (1, Q, C), positions not added.
         maps: of each level (N, C, h, w), embeddings of camera and level added.
-        places: (N, Q, Z, 2) of the points of a pillar in each camera, x and y in shares of the picture.
-        is_seen: (N, Q, Z) bool, whether a point is in the picture.
+        places: (N, Q, Z, 2) points of a pillar in each camera, x and y in shares of the picture.
+        is_seen: (N, Q, Z) bool, inside the picture.
     """
     tokens = torch.cat([level.flatten(2) for level in maps], -1).transpose(1, 2)
     shapes = torch.tensor([level.shape[2:] for level in maps])
@@ -155,12 +145,9 @@ def attend_cameras(
 
 
 def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
-    """The decoder's deformable attention before its shortcut: (1, Q, C).
+    """Return the decoder's deformable attention before its shortcut: (1, Q, C).
 
-    Args:
-        module: the attention; its number of heads and linear layers are used.
-        query: (1, Q, C), positions added.
-        view: one view, and where each query looks in it.
+    `query` (1, Q, C) with positions; `view`: one view, and where each query looks.
     """
     return module.output_proj(_mixed(module, view.cells, query, torch.tensor([view.size]), view.places))
 

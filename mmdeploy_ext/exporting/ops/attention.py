@@ -1,7 +1,7 @@
 """Attention that exports: multi-head in matrix products, deformable over several maps.
 
-Glossary: B batch, M heads, D channels of a head, E = M * D embedding, L maps, h, w height and width of a map,
-P points per map, Q queries, K keys, S = sum of h * w over all maps.
+Glossary: B batch, M heads, D channels of a head, E = M * D embedding, L maps of height h and width w, P
+points per map, Q queries, K keys, S = sum of h * w.
 """
 
 import math
@@ -26,14 +26,10 @@ def multi_head(
 ) -> torch.Tensor:
     """Return the mixed values (B, Q, E), before the projection of the result.
 
-    Args:
-        sources: tensors that queries (B, Q, E), keys (B, K, E) and values (B, K, E) are computed of;
-            embeddings of positions are added already.
-        weight: (3 * E, E), the projections of all three, one below the other.
-        bias: (3 * E,); None adds nothing.
-        heads: M.
-        mask: bool, broadcast to (B, M, Q, K); True where a query must not look at a key. The values of a
-            query that may look at no key are NaN. None hides no key.
+    - `sources`: queries (B, Q, E), keys (B, K, E) and values (B, K, E) before projection, positions added.
+    - `weight`: (3 * E, E), the three projections, one below the other.
+    - `bias`: (3 * E,).
+    - `mask`: bool, broadcast to (B, M, Q, K); True hides a key from a query. A query without keys gives NaN.
     """
     shifts = (None,) * 3 if bias is None else bias.chunk(3)
     query, key, value = (  # (B, Q or K, E) as (B, M, Q or K, D)
@@ -52,9 +48,8 @@ def attend_maps(values: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
 
     Args:
         values: per map (B * M, D, h, w).
-        locations: (B, Q, M, L, P, 2) x, y; -1 and 1 are the outer edges of a map; cells outside
-            of it count as 0, so that a point less than half a cell outside still has a share of the map.
-        weights: (B * M, 1, Q, L * P), map by map, as `point_weights` returns them.
+        locations: (B, Q, M, L, P, 2) x, y; -1 and 1 are the outer edges of a map; cells outside count as 0.
+        weights: (B * M, 1, Q, L * P), map by map, see `point_weights`.
     """
     sampled = []
     for level, value in enumerate(values):
@@ -64,15 +59,7 @@ def attend_maps(values: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
 
 
 def point_weights(logits: Tensor, heads: int) -> Tensor:
-    """Return the weights that `attend_maps` takes, the softmax of logits over the points of all maps.
-
-    Args:
-        logits: (B, Q, M * L * P).
-        heads: M.
-
-    Returns:
-        (B * M, 1, Q, L * P), which sum to 1 over the last axis.
-    """
+    """Return (B * M, 1, Q, L * P): the softmax of logits (B, Q, M * L * P) over the points of all maps."""
     return logits.unflatten(-1, (heads, -1)).softmax(-1).transpose(1, 2).flatten(0, 1)[:, None]
 
 
@@ -89,10 +76,10 @@ def attend_tokens(
     Args:
         module: mmcv's `MultiScaleDeformableAttention`.
         query: (B, Q, E), positions added.
-        tokens: (B, S, E), the maps one after the other, each row by row.
-        keep: (B, S, 1) float32, 0 where a token is padding, else 1.
+        tokens: (B, S, E), map by map, row by row.
+        keep: (B, S, 1) float32, 0 for padding, else 1.
         sizes: (h, w) of each map, integers, or the symbols of an exporter.
-        reference_points: as `sampling_locations` takes them.
+        reference_points: see `sampling_locations`.
     """
     split = (module.num_heads, module.num_levels, module.num_points, 2)
     offsets = module.sampling_offsets(query).unflatten(-1, split)
@@ -177,8 +164,6 @@ MULTI_SCALE_DEFORMABLE_ATTENTION = register(
         plugin=Plugin('MultiscaleDeformableAttnPlugin_TRT'),
     )
 )
-"""Takes sizes and starts as int32 and returns (B, Q, M, D); Source: NVIDIA/TensorRT,
-plugin/multiscaleDeformableAttnPlugin."""
 
 
 def attend(
@@ -191,12 +176,12 @@ def attend(
     """Return the weighted samples of all maps, summed (B, Q, M * D).
 
     Args:
-        value: (B, S, M, D) float32, the maps one after the other, each row by row.
-        spatial_shapes: (L, 2) integers, h and w of each map.
-        level_start_index: (L,) integers, where each map begins in S.
-        sampling_locations: (B, Q, M, L, P, 2) x, y; 0 and 1 are the outer edges of a map; cells outside of it
-            count as 0, as for `attend_maps`.
-        attention_weights: (B, Q, M, L, P); mmcv's sum to 1 over L and P.
+        value: (B, S, M, D) float32, map by map, row by row.
+        spatial_shapes: (L, 2) integers, h and w.
+        level_start_index: (L,) integers, start of each map in S.
+        sampling_locations: (B, Q, M, L, P, 2) x, y; 0 and 1 are the outer edges of a map; cells outside count
+            as 0.
+        attention_weights: (B, Q, M, L, P).
     """
     sizes, starts = spatial_shapes.to(torch.int32), level_start_index.to(torch.int32)
     attended = MULTI_SCALE_DEFORMABLE_ATTENTION(value, sizes, starts, sampling_locations, attention_weights)
@@ -204,13 +189,13 @@ def attend(
 
 
 def sampling_locations(reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
-    """Return (B, Q, M, L, P, 2) x, y relative to the maps: 0 and 1 are the outer edges; none is clipped.
+    """Return (B, Q, M, L, P, 2) x, y relative to the maps, not clipped; 0 and 1 are the outer edges.
 
     Args:
         reference_points: (B, Q, L, 2) points x, y, or (B, Q, L, 4) boxes cx, cy, w, h, relative to the maps.
-        offsets: (B, Q, M, L, P, 2) x, y, from a point in cells of the map, from the centre of a box in 1 / P
-            of half its width and height.
-        spatial_shapes: (L, 2) integers h, w in cells; not used for boxes.
+        offsets: (B, Q, M, L, P, 2) x, y, in cells from a point, in 1 / P of half the width and height from a
+            box's centre.
+        spatial_shapes: (L, 2) integers h, w; not used for boxes.
     """
     centre = reference_points[:, :, None, :, None, :2]
     if reference_points.shape[-1] == 4:

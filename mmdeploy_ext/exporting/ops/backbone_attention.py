@@ -1,6 +1,6 @@
-"""Attention and padding of transformer backbones, computed from sizes that may change: Swin, PVT, PVTv2.
+"""Attention and padding of transformer backbones from sizes that may change: Swin, PVT, PVTv2.
 
-Glossary: B batch, h, w height and width of a map, L = h * w tokens, C channels, M side of a window.
+Glossary: B batch, h, w size of a map, L = h * w tokens, C channels, M side of a window.
 """
 
 import contextlib
@@ -14,17 +14,13 @@ from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.ops.attention import multi_head
 
 MASKED = -100.0
-"""Swin adds this to the logit of a pair of cells that the shift has brought together."""
+"""Swin's logit for a pair of cells that only the shift has brought together."""
 
 
 class CornerPadding(nn.Module):
-    """Zeros below and right of a map, so that a convolution covers it: mmdet's `AdaptivePadding`.
-
-    mmdet divides the sides as floats and rounds up; here all numbers are integers.
-    """
+    """Zeros below and right of a map, so that a convolution covers it: mmdet's `AdaptivePadding`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map `x` (B, C, h, w) with as many zeros below and right as the convolution needs."""
         if self.padding != 'corner':
             raise ExportError(f'a patch embedding with padding={self.padding!r}: expected "corner"')
         if self.stride == (1, 1) and self.kernel_size == (1, 1):
@@ -46,7 +42,7 @@ class ShiftedWindows(nn.Module):
     """Attention inside windows of a map, shifted or not: mmdet's `ShiftWindowMSA` of Swin."""
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """The tokens (B, L, C) after attention, of the tokens `query` (B, L, C), which are not added."""
+        """Return the tokens (B, L, C) after attention, without the residual `query` (B, L, C)."""
         (height, width), window, shift = hw_shape, self.window_size, self.shift_size
         channels = query.shape[2]
         rows, columns = (height + window - 1) // window, (width + window - 1) // window
@@ -82,10 +78,7 @@ class ReducedAttention(nn.Module):
     """Attention to a coarser map of the same tokens: mmdet's `SpatialReductionAttention` of PVT."""
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int], identity: Tensor | None = None) -> Tensor:
-        """Return the tokens (B, L, C) after attention of the tokens `x` (B, L, C), added to `identity`.
-
-        `identity` is (B, L, C); None stands for `x`.
-        """
+        """Return the tokens (B, L, C) after attention of the tokens `x` (B, L, C), added to `identity`."""
         source = x
         if self.sr_ratio > 1:
             tokens = x.transpose(1, 2).reshape(-1, x.shape[2], *hw_shape)
@@ -103,12 +96,12 @@ SIZED = dict(
     ShiftWindowMSA=ShiftedWindows,
     SpatialReductionAttention=ReducedAttention,
 )
-"""Name of a class of mmdet -> the class here that computes the same from the sizes of its inputs."""
+"""Class of mmdet -> its replacement here."""
 
 
 @contextlib.contextmanager
 def sizes_traced(module: nn.Module) -> Iterator[None]:
-    """Inside the block the parts of a module that `SIZED` has a class for are of that class."""
+    """Give the modules of `SIZED` their replacement's class, inside the block."""
     parts = [part for part in module.modules() if type(part).__name__ in SIZED]
     classes = [type(part) for part in parts]
     try:

@@ -1,7 +1,6 @@
-"""Points to cells: the last point of each, or the sum of all, whatever the engine and its threads.
+"""Points to cells: the last point of each, or the sum of all, in an order fixed for every engine.
 
-Glossary: N images, P points, K cells, C channels, R, R2, R3 rows of the first, second and third table, W
-width of the third table.
+Glossary: N images, P points, K cells, C channels, R, R2, R3 rows of the three tables, W width of the third.
 """
 # ruff: noqa: ANN001, ANN202, RUF005 - onnxscript reads the bodies
 
@@ -48,7 +47,7 @@ LAST_IN_CELL = register(
         body=_last_in_cell,
     )
 )
-"""The operator of `LastInCell`: cells and values (N, P), and the number of cells K -> (N, K)."""
+"""Cells and values (N, P), number of cells K -> (N, K)."""
 
 
 def _tables(
@@ -136,14 +135,14 @@ CELL_TABLES = register(
         body=_cell_tables,
     )
 )
-"""The operator of `CellTables`: cells (P,), K, and the widths of the first two tables -> tables and slots."""
+"""Cells (P,), K, and the widths of the first two tables -> tables and slots."""
 
 
 class CellTables(torch.nn.Module):
     """Tables of the points of each cell, by which `sum_by_tables` gathers a sum per cell.
 
-    A cell's points are cut into rows of the first table, in their order; the rows of a cell that has several
-    into rows of the second table; and the rows of a cell with several of them into one row of the third.
+    The first table's rows hold a cell's points in order; the second's, several rows of the first; the
+    third's, several rows of the second.
     """
 
     WIDTHS = 16, 4  # columns of the first and of the second table
@@ -159,10 +158,9 @@ class CellTables(torch.nn.Module):
             cells: (P,) int64, the cell of each point; K for a point in no cell.
 
         Returns:
-            Tables (R, 16), (R2, 4) and (R3, W), and slots (K,), all int64. Entries of the first table are
-            points, numbered from 1; entries of the second and third are rows of the table before; an entry 0
-            is empty, and row 0 of each table has only such entries. The slot of a cell is the row with all of
-            its points, counted through the three tables one behind the other; 0 for a cell without points.
+            Tables (R, 16), (R2, 4) and (R3, W), and slots (K,), all int64. Entries are points, numbered from
+                1, or rows of the table before; 0 is empty, and so is row 0. A cell's slot is its row, counted
+                through all three tables; 0 for an empty cell.
         """
         return CELL_TABLES(cells, self.count, *self.WIDTHS)
 
@@ -171,9 +169,9 @@ def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: tor
     """Return the sums per cell (K, C).
 
     Args:
-        sums: (R, C), the sum of the points of each row of the first table; 0 in row 0.
-        tables: the second and the third table of `CellTables`.
-        slots: (K,) int64 rows of the three tables one behind the other; a cell of slot 0 has the sum 0.
+        sums: (R, C), sum of each row of the first table; 0 in row 0.
+        tables: the second and third table of `CellTables`.
+        slots: (K,) int64 of `CellTables`; slot 0 has the sum 0.
     """
     levels = [sums]
     for table in tables:
@@ -182,12 +180,9 @@ def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: tor
 
 
 def sum_in_order(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
-    """Return (K, C) sums per cell, added in the order of the points; it has a gradient and is not exported.
+    """Return (K, C) sums per cell in the order of the points, differentiable; not exported.
 
-    Args:
-        cells: (P,) int64, the cell of each point; K for a point in no cell.
-        values: (P, C).
-        count: K.
+    `cells` (P,) int64 are 0..K, K for no cell; `values` (P, C); `count` is K.
     """
     grid = values.new_zeros((count + 1, values.shape[1]))
     if values.is_cuda:
@@ -203,11 +198,9 @@ class LastInCell(torch.nn.Module):
         self.count = count
 
     def forward(self, cells: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Return (N, K) float32, of each cell the value of its last point.
+        """Return (N, K) float32, the value of each cell's last point.
 
-        Args:
-            cells: (N, P) int64, the cell of each point; K for a point in no cell.
-            values: (N, P) float32, the value of each point.
+        `cells` (N, P) int64 are 0..K, K for no cell; `values` (N, P) float32.
         """
         return LAST_IN_CELL(cells, values, self.count)
 

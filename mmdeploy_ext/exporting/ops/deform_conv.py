@@ -17,12 +17,10 @@ from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator
 
 MIN_OPSET = 19
-"""The first opset with DeformConv."""
 MODULE = 'mmcv.ops'
-"""Looked up in `sys.modules`: without its import no model has its convolutions, and mmcv may be missing."""
+"""Name in `sys.modules`: mmcv need not be installed."""
 CALLERS = ['DeformConv2d', 'ModulatedDeformConv2d', 'SAConv2d']
-"""Classes of mmcv's deformable convolutions, and of modules that call the function `mmcv.ops.deform_conv2d`,
-which families add."""
+"""Classes that use mmcv's deformable convolutions; families add theirs."""
 
 
 class LeadingOffsets(torch.nn.Module):
@@ -36,11 +34,7 @@ class LeadingOffsets(torch.nn.Module):
         self.conv = conv
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return (B, D, h, w), the output of `conv` for maps `x` (B, C, h, w).
-
-        Of `offset` (B, 18, H, W), in cells, and `mask` (B, 9, H, W), h <= H and w <= W, each image's first 18
-        * h * w and 9 * h * w numbers count, in memory order.
-        """
+        """Return (B, D, h, w), the output of `conv` for maps `x` (B, C, h, w)."""
         return self.conv(x, _leading(offset, x), _leading(mask, x))
 
 
@@ -92,9 +86,8 @@ def deform_conv(
     """Convolve at offsets; torch.export traces this in place of mmcv's operators, versions 1 and 2.
 
     From x (B, C, h, w) float32, weight (D, C / groups, kh, kw), bias (D,), offset (B, deform_groups * kh * kw
-    * 2, H, W) in cells of x and mask (B, deform_groups * kh * kw, H, W), which only version 2 has, to (B, D,
-    H, W). Offsets, stride, padding and dilation have y before x. torchvision derives both numbers of groups
-    from the shapes. `bias` and `mask` may be None: zeros, and ones.
+    * 2, H, W) in cells of x and mask (B, deform_groups * kh * kw, H, W) to (B, D, H, W). Offsets, stride,
+    padding and dilation have y before x. `bias` and `mask` may be None: zeros, and ones.
     """
     from torchvision.ops import deform_conv2d
 
@@ -162,7 +155,7 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 @contextlib.contextmanager
 def standard_deform_conv() -> Iterator[None]:
-    """Inside the block mmcv-full 1.7's deformable convolutions export as DeformConv, not as `mmcv::`."""
+    """Export mmcv-full 1.7's deformable convolutions as DeformConv."""
     if MODULE not in sys.modules:
         yield
         return

@@ -1,7 +1,7 @@
-"""Deformable aggregation of Sparse4D: key points of instances gather features of all cameras and levels.
+"""Deformable aggregation of Sparse4D: key points gather features of all cameras and levels.
 
-Glossary: B batch, N cameras, L levels, S rows of the features, which are the cells of all maps, C channels, A
-instances, P points, G groups of channels, m pairs of an instance and a camera that has one of its points.
+Glossary: B batch, N cameras, L levels, S cells of all maps, C channels, A instances, P points, G groups of
+channels, m pairs of an instance and a camera that sees it.
 
 Source of the rule: HorizonRobotics/Sparse4D c41df4b, ops/src/deformable_aggregation_cuda.cu. Source of the
 plugin's names: ThomasVonWu/SparseEnd2End 15790b6, deploy/dfa_plugin/deformableAttentionAggrPlugin.cpp.
@@ -17,7 +17,7 @@ from mmdeploy_ext.compat import plain_kernels
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
-"""Steps in y and x from the corner at the upper left of a point to each of its four."""
+"""Steps in y and x from a point's upper left cell to its four neighbours."""
 
 
 def _in_pictures(locations: Tensor) -> Tensor:
@@ -153,11 +153,10 @@ def aggregate(
     Args:
         features: (B, S, C), camera by camera, level by level, row by row.
         spatial_shapes: (N, L, 2) int32, height and width of each map.
-        level_start_index: (N, L) int32, where each map begins in S.
-        locations: (B, A, P, N, 2), x and y in shares of the picture, of any finite value.
+        level_start_index: (N, L) int32, start of each map in S.
+        locations: (B, A, P, N, 2), x and y in shares of the picture, any finite value.
         weights: (B, A, P, N, L, G); channel c has the weights of group c // (C / G).
-        grid_sample: whether a graph of standard operators samples by GridSample, in which the sizes and
-            starts become constants; otherwise by gathers. Not used outside of an export.
+        grid_sample: export by GridSample with constant sizes and starts, else by gathers.
     """
     return DEFORMABLE_AGGREGATION(
         features, spatial_shapes, level_start_index, locations, weights, grid_sample

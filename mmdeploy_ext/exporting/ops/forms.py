@@ -23,7 +23,7 @@ from mmdeploy_ext.graph.io.index import all_nodes, node_attributes, refill
 from mmdeploy_ext.graph.script import function_of
 
 Body = Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto]
-"""(operator, name of the function, attributes) -> the function, which its caller may change."""
+"""(operator, name of the function, attributes) -> the function."""
 
 
 def finish(
@@ -31,19 +31,11 @@ def finish(
 ) -> onnx.ModelProto:
     """Give every operator node of an exported model the form that `operators_as` chose.
 
-    - No node of the domain `mm2onnx`: the model is returned unchanged.
-    - 'standard': each node is replaced by the standard operators that it stands for.
-    - 'function': nodes stay, and the model gets local functions, one for each operator and set of attributes.
-    - 'plugin': nodes of operators with a TensorRT plugin become its nodes, the others standard operators.
+    - 'standard': standard operators, inlined.
+    - 'function': one local function for each operator and set of attributes.
+    - 'plugin': TensorRT's nodes where a plugin exists, else standard operators.
 
-    Args:
-        model: model as the exporter wrote it; it is changed.
-        exporter: exporter that wrote it, 'torchscript' or 'dynamo'.
-        opset: opset of the model.
-        export_module: `export.export_module`, by which traceable forms are exported.
-
-    Returns:
-        `model`; in the forms 'standard' and 'plugin' a new one if it has local functions to inline.
+    `model` is changed; `export_module` is `export.export_module`.
     """
     nodes = list(operator_nodes(model))
     if not nodes:
@@ -94,10 +86,7 @@ def _write_output_shapes(model: onnx.ModelProto, body: Body) -> None:
 def operator_nodes(
     part: onnx.ModelProto | onnx.FunctionProto,
 ) -> Iterator[tuple[onnx.NodeProto, Operator]]:
-    """Yield the nodes of the domain `mm2onnx` in a model or a function, `part`, with their operators.
-
-    Nodes in bodies (If, Loop) are among them, and the nodes of a model's functions.
-    """
+    """Yield the nodes of the domain `mm2onnx`, bodies and functions included, with their operators."""
     for node in all_nodes(part):
         if node.domain == DOMAIN:
             yield node, operator_of(node.name, node.op_type)
@@ -168,12 +157,7 @@ def function_body(
 ) -> onnx.FunctionProto:
     """Return the local function `mm2onnx.<name>` that computes the operator.
 
-    Args:
-        operator: with a body or a traceable form.
-        name: name of the function.
-        attributes: attribute -> value, of the node that calls it.
-        opset: opset of the model.
-        export: `export.export_module` with exporter and opset, for the traceable form.
+    `export` is `export.export_module` with exporter and opset, for the traceable form.
     """
     if operator.body is None:
         return _exported(operator, name, attributes, export)

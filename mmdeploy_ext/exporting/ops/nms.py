@@ -1,7 +1,7 @@
 """Non-maximum suppression on padded batches: mmcv's in PyTorch, the standard NonMaxSuppression in ONNX.
 
-Glossary: B batch, N boxes, G groups of boxes, K boxes if their number is constant (it has to be small: some
-tensors (B, K, K) are in memory), n selected boxes.
+Glossary: B batch, N boxes, G groups of boxes, K boxes (constant and few: tensors (B, K, K) are in memory), n
+selected boxes.
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 NMS_SCORE_THRESHOLD = -0.5
-"""Between the score -1 of rows that are no candidate and the true scores, which lie in 0..1."""
+"""Between -1 (no candidate) and true scores in 0..1."""
 BELOW_ALL = -1e30
-"""Below every coordinate; stays finite when it is multiplied by a label."""
+"""Below every coordinate, and finite when multiplied by a label."""
 AT_ONCE = 10_000
-"""Boxes in the first call of mmcv's kernel, which compares each with each; of more the best go first."""
+"""Boxes in mmcv's first call, which compares all pairs; the best go first."""
 
 
 def _keep_best(boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> Tensor:
@@ -80,15 +80,13 @@ BATCHED_NMS = register(
 
 
 def batched_nms(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> Tensor:
-    """Return the boxes that greedy NMS of each image keeps: (n, 3) int64 image, group and index of the box.
+    """Return the boxes that greedy NMS of each image keeps: (n, 3) int64 image, group and index.
 
     Args:
-        bboxes_xyxy: (B, N, 4) float32 x1 y1 x2 y2, of several classes as `class_offsets` returns them.
-        scores: (B, G, N) float32 of each group of boxes; `NMS_SCORE_THRESHOLD` or less marks a row that is no
-            candidate, or of another group.
-        iou_threshold: an overlap above this suppresses.
-        max_output: most boxes that are kept per image; with several groups at least N, since
-            NonMaxSuppression counts per group.
+        bboxes_xyxy: (B, N, 4) float32, shifted apart by `class_offsets`.
+        scores: (B, G, N) float32; at most `NMS_SCORE_THRESHOLD` for no candidate, or a box of another group.
+        iou_threshold: a larger overlap suppresses.
+        max_output: most kept boxes per image; with several groups at least N.
     """
     return BATCHED_NMS(bboxes_xyxy, scores, torch.tensor([iou_threshold]), torch.tensor([max_output]))
 
@@ -98,12 +96,8 @@ def class_offsets(bboxes_xyxy: Tensor, labels: Tensor, candidates: Tensor) -> Te
 
     Args:
         bboxes_xyxy: (B, N, 4) pixels.
-        labels: (B, N) int64, 0 or more.
-        candidates: (B, N) bool; only boxes that are True count for the largest coordinate. In an image
-            without any the result means nothing.
-
-    Returns:
-        The moved boxes (B, N, 4), boxes of label 0 unmoved.
+        labels: (B, N) int64, 0 or more; boxes of label 0 stay.
+        candidates: (B, N) bool, the boxes that count for the largest coordinate.
     """
     visible = torch.where(candidates[..., None], bboxes_xyxy, torch.full_like(bboxes_xyxy, BELOW_ALL))
     largest = visible.flatten(1).max(dim=1, keepdim=True)[0]
@@ -111,7 +105,6 @@ def class_offsets(bboxes_xyxy: Tensor, labels: Tensor, candidates: Tensor) -> Te
 
 
 def pairwise_iou(bboxes_xyxy: Tensor) -> Tensor:
-    """Return (B, K, K), the intersection over union of all pairs of the boxes `bboxes_xyxy` (B, K, 4)."""
     left, top, right, bottom = bboxes_xyxy.unbind(dim=2)
     areas = (right - left) * (bottom - top)
     width = _shared(left, right)
@@ -127,10 +120,7 @@ def _shared(low: Tensor, high: Tensor) -> Tensor:
 def nms_of_sorted(bboxes_xyxy: Tensor, iou_threshold: float) -> Tensor:
     """Return (B, K) bool, True for the boxes that greedy suppression keeps in each image.
 
-    Args:
-        bboxes_xyxy: (B, K, 4) float32, K at least 1, by descending score in each image; boxes that may not
-            suppress each other must not overlap (`class_offsets`).
-        iou_threshold: an overlap above this suppresses.
+    `bboxes_xyxy` (B, K, 4) float32, K at least 1, by descending score, shifted apart by `class_offsets`.
     """
     ranks = torch.arange(bboxes_xyxy.shape[1], device=bboxes_xyxy.device)
     before = ranks[None, :] < ranks[:, None]
@@ -175,14 +165,13 @@ GREEDY_KEEP_BATCH = register(
         body=_greedy_keep_batch_body,
     )
 )
-"""(B, K, K) float32, 0 or 1, as `greedy_keep_batch` has them -> (B, 1, K) float32, 1 for a row that is kept.
-"""
+"""(B, K, K) float32, 0 or 1, see `greedy_keep_batch` -> (B, 1, K) float32, 1 for a kept row."""
 
 
 def greedy_keep_batch(suppressed_by: torch.Tensor) -> torch.Tensor:
-    """Return (B, K) bool: the boxes that survive when each surviving box removes its targets, first to last.
+    """Return (B, K) bool: the boxes that survive when each survivor removes its targets in order.
 
-    `suppressed_by` (B, K, K) bool, K at least 1: [b, j, i] is True if box i suppresses box j, and only for
-    i < j. Its operators are known to TensorRT.
+    `suppressed_by` (B, K, K) bool: [b, j, i] is True if box i suppresses box j; only for i < j. TensorRT
+    knows the operators.
     """
     return GREEDY_KEEP_BATCH(suppressed_by.to(torch.float32))[:, 0] > 0

@@ -18,16 +18,11 @@ from mmdeploy_ext.graph.script import Body
 from mmdeploy_ext.graph.script import part as part  # for bodies in packages of others
 
 DOMAIN = 'mm2onnx'
-"""Domain of the nodes that stand for operators, and namespace of the operators in PyTorch."""
 FORMS = ('standard', 'function', 'plugin')
-"""Forms of an operator in an export; see `operators_as`."""
 OPERATORS: dict[str, Operator] = {}
-"""Name -> operator; only `register` writes here."""
 TYPES = dict(f=(float, 'FLOAT'), i=(int, 'INT'), b=(bool, 'INT'), s=(str, 'STRING'))
-"""Letter of an attribute's type, as `parse_args` of torch.onnx and `g.op` write it -> its type in Python and
-in ONNX."""
+"""Letter of an attribute's type in `g.op` -> its type in Python and in ONNX."""
 LIBRARY = torch.library.Library(DOMAIN, 'FRAGMENT')
-"""Holds the operators."""
 
 _form: contextvars.ContextVar[str] = contextvars.ContextVar('operator_form', default='standard')
 
@@ -38,10 +33,9 @@ class Plugin:
 
     Attributes:
         op_type, version, namespace: of the creator.
-        attributes: attribute of the operator -> field of the creator; others are not written.
+        attributes: attribute of the operator -> field of the creator.
         constants: fields that no attribute gives.
-        domain: domain of the node; ONNX Runtime's TensorRT provider calls plugins `trt.plugins`, and the
-            parser does not look at it.
+        domain: ONNX Runtime's TensorRT provider needs `trt.plugins`; the parser ignores it.
     """
 
     op_type: str
@@ -58,18 +52,17 @@ class Operator:
 
     Attributes:
         name: op_type of its node, in CamelCase.
-        eager: PyTorch's form. Parameters are tensors first, then attributes (float, int, bool, str), all
-            annotated: the schema is read from it.
+        eager: PyTorch's form: tensors first, then attributes (float, int, bool, str), all annotated.
         inputs: name -> axes, letters for axes that vary, numbers for fixed axes ('N 5').
         outputs: names.
-        example: gives one set of input tensors that the forms can be traced with.
-        traceable: the same in operators that both exporters know; None where `body` says it in ONNX.
-        body: the operator in ONNX, as `graph.script.Body` says; it returns variables named as `outputs`.
-        shapes: takes the arguments of `eager`, attributes too, and gives empty outputs; by default the
-            traceable form does. Needed with `body`, and where a size of an output depends on values.
-        plugin: the TensorRT node, if an engine has a plugin for it.
+        example: returns input tensors for a trace.
+        traceable: the same in operators of both exporters; None with a `body`.
+        body: the operator in ONNX, see `graph.script.Body`; it returns variables named as `outputs`.
+        shapes: takes the arguments of `eager`, returns empty outputs; needed with `body`, and where sizes
+            depend on values.
+        plugin: the TensorRT node, if a plugin exists.
 
-    Source of the idea that one node serves both exporters: `torch.library.custom_op`, PyTorch 2.13.
+    Source: `torch.library.custom_op`, PyTorch 2.13.
     """
 
     name: str
@@ -83,7 +76,6 @@ class Operator:
     plugin: Plugin | None = None
 
     def __post_init__(self) -> None:
-        """Refuse combinations of fields as the class says."""
         if (self.traceable is None) == (self.body is None):
             raise ExportError(f'operator {self.name}: expected either a traceable form or an ONNX body')
         if self.body is not None and self.shapes is None:
@@ -98,7 +90,6 @@ class Operator:
         return getattr(getattr(torch.ops, DOMAIN), self.qualified.split('::')[1]).default
 
     def __call__(self, *args: Any) -> Any:
-        """Run the eager form; while a module is traced, the form for the export."""
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
             return self.eager(*args)
         if self.traceable is not None and _form.get() == 'standard':
@@ -108,11 +99,11 @@ class Operator:
 
 @contextlib.contextmanager
 def operators_as(form: str) -> Iterator[None]:
-    """Inside the block exports of this thread write operators as `form`; blocks nest.
+    """Write operators as `form` in exports of this thread; blocks nest.
 
-    - 'standard' (default): operators of standard ONNX, of which an engine may lack some.
-    - 'function': one node, and a local function in the same file that defines it.
-    - 'plugin': one node for TensorRT's plugin, where the operator names one; the others are standard.
+    - 'standard' (default): operators of standard ONNX; an engine may lack some.
+    - 'function': one node, and a local function in the same file.
+    - 'plugin': TensorRT's plugin where one exists, else standard.
     """
     if form not in FORMS:
         raise UsageError(f'operator form {form!r}: expected one of {", ".join(FORMS)}')
@@ -124,11 +115,9 @@ def operators_as(form: str) -> Iterator[None]:
 
 
 current_form = _form.get
-"""Returns the form of the innermost `operators_as`."""
 
 
 def operator_of(node: str, name: str) -> Operator:
-    """Return the operator `name`, which the node called `node` calls; ExportError if none is registered."""
     if name not in OPERATORS:
         raise ExportError(
             f'node {node!r}: operator {DOMAIN}.{name} is not registered; import the module that describes it '
@@ -138,15 +127,12 @@ def operator_of(node: str, name: str) -> Operator:
 
 
 def attribute_letters(operator: Operator) -> dict[str, str]:
-    """Return attribute -> letter of its type, a key of `TYPES`, of the attributes of `operator`, in order."""
+    """Return attribute -> key of `TYPES`, in order."""
     return {argument.name: str(argument.type)[0] for argument in _attributes(operator)}
 
 
 def attribute_values(operator: Operator, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return name -> value of a node's attributes as the eager form of `operator` takes them, in its order.
-
-    `attributes` is name -> value in the node: ONNX keeps a bool as an integer and a text as bytes.
-    """
+    """Return a node's attributes as the eager form takes them: bools and texts in place of ints and bytes."""
     values = {**_default_values(operator), **attributes}
     plain = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
     return {name: TYPES[letter][0](plain[name]) for name, letter in attribute_letters(operator).items()}
@@ -162,7 +148,6 @@ def _default_values(operator: Operator) -> dict[str, Any]:
 
 
 def register(operator: Operator) -> Operator:
-    """Make an operator known to PyTorch and to both exporters, and return it."""
     if operator.name in OPERATORS:
         raise ExportError(f'operator {operator.name} is registered twice')
     name = operator.qualified.split('::')[1]
@@ -201,12 +186,12 @@ def _register_torchscript(operator: Operator) -> None:
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Return the dynamo exporter's `custom_translation_table`: overload -> function that writes its node."""
+    """Return the dynamo exporter's `custom_translation_table`."""
     return {operator.overload: _translation(operator) for operator in OPERATORS.values()}
 
 
 def node_of(operator: Operator) -> Any:
-    """Return a function that writes a node of the operator where onnxscript calls it."""
+    """Return an onnxscript function that writes a node of the operator."""
     from onnxscript import values
 
     return values.Op(values.Opset(DOMAIN, 1), operator.name, _schema(operator))
@@ -254,14 +239,14 @@ def _schema(operator: Operator) -> onnx.defs.OpSchema:
 
 @dataclass(frozen=True)
 class LibraryOperator:
-    """An operator that needs a certain opset to export, and may need a patch; its module registers it.
+    """A library's operator that needs a certain opset, and may need a patch.
 
     Attributes:
         title: the library's operator and ONNX's, for messages.
-        opset: the first that has the ONNX operator.
+        opset: first opset with the ONNX operator.
         types: names of module classes that use the operator; subclasses count.
-        patch: returns a context that is open during every export.
-        translations: operator -> function, the dynamo exporter's `custom_translation_table`, if it needs one.
+        patch: context that is open during every export.
+        translations: operator -> function, for the dynamo exporter's `custom_translation_table`.
     """
 
     title: tuple[str, str]
@@ -272,7 +257,7 @@ class LibraryOperator:
 
 
 LIBRARY_OPERATORS: list[LibraryOperator] = []
-"""Operators with patches that hold in every export; modules of `ops` and families add theirs."""
+"""Operators with patches for every export; modules of `ops` and families add theirs."""
 
 
 def operators_of(module: torch.nn.Module) -> list[LibraryOperator]:

@@ -102,7 +102,7 @@ LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
     )
     for name, constant in (('LevelRegions', False), ('ConstantLevelRegions', True))
 )
-"""The operators of `pool_level`; the second keeps all shapes constant."""
+"""`pool_level`'s operators; the second keeps all shapes constant."""
 
 
 def pool_level(
@@ -118,16 +118,14 @@ def pool_level(
     """Return a copy of `pooled` with the regions of one level filled in.
 
     Args:
-        pooled: (R, C, h, w) float32; rows of other levels stay unchanged.
+        pooled: (R, C, h, w) float32.
         maps: (B, C, H, W) float32, features of the level.
         boxes: (R, 4) float32 xyxy, pixels of the network input.
         images: (R,) int64 index into the batch.
-        levels: (R,) int64, the level of each region, from 0 on; 0 for all if every region is pooled on every
-            level.
-        level: regions with this entry of `levels` are pooled.
-        layer: mmcv's layer; its output size, scale, sampling ratio and `aligned` are used.
-        constant: whether every shape of the graph has to be constant; otherwise some are the number of
-            regions of the level.
+        levels: (R,) int64, the level of each region from 0 on.
+        level: pools regions with this entry of `levels`.
+        layer: output size, scale, sampling ratio and `aligned` are used.
+        constant: keep every shape constant; else some depend on the level's number of regions.
     """
     mode = 'half_pixel' if layer.aligned else 'output_half_pixel'
     height, width = layer.output_size
@@ -138,7 +136,7 @@ def pool_level(
 
 
 def check_layer(layer: torch.nn.Module) -> None:
-    """Refuse a layer that ONNX's RoiAlign does not compute; the ConfigError names the setting."""
+    """Raise ConfigError, with the setting, for a layer that ONNX's RoiAlign does not compute."""
     if not isinstance(layer, RoIAlign):
         raise ConfigError(f'roi_layer.type={type(layer).__name__}; regions export with RoIAlign')
     if layer.pool_mode != 'avg' or layer.use_torchvision:

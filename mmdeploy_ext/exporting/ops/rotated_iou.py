@@ -20,9 +20,7 @@ from mmdeploy_ext.graph.script import part
 POINTS = 24
 """Points of a pair: 16 crossings of edges, and the 4 corners of each box."""
 SAME_ANGLE, SAME_POINT, NO_AREA = 1e-6, 1e-8, 1e-14
-"""Largest cross product of two points that count as in one direction; largest squared distance of a point
-that counts as the first one; largest area of a box that counts as empty, and largest cross product of edges
-that count as parallel."""
+"""Largest cross product of parallels; largest squared distance of equal points; area of no box."""
 
 
 # --- the convex hull ------------------------------------------------------------------------------------
@@ -134,9 +132,11 @@ CONVEX_HULL = register(
         body=_convex_hull_body,
     )
 )
-"""(x, y, count) -> points hull_x, hull_y (P, 24) float32 of the convex hull, and their number (P, 1) int64.
-x, y (P, 24) float32 are relative to the first point (0, 0), the lowest in y, then in x, which begins Graham's
-scan. `count` (P, 1) int64 is the number of points of each row, which come first."""
+"""(x, y, count) -> hull_x, hull_y (P, 24) float32 of the convex hull, and their number (P, 1) int64.
+
+x, y (P, 24) float32 are relative to the first point, the lowest in y, then x. `count` (P, 1) int64 points of
+each row are valid.
+"""
 
 
 # --- the overlap of two boxes ---------------------------------------------------------------------------
@@ -248,6 +248,7 @@ PAIR_IOU = register(
         shapes=lambda boxes, others: torch.empty_like(boxes[:, 0]),
     )
 )
-"""(boxes, others) -> (P,) float32: mmcv's `box_iou_rotated(boxes, others, aligned=True)` on the CPU. Boxes
-(P, 5) are float32: x and y of the centre, width, height, and the angle in radians from x towards y, which is
-mmcv's `clockwise=True` in a picture."""
+"""(boxes, others) -> (P,) float32: mmcv's `box_iou_rotated(..., aligned=True)` on the CPU.
+
+Boxes (P, 5) float32: centre x, y, width, height, angle in radians from x towards y (mmcv's `clockwise=True`).
+"""

@@ -18,11 +18,10 @@ from mmdeploy_ext.graph.script import part
 from mmdeploy_ext.runtime import bev_nms
 
 ROWS = 16
-"""Rows of a block."""
 SLACK = 1e-3
-"""Bounds are wider by this share of their size, and by this length in the unit of the boxes."""
+"""Bounds grow by this share of their size, and by this length."""
 LOST_DIGITS = 1e-6
-"""Share of the distance from 0 by which bounds are wider, since coordinates are rounded."""
+"""Bounds grow by this share of the distance from 0: coordinates are rounded."""
 
 
 def _eager(boxes: Tensor, bounds: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
@@ -105,19 +104,19 @@ ROTATED_KEEP = register(
         body=_rotated_keep_body,
     )
 )
-"""(boxes, bounds, valid, iou_threshold) -> (B, N) bool: the boxes of each image that are kept. Boxes (B, N,
-5) and valid (B, N) bool as in `rotated_keep`; bounds (B, 4, N) are left, top, right and bottom of the upright
-bounds of each box, in its unit, a little wider than the box against rounding; PyTorch does without them."""
+"""(boxes, bounds, valid, iou_threshold) -> kept (B, N) bool; boxes and valid as in `rotated_keep`.
+
+bounds (B, 4, N): left, top, right and bottom around each box, a little wider; PyTorch ignores them.
+"""
 
 
 def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
     """Return the boxes that greedy suppression keeps in each image: (B, N) bool.
 
     Args:
-        boxes: (B, N, 5) float32 x and y of the centre, width, height, all in one unit, and angle in radians
-            from x towards y, by descending score; boxes that may not suppress each other, as of two classes,
-            must not overlap or have another index in B.
-        valid: (B, N) bool; other rows are no boxes, and are not kept.
+        boxes: (B, N, 5) float32 centre x, y, width, height, angle in radians from x towards y, by descending
+            score; shifted apart by class.
+        valid: (B, N) bool; other rows are not kept.
         iou_threshold: above 0.
     """
     cos, sin = boxes[..., 4:].cos().abs(), boxes[..., 4:].sin().abs()
@@ -132,8 +131,8 @@ def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
 def rotated_class_offsets(boxes: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
     """Return rotated boxes (B, N, 5), shifted apart by class, as mmcv's `batched_nms` does.
 
-    x and y of a centre grow by the box's label, of `labels` (B, N) int64, times the largest coordinate of a
-    centre plus the largest side plus 1, of the image's boxes that are `valid` (B, N) bool.
+    Centres move by the label (B, N) int64 times (largest coordinate of a centre + largest side + 1) of the
+    image's `valid` (B, N) boxes.
     """
     visible = torch.where(valid[..., None], boxes[..., :4], torch.full_like(boxes[..., :4], BELOW_ALL))
     largest = visible[..., :2].amax(dim=(1, 2)) + visible[..., 2:].amax(dim=(1, 2))

@@ -14,9 +14,8 @@ from mmdeploy_ext.exporting.ops.operator import Operator, register
 from mmdeploy_ext.graph.script import Body
 
 NO_CANDIDATE = -1.0
-"""Score of a row that is no candidate, was chosen before, or fell below `min_score`."""
+"""Score of a row that is no candidate, was chosen, or fell below `min_score`."""
 METHODS = 'naive', 'linear', 'gaussian'
-"""Methods of mmcv."""
 
 
 def _body(method: str) -> Body:
@@ -103,7 +102,8 @@ def _operator(method: str) -> Operator:
 
 
 SOFT_NMS = {method: register(_operator(method)) for method in METHODS}
-"""Method of mmcv ('naive', 'linear', 'gaussian') -> operator. It takes boxes (B, N, 4) xyxy float32, scores
-(B, N) float32, `most`, the number of results per image, and mmcv's `iou_threshold`, `sigma` and `min_score`;
-N is at least 1. It returns the chosen rows (B, most) int64 and their decayed scores (B, most), which descend;
-if an image has fewer results, the remaining scores are `NO_CANDIDATE`, and their rows mean nothing."""
+"""Method of mmcv -> operator: (boxes (B, N, 4) xyxy, scores (B, N), settings) -> rows, scores.
+
+Settings: `most` results per image, and mmcv's `iou_threshold`, `sigma` and `min_score`. Returns the chosen
+rows (B, most) int64 and their decayed scores (B, most), descending, `NO_CANDIDATE` for padding.
+"""

@@ -23,9 +23,8 @@ Candidates = tuple[Tensor | None, ...]
 class DenseBoxPostprocess(nn.Module):
     """Score threshold, top-k per level, clipping, rescaling, class-aware NMS, order by descending score.
 
-    Steps and order are mmdet's `get_bboxes`, in the variant that the head describes: by default the threshold
-    applies to class scores before the score factor, top-k runs over (prior, class) pairs of one level, boxes
-    are clipped to `img_shape` and divided by `scale_factor` before NMS.
+    By default the threshold applies to class scores before the score factor, top-k to (prior, class) pairs of
+    a level; boxes are clipped to `img_shape` and divided by `scale_factor` before NMS.
     """
 
     def __init__(self, facts: DenseFacts, cap: int = 0) -> None:
@@ -45,20 +44,16 @@ class DenseBoxPostprocess(nn.Module):
 
         Args:
             mlvl_bboxes: per level (B, A, 4) float32 xyxy, pixels, not clipped.
-            mlvl_scores: per level (B, A, C) class scores in 0..1, or -1 of priors that are no candidates.
-            mlvl_factors: per level (B, A) score factors in 0..1, or None in all levels for a head without.
-            clip_hw: (B or 1, 2) float32 height and width in pixels, border included, that boxes are clipped
-                to; not read without `clip_border`.
+            mlvl_scores: per level (B, A, C) class scores in 0..1; -1: no candidate.
+            mlvl_factors: per level (B, A) score factors in 0..1, or None in all levels.
+            clip_hw: (B or 1, 2) float32 height and width in pixels, border included.
             scale_factor: (B or 1, 4) float32 `w h w h`, input / original; boxes are divided by it.
-            border: (B or 1, 2) float32 padding above and left of the image in pixels, which is subtracted
-                from boxes after they are clipped and before they are divided; with None nothing is
-                subtracted.
+            border: (B or 1, 2) float32 padding above and left in pixels, subtracted after the clipping.
 
         Returns:
-            dets (B, n, 5) float32 x1 y1 x2 y2 score in descending order of scores, labels (B, n) int64; n is
-            the largest number of results of an image in the batch, before the voting, which may lose some
-            (with a cap: a constant); rows that an image does not have are zero with label -1. With a cap also
-            (B,) int64, the number of candidates, of which the cap may have left out some.
+            dets (B, n, 5) float32 x1 y1 x2 y2 score, descending, and labels (B, n) int64; n is the largest
+                number of results before voting (with a cap: a constant); padding is zero with label -1. With
+                a cap also (B,) int64, the number of candidates before the cap.
         """
         mlvl = zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)
         levels = [self._choose(*level) for level in mlvl]

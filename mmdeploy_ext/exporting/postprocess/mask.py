@@ -1,8 +1,7 @@
 """Post-processing of SOLO-like heads, equal to mmdet 2.28.2's `get_results`; sizes and batch stay dynamic.
 
-Glossary: B batch, C classes, S cells of all levels, level after level and each row by row, m chosen cells, k
-candidates in the matrix NMS (before `filter_thr`), n results, h, w size of the results. Rows whose score is
-`NO_CANDIDATE` (-1) are padding.
+Glossary: B batch, C classes, S cells of all levels, level by level, row by row, m chosen cells, k candidates
+of the matrix NMS, n results, h, w size of the results. A score of `NO_CANDIDATE` (-1) marks padding.
 """
 
 import dataclasses
@@ -22,11 +21,11 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped, limit, number
 ROUNDING = 1e-5
 """By how much float32 sums may push a maskness over 1."""
 LIMITS = ('nms_pre', 'max_per_img')
-"""Settings that limit nothing at 0 and below, as in mmdet; `MaskConfig` has -1 then."""
+"""Settings without limit at 0 and below in mmdet; -1 in `MaskConfig`."""
 
 
 def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
-    """Return the settings of an mmdet `test_cfg`, which has to have all names of `MaskConfig`."""
+    """Return the settings of an mmdet `test_cfg` with all names of `MaskConfig`."""
     names = [field.name for field in dataclasses.fields(MaskConfig)]
     missing = [name for name in names if test_cfg.get(name) is None]
     if missing:
@@ -43,21 +42,20 @@ def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
 
 
 class MaskPostprocess(nn.Module):
-    """The part of a graph that makes instances of class scores and soft masks."""
+    """Instances of class scores and soft masks."""
 
     def __init__(
         self, config: MaskConfig, num_grids: list[int], strides: list[int], mask_stride: int, cap: int = 0
     ) -> None:
-        """Keep the thresholds; they become constants of the graph.
+        """Keep the thresholds as constants of the graph.
 
         Args:
             config: settings of the head.
             num_grids: cells along a side of each level.
-            strides: a number per level; the area of an instance, in pixels of the soft masks, must exceed its
-                level's number, as in mmdet.
+            strides: per level, least pixels of the soft masks in an instance, as in mmdet.
             mask_stride: pixels of the input per pixel of the soft masks.
-            cap: largest number of candidates that enter, the best by class score, S * C at most; 0 lets all
-                in. With a cap every size but h and w is constant.
+            cap: most candidates, the best by class score, S * C at most; 0: all. With a cap every size but h
+                and w is constant.
         """
         super().__init__()
         self.config = config
@@ -73,18 +71,16 @@ class MaskPostprocess(nn.Module):
 
         Args:
             cate_pred: (B, S, C) float32 class scores 0..1 after points NMS.
-            soft: the soft masks of all cells, which are computed when they are needed.
-            img_shape: (B or 1, 2) float32 height and width of each image in the network input, before it was
-                padded, pixels; 0 stands for the whole input.
-            ori_shape: (2,) int64 height and width (h, w) of the results of all images, the original
-                picture's; 0 stands for the padded input's.
+            soft: the soft masks of all cells, computed on request.
+            img_shape: (B or 1, 2) float32 height and width before padding, pixels of the input; 0: the whole
+                input.
+            ori_shape: (2,) int64 height and width (h, w) of the results; 0: the padded input's.
 
         Returns:
-            masks (B, n, h, w) bool, scores (B, n) float32 and labels (B, n) int64 in descending order of
-            scores; n is the largest number of results of an image in the batch, which may be 0 (with a cap:
-            the smallest of the cap and the limits `nms_pre` and `max_per_img`, a constant). Rows that an
-            image does not have are empty masks with score 0 and label -1. With a cap also (B,) int64, the
-            number of candidates with a score above `score_thr`, of which the cap may have left out some.
+            masks (B, n, h, w) bool, scores (B, n) float32 descending and labels (B, n) int64; n is the
+                largest number of results in the batch, may be 0 (with a cap: the smallest of the cap,
+                `nms_pre` and `max_per_img`). Padding: empty masks, score 0, label -1. With a cap also (B,)
+                int64, the number of candidates above `score_thr`.
         """
         num_classes = cate_pred.shape[2]
         scores, pairs, areas = (self._capped if self.cap else self._all)(cate_pred, soft)
@@ -171,11 +167,11 @@ def matrix_decay(
     """Return the factors (B, k) float32 by which the matrix NMS lowers scores; -1 stands for mmdet's NaN.
 
     Args:
-        scores: (B, k) in descending order, k at least 1; rows with NO_CANDIDATE take no part.
+        scores: (B, k), descending, k at least 1; NO_CANDIDATE takes no part.
         labels: (B, k) int64.
-        areas: (B, k) float32, pixels of the soft masks above the threshold.
-        overlaps: (B, k, k) float32, number of these pixels that two masks share.
-        config: kernel and sigma; another kernel than 'gaussian' is 'linear'.
+        areas: (B, k) float32, pixels above the threshold.
+        overlaps: (B, k, k) float32, pixels that two masks share.
+        config: kernel ('gaussian', else linear) and sigma.
 
     Source: mmdet 2.28.2 `mask_matrix_nms`.
     """

@@ -1,8 +1,4 @@
-"""The two bilinear resizes of instance masks as one product A S B^T per mask, and the threshold.
-
-Glossary: B batch, n masks, H4, W4 size of the soft masks, h, w size of the results. Along the axis of one
-resize: s, c lines of the map (c may go beyond its end), t lines of the result, p lines of the other axis.
-"""
+"""The two bilinear resizes of instance masks as one product A S B^T per mask, and the threshold."""
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
 from collections.abc import Callable, Iterator
@@ -62,8 +58,10 @@ def _band(name: str, maps: str, axis: int) -> Operator:
 
 
 row_band = register(_band('RowBand', 'B n s p', 2))
-"""weights (B, 1, t, s), maps (B, n, s, p), start, stop, low, high (1,) int64 -> (B, n, stop - start, p): rows
-start..stop of the result, which need rows low..high of the maps."""
+"""weights (B, 1, t, s), maps (B, n, s, p), start, stop, low, high (1,) int64 -> (B, n, stop - start, p).
+
+Rows start..stop of the result need rows low..high of the maps.
+"""
 column_band = register(_band('ColumnBand', 'B n p s', 3))
 """The same along the last axis: maps (B, n, p, s) -> (B, n, p, stop - start)."""
 
@@ -72,10 +70,9 @@ def interpolation(source: Tensor, target: Tensor, columns: Tensor) -> Tensor:
     """Return bilinear weights (..., t, c): the result is their product with the c lines of the source.
 
     Args:
-        source: (..., 1, 1) float32, how many lines the source has, also a fraction; lines have their centres
-            at 0.5, 1.5, ...
-        target: (t, 1) float32, 0, 1, 2 ...: positions of the result.
-        columns: (c,) float32, 0, 1, 2 ...: positions of the source and beyond (weight 0).
+        source: (..., 1, 1) float32, number of lines of the source, also a fraction; centres at 0.5, 1.5, ...
+        target: (t, 1) float32, 0, 1, 2 ...
+        columns: (c,) float32, 0, 1, 2 ...; beyond the source the weight is 0.
     """
     length = target.shape[0] * torch.ones_like(source)
     place = (target + 0.5) * (source / length) - 0.5
@@ -88,7 +85,7 @@ def composed(size: Tensor, crop: Tensor, target: Tensor, ratio: int) -> Tensor:
 
     Args:
         size: () int64, lines of the map.
-        crop: (B, 1, 1) float32, lines that the crop leaves, the first ones: 1 to size * ratio.
+        crop: (B, 1, 1) float32, first lines that the crop leaves: 1 to size * ratio.
         target: () int64, lines of the result.
         ratio: lines after the first resize per line of the map.
     """
@@ -101,11 +98,7 @@ def composed(size: Tensor, crop: Tensor, target: Tensor, ratio: int) -> Tensor:
 def resizing_of(maps: Tensor, img_shape: Tensor, ori_shape: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
     """Return the weights of rows (B, h, H4) and of columns (B, w, W4): resize to the input, crop, resize.
 
-    Args:
-        maps: (B, n, H4, W4); only its size is used.
-        img_shape: (B or 1, 2) float32 height and width before padding, pixels of the input; 0 means all.
-        ori_shape: (2,) int64 height and width of the results; 0 means the input's.
-        ratio: pixels of the input per pixel of the maps.
+    The arguments are `resize_and_threshold`'s.
     """
     size = hw(maps)
     padded = size * ratio
@@ -133,9 +126,9 @@ def resize_and_threshold(
 
     Args:
         soft: (B, n, H4, W4) float32 probabilities.
-        img_shape: (B or 1, 2) float32 height and width before padding, pixels of the network input; 0 means
-            the whole input, which is `ratio` times as large as the soft masks.
-        ori_shape: (2,) int64 height and width of the results; 0 means the input's.
+        img_shape: (B or 1, 2) float32 height and width before padding, pixels of the network input; 0: the
+            whole input.
+        ori_shape: (2,) int64 height and width of the results; 0: the input's.
         ratio: pixels of the input per pixel of the soft masks.
         mask_thr: probability that a pixel must exceed.
     """

@@ -19,7 +19,7 @@ from mmdeploy_ext.graph.script import ZERO
 OFFSET = 1000
 """Factor of a thing's number in a map."""
 FAINTEST = -80.0
-"""Logits below this are raised to it: exp(80) times 1 / score is finite in float32."""
+"""Smallest logit: exp(80) / score is finite in float32."""
 
 
 def _laid(masks: torch.Tensor, labels: torch.Tensor, overlap: float) -> torch.Tensor:
@@ -78,15 +78,15 @@ LAY_MASKS = register(
         body=_lay_masks,
     )
 )
-"""Masks laid over each other, the first on top: a Loop in ONNX, since each depends on the masks before it.
-(masks (B, n, h, w) bool, labels (B, n) int64, overlap) -> (B, h, w) int64: label + number * 1000 of the first
-mask that has the pixel and fits, 0 at pixels of no such mask. A mask fits if it has pixels, and earlier masks
-have taken at most the share `overlap` of them; masks that do not fit leave no trace. Source of the algorithm:
-mmdet 2.28.2 `panoptic_fusion_heads/heuristic_fusion_head.py` (`_lay_masks`)."""
+"""(masks (B, n, h, w) bool, labels (B, n) int64, overlap) -> (B, h, w) int64: label + number * 1000.
+
+A pixel belongs to the first mask that has it and fits; 0 without one. A mask fits if it has pixels, and
+earlier masks have taken at most the share `overlap` of them. Source: mmdet 2.28.2 `heuristic_fusion_head.py`
+(`_lay_masks`).
+"""
 
 
 def map_output(batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the spec of the one output `panoptic`, maps (batch, h, w) int32, in a tuple."""
     meaning = (
         f'segments: class + number * {OFFSET}, the number of things from 1 on and 0 of stuff; the number of '
         f'classes where there is none'
@@ -95,22 +95,13 @@ def map_output(batch: int | str) -> tuple[TensorSpec, ...]:
 
 
 def ids_of(labels: torch.Tensor, accepted: torch.Tensor, things: int) -> torch.Tensor:
-    """Return class + number * `OFFSET` (B, n) int64, the accepted things numbered from 1 in their order.
-
-    Args:
-        labels: (B, n) int64.
-        accepted: (B, n) bool, whether a row becomes a segment.
-        things: number of classes of things; their labels are below it.
-    """
+    """Return class + number * `OFFSET` (B, n) int64; `accepted` (B, n) things count from 1."""
     number = (accepted & (labels < things)).to(torch.int64)
     return labels + number.cumsum(1) * number * OFFSET
 
 
 def pixels(inside: torch.Tensor) -> torch.Tensor:
-    """Return how many pixels (B, n) float32 of the masks `inside` (B, n, h, w) bool are set.
-
-    It is exact below 2 ** 24 pixels.
-    """
+    """Count the pixels (B, n) float32 of masks `inside` (B, n, h, w) bool, exact below 2 ** 24."""
     return inside.to(torch.float32).sum((2, 3))
 
 
@@ -124,18 +115,16 @@ def _classes_of(facts: Any) -> tuple[int, int]:
 
 
 class QueryFusion(nn.Module):
-    """Every pixel belongs to the query that is confident and has the highest score for it.
+    """Every pixel belongs to the confident query with the highest score for it.
 
-    A query is confident if its best class is not the last (no class) and its softmax score exceeds
-    `object_mask_thr`.
+    Confident: the best class is not the last (no class), and its softmax score exceeds `object_mask_thr`.
     """
 
     def __init__(self, facts: Any) -> None:
-        """Read the settings from the facts of a model.
+        """Read `num_classes` (things and stuff), `num_things`, and mmdet's settings.
 
-        These are `num_classes` (of things and of stuff), `num_things`, and mmdet's `object_mask_thr` (scores
-        must exceed it), `iou_thr` (least ratio of a query's pixels to its mask's pixels) and
-        `filter_low_score` (whether pixels outside of the mask of their query get no segment).
+        `object_mask_thr`: least score; `iou_thr`: least ratio of a query's pixels to its mask's pixels;
+        `filter_low_score`: drop pixels outside of their query's mask.
         """
         super().__init__()
         self.classes, self.things = _classes_of(facts)
@@ -173,11 +162,10 @@ class InstanceFusion(nn.Module):
     """Instances, the best first, over a semantic map."""
 
     def __init__(self, facts: Any) -> None:
-        """Read the settings from the facts of a model.
+        """Read `num_classes` (things and stuff), `num_things`, and mmdet's settings.
 
-        These are `num_classes` (of things and of stuff), `num_things`, and mmdet's `mask_overlap` (the
-        largest share of a mask that better ones may cover, without masks left out for it) and
-        `stuff_area_limit` (the least pixels of a class of stuff).
+        `mask_overlap`: largest share of a mask under better masks; `stuff_area_limit`: least pixels of a
+        class of stuff.
         """
         super().__init__()
         self.classes, self.things = _classes_of(facts)
@@ -187,10 +175,10 @@ class InstanceFusion(nn.Module):
         """Return maps (B, h, w) int32.
 
         Args:
-            masks: (B, n, h, w) bool, in descending order of scores; empty where a row is padding.
-            labels: (B, n) int64 of things, any number where a row is padding.
-            semantic: (B, S + 1, h, w) float32 logits of stuff, in the order of its labels; the last class is
-                no stuff. This is the order of mmdet's `PanopticFPNHead`.
+            masks: (B, n, h, w) bool, in descending order of scores; empty for padding.
+            labels: (B, n) int64 of things.
+            semantic: (B, S + 1, h, w) float32 logits of stuff, as of mmdet's `PanopticFPNHead`; the last
+                class is no stuff.
         """
         laid = LAY_MASKS(masks, labels, self.overlap)
         stuff, free = semantic.argmax(1, keepdim=True), laid == 0

@@ -1,10 +1,9 @@
 """Soft masks of grid cells, computed only for the cells that are requested.
 
 Glossary: B batch, S cells of all levels, G grid lines of all levels (a grid of g * g cells has g rows and g
-columns), E channels of a dynamic kernel, D channels of features, R rows of a table, m requested cells (at
-least one), H4, W4 size of the masks, about a quarter of the input, p pixels of a piece of them, which may be
-none, 2h, 2w size of a level's masks: twice that of its feature map. Cells go level by level, pixels row by
-row. All values are finite.
+columns), E channels of a kernel, D channels of features, R rows of a table, m requested cells (at least one),
+H4, W4 size of the masks, about a quarter of the input, p pixels of a piece (0 or more), 2h, 2w size of a
+level's masks. Cells go level by level, pixels row by row.
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
@@ -21,10 +20,10 @@ from mmdeploy_ext.exporting.postprocess.suppression import length
 from mmdeploy_ext.runtime.grid_lines import lines
 
 PIECES = 8
-"""Parts of the map that are computed one after the other: as few as let a part fit into the caches."""
+"""Parts of the map that are computed one after the other, to fit into the caches."""
 SAME_SIZE = 2
-"""Number of first levels with the mask size that other levels are resized to. mmdet resizes the features of
-the first level to the size of the second."""
+"""Number of first levels of equal mask size: mmdet resizes the first level's features to the second's size.
+"""
 
 
 def _keep_above(values: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -83,8 +82,7 @@ COUNT_SHARED = register(
         body=_count_shared_body,
     )
 )
-"""(B, m, p) bool -> (B, m, m) int32: how many elements are True in both of two rows, for all pairs; exact for
-p below 2^24, above which PyTorch's float32 is not."""
+"""(B, m, p) bool -> (B, m, m) int32: elements that are True in both rows, for all pairs; p below 2^24."""
 
 
 def piece_bounds(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch.Tensor | int]]:
@@ -94,12 +92,7 @@ def piece_bounds(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int,
 
 
 def pick_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return rows of each image's table, (B, m, ...).
-
-    Args:
-        table: (B, R, ...).
-        rows: (B, m) int64 indices of 0..R-1; others are not checked, and give a wrong row or an IndexError.
-    """
+    """Return rows of each image's table, (B, m, ...); `table` (B, R, ...), `rows` (B, m) int64, unchecked."""
     batch, count = table.shape[0], table.shape[1]
     shift = torch.arange(batch, device=rows.device)[:, None] * count
     return table.flatten(0, 1)[rows + shift]
@@ -108,23 +101,19 @@ def pick_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 class SoftMasks(abc.ABC):
     """The soft masks of all cells: probabilities (0..1) of pixels to belong to the instance of a cell.
 
-    A subclass per kind of head computes them of the head's outputs, for the cells (B, m) int64, indices of
-    0..S-1, that a method is called with.
+    A subclass per kind of head; methods take cells (B, m) int64 in 0..S-1.
     """
 
     @abc.abstractmethod
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the masks of cells (B, m), piece by piece: (B, m, p), together `maps` with flat pixels."""
+        """Yield the masks of cells (B, m), piece by piece: (B, m, p) flat pixels."""
 
     @abc.abstractmethod
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
         """Return the masks of cells (B, m): (B, m, H4, W4)."""
 
     def sums(self, cells: torch.Tensor, mask_thr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the number of pixels above `mask_thr` in masks of cells (B, m), and the sum of these pixels.
-
-        Both are (B, m) float32; `mask_thr` is from 0 to below 1.
-        """
+        """Return the pixels above `mask_thr` in 0..1 per mask, and their sum, (B, m) float32."""
         areas = totals = 0
         for soft in self.pieces(cells):
             values = KEEP_ABOVE(soft, mask_thr)
@@ -139,10 +128,7 @@ class SoftMasks(abc.ABC):
 
 
 class DynamicMasks(SoftMasks):
-    """SOLOv2: the sigmoid of a cell's kernel times the mask features.
-
-    `size` is (H4, W4); in `features` pixels are flat, (B, E, H4 * W4).
-    """
+    """SOLOv2: the sigmoid of a cell's kernel times the mask features (flat: (B, E, H4 * W4))."""
 
     def __init__(self, kernels: torch.Tensor, features: torch.Tensor) -> None:
         """Keep kernels (B, S, E) and features (B, E, H4, W4)."""
@@ -150,13 +136,11 @@ class DynamicMasks(SoftMasks):
         self.features = features.flatten(2)
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the sigmoid of each piece of the product of kernels and features, for `cells` (B, m)."""
         picked = pick_rows(self.kernels, cells)
         for start, stop in piece_bounds(self.features.shape[2]):
             yield (picked @ self.features[:, :, start:stop]).sigmoid()
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
-        """Return the sigmoid of the whole product, for `cells` (B, m)."""
         flat = (pick_rows(self.kernels, cells) @ self.features).sigmoid()
         return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
 
@@ -164,8 +148,7 @@ class DynamicMasks(SoftMasks):
 class ProductMasks(SoftMasks):
     """Decoupled SOLO: the product of a column's and a row's probability.
 
-    `size` is (H4, W4); in `columns` and `rows` pixels are flat, (B, G, H4 * W4). `column_of` and `row_of`
-    (S,) are the column and the row of each cell, numbered over all levels.
+    `column_of` and `row_of` (S,): column and row of each cell, numbered over all levels.
     """
 
     def __init__(self, columns: torch.Tensor, rows: torch.Tensor, num_grids: Sequence[int]) -> None:
@@ -177,12 +160,10 @@ class ProductMasks(SoftMasks):
         )
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the products of each piece of the columns and rows of `cells` (B, m)."""
         for start, stop in piece_bounds(self.columns.shape[2]):
             yield self._product(cells, self.columns[:, :, start:stop], self.rows[:, :, start:stop])
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
-        """Return the products of the whole columns and rows of `cells` (B, m)."""
         flat = self._product(cells, self.columns, self.rows)
         return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
 
@@ -193,8 +174,7 @@ class ProductMasks(SoftMasks):
 class LevelMasks(SoftMasks):
     """SOLO: the sigmoid of a level's own convolution for the cell, resized to the size of the first level.
 
-    `size` is the mask size of the first level; `starts` has the first cell of each level, `level_of` (S,) the
-    level of each cell.
+    `starts`: first cell of each level; `level_of` (S,): level of each cell.
     """
 
     def __init__(
@@ -214,7 +194,6 @@ class LevelMasks(SoftMasks):
         self.level_of = torch.tensor(levels, device=features[0].device)
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield bands of rows of the masks of `cells` (B, m), resized from each level."""
         levels, places = self._levels(cells)
         for start, stop in piece_bounds(self.size[0]):
             bands = [
@@ -224,7 +203,6 @@ class LevelMasks(SoftMasks):
             yield pick_rows(torch.cat(bands, dim=1), places)
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
-        """Return the masks of `cells` (B, m), in their order, resized from each level."""
         levels, places = self._levels(cells)
         resized = [soft if rows is None else rows @ soft for soft, rows in levels]
         flat = torch.cat([soft.flatten(2) for soft in resized], dim=1)

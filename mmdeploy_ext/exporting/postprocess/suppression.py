@@ -20,8 +20,7 @@ from mmdeploy_ext.exporting.ops.rotated_nms import rotated_class_offsets, rotate
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 
 GROUPS = 32
-"""Groups of labels that NMS goes through one after the other if the number of results has no limit: a box is
-compared with all better ones that were kept."""
+"""Groups of labels for an NMS without a limit of results: a box is compared with all better kept boxes."""
 NMS_ARGUMENTS = ('iou_threshold', 'class_agnostic', 'split_thr')
 SOFT_NMS_ARGUMENTS = ('method', 'sigma', 'min_score')
 SOFT_NMS_IOU = 0.3
@@ -29,13 +28,9 @@ SOFT_NMS_IOU = 0.3
 
 
 def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'model.test_cfg.nms') -> NmsConfig:
-    """Read an mmdet `test_cfg`; with `soft` the type `soft_nms` is read, too.
+    """Read an mmdet `test_cfg`; with `soft` also the type `soft_nms`.
 
-    Args:
-        test_cfg: `test_cfg` of a head.
-        soft: whether the caller's graph has a form of `soft_nms`.
-        key: key of `nms` in the config, for the option that messages advise; they call the settings
-            `test_cfg.NAME`.
+    `key` is the key of `nms` in the config, for messages.
     """
     given = test_cfg.get('nms') or {}
     if not isinstance(given, Mapping):
@@ -118,7 +113,7 @@ def number(key: str, value: Any, kind: type) -> Any:
 
 
 def positive(key: str, value: Any) -> int:
-    """Return a value of `test_cfg`, a whole number of at least 1; the ConfigError of others names `key`."""
+    """Return a whole number of at least 1; else ConfigError names `key`."""
     if (count := number(key, value, int)) < 1:
         raise ConfigError(f'test_cfg.{key}={value}: expected a positive number')
     return count
@@ -135,20 +130,12 @@ def rows_of(maps: Tensor, columns: int) -> Tensor:
 
 
 def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """Return rows of each image's values, (B, N, D).
-
-    Args:
-        values: (B, A, D).
-        rows: (B, N) int64 indices.
-    """
+    """Return rows (B, N, D) of `values` (B, A, D); `rows` (B, N) int64."""
     return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def clip_to(bboxes: Tensor, clip_hw: Tensor, inset: float = 0.0) -> Tensor:
-    """Return `bboxes` (B, N, 4) xyxy, clipped to images of heights and widths `clip_hw` (B or 1, 2).
-
-    All are in pixels. At the right and the lower border boxes end `inset` pixels before.
-    """
+    """Clip `bboxes` (B, N, 4) xyxy to `clip_hw` (B or 1, 2), minus `inset` right and below, in pixels."""
     upper = torch.cat([clip_hw[:, 1:], clip_hw[:, :1]], dim=1).repeat(1, 2)[:, None]
     if inset:
         upper = upper - inset
@@ -160,22 +147,17 @@ class Suppression:
     """Greedy suppression within labels, then the best `max_per_img` in descending score order.
 
     Attributes:
-        iou_threshold: an overlap above this suppresses.
-        max_per_img: largest number of results of an image; -1 is no limit.
-        class_agnostic: whether boxes suppress boxes of other labels.
-        suppresses: whether boxes suppress others at all; if not, only the best `max_per_img` are chosen. Not
-            read with `soft`.
-        inverted: whether some boxes may end before they begin. Upstream never suppresses these, nor others by
-            them.
-        cap: number of boxes that enter, the best by score, N at most; 0 lets all in. With a cap every shape
-            is constant, and the suppression is written in standard operators.
-        trimmed: whether rows behind the largest count of the batch are cut off; else there are `max_per_img`
-            rows, always with `soft`; without it N, if that is less or there is no limit. With a cap they are
-            never cut off.
-        soft: settings of soft NMS, by which boxes lose score in place of being removed; not with a cap. None:
-            they are removed.
-        rotated: whether boxes are turned. They come in descending order of scores, suppress from the
-            threshold on, and go with neither `cap`, `soft` nor `inverted`.
+        iou_threshold: a larger overlap suppresses.
+        max_per_img: most results of an image; -1: no limit.
+        class_agnostic: boxes suppress boxes of other labels.
+        suppresses: False only chooses the best `max_per_img`; ignored with `soft`.
+        inverted: some boxes may end before they begin; these take no part in the suppression, as upstream.
+        cap: most boxes that enter, the best by score; 0: all. With a cap every shape is constant, in standard
+            operators.
+        trimmed: cut off rows behind the largest count of the batch; else there are `max_per_img` rows
+            (without `soft`: N at most). Ignored with a cap.
+        soft: settings of soft NMS; not with a cap.
+        rotated: boxes are turned and in descending order of scores; without `cap`, `soft` and `inverted`.
     """
 
     iou_threshold: float
@@ -196,23 +178,6 @@ class Suppression:
         candidates: Tensor,
         results: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return the boxes that are not suppressed.
-
-        Args:
-            bboxes: (B, N, 4) xyxy, or `rotated` (B, N, 5) x, y, width, height and angle in radians; N is not
-                0.
-            scores: (B, N); `NO_CANDIDATE` (-1) in rows that are no candidates.
-            labels: (B, N) int64, 0 or more.
-            candidates: (B, N) bool; the other rows neither suppress nor are results.
-            results: (B, N, D) returned for each box in place of its corners, such as the rotated box that
-                `bboxes` has the upright bounds of.
-
-        Returns:
-            dets (B, n, 5) x1 y1 x2 y2 score, or (B, n, D + 1) with `results`, labels (B, n); n is the largest
-            number of results of an image in the batch, or as `trimmed` says, and with a cap a constant; rows
-            that an image does not have are zero with label -1. With a cap also (B,) int64, the number of
-            candidates, of which the cap may have left out some.
-        """
         results = bboxes if results is None else results
         if self.cap:
             return self._capped(bboxes, scores, labels, candidates, results)
@@ -277,19 +242,19 @@ def _padded(results: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tupl
 
 
 def length(size: torch.Tensor | int) -> torch.Tensor:
-    """Return `size`, an entry of a tensor's shape, as a () int64 tensor that stays dynamic in a trace."""
+    """Return `size` as a () int64 tensor that stays dynamic in a trace."""
     if isinstance(size, torch.Tensor):
         return torch.as_tensor(size)  # a trace of TorchScript gets a Cast of no effect
     return torch.scalar_tensor(size, dtype=torch.int64)  # `as_tensor` would freeze a torch.SymInt
 
 
 def hw(maps: torch.Tensor) -> torch.Tensor:
-    """Return the height and width (2,) int64 of `maps` (B, C, H, W), which stay dynamic in a trace."""
+    """Return the height and width (2,) int64 of (B, C, H, W), dynamic in a trace."""
     return torch.stack([length(size) for size in maps.shape[2:]])
 
 
 def limit(count: int, available: torch.Tensor | int) -> torch.Tensor | int:
-    """Return min(count, available), or `available` for a negative count, which is no limit."""
+    """Return min(count, available); a negative count is no limit."""
     if count < 0:
         return available
     if isinstance(available, torch.Tensor):

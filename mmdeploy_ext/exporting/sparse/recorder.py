@@ -1,4 +1,4 @@
-"""Records the nodes of a sparse graph, and which tensor object is which tensor of it, while a module runs."""
+"""Records the nodes of a sparse graph while a module runs."""
 
 import contextlib
 import dataclasses
@@ -29,9 +29,9 @@ from mmdeploy_ext.sparse.ir import (
 )
 
 DEFAULT_BOUND = 200000
-"""Field `output_bound` of a convolution, the most sites that it may give, if its module has none."""
+"""`output_bound` (most sites) of a convolution without one."""
 PROBE = (2, 3, 5, 7, 11, 13, 17, 19)
-"""Sizes of a tensor of rank up to 8, all different: its shape tells the order of its axes."""
+"""Different sizes for a rank up to 8: a result's shape tells its order of axes."""
 
 
 class NoSiteLeftError(ExportError):
@@ -39,18 +39,12 @@ class NoSiteLeftError(ExportError):
 
 
 class UnsupportedOperatorError(Exception):
-    """A function that no node of `sparse/ir.py` stands for; its message is shown behind 'MODULE: '."""
+    """A function without a node in `sparse/ir.py`; messages show 'MODULE: ' before it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A tensor of the module in the graph.
-
-    Attributes:
-        name: id of the graph's tensor: '0' of the input features, else 't' and the index of its node.
-        sparse: whether it holds the features (N, C) of N active sites; else it is dense, or has a `problem`.
-        problem: why the graph cannot have this tensor (`name` is '' then), or ''.
-    """
+    """A tensor of the module in the graph."""
 
     name: str
     sparse: bool = False
@@ -61,14 +55,10 @@ class Recorder:
     """Nodes of one forward pass in their order, and the tensors that went into them.
 
     Args:
-        features: (N, C) float32, the module's input of N voxels.
-        coordinates: (N, 4) int32 of the voxels: sample, then axes in `order`.
+        features: (N, C) float32 of N voxels.
+        coordinates: (N, 4) int32: sample, then axes in `order`.
         spatial_shape: grid size per axis, in `order`.
-        order: axis order of the coordinates, 'xyz' or 'zyx'.
-
-    Attributes:
-        nodes: recorded so far.
-        order: the argument of that name.
+        order: 'xyz' or 'zyx'.
     """
 
     def __init__(
@@ -109,20 +99,15 @@ class Recorder:
         return value
 
     def lookup(self, tensor: object) -> Value:
-        """Return the value of `tensor`, an operand of a function."""
         value = self._value(tensor)
         if value is None:
             raise UnsupportedOperatorError('combines the voxels with something that does not come from them')
         return value
 
     def add(self, node_type: type[Node], inputs: tuple[Value, ...], sparse: bool, **fields: Any) -> Value:
-        """Append a node of the module that runs, and return its output.
+        """Append a node of the running module, and return its output.
 
-        Args:
-            node_type: class of the node.
-            inputs: its input tensors.
-            sparse: whether its output holds features of sites (the first input's, but for a convolution).
-            **fields: the other fields of the class.
+        `sparse`: the output holds features of sites; `**fields` are the other fields of `node_type`.
         """
         output = f't{len(self.nodes)}'
         names = tuple(value.name for value in inputs)
@@ -134,7 +119,6 @@ class Recorder:
     # ---- functions between modules
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block no function and no `dense` is recorded; a hooked convolution still is."""
         return patched(self, _paused=self._paused + 1)
 
     def function(self, func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -171,7 +155,7 @@ class Recorder:
     # ---- modules
 
     def hook(self, path: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-        """Hook the submodule of a path; the handles that are returned remove the hooks."""
+        """Hook the submodule of a path; the returned handles remove the hooks."""
         leave = self._leave_convolution if isinstance(module, ConvolutionModule) else self._leave
 
         def enter(part: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -306,17 +290,9 @@ def _changed(func: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
 
 
 def record(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
-    """Record the node of a torch function that was called with a tracked tensor.
+    """Record the node of a torch function that was called with a tracked tensor; return the result's value.
 
-    Args:
-        recorder: gets the node; none if the result is the same tensor in the graph, as of `clone`.
-        func: the function.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-        result: value that it returned.
-
-    Returns:
-        The result's value in the graph.
+    The recorder gets no node if the result is the same tensor in the graph, as of `clone`.
     """
     if func == torch.Tensor.data.__get__:
         return recorder.lookup(args[0])
@@ -421,9 +397,9 @@ NAMES = {
     _dropout: 'dropout',
     _batch_norm: 'batch_norm',
 }
-"""Handler -> names of the torch functions that it records, without the underscores of their other forms."""
+"""Handler -> names of its torch functions, without underscores."""
 HANDLERS = {name: handler for handler, names in NAMES.items() for name in names.split()}
-"""Name of a torch function -> handler, which has the arguments and the result of `record`."""
+"""Name of a torch function -> handler, see `record`."""
 
 
 def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
@@ -437,7 +413,7 @@ def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
 
 
 def convolution_problem(path: str, module: ConvolutionModule) -> str:
-    """Return why the dialect cannot express the convolution `module` at `path`, or ''."""
+    """Return why the dialect cannot express a convolution, or ''."""
     class_name = type(module).__name__
     if module.ndim != 3:
         return f'{path}: {class_name} has {module.ndim} dimensions; the dialect knows 3'
@@ -451,7 +427,7 @@ def convolution_problem(path: str, module: ConvolutionModule) -> str:
 
 
 def refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTensor) -> None:
-    """Raise an ExportError if the kernel of a convolution does not fit on the padded grid of its input."""
+    """Raise ExportError if a kernel exceeds the padded grid."""
     if module.subm or module.inverse or module.transposed:
         return
     axes = zip(source.spatial_shape, module.kernel_size, module.padding, module.dilation, strict=True)
@@ -464,10 +440,10 @@ def refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTe
 
 
 def convolution_fields(module: ConvolutionModule) -> dict[str, Any]:
-    """Return the fields of the graph's node that follow from the module alone.
+    """Return the fields of a convolution's node.
 
-    The weight is (O, k0, k1, k2, I) float32, O and I output and input channels. spconv 2 reads the memory of
-    a 1x1x1 kernel as (I, O), whatever its shape (its issue 556); such a kernel is transposed accordingly.
+    The weight is (O, k0, k1, k2, I) float32. spconv 2 reads a 1x1x1 kernel's memory as (I, O) (its issue
+    556), so this kernel is transposed.
     """
     triples = 'kernel_size stride padding dilation output_padding'
     fields = {name: tuple(int(size) for size in getattr(module, name)) for name in triples.split()}

@@ -29,29 +29,24 @@ def trace(
     spatial_shape: Triple,
     in_channels: int,
 ) -> SparseGraph:
-    """Return the graph of a sparse encoder, with BatchNorm and Relu as nodes of their own.
-
-    Weights are as in `sparse.ir`, float32.
+    """Return the graph of a sparse encoder, with BatchNorm and Relu as separate nodes.
 
     Args:
-        module: the encoder, on any device, with float32 parameters. Its forward takes, told apart by the
-            number of arguments without a default, one SparseConvTensor; features (N, in_channels),
-            coordinates (N, 4) and batch_size; or these and det3d's input_shape, sizes x, y, z without the
-            layer of z that such a module adds.
-        coordinates: (N, 4) int32 (sample, axes in `order`), sample 0, inside the grid; N is not 0.
-        features: (N, in_channels) float32, of the N voxels; zeros by default.
-        order: axis order of the module's coordinates, 'xyz' or 'zyx'; det3d's have 'zyx'.
-        spatial_shape: grid size per axis, in that order, in voxels; of det3d's modules with the added layer.
-        in_channels: features per voxel, also if `features` are given.
+        module: float32, on any device. Its forward takes a SparseConvTensor; or features (N, in_channels),
+            coordinates (N, 4) and batch_size; or also det3d's input_shape (x, y, z without the added layer of
+            z).
+        coordinates: (N, 4) int32 (sample 0, axes in `order`), inside the grid; N is not 0.
+        features: (N, in_channels) float32; zeros by default.
+        order: 'xyz' or 'zyx' (det3d).
+        spatial_shape: grid size per axis, in that order; of det3d's modules with the added layer.
+        in_channels: features per voxel.
 
     Raises:
-        UsageError: another order; coordinates of another shape, none, or outside the grid; features of
-            another shape, or without coordinates.
+        UsageError: unusable order, coordinates or features.
         NoSiteLeftError: an ExportError; no site is left behind a convolution.
         ShapeError: a convolution gets another number of features than it takes.
-        ExportError: the forward takes other arguments or returns something else; a parameter is not float32;
-            or the module does something that no node of `sparse.ir` stands for (the message names the
-            submodule).
+        ExportError: unknown arguments or results of the forward; a parameter that is not float32; or an
+            operation without a node in `sparse.ir` (the message names the submodule).
     """
     if order not in ORDERS:
         raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')

@@ -1,4 +1,4 @@
-"""The alignment of two graphs: which node of one is which of the other. Needs no torch."""
+"""The alignment of two graphs: pairs of nodes and tensors. Needs no torch."""
 
 import collections
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -12,7 +12,6 @@ Keys = dict[int, Hashable]
 
 
 def align(program: Program, reference: Program) -> Alignment:
-    """Return the pairs of nodes, and of tensors, of a graph on trial and its reference."""
     return _Aligner(program, reference).align()
 
 

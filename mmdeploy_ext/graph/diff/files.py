@@ -20,7 +20,7 @@ from mmdeploy_ext.graph.io import files
 def engine_notes(
     model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], walk: Walk, bars: Bars
 ) -> list[str]:
-    """Return how outputs of the model with all optimisations differ from the node-by-node run `walk`."""
+    """Return how outputs of the fully optimised model differ from the node-by-node run `walk`."""
     try:
         outputs = run.run(model, feeds, optimization='all')
     except Mm2OnnxError as error:
@@ -41,14 +41,10 @@ def diff_files(
     seed: int = 0,
     rtol: float | None = None,
 ) -> Comparison:
-    """Compare two files, of which the first is the reference: structure, and tensors on the same inputs.
+    """Compare the structure of two files, and their tensors on the same inputs.
 
-    Args:
-        reference_path: the reference.
-        path: the file on trial.
-        feeds: input -> array, by the reference's names; None takes random ones, from `seed`.
-        seed: seed of the random inputs.
-        rtol: error of one node above which it is at fault, see `Bars.at`; None: the bars of the precision.
+    - `feeds`: input -> array, by the reference's names; None: random, from `seed`.
+    - `rtol`: error of one node above which it is at fault, see `Bars.at`; None: the bars of the precision.
     """
     constants, runner = Constants(), NodeRunner()
     reference, candidate = (Program(files.load(file), constants) for file in (reference_path, path))

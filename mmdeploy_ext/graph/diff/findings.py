@@ -32,15 +32,15 @@ STRUCTURE = ('node', 'wiring', 'function')
 VALUES = ('attribute', 'initializer', 'inside')
 """Kinds of changes that only some inputs may reach, such as another threshold."""
 NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
-"""Stands for the reference of a tensor that has none."""
+"""Stands for a missing reference."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bars:
-    """The errors above which values differ, see `walk.compare`.
+    """Relative errors above which values differ, see `walk.compare`.
 
     Attributes:
-        born: for the result of one node that was fed with the reference's values.
+        born: for one node on the reference's values.
         free: for the whole model from its inputs.
     """
 
@@ -48,7 +48,7 @@ class Bars:
     free: float = FREE_RTOL
 
     def at(self, rtol: float | None) -> Bars:
-        """Return bars with `rtol` for one node, and at least as much for the whole model; None: unchanged."""
+        """Return bars with `rtol` for one node, and at least `rtol` for the whole model."""
         return self if rtol is None else Bars(rtol, max(self.free, rtol))
 
 
@@ -61,17 +61,15 @@ class Entry:
     """One tensor of the graph on trial, for tables and plots.
 
     Attributes:
-        depth: its place in topological order.
-        node, op_type, module: the node that writes it, its operator, and the PyTorch module that it is from,
-            or ''.
-        tensor: its name.
-        shape: shape as text, or '-' if its node or one before it failed.
-        paired: label of the tensor that it was compared with, or ''.
+        depth: place in topological order.
+        module: PyTorch module of the node, or ''.
+        shape: as text, '-' if the node or one before it failed.
+        paired: label of the reference tensor, or ''.
         how: kind of the pairing, see `walk.ReferenceTensor`.
-        error: relative error in the whole model; None if it was not compared, or is infinite.
-        born: relative error of the node alone, on the reference's inputs; None likewise.
-        state: 'equal', 'born here', 'passed on', 'inner' or 'unknown', see `walk.Row.state`.
-        reason: why it could not be compared by numbers, or why the node failed.
+        error: relative error in the whole model; None if not compared or infinite.
+        born: relative error of the node alone on the reference's inputs; None likewise.
+        state: see `walk.Row.state`.
+        reason: why numbers could not be compared, or why the node failed.
     """
 
     depth: int
@@ -94,14 +92,13 @@ class Divergence:
 
     Attributes:
         node: the node to look at: the first with evidence, else the first.
-        op_type, module, tensor: its operator, PyTorch module and output.
-        paired: label of the tensor that the first wrong tensor was compared with.
-        born: error of the first wrong tensor, of its node alone; None if it is infinite or unknown.
+        paired: label of the reference of the first wrong tensor.
+        born: error of the first wrong tensor, of its node alone; None if infinite or unknown.
         error: error of the same tensor in the whole model; None likewise.
         nodes: all nodes that may be at fault, in topological order.
         exact: whether `node` alone is at fault.
         evidence: observations about the cause.
-        record: number of PyTorch's tensor there, in the order in which it ran; -1 if that is not known.
+        record: place of PyTorch's tensor in its order of execution; -1 if unknown.
     """
 
     node: str
@@ -122,19 +119,14 @@ class Comparison:
     """The result of a comparison.
 
     Attributes:
-        subject: the compared things, name -> text; `kind` is 'files' if it was two files.
-        entries: tensors of the graph on trial in topological order.
-        differences: where errors are born, in topological order.
-        outputs: the entries of the graph's outputs.
+        subject: names of the compared things; `kind` is 'files' for two files.
+        entries, differences: in topological order.
         changes: differences of structure: dicts of the fields of `structure.Change`.
-        notes: remarks for the reader.
-        bars: the errors above which values differ.
         guessed: whether tensors were paired without a fresh export.
-        missing: outputs of the reference that the graph on trial lacks.
-        additional: outputs that only the graph on trial has.
+        missing, additional: outputs that only the reference, or only the graph on trial, has.
         renamed: output of the reference -> its name in the graph on trial.
         graph: how the graph differs from a fresh export, or ''.
-        results: how the results differ from the results of the user's own code, or ''.
+        results: how the results differ from the results of the user's code, or ''.
     """
 
     subject: dict[str, Any]
@@ -185,7 +177,6 @@ class Comparison:
         return inside and agree and self.compared > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return all attributes, and `equal`, `restructured`, `compared` and `first`."""
         first = dataclasses.asdict(self.first) if self.first else None
         facts = dict(equal=self.equal, restructured=self.restructured, compared=self.compared, first=first)
         return facts | dataclasses.asdict(self)
@@ -201,13 +192,7 @@ def comparison_of(
 ) -> Comparison:
     """Return the findings of a walk.
 
-    Args:
-        walk: through the graph on trial.
-        bars: the errors above which values differ.
-        structure: how the graph differs from its reference.
-        subject: what was compared, see `Comparison`.
-        notes: remarks for the reader.
-        module: returns the PyTorch module of a node; None: it is in the node's name or metadata.
+    `module` returns the PyTorch module of a node; None: read it from the node's name or metadata.
     """
     index = walk.program.index
 
@@ -257,7 +242,7 @@ def comparison_of(
 
 
 def finite(value: float | None) -> float | None:
-    """Return an error unchanged, but None if it is infinite or NaN: JSON has no such numbers."""
+    """None for infinity and NaN, which JSON lacks."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -298,16 +283,12 @@ def _divergence(
 
 
 def shape_texts(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return name -> shape of the array as text."""
     return {name: shape_text(array.shape) for name, array in feeds.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Tensors that may be wrong, in topological order.
-
-    `ends`: whether the last one has a reference and is known to be wrong; else none of them has one.
-    """
+    """Tensors that may be wrong, in topological order; `ends`: the last one has a reference and is wrong."""
 
     tensors: tuple[str, ...]
     ends: bool

@@ -23,17 +23,16 @@ from mmdeploy_ext.graph.run import open_session
 SHAPE_READERS = ('Shape', 'Size')
 """Their outputs depend on the shape of the input, not on its values."""
 OUTPUT_TIES = {'TopK': 1}
-"""Operator -> place of its output that holds indices, which may differ if the values are equal."""
+"""Operator -> place of its output of indices, which may differ for equal values."""
 
 
 class Constants:
-    """Arrays that are equal bit for bit become one object, so that results can be looked up by identity."""
+    """Makes equal arrays one object, so that results can be looked up by identity."""
 
     def __init__(self) -> None:
         self._arrays: dict[tuple[str, tuple[int, ...], bytes], np.ndarray] = {}
 
     def unique(self, array: np.ndarray) -> np.ndarray:
-        """Return the first array that was given with this dtype, shape and bits; it may be `array` itself."""
         digest = hashlib.sha256(array_bytes(array)).digest()
         return self._arrays.setdefault((str(array.dtype), array.shape, digest), array)
 
@@ -42,11 +41,10 @@ class Program:
     """A graph, which must not change meanwhile, as a list of steps over named arrays.
 
     Attributes:
-        index: the graph, by the names of its tensors and nodes.
         constants: name -> array of initializers, Constant nodes, and Identity nodes that copy them.
-        defaults: name -> array of the initializers that are inputs, too.
+        defaults: name -> array of the initializers that are also inputs.
         steps: positions of all other nodes.
-        static: outputs of the steps that are computed of constants and of sizes of tensors alone.
+        static: outputs that depend on constants and sizes of tensors alone.
         functions: digest of the local functions.
     """
 
@@ -75,13 +73,11 @@ class Program:
                 self.static.update(self.index.writes(position))
 
     def is_half(self) -> bool:
-        """Return whether a constant, a default or an input of the main graph is float16."""
         arrays = (*self.constants.values(), *self.defaults.values())
         elements = [value.type.tensor_type.elem_type for value in self.index.graph.input]
         return onnx.TensorProto.FLOAT16 in elements or any(array.dtype == np.float16 for array in arrays)
 
     def fitting(self, name: str, feed: np.ndarray) -> np.ndarray:
-        """Return a float feed in the float dtype that the input `name` takes; other feeds unchanged."""
         elements = {value.name: value.type.tensor_type.elem_type for value in self.index.graph.input}
         dtype = helper.tensor_dtype_to_np_dtype(elements[name]) if elements[name] else feed.dtype
         return feed.astype(dtype) if {dtype.kind, feed.dtype.kind} == {'f'} else feed
@@ -89,12 +85,7 @@ class Program:
 
 @dataclasses.dataclass
 class Alignment:
-    """The nodes and tensors of two graphs that belong together.
-
-    Attributes:
-        nodes: position in the left graph, which is on trial -> position in the right one, the reference.
-        tensors: name in the left graph -> name in the right one.
-    """
+    """Pairs of nodes (positions) and of tensors (names): graph on trial -> reference."""
 
     nodes: dict[int, int]
     tensors: dict[str, str]
@@ -103,7 +94,7 @@ class Alignment:
 class NodeRunner:
     """Runs single nodes in ONNX Runtime; the same node on the same arrays runs once, a random one too.
 
-    Arrays are told apart by identity, so none that was given or returned may be changed.
+    Arrays are compared by identity: do not change an array that was given or returned.
     """
 
     def __init__(self) -> None:

@@ -28,16 +28,14 @@ ONLY_HERE = 'is only in this graph'
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One difference between two graphs, of which the left one is on trial, the right one the reference.
+    """One difference between the graph on trial (left) and the reference (right).
 
     Attributes:
         kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata',
-            'function', 'domain' or 'inside' (of a body or function, see `diff_files`).
+            'function', 'domain' or 'inside' (of a body or function).
         where: node, tensor or key, by the left graph's name when it has one.
-        detail: the difference.
-        left: position of the node in the left graph, or None.
-        right: position of the node in the right graph, or None.
-        size: largest change of an initializer of floats over the largest value on the right, or None.
+        left, right: position of the node in each graph, or None.
+        size: largest change of an initializer of floats over the reference's largest value, or None.
     """
 
     kind: str
@@ -49,7 +47,7 @@ class Change:
 
 
 def changes(program: Program, reference: Program, pairs: Alignment) -> list[Change]:
-    """Return the differences between a graph and its reference, by their alignment."""
+    """Return the differences between two aligned graphs."""
     result: list[Change] = []
     for position in program.steps:
         mate = pairs.nodes.get(position)
@@ -126,7 +124,6 @@ def _with_producer(program: Program, name: str) -> str:
 
 
 def constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, float | None]:
-    """Return how two constants differ, and the largest change over the largest value of the reference."""
     if array.shape != expected.shape or array.dtype != expected.dtype:
         sides = [f'{side.dtype} {shape_text(side.shape)}' for side in (array, expected)]
         return f'is {sides[0]}, reference {sides[1]}', None
@@ -148,7 +145,7 @@ def constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, float
 
 
 def attributes(node: onnx.NodeProto, model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, Any]:
-    """Return name -> value of a node's attributes, defaults of the operator included, without sub-graphs."""
+    """Return a node's attributes with the operator's defaults, without sub-graphs."""
     values = defaults_of(node, opsets_of(model))
     for entry in node.attribute:
         is_graph = entry.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
@@ -160,7 +157,7 @@ def attributes(node: onnx.NodeProto, model: onnx.ModelProto | onnx.FunctionProto
 
 
 def exact_text(value: Any) -> str:
-    """Return the value of an attribute as a text that equals another one's only if the values do."""
+    """Return a text that is equal only for equal attribute values."""
     if isinstance(value, np.ndarray):
         return f'{value.dtype}{value.shape}{array_bytes(value).hex()}'
     return repr(list(value)) if isinstance(value, list | tuple) else repr(value)

@@ -25,15 +25,15 @@ EQUAL, BORN, PASSED, INNER, UNKNOWN = 'equal', 'born here', 'passed on', 'inner'
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceTensor:
-    """The values that a tensor should have.
+    """The expected values of a tensor.
 
     Attributes:
-        value: its values, of the same shape, unless it was paired by 'value', 'order' or 'module'.
-        label: name on the reference's side: of a PyTorch module, of a tap, or of a tensor of a graph.
-        module: path of the PyTorch module that made it, or ''.
+        value: same shape as the tensor, unless `how` is 'value', 'order' or 'module'.
+        label: name of a PyTorch module, a tap, or a tensor of a graph.
+        module: path of the PyTorch module, or ''.
         how: kind of the pairing: 'structure' of two files; 'name', equal 'value', place in a 'module' or in
             the 'order' of execution; 'values' or 'export' by a fresh export.
-        record: number of the tensor in the order in which PyTorch computed them, or -1.
+        record: place in PyTorch's order of execution, or -1.
     """
 
     value: np.ndarray
@@ -48,13 +48,12 @@ class Row:
     """One tensor of the walk.
 
     Attributes:
-        position: index of the node that writes it; None of an output of the graph that is an input.
-        tensor: its name.
-        shape: shape of the free value; None if this node or one before it failed.
-        reference: the values that it should have; None if there is no counterpart.
-        error: error of the free value; None if there is no reference, or no value.
-        born: error of the fed value, likewise; inf also if the node fails on the reference's values.
-        reason: why it cannot be compared by numbers, or why the node failed.
+        position: index of the node; None for a graph output that is an input.
+        shape: None if this node or one before it failed.
+        reference: expected values, or None.
+        error: error of the value in the whole model; None without a reference or value.
+        born: error of the node alone on the reference's values; inf also if it fails on them.
+        reason: why numbers cannot be compared, or why the node failed.
     """
 
     position: int | None
@@ -66,14 +65,6 @@ class Row:
     reason: str = ''
 
     def state(self, born_rtol: float = BORN_RTOL, rtol: float = FREE_RTOL) -> str:
-        """Return the state of the tensor: the first of these that is true.
-
-        - 'born here': the error of the fed value is above `born_rtol`.
-        - 'passed on': the error of the free value is above `rtol`: an earlier node is at fault.
-        - 'inner': it was computed, and has no reference.
-        - 'unknown': it could not be computed or compared.
-        - 'equal': else.
-        """
         if self.born is not None and self.born > born_rtol:
             return BORN
         if self.error is not None and self.error > rtol:
@@ -88,10 +79,9 @@ class Walk:
     """The result of a walk.
 
     Attributes:
-        program: the graph.
         rows: tensor -> row, in topological order.
-        free: tensor -> its value from the graph's inputs.
-        good: tensor -> values of the reference; without one, the value that its node computes from them.
+        free: tensor -> value from the graph's inputs.
+        good: tensor -> value of the reference, or computed from the reference's values.
     """
 
     program: Program
@@ -100,7 +90,7 @@ class Walk:
     good: dict[str, np.ndarray]
 
     def latest_input(self, position: int) -> int:
-        """Return the largest `record` of the references of a node's inputs, or -1."""
+        """Return the largest `record` among the references of a node's inputs, or -1."""
         rows = [self.rows[name] for name in self.program.index.reads(position) if name in self.rows]
         return max((row.reference.record for row in rows if row.reference is not None), default=-1)
 
@@ -112,14 +102,12 @@ def walk(
     runner: NodeRunner,
     lookup: Callable[[Walk, str, int, np.ndarray], ReferenceTensor | None] | None = None,
 ) -> Walk:
-    """Walk a graph; its tensors should have the values of `references`.
+    """Run each node of a graph on the reference's values and compare its outputs.
 
-    Args:
-        program: the graph.
-        feeds: input -> array of its dtype.
-        references: tensor -> the values that it should have, as far as they are known before the walk.
-        runner: runs the nodes; walks that share one do not run equal nodes on equal values again.
-        lookup: (walk so far, tensor, position of its node, fed value) -> a reference, or None.
+    - `feeds`: input -> array of its dtype.
+    - `references`: tensor -> expected values that are known before the walk.
+    - `runner`: shared by walks, it runs equal nodes on equal values once.
+    - `lookup`: (walk so far, tensor, position of its node, fed value) -> a reference, or None.
     """
     base = {**program.constants, **program.defaults, **feeds}
     result = Walk(program, rows={}, free=dict(base), good=dict(base))
@@ -194,7 +182,7 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
 
 
 def is_informative(value: np.ndarray) -> bool:
-    """Return whether more than `FEW_VALUES` floats are not all the same: equal ones may be chance."""
+    """Whether more than `FEW_VALUES` floats are not all equal."""
     return value.dtype.kind == 'f' and value.size > FEW_VALUES and float(np.ptp(np.nan_to_num(value))) > 0
 
 

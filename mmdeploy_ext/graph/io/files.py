@@ -114,7 +114,6 @@ def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = (
 
 
 def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with inferred types and shapes of outputs that state no shape."""
     missing = names_without_shape(model.graph.output)
     if is_sparse(model) or not missing:
         return model
@@ -149,7 +148,6 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
 
 
 def is_large(model: onnx.ModelProto) -> bool:
-    """Return whether a model has to be written with external data."""
     tensors = sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in all_tensors(model))
     nodes = sum(len(node.input) + len(node.output) for node in all_nodes(model)) * 64
     return tensors + nodes + sum(value.ByteSize() for value in model.graph.value_info) > PROTOBUF_LIMIT
@@ -238,7 +236,6 @@ def check_order(model: onnx.ModelProto, name: AnyPath = 'the model') -> None:
 
 
 def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
-    """Return the names of the tensors that state no shape, not even one with open axes."""
     return [
         value.name
         for value in values

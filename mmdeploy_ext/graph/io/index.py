@@ -16,12 +16,11 @@ from mmdeploy_ext.core.errors import ModelFileError, UsageError, did_you_mean
 
 _DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
 RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)
-"""Operators of ONNX that draw random numbers wherever they are, also those with a seed: engines draw other
-numbers from it."""
+"""Operators that draw random numbers; engines draw other numbers from the same seed."""
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs in a node's attributes: the branches of If, the bodies of Loop and Scan."""
+    """Yield the branches of If and the bodies of Loop and Scan of a node."""
     for attribute in node.attribute:
         if attribute.HasField('g'):
             yield attribute.g
@@ -40,7 +39,6 @@ def all_graphs(
 
 
 def all_nodes(model: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node of `all_graphs`."""
     for graph in all_graphs(model):
         yield from graph.node
 
@@ -57,7 +55,7 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def captured(node: onnx.NodeProto) -> list[str]:
-    """Return the outer tensors that a node's bodies read or give as outputs, in order, each once."""
+    """Return the outer tensors that a node's bodies use, each once."""
     names: list[str] = []
     for body in bodies(node):
         inner = {'', *(value.name for value in (*body.input, *body.initializer))}
@@ -68,17 +66,17 @@ def captured(node: onnx.NodeProto) -> list[str]:
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """Return every tensor that a node needs: its inputs, then what its bodies read from outside."""
+    """Return every tensor that a node needs: its inputs, then the outer tensors of its bodies."""
     return list(dict.fromkeys([name for name in node.input if name] + captured(node)))
 
 
 def writes(node: onnx.NodeProto) -> list[str]:
-    """Return the outputs that a node has; optional ones that it leaves out are not among them."""
+    """Return a node's outputs without omitted ones."""
     return [name for name in node.output if name]
 
 
 def refill(message: Message, **fields: Iterable[Message]) -> None:
-    """Replace the entries of repeated fields of a protobuf message in place."""
+    """Replace the entries of repeated fields of a protobuf message, in place."""
     for name, entries in fields.items():
         copies = copy.deepcopy(list(entries))
         message.ClearField(name)
@@ -86,18 +84,18 @@ def refill(message: Message, **fields: Iterable[Message]) -> None:
 
 
 def node_label(nodes: Sequence[onnx.NodeProto], position: int) -> str:
-    """Return the name of the node at a position of `nodes`, or '#12 (Conv)' when it has none."""
+    """Return the name of a node, or '#12 (Conv)'."""
     node = nodes[position]
     return node.name or f'#{position} ({node.op_type})'
 
 
 def operator_name(node: onnx.NodeProto) -> str:
-    """Return the operator of a node, with its domain if that is not ONNX's own: 'Conv', 'my.domain.Conv'."""
+    """Return 'Conv', or 'my.domain.Conv' for another domain."""
     return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
 
 
 def free_name(name: str, used_names: Collection[str]) -> str:
-    """Return `name` with '_inner' behind it, and as many '_' as it takes not to be in `used_names`."""
+    """Return `name` with '_inner' and as many '_' as make it unused."""
     name = f'{name}_inner'
     while name in used_names:
         name += '_'
@@ -105,13 +103,13 @@ def free_name(name: str, used_names: Collection[str]) -> str:
 
 
 def claim_name(name: str, used_names: set[str]) -> str:
-    """Return `free_name`'s result, and add it to `used_names`."""
+    """`free_name`, and mark the result as used."""
     used_names.add(name := free_name(name, used_names))
     return name
 
 
 def join_names(names: Sequence[str], limit: int) -> str:
-    """Return names joined by commas: the first `limit` of them, then ' and 3 more' if there are more."""
+    """Join the first `limit` names by commas, then ' and 3 more'."""
     return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
 
 
@@ -119,11 +117,10 @@ class Index:
     """A graph, looked up by tensor and by node.
 
     Attributes:
-        model: it must not change while the index is used; `graph` is its main graph.
-        nodes: nodes of the main graph; a node's position in it, from 0, is its handle.
-        inputs: names of the graph inputs that have to be fed, i.e. have no initializer.
-        constants: initializers by name, defaults of inputs too; sparse ones are not there.
-        outputs: names of the graph's outputs.
+        model: must not change while the index is used; `graph` is its main graph.
+        nodes: nodes of the main graph; functions take a node's position in it.
+        inputs: names of the graph inputs without an initializer.
+        constants: initializers by name, defaults of inputs included, sparse ones not.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -148,23 +145,19 @@ class Index:
         self._names.pop('', None)
 
     def producer(self, tensor: str) -> int | None:
-        """Return the position of the node that writes a tensor, None for every other name."""
         return self._producers.get(tensor)
 
     def consumers(self, tensor: str) -> list[int]:
-        """Return the positions of the nodes that read a tensor, ascending; [] also for an unknown name."""
+        """Return the positions of the nodes that read a tensor, ascending."""
         return list(self._consumers.get(tensor, ()))
 
     def reads(self, position: int) -> list[str]:
-        """Return every tensor that the node at `position` needs, as the function `reads` does."""
         return self._reads[position]
 
     def writes(self, position: int) -> list[str]:
-        """Return the outputs that the node at `position` has, without omitted ones."""
         return writes(self.nodes[position])
 
     def label(self, position: int) -> str:
-        """Return the name of the node at `position`, or '#12 (Conv)' when it has none."""
         return node_label(self.nodes, position)
 
     @property
@@ -173,18 +166,17 @@ class Index:
         return list(dict.fromkeys([*values, *self.constants, *self._producers]))
 
     def has_tensor(self, name: str) -> bool:
-        """Return whether the main graph has a tensor of that name; sparse initializers do not count."""
         return name in self._producers or name in self.constants or name in self.inputs
 
     def check_tensor(self, name: str) -> str:
-        """Return `name`; UsageError with similar names if the graph has no such tensor."""
+        """Raise UsageError, with similar names, for an unknown tensor."""
         if self.has_tensor(name):
             return name
         hint = did_you_mean(name, self.tensors) or f'; `show --nodes` of {tool("graph")} lists all'
         raise UsageError(f'there is no tensor {name!r} in the graph{hint}')
 
     def find_node(self, name: str) -> int:
-        """Return the position of the node called `name`, or of '#12'; UsageError if none or several are."""
+        """Return the position of a node by name or '#12'; UsageError for none or several."""
         positions = self._names.get(name, [])
         if len(positions) > 1:
             places = ', '.join(f'#{position}' for position in positions[:8])
@@ -200,7 +192,7 @@ class Index:
         return positions[0]
 
     def ancestors(self, outputs: Iterable[str], stops: Iterable[str] = ()) -> list[int]:
-        """The positions, ascending, of the nodes that make `outputs` from graph inputs and constants."""
+        """Return the positions, ascending, of the nodes that make `outputs`; the search ends at `stops`."""
         stops, positions = set(stops), set()
         waiting = [name for name in outputs if name not in stops]
         while waiting:
@@ -211,7 +203,7 @@ class Index:
         return sorted(positions)
 
     def descendants(self, inputs: Iterable[str]) -> list[int]:
-        """Return the positions, ascending, of all nodes that read `inputs`, tensors, or depend on them."""
+        """Return the positions, ascending, of all nodes that depend on the tensors `inputs`."""
         positions, waiting = set(), list(inputs)
         while waiting:
             new_readers = set(self.consumers(waiting.pop())) - positions
@@ -220,12 +212,12 @@ class Index:
         return sorted(positions)
 
     def leaves(self, positions: Iterable[int], stops: Iterable[str] = ()) -> list[str]:
-        """The names of graph inputs that some nodes read and that are not in `stops`, in graph order."""
+        """Return the graph inputs that some nodes read, without `stops`, in graph order."""
         names = {name for position in positions for name in self.reads(position)} - set(stops)
         return [name for name in self.inputs if name in names]
 
     def constant_nodes(self) -> set[int]:
-        """Return the positions of nodes that depend on no graph input, also on none with a default."""
+        """Return the positions of nodes that depend on no graph input, not even one with a default."""
         random = [position for position, node in enumerate(self.nodes) if node.op_type in RANDOM]
         varying = [value.name for value in self.graph.input]
         varying += [name for position in random for name in self.writes(position)]
@@ -233,12 +225,11 @@ class Index:
 
 
 def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
-    """Return domain -> version of the opset that a model or function imports; ONNX's own domain is ''."""
+    """Return domain -> opset version; ONNX's own domain is ''."""
     return {'' if entry.domain == 'ai.onnx' else entry.domain: entry.version for entry in model.opset_import}
 
 
 def schema_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> onnx.defs.OpSchema | None:
-    """Return the schema of a node's operator in these opsets (domain -> version), None when ONNX has none."""
     domain = '' if node.domain == 'ai.onnx' else node.domain
     return _schema(node.op_type, domain, opsets.get(domain, 1))
 
@@ -252,12 +243,12 @@ def _schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | Non
 
 
 def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return name -> value in Python of the attributes of a node; texts are bytes."""
+    """Return name -> Python value of a node's attributes; texts are bytes."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
-    """Name -> default value of the attributes of a node's operator that have one, whatever it states."""
+    """Return name -> default of the attributes of a node's operator."""
     schema = schema_of(node, opsets)
     entries = [entry.default_value for entry in schema.attributes.values()] if schema else []
     return {entry.name: helper.get_attribute_value(entry) for entry in entries if entry.name}
@@ -287,11 +278,10 @@ ATTRIBUTE_DTYPES = {
     **dict.fromkeys((AttributeProto.FLOAT, AttributeProto.FLOATS), np.float32),
     **dict.fromkeys((AttributeProto.INT, AttributeProto.INTS), np.int64),
 }
-"""Type of a Constant node's attribute that is no tensor -> dtype of the values."""
 
 
 def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
-    """Return the value of a Constant node, whichever attribute has it; None for another node."""
+    """Return the value of a Constant node, None for another node."""
     if node.op_type != 'Constant' or node.domain not in ('', 'ai.onnx') or len(node.attribute) != 1:
         return None
     (attribute,) = node.attribute
@@ -304,7 +294,7 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
 
 
 def array_bytes(array: np.ndarray) -> bytes:
-    """Return bytes that equal those of another array of the same dtype and shape only if all elements do."""
+    """Return bytes that are equal only for equal arrays of one dtype and shape."""
     if array.dtype != object:
         return array.tobytes()
     return repr([text if isinstance(text, bytes) else text.encode() for text in array.ravel()]).encode()
@@ -328,5 +318,5 @@ def constants_to_initializers(graph: onnx.GraphProto, data_type: int | None = No
 
 
 def count_nodes(model: onnx.ModelProto) -> int:
-    """Return how many nodes of the main graph are no Constant, as `Signature.size` counts."""
+    """Count the nodes of the main graph other than Constant."""
     return sum(node.op_type != 'Constant' for node in model.graph.node)

@@ -4,7 +4,7 @@ Three sources, tried in this order:
 - metadata of the torch.export-based exporter: `pkg.torch.onnx.name_scopes`;
 - node names of the TorchScript exporter: '/backbone/layer1/layer1.0/conv1/Conv';
 - names of weights: a node that reads 'backbone.stem.conv.weight' belongs to 'backbone.stem.conv'. Older
-  exporters ('Conv_12') and other frameworks leave no more than that.
+  exporters and other frameworks leave only these.
 """
 
 import ast
@@ -15,7 +15,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import onnx
 
 SCOPES = 'pkg.torch.onnx.name_scopes'
-"""Key of a node's metadata: the text of a list of its scopes, the outermost first."""
 WEIGHTS = ('weight', 'bias', 'running_mean', 'gamma', 'in_proj_weight')
 """Last parts of names of weights."""
 WRAPPER = 'model'
@@ -23,7 +22,7 @@ WRAPPER = 'model'
 
 
 def module_of(node: onnx.NodeProto) -> tuple[str, str]:
-    """Return (module name, source) of one node, e.g. ('backbone.layer1.0.conv1', 'names')."""
+    """Return (module name, source of the name), e.g. ('backbone.layer1.0.conv1', 'names')."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
             try:
@@ -42,7 +41,7 @@ def module_of(node: onnx.NodeProto) -> tuple[str, str]:
 
 
 def without_repetition(parts: Iterable[str]) -> list[str]:
-    """The parts of a name, outermost first, without empty ones and containers that the next repeats."""
+    """Drop empty parts and containers that the next part repeats."""
     words: list[str] = []
     for part in filter(None, parts):
         if words and part.startswith(f'{words[-1]}.'):
@@ -52,24 +51,17 @@ def without_repetition(parts: Iterable[str]) -> list[str]:
 
 
 def plain_path(path: str) -> str:
-    """Return the path of a module below the detector, as keys of checkpoints have it."""
+    """Return a module's path below the detector, as in the keys of checkpoints."""
     parts = path.split('.')
     return '.'.join(parts[parts.index(WRAPPER) + 1 :]) if WRAPPER in parts else path
 
 
 def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) -> str:
-    """Return the path of a node's module, '' if it is unknown.
+    """Return the path of a node's module, '' if unknown, from TorchScript's name or dynamo's metadata.
 
-    - TorchScript writes it into the name, with a number for repeated calls:
-      `network/backbone/layer1/layer1.0/relu_1/Relu` is the second call of `backbone.layer1.0.relu`.
-    - dynamo writes it into the metadata of the node.
-    Names of weights are not looked at.
-
-    Args:
-        node: node of an exported file.
-        modules: paths of the model's modules; of a path in a name the result is one of them (the nearest
-            module around it if it is none itself), or ''. None takes the name unchanged, with numbers of
-            calls and stages ('network'), and a path in metadata is always taken so.
+    `network/backbone/layer1/layer1.0/relu_1/Relu` is the second call of `backbone.layer1.0.relu`. With
+    `modules`, the paths of the model's modules, the result is one of them (the nearest module around the
+    node) or ''. None keeps numbers of calls and stages ('network').
     """
     path, source = module_of(node)
     if source == 'metadata':

@@ -55,7 +55,6 @@ def _read_file(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz file of name -> array, texts as numpy's str; `np.savez` has no array called 'file'."""
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             array = np.asarray(array)

@@ -14,23 +14,21 @@ from mmdeploy_ext.graph.io.index import constant_value
 
 PACKED_BITS = {'INT2': 2, 'UINT2': 2, 'INT4': 4, 'UINT4': 4, 'FLOAT4E2M1': 4}
 PACKED_BITS |= {'FLOAT6E2M3': 6, 'FLOAT6E3M2': 6}
-"""Name of a data type of less than a byte -> bits of an element."""
 LARGEST_SHAPE = 1024
-"""Elements: larger constants are no shapes, and values of larger initializers are left out when shapes are
-inferred."""
+"""Elements: larger constants are no shapes; shape inference gets no values of larger initializers."""
 INVENTED = 'unk__'
-"""Prefix of the names that shape inference gives to sizes which it cannot compute."""
+"""Prefix of names that shape inference gives to unknown sizes."""
 _SHAPE_OPERATORS = """
 Add And Cast Ceil Concat ConstantOfShape Div Equal Expand Flatten Floor Gather GatherElements Greater Identity
 Less Max Min Mod Mul Neg Not Or Pow Range ReduceMax ReduceMin ReduceProd ReduceSum Reshape Round ScatterND
 Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where Xor
 """
 SHAPE_OPERATORS = frozenset(_SHAPE_OPERATORS.split())
-"""Operators that shapes are computed with, besides Shape and Size; others are not evaluated."""
+"""Operators, besides Shape and Size, that are evaluated to compute shapes."""
 
 
 def infer(model: onnx.ModelProto, *, strict: bool = False) -> dict[str, onnx.TypeProto]:
-    """Return tensor name -> type of the tensors of the main graph with a known type, but sparse ones."""
+    """Return tensor name -> type of the main graph's tensors with a known dense type."""
     slim, constants = skeleton(model), {}
     types = _infer_once(slim, strict)
     while fold_shapes(slim, types, constants):
@@ -54,7 +52,7 @@ def _infer_once(slim: onnx.ModelProto, strict: bool) -> dict[str, onnx.TypeProto
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy without the values of large initializers: for shape inference, in few bytes."""
+    """Return a copy without the values of large initializers, for shape inference."""
     slim = onnx.ModelProto(ir_version=model.ir_version)
     slim.opset_import.extend(model.opset_import)
     slim.functions.extend(model.functions)
@@ -75,7 +73,7 @@ def fold_shapes(
     types: Mapping[str, onnx.TypeProto],
     constant_nodes: dict[int, dict[str, np.ndarray]] | None = None,
 ) -> int:
-    """Replace nodes that follow from shapes and small constants by Constant nodes, in place."""
+    """Replace nodes of shapes and small constants by Constant nodes, in place; return their number."""
     constant_nodes = {} if constant_nodes is None else constant_nodes
     tensors = {tensor.name: _small_array(tensor) for tensor in model.graph.initializer}
     constants = {name: array for name, array in tensors.items() if array is not None}
@@ -156,7 +154,7 @@ def _small_array(tensor: onnx.TensorProto) -> np.ndarray | None:
 
 
 def shape(tensor_type: onnx.TypeProto | None) -> list[int | str] | None:
-    """Return the sizes of a tensor type: numbers, names of axes, '?' for unknown ones."""
+    """Return sizes: numbers, names of axes, '?' for unknown ones."""
     if tensor_type is None or not tensor_type.HasField('tensor_type'):
         return None
     if not tensor_type.tensor_type.HasField('shape'):
@@ -170,17 +168,15 @@ def shape(tensor_type: onnx.TypeProto | None) -> list[int | str] | None:
 
 
 def shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int | str] | None]:
-    """Return name -> sizes of declared tensors, such as inputs or outputs, as `shape` gives them."""
+    """Return name -> sizes, as `shape` gives them."""
     return {value.name: shape(value.type) for value in values}
 
 
 def dtype(data_type: int) -> str:
-    """Return the lower-case name of a `TensorProto.DataType`, e.g. 'int64', or 'type 99'."""
     return type_name(data_type).lower()
 
 
 def text(value_type: onnx.TypeProto | None) -> str:
-    """Return e.g. 'float[1,3,h,w]'; 'sequence' or the like for no tensor, '?' when nothing is known."""
     if value_type is None or value_type.WhichOneof('value') is None:
         return '?'
     if not value_type.HasField('tensor_type'):
@@ -191,19 +187,19 @@ def text(value_type: onnx.TypeProto | None) -> str:
 
 
 def shape_label(value_type: onnx.TypeProto | None) -> str:
-    """E.g. '1x3xhxw', 'scalar' without axes, '' if the rank is unknown or it is the type of no tensor."""
+    """Return e.g. '1x3xhxw', 'scalar', '' for an unknown rank."""
     sizes = shape(value_type)
     return '' if sizes is None else shape_text(sizes)
 
 
 def byte_size(data_type: int, count: int) -> int:
-    """Return how many bytes `count` elements of a `TensorProto.DataType` take as raw data."""
+    """Return the raw size in bytes of `count` elements."""
     bits = PACKED_BITS.get(type_name(data_type)) or 8 * helper.tensor_dtype_to_np_dtype(data_type).itemsize
     return -(-count * bits // 8)
 
 
 @functools.cache
 def type_name(elem_type: int) -> str:
-    """Return ONNX's name of a `TensorProto.DataType`, e.g. 'FLOAT', or 'type 99' for a number without one."""
+    """Return e.g. 'FLOAT', or 'type 99'."""
     names = {number: name for name, number in onnx.TensorProto.DataType.items()}
     return names.get(elem_type, f'type {elem_type}')

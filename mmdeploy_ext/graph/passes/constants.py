@@ -1,4 +1,4 @@
-"""Compute constants of a graph: what depends on no input, and on shapes of fixed size alone."""
+"""Compute the parts of a graph that depend on no input, only on constants and fixed shapes."""
 
 import copy
 
@@ -17,9 +17,8 @@ LARGEST = 1 << 22
 def compute_constants(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     """Return a model in which nodes that depend on no input are constants, and whether anything changed.
 
-    Engines that read the small nodes of anchors wrongly (OpenCV DNN 4.11) read their values. Nodes that read
-    initializers stay, since these are the weights of the model by name; so do nodes of other domains, random
-    nodes, nodes with bodies, and nodes with results of more than `LARGEST` elements.
+    OpenCV DNN 4.11 reads the small nodes of anchors wrongly. Not fired: nodes that read initializers (weights
+    keep their names), other domains, random nodes, bodies, results of more than `LARGEST` elements.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -76,7 +75,6 @@ def _fix_shapes(model: onnx.ModelProto) -> None:
 
 
 def _replace(graph: onnx.GraphProto, arrays: dict[str, np.ndarray]) -> None:
-    """Give tensors their values, and drop the nodes that nothing needs any more."""
     outputs = {value.name for value in graph.output}
     nodes = []
     for node in graph.node:

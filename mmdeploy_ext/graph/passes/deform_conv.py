@@ -1,7 +1,7 @@
 """Replace DeformConv by one GridSample and a convolution of 1x1, for engines that have no DeformConv.
 
-Glossary: B batch, C, D channels of input and output, G groups of channels with offsets of their own, K taps
-of the kernel, row by row, H, W of the map, h, w of the output.
+Glossary: B batch, C, D channels of input and output, G groups of offsets, K taps of the kernel, row by row,
+H, W of the map, h, w of the output.
 """
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
@@ -22,21 +22,17 @@ DOMAIN = 'mm2onnx.deform_conv'
 LINEAR_SINCE = 20
 """The first opset in which GridSample calls its mode 'linear'; before it is 'bilinear'."""
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16))
-"""Element types of the nodes that are replaced; ONNX Runtime has no GridSample of float64, which engines
-without DeformConv do not have either."""
 
 
 def replace_deform_conv(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     """Return a model in which supported DeformConv nodes are replaced, and whether anything changed.
 
-    - DeformConv(X (B, C, H, W), W (D, C / group, kh, kw), offset, bias, mask), the last two or not ->
-      GridSample at all K places of each cell, (B * G, C / G, K * h, w), times the mask, and Conv of 1x1 over
-      C * K channels. Places and samples are float32, also those of a float16 node.
-    - Not fired: float64, sub-graphs, local functions, volumes, a weight of which a size is not known. They
-      stay unchanged.
+    - DeformConv(X (B, C, H, W), W (D, C / group, kh, kw), offset[, bias, mask]) -> GridSample at all K places
+      of each cell, (B * G, C / G, K * h, w), times the mask, and Conv of 1x1 over C * K channels. Places and
+      samples are float32.
+    - Not fired: float64, sub-graphs, local functions, volumes, weights of unknown size.
 
-    The result is the same up to rounding: GridSample takes places as shares of a side, whose last bit is
-    worth some 1e-7 * W pixels.
+    Equal up to rounding: GridSample's places are off by up to 1e-7 * W pixels.
     """
     if all(operator_name(node) != 'DeformConv' for node in model.graph.node):
         return model, False
@@ -49,7 +45,7 @@ def replace_deform_conv(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 def is_replaced(node: onnx.NodeProto, tensor_types: Mapping[str, onnx.TypeProto]) -> bool:
-    """Return whether `node`, of the main graph, is a DeformConv that `replace_deform_conv` replaces."""
+    """Whether `replace_deform_conv` replaces `node`."""
     if operator_name(node) != 'DeformConv':
         return False
     weight = tensor_types.get(node.input[1])

@@ -14,7 +14,7 @@ from mmdeploy_ext.graph.run import typed_values
 
 
 def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    """Return the model between tensors: it takes `inputs`, which it needs, and gives `outputs`."""
+    """Return the model from `inputs`, all of which it needs, to `outputs`."""
     index = Index(model)
     return _rebuild(index, index.ancestors(outputs, inputs), inputs, outputs)
 
@@ -22,13 +22,10 @@ def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -
 def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto:
     """Return the model of some nodes: it takes their inputs from other nodes and gives their outputs.
 
-    - Nodes that compute constants for them (shapes, axes) become part of it; the constants are no inputs, and
-      inputs with a default become constants.
-    - What the nodes write and nothing reads, and graph outputs, are outputs, too. What a node of constants
-      writes is none, unless it is an output of the graph.
-    - Metadata of this project is dropped if the inputs or outputs changed.
-    Does not fire, so that an equal copy is returned, when all nodes are chosen, these read all inputs, and
-    what nothing reads is an output already.
+    - Nodes that compute constants (shapes, axes) for them are included; inputs with a default become
+      constants.
+    - Outputs that nothing reads, and graph outputs, are outputs too.
+    - Metadata of this project is dropped if inputs or outputs changed.
     """
     check_ordinary(model)
     index = Index(model)

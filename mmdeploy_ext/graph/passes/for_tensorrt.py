@@ -1,4 +1,4 @@
-"""Make a graph one that TensorRT reads correctly; ONNX Runtime computes the same of the same inputs."""
+"""Change a graph so that TensorRT reads it correctly; ONNX Runtime computes the same."""
 
 import copy
 import dataclasses
@@ -18,17 +18,14 @@ from mmdeploy_ext.graph.io.index import all_graphs, did_you_mean, free_name, ref
 from mmdeploy_ext.graph.passes.simplify import fold
 
 LOOP_CONDITION = 'always'
-"""Name of the condition of loops that have none, if no other tensor has it."""
+"""Name of the constant condition of loops without one."""
 
 
 def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model that TensorRT's parser reads as ONNX means it.
+    """Return a model that TensorRT's parser reads as ONNX means it; a second run changes nothing.
 
-    - An initializer that is an input too is removed; other initializers stay. Up to IR 3 all stay: there each
-      weight is an input, and none can be fed.
-    - A Loop without a condition gets a constant one, true. A Loop that has one stays unchanged, and so does
-      every Loop inside of another node's body.
-    The model itself stays unchanged; a second run changes nothing.
+    - Initializers that are also inputs are removed, from IR 4 on (before, each weight is an input).
+    - A Loop of the main graph without a condition gets a constant one, true.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -47,7 +44,7 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) -> onnx.ModelProto:
-    """Return a model in which inputs are constants, folded by `fold`."""
+    """Return a model in which `values` replace inputs (None: the default), folded by `fold`."""
     if not values:
         return model
     result = copy.deepcopy(model)
@@ -79,7 +76,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
 
 
 def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
-    """Return name -> values, float64 and flat, of texts NAME=VALUE,VALUE,...; None for a text NAME."""
+    """Return name -> flat float64 values of texts NAME=VALUE,...; None for a text NAME."""
     constants: dict[str, np.ndarray | None] = {}
     for text in texts:
         name, sign, numbers = text.partition('=')
@@ -91,7 +88,7 @@ def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
 
 
 def engine_spec(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
-    """Return the inputs and outputs, with types and axes, of the engine that is built of a file."""
+    """Return the inputs and outputs of the engine that is built of a file."""
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}spec' in props and f'{PREFIX}family' in props:
         try:

@@ -1,9 +1,9 @@
 """Mixed precision: write float16 into a graph; islands stay float32 where its range or grid is too coarse.
 
-* what is computed from inputs that the spec marks `single` (points, intrinsics, poses, times) is float32 up
-  to the first product with a weight: coordinates, inverse sigmoids and the arguments of sine encodings;
-* what gives outputs that it marks `single` is float32 from the last product with a weight on, and so is
-  what follows from it inside the graph (boxes, the scores that a top-k sorts).
+* From inputs marked `single` in the spec (points, intrinsics, poses, times) to the first product with a
+  weight: coordinates, inverse sigmoids, arguments of sine encodings.
+* From the last product with a weight to outputs marked `single`, with everything that reads them (boxes, the
+  scores that a top-k sorts).
 """
 
 from __future__ import annotations
@@ -35,25 +35,23 @@ LARGEST_HALF = 65504.0
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
 """Operator -> place of the operand that is a weight if it is constant."""
 SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log', 'Sin', 'Cos', 'Range'})
-"""Operators that stay float32: squares, exponentials and counts leave the range or the whole numbers of
-float16, angles its grid, and an epsilon of 1e-5 is one of its smallest numbers."""
+"""Operators that stay float32: squares, exponentials, counts, angles and epsilons exceed float16's range or
+grid.
+"""
 TYPED_OPS = {'Cast', 'CastLike', 'Constant', 'ConstantOfShape', 'EyeLike', 'RandomNormal', 'RandomUniform'}
-"""Operators that state the type of their output by an attribute or an operand; they are left unchanged."""
+"""Operators that state their output type; left unchanged."""
 SINGLE_OPERANDS = {'Resize': (1, 2)}
-"""Operator -> places of the operands that it takes in float32 alone."""
+"""Operator -> places of operands that are float32 only."""
 
 
 def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -> onnx.ModelProto:
-    """Return the model in mixed precision; of its own result with the same arguments an equal one comes back.
-
-    In a model that another tool wrote in mixed precision, nodes of float32 become float16 likewise.
+    """Return the model in mixed precision; a second run with the same arguments changes nothing.
 
     Args:
-        model: its inputs and outputs are the spec's; it stays unchanged.
-        spec: inputs marked `single` start a float32 island and outputs marked so end one; inputs and outputs
-            of dtype float16 in it become float16, all others keep their dtypes.
-        keep: patterns ('*', '?', '[...]') of names of nodes, their operators, modules or outputs; these nodes
-            stay float32.
+        model: has the spec's inputs and outputs.
+        spec: `single` marks where float32 islands start and end; inputs and outputs of dtype float16 become
+            float16.
+        keep: patterns ('*', '?', '[...]') of names, operators, modules or outputs of nodes that stay float32.
     """
     matching_nodes(model.graph.node, keep)
     half_ends = {tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.dtype == 'float16'}
@@ -67,7 +65,6 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
 
 
 def exceeds_half(array: np.ndarray) -> bool:
-    """Return whether a finite value of an array is beyond the largest number in float16."""
     return bool(np.abs(array[np.isfinite(array)]).max(initial=0.0) > LARGEST_HALF)
 
 

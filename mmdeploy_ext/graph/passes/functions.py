@@ -13,7 +13,7 @@ from mmdeploy_ext.graph.io.index import refill
 def replace_by_functions(
     model: onnx.ModelProto, domain: str, write: Callable[[onnx.NodeProto, str], onnx.FunctionProto | None]
 ) -> tuple[onnx.ModelProto, bool]:
-    """Return a model in which nodes of the main graph are replaced, and whether any was.
+    """Replace nodes of the main graph by inlined functions; return whether any was.
 
     Args:
         model: the graph.

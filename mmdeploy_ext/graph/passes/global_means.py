@@ -16,7 +16,6 @@ FIRST_AXIS, SMALLEST_RANK = 2, 4
 
 
 def split_global_means(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
-    """Return a model without GlobalAveragePool of maps of two axes and more, and whether anything changed."""
     pools = [node for node in model.graph.node if operator_name(node) == 'GlobalAveragePool']
     inferred = types.infer(model) if pools else {}
     shapes = [types.shape(inferred.get(node.input[0])) for node in pools]

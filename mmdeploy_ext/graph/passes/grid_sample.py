@@ -21,14 +21,12 @@ SUPPORTED = dict(mode=(b'linear', b'bilinear'), padding_mode=(b'zeros',), align_
 def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     """Return a model in which supported GridSample nodes are replaced, and whether anything changed.
 
-    - GridSample(X (N, C, H, W), grid (N, h, w, 2)), bilinear, zeros outside, corners not aligned ->
-      four GatherElements over the flattened map, weighted; positions outside have weight 0.
-    - Not fired: other modes and paddings, corners aligned, volumes (N, C, D, H, W), other types than float32,
-      sub-graphs and local functions. They stay unchanged. A type or rank that cannot be inferred counts as
-      float32 and 4.
+    - GridSample(X (N, C, H, W), grid (N, h, w, 2)), bilinear, zeros outside, corners not aligned -> four
+      GatherElements over the flattened map, weighted; positions outside have weight 0.
+    - Not fired: other modes and paddings, corners aligned, volumes, other types than float32, sub-graphs,
+      local functions. An unknown type or rank counts as float32 and 4.
 
-    The result is the same up to rounding (float32) for a finite grid; a NaN in it is an error of the engine,
-    infinity gives NaN.
+    Equal up to rounding for a finite grid; infinity gives NaN.
     """
     result = copy.deepcopy(model)
     if all(operator_name(node) != 'GridSample' for node in model.graph.node):

@@ -16,10 +16,9 @@ def concatenate(
     """Merge models into one: an input of a model is the output of an earlier model with the same name.
 
     Args:
-        models: models in the order of execution, at least one, with the same opsets; they stay unchanged.
+        models: in the order of execution, with the same opsets.
         prefixes: one per model, put with '/' before the names of its nodes and inner values.
-        outputs: names of the merged graph's outputs, which are outputs of the models, or inputs that are
-            passed through.
+        outputs: outputs of the merged graph: outputs of the models, or inputs that are passed through.
     """
     opsets = {
         tuple(sorted((entry.domain, entry.version) for entry in model.opset_import)) for model in models

@@ -1,4 +1,4 @@
-"""Write group normalisation with sums in two steps, which are off by less than one long sum in float32."""
+"""Write group normalisation with sums in two steps, which round less than one long sum in float32."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,9 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     """Return a model with group normalisation in two sums, and whether anything changed.
 
     - Reshape(X (N, C, ..., W), (0, G, -1)), InstanceNormalization(_, ones, zeros) -> (R - mean) /
-      Sqrt(variance + epsilon), R being the reshaped X, G the number of groups; mean and variance are means
-      over W first, then over what is left of the group. It is for float32: nodes of float16 are replaced,
-      too, and cannot hold squares of values above 255.
-    - A node stays unchanged if its scale or bias is another one or no constant, if its input is reshaped to
-      another shape or is (N, C), which has no rows, or if it is in a sub-graph or a local function. An
-      input of unknown rank counts as (N, C, ..., W).
+      Sqrt(variance + epsilon) of the reshaped X, with means over W first, then over the rest of the group.
+    - Not fired: another or variable scale or bias, another shape, (N, C), sub-graphs, local functions. An
+      unknown rank counts as (N, C, ..., W). In float16 squares above 255 overflow.
     """
     constants = _constants(model.graph)
     producers = {name: node for node in model.graph.node for name in node.output}

@@ -23,28 +23,22 @@ from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 FACTS = 'fp16.'
 """Prefix of the entries of `metadata_props` about the precision."""
 STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*', 'fusion/*')
-"""Patterns of the names of nodes that make and read boxes and maps: in float16 a pixel near 608 is 0.5 wide,
-and a map has more pixels than float16 can count."""
+"""Patterns of nodes that make and read boxes and maps: near 608 px float16 has steps of 0.5 px."""
 
 
 def in_precision(
     model: onnx.ModelProto, spec: GraphSpec, options: Any, defaults: Iterable[str] = ()
 ) -> onnx.ModelProto:
-    """Return a finished graph in the precision of its options, and describe it in its metadata.
+    """Return a finished float32 graph in the precision of its options, described in its metadata.
 
-    The entries of `metadata_props` are `fp16.keep_fp32`, the patterns of the options as JSON, and the numbers
-    `fp16.kept_nodes`, of the nodes that a pattern fits, and `fp16.nodes`, of all nodes, before float16 was
-    written. They are for a reader of the file; an entry that it has already stays, and files that become
-    float16 later have none (`with_fp16_metadata`).
+    Metadata: `fp16.keep_fp32` (JSON list of patterns), `fp16.kept_nodes` and `fp16.nodes` (counts before the
+    change).
 
     Args:
         model: float32; its inputs and outputs are the spec's.
-        spec: states by dtype which inputs and outputs are float16, and by `single` the parts that stay
-            float32.
-        options: options of the export; `precision` ('fp32' or 'fp16') and `keep_fp32` (patterns of nodes) are
-            read.
-        defaults: patterns of the family's nodes that stay float32. Patterns that fit nothing are no mistake
-            here, since several graphs share them; see `check_patterns`.
+        spec: dtype says which inputs and outputs are float16, `single` which parts stay float32.
+        options: `precision` ('fp32' or 'fp16') and `keep_fp32` (patterns of nodes) are read.
+        defaults: patterns of the family's float32 nodes; they may fit nothing, see `check_patterns`.
     """
     if options.precision == 'fp32':
         return model
@@ -62,14 +56,10 @@ def in_precision(
 
 
 def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onnx.ModelProto, int]:
-    """Return a float32 model with float16 written into it, and how many nodes a pattern keeps in float32.
+    """Write float16 into a float32 model; return it and the number of nodes that a pattern keeps.
 
-    Args:
-        model: float32.
-        io: precision of float32 inputs and outputs: 'fp16' makes them float16, but for inputs with a default;
-            'fp32' leaves them.
-        keep_fp32: patterns of nodes that stay float32, besides those of `fp32_patterns`; see
-            `matching_nodes`.
+    `io` 'fp16' converts float32 inputs (without a default) and outputs, too. `keep_fp32` adds to
+    `fp32_patterns`; see `matching_nodes`.
     """
     spec, patterns = spec_of(model), [*fp32_patterns(model), *keep_fp32]
     count = len(matching_nodes(model.graph.node, patterns))
@@ -77,15 +67,14 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
 
 
 def fp32_patterns(model: onnx.ModelProto) -> list[str]:
-    """Return patterns of the nodes that stay float32 by default when float16 is written into a model.
+    """Return patterns of the nodes that stay float32 by default.
 
     - The stages after the network, `STAGES`.
-    - An Equal of floats, and what it compares back to the last product, an operator of `PRODUCTS` (MatMul,
-      Gemm, Conv, ConvTranspose), also one of two computed tensors: SOLO keeps the cells that equal the
-      maximum of their neighbourhood, and an engine that keeps one side of the comparison in more digits than
-      the other finds no such cell (measured on the toy SOLOv2 in ONNX Runtime: cosine 0.03).
-    - What reads a constant beyond float16, unless it is an operator of `PRODUCTS`, and what is computed from
-      it up to the next product: YOLOF bounds exponentials by 1e8 before it takes the logarithm of their sum.
+    - An Equal of floats, and its operands back to the last product: SOLO keeps the cells that equal the
+      maximum of their neighbourhood, and finds none if an engine rounds one side only (toy SOLOv2 in ONNX
+      Runtime: cosine 0.03).
+    - Nodes that read a constant beyond float16, except products, up to the next product: YOLOF bounds
+      exponentials by 1e8.
     """
     names = [node.name for node in model.graph.node]
     stages = [pattern for pattern in STAGES if any(name.startswith(pattern[:-1]) for name in names)]
@@ -138,7 +127,6 @@ def _beyond_half(model: onnx.ModelProto, index: Index, staged: set[int]) -> set[
 
 
 def family_patterns(model: onnx.ModelProto) -> list[str]:
-    """Return the patterns of nodes that the family of a model keeps in float32 and that fit its nodes."""
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
         return []
@@ -148,12 +136,9 @@ def family_patterns(model: onnx.ModelProto) -> list[str]:
 
 
 def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy of a model that became float16 after its export, with metadata about it.
+    """Return a copy with metadata of its conversion to float16, which is done already.
 
-    Args:
-        model: model in float16, which is not converted here.
-        fp16_io: its inputs and outputs became float16, too.
-        keep_fp32: patterns of nodes that stayed float32; see `matching_nodes`.
+    `fp16_io`: inputs and outputs were converted, too; `keep_fp32`: patterns of nodes that stayed float32.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     try:

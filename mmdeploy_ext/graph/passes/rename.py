@@ -1,4 +1,4 @@
-"""Other names for tensors and nodes; the inputs, outputs and axes that a spec states or a caller named."""
+"""Rename tensors and nodes; apply the inputs, outputs and axes of a spec."""
 
 import copy
 import re
@@ -15,14 +15,13 @@ from mmdeploy_ext.graph.io.index import all_graphs, all_nodes, bodies, claim_nam
 
 
 def all_tensor_names(model: onnx.ModelProto) -> list[str]:
-    """Return the names of every tensor of the main graph and of the bodies in it, in no order, some twice."""
     graphs = list(all_graphs(model.graph))
     names = [value.name for graph in graphs for value in (*graph.input, *graph.initializer)]
     return names + [name for graph in graphs for node in graph.node for name in writes(node)]
 
 
 def rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Rename every tensor of a graph and of bodies in it, in place, also in declarations."""
+    """Rename every tensor of a graph and its bodies, in place, also in declarations."""
 
     def renamed(name: str) -> str:
         return new(name) if name else name
@@ -37,7 +36,6 @@ def rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
 
 
 def rename_nodes(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Rename every node of a graph and of the bodies in it, in place."""
     for node in graph.node:
         node.name = new(node.name)
         for body in bodies(node):
@@ -93,13 +91,10 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
 def name_ends(
     model: onnx.ModelProto, output_names: Sequence[str], dynamic: Mapping[str, Mapping[int, str]]
 ) -> onnx.ModelProto:
-    """Return a model with the same names of outputs and varying axes, whichever exporter wrote it.
+    """Return a model with given names of outputs and dynamic axes, whichever exporter wrote it.
 
-    - Outputs take `output_names` in order; further ones are output_<place>. An inner tensor that has such a
-      name gets another one.
-    - The axes of `dynamic`, name of an input or new name of an output -> axis -> name of the axis, take their
-      names; axes elsewhere that the exporter gave the same name as one of these change with it.
-    A second run changes nothing.
+    Outputs take `output_names` in order; further ones are output_<place>. Axes take the names of `dynamic`
+    (input, or new output name -> axis -> name); other axes of the same symbol change with them.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -130,7 +125,6 @@ def name_ends(
 
 
 def check_axes(inputs: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
-    """Raise UsageError for axes that the example inputs lack, before an exporter meets them."""
     for name, axes in dynamic.items():
         if hasattr(inputs.get(name), 'shape'):
             _check_axes(name, axes, len(inputs[name].shape))

@@ -1,4 +1,4 @@
-"""Replace patterns of nodes by other nodes, by onnxscript's rewriter and functions that a user wrote."""
+"""Replace patterns of nodes by other nodes by onnxscript's rewriter."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +14,12 @@ def replace(
     replacement: Callable[..., Any],
     check: Callable[..., Any] | None = None,
 ) -> tuple[onnx.ModelProto, int]:
-    """Return a model in which the places that fit a pattern are replaced, and their number.
+    """Return a model with every match of a pattern replaced, and the number of matches.
 
-    Args:
-        model: the graph.
-        pattern: `pattern(op, x, ...)` returns the result of the nodes to look for. Attributes that it does
-            not name may have any value.
-        replacement: takes the same arguments, and returns the result of the new nodes.
-        check: returns whether a place is replaced, see `onnxscript.rewriter.RewriteRule`.
+    - `pattern`: `pattern(op, x, ...)` returns the result of the nodes to match; attributes that it does not
+      name may have any value.
+    - `replacement`: same arguments; returns the result of the new nodes.
+    - `check`: accepts or rejects a match, see `onnxscript.rewriter.RewriteRule`.
     """
     import onnx_ir
     from onnxscript.rewriter import RewriteRuleSet

@@ -27,12 +27,11 @@ FIRST_OPSET = 16
 def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     """Return a model in which supported RoiAlign nodes are replaced, and whether anything changed.
 
-    - RoiAlign(X (B, C, H, W), boxes (R, 4), images (R,)), mode 'avg' -> a Loop over the samples of a
-      cell, each four gathers of (R, h, w, C), weighted; what a region has no sample for has
-      weight 0. Computed in float32.
-    - Not fired: mode 'max', before opset 16, sub-graphs, local functions. They stay unchanged.
+    - RoiAlign(X (B, C, H, W), boxes (R, 4), images (R,)), mode 'avg' -> a Loop over the samples of a cell,
+      each four gathers of (R, h, w, C), weighted, in float32.
+    - Not fired: mode 'max', before opset 16, sub-graphs, local functions.
 
-    In memory at a time: some tensors (R, h, w, C), and the map with its channels last.
+    Memory: some tensors (R, h, w, C), and the map with its channels last.
     """
     opset = opsets_of(model).get('', 0)
 
@@ -43,7 +42,7 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 def is_replaced(node: onnx.NodeProto, opset: int) -> bool:
-    """Return whether `node`, of the main graph, is a RoiAlign that `replace_roi_align` replaces."""
+    """Whether `replace_roi_align` replaces `node`."""
     return operator_name(node) == 'RoiAlign' and opset >= FIRST_OPSET and _settings(node)['mode'] == 'avg'
 
 

@@ -17,10 +17,8 @@ from mmdeploy_ext.graph.passes.rename import rename_tensors
 def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that computes in float32 and rounds each value that the float16 model stores.
 
-    Inputs, their defaults, outputs and metadata stay the same, also those of float16, and so does the model:
-    the result is a copy. Other initializers and constants of float16 become float32, and `value_info` is
-    emptied. Fires on nodes of the main graph that write float16. A model whose main graph has no float16 is
-    returned itself.
+    Inputs, defaults, outputs and metadata keep their dtypes; other constants of float16 become float32. A
+    model without float16 in its main graph is returned itself.
     """
     halves = {name for name, value in infer(model).items() if value.tensor_type.elem_type == HALF}
     if not halves:

@@ -10,11 +10,11 @@ from mmdeploy_ext.graph.io.index import Index, did_you_mean
 from mmdeploy_ext.graph.io.modules import module_of
 
 WILDCARDS = '*?['
-"""Characters by which a pattern is told from a name."""
+"""Characters that make a name a pattern."""
 
 
 def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
-    """Return the positions, ascending, of the nodes that patterns name: '/backbone/*', a name, or '#12'."""
+    """Return the positions, ascending, of nodes named by '/backbone/*', a name, or '#12'."""
     positions: set[int] = set()
     names = [node.name for node in index.nodes]
     for pattern in patterns:
@@ -29,7 +29,6 @@ def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
 
 
 def match_tensors(index: Index, pattern: str) -> list[str]:
-    """Return the names of the tensors that a name or pattern fits, or raise UsageError."""
     if index.producer(pattern) is not None:
         return [pattern]
     if not any(sign in pattern for sign in WILDCARDS):
@@ -43,7 +42,7 @@ def match_tensors(index: Index, pattern: str) -> list[str]:
 
 
 def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> list[int]:
-    """Return the positions, ascending, of the nodes with a name, operator, module or output that fits."""
+    """Return the positions, ascending, of nodes with a matching name, operator, module or output."""
     matches = match_patterns(nodes, patterns)
     for pattern, positions in matches.items():
         if not positions:
@@ -56,7 +55,7 @@ def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
 
 
 def match_patterns(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
-    """Return pattern -> positions of the nodes that it fits; see `matching_nodes`."""
+    """Return pattern -> positions of its nodes; see `matching_nodes`."""
     names = [(node.name, node.op_type, module_of(node)[0], *node.output) for node in nodes]
     return {
         pattern: [

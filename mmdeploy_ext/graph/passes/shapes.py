@@ -17,7 +17,6 @@ from mmdeploy_ext.graph.io.index import Index, all_graphs, did_you_mean
 OPEN = 'dynamic', 'dynamic_batch'
 """Options of an export that leave axes of its pictures open."""
 UNKNOWN = '?'
-"""Stands for an open axis without a name."""
 Shape = Sequence[int | str]
 """Sizes, names of axes or `UNKNOWN`, one for each axis."""
 
@@ -29,12 +28,9 @@ def set_shapes(
 ) -> onnx.ModelProto:
     """Return a model with other input shapes; all types are inferred anew.
 
-    - `axes`, name of an axis -> size or another name, changes the axis in every input that has it.
-    - `shapes`, name of an input -> its whole shape, states sizes, names of axes, or '?' for an axis without a
-      name. Names and '?' open an axis that was fixed; `axes` does not change this input. With None or {}
-      either changes nothing.
-    If all inputs have these shapes already, the result is an equal copy. Sizes that are baked into constants
-    stay: a graph that was traced at one size may have an open axis and still run at that size only.
+    `axes` (name -> size or another name) changes every input with this axis. `shapes` (input -> whole shape
+    of sizes, names, or '?') overrides `axes`; names and '?' open a fixed axis. Sizes that the exporter wrote
+    into constants stay.
     """
     check_ordinary(model)
     shapes, axes, index = dict(shapes or {}), dict(axes or {}), Index(model)
@@ -136,7 +132,7 @@ def _infer_outputs(model: onnx.ModelProto, new_sizes: Mapping[str, int | str]) -
 
 
 def with_fixed_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with other input shapes than it was exported with, with metadata that fit it."""
+    """Return a model with metadata that fit its changed input shapes."""
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}preprocess' not in props:
         return model
@@ -168,12 +164,9 @@ def with_fixed_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fixed_spec(spec: GraphSpec, size: tuple[int, int, int], outputs: Mapping[str, Shape | None]) -> GraphSpec:
-    """Return the spec of a graph of pictures with fixed sizes.
+    """Return the spec of a graph of pictures with fixed (batch, height, width).
 
-    Args:
-        spec: of the export. Inputs with a default keep their axes, as `set_shapes` changes none of them.
-        size: batch, height and width of the first input.
-        outputs: name of an output -> its shape now; sizes that are inferred of the input's replace names.
+    `outputs`: name -> inferred shape; sizes replace the names of axes.
     """
     axes = spec.inputs[0].axes
     sizes = dict(zip((axes[0], axes[2], axes[3]), size, strict=True))
@@ -209,7 +202,7 @@ def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto
 
 
 def parse(text: str) -> tuple[str, list[int | str]]:
-    """Return name and sizes of 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'; else UsageError."""
+    """Parse 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'; else UsageError."""
     name, sign, sizes = text.rpartition('=')
     if not sign or not name or not sizes:
         raise UsageError(

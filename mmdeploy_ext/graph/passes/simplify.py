@@ -16,12 +16,11 @@ FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model in which constants are computed; names of inputs and outputs stay.
 
-    - Nodes whose inputs are all constants become initializers; shapes of fixed size count as constants.
-      Nodes that nothing reads are dropped, and local functions are inlined.
-    - What onnxscript's optimizer does besides: nodes that change nothing (Identity, Dropout) are dropped,
-      equal nodes become one, and some pairs are fused, such as two Reshapes.
-    - Not fired on inputs with a default (they can be fed) and tensors over `FOLDING_LIMITS`, but for a
-      Transpose of a constant that nothing else reads.
+    - Nodes of constants alone, and of fixed shapes, become initializers; unread nodes are dropped, local
+      functions inlined.
+    - onnxscript also drops Identity and Dropout, merges equal nodes and fuses some pairs, such as two
+      Reshapes.
+    - Not fired: inputs with a default, tensors over `FOLDING_LIMITS` (except a Transpose of a constant).
     """
     from onnxscript import optimizer
 
@@ -45,7 +44,6 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a simplified model."""
     import onnxslim
 
     if is_large(model):

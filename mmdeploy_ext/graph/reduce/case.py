@@ -23,9 +23,8 @@ class Candidate:
 
     Attributes:
         positions: indices of its nodes in the whole graph, ascending.
-        model: the part.
         feeds: input of the model -> recorded value.
-        outputs: tensors of the part that are compared; the model may have further outputs, behind these.
+        outputs: compared tensors; the model may have further outputs behind them.
     """
 
     positions: tuple[int, ...]
@@ -35,14 +34,10 @@ class Candidate:
 
 
 class Case:
-    """A graph of `prepare` with one set of inputs, and every value inside that could be computed.
+    """A graph of `prepare` with one set of inputs and every inner value that could be computed.
 
-    Attributes:
-        index: the graph, by the names of its tensors and nodes.
-        values: tensor name -> array; tensors that could not be computed are missing.
-        rounding: candidates have their float16 tensors, and casts from them, as further outputs. ONNX Runtime
-            on a CPU computes many operators in float32 and leaves the rounding between them out, even without
-            optimisations; what is an output is rounded, so that an overflow shows.
+    `rounding` makes float16 tensors outputs of the candidates: ONNX Runtime on a CPU computes in float32 and
+    rounds only outputs, so overflows would not show.
     """
 
     def __init__(self, model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
@@ -57,7 +52,6 @@ class Case:
         return tuple(range(len(self.index.nodes)))
 
     def outputs_of(self, positions: Collection[int]) -> list[str]:
-        """Return the tensors of a part that nodes outside of it read or that are graph outputs."""
         nodes, graph_outputs = set(positions), set(self.index.outputs)
         outputs = [name for position in sorted(nodes) for name in self.index.writes(position)]
         return [
@@ -68,11 +62,9 @@ class Case:
         ]
 
     def candidate(self, positions: Collection[int], outputs: Sequence[str] | None = None) -> Candidate | None:
-        """Return a part as a model of its own; None if it has no output, or needs a value that is missing.
+        """Return a part as a model; None if it has no output, or needs a value that is missing.
 
-        Args:
-            positions: indices of its nodes.
-            outputs: tensors that it gives; None for all of `outputs_of`.
+        `outputs` None: all of `outputs_of`.
         """
         index, nodes = self.index, tuple(sorted(positions))
         names = self.outputs_of(nodes) if outputs is None else list(outputs)
@@ -105,7 +97,7 @@ def _declaration(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
 
 
 def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """A copy in which constants but texts are initializers, and nodes that no output needs are gone."""
+    """Return a copy with constants as initializers and without unneeded nodes."""
     result = copy.deepcopy(model)
     graph, index = result.graph, Index(model)
     for initializer in graph.initializer:
@@ -119,7 +111,7 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
 
 
 def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return tensor name -> value of inputs and outputs of nodes of a graph of `prepare`."""
+    """Return tensor name -> value of every input and node output of a prepared graph."""
     index = Index(model)
     inputs = {name: feeds[name] for name in index.inputs}
     names = [name for position in range(len(index.nodes)) for name in index.writes(position)]

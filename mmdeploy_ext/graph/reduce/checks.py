@@ -1,4 +1,4 @@
-"""Checks for `graph.py reduce`: whether the fault is in a graph, built-in ones and the user's own command."""
+"""Checks for `graph reduce`: built-in ones and the user's command."""
 
 import contextlib
 import os
@@ -24,27 +24,26 @@ from mmdeploy_ext.graph.reduce.case import Candidate
 DEFAULT_TOLERANCE = 1e-4
 """Largest difference that is no fault, relative to the largest expected value of the same output."""
 DEFAULT_TIMEOUT_S = 60.0
-"""Time that one run of a check in a process of its own may take."""
+"""Time limit of one run of a command."""
 MAX_TIMEOUTS = 3
-"""The reduction is stopped at this number of candidates on which a command ran into its time limit."""
+"""Number of timeouts at which the reduction stops."""
 NOT_RUNNABLE = (126, 127)
 """Exit statuses of a shell that cannot run a command, or does not find it."""
 
 
 class Stopped(Exception):
-    """The reduction has to end here; the message says why."""
+    """The reduction ends here; the message says why."""
 
 
 class Check:
-    """Base of all checks: decides whether a candidate shows the fault that the whole model shows.
+    """Base of all checks: decides whether a candidate shows the fault of the whole model.
 
     Attributes:
         kind: name of the built-in check, or 'command'.
         meaning: the fault, for messages.
-        outcome: which fault the whole model showed ('nan', 'inf', 'Fail' ...); the candidates have to show
-            the same. `NotFinite` changes it after `narrow`.
-        tolerance: largest difference that is no fault, as a part of the largest expected value of its output.
-        rounding: whether float16 values are to be rounded, see `case.Case.rounding`.
+        outcome: fault of the whole model ('nan', 'inf', 'Fail' ...), which candidates have to show.
+        tolerance: allowed difference, relative to the output's largest expected value.
+        rounding: whether to round float16 values, see `case.Case.rounding`.
     """
 
     kind = meaning = outcome = ''
@@ -54,30 +53,25 @@ class Check:
         self.tolerance = tolerance
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether a candidate shows the fault, the same one as the whole model; see `check_whole`."""
         raise NotImplementedError
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Return whether the whole model shows the fault, and remember its `outcome`; called first."""
         return self.shows(whole_model)
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return output -> expected array of a candidate, if it is known."""
         return {name: values[name] for name in candidate.outputs if name in values}
 
     def narrow(self) -> bool:
-        """Change what counts as the fault to its likely cause, which may need fewer nodes."""
+        """Look for the likely cause of the fault instead, which may need fewer nodes; False without one."""
         return False
 
     def widen(self) -> None:
-        """Undo `narrow`, since the part does not show the cause."""
+        """Undo `narrow`: the part does not show the cause."""
 
     def why_not(self) -> str:
-        """Return the words of a message that the whole model does not show the fault."""
         return f'the whole model does not show it: {self.meaning}'
 
     def facts(self) -> dict[str, Any]:
-        """Return the check's entries of case.json: `check` (its kind), `tolerance`, `outcome`."""
         return dict(check=self.kind, tolerance=self.tolerance, outcome=self.outcome)
 
 
@@ -91,10 +85,7 @@ def _compute(candidate: Candidate, optimized: bool) -> dict[str, np.ndarray] | N
 
 
 class NotFinite(Check):
-    """Finite inputs give NaN, or where the whole model gives no NaN, infinity.
-
-    A NaN mostly comes from an infinity before it.
-    """
+    """Finite inputs give NaN, else infinity; a NaN mostly comes from an infinity before it."""
 
     kind = 'nan'
     meaning = 'an output is not finite although all inputs are'
@@ -109,53 +100,47 @@ class NotFinite(Check):
         return run.not_finite(_compute(candidate, optimized=False) or {})
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Return whether an output of the whole model has NaN or infinity, and remember which of the two."""
         if run.not_finite(whole_model.feeds):
             raise UsageError('--check nan: the inputs themselves are not finite; give finite ones')
         self.outcome = self._outcome(whole_model)
         return bool(self.outcome)
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether the outputs have NaN, or infinity, as the whole model's have."""
         outcome = self._outcome(candidate)
         if self._narrowed and outcome:
             self.outcome = outcome
         return outcome == self.outcome
 
     def narrow(self) -> bool:
-        """Take infinity for the fault, too, if the fault is NaN; returns whether it is."""
         self._narrowed = self.outcome == 'nan'
         return self._narrowed
 
     def widen(self) -> None:
-        """Take NaN alone for the fault again."""
         self._narrowed = False
 
 
 class Compared(Check):
-    """Base of the checks that compare ONNX Runtime's outputs with the expected ones.
+    """Base of the checks that compare ONNX Runtime's outputs with `right` ones.
 
     Attributes:
-        optimized: whether ONNX Runtime runs the candidates with all optimisations, or with none.
-        refusal: whether a model that ONNX Runtime refuses has the fault, too.
+        optimized: run candidates with all optimisations, else with none.
+        refusal: a refused model has the fault, too.
     """
 
     optimized = True
     refusal = False
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
-        """Return output -> array that is right for a candidate, None or {} if that cannot be told."""
         raise NotImplementedError
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether an output is off by more than the tolerance."""
         outputs, right = _compute(candidate, self.optimized), self.right(candidate)
         if not right or outputs is None:
             return bool(right) and self.refusal
         return run.difference(outputs, right) > self.tolerance
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return output -> array that is right; if that can be told of none, the recorded values."""
+        """The right outputs, else the recorded values."""
         return self.right(candidate) or super().expected(candidate, values)
 
 
@@ -167,7 +152,6 @@ class Engines(Compared):
     refusal = True
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
-        """Return output -> array of ONNX Runtime without optimisations; None if it fails."""
         return _compute(candidate, optimized=False)
 
 
@@ -178,7 +162,6 @@ class Reference(Compared):
     meaning = 'ONNX Runtime differs from the reference implementation of ONNX'
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
-        """Return output -> array of ONNX's reference implementation; None if it fails."""
         from onnx.reference import ReferenceEvaluator
 
         try:
@@ -190,7 +173,7 @@ class Reference(Compared):
 
 
 class Differs(Compared):
-    """A part that is fed with another model's values gives other values than that model has there."""
+    """A part on another model's values gives other values than that model has there."""
 
     kind = 'differs'
     meaning = 'fed with the values of the other model, the graph gives other ones than it'
@@ -198,13 +181,7 @@ class Differs(Compared):
     optimized = False
 
     def __init__(self, tolerance: float, other_values: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        """Keep the values of the other model, in the dtypes of this one.
-
-        Args:
-            tolerance: see `Check`.
-            other_values: tensor name -> recorded value of the other model.
-            values: tensor -> array of the model on trial; equal names are the same tensor.
-        """
+        """Keep the other model's recorded values (tensor -> array) in the dtypes of `values`."""
         super().__init__(tolerance)
         with np.errstate(over='ignore'):
             self.values = {
@@ -214,12 +191,11 @@ class Differs(Compared):
             }
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray]:
-        """Return output -> array of the other model, without outputs that it does not have."""
         return {name: self.values[name] for name in candidate.outputs if name in self.values}
 
 
 class Crash(Check):
-    """ONNX Runtime refuses to load or run the model: its exception is the outcome."""
+    """ONNX Runtime refuses to load or run the model; its exception is the outcome."""
 
     kind = 'crash'
     meaning = 'ONNX Runtime refuses to load or run the model'
@@ -229,28 +205,19 @@ class Crash(Check):
             return run.outcome(source, candidate.feeds)
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Return whether ONNX Runtime refuses the whole model, and remember its exception."""
         self.outcome = self._outcome(whole_model)
         return self.outcome != 'runs'
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether a candidate is refused as the whole model is."""
         return self._outcome(candidate) == self.outcome
 
 
 class Command(Check):
-    """A shell command, called with the file of the candidate: exit status 0 means that it has the fault.
-
-    Attributes:
-        meaning: the fault, for messages.
-        timeouts: number of candidates on which the command ran into its time limit.
-        last_result: how the last call ended, for messages.
-    """
+    """A shell command, called with the file of the candidate; exit status 0: it has the fault."""
 
     kind = 'command'
 
     def __init__(self, command: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Keep the command, and the seconds after which a call of it is stopped."""
         super().__init__()
         self.command, self.timeout_s = command, timeout_s
         self.timeouts, self.last_result = 0, ''
@@ -266,7 +233,6 @@ class Command(Check):
         return status
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Return whether the command exits with 0 on the whole model."""
         status = self._status(whole_model)
         if status is None:
             raise UsageError(
@@ -278,7 +244,6 @@ class Command(Check):
         return status == 0
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether the command exits with 0; False if it runs into its time limit."""
         status = self._status(candidate)
         if status is None:
             self.timeouts += 1
@@ -287,21 +252,14 @@ class Command(Check):
         return status == 0
 
     def why_not(self) -> str:
-        """Return how the command ended."""
         return f'the check says no to the whole model: {self.last_result}'
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts of `Check.facts`, and the command as `command`."""
         return dict(super().facts(), command=self.command)
 
 
 class CheckText(NamedTuple):
-    """The parts of --check.
-
-    Attributes:
-        kind: name of a built-in check, or 'command'.
-        rest: the command; of 'differs' the file of the other model, of other built-in checks ''.
-    """
+    """Parsed --check: a built-in check or 'command', and the command or the other file of 'differs'."""
 
     kind: str
     rest: str
@@ -341,10 +299,9 @@ def _stored(candidate: Candidate) -> Iterator[Path]:
 
 
 def run_limited(command: str, seconds: float) -> tuple[int | None, str]:
-    """Run a command of the shell; after `seconds` it is killed with its children.
+    """Run a shell command; after `seconds` it is killed with its children.
 
-    Returns:
-        Exit status, negative for a signal, None when it was stopped; and its output, errors included.
+    Returns the exit status (negative for a signal, None if stopped) and its output with errors.
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

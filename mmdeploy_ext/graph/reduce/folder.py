@@ -65,13 +65,11 @@ def save_folder(
 ) -> Path:
     """Write the model, its inputs and expected outputs, run.py and README.md into a new folder, atomically.
 
-    Args:
-        reduction: its candidate is written.
-        target: the folder, which is returned; there must be none yet, or an empty one.
-        facts: of the check, from `Check.facts`; run.py reads them from case.json.
-        expected: output -> array, of `Check.expected`; see `EXPECTED`.
-        meaning: the fault in words.
-        source: name of the file that was reduced.
+    - `target`: returned; a new or empty folder.
+    - `facts`: of `Check.facts`, for case.json.
+    - `expected`: output -> array, see `EXPECTED`.
+    - `meaning`: the fault in words.
+    - `source`: name of the reduced file.
     """
     target, candidate = Path(target), reduction.candidate
     check_folder(target)

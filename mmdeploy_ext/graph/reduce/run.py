@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
-"""Name of a tensor -> its values."""
 
 
 def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np.ndarray]:
@@ -26,7 +25,7 @@ def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np
 
 
 def not_finite(arrays: Arrays) -> str:
-    """Return 'nan' if an array has one, 'inf' if one is infinite, else ''; only numpy's own floats count."""
+    """Return 'nan', 'inf' or ''; only numpy's native floats count."""
     values = [np.asarray(array) for array in arrays.values()]
     values = [array.astype(np.float64) for array in values if array.dtype.kind == 'f']
     if any(np.isnan(array).any() for array in values):
@@ -35,7 +34,7 @@ def not_finite(arrays: Arrays) -> str:
 
 
 def difference(outputs: Arrays, expected: Arrays) -> float:
-    """Return the largest difference over all outputs, each as a part of its largest expected value."""
+    """Return the largest difference over all outputs, relative to each largest expected value."""
     names = [name for name in expected if name in outputs]
     return max((_difference(outputs[name], expected[name]) for name in names), default=0.0)
 
@@ -63,7 +62,7 @@ def _difference(array: Any, expected: Any) -> float:
 
 
 def outcome(source: str | bytes, feeds: Arrays) -> str:
-    """Return 'runs', or the name of the exception that ONNX Runtime raises for a model."""
+    """Return 'runs', or the name of ONNX Runtime's exception."""
     try:
         compute(source, feeds, optimized=True)
     except Exception as error:

@@ -19,10 +19,9 @@ class Reduction:
     """A part of a graph that shows the fault, and would not without one of its nodes, unless `stopped`.
 
     Attributes:
-        candidate: the part.
-        nodes_before: nodes of the whole graph, without constants and nodes that no output needs.
-        checks: how many candidates were checked, the whole graph among them.
-        stopped: why the search ended early, while nodes might still be left out; '' if it did not.
+        nodes_before: nodes of the prepared graph.
+        checks: number of checked candidates.
+        stopped: why the search ended early, or ''.
     """
 
     candidate: Candidate
@@ -118,12 +117,8 @@ def reduce(
 ) -> Reduction:
     """Find a part of a graph that shows the fault, and of which no single node can be left out.
 
-    Args:
-        case: the graph with its recorded values; its `rounding` becomes the check's.
-        check: decides whether a candidate shows the fault.
-        most_checks: number of candidates to check; then the smallest part so far is the result.
-        progress: called with the number of checks so far and the number of nodes that are left; with None
-            nothing is called.
+    `case.rounding` becomes the check's. After `most_checks` the smallest part so far is the result.
+    `progress` gets the number of checks and of nodes left.
     """
     case.rounding = check.rounding
     whole_model = case.candidate(case.everything)

@@ -41,24 +41,14 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.diff.walk import Walk
 
 MAX_PAIRED_BY_PLACE = 24
-"""How often a graph is walked at most, to pair tensors behind an error by their module or place."""
+"""Most walks of a graph that pair tensors behind an error by module or place."""
 JITTER = 0.2
-"""Standard deviation of what is added to traced inputs, relative to theirs; absolute if all values are equal.
-"""
+"""Deviation of the noise on traced inputs, relative to theirs; absolute for constant inputs."""
 
 
 @dataclasses.dataclass
 class Subject:
-    """The modules that a file was exported from, and the inputs of the comparison.
-
-    Attributes:
-        stages: the modules, as they were exported.
-        feeds: input name -> array.
-        fresh_export: makes the export of the modules with the options in the file; None: they alone are
-            compared.
-        title: name of the input.
-        beside: further inputs of the unpatched model.
-    """
+    """The modules that a file was exported from, and the inputs of the comparison."""
 
     stages: Sequence[Stage]
     feeds: dict[str, np.ndarray]
@@ -77,14 +67,11 @@ def first_difference(
 ) -> findings.Comparison:
     """Compare a file with its PyTorch model, tensor by tensor.
 
-    Args:
-        deployment: config and checkpoint.
-        path: the file.
-        images: (title, (h, w, 3) uint8 BGR) of each picture, for models of pictures. One input is compared,
-            the last that `proof_inputs` makes of them. Other models get seeded numbers like the trace's.
-        feeds: name -> array of every input of the graph, in place of all inputs made here.
-        bars: largest errors that are no difference; None: those of the file's precision.
-        fresh: whether to export the modules again and use the export to tell which tensor is which.
+    - `images`: (title, (h, w, 3) uint8 BGR) for models of pictures; the last input of `proof_inputs` is
+      compared. Other models get seeded numbers like the trace's.
+    - `feeds`: name -> array of every input, instead.
+    - `bars`: None: the bars of the file's precision.
+    - `fresh`: export the modules again, to tell which tensor is which.
     """
     model = files.load(path)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
@@ -127,7 +114,7 @@ def subject_of(
     images: Sequence[tuple[str, np.ndarray]] = (),
     feeds: Mapping[str, np.ndarray] | None = None,
 ) -> Subject:
-    """Return the modules that a file was exported from, and the inputs on which both are compared."""
+    """Return the modules that a file was exported from, and the inputs of the comparison."""
     make_subject = _subject_of_images if deployment.family.samples == 'images' else _subject_of_graph
     subject = make_subject(deployment, metadata, images)
     if feeds is not None:
@@ -178,10 +165,7 @@ def _subject_of_graph(
 
 
 def unseen(example: np.ndarray, seed: int) -> np.ndarray:
-    """Return other values of the shape and dtype of `example`: with noise, and without new negative values.
-
-    Whole numbers (but pixels) and booleans stay as they are: they are sizes, counts, cells or indices.
-    """
+    """Return noisy values like `example`; booleans and integers other than pixels stay."""
     if example.dtype.kind != 'f' and example.dtype != np.uint8:
         return example.copy()
     rng = np.random.default_rng([7, seed])
@@ -191,15 +175,7 @@ def unseen(example: np.ndarray, seed: int) -> np.ndarray:
 
 
 class Search:
-    """PyTorch's side of a comparison, run once; several graphs can be compared with it.
-
-    Attributes:
-        subject: the modules that run, and their inputs.
-        bars: largest errors that are no difference.
-        records: the records of PyTorch.
-        constants, runner: what the walks through several graphs share.
-        named: name of a tensor of the graph -> its reference, of the stages' outputs and the taps.
-    """
+    """PyTorch's side of a comparison, run once; several graphs can be compared with it."""
 
     def __init__(self, subject: Subject, bars: findings.Bars) -> None:
         self.subject, self.bars = subject, bars
@@ -208,7 +184,6 @@ class Search:
         self.named = self.records.named()
 
     def compare(self, model: onnx.ModelProto, fresh: bool = True) -> findings.Comparison:
-        """Compare a graph with PyTorch; `fresh`: with the help of a fresh export."""
         program = Program(model, self.constants)
         references, graph_changes, notes = dict(self.named), [], []
         export = self._export if fresh else 'not asked for'
@@ -261,10 +236,8 @@ class Search:
 def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> str:
     """Return where a file first differs from a module: node, part of the module, and line of its code.
 
-    Args:
-        module: takes and returns the tensors of the file, in its order, on the CPU.
-        model: the file.
-        feeds: input of the file -> array, on which the two differ, in the order of the module.
+    `module` has the file's inputs and outputs in its order, on the CPU; `feeds` (input -> array) show the
+    difference.
     """
     stage = Stage('', module, tuple(feeds), tuple(value.name for value in model.graph.output))
     search = Search(Subject([stage], dict(feeds), None, ''), findings.Bars())
@@ -286,7 +259,7 @@ def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, 
 def _differing_results(
     deployment: Model, metadata: Metadata, path: str, images: Sequence[tuple[str, np.ndarray]]
 ) -> str:
-    """Run the user's own test path on the pictures; return the first result that the file has not, or ''."""
+    """Run the user's test path; return the first result that the file lacks, or ''."""
     options = exported_options(deployment.family, metadata.options, path)
     with build_backend('OnnxRuntimeBackend', path=path) as backend:
         for reference in references(deployment, options, images[:1]):

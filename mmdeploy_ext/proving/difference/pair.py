@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.difference.record import TensorRecorder
 
 SAMPLES = 48
-"""Number of values of a tensor that are compared before all of them are."""
+"""Values of a tensor that are compared first."""
 ROUNDING = 1e-6
-"""Relative difference of two engines in one operator; records this near are equally good."""
+"""Records within this relative difference are equally good."""
 SIMILAR = 0.7
-"""Euclidean norm of the difference, relative to the record's, up to which tensors are paired by place."""
+"""Largest norm of the difference, relative to the record's, of tensors paired by place."""
 OPERATORS = {
     'Conv': ('convolution', 'native_batch_norm', 'cudnn_batch_norm'),
     'MatMul': ('part of addmm', 'mm', 'bmm', 'addmm'),
@@ -47,7 +47,7 @@ OPERATORS = {
     'ReduceMean': ('mean',),
     'ReduceSum': ('sum',),
 }
-"""ONNX operator -> PyTorch's operators that may be exported as it; others have similar names."""
+"""ONNX operator -> PyTorch's operators with other names."""
 SINGLE = {
     'Conv': ('convolution',),
     'ConvTranspose': ('convolution',),
@@ -55,7 +55,7 @@ SINGLE = {
     'InstanceNormalization': ('part of native_group_norm',),
     'LayerNormalization': ('native_layer_norm', 'part of native_group_norm'),
 }
-"""ONNX operator -> operators of PyTorch, of which a node in the same module is exported."""
+"""ONNX operator -> PyTorch's operators, one per module."""
 SAME_VALUES = (
     'Reshape',
     'Flatten',
@@ -76,17 +76,12 @@ SAME_VALUES = (
     'Max',
     'Min',
 )
-"""Operators whose output may equal their input, and for which PyTorch need not have a step."""
 
 
 class RecordIndex:
-    """The records of one run of PyTorch, in which the references of a graph's tensors are looked up.
+    """Looks the references of a graph's tensors up in the records of one run of PyTorch.
 
-    Attributes:
-        recorder: the recorder of the run.
-        records: its records, in the order of execution.
-        rtol: largest error of equal values.
-        modules: paths of all modules that ran.
+    `rtol` is the largest error of equal values; `modules` are the paths of all modules that ran.
     """
 
     def __init__(
@@ -108,7 +103,6 @@ class RecordIndex:
                 self._owners.setdefault(_fingerprint(array), owner)
 
     def named(self) -> dict[str, ReferenceTensor]:
-        """Return name -> reference of all records with a name: outputs of stages, and taps."""
         return {
             name: self.reference(index, 'name')
             for index, record in enumerate(self.records)
@@ -116,12 +110,10 @@ class RecordIndex:
         }
 
     def reference(self, index: int, how: str) -> ReferenceTensor:
-        """Return the record at an index as a reference, paired by `how`."""
         record = self.records[index]
         return ReferenceTensor(record.value, record.label, record.module, how, index)
 
     def module_path(self, program: Program, position: int) -> str:
-        """Return the path of the PyTorch module of the node at a position; '' if it is unknown."""
         node = program.index.nodes[position]
         if scope := module_path(node, self.modules):
             return scope
@@ -134,7 +126,7 @@ class RecordIndex:
         return ''
 
     def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> ReferenceTensor | None:
-        """Return a record with the values of a tensor, or None."""
+        """Return a record with a tensor's values, or None."""
         program = walk.program
         if value.size == 0 or (tensor in program.static and value.dtype.kind != 'f'):
             return None
@@ -166,7 +158,7 @@ class RecordIndex:
         return {index: error for index, error in errors.items() if error <= self.rtol}
 
     def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, ReferenceTensor]:
-        """Return name -> reference of the first tensor of `segment` that its place tells, or {}."""
+        """Return name -> reference of the first tensor of `segment` that can be paired by place, or {}."""
         claimed = _claimed(walk)
         for tensor in segment:
             index = self._place(walk, tensor, claimed)
@@ -175,7 +167,6 @@ class RecordIndex:
         return {}
 
     def by_module(self, walk: Walk) -> dict[str, ReferenceTensor]:
-        """Return name -> reference of tensors without one whose operator is in `SINGLE`, by their module."""
         claimed, references = _claimed(walk), {}
         for tensor, row in walk.rows.items():
             operators = SINGLE.get(walk.program.index.nodes[row.position].op_type)
@@ -217,7 +208,7 @@ def _claimed(walk: Walk) -> set[int]:
 
 
 def stands_for(operator: str, op_type: str) -> bool:
-    """Return whether an ONNX node may have been exported from an operator of PyTorch."""
+    """Whether an ONNX node may stand for an operator of PyTorch."""
     if op_type in OPERATORS:
         return operator in OPERATORS[op_type]
     if op_type == 'Resize':

@@ -36,14 +36,13 @@ NOT_COPIED = (
     'expand',
     't',
 )
-"""Operators whose outputs have the values of their inputs in the same order, or are expansions, which ONNX
-broadcasts, or turn weights (`t`)."""
+"""Operators that keep values and order, expand, or turn weights."""
 
 
 PACKAGES = Path(torch.__file__).parent, Path(__file__).parents[2]
 """Folders of PyTorch and of this package."""
 LIBRARIES = tuple(os.path.join(folder, '') for package in PACKAGES for folder in (package, package.resolve()))
-"""The same, also without symbolic links, as texts that end in a separator."""
+"""The same as text with a final separator, also without symbolic links."""
 
 
 @dataclasses.dataclass
@@ -51,14 +50,12 @@ class TensorRecord:
     """One tensor that PyTorch made.
 
     Attributes:
-        value: a copy of its values.
-        operator: PyTorch's operator, e.g. 'convolution'; 'part of addmm' of a tensor inside it; 'view' of one
-            that no recorded operator made.
+        operator: e.g. 'convolution'; 'part of addmm' for a tensor inside it; 'view' for an unrecorded
+            operator.
         module: path of the innermost module that ran, or ''.
-        line: 'file:line' of the user's code that made it.
+        line: 'file:line' of the user's code.
         names: its names as a tap and as a tensor of the graph.
-        outputs_of: modules whose output it is, inner ones first, with the number of the call, e.g.
-            'bbox_head.atss_cls (call 2)'.
+        outputs_of: modules that return it, inner ones first, e.g. 'bbox_head.atss_cls (call 2)'.
     """
 
     value: np.ndarray
@@ -80,9 +77,9 @@ class TensorRecorder(TorchDispatchMode):
     """Copies the outputs of operators while it is active.
 
     Attributes:
-        records: records in the order of execution.
-        calls: module path -> number of its calls that have ended.
-        stack: paths of the modules that run, the innermost last.
+        records: in the order of execution.
+        calls: module path -> number of finished calls.
+        stack: paths of the running modules, the innermost last.
     """
 
     def __init__(self) -> None:
@@ -97,7 +94,6 @@ class TensorRecorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run an operator and copy its outputs."""
         result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket.__name__.rstrip('_') or func.overloadpacket.__name__
         if not self._paused and operator not in NOT_COPIED:
@@ -132,14 +128,13 @@ class TensorRecorder(TorchDispatchMode):
             self.keep(tensor, f'part of {operator}')
 
     def name(self, name: str, tensor: torch.Tensor) -> None:
-        """Give the record of a tensor a name; a view of another shape becomes a record of its own."""
+        """Name the record of a tensor; a view of another shape becomes a new record."""
         index = self._find(tensor)
         if self.records[index].value.shape != tensor.shape:
             index = self.keep(tensor, 'view')
         self.records[index].names.append(name)
 
     def leave(self, path: str, outputs: Any) -> None:
-        """Record the outputs of a call of the module at `path`, which has ended."""
         indices = [self._find(leaf) for leaf in _tensors(outputs)]
         self.stack.pop()
         self.calls[path] += 1
@@ -156,7 +151,7 @@ class TensorRecorder(TorchDispatchMode):
 
 
 def line_of_user() -> str:
-    """Return the innermost 'file:line' on the stack that is in no folder of `LIBRARIES`, or ''."""
+    """Return the innermost 'file:line' outside of `LIBRARIES`, or ''."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -187,11 +182,11 @@ PARTS: dict[str, Callable[..., list[torch.Tensor]]] = {
     'native_group_norm': _group_norm,
     'native_layer_norm': _layer_norm,
 }
-"""Operator -> returns the tensors inside it, by its arguments."""
+"""Operator -> function of its arguments that returns the tensors inside it."""
 
 
 def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -> TensorRecorder:
-    """Run the modules that a graph was exported from, in order, and record their results."""
+    """Run the modules of a graph in order, and record their results."""
     recorder, tensors = TensorRecorder(), dict(inputs)
     with torch.no_grad(), collect_taps() as taps:
         for stage in stages:

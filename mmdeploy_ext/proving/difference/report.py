@@ -1,5 +1,3 @@
-"""The output of `graph.py diff`: a table, and one page with errors along the depth."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -23,26 +21,24 @@ if TYPE_CHECKING:
 TEMPLATE = 'diff_report.html.j2'
 """File of the page's template, in the folder of this module."""
 AROUND = 6
-"""Tensors that are printed on either side of the first difference."""
+"""Printed tensors on either side of the first difference."""
 MAX_CHANGES = 12
-"""Changes of structure that are printed."""
+"""Printed changes of structure."""
 MAX_NAMES = 5
 """Names in a sentence."""
 FLOOR, CEILING = -9, 2
-"""Decades of the plot; equal is drawn at the lower end, shapes that differ at the upper one."""
+"""Decades of the plot; equal lies at the lower end, other shapes at the upper."""
 COLOURS = {'equal': 'green', 'born here': 'bold red', 'passed on': 'yellow', 'inner': 'dim', 'unknown': 'dim'}
 """State of an entry -> its colour in the table."""
 
 
 def figure(value: float | None, entry: Entry | None = None) -> str:
-    """Return an error as text, '1.2e-05'; without a number 'differs' or '-'."""
     if value is None:
         return 'differs' if entry is not None and entry.reason and entry.state == 'born here' else '-'
     return '0' if value == 0 else f'{value:.1e}'
 
 
 def headline(comparison: Comparison) -> str:
-    """Return the result of a comparison in one sentence: outputs of one side, numbers, another graph."""
     parts = [*_output_names(comparison), _numbers(comparison)]
     if comparison.graph:
         parts.append(f'the graph is another one, whatever these inputs give: {comparison.graph}')
@@ -55,7 +51,6 @@ def headline(comparison: Comparison) -> str:
 
 
 def verdict_word(comparison: Comparison) -> str:
-    """Return the first words of the result: 'DIFFERS', 'EQUAL', or 'EQUAL ON THESE INPUTS'."""
     if not comparison.equal:
         return 'DIFFERS'
     differs_inside = comparison.restructured or comparison.other_values
@@ -118,7 +113,7 @@ def _with_operator(divergence: Divergence) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console, everything: bool = False) -> None:
-    """Print a table of tensors, all with `everything`, the result, the first difference, and notes."""
+    """Print a table of tensors (all with `everything`), the result, the first difference, and notes."""
     word, colour = verdict_word(comparison), 'bold green' if comparison.equal else 'bold red'
     console.print(_table(comparison, everything))
     cli.say(console, headline(comparison), word, colour)
@@ -162,7 +157,6 @@ def _table(comparison: Comparison, everything: bool) -> Table:
 
 
 def selected_entries(comparison: Comparison) -> list[Entry]:
-    """Return the entries of outputs, around the first difference, and of the next ones."""
     born = [entry.depth for entry in comparison.entries if entry.state == 'born here']
     depths = {entry.depth for entry in comparison.outputs}.union(born[:AROUND])
     middle = comparison.first_depth if comparison.first is not None else -1
@@ -188,7 +182,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def depth_plot(comparison: Comparison) -> Markup:
-    """Return an SVG of the errors of compared tensors by depth: of the whole model, and of single nodes."""
+    """Return an SVG of errors by depth: of the whole model, and of single nodes."""
     axes = Axes(len(comparison.entries), FLOOR, CEILING)
     words = {FLOOR: 'equal', 0: '1', CEILING: 'shape'}
     parts = list(axes.grid(lambda decade: ('base', words.get(decade, f'1e{decade}'))))

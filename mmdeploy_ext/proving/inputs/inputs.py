@@ -1,4 +1,4 @@
-"""The inputs of a proof: the traced one, and inputs that show faults which the traced one does not."""
+"""The inputs of a proof: the traced one, and inputs that show faults which it hides."""
 
 from __future__ import annotations
 
@@ -34,17 +34,13 @@ if TYPE_CHECKING:
 Picture = tuple[str, np.ndarray]
 """Title, (h, w, 3) uint8 BGR."""
 STRIDE = 32
-"""Pixels."""
 NARROW = 224
-"""Pixels."""
 SMALL = 320
-"""Pixels."""
 LARGEST = 1_000_000
-"""Pixels, height times width, that `InputSizes.other` may have to be larger than the traced size."""
+"""Pixels, height times width: upper bound of a larger `InputSizes.other`."""
 Size = tuple[int, int]
-"""Height and width, pixels."""
 BATCHES = (1, 2, 3)
-"""Batches of a file with a dynamic batch: faults of batches begin at 2, and those of pairs at 3."""
+"""Batches of a dynamic file: faults of batches begin at 2, faults of pairs at 3."""
 
 PLAIN = dict(grey=128, black=0, white=255)
 """Title of a picture of one colour -> the value of all its pixels."""
@@ -57,10 +53,10 @@ class ProofInput:
     Attributes:
         name: the condition that it tests.
         images: prepared images of one size, one per batch entry.
-        sources: (title, picture) of each image, before it was resized and normalised.
+        sources: (title, picture) before preprocessing.
         traced: whether the exporter saw exactly this input.
-        rescale: whether `scale_factor` is fed, too, so that boxes are in pixels of the original picture.
-        left_out: names of optional inputs that are not fed.
+        rescale: feed `scale_factor`, so that boxes are in pixels of the original picture.
+        left_out: optional inputs that are not fed.
     """
 
     name: str
@@ -72,7 +68,7 @@ class ProofInput:
 
 
 def proof_inputs(deployment: Model, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
-    """Return the inputs of a proof, the traced one first, which is made of the first picture."""
+    """Return the inputs of a proof, the traced one (from the first picture) first."""
     user_pictures = list(images)
     if len(images) == 1:
         images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
@@ -98,7 +94,7 @@ def plain_inputs(deployment: Model, options: Options) -> list[ProofInput]:
 
 
 def zoomed_input(deployment: Model, options: Options, picture: Picture, box_xyxy: np.ndarray) -> ProofInput:
-    """Return the part of a picture in a box (4,), pixels, as an input of the traced size, which it fills."""
+    """Return an input of the traced size, filled by the box (4,) of a picture, pixels."""
     title, image_bgr = picture
     view = zoomed(image_bgr, box_xyxy, (options.height, options.width))
     pictures = [(titled(title, 'zoomed'), view)] * options.batch
@@ -106,7 +102,7 @@ def zoomed_input(deployment: Model, options: Options, picture: Picture, box_xyxy
 
 
 def with_plain_picture(deployment: Model, case: ProofInput, plain: ProofInput) -> ProofInput:
-    """Return a batch with the plain picture of another input in place of its second one."""
+    """Return a batch with a plain picture as its second one."""
     (title, picture), size = plain.sources[0], case.images[1].tensor.shape[1:]
     same_shape = np.full_like(case.sources[1][1], picture.flat[0])
     prepared = dataclasses.replace(deployment.rule, size=tuple(size)).apply(same_shape)
@@ -262,11 +258,10 @@ class InputSizes:
     """Sizes (H, W) of a dynamic graph's inputs, pixels.
 
     Attributes:
-        wide: odd multiples of 32 or more; W is over the traced W, and more than twice H if the graph takes
-            one so low.
-        tall: even multiples; H is over the traced H, and more than twice W if the graph takes one so narrow.
-        other: the size before padding; both sides are longer than the traced ones, or shorter if that would
-            be over `LARGEST`, and no multiples of `STRIDE`, as far as the graph takes such.
+        wide: odd multiples of 32 or more; W exceeds the traced W, and 2 H if the graph takes it.
+        tall: even multiples; H exceeds the traced H, and 2 W if the graph takes it.
+        other: before padding; both sides longer than traced (or shorter above `LARGEST`), and no multiples of
+            `STRIDE`, if the graph takes it.
         divisor: `other` is padded to multiples of it.
     """
 
@@ -277,7 +272,7 @@ class InputSizes:
 
 
 def other_sizes(deployment: Model, options: Options) -> InputSizes:
-    """Return the sizes for a file with these options that it takes, see `ImageReference.takes`."""
+    """Return sizes that a file with these options takes, see `ImageReference.takes`."""
     image = picture_of(deployment.family, deployment.model, options)
     takes = functools.partial(deployment.family.reference(deployment.model).takes, image)
     step = math.lcm(STRIDE, image.multiple)
@@ -299,7 +294,7 @@ def other_sizes(deployment: Model, options: Options) -> InputSizes:
 
 
 def fits(deployment: Model, options: Options, size: Size) -> bool:
-    """Return whether a dynamic file with these options takes an input of a size."""
+    """Whether a dynamic file takes an input of a size."""
     image = picture_of(deployment.family, deployment.model, options)
     aligned = not any(side % image.multiple for side in size)
     return aligned and deployment.family.reference(deployment.model).takes(image, *size)

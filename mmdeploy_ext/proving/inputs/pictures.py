@@ -13,20 +13,18 @@ if TYPE_CHECKING:
 
 
 DARK, LIT, WINDOW = 0.05, 0.5, 0.3
-"""Factors of a dark picture: of every value; of its window, a small copy of the picture; and of both sides of
-that window."""
+"""Factors of a dark picture: of every value; of its window, a small copy; and of the window's sides."""
 PARTS = ((1, 1), (7 / 8, 3 / 4), (3 / 4, 7 / 8))
 """Shares of height and width of the part of a picture at index 0, 1 and 2 of a batch."""
 NEXT_PARTS = 15 / 16
-"""Factor of these shares for the next three indices of a larger batch, for the three after them again, ..."""
+"""Factor of these shares for each further three indices."""
 BRIGHT = 0.4
 """Factor of every value's distance to white in a bright picture."""
 ROOM = 1.25
-"""A picture whose sides are longer than this times those of its place in the input is reduced to that."""
+"""A picture larger than its place in the input by this factor is reduced."""
 
 
 def other_view(image_bgr: np.ndarray) -> np.ndarray:
-    """Return a picture that no exporter saw: mirrored and darkened."""
     return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(np.uint8))
 
 
@@ -44,7 +42,7 @@ def part_of(size: tuple[int, int], place: int) -> tuple[int, int]:
 
 
 def dark(image_bgr: np.ndarray) -> np.ndarray:
-    """Return a picture that is nearly black, with a small copy of it in the middle that shows objects."""
+    """Return a nearly black picture with a small visible copy in the middle."""
     height, width = (int(side * WINDOW) for side in image_bgr.shape[:2])
     y, x = ((side - part) // 2 for side, part in zip(image_bgr.shape[:2], (height, width), strict=True))
     picture = (image_bgr * DARK).astype(np.uint8)
@@ -54,12 +52,11 @@ def dark(image_bgr: np.ndarray) -> np.ndarray:
 
 
 def bright(image_bgr: np.ndarray) -> np.ndarray:
-    """Return a picture with values nearer to white."""
     return (255 - (255.0 - image_bgr) * BRIGHT).astype(np.uint8)
 
 
 def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the part of a picture in a box (4,), pixels, stretched to a size (h, w)."""
+    """Return the box (4,) of a picture, pixels, stretched to (h, w)."""
     height, width = image_bgr.shape[:2]
     x1, y1 = np.clip(np.floor(box_xyxy[:2]), 0, (width - 1, height - 1)).astype(int)
     x2, y2 = np.clip(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1), (width, height)).astype(int)
@@ -67,7 +64,7 @@ def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -
 
 
 def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a picture with the ratio of sides of an input (H, W), so that no part of it is only padding."""
+    """Return a picture with an input's ratio of sides (H, W): no padding."""
     height, width = image_bgr.shape[:2]
     parts = size[1] * height / (size[0] * width)
     if parts >= 1:  # side by side
@@ -89,24 +86,22 @@ def titled(title: str, change: str) -> str:
 
 
 PORTRAIT_HEIGHT, LARGEST_HEIGHT = 512, 1024
-"""Height of the generated portrait, pixels, and its upper bound if half a pixel needs a larger one."""
+"""Height of the generated portrait, pixels, and its upper bound."""
 LANDSCAPE_WIDTH, LANDSCAPE_HEIGHT = 307, 151
 """Size of the generated landscape, pixels; the height is an upper bound."""
 ORIENTATION, TURNED = 0x0112, 6
-"""EXIF's tag of the orientation; its value for a picture that is stored turned to the left."""
+"""EXIF's orientation tag; its value for a picture turned to the left."""
 PORTRAIT_NAME, LANDSCAPE_NAME = 'generated portrait.jpg', 'generated landscape.png'
 
 
 def sample_files(
     paths: Sequence[str | Path], picture: np.ndarray, edges: tuple[int, int] | None, folder: Path
 ) -> list[Path]:
-    """Return files of pictures: the user's, a portrait as JPEG, and a landscape as grey PNG of 16 bits.
+    """Return the user's files, a portrait as JPEG, and a landscape as grey PNG of 16 bits.
 
-    Args:
-        paths: files of the user; if there are none `picture` is written to a file in their place.
-        picture: (h, w, 3) uint8 BGR.
-        edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels, or None.
-        folder: for the generated files.
+    - `paths`: files of the user; without any `picture` (h, w, 3) uint8 BGR is written.
+    - `edges`: resized height of a portrait and width of a landscape, pixels, or None.
+    - `folder`: for the generated files.
     """
     files = [Path(file) for file in paths]
     if not files:
@@ -117,9 +112,9 @@ def sample_files(
 
 
 def portrait_size(edge: int | None) -> tuple[int, int]:
-    """Return (h, w) of a narrow portrait whose resized width lies halfway between two whole pixels.
+    """Return (h, w) of a narrow portrait with a resized width halfway between two pixels.
 
-    `edge` are the pixels that the height is resized to, a multiple of 4 and not of 1024.
+    `edge`: resized height, a multiple of 4 and not of 1024.
     """
     # w * edge / h ends in one half if w / h is odd / period, with period twice the power of two in edge
     period = 2 * (edge & -edge) if edge else 0
@@ -133,10 +128,7 @@ def portrait_size(edge: int | None) -> tuple[int, int]:
 
 
 def landscape_size(edge: int | None) -> tuple[int, int]:
-    """Return (h, w) of a wide landscape whose resized height mmcv rounds down, and `ceil` up.
-
-    `edge` are the pixels that the width is resized to, or None.
-    """
+    """Return (h, w) of a wide landscape with a resized height that mmcv and `ceil` round differently."""
     heights = range(LANDSCAPE_HEIGHT, LANDSCAPE_HEIGHT // 2, -1)
     fractions = {height: height * (edge or 0) / LANDSCAPE_WIDTH % 1 for height in heights}
     fitting = (height for height, fraction in fractions.items() if 0.05 < fraction < 0.45)
@@ -144,7 +136,7 @@ def landscape_size(edge: int | None) -> tuple[int, int]:
 
 
 def write_portrait(folder: Path, edge: int | None) -> Path:
-    """Write a portrait as JPEG whose rows are stored as columns, as telephones do; return its path."""
+    """Write a portrait as a JPEG stored sideways, as telephones do."""
     from PIL import Image
 
     height, width = portrait_size(edge)
@@ -157,7 +149,6 @@ def write_portrait(folder: Path, edge: int | None) -> Path:
 
 
 def write_landscape(folder: Path, edge: int | None) -> Path:
-    """Write a landscape as grey PNG of 16 bits; return its path."""
     path = folder / LANDSCAPE_NAME
     cv2.imwrite(str(path), _noise(*landscape_size(edge))[..., 0].astype(np.uint16) * 257)
     return path

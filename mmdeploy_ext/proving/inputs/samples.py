@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_IMAGES = 8
 """Largest number of pictures of the user in a proof, which adds changed ones."""
 DEFAULT_FRAMES = 12
-"""Largest number of frames or sweeps of a proof, if the user states none."""
+"""Default of the largest number of frames or sweeps."""
 PROOF_SCENES = 3
 """Scenes that the frames of a proof are spread over."""
 
@@ -48,8 +48,8 @@ class ChosenSamples(NamedTuple):
     """Samples of a proof as `ladder.prove` takes them.
 
     Attributes:
-        samples: pictures with their names, frames, sweeps or voxels.
-        origin: words on where frames and sweeps are from.
+        samples: named pictures, frames, sweeps or voxels.
+        origin: source of frames and sweeps in words.
         files: paths of the pictures.
     """
 
@@ -59,13 +59,12 @@ class ChosenSamples(NamedTuple):
 
 
 class Samples:
-    """The samples of a proof: pictures are read at once, frames and sweeps by `of`, when there is a model.
+    """The samples of a proof: pictures are read at once, frames and sweeps by `of`, with a model.
 
     Attributes:
-        paths: files and folders that the user named.
-        files: paths of the pictures.
-        pictures: (file name, BGR picture) of each.
-        count: largest number of frames or sweeps; 0 for a family of pictures.
+        paths: files and folders of the user.
+        files, pictures: path, and (file name, BGR picture), of each picture.
+        count: most frames or sweeps; 0 for a family of pictures.
     """
 
     def __init__(
@@ -77,15 +76,12 @@ class Samples:
         *,
         traced: str | Path = '',
     ) -> None:
-        """Refuse invalid samples, before the weights load.
+        """Check the samples before the weights load.
 
-        Args:
-            family: family of the model.
-            paths: files and folders; if it is empty, a picture of this package, the config's data set, or
-                generated ones.
-            frames: largest number of frames or sweeps; None: `DEFAULT_FRAMES`.
-            option: option that named the files, for messages.
-            traced: picture that comes before those of `paths`.
+        - `paths`: files and folders; empty: a picture of this package, the config's data set, or generated
+          ones.
+        - `option`: the option that named the files, for messages.
+        - `traced`: picture before the pictures of `paths`.
         """
         takes_pictures = family.samples == 'images'
         self.paths = paths
@@ -96,7 +92,7 @@ class Samples:
         self.count = 0 if takes_pictures else check_paths(family, paths, frames, option)
 
     def of(self, deployment: Model) -> ChosenSamples:
-        """Return the samples; errors have exit status 1: the weights are loaded."""
+        """Return the samples; errors have exit status 1."""
         if self.pictures:
             return ChosenSamples(self.pictures, files=self.files)
         with after_weights():
@@ -106,7 +102,7 @@ class Samples:
 def check_paths(
     family: Family, paths: Sequence[str], count: int | None = None, option: str = '--images'
 ) -> int:
-    """Refuse files that are no samples of a family, before its weights load; return the number of frames."""
+    """Raise UsageError for files that are no samples of a family; return the number of frames."""
     if _has_cameras(family) and len(paths) > 1:
         raise UsageError(f'{option} {" ".join(paths)}: expected one info file, with the frames of all')
     for path in paths:
@@ -136,13 +132,10 @@ def _has_cameras(family: Family) -> bool:
 
 
 def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> tuple[Collection[Any], str]:
-    """Return frames, sweeps or `VoxelSet`s to prove on, and a text about their source.
+    """Return frames, sweeps or `VoxelSet`s, and a text about their source.
 
-    Args:
-        deployment: config and checkpoint of a model that takes frames, sweeps or voxels.
-        count: largest number of samples, of LiDAR sweeps and voxels for each of `paths`.
-        paths: files; empty takes the config's data set, or generates samples without one; a backbone gets
-            none.
+    `count`: most samples, for each of `paths` with LiDAR. Without `paths`: the config's data set, or
+    generated samples; none for a backbone.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
@@ -185,7 +178,7 @@ def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> t
 
 
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
-    """Sample indices for a proof: the first frames of the first scenes, so that a memory is emptied."""
+    """Return the indices of the first frames of the first scenes, so that a memory is emptied."""
     scenes: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):
         scenes.setdefault(token, []).append(index)

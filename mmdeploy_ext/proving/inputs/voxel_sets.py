@@ -1,4 +1,4 @@
-"""Voxels that a proof of a sparse backbone runs on: the input of the trace, and inputs unlike it."""
+"""Voxels for the proof of a sparse backbone: the traced input, and different ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Triple
 
 CLUSTERS, CLUSTER_VOXELS, SPREAD = 160, 8, 2
-"""Clusters of the random set, voxels in each (some coincide), and largest distance from its centre."""
+"""Clusters of the random set, voxels in each, and largest distance from the centre."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,8 @@ class VoxelSet:
     """The voxels of one input.
 
     Attributes:
-        name: for display.
         features: (N, C) float32.
-        coordinates: (N, 4) int32: sample 0, then the three axes in the encoder's order.
+        coordinates: (N, 4) int32: sample 0, then the axes in the encoder's order.
         traced: whether the exporter saw it.
     """
 
@@ -46,12 +45,12 @@ class VoxelSet:
 
 
 def in_order(coordinates: np.ndarray, same: bool) -> np.ndarray:
-    """Return coordinates (N, 4) in a file's order of axes: unchanged if it is the `same`, else reversed."""
+    """Return coordinates (N, 4) in a file's order of axes, reversed unless `same`."""
     return coordinates if same else np.ascontiguousarray(coordinates[:, [0, 3, 2, 1]])
 
 
 def proof_sets(spatial_shape: Triple, channels: int) -> list[VoxelSet]:
-    """Return the traced input and five that no exporter saw, the same at every call."""
+    """Return the traced input and five others, equal at every call."""
     rng, shape = np.random.default_rng(0), np.array(spatial_shape)
     voxels = {
         'no voxel': np.zeros((0, 3), np.int64),
@@ -72,9 +71,9 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
 
     Args:
         source: raw float32 points (.bin), an array (.npy), a folder of them, or infos of mmdet3d.
-        cfg: the config, for the columns of the files and the folder of the data set.
+        cfg: for the columns of the files and the folder of the data set.
         rule: how points become voxels.
-        limit: number of sweeps of a folder or of infos, evenly chosen; 0 takes all.
+        limit: most sweeps of a folder or of infos, evenly chosen; 0: all.
     """
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
@@ -86,7 +85,7 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
 def sweep_sets(
     source: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings, limit: int
 ) -> Iterator[VoxelSet]:
-    """Yield the voxels of sweeps; `settings` are those of the encoder, for the others see `points_of`."""
+    """Yield the voxels of sweeps; see `points_of`."""
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
         if getattr(item, 'suffix', '') == '.npz':
@@ -125,7 +124,7 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
 
 
 def borders(shape: np.ndarray) -> np.ndarray:
-    """Return voxels (n, 3) on borders of a grid: corners, middles of edges and faces, their neighbours."""
+    """Return voxels (n, 3) on corners, edges and faces of a grid, with neighbours."""
     values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
     voxels = np.array([*itertools.product(*values)])
     voxels = voxels[((voxels == 0) | (voxels == shape - 1)).any(1)]
@@ -133,7 +132,6 @@ def borders(shape: np.ndarray) -> np.ndarray:
 
 
 def clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return random voxels (n, 3) in clusters, in random order."""
     centres = rng.integers(0, shape, (CLUSTERS, 1, 3))
     around = centres + rng.integers(-SPREAD, SPREAD + 1, (CLUSTERS, CLUSTER_VOXELS, 3))
     voxels = np.unique(np.clip(around.reshape(-1, 3), 0, shape - 1), axis=0)
@@ -141,7 +139,7 @@ def clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def full_block(shape: np.ndarray) -> np.ndarray:
-    """Return all voxels (n, 3) of the last six indices of each axis: no neighbour is missing inside."""
+    """Return all voxels (n, 3) of the last six indices of each axis: no inner neighbour is missing."""
     lower = np.maximum(shape - 6, 0)
     axes = [np.arange(low, size) for low, size in zip(lower, shape, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3)

@@ -28,31 +28,29 @@ if TYPE_CHECKING:
 MODES = ('teacher', 'free')
 """Modes of a candidate: teacher-forced and free-running."""
 SAME_POSE = 1e-6
-"""Metres, and seconds: largest difference of a memory's pose and time from the frame's."""
+"""Metres and seconds: largest difference of a memory's pose and time from the frame's."""
 TIME_JUMP = 2.0
-"""Gaps within scenes of at least so many times the usual one are jumps in time."""
+"""Gaps of at least this many usual ones are jumps in time."""
 NOTHING_FOUND = 'no detection was matched: use a drive with objects that the model finds'
-"""Reason why a drive fails in which neither side found anything that counts."""
+"""Reason of failure: neither side found anything that counts."""
 FRAMES_PER_TAKEOVER = 20
-"""Number of frames for each of which a memory may be taken over once, see `PairRun.takes_over`."""
+"""Frames per allowed takeover, see `PairRun.takes_over`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DriveBars:
-    """The bars of a drive: the limits that its figures have to keep.
+    """Limits for the figures of a drive.
 
     Attributes:
-        frames: smallest number of frames that have to run.
-        resets: smallest number of resets of the memory after the first frame.
-        score_thr: score from which on each detection needs a partner, the candidate's from `score` above it.
-        distance_m: largest distance of the centres of a matched pair, metres.
+        frames: least number of frames.
+        resets: least resets of the memory after the first frame.
+        score_thr: detections from here on need a partner (the candidate's from `score` above).
+        distance_m: largest distance of matched centres.
         score: largest score difference of a matched pair.
-        match_rate: smallest share of the longer list of detections that is matched, over all frames.
-        tie: scores in the top-k are a tie if they differ by no more than this plus twice the largest score
-            error of the frame: the scores at one index of two sorted lists may belong to rows that are twice
-            that apart.
-        near_counts: whether pairs outside the bars count as matched, too (below float32).
-        cosine: smallest cosine of tensors (below float32); None: the tolerances decide.
+        match_rate: least matched share of the longer list, over all frames.
+        tie: scores in the top-k tie within this plus twice the frame's largest score error.
+        near_counts: pairs outside the bars count as matched (below float32).
+        cosine: least cosine of tensors (below float32); None: the tolerances decide.
     """
 
     frames: int = 100
@@ -67,13 +65,13 @@ class DriveBars:
 
 
 FULL_DRIVE = DriveBars()
-"""A hundred frames with a scene change: the bars of a claim about drift."""
+"""The bars of a claim about drift: a hundred frames with a scene change."""
 SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
-"""The bars of `--verify`, for two or more frames; the verdict says how many there were."""
+"""The bars of `--verify`, for two or more frames."""
 
 
 def default_bars(precision: str) -> DriveBars:
-    """Return the bars of a drive of a precision: 'fp32', 'fp16', 'bf16' or 'int8'."""
+    """Return the bars for 'fp32', 'fp16', 'bf16' or 'int8'."""
     half = half_bars.bars_of(precision)
     if half is None:
         return SHORT_DRIVE
@@ -82,17 +80,16 @@ def default_bars(precision: str) -> DriveBars:
 
 
 class Modes:
-    """Runs the reference and one candidate per mode frame by frame; all memories are emptied first.
+    """Runs the reference and one candidate per mode frame by frame, from empty memories.
 
-    In float32 the results of 'teacher' also have to be the ones that the reference's own head makes of the
-    candidate's outputs, one to one.
+    In float32 the results of 'teacher' also have to equal the results of the reference's head on the
+    candidate's outputs.
 
     Attributes:
-        first: the first frame, and the results of the reference and of 'teacher' for it.
+        first: the first frame, with the results of the reference and of 'teacher'.
         substituted: number of results that the reference's head made of the candidate's outputs.
-        before: state of the reference before the next frame; None: its memory is empty.
-        clock: measures the times of the engines.
-        runs: mode -> `PairRun`, which judges it.
+        before: state of the reference before the next frame; None: empty.
+        runs: mode -> `PairRun`.
     """
 
     def __init__(
@@ -109,11 +106,10 @@ class Modes:
 
         Args:
             reference: the unpatched PyTorch model.
-            candidates: 'free' and/or 'teacher' -> the file on an engine of its own.
-            spec: spec of the files; of its outputs those that `memory` needs and both engines give are
-                compared.
-            memory: the family's description of its memory.
-            bars: the limits that the drive is judged by; None: the defaults of `DriveBars`.
+            candidates: 'free' and/or 'teacher' -> the file on its engine.
+            spec: spec of the files; the outputs that `memory` needs and both engines give are compared.
+            memory: the family's description.
+            bars: None: `DriveBars`.
             task: name of the task that matches results.
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
@@ -128,7 +124,6 @@ class Modes:
         self.first: tuple[Frame, StepResult, StepResult | None] | None = None
 
     def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
-        """Run one frame on all sides; return the reference's result, and mode -> result."""
         expected = self.clock.run('reference', lambda: self.reference.step(frame))
         results: dict[str, StepResult] = {}
         after = snapshot(self.reference.state)
@@ -151,7 +146,7 @@ class Modes:
         return expected, results
 
     def finish(self) -> dict[str, SequenceRow]:
-        """Return mode -> the judgement of its candidate; 'teacher' runs the first frame again before."""
+        """Return mode -> judgement; 'teacher' runs the first frame again before."""
         if self.first is not None and self.first[2] is not None and not self.runs['teacher'].stopped:
             self._run_again(*self.first)
         return {mode: run.finish() for mode, run in self.runs.items()}
@@ -200,7 +195,7 @@ class Modes:
 
 
 def snapshot(state: StreamState | None) -> StreamState | None:
-    """Return a copy of a memory that no engine's buffers can change."""
+    """Return a copy of a memory independent of the engine's buffers."""
     if state is None:
         return None
     tensors = {name: np.array(tensor) for name, tensor in state.tensors.items()}
@@ -211,14 +206,14 @@ class PairRun:
     """Judges one candidate in one mode, one frame after the other.
 
     Attributes:
-        worst_distance, worst_score: largest differences of pairs that count.
+        worst_distance, worst_score: largest differences of counted pairs.
         tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
-        pairing: which rows of the memory belong together; None for a memory without scores and confidences.
-        outputs: specs of the outputs that are no state; `names` are those that are compared.
+        pairing: pairs of memory rows; None for a memory without scores.
+        outputs: specs of the outputs other than state; `names` are compared.
         last: scene and time in s of the last frame.
-        faults: what went wrong -> names of the frames.
-        stopped: why the candidate runs no more, or ''.
-        parted: whether in the last frame only a tie decided which rows are kept, with equal results.
+        faults: fault -> names of the frames.
+        stopped: why the candidate stopped, or ''.
+        parted: in the last frame only a tie decided which rows are kept, with equal results.
     """
 
     def __init__(
@@ -249,7 +244,7 @@ class PairRun:
         self.worst_score, self.parted = 0.0, False
 
     def add(self, moment: Moment) -> None:
-        """Judge one frame; `moment` has the results of both sides for it, and their memories after it."""
+        """Judge one frame by both sides' results and memories."""
         frame, last = moment.frame, self.last
         name = frame.name or f'frame {len(self.series["name"])}'
         self.last = frame.scene_token, frame.timestamp_s
@@ -266,7 +261,7 @@ class PairRun:
         self.parted = self._match_detections(moment, name) and followed.parted
 
     def takes_over(self) -> bool:
-        """Whether a free candidate goes on with the reference's memory after the frame that was added."""
+        """Whether a free candidate goes on with the reference's memory."""
         allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
         if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
             return False
@@ -417,14 +412,7 @@ class PairRun:
 
 
 class WorstRows:
-    """The worst row of every tensor (or column group) of a drive, and its error at every frame.
-
-    Attributes:
-        worst: tensor -> its worst row, with the name of its frame as `at`.
-        failed: tensor -> names of the frames at which it fails.
-        series: 'errors' -> tensor -> its largest difference at each frame, None where it was not compared;
-            'ratios' -> the same over the tolerance.
-    """
+    """The worst row of every tensor (or column group) of a drive, and its error at every frame."""
 
     def __init__(self, free: bool, cosine: float | None) -> None:
         self.free, self.cosine = free, cosine
@@ -433,7 +421,7 @@ class WorstRows:
         self.series: dict[str, dict[str, list[float | None]]] = dict(errors={}, ratios={})
 
     def add(self, row: TensorRow, name: str, count: int) -> None:
-        """Judge the row of a tensor at the frame `name`, the `count`-th of the drive, from 1."""
+        """Judge the row of a tensor at the frame `name`, the drive's `count`-th from 1."""
         passed, reason = row.passed and row.max_abs is not None, row.reason
         if row.max_abs is not None:
             if self.free:
@@ -455,7 +443,6 @@ class WorstRows:
         self.worst[row.tensor] = row
 
     def text_of(self, tensor: str, index: int) -> str:
-        """Return the error of a tensor at a frame in words."""
         error, ratio = (self.series[key][tensor][index] for key in ('errors', 'ratios'))
         if error is None:
             return 'not comparable'
@@ -471,7 +458,7 @@ class WorstRows:
 
 
 def error_ratio(row: TensorRow) -> float:
-    """The error of a row over its tolerance; of one without a tolerance, or with 0, the error itself."""
+    """Return a row's error over its tolerance; without a tolerance the error itself."""
     if row.max_abs is None:
         return np.inf
     return row.max_abs / row.tolerance if row.tolerance else row.max_abs

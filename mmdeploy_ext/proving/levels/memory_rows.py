@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 SAME_ROW = 5e-3
-"""Metres and m/s: largest difference of a memory row from its query, and of an instance from its partner."""
+"""Metres and m/s: largest difference of a memory row from its query, and of paired instances."""
 CLEARLY_NEARER = 1e-4
-"""Metres: a memory row is taken for another query's than the order of scores says only if that one is nearer
-by this; the float32 noise of a memory in global coordinates is below it."""
+"""Metres: a query has to be nearer by this to override the order of scores; above the float32 noise of a
+memory in global coordinates.
+"""
 NO_ID = -1
 """Id of an instance without a track."""
 
@@ -38,9 +39,8 @@ class QuerySelection:
     """The queries that one engine put into its memory.
 
     Attributes:
-        scores: (Q,) float64, the score of the best class of each query by the last layer; for an
-            `InstancePairing` its confidence.
-        queries: (K,) int64, the query of each new memory row, which are the first of the memory.
+        scores: (Q,) float64 best class score by the last layer; with an `InstancePairing` the confidence.
+        queries: (K,) int64, the query of each new (first) memory row.
     """
 
     scores: np.ndarray
@@ -51,11 +51,7 @@ class QuerySelection:
 class RowDifference:
     """A new memory row into which two engines put different queries.
 
-    Attributes:
-        row: index of the memory row.
-        reference: index of the reference's query.
-        candidate: index of the candidate's query.
-        gap: difference of the scores of the two queries.
+    `gap` is the difference of the queries' scores.
     """
 
     row: int
@@ -65,7 +61,7 @@ class RowDifference:
 
 
 def best_scores(logits: np.ndarray) -> np.ndarray:
-    """Return the score (Q,) of the best class of every query, of logits (layers, 1, Q, classes)."""
+    """Return each query's best class score (Q,), of logits (layers, 1, Q, classes)."""
     best = np.asarray(logits, np.float64)[-1, 0].max(-1)
     with np.errstate(invalid='ignore'):
         return np.exp(-np.logaddexp(0.0, -best))
@@ -74,7 +70,6 @@ def best_scores(logits: np.ndarray) -> np.ndarray:
 def select_queries(
     outputs: Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray] | None, spec: MemorySpec
 ) -> QuerySelection:
-    """Return which queries an engine put into its memory."""
     scores = best_scores(outputs[spec.scores])
     expected = np.argsort(-scores, kind='stable')[: spec.topk]
     rows = min(spec.topk, len(expected))
@@ -95,17 +90,14 @@ def select_queries(
 
 @dataclasses.dataclass(frozen=True)
 class Followed:
-    """The pairing of both engines' memories after a frame.
+    """The pairing of both memories after a frame.
 
     Attributes:
-        queries: (Q,) index of the candidate's query for each of the reference's, -1 for none; None: equal
-            indices.
+        queries: (Q,) the candidate's query for each of the reference's, -1 for none; None: equal.
         rows: (n,) the same of the memory's rows.
-        ties: number of new rows that differ because of a tie; of an `InstancePairing` also of queries.
-        fault: why rows differ by more than a tie, or ''; rows of an earlier tie excuse it, but in
-            `InstancePairing`.
-        parted: whether the memories held the same rows before this frame and do not after it, because of a
-            tie.
+        ties: new rows (of an `InstancePairing` also queries) that differ by a tie.
+        fault: why rows differ by more than a tie, or ''.
+        parted: a tie made the memories differ in this frame.
     """
 
     queries: np.ndarray | None = None
@@ -116,10 +108,10 @@ class Followed:
 
 
 class RowPairing:
-    """Keeps, along a drive, which candidate row and query belongs to which of the reference.
+    """Keeps the pairs of the reference's and the candidate's rows and queries along a drive.
 
-    A tie swaps rows, or takes a row that the other engine lacks; the swapped rows become queries of the next
-    frame and older rows of the following ones.
+    A tie swaps rows, or takes a row that the other engine lacks; swapped rows become queries of the next
+    frame.
     """
 
     def __init__(self, spec: MemorySpec) -> None:
@@ -127,7 +119,6 @@ class RowPairing:
         self.rows: np.ndarray | None = None
 
     def forget(self) -> None:
-        """Begin with equal memories."""
         self.rows = None
 
     @property
@@ -135,7 +126,7 @@ class RowPairing:
         return self.rows is not None and bool((self.rows != np.arange(len(self.rows))).any())
 
     def queries(self, count: int) -> np.ndarray:
-        """Return the candidate's query (count,) for each of the reference's in this frame; -1 for none."""
+        """Return the candidate's query (count,) for each of the reference's ; -1 for none."""
         partners = np.arange(count)
         if self.rows is not None:
             propagated = min(self.spec.propagated, count, len(self.rows))
@@ -147,9 +138,9 @@ class RowPairing:
     def advance(
         self, reference: QuerySelection, candidate: QuerySelection, partners: np.ndarray, num_rows: int
     ) -> list[RowDifference]:
-        """Update `rows` by the queries that a frame put into the memories; return new rows that differ.
+        """Update `rows` by a frame's queries; return new rows that differ.
 
-        `partners` (Q,) is what `queries` returned, `num_rows` the size of the memory.
+        `partners` (Q,) is the result of `queries`, `num_rows` the size of the memory.
         """
         to_reference = {int(partner): query for query, partner in enumerate(partners) if partner >= 0}
         candidate_row = {int(query): row for row, query in enumerate(candidate.queries)}
@@ -169,7 +160,7 @@ class RowPairing:
         return differences
 
     def follow(self, moment: Moment, tie: float, max_error: float) -> Followed:
-        """Follow the memories over a frame, and tell ties from errors; `rows` changes."""
+        """Follow the memories over a frame, and tell ties from errors."""
         sides = [moment.expected.outputs, moment.got.outputs]
         states = moment.expected_state, moment.got_state
         is_complete = all(name in outputs for outputs in sides for name in self.spec.needed)
@@ -194,17 +185,15 @@ class RowPairing:
 
 
 def score_error(reference: QuerySelection, candidate: QuerySelection, partners: np.ndarray) -> float:
-    """Return the largest score difference of queries that belong together, see `RowPairing.queries`."""
     paired = partners >= 0
     gaps = np.abs(reference.scores[paired] - candidate.scores[partners[paired]])
     return float(gaps[np.isfinite(gaps)].max(initial=0.0))
 
 
 class InstancePairing(RowPairing):
-    """Keeps, along a drive, which instance, memory row and track of a candidate is which of the reference.
+    """Keeps the pairs of instances, memory rows and tracks along a drive.
 
-    `tracks` is id of the reference -> id of the candidate: new ids are given in the order of rows, which ties
-    change.
+    `tracks`: id of the reference -> id of the candidate; new ids follow the order of rows, which ties change.
     """
 
     def __init__(self, spec: MemorySpec) -> None:
@@ -250,7 +239,7 @@ class InstancePairing(RowPairing):
         return Followed(queries, self.rows, ties, fault, parted and not fault)
 
     def reordered(self, state: StreamState) -> dict[str, np.ndarray] | None:
-        """Return the memory of a candidate in the order of the reference, with equal rows from there on."""
+        """Return the candidate's memory in the reference's order."""
         rows = self.rows
         if rows is None or not self.affected or (rows < 0).any():
             return None
@@ -324,13 +313,13 @@ def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 
 
 def at_the_cut(first_scores: np.ndarray, allowed: float) -> np.ndarray:
-    """Return (Q,) bool: whether a tie of at most `allowed` may have left a frame's own instance out."""
+    """Return (Q,) bool: a tie within `allowed` may have left an instance out."""
     own_scores = first_scores[np.isfinite(first_scores)]
     return first_scores <= own_scores.min(initial=np.inf) + allowed
 
 
 def pair_absent(partners: np.ndarray, may_be_absent: np.ndarray) -> np.ndarray:
-    """Return partners as `pair_rows` does, -1 only for rows (Q,) that may be absent from the candidate."""
+    """Return partners as `pair_rows`, -1 only where `may_be_absent` (Q,)."""
     partners = partners.copy()
     free_rows = np.setdiff1d(np.arange(len(partners)), partners).tolist()
     absent = np.flatnonzero((partners < 0) & ~may_be_absent)
@@ -341,14 +330,14 @@ def pair_absent(partners: np.ndarray, may_be_absent: np.ndarray) -> np.ndarray:
 
 
 def rows_kept(places: np.ndarray, state: StreamState, spec: MemorySpec) -> np.ndarray:
-    """Return the index (M,) of the instance at the place of each memory row; `places` is (Q, n)."""
+    """Return the instance (M,) at the place of each memory row; `places` is (Q, n)."""
     memory = state.tensors[spec.places[0][0]][0].astype(np.float64)
     distance: Any = np.abs(memory[:, None] - places[None]).max(-1)
     return distance.argmin(1)
 
 
 def not_the_best(selection: QuerySelection) -> str:
-    """Return why the kept instances are not the most confident ones, in descending order; or ''."""
+    """Return why the kept instances are not the most confident in descending order, or ''."""
     chosen_scores = selection.scores[selection.queries]
     best = -np.sort(-selection.scores)[: len(chosen_scores)]
     wrong = np.flatnonzero(chosen_scores != best)

@@ -36,22 +36,21 @@ SAME = (
     'memory',
     'evaluation',
 )
-"""Facts of a run that have to be equal for its metrics to be compared."""
+"""Facts that have to be equal to compare two runs' metrics."""
 NO_METRICS = (
     'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
     'and a data set of its classes, and a lower score_thr in its test_cfg if there is one'
 )
-"""Reason why there is no metric, and what to do."""
+"""Reason why there is no metric, and the remedy."""
 NO_VALUES = 'every metric is NaN or -1 on both sides, as the data set has no object of these classes'
 """Reason why nothing was compared although the evaluator gives metrics."""
 HEADLINE = re.compile(r'(^|[/_])(NDS|mAP|AP|PQ|AMOTA|mAP_0\.\d+|Overall_3D(_AP\d+)?_moderate)$')
-"""Metrics that a summary shows: of COCO, VOC, LVIS, nuScenes, panoptic maps, indoor sets and KITTI."""
+"""Metrics of a summary: COCO, VOC, LVIS, nuScenes, panoptic maps, indoor sets and KITTI."""
 METRIC_BAR = 0.0005
-"""Largest difference of a data-set metric in 0..1 between the engines."""
+"""Largest difference of a metric in 0..1."""
 
 
 def metric_bar(precision: str) -> float:
-    """Return the largest difference of a data-set metric that passes for a precision."""
     bars = bars_of(precision)
     return bars.metric if bars else METRIC_BAR
 
@@ -59,7 +58,7 @@ def metric_bar(precision: str) -> float:
 def metric_rows(
     reference: Mapping[str, float], candidate: Mapping[str, float], bar: float
 ) -> list[MetricRow]:
-    """Return a row for each metric, sorted by name; a metric that only one engine has fails."""
+    """Return a row for each metric by name; a metric of one engine alone fails."""
     rows = []
     for name in sorted(reference.keys() | candidate.keys()):
         expected, got = reference.get(name, math.nan), candidate.get(name, math.nan)
@@ -69,7 +68,7 @@ def metric_rows(
 
 
 def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], bar: float) -> list[MetricRow]:
-    """Return the rows of `metric_rows`, and a failing one if none of them has a value to compare."""
+    """Return `metric_rows`, with a failing row if no metric has a value."""
     rows = metric_rows(reference, candidate, bar)
     if any(map(has_value, rows)):
         return rows
@@ -78,7 +77,6 @@ def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], b
 
 
 def has_value(row: MetricRow) -> bool:
-    """Return whether a metric has a value on a side, other than NaN and -1."""
     return any(not math.isnan(value) and value != -1 for value in (row.reference, row.candidate))
 
 
@@ -95,7 +93,6 @@ def compare_metrics(
 
 
 def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
-    """Return a table of both engines' metrics and their differences."""
     table = Table(title='the same data set, loader and evaluator by both engines')
     for title in ('metric', 'PyTorch', engine, 'difference', 'bar', 'verdict'):
         table.add_column(title, justify='left' if title == 'metric' else 'right')
@@ -106,7 +103,7 @@ def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
 
 
 def summary(metrics: Mapping[str, float]) -> str:
-    """Return 'name value' of the headline metrics, such as NDS and mAP; without one of the first metric."""
+    """Return 'name value' of the headline metrics, such as NDS and mAP, else of the first metric."""
     names = [name for name in metrics if HEADLINE.search(name)] or list(metrics)[:1]
     return ', '.join(f'{name} {metrics[name]:.4f}' for name in names) or 'no metric'
 
@@ -114,18 +111,13 @@ def summary(metrics: Mapping[str, float]) -> str:
 def keep_metrics(
     folder: Path, kind: str, metrics: Mapping[str, float], facts: Mapping[str, Any], precision: str
 ) -> bool:
-    """Write an engine's metrics to a file of the folder, and compare them with PyTorch's if those are there.
+    """Write an engine's metrics into `folder`, and compare them with PyTorch's if present.
 
-    Args:
-        folder: work directory of the `_pth` and the `_onnx` run.
-        kind: registered name of the backend, such as 'OnnxRuntimeBackend'.
-        metrics: name -> value.
-        facts: `config`, `processes`, and the facts `SAME` of the run.
-        precision: precision of the engine's network.
+    - `kind`: registered name of the backend, such as 'OnnxRuntimeBackend'.
+    - `metrics`: name -> value.
+    - `facts`: `config`, `processes`, and the facts `SAME` of the run.
 
-    Returns:
-        True if nothing is compared; else whether no metric differs by more than the bar, and at least one has
-        a value.
+    Returns True without a comparison; else whether all metrics agree and one has a value.
     """
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics

@@ -1,4 +1,4 @@
-"""A sparse backbone's file: is it what its model gives, and would its engine load it?"""
+"""Checks of a sparse backbone's file against its model and engine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 UNCOMPARED = ('about', 'ir_version', 'onnx_package')
-"""Keys of a stored node list about how it was written, which are not compared."""
+"""Keys of a node list that are not compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +52,12 @@ class SparseFile:
     """A file of a sparse backbone, and the graphs that it is compared with.
 
     Attributes:
-        deployment: config and checkpoint.
-        path: path of the file.
-        model: its content.
-        export_options: options that it was exported with, resolved.
+        export_options: resolved options of its export.
         traced: the model's graph before folding.
-        expected: the graph that the file should hold, weights in float32.
-        exact: the graph folded in float32, if convolutions of the file were folded in float16; else
-            `expected`.
-        ranges: the check that the ranges of the weights follow from the weights; None if there are none.
-        name: name of the graph: '', as the model is one file.
+        expected: the graph that the file should hold, in float32.
+        exact: folded in float32, if the file's convolutions were folded in float16; else `expected`.
+        ranges: the check of the weights' ranges, or None.
+        name: '': the model is one file.
     """
 
     deployment: Model
@@ -97,25 +93,24 @@ class SparseFile:
 
     @property
     def precision(self) -> str:
-        """Precision that the file is judged as: 'int8' or 'fp16' of the dialect, else as written."""
         if self.export_options.target == 'libspconv':
             return 'int8' if deploy.has_int8(self.export_options) else 'fp16'
         return written_precision(self.model)
 
 
 def read_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
-    """Return an entry of a file's metadata by its name, e.g. 'family'; ModelFileError: it is damaged."""
+    """Return an entry of a file's metadata; ModelFileError: it is damaged."""
     return read_entry(entries_of(model.metadata_props), name, path)
 
 
 def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
-    """Return the options, `cfg_options` among them, that a file was exported with; check all entries."""
+    """Return the options, with `cfg_options`, of a file's export; check all entries."""
     check_entries(entries_of(model.metadata_props), path)
     return read_fact(model, path, 'options')
 
 
 def read_sparse_file(deployment: Model, path: str, ranges: Ranges | None) -> SparseFile:
-    """Read a file and make the graphs that it is compared with."""
+    """Read a file and make its expected graphs."""
     model = files.read(path)
     if not is_sparse(model):
         model = files.load(path)
@@ -153,7 +148,7 @@ def compare_graph(file: SparseFile) -> GraphResult:
 
 
 def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[GraphDifference]:
-    """How a libspconv file differs from the graph of its model, names and the order of nodes included."""
+    """Return differences of a libspconv file from its model's graph, with names and order of nodes."""
     file_list, model_list = libspconv.to_node_list(model), libspconv.to_node_list(libspconv.to_onnx(expected))
     keys = [key for key in dict.fromkeys([*file_list, *model_list]) if key not in UNCOMPARED]
     lines = [line for key in keys for line in _differing(file_list.get(key), model_list.get(key), key)]
@@ -166,7 +161,7 @@ def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph
 
 
 def as_written(graph: SparseGraph) -> SparseGraph:
-    """Return the graph as a libspconv file holds it: weights in fp16, ranges in float32."""
+    """Return the graph with fp16 weights and float32 ranges, as in a libspconv file."""
 
     def rounded(node: Any) -> Any:
         changes: dict[str, Any] = {}
@@ -201,7 +196,7 @@ def _differing(value: Any, expected: Any, place: str) -> Iterator[str]:
 
 
 def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> list[Check]:
-    """Compare two node lists: a check of the graph and its nodes, and one of the initializers."""
+    """Compare two node lists; return a check of nodes and one of initializers."""
     if not isinstance(expected, dict):
         raise UsageError(f'{source}: is no node list, expected an object with nodes and initializers')
     checks, parts = [], dict(nodes=('meta', 'inputs', 'outputs', 'nodes'), initializers=('initializers',))
@@ -216,7 +211,7 @@ def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], so
 def check_dialect(
     path: str, model: onnx.ModelProto, max_voxels: int | None = None
 ) -> tuple[list[Check], list[str]]:
-    """Check that a file keeps the contract of the dialect's engine; return the check, and warnings."""
+    """Check a file against the contract of libspconv's engine; return the check, and warnings."""
     violations = libspconv_contract.check(model, max_voxels=max_voxels, name=path)
     wrong = [f'{entry.node or "file"}: {entry.rule}: {entry.message}' for entry in errors(violations)]
     warnings = [entry for entry in violations if entry.severity == WARNING]
@@ -228,7 +223,6 @@ def check_dialect(
 
 
 def check_portable(model: onnx.ModelProto) -> list[Check]:
-    """Check that a portable file is valid, with standard operators only, none of which is random."""
     foreign = sorted({node.op_type for node in model.graph.node if node.domain not in ('', 'ai.onnx')})
     opsets = {entry.domain or 'ai.onnx': entry.version for entry in model.opset_import}
     detail = f'{", ".join(foreign)} are not' if foreign else f'opset {opsets.get("ai.onnx")}'
@@ -237,7 +231,7 @@ def check_portable(model: onnx.ModelProto) -> list[Check]:
 
 
 def weight_ranges_check(deployment: Model, traced: SparseGraph, ranges: Ranges) -> Check:
-    """Check that all ranges are those of the folded or the unfolded kernels, or of the checkpoint."""
+    """Check that all ranges come from folded or unfolded kernels, or the checkpoint."""
     unfolded = {node.module: node.weight for node in traced.convolutions()}
     in_checkpoint, wrong = checkpoint_ranges(deployment), []
     for node in fold(traced, 'fp32').convolutions():
@@ -254,7 +248,6 @@ def weight_ranges_check(deployment: Model, traced: SparseGraph, ranges: Ranges) 
 
 
 def metadata_check(file: SparseFile) -> Check:
-    """Check that the entries `form` and `voxels`, which runtimes rely on, agree with config and options."""
     props = deploy.metadata_props(file.deployment, file.export_options)
     facts = {name: read_fact(file.model, file.path, name) for name in ('form', 'voxels')}
     expected = {name: read_entry(props, name, file.path) for name in facts}

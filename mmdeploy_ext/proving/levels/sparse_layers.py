@@ -32,12 +32,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.levels.sparse_file import SparseFile
 
 EXACT_RTOL = 1e-4
-"""Tolerance of float32 against float32, relative to the largest reference value."""
+"""Tolerance of float32, relative to the largest reference value."""
 HALF_RTOL = 5e-3
-"""Tolerance of the file's fp16 weights against the model's float32 ones, likewise relative."""
+"""Tolerance of the file's fp16 weights, likewise relative."""
 Layer = tuple[str, str, np.ndarray, np.ndarray | None]
-"""Name of a convolution in the file, its path in the module, sites (M, 4) in the file's order, values (M, C)
-or None."""
+"""Name and module path of a convolution, sites (M, 4) in the file's order, values (M, C) or None."""
 
 
 @dataclasses.dataclass
@@ -57,7 +56,7 @@ class LayerOutput:
 def watched_layers(
     encoder: torch.nn.Module, sources: dict[str, LayerSource]
 ) -> Iterator[dict[str, LayerOutput]]:
-    """Yield a dict, path of a convolution -> output, that a forward pass inside the block fills."""
+    """Yield a dict, path of a convolution -> output, filled by a forward pass."""
     outputs: dict[str, LayerOutput] = {}
 
     def values(tensor: torch.Tensor) -> np.ndarray:
@@ -84,7 +83,7 @@ def watched_layers(
 
 @dataclasses.dataclass
 class SparseReference:
-    """The results of spconv: dense map (1, C, H, W), outputs of convolutions by path, and ms."""
+    """spconv's dense map (1, C, H, W), outputs of convolutions by path, and ms."""
 
     dense: np.ndarray
     layers: dict[str, LayerOutput]
@@ -92,7 +91,7 @@ class SparseReference:
 
 
 def run_reference(file: SparseFile, voxels: VoxelSet) -> SparseReference:
-    """Run the unpatched model on spconv, on one thread, and watch its convolutions."""
+    """Run the unpatched model on spconv, on one thread."""
     family, model = file.deployment.family, file.deployment.model
     with watched_layers(family.encoder(model), layer_sources(file.traced)) as layers:
         start = time.perf_counter()
@@ -105,11 +104,11 @@ class DialectRunner:
     """A libspconv file, interpreted in numpy: the engine itself needs a GPU.
 
     Attributes:
-        graph, plan: graph and plan of the file, as it is read.
+        graph, plan: of the file.
         title: name of the engine in pictures.
         timed: name of the engine in the table of times.
-        failure: subject and verb of the reason if a run raises.
-        rtol: tolerance of its values, relative to the largest reference value.
+        failure: start of the reason if a run raises.
+        rtol: tolerance, relative to the largest reference value.
     """
 
     title, timed, failure = 'the file, interpreted', 'numpy interpreter', 'graph cannot be run'
@@ -128,14 +127,14 @@ class DialectRunner:
         return engine.run(self.graph, coordinates, features, keep, rulebook=self.rulebook)
 
     def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
-        """Yield every layer of the last run; `coordinates` are those of that run."""
+        """Yield every layer of the last run, which had `coordinates`."""
         expected = self.file.expected.convolutions()
         for node, model_node in zip(self.graph.convolutions(), expected, strict=True):
             sites = self.rulebook.level(node.output).coordinates
             yield node.name, model_node.module, sites, self.layer_values[node.name]
 
     def more_rows(self, reference: SparseReference) -> list[TensorRow]:
-        """Compare the dense map of the same graph with weights in float32, for the last run."""
+        """Compare the dense map with float32 weights, for the last run."""
         features, coordinates = self.voxels
         name, exact = 'dense map, weights before rounding', self.file.exact
         dense = engine.run(exact, coordinates, features)
@@ -143,10 +142,10 @@ class DialectRunner:
 
 
 class PortableRunner:
-    """A portable file on ONNX Runtime; the attributes are those of `DialectRunner`.
+    """A portable file on ONNX Runtime.
 
-    A second session, `layer_engine`, has the outputs of the file's convolutions as further outputs: ONNX
-    Runtime cannot fuse such outputs, so that the dense map comes from the first.
+    `layer_engine` also has the convolutions' outputs. These prevent fusion, so the dense map comes from the
+    first session.
     """
 
     title, timed, failure = 'ONNX Runtime', 'rulebook and ONNX Runtime', 'engine failed'
@@ -173,7 +172,7 @@ class PortableRunner:
         return self.engine.step(voxels=(features, coordinates))
 
     def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
-        """Yield every layer of the last run, without the last row, zeros, that the form 'buckets' adds."""
+        """Yield every layer of the last run, without the last row (zeros) of the form 'buckets'."""
         outputs = self.layer_engine.session.run(self.engine.feeds(self.features, coordinates))
         level_of, levels = self.engine.plan.level_of, build(self.engine.plan, coordinates).levels
         for node in self.file.expected.convolutions():
@@ -185,12 +184,12 @@ class PortableRunner:
             yield node.name, node.module, levels[level_of[node.output]].coordinates, values
 
     def more_rows(self, reference: SparseReference) -> list[TensorRow]:
-        """Return []: every row of a portable file has the tolerance of float32 already."""
+        """[], since every row has float32's tolerance."""
         return []
 
 
 def layer_rows(reference: SparseReference, layer: Layer, same_order: bool, rtol: float) -> list[TensorRow]:
-    """Return one row, in a list: the comparison of a layer, site by site, whatever the order of the sites."""
+    """Compare a layer site by site, in any order of sites."""
     node, module, sites, features = layer
     name, expected = f'{node} {module}', reference.layers.get(module)
     if features is None:

@@ -1,4 +1,4 @@
-"""Calls of a module: its arguments and results as named tensors, bound to inputs and outputs of a file."""
+"""Calls of a module: arguments and results as named tensors of a file."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ if TYPE_CHECKING:
     import onnx
 
 RESULT = 'result'
-"""Name of a tensor that a module returns by itself, in no tuple, list or dict."""
+"""Name of a single returned tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FileTensor:
     """An input or output of an ONNX file.
 
-    `axes` has an int for a fixed axis, the name of a dynamic one, '' for one without a name; it is None if
-    the file states no shape.
+    `axes`: int, name of a dynamic axis, or ''; None if the file states no shape.
     """
 
     name: str
@@ -38,7 +37,7 @@ class FileTensor:
 
     @classmethod
     def of(cls, value: onnx.ValueInfoProto, path: str) -> FileTensor:
-        """Read a tensor of the file at `path`; UsageError: a sequence, a map or an optional, or texts."""
+        """Read a tensor; UsageError for sequences, maps, optionals and texts."""
         tensor_type = value.type.tensor_type
         if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
             raise UsageError(f'{path}: {value.name!r} is no tensor; expected inputs and outputs of tensors')
@@ -64,8 +63,8 @@ class ModuleCall:
 
     Attributes:
         title: for messages and cases.
-        values: all leaves of the arguments in order: tensors, and numbers or texts that stay unchanged.
-        names: name of each leaf; '' for one that is no tensor.
+        values: all leaves of the arguments in order.
+        names: name of each leaf; '' for other types than tensors.
         tree: how the leaves are nested in (args, kwargs).
     """
 
@@ -79,7 +78,7 @@ class ModuleCall:
         return {name: value for name, value in zip(self.names, self.values, strict=True) if name}
 
     def replace(self, title: str, tensors: Mapping[str, torch.Tensor]) -> ModuleCall:
-        """Return the call with another title and other values of `tensors`, by name."""
+        """Return the call with another title and new tensors by name."""
         values = tuple(
             tensors.get(name, value) if name else value
             for name, value in zip(self.names, self.values, strict=True)
@@ -99,12 +98,11 @@ def forward_of(module: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def module_title(module: Callable[..., Any]) -> str:
-    """Return a module's name for messages: its class, or the name of the function."""
+    """Return the name of a class or function."""
     return type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, '__name__', 'it')
 
 
 def signature_of(module: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a module or function; built-in functions take any arguments by position."""
     try:
         return inspect.signature(forward_of(module))
     except ValueError:
@@ -114,7 +112,7 @@ def signature_of(module: Callable[..., Any]) -> inspect.Signature:
 def read_call(
     module: Callable[..., Any], sample: Any, title: str, file_inputs: Sequence[str] = ()
 ) -> ModuleCall:
-    """Return the call that a sample stands for."""
+    """Return the call of a sample."""
     signature = signature_of(module)
     args, kwargs = _arguments(signature, module, sample, title, file_inputs)
     try:
@@ -200,7 +198,7 @@ def _refuse_equal(names: Sequence[str], place: str) -> None:
 def pair_names(
     file_names: Sequence[str], module_names: Sequence[str], place: str, module: str
 ) -> dict[str, str]:
-    """Return name in the file -> name in the module: by name if the module has all, else by position."""
+    """Return name in the file -> name in the module: by name if all match, else by position."""
     if set(file_names) <= set(module_names):
         return {name: name for name in file_names}
     if len(file_names) == len(module_names):
@@ -212,7 +210,7 @@ def pair_names(
 
 
 def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
-    """Return an array in the dtype that a file takes: rounded floats, integers of another width."""
+    """Return an array in the file's dtype: rounded floats, other widths of integers."""
     dtype = np.dtype(tensor.dtype)
     if array.dtype == dtype:
         return array
@@ -225,7 +223,7 @@ def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
 
 
 class FlatModule(torch.nn.Module):
-    """A module that takes and returns the tensors of a file in the file's order; it may write into them."""
+    """A module with a file's inputs and outputs in order; it may write into them."""
 
     def __init__(
         self,
@@ -234,14 +232,6 @@ class FlatModule(torch.nn.Module):
         inputs: Mapping[str, str],
         outputs: Mapping[str, str],
     ) -> None:
-        """Bind a module.
-
-        Args:
-            module: the user's.
-            call: gives the values of arguments for which the file has no input.
-            inputs: name of the file's input -> name of the module's tensor.
-            outputs: name of the file's output -> name of the module's result.
-        """
         super().__init__()
         self.module = module
 

@@ -1,4 +1,4 @@
-"""Generated inputs: the samples at other sizes of dynamic axes, and other values within their range."""
+"""Generated inputs: samples at other sizes of dynamic axes, and other values in their range."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.modules.calls import FileTensor, ModuleCall
 
 STEP = 32
-"""By how much a size grows if the module refuses a size that is larger by 1: networks halve pictures up to
-five times."""
 
 
 def dynamic_axes(
     inputs: Mapping[FileTensor, str], call: ModuleCall
 ) -> tuple[dict[str, list[tuple[str, int]]], dict[str, int]]:
-    """Return axis name -> (tensor, axis) of all axes with this name in a call, and axis name -> size."""
+    """Return axis name -> its (tensor, axis) pairs, and axis name -> size."""
     places: dict[str, list[tuple[str, int]]] = {}
     sizes: dict[str, int] = {}
     for tensor, name in inputs.items():
@@ -35,7 +33,7 @@ def dynamic_axes(
 
 
 def resized(call: ModuleCall, title: str, places: Sequence[tuple[str, int]], size: int) -> ModuleCall:
-    """Return a call in which axes have another size: entries are repeated or cut off, or zeros."""
+    """Return a call with another size of axes: entries are repeated, cut off, or zeros."""
     tensors = {}
     for name, axis in places:
         tensor = tensors.get(name, call.tensors[name])
@@ -47,7 +45,7 @@ def resized(call: ModuleCall, title: str, places: Sequence[tuple[str, int]], siz
 
 
 def other_sizes(size: int, axis: int) -> tuple[int, ...]:
-    """Return the sizes to try in place of `size`: of axis 0, the batch, 1 and 2 more; else 1 more, half."""
+    """Return sizes to try: 1 and 2 more for the batch (axis 0); else 1 more, half."""
     if axis == 0:
         return size + 1, size + 2
     return (size + 1, size // 2) if size > 1 else (size + 1,)
@@ -90,7 +88,7 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
 
 
 def calls_with_another(name: str, calls: Sequence[ModuleCall], seed: int) -> Iterator[ModuleCall]:
-    """Yield the first call with other values of one tensor alone: do the results depend on it?"""
+    """Yield the first call with other values of one tensor: do the results depend on it?"""
     first, tensor = calls[0], calls[0].tensors[name]
     following = ~tensor if tensor.dtype == torch.bool else tensor + 1
     replacements = [call.tensors[name] for call in (*calls[1:], *other_values(calls, [name], seed))]

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def load_function(target: str) -> Callable[..., Any]:
-    """Return the function 'FILE.py:function'; its folder stays on the path."""
     file, _, name = target.rpartition(':')
     if not file or not name:
         raise UsageError(f'{target}: expected FILE.py:function')
@@ -25,7 +24,7 @@ def load_function(target: str) -> Callable[..., Any]:
 
 
 def call_function(target: str) -> Any:
-    """Return the result of the function `FILE.py:function`, of a generator a list; UsageError: it raises."""
+    """Return the result of `FILE.py:function`, a generator's as a list; UsageError: it raises."""
     function = load_function(target)
     try:
         result = function()
@@ -35,7 +34,7 @@ def call_function(target: str) -> Any:
 
 
 def make_module(target: str) -> Callable[..., Any]:
-    """Return the module that the function `FILE.py:function` returns; UsageError: it is none."""
+    """Return the module that `FILE.py:function` makes; UsageError: it makes none."""
     module = call_function(target)
     if not callable(module):
         kind = type(module).__name__
@@ -44,7 +43,7 @@ def make_module(target: str) -> Callable[..., Any]:
 
 
 def make_samples(target: str) -> list[Any]:
-    """Return the samples, see `calls.read_call`, that `FILE.py:function` yields or returns."""
+    """Return the samples (`calls.read_call`) of `FILE.py:function`."""
     samples = call_function(target)
     if not isinstance(samples, Iterable):
         raise UsageError(f'--samples {target}: gives {samples!r}; expected samples, one by one')
@@ -52,7 +51,7 @@ def make_samples(target: str) -> list[Any]:
 
 
 def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Return a sample, name -> array, per .npz file; UsageError: a file cannot be read, or has no array."""
+    """Return a sample, name -> array, per .npz file; UsageError: unreadable or empty."""
     samples = []
     for file in files:
         try:

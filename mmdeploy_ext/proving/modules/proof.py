@@ -58,9 +58,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.comparison import TensorRow
 
 ACROSS_SAMPLES = 0.1
-"""Part of the tolerance that holds for the largest value of an output on any sample."""
+"""Part of the tolerance that applies to an output's largest value on any sample."""
 Arrays = dict[str, np.ndarray]
-"""Name of an input or output of the file -> array."""
 
 
 def prove_module(
@@ -75,33 +74,31 @@ def prove_module(
     fresh: bool = True,
     seed: int = 0,
 ) -> Verdict:
-    """Prove that an ONNX file computes what a PyTorch module computes.
+    """Prove that an ONNX file and a PyTorch module compute the same.
 
     Args:
-        module: an `nn.Module` in evaluation mode, or any function of tensors, on the CPU. Results may be
+        module: an `nn.Module` in evaluation mode, or a function of tensors, on the CPU; results may be
             nested.
         path: path of the ONNX file.
-        inputs: samples: a tensor, a tuple of arguments, or a dict of arguments by name, on the CPU. Those of
-            a model with a state are the frames of one sequence, in order; the first has the initial state;
-            what the others have in its place is replaced. A single frame does not show the state.
-        rtol: allowed difference of floats, 0 or more and below 1, relative to the largest absolute value of
-            an output in the reference on this input; or a tenth of it relative to its largest value on any
-            sample, if that is more. Whole numbers and booleans have to be equal.
-        state: input of the file -> output of the file that is its value in the next frame; None: no state.
-        rows: outputs whose rows (first axis) belong together and may come in any order, such as boxes, scores
-            and labels.
-        generate: whether to compare on generated inputs as well.
-        fresh: whether to export the module again, and compare its graph with that of the file, if PyTorch
-            wrote it. If it is another graph, the outputs alone decide.
+        inputs: samples on the CPU: a tensor, a tuple of arguments, or a dict by name. With a state: the
+            frames of one sequence, of which the first has the initial state; a single frame does not test the
+            state.
+        rtol: allowed difference of floats, relative to an output's largest absolute reference value on this
+            input, or a tenth of it relative to the largest on any sample. Integers and booleans have to be
+            equal.
+        state: input of the file -> output that is its value in the next frame.
+        rows: outputs with common rows (first axis) in any order, such as boxes, scores and labels.
+        generate: also compare on generated inputs.
+        fresh: also compare the graph with a fresh export, if PyTorch wrote the file; outputs decide.
         seed: seed of the generated inputs, 0 or more.
 
     Returns:
         The verdict.
 
     Raises:
-        UsageError: samples, names, tolerance or seed that do not fit the module or the file, or a module that
-            raises, returns no tensor, or is in training mode.
-        ModelFileError: the file is missing, damaged, or nothing that ONNX Runtime loads.
+        UsageError: samples, names, tolerance or seed do not fit, or the module raises, returns no tensor, or
+            is in training mode.
+        ModelFileError: the file is missing, damaged, or ONNX Runtime cannot load it.
     """
     proof = ModuleProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
     proof.compare_graph(fresh)
@@ -119,10 +116,9 @@ class CallComparison:
     """Module and file on one call.
 
     Attributes:
-        call: the arguments of the module.
-        feeds: the inputs of the file.
-        reference: output of the file -> the result of the module for it.
-        outputs: the outputs of the file; {} if it could not run, for the reason in `error`.
+        feeds: inputs of the file.
+        reference: output of the file -> the module's result.
+        outputs: outputs of the file; {} with an `error`.
     """
 
     call: ModuleCall
@@ -136,13 +132,12 @@ class ModuleProof:
     """One proof of a module and a file; `prove_module` calls its methods.
 
     Attributes:
-        file_inputs: input of the file without a default -> what the file states of it.
+        file_inputs: inputs of the file without a default, by name.
         calls: the samples.
-        inputs: input of the file -> name of the module's tensor.
-        outputs: output of the file -> name of the module's result.
-        comparisons: module and file on each input so far.
-        cases: one for each comparison, with a row per output that has values.
-        smallest: output of floats -> difference that is allowed at least, see `ACROSS_SAMPLES`.
+        inputs: input of the file -> the module's tensor.
+        outputs: output of the file -> the module's result.
+        comparisons, cases: one per input so far.
+        smallest: output of floats -> least allowed difference, see `ACROSS_SAMPLES`.
     """
 
     def __init__(
@@ -258,7 +253,6 @@ class ModuleProof:
                 raise UsageError(f'{name!r}: {self.path} has no such input; it has {", ".join(self.inputs)}')
 
     def check_structure(self) -> None:
-        """Check the file without running it, and inputs and arguments that it ignores or does not have."""
         model = self.model
         checks = [check_valid(model), check_not_random(model)]
         outputs = [value.name for value in model.graph.output]
@@ -282,7 +276,7 @@ class ModuleProof:
         return Check(title, True)
 
     def compare_graph(self, fresh: bool) -> None:
-        """Compare the graph of the file with a fresh export of the module, by the exporter that made it."""
+        """Compare the graph with a fresh export by the same exporter."""
         nodes, left_out = count_nodes(self.model), self._difference(fresh)
         figures = dict(nodes=nodes, equal=not left_out, left_out=left_out)
         text = left_out or f'equal to a fresh export ({nodes:,} nodes)'
@@ -346,7 +340,6 @@ class ModuleProof:
         )
 
     def compare_samples(self) -> None:
-        """Compare on the samples: one by one, or as the frames of a sequence."""
         if self.state:
             comparisons = list(self._run_sequence())
         else:
@@ -360,7 +353,7 @@ class ModuleProof:
             self.add(comparison)
 
     def compare_generated(self) -> None:
-        """Compare on generated inputs; refused inputs and NaN are only noted."""
+        """Compare on generated inputs; refusals and NaN are notes."""
         calls = [*self._resized(), *other_values(self.calls, list(self.inputs.values()), self.seed)]
         for call in tracked(calls, len(calls), 'generated inputs'):
             refusal = self._refusal(call)
@@ -479,7 +472,7 @@ class ModuleProof:
         return rows
 
     def conclude(self) -> Verdict:
-        """Judge all cases together, locate the difference in the first that fails; to be called once."""
+        """Judge all cases, and locate the first difference; call it once."""
         verdict, references = self.verdict, [one.reference for one in self.comparisons if one.outputs]
         seen = {row.tensor for case in self.cases for row in case.tensors if row.max_abs is not None}
         if unseen := [name for name in self.outputs if references and name not in seen]:

@@ -1,4 +1,4 @@
-"""Are frames and sweeps prepared by the rule in a file as the data set class prepares them?"""
+"""Compares frames and sweeps prepared by a file's rule and by the data set class."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
 OF_DATASET = 2
-"""Number of samples of the user's data set that are compared besides the generated ones."""
+"""Number of compared samples of the user's data set."""
 EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token')
-"""Values that have to be equal, but `images` of a data set that has a `picture_rtol`."""
+"""Values that have to be equal (`images` unless the data set has a `picture_rtol`)."""
 NEAR = ('lidar2img', 'intrinsics', 'ego_pose')
 """Matrices, which data sets keep in float32."""
 OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
@@ -37,7 +37,7 @@ OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
 MATRIX_RTOL = 2e-6
 """Tolerance of matrices, relative to the largest value: three products of float32."""
 RECORD_RTOL = 1e-9
-"""Tolerance of a record of the CAN bus, relative to its largest value, metres in the map: float64."""
+"""Tolerance of a CAN bus record, relative to its largest value (metres): float64."""
 READABLE = 'prove where the file data.test.ann_file is: its samples are compared then'
 """Advice for a data set that cannot read generated infos."""
 
@@ -47,11 +47,7 @@ def compare_prepared(
 ) -> PreprocessingResult:
     """Compare frames or sweeps prepared by the rule and by the data set class.
 
-    Args:
-        deployment: the config and checkpoint.
-        rule: `Metadata.preprocess` of the file.
-        samples: the prepared frames or sweeps that the proof runs on.
-        unit: 'frame' or 'sweep'.
+    `rule` is `Metadata.preprocess`; `unit` is 'frame' or 'sweep'.
     """
     compared: list[tuple[str, list[PreprocessingDifference], list[str]]] = []
     error, notes = '', []
@@ -84,7 +80,7 @@ def compare_prepared(
 
 
 class UnreadError(Mm2OnnxError):
-    """A data set whose class, `kind`, raised an `error` of its own when it was built or read."""
+    """A data set class (`kind`) raised `error`."""
 
     def __init__(self, kind: str, error: BaseException) -> None:
         reason = f'{type(error).__name__}: {one_line(error)}' if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Are pictures prepared by the rule in a file as the config's own test pipeline prepares them?"""
+"""Compares pictures prepared by a file's rule and by the config's test pipeline."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
 
     Composer = Callable[[Sequence[Any]], Callable[[dict[str, Any]], Any]]
-    """Takes the steps of a pipeline and returns the function of one sample that they make."""
+    """Makes the function of one sample from the steps of a pipeline."""
     Step = Any
     """The dict of a step, or a callable that mmdet's `Compose` takes as one."""
     Feeds = Callable[[PreparedImage, int], Mapping[str, np.ndarray]]
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
-"""Values that a config's `Collect` may collect beside the tensor."""
+"""Values that `Collect` may collect beside the tensor."""
 
 
 def compare_pictures(
@@ -50,19 +50,13 @@ def compare_pictures(
     normalisation: Mapping[str, Sequence[float]] | None = None,
     feeds: Feeds | None = None,
 ) -> tuple[PreprocessingResult, list[PreparedImage]]:
-    """Prepare pictures by the rule in a file and by the config's test pipeline, and compare the results.
+    """Prepare pictures by the file's rule and by the config's test pipeline, and compare the results.
 
-    Args:
-        cfg: the config, overrides applied.
-        metadata: metadata of the exported file.
-        files: paths of pictures of the user; if it is empty `picture` is used. Two generated ones follow.
-        picture: (h, w, 3) uint8 BGR.
-        normalisation: `mean` and `std`, or one of them, in place of the config's.
-        feeds: (picture of the pipeline, batch) -> the inputs that `mm2onnx run` has to make; None: not
-            compared.
+    - `files`: pictures of the user, else `picture` (h, w, 3) uint8 BGR; two generated ones follow.
+    - `normalisation`: `mean` and/or `std` in place of the config's.
+    - `feeds`: (picture of the pipeline, batch) -> inputs that `mm2onnx run` has to make; None: not compared.
 
-    Returns:
-        The result, and the pictures of the pipeline; [] if something differs.
+    Returns the result, and the pipeline's pictures, [] with a difference.
     """
     options = metadata.options
     size = None if options['dynamic'] else (options['height'], options['width'])
@@ -89,7 +83,7 @@ def compare_pictures(
 def compare_picture(
     pipeline: ConfigPipeline, metadata: Metadata, file: Path, feeds: Feeds | None
 ) -> tuple[list[PreprocessingDifference], PreparedImage]:
-    """Return how the rule in a file prepares a picture otherwise than the pipeline, and the pipeline's."""
+    """Return the differences of one picture, and the pipeline's picture."""
     expected, metas = _pipeline_values(pipeline, file)
     prepared, image_bgr = _as_prepared(expected, metas), pictures.read_image(file)
     axes, pixels = metadata.spec.inputs[0].axes, metadata.spec.inputs[0].pixels
@@ -170,33 +164,24 @@ def _differing_bits(got: np.ndarray, expected: np.ndarray) -> tuple[str, str] | 
 
 
 BOXES = np.array([[1.0, 1.0, 9.0, 9.0]], np.float32)
-"""Proposals (1, 4) for `LoadProposals`, which a data set would give; they change no picture."""
+"""Proposals (1, 4) for `LoadProposals`; without effect on pictures."""
 INTRINSICS = [[500.0, 0.0, 320.0], [0.0, 500.0, 240.0], [0.0, 0.0, 1.0]]
-"""Camera for mmdet3d's `LoadImageFromFileMono3D`, which a data set would give; it changes no picture."""
+"""Camera for `LoadImageFromFileMono3D`; without effect on pictures."""
 OF_LOADERS = ('type', 'samples_per_gpu', 'pipeline', 'test_mode')
-"""Keys of `data.test` that are no arguments of its class, or that `UsersDataset` gives itself."""
 IMAGE_STEPS = ('Resize', 'AffineResize', 'RandomFlip', 'RandomCenterCropPad', 'Normalize', 'Pad')
-"""Steps that change a picture; a new step is inserted behind them, before the picture becomes a tensor."""
+"""Steps that change a picture; new steps go behind them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelinePicture:
-    """A picture (3, H, W) float32 as the pipeline prepares it, and what mmdet's `Collect` collects."""
+    """A picture (3, H, W) float32 as the pipeline prepares it, and the values of `Collect`."""
 
     tensor: np.ndarray
     metas: Mapping[str, Any]
 
 
 class ConfigPipeline:
-    """The test pipeline of a config, with the changes that the export of a file made.
-
-    Attributes:
-        edges: height that a portrait and width that a landscape is resized to, pixels, or None, see
-            `sample_files`.
-        compose: `Compose` of the steps, of mmdet or mmdet3d.
-        dataset: the data set of `data.test` if the user's class does more than to call `compose`.
-        note: why such a class could not be run here, or ''.
-    """
+    """The test pipeline of a config, with the changes of a file's export."""
 
     def __init__(
         self,
@@ -206,10 +191,8 @@ class ConfigPipeline:
     ) -> None:
         """Build the steps.
 
-        Args:
-            cfg: the config, overrides applied.
-            size: (H, W) that a file with a fixed size takes; None keeps the config's own sizes.
-            normalisation: `mean` and `std`, or one of them, in place of the config's.
+        - `size`: (H, W) of a file with a fixed size; None: the config's sizes.
+        - `normalisation`: `mean` and/or `std` in place of the config's.
         """
         steps = test_pipeline(cfg)
         self.edges = size
@@ -223,7 +206,7 @@ class ConfigPipeline:
             self.dataset, self.note = _users_dataset(cfg, composer)
 
     def __call__(self, path: str | Path) -> PipelinePicture:
-        """Prepare the picture in a file; ValueError: the pipeline makes several pictures of it."""
+        """Prepare a picture; ValueError: the pipeline makes several."""
         from mmcv.parallel import DataContainer
 
         img_info = dict(filename=str(path), cam_intrinsic=INTRINSICS)
@@ -248,17 +231,14 @@ class ConfigPipeline:
 
 
 class UsersDataset:
-    """A data set of the user's that makes pictures as its class does, with another pipeline.
-
-    Its class is built by its own `__init__`; only annotations and proposals are not read.
-    """
+    """A data set of the user with another pipeline; annotations and proposals are not read."""
 
     def __init__(
         self, kind: type, settings: Mapping[str, Any], composer: Composer, boxes: np.ndarray
     ) -> None:
-        """Build the class `kind` by the settings of `data.test`.
+        """Build `kind` by the settings of `data.test`.
 
-        `composer` takes the place of mmdet's `Compose`; `boxes` (n, 4) are the proposals of each picture.
+        `composer` replaces mmdet's `Compose`; `boxes` (n, 4) are each picture's proposals.
         """
         without_files = type(
             kind.__name__,
@@ -272,7 +252,6 @@ class UsersDataset:
         self.dataset.proposals = [boxes.copy()]
 
     def sample(self, info: Mapping[str, Any]) -> Any:
-        """Return the sample of the picture that `info` names by `filename`."""
         height, width = cv2.imread(str(info['filename'])).shape[:2]
         file_name = Path(info['filename']).name
         self.info = dict(info, id=0, file_name=file_name, height=height, width=width)
@@ -327,7 +306,7 @@ def _composed(
 
 
 def kind_of(step: Step) -> str:
-    """Return the name of mmdet's step that a step is, or is derived from; '' for a callable."""
+    """Return the name of mmdet's (base) step, '' for a callable."""
     from mmdet.datasets.builder import PIPELINES
 
     if not hasattr(step, 'get'):
@@ -338,7 +317,6 @@ def kind_of(step: Step) -> str:
 
 
 def has_normalisation(steps: Sequence[Step]) -> bool:
-    """Return whether one of the steps is a `Normalize`."""
     return any(kind_of(step) == 'Normalize' for step in _all_dicts(steps))
 
 
@@ -409,17 +387,13 @@ def _fit(steps: list[Step], size: tuple[int, int]) -> None:
 
 
 class ScaleToFit:
-    """A step before mmdet's Resize, which sets the scale with which a picture fits into an input.
-
-    Resize takes a scale as (long edge, short edge) of the picture, whether it is a portrait or a landscape.
-    """
+    """A step that sets the scale with which a picture fits into an input, before mmdet's Resize."""
 
     def __init__(self, size: tuple[int, int], keep_ratio: bool) -> None:
-        """Keep the size (H, W) of the input; without `keep_ratio` pictures are stretched to it."""
+        """Keep the input's (H, W); without `keep_ratio` pictures are stretched."""
         self.size, self.keep_ratio = size, keep_ratio
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture."""
         height, width = results['img'].shape[:2]
         results.pop('scale_factor', None)
         results['scale'] = self.size[::-1]
@@ -429,7 +403,7 @@ class ScaleToFit:
 
 
 class PadAround:
-    """RandomCenterCropPad in test mode whose result has a given size, by mmdet's own method."""
+    """RandomCenterCropPad in test mode to a given size, by mmdet's own method."""
 
     def __init__(self, step: Mapping[str, Any], size: tuple[int, int]) -> None:
         """Build mmdet's step; `size` is (H, W)."""
@@ -439,7 +413,6 @@ class PadAround:
         self.step, self.size = build_from_cfg(dict(step), PIPELINES), size
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Put the picture of mmdet's dict into the middle, as `_test_aug` of mmdet's step does."""
         image = results['img']
         height, width = image.shape[:2]
         results['img_shape'] = image.shape

@@ -1,4 +1,4 @@
-"""Are voxels made by the rule in a file those of mmcv's `Voxelization` as the config builds it?
+"""Compares voxels made by a file's rule and by mmcv's `Voxelization`.
 
 Glossary: P points of D values, N voxels.
 """
@@ -26,7 +26,7 @@ GENERATED_SWEEP = 'generated sweep'
 FEATURE_RTOL = 1e-5
 """Tolerance of features, relative to the largest of a column: sums of points in another order."""
 MAX_GENERATED_VOXELS = 200_000
-"""Voxels of the generated sweep at most, if a config has no limit or a very large one."""
+"""Most voxels of the generated sweep."""
 
 
 def compare_voxels(
@@ -35,10 +35,10 @@ def compare_voxels(
     """Compare the voxel rule in a file with the voxelisation of its model, on a generated sweep.
 
     Args:
-        layer: mmcv's `Voxelization` of the model.
-        order: order of the axes of coordinates that the model's encoder takes, 'xyz' or 'zyx'.
+        layer: mmcv's `Voxelization`.
+        order: axes of coordinates that the encoder takes, 'xyz' or 'zyx'.
         in_channels: D.
-        rule: the rule in the file's metadata, as `VoxelRule.to_json` returns it.
+        rule: as `VoxelRule.to_json` returns it.
     """
     result = PreprocessingResult((), 'sweep', source=VOXEL_SOURCE)
     try:

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 780, 230
-"""Size of a chart with its margins, in pixels of its own, which a page scales."""
+"""Size of a chart with margins, in SVG pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
 """Margins around the axes, in the same pixels."""
 STRIP = 34
 """Height of the strip of matched detections, pixels."""
 DECADES = (-8, 2)
-"""The widest range that is drawn, as powers of ten; errors of 0 are drawn at the lower end of the axis."""
+"""Widest drawn range, as powers of ten; 0 lies at the lower end."""
 LINES = 8
-"""Line styles of the style sheet: classes `line0` to `line7`; a ninth tensor has the first again."""
+"""Line styles of the style sheet, `line0` to `line7`, in turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +31,18 @@ class Axes:
     high: int
 
     def x(self, frame: float) -> float:
-        """Return the horizontal pixel of the middle of a frame."""
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (frame + 0.5) / max(self.frames, 1), 2)
 
     def y(self, value: float) -> float:
-        """Return the vertical pixel of an error; one beyond the axis lies on its end."""
         decade = math.log10(value) if value > 0 else self.low
         part = (min(max(decade, self.low), self.high) - self.low) / (self.high - self.low)
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)
 
     def line(self, value: float, kind: str) -> str:
-        """Return an SVG line across the chart at an error; `kind` is its class in the style sheet."""
         y = self.y(value)
         return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
     def grid(self, name: Callable[[int], tuple[str, str]]) -> Iterator[str]:
-        """Yield a line for each power of ten, and its label."""
         for decade in range(self.low, self.high + 1):
             kind, words = name(decade)
             yield self.line(10.0**decade, kind)
@@ -54,12 +50,11 @@ class Axes:
 
 
 def text(x: float, y: float, words: str, anchor: str = 'middle') -> str:
-    """Return an SVG text at a pixel of a chart; `words` are markup."""
+    """Return an SVG text ; `words` are markup."""
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
 
 
 def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') -> Markup:
-    """Return a chart as an SVG element of an HTML page; `label` is for screen readers."""
     from markupsafe import Markup
 
     opening = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" width="100%">')
@@ -67,7 +62,7 @@ def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') 
 
 
 def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> Markup:
-    """Draw errors per frame of some tensors over their tolerance, with a line at 1."""
+    """Draw errors per frame over their tolerance, with a line at 1."""
     values = [series['ratios'].get(name, []) for name in names]
     decades = [math.log10(value) for line in values for value in line if value]
     low, high = math.floor(min(decades, default=-4)), math.ceil(max(decades, default=0))
@@ -84,7 +79,6 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
 
 
 def match_strip(series: Mapping[str, Any], label: str) -> Markup:
-    """Draw per frame which share of the detections was matched: full height is all of them."""
     axes = Axes(len(series['name']), *DECADES)
     wide = (WIDTH - LEFT - RIGHT) / max(axes.frames, 1)
     parts = [text(LEFT - 6, STRIP - 8, 'matched', 'end')]
@@ -102,7 +96,6 @@ def match_strip(series: Mapping[str, Any], label: str) -> Markup:
 
 
 def match_shares(series: Mapping[str, Any]) -> list[float | None]:
-    """Return per frame the share of matched results of the longer list; None without results."""
     counts = zip(series['reference'], series['matched'], series['extra'], strict=True)
     return [
         matched / max(reference, matched + extra) if reference or extra else None

@@ -1,4 +1,4 @@
-"""The verdict as one self-contained HTML page; its JSON is embedded in it."""
+"""The verdict as one self-contained HTML page with embedded JSON."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
 
 TEMPLATE = 'report.html.j2'
 SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1
-"""Results are drawn from the first score on; if none has it (weights from a seed), from the second."""
+"""Least drawn score; the second applies if no result has the first."""
 
 
 def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str], folder: Path) -> Path:
-    """Write `report.html` and `verdict.json` of a proof; return the path of the page."""
     folder = Path(folder)
     page = render(verdict, pictures, classes)
     write_json(folder / 'verdict.json', verdict.to_json())
@@ -44,7 +43,6 @@ def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[s
 
 
 def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -> str:
-    """Return the HTML page of a proof."""
     task = verdict.subject.get('task', 'bbox2d')
     return template(__file__, TEMPLATE, autoescape=True).render(
         verdict=verdict,
@@ -84,7 +82,6 @@ def inputs_of(verdict: Verdict) -> list[dict[str, Any]]:
 
 
 def sequence_plots(title: str, series: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the charts of a drive in one mode: `drifts`, (title, names of tensors, SVG), and `strip`."""
     names = list(series.get('ratios', {}))
     memory = [name for name in names if name.startswith('memory ')]
     outputs = [name for name in names if name not in memory]
@@ -98,7 +95,6 @@ def sequence_plots(title: str, series: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str:
-    """Return the drawing of a pair as a `data:` address."""
     if task == 'bev':
         return 'data:image/png;base64,' + base64.b64encode(encode_png(draw_bev(pair))).decode()
     drawing = task_module(task)
@@ -109,7 +105,7 @@ def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str
 
 
 def subject_rows(subject: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (name, text) of each entry of the subject; inner dicts become 'a 1, b 2'."""
+    """Return (name, text) of each entry; inner dicts become 'a 1, b 2'."""
 
     def words(value: Any) -> str:
         inner = value.items() if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""The verdict on the console: a line per level, what failed, the claim, and the command to run next."""
+"""The verdict on the console: a line per level, failures, the claim, and the next command."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 WIDTH = 14
 """Width of the first column."""
 MAX_LINES = 8
-"""Number of failures, classes and so on that the console lists of each kind; the JSON file has them all."""
+"""Listed failures, classes and so on of each kind."""
 MAX_CHARACTERS = 260
-"""Length to which a failure is cut; the JSON file has all of it."""
+"""Length of a failure."""
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
-    """Print a verdict on a console."""
     for finding in verdict.findings:
         if 'installed' in finding.figures:
             console.print(f'[red]{escape(finding.subject)} {escape(finding.text)}[/red]', soft_wrap=True)
@@ -52,13 +51,12 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
 
 
 def told_below(verdict: Verdict) -> list[str]:
-    """Return the failures that no line above tells, as those of graphs and of libraries are."""
+    """Return the failures that no line above shows."""
     above = [f.line for f in verdict.findings if f.level == 'file' or 'installed' in f.figures]
     return [text for text in verdict.failures if text not in above]
 
 
 def level_lines(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """Yield the name of each level and its comparison in words."""
     if verdict.of('file'):
         yield 'file', graphs_text(verdict)
     if surroundings := verdict.of('surroundings'):
@@ -80,7 +78,6 @@ def level_lines(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 
 def graphs_text(verdict: Verdict) -> str:
-    """Return the result of the graph comparison in one line."""
     graphs = verdict.of('file')
     texts = [finding.text for finding in graphs if not finding.passed]
     if texts or len(graphs) == 1:
@@ -95,7 +92,6 @@ def graphs_text(verdict: Verdict) -> str:
 
 
 def outputs_text(verdict: Verdict) -> str:
-    """Return on how much the outputs were compared, and their worst figures."""
     summary = verdict.summary()
     texts = [counted(summary['inputs'], 'input')]
     if verdict.series:
@@ -137,7 +133,6 @@ def listed(lines: Sequence[str]) -> list[str]:
 
 
 def cut(text: str) -> str:
-    """Return a text of at most `MAX_CHARACTERS`."""
     return text if len(text) <= MAX_CHARACTERS else f'{text[:MAX_CHARACTERS]} ...'
 
 
@@ -152,7 +147,6 @@ def short(value: float | None) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Return a figure of a table as text, '1.23e-06'; '0' for 0, '-' for None."""
     if value is None:
         return '-'
     return '0' if value == 0 else f'{value:.2e}'
@@ -164,7 +158,7 @@ def cosine_text(value: float | None) -> str:
 
 
 def next_command(verdict: Verdict) -> str:
-    """Return the command to run next: one that uses the files if the verdict passed, else one that helps."""
+    """Return the next command: one that uses a proven file, else one that helps."""
     subject = verdict.subject
     if 'module' in subject:
         return ''
@@ -207,7 +201,6 @@ def next_command(verdict: Verdict) -> str:
 
 
 def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str:
-    """Return the command that exports a file again, with `changes` of its options."""
     family, options = FAMILIES.get(subject.get('family')), {**subject.get('options', {}), **changes}
     name = 'export --backbone' if family is not None and family.product == BACKBONE else 'export'
     words = [*_model_of(subject).values(), '--verify', '--output-file', file]
