@@ -69,7 +69,7 @@ class StreamRuntime(Runtime):
         super().__init__()
         self.graphs = self._open(paths, engine, options)
         self.metadata = self.graphs[self.files[-1]].metadata
-        self.image_shape = tuple(self.graphs[self.files[0]].spec.inputs[0].axes[-4:])
+        self.image_shape = self.prepared_shape()
         prepared = (self.rule.num_cameras, 3, *self.rule.input_size)
         if prepared != self.image_shape:
             error = f'makes images of {prepared}, the graph takes {self.image_shape}'
@@ -93,6 +93,10 @@ class StreamRuntime(Runtime):
         return {name: HeldGraph(backends[name]) for name in self.files}
 
     # ---- defined by a family
+
+    def prepared_shape(self) -> tuple[int, ...]:
+        """Return `image_shape` as the first graph states it."""
+        return tuple(self.graphs[self.files[0]].spec.inputs[0].axes[-4:])
 
     @abc.abstractmethod
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, Held]:

@@ -8,3 +8,12 @@ register_contract(
     help="the graph of BEVDet's own TensorRT converter, with the intervals of a rig and its plug-in",
     fixes=dict(precision='fp32'),
 )
+register_contract(
+    'bevdet',
+    'bevdet-cpp',
+    f'{__name__}.cpp_export:CppFiles',
+    f'{__name__}.cpp_loop:CppOnnx',
+    help='the one file of bevdet-tensorrt-cpp (branch one) and bevdet_vendor, of BEVDepth4D, with their '
+    'plug-ins',
+    fixes=dict(precision='fp32'),
+)

@@ -29,7 +29,7 @@ TABLES = dict(
 )
 
 
-def _pool(
+def pooled(
     depth: Tensor,
     features: Tensor,
     ranks_depth: Tensor,
@@ -40,6 +40,7 @@ def _pool(
     out_height: int,
     out_width: int,
 ) -> Tensor:
+    """Return the sums (1, Y, X, C) of depth times features, as the plug-in `bev_pool_v2`."""
     rows = features.flatten(0, 2)
     values = depth.flatten()[ranks_depth.long()][:, None] * rows[ranks_feat.long()]
     end = interval_starts[-1:] + interval_lengths[-1:]  # entries behind the last interval do not count
@@ -56,7 +57,7 @@ def _example() -> tuple[Tensor, ...]:
 POOLING = register(
     Operator(
         'BevPool',
-        _pool,
+        pooled,
         inputs=dict(
             depth='N D H W',
             features='N H W C',
@@ -68,7 +69,7 @@ POOLING = register(
         ),
         outputs=('view',),
         example=_example,
-        traceable=_pool,
+        traceable=pooled,
         plugin=Plugin(
             POOL, attributes=dict(out_height='out_height', out_width='out_width'), domain='mmdeploy'
         ),

@@ -13,6 +13,8 @@ from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
 from mmdeploy_ext.families.bevdet.runtime import BevDetOnnx
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mmdeploy_ext.runtime.frames import Frame, StreamState
 
 
@@ -23,12 +25,15 @@ class PoolOnnx(BevDetOnnx):
     _rig: tuple[bytes, dict[str, np.ndarray]] = (b'', {})
 
     def feeds_of(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
-        feeds = super().feeds_of(frame, memory)
+        return dict(img=frame.images, **self.rig_tables(super().feeds_of(frame, memory)))
+
+    def rig_tables(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the plug-in's tables for the calibration among inputs of the portable graph."""
         matrices = feeds['sensor2keyego'], feeds['intrinsics']
         key = b''.join(matrix.tobytes() for matrix in matrices)
         if key != self._rig[0]:
             self._rig = key, self.tables(*matrices)
-        return dict(img=frame.images, **self._rig[1])
+        return self._rig[1]
 
     def tables(self, sensor2keyego: np.ndarray, intrinsics: np.ndarray) -> dict[str, np.ndarray]:
         facts, crop = self.metadata.postprocess, self.rule.crop_matrix().astype(np.float64)

@@ -53,7 +53,7 @@ def rotate(
     )
     places = [((share + 1) * size - 1) / 2 for share, size in zip(shares, (width, height), strict=True)]
     if interpolation != NEAREST:
-        return _bilinear(image.transpose(1, 2, 0), np.stack(places, -1)).transpose(2, 0, 1)
+        return bilinear(image.transpose(1, 2, 0), np.stack(places, -1)).transpose(2, 0, 1)
     cells, is_inside = [], True
     for place, size in zip(places, (width, height), strict=True):
         cell = np.trunc(place + np.copysign(np.float32(0.5), place)).astype(np.int64)
@@ -97,12 +97,13 @@ def attend(
         for row in range(batch):
             for head in range(heads):
                 maps = values[row, :, head].reshape(height, width, -1)
-                sampled = _bilinear(maps, pixels[row, :, head])
+                sampled = bilinear(maps, pixels[row, :, head])
                 result[row, :, head] += (weights[row, :, head, level, :, None] * sampled).sum(1)
     return result
 
 
-def _bilinear(values: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+def bilinear(values: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Return values (H, W, C) at places (a, b, 2), x and y from the middle of the first pixel; 0 outside."""
     height, width = values.shape[:2]
     low = np.floor(pixels)
     share = pixels - low

@@ -41,8 +41,8 @@ def camera_poses(frame: Frame) -> np.ndarray:
     return np.linalg.solve(frame.lidar2img, frame.intrinsics)
 
 
-def warp(facts: BevDetFacts, present: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the matrix (2, 3) float32 from a cell (column, row, 1) to its source, x, y in -1..1 of a view.
+def cell_motion(facts: BevDetFacts, present: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the matrix (3, 3) float64 from a cell (column, row, 1) to the cell of its source.
 
     Args:
         facts: have the grid.
@@ -52,9 +52,14 @@ def warp(facts: BevDetFacts, present: np.ndarray, other: np.ndarray) -> np.ndarr
     motion = (present @ np.linalg.inv(other))[np.ix_([0, 1, 3], [0, 1, 3])]
     to_metres = np.diag([*facts.grid_step[:2], 1.0])
     to_metres[:2, 2] = facts.grid_low[:2]
+    return np.linalg.inv(to_metres) @ motion @ to_metres
+
+
+def warp(facts: BevDetFacts, present: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return `cell_motion` (2, 3) float32 with its source as x, y in -1..1 of a view."""
     to_shares = np.diag([2 / (count - 1) for count in facts.grid_count[:2]] + [1.0])
     to_shares[:2, 2] = -1
-    return (to_shares @ np.linalg.inv(to_metres) @ motion @ to_metres)[:2].astype(np.float32)
+    return (to_shares @ cell_motion(facts, present, other))[:2].astype(np.float32)
 
 
 class BevDetOnnx(StreamRuntime):

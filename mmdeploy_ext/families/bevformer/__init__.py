@@ -18,7 +18,7 @@ register_family(
     library='mmdet3d',
     claims=('BEVFormerHead',),
     exports='BEVFormer with BEVFormerHead (docs/models-cameras.md)',
-    similar_names=('BEVFormer', 'BEVDet', 'DETR3D'),
+    similar_names=('BEVFormer', 'DETR3D'),
     of_config="size and cameras are the config's",
     used_by={'': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'},
 )
