@@ -45,3 +45,12 @@ register_contract(
     help="the file that Autoware's bevfusion loads, of models of LiDAR alone",
     fixes=FP32,
 )
+register_contract(
+    'bevdet',
+    'autoware',
+    f'{__name__}.bevdet_export:BevDetFiles',
+    'mmdeploy_ext.consumers.bevdet_plugins.cpp_loop:CppOnnx',
+    help="the file that Autoware's tensorrt_bevdet loads, of BEVDepth4D; the node feeds no ego pose, so that "
+    'past views are not moved',
+    fixes=FP32,
+)

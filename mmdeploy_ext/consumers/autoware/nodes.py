@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmdeploy_ext.consumers.bevdet_plugins.kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
 from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ATTENTION, ROTATE
 from mmdeploy_ext.core.errors import shortened
 from mmdeploy_ext.core.violations import ERROR, WARNING
@@ -607,5 +608,60 @@ BEVFORMER = Node(
     },
 )
 
-NODES = (CENTERPOINT, STREAMPETR, BEVFUSION_CAMERAS, BEVFUSION_LIDAR, BEVFORMER)
+# ---- tensorrt_bevdet
+
+VIEW = '80 128 128'
+"""Channels, rows and columns of the node's views: numbers of its TensorRT profile, as the other sizes."""
+BEVDET = Node(
+    name='tensorrt_bevdet',
+    manifest='bevdet.param.yaml',
+    patterns=('bevdet.param.yaml', 'bevdet_one*.onnx'),
+    files=(
+        GraphFile(
+            'bevdet_one_lt_d',
+            (
+                Tensor('images', f'{CAMERAS} 3 900 400', ('INT32',), 'the node writes four bytes into each'),
+                Tensor('mean', '3'),
+                Tensor('std', '3'),
+                Tensor('cam_params', f'1 {CAMERAS} 27'),
+                *(Tensor(name, '+?', ('INT32',)) for name in ('ranks_depth', 'ranks_feat', 'ranks_bev')),
+                *(Tensor(name, '+?', ('INT32',)) for name in ('interval_starts', 'interval_lengths')),
+                Tensor('adj_feats', f'1 8 {VIEW}'),
+                Tensor('transforms', '1 8 6'),
+                Tensor('flag', '1 1', ('INT32',)),
+            ),
+            (
+                Tensor('reg_0', '1 2 128 128'),
+                Tensor('height_0', '1 1 128 128'),
+                Tensor('dim_0', '1 3 128 128'),
+                Tensor('rot_0', '1 2 128 128'),
+                Tensor('vel_0', '1 2 128 128'),
+                Tensor('heatmap_0', '1 ? 128 128'),
+                Tensor('curr_bevfeat', f'1 {VIEW}'),
+            ),
+            'onnx_path',
+        ),
+    ),
+    keys={
+        'onnx_path': ONNX_PATH,
+        'engine_path': TEXT,
+        'model_config': TEXT,
+        'precision': Value(str, choices=('fp16', 'fp32')),
+        'debug_mode': FLAG,
+        'data_params.CAM_NUM': Value(int, choices=(CAMERAS,)),
+        'data_params.cams': Value(str, CAMERAS),
+        'post_process_params.score_threshold': Value(float, low=0, high=1),
+        'post_process_params.class_names': NAMES,
+    },
+    plugins={
+        PREPROCESS: ('crop_h', 'crop_w', 'resize_radio'),
+        POOL_FIRST: ('bev_h', 'bev_w', 'n'),
+        ALIGN: (),
+        GATHER: (),
+    },
+    plugin_domain=None,
+    exported={'post_process_params.class_names': 'classes'},
+)
+
+NODES = (CENTERPOINT, STREAMPETR, BEVFUSION_CAMERAS, BEVFUSION_LIDAR, BEVFORMER, BEVDET)
 """A folder of bevfusion with a camera graph is a camera model."""

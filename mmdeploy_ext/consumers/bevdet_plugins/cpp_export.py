@@ -42,6 +42,8 @@ from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.models.bevdet.depth_net import VECTOR
 from mmdeploy_ext.runtime.frames import Frame, StepResult
 
+SETTINGS = 'bevdet.yaml'
+"""File of the program's settings."""
 TRANSFORM = 6
 """Numbers of a slot's motion."""
 NOTES = (
@@ -241,7 +243,7 @@ class CppFiles(Contract):
     def companions(self, model: nn.Module) -> Mapping[str, str]:
         import yaml
 
-        return {'bevdet.yaml': yaml.safe_dump(settings_of(model, self.family.facts(model)), sort_keys=False)}
+        return {SETTINGS: yaml.safe_dump(settings_of(model, self.family.facts(model)), sort_keys=False)}
 
 
 def settings_of(model: nn.Module, facts: Any) -> dict[str, Any]:
@@ -249,7 +251,7 @@ def settings_of(model: nn.Module, facts: Any) -> dict[str, Any]:
     rule, frustum = model.rule, facts.depths
     step = frustum[1] - frustum[0]
     grid = {
-        axis: [low, low + size * count, size]
+        axis: [round(number, 6) for number in (low, low + size * count, size)]
         for axis, low, size, count in zip(
             'xyz', facts.grid_low, facts.grid_step, facts.grid_count, strict=True
         )
@@ -274,7 +276,7 @@ def settings_of(model: nn.Module, facts: Any) -> dict[str, Any]:
             input_size=list(rule.size),
             crop=list(rule.crop),
         ),
-        grid_config=dict(grid, depth=[frustum[0], frustum[-1] + step, step]),
+        grid_config=dict(grid, depth=[round(number, 6) for number in (frustum[0], frustum[-1] + step, step)]),
         model=dict(
             bevpool_channels=int(model.img_view_transformer.out_channels),
             down_sample=rule.size[0] // len(facts.rows),

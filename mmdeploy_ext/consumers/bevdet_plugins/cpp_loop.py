@@ -46,6 +46,21 @@ def picture_places(rule: MultiViewRule) -> tuple[np.ndarray, np.ndarray]:
     return rows, columns
 
 
+def camera_vectors(rule: MultiViewRule, sensor2keyego: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Return the vectors (N, 27) float32 of cameras.
+
+    Args:
+        rule: has resize and crop, the same for all cameras.
+        sensor2keyego: (N, 4, 4), camera to key ego.
+        intrinsics: (N, 3, 3), camera to picture as taken.
+    """
+    crop, count = rule.crop_matrix(), len(intrinsics)
+    numbers = [intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 0, 2], intrinsics[:, 1, 2]]
+    resize = [*crop[0], *crop[1], 1.0, 0.0, 0.0, 1.0, 1.0]  # then the unit matrix of an augmentation
+    poses = sensor2keyego[:, :3].reshape(count, -1)
+    return np.concatenate([np.stack(numbers, 1), np.tile(resize, (count, 1)), poses], 1).astype(np.float32)
+
+
 class CppOnnx(PoolOnnx):
     """The file with the program's inputs; a scene begins with another token alone."""
 
@@ -63,21 +78,12 @@ class CppOnnx(PoolOnnx):
             images=packed(pictures),
             mean=np.float32(rule.mean),
             std=np.float32(rule.std),
-            cam_params=self.camera_vectors(feeds)[None],
+            cam_params=camera_vectors(rule, feeds['sensor2keyego'], feeds['intrinsics'])[None],
             **self.rig_tables(feeds),
             adj_feats=feeds['prev_bev'][None],
             transforms=self.transforms(frame, memory)[None],
             flag=np.int32([[memory is not None]]),
         )
-
-    def camera_vectors(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the vectors (N, 27) float32 of the cameras; resize and crop are the same for all of them."""
-        crop, intrinsics = self.rule.crop_matrix(), feeds['intrinsics']
-        numbers = [intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 0, 2], intrinsics[:, 1, 2]]
-        resize = [*crop[0], *crop[1], 1.0, 0.0, 0.0, 1.0, 1.0]  # then the unit matrix of an augmentation
-        fixed = np.tile(np.float32(resize), (len(intrinsics), 1))
-        poses = feeds['sensor2keyego'][:, :3].reshape(len(intrinsics), -1)
-        return np.concatenate([np.stack(numbers, 1), fixed, poses], 1).astype(np.float32)
 
     def transforms(self, frame: Frame, memory: StreamState | None) -> np.ndarray:
         """Return the motion (A, 6) float32, from a cell (column, row, 1) to its source cell of each slot."""

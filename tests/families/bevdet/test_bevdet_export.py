@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import onnx
@@ -11,12 +12,16 @@ import torch
 import bevdet_golden as golden
 import toy_frames
 from marking import in_suite
+from mmdeploy_ext.consumers.bevdet_plugins import kernels
+from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import CppFiles
+from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import camera_vectors, picture_places
 from mmdeploy_ext.consumers.bevdet_plugins.export import PoolFiles
 from mmdeploy_ext.consumers.bevdet_plugins.tables import intervals, point_cells
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.ops.operator import OPERATORS
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.bevdet.runtime import BevDetOnnx, warp
+from mmdeploy_ext.families.bevdet.runtime import BevDetOnnx, cell_motion, warp
 from mmdeploy_ext.families.parts.runtime.center_boxes import decode
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.synthetic.drive import synthetic_drive
@@ -49,7 +54,12 @@ def drive(deployment, frames=4):
     return synthetic_drive(frames, deployment.rule, scenes=2)
 
 
-CONTRACTS = [('bevdet', 'portable'), ('bevdet', 'trt-plugin'), ('bevdet4d', 'portable')]
+CONTRACTS = [
+    ('bevdet', 'portable'),
+    ('bevdet', 'trt-plugin'),
+    ('bevdet4d', 'portable'),
+    ('bevdet4d', 'bevdet-cpp'),
+]
 
 
 @pytest.mark.parametrize(('name', 'contract'), in_suite(CONTRACTS, ('bevdet4d', 'portable')))
@@ -59,18 +69,83 @@ def test_the_files_are_proven_as_a_stream(deployments, exports, name, contract):
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 20
 
 
-@pytest.mark.matrix
-def test_names_ranks_and_the_plugin_are_those_of_the_converter(exports):
+def read_contract(graph, start):
+    """Return the file of a program that `start` begins the name of, after its tensors were compared."""
     content = json.loads((golden.require_golden() / 'contract.json').read_text())['graphs']
-    expected = next(graph for name, graph in content.items() if name.startswith('U.bevdet_r50'))
-    graph = onnx.load(exports('bevdet', 'trt-plugin')[0]).graph
+    expected = next(entry for name, entry in content.items() if name.startswith(start))
     for side in ('inputs', 'outputs'):
         values = graph.input if side == 'inputs' else graph.output
         actual = [(value.name, len(value.type.tensor_type.shape.dim)) for value in values]
         assert actual == [(entry['name'], len(entry['shape'])) for entry in expected[side]]
+    return expected
+
+
+@pytest.mark.matrix
+def test_names_ranks_and_the_plugin_are_those_of_the_converter(exports):
+    graph = onnx.load(exports('bevdet', 'trt-plugin')[0]).graph
+    read_contract(graph, 'U.bevdet_r50')
     (node,) = (node for node in graph.node if node.op_type == 'bev_pool_v2')
     sizes = {entry.name: entry.i for entry in node.attribute if entry.name.startswith('out_')}
     assert node.domain == 'mmdeploy' and sizes == dict(out_height=32, out_width=32)
+
+
+@pytest.mark.matrix
+def test_names_ranks_and_plugins_are_those_of_bevdet_tensorrt_cpp(exports):
+    graph = onnx.load(exports('bevdet4d', 'bevdet-cpp')[0]).graph
+    stated = read_contract(graph, 'X.bevdet_one')['plugins']
+    for node in (node for node in graph.node if node.domain == 'bevdet'):
+        assert f'bevdet::{node.op_type}(' in stated
+        given = {entry.name for entry in node.attribute if not entry.name.startswith('plugin_')}
+        assert given == PLUGIN_FIELDS[node.op_type]
+
+
+PLUGIN_FIELDS = dict(
+    Preprocess={'crop_h', 'crop_w', 'resize_radio'}, BEVPool={'bev_h', 'bev_w', 'n'}, AlignBEV=set(),
+    GatherBEV=set(),
+)  # fmt: skip
+
+
+def test_a_model_without_a_memory_is_refused_by_bevdet_tensorrt_cpp(deployments):
+    with pytest.raises(ConfigError, match='BEVDepth4D'):
+        CppFiles(FAMILIES['bevdet']).check(deployments['bevdet'].cfg)
+
+
+def test_vectors_and_transforms_are_the_deployments():
+    facts, inputs = facts_of_grid('lt'), golden.frame('lt_f0')
+    rule = FAMILIES['bevdet'].preprocess_rule(load_config(golden.CONFIGS['lt']))
+    vectors = camera_vectors(rule, inputs['sensor2ego'][0], inputs['intrin'])
+    np.testing.assert_allclose(vectors, inputs['deploy_cam_params'], rtol=0, atol=1e-4)
+    now, *slots = inputs['lidar_time_ego2global'].astype(np.float64)
+    moved = [cell_motion(facts, np.eye(4), np.linalg.inv(now) @ slot)[:2].ravel() for slot in slots]
+    stored = golden.arrays('outputs')['lt_f0_deploy_transforms']
+    np.testing.assert_allclose(np.stack(moved), stored, rtol=0, atol=1e-3)
+
+
+def test_the_plugin_takes_the_nearest_pixels_of_a_picture():
+    rule = FAMILIES['bevdet'].preprocess_rule(load_config(golden.CONFIGS['lt']))
+    rows, columns = picture_places(rule)
+    assert rows.tolist() == [math.floor((row + 140) / 0.44 + 0.5) for row in range(256)]
+    assert columns.tolist() == [math.floor(column / 0.44 + 0.5) for column in range(704)]
+
+
+PLUGINS = dict(
+    BevDetPreprocess=(kernels.preprocess, dict(crop_h=3, crop_w=0, resize_radio=0.5)),
+    BevDetBEVPool=(kernels.pool_first, dict(bev_h=2, bev_w=3, n=1)),
+    BevDetAlignBEV=(kernels.align, {}),
+    BevDetGatherBEV=(kernels.gather, {}),
+)
+"""Operator -> its kernel in numpy, and attributes."""
+
+
+@pytest.mark.parametrize('name', PLUGINS)
+def test_plugins_in_numpy_give_the_results_of_pytorch(name):
+    kernel, attributes = PLUGINS[name]
+    inputs = list(OPERATORS[name].example())
+    if name == 'BevDetPreprocess':
+        inputs[0] = torch.randint(-(2**31), 2**31 - 1, (2, 3, 10, 3), dtype=torch.int32)
+    expected = OPERATORS[name].eager(*inputs, *attributes.values())
+    actual = kernel(*(value.numpy() for value in inputs), **attributes)
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-5)
 
 
 def test_a_model_with_a_memory_is_refused_by_the_converters_contract(deployments):
@@ -132,6 +207,7 @@ def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(deploy
 
 
 GRAPHS, RUNTIME = (f'mmdeploy_ext.families.bevdet.{module}' for module in ('graphs', 'runtime'))
+CPP = 'mmdeploy_ext.consumers.bevdet_plugins.cpp_loop'
 BOXES = 'mmdeploy_ext.families.parts.runtime.center_boxes'
 
 
@@ -197,6 +273,21 @@ FAULTS = {
         f'{GRAPHS}:sampled',
         lambda original: lambda views, grid: original(views, grid).flip(0),
     ),
+    'slots that begin empty': (
+        'bevdet4d',
+        f'{CPP}:CppOnnx.next_memory',
+        lambda original: BevDetOnnx.next_memory,
+    ),
+    'transforms by columns': (
+        'bevdet4d',
+        f'{CPP}:CppOnnx.transforms',
+        lambda original: lambda *inputs: original(*inputs).reshape(-1, 2, 3).swapaxes(1, 2).reshape(-1, 6),
+    ),
+    'planes in the order R, G, B': (
+        'bevdet4d',
+        f'{CPP}:packed',
+        lambda original: lambda pixels: original(pixels[:, ::-1]),
+    ),
     'NMS without the factors of classes': (
         'bevdet4d',
         f'{BOXES}:suppress',
@@ -222,7 +313,7 @@ IN_SUITE = ('the motion of the car inverse', 'NMS without the factors of classes
 @pytest.mark.parametrize('fault', in_suite(FAULTS, *IN_SUITE))
 def test_a_fault_in_our_own_code_is_not_proven(deployments, exports, tmp_path, fault):
     name, *change = FAULTS[fault]
-    paths = exports(name)
+    paths = exports(name, 'bevdet-cpp' if change[0].startswith(CPP) else 'portable')
     with replaced(*change):
         if change[0].startswith(GRAPHS):
             paths = TOYS[name].export(deployments[name], tmp_path)

@@ -1,0 +1,53 @@
+"""BEVDet4D as Autoware's tensorrt_bevdet loads it: the file of bevdet_vendor, and the node's parameters.
+
+Source: autoware_universe, autoware_tensorrt_bevdet (node at 04e1fee4 and a164223f, parameters at 563bc062;
+facts, no code).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from mmdeploy_ext.consumers.autoware.contract import AutowareContract, companion_texts
+from mmdeploy_ext.consumers.autoware.nodes import BEVDET, CAMERAS
+from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import NOTES, SETTINGS, CppFiles
+from mmdeploy_ext.core.errors import ConfigError
+
+SCORE_THRESHOLD = 0.2
+"""Score that a box has to reach, the node's default; tune it there."""
+NO_POSE = (
+    'AUTOWARE FEEDS NO EGO POSE: the node that was read sets neither scene_token nor ego2global, so that '
+    'views of frames before are not moved with the car, begin as zeros, and no scene ever begins; this proof '
+    'feeds poses and scenes, and says nothing about the node without them'
+)
+
+
+class BevDetFiles(CppFiles):
+    """The one graph, the program's settings, and the node's parameters."""
+
+    node, used_by = BEVDET, AutowareContract.used_by
+    notes = (NO_POSE, *NOTES)
+
+    def check(self, cfg: Any) -> None:
+        super().check(cfg)
+        cameras = self.family.preprocess_rule(cfg).num_cameras
+        if cameras != CAMERAS:
+            raise ConfigError(
+                f'{cfg.filename}: --contract autoware: {cameras} cameras; the node has {CAMERAS}'
+            )
+
+    def companions(self, model: nn.Module) -> Mapping[str, str]:
+        rule = model.rule
+        parameters = dict(
+            onnx_path=f'{self.files[0]}.onnx',
+            engine_path=f'{self.files[0]}.engine',
+            model_config=SETTINGS,
+            precision='fp32',
+            debug_mode=False,
+            data_params=dict(CAM_NUM=rule.num_cameras, cams=list(rule.cameras)),
+            post_process_params=dict(
+                score_threshold=SCORE_THRESHOLD, class_names=[str(name) for name in model.CLASSES]
+            ),
+        )
+        return {**super().companions(model), **companion_texts(BEVDET, parameters)}
