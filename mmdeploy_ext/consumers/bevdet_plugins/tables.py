@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.families.bevdet.runtime import frustum_places
+
 if TYPE_CHECKING:
     from mmdeploy_ext.families.bevdet.facts import BevDetFacts
 
@@ -20,18 +22,9 @@ def point_cells(
 ) -> np.ndarray:
     """Return the cell `y * X + x` of each point of the frustum, (N D h w,) int64; -1 outside of the grid.
 
-    Args:
-        facts: frustum and grid.
-        sensor2keyego: (N, 4, 4) float32, camera to key ego.
-        intrinsics: (N, 3, 3) float32, camera to original picture.
-        crop: (3, 3), original picture (x, y, 1) to the network's.
+    The arguments are those of `frustum_places`.
     """
-    axes = np.meshgrid(facts.depths, facts.rows, facts.columns, indexing='ij')
-    depth, row, column = (np.float64(np.float32(axis)).ravel() for axis in axes)
-    x, y = (column - crop[0, 2]) / crop[0, 0], (row - crop[1, 2]) / crop[1, 1]
-    rays = np.stack([x * depth, y * depth, depth])
-    poses = np.float64(sensor2keyego)
-    points = poses[:, :3, :3] @ np.linalg.inv(np.float64(intrinsics)) @ rays + poses[:, :3, 3:]
+    points = frustum_places(facts, sensor2keyego, intrinsics, crop)
     low, step = (np.float32(values)[:, None] for values in (facts.grid_low, facts.grid_step))
     cells = np.trunc((np.float32(points) - low) / step)
     inside = ((cells >= 0) & (cells < np.array(facts.grid_count)[:, None])).all(1)

@@ -13,7 +13,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from torch import nn
 
 from mmdeploy_ext.families.bevdet.graphs import adjacent_of, facts_of, head_names, view_axes
-from mmdeploy_ext.families.bevdet.runtime import VIEW
+from mmdeploy_ext.families.bevdet.runtime import BORDER, VIEW, border_points, frustum_places
 from mmdeploy_ext.families.parts.camera_reference import CameraReference, array
 from mmdeploy_ext.families.parts.lidar_parts import Watch
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
@@ -31,9 +31,20 @@ class BevDetReference(CameraReference):
     reads = ('lidar2img', 'intrinsics', 'ego_pose', 'timestamp_s')
 
     def __init__(self, model: nn.Module, notes: Sequence[str] = ()) -> None:
-        self.adjacent = adjacent_of(model)
-        self.outputs = (*([VIEW] if self.adjacent else []), *facts_of(model).output_names)
+        self.adjacent, self.facts = adjacent_of(model), facts_of(model)
+        self.outputs = (*([VIEW] if self.adjacent else []), *self.facts.output_names)
+        self._at_borders: dict[bytes, int] = {}
         super().__init__(model, [*([KEPT] if self.adjacent else []), *notes])
+
+    @property
+    def notes(self) -> list[str]:
+        if not any(self._at_borders.values()):
+            return super().notes
+        return [
+            *super().notes,
+            f'up to {max(self._at_borders.values())} lifted points of a frame are within {BORDER:g} cells of '
+            f"a cell's border: PyTorch, which places points in float32, may take the neighbouring cell",
+        ]
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         return special_drive(sample, (0.5, 0.5, 0.5))
@@ -97,6 +108,7 @@ class BevDetReference(CameraReference):
         post_rot, post_tran = np.eye(3), np.array([*crop[:2, 2], 0.0])
         post_rot[:2, :2] = crop[:2, :2]
         intrinsics = np.linalg.solve(crop, frame.intrinsics[:, :3, :3])
+        self.count_border_points(poses, intrinsics, crop)
         shared = [np.stack([matrix] * count) for matrix in (post_rot, post_tran)]
         unit = np.tile(np.eye(4), (count, 1, 1))
         inputs: Sequence[Any] = (frame.images, poses, unit, intrinsics, *shared, np.eye(3))
@@ -124,6 +136,12 @@ class BevDetReference(CameraReference):
             given = [self.tensor(value)[None] for value in inputs]
         meta = dict(self.meta_of(frame), box_type_3d=LiDARInstance3DBoxes)
         return dict(return_loss=False, points=None, img_metas=[[meta]], img_inputs=[given], **how)
+
+    def count_border_points(self, poses: np.ndarray, intrinsics: np.ndarray, crop: np.ndarray) -> None:
+        rig = poses.tobytes() + intrinsics.tobytes()
+        if rig not in self._at_borders:
+            points = frustum_places(self.facts, poses, intrinsics, crop)
+            self._at_borders[rig] = int(border_points(self.facts, points).sum())
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         tasks: dict[str, dict[str, torch.Tensor]] = {}

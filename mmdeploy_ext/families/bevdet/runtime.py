@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FORM, VIEW = 'bevdet', 'bev_feat'
 """Name of the graph, and of its output that the memory keeps."""
+BORDER = 2e-4
+"""Share of a cell by which float32 may misplace a point. Source: the reference data of upstream."""
 MAX_GAP_S = 1.6
 """Adjacent key frames of nuScenes are 0.5 s apart; three that are missing begin a scene."""
 
@@ -39,6 +41,36 @@ MAX_GAP_S = 1.6
 def camera_poses(frame: Frame) -> np.ndarray:
     """Return camera to key ego (N, 4, 4) float64."""
     return np.linalg.solve(frame.lidar2img, frame.intrinsics)
+
+
+def frustum_places(
+    facts: BevDetFacts, sensor2keyego: np.ndarray, intrinsics: np.ndarray, crop: np.ndarray
+) -> np.ndarray:
+    """Return the lifted points (N, 3, D h w) float64, metres in the key ego frame.
+
+    Args:
+        facts: have the frustum.
+        sensor2keyego: (N, 4, 4), camera to key ego.
+        intrinsics: (N, 3, 3), camera to picture as it was taken.
+        crop: (3, 3), picture as it was taken (x, y, 1) to the network's.
+    """
+    axes = np.meshgrid(facts.depths, facts.rows, facts.columns, indexing='ij')
+    depth, row, column = (np.float64(np.float32(axis)).ravel() for axis in axes)
+    x, y = (column - crop[0, 2]) / crop[0, 0], (row - crop[1, 2]) / crop[1, 1]
+    rays, poses = np.stack([x * depth, y * depth, depth]), np.float64(sensor2keyego)
+    return poses[:, :3, :3] @ np.linalg.inv(np.float64(intrinsics)) @ rays + poses[:, :3, 3:]
+
+
+def border_points(facts: BevDetFacts, points: np.ndarray) -> np.ndarray:
+    """Return whether rounding may choose the cell of points (N, 3, P): near a border, (N P,) bool."""
+    low, step, count = (
+        np.float64(values)[:, None] for values in (facts.grid_low, facts.grid_step, facts.grid_count)
+    )
+    cells = (points - low) / step
+    borders = np.rint(cells)
+    near = (np.abs(cells - borders) < BORDER) & (borders != 0)  # -0.5 is truncated to cell 0, too
+    inside = (cells > -1 - BORDER) & (cells < count + BORDER)
+    return (near.any(1) & inside.all(1)).ravel()
 
 
 def cell_motion(facts: BevDetFacts, present: np.ndarray, other: np.ndarray) -> np.ndarray:
