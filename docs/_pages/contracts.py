@@ -64,6 +64,11 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ('BEVFormer, autoware', f'{STREAMS}/BEVFormer/bevformer_tiny.py', dict(contract='autoware')),
     ('BEVDet, trt-plugin', f'{STREAMS}/BEVDet/bevdet_r50.py', dict(contract='trt-plugin')),
     ('BEVDet4D, portable', f'{STREAMS}/BEVDet/bevdet_r50_4dlongterm_depth_cbgs.py', {}),
+    (
+        'BEVDet4D, bevdet-cpp',
+        f'{STREAMS}/BEVDet/bevdet_r50_4dlongterm_depth_cbgs.py',
+        dict(contract='bevdet-cpp'),
+    ),
     ('Sparse4D, portable', f'{STREAMS}/Sparse4D/sparse4d_toy.py', {}),
     ('Sparse4D, deploy', f'{STREAMS}/Sparse4D/sparse4d_toy.py', dict(contract='deploy')),
     ('FCOS3D, full', f'{STREAMS}/Monocular/fcos3d_toy.py', dict(dynamic=True)),
