@@ -1,6 +1,7 @@
 """Graphs of pictures as other programs feed them: pixels, inputs without defaults; proven and run alone."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.hosts import DetectionCounts, check, hosted
+from mmdeploy_ext.graph.passes.shapes import set_by_text, with_fixed_metadata
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detect import detect
@@ -72,6 +74,18 @@ def test_a_program_feeds_pixels_of_opencv_and_reads_num_dets_rows(hosts_file):
     assert count == len(expected)
     assert np.abs(outputs['det_boxes'][0, :count] - expected.bboxes_xyxy).max() < 1e-2
     assert np.array_equal(outputs['det_classes'][0, :count], expected.labels)
+
+
+def test_a_file_of_pixels_of_any_size_becomes_one_of_a_fixed_size(hosts_file, tmp_path):
+    fixed = with_fixed_metadata(set_by_text(onnx.load(hosts_file), ['B=1', 'H=256', 'W=320']))
+    onnx.save(fixed, tmp_path / 'fixed.onnx')
+    with build_backend('OnnxRuntimeBackend', tmp_path / 'fixed.onnx') as backend:
+        assert backend.spec.inputs[0].axes == (1, 256, 320, 3)
+        found = detect(backend, read_image(PICTURE))
+    with build_backend('OnnxRuntimeBackend', hosts_file) as backend:
+        expected = detect(backend, read_image(PICTURE))
+    assert np.array_equal(found.labels, expected.labels)
+    assert np.abs(found.bboxes_xyxy - expected.bboxes_xyxy).max() < 1e-2
 
 
 def test_the_raw_form_takes_pixels_and_the_size_before_padding(toy, tmp_path):
