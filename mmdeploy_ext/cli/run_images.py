@@ -233,7 +233,7 @@ def run_file(
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect
 
-    image = read_image(source)
+    image = read_image(source, backend.metadata.preprocess.grey)
     cam2img = camera_for(cameras, source) if cameras else None
     start = time.perf_counter()
     with named(source):

@@ -38,6 +38,8 @@ def check(options: Options, rule: PreprocessRule, spec: GraphSpec, facts: Any) -
         options.refuse([CHANNELS], 'goes with --input uint8')
         return
     picture, typed = spec.inputs[0], f'--input {options.input}'
+    if rule.grey:
+        raise UsageError(f'{typed}: the model takes grey pictures; normalise them in the program')
     if len(picture.axes) != 4 or picture.axes[1] != len(rule.mean):
         raise UsageError(f'{typed}: the form {options.form!r} takes {picture.name!r}, which is no picture')
     if rule.centred or rule.resize == 'warp':
@@ -51,6 +53,11 @@ def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule,
     if family.samples != 'images':
         return graph
     spec = graph.spec
+    if rule is not None and rule.grey:
+        picture, *others = spec.inputs
+        picture = dataclasses.replace(picture, axes=(picture.axes[0], 1, *picture.axes[2:]))
+        spec = dataclasses.replace(spec, inputs=(picture, *others))
+        graph = dataclasses.replace(graph, spec=spec)
     if options.input != INPUT.default:
         check(options, rule, spec, family.facts(model))
         pixels = pixels_of(options, rule)
