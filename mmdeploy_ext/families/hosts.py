@@ -108,7 +108,10 @@ def _most_results(spec: GraphSpec, facts: Any) -> int:
     rows = outputs['labels'].axes[1]
     most = rows if isinstance(rows, int) else getattr(facts, 'max_per_img', -1)
     if most is None or most <= 0:
-        raise UsageError(f'{typed}: test_cfg.max_per_img={most} has no limit; set it to a positive number')
+        raise UsageError(
+            f'{typed}: test_cfg.max_per_img={most} has no limit; set it by '
+            f'--cfg-options model.test_cfg.max_per_img=100, or export with --max-candidates'
+        )
     return most
 
 
