@@ -110,7 +110,6 @@ def convolve_focus(module: nn.Module) -> None:
 
 
 PREPARATIONS: list[Callable[[nn.Module], None]] = [replace_class, keep_position_bias, convolve_focus]
-"""Functions that prepare every module of a copy for the export; each skips modules of other types."""
 
 
 def copied(model: nn.Module) -> nn.Module:

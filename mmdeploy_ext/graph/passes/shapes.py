@@ -167,10 +167,7 @@ def with_fixed_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
 def fixed_spec(spec: GraphSpec, size: tuple[int, int, int], outputs: Mapping[str, Shape | None]) -> GraphSpec:
     """Return the spec of a graph of pictures with fixed (batch, height, width).
 
-    Args:
-        spec: of the export. Optional inputs keep their axes, as `set_shapes` changes none of them.
-        size: batch, height and width of the first input.
-        outputs: name of an output -> its shape now; sizes that are inferred of the input's replace names.
+    `outputs`: name -> inferred shape; sizes replace the names of axes.
     """
     image = spec.inputs[0]
     sizes = dict(zip((image.axes[place] for place in (0, *image.sides)), size, strict=True))
