@@ -265,7 +265,7 @@ def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple
         options.check()
         options = check_options(options, cfg, family, model)
         graphs = contract_of(family, options).graphs(model, options)
-        graphs = [hosted(family, graph, options, family.preprocess_rule(cfg)) for graph in graphs]
+        graphs = [hosted(family, graph, options, family.preprocess_rule(cfg), model) for graph in graphs]
     except Mm2OnnxError as error:
         return *title, '', '', str(error)
     texts = [

@@ -198,9 +198,9 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
     first = metadata.spec.inputs[0]
-    is_normalised = len(first.axes) == 4 and first.axes[1] == 3 and first.dtype.startswith('float')
+    is_normalised = len(first.axes) == 4 and first.axes[1] in (1, 3) and first.dtype.startswith('float')
     if first.pixels is None and not is_normalised:
-        problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx3xHxW'
+        problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx3xHxW or Bx1xHxW'
         raise damaged(path, 'spec', problem)
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise damaged(path, 'preprocess', 'is of rigs or sweeps, expected the rule of one picture')
@@ -233,7 +233,7 @@ def run_file(
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect
 
-    image = read_image(source)
+    image = read_image(source, backend.metadata.preprocess.grey)
     cam2img = camera_for(cameras, source) if cameras else None
     start = time.perf_counter()
     with named(source):

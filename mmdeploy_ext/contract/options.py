@@ -319,8 +319,19 @@ REQUIRED_INPUTS = Option(
     group=HOSTS,
     rare=True,
 )
-FOR_HOSTS = (INPUT, CHANNELS, REQUIRED_INPUTS)
-"""Options that change the inputs of a graph of pictures, see `families/hosts.py`."""
+OUTPUTS = Option(
+    'outputs',
+    'detections',
+    'detections: dets and labels (default); efficient-nms: num_dets, det_boxes, det_scores, det_classes of '
+    "constant shape, which DeepStream's parsers read",
+    ('detections', 'efficient-nms'),
+    key='outputs',
+    group=HOSTS,
+    only_with=('form', 'full'),
+    rare=True,
+)
+FOR_HOSTS = (INPUT, CHANNELS, REQUIRED_INPUTS, OUTPUTS)
+"""Options that change the inputs and outputs of a graph of pictures, see `families/hosts.py`."""
 
 IMAGE = (
     FORM,

@@ -87,7 +87,29 @@ def keep_position_bias(module: nn.Module) -> None:
         module.register_buffer('relative_position_bias', bias.detach())
 
 
-PREPARATIONS: list[Callable[[nn.Module], None]] = [replace_class, keep_position_bias]
+class ConvolvedFocus(nn.Module):
+    """mmdet's `Focus` of YOLOX with one strided convolution of weights 0 and 1 in place of four slices."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the maps of images (B, C, H, W) at half the size; H and W are even."""
+        return self.conv(nn.functional.conv2d(x, self.patches, stride=2))
+
+
+def convolve_focus(module: nn.Module) -> None:
+    """Make `module` a `ConvolvedFocus` if it is mmdet's `Focus`; ncnn and others have no strided slices."""
+    kind = type(module)
+    if kind.__name__ != 'Focus' or kind.__module__ != 'mmdet.models.backbones.csp_darknet':
+        return
+    weight = module.conv.conv.weight
+    channels = weight.shape[1] // 4
+    patches = weight.new_zeros(4, channels, channels, 2, 2)
+    for patch, (row, column) in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))):
+        patches[patch, :, :, row, column] = torch.eye(channels)
+    module.register_buffer('patches', patches.flatten(0, 1).detach())
+    module.__class__ = ConvolvedFocus
+
+
+PREPARATIONS: list[Callable[[nn.Module], None]] = [replace_class, keep_position_bias, convolve_focus]
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -90,7 +90,7 @@ def make_metadata(deployment: Model, options: Options, graph: Graph | None = Non
     facts = family.facts(deployment.model)
     check_facts(family.name, facts)
     graph = graph or contract_of(family, options).graphs(deployment.model, options)[-1]
-    graph = hosted(family, graph, options, deployment.rule)
+    graph = hosted(family, graph, options, deployment.rule, deployment.model)
     return Metadata(
         family=family.name,
         form=graph.name,
@@ -152,7 +152,7 @@ def export_graphs(
         batch = [images[index % len(images)] for index in range(options.batch)]
         inputs = family.feeds(batch, rescale=True)
     for graph in contract_of(family, options).graphs(prepared(deployment.model), options):
-        hosted_graph = hosted(family, graph, options, deployment.rule)
+        hosted_graph = hosted(family, graph, options, deployment.rule, deployment.model)
         example = graph.example
         if not example:  # optional inputs that no picture gives have their defaults
             spec = hosted_graph.spec

@@ -1,17 +1,17 @@
-"""Graphs of pictures as other programs feed them: uint8 pixels, no inputs with defaults.
+"""Graphs of pictures as other programs use them: pixels for input, no inputs with defaults, padded outputs.
 
-Glossary: B batch, C channels, H, W network input in pixels.
+Glossary: B batch, C channels, H, W network input in pixels, n rows of results, K most results of an image.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import CHANNELS, INPUT
+from mmdeploy_ext.contract.options import CHANNELS, INPUT, OUTPUTS
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, Pixels, Stage, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.parts.image_graphs import clip_size, optional_inputs
@@ -24,12 +24,22 @@ if TYPE_CHECKING:
 IMG_SHAPE = 'img_shape'
 
 
-def check(options: Options, rule: PreprocessRule, spec: GraphSpec) -> None:
-    """Raise UsageError if options for other programs conflict with each other or the preprocessing."""
+RESULTS = ({'dets', 'labels'}, {'boxes', 'scores', 'labels'})
+"""Outputs of boxes that become those of `DetectionCounts`."""
+COUNTS = ('candidates', 'proposal_candidates')
+"""Outputs that stay beside them."""
+
+
+def check(options: Options, rule: PreprocessRule, spec: GraphSpec, facts: Any) -> None:
+    """Raise UsageError if options for other programs do not go together or with the model."""
+    if options.outputs != OUTPUTS.default:
+        _most_results(spec, facts)
     if options.input == INPUT.default:
         options.refuse([CHANNELS], 'goes with --input uint8')
         return
     picture, typed = spec.inputs[0], f'--input {options.input}'
+    if rule.grey:
+        raise UsageError(f'{typed}: the model takes grey pictures; normalise them in the program')
     if len(picture.axes) != 4 or picture.axes[1] != len(rule.mean):
         raise UsageError(f'{typed}: the form {options.form!r} takes {picture.name!r}, which is no picture')
     if rule.centred or rule.resize == 'warp':
@@ -38,12 +48,18 @@ def check(options: Options, rule: PreprocessRule, spec: GraphSpec) -> None:
         raise UsageError(f'{typed}: the test pipeline resizes in float32 (to_float32=True); set it to False')
 
 
-def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule) -> Graph:
+def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule, model: nn.Module) -> Graph:
+    """Return a graph with what `FOR_HOSTS` ask for; graphs of other samples than pictures stay."""
     if family.samples != 'images':
         return graph
     spec = graph.spec
+    if rule is not None and rule.grey:
+        picture, *others = spec.inputs
+        picture = dataclasses.replace(picture, axes=(picture.axes[0], 1, *picture.axes[2:]))
+        spec = dataclasses.replace(spec, inputs=(picture, *others))
+        graph = dataclasses.replace(graph, spec=spec)
     if options.input != INPUT.default:
-        check(options, rule, spec)
+        check(options, rule, spec, family.facts(model))
         pixels = pixels_of(options, rule)
         normalised = spec.inputs[0].name
         spec = _with_pixels(spec, pixels)
@@ -60,6 +76,9 @@ def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule)
                 *(_reading(stage, normalised, f'{normalised}_normalised') for stage in stages()),
             ],
         )
+    if options.outputs != OUTPUTS.default:
+        graph = _with_counts(graph, spec, _most_results(spec, family.facts(model)))
+        spec = graph.spec
     if options.required_inputs:
         inputs = tuple(
             tensor if tensor.default is None else dataclasses.replace(tensor, required=True)
@@ -79,6 +98,73 @@ def _reading(stage: Stage, name: str, other: str) -> Stage:
     return dataclasses.replace(
         stage, inputs=tuple(other if entry == name else entry for entry in stage.inputs)
     )
+
+
+def _most_results(spec: GraphSpec, facts: Any) -> int:
+    outputs = {tensor.name: tensor for tensor in spec.outputs if tensor.name not in COUNTS}
+    typed = '--outputs efficient-nms'
+    if outputs.keys() not in RESULTS or ('dets' in outputs and outputs['dets'].axes[2] != 5):
+        raise UsageError(f'{typed}: goes with models of upright boxes alone, these are {", ".join(outputs)}')
+    rows = outputs['labels'].axes[1]
+    most = rows if isinstance(rows, int) else getattr(facts, 'max_per_img', -1)
+    if most is None or most <= 0:
+        raise UsageError(
+            f'{typed}: test_cfg.max_per_img={most} has no limit; set it by '
+            f'--cfg-options model.test_cfg.max_per_img=100, or export with --max-candidates'
+        )
+    return most
+
+
+def _with_counts(graph: Graph, spec: GraphSpec, most: int) -> Graph:
+    names = tuple(tensor.name for tensor in spec.outputs if tensor.name not in COUNTS)
+    labels = spec.tensor('labels')
+    pads, batch = isinstance(labels.axes[1], str), labels.axes[0]
+    pixels = 'x1 y1 x2 y2 in the pixels of dets; padded with zeros'
+    columns = (
+        ('num_dets', 'int32', (batch, 1), 'number of results'),
+        ('det_boxes', 'float32', (batch, most, 4), pixels),
+        ('det_scores', 'float32', (batch, most), 'in descending order; padded with zeros'),
+        ('det_classes', 'int32', (batch, most), 'class indices; padded with -1'),
+    )
+    outputs = tuple(TensorSpec(*column, compare='detections') for column in columns)
+    counts = tuple(tensor for tensor in spec.outputs if tensor.name in COUNTS)
+
+    def stages(make: Any = graph.make) -> list[Stage]:
+        *chain, last = make()
+        last = dataclasses.replace(last, varying=(*last.varying, *(names if pads else ())))
+        module = DetectionCounts(names, most, pads)
+        return [*chain, last, Stage('efficient_nms', module, names, tuple(one.name for one in outputs))]
+
+    return dataclasses.replace(
+        graph, spec=dataclasses.replace(spec, outputs=(*outputs, *counts)), make=stages
+    )
+
+
+class DetectionCounts(nn.Module):
+    """Results as TensorRT's EfficientNMS gives them, of results whose padding is last and has label -1."""
+
+    def __init__(self, names: tuple[str, ...], most: int, pads: bool) -> None:
+        super().__init__()
+        self.names, self.most, self.pads = names, most, pads
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return num_dets (B, 1), boxes (B, K, 4), scores and classes (B, K) of results (B, n)."""
+        results = dict(zip(self.names, tensors, strict=True))
+        labels = self._constant(results['labels'], -1)
+        if 'dets' in results:
+            dets = self._constant(results['dets'], 0)
+            boxes, scores = dets[..., :4], dets[..., 4]
+        else:
+            boxes, scores = self._constant(results['boxes'], 0), self._constant(results['scores'], 0)
+        count = (labels >= 0).sum(dim=1, keepdim=True)
+        return count.to(torch.int32), boxes, scores, labels.to(torch.int32)
+
+    def _constant(self, rows: torch.Tensor, value: int) -> torch.Tensor:
+        if not self.pads:
+            return rows
+        padding = torch.full((self.most, *rows.shape[2:]), value, dtype=rows.dtype, device=rows.device)
+        padding = padding.expand(rows.shape[0], *padding.shape)
+        return torch.cat([rows, padding], dim=1)[:, : self.most]
 
 
 def _with_pixels(spec: GraphSpec, pixels: Pixels) -> GraphSpec:

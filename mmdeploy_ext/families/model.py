@@ -348,7 +348,8 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     if family.samples == 'images':
         from mmdeploy_ext.families import hosts
 
-        hosts.check(resolved, family.preprocess_rule(cfg), family.spec(model, resolved))
+        spec, facts = family.spec(model, resolved), family.facts(model)
+        hosts.check(resolved, family.preprocess_rule(cfg), spec, facts)
     if family.samples == 'images' and resolved.dynamic:
         from mmdeploy_ext.families.images import picture_of
 

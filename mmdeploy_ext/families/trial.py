@@ -75,13 +75,19 @@ def _failure(family: Any, model: nn.Module, options: Options) -> Mm2OnnxError | 
     return error
 
 
+def picture_channels(model: nn.Module) -> int:
+    """Return 1 for a detector of grey pictures, else 3."""
+    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
+
+
 def _run(family: Any, model: nn.Module, options: Options) -> None:
     spec = family.spec(model, options)
     first = spec.inputs[0]
     if first.axes[1:2] != (3,):
         return  # features of pictures, such as the form `regions` takes
     stage = family.stages(model, options)[0]
-    picture = np.zeros((1, 3, options.height, options.width), np.float32)
+    picture = np.zeros((1, picture_channels(model), options.height, options.width), np.float32)
     feeds = spec.with_defaults({first.name: picture})
     if not feeds.keys() >= set(stage.inputs):
         return  # a camera has no default

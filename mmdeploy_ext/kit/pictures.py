@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.model import rule_of
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
@@ -34,6 +35,8 @@ def write_pictures(deployment: Model, path: str, samples: Collection[Any], folde
         folder: folder of the kit.
     """
     file, options = read_picture_file(deployment, path)
+    if file.metadata.preprocess.grey:
+        raise UsageError(f'{path}: takes grey pictures, which the page of a kit cannot prepare')
     check_facts(deployment, path, file.metadata, rule_of(deployment, options))
     inputs = proof_inputs(deployment, options, list(samples))
     graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)

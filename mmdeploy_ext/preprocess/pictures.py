@@ -19,7 +19,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ImageError, ShapeError
 from mmdeploy_ext.core.files import IMAGE_SUFFIXES
-from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch
+from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch, optional
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
@@ -33,7 +33,8 @@ class PreparedImage:
     """One image as network input.
 
     Attributes:
-        tensor: (3, H, W) float32, normalised and padded; RGB if the rule has `to_rgb`, else BGR.
+        tensor: (3, H, W) float32, normalised and padded; RGB if the rule has `to_rgb`, else BGR. (1, H, W) of
+            grey models.
         img_shape: (h, w) before padding.
         scale_factor: (4,) float32 `w h w h`, network input / original.
         ori_shape: (h, w) of the original.
@@ -95,6 +96,7 @@ class PreprocessRule(JsonDataclass):
         resize: bilinear by 'cv2' or 'pillow'; 'warp': OpenCV's affine warp by the ratio of widths about the
             middle, cut or black above and below.
         to_float32: resize in float32 without rounding to 8 bits.
+        grey: the network takes one channel, to which the first `mean`, `std` and `pad_val` apply.
     """
 
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -111,6 +113,7 @@ class PreprocessRule(JsonDataclass):
     pad_more: int = 0
     centred: bool = False
     to_float32: bool = False
+    grey: bool = optional(False)
 
     def check(self) -> None:
         check_colours(self.std, self.size_divisor)
@@ -140,13 +143,16 @@ class PreprocessRule(JsonDataclass):
         return next_multiples((height, width), self.size_divisor)
 
     def apply(self, image_bgr: np.ndarray) -> PreparedImage:
-        """Network input of an image (h, w, 3) uint8 BGR."""
+        """Network input of an image (h, w, 3) uint8 BGR; for grey models `read_image(path, grey=True)`."""
         shape, dtype = np.shape(image_bgr), getattr(image_bgr, 'dtype', type(image_bgr).__name__)
         if dtype != np.uint8 or shape[2:] != (3,) or 0 in shape:
             raise ShapeError(
                 f'picture: got {dtype} {shape}, expected uint8 (h, w, 3): blue, green and red from 0 to 255'
             )
         height, width = shape[:2]
+        channels = 1 if self.grey else 3
+        if self.grey:
+            image_bgr = grey_of(image_bgr)
         if self.to_float32:
             image_bgr = image_bgr.astype(np.float32)
         resized_h, resized_w = self.resized_shape(height, width)
@@ -156,8 +162,9 @@ class PreprocessRule(JsonDataclass):
         elif (resized_h, resized_w) != (height, width):
             image_bgr = RESIZERS[self.resize](image_bgr, resized_h, resized_w)
         padded_h, padded_w = self.padded_shape(resized_h, resized_w)
-        padded = np.broadcast_to(np.float32(self.pad_val), (padded_h, padded_w, 3)).copy()
-        content = normalise(image_bgr, self.mean, self.std, self.to_rgb)
+        padded = np.broadcast_to(np.float32(self.pad_val[:channels]), (padded_h, padded_w, channels)).copy()
+        content = normalise(image_bgr, self.mean[:channels], self.std[:channels], self.to_rgb)
+        content = content.reshape(*content.shape[:2], channels)
         top, left = 0, 0
         if self.centred:  # an input of odd size that the content fills lacks its last row or column, in mmdet
             top, left = padded_h // 2 - resized_h // 2, padded_w // 2 - resized_w // 2
@@ -174,6 +181,13 @@ class PreprocessRule(JsonDataclass):
             border=(top, left),
             warp=warp,
         )
+
+
+def grey_of(image_bgr: np.ndarray) -> np.ndarray:
+    """Grey levels (h, w) uint8 of a picture (h, w, 3); exact where the three channels are equal."""
+    import cv2
+
+    return cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY)
 
 
 def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
@@ -248,8 +262,11 @@ def _decoder_messages() -> Iterator[list[str]]:
             lines += messages.read().decode('latin1').splitlines()
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, grey: bool = False) -> np.ndarray:
     """Read (h, w, 3) uint8 BGR, turned by EXIF; 16 bits, gray and alpha are converted.
+
+    With `grey` the three channels are equal, the grey levels that the decoder gives mmcv with
+    `color_type='grayscale'`: of a JPEG its luminance, which differs from `grey_of` a colour picture.
 
     Raises:
         ImageError: missing, unreadable, damaged, or no image.
@@ -267,7 +284,8 @@ def read_image(path: str | Path) -> np.ndarray:
         raise ImageError(f'{path}: is empty (0 bytes), expected an image')
     with _decoder_messages() as messages:
         try:
-            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+            flag = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
         except cv2.error as error:
             raise ImageError(f'{path}: cannot be decoded by OpenCV ({error.err or error})') from error
     if image is None:
@@ -277,7 +295,7 @@ def read_image(path: str | Path) -> np.ndarray:
             f'{path}: is damaged ({damage[0].strip()}); copy it again, or, if it looks right in a viewer, '
             f'save it again from there'
         )
-    return image
+    return np.repeat(image[..., None], 3, axis=2) if grey else image
 
 
 def list_images(paths: Iterable[str | Path]) -> list[Path]:

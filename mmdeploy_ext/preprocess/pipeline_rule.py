@@ -21,7 +21,7 @@ KNOWN = ('MultiScaleFlipAug', *ORDERED, *NEUTRAL)
 FLIPS = dict(RandomFlip='flip_ratio', RandomFlip3D='flip_ratio_bev_horizontal')
 """Step that flips pictures -> its option."""
 REQUIRED = {
-    'LoadImageFromFile': dict(color_type='color', channel_order='bgr'),
+    'LoadImageFromFile': dict(channel_order='bgr'),
     'LoadImageFromFileMono3D': dict(color_type='color', channel_order='bgr'),
     'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),
 }
@@ -85,6 +85,10 @@ def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
         raise ConfigError('test pipeline: Resize and AffineResize both resize the image; expected one')
     if {'RandomCenterCropPad', 'Pad'} <= set(order):
         raise ConfigError('test pipeline: RandomCenterCropPad and Pad both pad the image; expected one')
+    if values.get('grey') and (values.get('resize') in ('pillow', WARP) or values.get('centred')):
+        raise ConfigError(
+            "test pipeline step LoadImageFromFile: color_type='grayscale' goes with Resize by OpenCV and Pad"
+        )
     if values.get('to_float32') and values.get('resize') == 'pillow':
         raise ConfigError(
             "test pipeline step LoadImageFromFile: to_float32=True before Resize with backend='pillow', "
@@ -165,6 +169,13 @@ def _single_scale(img_scale: Any, key: str = '') -> tuple[int, int]:
 
 def _read_load(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     values['to_float32'] = bool(step.get('to_float32'))
+    colour = step.get('color_type', 'color')
+    if colour not in ('color', 'grayscale'):
+        raise ConfigError(
+            f'test pipeline step {step["type"]}: color_type={colour!r} cannot be described by the exported '
+            f"file; expected 'color' or 'grayscale'"
+        )
+    values['grey'] = colour == 'grayscale'
 
 
 def _read_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
@@ -196,8 +207,11 @@ def _numbers(step: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]
 
 
 def _read_normalize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
-    values.update({key: _numbers(step, key, 3) for key in ('mean', 'std')})
+    count = 1 if values.get('grey') else 3
+    values.update({key: _numbers(step, key, count) * (3 // count) for key in ('mean', 'std')})
     values['to_rgb'] = bool(step.get('to_rgb', True))
+    if values.get('grey') and values['to_rgb']:
+        raise ConfigError('test pipeline step Normalize: to_rgb=True of a grey picture; expected False')
 
 
 def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:

@@ -57,6 +57,7 @@ from mmdeploy_ext.proving.references import (
     zoomed_on_object,
 )
 from mmdeploy_ext.runtime.detect import results_of
+from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.tasks import bbox2d, half_bars, task_module
 from mmdeploy_ext.tasks.matching import total_reasons
 from mmdeploy_ext.tasks.results import Case, DetectionRow, Pair, failed_detections
@@ -268,8 +269,9 @@ def judge_outputs(
         rows = (
             *_compare_tensors(reference, metadata, tensors, bars),
             *shape_rows(outputs, metadata.spec),
-            *_contract_rows(reference, metadata, outputs, bars),
         )
+        outputs = with_labels(outputs)
+        rows = (*rows, *_contract_rows(reference, metadata, outputs, bars))
         if code.results_left_out(metadata.options):
             return dataclasses.replace(case, tensors=rows), []
         inputs = reference.feeds, reference.images, proof_input.rescale
@@ -377,7 +379,7 @@ def _contract_rows(
     outputs: Mapping[str, np.ndarray],
     bars: HalfBars | None,
 ) -> list[TensorRow]:
-    if 'labels' not in metadata.spec.output_names:
+    if 'labels' not in outputs:
         return []
     family, model = reference.deployment.family, reference.deployment.model
     rows = order_rows(outputs, family.num_classes(model))

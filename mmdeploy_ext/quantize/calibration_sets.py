@@ -107,7 +107,9 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
         )
 
     def feeds(path: Path) -> dict[str, np.ndarray]:
-        arrays = metadata.spec.rounded(make_feeds(prepare(metadata, read_image(path)), metadata))
+        arrays = metadata.spec.rounded(
+            make_feeds(prepare(metadata, read_image(path, metadata.preprocess.grey)), metadata)
+        )
         return {name: array for name, array in arrays.items() if name in input_names}
 
     return CalibrationSet(paths, feeds)

@@ -36,7 +36,7 @@ from mmdeploy_ext.preprocess.cam2img import (
     original,
     unmoved,
 )
-from mmdeploy_ext.runtime.detections import check_ranges
+from mmdeploy_ext.runtime.detections import check_ranges, with_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -169,6 +169,7 @@ def results_of(
 
     from mmdeploy_ext.runtime.detections import Rows
 
+    outputs = with_labels(outputs)
     runtime = runtime_of(family)
     if runtime.__name__.startswith(f'{__name__.partition(".")[0]}.'):
         return runtime.detections(metadata, outputs, feeds)

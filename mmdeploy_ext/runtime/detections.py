@@ -199,6 +199,18 @@ def unpadded(kind: type[Rows], **columns: np.ndarray) -> list[Any]:
     return images
 
 
+def with_labels(outputs: Arrays) -> Arrays:
+    """Outputs of `--outputs efficient-nms` as `dets`, `labels`, `boxes`, `scores`; other outputs stay."""
+    if 'num_dets' not in outputs:
+        return outputs
+    boxes, scores, classes = (outputs[name] for name in ('det_boxes', 'det_scores', 'det_classes'))
+    present = np.arange(classes.shape[1]) < outputs['num_dets']
+    boxes, scores = np.where(present[..., None], boxes, 0), np.where(present, scores, 0)
+    dets = np.concatenate([boxes, scores[..., None]], axis=2)
+    labels = np.where(present, classes, -1).astype(np.int64)
+    return {**outputs, 'dets': dets, 'labels': labels, 'boxes': boxes, 'scores': scores}
+
+
 def results_from_padded(outputs: Arrays) -> list[Detections] | list[Instances]:
     """Results per image of a `full` graph.
 

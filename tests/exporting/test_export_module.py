@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.passes.rename import name_ends
 
@@ -79,3 +80,11 @@ def test_an_operator_of_a_later_opset_is_named_with_the_option_and_no_graph_is_p
         export_module(Folded(), [torch.ones(1, 8, 9)])
     assert capfd.readouterr().out == ''
     assert export_module(Folded(), [torch.ones(1, 8, 9)], opset=18)
+
+
+def test_focus_of_yolox_is_one_convolution_with_the_same_values():
+    from mmdet.models.backbones.csp_darknet import Focus
+
+    focus, images = Focus(3, 8, kernel_size=3).eval(), torch.randn(2, 3, 32, 48)
+    copied = prepared(focus)
+    assert not isinstance(copied, Focus) and torch.equal(copied(images), focus(images))

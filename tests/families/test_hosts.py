@@ -1,19 +1,28 @@
 """Graphs of pictures as other programs feed them: pixels, inputs without defaults; proven and run alone."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+import torch
 
+import toy_query
+import toy_two_stage
 from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.hosts import DetectionCounts, check, hosted
+from mmdeploy_ext.graph.passes.shapes import set_by_text, with_fixed_metadata
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detect import detect
+from mmdeploy_ext.runtime.detections import results_from_padded, with_labels
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
-NHWC = dict(input='uint8-nhwc', channels='bgr', required_inputs=True)
+HOSTS = dict(input='uint8-nhwc', channels='bgr', required_inputs=True, outputs='efficient-nms')
 
 
 @pytest.fixture(scope='module')
@@ -22,22 +31,22 @@ def toy():
 
 
 @pytest.fixture(scope='module')
-def pixels_file(toy, tmp_path_factory):
-    return export_toy(toy, tmp_path_factory.mktemp('hosts') / 'pixels.onnx', **NHWC)
+def hosts_file(toy, tmp_path_factory):
+    return export_toy(toy, tmp_path_factory.mktemp('hosts') / 'hosts.onnx', **HOSTS)
 
 
-def test_a_file_of_pixels_and_plain_inputs_is_proven(toy, pixels_file):
-    verdict, _ = prove(toy, [pixels_file], [('toy', read_image(PICTURE))])
+def test_a_file_of_pixels_plain_inputs_and_padded_outputs_is_proven(toy, hosts_file):
+    verdict, _ = prove(toy, [hosts_file], [('toy', read_image(PICTURE))])
     assert verdict.proven, verdict.failures
 
 
-def test_a_program_feeds_the_pixels_that_opencv_reads(pixels_file):
+def test_a_program_feeds_pixels_of_opencv_and_reads_num_dets_rows(hosts_file):
     """A picture of the size of the network, padded with any value, gives the boxes of `mm2onnx run`."""
     picture = read_image(PICTURE)
-    with build_backend('OnnxRuntimeBackend', pixels_file) as backend:
+    with build_backend('OnnxRuntimeBackend', hosts_file) as backend:
         prepared = backend.metadata.preprocess.apply(picture)
         expected = detect(backend, picture)
-    session = onnxruntime.InferenceSession(pixels_file)
+    session = onnxruntime.InferenceSession(hosts_file)
     assert [value.name for value in session.get_inputs()] == ['input', 'img_shape', 'scale_factor']
     assert not session.get_overridable_initializers()
     pixels = session.get_inputs()[0]
@@ -52,10 +61,31 @@ def test_a_program_feeds_the_pixels_that_opencv_reads(pixels_file):
         img_shape=np.float32([[height, width]]),
         scale_factor=prepared.scale_factor[None],
     )
-    dets, labels = session.run(None, feeds)
-    count = len(expected)
-    assert np.abs(dets[0, :count, :4] - expected.bboxes_xyxy).max() < 1e-2
-    assert np.array_equal(labels[0, :count], expected.labels)
+    outputs = dict(
+        zip([value.name for value in session.get_outputs()], session.run(None, feeds), strict=True)
+    )
+    assert {name: (array.shape, array.dtype) for name, array in outputs.items()} == dict(
+        num_dets=((1, 1), np.int32),
+        det_boxes=((1, 100, 4), np.float32),
+        det_scores=((1, 100), np.float32),
+        det_classes=((1, 100), np.int32),
+    )
+    count = outputs['num_dets'].item()
+    assert count == len(expected)
+    assert np.abs(outputs['det_boxes'][0, :count] - expected.bboxes_xyxy).max() < 1e-2
+    assert np.array_equal(outputs['det_classes'][0, :count], expected.labels)
+
+
+def test_a_file_of_pixels_of_any_size_becomes_one_of_a_fixed_size(hosts_file, tmp_path):
+    fixed = with_fixed_metadata(set_by_text(onnx.load(hosts_file), ['B=1', 'H=256', 'W=320']))
+    onnx.save(fixed, tmp_path / 'fixed.onnx')
+    with build_backend('OnnxRuntimeBackend', tmp_path / 'fixed.onnx') as backend:
+        assert backend.spec.inputs[0].axes == (1, 256, 320, 3)
+        found = detect(backend, read_image(PICTURE))
+    with build_backend('OnnxRuntimeBackend', hosts_file) as backend:
+        expected = detect(backend, read_image(PICTURE))
+    assert np.array_equal(found.labels, expected.labels)
+    assert np.abs(found.bboxes_xyxy - expected.bboxes_xyxy).max() < 1e-2
 
 
 def test_the_raw_form_takes_pixels_and_the_size_before_padding(toy, tmp_path):
@@ -86,3 +116,36 @@ def test_options_that_do_not_go_together_are_refused(options, said):
         deploy.check_options(
             deployment.family.choose(**options), deployment.unbuilt_cfg, deployment.family, deployment.model
         )
+
+
+@pytest.mark.parametrize('rows', [2, 5])
+def test_results_are_padded_to_the_limit_of_an_image(rows):
+    labels = torch.tensor([[3, -1, -1, -1, -1], [2, 1, 0, 0, 0]])[:, :rows]
+    dets = torch.rand(2, rows, 5) * (labels >= 0)[..., None]
+    count, boxes, scores, classes = DetectionCounts(('dets', 'labels'), 4, pads=True)(dets, labels)
+    assert count.tolist() == [[1], [min(rows, 4)]] and boxes.shape == (2, 4, 4) and scores.shape == (2, 4)
+    assert classes[:, : min(rows, 4)].equal(labels[:, :4].int())
+    assert not boxes[0, 1:].any() and (classes[0, 1:] == -1).all()
+
+
+@pytest.mark.parametrize('toys', [toy_two_stage, toy_query], ids=['faster_rcnn', 'query'])
+def test_results_of_other_families_are_those_of_dets_and_labels(toys):
+    model, family = toys.seeded(), FAMILIES['query' if toys is toy_query else 'two_stage']
+    options = toys.options_of() if toys is toy_query else toys.options_of('faster')
+    options = options.replace(outputs='efficient-nms')
+    feeds = family.feeds(toys.images(), rescale=True)
+    (graph,) = family.graphs(model, options)
+    counted = hosted(family, graph, options, None, model)
+    expected = results_from_padded(toy_two_stage.run_stages(graph.make(), feeds))
+    outputs = toy_two_stage.run_stages(counted.make(), feeds)
+    results = results_from_padded(with_labels({name: outputs[name] for name in counted.spec.output_names}))
+    for one, other in zip(results, expected, strict=True):
+        assert len(one) and np.array_equal(one.bboxes_xyxy, other.bboxes_xyxy)
+        assert np.array_equal(one.labels, other.labels) and np.array_equal(one.scores, other.scores)
+
+
+def test_models_of_masks_have_no_outputs_of_boxes_alone():
+    spec = dict(dets=('B', 'n', 5), labels=('B', 'n'), masks=('B', 'n', 'h', 'w'))
+    spec = GraphSpec('m', (), tuple(TensorSpec(name, 'float32', axes) for name, axes in spec.items()))
+    with pytest.raises(UsageError, match='masks'):
+        check(FAMILIES['dense'].choose(outputs='efficient-nms'), None, spec, None)

@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import test_datasets
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
-from mmdeploy_ext.families.trial import own_forward
+from mmdeploy_ext.families.trial import own_forward, picture_channels
 from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.weights.checkpoint import undrawn_weights
 
@@ -114,7 +114,7 @@ def map_sizes(
     sizes = _MAP_SIZES.setdefault(model, {})
     shape = options.height, options.width
     if shape not in sizes:
-        image = next(model.parameters()).new_zeros((1, 3, *shape))
+        image = next(model.parameters()).new_zeros((1, picture_channels(model), *shape))
         with own_forward(model, *shape), torch.no_grad():
             maps = network(model, image)
         sizes[shape] = [tuple(level_map.shape[2:]) for level_map in maps[:levels]]

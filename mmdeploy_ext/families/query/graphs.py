@@ -24,6 +24,7 @@ from mmdeploy_ext.families.parts.regions import has_masks
 from mmdeploy_ext.families.query import masks, regions
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, QueryFullForm, max_per_img
 from mmdeploy_ext.families.query.supported_parts import attends_inside_masks, kind_of
+from mmdeploy_ext.families.trial import picture_channels
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 
 SIZE_DEFAULT = '0 means those of the input'
@@ -36,7 +37,7 @@ _STRIDES: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKe
 
 def strides(model: nn.Module) -> tuple[int, ...]:
     if model not in _STRIDES:
-        image = next(model.parameters()).new_zeros((1, 3, PROBE, PROBE))
+        image = next(model.parameters()).new_zeros((1, picture_channels(model), PROBE, PROBE))
         with torch.no_grad():
             _STRIDES[model] = tuple(PROBE // level.shape[-1] for level in model.extract_feat(image))
     return _STRIDES[model]

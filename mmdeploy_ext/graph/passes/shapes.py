@@ -148,7 +148,8 @@ def with_fixed_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
     is_fixed = len(image) == 4 and all(isinstance(size, int) for size in image)
     result = copy.deepcopy(model)
     if metadata.samples == 'images' and opened and is_fixed:
-        batch, _, height, width = image
+        batch = image[0]
+        height, width = (image[place] for place in metadata.spec.inputs[0].sides)
         outputs = types.shapes(model.graph.output)
         spec = fixed_spec(metadata.spec, (batch, height, width), outputs)
         if _has_inputs(spec, shapes):
@@ -168,8 +169,8 @@ def fixed_spec(spec: GraphSpec, size: tuple[int, int, int], outputs: Mapping[str
 
     `outputs`: name -> inferred shape; sizes replace the names of axes.
     """
-    axes = spec.inputs[0].axes
-    sizes = dict(zip((axes[0], axes[2], axes[3]), size, strict=True))
+    image = spec.inputs[0]
+    sizes = dict(zip((image.axes[place] for place in (0, *image.sides)), size, strict=True))
 
     def fixed(tensor: TensorSpec, inferred: Shape) -> TensorSpec:
         inferred = inferred if len(inferred) == len(tensor.axes) else tensor.axes
@@ -180,7 +181,7 @@ def fixed_spec(spec: GraphSpec, size: tuple[int, int, int], outputs: Mapping[str
 
     return dataclasses.replace(
         spec,
-        inputs=tuple(tensor if tensor.default is not None else fixed(tensor, ()) for tensor in spec.inputs),
+        inputs=tuple(tensor if tensor.is_optional else fixed(tensor, ()) for tensor in spec.inputs),
         outputs=tuple(fixed(tensor, outputs.get(tensor.name) or ()) for tensor in spec.outputs),
     )
 

@@ -41,11 +41,23 @@ const plain = (field, array) => {
 export function resultsOf(outputs, feeds, metadata) {
   if (outputs.panoptic)
     return images(outputs.panoptic).map((map) => segmentsOf(map, metadata.postprocess.num_classes));
+  if (outputs.num_dets) outputs = withLabels(outputs);
   const results = images(outputs.labels).map((labels, index) =>
     imageResults(labels, index, outputs, feeds, metadata),
   );
   checkLimits(outputs, results, metadata);
   return results;
+}
+
+/** Outputs of `--outputs efficient-nms` as boxes, scores, and labels that are -1 in padding. */
+function withLabels(outputs) {
+  const classes = outputs.det_classes;
+  const most = classes.shape[1];
+  const values = classes.values.map((label, index) =>
+    index % most < outputs.num_dets.values[Math.floor(index / most)] ? label : -1,
+  );
+  const labels = { ...classes, values };
+  return { ...outputs, labels, boxes: outputs.det_boxes, scores: outputs.det_scores };
 }
 
 const images = (array) => Array.from({ length: array.shape[0] }, (_, index) => at(array, index));

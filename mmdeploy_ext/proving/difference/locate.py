@@ -134,7 +134,7 @@ def _subject_of_images(
     (graph,) = family.graphs(prepared(deployment.model), options)
     feeds = {name: arrays[name] for name in metadata.spec.input_names if name in arrays}
     return Subject(
-        hosted(family, graph, options, deployment.rule).stages,
+        hosted(family, graph, options, deployment.rule, deployment.model).stages,
         metadata.spec.rounded(metadata.spec.with_required(feeds)),
         file_checks.of_images(deployment, options, images[0][1]),
         f'{unseen_input.name} ({unseen_input.sources[0][0]})',

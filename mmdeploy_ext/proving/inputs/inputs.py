@@ -161,7 +161,7 @@ class _Inputs:
         rule, inner = self.deployment.rule, part_of(size, place)
         small = dataclasses.replace(rule, size=inner).apply(image_bgr)
         tensor = np.empty((len(small.tensor), *size), np.float32)
-        tensor[:] = np.float32(rule.pad_val)[:, None, None]
+        tensor[:] = np.float32(rule.pad_val)[: len(tensor), None, None]
         tensor[:, : inner[0], : inner[1]] = small.tensor
         return dataclasses.replace(small, tensor=tensor)
 

@@ -85,9 +85,9 @@ def compare_picture(
 ) -> tuple[list[PreprocessingDifference], PreparedImage]:
     """Return the differences of one picture, and the pipeline's picture."""
     expected, metas = _pipeline_values(pipeline, file)
-    prepared, image_bgr = _as_prepared(expected, metas), pictures.read_image(file)
+    prepared, image_bgr = _as_prepared(expected, metas), pictures.read_image(file, metadata.preprocess.grey)
     axes, pixels = metadata.spec.inputs[0].axes, metadata.spec.inputs[0].pixels
-    if pixels is not None or (len(axes) == 4 and axes[1] == 3):  # as `mm2onnx run` prepares it
+    if pixels is not None or (len(axes) == 4 and axes[1] in (1, 3)):  # as `mm2onnx run` prepares it
         image = detect.prepare(metadata, image_bgr)
     else:  # a graph of regions
         image = metadata.preprocess.apply(image_bgr)
