@@ -215,7 +215,8 @@ def prove_on(
     with after_weights():
         verdict, pairs = ladder.prove(deployment, files, chosen.samples, engine, **claims)
     if chosen.origin:
-        verdict.notes.append(f'frames: {chosen.origin}')
+        kind = 'pictures' if chosen.files else 'frames'
+        verdict.notes.append(f'{kind}: {chosen.origin}')
     return verdict, pairs
 
 
@@ -247,8 +248,8 @@ def prove(
         checkpoint: the weights.
         onnx_file: file, or folder of one model's graphs.
         samples: pictures; LiDAR sweeps (`.bin`, `.npy`), for backbones also voxels (`.npz`); or one info file
-            of mmdet3d's `create_data.py` (`.pkl`, for sweeps also `.json`). (): the package's picture, the
-            config's data set, or generated samples.
+            of mmdet3d's `create_data.py` (`.pkl`, for sweeps also `.json`). (): the config's data set, for
+            pictures also the package's; else generated samples.
         frames: most frames, or sweeps of each of `samples`; None: 12. Pictures use the first 8.
         mean: of the export; None: the config's.
         std: of the export; None: the config's.

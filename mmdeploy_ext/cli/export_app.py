@@ -72,8 +72,9 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
     add('--input-img INPUT_IMG', 'image that is traced (default: demo/toy.jpg)')
     add(
         '--test-img TEST_IMG...',
-        'samples that --verify adds, as --images of verify.py: images or folders (default: the '
-        'mirrored --input-img), LiDAR sweeps or an info file (default: of the data set, else generated)',
+        'samples that --verify adds, as --images of verify.py: images or folders (default: 3 of the data '
+        'set, else the mirrored --input-img), LiDAR sweeps or an info file (default: of the data set, else '
+        'generated)',
     )
     shared.add_graph_arguments(parser)
     shared.add_normalisation_arguments(parser)

@@ -105,13 +105,15 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     """Write the kit of a file, or a folder of files, that mm2onnx exported; return its manifest."""
     from mmdeploy_ext.families.model import build, load_weights, read_config
     from mmdeploy_ext.kit.writer import write_detector_kit
+    from mmdeploy_ext.preprocess import DEFAULT_PICTURE
     from mmdeploy_ext.proving.inputs.samples import Samples
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     deployment = read_config(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
     if args.frames and deployment.family.samples == 'images':
         raise UsageError('--frames: goes with models of frames and sweeps only')
-    inputs = Samples(deployment.family, args.samples or (), args.frames, '--samples')
+    default = [DEFAULT_PICTURE] if deployment.family.samples == 'images' else []  # a kit may be published
+    inputs = Samples(deployment.family, args.samples or default, args.frames, '--samples')
     build(deployment, args.mean, args.std)
     load_weights(deployment)
     chosen = inputs.of(deployment)

@@ -304,7 +304,8 @@ def show(
     cli.say(
         console,
         'NOT PROVEN by these figures; metrics of both on the data set of the config: '
-        f'{command("verify")} CONFIG CHECKPOINT {shlex.quote(str(target.shown))} --eval bbox',
+        f'{command("verify")} CONFIG CHECKPOINT {shlex.quote(str(target.shown))} --eval bbox'
+        '   # of masks alone: --eval segm',
     )
 
 

@@ -49,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         '--images --input PATH...',
         'samples to compare on. Images or folders: dynamic files get them at the size that the rule of '
-        'the config gives each, views of the first are the other inputs (default: demo/toy.jpg). LiDAR: '
+        'the config gives each, views of the first are the other inputs (default: demo/toy.jpg, and 3 of '
+        'data.test where it is there). LiDAR: '
         'sweeps (.bin, .npy; of sparse backbones voxels in .npz too), folders of them, or info files (.pkl). '
         'Models with a memory: an info file (.pkl)',
     )

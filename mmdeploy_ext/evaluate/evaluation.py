@@ -46,6 +46,10 @@ OUTPUT_KEYS = ('classwise', 'logger', 'out_dir', 'pipeline', 'show')
 """Arguments of evaluators that only change prints, drawings and files."""
 
 
+class AbsentDataError(DataError):
+    """A data set whose files are not there."""
+
+
 def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
     root = dataset_cfg.get('data_root') or ''
     checks = ('ann_file', 'file or folder', os.path.exists), ('img_prefix', 'folder', os.path.isdir)
@@ -54,7 +58,7 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
         if isinstance(value, str) and value:
             path = value if value.startswith(root) else os.path.join(root, value)
             if not (exists(path) or exists(value)):
-                raise DataError(
+                raise AbsentDataError(
                     f'{config}: data.test.{key}={path}: no such {kind}; '
                     f'docs/evaluate.md, "Your model and data", tells where data sets are looked for'
                 )

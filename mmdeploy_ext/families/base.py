@@ -202,6 +202,8 @@ def missing_option_message(family: Family, name: str, values: Mapping[str, Any])
     message = f'{options[name].with_value_of(values)}: family {family.name!r} has no such option'
     if of_config := registration_of(family.name).of_config:
         message += f'; {of_config}'
+    if name == 'dynamic_batch' and 'dynamic' in [option.name for option in family.options]:
+        message += '; --dynamic-export writes a file of any batch and size'
     if owners:
         message += f'; {" and ".join(owners)} {"has" if len(owners) == 1 else "have"} it'
     return message

@@ -342,8 +342,15 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
             family states (`check_forward`).
     """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
-    with refused_by_name(cfg):
-        family.check(cfg, resolved)
+    try:
+        with refused_by_name(cfg):
+            family.check(cfg, resolved)
+    except ConfigError as error:
+        if '--postprocess raw' in str(error):  # is offered only if it goes
+            from mmdeploy_ext.families.trial import check_forward
+
+            check_forward(family, model, resolved.replace(form='raw'))
+        raise
     contract_of(family, resolved).check(cfg)
     if family.samples == 'images':
         from mmdeploy_ext.families import hosts

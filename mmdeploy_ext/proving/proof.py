@@ -166,6 +166,7 @@ def start(
         proven_with=versions_with_places(),
         python=platform.python_version(),
         libraries_not_run=libraries_not_run(deployment.cfg),
+        ignored_keys=list(deployment.ignored_keys),
     )
     return Proof(deployment, files, options, dict(engine), claims, Verdict(subject))
 

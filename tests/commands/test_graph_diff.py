@@ -53,3 +53,25 @@ def test_a_wrong_file_is_exit_status_one_with_node_module_json_and_page(exported
     assert json.loads(embedded[1]) == content
     assert page.count('class="wrong"') == 2  # one in the plot, one in the legend
     assert f'<code>{node}</code>' in page
+
+
+OWN_CODER = """from mmdet.core.bbox.builder import BBOX_CODERS
+from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
+
+
+@BBOX_CODERS.register_module()
+class ShiftedCoder(DeltaXYWHBBoxCoder):
+    def decode(self, bboxes, *args, **settings):
+        return super().decode(bboxes + 3, *args, **settings)
+"""
+
+
+def test_a_file_that_does_not_decode_as_the_users_own_coder_differs(exported, tmp_path, capsys):
+    (tmp_path / 'shifted_coder.py').write_text(OWN_CODER)
+    config = tmp_path / 'own.py'
+    config.write_text(
+        f"_base_ = ['{CONFIG}']\ncustom_imports = dict(imports=['shifted_coder'])\n"
+        "model = dict(bbox_head=dict(bbox_coder=dict(type='ShiftedCoder')))\n"
+    )
+    assert main(['diff', str(config), CHECKPOINT, exported, '--no-fresh']) == 1
+    assert 'DIFFERS' in capsys.readouterr().out

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proving.verdict import Results, Verdict, library_findings, metric_finding
+from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings, metric_finding
 from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.proving.views.table import next_command, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
@@ -200,3 +200,11 @@ def test_a_copy_of_a_library_that_did_not_run_is_in_the_claim_or_a_failure(accep
         "the repository's own mmdet3d 0.17 did not run"
     )
     assert ('--library installed' in next_command(verdict)) is not accepted
+
+
+def test_the_next_command_leaves_out_the_weights_that_the_proof_left_out():
+    for level in ('outputs', 'surroundings'):  # verify, and export again
+        verdict = proven()
+        verdict.subject['ignored_keys'] = ['mask_head.']
+        verdict.findings.append(Finding(level, '', False))
+        assert '--ignore-keys mask_head.' in next_command(verdict)

@@ -9,13 +9,17 @@ import pytest
 import toy_centerpoint
 import toy_scn_family
 from mmdeploy_ext.cli import export_scn_app, verify_app
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.proving.inputs.samples import Samples, check_paths, proof_samples
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from toy_atss import CONFIG, PICTURE
 from verdicts import cases_of
 
 MEMORY = types.SimpleNamespace(memory=True, samples='frames')
 SWEEPS = types.SimpleNamespace(memory=False, samples='sweeps')
+IMAGES = types.SimpleNamespace(memory=False, samples='images')
 
 
 @pytest.fixture(scope='module')
@@ -80,6 +84,28 @@ def test_a_sweep_that_cannot_be_read_once_the_weights_are_loaded_has_exit_status
     with pytest.raises(DataError, match=r'a.bin') as error:
         samples.of(toy[0])
     assert error.value.exit_code == 1
+
+
+def test_pictures_of_the_data_set_are_added_where_it_is_there_and_the_user_names_none(tmp_path):
+    root = tmp_path / 'coco'
+
+    def chosen(*paths):
+        options = {
+            'data.test.ann_file': f'{root}/annotations/instances_val2017.json',
+            'data.test.img_prefix': f'{root}/val2017/',
+        }
+        deployment = types.SimpleNamespace(cfg=load_config(CONFIG, options))
+        found = Samples(IMAGES, paths).of(deployment)
+        return [name for name, _ in found.samples], found.origin
+
+    assert chosen() == (['toy.jpg'], '')
+    ensure_toy_coco(root, train_images=1, val_images=6)
+    names = [f'{number:012d}.jpg' for number in (1, 3, 5)]
+    assert chosen() == (['toy.jpg', *names], '3 of 6 of data.test')
+    assert chosen(str(PICTURE)) == (['toy.jpg'], '')
+    (root / 'val2017' / names[1]).unlink()
+    found, origin = chosen()
+    assert found == ['toy.jpg'] and names[1] in origin
 
 
 @pytest.mark.matrix

@@ -101,7 +101,7 @@ def first_difference(
             graph = file_checks.compare_with_fresh_export(model, subject.fresh_export)
             comparison.graph = '' if graph.passed else graph.text
     comparison.notes += _upstream_notes(deployment, metadata, subject, search, bars)
-    if deployment.family.samples == 'images' and fresh and feeds is None and comparison.equal:
+    if deployment.family.samples == 'images' and feeds is None and comparison.equal:
         comparison.results = _differing_results(deployment, metadata, path, images)
     if metadata.checkpoint_sha256 != deployment.checkpoint_sha256:
         comparison.notes.append('the file says that it was made from another checkpoint')

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_IMAGES = 8
 """Largest number of pictures of the user in a proof, which adds changed ones."""
+DATA_SET_PICTURES = 3
+"""Largest number of pictures of `data.test` in a proof, if the user names none."""
 DEFAULT_FRAMES = 12
 """Default of the largest number of frames or sweeps."""
 PROOF_SCENES = 3
@@ -93,10 +97,36 @@ class Samples:
 
     def of(self, deployment: Model) -> ChosenSamples:
         """Return the samples; errors have exit status 1."""
-        if self.pictures:
+        if self.pictures and self.paths:
             return ChosenSamples(self.pictures, files=self.files)
+        if self.pictures:
+            pictures, files, origin = data_set_pictures(deployment.cfg)
+            return ChosenSamples([*self.pictures, *pictures], origin, [*self.files, *files])
         with after_weights():
             return ChosenSamples(*proof_samples(deployment, self.count, self.paths))
+
+
+def data_set_pictures(cfg: Any) -> tuple[list[tuple[str, np.ndarray]], list[Path], str]:
+    """Return pictures spread over `data.test`, their paths, and a text for the verdict.
+
+    Nothing is returned where the files of `data.test` are not there. Where it cannot be read the text says
+    why.
+    """
+    from mmdeploy_ext.evaluate.evaluation import AbsentDataError, build_dataset
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools says that it loads
+            dataset = build_dataset(cfg)
+        folder, count = dataset.img_prefix or '', len(dataset)
+        number = min(DATA_SET_PICTURES, count)
+        infos = (dataset.data_infos[index * count // number] for index in range(number))
+        files = [Path(folder, info['filename']) for info in infos]
+        pictures = read_images(files)
+    except (AbsentDataError, ConfigError):
+        return [], [], ''
+    except Exception as error:  # a user's class raises what it likes
+        return [], [], f'without data.test ({type(error).__name__}: {one_line(error)[:150]})'
+    return pictures, files, f'{len(files)} of {count} of data.test'
 
 
 def check_paths(

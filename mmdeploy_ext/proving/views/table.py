@@ -191,7 +191,7 @@ def next_command(verdict: Verdict) -> str:
     if subject.get('form') == 'full' and failed and 'raw' in getattr(family, 'forms', ('raw',)):
         again = export_command(subject, f'{file.removesuffix(".onnx")}_raw.onnx', form='raw')
         return f'{again}   # is it the network or the post-processing?'
-    words = [*model.values(), file, *_override_words(subject.get('options', {}))]
+    words = [*model.values(), file, *_model_words(subject, subject.get('options', {}))]
     if not_run:
         installed = ' and '.join(not_run)
         words += ['--library', 'installed']
@@ -206,12 +206,15 @@ def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str
     words = [*_model_of(subject).values(), '--verify', '--output-file', file]
     for option in detector_options() if family is None else family.options:
         words += option.words(options) if option.name in options else []
-    return f'{command(name)} {shlex.join(words + _override_words(options))}'
+    return f'{command(name)} {shlex.join(words + _model_words(subject, options))}'
 
 
-def _override_words(options: Mapping[str, Any]) -> list[str]:
-    overrides = [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()]
-    return ['--cfg-options', *overrides] if overrides else []
+def _model_words(subject: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    values = {
+        '--cfg-options': [f'{key}={value}' for key, value in options.get('cfg_options', {}).items()],
+        '--ignore-keys': subject.get('ignored_keys', []),
+    }
+    return [word for option, typed in values.items() if typed for word in (option, *typed)]
 
 
 def _model_of(subject: Mapping[str, Any]) -> dict[str, str]:
