@@ -8,8 +8,10 @@ import onnxruntime
 import pytest
 import torch
 
+from mmdeploy_ext.contract.options import EXPORTER, OPSET, SIMPLIFY, Options
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.export import export_module, export_stages
 from mmdeploy_ext.graph.passes.rename import name_ends
 
 EXPORTERS = ('torchscript', 'dynamo')
@@ -79,3 +81,20 @@ def test_an_operator_of_a_later_opset_is_named_with_the_option_and_no_graph_is_p
         export_module(Folded(), [torch.ones(1, 8, 9)])
     assert capfd.readouterr().out == ''
     assert export_module(Folded(), [torch.ones(1, 8, 9)], opset=18)
+
+
+class Reshapes(torch.nn.Module):
+    def forward(self, x):
+        return x.reshape(12).reshape(2, 6).reshape(6, 2) * 2
+
+
+def test_the_option_simplify_leaves_one_of_three_reshapes():
+    x, y = TensorSpec('x', 'float32', (3, 4)), TensorSpec('y', 'float32', (6, 2))
+    model = export_stages(
+        [Stage('reshapes', Reshapes(), ('x',), ('y',))],
+        dict(x=torch.rand(3, 4)),
+        GraphSpec('toy', (x,), (y,)),
+        Options((OPSET, EXPORTER, SIMPLIFY), simplify=True),
+    )
+    assert sorted(node.op_type for node in model.graph.node) == ['Mul', 'Reshape']
+    assert sizes(model.graph.output) == {'y': [6, 2]}
