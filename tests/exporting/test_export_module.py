@@ -8,9 +8,11 @@ import onnxruntime
 import pytest
 import torch
 
+from mmdeploy_ext.contract.options import EXPORTER, OPSET, SIMPLIFY, Options
+from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.export import export_module, export_stages
 from mmdeploy_ext.graph.passes.rename import name_ends
 
 EXPORTERS = ('torchscript', 'dynamo')
@@ -88,3 +90,20 @@ def test_focus_of_yolox_is_one_convolution_with_the_same_values():
     focus, images = Focus(3, 8, kernel_size=3).eval(), torch.randn(2, 3, 32, 48)
     copied = prepared(focus)
     assert not isinstance(copied, Focus) and torch.equal(copied(images), focus(images))
+
+
+class Reshapes(torch.nn.Module):
+    def forward(self, x):
+        return x.reshape(12).reshape(2, 6).reshape(6, 2) * 2
+
+
+def test_the_option_simplify_leaves_one_of_three_reshapes():
+    x, y = TensorSpec('x', 'float32', (3, 4)), TensorSpec('y', 'float32', (6, 2))
+    model = export_stages(
+        [Stage('reshapes', Reshapes(), ('x',), ('y',))],
+        dict(x=torch.rand(3, 4)),
+        GraphSpec('toy', (x,), (y,)),
+        Options((OPSET, EXPORTER, SIMPLIFY), simplify=True),
+    )
+    assert sorted(node.op_type for node in model.graph.node) == ['Mul', 'Reshape']
+    assert sizes(model.graph.output) == {'y': [6, 2]}

@@ -90,8 +90,19 @@ def test_equals_mmdets_pipeline_bit_for_bit(image_file, size, norm, backend):
         pipeline((320, 200), IMAGENET, dict(size=(128, 400))),
         pipeline([(320, 200)], IMAGENET),
         pipeline((200, 320), None, dict(size_divisor=1)),
+        pipeline((320, 200), {key: IMAGENET[key] for key in ('mean', 'std')}),
     ],
-    ids=['stretch', 'pad to', 'pad larger', 'pad value', 'pad values', 'pad smaller', 'no pad', 'no norm'],
+    ids=[
+        'stretch',
+        'pad to',
+        'pad larger',
+        'pad value',
+        'pad values',
+        'pad smaller',
+        'no pad',
+        'no norm',
+        'to_rgb_left_out',
+    ],
 )
 @pytest.mark.parametrize('size', [(120, 90), (333, 500)])
 def test_equals_mmdet_for_other_rules(image_file, steps, size):

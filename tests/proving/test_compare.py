@@ -133,6 +133,13 @@ def test_zeros_equal_zeros_and_what_atol_allows():
     assert set(failing(zeros, other, logits)) == {'logits'}
 
 
+def test_the_larger_tolerance_decides_not_the_sum_of_both():
+    group = ColumnGroup(rtol=1e-3, atol=1e-3)
+    spec = GraphSpec('toy', (), (TensorSpec('memory', 'float32', ('B', 3), groups=(group,)),))
+    assert failing(memory(0, 1, 0), memory(0, 1.0009, 0), spec) == {}
+    assert set(failing(memory(0, 1, 0), memory(0, 1.0015, 0), spec)) == {'memory'}
+
+
 def test_a_dead_output_fails_though_atol_would_cover_it():
     assert 'all zero' in failing(memory(5e-4, 0, 2e-4), memory(0, 0, 0), ONE)['memory']
 

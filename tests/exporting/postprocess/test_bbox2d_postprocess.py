@@ -71,6 +71,18 @@ def test_eager_and_numpy_equal_get_bboxes(case):
             assert_same(by_numpy(head, raw, SIZE, form, **optional), wanted)
 
 
+def test_a_score_at_the_threshold_is_no_result():
+    head = make_head(score_thr=0.5)
+    raw = outputs_for(head, 1, 1, TIED_SIZE)
+    for logits in raw[: len(STRIDES)]:
+        logits.zero_()  # a sigmoid of 0.5
+    raw[0][0, 1, 2, 3] = 1.0
+    wanted = by_mmdet(head, raw, TIED_SIZE)
+    assert [labels.tolist() for _, labels in wanted] == [[1]]
+    assert_same(unpadded(*eager(head, raw, TIED_SIZE)), wanted)
+    assert_same(by_numpy(head, raw, TIED_SIZE, 'raw'), wanted)
+
+
 EXPORTED = in_suite(
     [(case, 17) for case in CASES] + [('default', 11), ('default', 20), ('two anchors per cell', 20)],
     ('default', 17),

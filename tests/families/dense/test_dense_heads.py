@@ -193,4 +193,5 @@ def test_a_fixed_size_below_the_kernel_of_the_last_level_is_refused():
     size = dict(form='raw', height=256, width=320)
     with pytest.raises(UsageError, match=r'--shape 256 320: .* at least 257 pixels'):
         dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(**size))
-    assert dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(**size, dynamic=True))
+    spec = dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(**size, dynamic=True))
+    assert spec.inputs[0].axes == ('B', 3, 'H', 'W')

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.families.streampetr.memory import to_global, to_local
 from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr.memory import Memory
 
@@ -91,6 +93,15 @@ def test_absolute_times_keep_microseconds():
     state = state._replace(timestamp=torch.full_like(state.timestamp, -1.6e9))
     age = temporal.pre_update(state, pose(0, 0, 0), now, ONE, PSEUDO, LEN).timestamp
     torch.testing.assert_close(age, torch.full_like(age, 1e-6), atol=3e-7, rtol=0)
+
+
+def test_ages_survive_absolute_times_of_years():
+    rows = {name: values.float().numpy() for name, values in random_rows(LEN, 9)._asdict().items()}
+    moved = pose(0.3, 50, -20)[0].numpy()
+    there = to_global(rows, moved, 1.5e9)
+    assert there['timestamp'].dtype == np.float64
+    for name, values in to_local(there, moved, 1.5e9).items():
+        np.testing.assert_allclose(values, rows[name], atol=1e-4, rtol=0, err_msg=name)
 
 
 steps = st.tuples(st.floats(-3, 3), st.floats(-5, 5), st.floats(-5, 5), st.floats(0.01, 2), st.booleans())
