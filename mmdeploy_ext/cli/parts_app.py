@@ -1,8 +1,9 @@
-"""`mm2onnx export --parts`, and `verify` of the folder: any part of any detector, see docs/parts.md."""
+"""Folders of `mm2onnx export --parts`, see docs/parts.md: export, verify, test, benchmark."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import options as shared
@@ -62,16 +63,20 @@ def _add_samples(add: object) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def _prepare(args: argparse.Namespace) -> None:
+    if args.device != 'cpu':
+        raise UsageError(f'--device {args.device}: parts run on the CPU')
     cli.wait_passively()
+
+
+def run(args: argparse.Namespace) -> int:
+    _prepare(args)
     from mmdeploy_ext.cutting.export import export_folder, read_names
     from mmdeploy_ext.cutting.listing import print_parts
     from mmdeploy_ext.cutting.model import read_model
     from mmdeploy_ext.cutting.proof import prove_folder
     from mmdeploy_ext.cutting.samples import samples_of
 
-    if args.device != 'cpu':
-        raise UsageError(f'--device {args.device}: parts are cut on the CPU')
     names = read_names(args.names) if args.names else {}
     if args.opset_version:
         from mmdeploy_ext.exporting.export import check_opset
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    cli.wait_passively()
+    _prepare(args)
     from mmdeploy_ext.cutting.folder import CutFolder
     from mmdeploy_ext.cutting.model import read_model
     from mmdeploy_ext.cutting.proof import prove_folder
@@ -153,7 +158,7 @@ def build_test_parser() -> argparse.ArgumentParser:
 
 def run_test(args: argparse.Namespace) -> int:
     """Evaluate PyTorch and the parts; exit status 1 if a metric differs by more than its bar."""
-    cli.wait_passively()
+    _prepare(args)
     from mmdeploy_ext.cutting.evaluation import compare_on_dataset
     from mmdeploy_ext.cutting.folder import CutFolder
     from mmdeploy_ext.cutting.model import read_model
@@ -170,3 +175,50 @@ def run_test(args: argparse.Namespace) -> int:
 
 def main_test(argv: Sequence[str] | None = None) -> int:
     return cli.run(run_test, build_test_parser(), sys.argv[1:] if argv is None else list(argv))
+
+
+def build_benchmark_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(
+        description='Measure the test path of a detector in PyTorch, and with exported parts in place of its '
+        'own modules, in turns.'
+    )
+    shared.add_model_arguments(parser)
+    add = cli.adder(parser)
+    add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
+    _add_samples(add)
+    add('--max-iter N', 'rounds that count (default: 20)', 20)
+    add('--warmup N', 'rounds before, not counted (default: 3)', 3)
+    add('--json FILE', 'write all figures as JSON')
+    return parser
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    _prepare(args)
+    cli.check_minimums(args, max_iter=1, warmup=0)
+    from mmdeploy_ext.benchmark.parts import time_parts
+    from mmdeploy_ext.cutting.folder import CutFolder
+    from mmdeploy_ext.cutting.model import read_model
+    from mmdeploy_ext.cutting.samples import samples_of
+
+    folder = CutFolder.read(args.parts)
+    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    samples, origin = samples_of(deployment.cfg, args.samples or ())
+    rows = time_parts(deployment, folder, samples, args.max_iter, args.warmup)
+    print(f'{args.config}: {origin}, {args.max_iter} rounds in turns')
+    for row in rows:
+        times, ratio = row['total_ms'], row['ratio_to_torch']['median']
+        quartiles = f'quartiles {times["q1"]:.1f} .. {times["q3"]:.1f}'
+        print(f'{row["name"]}: median {times["median"]:.1f} ms ({quartiles}), {ratio:.3f}x PyTorch')
+    if args.json:
+        write_json(args.json, rows)
+    return 0
+
+
+def main_benchmark(argv: Sequence[str] | None = None) -> int:
+    return cli.run(run_benchmark, build_benchmark_parser(), sys.argv[1:] if argv is None else list(argv))
+
+
+def refuse_folder(path: str | None, advice: str) -> None:
+    """Raise UsageError for a folder of parts where another file is expected."""
+    if path and Path(path, 'parts.json').is_file():
+        raise UsageError(f'{path}: is a folder of `mm2onnx export --parts`; {advice}')
