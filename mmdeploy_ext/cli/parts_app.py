@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
@@ -14,6 +14,8 @@ from mmdeploy_ext.core.files import write_json
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    from mmdeploy_ext.cutting.model import CutModel
 
 LIST = 'list'
 
@@ -63,28 +65,33 @@ def _add_samples(add: object) -> None:
     )
 
 
-def _prepare(args: argparse.Namespace) -> None:
+def _open(args: argparse.Namespace) -> tuple[CutModel, list[dict[str, Any]]]:
+    """Return the model and the samples of the arguments; without `--samples` there are no samples."""
+    from mmdeploy_ext.cutting.model import read_model
+    from mmdeploy_ext.cutting.samples import samples_of
+
     if args.device != 'cpu':
         raise UsageError(f'--device {args.device}: parts run on the CPU')
     cli.wait_passively()
+    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    if not hasattr(args, 'samples'):
+        return deployment, []
+    samples, origin = samples_of(deployment.cfg, args.samples or ())
+    print(f'samples: {origin}')
+    return deployment, samples
 
 
 def run(args: argparse.Namespace) -> int:
-    _prepare(args)
     from mmdeploy_ext.cutting.export import export_folder, read_names
     from mmdeploy_ext.cutting.listing import print_parts
-    from mmdeploy_ext.cutting.model import read_model
     from mmdeploy_ext.cutting.proof import prove_folder
-    from mmdeploy_ext.cutting.samples import samples_of
 
     names = read_names(args.names) if args.names else {}
     if args.opset_version:
         from mmdeploy_ext.exporting.export import check_opset
 
         check_opset(args.opset_version, args.exporter)
-    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
-    samples, origin = samples_of(deployment.cfg, args.samples or ())
-    print(f'samples: {origin}')
+    deployment, samples = _open(args)
     options = dict(
         opset=args.opset_version, exporter=args.exporter, precision=args.precision, simplify=args.simplify
     )
@@ -106,17 +113,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    _prepare(args)
     from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.model import read_model
     from mmdeploy_ext.cutting.proof import prove_folder
-    from mmdeploy_ext.cutting.samples import samples_of
 
     folder = CutFolder.read(args.folder)
-    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
-    samples, origin = samples_of(deployment.cfg, args.samples or ())
-    print(f'samples: {origin}')
-    deployment.make()
+    deployment, samples = _open(args)
+    deployment.facts()
     with after_weights():
         verdict = prove_folder(deployment, folder, samples)
     return show(verdict, args.json)
@@ -158,13 +160,11 @@ def build_test_parser() -> argparse.ArgumentParser:
 
 def run_test(args: argparse.Namespace) -> int:
     """Evaluate PyTorch and the parts; exit status 1 if a metric differs by more than its bar."""
-    _prepare(args)
     from mmdeploy_ext.cutting.evaluation import compare_on_dataset
     from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.model import read_model
 
     folder = CutFolder.read(args.parts)
-    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    deployment, _ = _open(args)
     rows = compare_on_dataset(deployment, folder, args.eval)
     for row in rows:
         print(f'{row.name}: PyTorch {row.reference:.4f}, parts {row.candidate:.4f}, {row.difference_text}')
@@ -193,18 +193,14 @@ def build_benchmark_parser() -> argparse.ArgumentParser:
 
 
 def run_benchmark(args: argparse.Namespace) -> int:
-    _prepare(args)
     cli.check_minimums(args, max_iter=1, warmup=0)
     from mmdeploy_ext.benchmark.parts import time_parts
     from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.model import read_model
-    from mmdeploy_ext.cutting.samples import samples_of
 
     folder = CutFolder.read(args.parts)
-    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
-    samples, origin = samples_of(deployment.cfg, args.samples or ())
+    deployment, samples = _open(args)
     rows = time_parts(deployment, folder, samples, args.max_iter, args.warmup)
-    print(f'{args.config}: {origin}, {args.max_iter} rounds in turns')
+    print(f'{args.config}: {args.max_iter} rounds in turns')
     for row in rows:
         times, ratio = row['total_ms'], row['ratio_to_torch']['median']
         quartiles = f'quartiles {times["q1"]:.1f} .. {times["q3"]:.1f}'

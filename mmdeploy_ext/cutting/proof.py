@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import compare_named, failed_row
+from mmdeploy_ext.contract.comparison import failed_row
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, one_line, shape_text
 from mmdeploy_ext.cutting.export import RecordedPart, record_parts
 from mmdeploy_ext.cutting.folder import RESULTS
-from mmdeploy_ext.cutting.results import Matched, history_keys, match_results, with_kept
+from mmdeploy_ext.cutting.results import compare_filled, history_keys, match_results, with_kept
 from mmdeploy_ext.cutting.samples import run_test_path
 from mmdeploy_ext.cutting.swap import PartSession, open_sessions, swapped
 from mmdeploy_ext.graph.io.files import load
@@ -152,11 +152,7 @@ def _part_cases(
             except Mm2OnnxError as error:
                 rows = [failed_row('all outputs', one_line(error)[:300])]
             else:
-                empty = {name for name, array in reference.items() if not array.size}
-                sides = (
-                    {name: side[name] for name in side if name not in empty} for side in (reference, outputs)
-                )
-                rows = compare_named(*sides, DEFAULT_RTOL)
+                rows = compare_filled(reference, outputs, DEFAULT_RTOL)
                 if bars := bars_of(folder.options['precision']):
                     rows = bars.judge(rows)
             shapes = ', '.join(shape_text(tensor.shape) for tensor in list(inputs.values())[:3])
@@ -194,7 +190,8 @@ def _compare_model(
         in_order += matched.in_order
         if not matched.passed and first is None:
             first = index
-        cases.append(_whole_case(index, matched))
+        title = f'whole model, sample {index}'
+        cases.append(Case(title, '', False, tuple(matched.tensors), tuple(matched.detections)))
     if bars is not None:
         cases, reason = accept_rate(cases, bars)
         if reason:
@@ -222,10 +219,6 @@ def _compare_model(
 
 def _passed(case: Case) -> bool:
     return all(row.passed for row in (*case.tensors, *case.detections))
-
-
-def _whole_case(index: int, matched: Matched) -> Case:
-    return Case(f'whole model, sample {index}', '', False, tuple(matched.tensors), tuple(matched.detections))
 
 
 def locate(
@@ -256,16 +249,11 @@ def bars_text(bars: HalfBars) -> str:
 def rest_text(deployment: CutModel, folder: CutFolder) -> str:
     """Return the names of the model's modules that no part holds."""
     owners = [piece.owner for part in folder.parts for piece in part.pieces]
-    names = [
-        name
-        for name, module in deployment.make().named_children()
-        if name not in owners and any(True for _ in module.parameters())
-    ]
-    inside = [owner for owner in owners if '.' in owner]
-    names = [
-        f'{name} without {", ".join(owner for owner in inside if owner.startswith(f"{name}."))}'
-        if any(owner.startswith(f'{name}.') for owner in inside)
-        else name
-        for name in names
-    ]
+    names = []
+    for name, module in deployment.pristine.named_children():
+        inside = [owner for owner in owners if owner.startswith(f'{name}.')]
+        if inside:
+            names.append(f'{name} without {", ".join(inside)}')
+        elif name not in owners and any(True for _ in module.parameters()):
+            names.append(name)
     return ', '.join([*names, 'code between and after the modules'])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from mmdeploy_ext.contract.comparison import TensorRow, compare_named, failed_row
 from mmdeploy_ext.core.arrays import to_array
@@ -89,7 +90,7 @@ def _match(matched: Matched, title: str, reference: Any, candidate: Any) -> None
         for index, (one, other) in enumerate(zip(reference, candidate, strict=False)):
             _match(matched, title if len(reference) == 1 else f'{title}.{index}', one, other)
     else:
-        _match_arrays(matched, {title: reference}, {title: candidate})
+        _match_leaf(matched, title, reference, candidate)
 
 
 def _match_dict(matched: Matched, title: str, reference: dict[str, Any], candidate: dict[str, Any]) -> None:
@@ -145,29 +146,34 @@ def _is_owned(key: str, score_key: str) -> bool:
     return not str(key).startswith(prefix) or (not prefix and str(key).startswith('map_'))
 
 
-def _match_arrays(matched: Matched, reference: dict[str, Any], candidate: dict[str, Any]) -> None:
-    arrays = [{name: _array(value) for name, value in side.items()} for side in (reference, candidate)]
-    for name, value in reference.items():
-        if arrays[0][name] is None:
-            if isinstance(value, str | bytes | type(None)) and value != candidate[name]:
-                matched.tensors.append(failed_row(name, f'got {candidate[name]!r}, expected {value!r}'))
-            continue
-        if arrays[1][name] is None:
-            matched.tensors.append(failed_row(name, 'is no array'))
-            continue
+def _match_leaf(matched: Matched, name: str, reference: Any, candidate: Any) -> None:
+    expected, got = _array(reference), _array(candidate)
+    if expected is None:
+        if isinstance(reference, str | bytes | type(None)) and reference != candidate:
+            matched.tensors.append(failed_row(name, f'got {candidate!r}, expected {reference!r}'))
+    elif got is None:
+        matched.tensors.append(failed_row(name, 'is no array'))
+    else:
         matched.in_order.append(name)
-        _compare(matched, {name: arrays[0][name]}, {name: arrays[1][name]})
+        _compare(matched, {name: expected}, {name: got})
 
 
 def _compare(matched: Matched, reference: dict[str, np.ndarray], candidate: dict[str, np.ndarray]) -> None:
-    empty = [
+    rows = compare_filled(reference, candidate, RTOL)
+    matched.tensors += matched.bars.judge(rows) if matched.bars else rows
+
+
+def compare_filled(
+    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], rtol: float
+) -> list[TensorRow]:
+    """Compare arrays by name; those that are empty on both sides have no row."""
+    empty = {
         name
         for name, array in reference.items()
-        if not array.size and array.shape == candidate[name].shape and array.dtype == candidate[name].dtype
-    ]
+        if not array.size and name in candidate and array.shape == candidate[name].shape
+    }
     sides = ({name: side[name] for name in side if name not in empty} for side in (reference, candidate))
-    rows = compare_named(*sides, RTOL)
-    matched.tensors += matched.bars.judge(rows) if matched.bars else rows
+    return compare_named(*sides, rtol)
 
 
 def _match_scored(matched: Matched, name: str, title: str, reference: Any, candidate: Any) -> DetectionRow:
@@ -254,13 +260,10 @@ def digest_of(sample: Any) -> str:
 def _opened(value: Any) -> Any:
     from mmcv.parallel import DataContainer
 
-    if isinstance(value, DataContainer):
-        return _opened(value.data)
-    if isinstance(value, dict):
-        return {key: _opened(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_opened(entry) for entry in value]
-    return value
+    def content(leaf: Any) -> Any:
+        return _opened(leaf.data) if isinstance(leaf, DataContainer) else leaf
+
+    return pytree.tree_map(content, value)
 
 
 def kept_results(samples: Sequence[Any], results: Sequence[Any]) -> dict[str, np.ndarray]:
