@@ -132,6 +132,8 @@ def _match_rows(
             and not _is_owned(key, score_key)
         ):
             names.append(key)
+    if names == [score_key] and score_key not in remaining:  # matched with its boxes
+        return
     sides = [{f'{title}.{key}': _array(side[key]) for key in names} for side in (reference, candidate)]
     if any(array is None for array in sides[1].values()):
         return
