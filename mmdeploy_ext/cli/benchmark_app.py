@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.cli import parts_app
 from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError, after_weights
@@ -16,6 +18,7 @@ from mmdeploy_ext.families.base import BACKBONE, Family, find_family
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from mmdeploy_ext.benchmark.base import Benchmark
 
@@ -34,6 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
         '--onnx m.onnx...',
         'exported files (default: `full` and `raw` are exported to a temporary folder)',
         [],
+    )
+    add(
+        '--parts FOLDER',
+        'measure PyTorch with the exported parts of FOLDER in place of its own modules; `--parts --help` has '
+        "that measurement's options",
     )
     add('--engines A,B', f'of {",".join(ENGINES)} (default: torch,onnxruntime)', 'torch,onnxruntime')
     add('--max-iter N', 'rounds that count (default: 20)', 20)
@@ -100,6 +108,8 @@ def _check(args: argparse.Namespace) -> list[str]:
             raise UsageError(f'--sweep {path}: no such file')
     if args.chart and not args.chart.endswith('.png'):
         raise UsageError(f'--chart {args.chart}: expected a .png file')
+    for path in args.onnx:
+        parts_app.refuse_folder(path, f'measure it by --parts {path}')
     for target in filter(None, (args.json, args.chart)):
         check_writable(target)
     return engines
@@ -158,4 +168,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-main = cli.program(run, build_parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    if any(word.partition('=')[0] == '--parts' for word in words):
+        return parts_app.main_benchmark(words)
+    return cli.run(run, build_parser(), words)

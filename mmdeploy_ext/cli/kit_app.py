@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.cli import parts_app
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit import web_library
@@ -82,6 +83,8 @@ def _serve(args: argparse.Namespace) -> int:
 def _write(args: argparse.Namespace) -> int:
     if not (args.onnx_file and args.out and (args.module or (args.config and args.checkpoint))):
         raise UsageError('expected m.onnx CONFIG CHECKPOINT --out KIT, m.onnx --module ..., or --serve KIT')
+    advice = 'a kit has one file: PART.onnx --module FILE.py:make, which makes the part'
+    parts_app.refuse_folder(args.onnx_file, advice)
     if not args.module:
         shared.refuse_options(args, build_parser(), OF_MODULES, 'goes with --module only')
     if args.web:

@@ -1,9 +1,10 @@
-"""`mm2onnx export --parts`, and `verify` of the folder: any part of any detector, see docs/parts.md."""
+"""Folders of `mm2onnx export --parts`, see docs/parts.md: export, verify, test, benchmark."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
@@ -13,6 +14,8 @@ from mmdeploy_ext.core.files import write_json
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    from mmdeploy_ext.cutting.model import CutModel
 
 LIST = 'list'
 
@@ -62,24 +65,33 @@ def _add_samples(add: object) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    cli.wait_passively()
-    from mmdeploy_ext.cutting.export import export_folder, read_names
-    from mmdeploy_ext.cutting.listing import print_parts
+def _open(args: argparse.Namespace) -> tuple[CutModel, list[dict[str, Any]]]:
+    """Return the model and the samples of the arguments; without `--samples` there are no samples."""
     from mmdeploy_ext.cutting.model import read_model
-    from mmdeploy_ext.cutting.proof import prove_folder
     from mmdeploy_ext.cutting.samples import samples_of
 
     if args.device != 'cpu':
-        raise UsageError(f'--device {args.device}: parts are cut on the CPU')
+        raise UsageError(f'--device {args.device}: parts run on the CPU')
+    cli.wait_passively()
+    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    if not hasattr(args, 'samples'):
+        return deployment, []
+    samples, origin = samples_of(deployment.cfg, args.samples or ())
+    print(f'samples: {origin}')
+    return deployment, samples
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmdeploy_ext.cutting.export import export_folder, read_names
+    from mmdeploy_ext.cutting.listing import print_parts
+    from mmdeploy_ext.cutting.proof import prove_folder
+
     names = read_names(args.names) if args.names else {}
     if args.opset_version:
         from mmdeploy_ext.exporting.export import check_opset
 
         check_opset(args.opset_version, args.exporter)
-    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
-    samples, origin = samples_of(deployment.cfg, args.samples or ())
-    print(f'samples: {origin}')
+    deployment, samples = _open(args)
     options = dict(
         opset=args.opset_version, exporter=args.exporter, precision=args.precision, simplify=args.simplify
     )
@@ -101,17 +113,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    cli.wait_passively()
     from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.model import read_model
     from mmdeploy_ext.cutting.proof import prove_folder
-    from mmdeploy_ext.cutting.samples import samples_of
 
     folder = CutFolder.read(args.folder)
-    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
-    samples, origin = samples_of(deployment.cfg, args.samples or ())
-    print(f'samples: {origin}')
-    deployment.make()
+    deployment, samples = _open(args)
+    deployment.facts()
     with after_weights():
         verdict = prove_folder(deployment, folder, samples)
     return show(verdict, args.json)
@@ -153,13 +160,11 @@ def build_test_parser() -> argparse.ArgumentParser:
 
 def run_test(args: argparse.Namespace) -> int:
     """Evaluate PyTorch and the parts; exit status 1 if a metric differs by more than its bar."""
-    cli.wait_passively()
     from mmdeploy_ext.cutting.evaluation import compare_on_dataset
     from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.model import read_model
 
     folder = CutFolder.read(args.parts)
-    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    deployment, _ = _open(args)
     rows = compare_on_dataset(deployment, folder, args.eval)
     for row in rows:
         print(f'{row.name}: PyTorch {row.reference:.4f}, parts {row.candidate:.4f}, {row.difference_text}')
@@ -170,3 +175,46 @@ def run_test(args: argparse.Namespace) -> int:
 
 def main_test(argv: Sequence[str] | None = None) -> int:
     return cli.run(run_test, build_test_parser(), sys.argv[1:] if argv is None else list(argv))
+
+
+def build_benchmark_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(
+        description='Measure the test path of a detector in PyTorch, and with exported parts in place of its '
+        'own modules, in turns.'
+    )
+    shared.add_model_arguments(parser)
+    add = cli.adder(parser)
+    add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
+    _add_samples(add)
+    add('--max-iter N', 'rounds that count (default: 20)', 20)
+    add('--warmup N', 'rounds before, not counted (default: 3)', 3)
+    add('--json FILE', 'write all figures as JSON')
+    return parser
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    cli.check_minimums(args, max_iter=1, warmup=0)
+    from mmdeploy_ext.benchmark.parts import time_parts
+    from mmdeploy_ext.cutting.folder import CutFolder
+
+    folder = CutFolder.read(args.parts)
+    deployment, samples = _open(args)
+    rows = time_parts(deployment, folder, samples, args.max_iter, args.warmup)
+    print(f'{args.config}: {args.max_iter} rounds in turns')
+    for row in rows:
+        times, ratio = row['total_ms'], row['ratio_to_torch']['median']
+        quartiles = f'quartiles {times["q1"]:.1f} .. {times["q3"]:.1f}'
+        print(f'{row["name"]}: median {times["median"]:.1f} ms ({quartiles}), {ratio:.3f}x PyTorch')
+    if args.json:
+        write_json(args.json, rows)
+    return 0
+
+
+def main_benchmark(argv: Sequence[str] | None = None) -> int:
+    return cli.run(run_benchmark, build_benchmark_parser(), sys.argv[1:] if argv is None else list(argv))
+
+
+def refuse_folder(path: str | None, advice: str) -> None:
+    """Raise UsageError for a folder of parts where another file is expected."""
+    if path and Path(path, 'parts.json').is_file():
+        raise UsageError(f'{path}: is a folder of `mm2onnx export --parts`; {advice}')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,19 +39,22 @@ class CutModel:
     checkpoint: str
     cfg: Any
     cfg_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    _pristine: torch.nn.Module | None = None
     _can_be_copied: bool = True
+
+    @functools.cached_property
+    def pristine(self) -> torch.nn.Module:
+        """The model that is copied; it never runs."""
+        return self._build()
 
     def make(self) -> torch.nn.Module:
         """Return the model with its weights, in evaluation mode, as if nothing had run.
 
         It is copied, or built again if it cannot be copied: queues, locks.
         """
-        if self._pristine is None:
-            self._pristine = self._build()
         if self._can_be_copied:
+            pristine = self.pristine
             try:
-                return copied(self._pristine)
+                return copied(pristine)
             except Exception:
                 self._can_be_copied = False
         return self._build()
@@ -74,13 +78,11 @@ class CutModel:
 
     def facts(self) -> dict[str, Any]:
         """Return the hashes of config, checkpoint and the user's classes, which a proof compares."""
-        if self._pristine is None:
-            self._pristine = self._build()
         return dict(
             config=Path(self.config).name,
             config_sha256=config_sha256(self.cfg),
             checkpoint_sha256=sha256_file(self.checkpoint),
-            classes=[entry.to_json() for entry in model_classes(self._pristine)],
+            classes=[entry.to_json() for entry in model_classes(self.pristine)],
         )
 
 

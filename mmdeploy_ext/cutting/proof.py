@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import compare_named, failed_row
+from mmdeploy_ext.contract.comparison import failed_row
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, one_line, shape_text
 from mmdeploy_ext.cutting.export import RecordedPart, record_parts
 from mmdeploy_ext.cutting.folder import RESULTS
-from mmdeploy_ext.cutting.results import Matched, history_keys, match_results, with_kept
+from mmdeploy_ext.cutting.results import compare_filled, history_keys, match_results, with_kept
 from mmdeploy_ext.cutting.samples import run_test_path
 from mmdeploy_ext.cutting.swap import PartSession, open_sessions, swapped
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
+from mmdeploy_ext.proving.half_precision import ROUNDED, accept_rate
 from mmdeploy_ext.proving.verdict import UNSEEN, Finding, Verdict, case_findings, check_finding, graph_finding
-from mmdeploy_ext.tasks.half_bars import HalfBars
+from mmdeploy_ext.tasks.half_bars import bars_of, tensor_text
 from mmdeploy_ext.tasks.results import Case, Check
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.cutting.folder import CutFolder
     from mmdeploy_ext.cutting.model import CutModel
     from mmdeploy_ext.cutting.record import Recording
+    from mmdeploy_ext.tasks.half_bars import HalfBars
 
 FACTS = dict(
     config_sha256='model and test pipeline of the config',
@@ -55,7 +57,8 @@ def prove_folder(
     texts = [entry['part'] for entry in folder.entries]
     parts, recording = recorded or record_parts(deployment, texts, samples)
     verdict = Verdict(_subject(deployment, folder, samples))
-    sessions = open_sessions(folder)
+    bars = bars_of(folder.options['precision'])
+    sessions = open_sessions(folder, round_fp16=bars is not None)
     _compare_graphs(verdict, deployment, folder, parts)
     _check_facts(verdict, deployment, folder)
     _compare_kept(verdict, folder, samples, recording)
@@ -63,7 +66,9 @@ def prove_folder(
     verdict.findings += case_findings(cases)
     if not any(not case.traced for case in cases):
         verdict.findings.append(Finding('outputs', '', False, UNSEEN))
-    _compare_model(verdict, deployment, samples, recording, sessions)
+    _compare_model(verdict, deployment, samples, recording, sessions, bars)
+    if bars is not None:
+        verdict.notes += [bars_text(bars), ROUNDED]
     verdict.notes.append(f'the rest runs in PyTorch: {rest_text(deployment, folder)}')
     return verdict
 
@@ -147,13 +152,9 @@ def _part_cases(
             except Mm2OnnxError as error:
                 rows = [failed_row('all outputs', one_line(error)[:300])]
             else:
-                empty = {name for name, array in reference.items() if not array.size}
-                sides = (
-                    {name: side[name] for name in side if name not in empty} for side in (reference, outputs)
-                )
-                rows = compare_named(*sides, DEFAULT_RTOL)
-                if folder.options['precision'] != 'fp32':
-                    rows = HalfBars().judge(rows)
+                rows = compare_filled(reference, outputs, DEFAULT_RTOL)
+                if bars := bars_of(folder.options['precision']):
+                    rows = bars.judge(rows)
             shapes = ', '.join(shape_text(tensor.shape) for tensor in list(inputs.values())[:3])
             cases.append(Case(f'{part.form.part.text}, {call.title}', shapes, index == 0, tuple(rows)))
     return cases
@@ -175,6 +176,7 @@ def _compare_model(
     samples: Sequence[Any],
     recording: Recording,
     sessions: Sequence[PartSession],
+    bars: HalfBars | None,
 ) -> None:
     try:
         results = run_swapped(deployment, samples, sessions)
@@ -184,11 +186,18 @@ def _compare_model(
         return
     cases, in_order, first = [], [], None
     for index, (reference, candidate) in enumerate(zip(recording.results, results, strict=True)):
-        matched = match_results('results', reference, candidate)
+        matched = match_results('results', reference, candidate, bars)
         in_order += matched.in_order
         if not matched.passed and first is None:
             first = index
-        cases.append(_whole_case(index, matched))
+        title = f'whole model, sample {index}'
+        cases.append(Case(title, '', False, tuple(matched.tensors), tuple(matched.detections)))
+    if bars is not None:
+        cases, reason = accept_rate(cases, bars)
+        if reason:
+            verdict.findings.append(Finding('outputs', 'whole model', False, reason))
+        failed = [index for index, case in enumerate(cases) if not _passed(case)]
+        first = first if reason else min(failed, default=None)
     verdict.findings += case_findings(cases)
     if in_order:
         names = ', '.join(dict.fromkeys(in_order))
@@ -204,39 +213,47 @@ def _compare_model(
         verdict.findings.append(Finding('outputs', 'whole model', False, text))
     if first is not None:
         verdict.notes.append(
-            f'first difference: {locate(deployment, samples[: first + 1], recording, sessions)}'
+            f'first difference: {locate(deployment, samples[: first + 1], recording, sessions, bars)}'
         )
 
 
-def _whole_case(index: int, matched: Matched) -> Case:
-    return Case(f'whole model, sample {index}', '', False, tuple(matched.tensors), tuple(matched.detections))
+def _passed(case: Case) -> bool:
+    return all(row.passed for row in (*case.tensors, *case.detections))
 
 
 def locate(
-    deployment: CutModel, samples: Sequence[Any], recording: Recording, sessions: Sequence[PartSession]
+    deployment: CutModel,
+    samples: Sequence[Any],
+    recording: Recording,
+    sessions: Sequence[PartSession],
+    bars: HalfBars | None = None,
 ) -> str:
     """Return which part alone makes the results of the last sample differ."""
     index = len(samples) - 1
     for session in sessions:
         results = run_swapped(deployment, samples, [session])
-        if not match_results('', recording.results[index], results[-1]).passed:
+        if not match_results('', recording.results[index], results[-1], bars).passed:
             return f'sample {index}, by {session.part.text} alone'
     return f'sample {index}, by the parts together'
+
+
+def bars_text(bars: HalfBars) -> str:
+    """Return the bars of half precision in words."""
+    return (
+        f'judged by bars that are not those of float32: {tensor_text(bars.cosine)}, '
+        f'{100 * bars.match_rate:g} % of the results matched within IoU {bars.iou} or {bars.distance_m} m '
+        f'and score {bars.score}'
+    )
 
 
 def rest_text(deployment: CutModel, folder: CutFolder) -> str:
     """Return the names of the model's modules that no part holds."""
     owners = [piece.owner for part in folder.parts for piece in part.pieces]
-    names = [
-        name
-        for name, module in deployment.make().named_children()
-        if name not in owners and any(True for _ in module.parameters())
-    ]
-    inside = [owner for owner in owners if '.' in owner]
-    names = [
-        f'{name} without {", ".join(owner for owner in inside if owner.startswith(f"{name}."))}'
-        if any(owner.startswith(f'{name}.') for owner in inside)
-        else name
-        for name in names
-    ]
+    names = []
+    for name, module in deployment.pristine.named_children():
+        inside = [owner for owner in owners if owner.startswith(f'{name}.')]
+        if inside:
+            names.append(f'{name} without {", ".join(inside)}')
+        elif name not in owners and any(True for _ in module.parameters()):
+            names.append(name)
     return ', '.join([*names, 'code between and after the modules'])

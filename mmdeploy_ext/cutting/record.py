@@ -93,7 +93,7 @@ def record(
     results = []
     with intercepted(model, recorder.handlers), torch.no_grad():
         for index, sample in enumerate(tracked(samples, len(samples), 'samples')):
-            recorder.start(index)
+            recorder.sample = index
             results.append(_copied(run(model, sample)))
             recorder.check_ended()
     for part, calls in recorder.calls.items():
@@ -116,9 +116,6 @@ class _Recorder:
             for part in parts
             for index, piece in enumerate(part.pieces)
         }
-
-    def start(self, sample: int) -> None:
-        self.sample = sample
 
     def handle(
         self,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.contract.comparison import compare_named, same_bits
+from mmdeploy_ext.contract.comparison import same_bits
 from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.cutting.graph import PartModule
+from mmdeploy_ext.cutting.results import compare_filled
 from mmdeploy_ext.cutting.trees import same_leaf
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def check_constants(
         tensors = form.inputs_of(call)
         own = run_part(model, form, call, tensors, paths)
         again = run_part(model, form, call, tensors, paths)
-        rows = compare_named(form.outputs_of(call), own, REPEATED_RTOL)
-        wrong = [row.tensor for row in rows if not row.passed and 'empty' not in row.reason]
+        rows = compare_filled(form.outputs_of(call), own, REPEATED_RTOL)
+        wrong = [row.tensor for row in rows if not row.passed]
         if wrong or not same_bits(own, again):
             raise ConfigError(
                 f'--parts {form.part.text}: gives another {(wrong or form.outputs)[0]} when it is run again '
@@ -92,7 +93,6 @@ def _refuse(
     own: Mapping[str, np.ndarray],
     paths: Mapping[str, str],
 ) -> None:
-
     first, call = calls
     reaching = []
     for key, places in changing.items():

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from mmdeploy_ext.contract.comparison import TensorRow, compare_named, failed_row
 from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.cutting.trees import Tree
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.tasks import bbox2d, bbox3d, mask
+from mmdeploy_ext.tasks import half_bars, task_module
 from mmdeploy_ext.tasks.matching import in_order_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.tasks.half_bars import HalfBars
     from mmdeploy_ext.tasks.results import DetectionRow
 
 RTOL = 1e-4
@@ -33,23 +35,29 @@ class Matched:
     """The comparison of two results of a test path.
 
     Attributes:
+        bars: bars of half precision; None for float32.
         detections: rows of boxes and masks, matched in any order.
         tensors: rows of other arrays.
         in_order: names of arrays that were compared in their order.
     """
 
+    bars: HalfBars | None = None
     detections: list[DetectionRow] = dataclasses.field(default_factory=list)
     tensors: list[TensorRow] = dataclasses.field(default_factory=list)
     in_order: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def rtol(self) -> float:
+        return half_bars.RTOL if self.bars else RTOL
 
     @property
     def passed(self) -> bool:
         return all(row.passed for row in (*self.detections, *self.tensors))
 
 
-def match_results(title: str, reference: Any, candidate: Any) -> Matched:
+def match_results(title: str, reference: Any, candidate: Any, bars: HalfBars | None = None) -> Matched:
     """Compare the results of a test path for one sample, ONNX against PyTorch."""
-    matched = Matched()
+    matched = Matched(bars)
     _match(matched, title, plain(reference), plain(candidate))
     return matched
 
@@ -67,10 +75,12 @@ def _match(matched: Matched, title: str, reference: Any, candidate: Any) -> None
         matched.tensors.append(failed_row(title, kinds))
         return
     if _is_boxes(reference) and _is_boxes(candidate):
-        row = _match_scored(bbox2d, title, _boxes(reference), _boxes(candidate))
+        row = _match_scored(matched, 'bbox2d', title, _boxes(reference), _boxes(candidate))
         matched.detections.append(row)
     elif _is_boxes_and_masks(reference) and _is_boxes_and_masks(candidate):
-        matched.detections.append(_match_scored(mask, title, _instances(reference), _instances(candidate)))
+        matched.detections.append(
+            _match_scored(matched, 'mask', title, _instances(reference), _instances(candidate))
+        )
     elif isinstance(reference, dict):
         _match_dict(matched, title, reference, candidate)
     elif isinstance(reference, list | tuple):
@@ -80,7 +90,7 @@ def _match(matched: Matched, title: str, reference: Any, candidate: Any) -> None
         for index, (one, other) in enumerate(zip(reference, candidate, strict=False)):
             _match(matched, title if len(reference) == 1 else f'{title}.{index}', one, other)
     else:
-        _match_arrays(matched, {title: reference}, {title: candidate})
+        _match_leaf(matched, title, reference, candidate)
 
 
 def _match_dict(matched: Matched, title: str, reference: dict[str, Any], candidate: dict[str, Any]) -> None:
@@ -91,7 +101,7 @@ def _match_dict(matched: Matched, title: str, reference: dict[str, Any], candida
     remaining = dict(reference)
     if {'boxes_3d', 'scores_3d', 'labels_3d'} <= reference.keys():
         sides = _boxes3d(reference), _boxes3d(candidate)
-        matched.detections.append(_match_scored(bbox3d, title, *sides))
+        matched.detections.append(_match_scored(matched, 'bbox3d', title, *sides))
         for key in ('boxes_3d', 'scores_3d', 'labels_3d'):
             remaining.pop(key)
     for score_key in [key for key in reference if 'score' in str(key)]:
@@ -122,12 +132,14 @@ def _match_rows(
             and not _is_owned(key, score_key)
         ):
             names.append(key)
+    if names == [score_key] and score_key not in remaining:  # matched with its boxes
+        return
     sides = [{f'{title}.{key}': _array(side[key]) for key in names} for side in (reference, candidate)]
     if any(array is None for array in sides[1].values()):
         return
     for key in names:
         remaining.pop(key, None)
-    _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), RTOL), in_order=False)
+    _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), matched.rtol))
 
 
 def _is_owned(key: str, score_key: str) -> bool:
@@ -136,34 +148,39 @@ def _is_owned(key: str, score_key: str) -> bool:
     return not str(key).startswith(prefix) or (not prefix and str(key).startswith('map_'))
 
 
-def _match_arrays(matched: Matched, reference: dict[str, Any], candidate: dict[str, Any]) -> None:
-    arrays = [{name: _array(value) for name, value in side.items()} for side in (reference, candidate)]
-    for name, value in reference.items():
-        if arrays[0][name] is None:
-            if isinstance(value, str | bytes | type(None)) and value != candidate[name]:
-                matched.tensors.append(failed_row(name, f'got {candidate[name]!r}, expected {value!r}'))
-            continue
-        if arrays[1][name] is None:
-            matched.tensors.append(failed_row(name, 'is no array'))
-            continue
+def _match_leaf(matched: Matched, name: str, reference: Any, candidate: Any) -> None:
+    expected, got = _array(reference), _array(candidate)
+    if expected is None:
+        if isinstance(reference, str | bytes | type(None)) and reference != candidate:
+            matched.tensors.append(failed_row(name, f'got {candidate!r}, expected {reference!r}'))
+    elif got is None:
+        matched.tensors.append(failed_row(name, 'is no array'))
+    else:
         matched.in_order.append(name)
-        _compare(matched, {name: arrays[0][name]}, {name: arrays[1][name]}, in_order=True)
+        _compare(matched, {name: expected}, {name: got})
 
 
-def _compare(
-    matched: Matched, reference: dict[str, np.ndarray], candidate: dict[str, np.ndarray], in_order: bool
-) -> None:
-    empty = [
+def _compare(matched: Matched, reference: dict[str, np.ndarray], candidate: dict[str, np.ndarray]) -> None:
+    rows = compare_filled(reference, candidate, RTOL)
+    matched.tensors += matched.bars.judge(rows) if matched.bars else rows
+
+
+def compare_filled(
+    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], rtol: float
+) -> list[TensorRow]:
+    """Compare arrays by name; those that are empty on both sides have no row."""
+    empty = {
         name
         for name, array in reference.items()
-        if not array.size and array.shape == candidate[name].shape and array.dtype == candidate[name].dtype
-    ]
+        if not array.size and name in candidate and array.shape == candidate[name].shape
+    }
     sides = ({name: side[name] for name in side if name not in empty} for side in (reference, candidate))
-    matched.tensors += compare_named(*sides, RTOL)
+    return compare_named(*sides, rtol)
 
 
-def _match_scored(task: Any, title: str, reference: Any, candidate: Any) -> DetectionRow:
-    settings = {}
+def _match_scored(matched: Matched, name: str, title: str, reference: Any, candidate: Any) -> DetectionRow:
+    task = task_module(name)
+    settings = matched.bars.of_task(name) if matched.bars else {}
     thr = getattr(task, 'SCORE_THR', 0.05)
     if len(reference.scores) and not (reference.scores >= thr).any():
         settings['score_thr'] = float(np.median(reference.scores))  # seeded weights find nothing
@@ -245,13 +262,10 @@ def digest_of(sample: Any) -> str:
 def _opened(value: Any) -> Any:
     from mmcv.parallel import DataContainer
 
-    if isinstance(value, DataContainer):
-        return _opened(value.data)
-    if isinstance(value, dict):
-        return {key: _opened(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_opened(entry) for entry in value]
-    return value
+    def content(leaf: Any) -> Any:
+        return _opened(leaf.data) if isinstance(leaf, DataContainer) else leaf
+
+    return pytree.tree_map(content, value)
 
 
 def kept_results(samples: Sequence[Any], results: Sequence[Any]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import torch
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, one_line, root_cause
 from mmdeploy_ext.core.user_modules import users_line
+from mmdeploy_ext.cutting.trees import Tree
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
     from mmdeploy_ext.core.errors import Mm2OnnxError
 
     kwargs = copy.deepcopy(sample)
-    holds_containers = any(isinstance(leaf, DataContainer) for leaf in _leaves(kwargs))
+    holds_containers = any(isinstance(leaf, DataContainer) for leaf in Tree.of(kwargs).values)
     if holds_containers:
         _, (kwargs,) = scatter_kwargs((), kwargs, [-1])
         kwargs.setdefault('rescale', True)
@@ -116,11 +117,3 @@ def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
         raise ConfigError(
             f'the test path raises {type(cause).__name__}: {one_line(cause)[:300]}{users_line(error)}'
         ) from error
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for entry in value.values() for leaf in _leaves(entry)]
-    if isinstance(value, list | tuple):
-        return [leaf for entry in value for leaf in _leaves(entry)]
-    return [value]

@@ -16,6 +16,7 @@ from mmdeploy_ext.cutting.graph import array_input
 from mmdeploy_ext.cutting.pieces import Part, intercepted
 from mmdeploy_ext.cutting.trees import Tree, arguments_of
 from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import Runner
 
 if TYPE_CHECKING:
@@ -26,9 +27,17 @@ if TYPE_CHECKING:
 class PartSession:
     """One exported part in ONNX Runtime."""
 
-    def __init__(self, folder: CutFolder, entry: dict[str, Any]) -> None:
+    def __init__(self, folder: CutFolder, entry: dict[str, Any], round_fp16: bool = False) -> None:
+        """Open a session.
+
+        Args:
+            folder: the exported folder.
+            entry: of the part.
+            round_fp16: round stored float16 values as GPUs do.
+        """
         self.entry, self.part = entry, Part.parse(entry['part'])
-        self.runner = Runner(load(str(folder.file(entry))), optimization='all')
+        graph = load(str(folder.file(entry)))
+        self.runner = Runner(round_half(graph) if round_fp16 else graph, optimization='all')
         self.taken = {value.name for value in self.runner.index.graph.input}
 
     def run(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -91,9 +100,9 @@ class _Swapped:
         return result_of(entry['results'][index], stand_ins)
 
 
-def open_sessions(folder: CutFolder) -> list[PartSession]:
+def open_sessions(folder: CutFolder, round_fp16: bool = False) -> list[PartSession]:
     """Return a session per part."""
-    return [PartSession(folder, entry) for entry in folder.entries]
+    return [PartSession(folder, entry, round_fp16) for entry in folder.entries]
 
 
 @contextlib.contextmanager

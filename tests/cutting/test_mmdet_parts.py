@@ -1,5 +1,6 @@
 """A detector of mmdet cut into two files: proven, swapped in, and planted faults found."""
 
+import json
 import shutil
 
 import numpy as np
@@ -9,8 +10,9 @@ from onnx import numpy_helper
 
 import toy_atss
 from mmdeploy_ext import with_parts
-from mmdeploy_ext.cli import export_app, verify_app
+from mmdeploy_ext.cli import benchmark_app, export_app, kit_app, verify_app
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.cutting.api import export_parts
 from mmdeploy_ext.cutting.folder import CutFolder
 from mmdeploy_ext.cutting.proof import prove_folder
 from mmdeploy_ext.cutting.samples import run_test_path
@@ -79,3 +81,27 @@ def test_what_is_no_part_is_refused_before_anything_is_written(parts, key, tmp_p
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r'parts\.json'):
         CutFolder.read(tmp_path)
+
+
+def test_half_precision_is_judged_by_its_own_bars_in_parts_and_whole_model(tmp_path):
+    exported = export_parts(
+        toy_atss.CONFIG, toy_atss.CHECKPOINT, ['bbox_head'], tmp_path / 'cut', precision='fp16'
+    )
+    verdict = exported.prove()
+    assert verdict.title == 'WITHIN FP16 BARS', verdict.failures
+    assert verdict.summary()['worst_score'] > 1e-4  # more than float32's bars allow
+
+
+def test_the_swapped_model_is_timed_against_pytorch(cut_toy, tmp_path):
+    target = tmp_path / 'times.json'
+    words = [toy_atss.CONFIG, toy_atss.CHECKPOINT, '--parts', str(cut_toy.folder.path), '--json', str(target)]
+    assert benchmark_app.main([*words, '--max-iter', '2', '--warmup', '0']) == 0
+    pytorch, parts = json.loads(target.read_text())
+    assert pytorch['runs'] == parts['runs'] == 2
+    assert parts['ratio_to_torch']['median'] > 0
+
+
+def test_a_kit_of_a_folder_of_parts_is_refused(cut_toy, tmp_path, capsys):
+    words = [str(cut_toy.folder.path), toy_atss.CONFIG, toy_atss.CHECKPOINT, '--out', str(tmp_path / 'kit')]
+    assert kit_app.main(words) == 2
+    assert '--module' in capsys.readouterr().err

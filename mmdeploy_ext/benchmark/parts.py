@@ -1,0 +1,36 @@
+"""The time of the test path, in PyTorch and with sessions in place of the parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.benchmark.measure import Contender, interleave, summarise, timed
+from mmdeploy_ext.cutting.samples import run_test_path
+from mmdeploy_ext.cutting.swap import open_sessions, swapped
+from mmdeploy_ext.engines.registry import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.cutting.folder import CutFolder
+    from mmdeploy_ext.cutting.model import CutModel
+
+SWAPPED = 'parts in ONNX Runtime'
+"""Name of the row of the model with sessions in place of its parts."""
+
+
+def time_parts(
+    deployment: CutModel, folder: CutFolder, samples: Sequence[Any], rounds: int, warmup: int
+) -> list[dict[str, Any]]:
+    """Run both in turns on the same samples; return a row of `summarise` for each, PyTorch first."""
+    model, own_model, sessions = deployment.make(), deployment.make(), open_sessions(folder)
+
+    def run_parts(sample: Any) -> None:
+        with swapped(own_model, sessions):
+            run_test_path(own_model, sample)
+
+    contenders = [
+        Contender(BASELINE, BASELINE, '', timed(lambda sample: run_test_path(model, sample))),
+        Contender(SWAPPED, 'onnxruntime', 'parts', timed(run_parts), str(folder.path)),
+    ]
+    return summarise(contenders, interleave(contenders, samples, rounds, warmup), batch=1)
