@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.cutting.model import CutModel
 
 LIST = 'list'
+MANIFEST = 'parts.json'
+"""File in a folder of `mm2onnx export --parts`."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -214,7 +216,11 @@ def main_benchmark(argv: Sequence[str] | None = None) -> int:
     return cli.run(run_benchmark, build_benchmark_parser(), sys.argv[1:] if argv is None else list(argv))
 
 
+def is_folder(path: str) -> bool:
+    return Path(path, MANIFEST).is_file()
+
+
 def refuse_folder(path: str | None, advice: str) -> None:
     """Raise UsageError for a folder of parts where another file is expected."""
-    if path and Path(path, 'parts.json').is_file():
+    if path and is_folder(path):
         raise UsageError(f'{path}: is a folder of `mm2onnx export --parts`; {advice}')

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.api import check_normalisation, prove_files
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.cli import proof
+from mmdeploy_ext.cli import parts_app, proof
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.core import cli
@@ -30,8 +29,6 @@ EXPORT_OPTIONS = tuple(
     for option in (FORM, OPSET, MAX_CANDIDATES, MAX_PROPOSALS)
 )
 """Options of the export that may be repeated for a proof."""
-PARTS = 'parts.json'
-"""File in a folder of `mm2onnx export --parts`."""
 IMAGE_OPTIONS = ('mean', 'std')
 """Options that are refused for all models but those of single pictures."""
 DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'device')
@@ -112,8 +109,6 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
-    if any(Path(word, PARTS).is_file() for word in words):
-        from mmdeploy_ext.cli import parts_app
-
+    if any(map(parts_app.is_folder, words)):
         return parts_app.main_verify(words)
     return cli.run(run, build_parser(), words)

@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable, sha256_file
 from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.cutting import arrays
-from mmdeploy_ext.cutting.folder import RESULTS, CutFolder, part_json
+from mmdeploy_ext.cutting.folder import MANIFEST, RESULTS, CutFolder, part_json
 from mmdeploy_ext.cutting.graph import PartForm, PartModule, form_of, modules_among
 from mmdeploy_ext.cutting.pieces import parse_parts
 from mmdeploy_ext.cutting.record import PartCall, Recording, record
@@ -114,7 +114,7 @@ def export_folder(
         ConfigError: a part cannot be one graph, by name.
         ExportError: the exporter failed; the message has the operator and the line of the user's code.
     """
-    check_writable(Path(output) / 'parts.json')
+    check_writable(Path(output) / MANIFEST)
     recorded, recording = record_parts(deployment, texts, samples)
     chosen = {**DEFAULTS, **(options or {})}
     model = deployment.make_prepared()

@@ -21,10 +21,6 @@ RESULTS = 'results.npz'
 """Results of the test path on the samples of the export."""
 
 
-def is_folder_of_parts(path: str | Path) -> bool:
-    return Path(path, MANIFEST).is_file()
-
-
 def result_json(part: Part, result: Tree) -> dict[str, Any]:
     """Return a result as JSON: names of tensors, plain values; ConfigError: it holds anything else."""
     leaves = []
@@ -110,7 +106,7 @@ class CutFolder:
     @classmethod
     def read(cls, path: str | Path) -> CutFolder:
         """Read a folder; ModelFileError: it is none, or a file is missing."""
-        if not is_folder_of_parts(path):
+        if not Path(path, MANIFEST).is_file():
             raise ModelFileError(f'{path}: has no {MANIFEST}; expected a folder of `mm2onnx export --parts`')
         content = read_json(Path(path, MANIFEST))
         try:

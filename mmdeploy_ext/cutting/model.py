@@ -16,7 +16,7 @@ from mmdeploy_ext.core.config import config_sha256, load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.source_code import model_classes
-from mmdeploy_ext.exporting.copy import PREPARATIONS, Summed, copied
+from mmdeploy_ext.exporting.copy import copied, prepare
 from mmdeploy_ext.models.building import build_without_weights, registered_class
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
 
@@ -61,13 +61,7 @@ class CutModel:
 
     def make_prepared(self) -> torch.nn.Module:
         """Return a model with parts in forms that the exporters take."""
-        model = self.make()
-        for module in list(model.modules()):
-            for prepare in PREPARATIONS:
-                prepare(module)
-            if isinstance(module, Summed):
-                module.reparameterise()
-        return model
+        return prepare(self.make())
 
     def _build(self) -> torch.nn.Module:
         model = build_without_weights(copy.deepcopy(self.cfg), _builder(self.cfg))
@@ -88,13 +82,12 @@ class CutModel:
 
 def read_model(config: str, checkpoint: str, cfg_options: Mapping[str, Any] | None = None) -> CutModel:
     """Read a config, with its own imports; ConfigError: it cannot be read, or has no model."""
-    import importlib
-
     compat.apply()
     cfg = load_config(str(config), dict(cfg_options or {}))
     if not cfg.get('model'):
         raise ConfigError(f'{config}: has no `model`; expected a detector config')
-    importlib.import_module('mmdeploy_ext.families.parts.upstream_layers')
+    import mmdeploy_ext.families.parts.upstream_layers  # noqa: F401, it adds to PREPARATIONS
+
     return CutModel(str(config), str(checkpoint), cfg, dict(cfg_options or {}))
 
 

@@ -104,8 +104,9 @@ def _match_dict(matched: Matched, title: str, reference: dict[str, Any], candida
         matched.detections.append(_match_scored(matched, 'bbox3d', title, *sides))
         for key in ('boxes_3d', 'scores_3d', 'labels_3d'):
             remaining.pop(key)
-    for score_key in [key for key in reference if 'score' in str(key)]:
-        _match_rows(matched, title, score_key, reference, candidate, remaining)
+    score_keys = [key for key in reference if 'score' in str(key)]
+    for score_key in score_keys:
+        _match_rows(matched, title, score_key, score_keys, reference, candidate, remaining)
     for key, value in remaining.items():
         _match(matched, f'{title}.{key}', value, candidate[key])
 
@@ -114,6 +115,7 @@ def _match_rows(
     matched: Matched,
     title: str,
     score_key: str,
+    score_keys: Sequence[str],
     reference: dict[str, Any],
     candidate: dict[str, Any],
     remaining: dict[str, Any],
@@ -129,7 +131,7 @@ def _match_rows(
             key != score_key
             and array is not None
             and array.shape[:1] == scores.shape
-            and not _is_owned(key, score_key)
+            and _scores_of(key, score_keys) == score_key
         ):
             names.append(key)
     if names == [score_key] and score_key not in remaining:  # matched with its boxes
@@ -142,10 +144,11 @@ def _match_rows(
     _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), matched.rtol))
 
 
-def _is_owned(key: str, score_key: str) -> bool:
-    """Whether an array has a prefix that the scores do not have: `map_pts_3d` belongs to `map_scores_3d`."""
-    prefix = score_key.partition('score')[0]
-    return not str(key).startswith(prefix) or (not prefix and str(key).startswith('map_'))
+def _scores_of(key: Any, score_keys: Sequence[Any]) -> Any:
+    """Return the scores that rows belong to, by the longest prefix: `map_scores_3d` of `map_pts_3d`."""
+    prefixes = {str(score_key).partition('score')[0]: score_key for score_key in score_keys}
+    fitting = [prefix for prefix in prefixes if str(key).startswith(prefix)]
+    return prefixes[max(fitting, key=len)] if fitting else None
 
 
 def _match_leaf(matched: Matched, name: str, reference: Any, candidate: Any) -> None:

@@ -129,14 +129,18 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """Return a copy prepared by `PREPARATIONS`, with the branches of `Summed` modules added up."""
-    result = copied(model)
-    for module in list(result.modules()):
-        for prepare in PREPARATIONS:
-            prepare(module)
+    """Return a copy for an export, see `prepare`."""
+    return prepare(copied(model))
+
+
+def prepare(model: nn.Module) -> nn.Module:
+    """Apply `PREPARATIONS` in place, add up the branches of `Summed` modules, and return the model."""
+    for module in list(model.modules()):
+        for change in PREPARATIONS:
+            change(module)
         if isinstance(module, Summed):
             module.reparameterise()
-    return result
+    return model
 
 
 def fused(model: nn.Module) -> nn.Module:
