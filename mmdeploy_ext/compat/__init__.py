@@ -10,6 +10,7 @@ from mmdeploy_ext.compat import (  # noqa: F401 - they register
     patches_mmdet,
     patches_spconv,
     patches_vendored,
+    vendored_mmdet3d,
 )
 from mmdeploy_ext.compat.import_hook import PATCHES, Patch
 
@@ -22,9 +23,10 @@ single_thread = patches_spconv.single_thread
 
 
 def apply() -> list[Patch]:
-    """Make every patch run when its module is imported, or now; offer stand-ins for absent packages.
+    """Make every patch run when its module is imported, or now; offer stand-ins for what is absent.
 
     Returns all patches, needed or not. A second call changes nothing.
     """
     absent_packages.offer()
+    vendored_mmdet3d.offer()
     return PATCHES.apply()

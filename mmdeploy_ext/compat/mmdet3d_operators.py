@@ -1,6 +1,7 @@
-"""Compiled operators of mmdet3d 0.x and its copies, in PyTorch, for inference on the CPU.
+"""Compiled operators of copies of mmdet3d, in PyTorch, for inference on the CPU.
 
-They give the results of mit-han-lab/bevfusion 326653d (cells x first; mmdet3d's `voxel_layer` has z first).
+They give the results of mit-han-lab/bevfusion 326653d (cells x first; mmdet3d's `voxel_layer` has z first)
+and HuangJunJie2017/BEVDet f71858d (`bev_pool_v2_ext`).
 They share no code with `preprocess/points.py` and `sparse/rulebook.py`, so that a proof sees faults there.
 
 P points, V values of a point, D axes of a grid, N voxels before and M after a convolution, K cells of a
@@ -192,6 +193,35 @@ def bev_pool_forward(
     return grid
 
 
+def bev_pool_v2_forward(
+    depth: Tensor,
+    features: Tensor,
+    views: Tensor,
+    depth_ranks: Tensor,
+    feature_ranks: Tensor,
+    cells: Tensor,
+    lengths: Tensor,
+    starts: Tensor,
+) -> None:
+    """Write the sums of depth times features per cell into `views`, which holds zeros.
+
+    Args:
+        depth: (samples, cameras, bins, rows, columns).
+        features: (samples, cameras, rows, columns, C).
+        views: (samples, Z, Y, X, C), filled.
+        depth_ranks: (P,) place of each point in the flat depth.
+        feature_ranks: (P,) in the flat features.
+        cells: (P,) in the flat views, cell after cell.
+        lengths: (L,) of each cell's interval.
+        starts: (L,).
+    """
+    if len(lengths):
+        weights = depth.flatten()[depth_ranks.long(), None]
+        products = weights * features.flatten(0, -2)[feature_ranks.long()]
+        sums = torch.segment_reduce(products, 'sum', lengths=lengths.long())
+        views.view(-1, views.shape[-1])[cells[starts.long()].long()] = sums
+
+
 MODULES: dict[str, dict[str, Callable[..., object]]] = {
     'voxel_layer': dict(hard_voxelize=hard_voxelize, dynamic_voxelize=dynamic_voxelize),
     'sparse_conv_ext': dict(
@@ -200,5 +230,6 @@ MODULES: dict[str, dict[str, Callable[..., object]]] = {
         indice_conv_fp32=indice_conv,
     ),
     'bev_pool_ext': dict(bev_pool_forward=bev_pool_forward),
+    'bev_pool_v2_ext': dict(bev_pool_v2_forward=bev_pool_v2_forward),
 }
 """Compiled module of mmdet3d's copies -> functions that have a form here."""

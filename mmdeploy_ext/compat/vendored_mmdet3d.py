@@ -1,7 +1,7 @@
-"""Makes a copy of mmdet3d 0.x importable without its compiled extensions.
+"""Makes a repository's copy of mmdet3d importable without its compiled extensions.
 
-For mmdet3d 0.17 of mit-han-lab/bevfusion 326653d, beside mmcv-full 1.7.2 and PyTorch 2.13. Built extensions
-are used.
+For mmdet3d 0.17 of mit-han-lab/bevfusion 326653d and 1.0.0rc4 of HuangJunJie2017/BEVDet f71858d, beside
+mmcv-full 1.7.2 and PyTorch 2.13. Built extensions are used.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from types import ModuleType
 from typing import Any
 
 from mmdeploy_ext.compat.import_hook import Execute, patch
-from mmdeploy_ext.compat.mmdet3d_operators import MODULES
 
 COMPILED = (
-    *MODULES,
     'assign_score_withk_ext',
     'ball_query_ext',
+    'bev_pool_ext',
+    'bev_pool_v2_ext',
     'feature_decorator_ext',
     'furthest_point_sample_ext',
     'gather_points_ext',
@@ -28,21 +28,25 @@ COMPILED = (
     'iou3d_cuda',
     'knn_ext',
     'roiaware_pool3d_ext',
+    'sparse_conv_ext',
+    'voxel_layer',
 )
-"""Extension modules of mmdet3d 0.x; outside of `MODULES` they can be imported, not called."""
+"""Extension modules of copies; functions outside of `mmdet3d_operators.MODULES` cannot be called."""
 
 executed_operators: dict[str, None] = {}
-"""Operators of `MODULES` that ran in this process, for reports: 'voxel_layer.hard_voxelize'."""
+"""Operators of `mmdet3d_operators` that ran in this process, for reports: 'voxel_layer.hard_voxelize'."""
 
 
 class OperatorModule(ModuleType):
-    """An extension module with the functions of `MODULES`; others raise NotImplementedError when called."""
+    """An extension module with functions of `mmdet3d_operators`; others raise NotImplementedError."""
 
     __path__: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith('__'):
             raise AttributeError(name)
+        from mmdeploy_ext.compat.mmdet3d_operators import MODULES
+
         module = self.__name__.rpartition('.')[2]
         function = MODULES.get(module, {}).get(name)
 
@@ -75,7 +79,7 @@ class OperatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Attributes are made when they are looked up."""
 
 
-def stand_in_for_operators() -> None:
+def offer() -> None:
     """Make `import mmdet3d` succeed for a copy without compiled extensions."""
     if not any(isinstance(finder, OperatorFinder) for finder in sys.meta_path):
         sys.meta_path.append(OperatorFinder())

@@ -73,14 +73,16 @@ def load_for(deployment: Model, options: Options, output: str) -> Options:
 
 def check_facts(name: str, facts: Any) -> None:
     """Raise ConfigError unless the family's registered class of facts can read `facts`."""
-    registered_facts, returned = registration_of(name).load_facts(), type(facts)
+    registration, returned = registration_of(name), type(facts)
     try:
-        read(registered_facts, plain(facts))
+        read(registration.load_facts(), plain(facts))
     except Mismatch as error:
+        cause = (
+            f'{registration.facts} is registered ({error})' if registration.facts else 'none is registered'
+        )
         raise ConfigError(
-            f'family {name!r}: facts() returns {returned.__name__}, {registered_facts.__name__} is '
-            f'registered ({error}): register_family({name!r}, ..., '
-            f"facts='{returned.__module__}:{returned.__name__}')"
+            f'family {name!r}: facts() returns {returned.__name__}, and {cause}: register_family({name!r}, '
+            f"..., facts='{returned.__module__}:{returned.__name__}')"
         ) from error
 
 

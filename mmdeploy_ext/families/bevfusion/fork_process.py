@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.compat.vendored_mmdet3d import executed_operators, stand_in_for_operators
+from mmdeploy_ext.compat.vendored_mmdet3d import executed_operators
 from mmdeploy_ext.core.source_code import model_classes
 from mmdeploy_ext.runtime.calibration import MATRICES
 
 compat.apply()
-stand_in_for_operators()
 
 import torch  # noqa: E402 - after the patches
 
