@@ -89,12 +89,16 @@ def refusal(
 
 
 def copied_class(cls: type, candidates: Iterable[type]) -> str:
-    """Return the candidate with most of the methods of `cls`, or ''."""
+    """Return the candidate with most of the methods of `cls` and the nearest name, or ''."""
     own, shares = _methods(cls), {}
     for candidate in candidates:
         methods = _methods(candidate)
         shares[candidate.__name__] = len(own & methods) / max(len(own | methods), 1)
-    name = max(shares, key=lambda name: shares[name], default='')
+
+    def nearness(name: str) -> tuple[float, float]:
+        return shares[name], difflib.SequenceMatcher(None, cls.__name__, name).ratio()
+
+    name = max(shares, key=nearness, default='')
     return name if name and shares[name] >= COPIED else ''
 
 

@@ -117,3 +117,19 @@ def test_pooled_features_are_the_sums_of_their_cells():
         expected[sample, level, row, column] += values
     found = operators.bev_pool_forward(features, cells, lengths, starts, 2, 1, 3, 4)
     torch.testing.assert_close(found, expected)
+
+
+def test_pooling_of_depth_and_features_sums_per_cell() -> None:
+    depth, features = torch.rand(1, 2, 3, 2, 4), torch.rand(1, 2, 2, 4, 5)
+    points = torch.randperm(48)[:30]
+    cells = torch.randint(12, (30,)).sort().values
+    pixels = points // 24 * 8 + points % 8
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), cells.diff().nonzero()[:, 0] + 1])
+    lengths = torch.cat([starts, torch.tensor([30])]).diff()
+    expected, views = torch.zeros(12, 5), torch.zeros(1, 1, 3, 4, 5)
+    for point, pixel, cell in zip(points, pixels, cells, strict=True):
+        expected[cell] += depth.flatten()[point] * features.flatten(0, -2)[pixel]
+    operators.bev_pool_v2_forward(
+        depth, features, views, points.int(), pixels.int(), cells.int(), lengths.int(), starts.int()
+    )
+    torch.testing.assert_close(views.view(12, 5), expected)
