@@ -1,1 +1,1 @@
-"""Kits: a file, inputs and PyTorch's own results in one folder, for the engine that will run the file."""
+"""Kits: a file, inputs and PyTorch's results in one folder, for the engine that will run the file."""

@@ -1,4 +1,4 @@
-"""The content of a kit: raw arrays, and a manifest that names each with dtype and shape. Needs numpy only."""
+"""The content of a kit: raw arrays, and a manifest with the dtype and shape of each. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -24,38 +24,34 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MODEL, MANIFEST, LINES, KIT_HASH = 'model.onnx', 'manifest.json', 'manifest.txt', 'kit.txt'
-"""Names of files of a kit; outputs have a `KIT_HASH`, too: that of the kit that they were computed from."""
+"""Names of files. Folders of outputs have a `KIT_HASH`, too: the hash of the kit they were computed from."""
 LIBSPCONV = 'libspconv'
-"""Value of `engine` of kits of sparse backbones, whose file is for NVIDIA's engine of this name alone."""
+"""`engine` in the manifest of a sparse backbone, whose file only NVIDIA's libspconv runs."""
 FORMAT = 2
-"""Number of the manifest's format; a kit of another one is refused."""
+"""Format of the manifest; other formats are refused."""
 RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detections3D)}
-"""Name in the manifest -> class of the results of an image or frame; a family may have one of its own."""
+"""Name in the manifest -> class of the results of an image or frame."""
 
 
 def file_stem(name: str) -> str:
-    """Return the name, without a suffix, of the file of a tensor: '/' is '%2F' there."""
+    """File name of a tensor, without suffix: '/' becomes '%2F'."""
     return urllib.parse.quote(name, safe='.:+-_@,=()[]')
 
 
 def name_of_stem(stem: str) -> str:
-    """Return the name of the tensor whose file is called `stem`, without a suffix: undoes `file_stem`."""
+    """Inverse of `file_stem`."""
     return urllib.parse.unquote(stem)
 
 
 class ArrayFolder:
-    """The folder of a kit, into which arrays are written as raw little-endian files, equal ones once.
-
-    Attributes:
-        folder: folder of the kit.
-    """
+    """Writes arrays into a kit as raw little-endian files; equal arrays share a file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[bytes, str] = {}
 
     def write(self, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        """Write arrays as `place`/NAME.bin; return their entries of manifest: `file`, `dtype`, `shape`."""
+        """Write `place`/NAME.bin; return the manifest's entries: `file`, `dtype`, `shape`."""
         entries = {}
         for name, array in arrays.items():
             array = np.asarray(array)
@@ -70,7 +66,7 @@ class ArrayFolder:
 
 
 def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """Return the array of an entry of the manifest; DataError: its file is missing or of another size."""
+    """Read the array of a manifest's entry; DataError: its file is missing or of another size."""
     path = folder / entry['file']
     if not path.is_file():
         raise DataError(f'{path}: is missing; the kit is not whole: make it again')
@@ -82,18 +78,17 @@ def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
 
 
 def read_arrays(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Return name -> array of entries of the manifest; DataError: see `read_array`."""
     return {name: read_array(folder, entry) for name, entry in entries.items()}
 
 
 def result_classes(family: str = '') -> dict[str, type]:
-    """Return name -> class of the results that a kit holds: `RESULTS`, and `RESULT` of a family's runtime."""
+    """Name -> class of results: `RESULTS`, and `RESULT` of a family's runtime."""
     family_class = getattr(runtime_of(family), 'RESULT', None) if has_runtime(family) else None
     return RESULTS if family_class is None else RESULTS | {family_class.__name__: family_class}
 
 
 def result_parts(results: Any, family: str = '') -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
-    """Return class, name -> array and name -> other value of the fields of an image's results."""
+    """Class name, arrays and other values of an image's results."""
     classes = result_classes(family)
     for cls in type(results).__mro__:
         if cls is classes.get(cls.__name__):
@@ -114,10 +109,10 @@ class KitGraph:
     """One ONNX file of a kit.
 
     Attributes:
-        name: name of the graph, with which the names of its cases begin in a kit of frames or sweeps.
-        file: its path in the kit.
-        metadata: metadata of a file that mm2onnx exported; None of any other.
-        spec: names, dtypes, axes and tolerances of its tensors.
+        name: prefix of its cases' names in a kit of frames or sweeps.
+        file: path in the kit.
+        metadata: None if mm2onnx did not export the file.
+        spec: names, dtypes, axes and tolerances of the tensors.
     """
 
     name: str
@@ -126,7 +121,6 @@ class KitGraph:
     spec: GraphSpec
 
     def to_json(self) -> dict[str, Any]:
-        """Return the graph's entry in the manifest: `name`, `file`, and `metadata` or else `spec`."""
         entry: dict[str, Any] = dict(name=self.name, file=self.file)
         if self.metadata is not None:
             return entry | dict(metadata=self.metadata.to_props())
@@ -134,7 +128,6 @@ class KitGraph:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> KitGraph:
-        """Rebuild a graph from its entry in the manifest."""
         if 'metadata' in entry:
             metadata = Metadata.from_props(entry['metadata'], entry['file'])
             return cls(entry['name'], entry['file'], metadata, metadata.spec)
@@ -146,16 +139,15 @@ class KitCase:
     """One input of one file of a kit.
 
     Attributes:
-        name: name of its folders, such as '000', or 'head_000' in a kit of frames or sweeps.
-        graph: name of the `KitGraph` that it is for.
-        title: the case in words, such as 'batch of 2', or the name of the frame.
+        name: name of its folders, '000', or 'head_000' in a kit of frames or sweeps.
+        graph: name of its `KitGraph`.
+        title: 'batch of 2', or the name of the frame.
         images: title of each image of the batch; empty if no results are compared.
-        inputs: name -> input of the graph.
-        beside: name -> array that is no input of the graph and that the post-processing outside of it takes.
-        tensors: name -> PyTorch's value of an output that is compared as a tensor; empty if all outputs are
-            results.
-        results: PyTorch's results, one object of a class in `result_classes` per image.
-        family: name of the family, whose runtime may have a class of results of its own; '' if none.
+        inputs: arrays by input name.
+        beside: arrays that only the post-processing outside of the graph takes.
+        tensors: PyTorch's values of the outputs that are compared as tensors.
+        results: PyTorch's results, one object of `result_classes` per image.
+        family: family with a result class of its own, or ''.
     """
 
     name: str
@@ -169,7 +161,7 @@ class KitCase:
     family: str = ''
 
     def write(self, folder: ArrayFolder, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Write the arrays into the folder of a kit; return the case's entry in the manifest."""
+        """Write the arrays into a kit; return the manifest's entry."""
         results = []
         for index, image in enumerate(self.results):
             name, arrays, facts = result_parts(image, self.family)
@@ -189,7 +181,7 @@ class KitCase:
 
     @classmethod
     def read(cls, folder: Path, entry: Mapping[str, Any], family: str = '') -> KitCase:
-        """Return a case from its entry in the manifest, with its arrays; `family` may be ''."""
+        """Read a case and its arrays from the manifest's entry."""
         classes = result_classes(family)
         for name in {image['type'] for image in entry['results']} - classes.keys():
             if family:
@@ -206,17 +198,16 @@ class KitCase:
 
 @dataclasses.dataclass(frozen=True)
 class ChainedFrame:
-    """One frame of a kit in which the files run one after the other, each on the outputs of earlier files.
+    """One frame of a kit whose files run one after the other, on outputs of earlier files.
 
     Attributes:
-        name: its number, such as '000'; the outputs of its last file are called `chain_000`.
+        name: number, '000'; outputs of the last file are called `chain_000`.
         title: title of the frame.
-        steps: a case, and name of an input -> name of the output, the last one so far, that is fed in place
-            of the input of the case.
-        reset: whether the memory is emptied before the frame; True of every frame if the files hand on none.
-        scene: scene of the frame; '' if it has none.
+        steps: a case, and input name -> name of the latest output that replaces the case's input.
+        reset: the memory is emptied before the frame; always True without a memory.
+        scene: '' if there is none.
         timestamp_s: seconds, absolute; 0 of a module.
-        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None if the last file gives no memory.
+        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None without a memory.
     """
 
     name: str
@@ -236,33 +227,31 @@ class ChainedFrame:
         return self.steps[-1][0]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the frame's entry in the manifest: its attributes, and `outputs`."""
         steps = [dict(case=case, computed=computed) for case, computed in self.steps]
         return dict(dataclasses.asdict(self), steps=steps, outputs=self.outputs)
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> ChainedFrame:
-        """Rebuild a frame from its entry in the manifest, as `to_json` returns it."""
         steps = tuple((step['case'], step['computed']) for step in entry['steps'])
         fields = {key: value for key, value in entry.items() if key != 'outputs'}
         return cls(**{**fields, 'steps': steps})
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """Return path in the folder -> SHA-256 (hexadecimal) of every file but `MANIFEST` and `KIT_HASH`."""
+    """Path in the folder -> SHA-256 of every file but `MANIFEST` and `KIT_HASH`."""
     files = sorted(path for path in folder.rglob('*') if path.is_file())
     paths = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: sha256_file(path) for name, path in paths.items() if name not in (MANIFEST, KIT_HASH)}
 
 
 def kit_hash(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a manifest without the key `kit_sha256`; it has the hashes of all files."""
+    """SHA-256 of a manifest without `kit_sha256`."""
     content = {key: value for key, value in manifest.items() if key != 'kit_sha256'}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a kit; DataError: it or one of its files is missing or was changed."""
+    """Read a kit's manifest; DataError: it or one of its files is missing or was changed."""
     path = folder / MANIFEST
     if not path.is_file():
         got = f'{folder}: is a file' if folder.is_file() else f'{path}: no such file'

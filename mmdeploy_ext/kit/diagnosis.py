@@ -1,4 +1,4 @@
-"""Kinds of wrong outputs: constant, rounded. Needs numpy only."""
+"""Names the kind of a wrong output: constant, in another order, rounded. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import TensorSpec
 
 ROUNDED = 5e-3
-"""Largest difference, relative to the largest value, that products of rounded factors explain."""
+"""Largest difference, relative to the largest value, that rounded factors (TF32, fp16) explain."""
 MOST_AXES, MOST_IMAGES = 5, 4
-"""Largest number of axes, and of images of a batch, of which all orders are tried."""
+"""Limits of axes, and of images of a batch, for trying all orders."""
 EXACT = 1e-5
-"""Largest difference, relative to the largest value, that the order of sums in float32 explains: such values
-are PyTorch's, and what is wrong with them is their dtype."""
+"""Largest relative difference that the order of float32 sums explains; beyond it an output is wrong."""
 
 
 def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
-    """Return why dtype or shape of an array do not fit a tensor of a graph, or ''."""
+    """Difference of an array's dtype or shape from a graph's tensor, or ''."""
     if array.dtype != np.dtype(tensor.dtype):
         return f'dtype: got {array.dtype}, expected {tensor.dtype}'
     fits = array.ndim == len(tensor.axes) and all(
@@ -34,12 +33,12 @@ def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
 
 
 def is_constant(array: np.ndarray) -> bool:
-    """Return whether an array of floats has several values, and all are the same one, which is not NaN."""
+    """Whether an array of floats has several values, all equal and not NaN."""
     return array.size > 1 and array.dtype.kind == 'f' and bool((array == array.flat[0]).all())
 
 
 def exchanged(expected: np.ndarray, got: np.ndarray) -> str:
-    """Describe images of a batch in another order, or axes in another order; '' if it is neither."""
+    """Describe exchanged images of a batch or exchanged axes, or ''."""
     if expected.ndim != got.ndim or expected.ndim > MOST_AXES or got.dtype.kind != 'f':
         return ''
     if expected.shape == got.shape and 2 <= len(got) <= MOST_IMAGES:
@@ -54,7 +53,7 @@ def exchanged(expected: np.ndarray, got: np.ndarray) -> str:
 
 
 def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
-    """Describe a wrong output: constant, in another order, or rounded; else ''."""
+    """Describe a wrong output, or ''."""
     if is_constant(got) and not is_constant(expected):
         return f'every value is {got.flat[0]:g}'
     if order := exchanged(expected, got):

@@ -1,4 +1,4 @@
-"""Judges the frames of a model with a memory, as level 4 of a proof does. Needs numpy alone."""
+"""Judges the frames of a model with a memory, as level 4 of a proof does. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -23,26 +23,13 @@ if TYPE_CHECKING:
 
 NOTHING = np.zeros(0, np.float32)
 LARGEST_DRIFT = 100.0
-"""Tolerances by which a free memory in float32 may be off after a reset, through rounding that adds up."""
+"""Tolerances by which a free-running float32 memory may be off after a reset: rounding adds up."""
 
 
 class DriveJudge:
-    """Collects the frames of each mode, 'teacher' and 'free', and judges the mode as a whole.
-
-    Attributes:
-        graph: the last file, which gives results and memory.
-        memory: description of the tensors of the memory that are outputs of the last file.
-        runs: mode -> its judgement so far.
-    """
+    """Judges the frames of each mode, 'teacher' and 'free', as a drive."""
 
     def __init__(self, manifest: Mapping[str, Any], graph: KitGraph, precision: str) -> None:
-        """Begin without frames.
-
-        Args:
-            manifest: manifest of the kit, with `memory` and `task`.
-            graph: the last file, which gives results and memory; it has metadata.
-            precision: 'fp32', 'fp16' or 'int8', for the bars of the frames.
-        """
         self.graph, self.memory = graph, MemorySpec.from_json(manifest['memory'])
         of_outputs = {name: self.memory.tensors[name] for name in self.memory.outputs}
         self.memory = dataclasses.replace(self.memory, tensors=of_outputs)  # the rest follows from the frame
@@ -52,13 +39,9 @@ class DriveJudge:
         self.runs = {mode: PairRun(mode, graph.spec, bars, self.memory, match) for mode in MODES}
 
     def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:
-        """Judge the outputs of one frame in a mode; frames are added in order.
+        """Judge one frame of a mode; frames come in order.
 
-        Args:
-            mode: 'teacher' or 'free'.
-            frame: the frame, as the kit's manifest describes it.
-            case: case of the frame's last file, with PyTorch's tensors and results.
-            arrays: name -> output of the engine; all outputs of the file are there.
+        `case` is the case of the last file; `arrays` are all of the engine's outputs of it.
         """
         run, metadata = self.runs[mode], self.graph.metadata
         pose, moment = np.asarray(frame.ego_pose, np.float64), (frame.timestamp_s, frame.scene)
@@ -77,7 +60,7 @@ class DriveJudge:
         run.add(Moment(Frame(NOTHING, NOTHING, NOTHING, pose, *moment, name), *outputs, *states))
 
     def finish(self) -> list[SequenceRow]:
-        """Return the judgement of each mode of which there were frames, 'teacher' first."""
+        """Judgements of the modes that ran, 'teacher' first."""
         if self.runs['free'].bars.cosine is None:
             self._add_drift(self.runs['free'])
         return [run.finish() for run in self.runs.values() if run.series['name'] or run.faults]

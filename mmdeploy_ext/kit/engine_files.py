@@ -1,4 +1,4 @@
-"""Files of a kit for engines: programs and commands that run its inputs."""
+"""Programs and commands in a kit that run its inputs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 RUNNERS = Path(runners.__file__).parent
-"""Folder of the programs that are copied into kits."""
 SPARSE_RUNNER = 'run_libspconv.cpp'
-"""The program for kits of sparse backbones."""
 TRTEXEC = 'run_trtexec.sh'
-"""Name of the script of `trtexec_script`."""
 TRITON = 'config.pbtxt'
-"""Name of the model configuration of `triton_config`."""
 TRITON_TYPES = dict(
     float32='FP32', float16='FP16', float64='FP64', int64='INT64', int32='INT32', uint8='UINT8', int8='INT8'
 )
-"""numpy's dtype -> Triton's, without TYPE_; `bool` is BOOL."""
+"""numpy's dtype -> Triton's without TYPE_."""
 
 
 def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the runners and `run_trtexec.sh` into the folder of a kit; of a sparse backbone its runner."""
+    """Write the runners and `run_trtexec.sh`, or the runner of a sparse backbone."""
     if manifest.get('engine') == LIBSPCONV:
         shutil.copyfile(RUNNERS / SPARSE_RUNNER, folder / SPARSE_RUNNER)
         return
@@ -42,7 +38,7 @@ def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def shapes_of(case: Mapping[str, Any]) -> str:
-    """Return the shapes of a case's inputs as trtexec takes them, 'img:1x3x64x64,time:1'; without scalars."""
+    """Shapes of a case's inputs for trtexec, 'img:1x3x64x64,time:1'; without scalars."""
     inputs = case['inputs'].items()
     return ','.join(
         f'{name}:{"x".join(map(str, entry["shape"]))}' for name, entry in inputs if entry['shape']
@@ -50,12 +46,12 @@ def shapes_of(case: Mapping[str, Any]) -> str:
 
 
 def is_dynamic(graph: KitGraph) -> bool:
-    """Return whether an input of a graph has an axis of any size, so that an engine has to be given sizes."""
+    """Whether an engine has to be told sizes of inputs."""
     return any(tensor.dynamic_axes for tensor in graph.spec.inputs)
 
 
 def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
-    """Return 'min', 'opt' (the first case) and 'max' -> input -> shape over all cases of a graph."""
+    """'min', 'opt' (the first case) and 'max' -> input -> shape."""
     ranges: dict[str, dict[str, list[int]]] = {}
     for option, choose in (('min', min), ('opt', None), ('max', max)):
         ranges[option] = {}
@@ -68,7 +64,7 @@ def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list
 
 
 def triton_config(graph: KitGraph) -> str:
-    """Return Triton's model configuration of a file; the first axis is one of the tensor's own sizes."""
+    """Triton's model configuration; the first axis is one of the tensor's own sizes."""
     lines = [
         f'name: "{graph.name}"',
         'backend: "onnxruntime"',
@@ -84,7 +80,7 @@ def triton_config(graph: KitGraph) -> str:
 
 
 def trtexec_script(manifest: Mapping[str, Any]) -> str:
-    """Return the text of a shell script that builds an engine per file of a kit and runs all its cases."""
+    """Shell script that builds an engine per file and runs all cases."""
     lines = [
         '#!/bin/sh',
         '# Run the inputs of this kit in TensorRT: sh run_trtexec.sh OUTPUTS [FLAG...]',

@@ -1,4 +1,4 @@
-"""The cases of a kit of a model of several files: what a frame feeds to each, and PyTorch's tensors of it."""
+"""Cases of a model of several files: the inputs of each file in a frame, and PyTorch's tensors."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
 BEFORE = 'prev_'
-"""Beginning of the names of inputs that are outputs of another file for the frame before."""
+"""Prefix of inputs that another file gave for the frame before."""
 
 
 def write_frames(
     deployment: Model, paths: Sequence[str], samples: Collection[Any], folder: Path
 ) -> dict[str, Any]:
-    """Write the files and their cases into the folder of a kit; return their entries of the manifest.
+    """Write files and cases into a kit; return the manifest's entries.
 
     Args:
-        deployment: the model in PyTorch, from config and checkpoint, of a family of frames or sweeps.
-        paths: paths of the exported files, in the order in which a frame goes through them.
+        deployment: PyTorch model of a family of frames or sweeps.
+        paths: exported files in the order of a frame.
         samples: `Frame`s of a drive in order, or `Sweep`s.
         folder: folder of the kit.
     """

@@ -1,4 +1,4 @@
-"""Compares the outputs of an engine with PyTorch's results in a kit. Needs numpy alone."""
+"""Compares an engine's outputs with PyTorch's results in a kit. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -28,25 +28,22 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
-"""Precisions with bars for outputs."""
 
 
 @dataclasses.dataclass
 class Judgement:
-    """The result of `judge`.
+    """Result of `judge`.
 
     Attributes:
-        told: the user's words about device, engine and version, which nobody checks; '' if none.
-        precision: 'fp32', 'fp16' or 'int8', for the bars of the outputs.
-        ran: what ran the inputs on this machine, as `run_kit` returns it; '' otherwise.
+        told: the user's words about device, engine and version; unchecked.
+        precision: 'fp32', 'fp16' or 'int8': chooses the tolerances.
+        ran: device and engine of `run_kit`; '' if the outputs came from elsewhere.
         inputs: number of judged inputs.
-        frames: number of frames that were judged after the files ran one after the other.
-        cases: one per input and frame; of the inputs in `sequences` only the ones with outputs of a wrong
-            form.
-        sequences: of an exported model with a memory, its last file in all frames, teacher-forced, and
-            free-running if that was run; [] of others, also of a module with a state.
-        reasons: why all cases together fail.
-        notes: what was not looked at.
+        frames: number of judged frames of files that ran one after the other.
+        cases: one per input and frame; of inputs in `sequences` only outputs of a wrong form.
+        sequences: teacher-forced and free-running drives of an exported model with a memory.
+        reasons: failures of all cases together.
+        notes: unchecked things.
     """
 
     told: str
@@ -82,13 +79,13 @@ class Judgement:
         return [*self.reasons, *of_sequences, *of_cases]
 
     def to_json(self) -> dict[str, Any]:
-        """Return `verdict` (the title), `equal`, `failures` and all attributes as plain JSON types."""
+        """`verdict`, `equal`, `failures` and all attributes as plain JSON types."""
         content = dataclasses.asdict(self) | dict(cases=[case.to_json() for case in self.cases])
         return dict(verdict=self.title, equal=self.equal, failures=self.failures) | content
 
 
 def promised_rows(metadata: Metadata, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
-    """Return failing rows for the order and padding that a `full` file of pictures promises."""
+    """Failing rows for the order and padding that a `full` file of pictures promises."""
     if metadata.samples != 'images' or 'labels' not in metadata.spec.output_names:
         return []
     return order_rows(arrays, getattr(metadata.postprocess, 'num_classes', len(metadata.classes)))
@@ -98,15 +95,15 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
     """Compare the outputs of an engine with PyTorch's results in a kit.
 
     Args:
-        kit: the folder that `mm2onnx kit` wrote.
-        outputs: a folder with the outputs of every case, as the module `kit/outputs.py` describes it.
+        kit: folder that `mm2onnx kit` wrote.
+        outputs: folder with the outputs of every case, see `read_outputs`.
         told: device, engine and version, as the user tells them.
-        precision: 'fp32', or 'fp16' or 'int8', whose wider bars are those of the proof; None: the precision
-            of the file, of several files the first that is not 'fp32'.
+        precision: 'fp32', 'fp16' or 'int8', the proof's tolerances; None: the file's precision, of several
+            files the first that is not 'fp32'.
 
     Returns:
-        The judgement. Outputs that are missing, cannot be read, or have another name, dtype or shape are
-        failures in it; whole numbers may have another dtype of whole numbers or truth values.
+        The judgement. Missing or unreadable outputs, and wrong names, dtypes or shapes, are failures in it;
+        integers may have another integer dtype or bool.
     """
     if precision not in (None, *PRECISIONS):
         raise UsageError(f'precision={precision!r}: expected one of {", ".join(PRECISIONS)}')

@@ -1,4 +1,4 @@
-"""Runs the inputs of a kit on an engine of this machine: ONNX Runtime on CPU or GPU, OpenVINO or TensorRT."""
+"""Runs the inputs of a kit on an engine of this machine: ONNX Runtime (CPU, CUDA), OpenVINO or TensorRT."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     import numpy as np
 
     Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-    """From inputs to outputs of a file, arrays by name."""
+    """Inputs -> outputs of a file, arrays by name."""
 
 
 def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = False) -> str:
-    """Run all inputs and frames of a kit on an engine of this machine, and write the outputs for `judge`.
+    """Run all inputs and frames of a kit on this machine, and write the outputs for `judge`.
 
     Args:
-        kit: the folder of the kit.
-        outputs: folder to write, new or empty, in which engines and rewritten files are kept, too.
+        kit: folder of the kit.
+        outputs: new or empty folder; engines and rewritten files are kept in it.
         engine: one of `ENGINES`.
         fp16: write float16 into the graphs first. ONNX Runtime on a CPU and OpenVINO compute such graphs in
             float32.
 
     Returns:
-        Device, engine, its version, and the median milliseconds of each file, its first run included.
+        Device, engine, version, and the median milliseconds of each file with its first run.
     """
     kit, outputs, manifest = Path(kit), Path(outputs), read_manifest(Path(kit))
     if engine not in ENGINES:
@@ -85,7 +85,7 @@ def _named(kind: type[Mm2OnnxError], subject: str, function: Callable[..., Any])
 
 
 def device_of(engine: str) -> str:
-    """Return device, name and version of an engine; EngineError: it, or the GPU for it, is not here."""
+    """Device, name and version of an engine; EngineError: the engine or its GPU is absent."""
     info = registry.ENGINES[engine]
     if absence := info.absence():
         raise EngineError(absence)
@@ -155,6 +155,5 @@ OPENERS = {
     'openvino': _open_openvino,
     'tensorrt': _open_tensorrt,
 }
-"""Engine -> function (file, folder of the outputs, whether in float16, sizes of open axes) -> `Run`."""
+"""Engine -> function (file, folder of outputs, fp16, sizes of open axes) -> `Run`."""
 ENGINES = tuple(OPENERS)
-"""Names of the engines that run kits."""

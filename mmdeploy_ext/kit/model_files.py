@@ -1,4 +1,4 @@
-"""The ONNX files of a kit: the user's, but optional inputs are ordinary ones, as every engine takes them."""
+"""ONNX files of a kit: copies of the user's, whose optional inputs became ordinary inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_facts(deployment: Model, path: str | Path, metadata: Metadata, rule: Any) -> None:
-    """Raise UsageError if a file's classes, preparation or post-processing are not the model's."""
+    """Raise UsageError if a file's classes, preparation or post-processing differ from the model's."""
     for check in facts_checks(deployment, metadata, rule):
         if not check.passed:
             hint = ''
@@ -29,7 +29,7 @@ def check_facts(deployment: Model, path: str | Path, metadata: Metadata, rule: A
 
 
 def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str]:
-    """Copy an ONNX file, with its external data, into a kit; return the hash of the user's file."""
+    """Copy an ONNX file with its external data into a kit; return the hash of the user's file."""
     path, target = Path(path), folder / graph.file
     model = files.read(path)
     inputs, weights = (

@@ -1,4 +1,4 @@
-"""The cases of a kit of any module and any file: those of `prove_module`, with the results of the module."""
+"""Cases of any module and file: the inputs of `prove_module`, with the module's results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_module_kit(
     seed: int = 0,
     pictures: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
-    """Write the kit of a PyTorch module and an ONNX file; return its manifest."""
+    """Write the kit of a PyTorch module and an ONNX file; return its manifest. Arguments: see `prove_module`."""
     proof = ModuleProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
     proof.compare_samples()
     if generate and not state:

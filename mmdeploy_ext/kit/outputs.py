@@ -1,4 +1,4 @@
-"""Outputs that an engine gave for the cases of a kit, as its own tools write them. Needs numpy only."""
+"""Reads an engine's outputs of the cases of a kit, in the formats of engines' tools. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ if TYPE_CHECKING:
 
 
 def has_outputs(folder: Path, name: str) -> bool:
-    """Return whether a folder of outputs has NAME.npz, NAME.json or a folder NAME, whatever is in it."""
+    """Whether a folder has NAME.npz, NAME.json or a folder NAME."""
     return any((folder / f'{name}{suffix}').exists() for suffix in ('.npz', '.json', ''))
 
 
 def read_outputs(
     folder: Path, name: str, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of one run of a graph by name, in their dtypes and shapes in the files.
-
-    An array of JSON has the dtype of the graph's output, or float64 if the output is of whole numbers and the
-    array is not.
+    """Outputs of one run of a graph by name.
 
     Args:
         folder: folder of the outputs of all runs.
-        name: name of the run: that of a case, '000', or `ChainedFrame.outputs` of a frame, 'chain_000'.
-        spec: spec of the graph, which has the dtypes of raw files and JSON files.
-        shapes: name of an output -> its shape, of the manifest, for raw files.
+        name: name of the run: of a case, '000', or `ChainedFrame.outputs` of a frame, 'chain_000'.
+        spec: spec of the graph: dtypes of raw files and JSON files; JSON floats for an integer output stay
+            float64.
+        shapes: output name -> shape, for raw files.
     """
     archive, listing, single = folder / f'{name}.npz', folder / f'{name}.json', folder / name
     arrays_in_folder = [path for path in sorted(single.glob('*')) if path.suffix in ('.npy', '.bin')]
@@ -110,7 +108,7 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
 
 
 def check_kit(folder: Path, expected: str) -> bool:
-    """Whether a folder of outputs has a file `KIT_HASH`; its first word has to be the hash `expected`."""
+    """Whether a folder has a file `KIT_HASH`; DataError unless its first word is `expected`."""
     path = folder / KIT_HASH
     if path.is_file() and path.read_bytes().split()[:1] != [expected.encode()]:
         raise DataError(f'{path}: these outputs are of another kit; run the inputs of this one')

@@ -1,4 +1,4 @@
-"""The page of a kit, `index.html`, which runs its inputs in a browser and judges the outputs."""
+"""`index.html` of a kit: runs its inputs in a browser and judges the outputs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
 SOURCES = Path(__file__).with_name('web')
 INDEX = 'index.html'
 PLACE = 'web'
-"""Folder of the page's scripts and style in a kit."""
 LIBRARY = f'{PLACE}/ort'
-"""Folder of onnxruntime-web in a kit."""
 TASKS = ('bbox2d', 'boxed_mask', 'mask', 'panoptic')
-"""Tasks whose results the page compares; of a module, which has none, it compares tensors."""
+"""Tasks with results that the page compares; of a module it compares tensors."""
 
 
 def bars_of(task: str | None) -> dict[str, float]:
-    """Return the proof's bars for float32 by name, as the manifest has them."""
+    """The proof's float32 tolerances by name, as in the manifest."""
     bars = dict(
         rtol=DEFAULT_RTOL, low_alone=matching.ALLOWED_LOW_ALONE, low_alone_share=matching.MAX_LOW_ALONE_SHARE
     )
@@ -52,10 +50,9 @@ def bars_of(task: str | None) -> dict[str, float]:
 
 
 def write_page(folder: Path, graph: KitGraph, task: str | None) -> dict[str, float]:
-    """Write the page into the folder of a kit, without the library that runs the model; return its bars.
+    """Write the page into a kit, without onnxruntime-web; return its tolerances.
 
-    Files in less than float32, files with their weights beside them, and results of a task of one family
-    alone get no page, and the bars are {}.
+    No page and {} for files below float32, external weights and result classes of a family.
     """
     is_exact = graph.metadata is None or graph.metadata.precision == 'fp32'
     if not is_exact or task not in (None, *TASKS) or external_locations(folder / graph.file):
@@ -69,12 +66,11 @@ def write_page(folder: Path, graph: KitGraph, task: str | None) -> dict[str, flo
 
 
 def has_page(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a kit has a page, by the `files` of its manifest."""
     return INDEX in manifest['files']
 
 
 def check_page(kit: Path) -> dict[str, Any]:
-    """Return the manifest of the kit in a folder; DataError: it is no kit, was changed, or has no page."""
+    """Manifest of a kit; DataError: no kit, changed, or without a page."""
     manifest = read_manifest(kit)
     if not has_page(manifest):
         raise DataError(
@@ -85,7 +81,7 @@ def check_page(kit: Path) -> dict[str, Any]:
 
 
 def add_library(kit: Path) -> None:
-    """Write onnxruntime-web into the folder of a kit, which any web server can show then."""
+    """Write onnxruntime-web into a kit, so that any web server can show it."""
     check_page(kit)
     with replaced_folder(kit / LIBRARY) as folder:
         web_library.unpack(folder)

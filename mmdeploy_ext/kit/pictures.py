@@ -1,4 +1,4 @@
-"""The cases of a kit of a model of pictures: those of the proof, with PyTorch's tensors and results."""
+"""Cases of a model of pictures: the proof's inputs, with PyTorch's tensors and results."""
 
 from __future__ import annotations
 
@@ -26,13 +26,9 @@ if TYPE_CHECKING:
 
 
 def write_pictures(deployment: Model, path: str, samples: Collection[Any], folder: Path) -> dict[str, Any]:
-    """Write the file and its cases into the folder of a kit; return their entries of the manifest.
+    """Write file and cases into a kit; return the manifest's entries.
 
-    Args:
-        deployment: the model in PyTorch, from config and checkpoint.
-        path: path of the ONNX file.
-        samples: (title, (h, w, 3) uint8 BGR) of each picture; the first counts as the one that was traced.
-        folder: folder of the kit.
+    `samples` are (title, (h, w, 3) uint8 BGR); the first counts as the traced picture.
     """
     file, options = read_picture_file(deployment, path)
     if file.metadata.preprocess.grey:

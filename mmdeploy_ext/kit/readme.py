@@ -1,4 +1,4 @@
-"""The README of a kit (files, inputs, PyTorch's results): how it was made, what to type for each engine."""
+"""README.md of a kit: how it was made, and what to type for each engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write README.md into the folder of a kit, from its manifest, which need not have its hashes yet."""
+    """Write README.md from a manifest, which may lack its hashes."""
     graphs = [KitGraph.from_json(entry) for entry in manifest['graphs']]
     facts = dict(
         manifest=manifest,

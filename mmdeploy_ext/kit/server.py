@@ -20,11 +20,7 @@ LOOPBACK = '127.0.0.1'
 
 
 class KitRequest(http.server.SimpleHTTPRequestHandler):
-    """A request for a file of a kit, or of the library that runs its model.
-
-    Attributes:
-        library: folder of onnxruntime-web, for kits that do not have it.
-    """
+    """Request for a file of a kit, or of onnxruntime-web in the folder `library`."""
 
     extensions_map = {  # noqa: RUF012 - of the base class; browsers load modules and WebAssembly of these alone
         **http.server.SimpleHTTPRequestHandler.extensions_map,
@@ -38,29 +34,26 @@ class KitRequest(http.server.SimpleHTTPRequestHandler):
         super().__init__(*request, directory=directory)
 
     def translate_path(self, path: str) -> str:
-        """Return the path of the file of an address, `path`: of the kit, or else of the library."""
+        """Path in the kit, or else in the library."""
         file = Path(super().translate_path(path))
         in_library = self.library / file.name
         is_library = file.parent == Path(self.directory, LIBRARY)
         return str(in_library if is_library and not file.exists() else file)
 
     def end_headers(self) -> None:
-        """Let the browser ask each time: a kit that was made again has other files of the same names."""
+        """No caching: a kit that was made again has other files of the same names."""
         self.send_header('Cache-Control', 'no-cache')
         super().end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Print no line for a request: the page tells what could not be loaded."""
+        """No line per request."""
 
 
 @contextlib.contextmanager
 def serving(kit: Path, port: int = 0) -> Iterator[http.server.ThreadingHTTPServer]:
-    """Yield a server of a kit on loopback, which nobody on other machines reaches; `serve_forever` runs it.
+    """Serve a kit on loopback; `serve_forever` runs the server.
 
-    Args:
-        kit: folder that `mm2onnx kit` wrote; a library that it lacks comes from the cache, or is downloaded
-            by npm.
-        port: port of the address; 0 takes a free one.
+    A library that the kit lacks comes from the cache or npm. `port` 0: a free port.
     """
     check_page(kit)
     with tempfile.TemporaryDirectory(prefix='mm2onnx') as unpacked:

@@ -1,4 +1,4 @@
-"""The cases of a kit of a sparse backbone for NVIDIA's libspconv: voxels, and spconv's dense map of each."""
+"""Cases of a sparse backbone for NVIDIA's libspconv: voxels, and spconv's dense map of each."""
 
 from __future__ import annotations
 
@@ -27,14 +27,11 @@ if TYPE_CHECKING:
 
 
 def write_voxels(deployment: Model, path: str, samples: Collection[VoxelSet], folder: Path) -> dict[str, Any]:
-    """Write the file and its cases into the folder of a kit; return their entries of the manifest.
+    """Write file and cases into a kit; return the manifest's entries.
 
-    Args:
-        deployment: the model in PyTorch, from config and checkpoint, of a family of backbones.
-        path: path of the file, which is read and not run.
-        samples: real voxels, with coordinates in the model's order of axes. A file of float16 has cases of
-            the proof's synthetic voxels, too; the ranges of INT8 were made for real voxels alone.
-        folder: folder of the kit.
+    `path` is read, not run. `samples` are real voxels, coordinates in the model's order of axes. A float16
+    file
+    also gets the proof's synthetic voxels; INT8 ranges hold for real voxels only.
     """
     file = read_sparse_file(deployment, path, None)
     if not is_sparse(file.model):
@@ -88,7 +85,7 @@ def _spec(network: SparseGraph) -> GraphSpec:
 
 
 def open_interpreted(path: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return a function from the inputs of a case to `dense` in float16, which interprets a file in numpy."""
+    """Return a function from a case's inputs to `dense` in float16, which interprets the file in numpy."""
     network = libspconv.read(path)
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""onnxruntime-web from the npm registry: downloaded once, compared with its hash, unpacked beside a page."""
+"""onnxruntime-web from npm: downloaded once, compared with its hash, unpacked beside a page."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from mmdeploy_ext.core.errors import DataError, UsageError, one_line
 
 NAME, VERSION = 'onnxruntime-web', '1.30.0'
 INTEGRITY = 'sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=='
-"""Hash of the package, as a lock file of npm has it: SHA-512 in base64."""
+"""SHA-512 in base64, as in npm's lock files."""
 LOADERS = {
     'ort.wasm.bundle.min.mjs': 'ort-wasm-simd-threaded.wasm',
     'ort.webgpu.bundle.min.mjs': 'ort-wasm-simd-threaded.asyncify.wasm',
 }
-"""Script of the package that a page imports -> the WebAssembly that it runs: without WebGPU, and with it."""
+"""Script that a page imports -> its WebAssembly, without and with WebGPU."""
 LICENCES = ('LICENSE', 'ThirdPartyNotices.txt')
-"""Files of the Python package onnxruntime, which is of the same sources: that of npm has no licence file."""
+"""Taken from the Python package onnxruntime, same sources; npm's package has no licence file."""
 SECONDS = 600
-"""Time that a download, of 33 MB, may take."""
+"""Time limit of the download of 33 MB."""
 
 
 def cache_folder() -> Path:
-    """Return the folder in which packages of npm are kept: `mm2onnx/npm` of the user's cache."""
+    """`mm2onnx/npm` in the user's cache."""
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mm2onnx/npm'
 
 
 def package() -> Path:
-    """Return the path of the package in the cache, after a download if it is not there."""
+    """Path of the package in the cache, downloaded if needed."""
     path = cache_folder() / f'{NAME}-{VERSION}.tgz'
     if not path.is_file():
         _download(path)
@@ -66,7 +66,7 @@ def _download(path: Path) -> None:
 
 
 def unpack(folder: Path) -> None:
-    """Write `LOADERS`, their WebAssembly and `LICENCES` into a folder, which is made if it is missing."""
+    """Write `LOADERS`, their WebAssembly and `LICENCES` into a folder."""
     import onnxruntime  # of any of its distributions
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`write_kit`: a folder with a model, inputs, and PyTorch's own results of them, for an engine elsewhere."""
+"""Writes kits: a model, inputs and PyTorch's results in a folder, for an engine elsewhere."""
 
 from __future__ import annotations
 
@@ -39,13 +39,11 @@ def write_detector_kit(
     """Write the kit of an exported detector; return its manifest.
 
     Args:
-        deployment: the model in PyTorch, from config and checkpoint.
-        path: path of the ONNX file, or of the folder of an export.
-        samples: (title, (h, w, 3) uint8 BGR) of each picture, of which the first counts as the one that was
-            traced; `Frame`s or `Sweep`s for a model that takes these; `VoxelSet`s for a backbone.
-        out: the folder, see `write_kit`.
-        pictures: `name` and `licence` of each picture that the kit gives away, or one entry for the source of
-            all frames, sweeps or voxels.
+        deployment: PyTorch model.
+        path: ONNX file, or folder of an export.
+        samples: (title, (h, w, 3) uint8 BGR), the first traced; `Frame`s, `Sweep`s or `VoxelSet`s.
+        out: folder, see `write_kit`.
+        pictures: `name` and `licence` of each picture, or one entry for all frames, sweeps or voxels.
     """
     from mmdeploy_ext.families.files import read_files
 
@@ -82,12 +80,11 @@ def write_kit(
     """Write a kit; return its manifest.
 
     Args:
-        out: the folder, new or empty, which appears whole or not at all.
-        path: path of the file or folder, for messages.
-        write_contents: writes files and cases into a folder and returns their entries of the manifest, see
+        out: new or empty folder, which appears whole or not at all.
+        path: file or folder, for messages.
+        write_contents: writes files and cases into a folder; returns the manifest's entries, see
             `kit/contents.py`.
-        opens: takes the path of a file and returns a function that runs it here, from inputs to outputs by
-            name.
+        opens: file -> function that runs it here, from inputs to outputs by name.
     """
     out = Path(out)
     check_new_folder(out)

@@ -12,13 +12,12 @@ KIT = Path(__file__).resolve().parent
 
 
 def read(kit: Path, entry: dict) -> np.ndarray:
-    """Return the array of an entry of the manifest, a dict of `file`, `dtype` and `shape`."""
     dtype = np.dtype(entry['dtype']).newbyteorder('<')
     return np.fromfile(kit / entry['file'], dtype).reshape(entry['shape']).astype(entry['dtype'])
 
 
 def save(path: Path, arrays: dict) -> None:
-    """Write arrays by name as .npz, also one of the name 'file', which `np.savez` does not take."""
+    """Write arrays by name as .npz, also an array called 'file', which `np.savez` refuses."""
     with zipfile.ZipFile(path, 'w') as archive:
         for name, array in arrays.items():
             with archive.open(f'{name}.npy', 'w', force_zip64=True) as stream:
@@ -26,10 +25,7 @@ def save(path: Path, arrays: dict) -> None:
 
 
 def open_file(path: Path, *providers: str) -> Callable[[dict], dict]:
-    """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name.
-
-    By default CUDA rounds the factors of float32 products to 10 bits (TF32); asked for here, it does not.
-    """
+    """Return a function from inputs to outputs, both arrays by name, without CUDA's TF32 rounding."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def open_file(path: Path, device: str = 'CPU', precision: str = 'f32') -> Callable[[dict], dict]:
-    """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name."""
+    """Return a function from inputs to outputs, both arrays by name."""
     import numpy
     import openvino
 
