@@ -1,7 +1,7 @@
 """All that mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6 and spconv 2.3.8 need on torch 2.13.
 
-Call `apply()` before the first import of torchvision, mmcv, mmdet, mmdet3d or spconv. It imports no library:
-each patch runs when its module is imported, if it is needed.
+Call `apply()` before the first import of torchvision or these libraries. Each patch runs when its module is
+imported, if it is needed.
 """
 
 from mmdeploy_ext.compat import (  # noqa: F401 - they register
@@ -25,7 +25,7 @@ single_thread = patches_spconv.single_thread
 def apply() -> list[Patch]:
     """Make every patch run when its module is imported, or now; offer stand-ins for what is absent.
 
-    Returns all patches, needed or not. A second call changes nothing.
+    Returns all patches, needed or not.
     """
     absent_packages.offer()
     vendored_mmdet3d.offer()

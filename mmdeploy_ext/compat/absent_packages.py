@@ -1,7 +1,6 @@
-"""Packages that research repositories import at their top, and that few of their models call.
+"""Stand-ins for packages that research repositories import at their top, and few of their models call.
 
-An absent one is replaced, for modules of users outside of `try`, by names that raise when called. Once
-imported it is in `sys.modules` for everybody.
+Modules of users get the stand-in of an absent package, except inside `try`. Its names raise when called.
 """
 
 import ast
@@ -21,17 +20,15 @@ from mmdeploy_ext.core.missing_packages import STAND_INS
 from mmdeploy_ext.core.source_code import is_in_package
 
 LYFT = 'lyft_dataset_sdk'
-"""Package that mmdet3d imports; see `patches_mmdet.mmdet3d_without_lyft`."""
 ARGUMENTS = {**STAND_INS, LYFT: f'--no-deps {LYFT}'}
 """Package -> arguments of `pip install`; Lyft's package pins libraries of 2019."""
 OURS = Path(__file__).resolve().parents[1]
 
 
 class AbsentName:
-    """A name of an absent module, to import and derive from, but not to call.
+    """A name of an absent module: it can be imported and derived from.
 
-    A call, or an object of a derived class, raises AbsentPackageError with the user's line and the pip
-    command.
+    A call raises AbsentPackageError with the user's line and the pip command.
     """
 
     def __init__(self, module: str, name: str) -> None:
@@ -92,7 +89,7 @@ class _AbsentFinder(importlib.abc.MetaPathFinder):
 
 
 def _is_needed_by_user() -> bool:
-    """`importlib.util.find_spec` asks whether a package is there, and gets the true answer."""
+    """False for `importlib.util.find_spec`, which gets the true answer."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
@@ -126,7 +123,7 @@ def _lines_in_try(file: Path) -> frozenset[int]:
 
 
 def offer() -> None:
-    """Offer stand-ins for absent `STAND_INS` to modules of users; once in all."""
+    """Offer stand-ins for absent `STAND_INS` to modules of users."""
     if not any(isinstance(finder, _AbsentFinder) for finder in sys.meta_path):
         sys.meta_path.append(_AbsentFinder())
 

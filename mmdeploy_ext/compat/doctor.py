@@ -33,7 +33,6 @@ FROZEN = {'mmcv-full': '1.7.2', 'mmdet': '2.28.2', 'mmsegmentation': '0.30.0', '
 """Distribution -> version of requirements*.txt."""
 
 PATCHES = 'compat patches in effect'
-"""Probe that lists the patches in effect."""
 BUILD_MMCV = (
     'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
     'mmcv-full==1.7.2'
@@ -46,9 +45,9 @@ class Finding:
 
     Attributes:
         name: package or probe.
-        found: version, 'not installed', or a probe's last line or end.
+        found: version, 'not installed', or a probe's last line.
         expected: tried version; 'optional' for an absent engine, '' for a probe.
-        verdict: 'ok', 'differs', 'absent' (optional) or 'problem', which alone makes exit status 1.
+        verdict: 'ok', 'differs', 'absent' (optional) or 'problem' (exit status 1).
         fix: a command or sentence.
     """
 
@@ -93,7 +92,7 @@ _PROBES = {
 
 
 def installed_version(distribution: str) -> str | None:
-    """Version of an installed distribution, or None, without importing it."""
+    """Version of a distribution or None, without an import."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -111,7 +110,7 @@ def check_python() -> Finding:
 
 
 def check_version(distribution: str, expected: str, frozen: bool = False) -> Finding:
-    """Compare an installed version, up to '+', with the tried one; if `frozen` another one is a 'problem'."""
+    """Compare an installed version, up to '+', with the tried one; `frozen`: others are a 'problem'."""
     install = f'pip install {"--no-deps --no-build-isolation " if frozen else ""}{distribution}=={expected}'
     if distribution == 'mmcv-full':
         install = BUILD_MMCV
@@ -124,7 +123,7 @@ def check_version(distribution: str, expected: str, frozen: bool = False) -> Fin
 
 
 def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Finding:
-    """Run code in a fresh interpreter; the finding is its last line on stdout, on failure on stderr."""
+    """Run code in a fresh interpreter; the finding is its last line on stdout, or on stderr if it fails."""
     try:
         process = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', code],
@@ -144,10 +143,7 @@ def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Findin
 
 
 def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda name: None) -> list[Finding]:
-    """All findings; `runtime_only` leaves out PyTorch and OpenMMLab.
-
-    `progress` gets the name of each probe, from one of two threads.
-    """
+    """All findings; `runtime_only` leaves out PyTorch and OpenMMLab. Two threads call `progress` with names."""
     findings = [check_python(), *(check_version(*item) for item in RUNTIME.items())]
     if not runtime_only:
         findings += [check_version(*item) for item in EXPORT.items()]
@@ -171,7 +167,6 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
 
 
 def print_report(findings: Sequence[Finding]) -> None:
-    """Print findings, patches in effect, each problem with its fix, and a summary."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -191,7 +186,6 @@ def print_report(findings: Sequence[Finding]) -> None:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Last line of a report without problems."""
     differing = [f'{f.name} {f.found} for {f.expected}' for f in findings if f.verdict == 'differs']
     if not differing:
         return 'healthy'

@@ -1,4 +1,4 @@
-"""Patches of third-party modules that run when the module is imported, and not before."""
+"""Patches of third-party modules that run when the module is imported."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ from types import ModuleType
 Execute = Callable[[], None]
 """Runs the code of a module, unless it was imported before."""
 PatchFunction = Callable[[ModuleType, Execute], bool]
-"""(module, `execute`) -> whether anything was changed; it calls `execute`, unless the code is not to run."""
+"""(module, `execute`) -> whether it changed anything; it calls `execute` or replaces the code."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Patch:
     Attributes:
         reason: first paragraph of the function's docstring.
         versions: tried versions of the libraries.
-        modules: full names of the modules that it patches.
+        modules: full names of the patched modules.
     """
 
     name: str
@@ -34,14 +34,12 @@ class Patch:
 
 
 class Patches:
-    """A set of patches; after `apply` each runs when its module is imported."""
-
     def __init__(self) -> None:
         self._patches: dict[str, Patch] = {}
         self._effective: set[str] = set()
 
     def register(self, *modules: str, versions: str) -> Callable[[PatchFunction], PatchFunction]:
-        """Make the decorated function the patch of `modules`; its docstring starts with the reason."""
+        """Decorator: the function patches `modules`; its docstring starts with the reason."""
 
         def decorate(function: PatchFunction) -> PatchFunction:
             reason = ' '.join(inspect.getdoc(function).split('\n\n')[0].split())
@@ -51,7 +49,7 @@ class Patches:
         return decorate
 
     def apply(self) -> list[Patch]:
-        """Make every patch run when its module is imported, or now; return all."""
+        """Make every patch run when its module is imported, or now."""
         patches = list(self._patches.values())
         if any(isinstance(finder, _PatchingFinder) and finder.patches is self for finder in sys.meta_path):
             return patches
@@ -69,7 +67,7 @@ class Patches:
         return any(name in patch.modules for patch in self._patches.values())
 
     def run(self, module: ModuleType, execute: Execute) -> None:
-        """Execute a module inside all the patches that name it, the last registered outermost."""
+        """Execute a module inside all its patches, the last registered outermost."""
         for patch in self._patches.values():
             if module.__name__ in patch.modules:
                 execute = functools.partial(self._run_patch, patch, module, execute)
@@ -82,7 +80,6 @@ class Patches:
 
 PATCHES = Patches()
 patch = PATCHES.register
-"""Decorator, see `Patches.register`."""
 
 
 def has_gpu() -> bool:
@@ -92,10 +89,9 @@ def has_gpu() -> bool:
 
 
 def after(*modules: str, versions: str, without_gpu: bool = False) -> Callable[[Callable], PatchFunction]:
-    """Make the decorated function a patch that runs after the code of `modules`.
+    """Decorator: the function takes the module after its code ran; its docstring starts with the reason.
 
-    It takes the module, and returns False if there was nothing to do; its docstring starts with the reason.
-    `without_gpu`: it does nothing with a GPU.
+    It returns False if it changed nothing. `without_gpu`: only on machines without a GPU.
     """
 
     def decorate(function: Callable[[ModuleType], bool | None]) -> PatchFunction:
@@ -110,7 +106,7 @@ def after(*modules: str, versions: str, without_gpu: bool = False) -> Callable[[
 
 
 class _PatchingFinder(importlib.abc.MetaPathFinder):
-    """Finds modules as other finders do, and runs patched ones inside their patches."""
+    """Finds modules by the other finders, and runs patched modules inside their patches."""
 
     def __init__(self, patches: Patches) -> None:
         self.patches = patches
@@ -139,10 +135,7 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def patched(target: object, **attributes: object) -> Iterator[None]:
-    """Set attributes of `target` inside the block.
-
-    Class methods and inherited attributes of classes are restored as such. AttributeError: no such attribute.
-    """
+    """Set attributes of `target` inside the block; AttributeError: no such attribute."""
     before = {name: vars(target).get(name, getattr(target, name)) for name in attributes}
     inherited = [name for name in attributes if isinstance(target, type) and name not in vars(target)]
     for name, value in attributes.items():

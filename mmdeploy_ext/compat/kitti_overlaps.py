@@ -1,11 +1,11 @@
-"""Overlaps of turned boxes for KITTI's evaluator without a GPU; mmdet3d has CUDA alone. N, K boxes."""
+"""Overlaps of rotated boxes for KITTI's evaluator without a GPU; mmdet3d only has a CUDA kernel."""
 
 import numpy as np
 
 ROWS = 64
 """Boxes of the first list per step."""
 OF_UNION, OF_FIRST, OF_SECOND = -1, 0, 1
-"""Criteria of mmdet3d: divisor of the common area."""
+"""Values of `criterion`."""
 
 
 def overlaps(
@@ -16,7 +16,7 @@ def overlaps(
     Args:
         boxes: (N, 5) x, y of the centre, sizes along x and y, angle in radians from x towards -y.
         query_boxes: (K, 5) likewise.
-        criterion: common area over the union (-1), first (0) or second box (1), else undivided.
+        criterion: divide the common area by the union (-1), the first (0) or second box (1), or not (2).
         device_id: unused, as in mmdet3d.
     """
     from mmdeploy_ext.runtime.bev_nms import bev_corners, intersection_areas

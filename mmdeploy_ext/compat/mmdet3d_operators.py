@@ -1,11 +1,12 @@
 """Compiled operators of copies of mmdet3d, in PyTorch, for inference on the CPU.
 
-They give the results of mit-han-lab/bevfusion 326653d (cells x first; mmdet3d's `voxel_layer` has z first)
-and HuangJunJie2017/BEVDet f71858d (`bev_pool_v2_ext`).
-They share no code with `preprocess/points.py` and `sparse/rulebook.py`, so that a proof sees faults there.
+Sources: mit-han-lab/bevfusion 326653d (cells x first; mmdet3d's `voxel_layer` has z first), BEVDet f71858d
+(`bev_pool_v2_ext` of HuangJunJie2017/BEVDet). No code is shared with `preprocess/points.py` and
+`sparse/rulebook.py`, so that a proof sees faults there.
 
-P points, V values of a point, D axes of a grid, N voxels before and M after a convolution, K cells of a
-kernel, I and O channels before and after it, C channels of a feature, L intervals.
+P points of V values, D axes of a grid, N voxels before and M after a convolution, K cells of a kernel, I and
+O
+channels before and after, C channels of a feature, L intervals.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ def cells_of_points(
 ) -> tuple[Tensor, Tensor]:
     """Cell of each point (P, D) int64, x first, and whether it is in the grid (P,).
 
-    The number of voxels is rounded; arithmetic is in the points' precision, as in the compiled kernel.
-    `points` (P, V), coordinates first; `limits` are low, then high ends.
+    `points` (P, V), coordinates first; `limits` are low, then high ends. The number of voxels is rounded.
     """
     low, high = (points.new_tensor(list(side)) for side in (limits[:axes], limits[axes:]))
     size = points.new_tensor(list(voxel_size))
@@ -62,7 +62,7 @@ def hard_voxelize(
         voxel_size: per axis.
         limits: low, then high ends.
         max_points: points per voxel; -1 is no limit.
-        max_voxels: later voxels are dropped; -1 takes all.
+        max_voxels: later voxels are dropped; -1 is no limit.
         axes: D.
         deterministic: unused.
     """
@@ -106,9 +106,10 @@ def get_indice_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Voxels behind a sparse convolution, and the pairs of rows that it joins.
 
-    Returns voxels (M, 1 + D), sample first, in order of cells (submanifold: as before); pairs (K, 2, N)
-    int32, -1 where there are fewer; and pairs per kernel cell (K,) int32, cells row by row. `indices` are (N,
-    1 + D). Submanifold convolutions ignore stride and padding. NotImplementedError: `transpose`.
+    Returns voxels (M, 1 + D), sample first; pairs (K, 2, N) int32, filled with -1; and pairs per kernel cell
+    (K,)
+    int32. `indices` are (N, 1 + D). Submanifold convolutions ignore stride and padding. NotImplementedError:
+    `transpose`.
     """
     if transpose:
         raise NotImplementedError('sparse_conv_ext: transposed sparse convolutions have no CPU form here')
@@ -158,7 +159,7 @@ def indice_conv(
 ) -> Tensor:
     """Features (M, O) behind a sparse convolution.
 
-    `features` (N, I); `filters` kernel sizes, I, O (spconv 1.x); `pairs` and `counts` of `get_indice_pairs`;
+    `features` (N, I); `filters` kernel sizes, I, O (spconv 1.x); `pairs`, `counts`: see `get_indice_pairs`;
     `inverse` goes from second rows to first.
     """
     kernels = filters.flatten(0, -3)
@@ -182,7 +183,8 @@ def bev_pool_forward(
     """Sums of features per cell, (samples, depth, rows, columns, C); 0 without a point.
 
     `features` (P, C), cell after cell; `cells` (P, 4) row, column, depth, sample; `lengths` and `starts` (L,)
-    of each cell's interval.
+    of
+    each cell's interval.
     """
     grid = features.new_zeros(int(samples), int(depth), int(rows), int(columns), features.shape[1])
     if not len(lengths):
@@ -232,4 +234,4 @@ MODULES: dict[str, dict[str, Callable[..., object]]] = {
     'bev_pool_ext': dict(bev_pool_forward=bev_pool_forward),
     'bev_pool_v2_ext': dict(bev_pool_v2_forward=bev_pool_v2_forward),
 }
-"""Compiled module of mmdet3d's copies -> functions that have a form here."""
+"""Compiled module of mmdet3d's copies -> functions with a form here."""

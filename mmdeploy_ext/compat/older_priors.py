@@ -1,4 +1,4 @@
-"""Parts that heads of mmdet before 2.18 lack: priors of a level of any size, and a coder of distances.
+"""Priors of a level of any size, and a coder of distances, for heads of mmdet before 2.18.
 
 h, w rows and columns of a level's map, a priors of a cell, A priors of a level.
 """
@@ -10,7 +10,7 @@ import torch
 
 
 class Default:
-    """An attribute computed when it is read of an object without it; it can be set."""
+    """An attribute that is computed when it is read, unless it was set."""
 
     def __init__(self, compute: Callable[[Any], Any]) -> None:
         self.compute = compute
@@ -22,7 +22,7 @@ class Default:
 def shifted_priors(base: torch.Tensor, size: Sequence[Any], stride: Sequence[float]) -> torch.Tensor:
     """Priors (A, columns) of a level, row by row, from the first cell's (a, columns) xyxy or xy, pixels.
 
-    `size` h, w stay sizes of tensors in a graph; `stride` is x, y, pixels.
+    `size` is h, w, also tensors; `stride` is x, y, pixels.
     """
     y, x = (
         torch.arange(length, device=base.device).to(base.dtype) * step
@@ -34,7 +34,7 @@ def shifted_priors(base: torch.Tensor, size: Sequence[Any], stride: Sequence[flo
 
 
 class LevelPoints:
-    """The points of a head, one per cell, like a newer `prior_generator`.
+    """The points of a head, one per cell, as a newer `prior_generator`.
 
     Attributes:
         strides: (x, y) per level, pixels.
@@ -59,10 +59,7 @@ class LevelPoints:
 
 
 def points_of(head: Any) -> LevelPoints:
-    """Points of a head by its own method.
-
-    FCOS returns pixels; FoveaBox and RepPoints y, x in cells. RepPoints has strides of another name.
-    """
+    """Points of a head by its own method: FCOS returns pixels, FoveaBox and RepPoints y, x in cells."""
     strides = [int(stride) for stride in getattr(head, 'point_strides', head.strides)]
     base_points = []
     for stride in strides:
@@ -74,7 +71,7 @@ def points_of(head: Any) -> LevelPoints:
 
 
 class DistanceCoder:
-    """The coder of heads that call mmdet's `distance2bbox`; they clip boxes themselves."""
+    """Coder of heads that call mmdet's `distance2bbox` and clip boxes themselves."""
 
     clip_border = True
 

@@ -1,7 +1,8 @@
 """The part of panopticapi that mmdet uses: colours of segments, and panoptic quality.
 
-panopticapi is in no package registry. Kirillov et al., "Panoptic Segmentation" (arXiv:1801.00868, section
-4.1): PQ = sum of IoU / (TP + FP / 2 + FN / 2) per class, and the mean over occurring classes.
+Kirillov et al., "Panoptic Segmentation" (arXiv:1801.00868, section 4.1): PQ = sum of IoU / (TP + FP / 2 + FN
+/
+2) per class, and the mean over occurring classes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def id2rgb(segments: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class ClassCount:
-    """Sums of one class: IoU of matched pairs, pairs, predicted and true segments without a pair."""
+    """Sums of one class: IoU of matched pairs, pairs, unmatched predicted and true segments."""
 
     iou: float = 0.0
     tp: int = 0
@@ -48,8 +49,6 @@ class ClassCount:
 
 
 class PQStat(dict):
-    """`category_id` -> `ClassCount`, added on look-up."""
-
     def __missing__(self, category: int) -> ClassCount:
         return self.setdefault(category, ClassCount())
 

@@ -1,7 +1,4 @@
-"""Patches of torchvision and mmcv-full 1.7.2 for today's PyTorch and numpy, each with its reason.
-
-Docstrings begin with the reason; see `import_hook.PatchFunction` and `import_hook.after`.
-"""
+"""Patches of torchvision and mmcv-full 1.7.2 for today's PyTorch and numpy, each with its reason."""
 
 import functools
 import inspect
@@ -15,10 +12,11 @@ from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
 
 @patch('torchvision._meta_registrations', versions='torchvision 0.28.0 for CUDA beside torch 2.13.0 for CPU')
 def torchvision_without_operators(module: ModuleType, execute: Execute) -> bool:
-    """Without its compiled operators torchvision dies in its import: "torchvision::nms does not exist".
+    """Without its compiled operators torchvision's import fails: "torchvision::nms does not exist".
 
-    The public index's wheel is built for CUDA and links libtorch_cuda.so, which a CPU-only torch lacks. Only
-    this module, which registers fake kernels, does not tolerate that; it is not run.
+    The wheel of the public index is built for CUDA and links libtorch_cuda.so, which a CPU-only torch lacks.
+    This
+    module, which registers fake kernels, is not run.
     """
     extension = sys.modules['torchvision.extension']
     if extension._has_ops():
@@ -39,9 +37,9 @@ def mmcv_import_warnings(module: ModuleType, execute: Execute) -> bool:
 
 @after('mmcv.utils.registry', versions='mmcv-full 1.7.2')
 def scopes_without_registries(module: ModuleType) -> None:
-    """Registry.get of `opera.SOIT`, if no registry has the scope `opera`, ends in an AttributeError.
+    """Registry.get of `opera.SOIT` without a registry `opera` ends in an AttributeError.
 
-    It returns None instead, and builders name the type.
+    It returns None, and builders name the type.
     """
     original = module.Registry.get
 
@@ -56,10 +54,7 @@ def scopes_without_registries(module: ModuleType) -> None:
 
 @after('mmcv.runner.dist_utils', versions='mmcv-full 1.7.2', without_gpu=True)
 def init_dist_without_gpu(module: ModuleType) -> None:
-    """init_dist takes the rank modulo the number of GPUs: ZeroDivisionError on a machine without one.
-
-    It sees one GPU there.
-    """
+    """init_dist takes the rank modulo the number of GPUs: ZeroDivisionError on a machine without one."""
     original = module.init_dist
 
     @functools.wraps(original)
@@ -85,10 +80,7 @@ def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
 
 @after('mmcv.runner.checkpoint', versions='mmcv-full 1.7.2, torch >= 2.6')
 def numpy_in_checkpoints(module: ModuleType) -> None:
-    """torch.load (weights_only=True since 2.6) refuses the numpy values in an mmcv checkpoint's `meta`.
-
-    Only the functions that rebuild numpy scalars and arrays are allowed.
-    """
+    """torch.load (weights_only=True since 2.6) refuses the numpy values in an mmcv checkpoint's `meta`."""
     import torch
 
     torch.serialization.add_safe_globals(numpy_checkpoint_globals())
@@ -96,7 +88,6 @@ def numpy_in_checkpoints(module: ModuleType) -> None:
 
 @patch('mmcv', versions='mmcv-full 1.7.2')
 def without_the_advertisement(module: ModuleType, execute: Execute) -> bool:
-    """mmcv warns at each import that mmcv 2 will come in 2023."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV')
         execute()
@@ -104,7 +95,7 @@ def without_the_advertisement(module: ModuleType, execute: Execute) -> bool:
 
 
 def numpy_checkpoint_globals() -> list[Any]:
-    """Allow list of `torch.load(weights_only=True)` for numpy scalars and arrays, of numpy 1 and 2."""
+    """Functions that rebuild numpy scalars and arrays, of numpy 1 and 2."""
     import numpy as np
 
     core = np.core if np.lib.NumpyVersion(np.__version__) < '2.0.0' else np._core
@@ -134,29 +125,26 @@ def numpy_aliases(module: ModuleType, execute: Execute) -> bool:
 
 @after('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')
 def dynamic_scatter_without_gpu(module: ModuleType) -> None:
-    """DynamicScatter, which pools dynamic voxels, has only a CUDA kernel; the CPU gets torch's operators."""
+    """DynamicScatter, which pools dynamic voxels, only has a CUDA kernel."""
     _on_cpu(module, 'dynamic_scatter')
 
 
 @after('mmcv.ops.masked_conv', versions='mmcv-full 1.7.2')
 def masked_conv_without_gpu(module: ModuleType) -> None:
-    """MaskedConv2d, which convolves inside a mask, has only a CUDA kernel.
-
-    The CPU convolves everywhere, and puts zeros outside of the mask.
-    """
+    """MaskedConv2d, which convolves inside a mask, only has a CUDA kernel."""
     _on_cpu(module, 'masked_conv2d')
 
 
 @after('mmcv.ops.carafe', versions='mmcv-full 1.7.2')
 def carafe_without_gpu(module: ModuleType) -> None:
-    """CARAFE, which enlarges maps by kernels of their own, has only a CUDA kernel."""
+    """CARAFE, which enlarges maps by kernels of their own, only has a CUDA kernel."""
     _on_cpu(module, 'carafe')
     _on_cpu(module, 'carafe_naive', 'carafe')
 
 
 @after('mmcv.ops.deform_roi_pool', versions='mmcv-full 1.7.2')
 def deform_roi_pool_without_gpu(module: ModuleType) -> None:
-    """Deformable pooling of regions has only a CUDA kernel; the CPU gets torch's operators."""
+    """Deformable pooling of regions only has a CUDA kernel."""
     _on_cpu(module, 'deform_roi_pool')
 
 
@@ -164,7 +152,7 @@ def deform_roi_pool_without_gpu(module: ModuleType) -> None:
 def regions_without_numbers(module: ModuleType) -> None:
     """RoIAlign's kernel ends in an internal assertion if a region is NaN or infinite.
 
-    On the CPU such regions are a CheckpointError, which counts them.
+    On the CPU such regions are a CheckpointError with their number.
     """
     original = module.roi_align
 
@@ -196,10 +184,7 @@ def _on_cpu(module: ModuleType, name: str, plain: str = '') -> None:
 
 @after('mmcv.ops.sync_bn', versions='mmcv-full 1.7.2', without_gpu=True)
 def sync_bn_without_gpu(module: ModuleType) -> None:
-    """MMSyncBN asks for a process group when it is built, and its kernels are CUDA's; torch's does neither.
-
-    torch's is built in its place, with the same names of tensors.
-    """
+    """MMSyncBN asks for a process group when it is built, and its kernels are CUDA's; torch's does neither."""
     import torch
 
     module.NORM_LAYERS.module_dict['MMSyncBN'] = torch.nn.SyncBatchNorm

@@ -1,7 +1,4 @@
-"""Patches of mmdet 2.28.2 and mmdet3d 1.0.0rc6 for today's PyTorch, each with its reason.
-
-Docstrings begin with the reason; see `import_hook.PatchFunction` and `import_hook.after`.
-"""
+"""Patches of mmdet 2.28.2 and mmdet3d 1.0.0rc6 for today's PyTorch, each with its reason."""
 
 import functools
 import importlib
@@ -32,7 +29,7 @@ RARELY_USED = {
 
 
 class _LazyModule(ModuleType):
-    """A module that is imported by the first call of one of its names."""
+    """Imports its module when one of its names is called."""
 
     is_stand_in = True
 
@@ -48,10 +45,7 @@ class _LazyModule(ModuleType):
 
 @patch(*RARELY_USED, versions='torchvision 0.28.0, mmdet 2.28.2, mmdet3d 1.0.0rc6, nuscenes-devkit 1.2.0')
 def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool:
-    """Half of the start of a tool, 4 of 8.5 s, went into torch._dynamo and sklearn, for a function each.
-
-    The modules of `RARELY_USED` import stand-ins.
-    """
+    """torch._dynamo and sklearn took 4 of the 8.5 s of a tool's start, for a function each."""
     package, *inner = names = RARELY_USED[module.__name__]
     if package in sys.modules or importlib.util.find_spec(package) is None:
         execute()
@@ -76,10 +70,7 @@ def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool
     versions='mmdet 2.28.2',
 )
 def panoptic_without_panopticapi(module: ModuleType) -> bool | None:
-    """Panoptic data sets and their evaluation ask for panopticapi, which is in no package registry.
-
-    If it is missing, `compat/panoptic_quality.py` stands in.
-    """
+    """Panoptic data sets ask for panopticapi, which is in no package registry."""
     if importlib.util.find_spec('panopticapi') is not None:
         return False
     from mmdeploy_ext.compat import panoptic_quality
@@ -91,7 +82,7 @@ def panoptic_without_panopticapi(module: ModuleType) -> bool | None:
 
 @patch('mmdet3d', versions='mmdet3d 1.0.0rc6 with mmcv-full 1.7.1 and 1.7.2')
 def mmdet3d_version_check(module: ModuleType, execute: Execute) -> bool:
-    """Importing mmdet3d asserts mmcv <= 1.7.0, though 1.7.1 and 1.7.2 only fixed bugs: it sees 1.7.0 then."""
+    """mmdet3d asserts mmcv <= 1.7.0; 1.7.1 and 1.7.2 only fixed bugs."""
     import mmcv
 
     if mmcv.__version__ not in ('1.7.1', '1.7.2'):
@@ -106,7 +97,7 @@ def mmdet3d_version_check(module: ModuleType, execute: Execute) -> bool:
 def mmdet3d_without_lyft(module: ModuleType, execute: Execute) -> bool:
     """mmdet3d imports lyft_dataset_sdk even for nuScenes, and that package pins libraries of 2019.
 
-    Stand-ins exist during the import; using one raises with the pip command.
+    A use of the stand-in raises with the pip command.
     """
     if importlib.util.find_spec(LYFT) is not None:
         execute()
@@ -140,8 +131,7 @@ def instances_all_filtered(module: ModuleType) -> None:
 def geometric_mean_without_gradient(module: ModuleType) -> bool:
     """TOOD's scores are an autograd.Function, which the TorchScript exporter does not see into.
 
-    In an export their formula stands in its place; else the function itself computes, so that a proof
-    compares both.
+    Only an export uses the formula, so that a proof compares it with the function.
     """
     import torch
 
@@ -161,10 +151,7 @@ def geometric_mean_without_gradient(module: ModuleType) -> bool:
 
 @patch('mmdet3d.core.evaluation.kitti_utils.rotate_iou', versions='mmdet3d 1.0.0rc6')
 def overlaps_without_gpu(module: ModuleType, execute: Execute) -> bool:
-    """KITTI's evaluator compares turned boxes by CUDA kernels, whose module no machine without a GPU imports.
-
-    Without a GPU `kitti_overlaps.py` stands in.
-    """
+    """KITTI's evaluator compares rotated boxes by CUDA kernels, and cannot be imported without a GPU."""
     if has_gpu():
         execute()
         return False

@@ -1,7 +1,4 @@
-"""Patches of spconv 2.3.8 for the CPU, each with its reason.
-
-Docstrings begin with the reason; see `import_hook.after`.
-"""
+"""Patches of spconv 2.3.8 for the CPU, each with its reason."""
 
 from __future__ import annotations
 
@@ -30,8 +27,7 @@ def single_thread(runtimes: Callable[[], Any] = _openmp_runtimes) -> Iterator[No
     """Run the block with one thread in torch and every loaded OpenMP runtime; spconv 2.3.8 on CPU needs it.
 
     With more threads 4 of 27,774 rows of a convolution were wrong, others in each run. spconv has an OpenMP
-    runtime of its own, so torch.set_num_threads does not suffice. `runtimes` returns a
-    threadpoolctl.ThreadpoolController.
+    runtime of its own, so torch.set_num_threads does not suffice.
     """
     import torch
 
@@ -60,11 +56,11 @@ def one_thread_on_cpu(function: Function) -> Function:
 
 
 def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
-    """Let `indice_conv` take a bias, an activation and no input voxel on the CPU, which spconv refuses.
+    """Let `indice_conv` take a bias, an activation and no input voxel on the CPU.
 
     `indice_conv` takes features (N, I), filters (O, k0, k1, k2, I), pairs (2, k0 k1 k2, N) int32, their
-    numbers (k0 k1 k2,) int32 and the number of output voxels; `activate` is spconv's (features, act_type,
-    act_alpha, act_beta).
+    numbers
+    (k0 k1 k2,) int32 and the number of output voxels.
     """
 
     @functools.wraps(indice_conv)
@@ -95,17 +91,14 @@ def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
 
 @after('spconv.pytorch.ops', versions='spconv 2.3.8')
 def spconv_one_thread(module: ModuleType) -> None:
-    """The CPU kernels of spconv race with more than one OpenMP thread: they get one."""
+    """The CPU kernels of spconv race with more than one OpenMP thread."""
     for name in ('indice_conv', 'indice_maxpool', 'get_indice_pairs'):
         setattr(module, name, one_thread_on_cpu(getattr(module, name)))
 
 
 @after('spconv.pytorch.conv', versions='spconv 2.3.8')
 def spconv_convolution_on_cpu(module: ModuleType) -> None:
-    """On the CPU spconv refuses a bias, an activation and an empty sweep.
-
-    Callers look up functions in `spconv.pytorch.ops`, which `spconv_one_thread` has wrapped before.
-    """
+    """On the CPU spconv refuses a bias, an activation and an empty sweep."""
     ops = module.ops
     ops.indice_conv = convolution_on_cpu(ops.indice_conv, module._apply_act)
 
@@ -124,9 +117,9 @@ def spconv_dense_by_tuple(module: ModuleType) -> None:
 
 @after('spconv.pytorch.core', versions='spconv 2.3.8, torch 2.13.0')
 def spconv_without_tracing_warning(module: ModuleType) -> bool | None:
-    """SparseConvTensor is traceable by torch.fx, which warns users of `is_fx_tracing` on stderr, once.
+    """SparseConvTensor is traceable by torch.fx, which warns users of `is_fx_tracing` on stderr.
 
-    It is raised once here with the logger disabled.
+    The warning is raised once here with the logger disabled.
     """
     from torch.fx import _symbolic_trace
 

@@ -1,7 +1,6 @@
 """Patches of research repositories and their copies of mmdet for today's libraries, each with its reason.
 
-Docstrings begin with the reason; see `import_hook.PatchFunction` and `import_hook.after`. Copies of mmdet
-2.11 to 2.25 lack names that families use: see `mmdet_module`.
+Copies of mmdet 2.11 to 2.25 lack names that families use: see `mmdet_module`.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ def _release(version: str) -> tuple[int, ...]:
 
 @patch('mmdet', versions='mmdet 2.11.0, 2.14.0 and 2.25.3 with mmcv-full 1.7.2')
 def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
-    """A copy of mmdet in a repository asserts an mmcv of its time: it sees the newest that it takes.
+    """A copy of mmdet in a repository asserts an mmcv of its time.
 
-    Versions before `OLDEST_MMDET`, with operators of their own, are a ConfigError.
+    It sees the newest version that it takes. ConfigError: mmdet before `OLDEST_MMDET`.
     """
     import mmcv
 
@@ -73,8 +72,7 @@ def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
 def priors_of_a_level(module: ModuleType) -> bool | None:
     """Before mmdet 2.18 the priors of a level were float32 anchors; families ask for priors of a type.
 
-    The generator gets `single_level_grid_priors`, which takes sizes of maps as tensors, and
-    `num_base_priors`.
+    `single_level_grid_priors` takes sizes of maps as tensors.
     """
     generator = module.AnchorGenerator
     present = getattr(generator, 'single_level_grid_priors', None)
@@ -101,10 +99,7 @@ def priors_of_a_level(module: ModuleType) -> bool | None:
 
 @after('mmdet.core.anchor.point_generator', versions='mmdet 2.14.0 and 2.17.0')
 def points_of_a_level(module: ModuleType) -> bool | None:
-    """Before mmdet 2.18 the points of a level were float32; families ask for points of a type.
-
-    The generator gets the argument `dtype`, and sizes of maps stay tensors.
-    """
+    """Before mmdet 2.18 the points of a level were float32; families ask for points of a type."""
     generator = getattr(module, 'MlvlPointGenerator', None)
     if generator is None or 'dtype' in inspect.signature(generator.single_level_grid_priors).parameters:
         return False
@@ -154,10 +149,7 @@ def prior_generator_of_anchors(module: ModuleType) -> bool | None:
     versions='mmdet 2.6.0, 2.10.0, 2.14.0 and 2.17.0',
 )
 def generator_and_coder_of_points(module: ModuleType) -> bool | None:
-    """Before mmdet 2.18 heads of points made points and boxes by functions, without generator and coder.
-
-    Heads get `prior_generator`, `bbox_coder` and `use_sigmoid_cls`, True. VFNet's generator is of its points.
-    """
+    """Before mmdet 2.18 heads of points made points and boxes by functions, without generator and coder."""
     head = getattr(module, 'AnchorFreeHead', None) or module.VFNetHead
     if 'prior_generator' in inspect.getsource(head.__init__):
         return False
@@ -170,7 +162,7 @@ def generator_and_coder_of_points(module: ModuleType) -> bool | None:
 
 @after('mmdet.core.bbox.coder.delta_xywh_bbox_coder', versions='mmdet 2.11.0')
 def coder_without_clamped_centres(module: ModuleType) -> bool | None:
-    """Before mmdet 2.13 no coder limited how far a centre moves, and none had the setting of it."""
+    """Before mmdet 2.13 no coder limited how far a centre moves."""
     coder = module.DeltaXYWHBBoxCoder
     if 'add_ctr_clamp' in inspect.signature(coder.__init__).parameters:
         return False
@@ -180,7 +172,7 @@ def coder_without_clamped_centres(module: ModuleType) -> bool | None:
 
 @after('mmdet.models.roi_heads.bbox_heads.bbox_head', versions='mmdet 2.11.0, 2.14.0 and 2.17.0')
 def softmax_of_box_heads(module: ModuleType) -> bool | None:
-    """Before mmdet 2.15 every head of boxes gave softmax scores; none asked its loss for the activation."""
+    """Before mmdet 2.15 every head of boxes gave softmax scores, without asking its loss."""
     head = module.BBoxHead
     if hasattr(head, 'custom_cls_channels'):
         return False
@@ -189,7 +181,7 @@ def softmax_of_box_heads(module: ModuleType) -> bool | None:
 
 
 MMPYCOCOTOOLS = '12.0.2'
-"""Version of mmpycocotools that data sets before mmdet 2.11 ask for."""
+"""Version that data sets before mmdet 2.11 ask for."""
 
 
 @contextlib.contextmanager
@@ -219,10 +211,7 @@ def data_sets_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
 
 @patch('mmdet.datasets.coco', versions='mmdet 2.6.0 and 2.10.0')
 def coco_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
-    """Before mmdet 2.11 data sets asked for mmpycocotools, a fork of pycocotools that is no longer kept.
-
-    Its version and names in snake case come from pycocotools.
-    """
+    """Before mmdet 2.11 data sets asked for mmpycocotools, a fork of pycocotools that is no longer kept."""
     import pycocotools
     from pycocotools.coco import COCO
 
@@ -257,10 +246,7 @@ def coco_of_mmpycocotools(module: ModuleType, execute: Execute) -> bool:
 
 @patch('ops_dcnv3.functions.dcnv3_func', versions='InternImage 31c962d')
 def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
-    """InternImage imports a compiled extension, DCNv3, which is built for GPUs; without it PyTorch computes.
-
-    Its function's symbolic would need a plugin of TensorRT; the stand-in has none.
-    """
+    """InternImage imports a compiled extension, DCNv3, built for GPUs; without it PyTorch computes."""
     from mmdeploy_ext.compat.plain_kernels import dcnv3_forward
 
     return _without_extension(module, execute, 'DCNv3', 'DCNv3Function', dcnv3_forward)
@@ -268,7 +254,7 @@ def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
 
 @patch('DCNv4.functions.dcnv4_func', versions='DCNv4 4b848f7')
 def dcnv4_without_extension(module: ModuleType, execute: Execute) -> bool:
-    """DCNv4 imports its compiled extension, which is built for GPUs; without it PyTorch computes."""
+    """DCNv4 imports its compiled extension, built for GPUs; without it PyTorch computes."""
     from mmdeploy_ext.compat.plain_kernels import dcnv4_forward
 
     return _without_extension(module, execute, 'DCNv4.ext', 'DCNv4Function', dcnv4_forward)
@@ -278,7 +264,7 @@ def dcnv4_without_extension(module: ModuleType, execute: Execute) -> bool:
     'DCNv4.functions.flash_deform_attn_func', 'mmdet_custom.models.dense_heads.msda', versions='DCNv4 4b848f7'
 )
 def flash_deform_attn_without_extension(module: ModuleType, execute: Execute) -> bool:
-    """DCNv4's attention imports the same extension, beside its convolution, and asks for a GPU at its import.
+    """DCNv4's attention imports the same extension, and asks for a GPU at its import.
 
     It can be imported without both; a call fails.
     """
@@ -307,10 +293,7 @@ def _without_extension(
     function: str = '',
     compute: Callable[..., Any] | None = None,
 ) -> bool:
-    """Run a module with a compiled extension; if that is absent, `compute` stands for its `function`.
-
-    Return whether the extension is absent.
-    """
+    """Run a module; without its extension `compute` replaces `function`. Returns whether it is absent."""
     if importlib.util.find_spec(extension) is not None:
         execute()
         return False
@@ -326,7 +309,7 @@ def _without_extension(
 
 @patch('projects.mmdet3d_plugin.ops.deformable_aggregation', versions='Sparse4D c41df4b')
 def sparse4d_without_extension(module: ModuleType, execute: Execute) -> bool:
-    """Sparse4D imports a compiled extension, which is built for GPUs, or else refuses its own configs.
+    """Sparse4D imports a compiled extension, built for GPUs, or else refuses its own configs.
 
     PyTorch computes by the kernel's rule; upstream's variant differs at the border of pictures.
     """
@@ -350,7 +333,7 @@ TRIED = (2, 28)
 
 
 class OlderModule:
-    """A module of an mmdet older than 2.28, or one that it lacks: missing names are empty classes."""
+    """A module that mmdet before 2.28 has in part or not at all: missing names are empty classes."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -370,12 +353,12 @@ class OlderModule:
 
 @functools.cache
 def missing_class(name: str, module: str = '') -> type:
-    """The empty class for a missing name; no object is an instance of it."""
+    """An empty class without instances."""
     return type(name, (), {'__module__': module, '__doc__': f'No class {name} can be imported.'})
 
 
 def mmdet_release() -> tuple[int, ...]:
-    """First two numbers of the version of the imported mmdet."""
+    """First two numbers of the imported mmdet's version."""
     import mmdet
 
     return _release(mmdet.__version__)[:2]
@@ -387,7 +370,7 @@ def mmdet_module(name: str) -> ModuleType | OlderModule:
 
 
 def lacks_part_of_mmdet(error: ImportError | AttributeError) -> bool:
-    """Whether an import failed because the imported mmdet, older than 2.28, lacks the name."""
+    """Whether an import failed because the imported mmdet is older than 2.28."""
     module = getattr(error, 'obj', None)  # of an AttributeError
     name = module.__name__ if isinstance(module, ModuleType) else error.name or ''
     return name.partition('.')[0] == 'mmdet' and 'mmdet' in sys.modules and mmdet_release() < TRIED

@@ -1,10 +1,9 @@
-"""Operators of mmcv 1.7.2 and of research repositories with CUDA kernels alone, in PyTorch.
+"""Operators of mmcv 1.7.2 and research repositories that only have CUDA kernels, in PyTorch.
 
-CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https://arxiv.org/abs/1703.06211 and
-https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778; DCNv4:
-https://arxiv.org/abs/2401.06197.
+CARAFE: arXiv:1905.02188; deformable pooling of regions: arXiv:1703.06211, arXiv:1811.11168; DCNv3:
+arXiv:2211.05778; DCNv4: arXiv:2401.06197.
 
-B batch, C channels, R regions; h, w rows and columns of a map, or cells of a region; attention: T queries, S
+B batch, C channels, R regions; h, w rows and columns of a map or of a region's cells; attention: T queries, S
 keys, H heads, D channels of a head.
 """
 
@@ -26,14 +25,14 @@ MMCV_MODULES = (
 )
 """Modules of mmcv that compute by this file on the CPU."""
 SPARSE4D_EXTENSION = 'deformable_aggregation_ext'
-"""Compiled module of Sparse4D's package `ops`."""
 
 
 def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
     """Maps (B, C, h * scale_factor, w * scale_factor), enlarged by kernels of their own.
 
     `features` (B, C, h, w); `masks` (B, group_size * kernel_size ** 2, h * scale_factor, w * scale_factor),
-    group by group; `kernel_size` odd, zeros beyond the map.
+    group
+    by group; `kernel_size` odd, zeros beyond the map.
     """
     channels, (height, width) = features.shape[1], masks.shape[2:]
     padded = functional.pad(features, [kernel_size // 2] * 4)
@@ -51,10 +50,7 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
 def masked_conv2d(
     features: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, padding: Any = 0, stride: Any = 1
 ) -> Tensor:
-    """Convolve features (1, C, h, w) inside the mask of the result (1, h, w); zero outside.
-
-    The mask is bool, or above 0 inside.
-    """
+    """Convolve features (1, C, h, w) inside the mask of the result (1, h, w), bool or above 0; zero outside."""
     if features.shape[0] != 1 or mask.dim() != 3:
         raise ValueError(
             f'masked_conv2d: got features {tuple(features.shape)} and mask {tuple(mask.shape)}; expected '
@@ -71,7 +67,8 @@ def bins_of(
     """Cells of regions (R, 4) as boxes (R * h * w, 4) xyxy, pixels, moved by offsets.
 
     Offsets (R, 2, h, w) are x before y; 1 moves by `gamma` times the region's side. `size` is h, w; `scale`
-    cells of the map per pixel.
+    cells of
+    the map per pixel.
     """
     low, high = boxes[:, :2] * scale - 0.5, boxes[:, 2:] * scale - 0.5
     region_size = (high - low)[:, None, None]
@@ -97,7 +94,8 @@ def deform_roi_pool(
     """Pool regions (R, C, h, w) with moved cells.
 
     `features` (B, C, H, W); `rois` (R, 5) image, xyxy pixels; `offset`: see `bins_of`; `spatial_scale` cells
-    of the map per pixel; `sampling_ratio` samples per axis of a cell, 0: as many as cells of the map.
+    of the
+    map per pixel; `sampling_ratio` samples per axis of a cell, 0: as many as cells of the map.
     """
     from mmcv.ops import roi_align
     from torch.nn.modules.utils import _pair
@@ -146,13 +144,14 @@ def dcnv3_forward(
     *_: Any,
     has_centre: bool = True,
 ) -> Tensor:
-    """(B, h, w, G * D): sums of bilinear samples around each place, weighted by the mask: DCNv3.
+    """DCNv3 (B, h, w, G * D): sums of bilinear samples around each place, weighted by the mask.
 
-    G groups of D channels, P points of a kernel, H, W size of the map. `features` (B, H, W, G * D), zeros
-    beyond; `offset` (B, h, w, G * P * 2) x before y, cells, points down the columns of the kernel; `mask` (B,
-    h, w, G * P); `offset_scale` scales kernel and offsets; `has_centre`: the middle is one of the P points.
-
-    Source: InternImage 31c962d, `detection/ops_dcnv3`.
+    G groups of D channels, P points of a kernel. `features` (B, H, W, G * D), zeros beyond; `offset` (B, h,
+    w, G * P
+    * 2) x before y, cells, points down the columns of the kernel; `mask` (B, h, w, G * P); `offset_scale`
+    scales
+    kernel and offsets; `has_centre`: the middle is one of the P points. Source: InternImage 31c962d,
+    `detection/ops_dcnv3`.
     """
     batch, height, width, _ = features.shape
     rows, columns = offset.shape[1:3]
@@ -190,7 +189,7 @@ def dcnv3_forward(
 
 
 def dcnv4_forward(features: Tensor, offset_mask: Tensor, *settings: Any) -> Tensor:
-    """`dcnv3_forward` of offsets and weights in one tensor, (B, h, w, 3 * G * P or more): DCNv4.
+    """DCNv4: `dcnv3_forward` of offsets and weights in one tensor, (B, h, w, 3 * G * P or more).
 
     Group by group x and y of P points, then their weights. `settings`: of `dcnv3_forward` from `kernel_h` to
     `offset_scale`, then `im2col_step`, and whether the middle is left out. Source: DCNv4 4b848f7, `DCNv4_op`.
@@ -212,10 +211,11 @@ def attention_at_points(
     weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """(B, Q, N * D): weighted sums of bilinear samples at points of L maps: Deformable DETR's extension.
+    """Deformable DETR's extension (B, Q, N * D): weighted sums of bilinear samples at points of L maps.
 
     `values` (B, sum of h * w, N, D); `spatial_shapes` (L, 2) h, w; `locations` (B, Q, N, L, P, 2) x before y,
-    shares of the sides, zeros beyond; `weights` (B, Q, N, L, P). N heads, P points.
+    shares
+    of the sides, zeros beyond; `weights` (B, Q, N, L, P). N heads, P points.
     """
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
@@ -223,19 +223,22 @@ def attention_at_points(
 
 
 def in_pictures(places: Tensor) -> Tensor:
-    """Whether points (..., 2), in shares of a picture's sides, are strictly inside of it (...)."""
+    """Whether points (..., 2), in shares of a picture's sides, are strictly inside (...)."""
     return ((places > 0) & (places < 1)).all(-1)
 
 
 def deformable_aggregation(
     features: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """Samples of instances' key points over all cameras and levels (B, A, C): Sparse4D's operator.
+    """Sparse4D's operator (B, A, C): samples of instances' key points over all cameras and levels.
 
-    Points count strictly inside of a picture; cells beyond the map are 0. A instances, N cameras, L levels, S
+    Only points strictly inside of a picture count; cells beyond the map are 0. A instances, N cameras, L
+    levels, S
     cells of all maps, G groups of channels. `features` (B, S, C), camera by camera, level by level, row by
-    row; `spatial_shapes` (N, L, 2); `level_start_index` (N, L); `locations` (B, A, P, N, 2) u, v in shares of
-    the picture; `weights` (B, A, P, N, L, G).
+    row;
+    `spatial_shapes` (N, L, 2); `level_start_index` (N, L); `locations` (B, A, P, N, 2) u, v in shares of the
+    picture;
+    `weights` (B, A, P, N, L, G).
     """
     groups, mixed = weights.shape[-1], []
     for sample, places, shares in zip(features, locations, weights, strict=True):
@@ -263,7 +266,7 @@ VENDORED_FUNCTIONS = {
 
 
 def notes_on(model: nn.Module) -> list[str]:
-    """Sentences of a verdict about classes of a model that compute without their compiled kernel."""
+    """Sentences of a verdict about a model's classes that compute without their compiled kernel."""
     kinds = sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__)
     device = next((parameter.device.type for parameter in model.parameters()), 'cpu')
     notes = flash_attention_notes(model)
@@ -304,7 +307,8 @@ def plain_attention(
     """Attention (B, T, H, D) of queries (B, T, H, D) to keys and values (B, S, 2, H, D); NaN without keys.
 
     `causal`: query T - i sees the keys up to S - i, as in flash_attn 2.1. `key_padding_mask` (B, S) is true
-    for visible keys. `softmax_scale` is D ** -0.5 by default.
+    for
+    visible keys. `softmax_scale` is D ** -0.5 by default.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     queries = q.transpose(1, 2) * scale
@@ -333,7 +337,7 @@ def calls_kernel(kind: type) -> bool:
 def use_plain_attention(model: nn.Module) -> list[str]:
     """Let modules that call a kernel of flash_attn compute by PyTorch; return the changed classes' names.
 
-    Their classes get another `forward`. ValueError: other arguments than flash_attn's own.
+    ValueError: other arguments than flash_attn's own.
     """
     # the class of scripted modules has no `forward` of its own
     kinds = {type(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)}

@@ -1,7 +1,7 @@
 """Makes a repository's copy of mmdet3d importable without its compiled extensions.
 
-For mmdet3d 0.17 of mit-han-lab/bevfusion 326653d and 1.0.0rc4 of HuangJunJie2017/BEVDet f71858d, beside
-mmcv-full 1.7.2 and PyTorch 2.13. Built extensions are used.
+For mmdet3d 0.17 of mit-han-lab/bevfusion 326653d and 1.0.0rc4 of HuangJunJie2017/BEVDet f71858d. Built
+extensions are used.
 """
 
 from __future__ import annotations
@@ -87,10 +87,7 @@ def offer() -> None:
 
 @patch('mmdet3d.ops.spconv.conv', versions='mmdet3d 0.17 with mmcv-full 1.7.2')
 def mmdet3d_sparse_convolutions(module: ModuleType, execute: Execute) -> bool:
-    """mmcv registers sparse convolutions under the names of mmdet3d 0.x since 1.5: the copy's replace them.
-
-    Other models of the process that name them get these, too.
-    """
+    """mmcv registers sparse convolutions under the names of mmdet3d 0.x since 1.5: the copy's replace them."""
     from mmcv.cnn import CONV_LAYERS
 
     of_mmcv = [

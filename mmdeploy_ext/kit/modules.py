@@ -49,7 +49,10 @@ def write_module_kit(
     seed: int = 0,
     pictures: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
-    """Write the kit of a PyTorch module and an ONNX file; return its manifest. Arguments: see `prove_module`."""
+    """Write the kit of a PyTorch module and an ONNX file; return its manifest.
+
+    For arguments see `prove_module`.
+    """
     proof = ModuleProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
     proof.compare_samples()
     if generate and not state:

@@ -64,10 +64,7 @@ def original(camera: np.ndarray, to_input: np.ndarray) -> np.ndarray:
 
 
 def unmoved(cam2img: np.ndarray, to_input: np.ndarray, scale_factor: np.ndarray) -> np.ndarray:
-    """Camera (4, 4) float64 for the picture times `scale_factor` ((4,) `w h w h`), without padding or warp.
-
-    `cam2img` (4, 4) is for the network input; `to_input` (3, 3) takes pixels of the picture to it.
-    """
+    """`original` times `scale_factor` ((4,) `w h w h`): the camera without padding or warp."""
     scale = np.diag([float(scale_factor[0]), float(scale_factor[1]), 1.0])
     return square_matrix(scale @ np.linalg.inv(to_input)) @ cam2img.astype(np.float64)
 
@@ -75,8 +72,8 @@ def unmoved(cam2img: np.ndarray, to_input: np.ndarray, scale_factor: np.ndarray)
 def cameras_of(content: Any) -> dict[str, np.ndarray]:
     """File name -> camera (4, 4) of a JSON file; '' stands for all other pictures.
 
-    The content is a matrix, a dict of file name -> matrix, or annotations of mmdet3d's monocular data sets.
-    ValueError, KeyError, TypeError: anything else.
+    The content is a matrix, file name -> matrix, or annotations of mmdet3d's monocular data sets. ValueError,
+    KeyError, TypeError: anything else.
     """
     if isinstance(content, list):
         pairs = [('', content)]

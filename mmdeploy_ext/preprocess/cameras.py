@@ -1,8 +1,7 @@
 """Images and calibration of several cameras as a network input, in numpy and OpenCV.
 
-Sources, test time: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py;
-fundamentalvision/BEVFormer 66b65f3, the same file. N cameras, H, W network input in pixels, h, w a camera's
-image.
+Sources, test time: datasets/pipelines/transform_3d.py of exiawsh/StreamPETR 95f6470 and
+fundamentalvision/BEVFormer 66b65f3. N cameras, H, W network input in pixels, h, w a camera's image.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ class MultiViewRule(JsonDataclass):
         source: (h, w) of every image.
         scale: network pixels per image pixel.
         resized: (h, w) after the resize.
-        crop: (top, left) of the crop in the resized image; black outside of the image.
+        crop: (top, left) in the resized image; black outside.
         size: (h, w) of the crop.
-        size_divisor: zero-pad bottom and right to a multiple of this, after normalising.
+        size_divisor: zero-pad bottom and right to a multiple, after normalising.
         pad_size: (H, W) to pad to instead.
         num_cameras: N.
         cameras: names in the order of the network input; `CAMERAS` for six, else ().
@@ -135,8 +134,9 @@ class MultiViewRule(JsonDataclass):
     def crop_matrix(self, size: int = 3) -> np.ndarray:
         """Matrix (size, size) from image pixels to network pixels.
 
-        Size 3 maps (x, y, 1), size 4 (x, y, depth, 1), with x and y already divided by depth. float32 as in
-        StreamPETR; float64 as in BEVFormer if `normalised_first`.
+        Size 3 maps (x, y, 1), size 4 (x, y, depth, 1), x and y divided by depth. float32 as in StreamPETR;
+        float64 as in
+        BEVFormer if `normalised_first`.
         """
         matrix = np.eye(size, dtype=np.float64 if self.normalised_first else np.float32)
         matrix[[0, 1], [0, 1]] = self.scale
@@ -147,7 +147,8 @@ class MultiViewRule(JsonDataclass):
         """Calibration of a rig for pixels of the network input.
 
         `intrinsics` (N, 3, 3) are of images of size `source`; `lidar2cam` (N, 4, 4) is rigid, metres, camera
-        x right, y down, z forward.
+        x right, y
+        down, z forward.
         """
         count = self.num_cameras
         for name, value, side in (('intrinsics', intrinsics, 3), ('lidar2cam', lidar2cam, 4)):

@@ -1,7 +1,7 @@
 """Pictures, calibration and points of one moment as input of a camera-LiDAR model.
 
-Source of merged sweeps: mmdet3d 1.0.0rc6, LoadPointsFromMultiSweeps; here always the nearest sweeps. P points
-of D values, N cameras.
+Merged sweeps: mmdet3d 1.0.0rc6, LoadPointsFromMultiSweeps, always the nearest sweeps. P points of D values, N
+cameras.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PastSweep:
     Attributes:
         rotation: (3, 3), its LiDAR frame to the key frame's, dtype of the info.
         translation: (3,) m, after the rotation.
-        timestamp_s: absolute time of its measurement.
+        timestamp_s: absolute.
     """
 
     path: str
@@ -64,7 +64,8 @@ class PastSweeps:
         """Points (P, D) float32 of key frame and past sweeps in the key frame, with ages in column `AGE`.
 
         Ages of `points` (P, D >= 5) are zeroed in place. `read` gives points (P, D) float32 of a path.
-        ValueError: a past sweep has another D.
+        ValueError: a past
+        sweep has another D.
         """
         points[:, AGE] = 0
         if not sweeps and self.pad_empty:
@@ -111,8 +112,8 @@ class FusionRule(JsonDataclass):
         return PastSweeps(self.sweeps, self.pad_empty_sweeps, self.remove_close) if self.sweeps else None
 
     def img_aug_matrix(self) -> np.ndarray:
-        """Return (N, 4, 4) equal matrices from camera pixels to network pixels.
+        """(N, 4, 4) equal matrices from camera pixels to network pixels, for (x, y, depth, 1).
 
-        They map (x, y, depth, 1) with x and y already divided by depth, see `runtime.frames.of_rays`.
+        x and y are divided by depth, see `runtime.frames.of_rays`.
         """
         return np.tile(self.views.crop_matrix(4), (self.views.num_cameras, 1, 1))

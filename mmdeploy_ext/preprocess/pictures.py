@@ -33,7 +33,7 @@ class PreparedImage:
     """One image as network input.
 
     Attributes:
-        tensor: (3, H, W) float32, normalised and padded; RGB if the rule has `to_rgb`, else BGR. (1, H, W) of
+        tensor: (3, H, W) float32, normalised and padded, RGB if the rule has `to_rgb`, else BGR; (1, H, W) of
             grey models.
         img_shape: (h, w) before padding.
         scale_factor: (4,) float32 `w h w h`, network input / original.
@@ -64,7 +64,7 @@ class PreparedImage:
         return np.array([[ratio_w, 0, left], [0, ratio_h, top], [0, 0, 1]])
 
     def with_camera(self, cam2img: np.ndarray) -> PreparedImage:
-        """Add the camera, given for the original picture, (4, 4)."""
+        """Add the camera (4, 4) of the original picture."""
         return dataclasses.replace(self, cam2img=square_matrix(self.to_input) @ cam2img)
 
 
@@ -96,7 +96,7 @@ class PreprocessRule(JsonDataclass):
         resize: bilinear by 'cv2' or 'pillow'; 'warp': OpenCV's affine warp by the ratio of widths about the
             middle, cut or black above and below.
         to_float32: resize in float32 without rounding to 8 bits.
-        grey: the network takes one channel, to which the first `mean`, `std` and `pad_val` apply.
+        grey: the network takes one channel, by the first `mean`, `std` and `pad_val`.
     """
 
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -195,7 +195,7 @@ def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
 
 
 def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear resize of (h, w, 3) uint8 or float32 by OpenCV."""
+    """Bilinear resize of (h, w, 3) uint8 or float32."""
     import cv2
 
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -242,7 +242,7 @@ def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float]
 
 @contextlib.contextmanager
 def _decoder_messages() -> Iterator[list[str]]:
-    """Capture file descriptor 2, since OpenCV hides libjpeg's warnings otherwise."""
+    """Capture file descriptor 2: OpenCV hides libjpeg's warnings."""
     lines: list[str] = []
     with _DECODER_LOCK, tempfile.TemporaryFile() as messages:
         try:
@@ -265,11 +265,9 @@ def _decoder_messages() -> Iterator[list[str]]:
 def read_image(path: str | Path, grey: bool = False) -> np.ndarray:
     """Read (h, w, 3) uint8 BGR, turned by EXIF; 16 bits, gray and alpha are converted.
 
-    With `grey` the three channels are equal, the grey levels that the decoder gives mmcv with
-    `color_type='grayscale'`: of a JPEG its luminance, which differs from `grey_of` a colour picture.
-
-    Raises:
-        ImageError: missing, unreadable, damaged, or no image.
+    With `grey` the channels equal mmcv's `color_type='grayscale'`, for a JPEG its luminance. ImageError:
+    missing,
+    unreadable, damaged, or no image.
     """
     import cv2
 

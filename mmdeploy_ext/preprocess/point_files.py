@@ -64,7 +64,7 @@ class PointRule:
 
 
 def point_rule(cfg: Any, in_channels: int) -> PointRule:
-    """Rule of a config's test pipeline, see `PointRule.from_pipeline`."""
+    """`PointRule.from_pipeline` of a config's test pipeline."""
     try:
         steps = test_pipeline(cfg)
     except ConfigError:
