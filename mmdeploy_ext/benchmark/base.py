@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.benchmark.measure import Run
 
     Runs = Mapping[str, Sequence[Run]]
-    """Name of a contender -> its runs."""
 
 COUNT_TOLERANCE = 0.02
-"""Relative difference of numbers of detections: a score near the threshold falls on either side of it."""
+"""Relative difference of numbers of detections: scores near the threshold fall on either side."""
 
 
 class Benchmark(abc.ABC):
@@ -37,12 +36,12 @@ class Benchmark(abc.ABC):
 
     Attributes:
         kind: 'images', 'stream' or 'sparse', as in `EngineInfo.runs`.
-        models: name of these models in messages, in the plural.
-        foreign: attributes of options that do not apply to these models.
+        models: plural name of the models in messages.
+        foreign: attributes of options that do not apply.
         seconds: default of `--max-seconds` per group (0: no limit).
-        threads: threads of the engines; sparse backbones alone have several.
+        threads: threads of the engines; only sparse backbones have several.
         deployment: the model; set by `load`.
-        files: label -> exported file or folder, given by the user or exported for the run.
+        files: label -> exported file or folder.
         batch: pictures, frames or sweeps in a sample.
         refused: files that engines refused: engine, label, file, reason.
     """
@@ -75,38 +74,38 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def export(self, folder: str) -> dict[str, str]:
-        """Export the files to measure to a folder, since the user named none; return label -> path."""
+        """Export the files to measure, if the user named none; return label -> path."""
 
     @abc.abstractmethod
     def groups(self) -> dict[str, Sequence[Any]]:
-        """Return name -> samples that are measured together; rounds go through them again and again.
+        """Name -> samples that are measured together, again and again.
 
         The last group is the main one: memory is measured on it, and the chart shows it.
         """
 
     @abc.abstractmethod
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """Return the contenders in eager PyTorch; the stack closes what they open."""
+        """Contenders in eager PyTorch; the stack closes what they open."""
 
     @abc.abstractmethod
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return the contenders of an engine on a file; the stack closes what they open."""
+        """Contenders of an engine on a file; the stack closes what they open."""
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """Return a function that runs the model on a sample after `torch.compile`."""
+        """Function that runs the model on a sample after `torch.compile`."""
         raise NotImplementedError
 
     @abc.abstractmethod
     def input_shape(self) -> str:
-        """Return the shape of a sample for the headline."""
+        """Shape of a sample for the headline."""
 
     # ---- what all kinds share
 
     @contextlib.contextmanager
     def open_contenders(self) -> Iterator[list[Contender]]:
-        """Open every engine on every file, PyTorch first; if the user named no file, export before."""
+        """Open every engine on every file, PyTorch first."""
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_'))
             if not self.files and any(ENGINES[name].files for name in self.engines):
@@ -255,13 +254,13 @@ def run_alone(
 
 
 def short_labels(paths: Sequence[str], *label_kinds: Sequence[str]) -> dict[str, str]:
-    """Return label -> path, by the first of the lists of labels that are all different, else by path."""
+    """Label -> path, by the first list of labels that are all different, else by path."""
     distinct = next((labels for labels in label_kinds if len(set(labels)) == len(paths)), paths)
     return dict(zip(distinct, paths, strict=True))
 
 
 def doubts(rows: Sequence[dict[str, Any]], main: str) -> list[str]:
-    """Return a note on rows of the group `main` that found nothing, or too different numbers of objects."""
+    """Notes on rows of the group `main` that found nothing, or too different numbers of objects."""
     counts = sorted(row['detections_per_image'] for row in rows if row['input'] == main)
     if counts[-1] == 0:
         return ['nothing was found on these images: the cost of post-processing depends on what is found']

@@ -14,8 +14,7 @@ class PartClock:
     """Context manager that measures the time in functions of objects; nested calls count for the outer one.
 
     Attributes:
-        methods: part -> pairs of an object (or module) and the name of its function, which is replaced by a
-            timed one while the clock is active.
+        methods: part -> (object, name of its function); the functions are timed inside the block.
         seconds: part -> seconds so far.
     """
 
@@ -39,7 +38,7 @@ class PartClock:
         return run
 
     def since(self, before: Mapping[str, float]) -> dict[str, float]:
-        """Return part -> seconds since `before`, a copy of `seconds` that was made then."""
+        """Seconds per part since `before`, a copy of `seconds`."""
         return {part: self.seconds[part] - start for part, start in before.items()}
 
     def __enter__(self) -> PartClock:

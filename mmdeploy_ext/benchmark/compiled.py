@@ -1,4 +1,4 @@
-"""The model in `torch.compile`, which a user can try before any export."""
+"""The model in `torch.compile`, without an export."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BACKEND = 'inductor'
-"""The compiler that `torch.compile` uses."""
 RECOMPILE_LIMIT = 64
 """Graphs per network: a head is called once per level, and the number of regions varies."""
 
 
 def networks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Yield the largest parts of a detector, `model`, that have a `forward` of their own and parameters."""
+    """Yield the largest parts of a detector with a `forward` and parameters."""
     for child in model.children():
         if next(child.parameters(), None) is None:
             continue
@@ -31,7 +30,7 @@ def networks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def compiled(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of a model with networks that compile in their first run, inside `while_compiling`."""
+    """Copy of a model with networks that compile in their first run, inside `while_compiling`."""
     copied = copy.deepcopy(model)
     for part in networks(copied):
         part.forward = torch.compile(part.forward, backend=BACKEND)
@@ -40,7 +39,7 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def while_compiling() -> Iterator[None]:
-    """Freeze weights into the code of models that are compiled, and run, inside."""
+    """Freeze weights into the code of models that are compiled and run inside."""
     import torch._dynamo
     import torch._inductor.config
     from torch._inductor.utils import fresh_cache
@@ -51,7 +50,7 @@ def while_compiling() -> Iterator[None]:
 
 
 def first_run(run: Callable[[], object]) -> None:
-    """Call `run`, which runs a `compiled` model for the first time and so compiles it."""
+    """Run a `compiled` model for the first time; that compiles it."""
     try:
         run()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The benchmark of models of single images: PyTorch against graphs of any form, on batches of pictures."""
+"""Models of single images: PyTorch against graphs of any form, on batches of pictures."""
 
 from __future__ import annotations
 
@@ -34,27 +34,18 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 EXPORTED_FORMS = ('full', 'raw')
-"""Forms that are exported for the run if the user names no files."""
+"""Exported if the user names no files."""
 MAX_IMAGES = 64
-"""Number of the user's pictures that are used."""
 
 
 class ImageBenchmark(Benchmark):
-    """Benchmark on batches of pictures. A sample is one batch, a list of prepared images.
-
-    Results are in pixels of the original pictures: `rescale` is True in every call.
-
-    Attributes:
-        images: BGR pictures, at most `MAX_IMAGES`.
-        options: height, width and batch of the run.
-    """
+    """A sample is one batch of prepared pictures; results are in pixels of the original."""
 
     kind = 'images'
     models = 'models of single images'
     foreign = ('voxels',)
 
     def load(self) -> None:
-        """Load the model and the pictures."""
         args = self.args
         files_metadata, self.options = read_files(args)
         paths = list_images(args.images or [DEFAULT_PICTURE])
@@ -82,7 +73,6 @@ class ImageBenchmark(Benchmark):
         self.files = short_labels(args.onnx, forms, stems)
 
     def export(self, folder: str) -> dict[str, str]:
-        """Export the forms `full` and `raw`, if the family has them, to a folder; return form -> path."""
         paths, deployment = {}, self.deployment
         for form in EXPORTED_FORMS:
             if form in deployment.family.forms:
@@ -94,19 +84,18 @@ class ImageBenchmark(Benchmark):
         return paths
 
     def prepare(self, start: int = 0) -> list[PreparedImage]:
-        """Return one prepared batch of images from index `start` on; after the last comes the first."""
+        """One batch of images from index `start` on, cyclic."""
         size = self.options.height, self.options.width
         pictures = [self.images[(start + index) % len(self.images)] for index in range(self.batch)]
         return [prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
 
     def groups(self) -> dict[str, list[list[PreparedImage]]]:
-        """Return one group; its samples are the batches of all images."""
         batches = [self.prepare(start) for start in range(0, max(len(self.images), self.batch), self.batch)]
         shift = self.ranks.rank % len(batches)
         return {'': [*batches[shift:], *batches[:shift]]}
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """Return the model in eager PyTorch, and with `--fuse-conv-bn` its fused copy."""
+        """Eager PyTorch, and with `--fuse-conv-bn` its fused copy."""
         models = {BASELINE: self.deployment.model}
         if self.args.fuse_conv_bn:
             models[FUSED] = fused(self.deployment.model)
@@ -115,7 +104,6 @@ class ImageBenchmark(Benchmark):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return the graph of a file on an engine, with the post-processing that its form leaves out."""
         backend = stack.enter_context(ENGINES[engine].open(path, self.threads[0]))
         contender = backend_contender(self.deployment.family, backend, engine, label, path)
         if self.args.skip_refused:  # an engine may refuse a graph only when it runs it
@@ -123,19 +111,17 @@ class ImageBenchmark(Benchmark):
         return [contender]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """Compile a copy of the model on one batch; return a function that runs a batch."""
         model = compiled.compiled(self.deployment.model)
         run = torch_contender(self.deployment.family, model).run
         compiled.first_run(lambda: run(self.prepare()))
         return run
 
     def input_shape(self) -> str:
-        """Return batch, channels, height and width, such as '1x3x800x1216'."""
         return f'{self.batch}x3x{self.options.height}x{self.options.width}'
 
 
 def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
-    """Read the metadata of the user's files, and the size and batch that files and command line agree on."""
+    """Metadata of the user's files, and the size and batch on which files and command line agree."""
     # pairs of where a value comes from, and the value
     sizes, batches = [], []
     if args.shape:
@@ -171,7 +157,7 @@ def _read_metadata(path: str) -> Metadata:
 
 
 def torch_contender(family: ImageFamily, model: torch.nn.Module, name: str = BASELINE) -> Contender:
-    """Return a contender that runs upstream's test path in eager PyTorch."""
+    """Contender that runs upstream's test path in eager PyTorch."""
     import torch
 
     device, reference = next(model.parameters()).device, family.reference(model)
@@ -187,7 +173,7 @@ def torch_contender(family: ImageFamily, model: torch.nn.Module, name: str = BAS
 
 
 def backend_contender(family: ImageFamily, backend: Backend, engine: str, label: str, file: str) -> Contender:
-    """Return a contender that runs a graph, and in numpy the post-processing that its form leaves out."""
+    """Contender that runs a graph, and in numpy the post-processing that its form leaves out."""
 
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()

@@ -15,16 +15,16 @@ from mmdeploy_ext.engines.registry import gpu_name
 SIMD = ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_int8', 'amx_bf16')
 """Instruction sets that decide how fast matrix products are, as Linux names them."""
 QUIET_SHARE = 0.05
-"""Share of the cores that other processes may use; above it figures are doubtful."""
+"""Figures are doubtful above this share."""
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use; it works on Linux alone, as all benchmarks do."""
+    """Cores that this process may use; Linux only."""
     return len(os.sched_getaffinity(0))
 
 
 def machine() -> dict[str, Any]:
-    """Return the entry of a machine in the JSON file of a benchmark."""
+    """Entry of the machine in a benchmark's JSON file."""
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
@@ -56,18 +56,14 @@ def _busy_s() -> float | None:
 
 
 def load_notes(other_load: float | None) -> list[str]:
-    """Return a note if other processes used more than `QUIET_SHARE` of the cores."""
+    """A note if other processes used more than `QUIET_SHARE` of the cores."""
     if other_load is None or other_load <= QUIET_SHARE:
         return []
     return [f'other processes used {other_load:.0%} of the cores meanwhile: measure again when it is quiet']
 
 
 class OtherLoad:
-    """Context manager that measures how much of the cores other processes use.
-
-    Attributes:
-        share: used share of all cores, 0..1; None inside the block, and if the system does not say.
-    """
+    """Context manager that measures the `share` of the cores (0..1, or None) that other processes use."""
 
     share: float | None = None
 

@@ -18,27 +18,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 COMPILED_FORM = 'compiled'
-"""Form of the contender `torch.compile`, which runs no file."""
 FUSED = 'torch fused'
-"""Name of the contender that is the PyTorch model with its BatchNorms folded into the convolutions."""
+"""Contender with BatchNorms folded into the convolutions."""
 MIN_ROUNDS = 3
 """Rounds that no time limit cuts off."""
 SETTLE_S = 0.02
 """Pause between two runs: threads of the last engine spin for some milliseconds and would slow the next."""
 WARMUP_ROUNDS = 3
-"""Warm-up rounds of `time_files`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The measured times of one run of one contender.
+    """Times of one run of one contender.
 
     Attributes:
-        total_s: from the prepared sample to the detections; of sparse backbones to the map.
+        total_s: from the prepared sample to the detections, or the map of a sparse backbone.
         network_s: the graphs or networks alone; None if unknown.
-        detections: in the whole sample; of sparse backbones the number of voxels.
-        parts_s: part of a model, such as 'backbone', or 'cpu' for the CPU time of the process -> seconds.
-        fed_bytes: bytes that the engine was fed besides images; None if unknown.
+        detections: in the whole sample; number of voxels of a sparse backbone.
+        parts_s: part ('backbone', or 'cpu' for the CPU time of the process) -> seconds.
+        fed_bytes: bytes of inputs besides images; None if unknown.
     """
 
     total_s: float
@@ -50,15 +48,15 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A model on an engine, which turns a prepared sample into detections, or voxels into a map.
+    """A model on an engine, from a prepared sample to detections, or from voxels to a map.
 
     Attributes:
         name: unique name for tables; eager PyTorch is `registry.BASELINE`.
         engine: name in `registry.ENGINES`.
         form: form or contract of the file; '' for PyTorch, `COMPILED_FORM` for `torch.compile`.
         run: runs the model on a sample and returns the times.
-        file: path of the exported file or folder; '' if it runs no file.
-        threads: threads of a contender of a sparse backbone; 0: the benchmark's number.
+        file: exported file or folder, or ''.
+        threads: threads of a sparse backbone; 0: the benchmark's number.
     """
 
     name: str
@@ -70,7 +68,7 @@ class Contender:
 
 
 def timed(call: Callable[[Any], object]) -> Callable[[Any], Run]:
-    """Return a `Contender.run` that times `call`, also the CPU time of the process."""
+    """A `Contender.run` that times `call`, also the CPU time of the process."""
 
     def run(sample: Any) -> Run:
         start, start_cpu = time.perf_counter(), time.process_time()
@@ -89,16 +87,16 @@ def interleave(
     on_round: Callable[[int, Mapping[str, list[Run]]], None] = lambda index, runs: None,
     seconds: float = 0,
 ) -> dict[str, list[Run]]:
-    """Run every contender once per round; return name -> one run per round that counts.
+    """Run every contender once per round; return name -> one run per counted round.
 
     Args:
         contenders: at least one, with unique names.
-        samples: round i takes sample i modulo their number; rounds of the warm-up are the first.
-        rounds: number of rounds that count.
+        samples: round i takes sample i modulo their number, warm-up first.
+        rounds: number of counted rounds.
         warmup: number of rounds before them.
         before_each: called before every run; processes that measure in step wait for each other there.
-        on_round: called after every round that counts, with its index and the runs so far.
-        seconds: no round begins so long after the first one, once `MIN_ROUNDS` count; 0 runs all rounds.
+        on_round: called after every counted round with its index and the runs so far.
+        seconds: after `MIN_ROUNDS`, no round begins so long after the first one; 0 runs all rounds.
     """
     runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
     if len(runs) != len(contenders) or not runs:
@@ -130,14 +128,15 @@ def time_files(
     threads: int = 0,
     engine: str = 'onnxruntime',
 ) -> dict[str, Any]:
-    """Run a float ONNX file and the INT8 file made of it in turns; a time is the graph's alone.
+    """Run a float ONNX file and the INT8 file made of it in turns; only graphs are timed.
 
-    `batches` are dicts of input name -> array, the images (B, C, H, W) first; `threads` 0 leaves the number
-    to the engine, one of `registry.QUANTISED`.
+    `batches` are feeds by input name, images (B, C, H, W) first; `threads` 0 leaves the number to the engine,
+    one of
+    `registry.QUANTISED`.
 
     Returns:
-        `ratio`, INT8 time over float time per round; `cpu_ratio`, the same of the CPU time, which other
-        processes hardly change on one thread; `float_ms`, `int8_ms`, all by `spread`; and the settings.
+        `ratio`, INT8 time over float time per round; `cpu_ratio`, of the CPU time, which other processes
+        hardly change on one thread; `float_ms`, `int8_ms`, all by `spread`; and the settings.
     """
     info = ENGINES[engine]
     with contextlib.ExitStack() as stack:
@@ -166,7 +165,7 @@ def time_files(
 
 
 def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
-    """Return median, quartiles, median absolute deviation, minimum and maximum of at least one value."""
+    """Median, quartiles, median absolute deviation, minimum and maximum of at least one value."""
     array = np.asarray(list(values), np.float64)
     q1, median, q3 = np.percentile(array, [25, 50, 75])
     figures = dict(
@@ -176,12 +175,12 @@ def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
 
 
 def ratio(runs: Iterable[Run], base_runs: Iterable[Run]) -> dict[str, float]:
-    """Return the `spread` of the times of `runs` divided by those of `base_runs`, round by round."""
+    """`spread` of the times of `runs` over times of `base_runs`, round by round."""
     return spread((run.total_s / base.total_s for run, base in zip(runs, base_runs, strict=True)), 4)
 
 
 def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
-    """Return the `spread` in milliseconds of times in seconds, or None if one is None."""
+    """`spread` in milliseconds, or None if one time is None."""
     values = list(seconds)
     return None if None in values else spread(value * 1e3 for value in values)
 
@@ -189,7 +188,7 @@ def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
 def summarise(
     contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]], batch: int, processes: int = 1
 ) -> list[dict[str, Any]]:
-    """Return a dict per contender: times in ms, ratio to PyTorch round by round, images per second."""
+    """A dict per contender: times in ms, ratio to PyTorch round by round, images per second."""
     rows = []
     for contender in contenders:
         its_runs = runs[contender.name]

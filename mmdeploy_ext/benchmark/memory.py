@@ -17,18 +17,16 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 RUNS = 3
-"""Number of times that a contender runs in its process."""
+"""Runs of a contender in its process."""
 STATUS = Path('/proc/self/status')
 HOW = (
     'each contender alone in a fresh process, resident set from /proc/self/status; peak: highest while '
     'opening it and running three samples; resident: after them; both less what was there before, without '
     'the weights of PyTorch'
 )
-"""How memory is measured, for the JSON file."""
 
 
 def is_supported() -> bool:
-    """Return whether this system has the figures of memory."""
     return STATUS.is_file()
 
 
@@ -51,7 +49,7 @@ def reset_peak() -> int:
 
 
 def used_since(baseline_kb: int) -> dict[str, float]:
-    """Return `peak_mb` and `resident_mb`, MiB above a result of `reset_peak`."""
+    """`peak_mb` and `resident_mb`, MiB above a result of `reset_peak`."""
     return dict(
         peak_mb=round((_status_kb('VmHWM') - baseline_kb) / 1024, 1),
         resident_mb=round((_status_kb('VmRSS') - baseline_kb) / 1024, 1),
@@ -67,7 +65,7 @@ def _child(parent: Connection) -> None:
 
 
 def measure(call: Callable[[], dict[str, float]], name: str) -> dict[str, float]:
-    """Return the result of `call`, which opens and runs the contender `name`, from a fresh process."""
+    """Run `call`, which opens and runs the contender `name`, in a fresh process; return its result."""
     context = multiprocessing.get_context('spawn')
     # sent by a pipe: an argument of the process blocks for ever if the process ends before it has read it
     child, parent = context.Pipe()

@@ -1,4 +1,4 @@
-"""The time of the test path, in PyTorch and with sessions in place of the parts."""
+"""Time of the test path in PyTorch, and with ONNX Runtime in place of the parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.cutting.model import CutModel
 
 SWAPPED = 'parts in ONNX Runtime'
-"""Name of the row of the model with sessions in place of its parts."""
 
 
 def time_parts(

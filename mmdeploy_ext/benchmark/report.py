@@ -1,4 +1,4 @@
-"""The table and the chart of a benchmark, made of the content of its JSON file."""
+"""Table and chart of a benchmark's JSON file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     Row = Mapping[str, Any]
-    """JSON object of a benchmark."""
 
 NETWORK_COLOUR, POSTPROCESS_COLOUR = '#3b6ea5', '#e0973a'
-"""Colours of the two parts of a bar: time of the network, and of the post-processing."""
 
 
 def headline(result: Row) -> str:
-    """Return config, input, threads, processes, rounds and machine in one line."""
+    """Config, input, threads, processes, rounds and machine in one line."""
     machine = f'{result["machine"]["cpu"]}, {result["machine"]["cores"]} cores'
     processes = '1 process' if result['processes'] == 1 else f'{result["processes"]} processes'
     return (
@@ -42,7 +40,7 @@ def _quartiles(figures: Mapping[str, float] | None, digits: int = 1) -> str:
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
-    """Return title of a column -> text of its cell in a row; columns without a value are left out."""
+    """Title of a column -> text of its cell in a row; empty columns are left out."""
     columns: dict[str, Callable[[Row], str]] = {
         'input': lambda row: escape(row['input']) or '-',
         'median ms': lambda row: f'[bold]{_median(row["total_ms"])}[/bold]',
@@ -66,7 +64,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
 
 
 def print_result(result: Row, console: Console) -> None:
-    """Print the table on a console; `result` is the content of the JSON file."""
+    """Print the table of a JSON file's content."""
     rows = result['contenders']
     console.print(escape(headline(result)), soft_wrap=True)
     columns = _columns(rows)
@@ -81,7 +79,7 @@ def print_result(result: Row, console: Console) -> None:
 
 
 def write_chart(result: Row, target: str | Path) -> None:
-    """Draw the content of a JSON file into a PNG: a bar for each contender on the main input."""
+    """Draw the content of a JSON file into a PNG: a bar per contender on the main input."""
     rows = [row for row in result['contenders'] if row['input'] == result['main_input']]
     with views.png(target, 9.5, 1.9 + 0.62 * len(rows), font=11, dpi=120) as figure:
         _draw_bars(result, rows, figure.add_subplot())

@@ -1,4 +1,4 @@
-"""The benchmark of sparse backbones: spconv against portable ONNX on CPU engines, for several scenes."""
+"""Sparse backbones: spconv against portable ONNX on CPU engines, for several scenes."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 DEFAULT_SIZES = (5000, 20000, 60000, 120000)
 """Numbers of voxels of the generated scenes."""
 THREADS = (1, 2)
-"""Numbers of threads on which files are measured if the user gives none."""
 FILLED = 0.45
-"""Share of the cells of a generated ground that have a voxel."""
+"""Share of the ground's cells with a voxel."""
 
 
 class SparseBenchmark(Benchmark):
-    """Benchmark on sets of voxels, one group each: generated scenes, smallest first, then real sweeps.
+    """Generated scenes, smallest first, then real sweeps; one group each.
 
-    A sample is a `VoxelSet`: features (N, C) float32, and coordinates (N, 4) int32, which are the index in
-    the batch, 0, and the axes in the order of `graph`.
+    A sample is a `VoxelSet`: features (N, C) float32, and coordinates (N, 4) int32, sample 0 first, axes in
+    the
+    order of `graph`.
 
     Attributes:
-        graph: the graph of the model, folded in float32.
-        scenes, sweeps: the generated and the real sets of voxels.
+        graph: folded in float32.
+        scenes, sweeps: generated and real sets of voxels.
     """
 
     kind = 'sparse'
@@ -60,7 +60,6 @@ class SparseBenchmark(Benchmark):
     seconds = 45.0
 
     def load(self) -> None:
-        """Load the model, trace its graph, and make the sets of voxels."""
         args = self.args
         self.threads = (args.threads,) if args.threads else THREADS
         if args.voxels is not None and min(args.voxels) < 1:
@@ -81,18 +80,16 @@ class SparseBenchmark(Benchmark):
         self.scenes = synthetic_sets(self.deployment, args.voxels or DEFAULT_SIZES)
 
     def groups(self) -> dict[str, list[VoxelSet]]:
-        """Return a group for each set of voxels."""
         return {voxels.name: [voxels] for voxels in (*self.scenes, *self.sweeps)}
 
     def export(self, folder: str) -> dict[str, str]:
-        """Export the portable file, in standard operators, to a folder; return its label -> path."""
         path = str(Path(folder) / 'portable.onnx')
         options = self.deployment.family.choose(target='portable', order=self.graph.order)
         deploy.write_file(self.deployment, self.graph, options, path)
         return dict(portable=path)
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """Return the unpatched model on spconv with one thread, its only correct mode."""
+        """The unpatched model on spconv with one thread, its only correct mode."""
         family, model = self.deployment.family, self.deployment.model
         ops = importlib.import_module('spconv.pytorch.ops')
         clock = stack.enter_context(PartClock(dict(rulebook=[(ops, 'get_indice_pairs')])))
@@ -108,7 +105,7 @@ class SparseBenchmark(Benchmark):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return a contender for each number of threads."""
+        """A contender per number of threads."""
         contenders = []
         for threads in self.threads:
             run = STEPS[engine](path, threads, self.graph.order)
@@ -118,19 +115,17 @@ class SparseBenchmark(Benchmark):
         return contenders
 
     def input_shape(self) -> str:
-        """Return the voxels along each axis in the graph's order."""
         return f'grid {"x".join(map(str, self.graph.spatial_shape))}'
 
 
 def thread_count(threads: int) -> str:
-    """Return '1 thread', '2 threads' and so on."""
     return f'{threads} thread{"" if threads == 1 else "s"}'
 
 
 def ground(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.ndarray:
-    """Return voxels (count, 4) int32 of bumpy ground around a corner of the grid, in random order.
+    """Voxels (count, 4) int32 of bumpy ground around a corner of the grid, in random order.
 
-    A grid without room for `count` gives fewer. Further layers of ground fill a small one.
+    A small grid gets several layers of ground; a grid without room for `count` gives fewer.
     """
     width, depth, height = spatial_shape if order == 'xyz' else spatial_shape[::-1]
     rng, side = np.random.default_rng(seed), math.ceil(math.sqrt(count / FILLED))
@@ -147,7 +142,7 @@ def ground(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.n
 
 
 def synthetic_sets(deployment: Model, sizes: Sequence[int]) -> list[VoxelSet]:
-    """Return a set of voxels with random features for each number in `sizes`, smallest first."""
+    """A set of voxels with random features per size, smallest first."""
     settings, sets = deployment.settings, {}
     for count in sorted(set(sizes)):
         coordinates = ground(settings.spatial_shape, settings.order, count, seed=count)
@@ -162,7 +157,7 @@ def _run(voxels: VoxelSet, total_s: float, rulebook_s: float, network_s: float) 
 
 
 def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
-    """Return a function that runs a portable file on ONNX Runtime; `order` is the axis order of voxels."""
+    """Function that runs a portable file on ONNX Runtime; `order` is the axis order of voxels."""
     engine = ScnOnnx(path, threads=threads)
 
     def run(voxels: VoxelSet) -> Run:
@@ -175,7 +170,7 @@ def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet]
 
 
 def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
-    """Return a function that runs a portable file on OpenVINO; `order` is the axis order of voxels."""
+    """Function that runs a portable file on OpenVINO; `order` is the axis order of voxels."""
     props = {entry.key: entry.value for entry in load_model(path).metadata_props}
     facts = json.loads(props[buckets.FACTS])
     plan, same_order = Plan.from_json(facts['plan']), facts['order'] == order
@@ -195,4 +190,3 @@ def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], R
 
 
 STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
-"""Engine -> function that opens a portable file on it."""

@@ -1,4 +1,4 @@
-"""The benchmark of models of frames and sweeps: PyTorch and exports of contracts on one drive."""
+"""Models of frames and sweeps: PyTorch and exports of contracts on one drive."""
 
 from __future__ import annotations
 
@@ -29,26 +29,21 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DRIVE_FRAMES = 24
-"""Frames of the synthetic drive, or the number of `--sweep` if that is larger; further rounds repeat it."""
+"""Frames of the synthetic drive, or the number of `--sweep` if larger; further rounds repeat it."""
 DECODING = 'boxes'
-"""Name of the part that follows the graphs."""
+"""Part that follows the graphs."""
 SWEEPS = 4
 """Number of generated sweeps if the user gives none."""
 
 
 class StreamBenchmark(Benchmark):
-    """Benchmark on frames of a synthetic drive, or on generated sweeps.
-
-    Attributes:
-        samples: a sample for each round, prepared for the network, see `load`.
-    """
+    """Frames of a synthetic drive, or generated sweeps; `samples` has one per round, prepared."""
 
     kind = 'stream'
     models = 'streaming models'
     foreign = ('shape', 'samples_per_gpu', 'images', 'fuse_conv_bn', 'launcher', 'voxels')
 
     def load(self) -> None:
-        """Load the model, and make one sample per round, of the warm-up first."""
         args = self.args
         files_metadata = [read_files(path).metadata for path in args.onnx]
         contracts = [metadata.options.get('contract', metadata.family) for metadata in files_metadata]
@@ -76,25 +71,22 @@ class StreamBenchmark(Benchmark):
         ]
 
     def export(self, folder: str) -> dict[str, str]:
-        """Export the family's default contract into a folder; return contract -> file or folder."""
         options = resolve_opset(self.deployment.family.choose(opset=0), self.deployment.model)
         path = str(Path(folder) / 'model')
         export_files(self.deployment, options, path)
         return {options.contract: path}
 
     def groups(self) -> dict[str, Sequence[Any]]:
-        """Return the samples of all rounds as one group."""
         return {'': self.samples}
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """Return the model in eager PyTorch, with its parts timed."""
         family, model = self.deployment.family, self.deployment.model
         stepper = family.reference(model)
         clock = stack.enter_context(PartClock(stepper.timed_methods()))
         return [torch_contender(stepper, clock)]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """Compile a copy on two samples, the second with a memory; return a function that runs a sample."""
+        """Compile a copy on two samples, the second with a memory."""
         family, model = self.deployment.family, compiled.compiled(self.deployment.model)
         stepper = family.reference(model)
         compiled.first_run(lambda: _run_steps(stepper, self.samples[:2]))
@@ -105,7 +97,6 @@ class StreamBenchmark(Benchmark):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return one contender, the files of a contract on an engine."""
         options = ENGINES[engine].runner_options(self.threads[0])
         files = read_files(path)
         contract = contract_of(self.deployment.family, files.metadata.options)
@@ -116,14 +107,14 @@ class StreamBenchmark(Benchmark):
         return [runner_contender(runner, engine, label, path)]
 
     def input_shape(self) -> str:
-        """Return points x values of a sweep, or cameras x channels x height x width."""
+        """Points x values of a sweep, or cameras x channels x height x width."""
         first = self.samples[0]
         array = first.points if isinstance(first, Sweep) and len(first.points) else first.images
         return 'x'.join(map(str, array.shape))
 
 
 def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
-    """Return a contender that runs the model in PyTorch; time outside of the timed parts is 'head'."""
+    """Contender in PyTorch; time outside of the timed parts is 'head'."""
 
     def run(sample: Frame | Sweep) -> Run:
         before, start = dict(clock.seconds), time.perf_counter()
@@ -137,7 +128,7 @@ def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
 
 
 def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contender:
-    """Return a contender that runs exported files; the part `DECODING` is no time of the network."""
+    """Contender of exported files; the part `DECODING` is no time of the network."""
 
     def run(sample: Frame | Sweep) -> Run:
         before, start = stepper.graph_seconds(), time.perf_counter()

@@ -143,7 +143,7 @@ def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Findin
 
 
 def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda name: None) -> list[Finding]:
-    """All findings; `runtime_only` leaves out PyTorch and OpenMMLab. Two threads call `progress` with names."""
+    """All findings; `runtime_only` leaves out PyTorch and OpenMMLab. `progress` is called by two threads."""
     findings = [check_python(), *(check_version(*item) for item in RUNTIME.items())]
     if not runtime_only:
         findings += [check_version(*item) for item in EXPORT.items()]

@@ -184,7 +184,7 @@ def _on_cpu(module: ModuleType, name: str, plain: str = '') -> None:
 
 @after('mmcv.ops.sync_bn', versions='mmcv-full 1.7.2', without_gpu=True)
 def sync_bn_without_gpu(module: ModuleType) -> None:
-    """MMSyncBN asks for a process group when it is built, and its kernels are CUDA's; torch's does neither."""
+    """MMSyncBN asks for a process group when it is built, and its kernels only run on CUDA."""
     import torch
 
     module.NORM_LAYERS.module_dict['MMSyncBN'] = torch.nn.SyncBatchNorm

@@ -50,7 +50,7 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
 def masked_conv2d(
     features: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, padding: Any = 0, stride: Any = 1
 ) -> Tensor:
-    """Convolve features (1, C, h, w) inside the mask of the result (1, h, w), bool or above 0; zero outside."""
+    """Convolve features (1, C, h, w) inside the result's mask (1, h, w), bool or above 0; zero outside."""
     if features.shape[0] != 1 or mask.dim() != 3:
         raise ValueError(
             f'masked_conv2d: got features {tuple(features.shape)} and mask {tuple(mask.shape)}; expected '

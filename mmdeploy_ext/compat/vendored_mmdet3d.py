@@ -87,7 +87,7 @@ def offer() -> None:
 
 @patch('mmdet3d.ops.spconv.conv', versions='mmdet3d 0.17 with mmcv-full 1.7.2')
 def mmdet3d_sparse_convolutions(module: ModuleType, execute: Execute) -> bool:
-    """mmcv registers sparse convolutions under the names of mmdet3d 0.x since 1.5: the copy's replace them."""
+    """mmcv registers sparse convolutions under mmdet3d 0.x's names since 1.5: the copy's replace them."""
     from mmcv.cnn import CONV_LAYERS
 
     of_mmcv = [

@@ -35,18 +35,16 @@ def check(
     Args:
         module: any module that `torch.jit.trace` takes.
         example_inputs: tuple of positional arguments; tensors may be nested in lists, tuples and dicts.
-        other_inputs: arguments with the sizes that the graph will meet later; sizes that are equal in both
-            are fixed. None: every size may differ.
-        input_names: names of the arguments; default: the names in the signature of `forward`.
+        other_inputs: arguments of other sizes; equal sizes are fixed. None: every size may differ.
+        input_names: names of the arguments; default: from the signature of `forward`.
         dynamic: False leaves out findings about sizes.
-        exporters: exporters that severities are for: 'torchscript', 'dynamo'.
+        exporters: 'torchscript', 'dynamo': exporters that severities are for.
         opset: opset of the trial exports; None: each exporter's default.
         try_exports: also export with each exporter; errors are in `Report.trials`.
         name: name in the report; '' for the class of the module.
 
     Raises:
-        UsageError: inputs that are no tuple or list, hold no tensor, or that `forward` does not take; an
-            unknown exporter.
+        UsageError: no tensor in the inputs, inputs that `forward` does not take, or an unknown exporter.
     """
     check_exporters(exporters)
     _check_inputs(example_inputs, other_inputs)
@@ -87,7 +85,6 @@ def _check_inputs(example_inputs: Any, other_inputs: Any) -> None:
 
 
 def _run(module: torch.nn.Module, inputs: Sequence[Any]) -> None:
-    """Run a copy of a module; raise UsageError if it does not take the inputs."""
     try:
         with torch.no_grad():
             copy_of(module)(*copies(list(inputs)))
@@ -100,7 +97,7 @@ def _run(module: torch.nn.Module, inputs: Sequence[Any]) -> None:
 
 
 def _observe(module: torch.nn.Module, inputs: Sequence[Any], names: Sequence[str]) -> Observer:
-    """Trace a copy of a module, as in an export; if that fails, as outside of exports."""
+    """Trace a copy of a module as in an export, or as outside of exports if that fails."""
     for exporting in (True, False):
         observer = Observer(copy_of(module), names)
         observer.trace(copies(list(inputs)), exporting)
@@ -110,7 +107,7 @@ def _observe(module: torch.nn.Module, inputs: Sequence[Any], names: Sequence[str
 
 
 def _without_fixed(events: Sequence[Event], other_events: Sequence[Event]) -> list[Event]:
-    """Return the events without the events whose sizes are the same in the run on other inputs."""
+    """Leave out events with the same sizes in the run on other inputs."""
     other_sizes: dict[Any, list[Any]] = collections.defaultdict(list)
     for event in other_events:
         other_sizes[event.rule, event.site].append(event.sizes)
@@ -123,7 +120,7 @@ def _without_fixed(events: Sequence[Event], other_events: Sequence[Event]) -> li
 
 
 def _unused_inputs(observer: Observer, count: int, dynamic: bool) -> Iterator[Event]:
-    """Yield an event for each of the `count` tensors of the inputs that the traced outputs do not use."""
+    """Yield an event per input tensor without influence on the traced outputs."""
     for name, value in zip(observer.names, list(observer.graph.inputs())[-count:], strict=True):
         uses = {use.user.kind() for use in value.uses()}
         if not uses:
@@ -135,7 +132,7 @@ def _unused_inputs(observer: Observer, count: int, dynamic: bool) -> Iterator[Ev
 def _tensor_names(
     module: torch.nn.Module, example_inputs: Sequence[Any], input_names: Sequence[str] | None
 ) -> list[str]:
-    """Return a name for each tensor of the inputs: 'x', 'data[1]', or 'input_2' of an argument of `*args`."""
+    """Names of the input tensors: 'x', 'data[1]', or 'input_2' of an argument of `*args`."""
     if input_names is None:
         parameters = inspect.signature(module.forward).parameters.values()
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

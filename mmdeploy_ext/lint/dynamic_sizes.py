@@ -1,4 +1,4 @@
-"""The check that a user's backbone or neck runs at other sizes than those at which it was traced."""
+"""Checks that a user's backbone or neck runs at other sizes than the traced size."""
 
 from __future__ import annotations
 
@@ -21,36 +21,22 @@ if TYPE_CHECKING:
 
 
 PARTS = ('backbone', 'neck')
-"""Attributes of a detector: its parts that users write themselves; heads are those that a family exports."""
+"""Attributes of a detector that users write themselves."""
 SIZES = ((128, 160), (192, 288))
-"""Height and width, pixels, of the picture on which parts are traced, and of that on which they then run.
-
-They are made larger if the detector needs it, see `check_dynamic_parts`.
-"""
+"""Height and width of the traced picture and of the run, pixels; enlarged if the detector needs it."""
 RTOL = 1e-3
-"""Tolerance relative to the largest value of a map; a wrong size changes maps by far more."""
+"""Tolerance relative to a map's largest value; a wrong size changes maps by far more."""
 RULES = ('size-to-python', 'size-in-branch', 'size-in-loop')
 LISTED = 3
 """Lines of code that a refusal names."""
 
 
 def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int = 1) -> None:
-    """Refuse a dynamic export if a backbone or neck keeps the traced sizes.
+    """Raise UsageError if a backbone or neck of the user keeps the traced sizes or cannot be traced.
 
-    Only parts with a class of the user (`files_of_users_classes`) are tried: traced at one size, run at a
-    larger one. The traced part has to equal the module within `RTOL`; else the linter finds the lines that
-    depend on sizes.
-
-    Args:
-        model: a detector of pictures, in evaluation mode; its parts are those of its attributes `PARTS` that
-            are there.
-        multiple: sides of the input are multiples of it, pixels.
-        smallest: smallest side of the input, pixels.
-
-    Raises:
-        UsageError: a part keeps its sizes; the message names its class, its file and the first `LISTED` of
-            these lines. Or a part cannot be traced; the message names the innermost line outside of installed
-            packages.
+    Each part with a class of the user is traced at one size and run at a larger one, within `RTOL` of the
+    module. The
+    message names class, file and lines. `multiple` and `smallest` are of the input's sides, pixels.
     """
     parts = [part for part in (getattr(model, name, None) for name in PARTS) if part is not None]
     if not any(map(files_of_users_classes, parts)):
@@ -69,7 +55,7 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
 
 
 def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str:
-    """Return how a part that was traced at the first inputs is wrong at the second ones; '' if it is not."""
+    """Error of a part that was traced at the first inputs, at the second inputs; '' if there is none."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # the tracer's own: the comparison says what matters
         try:
@@ -94,7 +80,7 @@ def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str
 
 
 def _untraceable(part: torch.nn.Module, error: Exception) -> str:
-    """Return the message for a part whose code fails while it is traced: the innermost line of the user's."""
+    """Message for a part that fails while it is traced: the user's innermost line."""
     steps = traceback.extract_tb(error.__traceback__)
     lines = [step for step in steps if not is_in_package(Path(step.filename))]
     place = f'{lines[-1].filename}:{lines[-1].lineno} `{lines[-1].line}`' if lines else str(part)
@@ -108,9 +94,9 @@ def _untraceable(part: torch.nn.Module, error: Exception) -> str:
 def _refusal(
     part: torch.nn.Module, inputs: Sequence[Any], sides: Sequence[Sequence[int]], failure: str
 ) -> str:
-    """Return the message for a part: what fails, and the lines that depend on sizes.
+    """Message for a part that keeps sizes: the failure and the lines that depend on sizes.
 
-    `inputs` and `sides` (height, width) have two entries: of the trace and of the run.
+    `inputs` and `sides` (height, width) are of the trace and of the run.
     """
     report = check(
         part,

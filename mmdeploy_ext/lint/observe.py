@@ -1,7 +1,8 @@
 """One trace of a module by `torch.jit.trace`, observed.
 
 While a module is traced, sizes are tensors too. The tracer warns of each number, bool or array that Python
-takes out of a tensor; the graph so far says on which inputs and sizes this tensor depends.
+takes
+out of a tensor; the graph so far tells on which inputs and sizes the tensor depends.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SHAPE_ONLY = {
         'new_ones', 'new_full', 'new_empty',
     )
 }  # fmt: skip
-"""Nodes with results that do not depend on the values of their first input."""
+"""Nodes that only read the shape of their first input."""
 SIZES = ('aten::size', 'aten::len', 'aten::numel')
 
 
@@ -41,9 +42,8 @@ class Event:
     """One rule met at one line, once.
 
     Attributes:
-        site: None if the event is about the module or an input as a whole.
-        sizes: sizes that the event depends on; None if it depends on none. Equal sizes in a run with other
-            inputs mean that they are fixed.
+        site: None if the event concerns the module or an input as a whole.
+        sizes: sizes that the event depends on, or None. Equal sizes in a run with other inputs are fixed.
     """
 
     rule: str
@@ -62,12 +62,11 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested lists, tuples and dicts in order."""
     return (leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
 
 
 def replaced(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """Return nested lists, tuples and dicts with `change(tensor)` in place of each tensor."""
+    """Apply `change` to each tensor in nested lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, dict):
@@ -78,12 +77,11 @@ def replaced(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
 
 
 def copies(value: Any) -> Any:
-    """Return nested values with every tensor copied and detached."""
     return replaced(value, lambda tensor: tensor.detach().clone())
 
 
 def copy_of(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a deep copy of a module, or the module itself if PyTorch cannot copy it."""
+    """Deep copy of a module, or the module itself if PyTorch cannot copy it."""
     try:
         return copy.deepcopy(module)
     except (RuntimeError, TypeError, NotImplementedError, pickle.PickleError):
@@ -114,7 +112,7 @@ class Observer(TorchFunctionMode):
     Attributes:
         names: names of the input tensors.
         events: in their order.
-        traced: the traced module, of flat tensors; None until `trace` has ended.
+        traced: the traced module, of flat tensors; None before the end of `trace`.
         graph: its graph without dead nodes.
         error: the error that ended the trace.
         has_data: `.data` was read or written.
@@ -137,7 +135,7 @@ class Observer(TorchFunctionMode):
         }
 
     def trace(self, inputs: Sequence[Any], exporting: bool) -> None:
-        """Trace the module; an error of its code is kept in `error`."""
+        """Trace the module; `error` keeps an error of its code."""
         state = torch.onnx.is_in_onnx_export
         is_exporting = (lambda: True) if exporting else state
         flat = Flat(self.module, inputs, self)
@@ -164,16 +162,14 @@ class Observer(TorchFunctionMode):
         torch._C._jit_pass_dce(self.graph)
 
     def begin(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Note the inputs, when the traced module is called."""
         self._inputs = {_value(tensor).unique(): index for index, tensor in enumerate(tensors)}
         self._warnings.clear()
 
     def add(self, rule: str, detail: str, site: Site | None, sizes: tuple[int, ...] | None = None) -> None:
-        """Add an event."""
         self.events.append(Event(rule, site, detail, sizes))
 
     def depends(self, *tensors: torch.Tensor) -> tuple[list[int], tuple[int, ...]]:
-        """Return the numbers of the inputs that tensors depend on, and the sizes."""
+        """Numbers of the inputs, and the sizes, on which tensors depend."""
         inputs, sizes, seen = set(), [], set()
         stack = [value for value in map(_value, tensors) if value is not None]
         while stack:
@@ -194,7 +190,6 @@ class Observer(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Make a call, and look at its warnings, writes and views."""
         result = func(*args, **(kwargs or {}))
         if torch._C._get_tracing_state() is None or not self._inputs:
             return result
@@ -298,7 +293,7 @@ class Observer(TorchFunctionMode):
 
 
 def attributes_of(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield 'module.attribute' and value of all attributes, parameters and buffers of a module."""
+    """Yield 'module.attribute' and value of all attributes, parameters and buffers."""
     for path, part in module.named_modules():
         values = {**part.__dict__, **part._parameters, **part._buffers}
         for name, value in values.items():
@@ -307,7 +302,7 @@ def attributes_of(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _name(func: Callable[..., Any]) -> str:
-    """Return the name of a function of torch: 'add_', '__setitem__', 'data.__get__'."""
+    """'add_', '__setitem__', 'data.__get__'."""
     func = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
     full = resolve_name(func) or getattr(func, '__name__', '')
     parts = full.rpartition('::')[2].split('.')
@@ -315,7 +310,7 @@ def _name(func: Callable[..., Any]) -> str:
 
 
 def _value(tensor: torch.Tensor) -> torch._C.Value | None:
-    """Return the value of a tensor in the graph so far."""
+    """Value of a tensor in the graph so far."""
     try:
         return torch._C._get_value_trace(tensor)
     except RuntimeError:  # a constant that requires a gradient
@@ -331,7 +326,7 @@ def _sizes(node: torch._C.Node) -> list[int]:
 
 
 def _draws(node: torch._C.Node) -> bool:
-    """Return whether a node draws random numbers."""
+    """Whether a node draws random numbers."""
     namespace, _, name = node.kind().partition('::')
     packet = getattr(torch.ops.aten, name, None) if namespace == 'aten' else None
     if packet is None:

@@ -1,4 +1,4 @@
-"""The findings of the linter by line, as objects, as a table and as JSON."""
+"""The linter's findings by line: objects, table, JSON."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Finding:
     """One pitfall at one line.
 
     Attributes:
-        severity: 'note', 'warning' or 'error', for the exporters that were asked for.
-        site: None if the finding is about the module or an input as a whole.
-        details: what was done there, each text once.
-        count: how often it happened in the observed run.
+        severity: 'note', 'warning' or 'error', for the chosen exporters.
+        site: None if the finding concerns the module or an input as a whole.
+        details: different texts of the events.
+        count: events in the observed run.
     """
 
     rule: str
@@ -38,7 +38,6 @@ class Finding:
     count: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types: the attributes, the texts of the rule, and the parts of the site."""
         rule, site, via = RULES[self.rule], self.site, None if self.site is None else self.site.via
         place = {name: getattr(site, name, None) for name in ('file', 'line', 'function', 'code', 'library')}
         return dict(
@@ -57,7 +56,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The findings of one module: the most severe first, lines of the user before lines of libraries."""
+    """Findings of one module: the most severe first, the user's lines before lines of libraries."""
 
     name: str
     findings: tuple[Finding, ...]
@@ -69,18 +68,18 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Whether there is a finding of severity error, or an exporter refused."""
+        """Whether there is an error, or an exporter refused."""
         return any(finding.severity == 'error' for finding in self) or any(
             trial.refused for trial in self.trials
         )
 
     @property
     def rules(self) -> set[str]:
-        """The ids of the rules of the findings."""
+        """Ids of the findings' rules."""
         return {finding.rule for finding in self}
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types: `name`, `exporters`, `failed`, `trials` and `findings`."""
+        """`name`, `exporters`, `failed`, `trials` and `findings` as plain JSON types."""
         return dict(
             name=self.name,
             exporters=list(self.exporters),
@@ -93,7 +92,7 @@ class Report:
 def make_report(
     name: str, events: Sequence[Event], exporters: Sequence[str], trials: Sequence[Trial]
 ) -> Report:
-    """Return a report with one finding for each rule and line."""
+    """Report with one finding per rule and line."""
     groups: dict[tuple[str, str], list[Event]] = collections.defaultdict(list)
     for event in events:
         groups[event.rule, '' if event.site is None else event.site.text].append(event)
@@ -120,11 +119,11 @@ def make_report(
 
 
 MAX_DETAILS = 2
-"""Details of a finding that are printed; the JSON has all of them."""
+"""Printed details of a finding; the JSON has all."""
 
 
 def print_report(report: Report, console: Console, notes: bool = False) -> None:
-    """Print trials and findings on a console of rich; notes are only counted unless `notes`."""
+    """Print trials and findings; without `notes` notes are only counted."""
     from rich.markup import escape
 
     console.print(f'[bold]{escape(report.name)}[/bold]')
@@ -166,7 +165,7 @@ def _print_finding(finding: Finding, console: Console, explain: bool) -> None:
 
 
 def summary(report: Report, notes: bool = True) -> str:
-    """Return the numbers of findings: '2 errors, 1 note'."""
+    """'2 errors, 1 note'."""
     counts = collections.Counter(finding.severity for finding in report)
     if not counts:
         return 'nothing found'

@@ -17,8 +17,6 @@ SEVERITIES = ('note', 'warning', 'error')
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One known pitfall."""
-
     id: str
     title: str
     why: str
@@ -27,12 +25,12 @@ class Rule:
     otherwise: str = 'note'  # severity if every exporter that was asked for is right
 
     def severity(self, exporters: Sequence[str]) -> str:
-        """Return 'error' if one of the exporters goes wrong, else `otherwise`."""
+        """'error' if one of the exporters goes wrong, else `otherwise`."""
         return 'error' if any(self.outcomes[name] != RIGHT for name in exporters) else self.otherwise
 
 
 def check_exporters(exporters: Sequence[str]) -> None:
-    """Raise UsageError unless every name is in `EXPORTERS` and there is one."""
+    """Raise UsageError for no or unknown exporters."""
     if not exporters or not set(exporters) <= set(EXPORTERS):
         raise UsageError(f'exporters {list(exporters)}: expected some of {", ".join(EXPORTERS)}')
 
@@ -145,4 +143,3 @@ ALL = (
     ),
 )
 RULES = {rule.id: rule for rule in ALL}
-"""Id -> rule."""

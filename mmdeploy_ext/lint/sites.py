@@ -47,7 +47,6 @@ class Site:
 
     @property
     def text(self) -> str:
-        """`file:line`."""
         return f'{self.file}:{self.line}'
 
     def __str__(self) -> str:
@@ -55,7 +54,7 @@ class Site:
 
 
 def calling_frame() -> FrameType | None:
-    """Return the innermost frame outside of torch and the linter; None if torch made the call for itself."""
+    """Innermost frame outside of torch and the linter; None if torch itself made the call."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (_is_linter(_file(frame)) or _file(frame) in THIN):
         frame = frame.f_back
@@ -63,13 +62,12 @@ def calling_frame() -> FrameType | None:
 
 
 def caller() -> Site | None:
-    """Return the line of `calling_frame`."""
     frame = calling_frame()
     return None if frame is None else site_of(frame)
 
 
 def site_of(frame: FrameType) -> Site:
-    """Return the line that a frame runs, with `via`."""
+    """Line that a frame runs, with `via`."""
     site, outer = site_at(_file(frame), frame.f_lineno, frame.f_code.co_name), frame.f_back
     if not site.library:
         return site
@@ -81,7 +79,7 @@ def site_of(frame: FrameType) -> Site:
 
 
 def site_of_trace(frames: list[tuple[str, str, str]]) -> Site | None:
-    """Return the first of (file, line, function), innermost first, outside of torch and the linter."""
+    """First of (file, line, function), innermost first, outside of torch and the linter."""
     for file, line, function in frames:
         if not file.startswith(TORCH) and not _is_linter(file):
             return site_at(file, int(line), function)
@@ -90,7 +88,7 @@ def site_of_trace(frames: list[tuple[str, str, str]]) -> Site | None:
 
 @functools.lru_cache(maxsize=4096)
 def site_at(file: str, line: int, function: str = '') -> Site:
-    """Return a line of a file, without `via`."""
+    """Line of a file, without `via`."""
     folder = next((folder for folder in PACKAGE_FOLDERS if folder in file), '')
     shown = file.split(f'{folder}{os.sep}')[-1] if folder else os.path.relpath(file)
     shown = os.path.basename(file) if shown.startswith('..') else shown
@@ -98,10 +96,11 @@ def site_at(file: str, line: int, function: str = '') -> Site:
 
 
 def use_at(frame: FrameType) -> str:
-    """Return how the running line uses the value of its call.
+    """How the running line uses the value of its call.
 
-    'branch': condition of an `if`. 'loop': condition of a `while`, what a `for` or a `range` goes
-    through. 'guard': an assert, or an `if` that only raises. 'unpack': assigned to a fixed number of names.
+    'branch': condition of an `if`. 'loop': condition of a `while`, iterable of a `for` or a `range`. 'guard':
+    an
+    assert, or an `if` that only raises. 'unpack': assigned to a fixed number of names.
     """
     positions = list(frame.f_code.co_positions())
     line, _, column, _ = positions[frame.f_lasti // 2]

@@ -1,4 +1,4 @@
-"""A trial export: whether an exporter takes a module, and which operators TorchScript's does not know."""
+"""Trial exports: whether an exporter takes a module, and which operators TorchScript's does not know."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST = 200
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """The result of an exporter at an opset; `text` is its error, or why it was skipped."""
+    """Result of an exporter at an opset; `text` is its error, or why it was skipped."""
 
     exporter: str
     opset: int
@@ -33,7 +33,6 @@ class Trial:
     text: str = ''
 
     def to_json(self) -> dict[str, Any]:
-        """Return the attributes."""
         return dict(vars(self))
 
 
@@ -42,8 +41,9 @@ def try_export(
 ) -> Trial:
     """Export a copy of a module with the sizes of the example.
 
-    `opset` is clipped to the opsets of the exporter. With `has_data`, the module uses `.data`, the dynamo
-    exporter of torch 2.13 is skipped: it can end the process.
+    `opset` is clipped to the exporter's opsets. `has_data`: the module uses `.data`; dynamo of torch 2.13 can
+    then end
+    the process and is skipped.
     """
     low, high = OPSETS[exporter]
     opset = min(max(opset or default_opset(module, exporter), low), high)
@@ -59,7 +59,7 @@ def try_export(
 
 
 def refused(exporter: str, opset: int | None, error: Exception) -> Trial:
-    """Return the trial of an exporter that failed, with the innermost cause and the user's line."""
+    """Trial of an exporter that failed, with the innermost cause and the user's line."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -74,9 +74,9 @@ def refused(exporter: str, opset: int | None, error: Exception) -> Trial:
 
 
 def unknown_operators(graph: torch._C.Graph, opset: int) -> list[Event]:
-    """Return an event for each operator of a traced graph without a symbolic of the TorchScript exporter.
+    """Events for operators of a traced graph without a symbolic of the TorchScript exporter.
 
-    The registry is private to torch (2.13); it is empty until the modules of the opsets are imported.
+    The registry is private to torch (2.13), and empty before the modules of the opsets are imported.
     """
     from torch.onnx._internal.torchscript_exporter.registration import registry
 
