@@ -18,27 +18,24 @@ if TYPE_CHECKING:
 RUN_KEYS = ('onnx_file', 'check_dump', 'dump_dir')
 """Keys of every family besides its options."""
 MEMORY = ('keep', 'reset')
-"""Values of the key `memory`: 'keep', the default, passes the memory from frame to frame; 'reset' empties it
-before every frame, which measures its gain."""
+"""Values of the key `memory`: 'reset' empties the memory before every frame, which measures its gain."""
 
 
 def graph_keys(family: Family) -> tuple[str, ...]:
-    """Return the keys of `backend_config` about graphs and files that a family has."""
+    """Keys of `backend_config` about graphs and files that a family has."""
     keys = tuple(option.key for option in family.options if option.key) + RUN_KEYS
     return (*keys, 'memory') if family.memory else keys
 
 
 def read_settings(cfg: Any, family: Family, onnx: bool | None = None) -> dict[str, Any]:
-    """Return the `backend_config` of mmcv's config `cfg`, of a model of a family; without one PyTorch runs.
+    """Read `backend_config` of a config; without one PyTorch runs.
 
     Returns:
-        The keys of the config. Values about the graph are not checked here, but by `graph_options`. `type`,
-        the registered name of a backend, is always there, and so is `dump`, which tensors a run in PyTorch
-        writes to files: None, or a dict of
+        The keys of the config, `type`, and `dump`, the tensors that a run in PyTorch writes: None, or
 
-        - `samples`, of models of frames or sweeps `frames`: the number of the first ones, 4 if the config
-          has none; of `frames` also a list of indices;
-        - `tensors`: a list of their names, None for all;
+        - `samples`, of models of frames or sweeps `frames`: the number of the first ones (4), for `frames`
+          also a list of indices;
+        - `tensors`: a list of names, None for all;
         - `dir`: the folder, None for the default in the work directory.
     """
     prefix = f'{cfg.filename}: backend_config'
@@ -101,18 +98,12 @@ def _read_dump(prefix: str, dump: Any, family: Family) -> dict[str, Any] | None:
 
 
 def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the `settings` that are options of their backend, such as `threads`, for `build_backend`."""
+    """Settings that are options of their backend, such as `threads`."""
     return {key: settings[key] for key in BACKENDS[settings['type']].keys if key in settings}
 
 
 def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options:
-    """Return the export options of a config; without `dynamic` sizes are dynamic unless it has a `shape`.
-
-    Args:
-        cfg: the config, for messages.
-        settings: result of `read_settings`.
-        family: family of the config.
-    """
+    """Export options of a config; sizes are dynamic unless it has `dynamic` or a `shape`."""
     from mmdeploy_ext.exporting.export import check_opset
 
     prefix, values = f'{cfg.filename}: backend_config.', dict(opset=0)
@@ -141,7 +132,7 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
 
 
 def precision(settings: dict[str, Any]) -> str:
-    """Return the precision in which the network of a run computes: 'fp32', 'fp16' or 'bf16'."""
+    """'fp32', 'fp16' or 'bf16', in which the network of a run computes."""
     of_engine = str(settings.get('inference_precision') or 'fp32')
     return of_engine if of_engine != 'fp32' else str(settings.get('precision') or 'fp32')
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.benchmark.base import Benchmark
 
 WITH_POINTS = ('sweeps', 'fused')
-"""Kinds of samples that hold points of a LiDAR."""
+"""Kinds of samples with LiDAR points."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -116,7 +116,6 @@ def _check(args: argparse.Namespace) -> list[str]:
 
 
 def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
-    """Return the class of the benchmark for the models of a family."""
     from mmdeploy_ext.benchmark.images import ImageBenchmark
     from mmdeploy_ext.benchmark.sparse import SparseBenchmark
     from mmdeploy_ext.benchmark.streams import StreamBenchmark
@@ -130,7 +129,7 @@ def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
 
 
 def is_portable(path: str) -> bool:
-    """Return whether the file at `path` is an export of a sparse backbone alone, in standard operators."""
+    """Whether a file is an export of a sparse backbone alone, in standard operators."""
     from mmdeploy_ext.contract.metadata import PREFIX, read_props
 
     return Path(path).is_file() and read_props(path).get(f'{PREFIX}form') == '"portable"'

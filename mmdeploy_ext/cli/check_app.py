@@ -1,4 +1,4 @@
-"""`mm2onnx check`: what the program that loads a file or a folder would reject or read wrongly."""
+"""`mm2onnx check`: what the program that loads a file or a folder would reject or misread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.violations import Violation
 
 LONGEST_MESSAGE = 1000
-"""Characters of a message, and of the names of its nodes, that are printed; a file can have more of both."""
+"""Printed characters of a message, and of its nodes' names; --json has all."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def find_contract(args: argparse.Namespace, modules: Mapping[str, str]) -> tuple[str, ModuleType]:
-    """Return the name of a contract and its module, one of `modules`, a dict of `consumers`."""
+    """Name of a contract and its module of `consumers`."""
     name = args.contract
     if not name and len(modules) == 1:
         (name,) = modules
@@ -92,7 +92,6 @@ def check_sparse(args: argparse.Namespace) -> int:
 
 
 def check_folder(args: argparse.Namespace) -> int:
-    """Check a folder against a contract."""
     from mmdeploy_ext.consumers import FOLDERS
 
     name, module = find_contract(args, FOLDERS)
@@ -142,7 +141,7 @@ main = cli.program(run, build_parser)
 
 
 def check_autoware(argv: Sequence[str] | None = None) -> int:
-    """Run `check_autoware.py`: the tool for folders that a node of Autoware loads."""
+    """`check_autoware.py`: the tool for folders that a node of Autoware loads."""
     parser = build_parser()
     parser.set_defaults(contract='autoware')
     return cli.run(run, parser, argv)

@@ -15,7 +15,6 @@ from mmdeploy_ext.core.commands import COMMANDS, Command, sub_commands
 
 
 def missing_modules(tool: Command) -> list[str]:
-    """Return the modules that a command needs and that are not installed."""
     return [name for name in tool.needs if importlib.util.find_spec(name) is None]
 
 
@@ -37,7 +36,7 @@ def build_parser(command: str = '') -> argparse.ArgumentParser:
 
 
 def complete() -> None:
-    """Print shell completions and exit, if the shell asks for them; without argcomplete do nothing."""
+    """Print shell completions and exit, if the shell asks for them; needs argcomplete."""
     with contextlib.suppress(ImportError):
         import argcomplete
 

@@ -12,7 +12,6 @@ from mmdeploy_ext.core.errors import UsageError
 
 
 def convert_mmdet3(args: argparse.Namespace) -> int:
-    """Convert a checkpoint of mmdet 3, or translate a config of it where OUT ends with .py."""
     from mmdeploy_ext.families.base import load_families
     from mmdeploy_ext.weights.convert.mmdet3 import convert_file, translate_file
 
@@ -32,7 +31,6 @@ def convert_mmdet3(args: argparse.Namespace) -> int:
 
 
 def convert_rtdetr(args: argparse.Namespace) -> int:
-    """Convert a checkpoint of the original RT-DETR repository or of transformers."""
     from mmdeploy_ext.families.base import load_families
     from mmdeploy_ext.weights.convert.rtdetr import convert_file
 
@@ -47,7 +45,6 @@ def convert_rtdetr(args: argparse.Namespace) -> int:
 
 
 def convert_solo(args: argparse.Namespace) -> int:
-    """Convert a checkpoint of WXinlong/SOLO, and write a config where the given one does not fit."""
     from mmdeploy_ext.weights.convert.solo import convert_file
 
     converted, config = convert_file(args.in_file, args.out_file, load_config(args.config))
@@ -61,7 +58,7 @@ def convert_solo(args: argparse.Namespace) -> int:
 
 
 def size_of(converted: Any) -> str:
-    """Return the numbers of tensors and values of a converted checkpoint, as text."""
+    """Numbers of tensors and values of a converted checkpoint."""
     numbers = sum(tensor.numel() for tensor in converted.state_dict.values())
     return f'{len(converted.state_dict)} tensors, {numbers / 1e6:.2f} M numbers'
 

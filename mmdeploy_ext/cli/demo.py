@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import Pair
 
 ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
-"""Value of --engine, but for 'both' -> title of the engine."""
+"""Value of --engine, but for 'both' -> title."""
 
 
 def add_options(parser: argparse.ArgumentParser, engine: str | None, engine_text: str) -> None:
@@ -41,14 +41,7 @@ def check_options(args: argparse.Namespace) -> None:
 def draw_boxes(
     pair: Pair, detections: Mapping[str, Detections3D], classes: Sequence[str], score_thr: float
 ) -> np.ndarray:
-    """Return the pictures of a sample in one, (h, w, 3) uint8 BGR, with the boxes of one or both engines.
-
-    Args:
-        pair: the sample, with the boxes of both engines if there are two.
-        detections: key of `ENGINES` -> boxes, of one engine or of both.
-        classes: names, by label.
-        score_thr: boxes of a smaller score are not drawn.
-    """
+    """Pictures of a sample in one, (h, w, 3) uint8 BGR, with the boxes of one or both engines."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.tasks import bbox3d
 

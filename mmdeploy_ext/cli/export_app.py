@@ -41,9 +41,7 @@ COMMON = {
 }  # fmt: skip
 """Options that `--help` shows; `--help-all` shows all."""
 IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
-"""Arguments about pictures."""
 SIZES = {False: 'fixed', True: 'dynamic'}
-"""`Options.dynamic` -> the word of the table of --check."""
 
 
 def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.ArgumentParser:
@@ -143,7 +141,6 @@ def run(args: argparse.Namespace, only: str = '') -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise UsageError for options that do not go together, or a mean or std that is none."""
     for name in ('report', 'json', 'frames'):
         if getattr(args, name) is not None and not args.verify:
             raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
@@ -151,7 +148,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any], only: str) -> None:
-    """Raise UsageError for a family that the tool is not for, and arguments that it does not have."""
+    """Raise UsageError for a family of another tool, and arguments that the family lacks."""
     if only and family.name != only:
         raise UsageError(
             f'{args.config}: is a config of family {family.name!r}, expected {only!r}; '
@@ -164,7 +161,7 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
 
 
 def check_raw_form(family: Family) -> None:
-    """Raise UsageError for --skip-postprocess of a family without a raw form; it names the forms to type."""
+    """Raise UsageError for --skip-postprocess of a family without a raw form."""
     forms = next((option.choices for option in family.options if option.name == 'form'), ())
     if 'raw' in forms:
         return
@@ -212,7 +209,7 @@ def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: M
 
 
 def print_exports(deployment: Model, options: Options) -> int:
-    """Print a table of the exports of a config, in each form, fixed and dynamic; needs no weights.
+    """Print a table of the exports of a config, fixed and dynamic; needs no weights.
 
     A refusal of the export that the options ask for is raised behind the table.
     """

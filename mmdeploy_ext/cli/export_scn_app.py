@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
-    """Return (PATTERN, P, Q) of each entry, PATTERN=P or PATTERN=P:Q."""
+    """(PATTERN, P, Q) of each entry, PATTERN=P or PATTERN=P:Q."""
     precisions = []
     for entry in entries:
         pattern, _, value = entry.rpartition('=')
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return name -> value of the given options of the graph, after checks that need no config."""
+    """Given options of the graph, after checks that need no config."""
     values = shared.option_values(args, choices.SPARSE)
     if 'layer_precision' in values:
         values['layer_precision'] = parse_layer_precision(values['layer_precision'])
@@ -148,7 +148,7 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_order(output: str, options: Options) -> None:
-    """Raise UsageError if the name of the file says another order than the options."""
+    """Raise UsageError if the file's name says another order than the options."""
     from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
     order = order_of_name(output)
@@ -160,7 +160,7 @@ def check_order(output: str, options: Options) -> None:
 
 
 def find_ranges(args: argparse.Namespace, deployment: Model, options: Options) -> Ranges | None:
-    """Return the ranges to write: of --ranges, measured by --calibrate, or of the checkpoint; or None."""
+    """Ranges of --ranges, measured by --calibrate, or of the checkpoint; or None."""
     from mmdeploy_ext.families.backbone_files import has_int8, has_precision
 
     int8_ranges = None

@@ -11,7 +11,6 @@ from mmdeploy_ext.core.errors import Mm2OnnxError
 
 MODULES = (inspection, comparison, reduction, editing, rewriting, folders)
 COMMANDS = {name: command for module in MODULES for name, command in module.COMMANDS.items()}
-"""Name of a subcommand -> its help, arguments and function."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def naming(file: str | None) -> Iterator[None]:
-    """Put the name of the file before the text of an `Mm2OnnxError`, unless it is there already."""
+    """Put the file's name before the text of an `Mm2OnnxError`, once."""
     try:
         yield
     except Mm2OnnxError as error:

@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_CLASSES, MOST_TENSORS = 20, 12
-"""Numbers of classes, of inputs and of outputs that are printed; --json has all."""
+"""Printed classes, and inputs and outputs; --json has all."""
 SHARED = ('family', 'classes', 'preprocess', 'voxels', 'postprocess', 'options', 'config', 'config_sha256')
 SHARED += ('checkpoint_sha256', 'versions')
 """Facts that all files of one export share."""
 EXPORTED = ('opset', 'exporter', 'order', 'fold')
-"""Options of the export that are printed."""
 HASH_DIGITS = 12
-"""Digits of a hash that are printed; --json has all."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,15 +57,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return path, size, hash and metadata of one file, as plain JSON types.
+    """`file`, `bytes`, `sha256` (without external weights), and metadata of one file as plain JSON types.
 
-    Returns:
-        `file`, `bytes` and `sha256` of it alone, without weights beside it, and the metadata that the file
-        has, by the names of the fields of `contract.metadata.Metadata`: `family`, `form` (of models of
-        pictures the option --postprocess, such as 'full', of others the graph's name), `options`,
-        `preprocess` and others; and `precision`. A file of a sparse backbone has `voxels`, its `form` is
-        'libspconv' or 'portable', and it has neither `precision`, `spec`, `classes`, `preprocess` nor
-        `postprocess`.
+    Keys are the fields of `contract.metadata.Metadata` and `precision`. A sparse backbone has `voxels`, its
+    `form` is
+    'libspconv' or 'portable', and `precision`, `spec`, `classes`, `preprocess` and `postprocess` are absent.
     """
     from mmdeploy_ext.contract.metadata import ENTRIES, Metadata, read_props
 
@@ -86,7 +80,6 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def overview(model: str, files: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the table of the facts about all files together."""
     from rich.table import Table
     from rich.text import Text
 
@@ -125,7 +118,6 @@ def overview(model: str, files: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def tensors(file: Mapping[str, Any]) -> Table:
-    """Return the table of the first `MOST_TENSORS` inputs and as many outputs of one file of `describe`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -148,13 +140,13 @@ def tensors(file: Mapping[str, Any]) -> Table:
 
 
 def class_text(classes: Sequence[str]) -> str:
-    """Return the number of classes and the first `MOST_CLASSES` names, such as '2: car, bus'; '' of none."""
+    """'2: car, bus', or ''."""
     ellipsis = ', ...' if len(classes) > MOST_CLASSES else ''
     return f'{len(classes)}: {", ".join(classes[:MOST_CLASSES])}{ellipsis}' if classes else ''
 
 
 def plain_text(facts: Mapping[str, Any]) -> str:
-    """Return facts as words: 'size_divisor 32'."""
+    """Facts as words: 'size_divisor 32'."""
     texts = []
     for key, value in facts.items():
         entries = value if isinstance(value, list) else [value]

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments; names are those of mmdet3d's create_data.py."""
+    """Names are mmdet3d's of create_data.py."""
     add = cli.adder(parser)
     root = add(
         '--root-path DIR', 'folder with the tables and samples/ (default: %(default)s)', 'data/nuscenes'

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.tasks.results import SequenceRow
 
 MAX_FAILURES = 8
-"""Failures that are printed; --json has all."""
+"""Printed failures; --json has all."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_drift(row: SequenceRow) -> None:
-    """Print a line about a drive, `row` and one per frame: its worst tensor by tolerance, matched results."""
+    """Print a drive's worst tensor by tolerance, and matched results."""
     print(f'{"ok    " if row.passed else "FAILED"} {row.title}: {row.frames} frames, {row.resets} resets')
     series = row.series
     for index, name in enumerate(series['name']):

@@ -30,9 +30,8 @@ CONFIG = 'projects/configs/BEVFusion/centerpoint_toy.py'
 CHECKPOINT = 'demo/checkpoints/centerpoint_toy.pth'
 """Default checkpoint, of the default config `CONFIG`."""
 EXPORT_FOLDER = Path('work_dirs/lidar_demo/graphs')
-"""Folder of the files that are exported without --onnx."""
 RUNS = 3
-"""Runs of which the fastest is reported: usually not the first, which warms up."""
+"""The fastest run is reported: the first warms up."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,7 +84,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load(args: argparse.Namespace) -> Any:
-    """Return the LiDAR `Model` of config and checkpoint, on the CPU."""
     compat.apply()
     from mmdeploy_ext.families.model import build, load_weights, read_config
 
@@ -100,13 +98,7 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
-    """Return the runtime of the files of --onnx on ONNX Runtime, or of an export that is made first.
-
-    Args:
-        args: parsed arguments of the command line.
-        deployment: result of `load`; None if --onnx is given and --engine is onnx.
-        stack: closes the runtime.
-    """
+    """Runtime of --onnx on ONNX Runtime, or of a new export of `deployment`."""
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.runtime.lidar import GRAPHS
 
@@ -124,7 +116,7 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
 
 
 def timed(engine: str, detect: Callable[[], Detections3D]) -> Detections3D:
-    """Detect `RUNS` times, print the time of the fastest run, and return the boxes of the last."""
+    """Detect `RUNS` times, print the fastest time, and return the boxes of the last."""
     milliseconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
@@ -138,14 +130,9 @@ def timed(engine: str, detect: Callable[[], Detections3D]) -> Detections3D:
 def show(
     args: argparse.Namespace, points: np.ndarray, detections: dict[str, Detections3D], classes: Sequence[str]
 ) -> int:
-    """Write the picture; print whether the boxes of two engines are equal, and return 1 if not.
+    """Write the picture; return 1 if the boxes of two engines differ.
 
-    Args:
-        args: parsed arguments of the command line.
-        points: (P, D) float32 of the sweep, P points of D values: x, y, z in metres in the LiDAR's frame,
-            then others.
-        detections: key of `demo.ENGINES` -> boxes.
-        classes: name of each label.
+    `points` (P, D) float32 are x, y, z in metres, LiDAR frame, then other values.
     """
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.tasks import bbox3d

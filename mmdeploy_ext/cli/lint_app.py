@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.lint.report import Report
 
 BOTH = 'both'
-"""Value of --exporter for all exporters."""
 IMAGE_OPTIONS = ('input_img', 'shape', 'dynamic_export', 'postprocess')
 """Options that streaming and LiDAR models do not have."""
 
@@ -91,13 +90,8 @@ def lint(
 ) -> Iterator[Report]:
     """Yield a report of each part, see `lint_parts.parts_of`.
 
-    Args:
-        deployment: the trained model.
-        args: parsed arguments of the command line.
-        exporters: names of the exporters that are tried; a finding is as severe as the worse of them makes
-            it. A part that only one exporter can write is tried with that one.
-        shape: height and width of the input; 0 takes those of the test pipeline. Only models of images use
-            it.
+    `exporters` give the severities. `shape` is height and width of an image model's input; 0: the test
+    pipeline's.
     """
     from mmdeploy_ext.cli.lint_parts import parts_of
     from mmdeploy_ext.lint import check

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.model import Model
 
 Feeds = dict[str, torch.Tensor]
-"""Name of a tensor -> its values: the inputs of a graph, and the outputs of the stages that have run."""
+"""Tensors by name: inputs of a graph, and outputs of stages that have run."""
 
 LARGER = 128
-"""Pixels by which a second picture is higher, so that sizes differ; a multiple of what any part asks for."""
+"""Pixels by which the second picture is higher; a multiple of every part's divisor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,9 @@ class Part:
         name: for the report.
         module: is run on the inputs.
         input_names: names of the inputs.
-        inputs: tensors of one run, in the order of `input_names`.
-        other_inputs: those of a second run, of another view of the picture, larger if sizes are dynamic; None
-            of a graph that is run on its example alone.
-        exporters: names of the only exporters that are tried on this part; () means the user's choice.
+        inputs: tensors of one run.
+        other_inputs: tensors of a second run, larger if sizes are dynamic; None: only the example.
+        exporters: the only exporters that fit this part; () means the user's choice.
     """
 
     name: str
@@ -51,13 +50,9 @@ class Part:
 
 
 def parts_of(deployment: Model, options: Options, picture: str | None = None) -> Iterator[Part]:
-    """Yield the parts in the order in which a frame goes through them.
+    """Yield the parts in the order of a frame.
 
-    Args:
-        deployment: the trained model.
-        options: form, shape and whether sizes are dynamic.
-        picture: file of the input of a model of images; by default the demo's. Others run on the examples of
-            their graphs.
+    `picture` is the file of an image model's input, by default the demo's.
     """
     options = resolve(options, deployment.model, deployment.rule)
     runs: list[Feeds] = []
@@ -72,15 +67,9 @@ def parts_of(deployment: Model, options: Options, picture: str | None = None) ->
 def observed_inputs(
     deployment: Model, options: Options, image_bgr: np.ndarray
 ) -> list[dict[str, np.ndarray]]:
-    """Return the inputs of two runs of a model of pictures, by name.
+    """Inputs of two runs of a model of pictures, by name, always with `border`.
 
-    `border` (B, 2), the pixels of padding above and to the left of each picture, is among them, also if it is
-    zero.
-
-    Args:
-        deployment: the model.
-        options: options of the export, with height and width resolved, pixels.
-        image_bgr: the picture (h, w, 3) uint8.
+    `border` (B, 2) are pixels of padding above and left. `image_bgr` is (h, w, 3) uint8.
     """
     family, runs = deployment.family, []
     reference = family.reference(deployment.model)

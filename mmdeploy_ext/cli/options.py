@@ -48,7 +48,7 @@ def add_model_arguments(
     needs_config: bool = True,
     needs_checkpoint: bool = True,
 ) -> None:
-    """Add CONFIG, CHECKPOINT, --cfg-options and --device (default `device`)."""
+    """Add CONFIG, CHECKPOINT, --cfg-options and --device."""
     add = cli.adder(parser)
     add('config', 'config file', nargs=None if needs_config else '?')
     add('checkpoint', 'checkpoint file', nargs=None if needs_checkpoint else '?')
@@ -57,7 +57,7 @@ def add_model_arguments(
 
 
 def add_module_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the comparison of a file with any PyTorch module takes besides file, module and --samples."""
+    """Arguments of a comparison of a file with any PyTorch module, without file, module and --samples."""
     from mmdeploy_ext.contract.spec import DEFAULT_RTOL  # numpy: the help of other tools needs none
 
     add = cli.adder(parser)
@@ -79,7 +79,7 @@ def add_module_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_state(words: Sequence[str] | None) -> dict[str, str]:
-    """Return input -> output of the words of --state, `INPUT=OUTPUT`; `words` of None give {}."""
+    """input -> output of --state `INPUT=OUTPUT`."""
     pairs = {}
     for word in words or ():
         name, separator, output = word.partition('=')
@@ -92,7 +92,6 @@ def parse_state(words: Sequence[str] | None) -> dict[str, str]:
 
 
 def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --mean and --std to a parser, or to a group of one: three numbers each, None without the option."""
     cli.add(parser, '--mean MEAN', 'per-channel mean (default: from the config)', type=float, nargs=3)
     cli.add(
         parser, '--std STD', 'per-channel standard deviation (default: from the config)', type=float, nargs=3
@@ -109,7 +108,6 @@ def proof_words(args: argparse.Namespace) -> list[str]:
 
 
 def add_ignored_keys(parser: argparse.ArgumentParser) -> None:
-    """Add --ignore-keys to a parser."""
     cli.add(
         parser,
         '--ignore-keys PREFIX...',
@@ -127,11 +125,9 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
 def parser_for(
     build: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None
 ) -> argparse.ArgumentParser:
-    """Return a parser that has the options of a family which the config of the command line imports, too.
+    """Parser with the options of a family that the command line's config imports.
 
-    Args:
-        build: makes the parser; it is called again after the config has registered its family.
-        argv: words of the command line; None means `sys.argv`.
+    `build` is called again after the config has registered its family.
     """
     parser, words = build(), sys.argv[1:] if argv is None else argv
     options = [word.split('=')[0] for word in words if word.startswith('--')]
@@ -148,7 +144,6 @@ def parser_for(
 
 
 def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) -> None:
-    """Add declared options to a parser, each to the group of arguments that it names."""
     groups: dict[str, Any] = {'': parser}
     for option in declared:
         if option.group not in groups:
@@ -158,13 +153,13 @@ def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) ->
 
 
 def option_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[str, Any]:
-    """Return name -> value of the declared options on the command line; None values are left out."""
+    """Given declared options by name."""
     values = {option.name: getattr(args, option.name, None) for option in declared}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def graph_values(args: argparse.Namespace) -> dict[str, Any]:
-    """Return name -> value of the options of `add_graph_arguments` on the command line."""
+    """Given options of `add_graph_arguments` by name."""
     from mmdeploy_ext.exporting.export import check_opset
 
     values = option_values(args, detector_options())
@@ -184,7 +179,6 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --strict, --frames and the options of the engine that proves the file to a parser."""
     add = cli.adder(parser)
     add('--strict', "a line 'untraced' of the verdict is a failure, too")
     add(
@@ -210,7 +204,7 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `build_backend` besides the path: `engine`, a backend, and its options."""
+    """Arguments of `build_backend` besides the path."""
     return engine_settings(
         args.engine,
         threads=args.threads,
@@ -220,7 +214,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
-    """Return height and width from one or two numbers; None gives 0, 0, which stands for the default."""
+    """Height and width of one or two numbers; None gives 0, 0 (default)."""
     if shape is None:
         return 0, 0
     sizes = list(shape) if isinstance(shape, list | tuple) else [shape]
@@ -233,7 +227,6 @@ def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
 
 
 def add_library_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --library, None or 'installed', to a parser."""
     cli.add(
         parser,
         '--library',
@@ -243,7 +236,6 @@ def add_library_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --report, a folder, and --json, a file, to a parser; both are None without the option."""
     cli.add(
         parser,
         '--report DIR',
@@ -256,7 +248,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def refuse_options(
     args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str], reason: str
 ) -> None:
-    """Refuse options that have another value than their default: UsageError has the option and `reason`."""
+    """Raise UsageError, with `reason`, for options that are not at their default."""
     for name in names:
         value = getattr(args, name, None)
         if value != parser.get_default(name):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 LIST = 'list'
 MANIFEST = 'parts.json'
-"""File in a folder of `mm2onnx export --parts`."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,7 +67,7 @@ def _add_samples(add: object) -> None:
 
 
 def _open(args: argparse.Namespace) -> tuple[CutModel, list[dict[str, Any]]]:
-    """Return the model and the samples of the arguments; without `--samples` there are no samples."""
+    """Model and samples of the arguments; no samples without `--samples`."""
     from mmdeploy_ext.cutting.model import read_model
     from mmdeploy_ext.cutting.samples import samples_of
 
@@ -161,7 +160,7 @@ def build_test_parser() -> argparse.ArgumentParser:
 
 
 def run_test(args: argparse.Namespace) -> int:
-    """Evaluate PyTorch and the parts; exit status 1 if a metric differs by more than its bar."""
+    """Evaluate PyTorch and the parts; 1 if a metric differs by more than its tolerance."""
     from mmdeploy_ext.cutting.evaluation import compare_on_dataset
     from mmdeploy_ext.cutting.folder import CutFolder
 

@@ -35,16 +35,10 @@ def check_report_targets(args: argparse.Namespace) -> None:
 
 
 def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Model, args: argparse.Namespace) -> int:
-    """Write a verdict as JSON and report, and print its table; return the exit status: 0 passed, 1 not.
+    """Write a verdict as JSON and report, and print its table; return the exit status.
 
-    A verdict below float32 passes within the bars of its precision; its title does not say PROVEN then.
-
-    Args:
-        verdict: verdict of the proof.
-        pictures: results of both engines on samples, which are drawn in the report.
-        deployment: the PyTorch model.
-        args: parsed arguments of the command line: `json`, a file, and `report`, a folder for the page, the
-            verdict and, if there are detections, a picture, each None without the option.
+    A verdict below float32 passes within the tolerances of its precision; its title does not say PROVEN then.
+    `pictures` are results of both engines for the report.
     """
     from mmdeploy_ext.proving.views.table import print_verdict
 
@@ -67,10 +61,7 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Model, args: ar
 
 
 def draw_pairs(pictures: Sequence[Pair], deployment: Model) -> np.ndarray:
-    """Draw up to four samples, one per row, with both engines' detections: (h, w, 3) uint8 BGR.
-
-    Each row is `PICTURE_WIDTH` pixels wide.
-    """
+    """Up to four samples, one per row, with both engines' detections: (h, w, 3) uint8 BGR."""
     import cv2
     import numpy as np
 
@@ -84,13 +75,13 @@ def draw_pairs(pictures: Sequence[Pair], deployment: Model) -> np.ndarray:
 
 
 def print_libraries_not_run(cfg: Any, args: argparse.Namespace) -> None:
-    """Print which libraries of the user's repository do not run, if there are any."""
+    """Print which libraries of the user's repository do not run, if any."""
     if not_run := libraries_not_run(cfg):
         advice = '' if args.library else '; a proof of it takes --library installed'
         print(not_run_text(not_run) + advice)
 
 
 def print_proof_command(name: str, words: list[str], args: argparse.Namespace) -> None:
-    """Print that nothing was proven, and the command of this name that does it."""
+    """Print that nothing was proven, and the command that does it."""
     words = [*words, *shared.proof_words(args)]
     print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command(name)} {shlex.join(words)}')

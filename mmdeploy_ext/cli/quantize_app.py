@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.dense_target import Target
 
 BUDGET = 10
-"""Default of --budget."""
 WORST = 15
 """Layers that the table shows without --all."""
 
@@ -205,7 +204,7 @@ def quantisation_facts(
     layers: Sequence[str],
     images: CalibrationSet,
 ) -> dict[str, Any]:
-    """Facts that the file and the JSON state: quantiser, types, images, layers in INT8 and in float."""
+    """Facts of file and JSON: quantiser, types, images, layers in INT8 and in float."""
     quantised = sum(graph.layer(name).parameters for name in layers)
     parameters = sum(layer.parameters for layer in graph.layers)
     if args.engine == 'openvino':

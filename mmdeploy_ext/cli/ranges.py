@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ranges import Ranges
 
 LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
-"""Values of --weight-layout: found from the shapes, or named after the library that writes the layout."""
+"""Values of --weight-layout."""
 
 
 def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add CONFIG, CHECKPOINT, --cfg-options and --weight-layout."""
     add = cli.adder(parser)
     add('config', 'config file')
     add('checkpoint', 'checkpoint file, in any published form')
@@ -33,7 +32,6 @@ def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add --calibrate with its options, and --ranges."""
     add = cli.adder(group)
     add(
         '--calibrate DIR|INFOS',
@@ -53,7 +51,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check the options of `add_arguments`, and read --ranges to `args.loaded_ranges`, else None."""
+    """Check the options of `add_arguments`, and read --ranges to `args.loaded_ranges`."""
     from mmdeploy_ext.runtime.sweeps import sweep_items
     from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -66,16 +64,11 @@ def check(args: argparse.Namespace) -> None:
 
 
 def find(args: argparse.Namespace, deployment: Model, target: str, **fields: Any) -> Ranges | None:
-    """Return ranges of `--ranges`, of `--calibrate`, which measures and writes them, or of the checkpoint.
+    """Ranges of `--ranges`, of `--calibrate`, which writes them to `target`, or of the checkpoint.
 
-    `--fp16-ranges` rounds them to float16, `--no-fp16-ranges` does not. With neither, ranges of `--ranges`
-    stay unchanged, and other ranges are rounded if the reference implementation of the family rounds.
-
-    Args:
-        args: parsed arguments, see `add_arguments`, after `check`.
-        deployment: the model of the backbone.
-        target: file for measured ranges.
-        fields: further fields of `Calibration`: `percentile`, `add_method`, `unfolded`, `int8_fp16_io`.
+    `--fp16-ranges` rounds them to float16, `--no-fp16-ranges` does not. Without either, `--ranges` stay,
+    other ranges
+    are rounded as in the family's reference. `fields` are of `Calibration`.
     """
     from mmdeploy_ext.quantize import sparse_calibration
 
@@ -92,7 +85,6 @@ def find(args: argparse.Namespace, deployment: Model, target: str, **fields: Any
 
 
 def save(ranges: Ranges, target: str) -> None:
-    """Write ranges to the file `target`, and print how many they are and how they were measured."""
     ranges.save(target)
     text = f'{target}: ranges of {len(ranges.nodes)} layers by {ranges.calibrator}'
     if ranges.batches:

@@ -31,9 +31,8 @@ TAKES = dict(
     frames="frames of several cameras: infos of mmdet3d's kind (.pkl or .json)",
     fused="frames of several cameras and a LiDAR: infos of mmdet3d's kind (.pkl or .json)",
 )
-"""Kind of samples -> its description."""
 ENDINGS = dict(sweeps=('.bin',), frames=('.pkl', '.json'))
-"""Kind of samples -> suffixes of its files; all others are pictures."""
+"""Suffixes by kind of samples; all others are pictures."""
 OF_INFOS = ('frames', 'fused')
 """Kinds of samples that are read from infos."""
 FPS = 4.0
@@ -91,7 +90,7 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
 
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
-    """Open the files of a model of sweeps or frames by the class `OPENS` of its family's runtime module."""
+    """Open a model of sweeps or frames by `OPENS` of its family's runtime module."""
     check_registered(metadata.family)
     opens = opener(metadata) if has_runtime(metadata.family) else None
     if opens is None:
@@ -103,7 +102,7 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:
-    """Return the files of `paths` in their order; a folder is replaced by the sweeps (.bin) in it, sorted."""
+    """Files in the order of `paths`; a folder gives its sweeps (.bin), sorted."""
     sweeps: list[Path] = []
     for path in paths:
         inside = sorted(path.rglob('*.bin')) if path.is_dir() else [path]
@@ -114,7 +113,7 @@ def list_sweeps(paths: Iterable[Path]) -> list[Path]:
 
 
 def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
-    """Draw the boxes of each sweep from above; return 0, or 1 if a sweep could not be used."""
+    """Draw the boxes of each sweep from above; 1 if a sweep could not be used."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections import check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
@@ -145,7 +144,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
-    """Draw boxes of each frame into the cameras and from above: return 0, or 1 if one could not be used."""
+    """Draw boxes of each frame into the cameras and from above; 1 if a frame could not be used."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections import check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
@@ -206,7 +205,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def once(note: str) -> Callable[[Callable[[], Any]], None]:
-    """A function that calls its argument, a function without arguments, unless it has done so before."""
+    """A function that calls its argument in the first call only."""
     done: list[bool] = []
 
     def run_first(function: Callable[[], Any]) -> None:
@@ -224,7 +223,6 @@ def once(note: str) -> Callable[[Callable[[], Any]], None]:
 
 
 RUNS = dict(sweeps=run_sweeps, frames=run_frames, fused=run_frames)
-"""Kind of samples -> function that runs the model on them."""
 
 
 def entry_of(
@@ -235,7 +233,7 @@ def entry_of(
     args: argparse.Namespace,
     classes: tuple[str, ...],
 ) -> dict[str, Any]:
-    """The --json entry of a sample that `facts` name and whose detection began at `start`."""
+    """The --json entry of a sample."""
     return dict(
         **facts,
         picture=str(target),

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DEFAULT_OUTPUT = 'ranges.json'
-"""Default of --output."""
 WORST = 10
 """Layers that the table shows without --all."""
 
@@ -64,7 +63,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together, numbers out of range, and files that cannot be used."""
     from mmdeploy_ext.runtime.sweeps import sweep_items
 
     if args.fidelity is None and not args.calibrate and not args.output:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def add_seeded(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of a checkpoint of seeded weights: repeatable random ones, for any config."""
     parser.add_argument('config')
     cli.writes(parser.add_argument('out', type=Path))
     parser.add_argument('--seed', type=int, default=0)
@@ -25,7 +24,6 @@ def add_seeded(parser: argparse.ArgumentParser) -> None:
 
 
 def run_seeded(args: argparse.Namespace) -> int:
-    """Write a checkpoint of seeded weights, and return 0; `args` are those of `add_seeded`."""
     from mmdeploy_ext.seeded import weights as seeded
 
     return seeded.run(args, parse_cfg_options(args.cfg_options))

@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def resolve_device(device: str) -> str:
-    """Return the device of this process as PyTorch names it, such as 'cpu' or 'cuda:1'."""
+    """Device of this process as PyTorch names it, such as 'cpu' or 'cuda:1'."""
     import torch
 
     if device != 'auto':
@@ -131,7 +131,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
 
 
 def engine_text(cfg: Any, tested: TestedModel) -> str:
-    """Return the engine that runs, for the first line, and how to run the other one if nobody chose it."""
+    """The engine that runs, for the first line, and how to run the other one if nobody chose it."""
     kind = tested.settings['type']
     if kind != 'TorchBackend':
         return f'{title_of(kind)}, file: {tested.target}'
@@ -142,7 +142,7 @@ def engine_text(cfg: Any, tested: TestedModel) -> str:
 
 @contextlib.contextmanager
 def open_network(deployment: Model, tested: TestedModel, ranks: Ranks) -> Iterator[Network | None]:
-    """Yield the model on the engine of its config; None when it disagrees with the dump of the `_pth` run."""
+    """Yield the model on its config's engine; None when it disagrees with the dump of the `_pth` run."""
     from mmdeploy_ext.proving.against_dump import check_dump
 
     if tested.settings['type'] == 'TorchBackend':
@@ -166,12 +166,12 @@ def open_network(deployment: Model, tested: TestedModel, ranks: Ranks) -> Iterat
 
 
 def threads_per_process() -> int:
-    """Return this process's share of the cores that it may use, by LOCAL_WORLD_SIZE; 1 at least."""
+    """This process's share of its cores, by LOCAL_WORLD_SIZE; at least 1."""
     return max(len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
 
 
 def export_if_stale(deployment: Model, tested: TestedModel) -> None:
-    """Export unless the files are there and have the metadata that a new export would have."""
+    """Export unless the files are there with the metadata of a new export."""
     from mmdeploy_ext.families.files import read_files
     from mmdeploy_ext.proving.provenance import stale_reason
     from mmdeploy_ext.quantize.dense_target import refuse_stale
@@ -219,7 +219,7 @@ def _dump(deployment: Model, tested: TestedModel, first: bool) -> DumpWriter | N
 
 
 def model_facts(deployment: Model) -> dict[str, str]:
-    """Return `config`, a file name, `config_sha256` and `checkpoint_sha256`."""
+    """`config`, a file name, `config_sha256` and `checkpoint_sha256`."""
     return dict(
         config=Path(deployment.config).name,
         config_sha256=deployment.config_sha256,
@@ -228,7 +228,7 @@ def model_facts(deployment: Model) -> dict[str, str]:
 
 
 def run_facts(deployment: Model) -> dict[str, str]:
-    """Return `code_sha256` and `dataset_sha256`, facts about a run that decide its metrics, too."""
+    """`code_sha256` and `dataset_sha256`, on which the metrics depend, too."""
     classes = [entry.to_json() for entry in deployment.model_classes]
     datasets = [
         {key: value for key, value in settings.items() if key not in ('pipeline', 'dataset')}
@@ -249,18 +249,10 @@ def finish(
 ) -> int:
     """Write results, evaluate, keep the metrics and print the difference of the engines.
 
-    Args:
-        deployment: the PyTorch model and its config.
-        tested: settings and work directory of the run.
-        args: parsed arguments of the command line.
-        dataset: data set of `data.test`.
-        results: results of all samples, as the data set's `evaluate` takes them.
-        processes: number of processes of the run.
-
     Returns:
-        The exit status: 1 if a metric differs too much from PyTorch's, or if there is a run in PyTorch to
-        compare with and no metric has a value; else 0, also without --eval, or if PyTorch's metrics are not
-        there or of another config, checkpoint or data set.
+        1 if a metric differs too much from PyTorch's, or if there is a run in PyTorch and no metric has a
+        value; else 0, also without --eval, or if PyTorch's metrics are missing or of another config,
+        checkpoint or data set.
     """
     import pickle
 

@@ -36,13 +36,13 @@ class TestedModel(abc.ABC):
     """A model of the test loop, as its config describes it.
 
     Attributes:
-        args: parsed arguments of the command line of `test.py`.
+        args: command line of `test.py`.
         work_dir: folder that the `_pth` and the `_onnx` run share.
-        settings: key -> value of the config's `backend_config`, as `backend_config.read_settings` returns it.
-        options: options of the export, read from the file of `--onnx`; resolved once `check` has run.
-        target: file or folder of the exported model: `--onnx`, else `onnx_file` of the settings, else one
-            in `work_dir`.
-        unit: key of `backend_config.dump` with what is dumped: 'samples', a number of them, or 'frames', a
+        settings: `backend_config.read_settings` of the config.
+        options: options of the export, read from the file of `--onnx`; resolved by `check`.
+        target: file or folder of the exported model: `--onnx`, else `onnx_file` of the settings, else one in
+            `work_dir`.
+        unit: key of `backend_config.dump` for the dumped samples: 'samples', a number, or 'frames', a
             number or a list of indices.
     """
 
@@ -85,19 +85,19 @@ class TestedModel(abc.ABC):
             raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
 
     def dump_facts(self) -> dict[str, Any]:
-        """Return the facts in the manifests of a dump that not all models have."""
+        """Facts in the manifests of a dump that not all models have."""
         return {}
 
     @abc.abstractmethod
     def file_suffix(self) -> str:
-        """Return the end of the name of the file or folder in the work directory."""
+        """End of the name of the file or folder in the work directory."""
 
     @abc.abstractmethod
     def in_torch(self, deployment: Model, dump: DumpWriter | None) -> AbstractContextManager[Network]:
-        """Return a context manager that yields the model of `deployment` in PyTorch, for the loop."""
+        """Context manager that yields the model in PyTorch, for the loop."""
 
     def expected_metadata(self, deployment: Model) -> list[Metadata]:
-        """Return the metadata of the files that an export of `deployment` would write, in their order."""
+        """Metadata of the files that an export would write, in their order."""
         from mmdeploy_ext.families.files import make_metadata
 
         contract = contract_of(deployment.family, self.options)
@@ -105,20 +105,20 @@ class TestedModel(abc.ABC):
         return [make_metadata(deployment, self.options, graph) for graph in graphs]
 
     def export(self, deployment: Model) -> float:
-        """Export the model of `deployment` to `target`; return the seconds that it took."""
+        """Export to `target`; return the seconds."""
         from mmdeploy_ext.families.files import export_files
 
         return export_files(deployment, self.options, self.target, self.example_images(deployment))[1]
 
     def example_images(self, deployment: Model) -> list[PreparedImage]:
-        """Return the images that an export of `deployment` traces; [] if the graphs have examples."""
+        """Images that an export traces; [] if the graphs have examples."""
         return []
 
     @abc.abstractmethod
     def on_engine(
         self, deployment: Model, engine: Mapping[str, Any]
     ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
-        """Return a context manager that yields the exported model on its engine, and what compares a dump."""
+        """Context manager that yields the exported model on its engine, and the comparer of a dump."""
 
 
 class ImageModel(TestedModel):
@@ -127,19 +127,14 @@ class ImageModel(TestedModel):
     unit = 'samples'
 
     def file_suffix(self) -> str:
-        """Return the form as the name of a file."""
         return f'{self.options.form}.onnx'
 
     def dump_facts(self) -> dict[str, Any]:
-        """Return `form`, the form of the graph."""
         return dict(form=self.options.form)
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Model, dump: DumpWriter | None) -> Iterator[Network]:
-        """Yield the model in PyTorch, by its own test path; the stages of the export give dumped tensors.
-
-        Both run in float32, whatever the precision of the file is.
-        """
+        """The test path of the model; the stages of the export give dumped tensors, in float32."""
         from mmdeploy_ext.evaluate.detector import TorchDetector
         from mmdeploy_ext.exporting.copy import fused
         from mmdeploy_ext.families.files import make_metadata
@@ -166,7 +161,7 @@ class ImageModel(TestedModel):
         return BackendDetector(backend, deployment.family, metadata, dump, show)
 
     def example_images(self, deployment: Model) -> list[PreparedImage]:
-        """Return the demo's picture, prepared by the rule of `deployment` in the size of the options."""
+        """The demo's picture, prepared in the size of the options."""
         from mmdeploy_ext.families.model import prepare_fixed
         from mmdeploy_ext.preprocess.pictures import read_image
 
@@ -178,7 +173,6 @@ class ImageModel(TestedModel):
     def on_engine(
         self, deployment: Model, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
-        """Yield the file on its engine, with post-processing that its form leaves out and its comparer."""
         from mmdeploy_ext.proving.against_dump import ImageDumpComparer
 
         with build_backend(self.settings['type'], self.target, **engine) as backend:
@@ -191,13 +185,12 @@ class FrameModel(TestedModel):
     unit = 'frames'
 
     def file_suffix(self) -> str:
-        """Return the contract as the name of a folder; the contract 'fork' has one file, 'fork.onnx'."""
+        """Name of the contract; 'fork' has one file, 'fork.onnx'."""
         check_engine_kind(self.settings['type'], self.settings.get('inference_precision'))
         return 'fork.onnx' if self.options.contract == 'fork' else self.options.contract
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Model, dump: DumpWriter | None) -> Iterator[Network]:
-        """Yield the PyTorch model itself, of which the exported graphs are parts."""
         from mmdeploy_ext.exporting.copy import fused
 
         model = fused(deployment.model) if self.args.fuse_conv_bn else deployment.model
@@ -214,7 +207,6 @@ class FrameModel(TestedModel):
     def on_engine(
         self, deployment: Model, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
-        """Yield the files on their engine, for the loop, and what compares them with a dump."""
         from mmdeploy_ext.families.files import read_files
         from mmdeploy_ext.proving.against_dump import FrameDumpComparer
 

@@ -30,7 +30,7 @@ EXPORT_OPTIONS = tuple(
 )
 """Options of the export that may be repeated for a proof."""
 IMAGE_OPTIONS = ('mean', 'std')
-"""Options that are refused for all models but those of single pictures."""
+"""Options of single pictures only."""
 DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'device')
 """Options that sparse backbones do not have."""
 

@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def engines_to_run(args: argparse.Namespace) -> list[str]:
-    """Return the keys of `demo.ENGINES` to run, PyTorch first."""
+    """Keys of `demo.ENGINES` to run, PyTorch first."""
     available = [name for name, model in (('torch', args.checkpoint), ('onnx', args.onnx)) if model]
     if not available:
         raise UsageError('got neither a checkpoint nor --onnx; expected at least one of them')
@@ -66,7 +66,6 @@ def engines_to_run(args: argparse.Namespace) -> list[str]:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse (UsageError) invalid numbers and an output that cannot be written, before anything is loaded."""
     demo.check_options(args)
     cli.check_minimums(args, scene=0, frames=1)
     if not 0 < args.fps < math.inf:
@@ -99,12 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list[int]:
-    """Return the indices of the samples of a scene, in the order of the data set.
+    """Indices of the first `frames` samples (None: all) of a scene.
 
-    Args:
-        tokens: the scene token of each sample of the data set.
-        scene: number of the scene, from 0, by the first samples of the scenes.
-        frames: number of samples to return, the first ones; None returns all.
+    `tokens` has each sample's scene; scenes are numbered from 0 in their order.
     """
     scenes = list(dict.fromkeys(tokens))
     if scene >= len(scenes):
@@ -115,7 +111,6 @@ def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list
 
 
 def find_3d_family(config: str, cfg: Any) -> SequenceFamily:
-    """Return the 3D family of a config."""
     family = find_family(cfg, DETECTOR)
     if family.samples == 'images':
         raise ConfigError(
@@ -128,7 +123,7 @@ def find_3d_family(config: str, cfg: Any) -> SequenceFamily:
 def load_steppers(
     args: argparse.Namespace, engines: Sequence[str], family: SequenceFamily
 ) -> tuple[dict[str, Stepper], tuple[str, ...]]:
-    """Return key of `demo.ENGINES` -> model, for the engines that run, and the name of each label."""
+    """Key of `demo.ENGINES` -> model, and the classes."""
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:
@@ -163,16 +158,7 @@ def draw_scene(
     steppers: dict[str, Stepper],
     classes: Sequence[str],
 ) -> str:
-    """Run all frames and write the pictures; return the median time of a step on each engine as text.
-
-    Args:
-        args: parsed arguments of the command line; pictures go to `args.out`.
-        rule: preprocessing rule of the model, by which pictures are made again of the network's inputs.
-        frames: the frames of the scene, at least one.
-        count: number of the frames.
-        steppers: key of `demo.ENGINES` -> model, for the engines that run.
-        classes: name of each label.
-    """
+    """Run all frames and write the pictures; return the median time of a step on each engine as text."""
     from mmdeploy_ext.tasks import bbox3d
 
     seconds: dict[str, list[float]] = {name: [] for name in steppers}

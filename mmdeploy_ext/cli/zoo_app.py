@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def seeded(cfg: Any, family: Family) -> torch.nn.Module:
-    """Return the detector of mmcv's config `cfg`, of a family, with seeded, repeatable random weights."""
+    """Detector of a config with seeded, repeatable random weights."""
     from mmdeploy_ext.seeded.weights import seeded_model
 
     return seeded_model(cfg, family)
@@ -146,7 +146,7 @@ def _zoo_file(args: argparse.Namespace) -> Path:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Return K and N of the text 'K/N' of a shard, the K-th of N; ArgumentTypeError: another text."""
+    """K and N of 'K/N', the K-th shard of N; ArgumentTypeError: another text."""
     numbers = text.split('/')
     if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
         index, count = map(int, numbers)

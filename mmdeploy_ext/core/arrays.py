@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 def to_array(tensor: torch.Tensor) -> np.ndarray:
     """Copy a tensor to a numpy array of the same shape.
 
-    bfloat16 and similar types become float32 (complex ones complex64), quantised tensors their float values,
-    sparse tensors dense. NotImplementedError: a tensor on the meta device.
+    bfloat16 and similar types become float32 (complex ones complex64), quantised tensors floats, sparse
+    tensors dense.
+    NotImplementedError: a tensor on the meta device.
     """
     import torch
 
@@ -35,7 +36,7 @@ class ArrayDistance:
     Equal infinities and pairs of NaN differ by 0, unequal integers and texts by at least 1.
 
     Attributes:
-        differences: absolute differences, flattened; complex values give two.
+        differences: absolute, flattened; complex values give two.
         max_abs: largest difference.
         scale: largest absolute finite value of the reference.
     """

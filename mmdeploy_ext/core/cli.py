@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar('Item')
 CLOSED_PIPE = 141
-"""Exit status when stdout is closed, as a shell reports SIGPIPE."""
+"""Exit status when stdout is closed: a shell's for SIGPIPE."""
 EXTRAS = dict(matplotlib='draw', openvino='openvino', nncf='nncf')
 """Package -> extra of this project that installs it."""
 
@@ -39,7 +39,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse with --debug and one-line errors (`error: ...`, exit status 2) that suggest similar words.
 
     Attributes:
-        elsewhere: option of another tool -> what to say about it.
+        elsewhere: option of another tool -> advice.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -78,8 +78,8 @@ def _option_names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 def wait_passively() -> None:
     """Let idle OpenMP threads sleep instead of spin; call it before torch is imported.
 
-    PyTorch and ONNX Runtime otherwise fight over cores: a proof of the toy ATSS took 13.0 s spinning and 1.6
-    s sleeping on 2 busy cores. `OMP_WAIT_POLICY` of the environment overrides it.
+    A proof of the toy ATSS took 13.0 s spinning and 1.6 s sleeping on 2 busy cores. `OMP_WAIT_POLICY` of the
+    environment overrides it.
     """
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
@@ -100,10 +100,12 @@ def run(
     """Run a command-line tool and return its exit status.
 
     Errors that users can act on become one line on stderr. Outputs that are inputs of the same command line
-    are refused before `body` runs. Other errors of `body` are raised: faults of this program.
+    are
+    refused first. Other errors of `body` are faults of this program and are raised.
 
     Exit status: of `body` or `Mm2OnnxError.exit_code`; 2 for a missing package; 130 for Ctrl-C;
-    `CLOSED_PIPE`; 1 for OSError, MemoryError and errors of the user's own code.
+    `CLOSED_PIPE`; 1 for
+    OSError, MemoryError and errors of the user's own code.
     """
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')  # of names in files
@@ -137,7 +139,7 @@ def run(
 def program(
     body: Callable[[argparse.Namespace], int], build_parser: Callable[[], argparse.ArgumentParser]
 ) -> Callable[[Sequence[str] | None], int]:
-    """The `main(argv=None)` of a tool, see `run`."""
+    """`main(argv=None)` of a tool, see `run`."""
 
     def main(argv: Sequence[str] | None = None) -> int:
         return run(body, build_parser, argv)
@@ -254,7 +256,8 @@ def add(parser: Any, names: str, text: str = '', default: Any = None, **settings
     """Add an argument and return it.
 
     '--max-iter N' takes a value, '--size H W' two, '--images PATH...' one or more; '--all' is a flag. The
-    default gives the type. `settings` go to `add_argument`, except `writes`, see the function.
+    default gives
+    the type. `settings` go to `add_argument`, except `writes`, see the function.
     """
     words = names.split()
     flags = [word for word in words if word.startswith('-')] or words[:1]

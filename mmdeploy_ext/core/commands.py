@@ -19,7 +19,7 @@ class Command:
         module: has `main(argv)` and `build_parser()`.
         help: one line, without a full stop.
         script: path in a checkout, or ''.
-        needs: modules of `STACK` that it needs.
+        needs: required modules of `STACK`.
         without: option with which it needs none of them.
     """
 
@@ -103,14 +103,14 @@ SCRIPTS = {
         'video_app', "Draw a scene's boxes as a film or pictures", 'tools/demo/streampetr_video.py'
     ),
 }
-"""Name -> command that has only a script."""
+"""Commands that only have a script."""
 RUNNERS = {
     'with_postprocess': 'tools/onnx/onnx_with_postprocess.py',
     'no_topk_nms': 'tools/onnx/onnx_no_topk_nms.py',
     'rtdetr': 'tools/onnx/onnx_rtdetr.py',
     'solo': 'tools/onnx/onnx_solo.py',
 }
-"""Name -> script that runs some families' files on pictures, see `runtime.detect`."""
+"""Scripts that run some families' files on pictures, see `runtime.detect`."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 """Root of a checkout, or site-packages; links resolved."""
 _names_scripts = (CHECKOUT / COMMANDS['export'].script).is_file()
@@ -134,7 +134,7 @@ def tool(name: str) -> str:
 
 
 def command(name: str) -> str:
-    """Beginning of a command line: `python SCRIPT`, `python -m mmdeploy_ext NAME`, or `mm2onnx NAME`."""
+    """`python SCRIPT`, `python -m mmdeploy_ext NAME`, or `mm2onnx NAME`."""
     key, _, words = name.partition(' ')
     if key in RUNNERS:
         return f'python {RUNNERS[key]}' if _names_scripts else 'mm2onnx run'

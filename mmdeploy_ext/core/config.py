@@ -32,14 +32,10 @@ SHORTEST_TYPO = 4
 """Shortest key that may be reported as a typo."""
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
-"""Module that registers our models."""
 
 
 def mmdet_config(relative: str, library: str = 'mmdet') -> str:
-    """Absolute path of a config of an installed library, for `_base_`.
-
-    `relative` is below the library's `configs/`.
-    """
+    """Absolute path of a config of an installed library, for `_base_`; `relative` is below `configs/`."""
     package = importlib.util.find_spec(library)
     if package is None or package.origin is None:
         raise ConfigError(
@@ -53,7 +49,6 @@ def mmdet_config(relative: str, library: str = 'mmdet') -> str:
 
 
 def mmdet3d_config(relative: str) -> str:
-    """`mmdet_config` for mmdet3d."""
     return mmdet_config(relative, 'mmdet3d')
 
 
@@ -99,8 +94,7 @@ def refused_values(cfg: Any, part: str) -> Iterator[None]:
 def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """Read an `mmcv.Config`, import its plugins and apply `--cfg-options` (dotted key -> value).
 
-    Raises:
-        ConfigError: missing file, syntax error, failing import, unfitting override, or a config of mmdet 3.
+    ConfigError: missing file, syntax error, failing import, unfitting override, or a config of mmdet 3.
     """
     _check_config_file(path)
     try:
@@ -334,7 +328,7 @@ def test_dataset(cfg: Any) -> dict[str, Any]:
 
 
 def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
-    """Steps of the test pipeline: of `data.test`, else of `data.val`, else `test_pipeline`."""
+    """Steps of `data.test`, else of `data.val`, else `test_pipeline`."""
     return keyed_test_pipeline(cfg)[1]
 
 

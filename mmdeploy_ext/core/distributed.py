@@ -24,7 +24,6 @@ class Ranks:
     """The processes of a run; a single one without a launcher. Objects travel through gloo."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
-        """Collective if `size` is above 1."""
         self.rank, self.size = rank, size
         self._over, self._group = size == 1, None  # over: there is nobody left to tell of a failure
         if size > 1:
@@ -33,11 +32,7 @@ class Ranks:
             self._group = dist.new_group(backend='gloo', timeout=WORK_TIMEOUT)
 
     def gather(self, value: Any = None) -> list[Any]:
-        """Return the picklable value of every rank, in order. Collective.
-
-        Raises:
-            RankError: another rank failed or ended.
-        """
+        """Return the picklable value of every rank, in order. Collective. RankError: another rank failed."""
         if self.size == 1:
             return [value]
         messages = self._exchange((value, None))
@@ -49,10 +44,7 @@ class Ranks:
         return [value for value, _ in messages]
 
     def to_first(self, value: Any, gpu: bool = False) -> list[Any] | None:
-        """Return the value of every rank on rank 0, else None. Collective.
-
-        `gpu`: send by the launcher's backend instead of gloo.
-        """
+        """Return the value of every rank on rank 0, else None. `gpu`: by the launcher's backend."""
         self.gather()  # nobody sends to one that has failed
         if self.size == 1:
             return [value]
@@ -107,11 +99,9 @@ class Ranks:
 def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_TIMEOUT) -> Iterator[Ranks]:
     """Join the other processes of a run; all leave the block, or all fail.
 
-    `launcher` is 'none', 'pytorch' or 'slurm'. Slurm ignores `timeout`.
-
-    Raises:
-        UsageError: the launcher's variables are not set.
-        RankError: the other processes did not come, or one failed.
+    `launcher` is 'none', 'pytorch' or 'slurm' (ignores `timeout`). UsageError: the launcher's variables are
+    not set.
+    RankError: the other processes did not come, or one failed.
     """
     ranks = Ranks() if launcher == 'none' else _start(launcher, local_rank, timeout)
     try:
@@ -155,10 +145,7 @@ def _start(launcher: str, local_rank: int, timeout: datetime.timedelta) -> Ranks
 
 
 def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
-    """Sample indices of one process: whole scenes, the longest to the process with the fewest frames.
-
-    `scene_tokens` has the scene of every sample. A process may get none.
-    """
+    """Sample indices of one process: whole scenes, the longest to the process with the fewest frames."""
     scenes: dict[Hashable, list[int]] = {}
     for index, token in enumerate(scene_tokens):
         scenes.setdefault(token, []).append(index)

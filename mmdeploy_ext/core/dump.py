@@ -101,7 +101,7 @@ def list_samples(folder: str | Path) -> list[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class DumpWriter:
-    """Writes the tensors that X_pth.py names, in a sub-folder per sample.
+    """Writes the tensors of X_pth.py, in a sub-folder per sample.
 
     Attributes:
         samples: number of first samples to write, or their indices.

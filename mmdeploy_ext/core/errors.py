@@ -139,7 +139,7 @@ def one_line(message: object) -> str:
 
 
 def shape_text(shape: Iterable[object]) -> str:
-    """Return a shape as '1x80xHxW', or 'scalar' for ()."""
+    """'1x80xHxW', or 'scalar' for ()."""
     return 'x'.join(map(str, shape)) or 'scalar'
 
 
@@ -149,7 +149,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return '; did you mean a, b?' with up to three similar candidates, or ''."""
+    """'; did you mean a, b?' with up to three similar candidates, or ''."""
     import difflib
 
     candidates = list(candidates)

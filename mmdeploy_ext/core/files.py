@@ -97,7 +97,7 @@ _RUN: contextvars.ContextVar[RunFiles] = contextvars.ContextVar('files of this r
 
 @contextlib.contextmanager
 def watched_run() -> Iterator[RunFiles]:
-    """Yield the files of the run, which writes inside the block respect."""
+    """Yield the files of the run; writes inside the block respect them."""
     run = RunFiles()
     token = _RUN.set(run)
     try:
@@ -141,9 +141,7 @@ def write_error(target: AnyPath, error: OSError) -> Mm2OnnxError:
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `target`, renamed to it on success and removed on failure.
 
-    Raises:
-        UsageError: `target` is an input of this run.
-        Mm2OnnxError: an OSError here or in the body.
+    UsageError: `target` is an input of this run. Mm2OnnxError: an OSError here or in the body.
     """
     target = Path(target)
     _refuse_read(target)
@@ -166,7 +164,6 @@ def write_json(target: str | os.PathLike[str], content: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file."""
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError as error:

@@ -18,10 +18,7 @@ def resident_bytes(pid: int | str | None = 'self') -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep up to 2 GB of freed memory for the next tensors.
-
-    Zeroing new blocks took a fifth of the CPU time of a detector at 800x1333.
-    """
+    """Let glibc keep up to 2 GB of freed memory; zeroing took a fifth of a detector's CPU time."""
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_MAX, 0)

@@ -1,4 +1,4 @@
-"""All packages that a user's modules import and that are not installed, with what `pip install` takes."""
+"""Packages that a user's modules import and that are not installed, with the arguments of `pip install`."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ DISTRIBUTIONS = {
 
 
 def pip_arguments(error: ModuleNotFoundError, modules: Sequence[str] = ()) -> list[str]:
-    """Return arguments of `pip install` for all absent packages that the user's modules import.
+    """Arguments of `pip install` for all absent packages that the user's modules import.
 
-    The user's files in the traceback are read, the files of `modules`, and the user's files that they import;
-    none is run. Imports inside functions and in `try` do not count. The package of the error comes first.
+    Reads, without running them, the user's files in the traceback, the files of `modules`, and their imports.
+    Imports
+    inside functions and in `try` do not count. The package of the error comes first.
     """
     names = [(error.name or '').partition('.')[0]]
     waiting = [
@@ -86,7 +87,7 @@ def _imports(file: Path) -> Iterator[tuple[str, int, list[str]]]:
 
 
 def _files(file: Path, module: str, level: int, members: list[str]) -> list[Path]:
-    """Return the user's files of an import in `file`: packages on the way, the module, and submodules."""
+    """The user's files of an import in `file`: packages on the way, the module, and submodules."""
     parts = module.split('.') if module else []
     folders = [file.parents[level - 1]] if level else [Path(entry or '.').resolve() for entry in sys.path]
     for folder in folders:

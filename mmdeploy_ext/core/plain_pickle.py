@@ -36,20 +36,15 @@ ALLOWED = {
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Unpickler that raises DataError for anything outside of `allowed`.
-
-    A subclass adds to `allowed`; its `refused` may return a value instead.
-    """
+    """Raises DataError outside of `allowed`; `refused` of a subclass may return a value instead."""
 
     allowed = ALLOWED
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the object that the pickle names."""
         found = self.allowed.get((module, name))
         return self.refused(f'{module}.{name}') if found is None else found
 
     def refused(self, path: str) -> Any:
-        """Raise DataError for a dotted name outside of `allowed`."""
         raise DataError(f'names {path}, which is not read: it could run code; expected plain infos')
 
 

@@ -15,10 +15,7 @@ GRAPH_OPTIMIZATION = {
 }
 """Name that users type -> member of `onnxruntime.GraphOptimizationLevel`."""
 PROVIDER_OPTIONS = {'CUDAExecutionProvider': {'use_tf32': '0'}}
-"""Execution provider -> options that differ from ONNX Runtime's defaults.
-
-By default CUDA rounds factors of float32 products to 10 bits (TF32) on Ampere and later.
-"""
+"""By default CUDA rounds factors of float32 products to 10 bits (TF32) on Ampere and later."""
 
 
 def providers_with_options(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:

@@ -36,7 +36,6 @@ LIBRARIES = ('torch', 'torchvision', 'numpy', 'addict', 'spconv', 'cumm', 'built
 PACKAGE_FOLDERS = ('site-packages', 'dist-packages')
 OURS = Path(__file__).resolve().parents[1]
 PYTHON = Path(os.__file__).parent
-"""Folder of Python's own modules."""
 TYPED = ('<string>', '<stdin>', '<console>', '<python-input-', '<ipython-input-')
 """File names of typed code: `exec`, `python -c`, a pipe, consoles."""
 
@@ -199,7 +198,7 @@ class ModelClass(JsonDataclass):
     Attributes:
         file: path relative to the folder that it was imported from.
         sha256: hash of the file; '' if unreadable.
-        ours: whether `mmdeploy_ext` defines it.
+        ours: `mmdeploy_ext` defines it.
         line: 0 if unknown, and in metadata.
     """
 
@@ -256,19 +255,13 @@ def is_users_class(kind: type) -> bool:
 
 
 def users_class(kind: type) -> str:
-    """Name and place of the user's class, `MyResize (plugin/steps.py:12)`, or ''.
-
-    Classes of copied libraries do not count.
-    """
+    """Name and place of the user's class, `MyResize (plugin/steps.py:12)`; '' for copied libraries."""
     owner = next((base for base in kind.__mro__ if is_users(base) and not is_copied(base)), None)
     return '' if owner is None else f'{owner.__name__} ({_place(owner)})'
 
 
 def users_method(kind: type, name: str) -> str:
-    """Name and place of a user's method, `Head.get_bboxes (plugin/head.py:120)`, or ''.
-
-    Classes of copied libraries do not count.
-    """
+    """Name and place of a user's method, `Head.get_bboxes (plugin/head.py:120)`, or ''."""
     owner = next((base for base in kind.__mro__ if name in vars(base)), None)
     if owner is None or is_copied(owner):
         return ''

@@ -10,7 +10,7 @@ from mmdeploy_ext.core.errors import UsageError, one_line
 
 
 def load_module(file: str, functions: Sequence[str]) -> ModuleType:
-    """Run a Python file and return it as a module that has these functions; its folder stays on the path.
+    """Run a Python file that has to have these functions; its folder stays on the path.
 
     UsageError: no such file or function, or an error or an exit while the file runs.
     """

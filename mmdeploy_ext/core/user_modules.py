@@ -216,7 +216,7 @@ def _is_of(file: Path, folder: Path, package: str) -> bool:
 
 
 def install_command(error: ModuleNotFoundError, modules: Sequence[str] = ()) -> str:
-    """Return the command that installs all packages that the user's modules lack, see `pip_arguments`."""
+    """Command that installs all packages that the user's modules lack, see `pip_arguments`."""
     return shlex.join([sys.executable, '-m', 'pip', 'install', *pip_arguments(error, modules)])
 
 

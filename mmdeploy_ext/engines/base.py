@@ -52,7 +52,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run feeds that `infer` has checked; return name -> array in any order.
+        """Run feeds that `infer` has checked; outputs by name in any order.
 
         Inputs with a default may be missing.
         """
@@ -62,7 +62,6 @@ class Backend(abc.ABC):
         return
 
     def select_inputs(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Feeds that the active network takes."""
         return {name: array for name, array in feeds.items() if name in self.spec.input_names}
 
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -101,8 +100,6 @@ class Backend(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a file: its path and copies of inputs and outputs."""
-
     path: str
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
@@ -135,7 +132,7 @@ def record_runs() -> Iterator[list[Run]]:
 
 
 def attempt(run: Callable[[], Any]) -> Any:
-    """Return the result of `run`, or its exception if it is in `FAILURES`."""
+    """Result of `run`, or its exception if it is in `FAILURES`."""
     try:
         return run()
     except FAILURES as error:

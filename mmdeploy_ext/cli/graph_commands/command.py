@@ -9,18 +9,15 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core import files as core_files
 
 AddArgument = Callable[[argparse.ArgumentParser], object]
-"""Function that adds one or several arguments to the parser of a subcommand."""
 Run = Callable[[argparse.Namespace], int]
-"""Function that runs a subcommand with its arguments, and returns the exit status."""
 
 
 def argument(*words: Any, **settings: Any) -> AddArgument:
-    """Return the function that adds an argument to a parser."""
     return lambda parser: cli.add(parser, *words, **settings)
 
 
 def output(metavar: str, text: str, *files: str) -> AddArgument:
-    """Return the function that adds the required argument --output, with `text` as its help."""
+    """Required argument --output, with `text` as its help."""
     return argument(f'--output {metavar}', text, required=True, writes=files)
 
 
@@ -42,12 +39,10 @@ class Command:
 
 
 class Commands(dict[str, Command]):
-    """The subcommands of a module by their names."""
-
     def add(
         self, name: str, help: str, *arguments: AddArgument, takes_file: bool = True
     ) -> Callable[[Run], Run]:
-        """Return the decorator that makes a function the subcommand `name`."""
+        """Decorator that makes a function the subcommand `name`."""
 
         def command(run: Run) -> Run:
             self[name] = Command(help, run, arguments, takes_file)
@@ -57,6 +52,5 @@ class Commands(dict[str, Command]):
 
 
 def write_json(args: argparse.Namespace, content: dict[str, Any]) -> None:
-    """Write `content`, a command's findings, to the file `args.json`, if any."""
     if args.json:
         core_files.write_json(args.json, content)

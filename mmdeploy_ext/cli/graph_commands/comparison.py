@@ -23,7 +23,6 @@ COMMANDS = Commands()
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --input, --rtol, --all and --report, and --seed, which only a comparison of two files takes."""
     add = cli.adder(parser)
     add('--input PATH', 'inputs by name: .npz, a folder of .npy, or a dump of a _pth run')
     add('--seed SEED', 'of random inputs for two files (default: 0)', 0)
@@ -58,7 +57,6 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     takes_file=False,
 )
 def run_diff(args: argparse.Namespace) -> int:
-    """Compare two files, or a file with its PyTorch model; write and print: 0 equal, 1 not."""
     from pathlib import Path
 
     if len(args.models) not in (2, 3):

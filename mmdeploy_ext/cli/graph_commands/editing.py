@@ -47,7 +47,6 @@ def _finish(args: argparse.Namespace, before: onnx.ModelProto, after: onnx.Model
     OUTPUT,
 )
 def run_extract(args: argparse.Namespace) -> int:
-    """Write the nodes of --nodes, and those that make --tensors, as a model of their own."""
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.passes.extract import extract
     from mmdeploy_ext.graph.passes.select import match_tensors, select_nodes
@@ -72,7 +71,6 @@ def run_extract(args: argparse.Namespace) -> int:
     OUTPUT,
 )
 def run_set_shape(args: argparse.Namespace) -> int:
-    """Write the graph with other input shapes."""
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes import shapes
 

@@ -25,7 +25,6 @@ COMMANDS = Commands()
     takes_file=False,
 )
 def run_tables(args: argparse.Namespace) -> int:
-    """Write the tables of a rig, and print the counts of their contract."""
     from mmdeploy_ext.consumers import TABLES
 
     name, module = find_contract(args, TABLES)

@@ -24,7 +24,6 @@ COMMANDS = Commands()
     ),
 )
 def run_show(args: argparse.Namespace) -> int:
-    """Print the content of a file."""
     from mmdeploy_ext.graph import summary
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.sparse.show import sparse_layers, trace_lines

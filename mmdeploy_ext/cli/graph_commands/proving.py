@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.comparison import TensorRow
 
 SEEDS = 2
-"""Sets of random inputs that a comparison runs on."""
+"""Sets of random inputs of a comparison."""
 JSON_FIELDS = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
-"""Fields of a row that --json has."""
+"""Fields of a row in --json."""
 HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'
-"""Advice for outputs that differ."""
 FEEDS = (
     argument('--inputs FILE', 'inputs to run on: .npz, or a folder of .npy (default: random values)'),
     argument('--seed N', 'seed of random inputs (default: 0)', 0),
@@ -36,11 +35,10 @@ FEEDS = (
         action='append',
     ),
 )
-"""Arguments of the inputs."""
 
 
 def proof(tolerance: float) -> tuple[AddArgument, ...]:
-    """Functions that add --output and the arguments of the comparison with the input file to a parser."""
+    """--output and the arguments of the comparison with the input file."""
     return (
         output('OUT.onnx', 'file to write; the input file is never touched'),
         *FEEDS,
@@ -54,13 +52,12 @@ def proof(tolerance: float) -> tuple[AddArgument, ...]:
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Raise UsageError for a tolerance below 0, of 1 and more, or NaN."""
     if not 0 <= tolerance < 1:
         raise UsageError(f'--tolerance {tolerance:g}: expected a number from 0 to below 1, e.g. 1e-4')
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
-    """Return axis -> size of texts `AXIS=N`."""
+    """axis -> size of texts `AXIS=N`."""
     sizes = {}
     for text in texts:
         name, _, number = text.rpartition('=')
@@ -73,7 +70,7 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
 def read_feeds(
     args: argparse.Namespace, model: onnx.ModelProto, count: int = SEEDS
 ) -> list[dict[str, np.ndarray]]:
-    """Return sets of inputs, each name -> array: the one of --inputs, or `count` random ones."""
+    """Inputs of --inputs, or `count` random sets."""
     from mmdeploy_ext.graph.feeds import random_feeds
     from mmdeploy_ext.graph.io.tensors import load_tensors
 
@@ -101,11 +98,11 @@ def finish(
         before: the model of `args.file`.
         after: the result.
         content: facts of the command for --json.
-        any_float: whether floats of the result may have another width than in `before`.
-        hint: advice that is printed if the numbers differ.
+        any_float: floats of the result may have another width.
+        hint: printed if the numbers differ.
 
     Returns:
-        0: written. 1: the numbers of an output differ, and the result was not written.
+        0: written. 1: the numbers of an output differ, nothing was written.
     """
     from mmdeploy_ext.contract.comparison import equality_claim, is_equal, is_exact
     from mmdeploy_ext.graph.io import files
@@ -151,7 +148,6 @@ def finish(
 
 
 def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
-    """Return a comparison as plain JSON types."""
     from mmdeploy_ext.contract.comparison import is_equal, is_exact
 
     outputs = [{name: getattr(row, name) for name in JSON_FIELDS} for row in rows]
@@ -168,7 +164,7 @@ def load(path: str) -> onnx.ModelProto:
 
 
 def begin(args: argparse.Namespace) -> onnx.ModelProto:
-    """Return the model of `args.file`, after checks of --tolerance and --output."""
+    """The model of `args.file`, after checks of --tolerance and --output."""
     from mmdeploy_ext.graph.io import files
 
     check_tolerance(args.tolerance)
@@ -177,7 +173,7 @@ def begin(args: argparse.Namespace) -> onnx.ModelProto:
 
 
 def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
-    """Print a line per output: its worst row of all sets of inputs."""
+    """Print the worst row of each output over all inputs."""
     from rich import box
     from rich.table import Table
 

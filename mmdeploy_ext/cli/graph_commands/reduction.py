@@ -43,7 +43,6 @@ CHECK_HELP = (
     argument('--max-checks N', 'most checks in all (default: %(default)s)', 400),
 )
 def run_reduce(args: argparse.Namespace) -> int:
-    """Write the smallest part that shows the fault into a folder, and print its nodes."""
     from pathlib import Path
 
     from rich.progress import MofNCompleteColumn

@@ -9,8 +9,7 @@ from mmdeploy_ext.core.errors import printable
 COMMANDS = Commands()
 TOLERANCE = 1e-4
 FP16_TOLERANCE = 1e-2
-"""Defaults of --tolerance, of the commands that keep the precision and of fp16: the largest difference of an
-output, relative to its largest value."""
+"""Defaults of --tolerance: largest difference of an output relative to its largest value."""
 
 
 @COMMANDS.add(
@@ -26,7 +25,6 @@ output, relative to its largest value."""
     *proving.proof(TOLERANCE),
 )
 def run_replace(args: argparse.Namespace) -> int:
-    """Write the graph with the patterns of --rule replaced; 1 if an output differs."""
     from mmdeploy_ext.core.user_functions import load_module
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.replace import replace
@@ -45,7 +43,6 @@ def run_replace(args: argparse.Namespace) -> int:
 
 @COMMANDS.add('simplify', 'Simplify a graph with onnxslim', *proving.proof(TOLERANCE))
 def run_simplify(args: argparse.Namespace) -> int:
-    """Write the graph as onnxslim simplifies it; 1 if an output differs."""
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.simplify import simplify
 
@@ -70,7 +67,6 @@ def run_simplify(args: argparse.Namespace) -> int:
     *proving.proof(FP16_TOLERANCE),
 )
 def run_fp16(args: argparse.Namespace) -> int:
-    """Write the graph in float16, but for nodes that stay float32; 1 if an output differs."""
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.precision import family_patterns, half, with_fp16_metadata
     from mmdeploy_ext.graph.passes.select import matching_nodes
