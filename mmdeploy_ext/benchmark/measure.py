@@ -131,8 +131,7 @@ def time_files(
     """Run a float ONNX file and the INT8 file made of it in turns; only graphs are timed.
 
     `batches` are feeds by input name, images (B, C, H, W) first; `threads` 0 leaves the number to the engine,
-    one of
-    `registry.QUANTISED`.
+    one of `registry.QUANTISED`.
 
     Returns:
         `ratio`, INT8 time over float time per round; `cpu_ratio`, of the CPU time, which other processes

@@ -46,8 +46,7 @@ class SparseBenchmark(Benchmark):
     """Generated scenes, smallest first, then real sweeps; one group each.
 
     A sample is a `VoxelSet`: features (N, C) float32, and coordinates (N, 4) int32, sample 0 first, axes in
-    the
-    order of `graph`.
+    the order of `graph`.
 
     Attributes:
         graph: folded in float32.

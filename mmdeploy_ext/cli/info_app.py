@@ -60,8 +60,8 @@ def describe(path: Path) -> dict[str, Any]:
     """`file`, `bytes`, `sha256` (without external weights), and metadata of one file as plain JSON types.
 
     Keys are the fields of `contract.metadata.Metadata` and `precision`. A sparse backbone has `voxels`, its
-    `form` is
-    'libspconv' or 'portable', and `precision`, `spec`, `classes`, `preprocess` and `postprocess` are absent.
+    `form` is 'libspconv' or 'portable', and `precision`, `spec`, `classes`, `preprocess` and `postprocess`
+    are absent.
     """
     from mmdeploy_ext.contract.metadata import ENTRIES, Metadata, read_props
 

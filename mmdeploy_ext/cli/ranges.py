@@ -67,8 +67,7 @@ def find(args: argparse.Namespace, deployment: Model, target: str, **fields: Any
     """Ranges of `--ranges`, of `--calibrate`, which writes them to `target`, or of the checkpoint.
 
     `--fp16-ranges` rounds them to float16, `--no-fp16-ranges` does not. Without either, `--ranges` stay,
-    other ranges
-    are rounded as in the family's reference. `fields` are of `Calibration`.
+    other ranges are rounded as in the family's reference. `fields` are of `Calibration`.
     """
     from mmdeploy_ext.quantize import sparse_calibration
 

@@ -5,8 +5,7 @@ Sources: mit-han-lab/bevfusion 326653d (cells x first; mmdet3d's `voxel_layer` h
 `sparse/rulebook.py`, so that a proof sees faults there.
 
 P points of V values, D axes of a grid, N voxels before and M after a convolution, K cells of a kernel, I and
-O
-channels before and after, C channels of a feature, L intervals.
+O channels before and after, C channels of a feature, L intervals.
 """
 
 from __future__ import annotations
@@ -107,9 +106,8 @@ def get_indice_pairs(
     """Voxels behind a sparse convolution, and the pairs of rows that it joins.
 
     Returns voxels (M, 1 + D), sample first; pairs (K, 2, N) int32, filled with -1; and pairs per kernel cell
-    (K,)
-    int32. `indices` are (N, 1 + D). Submanifold convolutions ignore stride and padding. NotImplementedError:
-    `transpose`.
+    (K,) int32. `indices` are (N, 1 + D). Submanifold convolutions ignore stride and padding.
+    NotImplementedError: `transpose`.
     """
     if transpose:
         raise NotImplementedError('sparse_conv_ext: transposed sparse convolutions have no CPU form here')
@@ -183,8 +181,7 @@ def bev_pool_forward(
     """Sums of features per cell, (samples, depth, rows, columns, C); 0 without a point.
 
     `features` (P, C), cell after cell; `cells` (P, 4) row, column, depth, sample; `lengths` and `starts` (L,)
-    of
-    each cell's interval.
+    of each cell's interval.
     """
     grid = features.new_zeros(int(samples), int(depth), int(rows), int(columns), features.shape[1])
     if not len(lengths):

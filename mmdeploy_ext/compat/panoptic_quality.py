@@ -1,8 +1,7 @@
 """The part of panopticapi that mmdet uses: colours of segments, and panoptic quality.
 
 Kirillov et al., "Panoptic Segmentation" (arXiv:1801.00868, section 4.1): PQ = sum of IoU / (TP + FP / 2 + FN
-/
-2) per class, and the mean over occurring classes.
+/ 2) per class, and the mean over occurring classes.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ def torchvision_without_operators(module: ModuleType, execute: Execute) -> bool:
     """Without its compiled operators torchvision's import fails: "torchvision::nms does not exist".
 
     The wheel of the public index is built for CUDA and links libtorch_cuda.so, which a CPU-only torch lacks.
-    This
-    module, which registers fake kernels, is not run.
+    This module, which registers fake kernels, is not run.
     """
     extension = sys.modules['torchvision.extension']
     if extension._has_ops():

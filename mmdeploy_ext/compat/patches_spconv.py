@@ -59,8 +59,7 @@ def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
     """Let `indice_conv` take a bias, an activation and no input voxel on the CPU.
 
     `indice_conv` takes features (N, I), filters (O, k0, k1, k2, I), pairs (2, k0 k1 k2, N) int32, their
-    numbers
-    (k0 k1 k2,) int32 and the number of output voxels.
+    numbers (k0 k1 k2,) int32 and the number of output voxels.
     """
 
     @functools.wraps(indice_conv)

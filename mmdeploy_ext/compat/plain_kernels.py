@@ -31,8 +31,7 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
     """Maps (B, C, h * scale_factor, w * scale_factor), enlarged by kernels of their own.
 
     `features` (B, C, h, w); `masks` (B, group_size * kernel_size ** 2, h * scale_factor, w * scale_factor),
-    group
-    by group; `kernel_size` odd, zeros beyond the map.
+    group by group; `kernel_size` odd, zeros beyond the map.
     """
     channels, (height, width) = features.shape[1], masks.shape[2:]
     padded = functional.pad(features, [kernel_size // 2] * 4)
@@ -67,8 +66,7 @@ def bins_of(
     """Cells of regions (R, 4) as boxes (R * h * w, 4) xyxy, pixels, moved by offsets.
 
     Offsets (R, 2, h, w) are x before y; 1 moves by `gamma` times the region's side. `size` is h, w; `scale`
-    cells of
-    the map per pixel.
+    cells of the map per pixel.
     """
     low, high = boxes[:, :2] * scale - 0.5, boxes[:, 2:] * scale - 0.5
     region_size = (high - low)[:, None, None]
@@ -94,8 +92,7 @@ def deform_roi_pool(
     """Pool regions (R, C, h, w) with moved cells.
 
     `features` (B, C, H, W); `rois` (R, 5) image, xyxy pixels; `offset`: see `bins_of`; `spatial_scale` cells
-    of the
-    map per pixel; `sampling_ratio` samples per axis of a cell, 0: as many as cells of the map.
+    of the map per pixel; `sampling_ratio` samples per axis of a cell, 0: as many as cells of the map.
     """
     from mmcv.ops import roi_align
     from torch.nn.modules.utils import _pair
@@ -147,11 +144,9 @@ def dcnv3_forward(
     """DCNv3 (B, h, w, G * D): sums of bilinear samples around each place, weighted by the mask.
 
     G groups of D channels, P points of a kernel. `features` (B, H, W, G * D), zeros beyond; `offset` (B, h,
-    w, G * P
-    * 2) x before y, cells, points down the columns of the kernel; `mask` (B, h, w, G * P); `offset_scale`
-    scales
-    kernel and offsets; `has_centre`: the middle is one of the P points. Source: InternImage 31c962d,
-    `detection/ops_dcnv3`.
+    w, G * P * 2) x before y, cells, points down the columns of the kernel; `mask` (B, h, w, G * P);
+    `offset_scale` scales kernel and offsets; `has_centre`: the middle is one of the P points. Source:
+    InternImage 31c962d, `detection/ops_dcnv3`.
     """
     batch, height, width, _ = features.shape
     rows, columns = offset.shape[1:3]
@@ -214,8 +209,7 @@ def attention_at_points(
     """Deformable DETR's extension (B, Q, N * D): weighted sums of bilinear samples at points of L maps.
 
     `values` (B, sum of h * w, N, D); `spatial_shapes` (L, 2) h, w; `locations` (B, Q, N, L, P, 2) x before y,
-    shares
-    of the sides, zeros beyond; `weights` (B, Q, N, L, P). N heads, P points.
+    shares of the sides, zeros beyond; `weights` (B, Q, N, L, P). N heads, P points.
     """
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
@@ -233,12 +227,9 @@ def deformable_aggregation(
     """Sparse4D's operator (B, A, C): samples of instances' key points over all cameras and levels.
 
     Only points strictly inside of a picture count; cells beyond the map are 0. A instances, N cameras, L
-    levels, S
-    cells of all maps, G groups of channels. `features` (B, S, C), camera by camera, level by level, row by
-    row;
-    `spatial_shapes` (N, L, 2); `level_start_index` (N, L); `locations` (B, A, P, N, 2) u, v in shares of the
-    picture;
-    `weights` (B, A, P, N, L, G).
+    levels, S cells of all maps, G groups of channels. `features` (B, S, C), camera by camera, level by level,
+    row by row; `spatial_shapes` (N, L, 2); `level_start_index` (N, L); `locations` (B, A, P, N, 2) u, v in
+    shares of the picture; `weights` (B, A, P, N, L, G).
     """
     groups, mixed = weights.shape[-1], []
     for sample, places, shares in zip(features, locations, weights, strict=True):
@@ -307,8 +298,7 @@ def plain_attention(
     """Attention (B, T, H, D) of queries (B, T, H, D) to keys and values (B, S, 2, H, D); NaN without keys.
 
     `causal`: query T - i sees the keys up to S - i, as in flash_attn 2.1. `key_padding_mask` (B, S) is true
-    for
-    visible keys. `softmax_scale` is D ** -0.5 by default.
+    for visible keys. `softmax_scale` is D ** -0.5 by default.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     queries = q.transpose(1, 2) * scale

@@ -20,10 +20,10 @@ class TensorRow:
     Attributes:
         shape: of the group in the reference, '1x80x76x76', or '-'.
         max_abs: None, like the other figures, if not compared.
-        max_rel: `max_abs` over the largest absolute reference value of the group.
+        max_rel: `max_abs` over the group's largest absolute reference value.
         tolerance: allowed absolute difference; None if judged by cosine.
         passed: finite, same shape and dtype, not empty, within tolerance, and zero only if the reference is.
-        at: frame of these figures, if the row is the worst of a sequence.
+        at: frame of the figures, if the row is the worst of a sequence.
         norm_ratio: norm over the reference's norm.
     """
 

@@ -26,14 +26,13 @@ class MemorySpec(JsonDataclass):
         needed: outputs that every engine gives, layers first.
         per_query: outputs with queries on the last axis but one.
         scores: output of logits (layers, 1, Q, classes) for the top K; '' if unused.
-        places: (tensor, output, indices of the output's columns that are the tensor's columns).
+        places: (tensor, output, columns of the output that are the tensor's columns).
         topk: K; 0 without `scores`.
         propagated: P; 0 without `scores`.
         confidence: output (1, Q) by which all rows are chosen anew per frame; '' if older rows stay.
-        first_scores: PyTorch's output (1, Q) that orders a frame's own instances, else NaN; with
-            `confidence`.
-        ids: output of track ids (1, Q, -1 for none), tensors of the rows' ids and of the next id; with
-            `confidence`.
+        first_scores: with `confidence`: PyTorch's output (1, Q) that orders a frame's own instances, else NaN.
+        ids: with `confidence`: output of track ids (1, Q, -1 for none), tensors of the rows' ids and of the
+            next id.
     """
 
     tensors: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=dict)

@@ -241,7 +241,6 @@ def check_graph(
 
 
 def read_metadata(path: AnyPath) -> Metadata:
-    """Read the metadata of an ONNX file."""
     return Metadata.from_props(read_props(path), path)
 
 

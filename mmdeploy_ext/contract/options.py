@@ -63,7 +63,6 @@ class Option:
         return f'--no-{self.typed[2:]}' if self.default is True and value is False else self.typed
 
     def with_value(self, value: Any, prefix: str = '--') -> str:
-        """Spell the option with its value."""
         if prefix != '--':
             return f'{self.as_typed(prefix)}={value!r}'
         if isinstance(value, bool):
@@ -96,7 +95,6 @@ class Option:
             raise UsageError(f'{typed}: expected at most {self.maximum}{hint}')
 
     def add_to(self, parser: Any) -> None:
-        """Add the option to a parser or group."""
         import argparse
 
         settings: dict[str, Any] = {}
@@ -112,7 +110,7 @@ class Option:
         parser.add_argument(self.typed, dest=self.name, help=self.help, default=None, **settings)
 
     def words(self, values: Mapping[str, Any]) -> list[str]:
-        """Command-line words that choose its value in `values`; [] if it needs none."""
+        """Command-line words that choose its value in `values`; [] at an unstated default."""
         value = _as_tuple(values.get(self.name, self.default))
         if not self.typed or (value == self.default and not self.stated) or not self.has_effect(values):
             return []
@@ -167,7 +165,7 @@ class Options(Mapping[str, Any]):
     def check(self, prefix: str = '--', names: Iterable[str] | None = None) -> None:
         """Raise UsageError for refused values, options without effect, and conflicts with fixed values.
 
-        `names` are the typed options (default: all that are not at their default).
+        `names` are the typed options; default: all that are not at their default.
         """
         names = set(self._changed() if names is None else names)
         by_name = {option.name: option for option in self.declared}
@@ -188,7 +186,7 @@ class Options(Mapping[str, Any]):
                 raise UsageError(f'{option.with_value(value, prefix)}: {reason}; leave it out')
 
     def refuse(self, options: Iterable[Option], reason: str) -> None:
-        """Raise UsageError, which gives `reason`, if one of the options is chosen."""
+        """Raise UsageError with `reason` if one of the options is chosen."""
         for option in options:
             if self[option.name] != option.default:
                 raise UsageError(f'{option.with_value_of(self)}: {reason}; leave it out')
@@ -469,4 +467,3 @@ SPARSE = (
     ),
     dataclasses.replace(SPARSE_FORM, name='form', key=None, only_with=('target', 'portable'), group=''),
 )
-"""Options of sparse backbones."""

@@ -1,8 +1,8 @@
 """Families of models by name, without PyTorch.
 
 `register_family` is called in the `__init__` of a family's folder, by an entry point of the group
-`mm2onnx.families`, or by `custom_imports` of a config. The folders of `consumers` register contracts of other
-programs.
+`mm2onnx.families`, or by `custom_imports` of a config. Folders of `consumers` register other programs'
+contracts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Registration:
     contracts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # of other programs
 
     def load_family(self) -> Any:
-        """Import the family and return it; ConfigError: none of this name."""
+        """Import the family; ConfigError: it is missing."""
         module, _, cls = self.family.partition(':')
         try:
             family = getattr(importlib.import_module(module), cls)
@@ -237,7 +237,7 @@ def contract_class(family: str, name: str) -> Any:
 
 
 def program_loop(family: str, name: str) -> Any:
-    """Class that opens the files of another program's contract; None for the family's own files."""
+    """Opener of another program's files; None for the family's own files."""
     paths = _contract_paths(family, name)
     return _imported(paths[1]) if paths else None
 
@@ -252,13 +252,12 @@ def _imported(path: str) -> Any:
 
 
 def registered() -> Mapping[str, Registration]:
-    """Live mapping of name -> registration."""
     _import_all()
     return _REGISTERED
 
 
 def find_registration(family: str) -> Registration | None:
-    """Registration of a family or None; a family of this package needs no look at other packages."""
+    """Registration of a family or None; families of this package need no look at other packages."""
     _import_own()
     return _REGISTERED.get(family) or registered().get(family)
 
@@ -279,7 +278,7 @@ def _import_all() -> None:
 
 
 def registration_of(family: str) -> Registration:
-    """Registration of a family, an empty one for an unknown name."""
+    """Registration of a family, empty for an unknown name."""
     return find_registration(family) or Registration(family, '')
 
 

@@ -180,7 +180,7 @@ class GraphSpec(JsonDataclass):
         return images
 
     def with_required(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Add defaults of inputs that are `required`."""
+        """Add defaults of `required` inputs."""
         required = {tensor.name for tensor in self.inputs if tensor.required}
         if required <= feeds.keys():
             return dict(feeds)

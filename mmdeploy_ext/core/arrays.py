@@ -15,8 +15,7 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
     """Copy a tensor to a numpy array of the same shape.
 
     bfloat16 and similar types become float32 (complex ones complex64), quantised tensors floats, sparse
-    tensors dense.
-    NotImplementedError: a tensor on the meta device.
+    tensors dense. NotImplementedError: a tensor on the meta device.
     """
     import torch
 

@@ -100,12 +100,10 @@ def run(
     """Run a command-line tool and return its exit status.
 
     Errors that users can act on become one line on stderr. Outputs that are inputs of the same command line
-    are
-    refused first. Other errors of `body` are faults of this program and are raised.
+    are refused first. Other errors of `body` are faults of this program and are raised.
 
     Exit status: of `body` or `Mm2OnnxError.exit_code`; 2 for a missing package; 130 for Ctrl-C;
-    `CLOSED_PIPE`; 1 for
-    OSError, MemoryError and errors of the user's own code.
+    `CLOSED_PIPE`; 1 for OSError, MemoryError and errors of the user's own code.
     """
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')  # of names in files
@@ -256,8 +254,7 @@ def add(parser: Any, names: str, text: str = '', default: Any = None, **settings
     """Add an argument and return it.
 
     '--max-iter N' takes a value, '--size H W' two, '--images PATH...' one or more; '--all' is a flag. The
-    default gives
-    the type. `settings` go to `add_argument`, except `writes`, see the function.
+    default gives the type. `settings` go to `add_argument`, except `writes`, see the function.
     """
     words = names.split()
     flags = [word for word in words if word.startswith('-')] or words[:1]

@@ -100,8 +100,7 @@ def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_
     """Join the other processes of a run; all leave the block, or all fail.
 
     `launcher` is 'none', 'pytorch' or 'slurm' (ignores `timeout`). UsageError: the launcher's variables are
-    not set.
-    RankError: the other processes did not come, or one failed.
+    not set. RankError: the other processes did not come, or one failed.
     """
     ranks = Ranks() if launcher == 'none' else _start(launcher, local_rank, timeout)
     try:

@@ -44,8 +44,7 @@ def pip_arguments(error: ModuleNotFoundError, modules: Sequence[str] = ()) -> li
     """Arguments of `pip install` for all absent packages that the user's modules import.
 
     Reads, without running them, the user's files in the traceback, the files of `modules`, and their imports.
-    Imports
-    inside functions and in `try` do not count. The package of the error comes first.
+    Imports inside functions and in `try` do not count. The package of the error comes first.
     """
     names = [(error.name or '').partition('.')[0]]
     waiting = [

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 
 class PublishedDetector(Network):
-    """mmdet's detector in evaluation mode, called as by mmdet's test loop."""
-
     def __init__(self, model: nn.Module) -> None:
         from mmcv.parallel import MMDataParallel
 

@@ -47,7 +47,7 @@ OUTPUT_KEYS = ('classwise', 'logger', 'out_dir', 'pipeline', 'show')
 
 
 class AbsentDataError(DataError):
-    """A data set whose files are not there."""
+    """A data set without its files."""
 
 
 def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:

@@ -30,8 +30,7 @@ def write_voxels(deployment: Model, path: str, samples: Collection[VoxelSet], fo
     """Write file and cases into a kit; return the manifest's entries.
 
     `path` is read, not run. `samples` are real voxels, coordinates in the model's order of axes. A float16
-    file
-    also gets the proof's synthetic voxels; INT8 ranges hold for real voxels only.
+    file also gets the proof's synthetic voxels; INT8 ranges hold for real voxels only.
     """
     file = read_sparse_file(deployment, path, None)
     if not is_sparse(file.model):

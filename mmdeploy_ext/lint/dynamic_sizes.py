@@ -35,8 +35,8 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
     """Raise UsageError if a backbone or neck of the user keeps the traced sizes or cannot be traced.
 
     Each part with a class of the user is traced at one size and run at a larger one, within `RTOL` of the
-    module. The
-    message names class, file and lines. `multiple` and `smallest` are of the input's sides, pixels.
+    module. The message names class, file and lines. `multiple` and `smallest` are of the input's sides,
+    pixels.
     """
     parts = [part for part in (getattr(model, name, None) for name in PARTS) if part is not None]
     if not any(map(files_of_users_classes, parts)):

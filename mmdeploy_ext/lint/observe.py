@@ -1,8 +1,7 @@
 """One trace of a module by `torch.jit.trace`, observed.
 
 While a module is traced, sizes are tensors too. The tracer warns of each number, bool or array that Python
-takes
-out of a tensor; the graph so far tells on which inputs and sizes the tensor depends.
+takes out of a tensor; the graph so far tells on which inputs and sizes the tensor depends.
 """
 
 from __future__ import annotations

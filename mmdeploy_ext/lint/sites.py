@@ -99,8 +99,7 @@ def use_at(frame: FrameType) -> str:
     """How the running line uses the value of its call.
 
     'branch': condition of an `if`. 'loop': condition of a `while`, iterable of a `for` or a `range`. 'guard':
-    an
-    assert, or an `if` that only raises. 'unpack': assigned to a fixed number of names.
+    an assert, or an `if` that only raises. 'unpack': assigned to a fixed number of names.
     """
     positions = list(frame.f_code.co_positions())
     line, _, column, _ = positions[frame.f_lasti // 2]

@@ -42,8 +42,7 @@ def try_export(
     """Export a copy of a module with the sizes of the example.
 
     `opset` is clipped to the exporter's opsets. `has_data`: the module uses `.data`; dynamo of torch 2.13 can
-    then end
-    the process and is skipped.
+    then end the process and is skipped.
     """
     low, high = OPSETS[exporter]
     opset = min(max(opset or default_opset(module, exporter), low), high)

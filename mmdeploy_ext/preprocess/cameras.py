@@ -135,8 +135,7 @@ class MultiViewRule(JsonDataclass):
         """Matrix (size, size) from image pixels to network pixels.
 
         Size 3 maps (x, y, 1), size 4 (x, y, depth, 1), x and y divided by depth. float32 as in StreamPETR;
-        float64 as in
-        BEVFormer if `normalised_first`.
+        float64 as in BEVFormer if `normalised_first`.
         """
         matrix = np.eye(size, dtype=np.float64 if self.normalised_first else np.float32)
         matrix[[0, 1], [0, 1]] = self.scale
@@ -147,8 +146,7 @@ class MultiViewRule(JsonDataclass):
         """Calibration of a rig for pixels of the network input.
 
         `intrinsics` (N, 3, 3) are of images of size `source`; `lidar2cam` (N, 4, 4) is rigid, metres, camera
-        x right, y
-        down, z forward.
+        x right, y down, z forward.
         """
         count = self.num_cameras
         for name, value, side in (('intrinsics', intrinsics, 3), ('lidar2cam', lidar2cam, 4)):

@@ -64,8 +64,7 @@ class PastSweeps:
         """Points (P, D) float32 of key frame and past sweeps in the key frame, with ages in column `AGE`.
 
         Ages of `points` (P, D >= 5) are zeroed in place. `read` gives points (P, D) float32 of a path.
-        ValueError: a past
-        sweep has another D.
+        ValueError: a past sweep has another D.
         """
         points[:, AGE] = 0
         if not sweeps and self.pad_empty:

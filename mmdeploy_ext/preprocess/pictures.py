@@ -266,8 +266,7 @@ def read_image(path: str | Path, grey: bool = False) -> np.ndarray:
     """Read (h, w, 3) uint8 BGR, turned by EXIF; 16 bits, gray and alpha are converted.
 
     With `grey` the channels equal mmcv's `color_type='grayscale'`, for a JPEG its luminance. ImageError:
-    missing,
-    unreadable, damaged, or no image.
+    missing, unreadable, damaged, or no image.
     """
     import cv2
 

@@ -1,8 +1,7 @@
 """Pillow's bilinear and bicubic resize in numpy, bit for bit.
 
 Source: Pillow 13, `src/libImaging/Resample.c`, 8 bits per channel. Pillow before 13 always begins with
-columns,
-one grey level apart where 13 begins with rows.
+columns, one grey level apart where 13 begins with rows.
 """
 
 import math

@@ -1,8 +1,7 @@
 """Voxels of a sweep, with their points or the mean of them.
 
 Source: mmcv 1.7.2 `Voxelization` on CPU (hard) and mmdet3d 1.0.0rc6 `HardSimpleVFE`, `DynamicSimpleVFE`
-(dynamic).
-P points of D values, N voxels of up to M points.
+(dynamic). P points of D values, N voxels of up to M points.
 """
 
 import dataclasses
@@ -64,8 +63,7 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
     """Mean of the points of each voxel, (N, D) float32, and coordinates (N, 4) int32 with sample 0 first.
 
     `points` is (P, D) with x, y, z in metres first, LiDAR frame. Voxels follow their first points, or z, y, x
-    if
-    'dynamic'. DataError: another width, or not finite.
+    if 'dynamic'. DataError: another width, or not finite.
     """
     is_hard = rule.mode == 'hard'
     loops, points, coordinates, grid = _buffers(points, rule)

@@ -2,8 +2,7 @@
 
 A hash has `slots` (int64, a power of two, each a key or `EMPTY`), `rows` (int32) and `shift`. A key is the
 row-major index of a site (sample, three axes) or a cell (x, y, z). N sites, K kernel offsets, M output sites,
-P
-points of D values, n voxels, T most points of a voxel.
+P points of D values, n voxels, T most points of a voxel.
 """
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
@@ -74,8 +73,7 @@ def reached_keys(sites, shape, axes, slots, shift, keys):
     """Collect the keys of output sites that input sites (N, 4) reach; return their number, -1 if full.
 
     shape (3,): cells of the output grid; axes: per axis (k, size) int32 the output position by offset and
-    input
-    position, or -1; slots, shift and keys (n,) int64 are filled.
+    input position, or -1; slots, shift and keys (n,) int64 are filled.
     """
     n = 0
     for i in range(sites.shape[0]):
@@ -107,8 +105,7 @@ def reach(sites, shape, axes, offsets, slots, rows, shift, table):
     """Write input rows into table (K, M) at the output rows that they reach, else N.
 
     sites, shape, axes: see `reached_keys`; offsets (K, 3): indices into the first axis of each of axes;
-    slots, rows,
-    shift: a hash of all output sites.
+    slots, rows, shift: a hash of all output sites.
     """
     for k in range(offsets.shape[0]):
         table[k] = sites.shape[0]
@@ -125,8 +122,7 @@ def voxel_of(point, low, size, grid, slots, rows, shift, coordinates, n):
     """Row of a point's voxel, -1 for none, and the number of voxels after it.
 
     A new voxel takes row n of `coordinates` (int32 x, y, z) unless full. low, size (3,): lower bounds and
-    voxel size,
-    m, float32 as in mmcv; grid (3,) int64: voxels per axis.
+    voxel size, m, float32 as in mmcv; grid (3,) int64: voxels per axis.
     """
     x = np.floor((point[0] - low[0]) / size[0])
     y = np.floor((point[1] - low[1]) / size[1])
@@ -151,8 +147,7 @@ def collect(points, low, size, grid, slots, rows, shift, coordinates, sums, coun
     """Sum the points (P, D) of each voxel; return the number of voxels.
 
     Writes coordinates (n, 3) int32, zeroed sums (n, D) float32 and counts (n,) int32, up to max_points points
-    per
-    voxel and n voxels. For other arguments see `voxel_of`.
+    per voxel and n voxels. For other arguments see `voxel_of`.
     """
     n = 0
     for p in range(points.shape[0]):

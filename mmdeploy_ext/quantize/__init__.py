@@ -6,9 +6,10 @@ from typing import Any
 from mmdeploy_ext.core import cli
 
 METHODS = ('mse', 'percentile', 'max')
-"""Methods for ranges of sparse graphs, default first: least squared error, percentile of |x|, largest |x|."""
+"""Methods for ranges of sparse graphs, default first: least squared error, percentile, largest |x|."""
 DENSE_METHODS = ('minmax', 'percentile', 'mse')
-"""Methods for ranges of dense graphs, default first: extremes, or extremes clipped by percentile or error."""
+"""Methods for ranges of dense graphs, default first: extremes, or extremes clipped by percentile or error.
+"""
 PERCENTILE = 99.99
 """Default percentile of |x|, in percent."""
 

@@ -1,7 +1,6 @@
 """Samples that calibrate a dense graph: images, frames of a camera rig, or outputs of the graphs before it.
 
 A backbone takes pictures of any moments; a graph with a memory runs over frames and its inputs are recorded.
-All are prepared as the model file says.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
 
 IMAGE_INPUT = 'img'
-"""The input that `calibration_frames` feeds."""
 SAMPLES = 'samples'
 """nuScenes' folder of the cameras' folders."""
 MAX_MISSING_NAMES = 3
@@ -168,7 +166,7 @@ def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSe
 
 
 def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | None = None) -> list[Frame]:
-    """Frames of infos of mmdet3d with `cams`, or of a folder per camera, for a rule's cameras in order.
+    """Frames of mmdet3d's infos with `cams`, or of a folder per camera, for a rule's cameras in order.
 
     In folders the n-th frame has the n-th picture of each camera. `root`: folder of the data set.
     """

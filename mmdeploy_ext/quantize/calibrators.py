@@ -1,9 +1,9 @@
 """Ranges by maximum, percentile or least squared error, and rounding to 8 bits, in numpy.
 
-Source: pytorch-quantization's calibrators, as NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95 uses them
-(CUDA-BEVFusion/qat/lean/quantize.py, CUDA-CenterPoint/qat/tools/sparseconv_quantization.py): 2048 bins on x|,
-widened by full bins. Differs in: a first tensor of zeros fixes no width; beyond 16384 bins neighbours merge;
-a percentile in the first bin gives its upper edge.
+Source: pytorch-quantization's calibrators in NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95
+(CUDA-BEVFusion/qat/lean/quantize.py, CUDA-CenterPoint/qat/tools/sparseconv_quantization.py): 2048 bins on
+|x|, widened by full bins. Different: a first tensor of zeros fixes no width; beyond 16384 bins neighbours
+merge; a percentile in the first bin gives its upper edge.
 """
 
 import numpy as np
@@ -14,7 +14,6 @@ from mmdeploy_ext.quantize import METHODS, PERCENTILE
 LEVELS = 127
 """Largest code, symmetric as NVIDIA's, so that 0 stays 0."""
 BINS = 2048
-"""Bins to begin with."""
 FIRST_CANDIDATE = 128
 """First bin that the search for the least error tries."""
 MAX_BINS = 8 * BINS
@@ -45,7 +44,6 @@ class HistogramCalibrator(Calibrator):
     """
 
     def __init__(self, method: str = 'mse', percentile: float = PERCENTILE, bins: int = BINS) -> None:
-        """`percentile` is in percent; `bins` is above `FIRST_CANDIDATE` for 'mse'."""
         self.method, self.percentile = method, percentile
         self.width = 0.0
         self.counts = np.zeros(bins, np.int64)
@@ -106,7 +104,7 @@ def make_calibrator(method: str, percentile: float = PERCENTILE) -> Calibrator:
 
 
 def method_title(method: str, percentile: float = PERCENTILE) -> str:
-    """Method as files of ranges name it: 'percentile 99.99'."""
+    """'percentile 99.99', as in files of ranges."""
     return f'percentile {percentile:g}' if method == 'percentile' else method
 
 
@@ -144,7 +142,6 @@ def fake_quantise(values: np.ndarray, amax: float | np.ndarray) -> np.ndarray:
 
 
 def fake_quantise_kernel(weight: np.ndarray, amax: np.ndarray) -> np.ndarray:
-    """`fake_quantise` a kernel (O, k0, k1, k2, I) by channel, `amax` (O,)."""
     return fake_quantise(weight, np.asarray(amax)[:, None, None, None, None])
 
 

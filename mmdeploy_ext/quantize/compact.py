@@ -1,7 +1,4 @@
-"""Makes an INT8 file smaller: equal initializers are merged, names shortened.
-
-Zero points and long names are a tenth of a file of a megabyte.
-"""
+"""Makes an INT8 file smaller: equal initializers are merged, names shortened (a tenth of a megabyte)."""
 
 from __future__ import annotations
 

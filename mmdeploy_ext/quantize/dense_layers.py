@@ -1,4 +1,4 @@
-"""The layers of a dense graph, which can be INT8, and the nodes between them."""
+"""The layers of a dense graph that can be INT8, and the nodes between them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ POSTPROCESS = ('postprocess/', 'decode/')
 FOLLOWERS = ('Relu', 'Clip', 'MaxPool')
 """Operators that are INT8 if their input is."""
 INT8_OPERATORS = ('QuantizeLinear', 'DequantizeLinear', 'QLinearConv', 'QLinearMatMul', 'ConvInteger')
-"""Operators of a quantised model."""
 SORTS = ('TopK',)
 SMALLEST_OPSET = 13
 """First opset with an axis in QuantizeLinear, for scales per channel."""
@@ -57,7 +56,7 @@ class DenseGraph:
         model: copy with constants as initializers and unique names of nodes.
         network: ends in the last layers; its outputs are theirs, and tensors for the rest.
         layers: in file order.
-        last: layers that no layer follows, or that a top-k sorts: logits, deltas, kernels, masks.
+        last: layers before no other layer or before a top-k: logits, deltas, kernels, masks.
         compared: layers of `last` with values in a fixed order, or all. Rows behind a top-k (RT-DETR's
             queries) vary.
 

@@ -1,6 +1,6 @@
 """INT8 for dense graphs by NNCF, for OpenVINO: NNCF chooses ranges, bias correction and places of Q/DQ pairs.
 
-The file keeps names and metadata. ONNX Runtime runs it, but fuses less.
+ONNX Runtime runs the file, but fuses less.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sensitivity of layers to INT8, and the choice of layers that stay float.
 
-Errors are of the last layers before post-processing: norm of the difference over the norm in float32; a
-network's error is its worst output's.
+Errors are of the last layers before post-processing: norm of the difference over the norm in float32; of a
+network the worst output's.
 """
 
 from __future__ import annotations
@@ -70,13 +70,10 @@ class Outputs:
 
 @dataclasses.dataclass(frozen=True)
 class LayerSensitivity:
-    """Differences of the outputs with one layer in INT8."""
-
     layer: Layer
     outputs: Outputs
 
     def to_json(self) -> dict[str, Any]:
-        """`name`, `operator`, `parameters`, and the worst `error` and `cosine`."""
         return dict(
             name=self.layer.name,
             operator=self.layer.operator,
@@ -102,7 +99,7 @@ class Exclusion(JsonDataclass):
 
 
 class Probe:
-    """The float network's outputs on a few batches, with which others are compared.
+    """The float network's outputs on a few batches, for comparisons.
 
     `engine` is 'onnxruntime' or 'openvino'; `threads` 0: it decides. InferenceError: an output is not finite.
     """

@@ -1,4 +1,4 @@
-"""The float file that is quantised and its INT8 file: one file, or one graph of a folder."""
+"""The float file that is quantised and its INT8 file, alone or as one graph of a folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ class Target:
 
     @property
     def shown(self) -> str:
-        """Path for messages: the INT8 file, or its folder."""
         return str(self.output.parent if self.is_folder else self.output)
 
     def save(self, model: onnx.ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""The difference of two tensors over several samples, by cosine and norms summed over all pairs."""
+"""Difference of two tensors over several samples: cosine and norms, summed over all pairs."""
 
 import math
 
@@ -39,7 +39,7 @@ class Difference:
 
     @property
     def cosine(self) -> float:
-        """Cosine; 1 if both are 0, 0 if one is."""
+        """1 if both are 0, 0 if one is."""
         if self._reference_squares == self._squares == 0:
             return 1.0
         if 0 in (self._reference_squares, self._squares):

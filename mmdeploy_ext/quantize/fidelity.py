@@ -56,7 +56,6 @@ class Row:
         return severity(self.local.error if self.output is None else self.output.error)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, `local` as `own`."""
         return dict(
             name=self.name,
             module=self.module,
@@ -77,7 +76,7 @@ class Fidelity:
         int8, fp16: of the network's output.
         fp16_layers: layers to keep in fp16, with the first sweep's cosine after each.
         sweeps: number of sweeps with voxels.
-        target: cosine that advice aimed at.
+        target: cosine of the advice.
         calibrator: method of the ranges.
     """
 
@@ -139,7 +138,7 @@ def fidelity(
         graph: folded; nodes with precision 'fp16' stay fp16.
         ranges: of this graph.
         sweeps: features (N, C) and coordinates (N, 4) of voxels, see `engine.run`; empty ones are skipped.
-        target: cosine that advice aims at.
+        target: cosine of the advice.
         advise: choose layers to keep in fp16, by about 30 more runs of the first sweep.
     """
     ranges.check(graph)

@@ -31,8 +31,8 @@ class Prepared(NamedTuple):
 class Simulation:
     """Runs a folded graph with rounded layers.
 
-    int8 codes come from the file's fp16 kernels, ties go to the even code, and each node rounds the exact
-    value of a tensor.
+    int8 codes come from the file's fp16 kernels, ties go to the even code, each node rounds a tensor's exact
+    value.
 
     Attributes:
         names: nodes with ranges.

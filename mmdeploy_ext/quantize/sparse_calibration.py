@@ -1,8 +1,7 @@
 """Post-training quantisation of sparse graphs: ranges measured on sweeps, on a CPU.
 
 Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/qat (ptq.py, lean/quantize.py),
-CUDA-CenterPoint/qat/tools/sparseconv_quantization.py. Differs in: no sweep more than asked for, and every
-quantiser is measured.
+CUDA-CenterPoint/qat/tools/sparseconv_quantization.py.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Calibration:
     int8_fp16_io: bool = False
 
     def resolved(self, family: SparseFamily) -> Calibration:
-        """These options with None replaced by values of `family.int8`."""
+        """Replace None by values of `family.int8`."""
         reference = family.int8
         unfolded = reference.unfolded_ranges if self.int8_fp16_io else ()
         defaults = dict(add_method=reference.add_method, unfolded=unfolded, half=reference.half_ranges)
@@ -196,8 +195,7 @@ def kernels_before_folding(
 ) -> dict[str, np.ndarray]:
     """Node -> kernel before folding, for some modules.
 
-    The reference takes CenterPoint's `conv_input.0` so: its normalisation is folded only when the file is
-    written.
+    The reference takes CenterPoint's `conv_input.0` so: its normalisation is folded when the file is written.
     """
     kernels = {node.module: node.weight for node in traced.convolutions()}
     for module in modules:

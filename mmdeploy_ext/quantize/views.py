@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
 TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
           'int8 error', 'fp16 error', 'keep')  # fmt: skip
-"""Columns of `fidelity_table`, from attributes of `fidelity.Row`."""
 
 
 def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
-    """Empty table; the first `text_columns` are left-aligned."""
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), **options)
     for index, title in enumerate(titles):
         view.add_column(title, justify='left' if index < text_columns else 'right')

@@ -41,12 +41,11 @@ class IgnoredMapping:
     """Stands for an object of a class derived from dict, such as mmcv's `ConfigDict`: its items are kept."""
 
     def __new__(cls, *_: object) -> collections.OrderedDict[Any, Any]:
-        """Return a dict, the only kind of object that PyTorch puts items into."""
+        """A dict: PyTorch puts items into no other object."""
         return collections.OrderedDict()
 
 
 MOST_CLASSES = 100
-"""Most classes of a file that are ignored."""
 
 
 def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def conversion_advice(path: str, keys: Collection[Any]) -> str:
-    """Message for an unconverted checkpoint that this project converts, or ''; `keys` are of its dict."""
+    """Message for an unconverted checkpoint that this project converts, or ''."""
     messages = (names.advice(path, keys) for names in (mmdet3_names, rtdetr_names, solo_names))
     return next(filter(None, messages), '')
 
@@ -84,7 +83,7 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def without(self, prefixes: Sequence[str]) -> Checkpoint:
-        """Return it without the keys that begin with `prefixes`; CheckpointError: a prefix of no key."""
+        """Drop keys that begin with `prefixes`; CheckpointError: a prefix of no key."""
         for prefix in prefixes:
             if not any(key.startswith(prefix) for key in self.state_dict):
                 raise CheckpointError(f'{self.path}: --ignore-keys {prefix}: no key begins so')
@@ -121,7 +120,7 @@ def read_content(path: str | Path) -> Any:
 
 
 def _load_tensors(path: str) -> Any:
-    """Load plain values and tensors; objects of other classes, such as a script's arguments, are ignored."""
+    """Load plain values and tensors; ignore objects of other classes, such as a script's arguments."""
     ignored: dict[str, type] = {}  # class of the file -> what stands for it
     while True:
         try:
@@ -156,10 +155,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint of mmcv or mmengine, a bare state dict, or `{'model': state_dict}` without averages.
 
     mmengine's averaged weights are in `state_dict`: its hook swaps them on saving (mmengine 0.10.7,
-    `EMAHook.before_save_checkpoint`).
-
-    Raises:
-        CheckpointError: missing, damaged, unsafe, or without usable tensors.
+    `EMAHook.before_save_checkpoint`). CheckpointError: missing, damaged, unsafe, or without usable tensors.
     """
     path = str(path)
     content = read_content(path)
@@ -197,10 +193,7 @@ def _state_dict(content: dict[Any, Any]) -> Any:
 
 
 def plain_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Tensors of a state dict by name without one leading `module.`.
-
-    CheckpointError: a repeated name.
-    """
+    """Tensors by name without one leading `module.`; CheckpointError: a repeated name."""
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     names = {key: str(key).removeprefix('module.') for key in tensors}
     check_distinct(names.items())
@@ -261,10 +254,7 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
 
     Modules' older names (mmdet's `FCOSHead`) are taken; `num_batches_tracked` and buffers of an EMA hook may
     differ, as in mmcv's loader. Keys with `ignored_prefixes` may be missing (then NaN), unexpected or not
-    finite.
-
-    Raises:
-        CheckpointError: keys, shapes or types differ, or values are not finite.
+    finite. CheckpointError: keys, shapes or types differ, or values are not finite.
     """
     built, ignored = model.state_dict(), tuple(ignored_prefixes)
     averages = {f'ema_{name.replace(".", "_")}' for name in built} - built.keys()
@@ -297,7 +287,7 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
 
 
 def ignoring_advice(problems: str, unexpected: Sequence[str]) -> str:
-    """Return how to leave out the unexpected keys, if nothing else is wrong; else ''."""
+    """How to leave out the unexpected keys, if nothing else is wrong; else ''."""
     columns = zip(*(key.split('.')[:-1] for key in unexpected))  # noqa: B905 of the shortest
     common = itertools.takewhile(lambda names: len(set(names)) == 1, columns)
     prefix = '.'.join(names[0] for names in common)

@@ -48,15 +48,14 @@ class StandIn:
         """Take any arguments."""
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the state, a module's dict of attributes."""
         self.state = state
 
     def __call__(self, *args: Any, **kwargs: Any) -> StandIn:
-        """Results of calls are unknown, so another stand-in."""
+        """The result is unknown: another stand-in."""
         return StandIn()
 
     def _ignore(self, *args: Any) -> None:
-        """Ignore items of the dict, list or set that a class inherits from."""
+        """Items of the dict, list or set that a class inherits from."""
 
     __setitem__ = append = extend = add = update = _ignore
 
@@ -67,7 +66,6 @@ class InertUnpickler(PlainUnpickler):
     allowed = ALLOWED | TENSORS
 
     def refused(self, path: str) -> type[StandIn]:
-        """A new subclass of `StandIn` with the dotted name as `name`."""
         return type('StandIn', (StandIn,), dict(name=path))
 
 

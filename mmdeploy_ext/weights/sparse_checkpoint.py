@@ -32,9 +32,7 @@ from mmdeploy_ext.weights.checkpoint import (
 from mmdeploy_ext.weights.pickled import read_pickled
 
 COUNTER = 'num_batches_tracked'
-"""Batch norm counters, which a file may lack."""
 QUANTISER = '_quantizer.'
-"""Tensors of NVIDIA's quantisers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +81,6 @@ class LoadReport:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Tensors of a file by key without `module.`, on the CPU; `form` as in `LoadReport`."""
-
     path: str
     form: str
     weights: dict[str, torch.Tensor]

@@ -17,9 +17,7 @@ from mmdeploy_ext.core.errors import CheckpointError, UsageError
 
 LAYOUTS = ('spconv1', 'spconv2', 'spconv2-rskc')
 CHOICES = ('auto', *LAYOUTS)
-"""A layout, or 'auto': shapes decide."""
 LIBRARIES = {'spconv': 'spconv2', 'mmcv': 'spconv1'}
-"""Package of a convolution's class -> layout in memory."""
 
 
 @dataclasses.dataclass(frozen=True)

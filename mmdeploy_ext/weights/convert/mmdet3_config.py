@@ -26,7 +26,6 @@ ADVICE = (
 )
 CHECKPOINTS = ('.pth', '.pt', '.ckpt')
 BASE_VALUE = re.compile(r'[\'"]?\{\{\s*(_base_[\w.]*)\s*\}\}[\'"]?')
-"""`{{ _base_.name }}`, perhaps quoted."""
 
 
 def to_mmdet2_config(cfg: Any) -> Any:

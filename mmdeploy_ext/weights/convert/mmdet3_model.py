@@ -1,8 +1,7 @@
 """Converts the model of a config of mmdet 3 to mmdet 2.28.
 
-420 of 680 models of mmdet 3.3.0's configs equal mmdet 2.28.2's letter by letter; the differences of others
-with the same architectures are here. Source: the configs of both, compared key by key, and the transformers
-of both.
+420 of 680 models of mmdet 3.3.0's configs equal mmdet 2.28.2's letter by letter. Source: the configs of both,
+compared key by key, and the transformers of both.
 """
 
 import copy
@@ -14,19 +13,14 @@ from mmdeploy_ext.core.errors import ConfigError
 PLUGINS = {'RTMDet': 'mmdeploy_ext.models.mmdet', 'DINO': 'mmdeploy_ext.models.mmdet'}
 """Detector -> module of this project that registers it."""
 SCOPE = 'mmdet.'
-"""Optional prefix of types in mmdet 3."""
 SELF_ATTENTION, CROSS_ATTENTION, FFN = ('self_attn', 'norm'), ('cross_attn', 'norm'), ('ffn', 'norm')
 """Operations in mmdet 2's `operation_order`."""
 MULTIHEAD, DEFORMABLE = 'MultiheadAttention', 'MultiScaleDeformableAttention'
 MULTIHEAD_DEFAULTS = dict(embed_dims=256, num_heads=8, dropout=0.0)
-"""Defaults of mmdet 3's attention."""
 FFN_DEFAULTS = dict(embed_dims=256, feedforward_channels=1024, num_fcs=2, ffn_drop=0.0)
 FFN_DEFAULTS['act_cfg'] = dict(type='ReLU', inplace=True)
-"""Defaults of mmdet 3's feed-forward layers."""
 LAYER_KEYS = {'self_attn_cfg', 'cross_attn_cfg', 'ffn_cfg', 'norm_cfg', 'init_cfg'}
-"""Supported keys of `layer_cfg`."""
 STACK_KEYS = {'num_layers', 'layer_cfg', 'init_cfg', 'return_intermediate', 'post_norm_cfg'}
-"""Supported keys of encoders and decoders."""
 
 
 def parts(config: Any) -> Iterator[dict[str, Any]]:

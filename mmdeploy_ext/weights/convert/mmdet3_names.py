@@ -15,9 +15,7 @@ COMMAND = 'convert mmdet3'
 Rule = tuple[str, str]
 """Pattern in mmdet 3 -> replacement in mmdet 2."""
 LAYER = r'(layers\.\d+\.)'
-"""Path of a transformer layer."""
 FFN = (LAYER + r'ffn\.', r'\1ffns.0.')
-"""Feed-forward network of a layer."""
 SELF_FIRST = (
     (LAYER + r'self_attn\.', r'\1attentions.0.'), (LAYER + r'cross_attn\.', r'\1attentions.1.'), FFN
 )  # fmt: skip
@@ -34,7 +32,6 @@ def _below(prefix: str, new_prefix: str, rules: Iterable[Rule]) -> tuple[Rule, .
 
 
 TRANSFORMER = 'bbox_head.transformer.'
-"""Transformer of DETR and similar in mmdet 2."""
 PIXELS, MASKS = 'panoptic_head.pixel_decoder.encoder.', 'panoptic_head.transformer_decoder.'
 """Transformers of MaskFormer and Mask2Former, in both."""
 DETR_LAYERS: tuple[Rule, ...] = (

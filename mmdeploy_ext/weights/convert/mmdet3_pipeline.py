@@ -14,7 +14,6 @@ PREPROCESSOR_KEYS = {
     # these change no picture of a test; batch_augments belong to training
     'pad_mask', 'mask_pad_value', 'pad_seg', 'seg_pad_value', 'batch_augments', 'boxtype2tensor',
 }  # fmt: skip
-"""Supported keys of a data_preprocessor."""
 STEP_KEYS: dict[str, set[str]] = {
     'LoadImageFromFile': {'to_float32', 'color_type', 'backend_args', 'imdecode_backend'},
     'Resize': {'scale', 'scale_factor', 'keep_ratio', 'clip_object_border', 'backend', 'interpolation'},
@@ -30,7 +29,6 @@ STEP_KEYS: dict[str, set[str]] = {
     'LoadPanopticAnnotations': {'with_bbox', 'with_mask', 'with_seg', 'with_label', 'backend_args'},
     'PackDetInputs': {'meta_keys'},
 }  # fmt: skip
-"""Step of mmdet 3 -> supported keys."""
 FIXED_VALUES = {
     ('LoadImageFromFile', 'backend_args'): None,
     ('LoadImageFromFile', 'imdecode_backend'): 'cv2',
@@ -39,7 +37,6 @@ FIXED_VALUES = {
 }
 """Step and key -> only value that mmdet 2 supports; the key is left out."""
 ORDER = ('LoadImageFromFile', 'Resize', 'RandomCenterCropPad', 'Pad', 'PackDetInputs')
-"""Order of steps in mmdet 2."""
 ANNOTATION_STEPS = ('LoadAnnotations', 'LoadPanopticAnnotations')
 """Steps that are left out."""
 DEFAULT_META = ('filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip', 'flip_direction')

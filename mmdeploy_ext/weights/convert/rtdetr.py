@@ -22,7 +22,6 @@ DENOISING = 'decoder.denoising_class_embed.weight'
 CLASS_HEAD = 'decoder.enc_score_head.weight'
 """Head with a row per class."""
 COUNTER = '.num_batches_tracked'
-"""End of batch norm counters' names."""
 OTHER_CONFIG = (
     '. Give the config of the same backbone (configs/rtdetr/rtdetr_r18vd.py, r34vd, r50vd, r101vd) with '
     '--config'

@@ -70,12 +70,10 @@ def original_name(key: str) -> str:
 
 
 def is_transformers(keys: Iterable[str]) -> bool:
-    """Whether a key is a backbone's name in transformers' `RTDetrForObjectDetection`."""
     return any(key.startswith('model.backbone.model.') for key in keys)
 
 
 def is_original(keys: Iterable[str]) -> bool:
-    """Whether a key is a backbone's name in the original PyTorch repository."""
     return any(key.startswith('backbone.res_layers.') for key in keys)
 
 

@@ -24,17 +24,15 @@ DCN_TYPES = {2: 'DCN', 3: 'DCNv2'}
 TOWERS = r'^mask_head\.(?:cls|kernel|mask)_convs\.'
 """Convolutions before a head's outputs."""
 FEATURE = r'^mask_head\.mask_feature_head\.'
-"""SOLOv2's mask features."""
 TOWER_NORM = dict(type='GN', num_groups=32)
 """Normalisation of the original's towers, whatever its config says."""
 CONFIG_GRIDS = re.compile(r'\bnum_grids=([\[(][\d,\s]*[\])])')
-"""Grids in the text of a config."""
 LIGHT_DCN_SCALE = (852, 512)
 """(w, h) of the original's test of light models with DCN; mmdet says 768x448."""
 MMDET_GRIDS, MMDET_CONVS = [40, 36, 24, 16, 12], 4
 """Defaults of mmdet's heads."""
 Shapes = Mapping[str, tuple[int, ...]]
-"""mmdet's name of a tensor -> shape."""
+"""Tensors by mmdet's names."""
 
 
 def check_config(cfg: Any) -> None:

@@ -26,9 +26,7 @@ MODULES = (
     ('backbone', 'backbone'),
     ('neck', 'neck'),
 )
-"""Module in the original repository and in mmdet."""
 OFFSET = re.compile(r'^(.+)_offset\.(weight|bias)$')
-"""An offset layer's tensor, in both spellings."""
 HEADS = {
     r'^bbox_head\.solo_kernel\.': 'SOLOV2Head',
     r'^bbox_head\.solo_ins_list\.': 'SOLOHead',
