@@ -87,6 +87,7 @@ def numpy_in_checkpoints(module: ModuleType) -> None:
 
 @patch('mmcv', versions='mmcv-full 1.7.2')
 def without_the_advertisement(module: ModuleType, execute: Execute) -> bool:
+    """mmcv warns at each import that mmcv 2 will come in 2023."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV')
         execute()

@@ -30,7 +30,7 @@ class MemorySpec(JsonDataclass):
         topk: K; 0 without `scores`.
         propagated: P; 0 without `scores`.
         confidence: output (1, Q) by which all rows are chosen anew per frame; '' if older rows stay.
-        first_scores: with `confidence`: PyTorch's output (1, Q) that orders a frame's own instances, else NaN.
+        first_scores: with `confidence`: PyTorch's output (1, Q) that orders a frame's instances, else NaN.
         ids: with `confidence`: output of track ids (1, Q, -1 for none), tensors of the rows' ids and of the
             next id.
     """
