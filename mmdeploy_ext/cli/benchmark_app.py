@@ -40,13 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--parts FOLDER',
-        'measure PyTorch with the exported parts of FOLDER in place of its own modules; `--parts --help` has '
-        "that measurement's options",
+        'measure PyTorch with the exported parts of FOLDER in place of its own modules; options: `--parts'
+        ' --help`',
     )
     add('--engines A,B', f'of {",".join(ENGINES)} (default: torch,onnxruntime)', 'torch,onnxruntime')
-    add('--max-iter N', 'rounds that count (default: 20)', 20)
+    add('--max-iter N', 'measured rounds (default: 20)', 20)
     add('--repeat-num N', 'repeat all rounds (default: 1)', 1)
-    add('--warmup N', 'rounds before, not counted (default: 3)', 3)
+    add('--warmup N', 'warm-up rounds (default: 3)', 3)
     add(
         '--max-seconds S',
         'begin no round after S seconds, once three count; 0 runs all rounds (default: 0, of sparse '
@@ -55,24 +55,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--skip-refused',
-        'leave out files that an engine cannot load or run, and say why (default: that is an error)',
+        'report files that an engine cannot load or run, and continue (default: stop with an error)',
     )
     add('--log-interval N', 'print medians every N rounds (default: 10)', 10)
     add('--fuse-conv-bn', 'also measure PyTorch with convolution and BN fused')
     add(
         '--shape N...',
-        'height and width, or one number for both (default: of the files, else from the test pipeline)',
+        'height and width, or one number for both (default: as in the files, else from the test pipeline)',
         type=int,
     )
-    add('--samples-per-gpu --batch-size N', 'images per batch (default: of the files, else 1)', 0)
-    add('--threads N', 'of every engine (default: the cores)', 0)
+    add('--samples-per-gpu --batch-size N', 'images per batch (default: as in the files, else 1)', 0)
+    add('--threads N', 'threads of every engine (default: number of cores)', 0)
     add('--images PATH...', 'images or folders (default: demo/toy.jpg)')
     add('--no-memory', 'do not measure memory (a process per contender)')
     add('--json FILE', 'write all figures as JSON')
     add('--chart FILE.png', 'draw a bar chart', writes='{}')
     add(
         '--launcher',
-        'processes of one machine share the rounds, in step; rank 0 reports',
+        'processes on one machine share the rounds, in step; rank 0 reports',
         'none',
         choices=('none', *distributed.STARTERS),
     )
@@ -81,8 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = cli.adder(points)
     add(
         '--sweep FILE...',
-        'real sweeps: points (.bin), of models with cameras in place of those of generated frames; of a '
-        'backbone also voxels (.npz: features and coordinates, coors_bxyz, coors_bzyx)',
+        'real sweeps: points (.bin), also for the generated frames of models with cameras; for backbones '
+        'also voxels (.npz: features and coordinates, coors_bxyz, coors_bzyx)',
         [],
     )
     add(

@@ -31,16 +31,16 @@ def build_parser() -> argparse.ArgumentParser:
         'graphs against the contract of the program that loads it. Exit status 1 with errors.'
     )
     add = cli.adder(parser)
-    add('folder PATH', 'sparse graph (.onnx), or folder of ONNX files and manifests, whoever wrote them')
-    add('--contract NAME', 'of a folder, which one (default: by the files that are there)')
+    add('folder PATH', 'sparse graph (.onnx), or folder of ONNX files and manifests, by any exporter')
+    add('--contract NAME', 'contract of a folder (default: by its files)')
     add(
         '--max-voxels N',
-        'of a sparse graph: most voxels of one sweep: a smaller output bound is an error, behind a stride a '
+        'sparse graph: most voxels of a sweep; a smaller output bound is an error, after a stride a '
         'warning (default: 160000, and only warnings)',
         type=int,
     )
     add('--strict', 'warnings fail, too')
-    add('--json FILE', 'also write what was found as JSON')
+    add('--json FILE', 'also write the findings as JSON')
     return parser
 
 

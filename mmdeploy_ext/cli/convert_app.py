@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
             add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
             add(
                 '--weights',
-                'of an original file: EMA weights where it holds them (auto, default), or one of both kinds',
+                'original files: EMA weights if present (auto), or one of both (default: auto)',
                 'auto',
                 choices=('auto', 'ema', 'model'),
             )

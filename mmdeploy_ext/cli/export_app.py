@@ -53,35 +53,36 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
     add('--help-all', 'show all options, also those of one family or contract', action='help')
     add(
         '--backbone',
-        "of a LiDAR model its sparse backbone alone; `--backbone --help` has that export's options",
+        'export only the sparse backbone of a LiDAR model; options: `--backbone --help`',
     )
     add(
         '--parts',
-        "parts of any detector as files of their own, 'backbone+neck'; `--parts --help` has that export's "
-        'options',
+        'export parts of any detector as separate files, e.g. backbone+neck; options: `--parts --help`',
     )
-    add('--check', 'say what would be exported, how, and what would be refused; takes no CHECKPOINT')
+    add(
+        '--check',
+        'print what would be exported, or why it is refused, and write nothing; needs no CHECKPOINT',
+    )
     add(
         '--output-file OUTPUT_FILE',
-        'where the graph is written (default: tmp.onnx); three graphs go to a folder '
-        "(default: the config's name)",
+        "file to write (default: tmp.onnx); a folder for models of several graphs (default: the config's "
+        'name)',
         writes='{}',
     )
     add('--input-img INPUT_IMG', 'image that is traced (default: demo/toy.jpg)')
     add(
         '--test-img TEST_IMG...',
-        'samples that --verify adds, as --images of verify.py: images or folders (default: 3 of the data '
-        'set, else the mirrored --input-img), LiDAR sweeps or an info file (default: of the data set, else '
-        'generated)',
+        'more samples for --verify: images or folders (default: 3 of the data set, else the mirrored '
+        '--input-img), LiDAR sweeps or an info file (default: of the data set, else generated)',
     )
     shared.add_graph_arguments(parser)
     shared.add_normalisation_arguments(parser)
     add(
         '--dataset DATASET',
-        'accepted for old command lines; class names come from the checkpoint or the config',
+        'ignored; class names come from the checkpoint or the config',
     )
     shared.add_ignored_keys(parser)
-    add('--verify', 'prove the file; exit status 1 when it is not')
+    add('--verify', 'prove the file; exit status 1 if it is not proven')
     add('--show', "draw both engines' detections to OUTPUT_FILE.png and print the graph")
     shared.add_proof_arguments(parser)
     shared.add_library_argument(parser)

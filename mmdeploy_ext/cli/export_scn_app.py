@@ -37,23 +37,26 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add(parser, '--output-file F', 'file to write (default: lidar.backbone.ORDER.onnx)', writes='{}')
     shared.add_declared(parser, choices.SPARSE)
     ranges.add_arguments(
-        parser.add_argument_group('ranges of int8', 'measured ones are kept in OUTPUT_FILE.ranges.json')
+        parser.add_argument_group('ranges of int8', 'measured ranges are written to OUTPUT_FILE.ranges.json')
     )
     group = parser.add_argument_group('proof')
     add = cli.adder(group)
-    add('--verify', 'prove the file; exit status 1 when it is not')
-    add('--verify-only', 'prove OUTPUT_FILE as it is there, write nothing')
-    add('--edited', 'with --verify-only: the file was edited on purpose, inputs alone decide about its graph')
+    add('--verify', 'prove the file; exit status 1 if it is not proven')
+    add('--verify-only', 'prove an existing OUTPUT_FILE, write nothing')
+    add(
+        '--edited',
+        'with --verify-only: the file was edited on purpose; compare results on inputs, not the graph',
+    )
     add(
         '--input SWEEP...',
-        'real sweeps that the proof adds: points (.bin, .npy), voxels (.npz: features and coordinates, '
+        'real sweeps for the proof: points (.bin, .npy), voxels (.npz: features and coordinates, '
         'coors_bxyz or coors_bzyx), folders of them, or info files (.pkl, .json)',
         [],
         dest='test_img',
     )
-    add('--max-voxels N', 'most voxels of a sweep, for the contract', type=int)
-    add('--node-list JSON', 'stored node list of another exporter that the file has to equal')
-    add('--threads N', 'of ONNX Runtime (default: it decides)', 0)
+    add('--max-voxels N', 'most voxels of a sweep; a smaller output bound is an error', type=int)
+    add('--node-list JSON', 'node list of another exporter, which the file has to equal')
+    add('--threads N', "threads of ONNX Runtime (default: ONNX Runtime's choice)", 0)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
     parser.set_defaults(device='cpu', frames=None, eval=None, mean=None, std=None, show=False)

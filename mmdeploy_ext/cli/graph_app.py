@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
             cli.add(sub, 'file FILE', 'ONNX file')
         for add in command.arguments:
             add(sub)
-        cli.add(sub, '--json FILE', 'also write what was found as JSON')
+        cli.add(sub, '--json FILE', 'also write the findings as JSON')
     return parser
 
 

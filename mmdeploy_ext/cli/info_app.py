@@ -29,8 +29,8 @@ HASH_DIGITS = 12
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Show what an exported file, or a folder of graphs, says of itself: what goes in and '
-        'comes out, classes, preprocessing, what it was made from.'
+        description='Show the metadata of an exported file, or folder of graphs: inputs, outputs, classes, '
+        'preprocessing, config and checkpoint.'
     )
     add = cli.adder(parser)
     add('model', 'ONNX file, or folder of graphs, that mm2onnx exported')
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         for key in SHARED:
             if file.get(key) != files[0].get(key):
                 raise ModelFileError(
-                    f'{file["file"]}: its {key} is not that of {files[0]["file"]}; name one of the files'
+                    f'{file["file"]}: its {key} differs from {files[0]["file"]}; name one of the files'
                 )
     if args.json:
         write_json(args.json, dict(model=args.model, files=files))

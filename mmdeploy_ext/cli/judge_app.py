@@ -29,12 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     add('outputs OUTPUTS', 'folder with CASE.npz, CASE.json of trtexec, or CASE/NAME.npy or .bin')
     add(
         '--run ENGINE',
-        'run the inputs on an engine of this machine first, and write OUTPUTS, a new folder; in float16 with '
-        '--precision fp16',
+        'first run the inputs on an engine of this machine and write OUTPUTS, a new folder; in float16 '
+        'with --precision fp16',
         choices=ENGINES,
     )
-    add('--told WORDS', 'device, engine and version, for the verdict; nobody checks it', '')
-    add('--precision', "whose bars (default: the file's precision)", choices=PRECISIONS)
+    add('--told WORDS', 'device, engine and version, for the verdict; unchecked', '')
+    add('--precision', "precision that decides the tolerances (default: the file's)", choices=PRECISIONS)
     add('--json FILE', 'write the verdict as JSON')
     return parser
 

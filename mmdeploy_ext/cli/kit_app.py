@@ -28,10 +28,9 @@ OF_MODULES = ('inputs', 'tolerance', 'state', 'rows', 'seed', 'no_generated')
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description="Write a kit: an ONNX model, inputs, and PyTorch's own results of them. Run the inputs "
-        'on the device, then mm2onnx judge; or show the kit in a browser with --serve. The model is one that '
-        'mm2onnx exported from CONFIG and CHECKPOINT, a sparse backbone for libspconv among them, or, with '
-        '--module, any file of any module.'
+        description="Write a kit: an ONNX model, inputs, and PyTorch's results. Run the inputs on the "
+        'device, then mm2onnx judge; or show the kit in a browser with --serve. The model is an '
+        'export of CONFIG and CHECKPOINT or, with --module, any file of any module.'
     )
     add = cli.adder(parser)
     add(
@@ -43,18 +42,18 @@ def build_parser() -> argparse.ArgumentParser:
     add('--out KIT', 'folder to write; new or empty', writes='')
     add(
         '--samples PATH...',
-        'pictures or folders of them (default: demo/toy.jpg); sweeps, or an info file of frames (default: '
-        "those of the config's data set, or generated ones); with --module FILE.py:samples, a function that "
+        'pictures or folders of them (default: demo/toy.jpg); sweeps, or an info file of frames (default:'
+        " of the config's data set, else generated); with --module FILE.py:samples, a function that "
         'yields samples',
     )
     cli.add(parser, '--frames N', 'frames or sweeps of a model of several files (default: 12)', type=int)
     shared.add_normalisation_arguments(parser)
-    add('--licence WORDS', 'of the --samples, for the README')
+    add('--licence WORDS', 'licence of --samples, for the README')
     add('--zip', 'also write KIT.zip')
     add('--web', 'put onnxruntime-web into the kit, so that any web server can show its page')
     group = parser.add_argument_group('to show a kit in a browser')
-    cli.add(group, '--serve KIT', 'serve it on loopback until Ctrl+C; needs no other argument')
-    cli.add(group, '--port N', 'of the address (default: a free one)', 0)
+    cli.add(group, '--serve KIT', 'serve KIT on this machine until Ctrl+C; needs no other argument')
+    cli.add(group, '--port N', 'port of the server (default: a free one)', 0)
     cli.add(group, '--open', 'open the page in the default browser')
     of_module = parser.add_argument_group('a module of your own')
     cli.add(

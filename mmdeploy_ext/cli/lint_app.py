@@ -24,17 +24,16 @@ IMAGE_OPTIONS = ('input_img', 'shape', 'dynamic_export', 'postprocess')
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Run a model under observation and say, with lines of code, what an export of it will '
-        'get wrong and what to write instead. Exit status 1 when there is an error among it.'
+        description='Run a model and report, by line of code, what an export of it will get wrong '
+        'and what to write instead. Exit status 1 if there is an error.'
     )
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
-    add('--input-img INPUT_IMG', 'image that is run (default: demo/toy.jpg)')
+    add('--input-img INPUT_IMG', 'input image (default: demo/toy.jpg)')
     add('--shape N...', 'height and width (default: from the test pipeline)', type=int)
     add(
         '--dynamic-export',
-        'sizes will differ, so what depends on them is reported; runs a larger picture, too '
-        '(default: all sizes stay those of the picture)',
+        'report code that depends on sizes, by a second, larger picture (default: sizes are fixed)',
     )
     add(
         '--postprocess',
@@ -44,14 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--exporter',
-        'exporter that severities are for, and that is tried (default: torchscript)',
+        'exporter to try, which decides the severities (default: torchscript)',
         'torchscript',
         choices=('torchscript', 'dynamo', BOTH),
     )
     add('--opset-version N', 'opset of the trial export', type=int)
-    add('--no-export', 'observe only; try no export')
+    add('--no-export', 'skip the trial export')
     add('--notes', 'also show findings that the exporter handles')
-    add('--json FILE', 'also write what was found as JSON')
+    add('--json FILE', 'also write the findings as JSON')
     return parser
 
 

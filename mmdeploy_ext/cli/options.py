@@ -63,19 +63,19 @@ def add_module_arguments(parser: argparse.ArgumentParser) -> None:
     add = cli.adder(parser)
     add(
         '--inputs SAMPLE.npz...',
-        "samples: a file each, arrays by the module's arguments or the file's inputs",
+        "one file per sample, with arrays named as the module's arguments or the file's inputs",
     )
     add('--tolerance RTOL', 'allowed difference, relative to the largest value of an output', DEFAULT_RTOL)
     add(
         '--state INPUT=OUTPUT...',
-        'the samples are the frames of a sequence: this output is the value of this input in the next frame',
+        'samples are frames of a sequence: feed OUTPUT to INPUT in the next frame',
     )
     add(
         '--rows OUTPUT...',
-        'outputs whose rows belong together and may come in any order: boxes scores labels',
+        'outputs with matching rows in any order, e.g. boxes scores labels',
     )
-    add('--seed SEED', 'of the generated inputs', 0)
-    add('--no-generated', 'compare on the samples alone')
+    add('--seed SEED', 'seed of the generated inputs', 0)
+    add('--no-generated', 'compare on the samples only, not on generated inputs')
 
 
 def parse_state(words: Sequence[str] | None) -> dict[str, str]:
@@ -111,8 +111,8 @@ def add_ignored_keys(parser: argparse.ArgumentParser) -> None:
     cli.add(
         parser,
         '--ignore-keys PREFIX...',
-        'keys of the checkpoint, by prefix, that the model of the config does not have, such as '
-        "roi_head.mask_head. of a Mask R-CNN's for a Faster R-CNN; the verdict names them",
+        'ignore keys of the checkpoint with these prefixes, e.g. roi_head.mask_head. for a Faster R-CNN '
+        "from a Mask R-CNN's checkpoint; the verdict lists them",
     )
 
 
@@ -180,25 +180,28 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
     add = cli.adder(parser)
-    add('--strict', "a line 'untraced' of the verdict is a failure, too")
+    add('--strict', "a line 'untraced' in the verdict is a failure, too")
     add(
         '--frames N',
-        "frames or sweeps of a proof: of the config's data.test when it is there, else a synthetic "
-        'drive or generated sweeps (default: 12)',
+        "number of frames or sweeps of the proof, from the config's data.test if present, else generated "
+        '(default: 12)',
         type=int,
     )
     add(
         '--engine',
-        'engine that runs the ONNX file (default: onnxruntime); tensorrt builds one for the GPU at hand '
-        'beside the file',
+        'engine that runs the ONNX file (default: onnxruntime); tensorrt builds an engine for this '
+        "machine's GPU beside the file",
         'onnxruntime',
         choices=tuple(file_engines()),
     )
-    add('--providers EP...', 'ONNX Runtime execution providers, in order; one that is not there is an error')
+    add(
+        '--providers EP...',
+        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; an absent one is an error',
+    )
     add('--threads THREADS', 'threads within an operator (default: the engine decides)', 0)
     add(
         '--inference-precision',
-        'what OpenVINO computes in, whatever the file holds (default: fp32)',
+        'precision in which OpenVINO computes (default: fp32)',
         choices=PRECISIONS,
     )
 
@@ -230,7 +233,7 @@ def add_library_argument(parser: argparse.ArgumentParser) -> None:
     cli.add(
         parser,
         '--library',
-        "where the repository's own copy of a library does not run, claim against the installed one",
+        "prove against the installed library if the repository's own copy of it does not run",
         choices=('installed',),
     )
 

@@ -23,8 +23,8 @@ MANIFEST = 'parts.json'
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Export parts of any detector as files of their own, from its own test path: exit status '
-        '0 exported or proven, 1 not, 2 usage.'
+        description='Export parts of any detector as separate files, from its test path. Exit '
+        'status 0 exported or proven, 1 not proven, 2 usage.'
     )
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
@@ -34,11 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
         'list shows what could be a part',
         required=True,
     )
-    add('--output-file FOLDER', 'where the files are written (default: cut)', 'cut', writes='{}/parts.json')
-    add('--verify', 'prove the folder; exit status 1 when it is not')
+    add('--output-file FOLDER', 'folder to write (default: cut)', 'cut', writes='{}/parts.json')
+    add('--verify', 'prove the folder; exit status 1 if it is not proven')
     _add_samples(add)
     add('--names FILE.json', 'names of tensors: {"PATH": "NAME"}')
-    add('--opset-version OPSET', 'default: the lowest that the parts need, at least 17', 0)
+    add('--opset-version OPSET', 'opset (default: the lowest that the parts need, at least 17)', 0)
     add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
     add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
     add('--simplify', 'simplify the graphs')
@@ -139,12 +139,18 @@ def show(verdict: object, json_file: str | None) -> int:
     return 0 if verdict.passed else 1
 
 
+def _words(argv: Sequence[str] | None) -> list[str]:
+    words = sys.argv[1:] if argv is None else list(argv)
+    asks_for_help = bool({'-h', '--help'}.intersection(words))
+    return ['--help'] if asks_for_help else words  # in `--parts --help`, --parts has no value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), sys.argv[1:] if argv is None else list(argv))
+    return cli.run(run, build_parser(), _words(argv))
 
 
 def main_verify(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run_verify, build_verify_parser(), sys.argv[1:] if argv is None else list(argv))
+    return cli.run(run_verify, build_verify_parser(), _words(argv))
 
 
 def build_test_parser() -> argparse.ArgumentParser:
@@ -175,7 +181,7 @@ def run_test(args: argparse.Namespace) -> int:
 
 
 def main_test(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run_test, build_test_parser(), sys.argv[1:] if argv is None else list(argv))
+    return cli.run(run_test, build_test_parser(), _words(argv))
 
 
 def build_benchmark_parser() -> argparse.ArgumentParser:
@@ -187,8 +193,8 @@ def build_benchmark_parser() -> argparse.ArgumentParser:
     add = cli.adder(parser)
     add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
     _add_samples(add)
-    add('--max-iter N', 'rounds that count (default: 20)', 20)
-    add('--warmup N', 'rounds before, not counted (default: 3)', 3)
+    add('--max-iter N', 'measured rounds (default: 20)', 20)
+    add('--warmup N', 'warm-up rounds (default: 3)', 3)
     add('--json FILE', 'write all figures as JSON')
     return parser
 
@@ -212,7 +218,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
 
 
 def main_benchmark(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run_benchmark, build_benchmark_parser(), sys.argv[1:] if argv is None else list(argv))
+    return cli.run(run_benchmark, build_benchmark_parser(), _words(argv))
 
 
 def is_folder(path: str) -> bool:

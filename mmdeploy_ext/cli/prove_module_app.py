@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--onnx m.onnx', 'the ONNX file', required=True)
     add(
         '--samples FILE.py:samples',
-        'function without arguments that yields samples: tuples of arguments, or dicts of them by name',
+        'function without arguments that yields samples: tuples of arguments, or dicts by name',
     )
     shared.add_module_arguments(parser)
     add('--no-fresh-export', 'do not export the module again to compare the graphs')

@@ -35,8 +35,8 @@ WORST = 15
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Quantise an ONNX file of this project to INT8 (uint8 activations, int8 weights per '
-        'channel, Q/DQ) and say what it costs: size, time, outputs, layer by layer where asked for.'
+        description='Quantise an ONNX file of this project to INT8 (uint8 activations, int8 weights '
+        'per channel, Q/DQ) and report its size, time and errors.'
     )
     add = cli.adder(parser)
     add(
@@ -52,8 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--engine',
-        "whose quantiser: ONNX Runtime's own, or NNCF for OpenVINO (default: onnxruntime); outputs and "
-        'times are then of that engine',
+        'engine for which to quantise and measure: openvino uses NNCF (default: onnxruntime)',
         QUANTISED[0],
         choices=QUANTISED,
     )
@@ -69,11 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
         '--data-root DIR',
         'folder of the images of annotations, or of the data set of infos (default: beside them)',
     )
-    add('--images N', 'images or frames, evenly; 0 takes all (default: 100)', 100)
+    add('--images N', 'number of images or frames, evenly spread; 0 takes all (default: 100)', 100)
     add(
         '--method',
-        'range of activations: least and largest value, or clipped by a histogram (default: minmax); '
-        'NNCF has its own',
+        'range of activations: minmax, or clipped by percentile or error (default: minmax); NNCF ignores it',
         DENSE_METHODS[0],
         choices=DENSE_METHODS,
     )
@@ -88,24 +86,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--int8-last',
-        'quantise also the last layers (those that give logits, deltas, kernels, masks); a backbone has '
-        'none of these, and all its layers are quantised',
+        'also quantise the last layers (logits, deltas, kernels, masks); a backbone has no such layers',
     )
-    add('--sensitivity', 'quantise one layer at a time and say what each does')
+    add('--sensitivity', 'quantise one layer at a time and report the error of each')
     add(
         '--max-error E',
-        'keep the most sensitive layers float until no output of the network has a larger error (norm '
-        'of the difference over the norm); exit status 1 when that is not reached',
+        'keep the most sensitive layers float until no output has a larger error (norm of the difference '
+        'over the norm); exit status 1 if --budget does not suffice',
         type=float,
     )
     add('--budget N', f'layers that --max-error may keep float at most (default: {BUDGET})', BUDGET)
-    add('--probe-images N', 'images that outputs are compared on (default: 4)', 4)
+    add('--probe-images N', 'number of images for comparing outputs (default: 4)', 4)
 
     add = cli.adder(parser.add_argument_group('report'))
-    add('--rounds N', 'of the time ratio; 0 measures none (default: 10)', 10)
-    add('--threads N', "within an operator (default: the engine's choice)", 0)
+    add('--rounds N', 'rounds that measure the time; 0 measures none (default: 10)', 10)
+    add('--threads N', "threads within an operator (default: the engine's choice)", 0)
     add('--all', f'show all layers, not only the {WORST} worst')
-    add('--json FILE', 'write what was found as JSON')
+    add('--json FILE', 'write the report as JSON')
     return parser
 
 

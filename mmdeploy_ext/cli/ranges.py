@@ -25,7 +25,7 @@ def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
     add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
     add(
         '--weight-layout',
-        "of the checkpoint's kernels (default: auto, which refuses what cannot be told)",
+        "layout of the checkpoint's kernels (default: auto: by their shapes; ambiguous shapes are an error)",
         'auto',
         choices=LAYOUTS,
     )
@@ -35,19 +35,20 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
     add = cli.adder(group)
     add(
         '--calibrate DIR|INFOS',
-        'measure them on a folder of sweeps (.bin, .npy, .npz) or infos of mmdet3d (.pkl, .json)',
+        'measure ranges on a folder of sweeps (.bin, .npy, .npz) or infos of mmdet3d (.pkl, .json)',
     )
     add(
-        '--ranges FILE', 'of an earlier calibration, edited or not (default: those in the checkpoint, if any)'
+        '--ranges FILE',
+        'take the ranges of an earlier calibration (default: ranges in the checkpoint, if any)',
     )
-    add('--method', 'of inputs (default: mse)', METHODS[0], choices=METHODS)
-    add('--batches N', 'sweeps, evenly; 0 takes all (default: 100)', 100)
+    add('--method', 'method for ranges of inputs (default: mse)', METHODS[0], choices=METHODS)
+    add('--batches N', 'number of sweeps, evenly spread; 0 takes all (default: 100)', 100)
     add(
         '--fp16-ranges',
-        'round ranges to fp16 (default: as the reference, which does for BEVFusion)',
+        'round ranges to fp16 (default: only for BEVFusion, as the reference)',
         action=argparse.BooleanOptionalAction,
     )
-    add('--data-root DIR', 'of infos: folder of the data set, where they say another one', '')
+    add('--data-root DIR', "infos: folder of the data set, if it is not the infos' own", '')
 
 
 def check(args: argparse.Namespace) -> None:

@@ -44,15 +44,15 @@ COMPILING = 'note: the loops for points are compiled, once on this machine; it t
 
 def build_parser() -> argparse.ArgumentParser:
     parser = run_images.make_parser(
-        'Run an exported model in ONNX Runtime and draw what it finds. The file says what it takes.',
+        'Run an exported model in ONNX Runtime and draw its detections.',
         'ONNX file, or folder of graphs, that mm2onnx exported',
         f'{TAKES["images"]}; {TAKES["sweeps"]}; {TAKES["frames"]}, to be drawn to a folder or an .mp4',
     )
-    cli.add(parser, '--data-root DIR', 'of frames: folder of the data set, where the infos say another one')
+    cli.add(parser, '--data-root DIR', "frames: folder of the data set, if it is not the infos' own")
     cli.add(
         parser,
         '--black-if-missing',
-        'of frames: a black picture for a camera whose picture is not there, instead of an error',
+        'frames: take a black picture for a camera without a file, instead of an error',
     )
     return parser
 

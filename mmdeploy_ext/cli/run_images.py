@@ -53,26 +53,27 @@ def make_parser(
     parser.add_argument('model', help=model or f'ONNX file written by {tool("export")}')
     parser.add_argument('images', nargs='+', help=images)
     text = (
-        'folder for the pictures, which are named like the image with _det; or, for one image, a .jpg or '
-        '.png file (default: %(default)s). Small images are enlarged by a whole factor to be legible; --json '
-        'is in pixels of the image'
+        'folder of the drawn pictures, NAME_det; or, for one image, a .jpg or .png file (default: '
+        '%(default)s). Small images are drawn enlarged; --json is in pixels of the image'
     )
     out = parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='PATH', help=text)
     cli.writes(out, '')
     text = 'draw and count boxes of at least this score, 0..1 (default: %(default)s)'
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S', help=text)
-    parser.add_argument('--json', metavar='FILE', help='write all detections, also those that are not drawn')
-    text = 'execution providers in order of preference; one that is not there is an error'
+    parser.add_argument('--json', metavar='FILE', help='write all detections as JSON, also below --score-thr')
+    text = (
+        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; an absent one is an error'
+    )
     providers = ['CPUExecutionProvider']
     parser.add_argument('--providers', nargs='+', default=providers, metavar='NAME', help=text)
     text = (
-        'of detectors of boxes in 3D: JSON file with the intrinsic matrix of the camera, of all pictures or '
-        "by file name, or a data set's *_mono3d.coco.json"
+        "boxes in 3D from pictures: JSON file with the camera's intrinsic matrix, or one per file name, "
+        "or a data set's *_mono3d.coco.json"
     )
     parser.add_argument('--cameras', metavar='FILE', help=text)
     text = "threads within an operator, 1 or more (default: ONNX Runtime's choice)"
     parser.add_argument('--threads', type=int, metavar='N', help=text)
-    text = 'end at the first sample that cannot be used, instead of going on and ending with status 1'
+    text = 'stop at the first unusable sample (default: continue, exit status 1)'
     parser.add_argument('--fail-fast', action='store_true', help=text)
     return parser
 

@@ -25,8 +25,8 @@ WORST = 10
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Calibrate INT8 ranges of a LiDAR backbone on a CPU, or see what int8 and fp16 do to it, '
-        'layer by layer.'
+        description='Calibrate INT8 ranges of a LiDAR backbone, or report its errors in int8 and '
+        'fp16 by layer, on a CPU.'
     )
     ranges.add_backbone_arguments(parser)
     group = parser.add_argument_group('calibration')
@@ -35,13 +35,13 @@ def build_parser() -> argparse.ArgumentParser:
     add('--percentile P', 'for --method percentile (default: 99.99)', PERCENTILE)
     add(
         '--add-method',
-        'of residual additions (default: as the reference, max for CenterPoint, else as --method)',
+        'method for residual additions (default: max for CenterPoint, as the reference, else --method)',
         choices=METHODS,
     )
     add(
         '--unfolded MODULE...',
-        'weight ranges of the kernel before batch normalisation is folded (default: as the reference, '
-        'conv_input.0 of CenterPoint, with --int8-fp16-input-output)',
+        'modules with weight ranges of the unfolded kernel (default, with --int8-fp16-input-output: '
+        'conv_input.0 of CenterPoint, as the reference)',
     )
     add('--output FILE', f'where ranges are written (default: {DEFAULT_OUTPUT})', writes='{}')
 
@@ -52,13 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
         nargs='?',
         const='',
     )
-    add('--fidelity-batches N', 'sweeps, evenly; 0 takes all (default: 4)', 4)
+    add('--fidelity-batches N', 'number of sweeps, evenly spread; 0 takes all (default: 4)', 4)
     add('--int8-fp16-input-output', "the first and last layer as in the reference's INT8 file")
-    add('--fp16-layers PATTERN...', 'layers that stay fp16, by name or module path', [])
-    add('--target TARGET', 'cosine that advice aims at (default: 0.999)', 0.999)
-    add('--no-advice', 'skip the runs that advice needs')
+    add('--fp16-layers PATTERN...', 'keep layers in fp16, by name or module path', [])
+    add('--target TARGET', 'advise fp16 layers until the output has this cosine (default: 0.999)', 0.999)
+    add('--no-advice', 'give no advice; skips its runs')
     add('--all', f'show all layers, not only the {WORST} worst')
-    add('--json FILE', 'write what was found as JSON')
+    add('--json FILE', 'write the report as JSON')
     return parser
 
 
@@ -68,7 +68,7 @@ def check(args: argparse.Namespace) -> None:
     if args.fidelity is None and not args.calibrate and not args.output:
         raise UsageError('nothing to do: give --calibrate DIR|INFOS, or --fidelity DIR|INFOS')
     if args.fidelity == '' and not args.calibrate:
-        raise UsageError('--fidelity: say on which sweeps (a folder or infos)')
+        raise UsageError('--fidelity: expected a folder of sweeps or infos, or --calibrate')
     cli.check_minimums(args, fidelity_batches=0)
     ranges.check(args)
     if args.fidelity:

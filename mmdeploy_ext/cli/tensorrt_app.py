@@ -23,12 +23,11 @@ NO_GPU = 'NOT COMPARED: no GPU is here'
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Build a TensorRT engine of an ONNX file. tensorrt-rtx builds for a chosen GPU '
-        'architecture on a machine without a GPU. Dtypes are those of the file; --fp16 writes float16 into '
-        'it first.'
+        description='Build a TensorRT engine of an ONNX file, in its dtypes or, with --fp16, in float16. '
+        'tensorrt-rtx builds for a chosen GPU architecture on a machine without a GPU.'
     )
     add = cli.adder(parser)
-    add('onnx', 'ONNX file, or an engine (.engine), which is checked and described')
+    add('onnx', 'ONNX file, or an engine (.engine) to check and describe')
     add('--output F', 'engine to write (default: ONNX with .engine)', writes=('{}', '{}.json'))
     add(
         '--sm N...',
@@ -38,11 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--package',
-        'auto: tensorrt-rtx with --sm, else the one that is installed (default)',
+        'TensorRT to use; auto: tensorrt-rtx with --sm, else the installed one (default: auto)',
         'auto',
         choices=('auto', 'tensorrt', 'tensorrt-rtx'),
     )
-    add('--fp16', 'mixed precision; inputs and outputs stay as they are')
+    add('--fp16', 'mixed precision; inputs and outputs keep their dtypes')
     add(
         '--keep-fp32 PATTERN...',
         "with --fp16: nodes that stay float32, by name, operator, module or output ('*', '?'; default: "
@@ -50,19 +49,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--shapes NAME=MIN/OPT/MAX...',
-        'sizes of inputs or axes that are open, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344',
+        'sizes of inputs, or of single axes, without a fixed size, e.g. '
+        'input=1x3x320x320/1x3x608x608/1x3x800x1344',
         [],
     )
     add(
         '--constant NAME[=VALUES]...',
-        'inputs that become constants, of their default or of VALUES (1,2,...), where sizes inside '
-        'follow from them (masks, form full: img_shape ori_shape)',
+        'make inputs constants, by default or VALUES (1,2,...), if sizes in the graph depend on them '
+        '(masks in form full: img_shape ori_shape)',
         [],
     )
-    add('--tf32', 'let float32 products round to 10 bits')
+    add('--tf32', 'allow TF32: float32 products are rounded to 10 bits')
     add('--layers JSON', 'write the dtype of every layer', writes='{}')
-    add('--check', 'only say what TensorRT cannot take; no build')
-    add('--verify', 'run it beside ONNX Runtime, where there is a GPU; 1 if outputs differ')
+    add('--check', 'only report what TensorRT cannot take; build nothing')
+    add('--verify', 'compare the engine with ONNX Runtime on a GPU; exit status 1 if outputs differ')
     return parser
 
 

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add(
         engine,
         '--onnx FILE',
-        'run the exported file or folder FILE; without FILE it is exported into WORK_DIR if it is not there',
+        'run the exported file or folder FILE; without FILE an export in WORK_DIR, made if missing',
         nargs='?',
         const='',
     )
@@ -53,10 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
     add('--out FILE', 'write the results, .pkl or .pickle', writes='{}')
     add('--format-only', "write the results in the data set's format, no evaluation")
     add('--fuse-conv-bn', 'fold batch normalisation into the convolutions (PyTorch)')
-    work = add('--work-dir WORK_DIR', 'default: work_dirs/<config without _pth or _onnx>')
+    work = add(
+        '--work-dir WORK_DIR',
+        'folder of exports and metrics (default: work_dirs/<config without _pth or _onnx>)',
+    )
     show = add('--show-dir SHOW_DIR', 'draw the detections into this folder')
-    add('--show-score-thr SHOW_SCORE_THR', 'drawn from this score on (default: 0.3)', 0.3)
-    parts = add('--tmpdir TMPDIR', 'where ranks leave their part of the results (default: they are sent)')
+    add('--show-score-thr SHOW_SCORE_THR', 'draw boxes of at least this score (default: 0.3)', 0.3)
+    parts = add('--tmpdir TMPDIR', 'shared folder for the results of all processes (default: they are sent)')
     for folder in (work, show, parts):
         cli.writes(folder, '')
     add('--gpu-collect', 'collect results through the GPUs')

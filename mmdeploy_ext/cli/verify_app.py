@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXPORT_OPTIONS = tuple(
     dataclasses.replace(
-        option, help=f'{option.help.split(" (default")[0]} (default: what the file says)', group=''
+        option, help=f'{option.help.split(" (default")[0]} (default: as in the file)', group=''
     )
     for option in (FORM, OPSET, MAX_CANDIDATES, MAX_PROPOSALS)
 )
@@ -45,17 +45,15 @@ def build_parser() -> argparse.ArgumentParser:
     add('onnx_file m.onnx', 'file, or folder of graphs, that mm2onnx exported')
     add(
         '--images --input PATH...',
-        'samples to compare on. Images or folders: dynamic files get them at the size that the rule of '
-        'the config gives each, views of the first are the other inputs (default: demo/toy.jpg, and 3 of '
-        'data.test where it is there). LiDAR: '
-        'sweeps (.bin, .npy; of sparse backbones voxels in .npz too), folders of them, or info files (.pkl). '
-        'Models with a memory: an info file (.pkl)',
+        'samples to compare on: images or folders (default: demo/toy.jpg and, if present, 3 of '
+        'data.test); LiDAR sweeps (.bin, .npy; for sparse backbones also voxels, .npz), folders of them, '
+        'or info files (.pkl); for models with a memory an info file (.pkl)',
     )
     add('--eval METRIC...', 'also compare data-set metrics by both engines, e.g. bbox')
-    add('--edited', 'the file was edited on purpose: inputs alone decide, its graph is not compared')
+    add('--edited', 'the file was edited on purpose: compare results on inputs, not the graph')
     group = parser.add_argument_group(
-        'what the export was asked for',
-        'as at the export, 0 for all candidates; a file that says something else is not proven',
+        'options of the export',
+        'repeat them as at the export (0: all candidates); a file with other values is not proven',
     )
     shared.add_normalisation_arguments(group)
     shared.add_declared(group, EXPORT_OPTIONS)
@@ -63,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_proof_arguments(parser)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
-    reason = 'is an option of export, and the file keeps what it was exported with'
+    reason = 'is an option of export; leave it out, the file keeps its value'
     parser.elsewhere = {option.typed: reason for option in detector_options()}
     return parser
 

@@ -35,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = cli.adder(parser)
     add('config', 'config file')
     add('checkpoint', 'checkpoint file; PyTorch needs it', nargs='?')
-    add('--onnx PATH', 'folder or file that pytorch2onnx.py wrote; ONNX Runtime needs it')
-    demo.add_options(parser, None, 'both where a checkpoint and --onnx are given, else the one that is')
+    add('--onnx PATH', 'exported folder or file; ONNX Runtime needs it')
+    demo.add_options(parser, None, 'both with a checkpoint and --onnx, else the given one')
     add('--scene N', 'number of the scene, from 0 (default: %(default)s)', 0)
     add('--frames N', 'only the first N frames (default: all)', type=int)
     add(

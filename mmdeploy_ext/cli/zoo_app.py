@@ -32,38 +32,37 @@ SWEEPS = 3
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Export every config with seeded weights, with one size and with any, and prove the '
-        'files against PyTorch. A run that was stopped goes on when it is started again, and what was proven '
-        'is not proven again until the config, this package or the libraries change. Exit status 1 when a '
-        'config of a known family is not proven.'
+        description='Export every config with seeded weights, with fixed and with dynamic sizes, '
+        'and prove the files against PyTorch. A second run continues, and repeats a proof only if the '
+        'config, this package or a library has changed. Exit status 1 if a config of a '
+        'known family is not proven.'
     )
     add = cli.adder(parser)
     add(
         'configs CONFIG',
         'files, folders and globs, also below the configs of the installed mmdet (default: all of them) '
-        "or of the library that they begin with, as in 'mmdet3d/second/*.py'",
+        "or, as in 'mmdet3d/second/*.py', of another library",
         nargs='*',
     )
     add('--out FOLDER', '', Path('work_dirs/zoo'), writes='{}')
     add('--heads CLASS...', 'only configs with these heads', ())
-    add('--height HEIGHT', 'of the traced input, pixels (default: 320)', 320)
-    add('--width WIDTH', 'of the traced input, pixels (default: 448)', 448)
+    add('--height HEIGHT', 'height of the traced input, pixels (default: 320)', 320)
+    add('--width WIDTH', 'width of the traced input, pixels (default: 448)', 448)
     add('--sweeps SWEEPS', f'generated ones that LiDAR models are proven on (default: {SWEEPS})', SWEEPS)
     add(
         '--files',
-        'of one size, and of any size and batch, which takes about as long (default: both)',
+        'kinds of files to prove (default: both)',
         EXPORT_KINDS,
         nargs='+',
         choices=EXPORT_KINDS,
     )
     add(
         '--shard K/N',
-        'only the K-th of N parts of the configs, for as many machines or jobs, such as 2/8; parts may share '
-        'the folder of --out',
+        'only the K-th of N parts of the configs, such as 2/8; parts may share --out',
         (1, 1),
         type=shard,
     )
-    add('--jobs JOBS', 'processes (default: one per core, as memory holds)', 0)
+    add('--jobs JOBS', 'number of processes (default: one per core, within the memory)', 0)
     add('--timeout TIMEOUT', f'of a config, s (default: {SECONDS:g})', SECONDS)
     add('--memory MEMORY', f'of a process, GB (default: {GIGABYTES:g})', GIGABYTES)
     add('--list', 'print the configs and their parts; export nothing')

@@ -228,8 +228,8 @@ NO_BF16_FILE = (
 FORM = Option(
     'form',
     'full',
-    'full: detections; decode: boxes, scores, centerness; raw: head outputs; proposals, regions: two-stage '
-    'detectors in two graphs, pictures to proposals and regions to detections (default: full)',
+    'full: detections; decode: boxes, scores, centerness; raw: head outputs; proposals, regions: the two '
+    'graphs of a two-stage detector (default: full)',
     ('full', 'decode', 'raw', 'proposals', 'regions'),
     flag='--postprocess',
     key='postprocess',
@@ -239,21 +239,26 @@ FORM = Option(
 OPSET = Option(
     'opset',
     DEFAULT_OPSET,
-    '11 to 20; asked = written, or the export fails (default: 17; 18 for dynamo; 19 with DCN)',
+    'opset of the file, 11 to 20; never changed silently (default: 17; 18 for dynamo; 19 with DCN)',
     flag='--opset-version',
     key='opset_version',
     metavar='N',
     stated=True,
 )
 EXPORTER = Option(
-    'exporter', 'torchscript', 'default: torchscript', ('torchscript', 'dynamo'), key='exporter', stated=True
+    'exporter',
+    'torchscript',
+    'exporter of PyTorch (default: torchscript)',
+    ('torchscript', 'dynamo'),
+    key='exporter',
+    stated=True,
 )
-SIMPLIFY = Option('simplify', False, 'run onnxslim over the graph', key='simplify')
+SIMPLIFY = Option('simplify', False, 'simplify the graph with onnxslim', key='simplify')
 GROUP_NORM = Option(
     'group_norm',
     '',
-    'of float32 files: operator: InstanceNormalization, which ONNX Runtime sums value by value; exact: sums '
-    'in two steps, in 1.2 to 1.8 times its time (default: exact where the backbone has one, else operator)',
+    'GroupNorm in float32 files: operator: InstanceNormalization, fast, less exact sums in ONNX Runtime; '
+    'exact: 1.2 to 1.8 times its time (default: exact if the backbone has one, else operator)',
     ('', 'operator', 'exact'),
     key='group_norm',
     only_with=('precision', 'fp32'),
@@ -263,8 +268,8 @@ PRECISIONS = ('fp32', 'fp16', 'bf16')
 PRECISION = Option(
     'precision',
     'fp32',
-    'fp16: casts in the graph, post-processing stays float32; bf16 is a choice of OpenVINO, see '
-    '--inference-precision (default: fp32)',
+    'fp16: casts in the graph, post-processing stays float32; no file is bf16, see --inference-precision '
+    '(default: fp32)',
     ('fp32', 'fp16'),
     key='precision',
     group='half precision',
@@ -273,7 +278,7 @@ PRECISION = Option(
 FP16_IO = Option(
     'fp16_io',
     False,
-    'with fp16: images and features are float16 outside too',
+    'with fp16: input images and output features are float16, too',
     key='fp16_io',
     group='half precision',
     only_with=('precision', 'fp16'),
@@ -303,7 +308,7 @@ INPUT = Option(
 CHANNELS = Option(
     'channels',
     '',
-    "of --input uint8: order of the pixels' channels (default: the order of the config's Normalize)",
+    "with --input uint8: order of the pixels' channels (default: as the config's Normalize)",
     ('', 'rgb', 'bgr'),
     key='channels',
     group=HOSTS,
@@ -312,7 +317,7 @@ CHANNELS = Option(
 REQUIRED_INPUTS = Option(
     'required_inputs',
     False,
-    'img_shape, scale_factor and other inputs with a default become plain inputs, which hosts list',
+    'img_shape, scale_factor and other inputs with a default become required inputs',
     key='required_inputs',
     group=HOSTS,
     rare=True,
@@ -349,7 +354,7 @@ IMAGE = (
     Option(
         'batch',
         1,
-        'batch of the graph (default: 1)',
+        'fixed batch size of the graph (default: 1)',
         flag='--batch-size',
         metavar='N',
         minimum=1,
@@ -358,7 +363,7 @@ IMAGE = (
     Option(
         'dynamic',
         False,
-        'batch, height and width stay dynamic',
+        'the file takes any batch, height and width',
         flag='--dynamic-export',
         key='dynamic',
     ),
@@ -366,7 +371,7 @@ IMAGE = (
     Option(
         'score_form',
         'separate',
-        'decode form: centerness as an output of its own, or multiplied into the scores',
+        'decode form: centerness as a separate output, or multiplied into the scores (default: separate)',
         ('separate', 'product'),
         only_with=('form', 'decode'),
     ),
@@ -380,8 +385,7 @@ OF_SOME = 'options of some families'
 MAX_CANDIDATES = Option(
     'max_candidates',
     0,
-    'full form: the K best candidates at most, 1 or more, with constant shapes; for TensorRT (default, '
-    'without the option: all)',
+    'full form: keep at most the K best candidates, in constant shapes, for TensorRT (default: all)',
     key='max_candidates',
     metavar='K',
     minimum=1,
@@ -392,8 +396,7 @@ MAX_CANDIDATES = Option(
 MAX_PROPOSALS = dataclasses.replace(
     MAX_CANDIDATES,
     name='max_proposals',
-    help='full form: the K best boxes at most that may become proposals, with --max-candidates (default, '
-    'without the option: all)',
+    help='full form, with --max-candidates: keep at most the K best proposals (default: all)',
     key='max_proposals',
 )
 LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
@@ -402,7 +405,7 @@ DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
 """Options of every family of frames or sweeps."""
 
 CONTRACT = Option(
-    'contract', '', 'which files are written, and what they take', key='contract', stated=True,
+    'contract', '', 'program that loads the files', key='contract', stated=True,
     group='models of cameras and sweeps',
 )  # fmt: skip
 
@@ -415,8 +418,8 @@ def own_contract(name: str, text: str) -> Option:
 SPARSE_FORM = Option(
     'sparse_form',
     'buckets',
-    'of a sparse backbone: buckets multiplies existing pairs only (default); tables takes plain neighbour '
-    'tables, two to five times slower, for engines that cannot split at run time (TensorRT)',
+    'sparse backbone: buckets: multiplies existing pairs only (default); tables: plain neighbour tables, '
+    'two to five times slower, for engines that cannot split at run time (TensorRT)',
     ('buckets', 'tables'),
     key='sparse_form',
     group='models of cameras and sweeps',
@@ -431,7 +434,7 @@ SPARSE = (
     Option(
         'order',
         '',
-        "of coordinates and weights (default: what OUTPUT_FILE's name says, else the reference's)",
+        "axis order of coordinates and weights (default: as in OUTPUT_FILE's name, else the reference's)",
         ('', 'xyz', 'zyx'),
     ),
     Option(
@@ -444,23 +447,23 @@ SPARSE = (
     Option(
         'int8_fp16_io',
         False,
-        "with --precision int8: the reference's INT8 file: its first layers compute in fp16, the last gives "
-        'fp16; what the reference folds in fp16 is folded so, and calibrated before',
+        "with --precision int8: first layers compute in fp16 and the last gives fp16, as in NVIDIA's INT8"
+        ' files',
         flag='--int8-fp16-input-output',
         only_with=('precision', 'int8'),
     ),
     Option(
         'layer_precision',
         (),
-        'layers by node or module name (*, ?): compute in P, store in Q (default: P); the last counts',
+        'precision P of layers by node or module name (*, ?), stored in Q (default: P); later patterns win',
         metavar='PATTERN=P[:Q]',
         only_with=('target', 'libspconv'),
     ),
-    Option('fold', 'fp32', 'how batch norm is folded (default: fp32)', ('fp16', 'fp32')),
+    Option('fold', 'fp32', 'precision in which batch norm is folded (default: fp32)', ('fp16', 'fp32')),
     Option(
         'output_bound',
         0,
-        'most active sites that the engine makes room for (default, and 0: 200000, as the reference)',
+        'most active sites for which the engine reserves memory (default, and 0: 200000, as the reference)',
         metavar='N',
         minimum=0,
         only_with=('target', 'libspconv'),

@@ -45,7 +45,7 @@ def mmdet_config(relative: str, library: str = 'mmdet') -> str:
     for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
         if (folder / relative).is_file():
             return str(folder / relative)
-    raise ConfigError(f'configs/{relative} is not in the installed {library} ({root})')
+    raise ConfigError(f'configs/{relative}: is not in the installed {library} ({root}); correct the path')
 
 
 def mmdet3d_config(relative: str) -> str:
@@ -120,8 +120,8 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         missing = error.filename if isinstance(error, FileNotFoundError) else ''
         if missing and not os.path.exists(missing):
             raise ConfigError(
-                f'{path}: cannot be read: {os.path.normpath(missing)}, which it needs, such as for `_base_`: '
-                f'no such file; copy it there, or correct the path'
+                f'{path}: cannot be read: it names {os.path.normpath(missing)}, e.g. as `_base_`: no such '
+                f'file; copy it there, or correct the path'
             ) from error
         raise ConfigError(f'{path}: cannot be read: {import_failure(error)}') from error
     return cfg
@@ -343,8 +343,8 @@ def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(
-            f'{filename}: has neither data.test.pipeline nor test_pipeline; '
-            f'the image normalisation is taken from there'
+            f'{filename}: has neither data.test.pipeline nor test_pipeline; add one: sizes and '
+            f'normalisation of pictures are read from it'
         )
     check_steps(pipeline, f'{filename}: test_pipeline')
     return 'test_pipeline', pipeline

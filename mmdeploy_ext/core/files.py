@@ -52,10 +52,10 @@ class RunFiles:
         """Register outputs of an option."""
         for path in paths:
             if not str(path).strip():
-                raise UsageError(f"{option} '': is not a name; give that of what is written, or leave it out")
+                raise UsageError(f"{option} '': expected a name; give one, or leave the option out")
             first_option = self._written.setdefault(_key(path), option)
             if first_option != option:
-                raise UsageError(f'{option} {path}: is what {first_option} writes, too; give another name')
+                raise UsageError(f'{option} {path}: {first_option} writes this file, too; give another name')
             self.refuse_read(path, option)
 
     def refuse_read(self, path: AnyPath, option: str = '') -> None:

@@ -29,5 +29,5 @@ def load_module(file: str, functions: Sequence[str]) -> ModuleType:
         raise UsageError(f'{path}: cannot be run: {type(error).__name__}: {one_line(error)}') from error
     for name in functions:
         if not callable(getattr(module, name, None)):
-            raise UsageError(f'{file}: has no function {name!r}')
+            raise UsageError(f'{file}: has no function {name!r}; write it, or correct the name')
     return module

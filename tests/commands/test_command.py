@@ -127,3 +127,9 @@ def test_every_script_of_the_table_is_there():
 def test_help_of_an_export_shows_the_common_options_and_help_all_shows_all(capsys):
     common, every = (run(capsys, 'export', option)[1].out for option in ('--help', '--help-all'))
     assert common.count('\n  --') <= 16 and '--fork-version' not in common and '--fork-version' in every
+
+
+@pytest.mark.parametrize('command', ['export', 'benchmark'])
+def test_the_options_of_parts_are_shown_by_the_words_that_the_help_names(command, capsys):
+    shown, parts = (run(capsys, command, *words)[1].out for words in (['--help'], ['--parts', '--help']))
+    assert '`--parts --help`' in ' '.join(shown.split()) and '--samples' in parts

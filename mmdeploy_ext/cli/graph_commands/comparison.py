@@ -28,11 +28,11 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     add('--seed SEED', 'of random inputs for two files (default: 0)', 0)
     add(
         '--rtol RTOL',
-        'an error is born where one node differs by more than this share of the largest value '
-        '(default: 1e-5; 3e-3 for float16)',
+        'report a node that adds more than this difference, relative to its largest value (default: 1e-5;'
+        ' 3e-3 for float16)',
         type=float,
     )
-    add('--all', 'print every tensor, not only those near the difference')
+    add('--all', 'print every tensor, not only near the difference')
     add(
         '--report DIR',
         'write DIR/report.html: errors along the depth of the graph, all tensors',
@@ -45,12 +45,13 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     'Find the first tensor where a file differs from its PyTorch model, or from another file',
     argument(
         'models MODEL...',
-        'CONFIG CHECKPOINT m.onnx: a file against PyTorch; or a.onnx b.onnx: b against a, without torch',
+        'CONFIG CHECKPOINT m.onnx compares a file with PyTorch; a.onnx b.onnx compares b with a, without '
+        'torch',
     ),
     argument('--images PATH...', 'pictures for PyTorch (default: demo/toy.jpg)'),
     argument(
         '--no-fresh',
-        'do not export again to tell which tensor is which: pair by names, values and places alone',
+        'do not export again for the pairs of tensors; pair by names, values and places',
     ),
     argument('--cfg-options KEY=VALUE...', 'override the config'),
     add_pair_arguments,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 COMMANDS = Commands()
-OUTPUT = output('y.onnx', 'file to write; never the input')
+OUTPUT = output('y.onnx', 'file to write, not the input')
 
 
 def _load(args: argparse.Namespace) -> onnx.ModelProto:
@@ -43,7 +43,7 @@ def _finish(args: argparse.Namespace, before: onnx.ModelProto, after: onnx.Model
     'extract',
     'Write some nodes as a model of their own',
     argument('--nodes NODE...', "names, patterns ('/backbone/*') or positions ('#12')", []),
-    argument('--tensors TENSOR...', 'names or patterns: the nodes that make them', []),
+    argument('--tensors TENSOR...', 'also the nodes that compute these tensors; names or patterns', []),
     OUTPUT,
 )
 def run_extract(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ COMMANDS = Commands()
     'write-tables',
     'Write the tables of a rig that the engine of a folder computes itself',
     argument('folder FOLDER', 'of an export'),
-    argument('--contract NAME', 'which one (default: by the files that are there)'),
+    argument('--contract NAME', 'contract of the folder (default: by its files)'),
     argument('calibration CALIBRATION', '.npz file of the matrices of a rig'),
     output('FILE', 'the tables, .npz'),
     takes_file=False,

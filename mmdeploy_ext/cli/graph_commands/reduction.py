@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 COMMANDS = Commands()
 CHECK_HELP = (
-    "how to see the fault: 'nan' (not finite), 'engines' (ONNX Runtime's optimisations change the result), "
-    "'reference' (ONNX Runtime against the reference implementation), 'differs OTHER.onnx', 'crash', or a "
-    'shell command that is called with the file of a candidate ({} stands for it, else it comes last; '
-    'inputs.npz lies beside it) and exits with 0 when the fault is there'
+    "test for the fault: 'nan' (not finite), 'engines' (ONNX Runtime's optimisations change the result), "
+    "'reference' (ONNX Runtime against the reference implementation), 'differs OTHER.onnx', 'crash', or a"
+    " shell command that exits with 0 if the fault is there; the candidate's file replaces {} or comes "
+    'last, with inputs.npz beside it'
 )
 
 
@@ -36,11 +36,11 @@ CHECK_HELP = (
     *proving.FEEDS,
     argument(
         '--tolerance T',
-        'difference that is no fault, as a part of the largest value (default: %(default)g)',
+        'allowed difference, relative to the largest value (default: %(default)g)',
         1e-4,
     ),
     argument('--timeout S', 'seconds for one run of a command (default: %(default)g)', 60, type=float),
-    argument('--max-checks N', 'most checks in all (default: %(default)s)', 400),
+    argument('--max-checks N', 'limit of checks (default: %(default)s)', 400),
 )
 def run_reduce(args: argparse.Namespace) -> int:
     from pathlib import Path
