@@ -337,24 +337,24 @@ def write_page(page: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:
     notes = [f'- {entry["title"]}: {note}' for entry in cases.values() for note in entry['notes']]
     machines: dict[str, list[str]] = {}
     for entry in measured:
-        machines.setdefault(entry['machine'], []).append(entry['title'].partition(',')[0])
+        machine = f'{entry["threads"]} threads of {entry["machine"]}'
+        machines.setdefault(machine, []).append(entry['title'].partition(',')[0])
     notes += [f'- Measured on {machine}: {", ".join(titles)}.' for machine, titles in machines.items()]
     write_between(page, 'benchmarks', content + '\n' + '\n'.join(notes) + '\n')
 
 
 def figures(lines: Sequence[tuple[Mapping[str, Any], str]], engines: Sequence[str]) -> str:
     """Return the table: a row per file, two columns per engine."""
-    headings = ['model', 'threads', 'rounds', 'file', 'size']
+    headings = ['model', 'file', 'size']
     for engine in engines:
-        headings += [title_of(engine), f'{title_of(engine)}, memory']
+        headings += [title_of(engine), 'memory']
     rows, last = [], None
     for entry, file in lines:
-        cells = ['', '', ''] if entry is last else [entry['title'], entry['threads'], entry['rounds']]
-        cells += [file, entry['sizes'].get(file) or '']
+        cells = ['' if entry is last else entry['title'], file, entry['sizes'].get(file) or '']
         by_engine = {row['engine']: row for row in entry['rows'] if row['file'] == file}
         for engine in engines:
             row = by_engine.get(engine)
-            cells.append(f'**{row["median"]:.3f}** ({row["q1"]:.3f} .. {row["q3"]:.3f})' if row else '')
+            cells.append(f'**{row["median"]:.3f}**' if row else '')
             cells.append(f'{row["memory"]:.2f}' if row and row['memory'] else '')
         rows.append(cells)
         last = entry
