@@ -14,7 +14,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends build-essential
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /mm2onnx
 COPY . .
-RUN make env TORCH_INDEX=${TORCH_INDEX} MMCV_CUDA=${MMCV_CUDA} && rm -rf /root/.cache
+RUN make env TORCH_INDEX=${TORCH_INDEX} MMCV_CUDA=${MMCV_CUDA} && rm -rf ~/.cache
 ENV PATH=/mm2onnx/.venv/bin:${PATH}
 WORKDIR /work
 CMD ["mm2onnx", "--help"]

@@ -198,7 +198,7 @@ class KitCase:
 
 @dataclasses.dataclass(frozen=True)
 class ChainedFrame:
-    """One frame of a kit whose files run one after the other, on outputs of earlier files.
+    """One frame of a kit with files that run one after the other, on outputs of earlier files.
 
     Attributes:
         name: number, '000'; outputs of the last file are called `chain_000`.
