@@ -119,24 +119,6 @@ def test_inductor_finds_what_eager_finds(tmp_path):
     assert all(row['memory']['peak_mb'] > 0 for row in rows)
 
 
-@pytest.mark.parametrize(
-    ('words', 'key'),
-    [
-        (['--engines', 'torch,tensorflow'], '--engines'),
-        (['--engines', 'torch,torch'], '--engines'),
-        (['--max-iter', '0'], '--max-iter'),
-        (['--shape', '1', '2', '3'], '--shape'),
-        (['--chart', 'b.jpg'], '--chart'),
-        (['--voxels', '100'], '--voxels'),
-        (['--images', 'missing.jpg'], 'missing.jpg'),
-    ],
-)
-def test_bad_options_exit_2_before_anything_is_measured(words, key, capsys):
-    assert run(*words) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith('error: ') and key in captured.err and captured.out == ''
-
-
 @pytest.mark.matrix
 def test_two_processes_share_the_rounds_and_the_first_one_reports(tmp_path):
     words = [

@@ -66,16 +66,3 @@ def test_a_small_run_measures_all_and_says_so(model, tmp_path, capsys):
         assert row['total_ms']['median'] > 0 and row['ratio_to_torch']
         assert row['parts_ms'].keys() == {'rulebook', 'network'} and min(row['parts_ms'].values()) > 0
     assert 'synthetic 400' in capsys.readouterr().out and chart.stat().st_size > 10_000
-
-
-@pytest.mark.parametrize(
-    ('words', 'key'),
-    [
-        (['--images', 'x.jpg'], '--images'),
-        (['--voxels', '0'], '--voxels'),
-        (['--sweep', 'none.bin'], 'none.bin'),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(model, words, key, capsys):
-    assert benchmark(*model, *words) == 2
-    assert key in capsys.readouterr().err

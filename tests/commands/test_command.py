@@ -1,7 +1,6 @@
 """`mm2onnx`: where nothing but the wheel is installed, from another folder; and what it refuses."""
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -88,14 +87,6 @@ def run(capsys, *words):
     return status, capsys.readouterr()
 
 
-@pytest.mark.parametrize('words', [*((name,) for name in commands.COMMANDS), ('graph', 'diff')], ids=' '.join)
-def test_usage_names_the_command_that_was_typed(capsys, words):
-    before = list(sys.argv)
-    status, said = run(capsys, *words, '--help')
-    assert status == 0 and said.out.startswith(f'usage: mm2onnx {" ".join(words)} ')
-    assert sys.argv == before
-
-
 @pytest.mark.parametrize(
     ('words', 'expected'),
     [
@@ -122,11 +113,6 @@ def test_every_script_of_the_table_is_there():
     scripts = [entry.script for entry in (*commands.COMMANDS.values(), *commands.SCRIPTS.values())]
     for script in filter(None, (*scripts, *commands.RUNNERS.values())):
         assert (REPOSITORY / script).is_file(), script
-
-
-def test_help_of_an_export_shows_the_common_options_and_help_all_shows_all(capsys):
-    common, every = (run(capsys, 'export', option)[1].out for option in ('--help', '--help-all'))
-    assert common.count('\n  --') <= 16 and '--fork-version' not in common and '--fork-version' in every
 
 
 @pytest.mark.parametrize('command', ['export', 'benchmark'])

@@ -11,7 +11,6 @@ import onnx
 import pytest
 
 from mmdeploy_ext.cli.graph_app import main
-from scn_files import golden_model
 from toy_chain import chain
 
 RULES = Path(__file__).parent / 'rules'
@@ -88,12 +87,6 @@ def test_given_inputs_are_used(file, tmp_path, capsys):
     words[-1] = tmp_path / 'bad.npz'
     assert main([str(word) for word in words]) == 1
     assert "feed 'x'" in capsys.readouterr().err
-
-
-def test_a_sparse_graph_is_refused_by_its_name(tmp_path, capsys):
-    onnx.save_model(golden_model('bevfusion.int8.xyz'), tmp_path / 'sparse.onnx')
-    words = ['simplify', tmp_path / 'sparse.onnx', '--output', tmp_path / 'out']
-    assert 'libspconv dialect' in refused(capsys, *words)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from mmdeploy_ext.consumers.autoware import check as checker
 from mmdeploy_ext.consumers.autoware import trial
 from mmdeploy_ext.consumers.autoware.check import check
 from mmdeploy_ext.consumers.autoware.nodes import node_cells
-from mmdeploy_ext.consumers.autoware.parameter_file import parameter_text, read_parameters
 from mmdeploy_ext.core.errors import ModelFileError
 from toy_autoware import LOST, key
 
@@ -172,29 +171,6 @@ BEVFUSION = {
 }
 
 
-FROM_OUTSIDE = {
-    'weights that are not a number': (
-        stored(ENCODER, 'w', np.full((9, 32), np.nan, np.float32)),
-        ENCODER,
-        'not-finite',
-    ),
-    'an absolute path': (key(ML, 'head_onnx_path', f'/models/{HEAD}'), ML, 'path'),
-    'whole numbers': (key(ML, f'{M}voxel_size', [1, 1, 8]), ML, 'ros-type'),
-}
-
-
-@pytest.mark.parametrize('fault', FROM_OUTSIDE)
-def test_what_no_node_could_load_is_found_in_one_line(tmp_path, fault):
-    change, file, rule = FROM_OUTSIDE[fault]
-    folder = tmp_path / 'folder'
-    folder.mkdir()
-    toy_autoware.centerpoint(folder)
-    change(folder)
-    violations = [one for one in check(folder)[0] if one.severity == 'error']
-    assert (file, rule) in {(one.node, one.rule) for one in violations}, violations
-    assert all('\n' not in one.message for one in violations)
-
-
 BROKEN = {
     f'{node.__name__}: {name}': (node, *rest)
     for node, faults in (
@@ -269,21 +245,6 @@ def test_what_loads_and_is_probably_not_meant_is_a_warning(tmp_path, kind):
     change, rule = WARNED[kind]
     change(toy_autoware.centerpoint(tmp_path))
     assert rule in {one.rule for one in check(tmp_path)[0] if one.severity == 'warning'}
-
-
-def test_a_manifest_tells_which_files_of_a_bevfusion_are_looked_at(tmp_path):
-    toy_autoware.bevfusion(tmp_path)
-    for name in ('bevfusion_camera_lidar', 'bevfusion_image_backbone'):
-        (tmp_path / f'{name}.onnx').unlink()
-    found, paths = check(tmp_path)
-    missing = [one.node for one in found if one.rule == 'missing-file']
-    assert missing == ['bevfusion_camera_lidar.onnx', 'bevfusion_image_backbone.onnx'] and FUSION in paths
-
-
-def test_a_written_text_is_read_as_it_was(tmp_path):
-    parameters = dict(class_names=['CAR', 'yes', 'null'], name='n', size=1e-5, flag=True)
-    (tmp_path / 'written.yaml').write_text(parameter_text(parameters))
-    assert read_parameters(tmp_path / 'written.yaml') == parameters
 
 
 def test_the_quotient_is_that_of_the_node():

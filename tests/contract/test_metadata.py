@@ -64,17 +64,6 @@ def test_survives_the_file_through_onnx_and_through_onnxruntime(model, tmp_path)
     assert session.run(None, {'x': np.ones((1, 4), np.float32)})[0].sum() == 4
 
 
-@pytest.mark.parametrize('field', ['family', 'spec', 'rules'])
-def test_a_file_without_one_field_is_refused_by_name(model, tmp_path, field):
-    props = METADATA.to_props()
-    del props[PREFIX + field]
-    path = write(model, tmp_path / 'm.onnx', props)
-    with pytest.raises(ModelFileError, match=r'm\.onnx') as error:
-        read_metadata(path)
-    messages = dict(family='has no mm2onnx metadata', rules='mm2onnx.rules are not stated')
-    assert messages.get(field, f'mm2onnx.{field}: is missing') in str(error.value)
-
-
 @pytest.mark.parametrize('rules', [GRAPH_RULES - 1, GRAPH_RULES + 1])
 def test_a_file_of_other_graph_rules_is_refused_with_what_to_do(model, tmp_path, rules):
     props = dict(METADATA.to_props(), **{f'{PREFIX}rules': str(rules), f'{PREFIX}options': '{}'})

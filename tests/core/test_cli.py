@@ -90,10 +90,6 @@ def test_without_any_package_the_help_is_shown_and_the_tool_names_the_one_that_i
     assert done.returncode == 2 and ' is not installed for ' in done.stderr and done.stderr.count('\n') == 1
 
 
-def test_the_status_of_the_body_is_the_status_of_the_tool():
-    assert [cli.run(lambda args: args.size, parser(), ['--size', str(size)]) for size in (0, 1)] == [0, 1]
-
-
 @pytest.mark.parametrize(
     ('words', 'message'),
     [

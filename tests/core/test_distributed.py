@@ -51,13 +51,6 @@ def test_a_process_that_is_killed_is_noticed(start):
     assert told.startswith('error: another of the 2 processes ended without a message')
 
 
-@pytest.mark.matrix
-def test_processes_that_do_not_come_are_not_waited_for_without_end(start):
-    ((status, _, told),) = start('nobody comes', ranks=1)
-    assert status == 1
-    assert told.startswith('error: --launcher pytorch: the processes did not find each other at 127.0.0.1:')
-
-
 def test_one_process_needs_nobody():
     with distributed.join('none') as ranks:
         assert (ranks.rank, ranks.size, ranks.gather(3), ranks.to_first(4)) == (0, 1, [3], [4])

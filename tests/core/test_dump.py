@@ -45,12 +45,6 @@ def test_tensors_and_manifest_come_back(tmp_path):
     assert manifest['tensors']['labels']['sha256'] == digest
 
 
-def test_a_second_dump_replaces_the_first(tmp_path):
-    save_dump(tmp_path, TENSORS, {})
-    save_dump(tmp_path, dict(other=np.zeros(3, np.float32)), {})
-    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, 'other_3.bin'}
-
-
 @pytest.mark.parametrize('damage', [lambda content: content[:-1], lambda content: b'\x01' + content[1:]])
 def test_changed_content_is_named(tmp_path, damage):
     save_dump(tmp_path, TENSORS, {})

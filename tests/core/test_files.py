@@ -10,11 +10,8 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.core.files import (
     atomic_path,
-    check_writable,
-    read_json,
     sha256_file,
     sha256_onnx,
-    write_json,
 )
 from toy_engines import two_outputs
 
@@ -38,22 +35,6 @@ def test_an_exception_leaves_the_earlier_file_and_nothing_else(error, tmp_path):
         temporary.write_bytes(b'half')
         raise error
     assert (tmp_path / 'target').read_bytes() == b'earlier' and names(tmp_path) == ['target']
-
-
-def test_json_comes_back_as_it_was(tmp_path):
-    content = {'a': [1, 2.5, None, True], 'ä': '漢'}
-    write_json(tmp_path / 'x.json', content)
-    assert read_json(tmp_path / 'x.json') == content
-    with pytest.raises(TypeError):
-        write_json(tmp_path / 'x.json', {'a': object()})
-    assert read_json(tmp_path / 'x.json') == content and names(tmp_path) == ['x.json']
-
-
-def test_checking_a_target_changes_nothing(tmp_path):
-    (tmp_path / 'target').write_bytes(b'earlier')
-    check_writable(tmp_path / 'target')
-    check_writable(tmp_path / 'new/folder/target')
-    assert names(tmp_path) == ['target'] and (tmp_path / 'target').read_bytes() == b'earlier'
 
 
 def test_the_digest_of_an_onnx_file_has_the_weights_beside_it(tmp_path):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from mmdeploy_ext.core import folders
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import Mm2OnnxError
 
 OLD, NEW = ({f'{name}.onnx': f'{kind} {name}' for name in 'ab'} for kind in ('old', 'new'))
 OLD |= {'c.onnx': 'old c'}
@@ -42,21 +42,6 @@ def test_what_is_no_part_of_the_old_export_stays(target):
     replace(target, NEW)
     assert content(target) == NEW | OTHERS | {'link': 'notes'} and (target / 'link').is_symlink()
     assert os.listdir(target.parent) == ['graphs']
-
-
-def test_a_new_folder_is_made_with_those_above_it(tmp_path):
-    replace(tmp_path / 'a/b/graphs', NEW)
-    assert content(tmp_path / 'a') == {f'b/graphs/{name}': text for name, text in NEW.items()}
-
-
-@pytest.mark.parametrize(('name', 'reason'), [
-    ('file', 'file: is a file'), ('file/a/b', 'file is a file'), ('full', 'full: is not empty'),
-])  # fmt: skip
-def test_a_new_folder_that_cannot_be_one_is_refused(tmp_path, name, reason):
-    write(tmp_path, {'file': '', 'full/notes.txt': ''})
-    with pytest.raises(UsageError, match=f'{reason}.*name a new folder'):
-        folders.check_new_folder(tmp_path / name)
-    folders.check_new_folder(tmp_path / 'a/b')
 
 
 @pytest.mark.parametrize(('failure', 'raised'), [

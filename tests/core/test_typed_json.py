@@ -79,8 +79,3 @@ def test_a_missing_key_is_refused(key):
     del content[key]
     with pytest.raises(ModelFileError, match=key):
         Example.from_json(content)
-
-
-def test_a_wrong_value_of_a_model_is_refused_before_it_is_written():
-    with pytest.raises(Mismatch, match='threshold'):
-        dataclasses.replace(EXAMPLE, threshold='high')

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.engines.tensorrt.binding import Port, Session, check_ports, read_ports
 from mmdeploy_ext.proving.tensorrt import compare_outputs
 from toy_engines import CpuEngine, HostMemory
@@ -32,21 +32,6 @@ def test_renamed_and_missing_outputs_are_refused_by_name():
     with pytest.raises(ModelFileError, match='product missing, none unknown'):
         check_ports(STATED[:1], STATED, 'outputs', 'm.engine')
     check_ports(STATED[::-1], STATED, 'outputs', 'm.engine')
-
-
-@pytest.mark.parametrize(
-    ('feeds', 'message'),
-    [
-        ({}, "input 'x' is missing"),
-        ({'x': X.astype(np.float64)}, "'x': got float64, expected float32"),
-        ({'x': np.zeros((5, 3), np.float32)}, 'got shape 5x3, which is outside of the sizes'),
-    ],
-)
-def test_feeds_that_the_engine_does_not_take(feeds, message):
-    memory = HostMemory()
-    with pytest.raises(ShapeError, match=message):
-        Session(CpuEngine(), memory).run(feeds)
-    assert not memory.held
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from mmdeploy_ext.contract.options import EXPORTER, OPSET, SIMPLIFY, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import export_module, export_stages
 from mmdeploy_ext.graph.passes.rename import name_ends
@@ -57,19 +57,6 @@ def test_names_of_ends_and_axes_are_the_same_with_both_exporters(exporter):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     found = dict(zip(names, session.run(names, dict(input_0=x)), strict=True))
     assert [array.shape for array in found.values()] == [(5, 4), (10, 4), (5, 4), (5, 4)]
-
-
-@pytest.mark.parametrize(
-    ('options', 'named'),
-    [
-        (dict(dynamic={'x': {0: 'N'}}), r'dynamic names x\b'),
-        (dict(dynamic={'input_0': {2: 'N'}}), r'dynamic axis 2 of input_0\b'),
-        (dict(output_names=('x', 'x')), r'^x '),
-    ],
-)
-def test_names_that_cannot_be_given_are_refused(options, named):
-    with pytest.raises(UsageError, match=named):
-        export('torchscript', **options)
 
 
 class Folded(torch.nn.Module):

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files, tensors
 from mmdeploy_ext.graph.run import run
@@ -79,18 +79,6 @@ def test_a_model_over_the_limit_gets_a_data_file(tmp_path):
     written = save_with_limit(files.load(path), path, 10_000)  # again, over itself
     assert sorted(tmp_path.iterdir()) == sorted(written)
     same(run(files.load(path), feeds), run(model, feeds))
-
-
-def test_the_input_and_its_data_are_never_written_over(tmp_path):
-    source = save_external(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    (tmp_path / 'link.onnx').symlink_to(source)
-    model = files.load(source)
-    for target in ('x.onnx', 'x.weights', 'link.onnx'):
-        with pytest.raises(UsageError, match='x'):
-            files.save(model, tmp_path / target, inputs=[source])
-    (tmp_path / 'link.onnx').unlink()
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_tensors_are_read_from_files_and_folders(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from onnx.reference import ReferenceEvaluator
 
-from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.run import run
@@ -43,17 +43,3 @@ def test_optimisation_levels_agree_and_unknown_ones_are_refused():
         )
     with pytest.raises(ConfigError, match='fast'):
         run(model, feeds, optimization='fast')
-
-
-def test_feeds_that_do_not_suit_are_refused_by_name():
-    model = conv_net(('batch', 3, 8, 8))
-    for feeds, words in (
-        ({}, 'images'),
-        ({'images': np.zeros((1, 3, 8, 8))}, "'images'.*float64.*float32"),
-        ({'images': np.zeros((1, 3, 8, 9), 'f4')}, "'images'.*1x3x8x9"),
-        ({'images': np.zeros((1, 3, 8, 8), 'f4'), 'imags': 0}, "'imags'"),
-    ):
-        with pytest.raises(ShapeError, match=words):
-            run(model, feeds)
-    with pytest.raises(UsageError, match=r"'scoresz'"):
-        run(model, random_feeds(model), ['scoresz'])

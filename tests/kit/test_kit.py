@@ -8,8 +8,8 @@ import onnx
 import pytest
 
 from kits import ATSS
-from mmdeploy_ext.cli import judge_app, kit_app
-from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.cli import kit_app
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge
 from numpy_alone import run_command
@@ -119,17 +119,6 @@ def test_a_case_without_outputs_fails_by_name(atss, tmp_path):
     (tmp_path / 'lost/003.npz').unlink()
     judgement = judge(kit, tmp_path / 'lost')
     assert not judgement.equal and any(failure.startswith('003 ') for failure in judgement.failures)
-
-
-def test_folders_that_are_no_kit_hold_no_outputs_or_are_not_empty_are_refused(atss, tmp_path, capsys):
-    kit, outputs = atss
-    assert judge_app.main([str(tmp_path), str(outputs)]) == 2
-    assert 'manifest.json' in capsys.readouterr().err
-    assert judge_app.main([str(kit), str(tmp_path)]) == 2
-    assert kit_app.main(['demo/atss_toy.onnx', *ATSS, '--out', str(outputs)]) == 2
-    assert str(outputs) in capsys.readouterr().err
-    with pytest.raises(UsageError, match='float32'):
-        judge(kit, outputs, precision='float32')
 
 
 def test_rounded_factors_and_constants_are_told():

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.typed_json import read
 from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.preprocess.pillow_resize import FILTERS, resize_pillow
@@ -122,20 +121,3 @@ def test_survives_json_and_the_metadata_tells_it_from_the_rule_of_one_image():
 
     for rule in (multiview_rule(pipeline(SMALL, size=(64, 128))), PreprocessRule(size=(4, 5))):
         assert read(Rule, json.loads(json.dumps(rule.to_json()))) == rule
-
-
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (lambda steps: steps.insert(1, dict(type='PhotoMetricDistortion')), 'PhotoMetricDistortion'),
-        (lambda steps: steps.insert(1, steps.pop(2)), 'in this order'),
-        (lambda steps: steps[1].pop('training'), 'training=True'),
-        (lambda steps: steps[3].update(pad_val=3), 'pad_val=3'),
-        (lambda steps: steps[4].update(flip=True), 'flip=True'),
-    ],
-)
-def test_what_the_rule_cannot_say_is_refused_by_name(change, message):
-    steps = pipeline(SMALL)
-    change(steps)
-    with pytest.raises(ConfigError, match=message):
-        multiview_rule(steps)

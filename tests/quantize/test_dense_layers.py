@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.cli.quantize_app import int8_layers
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.quantize.dense import (
@@ -220,22 +220,6 @@ def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared()
     made = DenseGraph(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8))
     assert made.last == ['enc/scores', 'dec/head']
     assert made.compared == ['enc/scores']
-
-
-def test_what_cannot_be_quantised_is_refused(calibrated):
-    with pytest.raises(ModelFileError, match=r'x\.onnx'):
-        DenseGraph(finish_model(calibrated.graph, calibrated.network(['net/stem']), {}), 'x.onnx')
-    with pytest.raises(ModelFileError, match=r'11.*13'):
-        DenseGraph(residual_model(opset=11))
-    graph = helper.make_graph(
-        [helper.make_node('Relu', ['input'], ['y'])],
-        'none',
-        [helper.make_tensor_value_info('input', TensorProto.FLOAT, [1])],
-        [helper.make_tensor_value_info('y', TensorProto.FLOAT, [1])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)])
-    with pytest.raises(ModelFileError, match='nothing to quantise'):
-        DenseGraph(model)
 
 
 def test_a_constant_that_a_body_alone_reads_stays():

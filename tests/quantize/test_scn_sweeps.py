@@ -8,7 +8,6 @@ import pytest
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess.point_files import PointRule
-from mmdeploy_ext.runtime.infos import read_infos
 from mmdeploy_ext.runtime.sweeps import Sweeps
 
 RULE = PointRule(5, (0, 1, 2, 3, 4))
@@ -137,29 +136,6 @@ def test_the_rule_comes_from_the_pipeline():
     load = dict(type='LoadPointsFromFile', load_dim=5, use_dim=[0, 1, 2, 3])
     assert PointRule.from_pipeline([load], 5) == PointRule(5, (0, 1, 2, 3))
     assert PointRule.from_pipeline([dict(type='Other')], 4) == PointRule(4, (0, 1, 2, 3))
-
-
-class Harmful:
-    def __reduce__(self):
-        return print, ('this must not run',)
-
-
-@pytest.mark.parametrize('protocol', [2, 4, 5])
-def test_infos_are_read_in_every_protocol(tmp_path, protocol):
-    """mmcv.dump writes protocol 2, where the bytes of arrays are latin1 text."""
-    infos = infos_of(tmp_path)
-    (tmp_path / 'infos.pkl').write_bytes(pickle.dumps(dict(infos=infos), protocol=protocol))
-    found = read_infos(tmp_path / 'infos.pkl')
-    for one, other in zip(found, infos, strict=True):
-        for past, wanted in zip(one['sweeps'], other['sweeps'], strict=True):
-            assert np.array_equal(past['sensor2lidar_rotation'], wanted['sensor2lidar_rotation'])
-            assert np.array_equal(past['sensor2lidar_translation'], wanted['sensor2lidar_translation'])
-
-
-def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
-    with pytest.raises(DataError, match=r'infos\.pkl.*builtins\.print'):
-        read_infos(dump(tmp_path, dict(infos=[dict(lidar_path=Harmful())])))
-    assert capsys.readouterr().out == ''
 
 
 def test_a_sweep_that_cannot_be_read_is_named_when_its_turn_comes(tmp_path):

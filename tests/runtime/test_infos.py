@@ -1,6 +1,5 @@
 """Frames of info files: poses and calibrations as nuScenes means them, in order; what lacks is told."""
 
-import mmcv
 import numpy as np
 import pytest
 from pyquaternion import Quaternion
@@ -8,7 +7,7 @@ from pyquaternion import Quaternion
 import toy_stream_files as stream
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess.cameras import CAMERAS
-from mmdeploy_ext.runtime.infos import find_file, read_frames, read_infos
+from mmdeploy_ext.runtime.infos import find_file, read_frames
 from toy_streampetr_export import RULE
 
 
@@ -57,19 +56,6 @@ def test_frames_come_scene_by_scene_in_the_order_of_time(tmp_path):
 def test_what_a_frame_lacks_is_told_with_the_file(tmp_path, change, expected):
     with pytest.raises(DataError, match=rf'toy_val\.pkl: .*{expected}'):
         read_frames(write(tmp_path, lambda infos: change(infos[0])), RULE)
-
-
-@pytest.mark.parametrize('protocol', [2, 4])
-def test_infos_that_mmcv_dumps_are_read_whatever_the_protocol(tmp_path, protocol):
-    # an empty array is `__builtin__.bytes()` in protocol 2, mmcv's own
-    names = np.array([], '<U1')
-    infos = [dict(gt_boxes=np.zeros((0, 7)), gt_names=names, bboxes_ignore=np.zeros((0, 4), 'f4'))]
-    mmcv.dump(dict(infos=infos, metadata=dict(version='v1.0')), tmp_path / 'a.pkl', protocol=protocol)
-    mmcv.dump(dict(infos=infos, metadata=dict(version='v1.0')), str(tmp_path / 'mmcv.pkl'))
-    for path in (tmp_path / 'a.pkl', tmp_path / 'mmcv.pkl'):
-        (info,) = read_infos(path)
-        for key, array in infos[0].items():
-            assert info[key].dtype == array.dtype and info[key].shape == array.shape
 
 
 def test_a_picture_that_is_not_there_is_black_where_that_is_asked_for(tmp_path):

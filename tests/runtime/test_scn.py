@@ -10,7 +10,6 @@ import toy_seeded as seeded
 import toy_sparse
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
 from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.sparse import buckets, engine, portable
@@ -66,38 +65,6 @@ def test_no_voxel_is_an_empty_scene(path):
         dense = runtime.step(voxels=(np.zeros((0, 5), np.float32), np.zeros((0, 4), np.int32)))
     assert dense.shape == runtime.output_shape
     assert not dense.any()
-
-
-def bad_voxels():
-    features, coordinates = toy_sparse.voxels(rows=20)
-    outside, twice, sample = coordinates.copy(), coordinates.copy(), coordinates.copy()
-    outside[3, 2], twice[5], sample[1, 0] = 16, twice[2], 1
-    many = toy_sparse.voxels(rows=400)
-    return [
-        ((features, outside), 'row 3'),
-        ((features, twice), 'rows 2 and 5'),
-        ((features, sample), 'one sweep at a time'),
-        ((features[:, :4], coordinates), r'\(20, 5\)'),
-        (many, 'at most 300'),
-    ]
-
-
-@pytest.mark.parametrize(('voxels', 'message'), bad_voxels())
-def test_bad_voxels_are_refused(path, voxels, message):
-    with ScnOnnx(path) as runtime, pytest.raises(DataError, match=message):
-        runtime.step(voxels=voxels)
-
-
-@pytest.mark.parametrize(
-    ('sweep', 'message'),
-    [
-        (np.zeros((9, 4), np.float32), r'expected numbers \(P, 5\)'),
-        (np.full((9, 5), 1e4, np.float32), 'none of 9'),
-    ],
-)
-def test_bad_sweeps_are_refused(path, sweep, message):
-    with ScnOnnx(path) as runtime, pytest.raises(DataError, match=message):
-        runtime.step(points=sweep)
 
 
 def test_the_real_sweep_equals_spconv(tmp_path):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 
 FEATURES = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
@@ -30,18 +29,3 @@ def test_names_of_the_field_and_their_order(tmp_path, names, coordinates):
     assert found.dtype == np.int32 and np.array_equal(found, COORDINATES)
     says_order = 'xyz' in names[1] or 'zyx' in names[1]
     assert np.array_equal(read_voxels(tmp_path / 'v.npz', 'zyx')[1], TURNED if says_order else COORDINATES)
-
-
-@pytest.mark.parametrize(
-    ('arrays', 'message'),
-    [
-        (dict(features=FEATURES), 'coordinates'),
-        (dict(coors=COORDINATES), 'features'),
-        (dict(features=FEATURES, coors=COORDINATES, coords_bzyx=TURNED), 'coors and coords_bzyx'),
-        (dict(features=FEATURES, coordinates=COORDINATES[:, :3]), 'coordinates'),
-    ],
-)
-def test_files_that_are_no_voxels(tmp_path, arrays, message):
-    np.savez(tmp_path / 'v.npz', **arrays)
-    with pytest.raises(DataError, match=message):
-        read_voxels(tmp_path / 'v.npz', 'xyz')

@@ -7,7 +7,6 @@ import pytest
 
 import scn_goldens
 import toy_sparse
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.sparse import engine, ir
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.plan import plan_of
@@ -68,15 +67,6 @@ def test_transform_replaces_inputs_and_weights():
     expected = engine.run(dataclasses.replace(graph, nodes=nodes), coordinates, features)
     assert np.array_equal(engine.run(graph, coordinates, features, transform=doubled), expected)
     assert seen == [(node.name, not isinstance(node, ir.SparseConvolution)) for node in graph.nodes]
-
-
-@pytest.mark.parametrize(
-    ('features', 'message'),
-    [(np.zeros((199, 5), np.float32), r'\(199, 5\)'), (np.full((200, 5), np.nan), 'row 0')],
-)
-def test_bad_features_are_refused(features, message):
-    with pytest.raises(DataError, match=message):
-        engine.run(toy_sparse.bevfusion(), toy_sparse.voxels()[1], features)
 
 
 @pytest.mark.parametrize('weights', ['w16', 'w32'])

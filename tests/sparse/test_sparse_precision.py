@@ -1,7 +1,5 @@
 """Precisions, overrides by pattern, and ranges that have to be there."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -42,15 +40,6 @@ def precisions(graph):
     }
 
 
-def without(ranges, name, **changes):
-    nodes = dict(ranges.nodes)
-    if changes:
-        nodes[name] = dataclasses.replace(nodes[name], **changes)
-    else:
-        del nodes[name]
-    return dataclasses.replace(ranges, nodes=nodes)
-
-
 def test_ends_in_fp16(graph, ranges):
     found = precisions(apply_precision(graph, 'int8', fp16_ends(graph), ranges))
     last = graph.convolutions()[-1].name
@@ -77,24 +66,3 @@ def test_patterns_fit_names_and_modules_and_the_last_counts(graph, ranges):
 def test_a_pattern_that_fits_nothing_is_an_error(graph, ranges):
     with pytest.raises(UsageError, match="'conv99'"):
         apply_precision(graph, 'int8', {'conv99': 'fp16'}, ranges)
-
-
-@pytest.mark.parametrize('value', ['fp32', ('int8', 'fp32')])
-def test_an_unknown_precision_is_an_error(graph, value):
-    with pytest.raises(UsageError, match=r'fp16.*int8'):
-        apply_precision(graph, 'fp16', {'conv0': value})
-    with pytest.raises(UsageError, match=r'fp16.*int8'):
-        apply_precision(graph, value)
-
-
-@pytest.mark.parametrize(
-    ('name', 'changes', 'said'),
-    [
-        ('conv3', {}, r'conv3 \(encoder_layers.encoder_layer1.1.conv1\)'),
-        ('add0', {}, r'add0 '),
-        ('conv3', dict(weight_amax=(1.0, 2.0)), 'conv3 .*2 .*4'),
-    ],
-)
-def test_int8_without_ranges_is_an_error(graph, ranges, name, changes, said):
-    with pytest.raises(UsageError, match=said):
-        apply_precision(graph, 'int8', None, without(ranges, name, **changes))

@@ -9,7 +9,7 @@ import pytest
 
 import scn_goldens
 import toy_sparse
-from mmdeploy_ext.core.errors import DataError, ExportError
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.sparse import buckets
 from mmdeploy_ext.sparse.plan import Plan, dense_output_shape, plan_of
 from mmdeploy_ext.sparse.rulebook import Level, build
@@ -134,20 +134,6 @@ def test_what_has_no_rulebook_is_refused_by_name(change, message):
     )
     with pytest.raises(ExportError, match=message):
         plan_of(dataclasses.replace(graph, nodes=nodes))
-
-
-@pytest.mark.parametrize(
-    ('coordinates', 'message'),
-    [
-        ([[0, 1, 1, 1], [0, 2, 2, 2], [0, 1, 1, 1]], r'rows 0 and 2'),
-        ([[0, 1, 1, 1], [0, 24, 0, 0]], r'row 1 is \[0, 24, 0, 0\]'),
-        ([[1, 0, 0, 0]], 'sample'),
-        ([[0.0, 0, 0, 0]], r'float64'),
-    ],
-)
-def test_bad_coordinates_are_refused(coordinates, message):
-    with pytest.raises(DataError, match=message):
-        build(plan_of(toy_sparse.bevfusion()), np.array(coordinates))
 
 
 def test_the_real_sweep_has_the_goldens_sites():

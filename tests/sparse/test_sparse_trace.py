@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import scn_nets
-from mmdeploy_ext.core.errors import ExportError, ShapeError, UsageError
+from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
@@ -256,19 +256,3 @@ def test_adding_other_sites_is_refused():
     model.down = spconv.SparseConv3d(4, 4, 3, stride=2, padding=1, bias=False)
     with pytest.raises(ExportError, match='add0'):  # one row each, by accident
         traced(model)
-
-
-def test_a_grid_that_ends_says_where():
-    model = SparseSequential(*(spconv.SparseConv3d(4, 4, 3, stride=2, bias=False) for _ in range(3)))
-    with pytest.raises(ExportError, match=r'2.*\[3.*3.*3\].*\[1.*5.*5\]'):
-        traced(model)
-
-
-def test_wrong_inputs_are_refused_by_name():
-    model = SparseSequential(SubMConv3d(4, 4, 3, bias=False))
-    with pytest.raises(ShapeError, match=r'^0: '):
-        traced(model, in_channels=5)
-    with pytest.raises(UsageError, match='outside the grid'):
-        traced(model, coordinates=np.array([[0, 9, 0, 0]]))
-    with pytest.raises(UsageError, match='order'):
-        traced(model, order='yxz')

@@ -63,15 +63,6 @@ def test_a_ready_set_is_left_alone_and_other_parameters_are_refused_unless_force
     assert sorted(path.name for path in tmp_path.iterdir()) == ['.set.lock', 'set']
 
 
-@pytest.mark.parametrize('force', [False, True])
-def test_a_folder_of_another_origin_is_never_replaced(tmp_path, force):
-    (tmp_path / 'set').mkdir()
-    (tmp_path / 'set' / 'mine.txt').write_text('x')
-    with pytest.raises(DataError, match='not a generated set'):
-        coco.ensure_toy_coco(tmp_path / 'set', force=force, **SMALL)
-    assert (tmp_path / 'set' / 'mine.txt').read_text() == 'x'
-
-
 def test_masks_boxes_and_areas_agree_and_do_not_overlap(small_set):
     index = COCO(annotation_file(small_set, 'val'))
     for image_id, record in index.imgs.items():

@@ -3,11 +3,13 @@
 Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
 """
 
+import copy
 import dataclasses
 import functools
 import itertools
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,8 @@ class Selection:
 
 
 _SELECTIONS: weakref.WeakKeyDictionary[nn.Module, Selection] = weakref.WeakKeyDictionary()
+_FACTS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, DenseFacts]] = weakref.WeakKeyDictionary()
+"""Head -> test_cfg that its facts were read with, facts."""
 
 
 def thresholds(head: nn.Module) -> NmsConfig:
@@ -57,6 +61,15 @@ def thresholds(head: nn.Module) -> NmsConfig:
 
 
 def facts_of(head: nn.Module) -> DenseFacts:
+    """Return a head's facts; they are read again only if `test_cfg` has changed."""
+    test_cfg, facts = _FACTS.get(head, (None, None))
+    if facts is None or test_cfg != head.test_cfg:
+        facts = _read_facts(head)
+        _FACTS[head] = copy.deepcopy(head.test_cfg), facts
+    return facts
+
+
+def _read_facts(head: nn.Module) -> DenseFacts:
     facts = _facts_of_kind(head)
     if head not in _SELECTIONS:
         _SELECTIONS[head] = _selection(head, facts)

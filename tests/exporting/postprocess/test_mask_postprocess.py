@@ -11,7 +11,6 @@ from mmcv import ConfigDict
 from mmdet.models.dense_heads import DecoupledSOLOHead, SOLOHead, SOLOV2Head
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
@@ -259,10 +258,3 @@ def test_the_composed_resize_equals_both_resizes(target, crop):
         for masks in (got[0].numpy(), other):
             differ = masks != (wanted > thr)[0].numpy()
             assert np.abs(wanted[0].numpy()[differ] - thr).max(initial=0) <= 1e-6
-
-
-def test_thresholds_that_have_no_graph_are_refused():
-    with pytest.raises(ConfigError, match=r'test_cfg.*filter_thr'):
-        mask_config({key: value for key, value in SETTINGS.items() if key not in ('filter_thr', 'sigma')})
-    with pytest.raises(ConfigError, match=r"kernel='cosine'"):
-        mask_config(dict(SETTINGS, kernel='cosine'))

@@ -66,19 +66,6 @@ def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
     assert matched_of(verdict) >= 3
 
 
-@pytest.mark.parametrize(
-    ('kind', 'words', 'key'),
-    [
-        ('kitti', {'output_shape=[32, 32]': 'output_shape=[32, 31]'}, 'output_shape'),
-        ('dynamic', {'load_dim=5, use_dim=5': 'load_dim=5, use_dim=4'}, '4 values per point'),
-        ('kitti', {'voxel_layer=layer': 'voxel_layer=None'}, 'point_cloud_range'),
-    ],
-)
-def test_grids_and_widths_that_do_not_fit(tmp_path, kind, words, key):
-    with pytest.raises(ConfigError, match=key):
-        checked(toy_anchor3d.write_config(tmp_path, kind, words=words))
-
-
 def test_a_quotient_just_below_a_whole_number_is_that_number(tmp_path):
     """(0.3 - 0) / 0.1 is 2.9999999999999996 in float64, (8.7 - 0) / 0.3 is 28.999998 in float32."""
     toy_anchor3d.register()

@@ -13,10 +13,10 @@ import toy_mvxnet
 from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.anchor3d.mvxnet import graphs
-from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, MvxNetOnnx, sort_voxels
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, sort_voxels
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
@@ -144,45 +144,11 @@ def test_configs_that_are_not_exported_are_refused_by_their_key(tmp_path, name):
         family.check(cfg, family.choose(opset=0))
 
 
-FRAMES = {
-    'no point in range': (dict(points=np.full((3, 4), 99, np.float32)), DataError, 'none of 3'),
-    'no camera': (dict(calibration={}), DataError, 'lidar2image'),
-}
-
-
-@pytest.mark.parametrize('name', FRAMES)
-def test_frames_that_cannot_be_are_refused_by_both_engines(name):
-    deployment, folder, *_ = toy_mvxnet.exported()
-    (frame,) = toy_mvxnet.frames(deployment, 1)
-    changes, error, message = FRAMES[name]
-    fields = {key: value for key, value in changes.items() if hasattr(frame, key)}
-    calibration = frame.calibration | {key: value for key, value in changes.items() if key not in fields}
-    frame = dataclasses.replace(frame, **{'calibration': calibration, **fields})
-    reference = deployment.family.reference(deployment.model)
-    with MvxNetOnnx(folder) as files:
-        for step in (files.step, reference.step):
-            with pytest.raises(error, match=message):
-                step(frame)
-
-
 INFO = dict(
     image=dict(image_idx=3, image_path='3.png'),
     point_cloud=dict(velodyne_path='3.bin'),
     calib={name: np.eye(4) for name in ('P2', 'R0_rect', 'Tr_velo_to_cam')},
 )
-INFOS = {
-    'no calibration': (dict(calib=dict(P2=np.eye(4))), 'R0_rect'),
-}
-
-
-@pytest.mark.parametrize('name', INFOS)
-def test_infos_of_kitti_that_lack_something_are_refused(tmp_path, name):
-    (tmp_path / '3.png').touch()
-    change, message = INFOS[name]
-    path = tmp_path / 'infos.pkl'
-    path.write_bytes(pickle.dumps([INFO | change]))
-    with pytest.raises(DataError, match=message):
-        read_frames(path, PreprocessRule())
 
 
 def test_projections_of_infos_of_kitti_are_mmdet3ds(tmp_path):

@@ -10,7 +10,6 @@ from mmdet3d.models.builder import build_head
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.facts import Circle, Rotated
 from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
@@ -93,23 +92,6 @@ def test_groups_of_classes_are_thinned_out_by_their_own_rule():
     one_for_each = Circle(classes=[1, 2], most=9, radius=9.0)  # as files of TransFusion's head have it
     assert len(suppress(given, one_for_each)) == 4
     assert len(suppress(given, [one_for_each])) == 3
-
-
-REFUSED = {
-    'a third kind': (dict(nms_type='soft'), 'nms_type'),
-    'scales of no class': (dict(nms_scale=[[1.0]] * 6), 'nms_scale'),
-    'radii of two tasks': (dict(min_radius=[1, 2]), 'min_radius'),
-    'a range that cuts': (dict(post_center_limit_range=[-9.0] * 3 + [9.0] * 3), 'post_center_limit_range'),
-    'no number of boxes': (dict(post_max_size=None), 'post_max_size'),
-    'peaks by pooling': (dict(max_pool_nms=True), 'max_pool_nms'),
-}
-
-
-@pytest.mark.parametrize('case', REFUSED)
-def test_what_there_is_no_place_for_is_refused_by_name(case):
-    changes, message = REFUSED[case]
-    with pytest.raises(ConfigError, match=message):
-        head(test_cfg=changes)
 
 
 @pytest.mark.parametrize(('name', 'count', 'cells'), [('swint', 637, (256, 256)), ('r50', 750, (128, 128))])

@@ -9,7 +9,7 @@ from mmdet.models.utils import SinePositionalEncoding
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.parts.padding import PaddedMap, SinePositions
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
@@ -104,12 +104,3 @@ def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
     with pytest.raises(ConfigError, match=said) as refused:
         find_family(cfg).check(cfg, options_of())
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
-
-
-def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():
-    with pytest.raises(UsageError, match=r'GridSample.*ONNX.*16'):
-        FAMILY.check(toy('plain'), options_of(opset=15))
-    FAMILY.check(toy('detr'), options_of(opset=15))
-    with pytest.raises(UsageError, match=r'7.*two_stage_num_proposals=60'):
-        FAMILY.spec(seeded('two_stage'), options_of((16, 16)))
-    assert FAMILY.spec(seeded('two_stage'), options_of()).inputs[0].smallest == 49

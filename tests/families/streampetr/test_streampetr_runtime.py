@@ -10,7 +10,7 @@ import torch
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as toy
 from mmdeploy_ext.consumers.streampetr_fork.loop import ForkOnnx
-from mmdeploy_ext.core.errors import DataError, InferenceError, ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import DataError, InferenceError, ShapeError
 from mmdeploy_ext.families.streampetr.memory import to_local
 from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.runtime.geometry import invert_pose
@@ -164,10 +164,3 @@ def test_a_network_that_gives_nan_is_an_error_and_an_empty_memory(runtime):
         runtime.step(dataclasses.replace(toy.frame(1), images=images))
     again = runtime.step(toy.frame(1))
     assert again.was_reset and np.isfinite(again.outputs['all_cls_scores']).all()
-
-
-def test_an_incomplete_folder_is_refused_by_name(tmp_path):
-    with pytest.raises(ModelFileError, match=r'position_embedding.*pts_head_memory'):
-        StreamPetrOnnx(deployed.files()[0])
-    with pytest.raises(ModelFileError, match=r'position_embedding\.onnx.*pts_head_memory\.onnx'):
-        StreamPetrOnnx(tmp_path)

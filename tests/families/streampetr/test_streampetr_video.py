@@ -102,18 +102,3 @@ def test_both_engines_are_side_by_side_and_agree(place, tmp_path, capsys):
     upper, lower = (part[28:, :1300] for part in np.split(picture, 2))
     assert np.abs(upper.astype(int) - lower.astype(int)).mean() < 1
     assert sorted(path.name for path in out.parent.iterdir()) == ['scene.mp4']
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        ([], 'got neither a checkpoint nor --onnx'),
-        (['c.pth', '--engine', 'both'], '--engine both: ONNX Runtime needs --onnx PATH'),
-        (['c.pth', '--scene', '7'], '--scene 7: the data set has 2 scenes, expected 0..1'),
-        (['--onnx', 'nowhere'], 'nowhere'),
-    ],
-)
-def test_bad_options_are_refused_by_name(place, tmp_path, capsys, arguments, message):
-    assert run(place / 'toy.py', *arguments, '--out', tmp_path / 'out') == 2
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.glob('out/*'))

@@ -13,7 +13,6 @@ import torch
 
 from marking import in_suite
 from mmdeploy_ext.contract.comparison import count_rows
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.two_stage import settings
@@ -104,20 +103,6 @@ def test_rows_that_an_image_does_not_have_are_zero_with_label_minus_one(kind, sc
     found = found_by(kind, model, outputs, prepared, **CAPS)
     assert_same(kind, model, found, prepared, 0)
     assert all(map(len, found)) != bool(smallest)
-
-
-@pytest.mark.parametrize(
-    ('changes', 'said'),
-    [
-        (dict(max_proposals=100), '--max-proposals 100'),
-        (dict(CAPS, dynamic=True), '--dynamic-export'),
-        (dict(CAPS, max_proposals=5000), '--max-proposals 5000'),
-    ],
-    ids=str,
-)
-def test_limits_that_cannot_be_are_usage_errors(changes, said):
-    with pytest.raises(UsageError, match=said):
-        family_of('faster').check(toy(), options_of('faster', **changes))
 
 
 def test_a_wrong_count_of_candidates_is_refused():

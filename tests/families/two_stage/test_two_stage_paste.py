@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.parts.pasting import Paste
 from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
@@ -127,11 +126,3 @@ def test_a_dynamic_file_pastes_at_sizes_and_batches_that_it_never_saw():
         feeds = family.feeds(prepared, True)
         outputs = dict(zip(spec.output_names, run.run(spec.output_names, feeds), strict=True))
         assert all(row.passed and row.reference for row in matched('mask', model, outputs, prepared))
-
-
-def test_pasting_where_it_cannot_be_is_a_usage_error():
-    with pytest.raises(UsageError, match='--max-candidates'):
-        options = options_of('mask', paste_masks=True, max_proposals=900, max_candidates=600)
-        family_of('mask').check(toy('mask'), options)
-    with pytest.raises(UsageError, match='--paste-masks: the model has no mask_head'):
-        family_of('faster').check(toy('faster'), options_of('faster', paste_masks=True))

@@ -3,11 +3,9 @@
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.passes.rename import apply_spec
 
 IMAGE = TensorSpec('input', 'float32', ('B', 2), 'the picture')
@@ -56,18 +54,3 @@ def test_defaults_really_override_in_onnx_runtime_also_with_another_batch():
     np.testing.assert_array_equal(running.run(['scaled'], {'input': x})[0], 3 * x)
     own = np.float32([[5, 6], [7, 8]])
     np.testing.assert_array_equal(running.run(['scaled'], {'input': x, 'scale': own})[0], x * own)
-
-
-@pytest.mark.parametrize(
-    ('spec', 'message'),
-    [
-        (GraphSpec('g', (IMAGE,), OUTPUTS), r"\['scale'\]"),
-        (
-            GraphSpec('g', (IMAGE, SCALE), (*OUTPUTS, TensorSpec('third', 'float32', ()))),
-            r"\['third'\]",
-        ),
-    ],
-)
-def test_unknown_tensors_are_refused_by_name(spec, message):
-    with pytest.raises(ExportError, match=message):
-        apply_spec(make_model(), spec)

@@ -3,10 +3,8 @@
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.passes.merge import concatenate
 
 
@@ -85,8 +83,3 @@ def test_sub_graphs_are_renamed_with_what_they_use():
     inner = next(node for node in merged.graph.node if node.op_type == 'If').attribute[0].g
     assert inner.node[0].name == 'b/branch'
     assert list(inner.node[0].input) == ['b/inner', 'b/weight']
-
-
-def test_different_opsets_are_refused():
-    with pytest.raises(ExportError, match=r'13.*17'):
-        concatenate([scale('x', 'm', 1.0, opset=13), scale('m', 'y', 1.0)], ['a', 'b'], ['y'])
