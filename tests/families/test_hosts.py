@@ -20,7 +20,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import results_from_padded, with_labels
-from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
 HOSTS = dict(input='uint8-nhwc', channels='bgr', required_inputs=True, outputs='efficient-nms')
 
@@ -142,6 +142,24 @@ def test_results_of_other_families_are_those_of_dets_and_labels(toys):
     for one, other in zip(results, expected, strict=True):
         assert len(one) and np.array_equal(one.bboxes_xyxy, other.bboxes_xyxy)
         assert np.array_equal(one.labels, other.labels) and np.array_equal(one.scores, other.scores)
+
+
+@pytest.mark.matrix  # in the suite: ATSS above, and the results of the stages
+@pytest.mark.parametrize('name', ['mask_rcnn_toy', 'deformable_detr_toy'])
+def test_files_of_other_families_are_proven(name, tmp_path):
+    config, checkpoint = f'{REPO}/configs/demo/{name}.py', f'{REPO}/demo/checkpoints/{name}.pth'
+    if name == 'mask_rcnn_toy':
+        config = toy_two_stage.write_config(toy_two_stage.toy('faster'), tmp_path / 'faster.py')
+        content = torch.load(checkpoint, map_location='cpu', weights_only=False)
+        weights = content['state_dict']
+        content['state_dict'] = {key: weights[key] for key in weights if 'mask_head' not in key}
+        checkpoint = str(tmp_path / 'faster.pth')
+        torch.save(content, checkpoint)
+    model = deploy.load(config, checkpoint)
+    verdict, _ = prove(
+        model, [export_toy(model, tmp_path / 'hosts.onnx', **HOSTS)], [('toy', read_image(PICTURE))]
+    )
+    assert verdict.proven, verdict.failures
 
 
 def test_models_of_masks_have_no_outputs_of_boxes_alone():
