@@ -8,6 +8,8 @@ import torch
 
 import toy_query
 import toy_two_stage
+from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ENGINE as BACKEND
+from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
@@ -106,7 +108,12 @@ def test_the_raw_form_takes_pixels_and_the_size_before_padding(toy, tmp_path):
 
 @pytest.mark.parametrize(
     ('options', 'said'),
-    [(dict(channels='rgb'), '--channels'), (dict(input='uint8'), 'to_float32')],
+    [
+        (dict(channels='rgb'), '--channels'),
+        (dict(input='uint8'), 'to_float32'),
+        (dict(outputs='efficient-nms', nms_plugin=True, max_candidates=9), '--required-inputs'),
+        (dict(outputs='efficient-nms', nms_plugin=True, required_inputs=True), '--max-candidates'),
+    ],
 )
 def test_options_that_do_not_go_together_are_refused(options, said):
     changes = {'data.test.pipeline.0.to_float32': True} if said == 'to_float32' else {}
@@ -144,9 +151,31 @@ def test_results_of_other_families_are_those_of_dets_and_labels(toys):
         assert np.array_equal(one.labels, other.labels) and np.array_equal(one.scores, other.scores)
 
 
+def test_the_plugin_of_a_file_computes_the_results_of_the_file_without_it(toy, tmp_path):
+    options = dict(HOSTS, dynamic=False, max_candidates=1000)
+    plain = export_toy(toy, tmp_path / 'plain.onnx', **options)
+    path = export_toy(toy, tmp_path / 'plugin.onnx', **options, nms_plugin=True)
+    (node,) = (node for node in onnx.load(path).graph.node if node.op_type == 'EfficientNMS_TRT')
+    assert {one.name: one.i for one in node.attribute}['max_output_boxes'] == 100
+    picture = read_image(PICTURE)
+    with build_backend('OnnxRuntimeBackend', plain) as one, open_with_plugins(BACKEND, path) as other:
+        expected, found = detect(one, picture), detect(other, picture)
+    assert len(found) >= 3 and np.array_equal(found.labels, expected.labels)
+    assert np.abs(found.bboxes_xyxy - expected.bboxes_xyxy).max() < 1e-3
+    assert np.abs(found.scores - expected.scores).max() < 1e-6
+
+
 @pytest.mark.matrix  # in the suite: ATSS above, and the results of the stages
-@pytest.mark.parametrize('name', ['mask_rcnn_toy', 'deformable_detr_toy'])
-def test_files_of_other_families_are_proven(name, tmp_path):
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('mask_rcnn_toy', {}),
+        ('deformable_detr_toy', {}),
+        ('atss_toy', dict(nms_plugin=True, max_candidates=500, dynamic=False)),
+        ('mask_rcnn_toy', dict(nms_plugin=True, max_candidates=500, max_proposals=300, dynamic=False)),
+    ],
+)
+def test_files_of_other_families_are_proven(name, options, tmp_path):
     config, checkpoint = f'{REPO}/configs/demo/{name}.py', f'{REPO}/demo/checkpoints/{name}.pth'
     if name == 'mask_rcnn_toy':
         config = toy_two_stage.write_config(toy_two_stage.toy('faster'), tmp_path / 'faster.py')
@@ -156,9 +185,8 @@ def test_files_of_other_families_are_proven(name, tmp_path):
         checkpoint = str(tmp_path / 'faster.pth')
         torch.save(content, checkpoint)
     model = deploy.load(config, checkpoint)
-    verdict, _ = prove(
-        model, [export_toy(model, tmp_path / 'hosts.onnx', **HOSTS)], [('toy', read_image(PICTURE))]
-    )
+    path = export_toy(model, tmp_path / 'hosts.onnx', **HOSTS, **options)
+    verdict, _ = prove(model, [path], [('toy', read_image(PICTURE))])
     assert verdict.proven, verdict.failures
 
 
