@@ -25,6 +25,7 @@ from mmdeploy_ext.runtime.detections import results_from_padded, with_labels
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
 HOSTS = dict(input='uint8-nhwc', channels='bgr', required_inputs=True, outputs='efficient-nms')
+PLUGIN = dict(HOSTS, nms_plugin=True, max_candidates=1000, dynamic=False)
 
 
 @pytest.fixture(scope='module')
@@ -151,18 +152,17 @@ def test_results_of_other_families_are_those_of_dets_and_labels(toys):
         assert np.array_equal(one.labels, other.labels) and np.array_equal(one.scores, other.scores)
 
 
-def test_the_plugin_of_a_file_computes_the_results_of_the_file_without_it(toy, tmp_path):
-    options = dict(HOSTS, dynamic=False, max_candidates=1000)
-    plain = export_toy(toy, tmp_path / 'plain.onnx', **options)
-    path = export_toy(toy, tmp_path / 'plugin.onnx', **options, nms_plugin=True)
+def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_file, tmp_path):
+    path = export_toy(toy, tmp_path / 'plugin.onnx', **PLUGIN)
     (node,) = (node for node in onnx.load(path).graph.node if node.op_type == 'EfficientNMS_TRT')
     assert {one.name: one.i for one in node.attribute}['max_output_boxes'] == 100
-    picture = read_image(PICTURE)
-    with build_backend('OnnxRuntimeBackend', plain) as one, open_with_plugins(BACKEND, path) as other:
-        expected, found = detect(one, picture), detect(other, picture)
-    assert len(found) >= 3 and np.array_equal(found.labels, expected.labels)
-    assert np.abs(found.bboxes_xyxy - expected.bboxes_xyxy).max() < 1e-3
-    assert np.abs(found.scores - expected.scores).max() < 1e-6
+    feeds = toy.family.feeds([deploy.prepare_fixed(toy.rule, read_image(PICTURE), 256, 320)], rescale=True)
+    with build_backend(BACKEND, hosts_file) as one, open_with_plugins(BACKEND, path) as other:
+        expected, found = one.infer(feeds), other.infer(feeds)
+    assert expected['num_dets'] >= 3 and found['candidates'] <= 1000
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.matrix  # in the suite: ATSS above, and the results of the stages
@@ -171,8 +171,8 @@ def test_the_plugin_of_a_file_computes_the_results_of_the_file_without_it(toy, t
     [
         ('mask_rcnn_toy', {}),
         ('deformable_detr_toy', {}),
-        ('atss_toy', dict(nms_plugin=True, max_candidates=500, dynamic=False)),
-        ('mask_rcnn_toy', dict(nms_plugin=True, max_candidates=500, max_proposals=300, dynamic=False)),
+        ('atss_toy', PLUGIN),
+        ('mask_rcnn_toy', dict(PLUGIN, max_proposals=300)),
     ],
 )
 def test_files_of_other_families_are_proven(name, options, tmp_path):
@@ -185,7 +185,7 @@ def test_files_of_other_families_are_proven(name, options, tmp_path):
         checkpoint = str(tmp_path / 'faster.pth')
         torch.save(content, checkpoint)
     model = deploy.load(config, checkpoint)
-    path = export_toy(model, tmp_path / 'hosts.onnx', **HOSTS, **options)
+    path = export_toy(model, tmp_path / 'hosts.onnx', **(HOSTS | options))
     verdict, _ = prove(model, [path], [('toy', read_image(PICTURE))])
     assert verdict.proven, verdict.failures
 
