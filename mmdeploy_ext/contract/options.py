@@ -415,6 +415,17 @@ def own_contract(name: str, text: str) -> Option:
     return dataclasses.replace(CONTRACT, default=name, help=f'{name}: {text} (default)', choices=(name,))
 
 
+NMS_PLUGIN = Option(
+    'nms_plugin',
+    False,
+    "with --outputs efficient-nms: the suppression is TensorRT's plug-in EfficientNMS_TRT; needs "
+    '--max-candidates K and --required-inputs',
+    key='nms_plugin',
+    group=HOSTS,
+    only_with=('outputs', 'efficient-nms'),
+    rare=True,
+)
+
 SPARSE_FORM = Option(
     'sparse_form',
     'buckets',

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 IMG_SHAPE = 'img_shape'
-
+MOST_BOXES = 4095
+"""Boxes that EfficientNMS_TRT takes: with 4,096 its kernel writes behind its arrays."""
 
 RESULTS = ({'dets', 'labels'}, {'boxes', 'scores', 'labels'})
 """Outputs of boxes that become those of `DetectionCounts`."""
@@ -34,6 +35,11 @@ def check(options: Options, rule: PreprocessRule, spec: GraphSpec, facts: Any) -
     """Raise UsageError if options for other programs do not go together or with the model."""
     if options.outputs != OUTPUTS.default:
         _most_results(spec, facts)
+    if options.get('nms_plugin'):
+        if not options.required_inputs:
+            raise UsageError('--nms-plugin: needs --required-inputs')
+        if not 0 < options.max_candidates <= MOST_BOXES:
+            raise UsageError(f'--nms-plugin: needs --max-candidates of 1 to {MOST_BOXES}')
     if options.input == INPUT.default:
         options.refuse([CHANNELS], 'goes with --input uint8')
         return
@@ -79,6 +85,8 @@ def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule,
     if options.outputs != OUTPUTS.default:
         graph = _with_counts(graph, spec, _most_results(spec, family.facts(model)))
         spec = graph.spec
+    if options.get('nms_plugin'):
+        graph = dataclasses.replace(graph, make=lambda stages=graph.make: _with_plugin(stages()))
     if options.required_inputs:
         inputs = tuple(
             tensor if tensor.default is None else dataclasses.replace(tensor, required=True)
@@ -98,6 +106,13 @@ def _reading(stage: Stage, name: str, other: str) -> Stage:
     return dataclasses.replace(
         stage, inputs=tuple(other if entry == name else entry for entry in stage.inputs)
     )
+
+
+def _with_plugin(stages: list[Stage]) -> list[Stage]:
+    return [
+        stage if stage.name == 'network' else dataclasses.replace(stage, operators='plugin')
+        for stage in stages
+    ]
 
 
 def _most_results(spec: GraphSpec, facts: Any) -> int:

@@ -6,8 +6,9 @@ import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.graph.io import types
@@ -19,11 +20,10 @@ from mmdeploy_ext.graph.run import open_session
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
     import onnxruntime
 
-    Kernel = Callable[..., np.ndarray]
-    """Takes the inputs of a node, and its attributes by name; returns the one output."""
+    Kernel = Callable[..., np.ndarray | tuple[np.ndarray, ...]]
+    """Takes the inputs of a node, and its attributes by name; returns its output, or all in order."""
 
 PLUGIN_FIELDS = 'plugin_version', 'plugin_namespace'
 """Attributes by which TensorRT finds a plug-in; no kernel gets them."""
@@ -31,19 +31,21 @@ PLUGIN_FIELDS = 'plugin_version', 'plugin_namespace'
 
 @dataclasses.dataclass(frozen=True)
 class CustomStep:
-    """A node of which Python computes the first output.
+    """A node of which Python computes the outputs.
 
     `inputs` has '' for an omitted input; `attributes` has no `PLUGIN_FIELDS`, and texts as bytes.
     """
 
     kernel: Kernel
     inputs: tuple[str, ...]
-    output: str
+    outputs: tuple[str, ...]
     attributes: dict[str, Any]
 
     def run(self, tensors: dict[str, np.ndarray]) -> None:
         inputs = [tensors[name] if name else None for name in self.inputs]
-        tensors[self.output] = self.kernel(*inputs, **self.attributes)
+        values = self.kernel(*inputs, **self.attributes)
+        values = values if isinstance(values, tuple) else (values,)
+        tensors.update(zip(self.outputs, values, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +70,17 @@ class SteppedModel:
         model: onnx.ModelProto,
         kernels: Mapping[str, Kernel],
         *,
+        dtypes: Mapping[str, Sequence[str]] | None = None,
         optimization: str = 'all',
         threads: int = 0,
     ) -> None:
         """Cut the model, and open a session for each step of ONNX Runtime.
 
         Args:
-            model: an operator of another domain, or a call of a local function, has one output (float32
-                without a stated type) and is in no body. Inputs with a default become constants.
+            model: an operator of another domain, or a call of a local function, is in no body. Inputs
+                with a default become constants.
             kernels: `op_type` of such an operator -> its kernel.
+            dtypes: `op_type` -> dtypes of its outputs; float32 without these or a stated type.
             optimization: 'none', 'basic', 'extended' or 'all', see `graph.run.Runner`.
             threads: threads of the sessions; 0: ONNX Runtime chooses.
         """
@@ -90,13 +94,7 @@ class SteppedModel:
                     f'node {index.label(position)}: no kernel in Python for {index.nodes[position].op_type}; '
                     f'there are {", ".join(kernels)}'
                 )
-        typed = copy.deepcopy(model)
-        stated = {value.name for value in (*typed.graph.value_info, *typed.graph.output)}
-        outputs = {name for position in custom_nodes for name in index.writes(position)}
-        typed.graph.value_info.extend(
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in sorted(outputs - stated)
-        )
-        tensor_types = types.infer(typed)
+        tensor_types = _types(model, [index.nodes[position] for position in custom_nodes], dtypes or {})
         targets = [index.reads(position) for position in custom_nodes] + [index.outputs]
         groups = _groups(index, targets, custom_nodes)
         self.outputs = list(index.outputs)
@@ -114,7 +112,7 @@ class SteppedModel:
                 attributes = node_attributes(node)
                 for name in PLUGIN_FIELDS:
                     attributes.pop(name, None)
-                step = CustomStep(kernels[node.op_type], tuple(node.input), node.output[0], attributes)
+                step = CustomStep(kernels[node.op_type], tuple(node.input), tuple(node.output), attributes)
                 self.steps.append(step)
         used = {*self.outputs, *(name for step in self.steps for name in step.inputs)}
         self._inputs = [name for name in index.inputs if name in used]
@@ -132,6 +130,20 @@ class SteppedModel:
         for step in self.steps:
             step.run(tensors)
         return {name: tensors[name] for name in self.outputs}
+
+
+def _types(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], dtypes: Mapping[str, Sequence[str]]
+) -> dict[str, onnx.TypeProto]:
+    typed = copy.deepcopy(model)
+    stated = {value.name for value in (*typed.graph.value_info, *typed.graph.output)}
+    for node in nodes:
+        own = dtypes.get(node.op_type, ['float32'] * len(node.output))
+        for name, dtype in zip(node.output, own, strict=True):
+            if name not in stated:
+                number = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+                typed.graph.value_info.append(helper.make_tensor_value_info(name, number, None))
+    return types.infer(typed)
 
 
 def _groups(index: Index, targets: Sequence[Sequence[str]], custom_nodes: Sequence[int]) -> list[list[int]]:

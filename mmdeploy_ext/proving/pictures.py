@@ -10,6 +10,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
 from mmdeploy_ext.contract.comparison import (
     compare_named,
     compare_tensors,
@@ -200,6 +201,8 @@ def open_backend(engine: Mapping[str, Any], file: ExportedFile) -> Backend:
     """
     kind, options = engine_class(engine), {key: value for key, value in engine.items() if key != 'engine'}
     cpu = half_precision.CPU
+    if file.metadata.options.get('nms_plugin'):
+        return open_with_plugins(kind, file.path, **options)
     on_cpu = options.get('providers') in (None, cpu, [cpu], (cpu,))
     if kind == 'OnnxRuntimeBackend' and on_cpu and file.metadata.precision == 'fp32':
         options['inner_tensors'] = border_names(file.model)

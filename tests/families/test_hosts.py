@@ -8,6 +8,8 @@ import torch
 
 import toy_query
 import toy_two_stage
+from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ENGINE as BACKEND
+from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
@@ -20,9 +22,10 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import results_from_padded, with_labels
-from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
 HOSTS = dict(input='uint8-nhwc', channels='bgr', required_inputs=True, outputs='efficient-nms')
+PLUGIN = dict(HOSTS, nms_plugin=True, max_candidates=1000, dynamic=False)
 
 
 @pytest.fixture(scope='module')
@@ -106,7 +109,12 @@ def test_the_raw_form_takes_pixels_and_the_size_before_padding(toy, tmp_path):
 
 @pytest.mark.parametrize(
     ('options', 'said'),
-    [(dict(channels='rgb'), '--channels'), (dict(input='uint8'), 'to_float32')],
+    [
+        (dict(channels='rgb'), '--channels'),
+        (dict(input='uint8'), 'to_float32'),
+        (dict(outputs='efficient-nms', nms_plugin=True, max_candidates=9), '--required-inputs'),
+        (dict(outputs='efficient-nms', nms_plugin=True, required_inputs=True), '--max-candidates'),
+    ],
 )
 def test_options_that_do_not_go_together_are_refused(options, said):
     changes = {'data.test.pipeline.0.to_float32': True} if said == 'to_float32' else {}
@@ -142,6 +150,44 @@ def test_results_of_other_families_are_those_of_dets_and_labels(toys):
     for one, other in zip(results, expected, strict=True):
         assert len(one) and np.array_equal(one.bboxes_xyxy, other.bboxes_xyxy)
         assert np.array_equal(one.labels, other.labels) and np.array_equal(one.scores, other.scores)
+
+
+def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_file, tmp_path):
+    path = export_toy(toy, tmp_path / 'plugin.onnx', **PLUGIN)
+    (node,) = (node for node in onnx.load(path).graph.node if node.op_type == 'EfficientNMS_TRT')
+    assert {one.name: one.i for one in node.attribute}['max_output_boxes'] == 100
+    feeds = toy.family.feeds([deploy.prepare_fixed(toy.rule, read_image(PICTURE), 256, 320)], rescale=True)
+    with build_backend(BACKEND, hosts_file) as one, open_with_plugins(BACKEND, path) as other:
+        expected, found = one.infer(feeds), other.infer(feeds)
+    assert expected['num_dets'] >= 3 and found['candidates'] <= 1000
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.matrix  # in the suite: ATSS above, and the results of the stages
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('mask_rcnn_toy', {}),
+        ('deformable_detr_toy', {}),
+        ('atss_toy', PLUGIN),
+        ('mask_rcnn_toy', dict(PLUGIN, max_proposals=300)),
+    ],
+)
+def test_files_of_other_families_are_proven(name, options, tmp_path):
+    config, checkpoint = f'{REPO}/configs/demo/{name}.py', f'{REPO}/demo/checkpoints/{name}.pth'
+    if name == 'mask_rcnn_toy':
+        config = toy_two_stage.write_config(toy_two_stage.toy('faster'), tmp_path / 'faster.py')
+        content = torch.load(checkpoint, map_location='cpu', weights_only=False)
+        weights = content['state_dict']
+        content['state_dict'] = {key: weights[key] for key in weights if 'mask_head' not in key}
+        checkpoint = str(tmp_path / 'faster.pth')
+        torch.save(content, checkpoint)
+    model = deploy.load(config, checkpoint)
+    path = export_toy(model, tmp_path / 'hosts.onnx', **(HOSTS | options))
+    verdict, _ = prove(model, [path], [('toy', read_image(PICTURE))])
+    assert verdict.proven, verdict.failures
 
 
 def test_models_of_masks_have_no_outputs_of_boxes_alone():

@@ -27,9 +27,9 @@ class DenseBoxPostprocess(nn.Module):
     a level; boxes are clipped to `img_shape` and divided by `scale_factor` before NMS.
     """
 
-    def __init__(self, facts: DenseFacts, cap: int = 0) -> None:
+    def __init__(self, facts: DenseFacts, cap: int = 0, plugin: bool = False) -> None:
         super().__init__()
-        self.facts, self.cap = facts, cap
+        self.facts, self.cap, self.plugin = facts, cap, plugin
 
     def forward(
         self,
@@ -89,6 +89,7 @@ class DenseBoxPostprocess(nn.Module):
             self.facts.head.suppresses,
             self.facts.head.inverted,
             self.cap,
+            plugin_classes=self.facts.num_classes if self.plugin else 0,
         )
         dets, labels, *count = suppress(bboxes, scores, labels, candidates)
         if self.facts.head.votes:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.config import cfg_options
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting.ops.efficient_nms import efficient_nms
 from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets, nms_of_sorted
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_class_offsets, rotated_keep
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
@@ -157,6 +158,7 @@ class Suppression:
         trimmed: cut off rows behind the largest count of the batch; else there are `max_per_img` rows
             (without `soft`: N at most). Ignored with a cap.
         soft: settings of soft NMS; not with a cap.
+        plugin_classes: number of classes if TensorRT's plug-in suppresses, else 0; with a cap.
         rotated: boxes are turned and in descending order of scores; without `cap`, `soft` and `inverted`.
     """
 
@@ -169,6 +171,7 @@ class Suppression:
     trimmed: bool = True
     soft: NmsConfig | None = None
     rotated: bool = False
+    plugin_classes: int = 0
 
     def __call__(
         self,
@@ -223,14 +226,29 @@ class Suppression:
     def _capped(
         self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor, results: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        separated = self._separated(bboxes, labels, candidates)
         best, rows = scores.topk(self.cap, dim=1)
+        if self.plugin_classes:
+            return *self._by_plugin(bboxes, best, labels, rows), candidates.sum(dim=1)
+        separated = self._separated(bboxes, labels, candidates)
         if self.suppresses:
             keep = nms_of_sorted(gather_rows(separated, rows), self.iou_threshold)
             best = torch.where(keep, best, torch.full_like(best, NO_CANDIDATE))
         best, order = best.topk(capped(self.cap, self.max_per_img), dim=1)
         rows = rows.gather(1, order)
         return *_padded(results, best, labels, rows), candidates.sum(dim=1)
+
+    def _by_plugin(self, bboxes: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if self.inverted or not self.suppresses:
+            raise UsageError('--nms-plugin: the boxes of this model are not suppressed as the plug-in does')
+        classes = torch.arange(self.plugin_classes, device=labels.device)
+        chosen = (labels.gather(1, rows)[..., None] == classes) & (best > NO_CANDIDATE)[..., None]
+        scores = torch.where(chosen, best[..., None], 0.0)
+        most = capped(self.cap, self.max_per_img)
+        count, bboxes, best, labels = efficient_nms(
+            gather_rows(bboxes, rows), scores, self.iou_threshold, most, self.class_agnostic
+        )
+        present = torch.arange(most, device=labels.device) < count
+        return torch.cat([bboxes, best[..., None]], dim=2), torch.where(present, labels.to(torch.int64), -1)
 
 
 def _padded(results: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

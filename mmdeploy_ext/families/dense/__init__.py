@@ -1,12 +1,12 @@
 """Dense one-stage heads: family, graphs and runtime for mmdet's own detectors."""
 
-from mmdeploy_ext.contract.options import MAX_CANDIDATES
+from mmdeploy_ext.contract.options import MAX_CANDIDATES, NMS_PLUGIN
 from mmdeploy_ext.contract.registry import register_family
 
 register_family(
     'dense',
     'mmdeploy_ext.families.dense.family:DenseFamily',
-    options=(MAX_CANDIDATES,),
+    options=(MAX_CANDIDATES, NMS_PLUGIN),
     facts='mmdeploy_ext.runtime.dense_facts:DenseFacts',
     runtime='mmdeploy_ext.families.dense.runtime',
     claims=('BaseDenseHead',),

@@ -140,7 +140,7 @@ def stages(model: nn.Module, options: Options) -> list[Stage]:
         raw_names(model),
         options,
         decode=lambda: (DecodeForm(model, options.score_form == 'product'), decode_names(model, options)),
-        full=lambda: DenseFullForm(model, options.max_candidates),
+        full=lambda: DenseFullForm(model, options.max_candidates, options.nms_plugin),
         extra_inputs=('border',) if model_facts(model).head.bordered else (),
     )
 
@@ -220,10 +220,10 @@ def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
 class DenseFullForm(nn.Module):
     """Raw outputs to detections: the form `full`."""
 
-    def __init__(self, model: nn.Module, cap: int = 0) -> None:
+    def __init__(self, model: nn.Module, cap: int = 0, plugin: bool = False) -> None:
         super().__init__()
         self.decode = Decode(model.bbox_head, model_facts(model))
-        self.postprocess = DenseBoxPostprocess(self.decode.facts, cap)
+        self.postprocess = DenseBoxPostprocess(self.decode.facts, cap, plugin)
 
     def forward(
         self,

@@ -1,13 +1,13 @@
 """Two-stage detectors: proposals, regions, heads."""
 
-from mmdeploy_ext.contract.options import MAX_CANDIDATES, MAX_PROPOSALS
+from mmdeploy_ext.contract.options import MAX_CANDIDATES, MAX_PROPOSALS, NMS_PLUGIN
 from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.families.parts.options import PASTE_MASKS
 
 register_family(
     'two_stage',
     'mmdeploy_ext.families.two_stage.family:BOXES',
-    options=(MAX_CANDIDATES, MAX_PROPOSALS, PASTE_MASKS),
+    options=(MAX_CANDIDATES, NMS_PLUGIN, MAX_PROPOSALS, PASTE_MASKS),
     facts='mmdeploy_ext.families.two_stage.facts:TwoStageFacts',
     runtime='mmdeploy_ext.families.two_stage.runtime',
     claims=('TwoStageDetector', 'RPN', 'ImVoteNet'),

@@ -111,12 +111,12 @@ def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
 class Boxes(nn.Module):
     """All stages of the box heads, and the last one's post-processing."""
 
-    def __init__(self, roi_head: nn.Module, config: NmsConfig, cap: int = 0) -> None:
+    def __init__(self, roi_head: nn.Module, config: NmsConfig, cap: int = 0, plugin: bool = False) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
             RegionBranch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
         )
-        self.config, self.cap = config, cap
+        self.config, self.cap, self.plugin = config, cap, plugin
         self.compares_products = compares_products()
         self.padding = padded_rows(roi_head) if len(self.stages) == 1 else ''
         self.inverted = coder_of(self.stages[-1].head).type in INVERTING_CODERS
@@ -181,6 +181,7 @@ class Boxes(nn.Module):
             cap=self.cap,
             inverted=self.inverted,
             soft=config if config.method else None,
+            plugin_classes=self.stages[-1].head.num_classes if self.plugin else 0,
         )
         return suppress(*(tensor.flatten(1, 2) for tensor in (boxes, scores, labels, candidates)))
 

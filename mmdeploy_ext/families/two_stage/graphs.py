@@ -108,13 +108,17 @@ class TwoStageFullForm(nn.Module):
         borders: names of inner tensors that are outputs, too (`border_names`).
     """
 
-    def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0, nms_plugin: bool = False
+    ) -> None:
         super().__init__()
         self.borders: tuple[str, ...] = ()
         roi_head = roi_head_of(model)
         alone = roi_head is None
         self.proposals = proposals_of(model.rpn_head, alone, max_proposals) if proposes(model) else None
-        self.boxes = None if alone else Boxes(roi_head, thresholds(result_cfg(model)), max_candidates)
+        self.boxes = (
+            None if alone else Boxes(roi_head, thresholds(result_cfg(model)), max_candidates, nms_plugin)
+        )
         self.grid = Grid(roi_head, bool(max_candidates)) if grid_of(roi_head) is not None else None
         self.masks = Masks(roi_head, bool(max_candidates)) if has_masks(model) else None
         self.features, self.constant = len(feature_names(model)), bool(max_candidates)
@@ -232,7 +236,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def stages(model: nn.Module, options: Options) -> list[Stage]:
     network = TwoStageNetwork(model)
-    form = TwoStageFullForm(model, options.get('max_proposals', 0), options.get('max_candidates', 0))
+    limits = options.get('max_proposals', 0), options.get('max_candidates', 0)
+    form = TwoStageFullForm(model, *limits, options.get('nms_plugin', False))
     inputs = ('input', 'img_shape', 'scale_factor')
     inputs += network.names if proposes(model) else (PROPOSALS, *network.names)
     outputs = tuple(spec(model, options).output_names)

@@ -16,16 +16,20 @@ def concatenate(
     """Merge models into one: an input of a model is the output of an earlier model with the same name.
 
     Args:
-        models: in the order of execution, with the same opsets.
+        models: in the order of execution, with the same opset of each domain.
         prefixes: one per model, put with '/' before the names of its nodes and inner values.
         outputs: outputs of the merged graph: outputs of the models, or inputs that are passed through.
     """
-    opsets = {
-        tuple(sorted((entry.domain, entry.version) for entry in model.opset_import)) for model in models
-    }
-    if len(opsets) > 1:
-        raise ExportError(f'the stages were written with different opsets: {sorted(opsets)}')
     merged = copy.deepcopy(models[0])  # into which the others are put: it may have most of the weights
+    opsets = {entry.domain: entry.version for entry in merged.opset_import}
+    for entry in (entry for model in models[1:] for entry in model.opset_import):
+        if entry.domain not in opsets:
+            merged.opset_import.append(entry)
+        known = opsets.setdefault(entry.domain, entry.version)
+        if known != entry.version:
+            raise ExportError(
+                f'the stages were written with different opsets of {entry.domain!r}: {known}, {entry.version}'
+            )
     graph = merged.graph
     _add_prefix(graph, prefixes[0])
     graph.ClearField('value_info')

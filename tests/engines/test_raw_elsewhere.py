@@ -1,0 +1,55 @@
+"""OpenCV's DNN module and ncnn run raw forms as ONNX Runtime does."""
+
+import subprocess
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
+from toy_atss import PICTURE, REPO
+
+
+@pytest.fixture(scope='module', params=['atss_toy', 'retinanet_toy', 'yolox_toy'])
+def raw(request, tmp_path_factory):
+    """Return a file, its input (1, 3, 128, 160) and the outputs of ONNX Runtime by name."""
+    config, checkpoint = f'configs/demo/{request.param}.py', f'demo/checkpoints/{request.param}.pth'
+    toy = deploy.load(str(REPO / config), str(REPO / checkpoint))
+    options = toy.family.choose(form='raw', height=128, width=160, opset=17)
+    picture = deploy.prepare_fixed(toy.rule, read_image(PICTURE), 128, 160)
+    path = str(tmp_path_factory.mktemp('raw') / 'raw.onnx')
+    export_files(toy, options, path, [picture])
+    session = onnxruntime.InferenceSession(path)
+    names = [value.name for value in session.get_outputs()]
+    image = picture.tensor[None]
+    return path, image, dict(zip(names, session.run(names, dict(input=image)), strict=True))
+
+
+def check(expected, outputs):
+    for (name, array), found in zip(expected.items(), outputs, strict=True):
+        assert found.shape == array.shape, name
+        assert np.abs(found - array).max() < 1e-4 * np.abs(array).max(), name
+
+
+def test_opencv_gives_the_raw_outputs_of_onnx_runtime(raw):
+    path, image, expected = raw
+    net = cv2.dnn.readNetFromONNX(path)
+    net.setInput(image, 'input')
+    check(expected, net.forward(list(expected)))
+
+
+def test_ncnn_gives_the_raw_outputs_of_onnx_runtime(raw):
+    ncnn, pnnx = pytest.importorskip('ncnn'), pytest.importorskip('pnnx')
+    path, image, expected = raw
+    subprocess.run([pnnx.EXEC_PATH, path, 'fp16=0'], check=True, capture_output=True)
+    with ncnn.Net() as net:
+        net.load_param(path.replace('.onnx', '.ncnn.param'))
+        net.load_model(path.replace('.onnx', '.ncnn.bin'))
+        with net.create_extractor() as extractor:
+            extractor.input('in0', ncnn.Mat(image[0]))
+            found = [np.array(extractor.extract(f'out{index}')[1])[None] for index in range(len(expected))]
+    check(expected, found)
