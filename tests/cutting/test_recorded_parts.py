@@ -77,6 +77,16 @@ def test_modules_inside_of_a_part_that_exports_are_not_listed():
     assert proposal_of(candidates) == ['backbone+neck', 'head.linear']
 
 
+def test_rows_of_a_ranking_are_matched_in_any_order_and_moved_boxes_are_found():
+    def ranking(order):
+        return [(torch.arange(12.0).reshape(3, 4)[order], torch.full((3,), 0.5), torch.tensor(order))]
+
+    assert match_results('', ranking([0, 1, 2]), ranking([2, 0, 1])).passed
+    wrong = ranking([2, 0, 1])
+    wrong[0][0][1] += 1
+    assert not match_results('', ranking([0, 1, 2]), wrong).passed
+
+
 def map_result(order):
     scores = torch.tensor([0.9, 0.7, 0.5])[order]
     points = torch.arange(12.0).reshape(3, 2, 2)[order]
