@@ -148,6 +148,23 @@ def deform_roi_pool_without_gpu(module: ModuleType) -> None:
     _on_cpu(module, 'deform_roi_pool')
 
 
+@after('mmcv.ops.multi_scale_deform_attn', versions='mmcv-full 1.7.2')
+def deformable_attention_without_gpu(module: ModuleType) -> None:
+    """MultiScaleDeformableAttnFunction, which some repositories call by themselves, has only a CUDA kernel.
+
+    The CPU gets mmcv's own form of PyTorch operators.
+    """
+    from mmdeploy_ext.compat.plain_kernels import attention_at_points
+
+    function = module.MultiScaleDeformableAttnFunction
+    on_gpu = function.apply
+
+    def apply(value: Any, *args: Any) -> Any:
+        return on_gpu(value, *args) if value.is_cuda else attention_at_points(value, *args)
+
+    function.apply = apply
+
+
 @after('mmcv.ops.roi_align', versions='mmcv-full 1.7.2')
 def regions_without_numbers(module: ModuleType) -> None:
     """RoIAlign's kernel ends in an internal assertion if a region is NaN or infinite.

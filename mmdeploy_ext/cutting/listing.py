@@ -18,7 +18,7 @@ from mmdeploy_ext.cutting.samples import run_test_path
 from mmdeploy_ext.exporting.export import default_opset
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     import torch
     from rich.console import Console
@@ -108,15 +108,15 @@ def candidates_of(
             if candidate.reason:
                 failed.append(path)
         open_paths = [
-            path for path in shares if path.rpartition('.')[0] in failed or _is_listed(path, failed)
+            path for path in shares if path.rpartition('.')[0] in failed or _is_listed(path, failed, shares)
         ]
     return found
 
 
-def _is_listed(path: str, failed: Sequence[str]) -> bool:
+def _is_listed(path: str, failed: Sequence[str], called: Container[str]) -> bool:
     """Whether a module is an entry of a list of a module that failed: `layers.0`."""
     owner, _, index = path.rpartition('.')
-    return index.isdigit() and owner.rpartition('.')[0] in failed
+    return index.isdigit() and owner not in called and owner.rpartition('.')[0] in failed
 
 
 def reason_against(

@@ -83,6 +83,9 @@ def _match(matched: Matched, title: str, reference: Any, candidate: Any) -> None
         )
     elif isinstance(reference, dict):
         _match_dict(matched, title, reference, candidate)
+    elif _is_ranking(reference) and _is_ranking(candidate):
+        sides = [{f'{title}.{index}': array for index, array in enumerate(s)} for s in (reference, candidate)]
+        _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), matched.rtol))
     elif isinstance(reference, list | tuple):
         if len(reference) != len(candidate):
             reason = f'got {len(candidate)} entries, expected {len(reference)}'
@@ -196,6 +199,16 @@ def _is_boxes(value: Any) -> bool:
         and bool(value)
         and all(isinstance(entry, np.ndarray) and entry.ndim == 2 and entry.shape[1] == 5 for entry in value)
     )
+
+
+def _is_ranking(value: Any) -> bool:
+    """Whether a list has arrays with common rows, in the order of falling scores."""
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, np.ndarray) for entry in value):
+        return False
+    if len({entry.shape[:1] for entry in value} - {()}) != 1:
+        return False
+    scores = [entry for entry in value if entry.ndim == 1 and entry.dtype.kind == 'f']
+    return len(value) > 1 and any((np.diff(entry) <= 0).all() for entry in scores)
 
 
 def _is_boxes_and_masks(value: Any) -> bool:

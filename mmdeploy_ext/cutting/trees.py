@@ -100,8 +100,11 @@ def arguments_of(
 
 
 def call_with(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call a function with the result of `arguments_of`."""
-    bound = inspect.BoundArguments(inspect.signature(function), OrderedDict(arguments))
+    """Call a function with the result of `arguments_of`; replaced classes may have other names."""
+    signature = inspect.signature(function)
+    if not arguments.keys() <= signature.parameters.keys():
+        return function(*arguments.values())
+    bound = inspect.BoundArguments(signature, OrderedDict(arguments))
     return function(*bound.args, **bound.kwargs)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmdeploy_ext.compat import numpy_checkpoint_globals
 from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.core.cli import suppress_output
 from mmdeploy_ext.core.errors import CheckpointError, check_distinct, named
 from mmdeploy_ext.core.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
@@ -76,11 +77,13 @@ class Checkpoint:
     Attributes:
         state_dict: tensors by names without the wrappers' `module.`.
         meta: of mmcv or mmengine, with `CLASSES` if known; {} for a bare state dict.
+        versions: PyTorch's `_metadata` of the modules, by which they know older names; {}: the file has none.
     """
 
     path: str
     state_dict: dict[str, Tensor]
     meta: dict[str, Any]
+    versions: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def without(self, prefixes: Sequence[str]) -> Checkpoint:
         """Drop keys that begin with `prefixes`; CheckpointError: a prefix of no key."""
@@ -182,7 +185,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     with named(path):
         weights = plain_tensors(state_dict)
     meta = content.get('meta') if state_dict is not content else None
-    return Checkpoint(path, weights, with_class_names(meta) if isinstance(meta, dict) else {})
+    meta = with_class_names(meta) if isinstance(meta, dict) else {}
+    return Checkpoint(path, weights, meta, _versions(state_dict))
+
+
+def _versions(state_dict: Any) -> dict[str, Any]:
+    versions = getattr(state_dict, '_metadata', None)
+    if not isinstance(versions, dict):
+        return {}
+    return {name.removeprefix('module.'): version for name, version in versions.items()}
 
 
 def _state_dict(content: dict[Any, Any]) -> Any:
@@ -259,24 +270,30 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
     built, ignored = model.state_dict(), tuple(ignored_prefixes)
     averages = {f'ema_{name.replace(".", "_")}' for name in built} - built.keys()
     weights = {key: tensor for key, tensor in checkpoint.state_dict.items() if key not in averages}
-    fitting = {
-        key: tensor for key, tensor in weights.items() if key not in built or built[key].shape == tensor.shape
-    }
+    fitting: collections.OrderedDict[str, Tensor] = collections.OrderedDict(
+        (key, tensor)
+        for key, tensor in weights.items()
+        if key not in built or built[key].shape == tensor.shape
+    )
+    if checkpoint.versions:
+        fitting._metadata = checkpoint.versions  # type: ignore[attr-defined]
     used = {key: tensor for key, tensor in fitting.items() if key in built and not key.startswith(ignored)}
     check_types(checkpoint.path, used, built)
     check_finite(checkpoint.path, used, built)
     try:
         # as mmcv's loader, which calls no `load_state_dict` that a class overrides
-        result = torch.nn.Module.load_state_dict(model, fitting, strict=False)
+        with suppress_output():  # mmcv logs each deformable convolution
+            result = torch.nn.Module.load_state_dict(model, fitting, strict=False)
     except RuntimeError as error:  # another shape under an older name
         raise CheckpointError(f'{checkpoint.path}: {error}') from error
     for key in result.missing_keys:  # NaN shows if inference uses the key after all
         if key.startswith(ignored) and built[key].is_floating_point():
             built[key].fill_(float('nan'))
+    needed = [key for key in result.missing_keys if not key.endswith('num_batches_tracked')]
     both = weights.keys() & built.keys()  # `misfits` compares their shapes
     missing, unexpected = (
         [key for key in keys if not key.startswith(ignored) and key not in both]
-        for keys in (result.missing_keys, result.unexpected_keys)
+        for keys in (needed, result.unexpected_keys)
     )
     if problems := misfits(built, weights, missing, unexpected):
         raise CheckpointError(

@@ -175,3 +175,7 @@ def test_attention_at_points_is_its_definition():
     starts = torch.tensor([0, 12])
     found = plain_kernels.attention_at_points(values, torch.tensor(shapes), starts, locations, weights, 64)
     torch.testing.assert_close(found, slow_attention(values, shapes, locations, weights))
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    by_mmcv = MultiScaleDeformableAttnFunction.apply  # as repositories call it
+    torch.testing.assert_close(by_mmcv(values, torch.tensor(shapes), starts, locations, weights, 64), found)

@@ -7,6 +7,7 @@ import torch
 import toy_parts
 from mmdeploy_ext.core.errors import ConfigError, ExportError
 from mmdeploy_ext.cutting.export import export_folder, record_parts
+from mmdeploy_ext.cutting.listing import candidates_of, proposal_of
 from mmdeploy_ext.cutting.results import match_results
 from mmdeploy_ext.cutting.samples import run_test_path
 from mmdeploy_ext.cutting.swap import with_parts
@@ -67,6 +68,23 @@ def test_an_operator_without_an_onnx_form_is_refused_with_its_line(tmp_path):
 def test_calls_of_two_forms_are_refused_with_both():
     with pytest.raises(ConfigError, match=r'float64.*float32'):
         record_parts(toy_parts.ToyDeployment('two forms'), ['head.linear'], toy_parts.samples())
+
+
+def test_modules_inside_of_a_part_that_exports_are_not_listed():
+    candidates = candidates_of(toy_parts.ToyDeployment('constant'), toy_parts.samples(), {})
+    assert [part.path for part in candidates] == ['backbone', 'neck', 'head', 'head.linear']
+    assert 'scale' in candidates[2].reason
+    assert proposal_of(candidates) == ['backbone+neck', 'head.linear']
+
+
+def test_rows_of_a_ranking_are_matched_in_any_order_and_moved_boxes_are_found():
+    def ranking(order):
+        return [(torch.arange(12.0).reshape(3, 4)[order], torch.full((3,), 0.5), torch.tensor(order))]
+
+    assert match_results('', ranking([0, 1, 2]), ranking([2, 0, 1])).passed
+    wrong = ranking([2, 0, 1])
+    wrong[0][0][1] += 1
+    assert not match_results('', ranking([0, 1, 2]), wrong).passed
 
 
 def map_result(order):

@@ -6,7 +6,10 @@ import dataclasses
 
 import numpy as np
 import torch
+from mmcv.cnn import Conv2d
 from torch import nn
+
+from mmdeploy_ext.exporting.copy import prepare
 
 
 class Head(nn.Module):
@@ -14,7 +17,7 @@ class Head(nn.Module):
 
     def __init__(self, how: str = '') -> None:
         super().__init__()
-        self.linear, self.how = nn.Linear(4, 4), how
+        self.linear, self.how = nn.Sequential(nn.Linear(4, 4)), how
         self.memory = None
 
     def forward(self, feats, img_metas):
@@ -45,7 +48,7 @@ class Detector(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.backbone = nn.Conv2d(3, 4, 3, padding=1)
-        self.neck = nn.Conv2d(4, 4, 1)
+        self.neck = Conv2d(4, 4, 1)  # exported as torch's, which names its argument otherwise
         self.head = Head(how)
 
     def extract_feat(self, img):
@@ -67,7 +70,8 @@ class ToyDeployment:
     def make(self):
         return Detector(self.how).eval().requires_grad_(False)
 
-    make_prepared = make
+    def make_prepared(self):
+        return prepare(self.make())
 
     def facts(self):
         return dict(config='toy')

@@ -112,3 +112,26 @@ def test_the_buffers_of_an_ema_hook_are_left_out_as_mmcv_leaves_them_out():
             model,
             dataclasses.replace(file, state_dict=file.state_dict | dict(ema_0_gain=averages['ema_0_bias'])),
         )
+
+
+class Renamed(nn.Module):
+    """Reads weights of its first version, which has no number, under an older name."""
+
+    _version = 1
+
+    def __init__(self):
+        super().__init__()
+        self.cls = nn.Linear(2, 2)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if local_metadata.get('version') is None:
+            state_dict[f'{prefix}conv_cls.weight'] = state_dict.pop(f'{prefix}cls.weight')
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def test_modules_see_their_version_in_the_file(tmp_path):
+    model = nn.Sequential(Renamed())
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'w.pth')
+    loaded = nn.Sequential(Renamed())
+    load_strict(loaded, load_checkpoint(tmp_path / 'w.pth'))
+    assert torch.equal(loaded[0].cls.weight, model[0].cls.weight)
