@@ -35,7 +35,7 @@ from two_stage_parts import SINGLE
 EXPORTED = ('faster',)
 """Kinds whose graphs the suite exports; the matrix has all. Cascades with masks are in the two graphs of
 `test_two_stage_split.py`."""
-POOLS = dict(faster=4, cascade=12, mask=8, cascade_mask=16, fast=4, generic=4, htc=20, scnet=24)
+POOLS = dict(faster=4, cascade=12, mask=8, cascade_mask=24, fast=4, generic=4, htc=20, scnet=24)
 """Kind -> RoIAlign nodes: of each level and stage of boxes, of masks once, of semantic maps with each."""
 LIKE = (
     *('faster', 'cascade', 'cascade_mask', 'mask', 'generic'),
