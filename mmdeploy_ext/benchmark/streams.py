@@ -1,4 +1,4 @@
-"""Models of frames and sweeps: PyTorch and exports of contracts on one drive."""
+"""Benchmark of models that take frames or sweeps: PyTorch and exported files on the same drive."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 DRIVE_FRAMES = 24
 """Frames of the synthetic drive, or the number of `--sweep` if larger; further rounds repeat it."""
 DECODING = 'boxes'
-"""Part that follows the graphs."""
+"""Part after the graphs: outputs to boxes."""
 SWEEPS = 4
 """Number of generated sweeps if the user gives none."""
 
 
 class StreamBenchmark(Benchmark):
-    """Frames of a synthetic drive, or generated sweeps; `samples` has one per round, prepared."""
+    """Frames of a synthetic drive, or sweeps; `samples` has one prepared sample per round."""
 
     kind = 'stream'
     models = 'streaming models'
@@ -48,14 +48,13 @@ class StreamBenchmark(Benchmark):
         files_metadata = [read_files(path).metadata for path in args.onnx]
         contracts = [metadata.options.get('contract', metadata.family) for metadata in files_metadata]
         self.files = short_labels(args.onnx, contracts)
-        sweeps: list[tuple[str, np.ndarray]] = []
-
         self.deployment = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
         build(self.deployment)
         rule, family = self.deployment.rule, self.deployment.family
         voxels = getattr(rule, 'voxels', rule)
         if args.sweep and voxels is None:
             raise UsageError(f'--sweep {args.sweep[0]}: {args.config} takes pictures alone')
+        sweeps: list[tuple[str, np.ndarray]] = []
         for path in args.sweep:
             sweeps.extend(points_of(path, self.deployment.cfg, voxels, limit=1))
         load_weights(self.deployment)
@@ -101,26 +100,26 @@ class StreamBenchmark(Benchmark):
         files = read_files(path)
         contract = contract_of(self.deployment.family, files.metadata.options)
         runner = stack.enter_context(contract.runner(files.paths, options))
-        if self.args.skip_refused:
+        if self.args.skip_refused:  # an engine may refuse a graph only when it runs it
             _run_steps(runner, self.samples[:2])
             runner.reset()
         return [runner_contender(runner, engine, label, path)]
 
     def input_shape(self) -> str:
-        """Points x values of a sweep, or cameras x channels x height x width."""
+        """Shape of the first sample: points x values, or cameras x channels x height x width."""
         first = self.samples[0]
         array = first.points if isinstance(first, Sweep) and len(first.points) else first.images
         return 'x'.join(map(str, array.shape))
 
 
 def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
-    """Contender in PyTorch; time outside of the timed parts is 'head'."""
+    """Contender that runs PyTorch; the time outside the timed parts counts as 'head'."""
 
     def run(sample: Frame | Sweep) -> Run:
-        before, start = dict(clock.seconds), time.perf_counter()
+        seconds_before, start = dict(clock.seconds), time.perf_counter()
         detections = stepper.step(sample).detections
         total_s = time.perf_counter() - start
-        parts_s = clock.since(before)
+        parts_s = clock.since(seconds_before)
         parts_s['head'] = total_s - sum(parts_s.values())
         return Run(total_s, None, len(detections), parts_s=parts_s)
 
@@ -128,13 +127,13 @@ def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
 
 
 def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contender:
-    """Contender of exported files; the part `DECODING` is no time of the network."""
+    """Contender that runs exported files; the network's time leaves out the part `DECODING`."""
 
     def run(sample: Frame | Sweep) -> Run:
-        before, start = stepper.graph_seconds(), time.perf_counter()
+        seconds_before, start = stepper.graph_seconds(), time.perf_counter()
         detections = stepper.step(sample).detections
         total_s = time.perf_counter() - start
-        parts_s = {part: seconds - before[part] for part, seconds in stepper.graph_seconds().items()}
+        parts_s = {part: end - seconds_before[part] for part, end in stepper.graph_seconds().items()}
         network_s = sum(seconds for part, seconds in parts_s.items() if part != DECODING)
         return Run(total_s, network_s, len(detections), parts_s=parts_s, fed_bytes=stepper.fed_bytes)
 

@@ -1,8 +1,8 @@
-"""Compiled operators of copies of mmdet3d, in PyTorch, for inference on the CPU.
+"""PyTorch forms of the compiled operators of mmdet3d copies, for inference on the CPU.
 
 Sources: mit-han-lab/bevfusion 326653d (cells x first; mmdet3d's `voxel_layer` has z first), BEVDet f71858d
 (`bev_pool_v2_ext` of HuangJunJie2017/BEVDet). No code is shared with `preprocess/points.py` and
-`sparse/rulebook.py`, so that a proof sees faults there.
+`sparse/rulebook.py`, so that a proof finds mistakes in these two.
 
 P points of V values, D axes of a grid, N voxels before and M after a convolution, K cells of a kernel, I and
 O channels before and after, C channels of a feature, L intervals.
@@ -69,23 +69,23 @@ def hard_voxelize(
     points, point_cells = points[inside], point_cells[inside]
     if not len(points):
         return 0
-    distinct, voxel = torch.unique(point_cells, dim=0, return_inverse=True)
+    distinct_cells, voxel = torch.unique(point_cells, dim=0, return_inverse=True)
     order = torch.arange(len(points))
-    first = order.new_empty(len(distinct)).scatter_reduce(0, voxel, order, 'amin', include_self=False)
+    first = order.new_empty(len(distinct_cells)).scatter_reduce(0, voxel, order, 'amin', include_self=False)
     appearance = first.argsort()
     rank = torch.empty_like(appearance)
     rank[appearance] = torch.arange(len(appearance))
     voxel = rank[voxel]
     by_voxel = voxel.argsort(stable=True)
     sizes = torch.bincount(voxel)
-    place = torch.empty_like(voxel)
-    place[by_voxel] = order - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    count = len(distinct) if max_voxels == -1 else min(len(distinct), max_voxels)
+    slot = torch.empty_like(voxel)
+    slot[by_voxel] = order - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    count = len(distinct_cells) if max_voxels == -1 else min(len(distinct_cells), max_voxels)
     fits = voxel < count
     if max_points != -1:
-        fits &= place < max_points
-    voxels[voxel[fits], place[fits]] = points[fits]
-    cells[:count] = distinct[appearance[:count]].to(cells.dtype)
+        fits &= slot < max_points
+    voxels[voxel[fits], slot[fits]] = points[fits]
+    cells[:count] = distinct_cells[appearance[:count]].to(cells.dtype)
     counts[:count] = torch.bincount(voxel[fits], minlength=count)[:count].to(counts.dtype)
     return count
 
@@ -103,7 +103,7 @@ def get_indice_pairs(
     subm: int,
     transpose: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Voxels behind a sparse convolution, and the pairs of rows that it joins.
+    """Output voxels of a sparse convolution, and the pairs of input and output rows of each kernel cell.
 
     Returns voxels (M, 1 + D), sample first; pairs (K, 2, N) int32, filled with -1; and pairs per kernel cell
     (K,) int32. `indices` are (N, 1 + D). Submanifold convolutions ignore stride and padding.
@@ -114,10 +114,10 @@ def get_indice_pairs(
     axes = indices.shape[1] - 1
     if subm:
         stride, padding = [1] * axes, [size // 2 for size in kernel_size]
-    places, shape = indices.long(), torch.tensor(list(out_shape))
-    steps, pads, spread = (torch.tensor(list(values)) for values in (stride, padding, dilation))
+    coordinates, shape = indices.long(), torch.tensor(list(out_shape))
+    strides, pads, dilations = (torch.tensor(list(values)) for values in (stride, padding, dilation))
 
-    def numbered(samples: Tensor, cells: Tensor) -> Tensor:
+    def flat_index(samples: Tensor, cells: Tensor) -> Tensor:
         number = samples
         for axis in range(axes):
             number = number * shape[axis] + cells[:, axis]
@@ -125,21 +125,22 @@ def get_indice_pairs(
 
     rows, numbers = [], []
     for cell in itertools.product(*map(range, kernel_size)):
-        reached = places[:, 1:] + pads - torch.tensor(cell) * spread
-        behind = torch.div(reached, steps, rounding_mode='floor')
-        valid = ((reached == behind * steps) & (behind >= 0) & (behind < shape)).all(1)
+        reached = coordinates[:, 1:] + pads - torch.tensor(cell) * dilations
+        output_cells = torch.div(reached, strides, rounding_mode='floor')
+        on_grid = (output_cells >= 0) & (output_cells < shape)
+        valid = ((reached == output_cells * strides) & on_grid).all(1)
         rows.append(valid.nonzero()[:, 0])
-        numbers.append(numbered(places[valid, 0], behind[valid]))
+        numbers.append(flat_index(coordinates[valid, 0], output_cells[valid]))
     if subm:
-        output_numbers, order = numbered(places[:, 0], places[:, 1:]).sort()
+        output_numbers, order = flat_index(coordinates[:, 0], coordinates[:, 1:]).sort()
         outputs = indices
     else:
         output_numbers, order = torch.unique(torch.cat(numbers)), None
-        cells, rest = [], output_numbers
+        cells, remaining = [], output_numbers
         for axis in reversed(range(axes)):
-            cells.append(rest % shape[axis])
-            rest = torch.div(rest, shape[axis], rounding_mode='floor')
-        outputs = torch.stack([rest, *reversed(cells)], 1).to(indices.dtype)
+            cells.append(remaining % shape[axis])
+            remaining = torch.div(remaining, shape[axis], rounding_mode='floor')
+        outputs = torch.stack([remaining, *reversed(cells)], 1).to(indices.dtype)
     pairs = torch.full((len(rows), 2, len(indices)), -1, dtype=torch.int32)
     counts = torch.zeros(len(rows), dtype=torch.int32)
     for index, (row, reached_numbers) in enumerate(zip(rows, numbers, strict=True)):
@@ -155,16 +156,16 @@ def get_indice_pairs(
 def indice_conv(
     features: Tensor, filters: Tensor, pairs: Tensor, counts: Tensor, num_out: int, inverse: int, subm: int
 ) -> Tensor:
-    """Features (M, O) behind a sparse convolution.
+    """Features (M, O) after a sparse convolution.
 
     `features` (N, I); `filters` kernel sizes, I, O (spconv 1.x); `pairs`, `counts`: see `get_indice_pairs`;
-    `inverse` goes from second rows to first.
+    `inverse` swaps input and output rows.
     """
     kernels = filters.flatten(0, -3)
     outputs = features.new_zeros(num_out, filters.shape[-1])
     for kernel, pair, count in zip(kernels, pairs.long(), counts.tolist(), strict=True):
-        before, behind = pair.flip(0)[:, :count] if inverse else pair[:, :count]
-        outputs.index_add_(0, behind, features[before] @ kernel)
+        input_rows, output_rows = pair.flip(0)[:, :count] if inverse else pair[:, :count]
+        outputs.index_add_(0, output_rows, features[input_rows] @ kernel)
     return outputs
 
 
@@ -180,8 +181,8 @@ def bev_pool_forward(
 ) -> Tensor:
     """Sums of features per cell, (samples, depth, rows, columns, C); 0 without a point.
 
-    `features` (P, C), cell after cell; `cells` (P, 4) row, column, depth, sample; `lengths` and `starts` (L,)
-    of each cell's interval.
+    `features` (P, C), sorted by cell; `cells` (P, 4) row, column, depth, sample; `lengths` and
+    `starts` (L,): number and first point of each cell.
     """
     grid = features.new_zeros(int(samples), int(depth), int(rows), int(columns), features.shape[1])
     if not len(lengths):
@@ -202,17 +203,17 @@ def bev_pool_v2_forward(
     lengths: Tensor,
     starts: Tensor,
 ) -> None:
-    """Write the sums of depth times features per cell into `views`, which holds zeros.
+    """Write the sums of depth times features per BEV cell into `views`, which holds zeros.
 
     Args:
         depth: (samples, cameras, bins, rows, columns).
         features: (samples, cameras, rows, columns, C).
-        views: (samples, Z, Y, X, C), filled.
-        depth_ranks: (P,) place of each point in the flat depth.
-        feature_ranks: (P,) in the flat features.
-        cells: (P,) in the flat views, cell after cell.
-        lengths: (L,) of each cell's interval.
-        starts: (L,).
+        views: BEV features (samples, Z, Y, X, C), filled.
+        depth_ranks: (P,) index of each point in the flat depth.
+        feature_ranks: (P,) index in the flat features.
+        cells: (P,) index in the flat views, sorted.
+        lengths: (L,) points per cell.
+        starts: (L,) first point of each cell.
     """
     if len(lengths):
         weights = depth.flatten()[depth_ranks.long(), None]
@@ -231,4 +232,4 @@ MODULES: dict[str, dict[str, Callable[..., object]]] = {
     'bev_pool_ext': dict(bev_pool_forward=bev_pool_forward),
     'bev_pool_v2_ext': dict(bev_pool_v2_forward=bev_pool_v2_forward),
 }
-"""Compiled module of mmdet3d's copies -> functions with a form here."""
+"""Extension module of mmdet3d copies -> its functions by name."""

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 CATALOGUE = 'mmdeploy_ext.families.catalogue'
 CONTRACTS = 'mmdeploy_ext.consumers'
 OURS = 'mmdeploy_ext.'
-
+"""Prefix of this package's families."""
 USED_BY = {'': 'graph show {file}'}
+"""Default of `register_family(used_by=...)`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Registration:
     contracts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # of other programs
 
     def load_family(self) -> Any:
-        """Import the family; ConfigError: it is missing."""
+        """Import the family; ConfigError if its module has none of that name."""
         module, _, cls = self.family.partition(':')
         try:
             family = getattr(importlib.import_module(module), cls)
@@ -77,7 +78,7 @@ class Registration:
         return getattr(importlib.import_module(module), cls)
 
     def load_runtime(self) -> ModuleType:
-        """Import the module that makes results of outputs; ConfigError: it is missing."""
+        """Import the module that turns outputs into results; ConfigError if there is none."""
         if not self.runtime:
             raise ConfigError(
                 f'family {self.name!r} has no runtime, which turns the outputs of its files into results; '
@@ -95,7 +96,7 @@ class Registration:
 
 _REGISTERED: dict[str, Registration] = {}
 _WAITING: dict[str, list[Callable[[], None]]] = {}
-"""Unregistered family -> registrations of contracts."""
+"""Name of a family that is not registered yet -> its contracts, registered after it."""
 
 
 def register_family(
@@ -125,19 +126,19 @@ def register_family(
         family: `'module:Class'` of the `Family`, or `'module:INSTANCE'`.
         options: beside the options of all families: `contract.options.Option`s or 'max_candidates'.
         facts: `'module:Class'` of its subclass of `contract.facts.Facts`, in a module without PyTorch.
-        runtime: module without PyTorch that makes results of outputs, see `runtime.detect`.
-        library: slow import that the family needs, such as 'mmdet3d'; such families are asked last.
+        runtime: module without PyTorch that turns outputs into results, see `runtime.detect`.
+        library: slow import that the family needs, such as 'mmdet3d'; families with one are tried last.
         training_keys: keys of `model` that only training reads; the zoo ignores them.
         keep_fp32: patterns of nodes that stay float32, see `graph.passes.select.match_patterns`.
-        claims: detector or head classes, also as bases, for which the family is imported. (): any config that
-            no family with claims takes.
-        exports: models that it exports, and its page, for the message about a detector of no family.
+        claims: detector or head classes, also as bases, for which the family is imported. With () it is tried
+            for each config that no claim matches.
+        exports: models that it exports, and its page, for the message about an unsupported detector.
         similar_names: words in names of similar detectors and heads, for that message.
-        of_config: facts that its configs fix, for the message about an unknown option.
+        of_config: what the config decides, for the message about an option that the family lacks.
         used_by: form -> command behind `mm2onnx` for a proven file, with {file}, {folder}, {config} and
             {checkpoint}; '' for other forms.
-        own_kernels: layers or heads with an operator that has no CPU kernel in its library.
-        seeded: `'module:function'` of heads unknown to `mm2onnx synthetic seeded`, see
+        own_kernels: layers or heads with an operator whose library has no CPU kernel; ours runs in PyTorch.
+        seeded: `'module:function'` for heads that `mm2onnx synthetic seeded` does not know, see
             `seeded.weights.steps_of_family`.
 
     Raises:
@@ -195,17 +196,23 @@ def register_contract(
 ) -> None:
     """Make the files that another program loads a choice of `--contract`; the family may be registered later.
 
-    `contract` and `loop` are `'module:Class'` of a `families.contracts.Contract`, and of the opener without
-    PyTorch. `fixes`: option -> value that the contract fixes.
+    Args:
+        family: name of the family.
+        name: choice of `--contract`.
+        contract: `'module:Class'` of a `families.contracts.Contract`.
+        loop: `'module:Class'` that opens the files and runs them as the program does, without PyTorch.
+        help: what the files are, for `--help`.
+        fixes: option -> value that the contract fixes.
+        options: options of this contract only.
     """
     if family not in _REGISTERED:
-        again = functools.partial(
+        register_later = functools.partial(
             register_contract, family, name, contract, loop, help=help, fixes=fixes, options=options
         )
-        _WAITING.setdefault(family, []).append(again)
+        _WAITING.setdefault(family, []).append(register_later)
         return
     registration = _REGISTERED[family]
-    of_contract = [dataclasses.replace(option, only_with=('contract', name)) for option in options]
+    contract_options = [dataclasses.replace(option, only_with=('contract', name)) for option in options]
     extended = tuple(
         dataclasses.replace(
             option,
@@ -219,7 +226,7 @@ def register_contract(
     )
     _REGISTERED[family] = dataclasses.replace(
         registration,
-        options=(*extended, *of_contract),
+        options=(*extended, *contract_options),
         contracts={**registration.contracts, name: (contract, loop)},
     )
 
@@ -237,7 +244,7 @@ def contract_class(family: str, name: str) -> Any:
 
 
 def program_loop(family: str, name: str) -> Any:
-    """Opener of another program's files; None for the family's own files."""
+    """Class that runs another program's files; None for the family's own files."""
     paths = _contract_paths(family, name)
     return _imported(paths[1]) if paths else None
 
@@ -257,7 +264,7 @@ def registered() -> Mapping[str, Registration]:
 
 
 def find_registration(family: str) -> Registration | None:
-    """Registration of a family or None; families of this package need no look at other packages."""
+    """Registration of a family or None; installed packages are searched only if this package has none."""
     _import_own()
     return _REGISTERED.get(family) or registered().get(family)
 
@@ -283,7 +290,7 @@ def registration_of(family: str) -> Registration:
 
 
 def detector_options() -> tuple[Option, ...]:
-    """`IMAGE` and the options of all families, each once, with the choices of all."""
+    """`IMAGE` and the options of all families; an option of several families has the choices of all."""
     options: dict[str, dict[str, Option]] = {}
     for registration in registered().values():
         for option in registration.options:

@@ -31,17 +31,16 @@ from mmdeploy_ext.graph.io.modules import module_path
 IGNORED_CHANGES = ('metadata',)
 """Kinds of changes that do not make another graph."""
 ANY_NUMBER = onnx.defs.OpSchema.FormalParameterOption.Variadic
-"""Option of a last output that repeats any number of times."""
+"""Kind of a last output that an operator may have any number of times."""
 TOLERANCE = 1e-6
-"""Allowed difference of constants of floats, relative to the largest value; float16 may differ by one step.
-"""
+"""Allowed difference of float constants, relative to the largest value; float16 may differ by one step."""
 UNLIKE = 'is not the same as in the reference'
-"""Detail of a node, input or output without a difference that explains the signatures."""
+"""Detail of a node that the reference lacks, where no single difference was found."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """The structure of a graph, without the values of its constants of floats.
+    """The structure of a graph, without the values of its float constants.
 
     Attributes:
         nodes: digest of a node and its ancestors -> number of such nodes.
@@ -78,7 +77,7 @@ def compute_signature(model: onnx.ModelProto) -> Signature:
             default = _constant_digest(defaults[value.name])
         interface.append(f'input {_typed(value)} {default}')
     interface += [f'output {_typed(value)} {tensors.get(value.name)}' for value in graph.output]
-    # the opset of a domain that no node is of decides nothing
+    # opsets of unused domains do not count
     domains = {'ai.onnx', *(node.domain or 'ai.onnx' for node in all_nodes(model))}
     opsets = ((entry.domain or 'ai.onnx', entry.version) for entry in model.opset_import)
     interface += sorted(f'opset {domain} {version}' for domain, version in opsets if domain in domains)
@@ -88,9 +87,9 @@ def compute_signature(model: onnx.ModelProto) -> Signature:
 
 @dataclasses.dataclass(frozen=True)
 class _Scope:
-    opsets: onnx.ModelProto | onnx.FunctionProto
+    opsets: onnx.ModelProto | onnx.FunctionProto  # whose opset imports apply
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
-    depth: int = 0
+    depth: int = 0  # of nested bodies
 
     def digest_nodes(self, graph: onnx.GraphProto | onnx.FunctionProto, tensors: dict[str, str]) -> list[str]:
         inputs = set(_names(graph.input))
@@ -104,12 +103,12 @@ class _Scope:
         if value is not None:
             tensors[node.output[0]] = _constant_digest(value)
             return ''
-        values = attributes(node, self.opsets)
+        node_attributes = attributes(node, self.opsets)
         inner = dataclasses.replace(self, depth=self.depth + 1)
         digest = _digest(
             node.domain or 'ai.onnx',
             node.op_type,
-            *(f'{name}={exact_text(entry)}' for name, entry in sorted(values.items())),
+            *(f'{name}={exact_text(value)}' for name, value in sorted(node_attributes.items())),
             *(f'{entry.name}=@{entry.ref_attr_name}' for entry in node.attribute if entry.ref_attr_name),
             *(
                 f'{attribute.name}={inner.digest_body(body, dict(tensors))}'
@@ -123,7 +122,7 @@ class _Scope:
             *('1' if name else '0' for name in self._counted_outputs(node)),
         )
         outputs = enumerate(node.output)
-        tensors.update((name, _digest(digest, str(place))) for place, name in outputs if name)
+        tensors.update((name, _digest(digest, str(index))) for index, name in outputs if name)
         return digest
 
     def _counted_outputs(self, node: onnx.NodeProto) -> Sequence[str]:
@@ -145,8 +144,8 @@ class _Scope:
 
     def digest_body(self, graph: onnx.GraphProto | onnx.FunctionProto, tensors: dict[str, str]) -> str:
         inputs = _names(graph.input)
-        for place, name in enumerate(inputs):
-            tensors[name] = _digest('argument', str(self.depth), str(place))
+        for index, name in enumerate(inputs):
+            tensors[name] = _digest('argument', str(self.depth), str(index))
         nodes = sorted(filter(None, self.digest_nodes(graph, tensors)))
         defaults = [
             f'default {inputs.index(name)} {_constant_digest(array)}'
@@ -198,10 +197,10 @@ class GraphDifference:
     """One difference of a graph from its reference.
 
     Attributes:
-        kind: see `diff.structure.Change`; or 'interface' (an input, output or opset).
+        kind: see `diff.structure.Change`.
         where: node, tensor, or name of an input, output or opset.
         module: PyTorch module of the node, or ''.
-        more: number of other nodes with the same difference, which read the same constant.
+        more: number of other nodes that have the same difference.
     """
 
     kind: str
@@ -241,35 +240,40 @@ def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[Grap
 
 
 def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[GraphDifference]:
+    """Walk both graphs of equal structure back from their outputs, and compare the constants of each pair."""
     constants = Constants()
     programs = Program(model, constants), Program(reference, constants)
     indices = tuple(program.index for program in programs)
-    values, other_values = ({**program.constants, **program.defaults} for program in programs)
-    waiting = [(*names, -1) for names in zip(*(index.outputs for index in indices), strict=True)]
+    values, reference_values = ({**program.constants, **program.defaults} for program in programs)
+    pending = [(*names, -1) for names in zip(*(index.outputs for index in indices), strict=True)]
     details: dict[tuple[str, str], str] = {}
     readers: dict[tuple[str, str], set[int]] = {}
-    while waiting:
-        name, mate, reader = waiting.pop()
-        is_new = (name, mate) not in readers
-        readers.setdefault((name, mate), set()).add(reader)
+    while pending:
+        name, reference_name, reader = pending.pop()
+        is_new = (name, reference_name) not in readers
+        readers.setdefault((name, reference_name), set()).add(reader)
         if not is_new:
             continue
-        value, expected = values.get(name), other_values.get(mate)
+        value, expected = values.get(name), reference_values.get(reference_name)
         if value is not None and expected is not None:
             if not _is_close(value, expected):
-                details[name, mate] = f'{name}: {constant_change(value, expected)[0]}'
+                details[name, reference_name] = f'{name}: {constant_change(value, expected)[0]}'
             continue
-        positions = indices[0].producer(name), indices[1].producer(mate)
+        positions = indices[0].producer(name), indices[1].producer(reference_name)
         if None in positions:
             continue
-        node, other = (index.nodes[position] for index, position in zip(indices, positions, strict=True))
-        operands = zip((*node.input, *captured(node)), (*other.input, *captured(other)), strict=False)
-        waiting += [(*names, positions[0]) for names in operands if all(names)]
-        pairs = zip(_inner_constants(node, model), _inner_constants(other, reference), strict=True)
+        node, reference_node = (
+            index.nodes[position] for index, position in zip(indices, positions, strict=True)
+        )
+        operands = zip(
+            (*node.input, *captured(node)), (*reference_node.input, *captured(reference_node)), strict=False
+        )
+        pending += [(*names, positions[0]) for names in operands if all(names)]
+        pairs = zip(_inner_constants(node, model), _inner_constants(reference_node, reference), strict=True)
         changed = [constant_change(*pair)[0] for pair in pairs if not _is_close(*pair)]
         if changed:
-            readers[name, mate] = {positions[0]}
-            details[name, mate] = f'a constant inside: {changed[0]}'
+            readers[name, reference_name] = {positions[0]}
+            details[name, reference_name] = f'a constant inside: {changed[0]}'
     found, nodes = [], model.graph.node
     for key in sorted(details, key=lambda key: min(readers[key])):
         first, more = min(readers[key]), len(readers[key]) - 1
@@ -308,11 +312,11 @@ def _is_close(value: np.ndarray, expected: np.ndarray) -> bool:
 def _unexplained(model: onnx.ModelProto, signature: Signature, expected: Signature) -> list[GraphDifference]:
     nodes, digests = model.graph.node, set(expected.tensors.values())
     unlike = [
-        GraphDifference('node', node_label(nodes, place), module_path(node), f'{node.op_type} {UNLIKE}')
-        for place, (node, digest) in enumerate(zip(nodes, signature.node_digests, strict=True))
+        GraphDifference('node', node_label(nodes, position), module_path(node), f'{node.op_type} {UNLIKE}')
+        for position, (node, digest) in enumerate(zip(nodes, signature.node_digests, strict=True))
         if digest
         and digest not in expected.nodes
         and all(signature.tensors.get(name) in digests for name in node.input if name)
     ]
-    order = 'inputs, outputs, opsets or nodes are there in another order or number'
-    return unlike or [GraphDifference('node', 'graph', '', order)]
+    detail = 'inputs, outputs, opsets or nodes differ in order or number'
+    return unlike or [GraphDifference('node', 'graph', '', detail)]

@@ -1,4 +1,4 @@
-"""The facts of a live two-stage detector."""
+"""Reads `TwoStageFacts` from a built two-stage detector."""
 
 import dataclasses
 
@@ -21,9 +21,10 @@ def num_classes(model: nn.Module) -> int:
 
 
 def facts_of(model: nn.Module) -> TwoStageFacts:
-    first = proposals.thresholds(model.rpn_head) if graphs.proposes(model) else None
-    last = first if roi_head_of(model) is None else boxes.thresholds(result_cfg(model))
-    facts = TwoStageFacts(**plain(last), num_classes=num_classes(model), proposals=first)
+    rpn_thresholds = proposals.thresholds(model.rpn_head) if graphs.proposes(model) else None
+    has_rois = roi_head_of(model) is not None
+    thresholds = boxes.thresholds(result_cfg(model)) if has_rois else rpn_thresholds
+    facts = TwoStageFacts(**plain(thresholds), num_classes=num_classes(model), proposals=rpn_thresholds)
     if hasattr(model, 'panoptic_fusion_head'):
         fusion = model.panoptic_fusion_head
         return dataclasses.replace(
