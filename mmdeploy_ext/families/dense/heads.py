@@ -18,6 +18,7 @@ from torch import nn
 from mmdeploy_ext.contract.facts import Mismatch
 from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.source_code import users_class
 from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.exporting.postprocess.suppression import rows_of
 from mmdeploy_ext.families.dense import runtime
@@ -113,7 +114,9 @@ def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
     kind, place = kind_of(head), place_of_results(head)
     code = place_of_method(head, kind.own) if kind.own else ''
     traced = f', also with {code} traced' if code.startswith('your ') else ''
-    problem = f'{place} gives other boxes than any that we know{traced}: --postprocess raw, {OWN}'
+    generator = users_class(type(getattr(head, 'prior_generator', None)))
+    priors = f', on priors of your {generator}' if generator else ''
+    problem = f'{place} gives other boxes than any that we know{traced}{priors}: --postprocess raw, {OWN}'
     decodings = [facts]
     if kind.own and not isinstance(facts.coder, Traced):
         described = dataclasses.replace(facts.head, inverted=True)
