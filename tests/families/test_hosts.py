@@ -189,7 +189,7 @@ def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_file, 
         ('mask_rcnn_toy', {}),
         ('deformable_detr_toy', {}),
         ('atss_toy', PLUGIN),
-        ('mask_rcnn_toy', dict(PLUGIN, max_proposals=300)),
+        ('mask_rcnn_toy', dict(PLUGIN, max_candidates=500, max_proposals=300)),
     ],
 )
 def test_files_of_other_families_are_proven(name, options, tmp_path):
