@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 RUNNERS = Path(runners.__file__).parent
 SPARSE_RUNNER = 'run_libspconv.cpp'
+DETECT = 'detect.cpp'
 TRTEXEC = 'run_trtexec.sh'
 TRITON = 'config.pbtxt'
 TRITON_TYPES = dict(
@@ -35,6 +36,8 @@ def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     for graph in map(KitGraph.from_json, manifest['graphs']):
         name = TRITON if len(manifest['graphs']) == 1 else f'{graph.name}.{TRITON}'
         (folder / name).write_text(triton_config(graph), encoding='utf-8')
+        if 'num_dets' in graph.spec.output_names and graph.spec.inputs[0].pixels is not None:
+            shutil.copyfile(RUNNERS / DETECT, folder / DETECT)
 
 
 def shapes_of(case: Mapping[str, Any]) -> str:

@@ -79,6 +79,23 @@ def test_a_program_feeds_pixels_of_opencv_and_reads_num_dets_rows(hosts_file):
     assert np.array_equal(outputs['det_classes'][0, :count], expected.labels)
 
 
+def test_openvino_lists_the_inputs_and_gives_the_outputs_of_onnx_runtime(hosts_file):
+    openvino = pytest.importorskip('openvino')
+    feeds = dict(
+        input=read_image(PICTURE)[None, :256, :320],
+        img_shape=np.float32([[250, 310]]),
+        scale_factor=np.full((1, 4), 0.5, np.float32),
+    )
+    session = onnxruntime.InferenceSession(hosts_file)
+    expected = dict(zip([one.name for one in session.get_outputs()], session.run(None, feeds), strict=True))
+    model = openvino.compile_model(hosts_file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    assert [port.any_name for port in model.inputs] == list(feeds)
+    found = {name: array for port, array in model(feeds).items() for name in port.names}
+    assert expected['num_dets'] > 3
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-3, err_msg=name)
+
+
 def test_a_file_of_pixels_of_any_size_becomes_one_of_a_fixed_size(hosts_file, tmp_path):
     fixed = with_fixed_metadata(set_by_text(onnx.load(hosts_file), ['B=1', 'H=256', 'W=320']))
     onnx.save(fixed, tmp_path / 'fixed.onnx')
@@ -172,7 +189,7 @@ def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_file, 
         ('mask_rcnn_toy', {}),
         ('deformable_detr_toy', {}),
         ('atss_toy', PLUGIN),
-        ('mask_rcnn_toy', dict(PLUGIN, max_proposals=300)),
+        ('mask_rcnn_toy', dict(PLUGIN, max_candidates=500, max_proposals=300)),
     ],
 )
 def test_files_of_other_families_are_proven(name, options, tmp_path):

@@ -27,6 +27,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.tasks import bbox2d
+from toy_atss import CHECKPOINT, CONFIG, export_toy, load_toy
 from wrong_outputs import FAULTS, changed
 
 CASES = 3
@@ -71,6 +72,18 @@ def test_a_browser_gives_pytorchs_results_and_asks_nobody_else(browser, kit):
         request for request in browser.requests if not request.startswith((address, 'data:', 'blob:'))
     ]
     assert not elsewhere
+
+
+@pytest.mark.matrix
+def test_a_browser_runs_a_file_of_pixels_with_plain_inputs_and_counted_outputs(browser, tmp_path):
+    hosts = dict(input='uint8-nhwc', channels='rgb', required_inputs=True, outputs='efficient-nms')
+    path, kit = export_toy(load_toy(), tmp_path / 'hosts.onnx', **hosts), tmp_path / 'kit'
+    assert kit_app.main([path, CONFIG, CHECKPOINT, '--out', str(kit)]) == 0
+    change_manifest(kit, lambda manifest: manifest.update(cases=manifest['cases'][:1]))
+    with address_of(kit) as address:
+        verdict, failures, _ = run_page(browser, address)
+    assert verdict.startswith('EQUAL ON '), failures
+    assert not browser.problems
 
 
 @pytest.mark.matrix

@@ -7,14 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from kits import run
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.kit.contents import KitGraph, read_array
+from mmdeploy_ext.kit.engine_files import DETECT, RUNNERS
 from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.preprocess.pictures import read_image
+from toy_atss import PICTURE, export_toy, load_toy
 
 NPM = os.environ.get('KIT_NPM', '')
 """Folder in which `npm install --ignore-scripts onnxruntime-node` was run."""
@@ -31,6 +36,7 @@ def call(words, cwd, **environment):
         list(map(str, words)), cwd=cwd, env=os.environ | environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
 
 
 def trtexec(kit, outputs):
@@ -65,6 +71,30 @@ def test_the_commands_for_trtexec_give_equal_outputs(module_kit, tmp_path):
     trtexec(module_kit[0], tmp_path / 'outputs')
     judgement = judge(module_kit[0], tmp_path / 'outputs')
     assert judgement.equal and not judgement.frames, judgement.failures
+
+
+def test_the_program_in_cpp_prints_the_detections_of_a_picture(tmp_path):
+    if not Path(HEADERS, 'onnxruntime_cxx_api.h').is_file():
+        pytest.skip(f'{HEADERS} has no onnxruntime_cxx_api.h (KIT_ORT_INCLUDE)')
+    libraries = sorted(Path(onnxruntime.__file__).parent.glob('capi/libonnxruntime.so.*'))
+    if not libraries:
+        pytest.skip('the Python package onnxruntime has no libonnxruntime')
+    (tmp_path / 'libonnxruntime.so.1').symlink_to(libraries[0])
+    words = ['c++', '-std=c++17', '-Wall', RUNNERS / DETECT, '-isystem', HEADERS, 'libonnxruntime.so.1']
+    call([*words, f'-Wl,-rpath,{tmp_path}', '-o', 'detect'], tmp_path)
+    hosts = dict(input='uint8-nhwc', channels='rgb', required_inputs=True, outputs='efficient-nms')
+    path = export_toy(load_toy(), tmp_path / 'hosts.onnx', **hosts)
+    picture = cv2.resize(read_image(PICTURE), (310, 250))
+    cv2.imwrite(str(tmp_path / 'picture.ppm'), picture)
+    printed = call([tmp_path / 'detect', path, 'picture.ppm', 0.5], tmp_path)
+    pixels = np.zeros((1, 256, 320, 3), np.uint8)
+    pixels[0, :250, :310] = picture[..., ::-1]
+    feeds = dict(img_shape=np.float32([[250, 310]]), scale_factor=np.full((1, 4), 0.5, np.float32))
+    outputs = onnxruntime.InferenceSession(path).run(None, dict(feeds, input=pixels))
+    (count,), boxes, scores, labels = (array[0] for array in outputs)
+    expected = np.column_stack([labels, scores, boxes])[:count]
+    assert count > 3
+    np.testing.assert_allclose(np.loadtxt(printed.splitlines()), expected, atol=0.01)
 
 
 @pytest.mark.matrix
