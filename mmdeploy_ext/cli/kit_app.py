@@ -82,14 +82,16 @@ def _serve(args: argparse.Namespace) -> int:
 def _write(args: argparse.Namespace) -> int:
     if not (args.onnx_file and args.out and (args.module or (args.config and args.checkpoint))):
         raise UsageError('expected m.onnx CONFIG CHECKPOINT --out KIT, m.onnx --module ..., or --serve KIT')
-    advice = 'a kit has one file: PART.onnx --module FILE.py:make, which makes the part'
-    parts_app.refuse_folder(args.onnx_file, advice)
     if not args.module:
         shared.refuse_options(args, build_parser(), OF_MODULES, 'goes with --module only')
     if args.web:
         web_library.package()  # a download that fails does so before PyTorch computes
     cli.wait_passively()
-    manifest, out = write_of_module(args) if args.module else write_of_detector(args), Path(args.out)
+    if parts_app.is_folder(args.onnx_file):
+        write = write_of_parts
+    else:
+        write = write_of_module if args.module else write_of_detector
+    manifest, out = write(args), Path(args.out)
     if args.web:
         add_library(out)
     frames = f' and {len(manifest["frames"])} frames' if manifest['frames'] else ''
@@ -123,6 +125,17 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     names = [name for name, _ in inputs.pictures] or [chosen.origin or inputs_of_backbones]
     pictures = [dict(name=name, licence=licence) for name in names]
     return write_detector_kit(deployment, args.onnx_file, chosen.samples, args.out, pictures)
+
+
+def write_of_parts(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the kit of a folder of `mm2onnx export --parts`; return its manifest."""
+    from mmdeploy_ext.cutting.folder import CutFolder
+    from mmdeploy_ext.kit.parts import write_parts_kit
+
+    folder = CutFolder.read(args.onnx_file)
+    deployment, samples = parts_app.open_model(args)
+    pictures = [dict(name='samples of the parts', licence=args.licence or NOT_STATED)]
+    return write_parts_kit(deployment, folder, samples, args.out, pictures)
 
 
 def write_of_module(args: argparse.Namespace) -> dict[str, Any]:

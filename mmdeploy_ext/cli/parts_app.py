@@ -66,7 +66,7 @@ def _add_samples(add: object) -> None:
     )
 
 
-def _open(args: argparse.Namespace) -> tuple[CutModel, list[dict[str, Any]]]:
+def open_model(args: argparse.Namespace) -> tuple[CutModel, list[dict[str, Any]]]:
     """Model and samples of the arguments; no samples without `--samples`."""
     from mmdeploy_ext.cutting.model import read_model
     from mmdeploy_ext.cutting.samples import samples_of
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         from mmdeploy_ext.exporting.export import check_opset
 
         check_opset(args.opset_version, args.exporter)
-    deployment, samples = _open(args)
+    deployment, samples = open_model(args)
     options = dict(
         opset=args.opset_version, exporter=args.exporter, precision=args.precision, simplify=args.simplify
     )
@@ -118,7 +118,7 @@ def run_verify(args: argparse.Namespace) -> int:
     from mmdeploy_ext.cutting.proof import prove_folder
 
     folder = CutFolder.read(args.folder)
-    deployment, samples = _open(args)
+    deployment, samples = open_model(args)
     deployment.facts()
     with after_weights():
         verdict = prove_folder(deployment, folder, samples)
@@ -171,7 +171,7 @@ def run_test(args: argparse.Namespace) -> int:
     from mmdeploy_ext.cutting.folder import CutFolder
 
     folder = CutFolder.read(args.parts)
-    deployment, _ = _open(args)
+    deployment, _ = open_model(args)
     rows = compare_on_dataset(deployment, folder, args.eval)
     for row in rows:
         print(f'{row.name}: PyTorch {row.reference:.4f}, parts {row.candidate:.4f}, {row.difference_text}')
@@ -205,7 +205,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     from mmdeploy_ext.cutting.folder import CutFolder
 
     folder = CutFolder.read(args.parts)
-    deployment, samples = _open(args)
+    deployment, samples = open_model(args)
     rows = time_parts(deployment, folder, samples, args.max_iter, args.warmup)
     print(f'{args.config}: {args.max_iter} rounds in turns')
     for row in rows:

@@ -62,6 +62,29 @@ def scopes_without_registries(module: ModuleType) -> None:
     module.Registry.get = get
 
 
+@after('mmcv.utils.registry', versions='mmcv-full 1.7.2, mmdet 2.28.2')
+def names_that_libraries_took_later(module: ModuleType) -> None:
+    """A repository's class cannot be registered if a later library has its name: EfficientNet of MapTR.
+
+    The repository's class replaces the library's, as in the version that it was written for.
+    """
+    registry = module.Registry
+    original = registry._register_module
+
+    @functools.wraps(original)
+    def register(self: Any, module: Any, module_name: Any = None, force: bool = False) -> None:
+        names = [module_name or module.__name__] if isinstance(module_name, str | None) else module_name
+        taken = [self._module_dict[name] for name in names if name in self._module_dict]
+        is_older = not _is_of_openmmlab(module) and all(map(_is_of_openmmlab, taken))
+        original(self, module, module_name, force or is_older)
+
+    registry._register_module = register
+
+
+def _is_of_openmmlab(cls: Any) -> bool:
+    return cls.__module__.partition('.')[0] in ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
+
+
 @after('mmcv.runner.dist_utils', versions='mmcv-full 1.7.2', without_gpu=True)
 def init_dist_without_gpu(module: ModuleType) -> None:
     """init_dist takes the rank modulo the number of GPUs: ZeroDivisionError on a machine without one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -44,9 +45,10 @@ def pip_arguments(error: ModuleNotFoundError, modules: Sequence[str] = ()) -> li
     """Arguments of `pip install` for all absent packages that the user's modules import.
 
     Reads, without running them, the user's files in the traceback, the files of `modules`, and their imports.
-    Imports inside functions and in `try` do not count. The package of the error comes first.
+    Imports inside functions and in `try` do not count. The package of the error comes first. A package that
+    the repository builds is the folder of its setup.py.
     """
-    names = [(error.name or '').partition('.')[0]]
+    sources = {(error.name or '').partition('.')[0]: ''}
     waiting = [
         Path(frame.f_code.co_filename).resolve() for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
@@ -61,9 +63,18 @@ def pip_arguments(error: ModuleNotFoundError, modules: Sequence[str] = ()) -> li
             package = module.partition('.')[0]
             files = _files(file, module, level, members)
             waiting += files
-            if not level and not files and package not in names and _is_absent(package):
-                names.append(package)
-    return [DISTRIBUTIONS.get(name, name) for name in names]
+            if not level and not files and (package in sources or _is_absent(package)):
+                sources[package] = sources.get(package) or _source(file, package)
+    return [source or DISTRIBUTIONS.get(name, name) for name, source in sources.items()]
+
+
+def _source(file: Path, package: str) -> str:
+    """Return the folder above a file with a setup.py that names the package, or ''."""
+    for folder in file.parents[:3]:
+        setup = folder / 'setup.py'
+        if setup.is_file() and re.search(rf'[\'"]{package}[\'"]', setup.read_text(encoding='utf-8')):
+            return str(folder)
+    return ''
 
 
 def _is_absent(package: str) -> bool:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 RTOL = 1e-4
 """Allowed difference of arrays that no task matches, relative to the largest value of each."""
+LEAST_COLUMNS = 7
+"""x, y, z, sizes and yaw."""
 BOX_COLUMNS = 9
 """x, y, z, sizes, yaw and velocity of `Detections3D`."""
 
@@ -102,7 +104,7 @@ def _match_dict(matched: Matched, title: str, reference: dict[str, Any], candida
         matched.tensors.append(failed_row(title, reason))
         return
     remaining = dict(reference)
-    if {'boxes_3d', 'scores_3d', 'labels_3d'} <= reference.keys():
+    if _is_boxes3d(reference) and _is_boxes3d(candidate):
         sides = _boxes3d(reference), _boxes3d(candidate)
         matched.detections.append(_match_scored(matched, 'bbox3d', title, *sides))
         for key in ('boxes_3d', 'scores_3d', 'labels_3d'):
@@ -199,6 +201,14 @@ def _is_boxes(value: Any) -> bool:
         and bool(value)
         and all(isinstance(entry, np.ndarray) and entry.ndim == 2 and entry.shape[1] == 5 for entry in value)
     )
+
+
+def _is_boxes3d(value: dict[str, Any]) -> bool:
+    """Whether a dict has boxes in space; MapTR's `boxes_3d` are flat ones around lines."""
+    if not {'boxes_3d', 'scores_3d', 'labels_3d'} <= value.keys():
+        return False
+    boxes = _array(value['boxes_3d'])
+    return boxes is not None and boxes.ndim == 2 and boxes.shape[1] >= LEAST_COLUMNS
 
 
 def _is_ranking(value: Any) -> bool:

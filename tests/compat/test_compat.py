@@ -256,3 +256,17 @@ def test_masked_conv_is_that_of_its_definition():
         found = [conv(features, given).numpy() for given in (mask, mask.float())]
     for result in found:
         np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_a_repositorys_class_replaces_one_of_its_name_that_a_library_took_later():
+    compat.apply()
+    from mmcv.utils import Registry
+    from mmdet.models.backbones import EfficientNet
+
+    own, another = (type('EfficientNet', (), dict(__module__='projects.models')) for _ in range(2))
+    registry = Registry('backbones')
+    registry.register_module(module=EfficientNet)
+    registry.register_module(module=own)
+    assert registry.get('EfficientNet') is own
+    with pytest.raises(KeyError, match='EfficientNet'):
+        registry.register_module(module=another)

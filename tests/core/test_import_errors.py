@@ -12,9 +12,10 @@ from mmdeploy_ext.core.errors import ConfigError
     ('code', 'words'),
     [
         (
-            'from mmdet.models.builder import HEADS\n@HEADS.register_module()\nclass ATSSHead: pass\n',
+            'from mmcv.utils import Registry\nHEADS = Registry("models")\n'
+            + 2 * '@HEADS.register_module()\nclass OwnHead: pass\n',
             [
-                "'ATSSHead is already registered in models'",
+                "'OwnHead is already registered in models'",
                 'taken_plugin.py:',
             ],
         ),
@@ -53,12 +54,14 @@ def test_all_missing_packages_are_named_at_once_by_their_distributions(tmp_path,
     (package / '__init__.py').write_text('from . import maps\nfrom .sets import Set\n')
     (package / 'maps.py').write_text('import no_such_maps\n')
     (package / 'sets.py').write_text(
-        'import os\nfrom upath import UPath\nfrom Polygon import Polygon\n'
+        'import os\nfrom upath import UPath\nfrom Polygon import Polygon\nimport no_such_kernels\n'
         'try:\n    import no_such_extra\nexcept ImportError:\n    pass\n\n'
         'def draw():\n    import no_such_figure\n'
     )
+    (package / 'setup.py').write_text("setup(name='no_such_kernels')\n")
     config = "custom_imports = dict(imports=['lacking_plugin'])\nmodel = dict(type='ATSS')\n"
     (tmp_path / 'config.py').write_text(config)
     monkeypatch.setattr(sys, 'path', [*sys.path])
-    with pytest.raises(ConfigError, match=r'pip install no_such_maps universal_pathlib Polygon3$'):
+    words = rf'pip install no_such_maps universal_pathlib Polygon3 {package}$'
+    with pytest.raises(ConfigError, match=words):
         load_config(str(tmp_path / 'config.py'))

@@ -16,6 +16,8 @@ from mmdeploy_ext.cutting.api import export_parts
 from mmdeploy_ext.cutting.folder import CutFolder
 from mmdeploy_ext.cutting.proof import prove_folder
 from mmdeploy_ext.cutting.samples import run_test_path
+from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.runners import run_onnxruntime
 
 
 def test_a_detector_in_two_parts_is_proven_within_the_whole_model(cut_toy):
@@ -101,7 +103,15 @@ def test_the_swapped_model_is_timed_against_pytorch(cut_toy, tmp_path):
     assert parts['ratio_to_torch']['median'] > 0
 
 
-def test_a_kit_of_a_folder_of_parts_is_refused(cut_toy, tmp_path, capsys):
-    words = [str(cut_toy.folder.path), toy_atss.CONFIG, toy_atss.CHECKPOINT, '--out', str(tmp_path / 'kit')]
-    assert kit_app.main(words) == 2
-    assert '--module' in capsys.readouterr().err
+def test_a_kit_of_a_folder_of_parts_is_judged_on_the_device(cut_toy, tmp_path):
+    kit, outputs = tmp_path / 'kit', tmp_path / 'outputs'
+    words = [str(cut_toy.folder.path), toy_atss.CONFIG, toy_atss.CHECKPOINT, '--out', str(kit)]
+    assert kit_app.main(words) == 0
+    run_onnxruntime.main(str(outputs), kit=kit)
+    judgement = judge(kit, outputs)
+    assert judgement.equal and judgement.inputs == 2 * len(cut_toy.samples)
+    case = outputs / 'bbox_head_001.npz'
+    arrays = dict(np.load(case))
+    first = next(iter(arrays))
+    run_onnxruntime.save(case, {**arrays, first: arrays[first] + 0.1})
+    assert not judge(kit, outputs).equal

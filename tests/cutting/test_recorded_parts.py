@@ -87,15 +87,17 @@ def test_rows_of_a_ranking_are_matched_in_any_order_and_moved_boxes_are_found():
     assert not match_results('', ranking([0, 1, 2]), wrong).passed
 
 
-def map_result(order):
+def map_result(order, prefix):
     scores = torch.tensor([0.9, 0.7, 0.5])[order]
-    points = torch.arange(12.0).reshape(3, 2, 2)[order]
-    return [dict(map_scores_3d=scores, map_pts_3d=points)]
+    points, labels = torch.arange(12.0).reshape(3, 2, 2)[order], torch.tensor(order)
+    fields = dict(scores_3d=scores, labels_3d=labels, boxes_3d=points.flatten(1), pts_3d=points)
+    return [{f'{prefix}{key}': value for key, value in fields.items()}]
 
 
-def test_rows_of_maps_are_matched_in_any_order_and_moved_points_are_found():
-    reference = map_result([0, 1, 2])
-    assert match_results('', reference, map_result([2, 0, 1])).passed
-    moved = map_result([0, 1, 2])
-    moved[0]['map_pts_3d'][1] += 0.1
+@pytest.mark.parametrize('prefix', ['map_', ''])
+def test_rows_of_maps_are_matched_in_any_order_and_moved_points_are_found(prefix):
+    reference = map_result([0, 1, 2], prefix)
+    assert match_results('', reference, map_result([2, 0, 1], prefix)).passed
+    moved = map_result([0, 1, 2], prefix)
+    moved[0][f'{prefix}pts_3d'][1] += 0.1
     assert not match_results('', reference, moved).passed

@@ -1,0 +1,92 @@
+"""The kit of a folder of parts: inputs that the user's test path gave each part, and PyTorch's outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.arrays import to_array
+from mmdeploy_ext.cutting.export import record_parts
+from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.kit.contents import ArrayFolder, KitCase, KitGraph
+from mmdeploy_ext.kit.model_files import copy_model
+from mmdeploy_ext.kit.writer import write_kit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.cutting.export import RecordedPart
+    from mmdeploy_ext.cutting.folder import CutFolder
+    from mmdeploy_ext.cutting.model import CutModel
+
+
+def write_parts_kit(
+    deployment: CutModel,
+    folder: CutFolder,
+    samples: Sequence[Any],
+    out: str | Path,
+    pictures: Sequence[dict[str, str]],
+) -> dict[str, Any]:
+    """Write a kit with a case per call of a part; return its manifest.
+
+    Args:
+        deployment: config and checkpoint.
+        folder: the exported folder.
+        samples: keyword arguments of the test path, in their order.
+        out: the folder, see `write_kit`.
+        pictures: `name` and `licence` of the source of the samples.
+    """
+    parts, _ = record_parts(deployment, [entry['part'] for entry in folder.entries], samples)
+
+    def write_contents(target: Path) -> dict[str, Any]:
+        arrays = ArrayFolder(target)
+        graphs: list[dict[str, Any]] = []
+        cases: list[dict[str, Any]] = []
+        for part, entry in zip(parts, folder.entries, strict=True):
+            graph = _graph(folder, entry)
+            graphs.append(graph.to_json() | copy_model(folder.file(entry), target, graph))
+            cases += [case.write(arrays, case.tensors) for case in _cases(part, entry, graph)]
+        return dict(
+            graphs=graphs,
+            cases=cases,
+            frames=[],
+            bars={},
+            task=None,
+            precision=folder.options['precision'],
+            title=', '.join(part.text for part in folder.parts),
+            origin=f'They are parts of the model of `{deployment.config}`.',
+            pictures=list(pictures),
+        )
+
+    return write_kit(out, str(folder.path), write_contents)
+
+
+def _graph(folder: CutFolder, entry: dict[str, Any]) -> KitGraph:
+    taken = {value.name for value in load(str(folder.file(entry))).graph.input}
+    sides = [
+        tuple(
+            TensorSpec(
+                tensor['name'],
+                tensor['dtype'],
+                tuple(tensor['shape']),
+                groups=(ColumnGroup(rtol=DEFAULT_RTOL),),
+            )
+            for tensor in entry[side]
+            if side == 'outputs' or tensor['name'] in taken
+        )
+        for side in ('inputs', 'outputs')
+    ]
+    return KitGraph(Path(entry['file']).stem, entry['file'], None, GraphSpec('part', *sides, ()))
+
+
+def _cases(part: RecordedPart, entry: dict[str, Any], graph: KitGraph) -> list[KitCase]:
+    names = {tensor['path']: tensor['name'] for tensor in (*entry['inputs'], *entry['outputs'])}
+    cases = []
+    for index, call in enumerate(part.calls):
+        inputs = {names[path]: to_array(tensor) for path, tensor in part.form.inputs_of(call).items()}
+        inputs = {name: inputs[name] for name in graph.spec.input_names}
+        outputs = {names[path]: array for path, array in part.form.outputs_of(call).items()}
+        name = f'{graph.name}_{index:03}'
+        cases.append(KitCase(name, graph.name, call.title, (), inputs, {}, outputs, []))
+    return cases
