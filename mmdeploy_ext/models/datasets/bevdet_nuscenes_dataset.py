@@ -97,6 +97,8 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         info = self.data_infos[index]
         return dict(
             curr=info,
+            ann_infos=([], []),  # which the repository's LoadAnnotationsBEVDepth reads at test time, too
+            pts_filename=info['lidar_path'],
             sample_idx=info['token'],
             scene_token=info.get('scene_token'),
             timestamp=info['timestamp'] / 1e6,
