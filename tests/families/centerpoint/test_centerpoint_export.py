@@ -47,7 +47,9 @@ def test_the_reference_is_the_unpatched_detector(toy):
 
 def test_both_files_are_proven_on_unseen_sweeps(toy):
     deployment, folder, *_ = toy
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(
+        deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'), timed=False
+    )
     assert verdict.proven, [check for check in checks_of(verdict) if not check.passed]
     assert cases_of(verdict)[3].name == 'one point'
     names = {row.tensor for case in cases_of(verdict) for row in case.tensors}
@@ -61,7 +63,9 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
     models = [onnx.load(path) for path in paths_of(folder)]
     assert [entry.version for model in models for entry in model.opset_import if not entry.domain] == [19, 19]
     assert sum(node.op_type == 'DeformConv' for node in models[1].graph.node) == 4  # two branches, two tasks
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(
+        deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'), timed=False
+    )
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) > 15
 
@@ -111,6 +115,6 @@ def test_the_form_for_engines_that_cannot_split_is_proven_and_found_in_the_file(
     export_files(toy[0], toy[0].family.choose(sparse_form='tables'), str(tmp_path))
     tables = paths_of(tmp_path)
     assert not any(node.op_type == 'Split' for node in onnx.load(tables[0]).graph.node)
-    verdict, _ = prove_samples(toy[0], tables, sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove_samples(toy[0], tables, sweeps(2), dict(engine='OnnxRuntimeBackend'), timed=False)
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) > 10

@@ -33,7 +33,9 @@ def sweeps(count):
 
 def test_both_files_are_proven_on_sweeps_that_were_not_traced(toy):
     deployment, folder, *_ = toy
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(
+        deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'), timed=False
+    )
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 100
     assert {'bev', 'reg_0', 'heatmap_1'} <= {row.tensor for case in cases_of(verdict) for row in case.tensors}
@@ -115,6 +117,8 @@ def test_a_fault_in_our_own_part_is_not_proven_by_inputs(toy, tmp_path, monkeypa
     deployment = deploy.load(config, checkpoint)
     options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
     export_files(deployment, options, str(tmp_path))
-    verdict = refuted(deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    verdict = refuted(
+        deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'), timed=False
+    )
     assert not verdict.proven
     assert not all(row.passed for case in cases_of(verdict) for row in case.tensors if row.tensor == 'bev')
