@@ -115,6 +115,6 @@ def test_the_form_for_engines_that_cannot_split_is_proven_and_found_in_the_file(
     export_files(toy[0], toy[0].family.choose(sparse_form='tables'), str(tmp_path))
     tables = paths_of(tmp_path)
     assert not any(node.op_type == 'Split' for node in onnx.load(tables[0]).graph.node)
-    verdict, _ = prove_samples(toy[0], tables, sweeps(2), dict(engine='OnnxRuntimeBackend'), timed=False)
+    verdict, _ = prove_samples(toy[0], tables, sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) > 10

@@ -117,8 +117,6 @@ def test_a_fault_in_our_own_part_is_not_proven_by_inputs(toy, tmp_path, monkeypa
     deployment = deploy.load(config, checkpoint)
     options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
     export_files(deployment, options, str(tmp_path))
-    verdict = refuted(
-        deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'), timed=False
-    )
+    verdict = refuted(deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
     assert not verdict.proven
     assert not all(row.passed for case in cases_of(verdict) for row in case.tensors if row.tensor == 'bev')
