@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from marking import in_suite
-
 REPO = Path(__file__).resolve().parents[2]
 RANK = """
 import os, pathlib, time
@@ -71,7 +69,8 @@ def start(tools, script, *words):
     )
 
 
-@pytest.mark.parametrize('number', in_suite([signal.SIGTERM, signal.SIGINT], signal.SIGTERM))
+@pytest.mark.matrix
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_distributed_script_ends_its_ranks(tools, number):
     process = start(tools, 'dist_test_pth.sh', 'config.py', 'checkpoint.pth', '2')
     assert until(lambda: len(ranks(tools)) == 2)

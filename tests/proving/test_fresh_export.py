@@ -48,8 +48,8 @@ def infer_picture(backend):
     return backend.infer(backend.select_inputs(feeds))
 
 
-def test_a_fresh_export_is_equal_and_says_so_first(deployment, path, tmp_path):
-    graph = judged(deployment, onnx.load(path), tmp_path)
+def test_a_fresh_export_is_equal_and_says_so_first(deployment, raw_path, tmp_path):
+    graph = judged(deployment, onnx.load(raw_path), tmp_path)
     assert graph.equal and graph.text == f'equal to a fresh export ({graph.nodes:,} nodes)'
 
 
@@ -79,8 +79,8 @@ def test_group_normalisation_is_exact_by_default_where_the_backbone_has_it(deplo
     assert deploy.resolve(options, model, deployment.rule).group_norm == expected
 
 
-def test_differences_are_named_by_node_module_and_value(deployment, path, tmp_path):
-    model = onnx.load(path)
+def test_differences_are_named_by_node_module_and_value(deployment, raw_path, tmp_path):
+    model = onnx.load(raw_path)
     node = next(node for node in model.graph.node if node.op_type == 'Conv' and 'atss_cls' in node.name)
     next(entry for entry in node.attribute if entry.name == 'pads').ints[:] = [0, 0, 2, 2]
     graph = judged(deployment, model, tmp_path)
@@ -146,7 +146,7 @@ def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_
     tmp_path, capsys, monkeypatch
 ):
     deployment = deploy.load(CONFIG, CHECKPOINT, {'model.test_cfg.score_thr': 0.3})
-    path = export_toy(deployment, tmp_path / 'm.onnx', dynamic=False, height=128, width=160)
+    path = export_toy(deployment, tmp_path / 'm.onnx', form='raw', dynamic=False, height=128, width=160)
     monkeypatch.setattr(ladder, 'prove', level_1_alone)
     status, out, content = verdict_of(tmp_path, capsys, path)
     assert status == 1 and content['verdict'] == 'not proven'

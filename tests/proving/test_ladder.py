@@ -1,5 +1,6 @@
 """The proof finds out what is wrong with a file, and passes what is right."""
 
+import functools
 import json
 
 import numpy as np
@@ -26,8 +27,9 @@ def deployment():
 
 @pytest.fixture(scope='module')
 def files(deployment, tmp_path_factory):
+    """Return form -> its file, exported once."""
     folder = tmp_path_factory.mktemp('ladder')
-    return {form: export_toy(deployment, folder / f'{form}.onnx', form=form) for form in FORMS}
+    return functools.cache(lambda form: export_toy(deployment, folder / f'{form}.onnx', form=form))
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def scale_one_weight(graph):
 
 @pytest.mark.parametrize('form', in_suite(FORMS, 'full'))
 def test_an_honest_export_is_proven_at_other_sizes_and_batch_3(deployment, files, images, form):
-    verdict, pictures = prove(deployment, files[form], images)
+    verdict, pictures = prove(deployment, files(form), images)
     assert verdict.proven, verdict.to_json()
     assert sum(row.reference for case in cases_of(verdict) for row in case.detections) >= 50
     shapes = {case.input_shape for case in cases_of(verdict)}
@@ -60,7 +62,7 @@ def test_an_honest_export_is_proven_at_other_sizes_and_batch_3(deployment, files
 
 
 def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, images, tmp_path):
-    verdict = check_files(deployment, faulty(files['full'], tmp_path, scale_one_weight), images)
+    verdict = check_files(deployment, faulty(files('raw'), tmp_path, scale_one_weight), images)
     assert not [check for check in checks_of(verdict) if not check.passed]
     (change,) = graphs_of(verdict)[0].differences
     assert 'atss_cls.weight' in change and 'and 4 more' in change
@@ -70,7 +72,7 @@ def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, image
 @pytest.mark.matrix
 def test_a_proof_in_which_next_to_nothing_is_found_is_no_proof(deployment, files):
     black = [('black.png', np.zeros((240, 320, 3), np.uint8))]
-    verdict, _ = prove(deployment, files['full'], black)
+    verdict, _ = prove(deployment, files('full'), black)
     assert matched_of(verdict) < 10
     assert all(case.passed for case in cases_of(verdict)) and not verdict.proven
     assert 'use images with objects that this model finds' in verdict.failures[0]
@@ -87,16 +89,16 @@ def as_unused(tensors):
 
 
 @pytest.mark.parametrize(
-    ('form', 'side', 'change', 'detail'),
+    ('side', 'change', 'detail'),
     [
-        ('raw', 'outputs', loosened, 'bbox_pred_0: groups: the file says'),
-        ('full', 'inputs', as_unused, 'input: unused: the file says True, the family False'),
+        ('outputs', loosened, 'bbox_pred_0: groups: the file says'),
+        ('inputs', as_unused, 'input: unused: the file says True, the family False'),
     ],
 )
 def test_a_file_has_the_contract_of_its_family_in_every_word(
-    deployment, files, images, tmp_path, form, side, change, detail
+    deployment, files, images, tmp_path, side, change, detail
 ):
-    model = onnx.load(files[form])
+    model = onnx.load(files('raw'))
     entry = next(one for one in model.metadata_props if one.key == 'mm2onnx.spec')
     spec = json.loads(entry.value)
     change([one for one in spec[side] if one['name'] in ('bbox_pred_0', 'input')])
@@ -109,7 +111,7 @@ def test_a_file_has_the_contract_of_its_family_in_every_word(
 
 @pytest.mark.matrix
 def test_verify_exits_1_for_a_file_with_a_changed_weight(files, tmp_path, capsys):
-    broken = faulty(files['raw'], tmp_path, scale_one_weight)
+    broken = faulty(files('raw'), tmp_path, scale_one_weight)
     with samples_alone():
         status = verify_app.main([CONFIG, CHECKPOINT, broken, '--json', str(tmp_path / 'v.json')])
     assert status == 1

@@ -71,7 +71,7 @@ def samples_alone() -> Iterator[None]:
 def prove_samples(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> tuple[Verdict, list[Any]]:
     """Do what `prove` does, on the given pictures, frames or sweeps alone; see `samples_alone`."""
     with samples_alone():
-        return prove(deployment, paths, samples, engine)
+        return prove(deployment, paths, samples, engine, timed=False)
 
 
 OF_OTHER_CONTRACTS = in_suite([prove, prove_samples], prove_samples)
@@ -81,7 +81,7 @@ OF_OTHER_CONTRACTS = in_suite([prove, prove_samples], prove_samples)
 def refuted(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Verdict:
     """Return the verdict on files that the given frames or sweeps refute, or else the whole proof's."""
     verdict, _ = prove_samples(deployment, paths, samples, engine)
-    return prove(deployment, paths, samples, engine)[0] if verdict.passed else verdict
+    return prove(deployment, paths, samples, engine, timed=False)[0] if verdict.passed else verdict
 
 
 def run_cases(known: Iterable[InputReference], backend: Backend) -> Iterator[Case]:

@@ -39,7 +39,7 @@ def sweeps(count):
 @pytest.mark.parametrize('kind', in_suite(toy_anchor3d.KINDS, 'pointpillars', 'dynamic_voxels'))
 def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
     deployment, folder, *_ = toy_anchor3d.exported(kind)
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE)
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE, timed=False)
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 30
     names = {row.tensor for case in cases_of(verdict) for row in case.tensors}
@@ -78,7 +78,7 @@ def test_nothing_needs_torchscript(tmp_path):
     deployment, *_ = toy_anchor3d.exported('dynamic')
     options = deploy.resolve_opset(deployment.family.choose(opset=0, exporter='dynamo'), deployment.model)
     paths, _ = export_files(deployment, options, str(tmp_path / 'graphs'))
-    verdict, _ = prove(deployment, paths, sweeps(2), ENGINE)
+    verdict, _ = prove(deployment, paths, sweeps(2), ENGINE, timed=False)
     assert all(graph.passed for graph in graphs_of(verdict))
     assert all(case.passed for case in cases_of(verdict))
 

@@ -47,7 +47,9 @@ def test_the_reference_is_the_unpatched_detector(toy):
 
 def test_both_files_are_proven_on_unseen_sweeps(toy):
     deployment, folder, *_ = toy
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(
+        deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'), timed=False
+    )
     assert verdict.proven, [check for check in checks_of(verdict) if not check.passed]
     assert cases_of(verdict)[3].name == 'one point'
     names = {row.tensor for case in cases_of(verdict) for row in case.tensors}
@@ -61,7 +63,9 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
     models = [onnx.load(path) for path in paths_of(folder)]
     assert [entry.version for model in models for entry in model.opset_import if not entry.domain] == [19, 19]
     assert sum(node.op_type == 'DeformConv' for node in models[1].graph.node) == 4  # two branches, two tasks
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(
+        deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'), timed=False
+    )
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) > 15
 

@@ -33,7 +33,9 @@ def sweeps(count):
 
 def test_both_files_are_proven_on_sweeps_that_were_not_traced(toy):
     deployment, folder, *_ = toy
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = prove(
+        deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'), timed=False
+    )
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 100
     assert {'bev', 'reg_0', 'heatmap_1'} <= {row.tensor for case in cases_of(verdict) for row in case.tensors}

@@ -55,7 +55,7 @@ def verdict_of(deployment, path):
     options = deployment.family.choose(height=SIZE[0], width=SIZE[1], opset=17, dynamic=True)
     picture = deploy.prepare_fixed(deployment.rule, IMAGES[0][1], *SIZE)
     export_files(deployment, options, str(path), [picture])
-    return prove(deployment, str(path), IMAGES, {})[0]
+    return prove(deployment, str(path), IMAGES, timed=False)[0]
 
 
 @pytest.mark.parametrize('kind', in_suite(TOYS, 'plain'))

@@ -39,7 +39,9 @@ def raw(toy, folder):
 
 
 def proof(deployment, path):
-    verdict, _ = prove(deployment, path, [('toy', read_image(toy_rtdetr.PICTURE))], dict(threads=1))
+    verdict, _ = prove(
+        deployment, path, [('toy', read_image(toy_rtdetr.PICTURE))], dict(threads=1), timed=False
+    )
     assert cases_of(verdict) and all(case.detections for case in cases_of(verdict))
     return verdict
 

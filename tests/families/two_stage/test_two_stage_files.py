@@ -19,7 +19,7 @@ IMAGES = [('toy.jpg', read_image(PICTURE)[: SIZE[0], : SIZE[1]])]
 
 def exported(config, folder, form):
     write_seeded(config, folder / 'm.pth')
-    own_size = {'data.test.pipeline.1.img_scale': SIZE[::-1]}
+    own_size = {'data.test.pipeline.1.img_scale': SIZE[::-1], 'model.test_cfg.rcnn.max_per_img': 20}
     deployment = deploy.load(config, str(folder / 'm.pth'), own_size)
     options = deployment.family.choose(form=form, opset=17, height=SIZE[0], width=SIZE[1])
     picture = deploy.prepare_fixed(deployment.rule, IMAGES[0][1], *SIZE)
@@ -30,7 +30,7 @@ def exported(config, folder, form):
 @pytest.mark.parametrize('form', in_suite(['full', 'regions', 'proposals'], 'full'))
 def test_a_file_is_proven(form, tmp_path):
     deployment, path = exported(f'{REPO}/configs/demo/mask_rcnn_toy.py', tmp_path, form)
-    verdict, _ = prove(deployment, path, IMAGES, {})
+    verdict, _ = prove(deployment, path, IMAGES, timed=False)
     assert verdict.proven, verdict.failures
 
 
@@ -40,5 +40,5 @@ def test_a_size_that_no_box_is_clipped_to_is_an_input_of_no_use(tmp_path):
     for head in (cfg.model.rpn_head, cfg.model.roi_head.bbox_head):
         head.bbox_coder.clip_border = False
     deployment, path = exported(write_config(cfg, tmp_path / 'm.py'), tmp_path, 'full')
-    assert prove(deployment, path, IMAGES, {})[0].proven
+    assert prove(deployment, path, IMAGES, timed=False)[0].proven
     assert open_file(path).metadata.spec.tensor('img_shape').unused
