@@ -65,14 +65,19 @@ def follow(deployment: Model, infos: Sequence[dict[str, Any]], frames: Sequence[
     is_object, worth = labels < len(classes), rng.uniform(0, 1.5, bank.num_anchor)
     # what is no object has the free rows of a frame, so that none is seen twice
     first = np.repeat(np.where(is_object, -6.0, 1.0 + worth)[:, None], len(classes), 1)
-    fit(deployment, frames, firsts, refinements[0], first)
+    fit(deployment, frames, firsts, refinements[0], first, is_first=True)
     last = np.full((bank.num_anchor, len(classes)), -6.0)
     last[is_object, labels[is_object]] = 0.5 + worth[is_object]
     fit(deployment, frames, firsts, refinements[-1], last)
 
 
 def fit(
-    deployment: Model, frames: Sequence[Any], firsts: Sequence[int], refinement: Any, goal: np.ndarray
+    deployment: Model,
+    frames: Sequence[Any],
+    firsts: Sequence[int],
+    refinement: Any,
+    goal: np.ndarray,
+    is_first: bool = False,
 ) -> None:
     """Fit the last layer of the classes of a refinement to logits (A, K) of the anchors."""
     stepper, layer, seen, goals = (
@@ -81,7 +86,6 @@ def fit(
         [],
         [],
     )
-    is_first = refinement is stepper.first_refinement
     inputs: list[torch.Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     try:
@@ -90,6 +94,8 @@ def fit(
             for frame in frames[first : first + LEARNED_FRAMES]:
                 inputs.clear()
                 ids = stepper.step(frame).outputs['instance_id'][0]
+                if not inputs:  # after a reset the first refinement computes no classes
+                    continue
                 # the ids of the frame after a reset are its rows
                 rows = np.arange(len(ids)) if is_first else ids
                 known = rows < len(goal)

@@ -11,6 +11,7 @@ import streampetr_seeded as seeded
 import toy_frames
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
+from mmdeploy_ext.consumers.streampetr_fork.loop import ForkOnnx
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.files import export_files
@@ -29,9 +30,9 @@ def assert_close(found, wanted, layers=slice(None)):
     assert (np.abs(found['all_bbox_preds'] - wanted['all_bbox_preds'][layers]) <= BOX).all()
 
 
-def check_drive(paths, engine='OnnxRuntimeBackend', layers=slice(None)):
+def check_drive(paths, engine='OnnxRuntimeBackend', layers=slice(None), opens=StreamPetrOnnx):
     frames = [exported.frame(index) for index in range(3)]
-    stepper = deployed.deployment().family.runner(paths, dict(engine=engine, threads=1))
+    stepper = opens(paths, max_gap_s=None, engine=engine, threads=1)
     for frame, wanted in zip(frames, exported.eager(frames), strict=True):
         assert_close(stepper.step(frame).outputs, wanted, layers)
 
@@ -73,7 +74,8 @@ OTHERS += [dict(exporter='dynamo', opset=18, contract=contract) for contract in 
 @pytest.mark.matrix
 @pytest.mark.parametrize('options', OTHERS, ids=str)
 def test_other_options_give_the_same_drive(options, tmp_path):
-    check_drive(deployed.export(tmp_path, **options))
+    opens = ForkOnnx if options.get('contract') == 'fork' else StreamPetrOnnx
+    check_drive(deployed.export(tmp_path, **options), opens=opens)
 
 
 # ---- the full-size model with the goldens' seeded weights

@@ -57,7 +57,6 @@ def prove(checkpoint, paths, infos, bars):
     verdict, _ = ladder.prove(deployment, paths, frames, bars=bars)
     for row in sequence_of(verdict):
         print(row.title, row.matched, row.reference, row.worst_distance, row.worst_score, row.ties)
-        print({tensor.tensor: tensor.max_abs for tensor in row.tensors})
     return verdict
 
 
@@ -78,7 +77,7 @@ def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint
     assert verdict.proven, verdict.failures
     teacher, free = sequence_of(verdict)
     assert (free.frames, free.resets, free.time_jumps) == (100, 2, 1) and free.match_rate >= 0.999
-    assert not any(tensor.reason for tensor in teacher.tensors)
+    assert teacher.passed
 
 
 def test_twenty_minutes_far_out_are_as_exact_as_the_first_frames(tmp_path):

@@ -1,6 +1,5 @@
 """Two-stage detectors in two graphs: pictures to proposals, regions to results, each with its tensors."""
 
-import copy
 import functools
 import types
 
@@ -32,8 +31,6 @@ ONE = dict(rpn='the model has no roi_head', fast='the model has no rpn_head') | 
 ONE |= dict.fromkeys(('guided', 'guided_alone', 'staged', 'staged_alone'), '(RPN|no roi_head)')
 """Kinds that are one graph, and what is said of them."""
 WHOLE = [kind for kind in KINDS if kind not in ONE]
-FACTS = types.SimpleNamespace(mask_thr=0.5, num_things=None)
-MASKS = types.SimpleNamespace(form='regions', options={}, postprocess=FACTS)
 
 
 TWO = images(2)
@@ -71,10 +68,15 @@ def rows_of(kind, form, outputs, prepared=TWO):
     return compare_tensors(expected, {name: outputs[name] for name in valued}, spec)
 
 
+def metadata_of(kind, form='regions'):
+    facts = family_of(kind).facts(seeded(kind))
+    return types.SimpleNamespace(form=form, options={}, postprocess=facts)
+
+
 def results_of(kind, form, outputs):
     """Return level 3: rows of both images of `TWO`."""
-    family, metadata = family_of(kind), copy.copy(MASKS)
-    metadata.form, feeds = form, feeds_of(kind, form)
+    family, metadata = family_of(kind), metadata_of(kind, form)
+    feeds = feeds_of(kind, form)
     found = family.reference(seeded(kind)).file_results(metadata, outputs, feeds, TWO, True)
     if found is None:
         found = detect.results_of(family.name, metadata, outputs, feeds)
@@ -146,7 +148,7 @@ def test_two_files_one_after_the_other_give_the_results_at_sizes_and_batches_tha
         between = first(feeds)
         assert all(row.passed for row in rows_of(kind, 'proposals', between, prepared))
         outputs = second(feeds | between)
-        found = detect.results_of(family.name, MASKS, outputs, feeds)
+        found = detect.results_of(family.name, metadata_of(kind), outputs, feeds)
         check_results(family, seeded(kind), prepared, found, ties=TIES.get(kind, 0))
         given = second(feeds_of(kind, 'regions', prepared))
         assert all(row.passed for row in rows_of(kind, 'regions', given, prepared))
