@@ -75,17 +75,6 @@ def test_a_planted_trap_is_named_by_file_and_line(planted, tmp_path, capsys, mon
     assert 'input' in findings[0]['details'][0]
 
 
-@pytest.mark.matrix
-def test_upstream_names_the_lines_of_mmdet(tmp_path):
-    target = tmp_path / 'found.json'
-    assert lint(CONFIG, CHECKPOINT, '--shape', 64, '--upstream', '--json', target) == 1
-    (report,) = json.loads(target.read_text())['reports']
-    met = {(finding['rule'], finding['file']) for finding in report['findings']}
-    assert ('value-to-python', 'mmdet/core/bbox/transforms.py') in met
-    assert ('frozen-input', None) in met and not report['trials']
-    assert not [file for _, file in met if file and file.startswith('mmdeploy_ext/')], 'blames our wrapper'
-
-
 STREAM = 'projects/configs/StreamPETR/stream_petr_toy.py', 'demo/checkpoints/stream_petr_toy.pth'
 SOLO = 'configs/demo/solov2_toy.py', 'demo/checkpoints/solov2_toy.pth'
 
