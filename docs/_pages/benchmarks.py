@@ -347,7 +347,7 @@ def figures(lines: Sequence[tuple[Mapping[str, Any], str]], engines: Sequence[st
     """Return the table: a row per file, two columns per engine."""
     headings = ['model', 'file', 'size']
     for engine in engines:
-        headings += [title_of(engine), 'memory']
+        headings += [title_of(engine), 'RAM']
     rows, last = [], None
     for entry, file in lines:
         cells = ['' if entry is last else entry['title'], file, entry['sizes'].get(file) or '']

@@ -15,11 +15,15 @@ OWN = 'faster_rcnn_r50_fpn_1x_coco'
 """Config and checkpoint of README's reader: a small one stands for them."""
 
 
+def joined(block: str) -> list[str]:
+    return block.replace('\\\n', ' ').splitlines()
+
+
 def commands_of(page: str) -> list[list[str]]:
     """Return the commands about one picture or file; `make demo` runs those about data sets."""
     text = (REPOSITORY / page).read_text(encoding='utf-8')
     blocks = re.findall(r'^```bash\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    lines = [shlex.split(line, comments=True) for block in blocks for line in joined(block)]
     return [
         [VARIABLES.get(word, word) for word in words[1:]]
         for words in lines

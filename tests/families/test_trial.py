@@ -34,6 +34,12 @@ class HeadThatNeedsKeypoints(HeadWithKeypoints):
         return super().get_bboxes(scores, boxes, quality, **settings)
 
 
+@HEADS.register_module()
+class HeadOfUntrainedRegions(ATSSHead):
+    def forward(self, feats):
+        raise RuntimeError('roi_width >= 0 INTERNAL ASSERT FAILED at "roi_align.cpp":138')
+
+
 @BACKBONES.register_module()
 class BackboneOfOneSize(ResNet):
     def forward(self, picture):
@@ -74,3 +80,8 @@ def test_a_forward_that_fails_is_named_by_its_module(tmp_path, capsys):
 def test_a_model_that_runs_at_its_own_size_alone_is_exported(tmp_path):
     content = TOY + "model = dict(backbone=dict(type='BackboneOfOneSize'))\n"
     assert checked(tmp_path, content, '--shape', '160', '160') == 0
+
+
+def test_what_a_kernel_says_of_untrained_weights_is_no_refusal(tmp_path):
+    content = TOY + "model = dict(bbox_head=dict(type='HeadOfUntrainedRegions'))\n"
+    assert checked(tmp_path, content) == 0

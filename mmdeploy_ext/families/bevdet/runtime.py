@@ -120,8 +120,9 @@ class BevDetOnnx(StreamRuntime):
         """Return the memory with poses of the first camera in the key ego frame of a frame."""
         if memory is None:
             return self.nothing()
-        motion = relative_motion(memory.ego_pose, frame.ego_pose)
-        return {**memory.tensors, 'camera2ego': motion @ memory.tensors['camera2ego']}
+        motion, poses = relative_motion(memory.ego_pose, frame.ego_pose), memory.tensors['camera2ego']
+        exists = memory.tensors['exists'][:, None, None] > 0
+        return {**memory.tensors, 'camera2ego': np.where(exists, motion @ poses, poses)}
 
     def nothing(self) -> dict[str, np.ndarray]:
         """Return an empty memory; its views may be any finite numbers."""

@@ -369,3 +369,13 @@ def test_centerpoints_head_on_pictures_is_bevdets(deployments):
     cfg.model.img_view_transformer.accelerate = True
     with pytest.raises(ConfigError, match='accelerate'):
         deployments['bevdet'].family.build(cfg)
+
+
+def test_poses_of_missing_frames_stay_as_they_are(deployments, exports):
+    frame, second = synthetic_drive(2, deployments['bevdet4d'].rule, scenes=1)
+    runner = BevDetOnnx(exports('bevdet4d'))
+    runner.step(frame)
+    kept, moved = runner.state.tensors, runner.moved_memory(second, runner.state)
+    missing = kept['exists'] == 0
+    assert missing.any() and (moved['camera2ego'][missing] == np.eye(4)).all()
+    assert not (moved['camera2ego'][~missing] == kept['camera2ego'][~missing]).all()
