@@ -6,11 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.engines import BACKENDS
-from mmdeploy_ext.tasks.half_bars import BARS, HalfBars, bars_of
+from mmdeploy_ext.tasks.half_bars import BARS, MASKS, HalfBars, bars_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.proving.verdict import Results, Verdict
     from mmdeploy_ext.tasks.results import Case, DetectionRow
 
@@ -54,13 +55,29 @@ def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]
     return [dataclasses.replace(case, detections=tuple(map(accepted, case.detections))) for case in cases], ''
 
 
+def accept_masks(cases: Sequence[Case], bars: HalfBars) -> list[Case]:
+    """Return the cases with matched masks judged by the mean of their cosines over all inputs.
+
+    A mask is yes or no: one picture's cosine counts the pixels at the threshold. The trained toy SOLOv2 has
+    0.99898 on a picture of 320x128 in PyTorch's own float16.
+    """
+    cosines = [row.cosine or 0.0 for case in cases for row in case.tensors if row.tensor.startswith(MASKS)]
+    if not cosines or sum(cosines) / len(cosines) < bars.cosine:
+        return list(cases)
+
+    def accepted(row: TensorRow) -> TensorRow:
+        return dataclasses.replace(row, passed=True, reason='') if row.tensor.startswith(MASKS) else row
+
+    return [dataclasses.replace(case, tensors=tuple(map(accepted, case.tensors))) for case in cases]
+
+
 def judge_match_rate(results: Results, verdict: Verdict, rounded: bool) -> None:
     """Judge the results of all inputs together; change cases, add reasons and notes.
 
     `rounded`: `proof_engine` rounded float16, which is noted.
     """
     bars = bars_of(verdict.precision) or BARS
-    results.cases, reason = accept_rate(results.cases, bars)
+    results.cases, reason = accept_rate(accept_masks(results.cases, bars), bars)
     if reason:
         results.reasons.append(reason)
     verdict.notes.append(

@@ -21,6 +21,8 @@ COSINE = 0.999
 """Smallest cosine of every output; `norm_bar` follows from it."""
 METRIC = 1e-3
 """Largest difference of a data-set metric in 0..1."""
+MASKS = 'matched masks'
+"""Name of the row with the cosine of an image's matched masks."""
 RTOL, ATOL = 3e-2, 3e-2
 """Tolerances of tables, relative and absolute; `out_of_bars` decides."""
 

@@ -11,6 +11,7 @@ from onnx import TensorProto, numpy_helper
 import toy_solo
 from marking import in_suite
 from mmdeploy_ext.cli import export_app
+from mmdeploy_ext.contract.comparison import TensorRow
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import export
@@ -19,7 +20,10 @@ from mmdeploy_ext.families.files import export_graphs
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import in_precision
 from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.half_precision import accept_masks
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.tasks.half_bars import BARS
+from mmdeploy_ext.tasks.results import Case
 from proofs import check_files, prove_samples
 from toy_atss import CONFIG, PICTURE, export_toy, load_toy
 from verdicts import cases_of, checks_of
@@ -168,3 +172,13 @@ def test_options_that_do_nothing_are_refused_before_the_weights_load(given, mess
     status = export_app.main([CONFIG, 'none.pth', '--output-file', target, *given])
     assert status == 2
     assert re.search(message, capsys.readouterr().err.replace('\n', ' '))
+
+
+@pytest.mark.parametrize(('other', 'passes'), [(0.9995, True), (0.98, False)])
+def test_yes_or_no_masks_are_judged_over_all_inputs(other, passes):
+    rows = [
+        TensorRow('matched masks', '2x4x4', 1.0, 1.0, cosine, None, cosine >= BARS.cosine)
+        for cosine in (0.9989, other)
+    ]
+    cases = [Case('input', '1x3x4x4', traced=False, tensors=(row,)) for row in rows]
+    assert all(case.passed for case in accept_masks(cases, BARS)) == passes
