@@ -116,7 +116,7 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     if args.frames and deployment.family.samples == 'images':
         raise UsageError('--frames: goes with models of frames and sweeps only')
     default = [DEFAULT_PICTURE] if deployment.family.samples == 'images' else []  # a kit may be published
-    inputs = Samples(deployment.family, args.samples or default, args.frames, '--samples')
+    inputs = Samples(deployment, args.samples or default, args.frames, '--samples')
     build(deployment, args.mean, args.std)
     load_weights(deployment)
     chosen = inputs.of(deployment)
