@@ -201,6 +201,8 @@ def _read_load(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     values['color_type'] = color_type if step['type'] == 'LoadImageFromFile' else choices[0]
     if values['color_type'] == 'grayscale':
         values.update(mean=(0.0,), std=(1.0,))
+    if step['type'] == 'LoadMultiChannelImageFromFiles':  # sets scale_factor=1, so that Resize keeps sizes
+        values.setdefault('img_scale', None)
 
 
 def _read_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None:

@@ -1,24 +1,25 @@
 """Models of pictures of n bands: read, exported, proven and run."""
 
+import copy
+import dataclasses
 import json
 
-import cv2
-import mmcv
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets.builder import PIPELINES
 
-from mmdeploy_ext.cli.run_images import main as run_main
-from mmdeploy_ext.core.errors import ConfigError, ImageError, UsageError
-from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.cli.run_app import main as run_main
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.errors import ConfigError, ImageError
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.inputs.samples import read_picture
+from mmdeploy_ext.proving.inputs.pictures import write_array
+from mmdeploy_ext.proving.inputs.samples import Samples, read_picture
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.preprocessing.pictures import ConfigPipeline, compare_pictures
-from mmdeploy_ext.runtime.detect import detect
+from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from toy_atss import CHECKPOINT, CONFIG, PICTURE
 
 PIPELINE = 'data.test.pipeline'
@@ -32,27 +33,18 @@ BANDS = {
 }
 
 
-def load(checkpoint, changes):
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    """Return the trained toy; the fourth band shares the weights of blue."""
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
-    return deploy.load(CONFIG, str(checkpoint), {**BANDS, **changes})
-
-
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    """Return the trained toy's weights; the fourth band shares those of blue."""
     content = torch.load(CHECKPOINT, map_location='cpu', weights_only=False)
     red, green, blue = content['state_dict']['backbone.conv1.weight'].unbind(dim=1)
     weights = torch.stack([blue / 2, green, red, blue / 2], dim=1)
     content['state_dict']['backbone.conv1.weight'] = weights
     path = tmp_path_factory.mktemp('bands') / 'bands.pth'
     torch.save(content, path)
-    return path
-
-
-@pytest.fixture(scope='module')
-def toy(checkpoint):
-    return load(checkpoint, {})
+    return deploy.load(CONFIG, str(path), BANDS)
 
 
 @pytest.fixture(scope='module')
@@ -71,3 +63,75 @@ def bands_file(toy, picture, tmp_path_factory):
 def test_a_file_of_four_bands_is_proven(toy, picture, bands_file):
     verdict, _ = prove(toy, [bands_file], [('toy', picture)], timed=False)
     assert verdict.proven, verdict.failures
+
+
+@PIPELINES.register_module()
+class LoadArray:
+    """A loader as people write it."""
+
+    def __call__(self, results):
+        array = np.load(results['img_info']['filename'])
+        results.update(img=array, img_shape=array.shape, ori_shape=array.shape, img_fields=['img'])
+        results.update(filename=results['img_info']['filename'], ori_filename='')
+        return results
+
+
+LOADERS = [
+    dict(type='LoadImageFromFile', color_type='unchanged', to_float32=True),
+    dict(type='LoadMultiChannelImageFromFiles'),
+    dict(type='LoadArray'),
+]
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
+@pytest.mark.parametrize('loader', LOADERS, ids=[loader['type'] for loader in LOADERS])
+def test_pictures_of_bands_are_prepared_as_by_the_pipeline(toy, picture, bands_file, loader, dtype):
+    cfg = copy.deepcopy(toy.unbuilt_cfg)
+    steps = cfg.data.test.pipeline
+    # mmdet's Resize takes no scale after LoadMultiChannelImageFromFiles
+    following = steps[1:]
+    if 'Multi' in loader['type']:
+        following = [
+            {**step, 'flip_ratio': 0.0} if 'Flip' in step.type else step for step in steps[1].transforms
+        ]
+    cfg.data.test.pipeline = [loader, *following]
+    metadata = dataclasses.replace(read_metadata(bands_file), preprocess=toy.family.preprocess_rule(cfg))
+    result, prepared = compare_pictures(cfg, metadata, [DEFAULT_PICTURE], picture.astype(dtype))
+    assert result.passed, (result.error, result.differences)
+    assert len(prepared) == 3 and {len(one.tensor) for one in prepared} == {4}
+
+
+@pytest.mark.parametrize('suffix', ['.tiff', '.npy'])
+def test_run_finds_in_a_picture_of_four_bands_what_pytorch_finds(toy, picture, bands_file, tmp_path, suffix):
+    path = write_array(tmp_path / f'four{suffix}', picture)
+    assert (
+        run_main([bands_file, str(path), '--out', str(tmp_path), '--json', str(tmp_path / 'found.json')]) == 0
+    )
+    found = json.loads((tmp_path / 'found.json').read_text())['images'][0]['detections']
+    image = toy.rule.apply(read_image(path, 'unchanged'))
+    (expected,) = toy.family.reference(toy.model).results([image], rescale=True)
+    assert expected.scores[0] > 0.5 and len(found) == len(expected)
+    boxes = [one['bbox_xyxy'] for one in found]
+    np.testing.assert_allclose(boxes, expected.bboxes_xyxy, atol=1e-2)
+
+
+def test_another_number_of_bands_is_refused(toy, bands_file, tmp_path, capsys):
+    assert run_main([bands_file, str(PICTURE), '--out', str(tmp_path)]) != 0
+    assert 'preprocess.mean' in capsys.readouterr().err
+    with pytest.raises(ImageError, match='mean of Normalize'):
+        Samples(toy, [str(PICTURE)])
+
+
+@pytest.mark.parametrize(
+    ('changes', 'key'),
+    [
+        ({f'{NORMALIZE}.to_rgb': True}, 'to_rgb'),
+        ({f'{NORMALIZE}.std': [1.0, 1.0, 1.0]}, 'std'),
+        ({'model.backbone.in_channels': 5}, r'backbone\.conv1'),
+    ],
+)
+def test_configs_with_another_number_of_bands_are_refused(changes, key):
+    model = deploy.read_config(CONFIG, cfg_options={**BANDS, **changes})
+    with pytest.raises(ConfigError, match=key):
+        deploy.build(model)
+        deploy.check_options(model.family.choose(), model.unbuilt_cfg, model.family, model.model)
