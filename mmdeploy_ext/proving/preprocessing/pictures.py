@@ -90,17 +90,13 @@ def compare_picture(
 ) -> tuple[list[PreprocessingDifference], PreparedImage]:
     """Return the differences of one picture, and the pipeline's picture."""
     expected, metas = _pipeline_values(pipeline, file)
-    prepared, image_bgr = (
-        _as_prepared(expected, metas),
-        pictures.read_image(file, metadata.preprocess.color_type),
-    )
+    prepared, rule = _as_prepared(expected, metas), metadata.preprocess
+    image_bgr = pictures.read_image(file, rule.color_type)
     axes, pixels = metadata.spec.inputs[0].axes, metadata.spec.inputs[0].pixels
-    if pixels is not None or (
-        len(axes) == 4 and axes[1] == metadata.preprocess.bands
-    ):  # as `mm2onnx run` prepares it
+    if pixels is not None or (len(axes) == 4 and axes[1] == rule.bands):  # as `mm2onnx run` prepares it
         image = detect.prepare(metadata, image_bgr)
     else:  # a graph of regions
-        image = metadata.preprocess.apply(image_bgr)
+        image = rule.apply(image_bgr)
     differences = [*_compare_values(file.name, _rule_values(image), expected)]
     if feeds:
         fed = detect.make_feeds(image, metadata)
