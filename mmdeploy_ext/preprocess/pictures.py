@@ -165,7 +165,8 @@ class PreprocessRule(JsonDataclass):
         dtypes, expected = ('uint8',), 'uint8 (h, w, 3): blue, green and red from 0 to 255'
         if self.color_type == 'unchanged':
             dtypes = BAND_DTYPES
-            expected = f'(h, w, {self.bands}): preprocess.mean has {self.bands} values; {", ".join(dtypes)}'
+            expected = f'(h, w, {self.bands}) of {" or ".join(dtypes)}'
+            expected += f': preprocess.mean of the file has {self.bands} values'
         if str(dtype) not in dtypes or shape[2:] != (self.picture_bands,) or 0 in shape:
             raise ShapeError(f'picture: got {dtype} {shape}, expected {expected}')
         height, width = shape[:2]
