@@ -150,7 +150,7 @@ class OnnxRuntimeBackend(Backend):
             if plugin := UNKNOWN_OPERATOR.search(str(error)):
                 raise LoadError(
                     f'{self.path}: its node {plugin[1]} is no operator of ONNX Runtime; run the file in the '
-                    f'engine that has it (TensorRT for names with TRT), or export it without the plug-in'
+                    f'engine that has it (TensorRT for names with TRT), or export it without --nms-plugin'
                 ) from error
             raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())
