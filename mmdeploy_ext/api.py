@@ -25,7 +25,7 @@ from mmdeploy_ext.families.model import (
     read_config,
 )
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples, read_images
+from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples, read_picture
 from mmdeploy_ext.tasks import task_module
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Exported:
         Returns:
             The verdict, and samples with both sides' results for a report.
         """
-        inputs = Samples(self.deployment.family, (), traced=self.picture).of(self.deployment)
+        inputs = Samples(self.deployment, (), traced=self.picture).of(self.deployment)
         return prove_on(self.deployment, self.files, inputs, engine or {}, written=True, **claims)
 
 
@@ -159,8 +159,10 @@ def export(
     export_options = family.choose(**{'opset': 0, **options})
     export_options.check(names=options)
     output = str(output_file) or default_output(family, Path(config).stem, export_options)
-    image_bgr = read_images([picture or DEFAULT_PICTURE], 1)[0][1] if family.samples == 'images' else None
     build(deployment, mean, std)
+    image_bgr = None
+    if family.samples == 'images':
+        image_bgr = read_picture(picture or DEFAULT_PICTURE, deployment.rule)
     export_options = load_for(deployment, export_options, output)
     with after_weights():
         files, seconds = export_detector(deployment, export_options, output, image_bgr)
@@ -298,7 +300,7 @@ def prove(
     )
     if family.samples != 'images':
         check_engine_kind(settings['engine'], inference_precision)
-    inputs = Samples(family, [str(path) for path in samples], frames)
+    inputs = Samples(deployment, [str(path) for path in samples], frames)
     verdict, _ = prove_files(
         deployment,
         str(onnx_file),

@@ -18,7 +18,8 @@ from mmdeploy_ext.exporting.copy import fused
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.model import build, load_weights, prepare_fixed, read_config, resolve
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.preprocess.pictures import list_images, read_image
+from mmdeploy_ext.preprocess.pictures import list_images
+from mmdeploy_ext.proving.inputs.samples import read_picture
 from mmdeploy_ext.proving.provenance import refuse_other_settings
 from mmdeploy_ext.runtime.detect import results_of
 
@@ -51,13 +52,12 @@ class ImageBenchmark(Benchmark):
         paths = list_images(args.images or [DEFAULT_PICTURE])
         if len(paths) > MAX_IMAGES:
             print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
-        self.images = [read_image(path) for path in paths[:MAX_IMAGES]]
-
         self.deployment = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
         for path, metadata in zip(args.onnx, files_metadata, strict=True):
             metadata.require(path, self.deployment.family.name)
             refuse_other_settings(self.deployment.cfg, metadata.options.get('cfg_options', {}), path)
         build(self.deployment)
+        self.images = [read_picture(path, self.deployment.rule) for path in paths[:MAX_IMAGES]]
         load_weights(self.deployment)
         self.notes = [
             f'{path} was made from another checkpoint than {args.checkpoint}'

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
         check_provable(family)
     output = args.output_file or default_output(family, Path(args.config).stem, options)
     picture = args.input_img or DEFAULT_PICTURE
-    inputs = Samples(family, args.test_img or [], args.frames, '--test-img', traced=picture)
+    inputs = Samples(deployment, args.test_img or [], args.frames, '--test-img', traced=picture)
 
     build(deployment, args.mean, args.std)
     if args.show:

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     proof.print_libraries_not_run(deployment.cfg, args)
     if args.verify:
         check_provable(family)
-    inputs = Samples(family, args.test_img, option='--input')
+    inputs = Samples(deployment, args.test_img, option='--input')
     claims = dict(max_voxels=args.max_voxels, node_list=args.node_list or '', library=args.library)
     if args.verify_only:
         claims |= dict(ranges=args.loaded_ranges, edited=args.edited)

@@ -82,15 +82,16 @@ def _serve(args: argparse.Namespace) -> int:
 def _write(args: argparse.Namespace) -> int:
     if not (args.onnx_file and args.out and (args.module or (args.config and args.checkpoint))):
         raise UsageError('expected m.onnx CONFIG CHECKPOINT --out KIT, m.onnx --module ..., or --serve KIT')
+    of_parts = parts_app.is_folder(args.onnx_file)
+    if of_parts and args.module:
+        raise UsageError(f'--module {args.module}: {args.onnx_file} holds parts of a detector; leave it out')
     if not args.module:
         shared.refuse_options(args, build_parser(), OF_MODULES, 'goes with --module only')
     if args.web:
         web_library.package()  # a download that fails does so before PyTorch computes
     cli.wait_passively()
-    if parts_app.is_folder(args.onnx_file):
-        write = write_of_parts
-    else:
-        write = write_of_module if args.module else write_of_detector
+    of_files = write_of_module if args.module else write_of_detector
+    write = write_of_parts if of_parts else of_files
     manifest, out = write(args), Path(args.out)
     if args.web:
         add_library(out)
@@ -116,7 +117,7 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     if args.frames and deployment.family.samples == 'images':
         raise UsageError('--frames: goes with models of frames and sweeps only')
     default = [DEFAULT_PICTURE] if deployment.family.samples == 'images' else []  # a kit may be published
-    inputs = Samples(deployment.family, args.samples or default, args.frames, '--samples')
+    inputs = Samples(deployment, args.samples or default, args.frames, '--samples')
     build(deployment, args.mean, args.std)
     load_weights(deployment)
     chosen = inputs.of(deployment)

@@ -57,7 +57,7 @@ def parts_of(deployment: Model, options: Options, picture: str | None = None) ->
     options = resolve(options, deployment.model, deployment.rule)
     runs: list[Feeds] = []
     if deployment.family.samples == 'images':
-        ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1)
+        ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1, deployment.rule)
         device = next(deployment.model.parameters()).device
         for arrays in observed_inputs(deployment, options, image):
             runs.append({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})

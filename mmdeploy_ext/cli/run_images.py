@@ -198,13 +198,13 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
     from mmdeploy_ext.contract.metadata import damaged
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
-    first = metadata.spec.inputs[0]
-    is_normalised = len(first.axes) == 4 and first.axes[1] in (1, 3) and first.dtype.startswith('float')
-    if first.pixels is None and not is_normalised:
-        problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx3xHxW or Bx1xHxW'
-        raise damaged(path, 'spec', problem)
-    if not isinstance(metadata.preprocess, PreprocessRule):
+    first, rule = metadata.spec.inputs[0], metadata.preprocess
+    if not isinstance(rule, PreprocessRule):
         raise damaged(path, 'preprocess', 'is of rigs or sweeps, expected the rule of one picture')
+    is_normalised = len(first.axes) == 4 and first.axes[1] == rule.bands and first.dtype.startswith('float')
+    if first.pixels is None and not is_normalised:
+        problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx{rule.bands}xHxW'
+        raise damaged(path, 'spec', problem)
 
 
 def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
@@ -234,14 +234,15 @@ def run_file(
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect
 
-    image = read_image(source, backend.metadata.preprocess.grey)
+    image = read_image(source, backend.metadata.preprocess.color_type)
     cam2img = camera_for(cameras, source) if cameras else None
     start = time.perf_counter()
     with named(source):
         results = detect(backend, image, cam2img)
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
-    picture = draw.draw_results(backend.metadata.family, *draw.enlarged(image, results), classes, score_thr)
+    shown = draw.enlarged(draw.visible(image), results)
+    picture = draw.draw_results(backend.metadata.family, *shown, classes, score_thr)
     draw.write_picture(target, picture)
     return dict(
         image=str(source),

@@ -163,9 +163,9 @@ class ImageModel(TestedModel):
     def example_images(self, deployment: Model) -> list[PreparedImage]:
         """The demo's picture, prepared in the size of the options."""
         from mmdeploy_ext.families.model import prepare_fixed
-        from mmdeploy_ext.preprocess.pictures import read_image
+        from mmdeploy_ext.proving.inputs.samples import read_picture
 
-        picture = read_image(DEFAULT_PICTURE)
+        picture = read_picture(DEFAULT_PICTURE, deployment.rule)
         size = self.options.height, self.options.width
         return [prepare_fixed(deployment.rule, picture, *size)]
 

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     verdict, pairs = prove_files(
         deployment,
         args.onnx_file,
-        Samples(deployment.family, args.images or (), args.frames),
+        Samples(deployment, args.images or (), args.frames),
         engine,
         mean=args.mean,
         std=args.std,

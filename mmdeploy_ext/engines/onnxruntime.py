@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ SPINNING = {
 EXTERNAL_DATA = 'session.model_external_initializers_file_folder_path'
 SLOW_ON_CPU = ('SkipLayerNormFusion',)
 """Optimizers that slow graphs down on a CPU: 3.4 ms instead of 0.4 for 2500 rows of 256 in 1.31."""
+UNKNOWN_OPERATOR = re.compile(r'(\S+)\(-?\d+\) is not a registered function/op')
+"""Of ONNX Runtime's errors."""
 MOST_KEPT_BYTES = 4 << 30
 """A larger process returns a run's memory, unless it is planned."""
 GIVE_BACK = {'memory.enable_memory_arena_shrinkage': 'cpu:0'}
@@ -144,6 +147,11 @@ class OnnxRuntimeBackend(Backend):
                 disabled_optimizers=SLOW_ON_CPU if self.providers == ['CPUExecutionProvider'] else None,
             )
         except Exception as error:
+            if plugin := UNKNOWN_OPERATOR.search(str(error)):
+                raise LoadError(
+                    f'{self.path}: its node {plugin[1]} is no operator of ONNX Runtime; run the file in the '
+                    f'engine that has it (TensorRT for names with TRT), or export it without --nms-plugin'
+                ) from error
             raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())
 

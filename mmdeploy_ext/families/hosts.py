@@ -44,8 +44,11 @@ def check(options: Options, rule: PreprocessRule, spec: GraphSpec, facts: Any) -
         options.refuse([CHANNELS], 'goes with --input uint8')
         return
     picture, typed = spec.inputs[0], f'--input {options.input}'
-    if rule.grey:
-        raise UsageError(f'{typed}: the model takes grey pictures; normalise them in the program')
+    if rule.color_type != 'color':
+        raise UsageError(
+            f'{typed}: the model takes pictures of color_type={rule.color_type!r}; normalise them in the '
+            f'program'
+        )
     if len(picture.axes) != 4 or picture.axes[1] != len(rule.mean):
         raise UsageError(f'{typed}: the form {options.form!r} takes {picture.name!r}, which is no picture')
     if rule.centred or rule.resize == 'warp':
@@ -59,9 +62,9 @@ def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule,
     if family.samples != 'images':
         return graph
     spec = graph.spec
-    if rule is not None and rule.grey:
+    if rule is not None and rule.bands != 3 and spec.inputs[0].axes[1] == 3:
         picture, *others = spec.inputs
-        picture = dataclasses.replace(picture, axes=(picture.axes[0], 1, *picture.axes[2:]))
+        picture = dataclasses.replace(picture, axes=(picture.axes[0], rule.bands, *picture.axes[2:]))
         spec = dataclasses.replace(spec, inputs=(picture, *others))
         graph = dataclasses.replace(graph, spec=spec)
     if options.input != INPUT.default:

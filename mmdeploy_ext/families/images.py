@@ -24,7 +24,7 @@ from mmdeploy_ext.core.config import keyed_test_pipeline, refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, Family
 from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.models.building import build_without_weights
+from mmdeploy_ext.models.building import build_without_weights, is_users_step
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 
@@ -79,7 +79,7 @@ class ImageFamily(Family):
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
         key, pipeline = keyed_test_pipeline(cfg)
         with refused_by_name(cfg):
-            return rule_from_pipeline(pipeline, key)
+            return rule_from_pipeline(pipeline, key, is_users_step(pipeline[0]))
 
     @abc.abstractmethod
     def spec(self, model: torch.nn.Module, options: Options) -> GraphSpec:

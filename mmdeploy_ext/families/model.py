@@ -176,7 +176,7 @@ def build(deployment: Model, mean: Sequence[float] | None = None, std: Sequence[
                 f'{family.name!r} normalises as its config states: leave {name} out'
             )
     check_device(deployment.device)
-    deployment.rule = _checked_rule(cfg, family)
+    deployment.rule = checked_rule(cfg, family)
     if deployment.checkpoint and not Path(deployment.checkpoint).is_file():
         load_checkpoint(deployment.checkpoint)  # raises the error about the path
     deployment.unbuilt_cfg = copy.deepcopy(cfg)
@@ -184,9 +184,12 @@ def build(deployment: Model, mean: Sequence[float] | None = None, std: Sequence[
     if family.product == BACKBONE:
         deployment.settings = family.settings(cfg, deployment.model)
     deployment.normalise_with(mean, std)
+    if family.samples == 'images':
+        deployment.model.picture_channels = deployment.rule.bands
 
 
-def _checked_rule(cfg: Any, family: Family) -> Any:
+def checked_rule(cfg: Any, family: Family) -> Any:
+    """Return the preprocessing rule; ConfigError names the config."""
     try:
         rule = family.preprocess_rule(cfg)
     except Mm2OnnxError as error:
@@ -393,7 +396,7 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
 
 
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
-    """Prepare `image_bgr`, (h, w, 3) uint8, for an input of exactly `height` x `width` pixels, by `rule`.
+    """Prepare `image_bgr`, see `PreprocessRule.apply`, for exactly `height` x `width` pixels, by `rule`.
 
     The image is resized to fit and padded, resized exactly (ratio not kept), or warped about its middle.
     """

@@ -79,9 +79,8 @@ def _failure(family: Any, model: nn.Module, options: Options) -> Mm2OnnxError | 
 
 
 def picture_channels(model: nn.Module) -> int:
-    """Return 1 for a detector of grey pictures, else 3."""
-    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
-    return 1 if first is not None and first.in_channels == 1 else 3
+    """Return the channels of the input of a detector from `families.model.build`; 3 for others."""
+    return getattr(model, 'picture_channels', 3)
 
 
 def _run(family: Any, model: nn.Module, options: Options) -> None:

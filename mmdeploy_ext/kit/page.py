@@ -75,7 +75,8 @@ def check_page(kit: Path) -> dict[str, Any]:
     if not has_page(manifest):
         raise DataError(
             f'{kit}: has no page; kits of one file in float32, without a memory and with its weights inside, '
-            f'have one, if their results are upright boxes, masks or segments, or tensors'
+            f'have one, if they take colour pictures and their results are upright boxes, masks or segments, '
+            f'or tensors'
         )
     return manifest
 

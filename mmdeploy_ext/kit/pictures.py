@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.model import rule_of
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
@@ -28,11 +27,9 @@ if TYPE_CHECKING:
 def write_pictures(deployment: Model, path: str, samples: Collection[Any], folder: Path) -> dict[str, Any]:
     """Write file and cases into a kit; return the manifest's entries.
 
-    `samples` are (title, (h, w, 3) uint8 BGR); the first counts as the traced picture.
+    `samples` are (title, picture as the rule takes it); the first counts as the traced picture.
     """
     file, options = read_picture_file(deployment, path)
-    if file.metadata.preprocess.grey:
-        raise UsageError(f'{path}: takes grey pictures, which the page of a kit cannot prepare')
     check_facts(deployment, path, file.metadata, rule_of(deployment, options))
     inputs = proof_inputs(deployment, options, list(samples))
     graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)
@@ -44,7 +41,8 @@ def write_pictures(deployment: Model, path: str, samples: Collection[Any], folde
             case = _case(f'{index:03}', reference, file.metadata)
             entries.append(case.write(arrays, backend.infer(case.inputs)))
             reference.forget()
-    bars = write_page(folder, graph, deployment.family.task)
+    is_colour = file.metadata.preprocess.color_type == 'color'  # the page prepares no others
+    bars = write_page(folder, graph, deployment.family.task) if is_colour else {}
     return dict(file=MODEL, graphs=[entry], cases=entries, frames=[], bars=bars)
 
 

@@ -54,6 +54,12 @@ def makes_samples(dataset: type) -> bool:
     return 'pipeline' in names and bool(users_method(dataset, '__init__'))
 
 
+def is_users_step(step: Any) -> bool:
+    """Return whether a step of a pipeline runs the user's code."""
+    kind = data_class(step.get('type'), 'PIPELINES')
+    return kind is not None and bool(users_method(kind, '__call__'))
+
+
 def registered_class(registry: Any, name: Any) -> type | None:
     """Return a class by name from one of mmcv's registries or mmdet's models."""
     from mmdet.models import builder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import tempfile
@@ -33,8 +34,7 @@ class PreparedImage:
     """One image as network input.
 
     Attributes:
-        tensor: (3, H, W) float32, normalised and padded, RGB if the rule has `to_rgb`, else BGR; (1, H, W) of
-            grey models.
+        tensor: (bands, H, W) float32, normalised and padded; three bands are RGB with `to_rgb`, else BGR.
         img_shape: (h, w) before padding.
         scale_factor: (4,) float32 `w h w h`, network input / original.
         ori_shape: (h, w) of the original.
@@ -81,7 +81,7 @@ class PreprocessRule(JsonDataclass):
     """How an image becomes the network input.
 
     Attributes:
-        mean, std: (pixel - mean) / std for pixels 0 to 255, per channel after `to_rgb`.
+        mean, std: (pixel - mean) / std, a number per band of the network's input after `to_rgb`.
         to_rgb: swap OpenCV's BGR to RGB before normalising.
         img_scale: (long, short) edge in pixels in either order, as in mmdet's `Resize`; exact (w, h) without
             `keep_ratio` and for warps. None: no resize.
@@ -92,31 +92,44 @@ class PreprocessRule(JsonDataclass):
         pad_size: (H, W) to pad to instead; larger sides stay.
         size: (H, W) of a graph of fixed shape: resize to fit inside (or exactly, without `keep_ratio`) and
             pad; overrides scale and padding.
-        pad_val: padding per channel, after normalising as in mmdet.
+        pad_val: padding per band, after normalising as in mmdet.
         resize: bilinear by 'cv2' or 'pillow'; 'warp': OpenCV's affine warp by the ratio of widths about the
             middle, cut or black above and below.
         to_float32: resize in float32 without rounding to 8 bits.
-        grey: the network takes one channel, by the first `mean`, `std` and `pad_val`.
+        color_type: mmcv's: 'color', 'grayscale', or 'unchanged': bands and dtype as in the file.
     """
 
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     to_rgb: bool = True
     img_scale: tuple[int, int] | None = None
     keep_ratio: bool = True
     size_divisor: int = 1
     size: tuple[int, int] | None = None
-    pad_val: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    pad_val: tuple[float, ...] = (0.0, 0.0, 0.0)
     pad_size: tuple[int, int] | None = None
     resize: Literal['cv2', 'pillow', 'warp'] = 'cv2'
     pad_or: int = 0
     pad_more: int = 0
     centred: bool = False
     to_float32: bool = False
-    grey: bool = optional(False)
+    color_type: Literal['color', 'grayscale', 'unchanged'] = optional('color')
 
     def check(self) -> None:
         check_colours(self.std, self.size_divisor)
+        if not len(self.mean) == len(self.std) == len(self.pad_val):
+            counts = ', '.join(f'{name} {len(getattr(self, name))}' for name in ('mean', 'std', 'pad_val'))
+            raise Mismatch(f'number of values: {counts}; expected one per band in each')
+
+    @property
+    def bands(self) -> int:
+        """Channels of the network's input."""
+        return len(self.mean)
+
+    @property
+    def picture_bands(self) -> int:
+        """Channels of the pictures that `apply` takes; grey ones have three."""
+        return self.bands if self.color_type == 'unchanged' else 3
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         if self.resize == WARP:
@@ -143,15 +156,21 @@ class PreprocessRule(JsonDataclass):
         return next_multiples((height, width), self.size_divisor)
 
     def apply(self, image_bgr: np.ndarray) -> PreparedImage:
-        """Network input of an image (h, w, 3) uint8 BGR; for grey models `read_image(path, grey=True)`."""
+        """Network input of an image as `read_image` gives it.
+
+        `image_bgr`: (h, w, 3) uint8 BGR; with color_type 'unchanged' (h, w, bands) of a dtype of
+        `BAND_DTYPES`. ShapeError: another array.
+        """
         shape, dtype = np.shape(image_bgr), getattr(image_bgr, 'dtype', type(image_bgr).__name__)
-        if dtype != np.uint8 or shape[2:] != (3,) or 0 in shape:
-            raise ShapeError(
-                f'picture: got {dtype} {shape}, expected uint8 (h, w, 3): blue, green and red from 0 to 255'
-            )
+        dtypes, expected = ('uint8',), 'uint8 (h, w, 3): blue, green and red from 0 to 255'
+        if self.color_type == 'unchanged':
+            dtypes = BAND_DTYPES
+            expected = f'(h, w, {self.bands}) of {" or ".join(dtypes)}'
+            expected += f': preprocess.mean of the file has {self.bands} values'
+        if str(dtype) not in dtypes or shape[2:] != (self.picture_bands,) or 0 in shape:
+            raise ShapeError(f'picture: got {dtype} {shape}, expected {expected}')
         height, width = shape[:2]
-        channels = 1 if self.grey else 3
-        if self.grey:
+        if self.color_type == 'grayscale':
             image_bgr = grey_of(image_bgr)
         if self.to_float32:
             image_bgr = image_bgr.astype(np.float32)
@@ -162,9 +181,9 @@ class PreprocessRule(JsonDataclass):
         elif (resized_h, resized_w) != (height, width):
             image_bgr = RESIZERS[self.resize](image_bgr, resized_h, resized_w)
         padded_h, padded_w = self.padded_shape(resized_h, resized_w)
-        padded = np.broadcast_to(np.float32(self.pad_val[:channels]), (padded_h, padded_w, channels)).copy()
-        content = normalise(image_bgr, self.mean[:channels], self.std[:channels], self.to_rgb)
-        content = content.reshape(*content.shape[:2], channels)
+        padded = np.broadcast_to(np.float32(self.pad_val), (padded_h, padded_w, self.bands)).copy()
+        content = normalise(image_bgr, self.mean, self.std, self.to_rgb)
+        content = content.reshape(*content.shape[:2], self.bands)
         top, left = 0, 0
         if self.centred:  # an input of odd size that the content fills lacks its last row or column, in mmdet
             top, left = padded_h // 2 - resized_h // 2, padded_w // 2 - resized_w // 2
@@ -183,6 +202,10 @@ class PreprocessRule(JsonDataclass):
         )
 
 
+BAND_DTYPES = ('uint8', 'uint16', 'int16', 'float32', 'float64')
+"""Of pictures of bands: those that OpenCV resizes."""
+
+
 def grey_of(image_bgr: np.ndarray) -> np.ndarray:
     """Grey levels (h, w) uint8 of a picture (h, w, 3); exact where the three channels are equal."""
     import cv2
@@ -195,7 +218,7 @@ def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
 
 
 def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear resize of (h, w, 3) uint8 or float32."""
+    """Bilinear resize of (h, w, bands)."""
     import cv2
 
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -230,7 +253,7 @@ RESIZERS = {'cv2': resize_cv2, 'pillow': resize_pillow}
 
 
 def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
-    """(h, w, 3) float32 `(image - mean) / std`, rounded as in mmdet, of uint8 or float32 in 0 to 255."""
+    """(h, w, bands) float32 `(image - mean) / std`, rounded as in mmdet."""
     import cv2
 
     image = image_bgr.astype(np.float32)
@@ -262,11 +285,12 @@ def _decoder_messages() -> Iterator[list[str]]:
             lines += messages.read().decode('latin1').splitlines()
 
 
-def read_image(path: str | Path, grey: bool = False) -> np.ndarray:
+def read_image(path: str | Path, color_type: str = 'color') -> np.ndarray:
     """Read (h, w, 3) uint8 BGR, turned by EXIF; 16 bits, gray and alpha are converted.
 
-    With `grey` the channels equal mmcv's `color_type='grayscale'`, for a JPEG its luminance. ImageError:
-    missing, unreadable, damaged, or no image.
+    With 'grayscale' the channels equal mmcv's, for a JPEG its luminance. With 'unchanged' the result is
+    (h, w, bands) with the dtype of the file, which may be `.npy`. ImageError: missing, unreadable, damaged,
+    or no image.
     """
     import cv2
 
@@ -279,10 +303,15 @@ def read_image(path: str | Path, grey: bool = False) -> np.ndarray:
         raise ImageError(f'{path}: cannot be read ({error.strerror or error})') from error
     if not content:
         raise ImageError(f'{path}: is empty (0 bytes), expected an image')
+    if color_type == 'unchanged' and path.suffix.lower() == '.npy':
+        try:
+            return np.atleast_3d(np.load(io.BytesIO(content)))
+        except (OSError, ValueError) as error:
+            raise ImageError(f'{path}: is no array that np.load reads ({error})') from error
+    flags = dict(color=cv2.IMREAD_COLOR, grayscale=cv2.IMREAD_GRAYSCALE, unchanged=cv2.IMREAD_UNCHANGED)
     with _decoder_messages() as messages:
         try:
-            flag = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
-            image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), flags[color_type])
         except cv2.error as error:
             raise ImageError(f'{path}: cannot be decoded by OpenCV ({error.err or error})') from error
     if image is None:
@@ -292,7 +321,7 @@ def read_image(path: str | Path, grey: bool = False) -> np.ndarray:
             f'{path}: is damaged ({damage[0].strip()}); copy it again, or, if it looks right in a viewer, '
             f'save it again from there'
         )
-    return np.repeat(image[..., None], 3, axis=2) if grey else image
+    return np.repeat(image[..., None], 3, axis=2) if color_type == 'grayscale' else np.atleast_3d(image)
 
 
 def list_images(paths: Iterable[str | Path]) -> list[Path]:

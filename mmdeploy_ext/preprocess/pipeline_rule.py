@@ -12,8 +12,8 @@ from mmdeploy_ext.preprocess.pictures import RESIZERS, WARP, PreprocessRule, nor
 ORDERED = ('Resize', 'AffineResize', 'RandomCenterCropPad', 'Normalize', 'Pad')
 """Steps that change the image, in the order of the rule. Padding before normalising is normalised, too."""
 NEUTRAL = (
-    'LoadImageFromFile', 'LoadImageFromWebcam', 'LoadProposals', 'RandomFlip', 'DefaultFormatBundle',
-    'ImageToTensor', 'ToTensor', 'ToDataContainer', 'Collect',
+    'LoadImageFromFile', 'LoadImageFromWebcam', 'LoadMultiChannelImageFromFiles', 'LoadProposals',
+    'RandomFlip', 'DefaultFormatBundle', 'ImageToTensor', 'ToTensor', 'ToDataContainer', 'Collect',
     'LoadImageFromFileMono3D', 'RandomFlip3D', 'DefaultFormatBundle3D', 'Collect3D',
 )  # fmt: skip
 """Steps that change no pixel at test time."""
@@ -27,16 +27,26 @@ REQUIRED = {
 }
 """Options that have to keep these defaults of mmdet and mmdet3d."""
 
+COLOR_TYPES = {
+    'LoadImageFromFile': ('color', 'grayscale', 'unchanged'),
+    'LoadMultiChannelImageFromFiles': ('unchanged', 'grayscale'),
+}
+"""Loader -> its options, the default first."""
 
-def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], key: str = '') -> PreprocessRule:
+
+def rule_from_pipeline(
+    pipeline: Sequence[Mapping[str, Any]], key: str = '', own_loader: bool = False
+) -> PreprocessRule:
     """Read the rule of an mmdet 2.x test pipeline, `MultiScaleFlipAug` included.
 
-    `key` is the pipeline's key in the config, for advice. ConfigError: a step, option or order that the rule
-    cannot express.
+    `key` is the pipeline's key in the config, for advice. With `own_loader` the first step is a class of the
+    user's that loads an array. ConfigError: a step, option or order that the rule cannot express.
     """
     values: dict[str, Any] = dict(to_rgb=False)
-    order = []
-    for step in _flat_steps(pipeline, values, key):
+    steps, order = _flat_steps(pipeline, values, key), []
+    if own_loader and steps[0].get('type') not in KNOWN:
+        values.update(color_type='unchanged', to_float32=bool(steps.pop(0).get('to_float32')))
+    for step in steps:
         kind = step.get('type')
         _check_options(step)
         if kind in READERS:
@@ -44,26 +54,34 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], key: str = '') -> 
         if kind in ORDERED:
             order.append(kind)
         elif kind not in NEUTRAL:
-            name = str(kind).rpartition('.')[2]
-            if name != kind and name in KNOWN:
-                raise ConfigError(
-                    f'test pipeline step {kind!r}: types of steps are read without a scope; expected {name!r}'
-                )
-            raise ConfigError(
-                f'test pipeline step {kind!r} may change pictures or points in a way that the exported file '
-                f'cannot describe; if it changes neither, take it out of the test pipeline; supported: '
-                f'{", ".join(ORDERED)}'
-            )
+            raise _unknown(kind)
     if order[-2:] == ['Pad', 'Normalize']:  # Mask2Former's: padding is normalised, too
         order[-2:] = reversed(order[-2:])
-        values['pad_pixel'] = np.asarray(values['pad_val'], np.float32).reshape(1, 1, 3)
+        values['pad_pixel'] = 'pad_val'
     _check_combination(order, values)
     if not {'Resize', 'AffineResize'} & set(order):  # MultiScaleFlipAug only passes its scale on
         values.pop('img_scale', None)
+    colours = {key: values.get(key, getattr(PreprocessRule, key)) for key in ('mean', 'std', 'to_rgb')}
+    pad_val = values.get('pad_val', (0.0,))
+    if len(pad_val) == 1:  # cv2.copyMakeBorder (mmcv calls it) puts a number into the first channel
+        pad_val = (*pad_val, *[0.0] * (len(colours['mean']) - 1))
     if (pixel := values.pop('pad_pixel', None)) is not None:
-        colours = {key: values.get(key, getattr(PreprocessRule, key)) for key in ('mean', 'std', 'to_rgb')}
-        values['pad_val'] = tuple(map(float, normalise(pixel, **colours)[0, 0]))
-    return PreprocessRule(**values)
+        pixel = pad_val if pixel == 'pad_val' else pixel
+        pad_val = normalise(np.float32(pixel).reshape(1, 1, -1), **colours).reshape(-1)
+    return PreprocessRule(**{**values, 'pad_val': tuple(map(float, pad_val))})
+
+
+def _unknown(kind: Any) -> ConfigError:
+    name = str(kind).rpartition('.')[2]
+    if name != kind and name in KNOWN:
+        return ConfigError(
+            f'test pipeline step {kind!r}: types of steps are read without a scope; expected {name!r}'
+        )
+    return ConfigError(
+        f'test pipeline step {kind!r} may change pictures or points in a way that the exported file '
+        f'cannot describe; if it changes neither, take it out of the test pipeline; supported: '
+        f'{", ".join(ORDERED)}'
+    )
 
 
 def _read(step: Mapping[str, Any], values: dict[str, Any]) -> None:
@@ -85,9 +103,13 @@ def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
         raise ConfigError('test pipeline: Resize and AffineResize both resize the image; expected one')
     if {'RandomCenterCropPad', 'Pad'} <= set(order):
         raise ConfigError('test pipeline: RandomCenterCropPad and Pad both pad the image; expected one')
-    if values.get('grey') and (values.get('resize') in ('pillow', WARP) or values.get('centred')):
+    color_type = values.get('color_type', 'color')
+    if color_type != 'color' and (values.get('resize') in ('pillow', WARP) or values.get('centred')):
+        raise ConfigError(f'test pipeline: color_type={color_type!r} goes with Resize by OpenCV and Pad')
+    if color_type == 'unchanged' and 'Normalize' not in order:
         raise ConfigError(
-            "test pipeline step LoadImageFromFile: color_type='grayscale' goes with Resize by OpenCV and Pad"
+            'test pipeline: got no Normalize, which tells the number of bands; expected one, such as '
+            "dict(type='Normalize', mean=[0, 0, 0, 0], std=[1, 1, 1, 1], to_rgb=False), which changes nothing"
         )
     if values.get('to_float32') and values.get('resize') == 'pillow':
         raise ConfigError(
@@ -169,13 +191,18 @@ def _single_scale(img_scale: Any, key: str = '') -> tuple[int, int]:
 
 def _read_load(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     values['to_float32'] = bool(step.get('to_float32'))
-    colour = step.get('color_type', 'color')
-    if colour not in ('color', 'grayscale'):
+    choices = COLOR_TYPES.get(step['type'], ('color',))
+    color_type = step.get('color_type', choices[0])
+    if color_type not in choices:
         raise ConfigError(
-            f'test pipeline step {step["type"]}: color_type={colour!r} cannot be described by the exported '
-            f"file; expected 'color' or 'grayscale'"
+            f'test pipeline step {step["type"]}: color_type={color_type!r} cannot be described by the '
+            f'exported file; expected {" or ".join(map(repr, choices))}'
         )
-    values['grey'] = colour == 'grayscale'
+    values['color_type'] = color_type if step['type'] == 'LoadImageFromFile' else choices[0]
+    if values['color_type'] == 'grayscale':
+        values.update(mean=(0.0,), std=(1.0,))
+    if step['type'] == 'LoadMultiChannelImageFromFiles':  # sets scale_factor=1, so that Resize keeps sizes
+        values.setdefault('img_scale', None)
 
 
 def _read_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
@@ -207,11 +234,15 @@ def _numbers(step: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]
 
 
 def _read_normalize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
-    count = 1 if values.get('grey') else 3
-    values.update({key: _numbers(step, key, count) * (3 // count) for key in ('mean', 'std')})
+    counts = dict(color=3, grayscale=1, unchanged=max(np.size(step.get('mean')), 1))
+    count = counts[values.get('color_type', 'color')]
+    values.update({key: _numbers(step, key, count) for key in ('mean', 'std')})
     values['to_rgb'] = bool(step.get('to_rgb', True))
-    if values.get('grey') and values['to_rgb']:
-        raise ConfigError('test pipeline step Normalize: to_rgb=True of a grey picture; expected False')
+    if count != 3 and values['to_rgb']:
+        raise ConfigError(
+            f'test pipeline step Normalize: to_rgb=True of pictures of {count} bands, which mmcv leaves as '
+            f'they are or fails on; expected False'
+        )
 
 
 def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
@@ -231,7 +262,7 @@ def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     if isinstance(pad_val, dict):
         pad_val = pad_val.get('img', 0)
     if isinstance(pad_val, int | float):
-        pad_val = (pad_val, 0, 0)  # cv2.copyMakeBorder (mmcv calls it) puts a number into the first channel
+        pad_val = (pad_val,)
     values['pad_val'] = tuple(map(float, pad_val))
 
 
@@ -248,12 +279,13 @@ def _read_centre_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     else:
         values['size_divisor'] = int(operand)
     mean = np.asarray(_numbers(step, 'mean', 3), np.float32)
-    values['pad_pixel'] = (mean[::-1] if step.get('to_rgb') else mean).reshape(1, 1, 3)
+    values['pad_pixel'] = (mean[::-1] if step.get('to_rgb') else mean).tolist()
 
 
 READERS = {
     'LoadImageFromFile': _read_load,
     'LoadImageFromFileMono3D': _read_load,
+    'LoadMultiChannelImageFromFiles': _read_load,
     'Resize': _read_resize,
     'AffineResize': _read_affine_resize,
     'RandomCenterCropPad': _read_centre_pad,

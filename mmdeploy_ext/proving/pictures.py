@@ -59,6 +59,7 @@ from mmdeploy_ext.proving.references import (
 )
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
+from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.tasks import bbox2d, half_bars, task_module
 from mmdeploy_ext.tasks.matching import total_reasons
 from mmdeploy_ext.tasks.results import Case, DetectionRow, Pair, failed_detections
@@ -447,7 +448,7 @@ def _pictures(reference: InputReference, results: Sequence[Any], engine: str) ->
         if not proof_input.rescale:
             sides = [side.scaled(image.scale_factor) for side in sides]
         size = f'input {image.tensor.shape[1]}x{image.tensor.shape[2]}'
-        pairs.append(Pair(f'{title}, {size}', picture, *sides, engine))
+        pairs.append(Pair(f'{title}, {size}', visible(picture), *sides, engine))
     return pairs
 
 

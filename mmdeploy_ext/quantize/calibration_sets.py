@@ -106,7 +106,7 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
 
     def feeds(path: Path) -> dict[str, np.ndarray]:
         arrays = metadata.spec.rounded(
-            make_feeds(prepare(metadata, read_image(path, metadata.preprocess.grey)), metadata)
+            make_feeds(prepare(metadata, read_image(path, metadata.preprocess.color_type)), metadata)
         )
         return {name: array for name, array in arrays.items() if name in input_names}
 

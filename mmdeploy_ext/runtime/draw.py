@@ -79,6 +79,16 @@ def class_name(label: int, classes: Sequence[str]) -> str:
     return printable(classes[label]) if 0 <= label < len(classes) else f'class {label}'
 
 
+def visible(picture: np.ndarray) -> np.ndarray:
+    """Return (h, w, 3) uint8 of a picture (h, w, bands): its first three bands, or the first one thrice."""
+    if picture.dtype == np.uint8 and picture.shape[2] == 3:
+        return picture
+    shown = picture[..., :3] if picture.shape[2] >= 3 else np.repeat(picture[..., :1], 3, axis=2)
+    if picture.dtype != np.uint8:
+        shown = cv2.normalize(shown.astype(np.float32), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    return np.ascontiguousarray(shown)
+
+
 def draw_results(
     family: str, image_bgr: np.ndarray, results: Scored, classes: Sequence[str], score_thr: float = 0.3
 ) -> np.ndarray:

@@ -42,14 +42,14 @@ def grey_file(toy, tmp_path_factory):
 
 
 def test_grey_levels_of_a_jpeg_are_those_of_mmcv():
-    picture = read_image(PICTURE, grey=True)
+    picture = read_image(PICTURE, 'grayscale')
     for channel in range(3):
         assert np.array_equal(picture[..., channel], mmcv.imread(str(PICTURE), 'grayscale'))
 
 
 def test_a_grey_file_is_proven(toy, grey_file):
     verdict, _ = prove(
-        toy, [grey_file], [('toy', read_image(PICTURE, grey=True))], picture_files=[PICTURE], timed=False
+        toy, [grey_file], [('toy', read_image(PICTURE, 'grayscale'))], picture_files=[PICTURE], timed=False
     )
     assert verdict.proven, verdict.failures
 
@@ -57,9 +57,9 @@ def test_a_grey_file_is_proven(toy, grey_file):
 def test_a_grey_file_finds_objects_in_a_picture(grey_file):
     with build_backend('OnnxRuntimeBackend', grey_file) as backend:
         assert backend.spec.inputs[0].axes == ('B', 1, 'H', 'W')
-        assert detect(backend, read_image(PICTURE, grey=True)).scores[0] > 0.5
+        assert detect(backend, read_image(PICTURE, 'grayscale')).scores[0] > 0.5
 
 
 def test_grey_files_take_no_pixels(toy):
-    with pytest.raises(UsageError, match='grey'):
+    with pytest.raises(UsageError, match='grayscale'):
         deploy.check_options(toy.family.choose(input='uint8'), toy.unbuilt_cfg, toy.family, toy.model)

@@ -8,6 +8,7 @@ import torch
 
 import toy_query
 import toy_two_stage
+from mmdeploy_ext.cli.run_app import main as run_main
 from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ENGINE as BACKEND
 from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
 from mmdeploy_ext.contract.metadata import read_metadata
@@ -167,11 +168,13 @@ def test_results_of_other_families_are_those_of_dets_and_labels(toys):
         assert np.array_equal(one.labels, other.labels) and np.array_equal(one.scores, other.scores)
 
 
-def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_file, tmp_path):
+def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_file, tmp_path, capsys):
     path = export_toy(toy, tmp_path / 'plugin.onnx', **PLUGIN)
     (node,) = (node for node in onnx.load(path).graph.node if node.op_type == 'EfficientNMS_TRT')
     assert {one.name: one.i for one in node.attribute}['max_output_boxes'] == 100
     feeds = toy.family.feeds([deploy.prepare_fixed(toy.rule, read_image(PICTURE), 256, 320)], rescale=True)
+    assert run_main([path, str(PICTURE), '--out', str(tmp_path)]) != 0
+    assert 'EfficientNMS_TRT' in capsys.readouterr().err
     with build_backend(BACKEND, hosts_file) as one, open_with_plugins(BACKEND, path) as other:
         expected, found = one.infer(feeds), other.infer(feeds)
     assert expected['num_dets'] >= 3 and found['candidates'] <= 1000

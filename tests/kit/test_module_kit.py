@@ -9,6 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from kits import load
+from mmdeploy_ext.cli.kit_app import main
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.modules import write_module_kit
@@ -75,6 +76,12 @@ def test_outputs_times_a_factor_are_beyond_the_bars_of_float16_and_int8(
         assert judgement.title == f'{claim} ON 3 INPUTS', judgement.failures
     else:
         assert judgement.title == f'NOT {claim}'
+
+
+def test_a_folder_of_parts_takes_no_module(tmp_path, capsys):
+    (tmp_path / 'parts.json').touch()
+    assert main([str(tmp_path), '--module', 'm.py:make', '--out', str(tmp_path / 'kit')]) == 2
+    assert '--module' in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_the_module_makes_no_kit(module_folder, tmp_path):

@@ -202,6 +202,12 @@ def test_a_copy_of_a_library_that_did_not_run_is_in_the_claim_or_a_failure(accep
     assert ('--library installed' in next_command(verdict)) is not accepted
 
 
+def test_a_file_with_a_plugin_goes_to_tensorrt_next():
+    verdict = proven()
+    verdict.subject['options'] = dict(nms_plugin=True)
+    assert '--package tensorrt' in next_command(verdict)
+
+
 def test_the_next_command_leaves_out_the_weights_that_the_proof_left_out():
     for level in ('outputs', 'surroundings'):  # verify, and export again
         verdict = proven()

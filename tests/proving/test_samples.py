@@ -80,7 +80,7 @@ def test_sweeps_are_read_from_files_folders_and_infos(toy, folder):
 
 def test_a_sweep_that_cannot_be_read_once_the_weights_are_loaded_has_exit_status_1(toy, tmp_path):
     (tmp_path / 'a.bin').write_bytes(bytes(7))
-    samples = Samples(SWEEPS, [str(tmp_path / 'a.bin')])
+    samples = Samples(toy[0], [str(tmp_path / 'a.bin')])
     with pytest.raises(DataError, match=r'a.bin') as error:
         samples.of(toy[0])
     assert error.value.exit_code == 1
@@ -94,8 +94,8 @@ def test_pictures_of_the_data_set_are_added_where_it_is_there_and_the_user_names
             'data.test.ann_file': f'{root}/annotations/instances_val2017.json',
             'data.test.img_prefix': f'{root}/val2017/',
         }
-        deployment = types.SimpleNamespace(cfg=load_config(CONFIG, options))
-        found = Samples(IMAGES, paths).of(deployment)
+        deployment = types.SimpleNamespace(cfg=load_config(CONFIG, options), family=IMAGES, rule=None)
+        found = Samples(deployment, paths).of(deployment)
         return [name for name, _ in found.samples], found.origin
 
     assert chosen() == (['toy.jpg'], '')

@@ -107,7 +107,6 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     config, checkpoint, path = args.models
     metadata = read_metadata(path)
     cfg_options = parse_cfg_options(args.cfg_options)
-    images = read_images(args.images or [DEFAULT_PICTURE])
     feeds = load_tensors(args.input) if args.input else None
 
     deployment = read_config(config, checkpoint, cfg_options)
@@ -117,6 +116,9 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     if args.images and not takes_pictures:
         raise UsageError('--images: goes with image models; give others real inputs with --input')
     build(deployment)
+    images = []
+    if takes_pictures:
+        images = read_images(args.images or [DEFAULT_PICTURE], rule=deployment.rule)
     load_weights(deployment)
     if takes_pictures:
         deployment.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 Picture = tuple[str, np.ndarray]
-"""Title, (h, w, 3) uint8 BGR."""
+"""Title, picture as the rule takes it: (h, w, 3) uint8 BGR, or (h, w, bands)."""
 STRIDE = 32
 NARROW = 224
 SMALL = 320
@@ -88,7 +88,7 @@ def plain_inputs(deployment: Model, options: Options) -> list[ProofInput]:
     """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most."""
     maker, size, inputs = _Inputs(deployment, options, []), (options.height, options.width), []
     for title, value in PLAIN.items():
-        picture = title, np.full((*size, 3), value, np.uint8)
+        picture = title, np.full((*size, deployment.rule.picture_bands), value, np.uint8)
         inputs.append(maker.fixed('plain picture, nothing found', [picture] * options.batch))
     return inputs
 

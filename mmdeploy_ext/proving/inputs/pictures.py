@@ -25,7 +25,7 @@ ROOM = 1.25
 
 
 def other_view(image_bgr: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(np.uint8))
+    return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(image_bgr.dtype))
 
 
 def cut(image_bgr: np.ndarray, place: int = 1) -> np.ndarray:
@@ -45,14 +45,14 @@ def dark(image_bgr: np.ndarray) -> np.ndarray:
     """Return a nearly black picture with a small visible copy in the middle."""
     height, width = (int(side * WINDOW) for side in image_bgr.shape[:2])
     y, x = ((side - part) // 2 for side, part in zip(image_bgr.shape[:2], (height, width), strict=True))
-    picture = (image_bgr * DARK).astype(np.uint8)
-    small = cv2.resize(image_bgr, (max(width, 1), max(height, 1)), interpolation=cv2.INTER_AREA)
-    picture[y : y + len(small), x : x + small.shape[1]] = (small * LIT).astype(np.uint8)
+    picture = (image_bgr * DARK).astype(image_bgr.dtype)
+    small = _reduced(image_bgr, (max(width, 1), max(height, 1)))
+    picture[y : y + len(small), x : x + small.shape[1]] = (small * LIT).astype(image_bgr.dtype)
     return picture
 
 
 def bright(image_bgr: np.ndarray) -> np.ndarray:
-    return (255 - (255.0 - image_bgr) * BRIGHT).astype(np.uint8)
+    return (255 - (255.0 - image_bgr) * BRIGHT).astype(image_bgr.dtype)
 
 
 def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -60,7 +60,8 @@ def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -
     height, width = image_bgr.shape[:2]
     x1, y1 = np.clip(np.floor(box_xyxy[:2]), 0, (width - 1, height - 1)).astype(int)
     x2, y2 = np.clip(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1), (width, height)).astype(int)
-    return cv2.resize(image_bgr[y1:y2, x1:x2], size[::-1], interpolation=cv2.INTER_LINEAR)
+    view = cv2.resize(image_bgr[y1:y2, x1:x2], size[::-1], interpolation=cv2.INTER_LINEAR)
+    return view.reshape(*size, image_bgr.shape[2])
 
 
 def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -73,11 +74,23 @@ def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         axis, scale, parts = 0, size[1] / width, 1 / parts
     if scale * ROOM < 1:
         smaller = max(round(width * scale * ROOM), 1), max(round(height * scale * ROOM), 1)
-        image_bgr = cv2.resize(image_bgr, smaller, interpolation=cv2.INTER_AREA)
+        image_bgr = _reduced(image_bgr, smaller)
     views = image_bgr, other_view(image_bgr)
     composed = np.concatenate([views[index % 2] for index in range(int(np.ceil(parts)))], axis)
     length = max(round(image_bgr.shape[axis] * parts), 1)
     return np.ascontiguousarray(composed[:, :length] if axis else composed[:length])
+
+
+def _reduced(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    # means over areas are there for up to four bands
+    interpolation = cv2.INTER_AREA if picture.shape[2] <= 4 else cv2.INTER_LINEAR
+    return cv2.resize(picture, size, interpolation=interpolation).reshape(*size[::-1], picture.shape[2])
+
+
+def with_bands(image_bgr: np.ndarray, bands: int) -> np.ndarray:
+    """Return (h, w, bands) uint8: further bands are the three of a picture, moved to the right."""
+    planes = [np.roll(image_bgr[..., band % 3], band // 3, axis=1) for band in range(bands)]
+    return np.ascontiguousarray(np.stack(planes, axis=-1))
 
 
 def titled(title: str, change: str) -> str:
@@ -95,19 +108,33 @@ PORTRAIT_NAME, LANDSCAPE_NAME = 'generated portrait.jpg', 'generated landscape.p
 
 
 def sample_files(
-    paths: Sequence[str | Path], picture: np.ndarray, edges: tuple[int, int] | None, folder: Path
+    paths: Sequence[str | Path],
+    picture: np.ndarray,
+    edges: tuple[int, int] | None,
+    folder: Path,
+    banded: str = '',
 ) -> list[Path]:
     """Return the user's files, a portrait as JPEG, and a landscape as grey PNG of 16 bits.
 
     - `paths`: files of the user; without any `picture` (h, w, 3) uint8 BGR is written.
     - `edges`: resized height of a portrait and width of a landscape, pixels, or None.
     - `folder`: for the generated files.
+    - `banded`: suffix of files with the bands of `picture` (h, w, bands), if the user has no such file.
     """
     files = [Path(file) for file in paths]
+    tall, wide = edges or (None, None)
+    if banded:
+        suffix = files[0].suffix if files else banded
+        sizes = {'portrait': portrait_size(tall), 'landscape': landscape_size(wide)}
+        made = {name: with_bands(_noise(*size), picture.shape[2]) for name, size in sizes.items()}
+        made |= {} if files else dict(sample=picture)
+        return files + [
+            write_array(folder / f'generated {name}{suffix}', array.astype(picture.dtype))
+            for name, array in made.items()
+        ]
     if not files:
         files.append(folder / 'sample.bmp')
         cv2.imwrite(str(files[0]), picture)
-    tall, wide = edges or (None, None)
     return [*files, write_portrait(folder, tall), write_landscape(folder, wide)]
 
 
@@ -151,6 +178,15 @@ def write_portrait(folder: Path, edge: int | None) -> Path:
 def write_landscape(folder: Path, edge: int | None) -> Path:
     path = folder / LANDSCAPE_NAME
     cv2.imwrite(str(path), _noise(*landscape_size(edge))[..., 0].astype(np.uint16) * 257)
+    return path
+
+
+def write_array(path: Path, array: np.ndarray) -> Path:
+    """Write (h, w, bands) as `.npy` or a picture."""
+    if path.suffix.lower() == '.npy':
+        np.save(path, array)
+    else:
+        cv2.imwrite(str(path), array)
     return path
 
 

@@ -9,9 +9,11 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, after_weights, one_line
+from mmdeploy_ext.core.errors import ConfigError, DataError, ImageError, UsageError, after_weights, one_line
 from mmdeploy_ext.core.files import IMAGE_SUFFIXES
+from mmdeploy_ext.families.model import checked_rule
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.proving.inputs.pictures import with_bands
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 MAX_IMAGES = 8
 """Largest number of pictures of the user in a proof, which adds changed ones."""
@@ -41,11 +44,35 @@ def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[
     return files[:limit]
 
 
-def read_images(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[tuple[str, np.ndarray]]:
-    """Return (file name, (h, w, 3) uint8 BGR) of images, also in folders, at most `limit`."""
+def read_images(
+    paths: Iterable[str | Path], limit: int = MAX_IMAGES, rule: PreprocessRule | None = None
+) -> list[tuple[str, np.ndarray]]:
+    """Return (file name, picture as `rule` takes it) of images, also in folders, at most `limit`.
+
+    Without a rule pictures are (h, w, 3) uint8 BGR.
+    """
+    return [(file.name, read_picture(file, rule)) for file in picture_files(paths, limit)]
+
+
+def read_picture(path: str | Path, rule: PreprocessRule | None = None) -> np.ndarray:
+    """Return a picture as `rule` takes it; the package's picture gets the bands that it lacks."""
     from mmdeploy_ext.preprocess.pictures import read_image
 
-    return [(file.name, read_image(file)) for file in picture_files(paths, limit)]
+    if rule is None or rule.color_type != 'unchanged':
+        return read_image(path)
+    if is_default(path):
+        return with_bands(read_image(path), rule.bands)
+    picture = read_image(path, rule.color_type)
+    if picture.shape[2:] != (rule.bands,):
+        raise ImageError(
+            f'{path}: got an array {picture.shape}, expected (h, w, {rule.bands}): mean of Normalize has '
+            f'{rule.bands} values'
+        )
+    return picture
+
+
+def is_default(path: str | Path) -> bool:
+    return Path(path).resolve() == DEFAULT_PICTURE.resolve()
 
 
 class ChosenSamples(NamedTuple):
@@ -67,13 +94,13 @@ class Samples:
 
     Attributes:
         paths: files and folders of the user.
-        files, pictures: path, and (file name, BGR picture), of each picture.
+        files, pictures: path, and (file name, picture as the rule takes it), of each picture.
         count: most frames or sweeps; 0 for a family of pictures.
     """
 
     def __init__(
         self,
-        family: Family,
+        deployment: Model,
         paths: Sequence[str],
         frames: int | None = None,
         option: str = '--images',
@@ -87,12 +114,14 @@ class Samples:
         - `option`: the option that named the files, for messages.
         - `traced`: picture before the pictures of `paths`.
         """
+        family = deployment.family
         takes_pictures = family.samples == 'images'
         self.paths = paths
         self.files = picture_files([traced], 1) if traced and takes_pictures else []
         if takes_pictures and (paths or not traced):
             self.files += picture_files(paths or [DEFAULT_PICTURE])
-        self.pictures = read_images(self.files, len(self.files))
+        rule = checked_rule(deployment.cfg, family) if takes_pictures else None
+        self.pictures = read_images(self.files, len(self.files), rule)
         self.count = 0 if takes_pictures else check_paths(family, paths, frames, option)
 
     def of(self, deployment: Model) -> ChosenSamples:
@@ -100,13 +129,15 @@ class Samples:
         if self.pictures and self.paths:
             return ChosenSamples(self.pictures, files=self.files)
         if self.pictures:
-            pictures, files, origin = data_set_pictures(deployment.cfg)
+            pictures, files, origin = data_set_pictures(deployment.cfg, deployment.rule)
             return ChosenSamples([*self.pictures, *pictures], origin, [*self.files, *files])
         with after_weights():
             return ChosenSamples(*proof_samples(deployment, self.count, self.paths))
 
 
-def data_set_pictures(cfg: Any) -> tuple[list[tuple[str, np.ndarray]], list[Path], str]:
+def data_set_pictures(
+    cfg: Any, rule: PreprocessRule | None = None
+) -> tuple[list[tuple[str, np.ndarray]], list[Path], str]:
     """Return pictures spread over `data.test`, their paths, and a text for the verdict.
 
     Nothing is returned where the files of `data.test` are not there. Where it cannot be read the text says
@@ -121,7 +152,7 @@ def data_set_pictures(cfg: Any) -> tuple[list[tuple[str, np.ndarray]], list[Path
         number = min(DATA_SET_PICTURES, count)
         infos = (dataset.data_infos[index * count // number] for index in range(number))
         files = [Path(folder, info['filename']) for info in infos]
-        pictures = read_images(files)
+        pictures = read_images(files, rule=rule)
     except (AbsentDataError, ConfigError):
         return [], [], ''
     except Exception as error:  # a user's class raises what it likes

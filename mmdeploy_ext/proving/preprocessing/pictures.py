@@ -21,7 +21,8 @@ from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.models.building import data_class, makes_samples
 from mmdeploy_ext.preprocess import pictures
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.proving.inputs.pictures import sample_files
+from mmdeploy_ext.proving.inputs.pictures import sample_files, write_array
+from mmdeploy_ext.proving.inputs.samples import is_default
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingResult
 
@@ -52,7 +53,7 @@ def compare_pictures(
 ) -> tuple[PreprocessingResult, list[PreparedImage]]:
     """Prepare pictures by the file's rule and by the config's test pipeline, and compare the results.
 
-    - `files`: pictures of the user, else `picture` (h, w, 3) uint8 BGR; two generated ones follow.
+    - `files`: pictures of the user, else `picture`, as the rule takes it; two generated ones follow.
     - `normalisation`: `mean` and/or `std` in place of the config's.
     - `feeds`: (picture of the pipeline, batch) -> inputs that `mm2onnx run` has to make; None: not compared.
 
@@ -67,7 +68,11 @@ def compare_pictures(
     try:
         pipeline = ConfigPipeline(cfg, size, normalisation)
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
-            samples = sample_files(files, picture, pipeline.edges, Path(folder))
+            banded = ''
+            if metadata.preprocess.color_type == 'unchanged':
+                banded = '.tiff' if test_pipeline(cfg)[0]['type'] == 'LoadImageFromFile' else '.npy'
+                files = [file for file in files if not is_default(file)]  # has three bands
+            samples = sample_files(files, picture, pipeline.edges, Path(folder), banded)
             compared = [compare_picture(pipeline, metadata, sample, feeds) for sample in samples]
     except Exception as error:  # mmdet's steps, OpenCV and a damaged rule raise what they like
         text = f'{type(error).__name__}: {one_line(error)[:300]}'
@@ -85,12 +90,13 @@ def compare_picture(
 ) -> tuple[list[PreprocessingDifference], PreparedImage]:
     """Return the differences of one picture, and the pipeline's picture."""
     expected, metas = _pipeline_values(pipeline, file)
-    prepared, image_bgr = _as_prepared(expected, metas), pictures.read_image(file, metadata.preprocess.grey)
+    prepared, rule = _as_prepared(expected, metas), metadata.preprocess
+    image_bgr = pictures.read_image(file, rule.color_type)
     axes, pixels = metadata.spec.inputs[0].axes, metadata.spec.inputs[0].pixels
-    if pixels is not None or (len(axes) == 4 and axes[1] in (1, 3)):  # as `mm2onnx run` prepares it
+    if pixels is not None or (len(axes) == 4 and axes[1] == rule.bands):  # as `mm2onnx run` prepares it
         image = detect.prepare(metadata, image_bgr)
     else:  # a graph of regions
-        image = metadata.preprocess.apply(image_bgr)
+        image = rule.apply(image_bgr)
     differences = [*_compare_values(file.name, _rule_values(image), expected)]
     if feeds:
         fed = detect.make_feeds(image, metadata)
@@ -201,15 +207,25 @@ class ConfigPipeline:
             edge = int(max(scale[0] if np.ndim(scale) > 1 else scale))
             self.edges = edge, edge
         composer = functools.partial(_composed, size=size, normalisation=normalisation)
+        self.takes_planes = any(kind_of(step) == 'LoadMultiChannelImageFromFiles' for step in steps)
         with _without_warnings():
             self.compose = composer(steps)
             self.dataset, self.note = _users_dataset(cfg, composer)
 
     def __call__(self, path: str | Path) -> PipelinePicture:
         """Prepare a picture; ValueError: the pipeline makes several."""
+        if not self.takes_planes:
+            return self._prepared(str(path))
+        array = pictures.read_image(path, 'unchanged')
+        with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+            planes = np.moveaxis(array, 2, 0)
+            files = [write_array(Path(folder, f'{band}.tiff'), plane) for band, plane in enumerate(planes)]
+            return self._prepared([*map(str, files)])
+
+    def _prepared(self, filename: str | list[str]) -> PipelinePicture:
         from mmcv.parallel import DataContainer
 
-        img_info = dict(filename=str(path), cam_intrinsic=INTRINSICS)
+        img_info = dict(filename=filename, cam_intrinsic=INTRINSICS)
         results = dict(img_info=img_info, img_prefix=None, proposals=BOXES.copy())
         results |= {f'{name}_fields': [] for name in ('bbox', 'mask', 'seg', 'bbox3d', 'pts_mask', 'pts_seg')}
         with _without_warnings():

@@ -164,6 +164,8 @@ def next_command(verdict: Verdict) -> str:
         return ''
     model, file = _model_of(subject), subject.get('file', 'MODEL.onnx')
     family = FAMILIES.get(subject.get('family'))
+    if verdict.passed and subject.get('options', {}).get('nms_plugin'):
+        return f'{command("tensorrt")} {shlex.quote(file)} --package tensorrt'
     if verdict.passed:
         form = subject.get('form') or Path(list(subject.get('files', ['']))[-1]).stem
         runner = runner_of(subject.get('family', ''), form, subject.get('inputs', ()))
