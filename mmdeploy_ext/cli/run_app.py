@@ -148,7 +148,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections import check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
-    from mmdeploy_ext.runtime.draw3d import compare_picture
+    from mmdeploy_ext.runtime.draw3d import compare_picture, in_drawn_order
     from mmdeploy_ext.runtime.infos import read_frames
 
     video = film.is_video(args.out)
@@ -187,7 +187,8 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
             entry = entry_of(facts, target, start, detections, args, model.classes)
             layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
             points = getattr(moment, 'points', None)
-            picture = compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points)
+            views = in_drawn_order(images, model.in_box_frame(frame).lidar2img, cameras)
+            picture = compare_picture(*views, [layer], model.classes, frame.name, points)
             draw(target, picture)
             return entry
 

@@ -53,6 +53,10 @@ def check_projection(camera: np.ndarray) -> None:
         raise ShapeError(
             f'{PROJECTION}: got {camera.tolist()}; expected a last row of 0 0 0 1 and finite numbers'
         )
+    if np.array_equal(camera[2], (0, 0, 1, 0)):
+        raise ShapeError(
+            f'{PROJECTION}: got {camera.tolist()}, the intrinsics of a camera; expected them times lidar2cam'
+        )
 
 
 def original(camera: np.ndarray, to_input: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mmdeploy_ext.preprocess.cameras import CAMERAS
 from mmdeploy_ext.runtime.bird_eye import DARK, WHITE, BoxLayer, bird_eye, box_corners
 from mmdeploy_ext.runtime.draw import FONT, overlaps, text_colour, write
 
@@ -120,6 +121,16 @@ def camera_mosaic(
     if len(cells) == len(CAMERA_TITLES):
         return _grid([[cells[index] for index in row] for row in LAYOUT])
     return _grid([cells[first : first + 3] for first in range(0, len(cells), 3)])
+
+
+def in_drawn_order(
+    images_bgr: Sequence[np.ndarray], lidar2img: np.ndarray, cameras: Sequence[str]
+) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """Images and `lidar2img` in nuScenes' order if `cameras` are its six in another order (BEVDet)."""
+    if sorted(cameras) != sorted(CAMERAS):
+        return images_bgr, lidar2img
+    order = [list(cameras).index(name) for name in CAMERAS]
+    return [images_bgr[index] for index in order], lidar2img[order]
 
 
 def _grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

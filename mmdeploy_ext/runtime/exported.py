@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.base import Backend
+    from mmdeploy_ext.runtime.infos import RigFrame
 
     Paths = str | Path | Sequence[str | Path]
     """Folder of an export, a file, or files."""
@@ -52,6 +53,10 @@ class Runtime(contextlib.ExitStack):
     @property
     def classes(self) -> tuple[str, ...]:
         return self.metadata.classes
+
+    def in_box_frame(self, rig: RigFrame) -> RigFrame:
+        """Return a frame of infos with the frame of the boxes in place of the LiDAR frame."""
+        return rig
 
     def opened(
         self, engine: str, path: str | Path, options: Mapping[str, Any], build: Callable = build_backend

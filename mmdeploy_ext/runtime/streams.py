@@ -248,7 +248,7 @@ class StreamRuntime(Runtime):
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Frame:
-        return frame_of_rig(images_bgr, rig, self.rule)
+        return frame_of_rig(images_bgr, self.in_box_frame(rig), self.rule)
 
     def feeds(self, frame: Frame) -> dict[str, np.ndarray]:
         """Inputs of the last graph for a frame, which is run; a frame that is not later begins a drive."""

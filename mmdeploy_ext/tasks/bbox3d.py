@@ -145,11 +145,14 @@ def pair_of(
     points, images = getattr(frame, 'points', None), getattr(frame, 'images', None)
     if images is None:
         return Pair(title, points, reference, candidate, engine)
+    from mmdeploy_ext.runtime.draw3d import in_drawn_order
+
     views = getattr(rule, 'views', rule)
     pixels = images.transpose(0, 2, 3, 1) * np.float32(views.std) + np.float32(views.mean)
     pictures = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     pictures = np.ascontiguousarray(pictures[..., ::-1] if views.to_rgb else pictures)
-    return Pair(title, pictures, reference, candidate, engine, frame.lidar2img, points)
+    pictures, lidar2img = in_drawn_order(pictures, frame.lidar2img, views.cameras)
+    return Pair(title, pictures, reference, candidate, engine, lidar2img, points)
 
 
 def fit_pair(pair: Pair) -> Pair:

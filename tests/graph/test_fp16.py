@@ -79,6 +79,25 @@ def test_what_comes_from_points_and_what_gives_boxes_is_float32_and_the_rest_flo
     assert stored == {'W1/half': TensorProto.FLOAT16, 'W2/half': TensorProto.FLOAT16, 'W3': TensorProto.FLOAT}
 
 
+def test_what_float64_gives_stays_float32_up_to_the_first_product():
+    """BEVDet's cells of points: in float16 one of 25 points lay in the neighbouring cell."""
+    model = make_model()
+    model.graph.node[0].CopyFrom(helper.make_node('Cast', ['points'], ['exact'], 'exact', to=11))
+    nodes = [
+        helper.make_node('MatMul', ['exact', 'turn'], ['turned'], 'turned'),
+        helper.make_node('Cast', ['turned'], ['rounded'], 'rounded', to=1),
+        helper.make_node('Sub', ['rounded', 'low'], ['encoded'], 'shifted'),
+    ]
+    rest = list(model.graph.node[1:])
+    del model.graph.node[1:]
+    model.graph.node.extend([*nodes, *rest])
+    arrays = dict(turn=np.eye(COLUMNS), low=np.float32([-51.2]))
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    types = types_of(to_fp16(model, spec()))
+    assert types['turned'] == TensorProto.DOUBLE and types['shifted'] == TensorProto.FLOAT
+    assert types['second'] == TensorProto.FLOAT16
+
+
 def test_it_is_a_valid_graph_with_the_same_names_that_gives_nearly_the_same():
     half = to_fp16(make_model(), spec())
     onnx.checker.check_model(half, full_check=True)

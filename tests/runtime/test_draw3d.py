@@ -13,6 +13,7 @@ from mmdeploy_ext.runtime.draw3d import (
     NEAR,
     camera_mosaic,
     draw_camera,
+    in_drawn_order,
     project_segments,
 )
 
@@ -86,6 +87,12 @@ def test_the_mosaic_is_ordered_as_seen_from_the_car():
     cells = mosaic[[45, 90 + 4 + 45]][:, [80, 164 + 80, 328 + 80], 0]
     # front left, front, front right; back left, back, back right
     np.testing.assert_array_equal(cells, [[60, 20, 40], [100, 80, 120]])
+
+
+def test_cameras_in_another_order_are_drawn_in_that_of_nuscenes():
+    names = ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT')
+    images, matrices = in_drawn_order(list(range(6)), np.arange(6), names)
+    assert images == matrices.tolist() == [1, 2, 0, 4, 3, 5]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The frames of BEVDet in their key ego frame."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.bevdet.runtime import frame_in_key_ego
+from mmdeploy_ext.families.bevdet.runtime import rig_in_key_ego
 from mmdeploy_ext.families.parts.camera_data import CameraData
 from mmdeploy_ext.families.parts.camera_samples import camera_frame
 from mmdeploy_ext.families.parts.samples import only
@@ -17,6 +17,8 @@ from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.geometry import invert_pose
+from mmdeploy_ext.runtime.infos import RigFrame
+from mmdeploy_ext.runtime.streams import frame_of_rig
 from mmdeploy_ext.synthetic.info_files import write_infos
 
 INPUTS = 7
@@ -28,11 +30,14 @@ LATER_M = (0.3, -0.1, 0.02)
 
 class BevDetData(CameraData):
     compared = ()
-    frame_of = staticmethod(frame_in_key_ego)
     unread_fields = ('camera_times_s',)
 
     def __init__(self, cameras: int = 6) -> None:
         self.cameras = cameras
+
+    @staticmethod
+    def frame_of(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
+        return frame_of_rig(images_bgr, rig_in_key_ego(rig, rule), rule)
 
     def frame(self, data: Mapping[str, Any]) -> Frame:
         """Return the present frame of a sample with `img_inputs`."""

@@ -15,19 +15,18 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.runtime.center_boxes import decode
-from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.runtime.infos import camera_names, pose_of
-from mmdeploy_ext.runtime.streams import StreamRuntime, frame_of_rig
+from mmdeploy_ext.runtime.streams import StreamRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.families.bevdet.facts import BevDetFacts
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.frames import Frame, StreamState
     from mmdeploy_ext.runtime.infos import RigFrame
 
 FORM, VIEW = 'bevdet', 'bev_feat'
@@ -150,13 +149,11 @@ class BevDetOnnx(StreamRuntime):
         views = tuple(self.graphs[self.files[-1]].spec.tensor('prev_bev').axes)
         return dict(views=views, exists=(adjacent,), camera2ego=(adjacent, 4, 4))
 
-    def moment(
-        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
-    ) -> Frame:
-        return frame_in_key_ego(images_bgr, rig, self.rule)
+    def in_box_frame(self, rig: RigFrame) -> RigFrame:
+        return rig_in_key_ego(rig, self.rule)
 
 
-def frame_in_key_ego(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
+def rig_in_key_ego(rig: RigFrame, rule: MultiViewRule) -> RigFrame:
     """Return the frame of infos in its key ego frame; DataError: they lack a camera's own poses.
 
     Poses are rounded to float32 first, as BEVDet's loader rounds them.
@@ -170,8 +167,7 @@ def frame_in_key_ego(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: Mult
         raise DataError(f'{place}: has no cameras')
     key = poses[0][0]
     camera2key = np.linalg.inv(key) @ np.stack([ego @ sensor for ego, sensor in poses])
-    moved = dataclasses.replace(rig, lidar2cam=np.linalg.inv(camera2key), ego_pose=key)
-    return frame_of_rig(images_bgr, moved, rule)
+    return dataclasses.replace(rig, lidar2cam=np.linalg.inv(camera2key), ego_pose=key)
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:

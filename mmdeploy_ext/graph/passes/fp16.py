@@ -1,7 +1,7 @@
 """Mixed precision: write float16 into a graph; islands stay float32 where its range or grid is too coarse.
 
-* From inputs marked `single` in the spec (points, intrinsics, poses, times) to the first product with a
-  weight: coordinates, inverse sigmoids, arguments of sine encodings.
+* From inputs marked `single` in the spec (points, intrinsics, poses, times) and from float64 to the first
+  product with a weight: coordinates, inverse sigmoids, arguments of sine encodings.
 * From the last product with a weight to outputs marked `single`, with everything that reads them (boxes, the
   scores that a top-k sorts).
 """
@@ -28,8 +28,8 @@ from mmdeploy_ext.graph.io.index import (
 from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 
-HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
-"""Data types of tensors: float16 and float32."""
+HALF, SINGLE, DOUBLE = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE
+"""Data types of tensors: float16, float32 and float64."""
 LARGEST_HALF = 65504.0
 """Largest number in float16."""
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
@@ -105,6 +105,8 @@ class _Graph:
         place = PRODUCTS.get(node.op_type)
         if place is None or node.input[place] not in self.constants:
             return False
+        if self.elements.get(node.input[place]) == DOUBLE:  # geometry
+            return False
         return self.ranks.get(node.input[place], 2) == 2 or 'Conv' in node.op_type
 
     def is_typed(self, node: onnx.NodeProto) -> bool:
@@ -120,8 +122,11 @@ class _Graph:
                 ending.add(position)
                 if not self.is_weighted(node):
                     needed.update(self.floats(node.input))
+        doubles = {name for name, element in self.elements.items() if element == DOUBLE}
+        single |= doubles
         for position, node in enumerate(self.nodes):
-            from_single = single.intersection(self.floats(node.input)) and not self.is_weighted(node)
+            operands = [*self.floats(node.input), *doubles.intersection(node.input)]
+            from_single = single.intersection(operands) and not self.is_weighted(node)
             if from_single or position in ending:
                 islands.add(position)
                 single.update(self.floats(node.output))

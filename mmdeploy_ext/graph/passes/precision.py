@@ -59,11 +59,24 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
     """Write float16 into a float32 model; return it and the number of nodes that a pattern keeps.
 
     `io` 'fp16' converts float32 inputs (without a default) and outputs, too. `keep_fp32` adds to
-    `fp32_patterns`; see `matching_nodes`.
+    `fp32_patterns`; see `matching_nodes`. Inputs and outputs are `single` as the file's metadata says.
     """
-    spec, patterns = spec_of(model), [*fp32_patterns(model), *keep_fp32]
+    spec, patterns = _with_single(spec_of(model), model), [*fp32_patterns(model), *keep_fp32]
     count = len(matching_nodes(model.graph.node, patterns))
     return to_fp16(model, with_half_ends(spec) if io == 'fp16' else spec, patterns), count
+
+
+def _with_single(spec: GraphSpec, model: onnx.ModelProto) -> GraphSpec:
+    try:
+        stated = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}).spec
+    except ModelFileError:
+        return spec
+    single = {tensor.name for tensor in (*stated.inputs, *stated.outputs) if tensor.single}
+    inputs, outputs = (
+        tuple(dataclasses.replace(tensor, single=tensor.name in single) for tensor in tensors)
+        for tensors in (spec.inputs, spec.outputs)
+    )
+    return dataclasses.replace(spec, inputs=inputs, outputs=outputs)
 
 
 def fp32_patterns(model: onnx.ModelProto) -> list[str]:

@@ -1,6 +1,8 @@
 """BEVDet's contracts: proven as streams; faults in graphs and runtime are not."""
 
 import dataclasses
+import functools
+import itertools
 import json
 import math
 
@@ -8,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from pyquaternion import Quaternion
 
 import bevdet_golden as golden
 import toy_frames
@@ -21,9 +24,17 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import OPERATORS
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.bevdet.runtime import BevDetOnnx, border_points, cell_motion, frustum_places, warp
+from mmdeploy_ext.families.bevdet.runtime import (
+    BevDetOnnx,
+    border_points,
+    cell_motion,
+    frustum_places,
+    rig_in_key_ego,
+    warp,
+)
 from mmdeploy_ext.families.parts.runtime.center_boxes import decode
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.runtime.infos import RigFrame, pose_of
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from planting import replaced
 from proofs import drive_row, refuted
@@ -32,22 +43,28 @@ TOYS = dict(bevdet=toy_frames.BEVDET, bevdet4d=toy_frames.BEVDET4D)
 
 
 @pytest.fixture(scope='module')
-def deployments(tmp_path_factory):
-    return {name: toy.load(tmp_path_factory.mktemp(name)) for name, toy in TOYS.items()}
+def deployed(tmp_path_factory):
+    """Toy -> its model with weights, made when it is asked for."""
+    return functools.cache(lambda name: TOYS[name].load(tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture(scope='module')
-def exports(deployments, tmp_path_factory):
-    """(toy, contract) -> paths of its files, exported when one is asked for."""
-    made = {}
+def exports(deployed, tmp_path_factory):
+    """(toy, contract) -> paths of its files, exported when they are asked for."""
 
+    @functools.cache
     def export(name, contract='portable'):
-        if (name, contract) not in made:
-            folder = tmp_path_factory.mktemp(f'{name}_{contract}')
-            made[name, contract] = TOYS[name].export(deployments[name], folder, contract=contract)
-        return made[name, contract]
+        folder = tmp_path_factory.mktemp(f'{name}_{contract}')
+        return TOYS[name].export(deployed(name), folder, contract=contract)
 
     return export
+
+
+@functools.cache
+def facts_of_grid(name):
+    cfg = load_config(golden.CONFIGS[name])
+    cfg.model.img_backbone.depth = 18  # the facts are of the view and of the head
+    return FAMILIES['bevdet'].facts(FAMILIES['bevdet'].build(cfg))
 
 
 def drive(deployment, frames=4):
@@ -63,8 +80,8 @@ CONTRACTS = [
 
 
 @pytest.mark.parametrize(('name', 'contract'), in_suite(CONTRACTS, ('bevdet4d', 'portable')))
-def test_the_files_are_proven_as_a_stream(deployments, exports, name, contract):
-    verdict, _ = prove(deployments[name], exports(name, contract), drive(deployments[name]))
+def test_the_files_are_proven_as_a_stream(deployed, exports, name, contract):
+    verdict, _ = prove(deployed(name), exports(name, contract), drive(deployed(name)))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 20
 
@@ -105,9 +122,10 @@ PLUGIN_FIELDS = dict(
 )  # fmt: skip
 
 
-def test_a_model_without_a_memory_is_refused_by_bevdet_tensorrt_cpp(deployments):
+@pytest.mark.parametrize(('name', 'files'), [('bevdet', CppFiles), ('bevdet4d', PoolFiles)])
+def test_programs_take_models_with_or_without_a_memory_alone(name, files):
     with pytest.raises(ConfigError, match='BEVDepth4D'):
-        CppFiles(FAMILIES['bevdet']).check(deployments['bevdet'].cfg)
+        files(FAMILIES['bevdet']).check(load_config(TOYS[name].config))
 
 
 def test_vectors_and_transforms_are_the_deployments():
@@ -119,6 +137,23 @@ def test_vectors_and_transforms_are_the_deployments():
     moved = [cell_motion(facts, np.eye(4), np.linalg.inv(now) @ slot)[:2].ravel() for slot in slots]
     stored = golden.arrays('outputs')['lt_f0_deploy_transforms']
     np.testing.assert_allclose(np.stack(moved), stored, rtol=0, atol=1e-3)
+
+
+def test_the_first_cameras_ego_frame_is_that_of_boxes():
+    rule = FAMILIES['bevdet'].preprocess_rule(load_config(golden.CONFIGS['lt']))
+    rng, cameras = np.random.default_rng(0), {name: dict(data_path='x.jpg') for name in rule.cameras}
+    for camera, pose in itertools.product(cameras.values(), ('sensor2ego', 'ego2global')):
+        camera[f'{pose}_rotation'] = list(Quaternion(rng.normal(size=4)).unit)
+        camera[f'{pose}_translation'] = rng.normal(size=3).tolist()
+    unit = np.tile(np.eye(3), (6, 1, 1))
+    rig = RigFrame('a', (), unit, np.eye(4), np.eye(4), 0.0, None, dict(cams=cameras))
+    moved = rig_in_key_ego(rig, rule)
+    first, *_, last = (
+        [pose_of(camera, '', pose) for pose in ('sensor2ego', 'ego2global')] for camera in cameras.values()
+    )
+    np.testing.assert_allclose(np.linalg.inv(moved.lidar2img[0]), first[0], rtol=0, atol=1e-6)
+    found = moved.ego_pose @ np.linalg.inv(moved.lidar2img[5])
+    np.testing.assert_allclose(found, last[1] @ last[0], rtol=0, atol=1e-6)
 
 
 def test_the_plugin_takes_the_nearest_pixels_of_a_picture():
@@ -148,16 +183,6 @@ def test_plugins_in_numpy_give_the_results_of_pytorch(name):
     np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-5)
 
 
-def test_a_model_with_a_memory_is_refused_by_the_converters_contract(deployments):
-    with pytest.raises(ConfigError, match='BEVDepth4D'):
-        PoolFiles(FAMILIES['bevdet']).check(deployments['bevdet4d'].cfg)
-
-
-def facts_of_grid(name):
-    model = FAMILIES['bevdet'].build(load_config(golden.CONFIGS[name]))
-    return FAMILIES['bevdet'].facts(model)
-
-
 @pytest.mark.matrix
 @pytest.mark.parametrize('prefix', ['r50_f0', 'r50_f1', 'lt_f0'])
 def test_intervals_are_upstreams(prefix):
@@ -184,21 +209,16 @@ def test_points_that_upstream_puts_into_another_cell_are_at_borders():
 
 
 @pytest.mark.parametrize('name', ['r50_f0', 'lt_f0'])
-def test_numpy_decodes_and_suppresses_as_upstream(deployments, name):
-    facts = deployments['bevdet'].family.facts(deployments['bevdet'].model)
-    facts = dataclasses.replace(facts, pc_origin=(-51.2, -51.2), max_num=500)
+def test_numpy_decodes_and_suppresses_as_upstream(name):
     maps = {f'{key}_0': value[None] for key, value in golden.head_maps(name).items()}
-    found, stored = decode(maps, facts), golden.arrays('outputs')
+    found, stored = decode(maps, facts_of_grid(name[:3].rstrip('_'))), golden.arrays('outputs')
     np.testing.assert_allclose(found.boxes, stored[f'{name}_boxes_3d'], rtol=0, atol=1e-4)
     np.testing.assert_allclose(found.scores, stored[f'{name}_scores_3d'], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found.labels, stored[f'{name}_labels_3d'])
 
 
-def test_the_warp_is_upstreams(deployments):
-    facts = deployments['bevdet'].family.facts(deployments['bevdet'].model)
-    facts = dataclasses.replace(
-        facts, grid_low=(-51.2, -51.2, -5.0), grid_step=(0.8, 0.8, 8.0), grid_count=(128, 128, 1)
-    )
+def test_the_warp_is_upstreams():
+    facts = facts_of_grid('lt')
     poses, expected = golden.frame('lt_f0')['sensor2keyego'].astype(np.float64), golden.arrays('outputs')
     cells = np.stack([*np.meshgrid(np.arange(0, 128, 8), np.arange(0, 128, 8)), np.ones((16, 16))], -1)
     for index in range(8):
@@ -206,8 +226,8 @@ def test_the_warp_is_upstreams(deployments):
         np.testing.assert_allclose(grid, expected['lt_f0_grid_slice'][index], rtol=0, atol=2e-6)
 
 
-def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(deployments, exports):
-    frame, second = synthetic_drive(2, deployments['bevdet4d'].rule, scenes=1)
+def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(deployed, exports):
+    frame, second = synthetic_drive(2, deployed('bevdet4d').rule, scenes=1)
     late = dataclasses.replace(second, timestamp_s=frame.timestamp_s + 3.0, scene_token=frame.scene_token)
     for limits, is_reset in ((dict(), True), (dict(max_gap_s=None), False)):
         runner = BevDetOnnx(exports('bevdet4d'), **limits)
@@ -321,17 +341,17 @@ IN_SUITE = ('the motion of the car inverse', 'NMS without the factors of classes
 
 
 @pytest.mark.parametrize('fault', in_suite(FAULTS, *IN_SUITE))
-def test_a_fault_in_our_own_code_is_not_proven(deployments, exports, tmp_path, fault):
+def test_a_fault_in_our_own_code_is_not_proven(deployed, exports, tmp_path, fault):
     name, *change = FAULTS[fault]
     if change[0].startswith(CPP):
         with replaced(*change):
-            refuted(deployments[name], exports(name, 'bevdet-cpp'), drive(deployments[name]))
+            refuted(deployed(name), exports(name, 'bevdet-cpp'), drive(deployed(name)))
         return
     paths = exports(name)
     with replaced(*change):
         if change[0].startswith(GRAPHS):
-            paths = TOYS[name].export(deployments[name], tmp_path)
-        assert not drive_row(deployments[name], paths, drive(deployments[name], 6)).passed
+            paths = TOYS[name].export(deployed(name), tmp_path)
+        assert not drive_row(deployed(name), paths, drive(deployed(name), 6)).passed
 
 
 @pytest.mark.matrix
@@ -340,8 +360,8 @@ def test_a_fault_in_our_own_code_is_not_proven(deployments, exports, tmp_path, f
     [dict(to_rgb=True), dict(cameras=('CAM_FRONT', 'CAM_FRONT_LEFT'))],
     ids=['R, G, B', 'camera order'],
 )
-def test_a_wrong_rule_of_pictures_is_not_proven(deployments, tmp_path, change):
-    deployment = deployments['bevdet']
+def test_a_wrong_rule_of_pictures_is_not_proven(deployed, tmp_path, change):
+    deployment = deployed('bevdet')
     if 'cameras' in change:
         names = deployment.rule.cameras
         change = dict(cameras=(names[1], names[0], *names[2:]))
@@ -351,9 +371,9 @@ def test_a_wrong_rule_of_pictures_is_not_proven(deployments, tmp_path, change):
 
 
 @pytest.mark.matrix
-def test_intervals_of_another_rig_are_not_proven(deployments, exports):
+def test_intervals_of_another_rig_are_not_proven(deployed, exports):
     """The frames with one thing of the rig changed show it."""
-    deployment, kept = deployments['bevdet'], {}
+    deployment, kept = deployed('bevdet'), {}
 
     def stale(original):
         return lambda self, *rig: kept.setdefault('tables', original(self, *rig))
@@ -363,16 +383,16 @@ def test_intervals_of_another_rig_are_not_proven(deployments, exports):
     assert not verdict.passed
 
 
-def test_centerpoints_head_on_pictures_is_bevdets(deployments):
-    assert find_family(deployments['bevdet'].cfg).name == 'bevdet'
+def test_centerpoints_head_on_pictures_is_bevdets():
     cfg = load_config(TOYS['bevdet'].config)
+    assert find_family(cfg).name == 'bevdet'
     cfg.model.img_view_transformer.accelerate = True
     with pytest.raises(ConfigError, match='accelerate'):
-        deployments['bevdet'].family.build(cfg)
+        FAMILIES['bevdet'].build(cfg)
 
 
-def test_poses_of_missing_frames_stay_as_they_are(deployments, exports):
-    frame, second = synthetic_drive(2, deployments['bevdet4d'].rule, scenes=1)
+def test_poses_of_missing_frames_stay_as_they_are(deployed, exports):
+    frame, second = synthetic_drive(2, deployed('bevdet4d').rule, scenes=1)
     runner = BevDetOnnx(exports('bevdet4d'))
     runner.step(frame)
     kept, moved = runner.state.tensors, runner.moved_memory(second, runner.state)

@@ -151,8 +151,8 @@ def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
             seeded().family.check(cfg, options())
     with pytest.raises(ConfigError, match='lidar2img'):
         seeded().family.check_dataset(seeded().cfg, [dict(img_metas=dict(cam2img=np.eye(3)))])
-    for row, column, value in ((3, 0, 1.0), (0, 0, np.nan)):
-        camera = np.eye(4)
-        camera[row, column] = value
+    bad_row, bad_value = np.eye(4)[[1, 2, 0, 3]], np.eye(4)[[1, 2, 0, 3]]
+    bad_row[3, 0], bad_value[0, 0] = 1.0, np.nan
+    for camera in (bad_row, bad_value, np.diag([1266.4, 1266.4, 1.0, 1.0])):  # the last: intrinsics alone
         with pytest.raises(ShapeError, match='lidar2img'):
             check_projection(camera)
