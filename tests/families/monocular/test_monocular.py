@@ -132,7 +132,10 @@ CAMERA = [[250.0, 0, 160, 9], [0, 240.0, 50, 1], [0, 0, 1, 0.01]]
 LIDAR_TO_PICTURE = [[160.0, -250, 0.5, 9], [50, 0.2, -240, 20], [1, 0.01, 0.02, 0.3], [0, 0, 0, 1]]
 
 
-@pytest.mark.parametrize(X)
+@pytest.mark.parametrize(
+    ('kind', 'form', 'camera'),
+    [('fcos3d', 'raw', CAMERA), ('imvoxelnet', 'full', LIDAR_TO_PICTURE)],
+)
 def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(
     kind, form, camera, tmp_path, capsys
 ):
