@@ -12,7 +12,6 @@ from refusals import REPOSITORY
 
 RETINA, YOLOX = (f"_base_ = ['{REPOSITORY}/configs/demo/{name}_toy.py']\n" for name in ('retinanet', 'yolox'))
 CENTERNET = f"_base_ = ['{mmdet_config('centernet/centernet_resnet18_140e_coco.py')}']\n"
-NMS = dict(type='nms', iou_threshold=0.5)
 HEADS_OF_A_USER = """
 from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import CenterNetHead, RetinaHead, YOLOXHead
@@ -38,28 +37,12 @@ def head(text):
     return f'model = dict(bbox_head=dict({text}))\n'
 
 
-def settings(**values):
-    return f'model = dict(test_cfg=dict(_delete_=True, **{values}))\n'
-
-
-@pytest.mark.parametrize(
-    ('content', 'options', 'words'),
-    [
-        (RETINA + head("_delete_=True, type='CornerHead', in_channels=64, num_classes=6"), {}, 'CornerHead'),
-        (RETINA + "model = dict(test_cfg=dict(nms=dict(type='soft_nms')))\n", {}, 'soft_nms'),
-        (YOLOX, dict(height=100, width=96), 'YOLOXPAFPN.*32'),
-        (RETINA, dict(height=64, width=64), '128'),
-        (RETINA + settings(nms=NMS, max_per_img=100), {}, 'score_thr'),
-    ],
-)
-def test_what_is_not_exported_is_refused_by_its_name(content, options, words, tmp_path):
-    (tmp_path / 'bad.py').write_text(content)
+def test_a_size_that_the_neck_does_not_take_is_refused(tmp_path):
+    (tmp_path / 'bad.py').write_text(YOLOX)
     cfg = load_config(str(tmp_path / 'bad.py'))
-    with pytest.raises(UsageError, match=words):
-        family = find_family(cfg)
-        chosen = family.choose(**{'opset': 17, 'height': 128, 'width': 160, **options})
-        family.check(cfg, chosen)
-        family.spec(family.build(cfg), chosen)
+    family = find_family(cfg)
+    with pytest.raises(UsageError, match=r'YOLOXPAFPN.*32'):
+        family.spec(family.build(cfg), family.choose(opset=17, height=100, width=96))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def config():
 
 
 def numbered(shapes):
-    """Return tensors that tell themselves apart: one number each; those of queries, keys and values differ."""
+    """Return tensors that tell themselves apart: one number each, and one for queries, keys and values."""
     counted = {}
     for number, (key, shape) in enumerate(shapes.items()):
         counted[key] = torch.tensor(float(number)).expand(shape)
