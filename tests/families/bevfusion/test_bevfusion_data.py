@@ -99,9 +99,6 @@ def test_boxes_of_the_head_are_those_of_the_annotations(dataset):
     assert len(boxes) > 5 and torch.allclose(found, boxes, atol=1e-4)
 
 
-# ---- without PyTorch
-
-
 def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, tmp_path):
     """Pictures, points and matrices of an info file, by numpy alone and by the data set's pipeline."""
     import dataclasses
