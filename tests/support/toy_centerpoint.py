@@ -113,8 +113,10 @@ def register():
     from mmdet3d.models.dense_heads import centerpoint_head
 
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.models.bevfusion import center_head, head
 
-    centerpoint_head.circle_nms = getattr(centerpoint_head.circle_nms, 'py_func', centerpoint_head.circle_nms)
+    for module in (centerpoint_head, center_head, head):
+        module.circle_nms = getattr(module.circle_nms, 'py_func', module.circle_nms)
 
 
 def write_config(folder, words=()):

@@ -77,8 +77,8 @@ def _semantic(roi_head, kind):
     roi_head.semantic_head = dict(type=kind, in_channels=CHANNELS, conv_out_channels=CHANNELS, **sizes)
 
 
-def htc_alone(model):
-    """Make an HTC without a semantic map."""
+def htc(model):
+    """Make an HTC."""
     cascade(model)
     model.type, roi_head = 'HybridTaskCascade', model.roi_head
     roi_head.update(type='HybridTaskCascadeRoIHead', interleaved=True, mask_info_flow=True)
@@ -86,11 +86,6 @@ def htc_alone(model):
     for index, head in enumerate(heads):
         head.update(type='HTCMaskHead', with_conv_res=index > 0)
     roi_head.mask_head = heads
-
-
-def htc(model):
-    """Make an HTC."""
-    htc_alone(model)
     _semantic(model.roi_head, 'FusedSemanticHead')
 
 
@@ -123,14 +118,6 @@ def judged(model):
     roi_head.type = 'MaskScoringRoIHead'
     sizes = dict(num_convs=2, num_fcs=1, in_channels=CHANNELS, conv_out_channels=CHANNELS, fc_out_channels=64)
     roi_head.mask_iou_head = dict(type='MaskIoUHead', num_classes=CLASSES, roi_feat_size=14, **sizes)
-
-
-def coarse(model):
-    """Give it PointRend's head of coarse masks alone, which has no last convolution."""
-    sizes = dict(in_channels=CHANNELS, conv_out_channels=CHANNELS, fc_out_channels=CHANNELS)
-    model.roi_head.mask_head = dict(
-        type='CoarseMaskHead', num_classes=CLASSES, num_fcs=2, num_convs=1, roi_feat_size=14, **sizes
-    )
 
 
 def points(model):
@@ -200,16 +187,13 @@ def soft(model):
     model.test_cfg.rcnn.nms = dict(type='soft_nms', iou_threshold=0.5)
 
 
-def moved(model, kind='DeformRoIPoolPack'):
-    """Make a Faster R-CNN with deformable pooling of regions."""
+def moved(model):
+    """Make a Faster R-CNN with modulated deformable pooling of regions."""
     faster(model)
-    layer = dict(type=kind, output_size=7, output_channels=CHANNELS, deform_fc_channels=64)
+    layer = dict(
+        type='ModulatedDeformRoIPoolPack', output_size=7, output_channels=CHANNELS, deform_fc_channels=64
+    )
     model.roi_head.bbox_roi_extractor.roi_layer = layer
-
-
-def modulated(model):
-    """Make a Faster R-CNN with modulated deformable pooling."""
-    moved(model, 'ModulatedDeformRoIPoolPack')
 
 
 def guided(model):
@@ -269,17 +253,14 @@ PARTS = dict(
     generic=generic,
     sabl=sabl,
     htc=htc,
-    htc_alone=htc_alone,
     scnet=scnet,
     legacy=legacy,
     judged=judged,
-    coarse=coarse,
     points=points,
     grid=grid,
     seesaw=seesaw,
     carafe=carafe,
     moved=moved,
-    modulated=modulated,
     guided=guided,
     staged=staged,
     soft=soft,
