@@ -1,6 +1,8 @@
 """The toys of FCOS3D, PGD, SMOKE and ImVoxelNet with seeded weights."""
 
 import functools
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -41,9 +43,11 @@ def options(kind, **values):
     return deploy.check_options(chosen, deployment.cfg, deployment.family, deployment.model)
 
 
-def exported(kind, path, **values):
-    """Export a toy and return the path of its file."""
+@functools.cache
+def exported(kind, **values):
+    """Export a toy once per session and return the path of its file."""
     deployment, chosen = seeded(kind), options(kind, **values)
     traced = [deploy.prepare_fixed(deployment.rule, picture()[1], *SIZE)]
+    path = Path(tempfile.mkdtemp(prefix='monocular_')) / 'm.onnx'
     (file,), _ = export_files(deployment, chosen, str(path), traced)
     return file

@@ -22,9 +22,8 @@ RAW = dict(form='raw')
 
 
 @pytest.mark.parametrize('chosen', in_suite([RAW, dict(dynamic=True), dict(batch=2)], RAW))
-def test_a_file_is_proven(chosen, tmp_path):
-    file = exported(KIND, tmp_path / 'm.onnx', **chosen)
-    verdict, _ = prove(seeded(KIND), file, [picture()], timed=False)
+def test_a_file_is_proven(chosen):
+    verdict, _ = prove(seeded(KIND), exported(KIND, **chosen), [picture()], timed=False)
     assert verdict.proven, verdict.failures
     assert verdict.summary()['matched'] > 100
 
