@@ -47,17 +47,21 @@ def test_grey_levels_of_a_jpeg_are_those_of_mmcv():
         assert np.array_equal(picture[..., channel], mmcv.imread(str(PICTURE), 'grayscale'))
 
 
+@pytest.mark.matrix
 def test_a_grey_file_is_proven(toy, grey_file):
-    verdict, _ = prove(
-        toy, [grey_file], [('toy', read_image(PICTURE, 'grayscale'))], picture_files=[PICTURE], timed=False
-    )
+    picture = ('toy', read_image(PICTURE, 'grayscale'))
+    verdict, _ = prove(toy, [grey_file], [picture], picture_files=[PICTURE], timed=False)
     assert verdict.proven, verdict.failures
 
 
-def test_a_grey_file_finds_objects_in_a_picture(grey_file):
+def test_a_grey_file_finds_the_objects_of_pytorch_in_a_picture(toy, grey_file):
+    picture = read_image(PICTURE, 'grayscale')
+    (expected,) = toy.family.reference(toy.model).results([toy.rule.apply(picture)], True)
     with build_backend('OnnxRuntimeBackend', grey_file) as backend:
         assert backend.spec.inputs[0].axes == ('B', 1, 'H', 'W')
-        assert detect(backend, read_image(PICTURE, 'grayscale')).scores[0] > 0.5
+        found = detect(backend, picture)
+    assert np.array_equal(found.labels, expected.labels) and found.scores[0] > 0.5
+    np.testing.assert_allclose(found.bboxes_xyxy, expected.bboxes_xyxy, atol=1e-2)
 
 
 def test_grey_files_take_no_pixels(toy):

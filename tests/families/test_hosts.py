@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 import torch
 
-import toy_query
 import toy_two_stage
+from image_checks import run_stages
 from mmdeploy_ext.cli.run_app import main as run_main
 from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ENGINE as BACKEND
 from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
@@ -39,35 +39,29 @@ def hosts_file(toy, tmp_path_factory):
     return export_toy(toy, tmp_path_factory.mktemp('hosts') / 'hosts.onnx', **HOSTS)
 
 
-def test_a_file_of_pixels_plain_inputs_and_padded_outputs_is_proven(toy, hosts_file):
-    verdict, _ = prove(toy, [hosts_file], [('toy', read_image(PICTURE))], timed=False)
-    assert verdict.proven, verdict.failures
+def feeds_of_opencv(height, width, prepared, picture):
+    """Return the inputs as a program makes them, padded with any value."""
+    import cv2
+
+    padded = np.full((1, height, width, 3), 200, np.uint8)
+    shape = prepared.img_shape
+    padded[0, : shape[0], : shape[1]] = cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_LINEAR)
+    scale = prepared.scale_factor[None]
+    return dict(input=padded, img_shape=np.float32([shape]), scale_factor=scale)
 
 
-def test_a_program_feeds_pixels_of_opencv_and_reads_num_dets_rows(hosts_file):
-    """A picture of the size of the network, padded with any value, gives the boxes of `mm2onnx run`."""
+def test_a_program_feeds_pixels_of_opencv_and_reads_num_dets_rows_of_pytorch(toy, hosts_file):
     picture = read_image(PICTURE)
-    with build_backend('OnnxRuntimeBackend', hosts_file) as backend:
-        prepared = backend.metadata.preprocess.apply(picture)
-        expected = detect(backend, picture)
+    prepared = toy.rule.apply(picture)
+    (expected,) = toy.family.reference(toy.model).results([prepared], True)
     session = onnxruntime.InferenceSession(hosts_file)
     assert [value.name for value in session.get_inputs()] == ['input', 'img_shape', 'scale_factor']
     assert not session.get_overridable_initializers()
     pixels = session.get_inputs()[0]
-    height, width = prepared.img_shape
-    padded = np.full((1, *prepared.tensor.shape[1:], 3), 200, np.uint8)
-    import cv2
-
-    padded[0, :height, :width] = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
     assert (pixels.type, pixels.shape) == ('tensor(uint8)', ['B', 'H', 'W', 3])
-    feeds = dict(
-        input=padded,
-        img_shape=np.float32([[height, width]]),
-        scale_factor=prepared.scale_factor[None],
-    )
-    outputs = dict(
-        zip([value.name for value in session.get_outputs()], session.run(None, feeds), strict=True)
-    )
+    feeds = feeds_of_opencv(*prepared.tensor.shape[1:], prepared, picture)
+    names = [value.name for value in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, feeds), strict=True))
     assert {name: (array.shape, array.dtype) for name, array in outputs.items()} == dict(
         num_dets=((1, 1), np.int32),
         det_boxes=((1, 100, 4), np.float32),
@@ -75,9 +69,14 @@ def test_a_program_feeds_pixels_of_opencv_and_reads_num_dets_rows(hosts_file):
         det_classes=((1, 100), np.int32),
     )
     count = outputs['num_dets'].item()
-    assert count == len(expected)
+    assert count == len(expected) > 3
     assert np.abs(outputs['det_boxes'][0, :count] - expected.bboxes_xyxy).max() < 1e-2
+    assert np.abs(outputs['det_scores'][0, :count] - expected.scores).max() < 1e-4
     assert np.array_equal(outputs['det_classes'][0, :count], expected.labels)
+    with build_backend('OnnxRuntimeBackend', hosts_file) as backend:
+        found = detect(backend, picture)
+    assert np.array_equal(found.labels, expected.labels)
+    assert np.abs(found.bboxes_xyxy - expected.bboxes_xyxy).max() < 1e-2
 
 
 def test_openvino_lists_the_inputs_and_gives_the_outputs_of_onnx_runtime(hosts_file):
@@ -152,16 +151,14 @@ def test_results_are_padded_to_the_limit_of_an_image(rows):
     assert not boxes[0, 1:].any() and (classes[0, 1:] == -1).all()
 
 
-@pytest.mark.parametrize('toys', [toy_two_stage, toy_query], ids=['faster_rcnn', 'query'])
-def test_results_of_other_families_are_those_of_dets_and_labels(toys):
-    model, family = toys.seeded(), FAMILIES['query' if toys is toy_query else 'two_stage']
-    options = toys.options_of() if toys is toy_query else toys.options_of('faster')
-    options = options.replace(outputs='efficient-nms')
-    feeds = family.feeds(toys.images(), rescale=True)
+def test_results_of_two_stage_detectors_are_those_of_dets_and_labels():
+    model, family = toy_two_stage.seeded(), FAMILIES['two_stage']
+    options = toy_two_stage.options_of('faster').replace(outputs='efficient-nms')
+    feeds = family.feeds(toy_two_stage.images(), rescale=True)
     (graph,) = family.graphs(model, options)
     counted = hosted(family, graph, options, None, model)
-    expected = results_from_padded(toy_two_stage.run_stages(graph.make(), feeds))
-    outputs = toy_two_stage.run_stages(counted.make(), feeds)
+    expected = results_from_padded(run_stages(graph.make(), feeds))
+    outputs = run_stages(counted.make(), feeds)
     results = results_from_padded(with_labels({name: outputs[name] for name in counted.spec.output_names}))
     for one, other in zip(results, expected, strict=True):
         assert len(one) and np.array_equal(one.bboxes_xyxy, other.bboxes_xyxy)
@@ -183,17 +180,18 @@ def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_file, 
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.matrix  # in the suite: ATSS above, and the results of the stages
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ('name', 'options'),
     [
+        ('atss_toy', {}),
         ('mask_rcnn_toy', {}),
         ('deformable_detr_toy', {}),
         ('atss_toy', PLUGIN),
         ('mask_rcnn_toy', dict(PLUGIN, max_candidates=500, max_proposals=300)),
     ],
 )
-def test_files_of_other_families_are_proven(name, options, tmp_path):
+def test_a_file_is_proven(name, options, tmp_path):
     config, checkpoint = f'{REPO}/configs/demo/{name}.py', f'{REPO}/demo/checkpoints/{name}.pth'
     if name == 'mask_rcnn_toy':
         config = toy_two_stage.write_config(toy_two_stage.toy('faster'), tmp_path / 'faster.py')

@@ -6,7 +6,6 @@ import pytest
 
 import toy_corner
 import toy_query
-import toy_two_stage
 import toy_yolact
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
@@ -23,21 +22,13 @@ CONFIGS = dict(
     solo=demo('decoupled_solo'),
     rtdetr=demo('rtdetr'),
     two_stage=demo('mask_rcnn'),
-    panoptic_fpn=demo('panoptic_fpn'),
-    fast_rcnn=lambda: toy_two_stage.toy('fast'),
-    imvotenet=toy_two_stage.image_branch,
     query=toy_query.toy,
     mask2former=lambda: toy_query.toy('instances'),
-    mask2former_panoptic=lambda: toy_query.toy('panoptic'),
     sparse_rcnn=lambda: toy_query.toy('regions'),
-    queryinst=lambda: toy_query.toy('regions_masks'),
     corner=toy_corner.toy,
     yolact=toy_yolact.toy,
 )
-"""Family, or detector of one -> config of a toy."""
-
-
-"""Detector -> name of its family, its task, and a form that it has."""
+"""A family's class of reference -> config of a toy."""
 
 
 class Called(Exception):

@@ -7,7 +7,7 @@ import torch
 
 from made_once import made_once
 from mmdeploy_ext.runtime.frames import Sweep
-from toy_centerpoint import register, sweep
+from toy_centerpoint import exported_of, register, replaced_words, sweep
 from toy_spread import spread_out
 
 CLASSES = 'car', 'bus', 'truck'
@@ -30,13 +30,17 @@ second = dict(type='SECOND', in_channels=16, out_channels=[8, 16], layer_nums=[1
 neck = dict(type='SECONDFPN', in_channels=[8, 16], out_channels=[8, 8], upsample_strides=[1, 2],
             norm_cfg=norm, upsample_cfg=dict(type='deconv', bias=False), use_conv_for_no_stride=True)
 layer = dict(max_num_points=4, voxel_size=[0.4, 0.4, 3.2], max_voxels=(500, 600), point_cloud_range=pc_range)
+vfe = dict(type='HardVFE', in_channels=5, feat_channels=[16, 16], with_distance=False,
+           with_cluster_center=True, with_voxel_center=True, voxel_size=(0.4, 0.4, 3.2),
+           point_cloud_range=pc_range, norm_cfg=dict(type='BN1d'))
+scatter = dict(type='PointPillarsScatter', in_channels=16, output_shape=[32, 32])
 """
 KITTI = """
 model = dict(
     type='VoxelNet', voxel_layer=layer,
     voxel_encoder=dict(type='PillarFeatureNet', in_channels=5, feat_channels=[16], voxel_size=(0.4, 0.4, 3.2),
                        point_cloud_range=pc_range),
-    middle_encoder=dict(type='PointPillarsScatter', in_channels=16, output_shape=[32, 32]),
+    middle_encoder=scatter,
     backbone=second, neck=neck, bbox_head=head, test_cfg=test)
 """
 NUSCENES = """
@@ -51,10 +55,7 @@ fpn = dict(type='FPN', norm_cfg=dict(type='BN2d'), act_cfg=dict(type='ReLU'), in
            out_channels=16, start_level=0, num_outs=2)
 model = dict(
     type='MVXFasterRCNN', pts_voxel_layer=layer,
-    pts_voxel_encoder=dict(type='HardVFE', in_channels=5, feat_channels=[16, 16], with_distance=False,
-                           with_cluster_center=True, with_voxel_center=True, voxel_size=(0.4, 0.4, 3.2),
-                           point_cloud_range=pc_range, norm_cfg=dict(type='BN1d')),
-    pts_middle_encoder=dict(type='PointPillarsScatter', in_channels=16, output_shape=[32, 32]),
+    pts_voxel_encoder=vfe, pts_middle_encoder=scatter,
     pts_backbone=second, pts_neck=fpn, pts_bbox_head=head, test_cfg=dict(pts=test))
 """
 SHAPES = """
@@ -72,10 +73,7 @@ head.update(
                 shared_conv_strides=(2, 1, 1), norm_cfg=norm2d)])
 model = dict(
     type='MVXFasterRCNN', pts_voxel_layer=layer,
-    pts_voxel_encoder=dict(type='HardVFE', in_channels=5, feat_channels=[16, 16], with_distance=False,
-                           with_cluster_center=True, with_voxel_center=True, voxel_size=(0.4, 0.4, 3.2),
-                           point_cloud_range=pc_range, norm_cfg=dict(type='BN1d')),
-    pts_middle_encoder=dict(type='PointPillarsScatter', in_channels=16, output_shape=[32, 32]),
+    pts_voxel_encoder=vfe, pts_middle_encoder=scatter,
     pts_backbone=second, pts_neck=neck, pts_bbox_head=head, test_cfg=dict(pts=test))
 del norm2d
 """
@@ -119,7 +117,7 @@ SPREAD = dict(
 )
 """Last layer of the head -> deviations and means of its channels, see `toy_spread.spread_out`."""
 DATA = """
-del head, test, second, neck, layer, norm
+del head, test, second, neck, layer, norm, vfe, scatter
 data = dict(test=dict(type='KittiDataset', classes=['car', 'bus', 'truck'], pipeline=[
     dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
     dict(type='DefaultFormatBundle3D', class_names=[], with_label=False),
@@ -135,19 +133,15 @@ KINDS = dict(
     sassd=SASSD,
     pointpillars=KITTI,
     second=VOXELS,
-    mvx=NUSCENES,
 )
-SPREAD_KINDS = 'pointpillars', 'second', 'mvx'
+SPREAD_KINDS = 'pointpillars', 'second'
 
 
-def write_config(folder, kind='kitti', **words):
+def write_config(folder, kind='kitti', words=()):
     """Write the config, with words of it replaced; return its path."""
-    text = HEAD + KINDS[kind] + DATA
-    for old, new in {**(SPREAD_TEST if kind in SPREAD_KINDS else {}), **words.get('words', {})}.items():
-        assert old in text, old
-        text = text.replace(old, new)
+    words = {**(SPREAD_TEST if kind in SPREAD_KINDS else {}), **dict(words)}
     path = Path(folder) / f'tiny_{kind}.py'
-    path.write_text(text)
+    path.write_text(replaced_words(HEAD + KINDS[kind] + DATA, words))
     return str(path)
 
 
@@ -181,16 +175,13 @@ def seeded_model(family, cfg):
 @made_once
 def exported(kind='kitti'):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families import model as deploy
     from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.files import export_files
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
     register()
     folder = Path(tempfile.mkdtemp(prefix=f'tiny_{kind}_'))
-    config, checkpoint = write_config(folder, kind), str(folder / 'tiny.pth')
+    config = write_config(folder, kind)
     cfg = load_config(config)
     model = seeded_model(find_family(cfg), cfg)
     if kind in SPREAD_KINDS:
@@ -201,9 +192,4 @@ def exported(kind='kitti'):
         }
         reference = find_family(cfg).reference(model.eval())
         spread_out(lasts, lambda: reference.step(Sweep(sweep(0, 1200))))
-    weights = model.state_dict()
-    torch.save(dict(state_dict=weights, meta=dict(CLASSES=CLASSES)), checkpoint)
-    deployment = deploy.load(config, checkpoint)
-    options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
-    export_files(deployment, options, str(folder / 'graphs'))
-    return deployment, folder / 'graphs', config, checkpoint
+    return exported_of(config, folder / 'tiny.pth', model.state_dict(), CLASSES)

@@ -4,13 +4,15 @@ import pprint
 
 import torch
 
-import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_files
 from projects.configs.nuscenes_fusion import test_pipeline
 from toy_atss import REPO
+from toy_centerpoint import register
+
+register()
 
 PUBLISHED = f'{REPO}/projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py'
 RANGE, VOXEL = [-19.2, -19.2, -5.0, 19.2, 19.2, 3.0], [0.2, 0.2, 0.2]

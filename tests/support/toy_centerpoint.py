@@ -95,18 +95,6 @@ OBLONG = {
 }
 """Words that make a toy of oblong cells whose limits all drop something; its scores are of all sizes."""
 CIRCLE = {**OBLONG, "nms_type='rotate'": "nms_type='circle'"}
-NODE_OBLONG = {
-    **NODE,
-    'pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]': 'pc_range = [-6.4, -9.6, -1.6, 6.4, 9.6, 1.6]',
-    'voxel_size=[0.4, 0.4, 0.4], max_voxels': 'voxel_size=[0.4, 0.3, 3.2], max_voxels',
-    "dict(type='HardSimpleVFE', num_features=5)": NODE["dict(type='HardSimpleVFE', num_features=5)"].replace(
-        '(0.4, 0.4, 3.2)', '(0.4, 0.3, 3.2)'
-    ),
-    'out_size_factor=2, voxel_size=[0.4, 0.4]': 'out_size_factor=2, voxel_size=[0.4, 0.3]',
-    'max_num=40, score_threshold=0.05': 'max_num=256, score_threshold=0.04',
-    'output_shape=(32, 32)': 'output_shape=(64, 32)',
-}
-"""Words of the same with oblong cells; its scores are of all sizes."""
 VARIANTS = dict(
     sparse={},
     deformable=DCN_HEAD,
@@ -114,22 +102,27 @@ VARIANTS = dict(
     node=NODE,
     oblong=OBLONG,
     circle=CIRCLE,
-    node_oblong=NODE_OBLONG,
 )
 
 
+ENGINE = dict(engine='OnnxRuntimeBackend')
+
+
 def register():
+    """Import the plugin; circle NMS runs uncompiled, for numba takes four seconds in each process."""
+    from mmdet3d.models.dense_heads import centerpoint_head
+
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.models.bevfusion import center_head, head
+
+    for module in (centerpoint_head, center_head, head):
+        module.circle_nms = getattr(module.circle_nms, 'py_func', module.circle_nms)
 
 
-def write_config(folder, **replaced):
+def write_config(folder, words=()):
     """Write the config, with words of it replaced; return its path."""
-    text = CONFIG
-    for old, new in replaced.get('words', {}).items():
-        assert old in text, old
-        text = text.replace(old, new)
     path = Path(folder) / 'tiny_centerpoint.py'
-    path.write_text(text)
+    path.write_text(replaced_words(CONFIG, dict(words)))
     return str(path)
 
 
@@ -140,6 +133,36 @@ def sweep(seed, count=400, spread=1.0):
     xyz = centres[random.integers(0, 12, count)] + random.normal(0, 0.5, (count, 3))
     values = [xyz, random.uniform(0, 80, (count, 1)), random.integers(0, 32, (count, 1))]
     return np.concatenate(values, axis=1).astype(np.float32)
+
+
+def sweeps(count, first=0):
+    """Return sweeps of growing numbers of points."""
+    return [Sweep(sweep(seed, 300 + 100 * seed), f'sweep {seed}') for seed in range(first, first + count)]
+
+
+def paths_of(folder, names=('backbone', 'head')):
+    """Return the paths of the files of an export."""
+    return [str(Path(folder) / f'{name}.onnx') for name in names]
+
+
+def exported_of(config, checkpoint, state_dict, classes, **chosen):
+    """Write a checkpoint, load it and export; return (deployment, folder of graphs, config, checkpoint)."""
+    from mmdeploy_ext.families import model as deploy
+    from mmdeploy_ext.families.files import export_files
+
+    torch.save(dict(state_dict=state_dict, meta=dict(CLASSES=classes)), checkpoint)
+    deployment, folder = deploy.load(config, str(checkpoint)), checkpoint.parent / 'graphs'
+    options = deploy.resolve_opset(deployment.family.choose(opset=0, **chosen), deployment.model)
+    export_files(deployment, options, str(folder))
+    return deployment, folder, config, str(checkpoint)
+
+
+def replaced_words(text, words):
+    """Return a config with words of it replaced."""
+    for old, new in words.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
 
 
 def seeded_model(family, cfg):
@@ -181,24 +204,16 @@ SPREAD = dict(
 def exported(variant='sparse', contract='deploy'):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families import model as deploy
     from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.files import export_files
 
     register()
     folder = Path(tempfile.mkdtemp(prefix='tiny_centerpoint_'))
     config = write_config(folder, words=VARIANTS[variant])
-    checkpoint = str(folder / 'tiny.pth')
     cfg = load_config(config)
     model = seeded_model(find_family(cfg), cfg)
-    if variant in ('oblong', 'circle', 'node_oblong'):
+    if variant in ('oblong', 'circle'):
         heads, reference = model.pts_bbox_head.task_heads, find_family(cfg).reference(model.eval())
         lasts = {getattr(head, name)[-1]: values for head in heads for name, values in SPREAD.items()}
         spread_out(lasts, lambda: reference.step(Sweep(sweep(0, 1200)[:, : reference.width])))
-    weights = model.state_dict()
     names = 'car', 'bus', 'pedestrian' if 'node' in variant else 'truck'
-    torch.save(dict(state_dict=weights, meta=dict(CLASSES=names)), checkpoint)
-    deployment = deploy.load(config, checkpoint)
-    options = deploy.resolve_opset(deployment.family.choose(opset=0, contract=contract), deployment.model)
-    export_files(deployment, options, str(folder / 'graphs'))
-    return deployment, folder / 'graphs', config, checkpoint
+    return exported_of(config, folder / 'tiny.pth', model.state_dict(), names, contract=contract)

@@ -1,37 +1,33 @@
-"""The toys of FCOS3D, PGD and SMOKE with seeded weights."""
+"""The toys of FCOS3D, PGD, SMOKE and ImVoxelNet with seeded weights."""
+
+import functools
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
-from made_once import made_once
+from image_checks import seeded_deployment
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.seeded.weights import SCENE_SHAPES, seeded_model
+from mmdeploy_ext.seeded.weights import SCENE_SHAPES
 from mmdeploy_ext.synthetic.scene import make_scene
 
 SIZE = (96, 320)
 
-KINDS = ('fcos3d', 'pgd', 'smoke')
-CONFIG = 'projects/configs/Monocular/{}_toy.py'
+CONFIGS = {kind: f'projects/configs/Monocular/{kind}_toy.py' for kind in ('fcos3d', 'pgd', 'smoke')}
+CONFIGS |= dict(imvoxelnet='projects/configs/ImVoxelNet/imvoxelnet_toy.py')
 
 
 def toy(kind='smoke'):
     """Return the config of a toy."""
-    return load_config(CONFIG.format(kind))
+    return load_config(CONFIGS[kind])
 
 
-@made_once
-def seeded(kind='smoke'):
+@functools.cache
+def seeded(kind):
     """Return the deployment of a toy with seeded weights."""
-    cfg = toy(kind)
-    family = find_family(cfg)
-    model = seeded_model(cfg, family).eval()
-    model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
-    return deploy.Model(
-        cfg=cfg, config=CONFIG.format(kind), cfg_options={}, family=family, model=model, checkpoint='seeded',
-        checkpoint_sha256='0' * 64, classes=model.CLASSES, rule=family.preprocess_rule(cfg),
-    )  # fmt: skip
+    return seeded_deployment(toy(kind), CONFIGS[kind])
 
 
 def picture(seed=3, height=100, width=300):
@@ -39,7 +35,7 @@ def picture(seed=3, height=100, width=300):
     return f'scene{seed}.jpg', make_scene(np.random.default_rng(seed), height, width, SCENE_SHAPES)[0]
 
 
-def options(kind='smoke', **values):
+def options(kind, **values):
     """Return the options of an export, complete."""
     deployment = seeded(kind)
     values = dict(dict(opset=0, height=SIZE[0], width=SIZE[1]), **values)
@@ -47,9 +43,11 @@ def options(kind='smoke', **values):
     return deploy.check_options(chosen, deployment.cfg, deployment.family, deployment.model)
 
 
-def exported(kind, path, **values):
-    """Export a toy and return the path of its file."""
+@functools.cache
+def exported(kind, **values):
+    """Export a toy once per session and return the path of its file."""
     deployment, chosen = seeded(kind), options(kind, **values)
     traced = [deploy.prepare_fixed(deployment.rule, picture()[1], *SIZE)]
+    path = Path(tempfile.mkdtemp(prefix='monocular_')) / 'm.onnx'
     (file,), _ = export_files(deployment, chosen, str(path), traced)
     return file

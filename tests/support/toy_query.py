@@ -1,23 +1,17 @@
 """Toys of detectors of queries: mmdet's heads, a few layers deep, on the backbone of the Mask R-CNN toy."""
 
-import copy
 import dataclasses
 
 import numpy as np
-import onnxruntime
-import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from made_once import made_once
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.copy import prepared as prepared_copy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.seeded.weights import seeded_model
-from toy_two_stage import CONFIG, run_stages
+from toy_two_stage import CONFIG
 from toy_two_stage import images as less_padded
 
-__all__ = ['KINDS', 'SIZE', 'exported', 'images', 'options_of', 'run_stages', 'seeded', 'toy']
 DEFORMABLE = 'deformable_detr/deformable_detr_{}r50_16x2_50e_coco.py'
 KINDS = dict(
     detr='detr/detr_r50_8x2_150e_coco.py',
@@ -39,6 +33,14 @@ WIDTHS = dict(detr=32, plain=32, refine=32, two_stage=256)
 """Of embeddings; the encoding of proposals takes 256."""
 
 
+def small_backbone(**changes):
+    """Return the config of the Mask R-CNN toy's backbone."""
+    backbone = load_config(CONFIG).model.backbone
+    del backbone['init_cfg']
+    backbone.update(changes)
+    return backbone
+
+
 def toy(kind='plain', **test_cfg):
     """Return the config of a toy; `test_cfg` replaces entries of its own."""
     if kind in MASKS:
@@ -46,11 +48,8 @@ def toy(kind='plain', **test_cfg):
     if kind in REGIONS:
         return region_toy(kind)
     cfg = load_config(mmdet_config(KINDS[kind]))
-    model, small = cfg.model, load_config(CONFIG).model
-    own, width = model.backbone.out_indices, WIDTHS[kind]
-    model.backbone = copy.deepcopy(small.backbone)
-    model.backbone.pop('init_cfg', None)
-    model.backbone.out_indices = own
+    model, width = cfg.model, WIDTHS[kind]
+    model.backbone = small_backbone(out_indices=model.backbone.out_indices)
     head = model.bbox_head
     head.update(num_classes=6, in_channels=128)
     head.positional_encoding.num_feats = width // 2
@@ -79,8 +78,7 @@ def mask_toy(kind):
     """Return the config of a toy of Mask2Former, with or without classes of stuff."""
     cfg = load_config(mmdet_config(MASKS[kind]))
     model = cfg.model
-    model.backbone = copy.deepcopy(load_config(CONFIG).model.backbone)
-    model.backbone.pop('init_cfg', None)
+    model.backbone = small_backbone()
     things, stuff = (6, 0) if kind == 'instances' else (4, 2)
     for key in ('panoptic_head', 'panoptic_fusion_head'):
         model[key].update(num_things_classes=things, num_stuff_classes=stuff)
@@ -104,10 +102,9 @@ def mask_toy(kind):
 
 def region_toy(kind):
     """Return the config of a toy of Sparse R-CNN, or with masks of QueryInst, of two stages."""
-    cfg, small = load_config(mmdet_config(REGIONS[kind])), load_config(CONFIG).model
+    cfg = load_config(mmdet_config(REGIONS[kind]))
     model = cfg.model
-    model.backbone = copy.deepcopy(small.backbone)
-    model.backbone.pop('init_cfg', None)
+    model.backbone = small_backbone()
     model.neck.update(in_channels=[16, 32, 64, 128], out_channels=32)
     model.rpn_head.update(num_proposals=60, proposal_feature_channel=32)
     roi_head = model.roi_head
@@ -149,20 +146,3 @@ def images(count=2, size=SIZE, seed=5):
 def options_of(size=SIZE, family='query', **chosen):
     values = dict(height=size[0], width=size[1], opset=17) | chosen
     return FAMILIES[family].choose(**values)
-
-
-def exported(family, model, options, prepared):
-    """Return what gives the outputs, by name, of a file that was traced with prepared pictures."""
-    example = {name: torch.from_numpy(array) for name, array in family.feeds(prepared, True).items()}
-    model = prepared_copy(model)
-    stages, spec = family.stages(model, options), family.spec(model, options)
-    graph = export.export_stages(stages, example, spec, options)
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
-    names = [one.name for one in session.get_outputs()]
-    taken = [one.name for one in (*session.get_inputs(), *session.get_overridable_initializers())]
-
-    def run(pictures):
-        feeds = family.feeds(pictures, True)
-        return dict(zip(names, session.run(names, {name: feeds[name] for name in taken}), strict=True))
-
-    return run

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.files import export_files
@@ -46,26 +44,3 @@ def export_toy(deployment: deploy.Model, path: Path, **options) -> str:
     picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
     export_files(deployment, options, str(path), [picture])
     return str(path)
-
-
-def evaluate_both(folder: Path, checkpoint: str, data: Path, form: str = 'full') -> list[dict[str, float]]:
-    """Run the test loop by PyTorch, then by ONNX Runtime; return their metrics.
-
-    Args:
-        folder: work directory; results go to pth.pkl and onnx.pkl in it.
-        checkpoint: of the toy model.
-        data: generated COCO set.
-        form: of the graph.
-    """
-    options = [
-        f'data.test.ann_file={data}/annotations/instances_val2017.json',
-        f'data.test.img_prefix={data}/val2017/',
-        'data.workers_per_gpu=0',
-        'data.persistent_workers=False',
-        f'backend_config.postprocess={form}',
-    ]
-    for name in ('pth', 'onnx'):
-        line = [CONFIG.replace('.py', f'_{name}.py'), checkpoint, '--eval', 'bbox', '--work-dir', str(folder)]
-        line += ['--out', str(folder / f'{name}.pkl'), '--cfg-options', *options]
-        assert test_app.main(line) == 0
-    return [read_json(folder / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx')]

@@ -1,17 +1,14 @@
 """The toy of YOLACT: the backbone of the Mask R-CNN toy, 32 channels, eight prototypes."""
 
-import copy
-
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from toy_two_stage import CONFIG
+from toy_query import small_backbone
 
 
 def toy():
     """Return the config of the toy."""
     cfg = load_config(mmdet_config('yolact/yolact_r50_1x8_coco.py'))
     model = cfg.model
-    model.backbone = copy.deepcopy(load_config(CONFIG).model.backbone)
-    model.backbone.pop('init_cfg', None)
+    model.backbone = small_backbone()
     model.neck.update(in_channels=[16, 32, 64, 128], out_channels=32)
     sizes = dict(num_classes=6, in_channels=32)
     model.bbox_head.update(sizes, feat_channels=32, num_protos=8)

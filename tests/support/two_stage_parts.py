@@ -7,6 +7,48 @@ from mmcv import ConfigDict
 LEVELS, CHANNELS, CLASSES = 5, 64, 6
 
 
+def faster(model):
+    """Make a Faster R-CNN."""
+    model.type = 'FasterRCNN'
+    del model.roi_head['mask_head'], model.roi_head['mask_roi_extractor']
+
+
+def fast(model):
+    """Make a Fast R-CNN, whose proposals are given."""
+    faster(model)
+    model.type = 'FastRCNN'
+    del model['rpn_head'], model.test_cfg['rpn'], model.train_cfg['rpn'], model.train_cfg['rpn_proposal']
+
+
+def double(model):
+    """Make a Faster R-CNN with a head of convolutions for boxes and of layers for classes."""
+    faster(model)
+    model.roi_head.update(type='DoubleHeadRoIHead', reg_roi_scale_factor=1.3)
+    own = dict(num_convs=1, num_fcs=1, conv_out_channels=32, fc_out_channels=CHANNELS)
+    model.roi_head.bbox_head.update(type='DoubleConvFCBBoxHead', **own)
+
+
+def generic(model):
+    """Make a Faster R-CNN whose regions are pooled from all levels."""
+    faster(model)
+    extractor = model.roi_head.bbox_roi_extractor
+    del extractor['finest_scale']
+    conv = dict(type='ConvModule', in_channels=64, out_channels=64, kernel_size=3, padding=1, inplace=False)
+    extractor.update(type='GenericRoIExtractor', aggregation='sum', pre_cfg=conv, post_cfg=conv)
+
+
+def sabl(model):
+    """Make a Faster R-CNN whose sides are found by buckets."""
+    faster(model)
+    coder = dict(type='BucketingBBoxCoder', num_buckets=14, scale_factor=1.7)
+    sizes = dict(roi_feat_size=7, reg_feat_up_ratio=2, reg_pre_kernel=3, reg_post_kernel=3)
+    channels = dict(cls_in_channels=64, reg_in_channels=64, cls_out_channels=64, reg_offset_out_channels=64)
+    model.roi_head.bbox_head = dict(
+        type='SABLHead', num_classes=6, reg_cls_out_channels=64, num_cls_fcs=1, num_reg_fcs=0,
+        reg_pre_num=1, reg_post_num=1, bbox_coder=coder, **sizes, **channels,
+    )  # fmt: skip
+
+
 def cascade(model, **stage):
     """Make three stages of boxes; `stage` replaces entries of each head."""
     model.type = 'CascadeRCNN'
@@ -35,8 +77,8 @@ def _semantic(roi_head, kind):
     roi_head.semantic_head = dict(type=kind, in_channels=CHANNELS, conv_out_channels=CHANNELS, **sizes)
 
 
-def htc_alone(model):
-    """Make an HTC without a semantic map."""
+def htc(model):
+    """Make an HTC."""
     cascade(model)
     model.type, roi_head = 'HybridTaskCascade', model.roi_head
     roi_head.update(type='HybridTaskCascadeRoIHead', interleaved=True, mask_info_flow=True)
@@ -44,11 +86,6 @@ def htc_alone(model):
     for index, head in enumerate(heads):
         head.update(type='HTCMaskHead', with_conv_res=index > 0)
     roi_head.mask_head = heads
-
-
-def htc(model):
-    """Make an HTC."""
-    htc_alone(model)
     _semantic(model.roi_head, 'FusedSemanticHead')
 
 
@@ -83,14 +120,6 @@ def judged(model):
     roi_head.mask_iou_head = dict(type='MaskIoUHead', num_classes=CLASSES, roi_feat_size=14, **sizes)
 
 
-def coarse(model):
-    """Give it PointRend's head of coarse masks alone, which has no last convolution."""
-    sizes = dict(in_channels=CHANNELS, conv_out_channels=CHANNELS, fc_out_channels=CHANNELS)
-    model.roi_head.mask_head = dict(
-        type='CoarseMaskHead', num_classes=CLASSES, num_fcs=2, num_convs=1, roi_feat_size=14, **sizes
-    )
-
-
 def points(model):
     """Make a PointRend."""
     model.type, roi_head = 'PointRend', model.roi_head
@@ -111,12 +140,7 @@ def points(model):
 
 def grid(model):
     """Make a Grid R-CNN."""
-    del model.roi_head['mask_head'], model.roi_head['mask_roi_extractor']
-    masked_grid(model)
-
-
-def masked_grid(model):
-    """Make a Grid R-CNN with masks, which none of mmdet's configs is."""
+    faster(model)
     model.type, roi_head = 'GridRCNN', model.roi_head
     roi_head.type, roi_head.bbox_head.with_reg = 'GridRoIHead', False
     roi_head.grid_roi_extractor = copy.deepcopy(roi_head.bbox_roi_extractor)
@@ -156,12 +180,6 @@ def carafe(model):
     model.roi_head.mask_head.upsample_cfg = dict(upsample, type='carafe', scale_factor=2)
 
 
-def faster(model):
-    """Make a Faster R-CNN."""
-    model.type = 'FasterRCNN'
-    del model.roi_head['mask_head'], model.roi_head['mask_roi_extractor']
-
-
 def soft(model):
     """Make a Faster R-CNN with soft suppression, of mmdet's own settings; lists are not full."""
     faster(model)
@@ -169,16 +187,13 @@ def soft(model):
     model.test_cfg.rcnn.nms = dict(type='soft_nms', iou_threshold=0.5)
 
 
-def moved(model, kind='DeformRoIPoolPack'):
-    """Make a Faster R-CNN with deformable pooling of regions."""
+def moved(model):
+    """Make a Faster R-CNN with modulated deformable pooling of regions."""
     faster(model)
-    layer = dict(type=kind, output_size=7, output_channels=CHANNELS, deform_fc_channels=64)
+    layer = dict(
+        type='ModulatedDeformRoIPoolPack', output_size=7, output_channels=CHANNELS, deform_fc_channels=64
+    )
     model.roi_head.bbox_roi_extractor.roi_layer = layer
-
-
-def modulated(model):
-    """Make a Faster R-CNN with modulated deformable pooling."""
-    moved(model, 'ModulatedDeformRoIPoolPack')
 
 
 def guided(model):
@@ -200,16 +215,10 @@ def guided(model):
     model.test_cfg.rpn.nms_post, model.train_cfg = 60, None
 
 
-def proposals_alone(model):
+def rpn(model):
     """Leave the head of regions out."""
     model.type = 'RPN'
     del model['roi_head'], model.test_cfg['rcnn']
-
-
-def guided_alone(model):
-    """Make a network of proposals with guided anchors."""
-    guided(model)
-    proposals_alone(model)
 
 
 def staged(model):
@@ -227,35 +236,34 @@ def staged(model):
     model.train_cfg = None
 
 
-def staged_alone(model):
-    """Make a Cascade RPN."""
-    staged(model)
-    proposals_alone(model)
+def cascade_faster(model):
+    """Make a Cascade R-CNN without masks."""
+    faster(model)
+    cascade(model)
 
 
 PARTS = dict(
+    faster=faster,
+    cascade=cascade_faster,
+    mask=lambda model: None,
+    cascade_mask=cascade,
+    rpn=rpn,
+    fast=fast,
+    double=double,
+    generic=generic,
+    sabl=sabl,
     htc=htc,
-    htc_alone=htc_alone,
     scnet=scnet,
     legacy=legacy,
     judged=judged,
-    coarse=coarse,
     points=points,
     grid=grid,
     seesaw=seesaw,
     carafe=carafe,
     moved=moved,
-    modulated=modulated,
     guided=guided,
-    guided_alone=guided_alone,
     staged=staged,
-    staged_alone=staged_alone,
     soft=soft,
+    panoptic=panoptic,
 )
 """Kind of toy -> what makes it of the Mask R-CNN."""
-FUSED = dict(panoptic=panoptic)
-"""The same of those whose results are panoptic maps."""
-SINGLE = ('guided', 'guided_alone')
-"""Kinds that take one image of one size."""
-REFUSED = dict(masked_grid=masked_grid)
-"""The same of those that do not export."""

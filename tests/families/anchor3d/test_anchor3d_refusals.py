@@ -1,22 +1,18 @@
-"""Sweeps and configs of LiDAR detectors that do not fit the model, and sizes at the edge of the grid."""
+"""Configs of LiDAR detectors that do not fit, full grids, and sizes at the edge of the grid."""
 
 import numpy as np
 import pytest
 
 import toy_anchor3d
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.preprocess.points import voxelise
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.zoo.configs import installed_folder
-from toy_centerpoint import sweep
+from proofs import prove_samples
+from toy_centerpoint import ENGINE, paths_of, sweep
 from verdicts import cases_of, matched_of
-
-ENGINE = dict(engine='OnnxRuntimeBackend')
 
 
 def checked(path):
@@ -27,31 +23,6 @@ def checked(path):
     family.check(cfg, family.choose(opset=0))
 
 
-def test_a_file_of_points_of_another_width(tmp_path):
-    sweep(0, 500)[:, :4].tofile(tmp_path / 'sweep.bin')
-    _, folder, *_ = toy_anchor3d.exported('kitti')
-    with AnchorOnnx(folder) as runtime, pytest.raises(DataError, match=r'sweep\.bin: .*4 values'):
-        read_points(tmp_path / 'sweep.bin', runtime.width)
-
-
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (lambda points: points[:, :4], r'\(400, 4\)'),
-        (lambda points: np.where(points > 6, np.nan, points), 'finite'),
-        (lambda points: points[:0], 'empty'),
-        (lambda points: points + np.float32(1000), 'range'),
-    ],
-)
-def test_points_that_cannot_be_are_refused_alike_by_both_engines(change, message):
-    deployment, folder, *_ = toy_anchor3d.exported('kitti')
-    points = change(sweep(1))
-    with AnchorOnnx(folder) as runtime:
-        for engine in (runtime, deployment.family.reference(deployment.model)):
-            with pytest.raises(DataError, match=message):
-                engine.step(Sweep(points, 'one'))
-
-
 @pytest.mark.parametrize('kind', ['kitti', 'dynamic'])
 def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
     deployment, folder, *_ = toy_anchor3d.exported(kind)
@@ -60,8 +31,7 @@ def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
     limit, cells = deployment.rule.max_voxels, len(np.unique(np.floor(points[:, :2] / 0.4), axis=0))
     assert limit in (600, -1) and cells > 600
     assert kind == 'dynamic' or len(voxelise(points, deployment.rule)[0]) == limit
-    paths = [str(folder / f'{name}.onnx') for name in ('backbone', 'head')]
-    verdict, _ = prove(deployment, paths, [Sweep(points, 'full')], ENGINE, timed=False)
+    verdict, _ = prove_samples(deployment, paths_of(folder), [Sweep(points, 'full')], ENGINE)
     assert all(case.passed for case in cases_of(verdict))
     assert matched_of(verdict) >= 3
 
@@ -82,14 +52,6 @@ def test_a_quotient_just_below_a_whole_number_is_that_number(tmp_path):
     assert family.build(cfg).voxel_layer.grid_size[:2].tolist() == [29, 29]
 
 
-@pytest.mark.parametrize(
-    ('config', 'word'),
-    [
-        ('parta2/hv_PartA2_secfpn_2x8_cyclic_80e_kitti-3d-3class', 'RoIAwarePool3d'),
-        ('point_rcnn/point_rcnn_2x8_kitti-3d-3classes', 'PointRCNN'),
-        ('votenet/votenet_8x8_scannet-3d-18class', 'VoteHead'),
-    ],
-)
-def test_models_without_a_family(config, word):
-    with pytest.raises(ConfigError, match=word):
-        checked(installed_folder('mmdet3d') / f'{config}.py')
+def test_a_model_without_a_family_is_refused_by_its_part():
+    with pytest.raises(ConfigError, match='RoIAwarePool3d'):
+        checked(installed_folder('mmdet3d') / 'parta2/hv_PartA2_secfpn_2x8_cyclic_80e_kitti-3d-3class.py')

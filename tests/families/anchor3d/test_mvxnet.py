@@ -2,7 +2,6 @@
 
 import dataclasses
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,33 +13,29 @@ from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.anchor3d.mvxnet import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, sort_voxels
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import read_frames
-from proofs import refuted
-from verdicts import cases_of, graphs_of, matched_of
+from toy_centerpoint import ENGINE, paths_of
+from verdicts import cases_of, matched_of
 
-ENGINE = dict(engine='OnnxRuntimeBackend')
-
-
-def paths_of(folder):
-    return [str(Path(folder) / f'{name}.onnx') for name in ('voxels', 'backbone', 'head')]
+NAMES = 'voxels', 'backbone', 'head'
 
 
 def test_three_files_are_proven_on_frames_of_other_cameras_and_sizes():
     deployment, folder, *_ = toy_mvxnet.exported()
-    verdict, _ = prove(deployment, paths_of(folder), toy_mvxnet.frames(deployment, 3), ENGINE)
+    verdict, _ = prove(
+        deployment, paths_of(folder, NAMES), toy_mvxnet.frames(deployment, 2), ENGINE, timed=False
+    )
     assert verdict.proven, verdict.failures
-    assert matched_of(verdict) >= 100
+    assert matched_of(verdict) >= 60
     tensors = {row.tensor for case in cases_of(verdict) for row in case.tensors}
     assert tensors == {FEATURES, 'bev', 'cls_score_0', 'bbox_pred_0', 'dir_cls_pred_0'}
-    spec = read_metadata(paths_of(folder)[0]).spec
+    spec = read_metadata(paths_of(folder, NAMES)[0]).spec
     assert spec.input_names == ['img', 'lidar2image', 'img_aug_matrix', 'points', 'rows', 'coors']
     assert verdict.untraced == []
 
@@ -83,45 +78,6 @@ def test_voxels_of_other_settings_equal_mmdet3ds(tmp_path, name):
     with torch.no_grad():
         features = graphs.VoxelFeatures(model)(*tensors).numpy()
     np.testing.assert_allclose(features, expected, atol=2e-5 * np.abs(expected).max())
-
-
-# ---- planted faults
-
-
-def calls(name, change):
-    """Return a fault: a function of `graphs` whose arguments, by `change`, are other ones."""
-    original = getattr(graphs, name)
-    return name, lambda *arguments, **settings: original(*change(*arguments), **settings)
-
-
-def encoding(**changes):
-    original = graphs.encode_points
-    return 'encode_points', lambda *arguments, **settings: original(*arguments, **{**settings, **changes})
-
-
-def frozen(xyz, lidar2image, img_aug_matrix):
-    camera = torch.tensor([[9.0, -5, 0, 1], [4, 0, -5, 1], [1, 0, 0, 1], [0, 0, 0, 1]])
-    return xyz, camera + 0 * lidar2image, img_aug_matrix
-
-
-FAULTS = {
-    'a frozen camera': lambda: calls('project', frozen),
-    'mean instead of maximum': lambda: encoding(averaged=True),
-}
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize('name', FAULTS)
-def test_a_fault_in_our_own_graph_is_not_proven(monkeypatch, tmp_path, name):
-    deployment, *_ = toy_mvxnet.exported()
-    monkeypatch.setattr(graphs, *FAULTS[name]())
-    deployment = dataclasses.replace(deployment)
-    options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
-    paths, _ = export_files(deployment, options, str(tmp_path / 'graphs'))
-    verdict = refuted(deployment, paths, toy_mvxnet.frames(deployment, 1), ENGINE)
-    assert all(graph.passed for graph in graphs_of(verdict))  # a fresh export has the fault, too
-    assert not verdict.proven
-    assert any(not row.passed for case in cases_of(verdict) for row in case.tensors)
 
 
 # ---- bad input

@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.seeded.weights import seeded_model
 from toy_anchor3d import CLASSES, HEAD
-from toy_centerpoint import register, sweep
+from toy_centerpoint import exported_of, register, replaced_words, sweep
 
 PAINTED = """
 head['anchor_generator']['type'] = 'Anchor3DRangeGenerator'
@@ -34,7 +35,7 @@ model = dict(
         type='SparseEncoder', in_channels=16, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,
         encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), block_type='basicblock'),
     pts_backbone=second, pts_neck=neck, pts_bbox_head=head, test_cfg=dict(pts=test))
-del head, test, second, neck, layer, norm
+del head, test, second, neck, layer, norm, vfe, scatter
 data = dict(test=dict(type='KittiDataset', classes=['car', 'bus', 'truck'], pts_prefix='velodyne_reduced',
     pipeline=[
         dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=4, use_dim=4),
@@ -52,14 +53,10 @@ data = dict(test=dict(type='KittiDataset', classes=['car', 'bus', 'truck'], pts_
 """
 
 
-def write_config(folder, **words):
+def write_config(folder, words=()):
     """Write the config, with words of it replaced; return its path."""
-    text = HEAD + PAINTED
-    for old, new in words.get('words', {}).items():
-        assert old in text, old
-        text = text.replace(old, new)
     path = Path(folder) / 'tiny_mvxnet.py'
-    path.write_text(text)
+    path.write_text(replaced_words(HEAD + PAINTED, dict(words)))
     return str(path)
 
 
@@ -73,20 +70,11 @@ def frames(deployment, count):
 
 
 @functools.cache
-def exported(**words):
+def exported():
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
-    from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families import model as deploy
-    from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.files import export_files
-
     register()
     folder = Path(tempfile.mkdtemp(prefix='tiny_mvxnet_'))
-    config, checkpoint = write_config(folder, words=words), str(folder / 'tiny.pth')
+    config = write_config(folder)
     cfg = load_config(config)
     weights = seeded_model(cfg, find_family(cfg)).state_dict()
-    torch.save(dict(state_dict=weights, meta=dict(CLASSES=CLASSES)), checkpoint)
-    deployment = deploy.load(config, checkpoint)
-    options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
-    export_files(deployment, options, str(folder / 'graphs'))
-    return deployment, folder / 'graphs', config, checkpoint
+    return exported_of(config, folder / 'tiny.pth', weights, CLASSES)

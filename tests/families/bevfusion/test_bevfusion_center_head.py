@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import pytest
 import torch
 from mmdet3d.models.builder import build_head
 
@@ -19,7 +18,6 @@ from toy_atss import REPO
 
 HEAD = toy_bevfusion.CENTERS['heads']['object']
 CELLS, STEP, ORIGIN = 24, 1.6, -19.2
-CONFIGS = f'{REPO}/projects/configs/BEVFusion'
 
 
 def head(**changes):
@@ -94,12 +92,11 @@ def test_groups_of_classes_are_thinned_out_by_their_own_rule():
     assert len(suppress(given, [one_for_each])) == 3
 
 
-@pytest.mark.parametrize(('name', 'count', 'cells'), [('swint', 637, (256, 256)), ('r50', 750, (128, 128))])
-def test_the_published_configs_have_the_names_of_the_original(name, count, cells):
-    cfg = load_config(f'{CONFIGS}/bevfusion_camera_{name}_nus.py')
+def test_the_published_config_has_the_names_of_the_original():
+    cfg = load_config(f'{REPO}/projects/configs/BEVFusion/bevfusion_camera_swint_nus.py')
     model = find_family(cfg).build(cfg)
     keys = model.state_dict()
-    assert len(keys) == count and model.encoders['camera']['vtransform'].shape == cells
+    assert len(keys) == 637 and model.encoders['camera']['vtransform'].shape == (256, 256)
     for key, shape in {
         'decoder.backbone.1.0.downsample.0.weight': (256, 128, 1, 1),
         'decoder.neck.fuse.0.weight': (256, 640, 1, 1),

@@ -1,55 +1,52 @@
 """BEVFusion on a data set: matrices that fit pictures and points, boxes in mmdet3d's columns."""
 
-import shutil
+import dataclasses
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from mmdet3d.datasets import build_dataset
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.cli import test_app
+import toy_nuscenes
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
-from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.evaluate.evaluation import build_loader
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.bevfusion.runtime.frames import frame_of_rig
 from mmdeploy_ext.families.bevfusion.samples import frame
 from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
+from mmdeploy_ext.models.datasets.pipelines.fusion import ImageAug3D
+from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
-from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
+from mmdeploy_ext.runtime.infos import read_frames
 from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
+from projects.configs.nuscenes_fusion import loading
 from toy_atss import REPO
 
-CONFIG = str(REPO / 'projects/configs/BEVFusion/bevfusion_toy.py')
-PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
+CONFIGS = REPO / 'projects/configs/BEVFusion'
+
+
+def read_config(name, root):
+    paths = {'data.test.ann_file': f'{root}/toy_nuscenes_infos_val.pkl', 'data.test.data_root': f'{root}/'}
+    return load_config(str(CONFIGS / f'{name}.py'), paths)
 
 
 @pytest.fixture(scope='module')
-def options(tmp_path_factory):
-    """Overrides that name a small generated set."""
-    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    ensure_toy_nuscenes(root, SetOptions(train_scenes=1, val_scenes=1, frames=2), jobs=1, quiet=True)
-    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
-    return {
-        'data.test.ann_file': f'{root}/toy_nuscenes_infos_val.pkl', 'data.test.data_root': f'{root}/'
-    }  # fmt: skip
+def cfg(tmp_path_factory):
+    root = toy_nuscenes.write(tmp_path_factory.mktemp('data'), val_scenes=1, frames=2)
+    return read_config('bevfusion_toy', root)
 
 
-@pytest.fixture(scope='module')
-def cfg(options):
-    return load_config(CONFIG, options)
-
-
-@pytest.fixture(scope='module')
-def dataset(cfg):
-    from mmdet3d.datasets import build_dataset
-
-    return build_dataset(cfg.data.test)
+def loaded(test, index=0):
+    """Return a moment of a data set as the test loop has it."""
+    dataset = build_dataset(dict(test, test_mode=True))
+    return frame(next(iter(build_loader(dataset, [index], workers_per_gpu=0))))
 
 
 def test_a_point_of_a_picture_is_where_its_matrix_says():
     """A picture whose values are its columns (or rows), so that a value says where it came from."""
-    from mmdeploy_ext.models.datasets.pipelines.fusion import ImageAug3D
-
     rows, columns = np.mgrid[:198, :250].astype(np.float32)
     image = np.stack([rows, columns, 0 * rows], -1)
     found = ImageAug3D([96, 128], [0.7, 0.8], (0.0, 0.1), source=[198, 250])(dict(img=[image] * 2))
@@ -60,12 +57,7 @@ def test_a_point_of_a_picture_is_where_its_matrix_says():
 
 
 def test_a_moment_of_the_data_set_has_pictures_points_and_matrices_that_agree(cfg):
-    from mmdet3d.datasets import build_dataset
-
-    from mmdeploy_ext.evaluate.evaluation import build_loader
-
-    cfg.data.test.test_mode = True
-    found = frame(next(iter(build_loader(build_dataset(cfg.data.test), [0], workers_per_gpu=0))))
+    found = loaded(cfg.data.test)
     assert found.images.shape == (6, 3, 96, 256) and found.points.shape[1] == 5
     assert len(found.image_files) == 6 and set(found.calibration) == set(MATRICES)
     rig = {name: matrix.astype(np.float64) for name, matrix in found.calibration.items()}
@@ -76,26 +68,17 @@ def test_a_moment_of_the_data_set_has_pictures_points_and_matrices_that_agree(cf
 
 def test_sweeps_of_the_past_come_after_the_key_frame_with_their_age(tmp_path):
     """The published configs' own steps, on a set that has sweeps between its key frames."""
-    from mmdet3d.datasets import build_dataset
-
-    from mmdeploy_ext.evaluate.evaluation import build_loader
-
-    root = tmp_path / 'toy_nuscenes'
-    options = SetOptions(train_scenes=1, val_scenes=1, frames=2, image_size=(32, 32), sweeps=3)
-    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
+    root = toy_nuscenes.write(tmp_path, val_scenes=1, frames=2, image_size=(32, 32), sweeps=3)
     create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 10)
-    paths = {'data.test.ann_file': f'{root}/toy_nuscenes_infos_val.pkl', 'data.test.data_root': f'{root}/'}
-    config = REPO / 'projects/configs/BEVFusion/bevfusion_lidar_transfusion_nus.py'
-    dataset = build_dataset(load_config(str(config), paths).data.test)
-    found = frame(next(iter(build_loader(dataset, [1], workers_per_gpu=0))))
+    found = loaded(read_config('bevfusion_lidar_transfusion_nus', root).data.test, 1)
     ages = np.unique(found.points[:, 4])
     assert ages.tolist() == [0, 0.125, 0.25, 0.375, 0.5] and found.points[0, 4] == 0
     assert found.images is None and not found.calibration
 
 
-def test_boxes_of_the_head_are_those_of_the_annotations(dataset):
+def test_boxes_of_the_head_are_those_of_the_annotations(cfg):
     """Encoded as in training and decoded as at test time; columns and heading of mmdet3d."""
-    boxes = dataset.get_ann_info(0)['gt_bboxes_3d'].tensor
+    boxes = build_dataset(cfg.data.test).get_ann_info(0)['gt_bboxes_3d'].tensor
     coder = TransFusionBBoxCoder([-22.4, -22.4], 4, [0.2, 0.2], None, 0.0, 10)
     code = coder.encode(in_lidar_columns(boxes)).T[None]
     split = [code[:, :2], code[:, 2:3], code[:, 3:6], code[:, 6:8], code[:, 8:10]]
@@ -105,66 +88,10 @@ def test_boxes_of_the_head_are_those_of_the_annotations(dataset):
     assert len(boxes) > 5 and torch.allclose(found, boxes, atol=1e-4)
 
 
-# ---- the test loop
-
-
-@pytest.fixture(scope='module')
-def checkpoint():
-    return str(REPO / 'demo/checkpoints/bevfusion_toy.pth')
-
-
-def evaluate(config, checkpoint, work_dir, options):
-    words = [f'{key}={value}' for key, value in options.items()]
-    target = ['--eval=bbox', '--work-dir', str(work_dir)]
-    return test_app.main([config, checkpoint, *target, '--cfg-options', *words, 'data.workers_per_gpu=0'])
-
-
-@pytest.fixture(scope='module')
-def runs(checkpoint, options, tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp('run') / 'bevfusion_toy'
-    assert evaluate(PTH, checkpoint, work_dir, options) == 0
-    assert evaluate(ONNX, checkpoint, work_dir, options) == 0
-    return work_dir
-
-
-@pytest.mark.matrix  # in the suite: the loops of StreamPETR and CenterPoint
-def test_both_engines_run_the_data_set_and_the_dump_agrees(runs, checkpoint, options, tmp_path, capsys):
-    reference, candidate = (read_json(runs / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx'))
-    assert reference.keys() == candidate.keys()
-    scores = [name for name in reference if name.endswith(('NDS', 'mAP'))]
-    assert len(scores) == 2 and all(abs(reference[name] - candidate[name]) <= 5e-4 for name in scores)
-    assert reference['pts_bbox_NuScenes/mAP'] >= 0.4  # 0.837 on the whole set
-    samples = list_samples(runs / 'dump')
-    tensors, manifest = load_dump(samples[0])
-    assert {'points', 'images', 'cells', 'bev', *MATRICES} <= set(tensors)
-    work_dir = shutil.copytree(runs, tmp_path / 'bevfusion_toy')
-    wrong = list_samples(work_dir / 'dump')[0]
-    shutil.rmtree(wrong)
-    facts = {key: value for key, value in manifest.items() if key != 'tensors'}
-    save_dump(wrong, dict(tensors, bev=tensors['bev'] + 1), facts)
-    assert evaluate(ONNX, checkpoint, work_dir, options) == 1
-    said = capsys.readouterr().out
-    assert said.count('agrees (worst') == 1 and 'DIFFERS: bev' in said
-
-
-# ---- without PyTorch
-
-
-def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, tmp_path):
+def test_a_moment_of_the_runtime_is_that_of_the_loader(cfg, tmp_path):
     """Pictures, points and matrices of an info file, by numpy alone and by the data set's pipeline."""
-    import dataclasses
-    import pickle
-
-    from mmdet3d.datasets import build_dataset
-
-    from mmdeploy_ext.evaluate.evaluation import build_loader
-    from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.bevfusion.runtime.frames import frame_of_rig
-    from mmdeploy_ext.preprocess.pictures import read_image
-    from mmdeploy_ext.runtime.infos import read_frames
-
     path = tmp_path / 'infos.pkl'
-    with open(options['data.test.ann_file'], 'rb') as stream:
+    with open(cfg.data.test.ann_file, 'rb') as stream:
         content = pickle.load(stream)
     first, second = content['infos']
     turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
@@ -174,15 +101,11 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, tmp_path):
     )  # fmt: skip
     content['infos'] = [dict(second, sweeps=[before])]
     path.write_bytes(pickle.dumps(content))
-    from projects.configs.nuscenes_fusion import loading
-
     pipeline = [*loading(2, True), *cfg.data.test.pipeline[2:]]
-    test = dict(cfg.data.test, ann_file=str(path), pipeline=pipeline, test_mode=True)
-    wanted = frame(next(iter(build_loader(build_dataset(test), [0], workers_per_gpu=0))))
-    (rig,) = read_frames(path, find_family(cfg).preprocess_rule(cfg).views)
-    rule = dataclasses.replace(
-        find_family(cfg).preprocess_rule(cfg), sweeps=2, pad_empty_sweeps=True, remove_close=True
-    )
+    wanted = loaded(dict(cfg.data.test, ann_file=str(path), pipeline=pipeline))
+    rule = find_family(cfg).preprocess_rule(cfg)
+    (rig,) = read_frames(path, rule.views)
+    rule = dataclasses.replace(rule, sweeps=2, pad_empty_sweeps=True, remove_close=True)
     found = frame_of_rig([read_image(file) for file in rig.pictures], rig, rule)
     np.testing.assert_array_equal(found.points, wanted.points)
     np.testing.assert_array_equal(found.images, wanted.images)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import toy_bevfusion
-from marking import in_suite
-from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.families.bevfusion.runtime.model import OPENS
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.models.bevfusion.neck import GeneralizedLSSFPN
@@ -29,19 +28,11 @@ def toys(tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope='module')
-def files(toys, tmp_path_factory):
-    @functools.cache
-    def exported(sensor):
-        return toy_bevfusion.export(toys(sensor), tmp_path_factory.mktemp(f'{sensor}_files'))
-
-    return exported
-
-
 @pytest.mark.matrix
-@pytest.mark.parametrize('sensor', in_suite(FILES, 'lidar'))
-def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, tmp_path, sensor):
-    toy, paths = toys(sensor), files(sensor)
+@pytest.mark.parametrize('sensor', FILES)
+def test_one_sensor_is_exported_in_its_files_and_proven(toys, tmp_path, sensor):
+    toy = toys(sensor)
+    paths = toy_bevfusion.export(toy, tmp_path / 'files')
     assert [path.rsplit('/', 1)[1] for path in paths] == [f'{name}.onnx' for name in FILES[sensor]]
     frames = list(toy.family.data.generated_sweeps(toy.rule, 3))
     verdict, _ = prove(toy, paths, frames)
@@ -56,8 +47,6 @@ def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, tmp_path, s
         else:
             with pytest.raises(DataError, match='empty'):
                 runtime.step(dataclasses.replace(frames[0], points=np.zeros((0, 5), np.float32)))
-            with pytest.raises(ModelFileError, match=r'frame\.onnx'):
-                OPENS(paths[:1])
             sweep = tmp_path / 'sweep.bin'
             frames[0].points.tofile(sweep)
             no_cameras = np.zeros((0, 3, 3)), np.zeros((0, 4, 4)), np.eye(4)

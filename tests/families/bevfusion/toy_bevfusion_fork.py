@@ -115,11 +115,8 @@ class Head:
         boxes, scores = in_lidar_columns(found['bboxes']), found['scores']
         return [[metas[0]['box_type_3d'](boxes, boxes.shape[1]), scores, found['labels']]]
 """
-CHANGES = {
-    'box scale': ("in_lidar_columns(found['bboxes'])", "in_lidar_columns(found['bboxes']) * 1.001"),
-    'voxels': ('found = self.predictions(img, points', 'found = self.predictions(img, [points[0][::2]]'),
-}  # fmt: skip
-"""Change -> a text of the repository's class, and what replaces it."""
+CHANGE = "in_lidar_columns(found['bboxes'])", "in_lidar_columns(found['bboxes']) * 1.001"
+"""A text of the repository's class, and what replaces it."""
 
 
 def plain(value):
@@ -127,14 +124,14 @@ def plain(value):
     return json.loads(json.dumps(value))
 
 
-def repository(folder, change='', datasets=DATASETS):
-    """Write the repository with a change of its class, and a module of data sets, into a folder."""
-    text = BEVFUSION if not change else BEVFUSION.replace(*CHANGES[change])
-    assert not change or text != BEVFUSION
+def repository(folder, changed=False):
+    """Write the repository, with or without a change of its class, into a folder."""
+    text = BEVFUSION.replace(*CHANGE) if changed else BEVFUSION
+    assert (text != BEVFUSION) == changed
     package = folder / 'mmdet3d'
     for place, content in (
         ('__init__.py', PACKAGE),
-        ('datasets/__init__.py', datasets),
+        ('datasets/__init__.py', DATASETS),
         ('models/__init__.py', MODELS),
         ('models/fusion_models/__init__.py', 'from .bevfusion import BEVFusion\n'),
         ('models/fusion_models/bevfusion.py', text),

@@ -5,8 +5,7 @@ from mmcv.cnn import DepthwiseSeparableConvModule
 from mmdet.core import distance2bbox, multiclass_nms
 from mmdet.core.bbox.builder import BBOX_CODERS
 from mmdet.models.builder import HEADS
-from mmdet.models.dense_heads import AnchorFreeHead, DDODHead, GFLHead, RetinaHead, TOODHead, YOLOV3Head
-from mmdet.models.dense_heads.gfl_head import Integral
+from mmdet.models.dense_heads import DDODHead, GFLHead, RetinaHead, TOODHead, YOLOV3Head
 from torch import nn
 
 
@@ -23,66 +22,8 @@ class LogBoxCoder:
 
 
 @HEADS.register_module()
-class PicoDetHead(AnchorFreeHead):
-    """GFL without anchors: distances are means of distributions, points the centres of cells."""
-
-    def __init__(self, *args, reg_max=7, **kwargs):
-        self.reg_max = reg_max
-        super().__init__(*args, **kwargs)
-        self.integral = Integral(reg_max)
-
-    def _init_predictor(self):
-        levels = range(len(self.strides))
-        classes, sides = self.cls_out_channels, 4 * (self.reg_max + 1)
-        self.gfl_cls = nn.ModuleList(nn.Conv2d(self.feat_channels, classes, 1) for _ in levels)
-        self.gfl_reg = nn.ModuleList(nn.Conv2d(self.feat_channels, sides, 1) for _ in levels)
-
-    def _load_from_state_dict(self, *args):  # the base renames layers of checkpoints without a version
-        nn.Module._load_from_state_dict(self, *args)
-
-    def forward(self, feats):
-        scores, sides = [], []
-        for level, feature in enumerate(feats):
-            classes, places = feature, feature
-            for layer in self.cls_convs:
-                classes = layer(classes)
-            for layer in self.reg_convs:
-                places = layer(places)
-            scores.append(self.gfl_cls[level](classes))
-            sides.append(self.gfl_reg[level](places))
-        return scores, sides
-
-    def get_bboxes(self, cls_scores, bbox_preds, img_metas, cfg=None, rescale=False):
-        cfg, results = cfg or self.test_cfg, []
-        sizes = [level.shape[-2:] for level in cls_scores]
-        priors = self.prior_generator.grid_priors(sizes, cls_scores[0].dtype, cls_scores[0].device)
-        for image, meta in enumerate(img_metas):
-            boxes, scores = [], []
-            for stride, points, classes, sides in zip(
-                self.strides, priors, cls_scores, bbox_preds, strict=True
-            ):
-                level_scores = classes[image].permute(1, 2, 0).reshape(-1, self.cls_out_channels).sigmoid()
-                distances = self.integral(sides[image].permute(1, 2, 0)) * stride
-                best = level_scores.max(1).values.topk(min(cfg.nms_pre, len(points))).indices
-                boxes.append(distance2bbox(points[best], distances[best], meta['img_shape']))
-                scores.append(level_scores[best])
-            boxes, scores = torch.cat(boxes), torch.cat(scores)
-            if rescale:
-                boxes = boxes / boxes.new_tensor(meta['scale_factor'])
-            scores = torch.cat([scores, scores.new_zeros(len(scores), 1)], 1)
-            results.append(multiclass_nms(boxes, scores, cfg.score_thr, cfg.nms, cfg.max_per_img))
-        return results
-
-    def loss(self, *args, **kwargs):
-        raise NotImplementedError
-
-    def get_targets(self, *args, **kwargs):
-        raise NotImplementedError
-
-
-@HEADS.register_module()
 class PointGFLHead(GFLHead):
-    """PicoDet on top of GFL: points, depthwise towers per level, one layer for classes and sides."""
+    """As PicoDet's: points, depthwise towers per level, one layer for classes and sides."""
 
     def __init__(self, *args, strides, **kwargs):
         points = dict(type='MlvlPointGenerator', strides=strides, offset=0.5)
@@ -107,11 +48,24 @@ class PointGFLHead(GFLHead):
         return points
 
     def get_bboxes(self, cls_scores, bbox_preds, img_metas, cfg=None, rescale=False):
-        return PicoDetHead.get_bboxes(self, cls_scores, bbox_preds, img_metas, cfg, rescale)
-
-    @property
-    def strides(self):
-        return [stride[0] for stride in self.prior_generator.strides]
+        cfg, results = cfg or self.test_cfg, []
+        sizes = [level.shape[-2:] for level in cls_scores]
+        priors = self.prior_generator.grid_priors(sizes, cls_scores[0].dtype, cls_scores[0].device)
+        for image, meta in enumerate(img_metas):
+            boxes, scores = [], []
+            levels = zip(self.prior_generator.strides, priors, cls_scores, bbox_preds, strict=True)
+            for stride, points, classes, sides in levels:
+                level_scores = classes[image].permute(1, 2, 0).reshape(-1, self.cls_out_channels).sigmoid()
+                distances = self.integral(sides[image].permute(1, 2, 0)) * stride[0]
+                best = level_scores.max(1).values.topk(min(cfg.nms_pre, len(points))).indices
+                boxes.append(distance2bbox(points[best], distances[best], meta['img_shape']))
+                scores.append(level_scores[best])
+            boxes, scores = torch.cat(boxes), torch.cat(scores)
+            if rescale:
+                boxes = boxes / boxes.new_tensor(meta['scale_factor'])
+            scores = torch.cat([scores, scores.new_zeros(len(scores), 1)], 1)
+            results.append(multiclass_nms(boxes, scores, cfg.score_thr, cfg.nms, cfg.max_per_img))
+        return results
 
 
 class Priors:
@@ -165,10 +119,6 @@ class GFLHeadOf217(Priors, GFLHead):
         return distance2bbox(self.anchor_center(anchors), distances, img_shape)
 
 
-class DDODHeadOf217(Priors, DDODHead):
-    pass
-
-
 class DDODHeadByClasses(Priors, DDODHead):
     def rank(self, products, scores):
         return scores
@@ -200,16 +150,8 @@ class YOLOV3HeadOf216(YOLOV3Head):
             if rescale:
                 boxes = boxes / boxes.new_tensor(meta['scale_factor'])
             scores = torch.cat([scores, scores.new_zeros(len(scores), 1)], 1)
-            results.append(
-                multiclass_nms(
-                    boxes,
-                    scores,
-                    cfg.score_thr,
-                    cfg.nms,
-                    cfg.max_per_img,
-                    score_factors=torch.cat(objectness),
-                )
-            )
+            limits = cfg.score_thr, cfg.nms, cfg.max_per_img
+            results.append(multiclass_nms(boxes, scores, *limits, score_factors=torch.cat(objectness)))
         return results
 
 

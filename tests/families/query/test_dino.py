@@ -115,7 +115,7 @@ def test_layers_of_co_detr_give_what_those_of_dino_give(model, monkeypatch):
 
 @pytest.mark.parametrize(
     'nms',
-    [dict(type='soft_nms', iou_threshold=0.5), dict(type='nms', iou_threshold=0.3), None],
+    [dict(type='soft_nms', iou_threshold=0.5), None],
 )
 def test_co_detr_suppresses_as_many_of_the_best_pairs_as_it_has_queries(model, nms):
     from mmcv.ops import batched_nms

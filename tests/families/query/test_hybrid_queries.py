@@ -2,7 +2,6 @@
 
 import copy
 
-import pytest
 import torch
 from mmdet.models.dense_heads import DeformableDETRHead
 from mmdet.models.utils import transformer as mmdet_transformer
@@ -45,22 +44,15 @@ class MixedTransformer(mmdet_transformer.DeformableDetrTransformer):
             return super().forward(*args, **kwargs)
 
 
-@pytest.fixture(params=['hybrid', 'mixed', 'both'])
-def model(request):
+def test_the_network_gives_what_the_head_gives_in_a_test():
     model = copy.deepcopy(seeded('two_stage'))
     head, transformer = model.bbox_head, model.bbox_head.transformer
-    if request.param != 'mixed':
-        head.__class__, head.num_query_one2one = HybridBranchDeformableDETRHead, ONE_TO_ONE
-    if request.param != 'hybrid':
-        learned = torch.nn.Embedding(head.num_query, 256)
-        with torch.no_grad():
-            learned.weight.copy_(torch.randn(head.num_query, 256, generator=torch.Generator().manual_seed(3)))
-        transformer.__class__, transformer.learned, head.query_embedding = MixedTransformer, learned, learned
-        transformer.mixed_selection = head.mixed_selection = True
-    return model
-
-
-def test_the_network_gives_what_the_head_gives_in_a_test(model):
+    head.__class__, head.num_query_one2one = HybridBranchDeformableDETRHead, ONE_TO_ONE
+    learned = torch.nn.Embedding(head.num_query, 256)
+    with torch.no_grad():
+        learned.weight.copy_(torch.randn(head.num_query, 256, generator=torch.Generator().manual_seed(3)))
+    transformer.__class__, transformer.learned, head.query_embedding = MixedTransformer, learned, learned
+    transformer.mixed_selection = head.mixed_selection = True
     first, second = images(2)
     pictures = torch.stack([torch.from_numpy(image.tensor) for image in (first, second)])
     metas = [dict(batch_input_shape=SIZE, img_shape=(*image.img_shape, 3)) for image in (first, second)]

@@ -1,60 +1,72 @@
 """Detectors of queries against mmdet's own `simple_test`: eager, exported, and what is refused."""
 
 import itertools
-import types
 
+import numpy as np
 import pytest
 import torch
 from mmdet.models.utils import SinePositionalEncoding
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from image_checks import EXPORTERS, changed, check, exported, of_one_size, run_stages
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.padding import PaddedMap, SinePositions
-from mmdeploy_ext.families.parts.runtime.padded_results import detections
-from mmdeploy_ext.tasks.bbox2d import match_detections
-from toy_query import KINDS, exported, images, options_of, run_stages, seeded, toy
+from toy_query import KINDS, MASKS, REGIONS, images, options_of, seeded, toy
 
-FULL = types.SimpleNamespace(form='full', options={})
-FAMILY = FAMILIES['query']
-
-
-def same(kind, outputs, prepared, least=20):
-    """Assert that results are those of `simple_test`, and that every image has some of several classes."""
-    found = detections(FULL, outputs, {})
-    wanted = FAMILY.reference(seeded(kind)).results(prepared, True)
-    assert len(found) == len(wanted) == len(prepared)
-    for one, other in zip(wanted, found, strict=True):
-        row = match_detections('image', one, other)
-        assert row.passed and row.reference >= least, row
-        assert len(set(one.labels.tolist())) > 1
+ALL = (*KINDS, *MASKS, *REGIONS)
+EXPORTED = ('detr', 'instances', 'maskformer', 'regions_masks')
+"""Kinds whose graphs the suite exports; the graph of two stages is DINO's (test_dino.py)."""
+EAGER = ('two_stage', 'panoptic', 'regions')
+LEAST = dict(instances=10, panoptic=2, maskformer=2)
+"""Results of a picture, of kinds that have less than 20."""
 
 
-@pytest.mark.parametrize('kind', KINDS)
+def pictures(kind, *chosen):
+    return of_one_size(images(*chosen)) if kind in MASKS else images(*chosen)
+
+
+def compared(kind, outputs, prepared, **how):
+    family, model = find_family(toy(kind)), seeded(kind)
+    check(family, model, outputs, prepared, LEAST.get(kind, 20), **how)
+    labels = [one.labels for one in family.reference(model).results(prepared, True)]
+    assert len(np.unique(np.concatenate(labels))) > 1
+
+
+@pytest.mark.parametrize('kind', EAGER)
 def test_eager_results_of_every_image_are_those_of_simple_test(kind):
-    prepared, cfg = images(3), toy(kind)
-    FAMILY.build(cfg)
-    FAMILY.check(cfg, options_of())  # also once mmdet has built the model
-    same(kind, run_stages(FAMILY.stages(seeded(kind), options_of()), FAMILY.feeds(prepared, True)), prepared)
+    family, prepared, cfg = find_family(toy(kind)), pictures(kind, 2), toy(kind)
+    family.build(cfg)
+    family.check(cfg, options_of())  # also once mmdet has built the model
+    outputs = run_stages(family.stages(seeded(kind), options_of()), family.feeds(prepared, True))
+    compared(kind, outputs, prepared)
 
 
 @pytest.mark.parametrize(
     ('kind', 'exporter'),
-    in_suite(
-        itertools.product(KINDS, ('torchscript', 'dynamo')),
-        ('detr', 'torchscript'),  # that of two stages is DINO's, see test_dino.py
-    ),
+    in_suite(itertools.product(ALL, EXPORTERS), *((kind, 'torchscript') for kind in EXPORTED)),
 )
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
-    options = options_of(dynamic=True, exporter=exporter)
-    options = options.replace(opset=18) if exporter == 'dynamo' else options
-    run = exported(FAMILY, seeded(kind), options, images(1))
-    for prepared in (images(3, seed=9), images(2, (250, 161), 3)):
-        same(kind, run(prepared), prepared)
+    family, pasted = find_family(toy(kind)), dict(paste_masks=True) if kind == 'regions_masks' else {}
+    options = options_of(dynamic=True, exporter=exporter, **pasted)
+    family.check(toy(kind), options)
+    _, run = exported(family, seeded(kind), options, pictures(kind, 1))
+    prepared = pictures(kind, 3, (256, 160), 3)
+    compared(kind, run(family.feeds(prepared, True)), prepared)
 
 
-@pytest.mark.parametrize('sizes', [(1, 1), (7, 5), (32, 31), (33, 640), (800, 1333)])
+@pytest.mark.parametrize('kind', in_suite(['maskformer', 'panoptic'], 'panoptic'))
+def test_tensors_and_segments_of_the_raw_form_are_those_of_mmdet(kind):
+    family, model, prepared = find_family(toy(kind)), seeded(kind), pictures(kind, 2)
+    feeds, options = family.feeds(prepared, True), options_of(form='raw')
+    outputs = run_stages(family.stages(model, options), feeds)
+    for name, wanted in family.reference(model).tensors(feeds, 'raw').items():
+        assert np.abs(outputs[name] - wanted).max() < 1e-5 * np.abs(wanted).max()
+    compared(kind, outputs, prepared, form='raw')
+
+
+@pytest.mark.parametrize('sizes', [(1, 1), (33, 640), (800, 1333)])
 def test_masks_of_maps_are_those_that_mmdet_resizes(sizes):
     height, width = sizes
     content = torch.tensor([[height, max(width // 2, 1)], [max(height - 3, 1), width], [1.0, 1.0]])
@@ -72,35 +84,23 @@ def test_masks_of_maps_are_those_that_mmdet_resizes(sizes):
         assert torch.allclose(SinePositions(encoding)(found)[inside], places[inside], atol=2e-5)
 
 
-def change(path, value):
-    """Return what sets a key of a config."""
-
-    def apply(model):
-        *keys, last = path.split('.')
-        for key in keys:
-            model = model[key]
-        model[last] = value
-
-    return apply
+LEARNED = dict(type='LearnedPositionalEncoding', num_feats=16)
+PLAIN = dict(type='MultiheadAttention', embed_dims=32, num_heads=4)
+ENCODER = 'bbox_head.transformer.encoder.transformerlayers.attn_cfgs'
 
 
-REFUSED = {
-    'LearnedPositionalEncoding': change(
-        'bbox_head.positional_encoding', dict(type='LearnedPositionalEncoding', num_feats=16)
-    ),
-    'max_per_img=400': change('test_cfg.max_per_img', 400),
-    'encoder: self_attn is MultiheadAttention': change(
-        'bbox_head.transformer.encoder.transformerlayers.attn_cfgs',
-        dict(type='MultiheadAttention', embed_dims=32, num_heads=4),
-    ),
-    'RetinaHead': change('bbox_head', dict(type='RetinaHead', num_classes=6, in_channels=32)),
-}
-
-
-@pytest.mark.parametrize('said', REFUSED)
-def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
-    cfg = toy('plain')
-    REFUSED[said](cfg.model)
-    with pytest.raises(ConfigError, match=said) as refused:
+@pytest.mark.parametrize(
+    ('kind', 'path', 'value', 'said'),
+    [
+        ('plain', 'bbox_head.positional_encoding', LEARNED, 'LearnedPositionalEncoding'),
+        ('plain', 'test_cfg.max_per_img', 400, 'max_per_img=400'),
+        ('plain', ENCODER, PLAIN, 'encoder: self_attn is MultiheadAttention'),
+        ('plain', 'bbox_head', dict(type='RetinaHead', num_classes=6, in_channels=32), 'RetinaHead'),
+        ('regions', 'test_cfg.rcnn.max_per_img', 400, 'rcnn.max_per_img=400'),
+        ('regions', 'rpn_head', dict(type='RPNHead', in_channels=32), 'RPNHead'),
+    ],
+)
+def test_what_is_not_exported_is_refused_by_the_name_of_the_part(kind, path, value, said):
+    cfg = changed(toy(kind), path, value)
+    with pytest.raises(ConfigError, match=said):
         find_family(cfg).check(cfg, options_of())
-    assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)

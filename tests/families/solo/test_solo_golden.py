@@ -1,27 +1,20 @@
-"""Original SOLO checkpoints, converted by the tool, give what the original repository gave.
-
-One SOLOv2 model here, a decoupled one in the matrix, the others in test_solo_golden_matrix.py.
-"""
+"""Original SOLO checkpoints, converted by the tool, give what the original repository gave."""
 
 import pytest
 
 import solo_golden as golden
+from marking import in_suite
+
+NETS = 'solov2_light_r34', 'decoupled_solo_r50', 'solo_r50', 'solov2_r50', 'solov2_light_dcn_r50'
 
 
-@pytest.fixture(
-    scope='module', params=['solov2_light_r34', pytest.param('decoupled_solo_r50', marks=pytest.mark.matrix)]
-)
-def run(request, tmp_path_factory):
-    model = golden.converted_model(request.param, tmp_path_factory.mktemp(request.param))
-    return request.param, golden.run_model(model, request.param)
-
-
-def test_every_tensor_is_the_originals(run):
-    name, (taps, _, _) = run
-    measured = golden.compare_tensors(name, taps)
-    print('\n' + '\n'.join(f'{name} {tensor:12s} {value:.1e}' for tensor, value in measured.items()))
-
-
-def test_every_instance_is_the_originals(run):
-    name, (_, found, linear) = run
+@pytest.mark.parametrize('name', in_suite(NETS, 'solov2_light_r34'))
+def test_tensors_and_instances_are_the_originals(name, tmp_path):
+    taps, found, linear = golden.run_model(golden.converted_model(name, tmp_path), name)
+    golden.compare_tensors(name, taps)
     golden.compare_instances(name, found, linear)
+
+
+@pytest.mark.parametrize('pair', in_suite(golden.PAIRS, 'solo r101', 'decoupled light dcn'))
+def test_configs_that_mmdet_does_not_have_are_made(pair):
+    golden.check_pair(pair)

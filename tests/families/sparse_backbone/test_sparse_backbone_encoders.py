@@ -47,10 +47,6 @@ def built(name):
             'centerpoint_0075voxel_second_secfpn_nus',
             'mmdet3d:centerpoint_0075voxel_second_secfpn_4x8_cyclic_20e_nus.py',
         ),
-        (
-            'centerpoint_01voxel_second_secfpn_nus',
-            'mmdet3d:centerpoint_01voxel_second_secfpn_4x8_cyclic_20e_nus.py',
-        ),
         ('second_secfpn_kitti', 'mmdet3d:SparseEncoder_default_conv_module'),
     ],
 )

@@ -50,8 +50,7 @@ def slow_means(points, limit, order):
     return {key: np.mean(group if limit < 0 else group[:limit], axis=0) for key, group in cells.items()}
 
 
-@pytest.mark.parametrize('order', ['xyz', 'zyx'])
-@pytest.mark.parametrize('limit', [2, 10, -1])
+@pytest.mark.parametrize(('order', 'limit'), [('xyz', 2), ('zyx', 10), ('xyz', -1)])
 def test_voxels_and_means_equal_the_slow_reference(order, limit):
     points = torch.cat([cloud(), cloud() + 0.01])
     features, coordinates = model(order, limit, -1 if limit < 0 else 4000).voxelize([points])

@@ -1,8 +1,5 @@
-"""Panoptic FPN's maps against mmdet's own `simple_test`: both forms, exported, and refusals."""
+"""Panoptic FPN's maps against mmdet's own `simple_test`: both forms, exported; the trained toy."""
 
-import copy
-import dataclasses
-import functools
 import types
 
 import numpy as np
@@ -11,71 +8,30 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from image_checks import EXPORTERS, check, exported, of_one_size, run_stages
+from marking import in_suite
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.postprocess import panoptic
-from mmdeploy_ext.families.two_stage.runtime import detections
 from mmdeploy_ext.runtime.panoptic import fuse_instances
-from mmdeploy_ext.tasks.panoptic import match_detections
-from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy
+from toy_two_stage import family_of, images, options_of, seeded, toy
 
-FAMILY, CLASSES = family_of('panoptic'), 11
-ORIGINAL = (150, 210)
+FAMILY = family_of('panoptic')
 
 
-def pictures(count, size=(192, 256), seed=5):
-    """Return pictures of one original size, whose contents and scales in the input differ."""
-    found = []
-    for one in images(count, size, seed):
-        scale = np.array([one.img_shape[1] / ORIGINAL[1], one.img_shape[0] / ORIGINAL[0]] * 2, np.float32)
-        found.append(dataclasses.replace(one, ori_shape=ORIGINAL, scale_factor=scale))
-    return found
+def test_eager_segments_of_the_raw_form_are_those_of_simple_test():
+    model, prepared, options = seeded('panoptic'), of_one_size(images(2)), options_of('panoptic', form='raw')
+    FAMILY.check(toy('panoptic'), options)
+    outputs = run_stages(FAMILY.stages(model, options), FAMILY.feeds(prepared, True))
+    check(FAMILY, model, outputs, prepared, 12, form='raw')
 
 
-def rows(form, outputs, prepared, wanted):
-    file = types.SimpleNamespace(form=form, postprocess=FAMILY.facts(seeded('panoptic')))
-    arrays = {name: np.asarray(one) for name, one in outputs.items()}
-    found = detections(file, arrays, FAMILY.feeds(prepared, True))
-    return [match_detections('image', one, other) for one, other in zip(wanted, found, strict=True)]
-
-
-@functools.cache
-def reference():
-    return FAMILY.reference(seeded('panoptic')).results(pictures(2), True)
-
-
-def judged(form='full'):
-    """Return whether the segments of all images pass, by the code as it is now."""
-    options, prepared = options_of('panoptic', form=form, batch=2), pictures(2)
-    outputs = run_stages(FAMILY.stages(seeded('panoptic'), options), FAMILY.feeds(prepared, True))
-    try:
-        return all(row.passed for row in rows(form, outputs, prepared, reference()))
-    except ModelFileError:  # a class that the model does not have
-        return False
-
-
-@pytest.mark.parametrize('form', ['full', 'raw'])
-def test_eager_segments_of_every_image_are_those_of_simple_test(form):
-    FAMILY.check(toy('panoptic'), options_of('panoptic', form=form))
-    for one in reference():
-        assert (one.labels < 6).sum() >= 10 and (one.labels >= 6).sum() >= 2
-    assert judged(form)
-
-
-@pytest.mark.parametrize('exporter', ['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
+@pytest.mark.parametrize('exporter', in_suite(EXPORTERS, 'torchscript'))
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(exporter):
-    model, opset = seeded('panoptic'), 18 if exporter == 'dynamo' else 17
-    options = options_of('panoptic', dynamic=True, exporter=exporter, opset=opset)
-    feeds = FAMILY.feeds(pictures(1), True)
-    example = {name: torch.from_numpy(array) for name, array in feeds.items()}
-    graph = export.export_stages(FAMILY.stages(model, options), example, FAMILY.spec(model, options), options)
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
-    for prepared in (pictures(2), pictures(1, (256, 160), 3)):
-        wanted = FAMILY.reference(model).results(prepared, True)
-        (found,) = session.run(['panoptic'], FAMILY.feeds(prepared, True))
-        for row in rows('full', dict(panoptic=found), prepared, wanted):
-            assert row.passed and row.reference, row
+    model, options = seeded('panoptic'), options_of('panoptic', dynamic=True, exporter=exporter)
+    _, run = exported(FAMILY, model, options, of_one_size(images(1)))
+    prepared = of_one_size(images(2, (256, 160), 3))
+    check(FAMILY, model, run(FAMILY.feeds(prepared, True)), prepared)
 
 
 def laid_one_by_one(masks, labels, overlap):
@@ -124,18 +80,3 @@ def test_masks_are_laid_as_set_by_set_in_pytorch_in_numpy_and_in_a_graph():
             for one, own, right in zip(masks, labels, wanted, strict=True):
                 fused = fuse_instances(one, own, np.zeros((1, *one.shape[1:]), np.float32), facts)
                 assert (np.where(fused == 6, 0, fused) == right).all()
-
-
-@pytest.mark.parametrize(
-    ('change', 'said'),
-    [
-        (lambda model: model.panoptic_fusion_head.update(num_stuff_classes=9), '6 things and 9 stuff'),
-        (lambda model: model.test_cfg.panoptic.update(mask_overlap=None), 'mask_overlap'),
-        (lambda model: model.test_cfg.update(panoptic=None), 'test_cfg.panoptic'),
-    ],
-)
-def test_what_cannot_be_fused_is_refused_by_name(change, said):
-    cfg = copy.deepcopy(toy('panoptic'))
-    change(cfg.model)
-    with pytest.raises(ConfigError, match=said):
-        FAMILY.check(cfg, options_of('panoptic'))

@@ -1,0 +1,173 @@
+"""Mask R-CNN in other forms: two graphs, masks of the size of the original, and constant shapes."""
+
+import copy
+import itertools
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from image_checks import EXPORTERS, check, exported, matched, run_stages
+from marking import in_suite
+from mmdeploy_ext.contract.comparison import compare_tensors, count_rows
+from mmdeploy_ext.engines.tensorrt.limits import find_refusals
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.families.parts.pasting import Paste
+from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
+from toy_two_stage import family_of, images, options_of, seeded, toy
+
+EXPORTED = ('mask', 'torchscript')
+TWO_GRAPHS = (
+    'faster',
+    'cascade',
+    'mask',
+    'cascade_mask',
+    'double',
+    'generic',
+    'sabl',
+    'legacy',
+    'judged',
+    'points',
+)
+CONSTANT = ('mask', 'faster', 'cascade', 'generic', 'double', 'sabl', 'cascade_mask')
+TIES = dict(sabl=2)
+
+
+# ---- two graphs: pictures to proposals, regions to results
+
+
+def tensor_rows(kind, form, outputs, feeds):
+    """Return how the tensors of a graph match mmdet's."""
+    family, model = family_of(kind), seeded(kind)
+    reference, spec = family.reference(model), family.spec(model, options_of(kind, form=form))
+    expected = reference.expected_tensors(feeds, outputs, form)
+    if expected is None:
+        expected = reference.tensors(feeds, form)
+    assert expected.keys() == {tensor.name for tensor in spec.outputs if tensor.compare == 'values'}
+    return compare_tensors(expected, {name: outputs[name] for name in expected}, spec)
+
+
+@pytest.mark.parametrize(('kind', 'exporter'), in_suite(itertools.product(TWO_GRAPHS, EXPORTERS), EXPORTED))
+def test_two_files_one_after_the_other_give_tensors_and_results_of_mmdet_at_other_sizes(kind, exporter):
+    family, model, prepared = family_of(kind), seeded(kind), images(2, (256, 160), 3)
+    feeds, (first, second) = (
+        family.feeds(prepared, True),
+        (
+            exported(family, model, options_of(kind, form=form, dynamic=True, exporter=exporter), images(1))[
+                1
+            ]
+            for form in ('proposals', 'regions')
+        ),
+    )
+    proposals = first(feeds)
+    assert all(row.passed for row in tensor_rows(kind, 'proposals', proposals, feeds))
+    outputs = second(feeds | proposals)
+    check(family, model, outputs, prepared, form='regions', ties=TIES.get(kind, 0))
+    given = feeds | family.reference(model).inner_inputs(feeds, 'regions')
+    rows = tensor_rows(kind, 'regions', second(given), given)
+    stages = 3 if 'cascade' in kind else 1
+    assert {'region_features_0', f'cls_score_{stages - 1}'} <= {row.tensor for row in rows}
+    assert all(row.passed for row in rows), rows
+
+
+# ---- `--paste-masks`
+
+BOXES = [
+    [0, 0, 80, 60],
+    [79.9, 10, 80, 40],
+    [5, 5, 5, 25],
+    [5, 7, 40, 7],
+    [5.5, 7.5, 5.5, 7.5],
+    [-9, -9, 3, 2],
+    [10, 10, 11, 11],
+    [3.3, 4.7, 50.2, 31.9],
+]
+
+
+@pytest.mark.parametrize('exporter', in_suite(EXPORTERS, 'torchscript'))
+def test_masks_of_a_graph_are_those_of_numpy_pixel_by_pixel_also_at_borders_and_without_an_area(exporter):
+    draw = np.random.default_rng(0)
+    names = 'dets', 'scale_factor', 'ori_shape', 'box_masks'
+    coarse = draw.random((1, 8, 7, 7), np.float32).repeat(4, 2).repeat(4, 3)
+    masks = (coarse + draw.random((1, 8, 28, 28), np.float32)) / 2
+    dets = np.c_[BOXES, np.ones(8)].astype(np.float32)[None]
+    given = dict(
+        dets=dets, scale_factor=np.ones((1, 4), np.float32), ori_shape=np.array([[60, 80]]), box_masks=masks
+    )
+    example = tuple(torch.from_numpy(given[name]) for name in names)
+    dynamic = {'dets': {0: 'B', 1: 'n'}, 'box_masks': {0: 'B', 1: 'n'}, 'scale_factor': {0: 'B'}}
+    names = dict(input_names=names, output_names=('masks',), dynamic={**dynamic, 'ori_shape': {0: 'B'}})
+    opset = 18 if exporter == 'dynamo' else 17
+    model = export.export_module(Paste(0.5), example, exporter=exporter, opset=opset, **names)
+    run = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    (found,) = run.run(None, given)
+    wanted = paste(masks[0], dets[0, :, :4], 60, 80, 0.5)
+    assert found.dtype == bool and found.shape == (1, 8, 60, 80) and 0 < wanted.mean() < 1
+    assert np.count_nonzero(found[0] != wanted) <= 2
+    assert torch.equal(Paste(0.5)(*example)[0], torch.from_numpy(found))
+    none = dict(given, dets=dets[:, :0], box_masks=masks[:, :0], ori_shape=np.array([[31, 17]]))
+    assert run.run(None, none)[0].shape == (1, 0, 31, 17)
+    both = {name: np.concatenate([array] * 2) for name, array in given.items()}
+    both['ori_shape'] = np.array([[60, 50], [40, 80]])
+    (found,) = run.run(None, both)
+    assert found.shape == (2, 8, 60, 80) and np.count_nonzero(found[1] != wanted) <= 2
+
+
+@pytest.mark.parametrize('kind', in_suite(['mask', 'cascade_mask'], 'mask'))
+def test_a_dynamic_file_pastes_mmdets_masks_at_sizes_and_batches_that_it_never_saw(kind):
+    family, model = family_of(kind), seeded(kind)
+    options = options_of(kind, dynamic=True, paste_masks=True)
+    family.check(toy(kind), options)
+    _, run = exported(family, model, options, images(1))
+    for prepared in (images(2, seed=9), images(1, (256, 160), 3)):
+        outputs = run(family.feeds(prepared, True))
+        check(family, model, outputs, prepared)
+        assert outputs['masks'].dtype == bool
+
+
+# ---- `--max-proposals` and `--max-candidates`: constant shapes
+
+CAPS = dict(max_proposals=900, max_candidates=600)
+"""All boxes that the toy's levels give enter, and all pairs of its 100 proposals and 6 classes."""
+
+
+def with_thresholds(kind, score_thr, smallest):
+    model = copy.deepcopy(seeded(kind))
+    model.roi_head.test_cfg.score_thr, model.rpn_head.test_cfg.min_bbox_size = score_thr, smallest
+    return model
+
+
+@pytest.mark.parametrize(('kind', 'exporter'), in_suite(itertools.product(CONSTANT, EXPORTERS), EXPORTED))
+def test_a_file_with_constant_shapes_gives_the_results_of_simple_test_for_each_image(kind, exporter):
+    family, model, prepared = family_of(kind), with_thresholds(kind, 0.3, 0), images(2, seed=9)
+    options = options_of(kind, batch=2, exporter=exporter, **CAPS)
+    family.check(toy(kind), options)
+    graph, run = exported(family, model, options, images(2))
+    assert not find_refusals(graph, rtx=True)
+    feeds = family.feeds(prepared, True)
+    outputs = run(feeds)
+    spec = family.spec(model, options)
+    assert {tensor.name: tensor.axes for tensor in spec.outputs} == {
+        name: array.shape for name, array in outputs.items()
+    }
+    check(family, model, outputs, prepared, 1, **CAPS)
+    padding = outputs['labels'] == -1
+    assert padding.any() and not any(
+        outputs[name][padding].any() for name in {'dets', 'masks'} & outputs.keys()
+    )
+    bounds = family.reference(model).candidate_bounds(feeds, 1e-4, **CAPS)
+    assert bounds.keys() == {'candidates', 'proposal_candidates'} and not count_rows(outputs, bounds)
+    for name in bounds:
+        (row,) = count_rows({**outputs, name: outputs[name] - np.array([0, 3])}, bounds)
+        assert row.tensor == name and not row.passed
+
+
+def test_without_proposals_results_are_empty():
+    family, model, prepared = family_of('faster'), with_thresholds('faster', 0.05, 1000), images(2)
+    options = options_of('faster', batch=2, **CAPS)
+    outputs = run_stages(family.stages(model, options), family.feeds(prepared, True))
+    assert not outputs['proposal_candidates'].any() and (outputs['labels'] == -1).all()
+    assert [row.reference for row in matched(family, model, outputs, prepared)] == [0, 0]
+    check(family, model, outputs, prepared, 0, **CAPS)
