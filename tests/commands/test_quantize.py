@@ -41,15 +41,6 @@ def int8(exported, data, tmp_path_factory):
     return output, read_json(report)
 
 
-def refused(capsys, *arguments):
-    """Exit status and the one line on stderr that begins with `error:`."""
-    capsys.readouterr()
-    status = main([str(argument) for argument in arguments])
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
-    assert len(lines) == 1
-    return status, lines[0]
-
-
 def test_the_report_says_what_was_done_and_what_it_costs(int8, exported):
     output, report = int8
     assert report['layers'] == LAYERS - LAST

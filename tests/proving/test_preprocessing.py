@@ -190,23 +190,6 @@ def test_faults_of_rarer_rules_are_not_proven(cfg, fault):
         assert compared(cfg, (256, 320)).differences
 
 
-@pytest.mark.parametrize(
-    'reading',
-    [
-        ('Normalize', dict(mean=(1.0, 2.0, 3.0))),
-        ('Normalize', dict(to_rgb=False)),
-        ('Pad', dict(size_divisor=64)),
-        ('Resize', dict(keep_ratio=False)),
-    ],
-    ids=str,
-)
-def test_a_pipeline_that_is_read_wrongly_is_not_proven(reading, monkeypatch):
-    kind, values = reading
-    monkeypatch.setitem(pipeline_rule.READERS, kind, lambda _, found: found.update(values))
-    result = compared(TOY)
-    assert result.differences and 'tensor' in result.text
-
-
 def dataset_config(kind):
     cfg = copy.deepcopy(TOY)
     cfg.data.test.type = kind

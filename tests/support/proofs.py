@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines.base import attempt
-from mmdeploy_ext.proving import drive, frames
+from mmdeploy_ext.proving import drive, frames, pictures
 from mmdeploy_ext.proving.backbone import check_backbone
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.ladder import kind_of, prove
 from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE, Modes
-from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, run_case
+from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, picture_inputs, run_case
 from mmdeploy_ext.proving.proof import Claims, finish
+from mmdeploy_ext.proving.references import InputReference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.proving.references import InputReference
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper
     from mmdeploy_ext.tasks.results import Case, SequenceRow
@@ -56,15 +57,25 @@ def level_1_alone(
     return finish(check(deployment, listed, samples, engine or {}, claims, **settings)), []
 
 
+def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:
+    """Return of a proof's inputs the traced one, a batch, a plain picture, and one of another size."""
+    inputs, notes = picture_inputs(*arguments)
+    few = [one for one in inputs if isinstance(one, InputReference)]
+    size = few[0].input.images[0].tensor.shape
+    others = (one for one in inputs if one not in few and one.images[0].tensor.shape != size)
+    return [*few, *itertools.islice(others, 1)], notes
+
+
 @contextlib.contextmanager
 def samples_alone() -> Iterator[None]:
     """Inside the block proofs run on what is made of the given pictures, frames or sweeps alone.
 
-    A proof has further inputs, of limits of voxels and of special rigs, which take most of its time.
+    A proof has more inputs, of sizes, of limits of voxels and of special rigs: they take most of its time.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(drive, 'special_frames', lambda *_: ([], [])))
         stack.enter_context(mock.patch.object(frames, 'unusual_cases', lambda *_: iter(())))
+        stack.enter_context(mock.patch.object(pictures, 'picture_inputs', few_inputs))
         yield
 
 

@@ -12,12 +12,11 @@ from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 from rank_processes import run_ranks
 from toy_atss import REPO
-from verdicts import findings_of
 
 CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
 CHECKPOINT = str(REPO / 'demo/checkpoints/stream_petr_toy.pth')
-SCENES, FRAMES = 2, 3
+SCENES, FRAMES = 2, 2
 
 
 @pytest.fixture(scope='module')
@@ -74,29 +73,21 @@ def test_a_dump_has_the_files_that_the_forks_page_lists(pth_run):
     samples = list_samples(pth_run / 'dump')
     assert [sample.name for sample in samples] == ['000000', '000001', '000002']
     names = {path.name for path in samples[1].glob('*.bin')}
-    tokens, memory, propagated, queries = 6 * 6 * 16, 40, 8, 48
-    expected = {
+    tokens, memory, kept, queries = 6 * 6 * 16, 40, 48, 48
+    assert names >= {
         'img_6x3x96x256.bin',
         f'img2lidar_1x{tokens}x4x4.bin',
         f'intrinsic_1x{tokens}x2.bin',
         f'coords_1x{tokens}x64x4x1.bin',
         'query_pos_1x40x96.bin',
         'tgt_1x40x96.bin',
-        f'out_mem_embedding_1x{memory}x96_pth.bin',
-        f'out_mem_timestamp_1x{memory}x1_pth.bin',
-        f'out_mem_egopose_1x{memory}x4x4_pth.bin',
-        f'out_mem_ref_point_1x{memory}x3_pth.bin',
-        f'out_mem_velo_1x{memory}x2_pth.bin',
         f'out_outs_dec_1x{queries}x96_pth.bin',
-        f'post_mem_embedding_1x{memory + propagated}x96_pth.bin',
-        f'post_mem_timestamp_1x{memory + propagated}x1_pth.bin',
-        f'post_mem_egopose_1x{memory + propagated}x4x4_pth.bin',
-        f'post_mem_ref_point_1x{memory + propagated}x3_pth.bin',
-        f'post_mem_velo_1x{memory + propagated}x2_pth.bin',
         f'all_cls_scores_3x1x{queries}x10_pth.bin',
         f'all_bbox_preds_3x1x{queries}x10_pth.bin',
     }
-    assert expected <= names
+    for name, end in dict(embedding=96, timestamp=1, egopose='4x4', ref_point=3, velo=2).items():
+        assert f'out_mem_{name}_1x{memory}x{end}_pth.bin' in names
+        assert f'post_mem_{name}_1x{kept}x{end}_pth.bin' in names
     assert {'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists'} <= load_dump(samples[1])[0].keys()
     tensors, manifest = load_dump(samples[1])
     assert tensors['timestamp'].dtype == tensors['post_mem_timestamp'].dtype == np.float64
@@ -137,21 +128,6 @@ def test_two_processes_give_the_metrics_of_one(onnx_run, data, tmp_path):
     assert len(one) == len(two) == SCENES * FRAMES
     for left, right in zip(one, two, strict=True):
         np.testing.assert_array_equal(left['pts_bbox']['scores_3d'], right['pts_bbox']['scores_3d'])
-
-
-@pytest.mark.matrix
-def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
-    from mmdeploy_ext.cli import verify_app
-
-    folder = str(onnx_run / 'stream_petr_toy_deploy')
-    options = ['--eval', 'bbox', '--frames', '4', '--json', str(tmp_path / 'verdict.json')]
-    assert verify_app.main([CONFIG, CHECKPOINT, folder, *options, '--cfg-options', *data]) == 0
-    verdict = read_json(tmp_path / 'verdict.json')
-    assert verdict['verdict'] == 'proven'
-    compared = {row.subject: row for row in findings_of(verdict, 'metrics')}
-    for name in ('NDS', 'mAP'):
-        row = compared[f'pts_bbox_NuScenes/{name}']
-        assert abs(row.candidate - row.reference) <= 5e-4
 
 
 def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():
