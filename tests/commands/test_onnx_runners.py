@@ -48,15 +48,6 @@ sys.meta_path.insert(0, Blocker())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
-HELP = """
-import runpy, sys
-sys.argv = [sys.argv[1], '--help']
-try:
-    runpy.run_path(sys.argv[0], run_name='__main__')
-except SystemExit as done:
-    assert done.code == 0
-assert not {'onnxruntime', 'cv2', 'numpy', 'torch'} & set(sys.modules)
-"""
 
 
 def tool(name):
@@ -154,14 +145,6 @@ def test_a_runner_needs_three_packages_and_no_working_directory(model, images, t
     assert done.returncode == 0, done.stderr
     assert done.stderr == '' and 'detections' in done.stdout
     assert read_image(tmp_path / 'work_dirs/onnx_results/one_det.jpg').shape == (192 * 3, 256 * 3, 3)
-
-
-@pytest.mark.parametrize('name', [FULL, REST])
-def test_help_imports_no_engine(name):
-    script = str(REPOSITORY / f'tools/onnx/{name}.py')
-    done = subprocess.run([sys.executable, '-c', HELP, script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert '--score-thr' in done.stdout
 
 
 def test_a_folder_gives_a_picture_per_image_each_under_its_own_name(model, images, tmp_path, capsys):

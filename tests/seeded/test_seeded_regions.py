@@ -14,9 +14,8 @@ SEESAW = dict(
 )
 
 
-@pytest.mark.parametrize(
-    'head', [pytest.param({}, id='softmax', marks=pytest.mark.matrix), pytest.param(SEESAW, id='normed')]
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize('head', [{}, SEESAW], ids=['softmax', 'normed'])
 def test_of_a_thousand_classes_some_are_found(head):
     from mmdet.models import build_detector
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 import toy_nuscenes
-from mmdeploy_ext.cli import test_app
-from mmdeploy_ext.core.dump import list_samples, load_dump
-from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
 from rank_processes import run_ranks
 from toy_atss import REPO
+from toy_nuscenes import evaluate, metrics
 
 CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
@@ -20,34 +19,24 @@ SCENES, FRAMES = 2, 2
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
+def infos(tmp_path_factory):
     root = toy_nuscenes.write(tmp_path_factory.mktemp('data'), val_scenes=SCENES, frames=FRAMES)
-    return [
-        f'data.test.ann_file={root}/{toy_nuscenes.INFOS}',
-        f'data.test.data_root={root}/',
-        'data.workers_per_gpu=0',
-    ]
-
-
-def evaluate(config, work_dir, *options):
-    words = [config, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *options]
-    return test_app.main(words)
+    return root / toy_nuscenes.INFOS
 
 
 @pytest.fixture(scope='module')
-def pth_run(data, tmp_path_factory):
+def pth_run(infos, tmp_path_factory):
     """One PyTorch run with a dump of three frames, in this process."""
     work_dir = tmp_path_factory.mktemp('run') / 'stream_petr_toy'
-    assert evaluate(PTH, work_dir, *data, 'backend_config.dump.frames=3') == 0
+    assert evaluate(PTH, CHECKPOINT, infos, work_dir, 'backend_config.dump.frames=3') == 0
     return work_dir
 
 
 @pytest.fixture(scope='module')
-def onnx_run(pth_run, data, tmp_path_factory):
+def onnx_run(pth_run, infos, tmp_path_factory):
     """The same folder after an ONNX run, with its results."""
     work_dir = shutil.copytree(pth_run, tmp_path_factory.mktemp('run') / 'stream_petr_toy')
-    options = [ONNX, CHECKPOINT, '--eval=bbox', '--out', str(work_dir / 'onnx.pkl')]
-    assert test_app.main([*options, '--work-dir', str(work_dir), '--cfg-options', *data]) == 0
+    assert evaluate(ONNX, CHECKPOINT, infos, work_dir, out='onnx.pkl') == 0
     return work_dir
 
 
@@ -57,16 +46,8 @@ def work_dir(onnx_run, tmp_path):
     return shutil.copytree(onnx_run, tmp_path / 'stream_petr_toy')
 
 
-def metrics(folder, name):
-    return read_json(folder / f'metrics_{name}.json')['metrics']
-
-
 def test_nds_and_map_by_both_engines_are_equal(onnx_run):
-    reference, candidate = metrics(onnx_run, 'pth'), metrics(onnx_run, 'onnx')
-    assert reference.keys() == candidate.keys()
-    scores = [name for name in reference if name.endswith(('NDS', 'mAP'))]
-    assert len(scores) == 2
-    assert all(abs(reference[name] - candidate[name]) <= 5e-4 for name in scores)
+    toy_nuscenes.assert_equal_scores(onnx_run)
 
 
 def test_a_dump_has_the_files_that_the_forks_page_lists(pth_run):
@@ -94,32 +75,31 @@ def test_a_dump_has_the_files_that_the_forks_page_lists(pth_run):
     assert manifest['sample'] == 1 and manifest['scene_token'] and tensors['prev_exists'].max() == 1
 
 
-def test_the_onnx_run_agrees_with_the_dump_and_keeps_its_files(work_dir, data, capfd):
-    assert evaluate(ONNX, work_dir, *data) == 0
+def test_the_onnx_run_agrees_with_the_dump_and_keeps_its_files(work_dir, infos, capfd):
+    assert evaluate(ONNX, CHECKPOINT, infos, work_dir) == 0
     out = capfd.readouterr().out
     assert out.count(': agrees') == 3 and 'up to date' in out
     assert len(list((work_dir / 'stream_petr_toy_deploy').glob('*.onnx'))) == 3
 
 
-def test_a_dump_that_differs_stops_the_run(work_dir, data, capfd):
+def test_a_dump_that_differs_stops_the_run(work_dir, infos, capfd):
     sample = list_samples(work_dir / 'dump')[1]
     tensors, manifest = load_dump(sample)
     changed = tensors['all_bbox_preds'].copy()
     changed[..., 0] += 0.1
-    from mmdeploy_ext.core.dump import save_dump
-
     save_dump(sample, {**tensors, 'all_bbox_preds': changed}, manifest)
-    assert evaluate(ONNX, work_dir, *data) == 1
+    assert evaluate(ONNX, CHECKPOINT, infos, work_dir) == 1
     assert 'NOT PROVEN' in capfd.readouterr().out
 
 
 @pytest.mark.matrix  # in the suite: shares of scenes (test_sharding.py), processes (test_test_loop.py)
-def test_two_processes_give_the_metrics_of_one(onnx_run, data, tmp_path):
+def test_two_processes_give_the_metrics_of_one(onnx_run, infos, tmp_path):
     """Scenes stay whole: a memory that runs on from another rank's frame would change them."""
     work_dir = shutil.copytree(onnx_run, tmp_path / 'stream_petr_toy')
     command = ['tools/test.py', ONNX, CHECKPOINT, '--launcher', 'pytorch', '--eval=bbox']
     command += ['--out', work_dir / 'two.pkl', '--tmpdir', tmp_path / 'parts']
-    command += ['--work-dir', work_dir, '--cfg-options', *data]
+    command += ['--work-dir', work_dir, '--cfg-options', f'data.test.ann_file={infos}']
+    command += [f'data.test.data_root={infos.parent}/', 'data.workers_per_gpu=0']
     ended = run_ranks(tmp_path, [command, command], timeout=250)
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert metrics(work_dir, 'onnx') == metrics(onnx_run, 'onnx')
