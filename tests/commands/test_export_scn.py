@@ -22,8 +22,6 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.levels.sparse_file import compare_node_lists
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.ir import differences
-from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.ranges import from_amax
 from refusals import refused
 from scn_files import NODES, node_of, set_attribute
@@ -212,37 +210,23 @@ def test_what_cannot_be_meant_is_refused_in_one_line(models, tmp_path, case, cap
 # ---- full size
 
 INT8 = ['--precision', 'int8', '--int8-fp16-input-output']
-FULL = {
-    'bevfusion.plain.xyz': ['--fold', 'fp16'],
-    'bevfusion.plain_lean.zyx': ['--order', 'zyx'],
-    'bevfusion.fp16attr.zyx': ['--order', 'zyx', '--precision', 'fp16'],
-    'bevfusion.int8.xyz': INT8,
-    'bevfusion.int8.zyx': [*INT8, '--order', 'zyx'],
-    'centerpoint.plain.zyx': ['--fold', 'fp16'],
-    'centerpoint.int8.zyx': INT8,
-}
+FULL = {'bevfusion.int8.zyx': [*INT8, '--order', 'zyx'], 'centerpoint.int8.zyx': INT8}
 PREFIXES = dict(bevfusion='encoders.lidar.backbone.', centerpoint='backbone.')
 
 
-@pytest.fixture(scope='module')
-def full_models(tmp_path_factory):
-    """Return network -> config, checkpoint with the goldens' weights, ranges by the goldens' rule."""
+def full_model(net, folder):
+    """Return config, checkpoint with the goldens' weights, and ranges by the goldens' rule."""
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
-    folder, found = tmp_path_factory.mktemp('full'), {}
-    for net, prefix in PREFIXES.items():
-        config = REPOSITORY / f'projects/configs/BEVFusion/{net}_lidar_0075voxel_nus.py'
-        cfg = load_config(str(config))
-        family = find_family(cfg, BACKBONE)
-        encoder = family.encoder(family.build(cfg))
-        seeded.fill_sparse_module(encoder, prefix)
-        state = {prefix + key: value for key, value in encoder.state_dict().items()}
-        torch.save(dict(state_dict=state), folder / f'{net}.pth')
-        deployment = load(str(config), str(folder / f'{net}.pth'), product=BACKBONE)
-        ranges = seeded_ranges(deploy.trace(deployment), net)
-        ranges.save(folder / f'{net}.json')
-        found[net] = config, folder / f'{net}.pth', folder / f'{net}.json'
-    return found
+    config = str(REPOSITORY / f'projects/configs/BEVFusion/{net}_lidar_0075voxel_nus.py')
+    cfg, checkpoint = load_config(config), str(folder / f'{net}.pth')
+    family = find_family(cfg, BACKBONE)
+    encoder = family.encoder(family.build(cfg))
+    seeded.fill_sparse_module(encoder, PREFIXES[net])
+    torch.save(dict(state_dict=encoder.state_dict(prefix=PREFIXES[net])), checkpoint)
+    ranges = seeded_ranges(deploy.trace(load(config, checkpoint, product=BACKBONE)), net)
+    ranges.save(folder / f'{net}.json')
+    return config, checkpoint, folder / f'{net}.json'
 
 
 def seeded_ranges(traced, net):
@@ -256,30 +240,14 @@ def seeded_ranges(traced, net):
     return from_amax(graph, amax)
 
 
-@pytest.mark.suite('bevfusion.int8.zyx', 'centerpoint.plain.zyx')
-@pytest.mark.parametrize('golden', FULL)
-def test_the_full_networks_equal_the_reference_within_ten_seconds(full_models, golden, tmp_path, capsys):
-    stored = NODES / f'{golden}.json'
-    if not stored.is_file():
-        pytest.skip(f'skipped: {NODES.parent} not found')
-    config, checkpoint, ranges = full_models[golden.partition('.')[0]]
-    path, words = tmp_path / 'lidar.onnx', FULL[golden]
-    words = [*words, '--ranges', ranges] if '--precision' in words else words
+@pytest.mark.parametrize('golden', in_suite(FULL, 'centerpoint.int8.zyx'))
+def test_the_full_networks_equal_the_reference_within_ten_seconds(golden, tmp_path, capsys):
+    config, checkpoint, ranges = full_model(golden.partition('.')[0], tmp_path)
+    path, words = tmp_path / 'lidar.onnx', [*FULL[golden], '--ranges', ranges]
     assert export(config, checkpoint, '--output-file', path, *words) == 0
     seconds = float(capsys.readouterr().out.split('exported in ')[1].split()[0])
     assert seconds <= 10
-    wanted, found = json.loads(stored.read_text()), libspconv.to_node_list(onnx.load(path))
+    wanted = json.loads((NODES / f'{golden}.json').read_text())
+    found = libspconv.to_node_list(onnx.load(path))
     for key in ('inputs', 'outputs', 'nodes', 'initializers'):
         assert found[key] == wanted[key], key
-    checks = compare_node_lists(found, wanted, golden)
-    assert len(checks) == 2 and all(check.passed for check in checks)
-
-
-@pytest.mark.matrix
-def test_centerpoint_in_xyz_is_its_own_order_turned_back(full_models, tmp_path):
-    config, checkpoint, ranges = full_models['centerpoint']
-    files = {order: tmp_path / f'lidar.{order}.onnx' for order in ('xyz', 'zyx')}
-    for path in files.values():
-        assert export(config, checkpoint, '--output-file', path, *INT8, '--ranges', ranges) == 0
-    graphs = {order: libspconv.read(path) for order, path in files.items()}
-    assert differences(reorder(graphs['xyz'], 'zyx'), graphs['zyx']) == []
