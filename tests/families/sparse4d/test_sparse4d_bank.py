@@ -1,12 +1,11 @@
 """The instance bank of Sparse4D: its limits by construction, and the stored states of the published one."""
 
 import dataclasses
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import upstream_goldens
 from mmdeploy_ext.families.sparse4d import memory as functions
 from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.families.sparse4d.memory import (
@@ -17,9 +16,7 @@ from mmdeploy_ext.families.sparse4d.memory import (
 )
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-SHIPPED = REPOSITORY.parent / 'shared/golden/sparse4d'
-GOLDEN = Path(os.environ.get('GOLDEN_SPARSE4D', SHIPPED))  # another set, see `sparse4d_golden.py`
+GOLDEN = upstream_goldens.SHARED / 'sparse4d'
 INPUTS = np.load(GOLDEN / 'inputs.npz').files if GOLDEN.is_dir() else ['f0_token']
 FRAMES = range(sum(name.endswith('_token') for name in INPUTS))
 CHANNELS = 16  # the goldens have every 16th channel of a feature in all frames
@@ -66,8 +63,7 @@ class Bank:
 
 @pytest.fixture(scope='module')
 def golden():
-    if not GOLDEN.is_dir():
-        pytest.skip('skipped: ../shared/golden/sparse4d not found')
+    upstream_goldens.folder_of('sparse4d')
     with np.load(GOLDEN / 'inputs.npz') as inputs, np.load(GOLDEN / 'outputs.npz') as outputs:
         return {**inputs, **outputs}
 
@@ -128,8 +124,7 @@ def test_a_frame_from_the_stored_state_gives_the_next_stored_state(golden, frame
     expected = stored('cache_topk_index').astype(np.int64)
     kept = functions.top_rows(confidence[0], PUBLISHED.num_temp)
     ties = same_up_to_ties(kept, expected, stored('temp_confidence'))
-    if GOLDEN == SHIPPED:
-        assert len(ties) <= (20 if frame in (8, 9) else 0), 'frames 8 and 9 alone have equal scores'
+    assert len(ties) <= (20 if frame in (8, 9) else 0), 'frames 8 and 9 alone have equal scores'
     np.testing.assert_array_equal(ids[0], stored('instance_id'))
     # with the order of the stored rows the whole state is the stored one
     load_stored(bank, golden, frame - 1)
