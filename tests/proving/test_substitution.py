@@ -123,30 +123,3 @@ def test_a_changed_limit_shows_in_the_results_of_the_files_tensors(tmp_path, nam
         verdict = proven(deployment, tmp_path / 'm.onnx', fault)
     rows = [row for case in cases_of(verdict) for row in case.substituted]
     assert rows and all(row.passed for row in rows) == (change is None), verdict.failures
-
-
-@contextlib.contextmanager
-def rolled(weight):
-    """Inside the block the outputs of a layer are those of the next channels."""
-    original = weight.detach().clone()
-    weight.data.copy_(original.roll(1, 0))
-    try:
-        yield
-    finally:
-        weight.data.copy_(original)
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(
-    ('layer', 'wrong'),
-    [('bbox_head.fc_cls', 'cls_score_0'), ('mask_head.conv_logits', 'mask_logits_0')],
-)
-def test_a_head_of_regions_is_judged_by_its_own_outputs_and_what_follows_by_the_files(tmp_path, layer, wrong):
-    deployment = load_demo('mask_rcnn')
-    weight = deployment.model.roi_head.get_submodule(layer).weight
-    verdict = proven(deployment, tmp_path / 'm.onnx', rolled(weight))
-    traced = cases_of(verdict)[0]
-    regions = {'cls_score_0', 'bbox_pred_0', 'mask_logits_0'}
-    passed = {row.tensor: row.passed for row in traced.tensors if row.tensor in regions}
-    assert passed == {name: name != wrong for name in regions}
-    assert traced.substituted and all(row.passed for row in traced.substituted)

@@ -125,33 +125,6 @@ def test_the_state_kept_by_the_head_and_a_pure_step_give_the_same_drive(head):
             torch.testing.assert_close(step[name], outs[name], atol=2e-2, rtol=0)
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize(
-    'changes',
-    [
-        dict(normedlinear=True, with_ego_pos=False, num_reg_fcs=1),
-        dict(num_propagated=0, topk_proposals=12, LID=False, depth_start=2, depth_num=40),
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-@pytest.mark.filterwarnings('ignore')
-def test_every_key_that_changes_computation_runs_and_traces(changes):
-    model = build(toy.pts_head(**changes))
-    outs = run(model, frames(2))
-    assert torch.isfinite(outs[1]['all_bbox_preds']).all()
-    rows = toy.MEMORY_LEN + model.topk_proposals
-    assert model.memory.embedding.shape[1] == rows
-    state = Memory(*(torch.zeros(1, rows, *shape) for shape in [(toy.EMBED,), (3,), (1,), (4, 4), (2,)]))
-    with torch.no_grad():
-        inputs = step_inputs(model, state=state)
-    session = onnxruntime.InferenceSession(export(Step(model), inputs), providers=['CPUExecutionProvider'])
-    feeds = {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)}
-    with torch.no_grad():
-        np.testing.assert_allclose(
-            session.run(None, feeds)[1], Step(model)(*inputs)[1].numpy(), rtol=0, atol=1e-3
-        )
-
-
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
