@@ -29,7 +29,7 @@ deployment, paths = toy.fixtures()
 
 
 def drive(deployment, frames=FRAMES):
-    return synthetic_drive(frames, deployment.rule)
+    return synthetic_drive(frames, deployment.rule, scenes=min(frames, 2))
 
 
 def test_the_file_is_proven_as_a_stream(deployment, paths):

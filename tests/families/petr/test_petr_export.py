@@ -47,7 +47,7 @@ def exports(deployments, tmp_path_factory):
 
 
 def drive(deployment, frames=3):
-    return synthetic_drive(frames, deployment.rule)
+    return synthetic_drive(frames, deployment.rule, scenes=2)
 
 
 @pytest.mark.parametrize('name', TOYS)
@@ -154,7 +154,7 @@ FAULTS = {
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_in_our_own_code_is_not_proven(deployments, exports, fault):
     with replaced(*FAULTS[fault]):
-        frames = synthetic_drive(3, deployments['petrv2'].rule, scenes=2)
+        frames = drive(deployments['petrv2'])
         assert not drive_row(deployments['petrv2'], exports('petrv2'), frames).passed
 
 
