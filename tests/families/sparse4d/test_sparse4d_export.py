@@ -91,7 +91,7 @@ def test_no_scene_empties_the_memory_as_published(deployment, paths):
 def test_results_of_the_test_loop_have_the_track_ids(deployment, paths):
     (frame,) = drive(deployment, 1)
     found = deployment.family.runner(paths, ENGINE).step(frame).detections
-    (rows,) = deployment.family.result(found).values()
+    rows = deployment.family.result(found)
     assert rows['instance_ids'].tolist() == found.ids.tolist() and len(found.ids) > 0
 
 
