@@ -87,20 +87,6 @@ def evaluate(model, data, folder):
     return test_app.main([*arguments, '--cfg-options', *options])
 
 
-@pytest.mark.matrix  # in the suite: the loop in test_test_loop.py
-def test_the_test_loop_evaluates_the_int8_file_as_it_is(int8, data, tmp_path, capsys):
-    metrics = {}
-    for name, model in (('float', str(DEMO)), ('int8', str(int8[0]))):
-        before = sha256_file(model)
-        assert evaluate(model, data, tmp_path / name) == 0
-        assert f'{model}: up to date' in capsys.readouterr().out
-        assert sha256_file(model) == before
-        metrics[name] = read_json(tmp_path / name / 'metrics_onnx.json')['metrics']['bbox_mAP']
-    assert metrics['float'] > 0.3
-    assert metrics['float'] != metrics['int8'], 'another file was evaluated'
-    assert abs(metrics['float'] - metrics['int8']) < 0.03, 'twelve images; all hundred: docs/engines.md'
-
-
 def test_a_stale_int8_file_is_not_written_over(int8, data, tmp_path, capsys):
     model = onnx.load(int8[0])
     for entry in model.metadata_props:

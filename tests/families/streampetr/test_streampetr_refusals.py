@@ -1,10 +1,9 @@
 """What is wrong for StreamPETR alone: options, checkpoints, data sets, `backend_config`."""
 
 import pytest
-import torch
 
 import toy_stream_files as files
-from mmdeploy_ext.cli import export_app, test_app, verify_app
+from mmdeploy_ext.cli import export_app, test_app
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from refusals import refused, snapshot
@@ -43,29 +42,10 @@ def test_a_wrong_option_is_refused_before_the_weights_load(options, words, confi
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    ('spoil', 'key'),
-    [
-        (dict(drop='pts_bbox_head.memory_embed.'), 'pts_bbox_head.memory_embed.0.weight'),
-        (dict(stranger=torch.ones(1)), 'stranger'),
-    ],
-)
-def test_a_checkpoint_of_another_model(spoil, key, config, tmp_path, capfd):
-    weights = files.write_checkpoint(tmp_path / 'bad.pth', **spoil)
-    line = refused(capfd, export_app.main, config, weights, '--output-file', tmp_path / 'x')
-    assert 'bad.pth' in line and key in line and not (tmp_path / 'x').exists()
-
-
 def test_without_a_data_set_a_proof_takes_a_synthetic_drive(tmp_path, checkpoint):
     deployment = deploy.load(files.write_config(tmp_path, tail='del data["test"]'), checkpoint)
     frames, title = proof_samples(deployment, 3)
     assert len(frames) == 3 and title == 'synthetic drive'
-
-
-def test_verify_refuses_what_it_cannot_prove(config, tmp_path, checkpoint, capfd):
-    (tmp_path / 'empty').mkdir()
-    assert 'empty' in refused(capfd, verify_app.main, config, checkpoint, tmp_path / 'empty')
-    assert 'none.onnx' in refused(capfd, verify_app.main, config, checkpoint, tmp_path / 'none.onnx')
 
 
 @pytest.mark.parametrize(
