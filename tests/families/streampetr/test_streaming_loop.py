@@ -92,6 +92,12 @@ def test_a_dump_that_differs_stops_the_run(work_dir, infos, capfd):
     assert 'NOT PROVEN' in capfd.readouterr().out
 
 
+def test_an_emptied_memory_changes_the_metrics(pth_run, infos, tmp_path):
+    options = 'backend_config.memory=reset', 'backend_config.dump=None'
+    assert evaluate(PTH, CHECKPOINT, infos, tmp_path, *options) == 0
+    assert metrics(tmp_path, 'pth') != metrics(pth_run, 'pth')
+
+
 @pytest.mark.matrix  # in the suite: shares of scenes (test_sharding.py), processes (test_test_loop.py)
 def test_two_processes_give_the_metrics_of_one(onnx_run, infos, tmp_path):
     """Scenes stay whole: a memory that runs on from another rank's frame would change them."""
