@@ -28,7 +28,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 
 def refused(capture, main, *words: object, status: int = 2) -> str:
-    """Run the `main` of a tool, expect an exit status and one line on stderr, and return the line.
+    """Run the `main` of a tool, expect an exit status and one `error:` line, and return the line.
 
     `capture` is the fixture `capsys` or `capfd`.
     """
@@ -37,9 +37,9 @@ def refused(capture, main, *words: object, status: int = 2) -> str:
         found = main(list(map(str, words)))
     except SystemExit as left:
         found = left.code
-    error = capture.readouterr().err
-    assert found == status, error
-    assert error.startswith('error: ') and error.count('\n') == 1, error
+    text = capture.readouterr().err
+    assert found == status, text
+    (error,) = (line for line in text.splitlines() if line.startswith('error: '))
     return error
 
 
