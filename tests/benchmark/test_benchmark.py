@@ -83,23 +83,6 @@ def test_one_run_gives_table_json_and_chart(tmp_path, capsys):
     assert all(name in captured.out for name in names) and 'Done round [4/4]' in captured.err
 
 
-@pytest.mark.matrix
-def test_memory_is_measured_in_processes_of_their_own(tmp_path):
-    assert run('--json', tmp_path / 'b.json', '--fuse-conv-bn', *SHAPE) == 0
-    rows = json.loads((tmp_path / 'b.json').read_text())['contenders']
-    assert [row['name'] for row in rows] == ['torch', 'torch fused', 'onnxruntime full']
-    assert all(row['memory']['peak_mb'] >= row['memory']['resident_mb'] > 0 for row in rows)
-
-
-@pytest.mark.matrix
-def test_without_files_the_forms_are_exported(tmp_path):
-    target = tmp_path / 'b.json'
-    assert run(*SHAPE, '--no-memory', '--samples-per-gpu', 2, '--json', target, files=()) == 0
-    result = json.loads(target.read_text())
-    assert result['input_shape'] == '2x3x128x160'
-    assert [row['form'] for row in result['contenders']] == ['', 'full', 'raw']
-
-
 @pytest.mark.skipif(importlib.util.find_spec('openvino') is None, reason='openvino is an optional extra')
 def test_openvino_is_measured_beside_the_others_and_finds_the_same(tmp_path):
     target = tmp_path / 'b.json'

@@ -5,37 +5,20 @@ import json
 import numpy as np
 import onnx
 import pytest
-import torch
 
-import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-import toy_streampetr_export as toy
+import toy_stream_files as files
 from mmdeploy_ext.cli import benchmark_app
-
-CONFIG = """
-import toy_streampetr as toy
-from projects.configs.nuscenes_stream import image_augmentation, stream_data
-
-model = toy.model_cfg()
-data = stream_data(
-    image_augmentation((32, 96), (0.6, 0.7), source=(90, 160)), root='nowhere/',
-    infos='infos', workers_per_gpu=0)
-"""
 
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
     """A folder with a config, a checkpoint and a deploy export."""
-    root = tmp_path_factory.mktemp('benchmark')
-    (root / 'toy.py').write_text(CONFIG)
-    torch.save(dict(state_dict=toy.model().state_dict(), meta={}), root / 'toy.pth')
-    (root / 'deploy').mkdir()
-    toy.write(root / 'deploy')
-    return root
+    return files.write_model(tmp_path_factory.mktemp('benchmark'))
 
 
 def run(place, *words):
     options = ['--max-iter', '2', '--warmup', '1', '--threads', '1', *map(str, words)]
-    return benchmark_app.main([str(place / 'toy.py'), str(place / 'toy.pth'), *options])
+    return benchmark_app.main([str(place / 'toy_stream.py'), str(place / 'toy.pth'), *options])
 
 
 def test_one_run_measures_pytorch_and_files_part_by_part_and_leaves_out_what_fails(place, tmp_path, capsys):
@@ -72,11 +55,3 @@ def failing(source, folder):
     graph.node.extend(nodes)
     onnx.save(model, folder / 'pts_head_memory.onnx')
     return folder
-
-
-@pytest.mark.matrix
-def test_memory_is_measured_in_a_process_of_its_own(place, tmp_path):
-    target = tmp_path / 'b.json'
-    assert run(place, '--onnx', place / 'deploy', '--json', target) == 0
-    rows = json.loads(target.read_text())['contenders']
-    assert all(row['memory']['peak_mb'] >= row['memory']['resident_mb'] > 0 for row in rows)

@@ -34,16 +34,6 @@ def test_a_whole_centerpoint_is_measured_from_points_to_boxes(graphs, tmp_path):
 
 
 @pytest.mark.matrix
-def test_without_files_and_sweeps_it_is_exported_and_a_sweep_is_made(tmp_path):
-    target = tmp_path / 'b.json'
-    assert run('--no-memory', '--json', target) == 0
-    result = json.loads(target.read_text())
-    assert [row['form'] for row in result['contenders']] == ['', 'deploy']
-    points, width = map(int, result['input_shape'].split('x'))
-    assert points > 500 and width == toy_centerpoint.WIDTH
-
-
-@pytest.mark.matrix
 def test_its_backbone_alone_is_measured_where_it_is_asked_for(tmp_path):
     target = tmp_path / 'b.json'
     assert run('--voxels', 100, '--engines', 'torch,onnxruntime', '--json', target) == 0

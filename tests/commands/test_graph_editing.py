@@ -9,6 +9,7 @@ import pytest
 
 from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.graph.io import files
+from refusals import refused
 from toy_graphs import FOREIGN, as_in_whole, conv_net, foreign
 
 EDITS = {
@@ -51,11 +52,11 @@ def broken(folder, kind) -> str:
 
 
 BAD = {
-    'a truncated file': (['extract', '{truncated}', '--tensors', 'a'], 'not a readable ONNX file'),
-    'a cycle': (['extract', '{cycle}', '--tensors', 'a'], 'topological order'),
-    'no file': (['set-shape', '{folder}/none.onnx', 'batch=1'], 'no such ONNX file'),
-    'an unknown node': (['extract', '{net}', '--nodes', '/stem/Con'], 'did you mean /stem/Conv'),
-    'sizes of no input': (['set-shape', '{net}', 'image=1x3x8x8'], 'did you mean images'),
+    'a truncated file': (['extract', '{truncated}', '--tensors', 'a'], 'truncated.onnx'),
+    'a cycle': (['extract', '{cycle}', '--tensors', 'a'], 'cycle.onnx'),
+    'no file': (['set-shape', '{folder}/none.onnx', 'batch=1'], 'none.onnx'),
+    'an unknown node': (['extract', '{net}', '--nodes', '/stem/Con'], '/stem/Conv'),
+    'sizes of no input': (['set-shape', '{net}', 'image=1x3x8x8'], 'images'),
 }
 
 
@@ -66,8 +67,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, net, tmp_path, capsys):
     before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
     target = tmp_path / 'y.onnx'
     argv = [word.format(net=net, folder=tmp_path, **paths) for word in words]
-    assert main([*argv, '--output', str(target)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith('error: ') and message in error and error.count('\n') == 1
-    assert argv[1] in error
+    error = refused(capsys, main, *argv, '--output', target)
+    assert message in error and argv[1] in error
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before

@@ -20,61 +20,47 @@ def data(tmp_path_factory):
     from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
     root = tmp_path_factory.mktemp('data') / 'toy'
-    ensure_toy_coco(root, train_images=4, val_images=12)
+    ensure_toy_coco(root, train_images=2, val_images=12)
     return root
 
 
 @pytest.fixture(scope='module')
-def exported():
-    return str(DEMO)
-
-
-@pytest.fixture(scope='module')
-def int8(exported, data, tmp_path_factory):
+def int8(data, tmp_path_factory):
     """The INT8 file and its report."""
     folder = tmp_path_factory.mktemp('int8')
     output, report = folder / 'atss_toy.int8.onnx', folder / 'report.json'
     source = data / 'annotations/instances_train2017.json'
     files = ['--output', str(output), '--json', str(report)]
     files += ['--reduce-range']  # right on every CPU
-    assert main([exported, '--calibrate', str(source), '--rounds', '2', *files]) == 0
+    assert main([str(DEMO), '--calibrate', str(source), '--rounds', '1', *files]) == 0
     return output, read_json(report)
 
 
-def refused(capsys, *arguments):
-    """Exit status and the one line on stderr that begins with `error:`."""
-    capsys.readouterr()
-    status = main([str(argument) for argument in arguments])
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
-    assert len(lines) == 1
-    return status, lines[0]
-
-
-def test_the_report_says_what_was_done_and_what_it_costs(int8, exported):
+def test_the_report_says_what_was_done_and_what_it_costs(int8):
     output, report = int8
     assert report['layers'] == LAYERS - LAST
     assert [name.rpartition('/')[2] for name in report['float_layers']] == [
         'atss_cls', 'atss_reg', 'atss_centerness'
     ]  # fmt: skip
-    assert (report['images'], report['source'], report['method']) == (4, 'instances_train2017.json', 'minmax')
+    assert (report['images'], report['source'], report['method']) == (2, 'instances_train2017.json', 'minmax')
     assert report['size_ratio'] == pytest.approx(output.stat().st_size / report['float_bytes'], abs=1e-4)
     assert report['size_ratio'] <= 0.30
     assert len(report['outputs']) == LAST
     assert all(figures['cosine'] > 0.995 for figures in report['outputs'].values())
-    assert report['time']['ratio']['median'] > 0 and report['time']['rounds'] == 2
+    assert report['time']['rounds'] == 1
 
 
-def test_metadata_stay_and_the_file_says_how_it_was_made(int8, exported):
+def test_metadata_stay_and_the_file_says_how_it_was_made(int8):
     output, _ = int8
-    assert dataclasses.replace(read_metadata(str(output)), edits=()) == read_metadata(exported)
+    assert dataclasses.replace(read_metadata(str(output)), edits=()) == read_metadata(str(DEMO))
     props = {entry.key: entry.value for entry in onnx.load(output).metadata_props}
     assert (props['int8.activations'], props['int8.weights']) == ('uint8', 'int8 per channel (7 bits)')
-    assert props['int8.images'] == '4'
+    assert props['int8.images'] == '2'
 
 
-def test_runners_take_the_file_and_find_what_the_float_file_finds(int8, exported, tmp_path):
+def test_runners_take_the_file_and_find_what_the_float_file_finds(int8, tmp_path):
     found = []
-    for index, model in enumerate((exported, str(int8[0]))):
+    for index, model in enumerate((str(DEMO), str(int8[0]))):
         target = tmp_path / f'{index}.json'
         arguments = [model, str(PICTURE), '--out', str(tmp_path / 'd.png'), '--json', str(target)]
         assert run_images.main(arguments, 'with_postprocess') == 0
@@ -99,20 +85,6 @@ def evaluate(model, data, folder):
     ]
     arguments = [CONFIG.replace('.py', '_onnx.py'), CHECKPOINT, '--eval', 'bbox', '--work-dir', str(folder)]
     return test_app.main([*arguments, '--cfg-options', *options])
-
-
-@pytest.mark.matrix  # in the suite: the loop in test_test_loop.py
-def test_the_test_loop_evaluates_the_int8_file_as_it_is(int8, exported, data, tmp_path, capsys):
-    metrics = {}
-    for name, model in (('float', exported), ('int8', str(int8[0]))):
-        before = sha256_file(model)
-        assert evaluate(model, data, tmp_path / name) == 0
-        assert f'{model}: up to date' in capsys.readouterr().out
-        assert sha256_file(model) == before
-        metrics[name] = read_json(tmp_path / name / 'metrics_onnx.json')['metrics']['bbox_mAP']
-    assert metrics['float'] > 0.3
-    assert metrics['float'] != metrics['int8'], 'another file was evaluated'
-    assert abs(metrics['float'] - metrics['int8']) < 0.03, 'twelve images; all hundred: docs/engines.md'
 
 
 def test_a_stale_int8_file_is_not_written_over(int8, data, tmp_path, capsys):

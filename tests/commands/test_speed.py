@@ -23,6 +23,7 @@ assert not status and not {forbidden!r} & set(sys.modules), {forbidden!r} & set(
     [
         (['--help'], {'torch', 'onnx', 'numpy', 'cv2', 'onnxruntime', 'mmcv'}),
         (['export', '--help'], {'torch', 'onnx', 'mmcv'}),
+        (['run', '--help'], {'onnxruntime', 'cv2', 'torch'}),
         (['run', str(MODEL), str(PICTURE), '--out', 'x.jpg'], {'torch', 'mmcv', 'rich'}),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_change_is_found_in_a_file_with_other_names(tmp_path, fault, node, kin
     if fault == 'axis':
         toy_faults.set_attribute(guilty, 'perm', [0, 1, 2, 3])
     else:
-        toy_faults.PLANTERS[fault](broken, guilty, 'small', example)
+        toy_faults.spoil(broken, guilty, fault, example)
     paths = saved(tmp_path, right=small(), broken=renamed(broken))
     found = diff.diff_files(*paths)
     assert not found.equal

@@ -1,5 +1,6 @@
 """Kits that several files of tests judge, made once; each with the outputs of ONNX Runtime."""
 
+import shutil
 import subprocess
 import sys
 
@@ -61,7 +62,9 @@ def stream(tmp_path_factory):
     from mmdeploy_ext.kit.writer import write_detector_kit
 
     folder = tmp_path_factory.mktemp('stream')
-    assert len(toy.export(folder)) == 3
+    (folder / 'deploy').mkdir()
+    for path in toy.files():
+        shutil.copy(path, folder / 'deploy')
     drive = toy.drive(FRAMES, scenes=2)
     write_detector_kit(toy.deployment(), str(folder / 'deploy'), drive, folder / 'kit', GENERATED)
     return run(folder / 'kit', folder / 'outputs')

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.tasks.bbox2d import draw_pair, match_detections
-from mmdeploy_ext.tasks.results import Pair
+from mmdeploy_ext.tasks.bbox2d import match_detections
 
 
 def detections(boxes, scores, labels) -> Detections:
@@ -20,7 +19,6 @@ def detections(boxes, scores, labels) -> Detections:
     )
 
 
-NONE = detections([], [], [])
 SCENE = detections(
     [[10, 10, 60, 50], [100, 20, 180, 90], [30, 120, 90, 200], [200, 200, 300, 280]],
     [0.9, 0.7, 0.4, 0.1],
@@ -45,7 +43,6 @@ def nudged(array, index, by):
 
 FAULTS = {
     'one missing': take([0, 1, 3]),
-    'all missing': NONE,
     'a duplicate': take([0, 0, 1, 2, 3]),
     'a duplicate instead of another': take([0, 1, 3, 3]),
     'labels permuted': changed(labels=SCENE.labels[::-1].copy()),
@@ -53,13 +50,10 @@ FAULTS = {
     'scores permuted': changed(scores=SCENE.scores[::-1].copy()),
     'boxes permuted': changed(boxes=SCENE.bboxes_xyxy[::-1].copy()),
     'one box shifted by a pixel': changed(boxes=nudged(SCENE.bboxes_xyxy, 4, 1)),
-    'all boxes shifted': changed(boxes=SCENE.bboxes_xyxy + 1),
     'one score off': changed(scores=nudged(SCENE.scores, 1, 2e-4)),
-    'all zero boxes': changed(boxes=np.zeros_like(SCENE.bboxes_xyxy)),
     'all zero': detections(np.zeros((4, 4)), np.zeros(4), np.zeros(4)),
     'NaN box': changed(boxes=nudged(SCENE.bboxes_xyxy, 5, np.nan)),
     'NaN score': changed(scores=nudged(SCENE.scores, 3, np.nan)),
-    'infinite box': changed(boxes=nudged(SCENE.bboxes_xyxy, 5, np.inf)),
     'fewer labels than boxes': changed(labels=SCENE.labels[:-1]),
 }
 
@@ -82,7 +76,6 @@ def test_a_row_counts_missing_extra_and_pairs_outside_the_bars():
     row = match_detections('a.jpg', SCENE, candidate)
     assert (row.reference, row.matched, row.missing, row.extra) == (4, 1, 2, 1)
     assert row.worst_iou == 1.0 and not row.passed  # of the pair that matched
-    assert row.reason.startswith('2 missing, 1 extra, 1 pair outside the bars (worst IoU 0.952')
 
 
 def test_a_score_that_crosses_the_threshold_by_rounding_is_no_fault():
@@ -145,15 +138,3 @@ def test_rounding_passes_in_any_order_and_dropping_one_box_never_does(seed, coun
     fewer = Detections(candidate.bboxes_xyxy[1:], candidate.scores[1:], candidate.labels[1:])
     assert not match_detections('a.jpg', reference, fewer).passed
     assert not match_detections('a.jpg', fewer, reference).passed
-
-
-def test_the_pair_picture_has_both_sides_under_titles_and_shows_the_difference():
-    image = np.full((240, 320, 3), 127, np.uint8)
-    same = draw_pair(Pair('a', image, SCENE, SCENE), ['cat', 'dog', 'bird'])
-    other = draw_pair(Pair('a', image, SCENE, take([0])), ['cat', 'dog', 'bird'])
-    assert same.shape == other.shape and same.shape[0] > 240 and same.shape[1] > 640
-    strip = same.shape[0] - 240
-    assert (same[strip:, :320] == same[strip:, -320:]).all()
-    assert (other[strip:, :320] != other[strip:, -320:]).any()
-    white = [(picture[strip:] == 255).all(axis=-1)[:, :320].sum() for picture in (same, other)]
-    assert white[1] > white[0] + 300, 'boxes without an equal have a white frame'

@@ -18,14 +18,13 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+import toy_atss
 import toy_centerpoint
 import toy_solo
 import toy_streampetr_deploy
 from marking import in_suite
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.base import load_families
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.pictures import open_backend, picture_inputs, read_picture_file, run_case
@@ -33,7 +32,7 @@ from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.runtime.frames import Sweep
 from planting import arguments, replaced, result
 from proofs import check_files, samples_alone
-from toy_atss import CHECKPOINT, PICTURE, REPO
+from toy_atss import CHECKPOINT, PICTURE, load_demo
 from toy_faults import set_attribute
 
 CHECKS, OUTPUTS, FILE = 'checks', 'outputs', 'file'
@@ -77,32 +76,26 @@ class Right:
         return FILE if self.checked(deployment, paths, edited=False) != self.unfinished else ''
 
 
-def load(name, changes=None, checkpoint=None):
-    load_families()
-    path = checkpoint or REPO / f'demo/checkpoints/{name}_toy.pth'
-    return deploy.load(str(REPO / f'configs/demo/{name}_toy.py'), str(path), changes or {})
-
-
 def export(deployment, path, **options):
     """Export a model of pictures, any size and batch."""
-    options = deployment.family.choose(dynamic=True, opset=17, **SIZE, **options)
-    picture = deploy.prepare_fixed(deployment.rule, PICTURES[0][1], options.height, options.width)
-    export_files(deployment, options, str(path), [picture])
-    return [str(path)]
+    return [toy_atss.export_toy(deployment, path, **SIZE, **options)]
 
 
-def of_pictures(folder, name, **options):
-    deployment = load(name)
-    path = folder / f'{name}{len(options)}.onnx'
-    return Right(deployment, export(deployment, path, **options), lambda: PICTURES, known={})
+def of_pictures(folder, name):
+    deployment = load_demo(name)
+    return Right(deployment, export(deployment, folder / f'{name}.onnx'), lambda: PICTURES, known={})
 
 
-def of_frames(folder):
-    paths = toy_streampetr_deploy.export(folder)
+def of_atss(form):
+    return Right(load_demo('atss'), [toy_atss.toy_file(form)], lambda: PICTURES, known={})
+
+
+def of_frames():
+    paths = list(toy_streampetr_deploy.files())
     return Right(toy_streampetr_deploy.deployment(), paths, lambda: toy_streampetr_deploy.drive(3))
 
 
-def of_sweeps(folder):
+def of_sweeps():
     from mmdeploy_ext.families.files import read_files
 
     deployment, files, *_ = toy_centerpoint.exported('pillars')
@@ -114,8 +107,8 @@ def of_sweeps(folder):
 def right(tmp_path_factory):
     """Return name -> right files, exported once."""
     folder = tmp_path_factory.mktemp('right')
-    make = {'atss raw': lambda: of_pictures(folder, 'atss', form='raw')}
-    make |= dict(streampetr=lambda: of_frames(folder), centerpoint=lambda: of_sweeps(folder))
+    make = {'atss': lambda: of_atss('full'), 'atss raw': lambda: of_atss('raw')}
+    make |= dict(streampetr=of_frames, centerpoint=of_sweeps)
     return functools.cache(lambda name: make.get(name, lambda: of_pictures(folder, name))())
 
 
@@ -164,7 +157,7 @@ SETTINGS_OF_THE_SUITE = (
 def test_a_file_of_another_config_is_not_proven(right, fault):
     name, changes = SETTINGS[fault]
     one = right(name)
-    assert one.found_by(load(name, changes), one.paths)
+    assert one.found_by(load_demo(name, changes), one.paths)
 
 
 # --- the file is right, the checkpoint is another -------------------------------------------------------
@@ -206,7 +199,7 @@ def test_a_file_of_another_checkpoint_is_not_proven(right, tmp_path, fault):
     CHECKPOINTS[fault](checkpoint)
     torch.save(checkpoint, tmp_path / 'other.pth')
     one = right('atss')
-    assert one.found_by(load('atss', checkpoint=tmp_path / 'other.pth'), one.paths)
+    assert one.found_by(load_demo('atss', checkpoint=tmp_path / 'other.pth'), one.paths)
 
 
 # --- the file was edited --------------------------------------------------------------------------------
@@ -468,16 +461,13 @@ EXPORTERS = {
 """What is wrong -> toy, the function of the exporter that is wrong, and how."""
 
 
-EXPORTERS_OF_THE_SUITE = 'scores weighed before the threshold', 'a mask where nothing is found'
-
-
 @functools.cache
 def model_of(name):
     """Return a toy of configs/demo, or one with seeded weights, whose cells have several classes."""
     if name == 'seeded solov2':
         with tempfile.TemporaryDirectory() as folder:
             return toy_solo.load_toy('solov2', Path(folder))
-    return load(name)
+    return load_demo(name)
 
 
 def passed_cases(deployment, path):
@@ -489,7 +479,7 @@ def passed_cases(deployment, path):
             yield run_case(entry if known else InputReference(deployment, entry), backend)[0].passed
 
 
-@pytest.mark.parametrize('fault', in_suite(EXPORTERS, *EXPORTERS_OF_THE_SUITE))
+@pytest.mark.parametrize('fault', in_suite(EXPORTERS, 'scores weighed before the threshold'))
 def test_a_file_of_a_wrong_exporter_is_not_proven(tmp_path, fault):
     name, place, make = EXPORTERS[fault]
     deployment = model_of(name)

@@ -17,87 +17,35 @@ import pytest
 
 import toy_anchor3d
 import toy_centerpoint
-import toy_corner
-import toy_query
-import toy_two_stage
-import toy_yolact
-from mmdeploy_ext.core.config import replaced_entry, without_augmentation
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.base import find_family, load_families
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.seeded.weights import seeded_model
 from mmdeploy_ext.tasks import bbox3d
 from mmdeploy_ext.tasks.matching import lone_low_results
 from proofs import run_once
-from toy_atss import PICTURE, REPO
+from toy_atss import PICTURE, export_toy, load_demo
 
 PICTURES = [('toy.jpg', read_image(PICTURE))]
 SIZE = dict(height=96, width=128, opset=17)
-
-
-def trained(name):
-    """Return a toy of configs/demo with its trained weights."""
-    load_families()
-    return deploy.load(
-        str(REPO / f'configs/demo/{name}_toy.py'), str(REPO / f'demo/checkpoints/{name}_toy.pth')
-    )
-
-
-def seeded(cfg):
-    """Return a toy with seeded weights."""
-    without_augmentation(cfg)
-    family = find_family(cfg)
-    model = seeded_model(cfg, family).eval()
-    model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
-    return deploy.Model(
-        cfg=cfg, config='toy.py', cfg_options={}, family=family, model=model, checkpoint='seeded',
-        checkpoint_sha256='0' * 64, classes=model.CLASSES, rule=family.preprocess_rule(cfg),
-    )  # fmt: skip
-
-
-@functools.cache
-def load(name):
-    make = {
-        'rpn': lambda: seeded(toy_two_stage.toy('rpn')),
-        'detr': lambda: seeded(toy_query.toy('detr')),
-        'mask2former': lambda: seeded(toy_query.toy('instances')),
-        'sparse_rcnn': lambda: seeded(toy_query.toy('regions')),
-        'yolact': lambda: seeded(toy_yolact.toy()),
-        'corner': lambda: seeded(toy_corner.toy()),
-    }
-    return make.get(name, lambda: trained(name))()
 
 
 DENSE = dict(score_thr=0.001, nms_pre=3000, max_per_img=1000)
 RPN = dict(nms_pre=3000, max_per_img=1000)
 RCNN = dict(score_thr=0.001, max_per_img=1000)
 SOLO = dict(score_thr=0.01, filter_thr=0.001, nms_pre=500, max_per_img=100)
-YOLACT = dict(score_thr=0.001, nms_pre=1000, top_k=100, max_per_img=20)
 HEADS = {
     'atss': {'bbox_head.test_cfg': (DENSE, dict(nms_pre=20, max_per_img=10))},
-    'retinanet': {'bbox_head.test_cfg': (DENSE, dict(nms_pre=20, max_per_img=10))},
     'mask_rcnn': {
         'rpn_head.test_cfg': (RPN, dict(nms_pre=3, max_per_img=50)),
         'roi_head.test_cfg': (RCNN, dict(max_per_img=10)),
     },
-    'rpn': {'rpn_head.test_cfg': (RPN, dict(nms_pre=20, max_per_img=50))},
     'deformable_detr': {'bbox_head.test_cfg': ({}, dict(max_per_img=10))},
-    'detr': {'bbox_head.test_cfg': ({}, dict(max_per_img=10))},
     'rtdetr': {'postprocess': ({}, dict(max_per_img=10))},
-    'sparse_rcnn': {'roi_head.test_cfg': ({}, dict(max_per_img=10))},
-    'mask2former': {'panoptic_fusion_head.test_cfg': ({}, dict(max_per_image=10))},
     'solov2': {'mask_head.test_cfg': (SOLO, dict(nms_pre=3, max_per_img=2))},
-    'decoupled_solo': {'mask_head.test_cfg': (SOLO, dict(nms_pre=10, max_per_img=5))},
-    'yolact': {'bbox_head.test_cfg': (YOLACT, dict(nms_pre=3, top_k=5, max_per_img=10))},
-    'corner': {
-        'bbox_head.test_cfg': (dict(corner_topk=60, max_per_img=200), dict(corner_topk=34, max_per_img=10))
-    },
 }
 """Toy -> settings of a part of the model -> values that open its limits, and values that lower one each."""
 CASES = [
@@ -142,13 +90,6 @@ def one_row_less(family, path, key):
         yield
 
 
-def export(deployment, path):
-    options = deployment.family.choose(**SIZE)
-    traced = deploy.prepare_fixed(deployment.rule, PICTURES[0][1], options.height, options.width)
-    export_files(deployment, options, str(path), [traced])
-    return str(path), options
-
-
 def refuted(known, file):
     """Return why a file is not proven on some inputs, [] if it is."""
     with build_backend('OnnxRuntimeBackend', file) as backend:
@@ -167,17 +108,17 @@ def name_of(case):
 @pytest.mark.parametrize('case', CASES, ids=name_of)
 def test_a_lowered_limit_is_proven_and_one_row_less_is_not(case, tmp_path):
     name, path, key = case
-    deployment = load(name)
+    deployment = load_demo(name)
     with contextlib.ExitStack() as stack:
         for settings, (opened, _) in HEADS[name].items():
             stack.enter_context(changed(settings_of(deployment.model, settings), **opened))
         lowered = HEADS[name][path][1][key]
         stack.enter_context(changed(settings_of(deployment.model, path), **{key: lowered}))
-        file, options = export(deployment, tmp_path / 'right.onnx')
-        known = references(deployment, options, PICTURES)
+        file = export_toy(deployment, tmp_path / 'right.onnx', dynamic=False, **SIZE)
+        known = references(deployment, deployment.family.choose(**SIZE), PICTURES)
         assert refuted(known, file) == []
         with one_row_less(deployment.family, path, key):
-            file, _ = export(deployment, tmp_path / 'wrong.onnx')
+            file = export_toy(deployment, tmp_path / 'wrong.onnx', dynamic=False, **SIZE)
         assert refuted(known, file)
 
 

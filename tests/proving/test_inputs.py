@@ -4,17 +4,14 @@ import numpy as np
 import pytest
 
 import toy_solo
-from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.references import (
     InputReference,
     empty_reference,
     reference_with_empty_image,
-    zoomed_on_object,
 )
-from planting import replaced
-from toy_atss import PICTURE, REPO, load_toy
+from toy_atss import PICTURE, load_toy
 
 
 @pytest.fixture(scope='module')
@@ -105,13 +102,10 @@ def test_an_empty_list_is_beside_others_in_a_batch_of_three(deployments, picture
     ]
 
 
-@pytest.mark.parametrize('family', FAMILIES)
-def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_them(
-    deployments, picture, family
-):
+def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_them(deployments, picture):
     portrait, wide = np.ascontiguousarray(picture.transpose(1, 0, 2)), picture[:100]
     given = [('landscape', picture), ('portrait', portrait), ('wide', wide)]
-    deployment = deployments[family]
+    deployment = deployments['atss']
     inputs = proof_inputs(deployment, options(deployment), given)
     by_rule = {one.sources[0][0]: one for one in inputs if one.name.startswith("by the config's rule")}
     for title, image in given[1:]:
@@ -120,33 +114,3 @@ def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_
         assert by_rule[title].rescale
     height, width = by_rule['portrait'].images[0].tensor.shape[1:]
     assert height > width
-    own = len(proof_inputs(deployment, options(deployment), given[:1]))
-    assert len(inputs) >= own + 2
-
-
-EXTRACTOR = 'mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor:SingleRoIExtractor'
-WITHOUT_LAST = (
-    f'{EXTRACTOR}.map_roi_levels',
-    lambda levels: lambda self, rois, count: levels(self, rois, count).clamp(max=count - 2),
-)
-
-
-@pytest.mark.matrix
-def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-    paths = 'configs/demo/mask_rcnn_toy.py', 'demo/checkpoints/mask_rcnn_toy.pth'
-    deployment = deploy.load(*(str(REPO / path) for path in paths))
-    chosen = options(deployment, dynamic=False)
-    inputs = proof_inputs(deployment, chosen, [('a', picture)])
-    references = [InputReference(deployment, one) for one in inputs]
-    zoomed = InputReference(deployment, zoomed_on_object(deployment, chosen, references[0]))
-    changed = []
-    for reference in (*references, zoomed):
-        (right,) = reference.results
-        with replaced(*WITHOUT_LAST):
-            wrong = deployment.family.reference(deployment.model).results(
-                reference.images, reference.input.rescale
-            )[0]
-        changed.append(len(right) != len(wrong) or not np.array_equal(right.masks, wrong.masks))
-    assert changed == [*(False for _ in references), True]

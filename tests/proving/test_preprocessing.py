@@ -173,40 +173,6 @@ def test_the_picture_among_the_inputs_of_a_graph_is_compared_too(monkeypatch):
     assert {difference.name for difference in compared(TOY, feeds=feeds).differences} == {'input input'}
 
 
-@pytest.mark.parametrize(
-    ('cfg', 'fault'),
-    [
-        (OTHERS['pillow'], lambda: another_rule(resize=lambda _: 'cv2')),
-        (OTHERS['float32'], lambda: another_rule(to_float32=lambda _: False)),
-        (CORNER, lambda: another_result(border=lambda result: result.border[::-1])),
-        (CORNER, lambda: another_rule(centred=lambda _: False)),
-        (OTHERS['mask2former'], lambda: another_rule(pad_val=lambda _: (0.0, 0.0, 0.0))),
-        (OTHERS['ssd'], lambda: another_interpolation(cv2.INTER_AREA)),
-    ],
-    ids=['pillow', 'float32', 'border', 'centred', 'padding before the normalisation', 'stretched'],
-)
-def test_faults_of_rarer_rules_are_not_proven(cfg, fault):
-    with fault():
-        assert compared(cfg, (256, 320)).differences
-
-
-@pytest.mark.parametrize(
-    'reading',
-    [
-        ('Normalize', dict(mean=(1.0, 2.0, 3.0))),
-        ('Normalize', dict(to_rgb=False)),
-        ('Pad', dict(size_divisor=64)),
-        ('Resize', dict(keep_ratio=False)),
-    ],
-    ids=str,
-)
-def test_a_pipeline_that_is_read_wrongly_is_not_proven(reading, monkeypatch):
-    kind, values = reading
-    monkeypatch.setitem(pipeline_rule.READERS, kind, lambda _, found: found.update(values))
-    result = compared(TOY)
-    assert result.differences and 'tensor' in result.text
-
-
 def dataset_config(kind):
     cfg = copy.deepcopy(TOY)
     cfg.data.test.type = kind

@@ -17,8 +17,8 @@ FEW = DriveBars(frames=12)
 
 
 @functools.cache
-def hundred_frames():
-    return list(SyntheticDrive(frames=100, size=(8, 24), cameras=2))
+def forty_frames():
+    return list(SyntheticDrive(frames=40, size=(8, 24), cameras=2))
 
 
 def both(candidate, frames=SHORT, bars=FEW, reference=ToyStepper):
@@ -41,19 +41,19 @@ def scaled(outputs, name, factor, rows=slice(None)):
     return {**outputs, name: changed}
 
 
-def test_engines_that_round_differently_pass_over_a_hundred_frames():
-    rows = both(lambda: ToyStepper(noise=1e-7), hundred_frames(), DriveBars())
+def test_engines_that_round_differently_pass_over_forty_frames():
+    rows = both(lambda: ToyStepper(noise=1e-7), forty_frames(), DriveBars(frames=40))
     for mode, row in rows.items():
         assert row.passed and not row.reasons, said(row)
-        assert (row.mode, row.frames, row.resets, row.time_jumps) == (mode, 100, 2, 1)
-        assert row.matched == row.reference > 300 and row.match_rate == 1
+        assert (row.mode, row.frames, row.resets, row.time_jumps) == (mode, 40, 2, 1)
+        assert row.matched == row.reference > 100 and row.match_rate == 1
         assert {tensor.tensor for tensor in row.tensors} == {
             'all_cls_scores',
             *(f'all_bbox_preds [{group.name}]' for group in GROUPS),
             *(f'memory {name}' for name in ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')),
         }
         assert all(tensor.at in row.series['name'] for tensor in row.tensors)
-        assert all(len(values) == 100 for values in row.series['errors'].values())
+        assert all(len(values) == 40 for values in row.series['errors'].values())
         assert sum(row.series['reset']) == 3 and row.series['gap_s'].count(None) == 3
     assert max(tensor.max_abs for tensor in rows['free'].tensors) > 0
 
@@ -90,7 +90,7 @@ def test_results_below_the_threshold_are_judged_by_their_share(change):
     rows = both(altered(alter, logit=-2.5), reference=reference)
     for row in rows.values():
         assert row.match_rate == 1 and row.low_alone >= row.low / 2 > 10
-        assert said(row).startswith(f'{row.low_alone} of {row.low} results below the score threshold have no')
+        assert not row.passed and 'below the score threshold' in said(row)
     assert all(row.passed and row.low_alone == 0 for row in both(reference, reference=reference).values())
 
 
@@ -101,8 +101,7 @@ def test_permuted_memory_rows_are_no_tie():
         return result
 
     for row in both(altered(alter)).values():
-        assert 'the rows kept in memory differ by more than a tie' in said(row) and 'row 0: quer' in said(row)
-        assert not row.passed and row.ties == 0
+        assert not row.passed and row.ties == 0 and 'more than a tie' in said(row)
 
 
 class Tied(ToyStepper):
@@ -163,26 +162,22 @@ def test_where_a_tie_decides_what_is_kept_pytorchs_memory_is_taken_over_once(fra
     assert row.taken_over == (gap < 2e-5)
 
 
-def test_a_reset_that_is_left_out_is_found():
-    class Sticky(ToyStepper):
-        def needs_reset(self, frame):
-            return self.state is None
-
-    for row in both(Sticky).values():
-        assert 'the reference emptied its memory and the candidate did not, first at scene 1 frame 0' in said(
-            row
-        )
+class Sticky(ToyStepper):
+    def needs_reset(self, frame):
+        return self.state is None
 
 
-def test_a_reset_too_many_is_found():
-    class Forgetful(ToyStepper):
-        def needs_reset(self, frame):
-            return super().needs_reset(frame) or frame.timestamp_s - self.state.timestamp_s > 1.0
+class Forgetful(ToyStepper):
+    def needs_reset(self, frame):
+        return super().needs_reset(frame) or frame.timestamp_s - self.state.timestamp_s > 1.0
 
-    for row in both(Forgetful).values():
-        assert 'the candidate emptied its memory and the reference did not, first at scene 0 frame 2' in said(
-            row
-        )
+
+@pytest.mark.parametrize(
+    ('candidate', 'place'), [(Sticky, 'scene 1 frame 0'), (Forgetful, 'scene 0 frame 2')]
+)
+def test_a_reset_too_few_or_too_many_is_found(candidate, place):
+    for row in both(candidate).values():
+        assert not row.passed and 'emptied its memory' in said(row) and place in said(row)
 
 
 def test_an_input_that_is_frozen_is_found():
@@ -205,37 +200,30 @@ def test_a_clock_that_is_one_frame_late_is_found():
 
     rows = both(Late)
     for row in rows.values():
-        assert 'the candidate says that its memory is of another frame (pose, time or scene)' in said(row)
+        assert not row.passed and 'another frame' in said(row)
     assert 'memory timestamp' in said(rows['teacher'])
 
 
 def test_a_drive_that_is_too_short_or_has_no_reset_is_no_proof():
     rows = both(ToyStepper, SHORT[:3])
-    assert '3 frames ran, a proof wants 12' in said(rows['free'])
-    assert '0 resets after the first frame, a proof wants 1' in said(rows['free'])
+    assert '3 frames' in said(rows['free']) and '0 resets' in said(rows['free'])
     assert not both(ToyStepper, [])['teacher'].passed
 
 
 def test_nothing_found_on_both_sides_is_equal_and_proves_nothing():
     row = both(lambda: ToyStepper(logit=-30.0), reference=lambda: ToyStepper(logit=-30.0))['free']
-    assert row.match_rate is None and [reason[:24] for reason in row.reasons] == ['no detection was matched']
+    assert row.match_rate is None and not row.passed
 
 
-def test_one_detection_in_a_thousand_may_differ_and_no_more():
-    def alter_from(first):
-        def alter(stepper, _, result):
-            boxes = result.detections.boxes.copy()
-            if stepper.count >= first:
-                boxes[0, 0] += 0.02
-            return dataclasses.replace(result, detections=dataclasses.replace(result.detections, boxes=boxes))
+def test_four_detections_that_differ_in_forty_frames_fail():
+    def alter(stepper, _, result):
+        boxes = result.detections.boxes.copy()
+        if stepper.count >= 36:
+            boxes[0, 0] += 0.02
+        return dataclasses.replace(result, detections=dataclasses.replace(result.detections, boxes=boxes))
 
-        return alter
-
-    row = both(altered(alter_from(99)), hundred_frames(), DriveBars())['free']
-    total = row.reference
-    assert row.matched == total - 1 and row.passed == (1 / total <= 1e-3)
-    row = both(altered(alter_from(90)), hundred_frames(), DriveBars())['free']
-    assert row.matched == total - 10 and not row.passed and f'{total - 10} of {total} detections' in said(row)
+    row = both(altered(alter), forty_frames(), DriveBars(frames=40))['free']
+    assert row.matched == row.reference - 4 and not row.passed
 
 
 @pytest.mark.parametrize('side', ['engine', 'model'])
@@ -245,8 +233,5 @@ def test_a_first_frame_that_gives_another_result_when_it_runs_again_is_found(sid
         return dataclasses.replace(result, outputs=scaled(result.outputs, 'all_cls_scores', factor))
 
     rows = both(altered(alter)) if side == 'engine' else both(ToyStepper, reference=altered(alter))
-    expected = (
-        f'the {side} gives another all_cls_scores when the first frame is run again after a reset, '
-        f'first at {SHORT[0].name}'
-    )
-    assert rows['teacher'].reasons == (expected,) and rows['free'].passed
+    (reason,) = rows['teacher'].reasons
+    assert side in reason and 'all_cls_scores' in reason and SHORT[0].name in reason and rows['free'].passed

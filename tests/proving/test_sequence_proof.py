@@ -2,16 +2,15 @@
 
 import copy
 import dataclasses
-import shutil
 
 import numpy as np
-import onnx
 import pytest
 from mmcv import Config
 
 import real_nuscenes
 import toy_streampetr
 import toy_streampetr_deploy as toy
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.streampetr import runtime as stream
@@ -23,78 +22,47 @@ from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.runtime.geometry import relative_motion
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 from proofs import prove_samples, run_far
-from verdicts import cases_of, checks_of, sequence_of
-
-BARS = DriveBars(frames=18)
+from verdicts import cases_of, sequence_of
 
 
 @pytest.fixture(scope='module')
-def paths(tmp_path_factory):
-    return toy.export(tmp_path_factory.mktemp('export'))
-
-
-@pytest.fixture(scope='module')
-def proven(paths):
-    return prove(toy.deployment(), paths, toy.drive(18), bars=BARS)
+def paths():
+    return list(toy.files())
 
 
 def said(verdict):
     return '; '.join(verdict.failures)
 
 
-def test_the_files_of_an_export_are_proven(proven):
-    verdict, _ = proven
+def test_the_files_of_an_export_are_proven(paths):
+    verdict, _ = prove(toy.deployment(), paths, toy.drive(12), bars=DriveBars(frames=12))
     assert verdict.proven, said(verdict)
     teacher, free = sequence_of(verdict)
     for row in (teacher, free):
-        assert (row.frames, row.resets, row.time_jumps) == (18, 2, 1)
-        assert row.match_rate == 1 and row.matched > 100
+        assert (row.frames, row.resets, row.time_jumps) == (12, 2, 1)
+        assert row.match_rate == 1 and row.matched > 60
     case, special = cases_of(verdict)
     assert special.name == SPECIAL
     assert case.tensors and case.detections[0].matched == teacher.matched
     assert not case.traced and case.input_shape == '6x3x32x96'
-    assert {check.name.split(':')[0] for check in checks_of(verdict)} == {
-        'extract_img_feat',
-        'position_embedding',
-        'pts_head_memory',
-    }
-    assert set(verdict.timing_ms) == {'PyTorch (frame)', 'ONNX Runtime (frame)'}
 
 
 def test_another_model_is_refuted(paths):
     deployment = dataclasses.replace(toy.deployment(), model=copy.deepcopy(toy.deployment().model))
     weight = deployment.model.pts_bbox_head.cls_branches[0][6].weight
     weight.data.mul_(1.05)
-    verdict, _ = prove_samples(deployment, paths, toy.drive(4))
+    verdict, _ = prove_samples(deployment, paths, toy.drive(2))
     assert not verdict.proven
     assert 'graph: pts_head_memory: ' in said(verdict) and 'cls_branches' in said(verdict)
-    assert 'teacher-forced: all_cls_scores: 4 of 4 frames fail, first scene 0 frame 0' in said(verdict)
-    assert any('no scene' in note or 'claim about drift' in note for note in verdict.notes)
+    assert 'teacher-forced: all_cls_scores: 2 of 2 frames fail, first scene 0 frame 0' in said(verdict)
 
 
 @pytest.mark.matrix
-def test_a_file_that_onnx_runtime_does_not_load_is_not_proven(paths, tmp_path):
-    spoiled = [shutil.copy(path, tmp_path) for path in paths]
-    model = onnx.load(spoiled[-1])
-    next(node for node in model.graph.node if node.op_type == 'Concat').attribute[0].i = 99
-    onnx.save(model, spoiled[-1])
-    verdict, pictures = prove(toy.deployment(), spoiled, toy.drive(4))
-    assert not verdict.passed and not pictures and not sequence_of(verdict)
-    assert any('pts_head_memory.onnx: ONNX Runtime cannot load it: ' in one for one in verdict.failures)
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(
-    ('made', 'frames', 'resets'),
-    [pytest.param('scene_0103', 4, 0, marks=pytest.mark.matrix), ('mini_val', 6, 1)],
-)
-def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
-    """Pictures (of the second: poses and calibrations alone) through the data set's own pipeline."""
+def test_real_key_frames_are_proven(tmp_path):
+    """Poses and calibrations of two scenes, with made-up pictures, through the data set's own pipeline."""
     from mmdet3d.datasets import build_dataset
 
-    infos = (
-        real_nuscenes.scene_0103(tmp_path) if made == 'scene_0103' else real_nuscenes.mini_val(tmp_path, 3)
-    )
+    infos = real_nuscenes.mini_val(tmp_path, 3)
     image = image_augmentation((32, 96), (0.06, 0.07))
     test = stream_data(image, root=f'{tmp_path}/', infos='infos')['test']
     assert test['ann_file'] == str(infos)
@@ -102,11 +70,10 @@ def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
     cfg = Config(dict(model=toy_streampetr.model_cfg(), data=dict(test=test)))
     deployment = dataclasses.replace(toy.deployment(), cfg=cfg, rule=multiview_rule(test['pipeline']))
     written = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
-    drive = list(DatasetFrames(deployment.family, build_dataset(test), range(frames)))
-    assert len({frame.lidar2img.tobytes() for frame in drive}) == frames, 'each frame is calibrated anew'
-    verdict, _ = prove(deployment, written, drive, bars=DriveBars(frames=frames, resets=resets))
+    drive = list(DatasetFrames(deployment.family, build_dataset(test), range(6)))
+    assert len({frame.lidar2img.tobytes() for frame in drive}) == 6, 'each frame is calibrated anew'
+    verdict, _ = prove(deployment, written, drive, bars=DriveBars(frames=6, resets=1))
     assert verdict.proven, said(verdict)
-    assert any(note.startswith('scenes up to 1.') for note in verdict.notes), verdict.notes
     worst = {tensor.tensor: tensor.max_abs for tensor in cases_of(verdict)[0].tensors}
     assert worst['all_bbox_preds [xyz]'] < 5e-4 and worst['all_cls_scores'] < 5e-5, 'as exact as at home'
 
@@ -130,22 +97,13 @@ def test_scenes_are_moved_to_the_origin_and_nothing_else_changes():
     assert all(one is two for one, two in zip(home, NearOrigin(home), strict=True))
 
 
-def metadata(paths):
-    from mmdeploy_ext.contract.metadata import read_metadata
-
-    return [read_metadata(path) for path in paths]
-
-
-def memory_of(family, known):
-    return family.memory_spec(known[-1].postprocess)
-
-
 def test_a_long_drive_far_from_the_origin_is_as_exact_as_the_first_frame(paths):
     """7e5 m out, time stamps above 1.6e9 s, twenty minutes in: equal up to the rounding of float64 poses."""
-    family, known = toy.deployment().family, metadata(paths)
+    family, known = toy.deployment().family, [read_metadata(path) for path in paths]
     steppers = [family.runner(paths, {}) for _ in range(2)]
-    frames = toy.drive(18, exact_poses=True, start_s=0.0)
-    row = run_far(*steppers, frames, output_spec(known), memory=memory_of(family, known), bars=BARS)
+    frames = toy.drive(12, exact_poses=True, start_s=0.0)
+    memory = family.memory_spec(known[-1].postprocess)
+    row = run_far(*steppers, frames, output_spec(known), memory=memory, bars=DriveBars(frames=12))
     assert row.passed and row.ties == 0, row.reasons
     errors = {tensor.tensor: tensor.max_abs for tensor in row.tensors}
     assert errors['all_cls_scores'] < 5e-5 and errors['all_bbox_preds [xyz]'] < 5e-4

@@ -9,24 +9,17 @@ import pytest
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime
-from mmdeploy_ext.families.sparse4d.reference import GAPS_S
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.proving.drive import SPECIAL, special_frames
 from mmdeploy_ext.proving.levels.drive_run import DriveBars, Modes
 from mmdeploy_ext.runtime import frame_checks
-from mmdeploy_ext.runtime.bev_motion import YAW_DEG, record_of_pose
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.synthetic.moments import (
     changed_drive,
-    plain_sweep,
-    record_drive,
-    special_drive,
 )
 from toy_stepper import MEMORY, SPEC, ToyStepper
 from toy_streampetr_deploy import drive
-
-LIMITS = (-20.0, -20.0, -5.0, 20.0, 20.0, 3.0)
 
 
 class Caching(FusionRuntime):
@@ -48,21 +41,6 @@ def fused():
     )
     calibration = {name: np.float32(matrix) for name, matrix in matrices.items()}
     return FusedFrame(points, images=seen.images, calibration=calibration)
-
-
-@pytest.mark.parametrize('heading', [0.0, 300.0])
-def test_a_heading_crosses_0_degrees_whatever_it_was_before(heading):
-    (frame,) = drive(1)
-    record = record_of_pose(frame.ego_pose)
-    record[YAW_DEG] = heading
-    headings = [one.can_bus[YAW_DEG] for one in record_drive(frame, record)]
-    assert min(np.diff(headings)) < -180
-
-
-def test_a_drive_goes_back_in_time_by_more_than_frames_belong_together():
-    (frame,) = drive(1)
-    times = [one.timestamp_s for one in special_drive(frame, GAPS_S)]
-    assert min(np.diff(times)) < -2 < max(step for step in np.diff(times) if step < 0)
 
 
 @pytest.mark.parametrize('name', RIG_MATRICES)
@@ -100,8 +78,3 @@ def test_a_file_that_fails_on_a_special_frame_is_not_proven_though_nothing_is_fo
     modes_of = functools.partial(Modes, ToyStepper(logit=-99), spec=SPEC, memory=MEMORY)
     (case,), found = special_frames(changed_drive(frame), candidate, modes_of, DriveBars(), '')
     assert case.name == SPECIAL and bool(found) == reasons, found
-
-
-def test_a_plain_sweep_has_one_point_and_that_is_in_range():
-    points = plain_sweep(fused(), LIMITS).points
-    assert points.shape == (1, 5) and (np.abs(points[0, :2]) < 20).all()

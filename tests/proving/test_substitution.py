@@ -10,15 +10,14 @@ from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting.substitution import (
     choices_among,
 )
-from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.tasks.bbox2d import ONE_TO_ONE, match_detections
 from mmdeploy_ext.tasks.matching import accept_few_alone
 from mmdeploy_ext.tasks.results import Case, DetectionRow
-from toy_atss import PICTURE, REPO
+from proofs import samples_alone
+from toy_atss import PICTURE, export_toy, load_demo
 from verdicts import cases_of
 
 
@@ -89,88 +88,38 @@ def test_results_that_cannot_be_compared_and_those_of_the_files_tensors_are_neve
         assert not got[0].passed
 
 
+PICTURES = [('toy.jpg', read_image(PICTURE))]
 OPENED = dict(atss=dict(nms_pre=20, score_thr=0.001, max_per_img=1000), retinanet=dict(max_per_img=1000))
 """Toy -> settings with which a limit is reached and no other hides it."""
 
 
-@pytest.fixture(scope='module')
-def toy():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-    config, checkpoint = f'{REPO}/configs/demo/{{}}_toy.py', f'{REPO}/demo/checkpoints/{{}}_toy.pth'
-    return lambda name: deploy.load(config.format(name), checkpoint.format(name))
-
-
 def proven(deployment, path, fault):
     """Return the verdict on a file that was exported with a fault in its settings, which is not compared."""
-    family, image = deployment.family, read_image(PICTURE)
-    options = deploy.resolve(
-        family.choose(height=256, width=256, dynamic=True), deployment.model, deployment.rule
-    )
-    traced = deploy.prepare_fixed(deployment.rule, image, 256, 256)
     with fault:
-        export_files(deployment, options, str(path), [traced])
-    return prove(deployment, str(path), [('toy.jpg', image)], edited=True, timed=False)[0]
+        export_toy(deployment, path, height=128, width=160)
+    with samples_alone():
+        return prove(deployment, str(path), PICTURES, edited=True, timed=False)[0]
 
 
 @pytest.mark.suite('nms_pre')
 @pytest.mark.parametrize(
-    ('name', 'part', 'change'),
+    ('name', 'change'),
     [
-        ('atss', lambda model: model.bbox_head.test_cfg, None),
-        ('atss', lambda model: model.bbox_head.test_cfg, lambda cfg: dict(nms_pre=cfg.nms_pre - 1)),
-        (
-            'retinanet',
-            lambda model: model.bbox_head.test_cfg,
-            lambda cfg: dict(score_thr=cfg.score_thr * 1.02),
-        ),
-        (
-            'mask_rcnn',
-            lambda model: model.roi_head.test_cfg,
-            lambda cfg: dict(nms=dict(cfg.nms, iou_threshold=cfg.nms.iou_threshold + 0.01)),
-        ),
+        ('atss', None),
+        ('atss', lambda cfg: dict(nms_pre=cfg.nms_pre - 1)),
+        ('retinanet', lambda cfg: dict(score_thr=cfg.score_thr * 1.02)),
     ],
-    ids=['right', 'nms_pre', 'score_thr', 'iou_threshold'],
+    ids=['right', 'nms_pre', 'score_thr'],
 )
-def test_a_changed_limit_shows_in_the_results_of_the_files_tensors(toy, tmp_path, name, part, change):
-    deployment = toy(name)
-    cfg = part(deployment.model)
+def test_a_changed_limit_shows_in_the_results_of_the_files_tensors(tmp_path, name, change):
+    deployment = load_demo(name)
+    cfg = deployment.model.bbox_head.test_cfg
     with contextlib.ExitStack() as stack:
         for key, value in OPENED.get(name, {}).items():  # on both sides
             stack.enter_context(replaced_entry(cfg, key, value))
         fault = contextlib.ExitStack()
         for key, value in (change(cfg) if change else {}).items():
             fault.enter_context(replaced_entry(cfg, key, value))
-        fault.close() if not change else None
         verdict = proven(deployment, tmp_path / 'm.onnx', fault)
     rows = [row for case in cases_of(verdict) for row in case.substituted]
     assert rows and all(row.passed for row in rows) == (change is None), verdict.failures
-
-
-@contextlib.contextmanager
-def rolled(weight):
-    """Inside the block the outputs of a layer are those of the next channels."""
-    original = weight.detach().clone()
-    weight.data.copy_(original.roll(1, 0))
-    try:
-        yield
-    finally:
-        weight.data.copy_(original)
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(
-    ('layer', 'wrong'),
-    [('bbox_head.fc_cls', 'cls_score_0'), ('mask_head.conv_logits', 'mask_logits_0')],
-)
-def test_a_head_of_regions_is_judged_by_its_own_outputs_and_what_follows_by_the_files(
-    toy, tmp_path, layer, wrong
-):
-    deployment = toy('mask_rcnn')
-    weight = deployment.model.roi_head.get_submodule(layer).weight
-    verdict = proven(deployment, tmp_path / 'm.onnx', rolled(weight))
-    traced = cases_of(verdict)[0]
-    regions = {'cls_score_0', 'bbox_pred_0', 'mask_logits_0'}
-    passed = {row.tensor: row.passed for row in traced.tensors if row.tensor in regions}
-    assert passed == {name: name != wrong for name in regions}
-    assert traced.substituted and all(row.passed for row in traced.substituted)

@@ -1,60 +1,43 @@
 """The goldens' seeded weights and inputs of BEVFormer, made again by the rule of FILL.md.
 
-Source: ../shared/golden/bevformer/FILL.md. `prefix` is 'heldout:' for the set that is kept apart.
+Source: ../shared/golden/bevformer/FILL.md.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 import torch
 
+import upstream_goldens
 from mmdeploy_ext.seeded.bevformer import bevformer_weights
 from mmdeploy_ext.seeded.by_name import name_rng
+from upstream_goldens import fill_sha256, normal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/bevformer'
-IN_REPOSITORY = Path(__file__).resolve().parents[1] / 'goldens/bevformer'
-LAST_LOGITS = {
-    '': (0.1, 0.0, -1.0, 0.2, 1.2, 0.8, 0.6, 0.4, 0.6, -0.1),
-    'heldout:': (0.8, -0.1, 1.2, -0.1, 0.3, 0.5, 0.8, 0.6, 0.1, -0.3),
-}
-"""Prefix of the names -> what is added to the logits' biases of the last layer."""
+__all__ = ['fill_sha256', 'keys_of', 'normal', 'pictures', 'state_dict']
+IN_REPOSITORY = upstream_goldens.IN_REPOSITORY / 'bevformer'
+require_golden = functools.partial(upstream_goldens.folder_of, 'bevformer')
+LAST_LOGITS = (0.1, 0.0, -1.0, 0.2, 1.2, 0.8, 0.6, 0.4, 0.6, -0.1)
+"""What is added to the logits' biases of the last layer."""
 LAST_BIAS = 'pts_bbox_head.cls_branches.5.6.bias'
 
 
-def require_golden() -> Path:
-    """Return the folder of the goldens; skip the test where it is not."""
-    if not GOLDEN.is_dir():
-        pytest.skip('skipped: ../shared/golden/bevformer not found')
-    return GOLDEN
-
-
-def state_dict(shapes: Mapping[str, tuple[int, ...]], prefix: str = '') -> dict[str, torch.Tensor]:
+def state_dict(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """Return the seeded tensors of keys and shapes, with the logits of the last layer balanced."""
-    tensors = bevformer_weights(shapes, prefix)
+    tensors = bevformer_weights(shapes)
     if LAST_BIAS not in tensors:
         return tensors
     last = tensors[LAST_BIAS]
-    numbers = name_rng(prefix + LAST_BIAS).standard_normal(len(last))
-    balanced = -2.5 + 0.02 * numbers + np.array(LAST_LOGITS[prefix])
+    numbers = name_rng(LAST_BIAS).standard_normal(len(last))
+    balanced = -2.5 + 0.02 * numbers + np.array(LAST_LOGITS)
     tensors[LAST_BIAS] = torch.tensor(balanced, dtype=torch.float32)
     return tensors
-
-
-def fill_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the checksum that FILL.md defines, over all keys in their order."""
-    digest = hashlib.sha256()
-    for value in tensors.values():
-        digest.update(np.ascontiguousarray(value.numpy(), np.float32).tobytes())
-    return digest.hexdigest()
 
 
 def keys_of(name: str = 'state_dict.json') -> dict[str, tuple[int, ...]]:
@@ -63,16 +46,7 @@ def keys_of(name: str = 'state_dict.json') -> dict[str, tuple[int, ...]]:
     return {key: tuple(entry['shape']) for key, entry in content['keys'].items()}
 
 
-def pictures(frame: int, prefix: str = '') -> torch.Tensor:
+def pictures(frame: int) -> torch.Tensor:
     """Return the pictures (1, 6, 3, 480, 800) of a frame, normalised and padded."""
-    source = name_rng(f'{prefix}img_{frame}')
-    fine = source.standard_normal((1, 6, 3, 450, 800))
-    coarse = source.standard_normal((1, 6, 3, 15, 25)).repeat(30, axis=3).repeat(32, axis=4)
-    padded = np.zeros((1, 6, 3, 480, 800), np.float32)
-    padded[..., :450, :] = (0.5 * fine + coarse).astype(np.float32)
-    return torch.from_numpy(padded)
-
-
-def normal(name: str, shape: tuple[int, ...], factor: float = 1.0) -> torch.Tensor:
-    """Return normal numbers of a name, times a factor, float32."""
-    return torch.from_numpy((factor * name_rng(name).standard_normal(shape)).astype(np.float32))
+    whole = upstream_goldens.pictures(f'img_{frame}', (450, 800), (30, 32))
+    return torch.nn.functional.pad(whole, (0, 0, 0, 30))

@@ -1,40 +1,26 @@
 """The goldens' seeded weights and inputs of PETR and PETRv2, made again by the rule of FILL.md.
 
-Source: ../shared/golden/petr/FILL.md. Another set, made by the same program with a prefix before all names,
-is taken by the environment variables GOLDEN_PETR and GOLDEN_PREFIX.
+Source: ../shared/golden/petr/FILL.md.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 import torch
 
-from mmdeploy_ext.seeded.by_name import name_rng
+import upstream_goldens
 from mmdeploy_ext.seeded.petr import petr_weights
 from projects.configs.petr_model import VOVNET_99, petr
+from upstream_goldens import fill_sha256
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-SHIPPED = Path(__file__).resolve().parents[3] / 'shared/golden/petr'
-IN_REPOSITORY = Path(__file__).resolve().parents[1] / 'goldens/petr'
-GOLDEN, PREFIX = Path(os.environ.get('GOLDEN_PETR', SHIPPED)), os.environ.get('GOLDEN_PREFIX', '')
+__all__ = ['features', 'fill_sha256', 'head_config', 'meta_of', 'pictures', 'state_dict']
+IN_REPOSITORY = upstream_goldens.IN_REPOSITORY / 'petr'
+require_golden = functools.partial(upstream_goldens.folder_of, 'petr')
 PICTURES = dict(v2=(320, 800, 1, 'img_{}'), v1r50=(512, 1408, 57, 'img57_{}'))
 """Model -> height, width, scale and name of its pictures."""
-
-
-def require_golden() -> Path:
-    """Return the folder of the goldens; skip the test where it is not."""
-    if not GOLDEN.is_dir():
-        pytest.skip('skipped: ../shared/golden/petr not found')
-    return GOLDEN
 
 
 def head_config(name: str) -> dict:
@@ -51,32 +37,18 @@ def state_dict(name: str, prefix: str = '') -> dict[str, torch.Tensor]:
     constants = {
         key: torch.tensor(value) for key, value in content['kept_constants'].items() if key in shapes
     }
-    return petr_weights(shapes, PREFIX) | constants
-
-
-def fill_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the checksum that FILL.md defines, over all keys in their order."""
-    digest = hashlib.sha256()
-    for value in tensors.values():
-        digest.update(np.ascontiguousarray(value.numpy(), np.float32).tobytes())
-    return digest.hexdigest()
+    return petr_weights(shapes) | constants
 
 
 def features(number: int) -> torch.Tensor:
     """Return the feature maps (1, 12, 256, 20, 50) of the tests of the head alone."""
-    normal = name_rng(f'{PREFIX}feat_{number}').standard_normal((1, 12, 256, 20, 50))
-    return torch.from_numpy((0.6 * normal).astype(np.float32))
+    return upstream_goldens.normal(f'feat_{number}', (1, 12, 256, 20, 50), 0.6)
 
 
 def pictures(name: str, index: int) -> torch.Tensor:
     """Return the pictures (1, 6, 3, H, W) of a frame of a model, normalised."""
     height, width, scale, title = PICTURES[name]
-    source = name_rng(PREFIX + title.format(index))
-    fine = source.standard_normal((1, 6, 3, height, width))
-    coarse = (
-        source.standard_normal((1, 6, 3, height // 32, width // 32)).repeat(32, axis=3).repeat(32, axis=4)
-    )
-    return torch.from_numpy((scale * (0.5 * fine + coarse)).astype(np.float32))
+    return upstream_goldens.pictures(title.format(index), (height, width), (32, 32), scale)
 
 
 def meta_of(frame: str) -> dict:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 from unittest import mock
+
+import onnx
 
 from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines.base import attempt
-from mmdeploy_ext.proving import drive, frames
+from mmdeploy_ext.proving import drive, file_checks, frames, pictures
 from mmdeploy_ext.proving.backbone import check_backbone
+from mmdeploy_ext.proving.file_checks import of_images
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.ladder import kind_of, prove
 from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE, Modes
-from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, run_case
+from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, picture_inputs, run_case
 from mmdeploy_ext.proving.proof import Claims, finish
+from mmdeploy_ext.proving.references import InputReference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.proving.references import InputReference
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper
     from mmdeploy_ext.tasks.results import Case, SequenceRow
@@ -38,11 +42,30 @@ CHECKS = dict(images=check_pictures, voxels=check_backbone)
 """Level 1 by the kind of a model's inputs, see `kind_of`; of all others it is `check_frames`."""
 
 
+EXPORTS: dict[tuple[int, str], tuple[Any, onnx.ModelProto]] = {}
+"""Model and options -> the model, which stays alive, and its fresh export."""
+
+
+def exported_once(deployment: Any, options: Any, image_bgr: Any) -> Callable[[], onnx.ModelProto]:
+    """Return what `file_checks.of_images` returns, for an export that is made once per model and options."""
+
+    def export() -> onnx.ModelProto:
+        key = id(deployment), repr(options)
+        if key not in EXPORTS:
+            EXPORTS[key] = deployment, of_images(deployment, options, image_bgr)()
+        copied = onnx.ModelProto()
+        copied.CopyFrom(EXPORTS[key][1])
+        return copied
+
+    return export
+
+
 def check_files(
     deployment: Any, paths: Any, samples: Any = (), edited: bool = False, written: bool = False
 ) -> Verdict:
     """Return level 1 alone."""
-    return level_1_alone(deployment, paths, samples, edited=edited, written=written)[0]
+    with mock.patch.object(file_checks, 'of_images', exported_once):
+        return level_1_alone(deployment, paths, samples, edited=edited, written=written)[0]
 
 
 def level_1_alone(
@@ -56,15 +79,25 @@ def level_1_alone(
     return finish(check(deployment, listed, samples, engine or {}, claims, **settings)), []
 
 
+def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:
+    """Return of a proof's inputs the traced one, a batch, a plain picture, and one of another size."""
+    inputs, notes = picture_inputs(*arguments)
+    few = [one for one in inputs if isinstance(one, InputReference)]
+    size = few[0].input.images[0].tensor.shape
+    others = (one for one in inputs if one not in few and one.images[0].tensor.shape != size)
+    return [*few, *itertools.islice(others, 1)], notes
+
+
 @contextlib.contextmanager
 def samples_alone() -> Iterator[None]:
     """Inside the block proofs run on what is made of the given pictures, frames or sweeps alone.
 
-    A proof has further inputs, of limits of voxels and of special rigs, which take most of its time.
+    A proof has more inputs, of sizes, of limits of voxels and of special rigs: they take most of its time.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(drive, 'special_frames', lambda *_: ([], [])))
         stack.enter_context(mock.patch.object(frames, 'unusual_cases', lambda *_: iter(())))
+        stack.enter_context(mock.patch.object(pictures, 'picture_inputs', few_inputs))
         yield
 
 

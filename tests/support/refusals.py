@@ -27,6 +27,22 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob('*')}
 
 
+def refused(capture, main, *words: object, status: int = 2) -> str:
+    """Run the `main` of a tool, expect an exit status and one `error:` line, and return the line.
+
+    `capture` is the fixture `capsys` or `capfd`.
+    """
+    capture.readouterr()
+    try:
+        found = main(list(map(str, words)))
+    except SystemExit as left:
+        found = left.code
+    text = capture.readouterr().err
+    assert found == status, text
+    (error,) = (line for line in text.splitlines() if line.startswith('error: '))
+    return error
+
+
 class Bench:
     """A folder with an earlier export in `out`, and the tools run in this process."""
 

@@ -1,24 +1,19 @@
 """The goldens' seeded weights and inputs of Sparse4D, made again by the rule of FILL.md.
 
-Source: ../shared/golden/sparse4d/FILL.md. Another set of the same rule is in another folder, with a prefix of
-all names: the environment variables GOLDEN_SPARSE4D and GOLDEN_PREFIX.
+Source: ../shared/golden/sparse4d/FILL.md.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
 
+import upstream_goldens
 from mmdeploy_ext.seeded.by_name import name_rng
+from upstream_goldens import fill_sha256
 
-SHIPPED = Path(__file__).resolve().parents[3] / 'shared/golden/sparse4d'
-IN_REPOSITORY = Path(__file__).resolve().parents[1] / 'goldens/sparse4d'
-GOLDEN, PREFIX = Path(os.environ.get('GOLDEN_SPARSE4D', SHIPPED)), os.environ.get('GOLDEN_PREFIX', '')
+__all__ = ['arrays', 'features', 'fill_sha256', 'frame_arrays', 'metas', 'operator_case', 'pictures']
+IN_REPOSITORY = upstream_goldens.IN_REPOSITORY / 'sparse4d'
 SIZES = (64, 176), (32, 88), (16, 44), (8, 22)
 """Height and width of the feature maps of a camera."""
 FILL_SHA256 = '7181d3d5bd4c5cadd7fe30ef9171faed99b9ae4deebb73a81a3621d2096cd311'
@@ -26,11 +21,9 @@ FILL_SHA256 = '7181d3d5bd4c5cadd7fe30ef9171faed99b9ae4deebb73a81a3621d2096cd311'
 
 def arrays(name: str) -> dict[str, np.ndarray]:
     """Return the arrays of a file of the goldens; skip the test where they are not."""
-    if not PREFIX and (IN_REPOSITORY / name).is_file():
+    if (IN_REPOSITORY / name).is_file():
         return np.load(IN_REPOSITORY / name)
-    if not GOLDEN.is_dir():
-        pytest.skip('skipped: ../shared/golden/sparse4d not found')
-    return np.load(GOLDEN / name)
+    return np.load(upstream_goldens.folder_of('sparse4d') / name)
 
 
 def frame_arrays(name: str, prefix: str) -> dict[str, np.ndarray]:
@@ -45,8 +38,8 @@ def operator_case(name: str) -> tuple[tuple[torch.Tensor, ...], dict[str, np.nda
     batch, instances, points, cameras, levels, channels, groups = stored['dims'].tolist()
     sizes = np.tile(stored['shapes'], (cameras, 1, 1)).astype(np.int32)
     rows = int(sizes.prod(-1).sum())
-    features = name_rng(f'{PREFIX}dfa_op_{name}_feat').standard_normal((batch, rows, channels))
-    logits = 2 * name_rng(f'{PREFIX}dfa_op_{name}_weights').standard_normal(
+    features = name_rng(f'dfa_op_{name}_feat').standard_normal((batch, rows, channels))
+    logits = 2 * name_rng(f'dfa_op_{name}_weights').standard_normal(
         (batch, instances, points, cameras, levels, groups)
     )
     exponents = np.exp(logits - logits.max((2, 3, 4), keepdims=True))
@@ -60,7 +53,7 @@ def features(case: int) -> torch.Tensor:
     """Return the rows of the features (1, S, 256) of a case of the head alone."""
     levels = []
     for number, (height, width) in enumerate(SIZES):
-        coarse = name_rng(f'{PREFIX}feat_{case}_level{number}').standard_normal((6, 256, 5, 12))
+        coarse = name_rng(f'feat_{case}_level{number}').standard_normal((6, 256, 5, 12))
         fine = interpolation(height, 5) @ coarse @ interpolation(width, 12).T
         levels.append(fine.reshape(6, 256, -1).transpose(0, 2, 1))
     return torch.from_numpy(np.concatenate(levels, 1).astype(np.float32).reshape(1, -1, 256))
@@ -68,7 +61,7 @@ def features(case: int) -> torch.Tensor:
 
 def pictures(frame: int) -> torch.Tensor:
     """Return the pictures (1, 6, 3, 256, 704) of a frame, normalised."""
-    generator = name_rng(f'{PREFIX}img_{frame}')
+    generator = name_rng(f'img_{frame}')
     fine = generator.standard_normal((1, 6, 3, 256, 704))
     coarse = generator.standard_normal((1, 6, 3, 8, 22))
     smooth = interpolation(256, 8) @ coarse @ interpolation(704, 22).T
@@ -100,11 +93,3 @@ def metas(frame: int) -> dict[str, object]:
 def count_frames() -> int:
     """Return the number of frames."""
     return sum(key.endswith('_token') for key in arrays('inputs.npz').files)
-
-
-def fill_sha256(tensors: dict[str, torch.Tensor]) -> str:
-    """Return the checksum that FILL.md defines, over all keys in their order."""
-    digest = hashlib.sha256()
-    for value in tensors.values():
-        digest.update(np.ascontiguousarray(value.numpy(), np.float32).tobytes())
-    return digest.hexdigest()

@@ -6,28 +6,22 @@ name, and are float64 until the end.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
+import upstream_goldens
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.seeded.by_name import name_rng, streampetr_weights
+from mmdeploy_ext.seeded.by_name import streampetr_weights
+from upstream_goldens import fill_sha256
 
-GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/streampetr'
-IN_REPOSITORY = Path(__file__).resolve().parents[1] / 'goldens/streampetr'
+__all__ = ['fill_sha256', 'golden_frame', 'golden_images', 'golden_keys', 'seeded_state_dict']
+GOLDEN, IN_REPOSITORY = upstream_goldens.SHARED / 'streampetr', upstream_goldens.IN_REPOSITORY / 'streampetr'
+require_golden = functools.partial(upstream_goldens.folder_of, 'streampetr')
 NUM_FRAMES = 6
 FILL_SHA256 = 'bba33ba071b48a7543f34e9329bc98494e07164c0b6452f031f68e46c8577f3b'
-
-
-def require_golden() -> Path:
-    """Return the folder of the goldens; skip the test where it is not."""
-    if not GOLDEN.is_dir():
-        pytest.skip('skipped: ../shared/golden/streampetr not found')
-    return GOLDEN
 
 
 def seeded_state_dict(shapes: dict[str, list[int]] | None = None) -> dict[str, torch.Tensor]:
@@ -49,26 +43,14 @@ def golden_keys() -> dict[str, tuple[list[int], str]]:
     }
 
 
-def fill_sha256(state_dict: dict[str, torch.Tensor]) -> str:
-    """Return the checksum that FILL.md defines, over all keys in their order."""
-    digest = hashlib.sha256()
-    for value in state_dict.values():
-        digest.update(np.ascontiguousarray(value.numpy(), np.float32).tobytes())
-    return digest.hexdigest()
-
-
 def golden_images(frame: int) -> torch.Tensor:
     """Return the images (1, 6, 3, 256, 704) of a frame, normalised already."""
-    source = name_rng(f'img_{frame}')
-    fine = source.standard_normal((1, 6, 3, 256, 704))
-    coarse = source.standard_normal((1, 6, 3, 8, 22)).repeat(32, axis=3).repeat(32, axis=4)
-    return torch.from_numpy((0.5 * fine + coarse).astype(np.float32))
+    return upstream_goldens.pictures(f'img_{frame}', (256, 704), (32, 32))
 
 
 def golden_features(frame: int) -> torch.Tensor:
     """Return the features (1, 6, 256, 16, 44) of a frame of head_only.npz."""
-    normal = name_rng(f'feat_{frame}').standard_normal((1, 6, 256, 16, 44))
-    return torch.from_numpy((1.3 * normal).astype(np.float32))
+    return upstream_goldens.normal(f'feat_{frame}', (1, 6, 256, 16, 44), 1.3)
 
 
 def golden_frame(inputs: dict[str, np.ndarray], frame: int) -> dict[str, torch.Tensor]:

@@ -1,7 +1,9 @@
-"""The trained toy ATSS and files exported from it, shared by the tests of the whole chain."""
+"""The trained toy ATSS, files exported from it, and the other trained toys of configs/demo."""
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 
 from mmdeploy_ext.families import model as deploy
@@ -12,19 +14,34 @@ REPO = Path(__file__).resolve().parents[2]
 CONFIG = str(REPO / 'configs/demo/atss_toy.py')
 CHECKPOINT = str(REPO / 'demo/checkpoints/atss_toy.pth')
 PICTURE = REPO / 'demo/toy.jpg'
+_FOLDERS: list[tempfile.TemporaryDirectory] = []
+
+
+def load_demo(name: str, changes: dict | None = None, checkpoint: Path | None = None) -> deploy.Model:
+    """Return a trained toy of configs/demo, with other settings or weights if they are given."""
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+
+    path = checkpoint or REPO / f'demo/checkpoints/{name}_toy.pth'
+    return deploy.load(str(REPO / f'configs/demo/{name}_toy.py'), str(path), changes or {})
 
 
 def load_toy() -> deploy.Model:
     """Return the trained toy model."""
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-    return deploy.load(CONFIG, CHECKPOINT)
+    return load_demo('atss')
 
 
 def export_toy(deployment: deploy.Model, path: Path, **options) -> str:
-    """Export the toy model, dynamic unless told otherwise, to `path`."""
+    """Export a toy of pictures, of any size unless told otherwise, to `path`."""
     given = {'dynamic': True, 'opset': 17, 'height': 256, 'width': 320, **options}
     options = deployment.family.choose(**given)
     picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
     export_files(deployment, options, str(path), [picture])
     return str(path)
+
+
+@functools.cache
+def toy_file(form: str = 'full') -> str:
+    """Return the path of the toy's file of a form, of any size, exported once per session; read it only."""
+    _FOLDERS.append(tempfile.TemporaryDirectory())
+    path = Path(_FOLDERS[-1].name) / f'{form}.onnx'
+    return export_toy(load_toy(), path, form=form, height=128, width=160)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families import model as deploy
@@ -18,7 +16,6 @@ from planting import replaced
 from proofs import refuted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from mmdeploy_ext.proving.verdict import Verdict
@@ -47,23 +44,6 @@ class SeededToy:
         """Export the toy by options of its family; return the paths of its files."""
         chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
         return export_files(deployment, chosen, str(folder / self.name))[0]
-
-    def write_fitted(self, fit: Callable[..., None], infos_path: Path, root: Path, folder: Path) -> str:
-        """Write the checkpoint of the toy after a change of its weights; return its path.
-
-        Args:
-            fit: takes the loaded toy, the infos in the order of their times, and their frames.
-            infos_path: file of the infos.
-            root: folder of the data set.
-            folder: for the checkpoint.
-        """
-        deployment = self.load(folder)
-        infos = sorted(pickle.loads(infos_path.read_bytes())['infos'], key=lambda info: info['timestamp'])
-        rule = deployment.family.preprocess_rule(deployment.cfg)
-        fit(deployment, infos, list(deployment.family.data.moments(deployment.cfg, rule, infos_path, root)))
-        path, meta = folder / 'fitted.pth', dict(CLASSES=deployment.classes)
-        torch.save(dict(state_dict=deployment.model.state_dict(), meta=meta), path)
-        return str(path)
 
     def fixtures(self, **options: Any) -> tuple[Any, Any]:
         """Return fixtures of a module: the loaded toy, which has to be named `deployment`, and its files."""

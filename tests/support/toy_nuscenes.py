@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,3 +25,30 @@ def write(folder: Path, **options: Any) -> Path:
     ensure_toy_nuscenes(root, SetOptions(train_scenes=1, **options), jobs=1, quiet=True)
     create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
     return root
+
+
+def evaluate(config: str, checkpoint: str, infos: Path, work_dir: Path, *options: str, out: str = '') -> int:
+    """Run the test loop over the frames of an info file; return its exit status.
+
+    `options` are overrides of the config, `out` the name of a file of results in the work directory.
+    """
+    from mmdeploy_ext.cli import test_app
+
+    words = [config, checkpoint, '--eval=bbox', '--work-dir', str(work_dir)]
+    words += ['--out', str(work_dir / out)] if out else []
+    data = [f'data.test.ann_file={infos}', f'data.test.data_root={infos.parent}/', 'data.workers_per_gpu=0']
+    return test_app.main([*words, '--cfg-options', *data, *options])
+
+
+def metrics(work_dir: Path, engine: str) -> dict[str, float]:
+    """Return the metrics that a run of 'pth' or 'onnx' left in its work directory."""
+    return json.loads((work_dir / f'metrics_{engine}.json').read_text())['metrics']
+
+
+def assert_equal_scores(work_dir: Path) -> None:
+    """Assert that NDS and mAP of both engines are equal."""
+    reference, candidate = metrics(work_dir, 'pth'), metrics(work_dir, 'onnx')
+    assert reference.keys() == candidate.keys()
+    scores = [name for name in reference if name.endswith(('NDS', 'mAP'))]
+    assert len(scores) == 2
+    assert all(abs(reference[name] - candidate[name]) <= 5e-4 for name in scores)

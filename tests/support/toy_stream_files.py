@@ -42,6 +42,16 @@ def write_checkpoint(path: Path, drop: str = '', **more: torch.Tensor) -> str:
     return str(path)
 
 
+def write_model(folder: Path) -> Path:
+    """Write the toy's config, checkpoint, data set and files of the deploy contract; return the folder."""
+    write_config(folder)
+    write_checkpoint(folder / 'toy.pth')
+    write_set(folder)
+    (folder / 'deploy').mkdir()
+    exported.write(folder / 'deploy')
+    return folder
+
+
 def infos() -> list[dict]:
     """Return what an info file has of two scenes that drive straight on, as far as a test run needs it."""
     intrinsic = np.array([[100.0, 0, 80], [0, 100, 45], [0, 0, 1]])

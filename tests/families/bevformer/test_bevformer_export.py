@@ -10,7 +10,7 @@ import torch
 import recorded
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.bevformer import graphs, runtime
+from mmdeploy_ext.families.bevformer import runtime
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import bev_motion
@@ -21,7 +21,7 @@ from mmdeploy_ext.synthetic.drive import synthetic_drive
 from proofs import drive_row
 from toy_frames import BEVFORMER as toy
 
-FRAMES = 4
+FRAMES = 3
 RECORD = np.array([12.0, -7.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.1, 0.2, 9.8, 0, 0, 0.1, 5.0, 0.1, 0, 0.8, 45.8])
 
 
@@ -29,13 +29,13 @@ deployment, paths = toy.fixtures()
 
 
 def drive(deployment, frames=FRAMES):
-    return synthetic_drive(frames, deployment.rule)
+    return synthetic_drive(frames, deployment.rule, scenes=min(frames, 2))
 
 
 def test_the_file_is_proven_as_a_stream(deployment, paths):
     verdict, _ = prove(deployment, paths, drive(deployment))
     assert verdict.passed, verdict.failures
-    assert verdict.summary()['matched'] >= 400
+    assert verdict.summary()['matched'] >= 300
 
 
 def test_the_toy_gives_the_recorded_numbers(deployment):
@@ -95,7 +95,7 @@ def test_the_boxes_are_those_that_config_or_checkpoint_state(tmp_path, stated, v
     assert model.box_convention == convention
 
 
-rotation, shift, since = bev_motion.bev_rotation, bev_motion.bev_shift, bev_motion.motion_since
+shift, since = bev_motion.bev_shift, bev_motion.motion_since
 FAULTS = {
     'x and y of the shift exchanged': ((runtime, 'bev_shift'), lambda *given: shift(*given)[::-1]),
     'motion since the first frame': ((runtime, 'motion_since'), lambda record, previous: since(record, None)),
@@ -104,11 +104,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_a_fault_in_our_own_code_is_not_proven(deployment, paths, tmp_path, fault):
+def test_a_fault_in_our_own_code_is_not_proven(deployment, paths, fault):
     (module, name), wrong = FAULTS[fault]
     with mock.patch.object(module, name, wrong):
-        if module is graphs:
-            paths = toy.export(deployment, tmp_path)
         assert not drive_row(deployment, paths, drive(deployment)).passed
 
 

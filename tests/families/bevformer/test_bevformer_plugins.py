@@ -22,31 +22,18 @@ deployment, paths = toy.fixtures(contract='trt-plugin')
 
 
 @pytest.mark.matrix
-def test_the_file_is_proven_through_the_plugins(deployment, paths):
+def test_the_file_is_proven_through_the_plugins_and_has_the_deployments_names(deployment, paths):
     verdict, _ = prove(deployment, paths, synthetic_drive(4, deployment.rule))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 200
-
-
-@pytest.mark.matrix
-def test_names_and_plugins_are_those_of_the_deployments(paths):
-    model = onnx.load(paths[0])
-    assert [value.name for value in model.graph.input] == [
-        'image',
-        'prev_bev',
-        'use_prev_bev',
-        'can_bus',
-        'lidar2img',
-    ]
-    assert [value.name for value in model.graph.output] == ['bev_embed', 'outputs_classes', 'outputs_coords']
-    nodes = [node for node in model.graph.node if node.domain]
+    graph = onnx.load(paths[0]).graph
+    inputs = ['image', 'prev_bev', 'use_prev_bev', 'can_bus', 'lidar2img']
+    assert [value.name for value in graph.input] == inputs
+    assert [value.name for value in graph.output] == ['bev_embed', 'outputs_classes', 'outputs_coords']
+    nodes = [node for node in graph.node if node.domain]
     assert {node.domain for node in nodes} == {'trt.plugins'}
-    kinds = [node.op_type for node in nodes]
     # two layers of the encoder with two attentions each, two of the decoder with one
-    assert kinds == ['RotateTRT', *['MultiScaleDeformableAttnTRT'] * 6]
-    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in nodes[0].attribute}
-    assert attributes == dict(interpolation=1, plugin_version=b'1', plugin_namespace=b'')
-    assert not {'GridSample', 'Atan', 'GatherElements'} & {node.op_type for node in model.graph.node}
+    assert [node.op_type for node in nodes] == ['RotateTRT', *['MultiScaleDeformableAttnTRT'] * 6]
 
 
 def attention(seed, anchors=2):
@@ -94,16 +81,8 @@ def test_the_rotation_copies_the_cells_that_torchvision_copies():
         assert (by_graph.numpy().reshape(-1) - 1 != stored[name]).sum() <= ties, name
 
 
-FAULTS = {
-    'rotation reversed': (
-        f'{HERE}:turn_view',
-        arguments(lambda cells, degrees, *rest: (cells, -degrees, *rest)),
-    ),
-}
-
-
 @pytest.mark.matrix
-@pytest.mark.parametrize('fault', FAULTS)
-def test_a_fault_in_the_graph_is_not_proven(deployment, tmp_path, fault):
-    verdict = toy.verdict_with(FAULTS[fault], deployment, tmp_path, contract='trt-plugin')
+def test_a_rotation_that_is_reversed_is_not_proven(deployment, tmp_path):
+    fault = f'{HERE}:turn_view', arguments(lambda cells, degrees, *rest: (cells, -degrees, *rest))
+    verdict = toy.verdict_with(fault, deployment, tmp_path, contract='trt-plugin')
     assert graphs_of(verdict)[0].equal and not verdict.passed

@@ -46,8 +46,8 @@ def exports(deployments, tmp_path_factory):
     return export
 
 
-def drive(deployment, frames=4):
-    return synthetic_drive(frames, deployment.rule)
+def drive(deployment, frames=3):
+    return synthetic_drive(frames, deployment.rule, scenes=2)
 
 
 @pytest.mark.parametrize('name', TOYS)
@@ -62,7 +62,7 @@ CONTRACTS = [(name, contract) for name in TOYS for contract in ('portable', 'dl4
 def test_the_files_are_proven_as_a_stream(deployments, exports, name, contract):
     verdict, _ = prove(deployments[name], exports(name, contract), drive(deployments[name]))
     assert verdict.passed, verdict.failures
-    assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 700
+    assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 400
 
 
 @pytest.mark.matrix
@@ -88,10 +88,9 @@ def test_a_sample_keeps_all_cameras_of_its_rig(family, pictures, cameras):
     assert (frame.lidar2img == matrices[:cameras]).all() and len(frame.intrinsics) == cameras
 
 
-@pytest.mark.parametrize('name', in_suite(TOYS, 'petrv2'))
-def test_a_stale_embedding_gives_no_result(deployments, exports, name, monkeypatch):
-    deployment = deployments[name]
-    runner = deployment.family.runner(exports(name), ENGINE)
+def test_a_stale_embedding_gives_no_result(deployments, exports, monkeypatch):
+    deployment = deployments['petrv2']
+    runner = deployment.family.runner(exports('petrv2'), ENGINE)
     first, second = drive(deployment, 2)
     moved = np.array(second.lidar2img)
     moved[3, 0] *= 1.01
@@ -134,38 +133,29 @@ def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(export
         assert runner.step(late).was_reset == is_reset
 
 
-GRAPHS, RUNTIME = (f'mmdeploy_ext.families.petr.{module}' for module in ('graphs', 'runtime'))
-
-
+RUNTIME = 'mmdeploy_ext.families.petr.runtime'
 FAULTS = {
     'two cameras exchanged': (
-        'petr',
         f'{RUNTIME}:inverse_of',
         lambda original: lambda lidar2img: original(np.asarray(lidar2img)[[1, 0, 2, 3, 4, 5]]),
     ),
     'the motion of the car left out': (
-        'petrv2',
         f'{RUNTIME}:relative_motion',
         lambda original: lambda last, present: np.eye(4),
     ),
     'the first frame keeps the features of the last scene': (
-        'petrv2',
         'mmdeploy_ext.runtime.streams:StreamRuntime.begins_scene',
         lambda original: lambda self, last, *moment: original(self, last, *moment) and last is None,
     ),
 }
-"""What is wrong -> (toy, place of a public name, the change)."""
+"""What is wrong -> place of a public name, and the change."""
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_a_fault_in_our_own_code_is_not_proven(deployments, exports, tmp_path, fault):
-    name, *change = FAULTS[fault]
-    paths = exports(name)
-    with replaced(*change):
-        if change[0].startswith(GRAPHS):
-            paths = TOYS[name].export(deployments[name], tmp_path)
-        frames = synthetic_drive(6, deployments[name].rule, scenes=2)
-        assert not drive_row(deployments[name], paths, frames).passed
+def test_a_fault_in_our_own_code_is_not_proven(deployments, exports, fault):
+    with replaced(*FAULTS[fault]):
+        frames = drive(deployments['petrv2'])
+        assert not drive_row(deployments['petrv2'], exports('petrv2'), frames).passed
 
 
 def test_heads_of_other_models_belong_to_no_family_of_petr(deployments):

@@ -1,29 +1,22 @@
 """The instance bank of Sparse4D: its limits by construction, and the stored states of the published one."""
 
 import dataclasses
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import upstream_goldens
 from mmdeploy_ext.families.sparse4d import memory as functions
 from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.families.sparse4d.memory import (
     COSINE,
     NO_ID,
     SINE,
-    VELOCITY,
-    boxes_of_anchors,
     decode,
-    project_anchors,
 )
 from mmdeploy_ext.runtime.frames import Frame, StreamState
-from mmdeploy_ext.runtime.geometry import relative_motion
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-SHIPPED = REPOSITORY.parent / 'shared/golden/sparse4d'
-GOLDEN = Path(os.environ.get('GOLDEN_SPARSE4D', SHIPPED))  # another set, see `sparse4d_golden.py`
+GOLDEN = upstream_goldens.SHARED / 'sparse4d'
 INPUTS = np.load(GOLDEN / 'inputs.npz').files if GOLDEN.is_dir() else ['f0_token']
 FRAMES = range(sum(name.endswith('_token') for name in INPUTS))
 CHANNELS = 16  # the goldens have every 16th channel of a feature in all frames
@@ -38,8 +31,6 @@ PUBLISHED = Sparse4DFacts(
     max_time_interval=2.0,
 )
 SMALL = dataclasses.replace(PUBLISHED, max_num=6, num_classes=1, num_instances=6, num_temp=4)
-START = 1.5e9
-"""Seconds, the time of the first frame; float32 would be 128 s off here."""
 
 
 class Bank:
@@ -72,8 +63,7 @@ class Bank:
 
 @pytest.fixture(scope='module')
 def golden():
-    if not GOLDEN.is_dir():
-        pytest.skip('skipped: ../shared/golden/sparse4d not found')
+    upstream_goldens.folder_of('sparse4d')
     with np.load(GOLDEN / 'inputs.npz') as inputs, np.load(GOLDEN / 'outputs.npz') as outputs:
         return {**inputs, **outputs}
 
@@ -134,8 +124,7 @@ def test_a_frame_from_the_stored_state_gives_the_next_stored_state(golden, frame
     expected = stored('cache_topk_index').astype(np.int64)
     kept = functions.top_rows(confidence[0], PUBLISHED.num_temp)
     ties = same_up_to_ties(kept, expected, stored('temp_confidence'))
-    if GOLDEN == SHIPPED:
-        assert len(ties) <= (20 if frame in (8, 9) else 0), 'frames 8 and 9 alone have equal scores'
+    assert len(ties) <= (20 if frame in (8, 9) else 0), 'frames 8 and 9 alone have equal scores'
     np.testing.assert_array_equal(ids[0], stored('instance_id'))
     # with the order of the stored rows the whole state is the stored one
     load_stored(bank, golden, frame - 1)
@@ -169,92 +158,6 @@ def test_boxes_are_the_stored_ones(golden, frame):
     apart = np.flatnonzero(boxes.ids != stored('instance_ids'))
     assert len(apart) <= 4
     np.testing.assert_allclose(boxes.scores[apart], stored('scores_3d')[apart], rtol=0, atol=3e-7)
-
-
-# --- limits that no stored frame reaches ---------------------------------------------------------------
-
-
-def outputs_of(rule, seed=0, scores=None):
-    """Return feature, anchor and logits (one class) of a frame; logits are those of some scores."""
-    rng = np.random.default_rng(seed)
-    count = rule.num_instances
-    scores = rng.uniform(0.1, 0.9, count) if scores is None else np.asarray(scores, np.float64)
-    logits = np.log(scores / (1 - scores))[None, :, None]
-    return (
-        rng.standard_normal((1, count, CHANNELS)).astype(np.float32),
-        rng.standard_normal((1, count, 11)).astype(np.float32),
-        logits.astype(np.float32),
-    )
-
-
-def bank_after(rule=SMALL, **frame):
-    """Return a bank after a frame at `START` at the origin."""
-    bank = Bank(rule)
-    bank.update(bank.get(np.eye(4), START), *outputs_of(rule, **frame))
-    return bank
-
-
-def turned(degrees, x=0.0, y=0.0):
-    angle = np.radians(degrees)
-    pose = np.eye(4)
-    pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    pose[:2, 3] = x, y
-    return pose
-
-
-@pytest.mark.parametrize(
-    ('seconds', 'is_near', 'interval'),
-    [
-        (2.0, True, 2.0),
-        (2.0 + 4e-7, False, 0.5),  # the next time that float32 tells apart
-        (-2.5, False, 0.5),
-        (-0.25, True, -0.25),
-        (0.0, True, 0.5),
-    ],
-)
-def test_the_mask_and_the_interval_follow_the_gap(seconds, is_near, interval):
-    bank = bank_after()
-    bank.load(bank.tensors, np.eye(4), 0.0)  # float64 tells 4e-7 s apart here
-    inputs = bank.get(np.eye(4), seconds)
-    assert inputs.exists
-    assert inputs.mask.tolist() == [float(is_near)]
-    assert inputs.time_interval.tolist() == [np.float32(interval)]
-    # whatever the interval is, the anchors move on by the true gap
-    moved = inputs.anchor[0, :, :3] - bank.tensors['cached_anchor'][0, :, :3]
-    velocity = bank.tensors['cached_anchor'][0, :, VELOCITY]
-    np.testing.assert_allclose(moved, velocity * seconds, rtol=0, atol=1e-6)
-
-
-# --- projection ----------------------------------------------------------------------------------------
-
-
-def test_a_thing_that_stands_still_stays_at_its_place_on_the_map():
-    anchor = outputs_of(SMALL)[1]
-    anchor[..., VELOCITY] = 0
-    last, now = turned(25, 1000.0, 2000.0), turned(-80, 1010.0, 1995.0)
-    moved = project_anchors(anchor, relative_motion(last, now), 0.5)
-    places = [
-        pose[:3, :3] @ row[:, :3].T + pose[:3, 3:] for pose, row in ((last, anchor[0]), (now, moved[0]))
-    ]
-    np.testing.assert_allclose(*places, rtol=0, atol=1e-5)
-
-
-def test_a_thing_moves_on_by_its_velocity_before_the_car_turns():
-    anchor = np.zeros((1, 1, 11), np.float32)
-    anchor[..., :3], anchor[..., VELOCITY] = (10, 0, 1), (2, 0, 0.5)
-    moved = project_anchors(anchor, relative_motion(np.eye(4), turned(90)), 0.5)
-    np.testing.assert_allclose(moved[0, 0, :3], [0, -11, 1.25], atol=1e-6)
-    np.testing.assert_allclose(moved[0, 0, VELOCITY], [0, -2, 0.5], atol=1e-6)
-
-
-def test_the_projection_exchanges_sine_and_cosine():
-    anchor = np.zeros((1, 11), np.float32)
-    yaw = 0.3
-    anchor[:, [SINE, COSINE]] = np.sin(yaw), np.cos(yaw)
-    moved = project_anchors(anchor, relative_motion(np.eye(4), turned(20)), 0.5)
-    yaw -= np.radians(20)
-    np.testing.assert_allclose(moved[0, [SINE, COSINE]], [np.cos(yaw), np.sin(yaw)], atol=1e-6)
-    np.testing.assert_allclose(boxes_of_anchors(moved[:, [*range(6), 7, 6, 8, 9, 10]])[0, 6], yaw, atol=1e-6)
 
 
 # --- boxes ------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import pytest
 import recorded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.ops import deformable_aggregation
 from mmdeploy_ext.families.sparse4d import memory as bank
 from mmdeploy_ext.families.sparse4d.family import Sparse4DFamily
 from mmdeploy_ext.proving.ladder import prove
@@ -18,7 +17,7 @@ from mmdeploy_ext.synthetic.drive import SyntheticDrive, synthetic_drive
 from proofs import drive_row
 from toy_frames import SPARSE4D as toy
 
-FRAMES = 4
+FRAMES = 3
 ENGINE = dict(engine='OnnxRuntimeBackend')
 
 
@@ -33,20 +32,19 @@ def drive(deployment, frames=FRAMES, **settings):
 def test_one_graph_is_proven_as_a_stream(deployment, paths):
     verdict, _ = prove(deployment, paths, drive(deployment))
     assert verdict.passed, verdict.failures
-    assert verdict.summary()['matched'] >= 300
+    assert verdict.summary()['matched'] >= 200
 
 
-@pytest.mark.parametrize(('name', 'method'), [('instance_bank', 'update')])
-def test_a_method_of_the_users_that_the_graph_computes_is_named(deployment, monkeypatch, name, method):
-    part = deployment.model.head.get_submodule(name)
-    own = type('Own', (type(part),), {method: lambda self: None})
+def test_a_method_of_the_users_that_the_graph_computes_is_named(deployment, monkeypatch):
+    part = deployment.model.head.instance_bank
+    own = type('Own', (type(part),), dict(update=lambda self: None))
     assert untraced_methods(deployment.family, deployment.model, deployment.cfg) == []
     monkeypatch.setattr(part, '__class__', own)
     (found,) = untraced_methods(deployment.family, deployment.model, deployment.cfg)
-    assert found.subject.startswith(f'Own.{method} (')
+    assert found.subject.startswith('Own.update (')
 
 
-OTHERS = [dict(contract='deploy'), dict(grid_sample='operator'), dict(exporter='dynamo')]
+OTHERS = [dict(contract='deploy'), dict(grid_sample='operator', exporter='dynamo')]
 
 
 @pytest.mark.matrix
@@ -90,6 +88,13 @@ def test_no_scene_empties_the_memory_as_published(deployment, paths):
     assert state.scene_token == 'b' and state.tensors['prev_id'][0] > 0
 
 
+def test_results_of_the_test_loop_have_the_track_ids(deployment, paths):
+    (frame,) = drive(deployment, 1)
+    found = deployment.family.runner(paths, ENGINE).step(frame).detections
+    rows = deployment.family.result(found)
+    assert rows['instance_ids'].tolist() == found.ids.tolist() and len(found.ids) > 0
+
+
 def changed(function, change):
     """Return a function whose arguments are changed before it is called."""
     return lambda *arguments, **named: function(*change(*arguments), **named)
@@ -126,11 +131,9 @@ def frames_of_faults(deployment):
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_a_fault_in_our_own_code_is_not_proven(deployment, paths, tmp_path, fault):
+def test_a_fault_in_our_own_code_is_not_proven(deployment, paths, fault):
     (owner, name), wrong = FAULTS[fault]
     with mock.patch.object(owner, name, wrong):
-        if owner is deformable_aggregation:
-            paths = toy.export(deployment, tmp_path)
         assert not drive_row(deployment, paths, frames_of_faults(deployment)).passed
 
 

@@ -1,56 +1,33 @@
 """The program on the page about streaming models runs as written, on files of pictures and poses."""
 
-import dataclasses
 import json
 import re
-from pathlib import Path
 
 import cv2
-import pytest
 
-import real_nuscenes
+import toy_stream_files as files
 import toy_streampetr_deploy as toy
-from marking import in_suite
 from mmdeploy_ext.cli import command
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.evaluate.loop import DatasetFrames
-from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.tasks.bbox3d import match_detections
-from projects.configs.nuscenes_stream import image_augmentation, stream_data
-from test_streampetr_video import write_dataset
-
-PAGE = Path(__file__).resolve().parents[3] / 'docs/models-cameras.md'
-INFOS = 'infos_val.pkl'
-SOURCES = dict(generated=(90, 160), real=(900, 1600))
+from toy_atss import REPO
 
 
-@pytest.fixture(params=in_suite(SOURCES, 'generated'))
-def drive(request, tmp_path):
-    """A data set's `test` section, its info file, and the files of a toy for its pictures."""
-    if request.param == 'real':
-        path = real_nuscenes.scene_0103(tmp_path)
-    else:
-        write_dataset(tmp_path)
-        path = tmp_path / 'infos_val.pkl'
-    image = image_augmentation((32, 96), (0.6, 0.7), source=SOURCES[request.param])
-    test = stream_data(image, root=f'{tmp_path}/', infos='infos')['test']
-    deployment = dataclasses.replace(toy.deployment(), rule=multiview_rule(test['pipeline']))
-    files = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
-    return test, path, files
-
-
-def test_the_program_on_the_page_gives_what_the_data_set_gives(drive, capsys):
+def test_the_program_on_the_page_gives_what_the_data_set_gives(tmp_path, capsys):
     from mmdet3d.datasets import build_dataset
 
-    test, path, files = drive
-    (program,) = re.findall(r'^```python\n(.*?)^```', PAGE.read_text(encoding='utf-8'), re.M | re.S)
-    assert INFOS in program and "'work_dirs/model'" in program
+    place = files.write_model(tmp_path)
+    model, infos = str(place / 'deploy'), str(place / 'set/toy_val.pkl')
+    page = (REPO / 'docs/models-cameras.md').read_text(encoding='utf-8')
+    (program,) = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
     names = {}
-    exec(program.replace(INFOS, str(path)).replace('work_dirs/model', str(Path(files[0]).parent)), names)
+    exec(program.replace('infos_val.pkl', infos).replace('work_dirs/model', model), names)
     printed = capsys.readouterr().out.splitlines()
 
-    dataset, family = build_dataset(test), toy.deployment().family
-    stepper = family.runner(files, dict(threads=1))
+    cfg, family = load_config(str(place / 'toy_stream.py')), toy.deployment().family
+    dataset = build_dataset(cfg.data.test)
+    stepper = family.runner(list(toy.files()), dict(threads=1))
     frames = list(DatasetFrames(family, dataset, range(len(dataset))))
     expected = [stepper.step(frame).detections for frame in frames]
     assert len(printed) == len(expected) >= 4
@@ -59,9 +36,8 @@ def test_the_program_on_the_page_gives_what_the_data_set_gives(drive, capsys):
     assert all(info['token'] in line for info, line in zip(dataset.data_infos, printed, strict=True))
 
     # mm2onnx run finds the same, and draws it
-    out, found = path.parent / 'drawn', path.parent / 'found.json'
-    words = ['run', str(Path(files[0]).parent), str(path), '--out', str(out), '--json', str(found)]
-    assert command.main(words) == 0
+    found = place / 'found.json'
+    assert command.main(['run', model, infos, '--out', str(place / 'drawn'), '--json', str(found)]) == 0
     entries = json.loads(found.read_text())['frames']
     assert [entry['frame'] for entry in entries] == [info['token'] for info in dataset.data_infos]
     assert entries[-1]['detections'] == names['boxes'].to_json(names['model'].classes)

@@ -17,7 +17,6 @@ from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.streampetr.memory import to_local
 from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
-from mmdeploy_ext.proving.ladder import prove
 
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
 BOX = np.array([5e-3] * 3 + [1e-3] * 7)
@@ -37,24 +36,8 @@ def check_drive(paths, engine='OnnxRuntimeBackend', layers=slice(None), opens=St
         assert_close(stepper.step(frame).outputs, wanted, layers)
 
 
-def test_the_files_are_proven():
-    verdict, _ = prove(deployed.deployment(), list(deployed.files()), deployed.drive(12))
-    assert verdict.proven, verdict.failures
-    assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 200
-
-
 def test_the_toy_gives_the_recorded_numbers(tmp_path):
     recorded.check(toy_frames.STREAMPETR.load(tmp_path))
-
-
-def test_far_away_and_years_later_the_drive_is_the_same():
-    near, far = (StreamPetrOnnx(deployed.files(), threads=1) for _ in range(2))
-    for index in range(3):
-        wanted = near.step(exported.frame(index))
-        # whole metres and powers of two: the shifted poses and times are the same numbers in float64
-        found = far.step(exported.far(exported.frame(index), 7e5, 2.0**31))
-        for name in ('all_cls_scores', 'all_bbox_preds'):
-            np.testing.assert_allclose(found.outputs[name], wanted.outputs[name], rtol=0, atol=1e-4)
 
 
 def test_the_last_layer_alone_is_the_last_of_all():
@@ -67,7 +50,7 @@ def test_openvino_keeps_the_memory_from_frame_to_frame():
     check_drive(deployed.files(), 'OpenVinoBackend')
 
 
-OTHERS = [*(dict(opset=opset) for opset in range(11, 21)), dict(simplify=True)]
+OTHERS = [*(dict(opset=opset) for opset in (11, 13, 16, 20)), dict(simplify=True)]
 OTHERS += [dict(exporter='dynamo', opset=18, contract=contract) for contract in ('deploy', 'fork')]
 
 

@@ -1,11 +1,10 @@
 """The full-size model with the goldens' seeded weights: every tensor of upstream's run on its frames.
 
 All are in the matrix: six frames of the model, and four of the head alone.
-Tolerances: ../shared/golden/streampetr/INDEX.md. `pytest -s` prints what was measured.
+Tolerances: ../shared/golden/streampetr/INDEX.md.
 """
 
 import math
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -69,23 +68,9 @@ def golden(model):
     return arrays
 
 
-@pytest.fixture(scope='module')
-def measured():
-    worst = defaultdict(float)
-    yield worst
-    print('\n' + '\n'.join(f'{name:40s} {value:.2e}' for name, value in sorted(worst.items())))
-
-
-@pytest.fixture(scope='module')
-def compare(measured):
-    def check(name, ours, stored, atol):
-        ours, stored = torch.as_tensor(ours).double(), torch.as_tensor(stored).double()
-        assert ours.shape == stored.shape, f'{name}: {tuple(ours.shape)} instead of {tuple(stored.shape)}'
-        difference = float((ours - stored).abs().max())
-        measured[name] = max(measured[name], difference)
-        assert difference <= atol, f'{name}: differs by {difference:.2e}, allowed {atol:.0e}'
-
-    return check
+def compare(name, ours, stored, atol):
+    ours, stored = torch.as_tensor(ours).double(), torch.as_tensor(stored).double()
+    torch.testing.assert_close(ours, stored, rtol=0, atol=atol, msg=lambda text: f'{name}: {text}')
 
 
 @pytest.fixture(scope='module')
@@ -138,7 +123,7 @@ def meta_of(scene_token):
     return dict(scene_token=scene_token, pad_shape=[PAD_SHAPE] * 6, box_type_3d=LiDARInstance3DBoxes)
 
 
-def compare_boxes(compare, name, ours, stored):
+def compare_boxes(name, ours, stored):
     compare(f'{name} xyz', ours[..., :3], stored[..., :3], 5e-3)
     compare(f'{name} other', ours[..., 3:], stored[..., 3:], 1e-3)
 
@@ -149,15 +134,15 @@ def test_the_weights_are_the_goldens_bit_for_bit(model):
 
 
 @every_frame
-def test_predictions_of_all_layers(frames, golden, compare, frame):
+def test_predictions_of_all_layers(frames, golden, frame):
     taps, stored = frames(frame)[0], golden['outputs']
     compare('all_cls_scores', taps['all_cls_scores'], stored[f'f{frame}_all_cls_scores'], 1e-3)
-    compare_boxes(compare, 'all_bbox_preds', taps['all_bbox_preds'], stored[f'f{frame}_all_bbox_preds'])
+    compare_boxes('all_bbox_preds', taps['all_bbox_preds'], stored[f'f{frame}_all_bbox_preds'])
     compare('outs_dec', taps['out_outs_dec'], stored[f'f{frame}_outs_dec'], 1e-3)
 
 
 @every_frame
-def test_the_state_before_and_after_the_frame(frames, golden, compare, frame):
+def test_the_state_before_and_after_the_frame(frames, golden, frame):
     taps, stored = frames(frame)[0], golden['outputs']
     for (name, atol), tapped in zip(STATE.items(), TAP_NAMES, strict=True):
         compare(f'memory_{name}', taps[f'post_mem_{tapped}'], stored[f'f{frame}_memory_{name}'], atol)
@@ -171,7 +156,7 @@ def test_the_state_before_and_after_the_frame(frames, golden, compare, frame):
 
 
 @every_frame
-def test_the_rows_that_become_memory(frames, golden, compare, frame):
+def test_the_rows_that_become_memory(frames, golden, frame):
     taps, stored = frames(frame)[0], golden['outputs']
     scores = taps['all_cls_scores'][-1, 0].sigmoid().amax(-1)
     indexes = torch.as_tensor(stored[f'f{frame}_topk_indexes']).long()
@@ -180,7 +165,7 @@ def test_the_rows_that_become_memory(frames, golden, compare, frame):
 
 
 @every_frame
-def test_what_is_inside_the_frame(frames, golden, compare, model, frame):
+def test_what_is_inside_the_frame(frames, golden, model, frame):
     taps, seen, _ = frames(frame)
     stored = golden['outputs']
     parts = {
@@ -198,7 +183,7 @@ def test_what_is_inside_the_frame(frames, golden, compare, model, frame):
 
 
 @every_frame
-def test_decoded_boxes_as_sets(frames, golden, measured, frame):
+def test_decoded_boxes_as_sets(frames, golden, frame):
     result, stored = frames(frame)[2], golden['outputs']
     rows = torch.cat([result['boxes_3d'].tensor, result['scores_3d'][:, None]], dim=1).double().numpy()
     labels = result['labels_3d'].numpy()
@@ -212,7 +197,6 @@ def test_decoded_boxes_as_sets(frames, golden, measured, frame):
         differences[:, 6] = np.minimum(differences[:, 6], np.abs(2 * math.pi - differences[:, 6]))
         best = (differences / limits).max(axis=1).argmin()
         assert (differences[best] <= limits).all(), f'no box of class {label} near {row}'
-        measured['decoded boxes'] = max(measured['decoded boxes'], differences[best].max())
         free.remove(candidates[best])
 
 
@@ -259,12 +243,12 @@ def run_head(head, inputs):
 @pytest.mark.matrix
 @pytest.mark.parametrize('kept', ['globally', 'in the last LiDAR frame'])
 @pytest.mark.parametrize('frame', HEAD_ONLY_FRAMES)
-def test_the_head_alone(head_runs, golden, compare, frame, kept):
+def test_the_head_alone(head_runs, golden, frame, kept):
     stored, run = golden['head_only'], head_runs(frame)
     outs, state = run[:2] if kept == 'globally' else run[2:]
     name = f'head only, state {kept}:'
     compare(f'{name} cls', outs['all_cls_scores'], stored[f'f{frame}_all_cls_scores'], 1e-3)
-    compare_boxes(compare, f'{name} box', outs['all_bbox_preds'], stored[f'f{frame}_all_bbox_preds'])
+    compare_boxes(f'{name} box', outs['all_bbox_preds'], stored[f'f{frame}_all_bbox_preds'])
     order = same_rows(outs['all_cls_scores'], stored[f'f{frame}_topk_indexes'], exactly=kept == 'globally')
     for (field, atol), rows in zip(STATE.items(), state, strict=True):
         rows = torch.cat([rows[:, order], rows[:, len(order) :]], dim=1)

@@ -43,8 +43,6 @@ def assert_close(found, wanted):
     ('opens', 'options'),
     [
         (StreamPetrOnnx, {}),
-        pytest.param(StreamPetrOnnx, dict(opset=11), marks=pytest.mark.matrix),
-        pytest.param(ForkOnnx, dict(contract='fork', fork_version='1.0'), marks=pytest.mark.matrix),
         (ForkOnnx, dict(contract='fork', fork_version='1.1', fork_img2lidar='depth')),
     ],
     ids=str,

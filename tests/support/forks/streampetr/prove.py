@@ -37,32 +37,6 @@ class ScaledOutputs(StreamPETRHead):
         )
 
 
-class MeanOfMemory(StreamPETRHead):
-    """Rows of the memory are drawn to their mean."""
-
-    def pre_update_memory(self, data):
-        """Mix the rows."""
-        super().pre_update_memory(data)
-        self.memory_embedding = 0.5 * (self.memory_embedding + self.memory_embedding.mean(1, keepdim=True))
-
-
-class ReferencePoints(StreamPETRHead):
-    """The points of the queries are drawn in."""
-
-    def prepare_for_dn(self, batch_size, reference_points, img_metas):
-        """Return other points."""
-        return super().prepare_for_dn(batch_size, reference_points * 0.98, img_metas)
-
-
-class Velocities(StreamPETRHead):
-    """The motion of the rows counts less."""
-
-    def temporal_alignment(self, query_pos, tgt, reference_points):
-        """Align slower rows."""
-        self.memory_velo = self.memory_velo * 0.9
-        return super().temporal_alignment(query_pos, tgt, reference_points)
-
-
 class Rays(StreamPETRHead):
     """The rays of the tokens end elsewhere."""
 
@@ -82,15 +56,6 @@ class Heights(StreamPETRHead):
         return results
 
 
-class Labels(NMSFreeCoder):
-    """Classes are counted from one."""
-
-    def decode_single(self, cls_scores, bbox_preds):
-        """Shift the classes."""
-        decoded = super().decode_single(cls_scores, bbox_preds)
-        return dict(decoded, labels=(decoded['labels'] + 1) % self.num_classes)
-
-
 class Sizes(NMSFreeCoder):
     """Boxes are larger."""
 
@@ -108,19 +73,6 @@ class NoReset(Petr3D):
     def simple_test_pts(self, img_metas, **data):
         """Give all frames one scene."""
         return super().simple_test_pts([dict(img_metas[0], scene_token='one')], **data)
-
-
-class Order(StreamPETRHead):
-    """Layers of the decoder in another order, which the head's own `forward` makes."""
-
-    def forward(self, *args, **kwargs):
-        """Run the layers from the last to the first."""
-        layers = self.transformer.decoder.layers
-        self.transformer.decoder.layers = layers[::-1]
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            self.transformer.decoder.layers = layers
 
 
 def seeded_checkpoint(path):
