@@ -94,31 +94,6 @@ def test_a_weight_beyond_float16_is_refused_by_name():
         to_fp16(make_model(scale=1e5), spec())
 
 
-def with_branch():
-    """Return the model with an If whose branches read a value of the graph around it, and give an output."""
-    model = make_model()
-    branch = helper.make_graph(
-        [helper.make_node('Neg', ['a'], ['x'])], 'b', [], [helper.make_tensor_value_info('x', 1, None)]
-    )
-    model.graph.initializer.append(numpy_helper.from_array(np.array(True), 'yes'))
-    model.graph.node.append(
-        helper.make_node('If', ['yes'], ['branched'], 'choice', then_branch=branch, else_branch=branch)
-    )
-    model.graph.output.append(helper.make_tensor_value_info('branched', 1, [ROWS, COLUMNS]))
-    return model
-
-
-def test_nodes_with_sub_graphs_and_what_these_read_stay_float32():
-    model = with_branch()
-    half = to_fp16(model, spec())
-    onnx.checker.check_model(half, full_check=True)
-    types = types_of(half)
-    assert types['first'] == types['choice'] == TensorProto.FLOAT
-    assert TensorProto.FLOAT16 in types.values()
-    assert to_fp16(half, spec()).SerializeToString() == half.SerializeToString()
-    assert all(np.isfinite(values).all() for values in run(half))
-
-
 def test_an_input_with_a_default_is_cast_and_not_frozen():
     """Its initializer is what counts where nothing is fed, and only there."""
     model = make_model()

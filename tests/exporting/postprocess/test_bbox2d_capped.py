@@ -13,7 +13,6 @@ from mmcv.ops import nms
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from dense_bench import (
-    STRIDES,
     TEST_CFG,
     assert_same,
     by_mmdet,
@@ -120,24 +119,6 @@ def test_its_graph_has_constant_shapes_and_nothing_that_tensorrt_lacks():
     assert not {'NonMaxSuppression', 'NonZero', 'MatMul'} & {node.op_type for node in model.graph.node}
     dets, labels, candidates = run(model, few(0))
     assert dets.shape == (1, 100, 5) and labels.shape == (1, 100) and candidates.shape == (1,)
-
-
-NONE, ON_TOP = [], [(0, 0, 5, 5), (0, 0, 5, 6)]
-
-
-@pytest.mark.parametrize('keep', [NONE, ON_TOP])
-def test_no_box_one_box_and_boxes_on_top_of_each_other(keep):
-    head, raw = make_head(), few(1)
-    for level in range(len(STRIDES)):
-        raw[level][:] = -20.0
-        raw[len(STRIDES) + level][:] = 0.0
-    for level, label, y, x in keep:
-        raw[level][0, label, y, x] = 3.0
-    wanted = by_mmdet(head, raw, SIZE)
-    outputs = run(exported(head), raw)
-    assert outputs[2].tolist() == [len(keep)]
-    assert (outputs[1] >= 0).sum() == len(wanted[0][1])
-    assert_same(found_by(head, outputs), wanted)
 
 
 def test_more_candidates_than_k_are_exact_where_the_list_is_full_and_refused_else():

@@ -11,11 +11,8 @@ from mmcv.ops import deform_conv2d, modulated_deform_conv2d
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.engines.openvino import compiled, readable
-from mmdeploy_ext.engines.tensorrt import engine
-from mmdeploy_ext.engines.tensorrt.build import build
 from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 from mmdeploy_ext.kit.local_run import OPENERS
-from toy_engines import package
 
 CHANNELS, FILTERS = 8, 12
 KINDS = {'float32': TensorProto.FLOAT, 'float64': TensorProto.DOUBLE, 'float16': TensorProto.FLOAT16}
@@ -177,15 +174,3 @@ def test_openvino_gives_the_same(tmp_path):
     for run_it in (compiled(readable(EVERYTHING.model).SerializeToString(), threads=1), of_a_kit):
         given = run_it(feeds)['y']
         np.testing.assert_allclose(given, wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
-
-
-def test_tensorrt_rtx_builds_what_is_written_for_it(tmp_path):
-    model = EVERYTHING.model
-    shapes = {name: array.shape for name, array in EVERYTHING.feeds((1, 9, 13)).items()}
-    for value in model.graph.input:
-        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shapes[value.name]))
-    onnx.save(model, tmp_path / 'm.onnx')
-    assert package().name == 'tensorrt-rtx'
-    job = engine.prepare(tmp_path / 'm.onnx', architectures=[86], package='tensorrt-rtx')
-    assert all(node.op_type != 'DeformConv' for node in job.model.graph.node)
-    assert build(job.model, job.package, [86]).data
