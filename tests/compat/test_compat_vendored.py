@@ -1,7 +1,6 @@
 """Copies of mmdet in research repositories: what they lack and what they refuse, by modules like theirs."""
 
 import importlib.util
-import math
 
 import pytest
 
@@ -73,19 +72,6 @@ def test_anchors_of_mmdet_2_11_are_priors_of_a_level(tmp_path, size):
     assert priors.dtype == torch.float64 and generator.num_base_priors == [2]
     expected = slow_anchors(generator.base_anchors[0], *size, 4, 8)
     assert priors.tolist() == expected
-
-
-def test_a_head_of_tood_that_has_its_scores_in_its_own_forward_is_imported(tmp_path):
-    name = 'mmdet.models.dense_heads.tood_head'
-    assert not hasattr(run_patched(tmp_path, name, 'class TOODHead: pass\n'), 'sigmoid_geometric_mean')
-    source = 'sigmoid_geometric_mean = lambda x, y: 7 * x + y\n'
-    scores = run_patched(tmp_path, name, source).sigmoid_geometric_mean
-    logits = torch.ones(2), torch.ones(2)
-    # a formula that both sides of a proof computed by would be compared with itself
-    assert scores(*logits).tolist() == [8, 8]
-    expected = [1 / (1 + math.exp(-1))] * 2
-    assert torch.jit.trace(lambda x, y: scores(x, y), logits)(*logits).tolist() == pytest.approx(expected)
-    assert scores(logits[0].requires_grad_(), logits[1]).tolist() == [8, 8]
 
 
 POINTS = """

@@ -6,16 +6,11 @@ from pathlib import Path
 import pytest
 
 from mmdeploy_ext.core import config
-from mmdeploy_ext.core.config import config_sha256, load_config, mmdet_config
+from mmdeploy_ext.core.config import config_sha256, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY = str(REPOSITORY / 'configs/demo/atss_toy.py')
 PIPELINE = [dict(type='LoadImageFromFile'), dict(type='Normalize', mean=[0], std=[1])]
-
-
-def test_configs_of_the_installed_mmdet_are_found():
-    path = mmdet_config('atss/atss_r50_fpn_1x_coco.py')
-    assert Path(path).is_file() and load_config(path).model.type == 'ATSS'
 
 
 def test_overrides_reach_nested_keys_and_list_elements():
