@@ -23,7 +23,6 @@ from mmdeploy_ext.engines.tensorrt.record import (
     record_path,
     write_engine,
 )
-from mmdeploy_ext.proving.tensorrt import holds_float16
 from toy_engines import package, two_outputs
 
 needs_no_gpu = pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
@@ -67,18 +66,6 @@ def test_float16_is_written_into_the_graph_and_found_in_the_layers(built):
     assert layers['add'] == ('float16',)
     assert layers['mul'] == ('float32',)
     assert {port.elem_type for port in (value.type.tensor_type for value in half.model.graph.input)} == {1}
-
-
-def test_an_engine_of_a_float16_file_is_judged_as_one(built, tmp_path):
-    half = tensorrt_engine.prepare(built / 'm.onnx', fp16=True, shapes=['B=2'], architectures=[86])
-    onnx.save_model(half.model, tmp_path / 'half.onnx')
-    given = tensorrt_engine.prepare(tmp_path / 'half.onnx', shapes=['B=2'], architectures=[86])
-    record, _ = tensorrt_engine.build_file(given, tmp_path / 'half.engine')
-    assert record.precision == 'as given' and holds_float16(record)
-    assert record.computes_in == ''  # the metadata of the file say it
-    cast, _ = tensorrt_engine.build_file(half, tmp_path / 'cast.engine')
-    assert cast.computes_in == 'fp16'
-    assert not holds_float16(read_record(built / 'm.engine'))
 
 
 def test_an_engine_without_its_record_is_refused_with_what_its_header_says(engine):

@@ -17,21 +17,12 @@ from toy_engines import package
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 STREAM = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
 IMAGE_MODELS = {
-    'atss raw': ('configs/atss/atss.py', dict(form='raw', height=608, width=608)),
     'atss decode': ('configs/atss/atss.py', dict(form='decode', height=608, width=608)),
-    'solo raw': ('configs/solo/solo_r50.py', dict(form='raw', height=800, width=1344)),
     'decoupled solo raw': ('configs/solo/decoupled_solo_r50.py', dict(form='raw', height=800, width=1344)),
-    'solov2 light raw': ('configs/solov2/solov2_light_r34.py', dict(form='raw', height=448, width=672)),
     'solov2 light full': (
         'configs/solov2/solov2_light_r34.py',
         dict(form='full', height=448, width=672, max_candidates=500),
     ),
-    'solov2 r50 raw': ('configs/solov2/solov2_r50.py', dict(form='raw', height=800, width=1344)),
-    'solov2 light with dcn raw': (
-        'configs/solov2/solov2_light_r50_dcn.py',
-        dict(form='raw', height=448, width=672, opset=19),
-    ),
-    'rtdetr r18 full': ('configs/rtdetr/rtdetr_r18vd.py', dict(form='full', height=640, width=640)),
     'rtdetr r50 full': ('configs/rtdetr/rtdetr_r50vd.py', dict(form='full', height=640, width=640)),
 }
 
