@@ -222,38 +222,6 @@ def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared()
     assert made.compared == ['enc/scores']
 
 
-def test_a_constant_that_a_body_alone_reads_stays():
-    """The fixed suppression of proposals is a Loop before the layers of regions."""
-    model = residual_model()
-    relu = next(node for node in model.graph.node if node.output[0] == 'x')
-    relu.output[0] = 'before'
-    kinds = dict(again=TensorProto.BOOL, go=TensorProto.BOOL, turn=TensorProto.INT64)
-    given = [helper.make_tensor_value_info(name, kinds[name], []) for name in ('turn', 'again')]
-    given.append(helper.make_tensor_value_info('state', TensorProto.FLOAT, None))
-    made = [
-        helper.make_tensor_value_info('go', kinds['go'], []),
-        helper.make_tensor_value_info('next', TensorProto.FLOAT, None),
-    ]
-    steps = [
-        helper.make_node('Identity', ['again'], ['go']),
-        helper.make_node('Mul', ['state', 'unit'], ['next']),
-    ]
-    body = helper.make_graph(steps, 'body', given, made)
-    own = [
-        helper.make_node('Constant', [], ['unit'], 'net/unit', value_float=1.0),
-        helper.make_node('Constant', [], ['count'], 'net/count', value_int=2),
-        helper.make_node('Loop', ['count', '', 'before'], ['x'], 'net/loop', body=body),
-    ]
-    place = list(model.graph.node).index(relu) + 1
-    for node in reversed(own):
-        model.graph.node.insert(place, node)
-    quantised = quantiser(model)
-    layers = [layer.name for layer in quantised.graph.layers]
-    whole = finish_model(quantised.graph, quantised.network(layers), {})
-    onnx.checker.check_model(whole)
-    assert run.Runner(whole, ['score0']).run(batches(1)[0])['score0'].shape == (1, 4, SIZE, SIZE)
-
-
 def test_the_default_of_an_input_that_layers_follow_stays():
     """The layers of a mask head follow the scale of the picture."""
     model = residual_model()

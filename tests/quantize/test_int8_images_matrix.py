@@ -1,38 +1,17 @@
 """INT8 at full size against its bars: time and size on a CPU with VNNI, and the metric on the toy sets."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from mmdeploy_ext.cli import quantize_app, test_app
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 REPO = Path(__file__).resolve().parents[2]
-PICTURE = REPO / 'demo/toy.jpg'
 TIME_BAR, SIZE_BAR, AP_BAR = 0.42, 0.30, 0.01
-FULL = {
-    'ATSS R50': ('configs/atss/atss_coco.py', 608, 608),
-    'SOLOv2 light R34': ('configs/solov2/solov2_light_r34.py', 448, 672),
-}
 TOYS = {'atss_toy': ('bbox', 'bbox_mAP'), 'solov2_toy': ('segm', 'segm_mAP')}
-
-
-def register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-
-def has_vnni():
-    flags = Path('/proc/cpuinfo')
-    return flags.is_file() and any(
-        name in flags.read_text() for name in ('avx512_vnni', 'avx_vnni', 'amx_int8')
-    )
 
 
 @pytest.fixture(scope='module')
@@ -48,26 +27,6 @@ def quantise(model, data, *options):
     arguments = [str(model), '--calibrate', str(data / 'train2017'), '--output', str(output)]
     assert quantize_app.main([*arguments, '--json', str(report), *options]) == 0
     return output, read_json(report)
-
-
-@pytest.mark.parametrize('name', FULL)
-def test_full_size_is_faster_and_smaller_by_the_bars(name, data, tmp_path):
-    config, height, width = FULL[name]
-    register()
-    write_seeded(str(REPO / config), tmp_path / 'seeded.pth')
-    loaded = deploy.load(str(REPO / config), str(tmp_path / 'seeded.pth'))
-    options = loaded.family.choose(form='raw', height=height, width=width, opset=17)
-    options = deploy.resolve(options, loaded.model, loaded.rule)
-    traced = deploy.prepare_fixed(loaded.rule, read_image(PICTURE), height, width)
-    model = tmp_path / 'model.onnx'
-    export_files(loaded, options, str(model), [traced])
-    del loaded
-    _, report = quantise(model, data, '--images', '8', '--probe-images', '2', '--rounds', '20')
-    print(json.dumps({key: report[key] for key in ('size_ratio', 'time', 'outputs')}, indent=1))
-    assert report['size_ratio'] <= SIZE_BAR
-    if not has_vnni():
-        pytest.skip('skipped: this CPU has neither VNNI nor AMX')
-    assert report['time']['ratio']['median'] <= TIME_BAR
 
 
 @pytest.mark.parametrize('name', TOYS)

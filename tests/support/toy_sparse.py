@@ -64,19 +64,6 @@ def full():
     return bevfusion(FULL_GRID, (16, 32, 64, 128), 128)
 
 
-def halves(graph):
-    """The graph with its parameters rounded to fp16, as the reference's files hold them."""
-    import dataclasses
-
-    def rounded(node):
-        if not isinstance(node, SparseConvolution):
-            return node
-        weight, bias = (values.astype(np.float16).astype(np.float32) for values in (node.weight, node.bias))
-        return dataclasses.replace(node, weight=weight, bias=bias)
-
-    return dataclasses.replace(graph, nodes=tuple(rounded(node) for node in graph.nodes))
-
-
 class Builder:
     """Nodes one after the other; `tensor` and `shape` are where it is."""
 
