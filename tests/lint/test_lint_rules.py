@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from examples import EXAMPLES, Example, writes_on_one_line
+from examples import EXAMPLES
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.export import export_module
@@ -79,11 +79,6 @@ def test_the_torchscript_exporter_does_what_the_rule_says(rule):
 @pytest.mark.parametrize('example', EXAMPLES['write-to-view'][2])
 def test_the_torchscript_exporter_loses_each_write_into_a_view(example):
     assert outcome(example, 'torchscript') == WRONG_AT_ONCE
-
-
-def test_writes_through_one_indexing_on_the_same_line_are_followed_and_no_findings():
-    example = Example(writes_on_one_line)
-    assert not findings(example).rules and outcome(example, 'torchscript') == RIGHT
 
 
 @pytest.mark.matrix

@@ -105,14 +105,6 @@ def test_forward_is_up_from_above(forward, place, quadrant):
     assert columns.mean() == pytest.approx(200 + offset[1] * pixels, abs=4)
 
 
-def test_what_moves_has_an_arrow_to_where_it_is_in_a_second():
-    still, moving = (
-        coloured(bird_eye([BoxLayer('x', detections(box(20, 0, vx=speed)))], CLASSES, 400))
-        for speed in (0.1, 15.0)
-    )
-    assert moving[1].max() - still[1].max() == pytest.approx((15 - 2) * 400 / (2 * 61.2), abs=4)
-
-
 def test_a_box_keeps_the_colour_of_its_track_whatever_its_class_and_its_neighbours():
     image, boxes = np.zeros((180, 320, 3), np.uint8), [box(12, 0), box(20, 5)]
     frames = (

@@ -1,7 +1,6 @@
 """The zoo: every config gets its row, whatever its process does, and what was proven is not proven again."""
 
 import ast
-import dataclasses
 import os
 import signal
 import time
@@ -12,7 +11,6 @@ import pytest
 from docs._pages import zoo as pages
 from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.zoo import config_proof, configs, records
 
@@ -111,15 +109,6 @@ def test_a_zoo_says_of_each_config_what_became_of_it(zoo):
     assert found['toy'].notes == ('test-time augmentation left out: flip, scales',)
 
 
-@pytest.mark.matrix
-def test_configs_that_differ_in_training_alone_are_looked_at_once(zoo):
-    folder, _, found = zoo
-    one, same = found['toy'], found['toy_longer']
-    assert one == dataclasses.replace(same, config=one.config, same_as='')
-    assert same.same_as == one.config
-    assert records.read_record(next((folder / 'out' / 'records').glob('*toy_longer.json'))) == same
-
-
 @pytest.mark.parametrize(
     'other',
     [
@@ -137,20 +126,6 @@ def test_configs_that_differ_in_anything_else_are_not(other):
     assert configs.test_digest(cfg) == before
     cfg.merge_from_dict({key: ast.literal_eval(value)})
     assert configs.test_digest(cfg) != before
-
-
-@pytest.mark.parametrize(
-    ('error', 'reason'),
-    [
-        (ConfigError('a.py: the model cannot be built: KeyError'), records.NOT_BUILT),
-        (ConfigError('--dynamic-export: SwinTransformer'), records.REFUSED),
-        (ExportError('no symbolic'), records.NOT_EXPORTED),
-        (RuntimeError('shapes differ'), records.TORCH_FAILS),
-        (MemoryError(), records.MEMORY),
-    ],
-)
-def test_an_error_has_a_reason_of_the_list(error, reason):
-    assert records.outcome_of_error(error).reason == reason
 
 
 def test_the_installed_configs_are_those_of_mmdet_without_bases():
@@ -186,26 +161,6 @@ def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path,
     assert found.fixed.matched >= 10
     assert found.fixed.worst_iou is None and 0 <= found.fixed.worst_distance < 1e-3
     assert config.parts['encoder'] == 'PillarFeatureNet+PointPillarsScatter'
-
-
-def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
-    names = [configs.config_name(path) for path in configs.config_files(['mmdet3d/second/*kitti-3d-car.py'])]
-    assert names == [
-        'mmdet3d/second/hv_second_secfpn_6x8_80e_kitti-3d-car.py',
-        'mmdet3d/second/hv_second_secfpn_fp16_6x8_80e_kitti-3d-car.py',
-    ]
-    for pattern in ('second/*kitti-3d-car.py', 'code/x.py', ''):
-        with pytest.raises(UsageError):
-            configs.config_files([pattern])
-    one, *others = configs.read_configs(configs.config_files(['mmdet3d/pointpillars/*fpn_sbn-all*nus-3d.py']))
-    assert one.parts == dict(
-        detector='MVXFasterRCNN',
-        encoder='HardVFE+PointPillarsScatter',
-        backbone='SECOND',
-        neck='FPN',
-        head='Anchor3DHead',
-    )
-    assert one.test_digest == others[0].test_digest != others[1].test_digest
 
 
 def test_shards_have_every_config_once_and_the_same_models_together(capsys):
