@@ -1,7 +1,4 @@
-"""The site of `make site`: no warning, no link that dangles, nothing from outside, and search finds.
-
-The tests in a browser open every page in headless Chromium.
-"""
+"""The site of `make site`: no warning, no link that dangles, nothing from outside."""
 
 import importlib.util
 import posixpath
@@ -12,8 +9,6 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
-
-import headless
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NEEDED = ('sphinx', 'myst_parser', 'furo')
@@ -79,20 +74,6 @@ def pages(site):
     """Address in the site -> page."""
     paths = [path for path in sorted(site.rglob('*.html')) if path.name not in ('genindex.html',)]
     return {path.relative_to(site).as_posix(): Page(path) for path in paths}
-
-
-@pytest.fixture(scope='module')
-def running(tmp_path_factory):
-    with headless.Browser(tmp_path_factory.mktemp('profile')) as found:
-        yield found
-
-
-@pytest.fixture
-def browser(running):
-    """The browser, with nothing noted yet."""
-    running.requests.clear()
-    running.problems.clear()
-    return running
 
 
 def test_no_link_and_no_anchor_dangles(site, pages):
