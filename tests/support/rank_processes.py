@@ -45,6 +45,8 @@ def run_ranks(
     """
     if start is SERVER:
         serve()
+    else:
+        import mmcv_and_mmdet  # noqa: F401
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])
@@ -68,6 +70,7 @@ def run_ranks(
 def _run(path: Path, words: list[str], environment: dict[str, str]) -> None:
     for number, end in ((1, '.out'), (2, '.err')):
         os.dup2(os.open(path.with_suffix(end), os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, 'w', closefd=False) for number in (1, 2))  # not pytest's
     os.environ.update(environment, CUDA_VISIBLE_DEVICES='')
     os.chdir(REPOSITORY)
     sys.argv = words
