@@ -14,7 +14,6 @@ from mmdeploy_ext.cli.check_app import main as check_any
 from mmdeploy_ext.consumers.autoware import check as checker
 from mmdeploy_ext.consumers.autoware import trial
 from mmdeploy_ext.consumers.autoware.check import check
-from mmdeploy_ext.consumers.autoware.nodes import node_cells
 from mmdeploy_ext.core.errors import ModelFileError
 from toy_autoware import LOST, key
 
@@ -152,10 +151,6 @@ def test_what_loads_and_is_probably_not_meant_is_a_warning(tmp_path, kind):
     change, rule = WARNED[kind]
     change(toy_autoware.centerpoint(tmp_path))
     assert rule in {one.rule for one in check(tmp_path)[0] if one.severity == 'warning'}
-
-
-def test_the_quotient_is_that_of_the_node():
-    assert node_cells(-49.6, 49.6, 0.2) == 495 and node_cells(-51.2, 51.2, 0.2) == 512
 
 
 def test_folders_of_no_node_and_of_two_are_refused(tmp_path):

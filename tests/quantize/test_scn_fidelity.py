@@ -7,7 +7,6 @@ import pytest
 
 import toy_sparse
 import toy_sparse_graph
-from mmdeploy_ext.quantize.difference import Difference
 from mmdeploy_ext.quantize.fidelity import fidelity
 from mmdeploy_ext.quantize.simulation import Simulation
 from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps
@@ -96,16 +95,3 @@ def test_a_layer_with_a_bad_range_comes_first_and_advice_keeps_it_in_fp16(graph,
     assert result.fp16_layers[0][1] >= 0.999 > result.int8.cosine
     clipped = {row.name: row.clipped for row in result.rows}
     assert clipped[name] > 0.05 > max(share for other, share in clipped.items() if other != name)
-
-
-def test_differences_over_sweeps_are_those_of_all_values_together():
-    rng = np.random.default_rng(0)
-    ones, others = rng.standard_normal((2, 3, 50)).astype(np.float32)
-    found = Difference()
-    for one, other in zip(ones, others, strict=True):
-        found.add(one, other)
-    found.add(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))
-    one, other = ones.ravel(), others.ravel()
-    assert found.cosine == pytest.approx(one @ other / np.linalg.norm(one) / np.linalg.norm(other), rel=1e-5)
-    assert found.error == pytest.approx(np.linalg.norm(one - other) / np.linalg.norm(one), rel=1e-5)
-    assert found.largest_error == np.abs(one - other).max()

@@ -116,16 +116,6 @@ def steps_with(index, **changes):
     [
         (bgr(rgb_to_bgr=True), STEPS, r'model\.data_preprocessor\.rgb_to_bgr=True'),
         (PREPROCESSOR, steps_with(1, type='FixScaleResize'), r"test_pipeline\.1\.type='FixScaleResize'"),
-        (
-            PREPROCESSOR,
-            [*STEPS[:2], dict(type='Pad', size_divisor=7), PACK],
-            r'model\.data_preprocessor\.pad_size_divisor=32 after a Pad',
-        ),
-        (
-            PREPROCESSOR,
-            [LOAD, dict(type='Pad', size_divisor=32), STEPS[1], PACK],
-            r'test_pipeline: has the order LoadImageFromFile, Pad, Resize, PackDetInputs',
-        ),
     ],
 )
 def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
@@ -138,7 +128,6 @@ def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
     [
         ('type', 'RTMDet', r"model\.bbox_head\.type='ATSSHead'"),
         ('type', 'DDQDETR', '.*DDQDETR is not in'),
-        ('backbone.type', 'mmpretrain.ConvNeXt', r'.*mmpretrain\.ConvNeXt is not in'),
     ],
 )
 def test_a_detector_or_part_of_mmdet_3_alone_is_refused_by_name(key, value, message):

@@ -12,7 +12,7 @@ from docs._pages import zoo as pages
 from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.zoo import config_proof, configs, records
+from mmdeploy_ext.zoo import configs, records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODYS = "model = dict(type='Nobodys', backbone=dict(type='ResNet'), bbox_head=dict(type='NobodysHead'))\n"
@@ -24,10 +24,6 @@ flips = dict(type='MultiScaleFlipAug', img_scale=[(96, 64), (128, 96)], flip=Tru
     dict(type='Collect', keys=['img'])])
 data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), flips]))
 """
-
-
-def register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def seeded(cfg, family):
@@ -143,24 +139,6 @@ def test_the_pages_of_the_repository_are_what_the_records_give():
         assert (REPOSITORY / f'docs/zoo/{kind.page}.md').read_text() == pages.kind_page(kind, of_kind)
     readme = (REPOSITORY / 'projects/mmrotate/README.md').read_text()
     assert pages.rotated_section(records.zoo_records(rotated)) in readme
-
-
-def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path, monkeypatch):
-    import toy_anchor3d
-    from mmdeploy_ext.seeded.weights import seeded_model
-
-    toy_anchor3d.register()
-    path = toy_anchor3d.write_config(tmp_path, 'kitti')
-    (config,) = configs.read_configs([Path(path)])
-    settings = config_proof.Settings(
-        (128, 160), ('none', None), seeded_model, dict(engine='OnnxRuntimeBackend', threads=1), sweeps=3
-    )
-    found = config_proof.prove_config(config, settings, lambda record: None)
-    assert (found.family, found.dynamic) == ('anchor3d', None) and found.fixed.inputs >= 4
-    assert found.proven, found.fixed.why
-    assert found.fixed.matched >= 10
-    assert found.fixed.worst_iou is None and 0 <= found.fixed.worst_distance < 1e-3
-    assert config.parts['encoder'] == 'PillarFeatureNet+PointPillarsScatter'
 
 
 def test_shards_have_every_config_once_and_the_same_models_together(capsys):
