@@ -51,16 +51,6 @@ def test_an_onnx_file_gets_an_engine_for_this_gpu_once(gpu, net, tmp_path):
     assert sorted(path.name for path in tmp_path.glob('*.engine')) == ['m.sm86.engine', 'm.sm89.engine']
 
 
-def test_the_engine_of_onnx2tensorrt_is_taken_where_it_fits(gpu, net, tmp_path):
-    job = tensorrt_engine.prepare(net, shapes=SHAPES, architectures=[86, 89])
-    tensorrt_engine.build_file(job, tmp_path / 'm.engine')
-    assert beside(net).name == 'm.engine'
-    assert beside(net, ()).name == 'm.engine', 'its own sizes, where none are given'
-    half = tensorrt_engine.prepare(net, shapes=SHAPES, architectures=[86], fp16=True)
-    tensorrt_engine.build_file(half, tmp_path / 'm.engine')
-    assert beside(net).name == 'm.sm86.engine'
-
-
 def test_open_axes_and_other_gpus_are_refused_by_name(gpu, net):
     with pytest.raises(UsageError, match=r'Bx3 \(B\)'):
         beside(net, ())

@@ -5,7 +5,6 @@ import pytest
 
 import scn_goldens
 import toy_sparse
-import toy_sparse_graph
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize.calibrators import HistogramCalibrator
 from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps, kernels_before_folding
@@ -13,12 +12,12 @@ from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 
-SWEEPS = [toy_sparse_graph.voxels(60, seed) for seed in range(3)]
+SWEEPS = [toy_sparse.voxels(toy_sparse.SMALL_GRID, 60, seed) for seed in range(3)]
 
 
 @pytest.fixture
 def graph():
-    return toy_sparse_graph.graph()
+    return toy_sparse.small()
 
 
 def seen(graph, sweeps):
@@ -54,7 +53,7 @@ def test_ranges_can_be_of_the_kernel_before_folding():
     traced = toy_sparse.bevfusion(folded=False)
     graph = fold(traced)
     kernels = kernels_before_folding(traced, graph, ['conv_input.0'])
-    features, coordinates = toy_sparse_graph.voxels(80)
+    features, coordinates = toy_sparse.voxels(toy_sparse.SMALL_GRID, 80)
     inside = coordinates[:, 2] < graph.spatial_shape[1]
     sweep = features[inside], coordinates[inside]
     plain = calibrate_sweeps(graph, [sweep], 'max')

@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 
 import toy_sparse
-import toy_sparse_graph
 from mmdeploy_ext.quantize.fidelity import fidelity
 from mmdeploy_ext.quantize.simulation import Simulation
 from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps
 from mmdeploy_ext.sparse import engine
 
-SWEEPS = [toy_sparse_graph.voxels(1000, seed) for seed in range(2)]
+SWEEPS = [toy_sparse.voxels(toy_sparse.SMALL_GRID, 1000, seed) for seed in range(2)]
 
 
 @pytest.fixture(scope='module')
 def graph():
-    return toy_sparse_graph.graph()
+    return toy_sparse.small()
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-import toy_sparse_graph
+import toy_sparse
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.sparse.ir import SparseConvolution
 from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, from_amax, graph_digest, quantised, weight_norm
@@ -13,7 +13,7 @@ from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, from_amax, graph_diges
 
 @pytest.fixture
 def graph():
-    return toy_sparse_graph.graph()
+    return toy_sparse.small()
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_ranges_of_another_network_are_refused(ranges, graph):
 
 def test_ranges_of_another_checkpoint_are_refused(ranges):
     with pytest.raises(UsageError, match=r'\(checkpoint.*bbbbbbbbbbbb\)'):
-        ranges.check(toy_sparse_graph.graph(seed=1), 'b' * 64)
+        ranges.check(toy_sparse.small('other.'), 'b' * 64)
 
 
 def test_ranges_come_from_a_quantised_checkpoint(graph):

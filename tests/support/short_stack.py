@@ -26,7 +26,7 @@ def on_a_short_stack(trace):
 
     @functools.wraps(trace)
     def run(*args, **options):
-        is_watched = sys.gettrace() and not threading.gettrace() or sys.getprofile()
+        is_watched = (sys.gettrace() and not threading.gettrace()) or sys.getprofile()
         if keeps_thread(torch) or is_watched:
             return trace(*args, **options)
         has_gradients = torch.is_grad_enabled()

@@ -64,6 +64,18 @@ def full():
     return bevfusion(FULL_GRID, (16, 32, 64, 128), 128)
 
 
+SMALL_GRID = (24, 24, 9)
+
+
+def small(prefix=PREFIX):
+    """Return a graph with a residual block, a strided convolution and a dense tail; 5 -> 8 -> 16 channels."""
+    builder = Builder(SMALL_GRID, prefix)
+    builder.convolution('conv_input.0', 'conv_input.1', 5, 8)
+    builder.block('block.0', 8)
+    builder.convolution('down.0', 'down.1', 8, 16, stride=(2, 2, 2))
+    return fold(builder.dense(16), 'fp32')
+
+
 class Builder:
     """Nodes one after the other; `tensor` and `shape` are where it is."""
 
