@@ -15,6 +15,7 @@ from mmdeploy_ext.core.errors import (
     ModelFileError,
     ShapeError,
 )
+from mmdeploy_ext.core.session_options import providers_with_options
 from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.exporting import export
@@ -221,3 +222,8 @@ def test_what_is_in_float64_runs_where_float64_is(files):
         assert isinstance(backend, OnnxRuntimeBackend)
     others = {name for name, row in BACKENDS.items() if not row.float64}
     assert others == {'OpenVinoBackend', 'TensorRtBackend'}
+
+
+def test_cuda_computes_without_tf32_and_other_providers_keep_their_defaults():
+    chosen = providers_with_options(['CUDAExecutionProvider', 'CPUExecutionProvider'])
+    assert chosen == [('CUDAExecutionProvider', {'use_tf32': '0'}), ('CPUExecutionProvider', {})]

@@ -17,6 +17,7 @@ from mmdeploy_ext.graph.reduce.checks import Differs, Engines, NotFinite
 from mmdeploy_ext.graph.reduce.folder import save_folder
 from mmdeploy_ext.graph.reduce.search import reduce
 from toy_chain import chain
+from toy_engines import parse
 
 
 def case_of(model, feeds=None):
@@ -27,11 +28,6 @@ def case_of(model, feeds=None):
 
 def names(reduction):
     return [node.name for node in reduction.candidate.model.graph.node]
-
-
-def parse(body, inputs='float[2,4] x', outputs='float[2,4] y', constants='<float one = {1}>'):
-    text = f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => ({outputs}) {constants} {{ {body} }}'
-    return onnx.parser.parse_model(text)
 
 
 def test_an_overflow_of_float16_among_204_nodes_is_found_at_its_node():

@@ -84,3 +84,11 @@ def test_ranges_equal_the_references_on_its_real_sweep():
         if found.weight_amax is not None:
             assert list(found.weight_amax) == attributes['weight_dynamic_ranges']['value'], name
     assert equal >= 25  # of 29; 28 were, bit for bit
+
+
+def test_additions_can_have_a_method_of_their_own(graph):
+    mixed = calibrate_sweeps(graph, SWEEPS, 'percentile', percentile=95, add_method='max')
+    most = calibrate_sweeps(graph, SWEEPS, 'max')
+    assert mixed.input_amax('add0') == most.input_amax('add0')
+    assert mixed.input_amax('conv1') < most.input_amax('conv1')
+    assert mixed.calibrator == 'percentile 95 (additions: max)'

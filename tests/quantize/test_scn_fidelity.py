@@ -94,3 +94,21 @@ def test_a_layer_with_a_bad_range_comes_first_and_advice_keeps_it_in_fp16(graph,
     assert result.fp16_layers[0][1] >= 0.999 > result.int8.cosine
     clipped = {row.name: row.clipped for row in result.rows}
     assert clipped[name] > 0.05 > max(share for other, share in clipped.items() if other != name)
+
+
+def with_precision(graph, **precisions):
+    nodes = [
+        dataclasses.replace(node, precision=precisions[node.name]) if node.name in precisions else node
+        for node in graph.nodes
+    ]
+    return dataclasses.replace(graph, nodes=tuple(nodes))
+
+
+def test_layers_that_the_graph_keeps_in_fp16_are_not_int8(graph, ranges):
+    bad = with_range(ranges, 'conv1', 0.05)
+    kept = fidelity(with_precision(graph, conv1='fp16', conv0='int8'), bad, SWEEPS, target=0.999)
+    assert kept.int8.cosine > 0.999
+    assert kept.advice() == ()
+    row = next(row for row in kept.rows if row.name == 'conv1')
+    assert row.output is None
+    assert row.local.error > 0.5  # what int8 would do to it

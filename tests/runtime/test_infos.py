@@ -7,7 +7,7 @@ from pyquaternion import Quaternion
 import toy_stream_files as stream
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess.cameras import CAMERAS
-from mmdeploy_ext.runtime.infos import read_frames
+from mmdeploy_ext.runtime.infos import find_file, read_frames
 from toy_streampetr_export import RULE
 
 
@@ -72,3 +72,13 @@ def test_a_picture_that_is_not_there_is_black_where_that_is_asked_for(tmp_path):
     assert None not in third.pictures
     with pytest.raises(DataError, match=f'{second.name}'):
         second.read_pictures()
+
+
+def test_a_file_is_found_below_the_data_root_whatever_folders_its_old_path_had(tmp_path):
+    """Only the part from the first folder called samples or sweeps on was tried."""
+    sweep = tmp_path / 'set/samples/LIDAR_TOP/a.bin'
+    sweep.parent.mkdir(parents=True)
+    sweep.touch()
+    for old in ('data/nuscenes', 'samples/nuscenes', 'sweeps/samples/x'):
+        path = f'/of/another/machine/{old}/samples/LIDAR_TOP/a.bin'
+        assert find_file(path, tmp_path / 'infos.pkl', tmp_path / 'set') == sweep
