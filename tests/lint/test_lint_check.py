@@ -3,10 +3,10 @@
 import math
 
 import torch
-from examples import ROWS as X
-from examples import Model
 from torch import nn
 
+from examples import ROWS as X
+from examples import Model
 from mmdeploy_ext.lint import check
 from mmdeploy_ext.lint.rules import EXPORTERS
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from examples import EXAMPLES
 
+from examples import EXAMPLES
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.lint import RULES, check

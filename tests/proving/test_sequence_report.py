@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from test_report import EVIL, Page
 
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.verdict import Results, Verdict
@@ -13,6 +12,7 @@ from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.tasks.results import Case, Check, GraphResult, Pair, PreprocessingResult
 from proofs import run_modes
+from test_report import EVIL, Page
 from toy_stepper import MEMORY, SPEC, Altered, ToyStepper
 
 FRAMES = list(SyntheticDrive(frames=12, size=(8, 24), cameras=6))

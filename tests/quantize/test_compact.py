@@ -2,11 +2,11 @@
 
 import numpy as np
 import onnxruntime
-from test_dense_layers import SIZE, residual_model
 
 from mmdeploy_ext.quantize.compact import compact
 from mmdeploy_ext.quantize.dense import DenseQuantiser
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
+from test_dense_layers import SIZE, residual_model
 
 
 def run(model, feeds):

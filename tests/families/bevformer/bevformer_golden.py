@@ -20,8 +20,8 @@ from mmdeploy_ext.seeded.by_name import name_rng
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/bevformer'
-IN_REPOSITORY = Path(__file__).resolve().parents[1] / 'goldens/bevformer'
+GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevformer'
+IN_REPOSITORY = Path(__file__).resolve().parents[2] / 'goldens/bevformer'
 LAST_LOGITS = {
     '': (0.1, 0.0, -1.0, 0.2, 1.2, 0.8, 0.6, 0.4, 0.6, -0.1),
     'heldout:': (0.8, -0.1, 1.2, -0.1, 0.3, 0.5, 0.8, 0.6, 0.1, -0.3),

@@ -23,8 +23,8 @@ from projects.configs.petr_model import VOVNET_99, petr
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SHIPPED = Path(__file__).resolve().parents[3] / 'shared/golden/petr'
-IN_REPOSITORY = Path(__file__).resolve().parents[1] / 'goldens/petr'
+SHIPPED = Path(__file__).resolve().parents[4] / 'shared/golden/petr'
+IN_REPOSITORY = Path(__file__).resolve().parents[2] / 'goldens/petr'
 GOLDEN, PREFIX = Path(os.environ.get('GOLDEN_PETR', SHIPPED)), os.environ.get('GOLDEN_PREFIX', '')
 PICTURES = dict(v2=(320, 800, 1, 'img_{}'), v1r50=(512, 1408, 57, 'img57_{}'))
 """Model -> height, width, scale and name of its pictures."""

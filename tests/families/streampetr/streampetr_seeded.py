@@ -17,8 +17,8 @@ import torch
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.seeded.by_name import name_rng, streampetr_weights
 
-GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/streampetr'
-IN_REPOSITORY = Path(__file__).resolve().parents[1] / 'goldens/streampetr'
+GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/streampetr'
+IN_REPOSITORY = Path(__file__).resolve().parents[2] / 'goldens/streampetr'
 NUM_FRAMES = 6
 FILL_SHA256 = 'bba33ba071b48a7543f34e9329bc98494e07164c0b6452f031f68e46c8577f3b'
 
