@@ -128,7 +128,7 @@ def parameters(model: str) -> int:
     from mmdeploy_ext.families.base import find_family
 
     cfg = Config(ast.literal_eval(model))
-    computing = 'SwinTransformer', 'voxel_layer'  # they compute values when built
+    computing = 'SwinTransformer', 'voxel_layer', 'img_view_transformer'  # they compute values when built
     device = torch.device('cpu' if any(name in model for name in computing) else 'meta')
     drawing = [name for name in vars(init) if name.endswith('_') and not name.startswith('_')]
     with contextlib.ExitStack() as stack:
