@@ -10,7 +10,6 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.cli.quantize_app import int8_layers
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.quantize.dense import (
     OPERATORS,
     DenseQuantiser,
@@ -220,16 +219,3 @@ def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared()
     made = DenseGraph(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8))
     assert made.last == ['enc/scores', 'dec/head']
     assert made.compared == ['enc/scores']
-
-
-def test_the_default_of_an_input_that_layers_follow_stays():
-    """The layers of a mask head follow the scale of the picture."""
-    model = residual_model()
-    next(node for node in model.graph.node if node.output[0] == 'stem').input[0] = 'scaled'
-    model.graph.node.insert(0, helper.make_node('Mul', ['input', 'factor'], ['scaled'], 'net/scale'))
-    model.graph.input.append(helper.make_tensor_value_info('factor', TensorProto.FLOAT, [1]))
-    model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), 'factor'))
-    made = DenseQuantiser(DenseGraph(model))
-    made.calibrate([dict(batch, factor=np.ones(1, np.float32)) for batch in batches()])
-    whole = finish_model(made.graph, made.network([layer.name for layer in made.graph.layers]), {})
-    assert Index(whole).inputs == ['input']

@@ -1,6 +1,5 @@
 """Sweeps for calibration: folders and infos, against mmdet3d's own loading; what is refused."""
 
-import json
 import pickle
 
 import numpy as np
@@ -108,23 +107,6 @@ def test_infos_with_past_sweeps_give_mmdet3ds_points(tmp_path, past, remove_clos
             | dict(timestamp=info['timestamp'] / 1e6, sweeps=past_sweeps)
         )
         np.testing.assert_array_equal(points, expected['points'].tensor.numpy())
-
-
-def test_infos_are_found_in_all_forms(tmp_path):
-    infos = infos_of(tmp_path, 1)
-    path = infos[0]['lidar_path']
-    for number, content in enumerate(
-        [
-            dict(infos=infos, metadata=dict(version='v1.0')),
-            infos,
-            dict(data_list=[dict(lidar_points=dict(lidar_path=path))]),
-            [dict(point_cloud=dict(velodyne_path=path))],
-        ]
-    ):
-        sweeps = Sweeps(dump(tmp_path, content, f'{number}.pkl'), keep, RULE)
-        np.testing.assert_array_equal(next(iter(sweeps))[0], cloud(0))
-    (tmp_path / 'infos.json').write_text(json.dumps(dict(infos=[dict(lidar_path=path)])))
-    assert len(list(Sweeps(tmp_path / 'infos.json', keep, RULE))) == 1
 
 
 def test_a_sweep_that_cannot_be_read_is_named_when_its_turn_comes(tmp_path):

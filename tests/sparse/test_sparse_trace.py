@@ -118,44 +118,6 @@ def test_plain_sequential_with_any_kernel(kernel, bias):
 # ---- what may happen between modules
 
 
-@pytest.mark.parametrize(
-    'add',
-    [
-        lambda a, b: a + b,
-        lambda a, b: a.add_(b),
-    ],
-)
-def test_every_way_to_add(add):
-    def function(self, x):
-        identity = self.conv(x)
-        out = self.conv2(x)
-        return out.replace_feature(functional.relu(add(out.features, identity.features)))
-
-    model = Calls(function)
-    graph = traced(model)
-    assert kinds(graph)[:4] == ['SparseConvolution', 'SparseConvolution', 'Add', 'Relu']
-    assert graph.nodes[2].inputs == ('2', '1')
-    assert_computes(model, graph)
-
-
-@pytest.mark.parametrize(
-    'relu',
-    [
-        functional.relu,
-        spconv.SparseReLU(),
-    ],
-)
-def test_every_relu(relu):
-    def function(self, x):
-        x = self.conv(x)
-        return x.replace_feature(relu(x.features))
-
-    model = Calls(function)
-    graph = traced(model)
-    assert kinds(graph)[:2] == ['SparseConvolution', 'Relu']
-    assert_computes(model, graph)
-
-
 # ---- nothing is left behind
 
 
