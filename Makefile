@@ -120,7 +120,7 @@ FAST := test_layout.py test_guards.py contract core engines evaluate graph lint 
 test: tests := tests --ignore=tests/workshop
 test-fast: tests := $(addprefix tests/,$(FAST))
 test-matrix: tests := tests -m matrix
-coverage: tests := tests --ignore=tests/workshop --cov=mmdeploy_ext --cov-report=term:skip-covered
+coverage: tests := tests --ignore=tests/workshop --cov --cov-report=term
 test-workshop: tests := tests/workshop -m 'matrix or not matrix'
 test test-fast test-matrix test-workshop coverage: export PYTHONDONTWRITEBYTECODE :=
 test test-fast test-matrix test-workshop coverage: $(ENV)

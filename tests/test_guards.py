@@ -14,7 +14,6 @@ from unittest import mock
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PARTS = ('mmdeploy_ext', 'projects', 'tools')
 RUNNER_PARTS = (
     'core',
     'preprocess',
@@ -118,6 +117,7 @@ CONFIGS = sorted(
 )
 
 
+@functools.cache
 def parameters(model: str) -> int:
     """Build a model, given as the text of a dict, on the meta device; return the number of its parameters."""
     import torch
@@ -128,7 +128,8 @@ def parameters(model: str) -> int:
     from mmdeploy_ext.families.base import find_family
 
     cfg = Config(ast.literal_eval(model))
-    device = torch.device('cpu' if 'SwinTransformer' in model else 'meta')  # it reads rates from a tensor
+    computing = 'SwinTransformer', 'voxel_layer', 'img_view_transformer'  # they compute values when built
+    device = torch.device('cpu' if any(name in model for name in computing) else 'meta')
     drawing = [name for name in vars(init) if name.endswith('_') and not name.startswith('_')]
     with contextlib.ExitStack() as stack:
         stack.enter_context(device)
@@ -221,15 +222,6 @@ def test_help_needs_no_torch(help_texts, name):
 # ---- one place for everything
 
 
-def test_only_export_py_calls_the_exporter_of_torch():
-    callers = [
-        name
-        for name in tracked('.py')
-        if name.startswith(PARTS) and re.search(r'onnx\.(export|dynamo_export)\(', text_of(name))
-    ]
-    assert callers == ['mmdeploy_ext/exporting/export.py']
-
-
 # ---- files
 
 
@@ -240,8 +232,3 @@ def test_no_file_names_a_machine():
         for match in (match for pattern in PRIVATE for match in pattern.finditer(content)):
             found.append(f'{name}: {match.group().decode()}')
     assert not found
-
-
-def test_no_two_files_of_tests_have_one_name():
-    names = [Path(name).name for name in tracked('.py') if name.startswith('tests/')]
-    assert not {name for name in names if names.count(name) > 1 and name.startswith('test_')}

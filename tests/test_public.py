@@ -4,16 +4,12 @@ import functools
 import importlib
 import pkgutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import mmdeploy_ext
-from mmdeploy_ext import api
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.families.model import Model
 
 PUBLIC = {
     'Family',
@@ -56,16 +52,6 @@ def test_functions_are_functions_after_every_module_was_imported():
 )
 def test_a_text_for_a_list_is_refused_by_its_name(name, value):
     with pytest.raises(UsageError, match=rf"{name}='{value}': expected a list"):
-        mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **{name: value})
-
-
-@pytest.mark.parametrize(
-    ('name', 'value'), [('metrics', ['bbox']), ('engine', 'openvino'), ('device', 'cuda')]
-)
-def test_what_backbones_do_not_have_is_refused_by_prove_as_by_the_command(monkeypatch, name, value):
-    family = SimpleNamespace(name='sparse_backbone', samples='sweeps', product=BACKBONE)
-    monkeypatch.setattr(api, 'read_config', lambda *_, **__: Model('no.py', 'no.pth', {}, None, family))
-    with pytest.raises(UsageError, match=rf'{name}=.*: sparse backbones do not have it'):
         mmdeploy_ext.prove('no.py', 'no.pth', 'no.onnx', **{name: value})
 
 

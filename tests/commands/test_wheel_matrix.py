@@ -10,7 +10,7 @@ import pytest
 import installed_wheel
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1500)]
-OUTSIDE = Path(__file__).resolve().parents[1] / 'support/outside_package'
+OUTSIDE = Path(__file__).resolve().parents[1] / 'families/outside_package'
 YOLOX = 'yolox/yolox_tiny_8x8_300e_coco.py'
 PILLARS = 'pointpillars/hv_pointpillars_secfpn_6x8_160e_kitti-3d-car.py'
 

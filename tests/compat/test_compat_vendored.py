@@ -1,7 +1,6 @@
 """Copies of mmdet in research repositories: what they lack and what they refuse, by modules like theirs."""
 
 import importlib.util
-import math
 
 import pytest
 
@@ -75,19 +74,6 @@ def test_anchors_of_mmdet_2_11_are_priors_of_a_level(tmp_path, size):
     assert priors.tolist() == expected
 
 
-def test_a_head_of_tood_that_has_its_scores_in_its_own_forward_is_imported(tmp_path):
-    name = 'mmdet.models.dense_heads.tood_head'
-    assert not hasattr(run_patched(tmp_path, name, 'class TOODHead: pass\n'), 'sigmoid_geometric_mean')
-    source = 'sigmoid_geometric_mean = lambda x, y: 7 * x + y\n'
-    scores = run_patched(tmp_path, name, source).sigmoid_geometric_mean
-    logits = torch.ones(2), torch.ones(2)
-    # a formula that both sides of a proof computed by would be compared with itself
-    assert scores(*logits).tolist() == [8, 8]
-    expected = [1 / (1 + math.exp(-1))] * 2
-    assert torch.jit.trace(lambda x, y: scores(x, y), logits)(*logits).tolist() == pytest.approx(expected)
-    assert scores(logits[0].requires_grad_(), logits[1]).tolist() == [8, 8]
-
-
 POINTS = """
 import torch
 class AnchorFreeHead(torch.nn.Module):
@@ -128,22 +114,6 @@ def test_heads_of_points_of_an_older_mmdet_have_a_generator_and_a_coder(tmp_path
     assert head.prior_generator == 'its own'
 
 
-LEVEL_POINTS = """
-class MlvlPointGenerator:
-    strides, offset = [(4, 4), (8, 8)], 0.5
-    def single_level_grid_priors(self, featmap_size, level_idx, device='cuda', with_stride=False):
-        return 'own'
-"""
-
-
-def test_points_of_a_level_of_an_older_mmdet_are_of_a_type(tmp_path):
-    module = run_patched(tmp_path, 'mmdet.core.anchor.point_generator', LEVEL_POINTS)
-    generator = module.MlvlPointGenerator()
-    points = generator.single_level_grid_priors((1, 2), 1, dtype=torch.float64, device='cpu')
-    assert points.tolist() == [[4, 4], [12, 4]] and points.dtype == torch.float64
-    assert generator.single_level_grid_priors((1, 2), 1, with_stride=True) == 'own'
-
-
 @pytest.mark.parametrize('factor_first', [False, True])
 def test_the_threshold_of_an_older_mmdet_is_one_of_products(monkeypatch, factor_first):
     from mmdet.core.post_processing import bbox_nms
@@ -159,28 +129,3 @@ def test_the_threshold_of_an_older_mmdet_is_one_of_products(monkeypatch, factor_
 
     monkeypatch.setattr(bbox_nms, 'multiclass_nms', multiclass_nms)
     assert compares_products() == factor_first
-
-
-DATA_SET = """
-import pycocotools
-assert pycocotools.__version__ >= '12.0.2'
-from pycocotools.coco import COCO
-"""
-
-
-def test_a_data_set_that_asks_for_mmpycocotools_has_its_names(tmp_path):
-    module = run_patched(tmp_path, 'mmdet.datasets.coco', DATA_SET)
-    coco = module.COCO()
-    coco.dataset = dict(
-        images=[dict(id=5)],
-        categories=[dict(id=7, name='disc')],
-        annotations=[dict(id=9, image_id=5, category_id=7, iscrowd=0, area=4.0)],
-    )
-    coco.createIndex()
-    assert (coco.get_img_ids(), coco.get_cat_ids(['disc']), coco.get_ann_ids([5])) == ([5], [7], [9])
-    assert (coco.load_imgs(5), coco.load_cats(7), coco.load_anns(9)) == (
-        coco.dataset['images'],
-        coco.dataset['categories'],
-        coco.dataset['annotations'],
-    )
-    assert coco.img_ann_map == {5: coco.dataset['annotations']} and coco.cat_img_map == {7: [5]}

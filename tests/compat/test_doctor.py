@@ -42,20 +42,6 @@ def test_version_verdicts(monkeypatch, found, frozen, verdict):
     assert ('--no-deps' in finding.fix) == (frozen and verdict != 'ok')
 
 
-@pytest.mark.parametrize(
-    ('code', 'verdict', 'found'),
-    [
-        ('print("noise"); print("4.2")', 'ok', '4.2'),
-        ('raise OSError("libGL.so.1: cannot open")', 'problem', 'OSError: libGL.so.1: cannot open'),
-        ('import os; os.kill(os.getpid(), 11)', 'problem', 'crashed with signal 11'),
-    ],
-)
-def test_a_probe_that_fails_or_crashes_is_a_finding_with_a_fix(code, verdict, found):
-    finding = doctor.probe('x', code, 'do this')
-    assert (finding.verdict, finding.found) == (verdict, found)
-    assert finding.fix == ('' if verdict == 'ok' else 'do this')
-
-
 @pytest.mark.parametrize(('verdict', 'status'), [('differs', 0), ('absent', 0), ('problem', 1)])
 def test_exit_status_report_and_json(monkeypatch, capsys, tmp_path, verdict, status):
     monkeypatch.setattr(

@@ -41,24 +41,6 @@ def test_a_point_is_decorated_as_in_the_nodes_test():
     assert not features[0, 1:].any()
 
 
-def test_eleven_values_are_those_of_another_exporters_test():
-    small = settings(
-        point_feature_size=5,
-        encoder_in_feature_size=11,
-        point_cloud_range=(0.0, 0.0, -2.0, 8.0, 8.0, 2.0),
-        voxel_size=(0.5, 0.5, 4.0),
-    )
-    features, at = decorated(np.float32([[1.25, 0.9, -0.5, 7, 0.05]]), small)
-    assert at.tolist() == [[1, 2]]
-    np.testing.assert_allclose(features[0, 0], [1.25, 0.9, -0.5, 7, 0.05, 0, 0, 0, 0, 0.15, -0.5], atol=1e-6)
-
-
-def test_of_64_points_in_one_place_32_are_kept():
-    features, _ = decorated(np.tile(np.float32([[25.0, -61.1, 1.8, 0.1]]), (64, 1)), settings())
-    assert features.shape == (1, 32, 9) and features[0, :, 0].all()
-    assert np.abs(features[0, :, 4:7]).max() < 1e-4
-
-
 def test_the_first_points_of_a_pillar_count_and_the_front_pillars_of_too_many():
     given = np.float32([[x + 0.1, 0.1, 0.0, index * 0.001] for index, x in enumerate([0, 5, 9] * 40)])
     features, at = decorated(given, settings(max_voxel_size=2))

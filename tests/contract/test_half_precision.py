@@ -8,27 +8,20 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, numpy_helper
 
-import toy_solo
-from marking import in_suite
 from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.contract.comparison import TensorRow
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.files import export_graphs
-from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.graph.passes.precision import in_precision
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.half_precision import accept_masks
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.tasks.half_bars import BARS
 from mmdeploy_ext.tasks.results import Case
 from proofs import check_files, prove_samples
 from toy_atss import CONFIG, PICTURE, export_toy, load_toy
 from verdicts import cases_of, checks_of
 
-KEEP = '*/bbox_head/*'
+KEEP, SIZE = '*/bbox_head/*', (128, 160)
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +33,7 @@ def deployment():
 def files(deployment, tmp_path_factory):
     """Return three exports of one form each."""
     folder = tmp_path_factory.mktemp('half')
-    fixed = dict(dynamic=False, precision='fp16')
+    fixed = dict(dynamic=False, precision='fp16', height=SIZE[0], width=SIZE[1])
     return dict(
         full=export_toy(deployment, folder / 'full.onnx', **fixed),
         kept=export_toy(deployment, folder / 'kept.onnx', form='raw', keep_fp32=(KEEP,), **fixed),
@@ -59,7 +52,7 @@ def images():
 
 
 def feeds_of(deployment, model):
-    prepared = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), 256, 320)
+    prepared = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), *SIZE)
     return {'input': deployment.family.feeds([prepared], True)['input']}
 
 
@@ -98,16 +91,12 @@ def test_float16_ends_are_written_by_option_and_fed_and_read_in_float32(deployme
         np.testing.assert_allclose(array, wanted[name], atol=0.02 * np.abs(wanted[name]).max())
 
 
-@pytest.mark.parametrize('proof', in_suite([prove, prove_samples], prove_samples))
-@pytest.mark.parametrize('name', in_suite(['full', 'kept', 'ends'], 'full'))
-def test_a_verdict_is_within_bars_and_never_proven(deployment, files, name, proof):
-    verdict, _ = proof(deployment, files[name], images())
+def test_a_verdict_is_within_bars_and_never_proven(deployment, files):
+    verdict, _ = prove_samples(deployment, files['full'], images())
     assert verdict.passed and not verdict.proven, verdict.failures
     assert verdict.title == 'WITHIN FP16 BARS'
     cosines = [row.cosine for case in cases_of(verdict) for row in case.tensors]
     assert cosines and min(cosines) >= 0.999
-    assert any('not those of float32' in note for note in verdict.notes)
-    assert any('was rounded' in note for note in verdict.notes)
 
 
 def test_float16_that_a_file_does_not_own_up_to_is_not_proven(deployment, files, tmp_path):
@@ -132,32 +121,6 @@ def test_a_fault_in_a_float16_file_is_found(deployment, files, tmp_path):
     verdict, _ = prove_samples(deployment, path, images())
     assert not verdict.passed and verdict.title == 'NOT WITHIN FP16 BARS'
     assert any('below 0.999' in row.reason for case in cases_of(verdict) for row in case.tensors)
-
-
-def shared_peaks(path, wanted, feeds):
-    """Return the share of PyTorch's peaks, cells that points NMS keeps, that a file keeps too."""
-    with build_backend('OnnxRuntimeBackend', path) as backend:
-        got = backend.infer(feeds)['cate_pred']
-    return float(((got > 0) & (wanted > 0)).sum() / ((got > 0) | (wanted > 0)).sum())
-
-
-@pytest.mark.matrix
-def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
-    """An engine that rounds one side of the comparison of a plain conversion finds other peaks."""
-    deployment = toy_solo.load_toy('solov2', tmp_path)
-    height, width = toy_solo.TRACED
-    picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), height, width)
-    options = deployment.family.choose(form='raw', height=height, width=width)
-    model, metadata = export_graphs(deployment, options, [picture])[0]
-    half = in_precision(model, metadata.spec, options.replace(precision='fp16'))
-    paths = {}
-    for name, written in (('default', half), ('plain', to_fp16(model, metadata.spec))):
-        paths[name] = str(tmp_path / f'{name}.onnx')
-        export.save(written, paths[name], metadata)
-    feeds = {'input': picture.tensor[None]}
-    wanted = deployment.family.reference(deployment.model).tensors(feeds, 'raw')['cate_pred']
-    shared = {name: shared_peaks(path, wanted, feeds) for name, path in paths.items()}
-    assert shared['default'] > 0.98 > shared['plain'], shared
 
 
 @pytest.mark.parametrize(

@@ -87,18 +87,6 @@ def test_a_wrong_value_is_refused_by_its_entry_and_key(entry, change, key):
         Metadata.from_props({**props, PREFIX + entry: json.dumps(content)}, 'm.onnx')
 
 
-@pytest.mark.parametrize(
-    ('content', 'message'),
-    [(None, 'no such ONNX file'), (b'\x00garbage' * 9, 'is not a readable'), (b'', 'is empty')],
-)
-def test_missing_and_corrupt_files_are_named(tmp_path, content, message):
-    path = tmp_path / 'broken.onnx'
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ModelFileError, match=rf'broken\.onnx: .*{message}'):
-        read_metadata(str(path))
-
-
 def test_a_graph_that_a_simplifier_took_optional_inputs_from_is_told_so():
     """Its metadata is right: onnxslim takes an input with a default for a constant."""
     image, size = TensorSpec('input', 'float32', ('B', 3)), TensorSpec('size', 'float32', ('B',), default=0.0)

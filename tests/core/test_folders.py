@@ -5,7 +5,6 @@ import os
 import pytest
 
 from mmdeploy_ext.core import folders
-from mmdeploy_ext.core.errors import Mm2OnnxError
 
 OLD, NEW = ({f'{name}.onnx': f'{kind} {name}' for name in 'ab'} for kind in ('old', 'new'))
 OLD |= {'c.onnx': 'old c'}
@@ -44,12 +43,9 @@ def test_what_is_no_part_of_the_old_export_stays(target):
     assert os.listdir(target.parent) == ['graphs']
 
 
-@pytest.mark.parametrize(('failure', 'raised'), [
-    (ZeroDivisionError, ZeroDivisionError), (KeyboardInterrupt, KeyboardInterrupt),
-    (OSError(28, 'No space left on device'), Mm2OnnxError),
-])  # fmt: skip
-def test_a_failure_leaves_the_old_folder_and_nothing_else(target, failure, raised):
-    with pytest.raises(raised), folders.replaced_folder(target) as new:
+@pytest.mark.parametrize('failure', [ZeroDivisionError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_folder_and_nothing_else(target, failure):
+    with pytest.raises(failure), folders.replaced_folder(target) as new:
         write(new, NEW)
         raise failure
     assert content(target) == OLD | OTHERS and os.listdir(target.parent) == ['graphs']

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from torch import nn
 
-from mmdeploy_ext.core.source_code import changed_files, model_classes, users_method
+from mmdeploy_ext.core.source_code import changed_files, model_classes
 
 PLUGIN = '''
 """A plugin."""
@@ -80,14 +80,3 @@ def test_classes_of_the_libraries_are_nobodys_and_ours_are_ours():
     assert model_classes(head) == ()
     (entry,) = model_classes(Postprocess(2, 10))
     assert entry.ours and entry.file == 'mmdeploy_ext/models/rtdetr/decoder.py' and len(entry.sha256) == 64
-
-
-def test_a_method_of_a_plugin_is_named_also_in_a_class_of_mmdet(plugin, monkeypatch):
-    from mmdet.models.necks import FPN
-
-    module = plugin(PLUGIN)
-    place = 'toy_projects/plugin/head.py:23'
-    assert users_method(module.Head, 'forward') == f'Head.forward ({place})'
-    assert users_method(module.Head, 'decode') == users_method(FPN, 'forward') == ''
-    monkeypatch.setattr(FPN, 'forward', module.Head.forward)
-    assert users_method(FPN, 'forward') == f'FPN.forward ({place})'

@@ -47,10 +47,6 @@ def test_what_is_written_is_read():
     assert Example.from_json(json.loads(json.dumps(EXAMPLE.to_json()))) == EXAMPLE
 
 
-def test_lists_and_whole_numbers_become_what_the_annotations_say():
-    assert EXAMPLE.strides == (8, 16) and type(EXAMPLE.threshold) is float
-
-
 def test_an_optional_key_is_left_out_at_its_default():
     assert 'clamp' not in EXAMPLE.to_json()['coder']
     assert dataclasses.replace(EXAMPLE.coder, clamp=4).to_json()['clamp'] == 4.0

@@ -14,7 +14,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from toy_atss import PICTURE, REPO
 
 
-@pytest.fixture(scope='module', params=['atss_toy', 'retinanet_toy', 'yolox_toy'])
+@pytest.fixture(scope='module', params=['atss_toy', 'yolox_toy'])
 def raw(request, tmp_path_factory):
     """Return a file, its input (1, 3, 128, 160) and the outputs of ONNX Runtime by name."""
     config, checkpoint = f'configs/demo/{request.param}.py', f'demo/checkpoints/{request.param}.pth'

@@ -6,9 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.cli.backend_config import read_settings
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
@@ -16,8 +14,6 @@ from mmdeploy_ext.engines.tensorrt.binding import Session
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
 from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.record import read_record
-from mmdeploy_ext.families.base import find_family
-from toy_atss import REPO
 from toy_engines import CpuEngine, HostMemory, package, two_outputs
 
 SHAPES = ['B=1/2/4']
@@ -55,16 +51,6 @@ def test_an_onnx_file_gets_an_engine_for_this_gpu_once(gpu, net, tmp_path):
     assert sorted(path.name for path in tmp_path.glob('*.engine')) == ['m.sm86.engine', 'm.sm89.engine']
 
 
-def test_the_engine_of_onnx2tensorrt_is_taken_where_it_fits(gpu, net, tmp_path):
-    job = tensorrt_engine.prepare(net, shapes=SHAPES, architectures=[86, 89])
-    tensorrt_engine.build_file(job, tmp_path / 'm.engine')
-    assert beside(net).name == 'm.engine'
-    assert beside(net, ()).name == 'm.engine', 'its own sizes, where none are given'
-    half = tensorrt_engine.prepare(net, shapes=SHAPES, architectures=[86], fp16=True)
-    tensorrt_engine.build_file(half, tmp_path / 'm.engine')
-    assert beside(net).name == 'm.sm86.engine'
-
-
 def test_open_axes_and_other_gpus_are_refused_by_name(gpu, net):
     with pytest.raises(UsageError, match=r'Bx3 \(B\)'):
         beside(net, ())
@@ -80,24 +66,6 @@ def test_without_a_gpu_an_onnx_file_is_refused_before_it_is_read():
     package()
     with pytest.raises(EngineError, match=r'GPU 0.*GPU'):
         TensorRtBackend('').activate()
-
-
-@pytest.mark.parametrize(
-    ('toy', 'own'),
-    [('atss_toy', 'max_candidates=100'), ('solov2_toy', 'max_candidates=100'), ('rtdetr_toy', '')],
-)
-@pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
-def test_the_fragment_makes_a_config_of_the_test_loop(toy, own, tmp_path):
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-    package()
-    bases = [f'{REPO}/configs/demo/{toy}.py', f'{REPO}/configs/_base_/backends/tensorrt.py']
-    path = tmp_path / 'cfg.py'
-    path.write_text(f'_base_ = {bases}\nbackend_config = dict({own})\n')
-    cfg = load_config(str(path))
-    assert cfg.backend_config.type == 'TensorRtBackend' and cfg.backend_config.dynamic is False
-    with pytest.raises(EngineError, match='GPU 0'):
-        read_settings(cfg, find_family(cfg))
 
 
 def backend_with(constants):

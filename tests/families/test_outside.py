@@ -23,7 +23,7 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded.weights import write_seeded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-OUTSIDE = REPOSITORY / 'tests/support/outside_package'
+OUTSIDE = REPOSITORY / 'tests/families/outside_package'
 CONFIG = str(OUTSIDE / 'config.py')
 PICTURE = str(REPOSITORY / 'demo/toy.jpg')
 PADDED = 'mmdeploy_ext.families.parts.runtime.padded_results'

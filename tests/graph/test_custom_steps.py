@@ -2,9 +2,7 @@
 
 import numpy as np
 import onnx
-import pytest
 
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.graph.custom_steps import SteppedModel
 
 TEXT = """
@@ -48,10 +46,3 @@ def test_steps_give_what_one_engine_would_give():
     np.testing.assert_allclose(outputs['last'], last, rtol=1e-6)
     np.testing.assert_allclose(outputs['sum'], last + np.maximum(2 * x, 0), rtol=1e-6)
     assert np.array_equal(outputs['places'][:, 0], last.argmax(1)) and outputs['places'].dtype == np.int64
-
-
-def test_an_operator_without_a_kernel_is_named():
-    with pytest.raises(ModelFileError, match='Join'):
-        SteppedModel(onnx.parser.parse_model(TEXT), {'Power': KERNELS['Power']})
-    with pytest.raises(ConfigError, match="'fast'"):
-        SteppedModel(onnx.parser.parse_model(TEXT), KERNELS, optimization='fast')

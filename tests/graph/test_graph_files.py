@@ -2,7 +2,6 @@
 
 import os
 from unittest import mock
-from urllib.parse import quote
 
 import numpy as np
 import onnx
@@ -11,7 +10,7 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.feeds import random_feeds
-from mmdeploy_ext.graph.io import files, tensors
+from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.run import run
 from toy_graphs import conv_net, model_of, same
 
@@ -79,17 +78,3 @@ def test_a_model_over_the_limit_gets_a_data_file(tmp_path):
     written = save_with_limit(files.load(path), path, 10_000)  # again, over itself
     assert sorted(tmp_path.iterdir()) == sorted(written)
     same(run(files.load(path), feeds), run(model, feeds))
-
-
-def test_tensors_are_read_from_files_and_folders(tmp_path):
-    arrays = {'a': np.arange(3), '/b/c:0': np.ones((2, 2), np.float16)}
-    (tmp_path / 'folder').mkdir()
-    for name, array in arrays.items():
-        np.save(tmp_path / 'folder' / f'{quote(name, safe=" ")}.npy', array)
-    same(tensors.load_tensors(tmp_path / 'folder'), arrays)
-    np.savez(tmp_path / 'all.npz', **arrays)
-    same(tensors.load_tensors(tmp_path / 'all.npz'), arrays)
-    from mmdeploy_ext.core.dump import save_dump
-
-    save_dump(tmp_path / 'dump', {'a': np.arange(3)}, {})
-    same(tensors.load_tensors(tmp_path / 'dump'), {'a': np.arange(3)})

@@ -7,24 +7,17 @@ import sys
 import numpy as np
 import onnx
 import onnx.parser
-import pytest
 from onnx import numpy_helper
 
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.reduce.case import Case, prepare, record
-from mmdeploy_ext.graph.reduce.checks import (
-    Command,
-    Crash,
-    Differs,
-    Engines,
-    NotFinite,
-    Reference,
-)
+from mmdeploy_ext.graph.reduce.checks import Differs, Engines, NotFinite
 from mmdeploy_ext.graph.reduce.folder import save_folder
 from mmdeploy_ext.graph.reduce.search import reduce
 from toy_chain import chain
+from toy_engines import parse
 
 
 def case_of(model, feeds=None):
@@ -37,15 +30,9 @@ def names(reduction):
     return [node.name for node in reduction.candidate.model.graph.node]
 
 
-def parse(body, inputs='float[2,4] x', outputs='float[2,4] y', constants='<float one = {1}>'):
-    text = f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => ({outputs}) {constants} {{ {body} }}'
-    return onnx.parser.parse_model(text)
-
-
 def test_an_overflow_of_float16_among_204_nodes_is_found_at_its_node():
     found = reduce(case_of(chain(overflow=100)), NotFinite())
     assert (found.nodes_before, names(found), found.stopped) == (204, ['square'], '')
-    assert found.checks < 60
     onnx.checker.check_model(found.candidate.model, full_check=True)
 
 
@@ -55,12 +42,6 @@ def test_a_changed_weight_is_found_against_the_other_model():
     found = reduce(own, Differs(1e-4, other.values, own.values))
     assert names(found) == ['mm120']
     assert list(found.candidate.feeds) == ['t119']
-
-
-def test_an_error_is_born_in_the_one_node_that_the_reference_disagrees_on():
-    """ONNX Runtime on a CPU leaves out the rounding to float16 that the reference implementation does."""
-    found = reduce(case_of(chain(overflow=100)), Reference())
-    assert 'square' in names(found) and len(names(found)) <= 3
 
 
 def cancellation():
@@ -97,66 +78,18 @@ def test_a_part_gives_what_the_whole_graph_gives_there():
         np.testing.assert_array_equal(value, case.values[name])
 
 
-def test_a_mask_of_minus_infinity_is_no_fault_but_the_softmax_of_nothing_else_is():
-    body = """
-      a = Relu(x) \n ["never"] k = Less(a, zero) \n ["mask"] b = Where(k, a, low)
-      ["soft"] c = Softmax(b) \n y = Neg(c)
-    """
-    model = parse(body, constants='<float low = {-inf}, float zero = {0}>')
-    assert names(reduce(case_of(model), NotFinite())) == ['mask', 'soft']
-
-
-def broken():
-    body = """
-      a = Relu(x) \n b = Neg(a) \n ["bad"] r = Reshape(b, wrong) \n c = Exp(r) \n y = Reshape(c, flat)
-    """
-    inputs = 'float[2,4] x, int64[2] wrong'
-    return parse(body, inputs, 'float[N] y', '<int64[1] flat = {-1}>')
-
-
-def test_a_command_gets_a_file_and_its_inputs_and_its_exit_status_counts():
-    case = case_of(chain(12))
-    command = 'test -f "$(dirname {})/inputs.npz" && grep -q max7 {}'
-    found = reduce(case, Command(command))
-    assert names(found) == ['max7']
-
-
-def saved(tmp_path, case, check):
+def test_the_folder_shows_the_fault_alone_and_not_once_it_is_corrected(tmp_path):
+    case, folder = case_of(chain(20, changed=12)), tmp_path / 'reduced'
+    check = Differs(1e-4, case_of(chain(20)).values, case.values)
     found = reduce(case, check)
-    target = tmp_path / 'reduced'
     expected = check.expected(found.candidate, case.values)
-    save_folder(found, target, check.facts(), expected, meaning=check.meaning, source='m.onnx')
-    return target
-
-
-KINDS = [pytest.param(kind, marks=pytest.mark.matrix) for kind in ('nan', 'engines', 'crash')]
-
-
-@pytest.mark.parametrize('kind', ['differs', *KINDS])
-def test_the_folder_shows_the_fault_alone_and_not_once_it_is_corrected(tmp_path, kind):
-    corrected = None
-    if kind == 'nan':
-        case, check = case_of(chain(20, overflow=10)), NotFinite()
-    elif kind == 'differs':
-        case = case_of(chain(20, changed=12))
-        check, corrected = Differs(1e-4, case_of(chain(20)).values, case.values), 'w12'
-    elif kind == 'engines':
-        case, check = case_of(cancellation()), Engines(1e-5)
-    else:
-        feeds = dict(x=np.ones((2, 4), np.float32), wrong=np.array([5, -1], np.int64))
-        case, check = case_of(broken(), feeds), Crash()
-        assert 'b' in case.values and 'r' not in case.values
-    folder = saved(tmp_path, case, check)
-    left = [node.name for node in files.load(folder / 'model.onnx').graph.node]
-    assert left == dict(nan=['square'], differs=['mm12'], engines=['conv', 'norm'], crash=['bad'])[kind]
+    save_folder(found, folder, check.facts(), expected, meaning=check.meaning, source='m.onnx')
+    model = files.load(folder / 'model.onnx')
+    assert [node.name for node in model.graph.node] == ['mm12']
     done = subprocess.run([sys.executable, folder / 'run.py'], capture_output=True, text=True)
-    assert done.returncode == 0 and 'the fault is shown' in done.stdout, done.stderr
-    assert json.loads((folder / 'case.json').read_text())['check'] == kind
-    assert 'm.onnx' in (folder / 'README.md').read_text()
-    if corrected:
-        model = onnx.load(folder / 'model.onnx')
-        good = next(tensor for tensor in chain(20).graph.initializer if tensor.name == corrected)
-        model.graph.initializer[0].CopyFrom(good)
-        onnx.save(model, folder / 'model.onnx')
-        done = subprocess.run([sys.executable, folder / 'run.py'], capture_output=True, text=True)
-        assert done.returncode == 1 and 'NOT shown' in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / 'case.json').read_text())['check'] == 'differs'
+    good = next(tensor for tensor in chain(20).graph.initializer if tensor.name == 'w12')
+    model.graph.initializer[0].CopyFrom(good)
+    onnx.save(model, folder / 'model.onnx')
+    assert subprocess.run([sys.executable, folder / 'run.py'], capture_output=True).returncode == 1

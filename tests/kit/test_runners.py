@@ -26,7 +26,7 @@ HEADERS = os.environ.get('KIT_ORT_INCLUDE', '/usr/include/onnxruntime')
 OPENVINO = os.environ.get('KIT_OPENVINO_PYTHON', '')
 """Python of an environment with openvino and numpy."""
 LIBRARY = 'node_modules/onnxruntime-node/bin/napi-v6/linux/x64/libonnxruntime.so.1'
-FAKE_TRTEXEC = Path(__file__).parents[1] / 'support/fake_trtexec.py'
+FAKE_TRTEXEC = Path(__file__).with_name('fake_trtexec.py')
 
 
 def call(words, cwd, **environment):

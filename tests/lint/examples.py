@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,21 +73,10 @@ def repeated(self: Model, x: Tensor, n: Tensor) -> Tensor:
     return x
 
 
-def doubled_until_large(self: Model, x: Tensor) -> Tensor:
-    while x.max() < 8:
-        x = x * 2 + 1
-    return x
-
-
 def doubled_when_many(self: Model, x: Tensor) -> Tensor:
     if x.shape[0] > 5:
         return x * 2
     return x
-
-
-def row_by_count(self: Model, x: Tensor) -> Tensor:
-    count, _ = x.shape
-    return torch.stack([x[index] * (index + 1) for index in range(count)])
 
 
 def writes_column_of_mask(self: Model, x: Tensor) -> Tensor:
@@ -116,36 +104,9 @@ def rectifies_slice(self: Model, x: Tensor) -> Tensor:
     return x
 
 
-def writes_flat_view(self: Model, x: Tensor) -> Tensor:
-    x = x.clone()
-    x.view(-1)[0] = 5.0
-    return x
-
-
-def adds_into_named_row(self: Model, x: Tensor) -> Tensor:
-    x = x.clone()
-    row = x[0]
-    row += x[1]
-    return x
-
-
-def writes_on_one_line(self: Model, x: Tensor) -> Tensor:
-    x = x.clone()
-    x[1:-1, :2] = x[1:-1, 1:] * 2
-    x[:, :2].sigmoid_()
-    x[1:] += 1
-    return x
-
-
 def keeps_memory(self: Model, x: Tensor) -> Tensor:
     self.memory = self.memory * 0.5 + x
     return self.memory * 1.0
-
-
-class Relu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clamp(min=0)
 
 
 TIMES = (ROWS, torch.tensor(2)), (FALLING, torch.tensor(3))
@@ -159,20 +120,18 @@ EXAMPLES: dict[str, tuple[Example, Example, list[Example]]] = {
         Example(lambda self, x: x * x.max()),
         [
             Example(lambda self, x: x[:, :2] / torch.tensor([x[:, 0].max(), x[:, 1].max()])),
-            Example(lambda self, x: x + torch.from_numpy(np.clip(x.numpy(), 0, 1))),
         ],
     ),
     'value-in-branch': (
         Example(if_positive),
         Example(lambda self, x: torch.where(x.sum() > 0, x * 2, -x)),
-        [Example(repeated, *TIMES), Example(doubled_until_large)],
+        [Example(repeated, *TIMES)],
     ),
     'size-to-python': (
         rows(lambda self, x: x.sum(0) / len(x)),
         rows(lambda self, x: x.sum(0) / x.shape[0]),
         [
             rows(lambda self, x: x[: int(x.shape[0] / 2)]),
-            rows(lambda self, x: x[:, 0].topk(min(5, x.shape[0]))[0]),
         ],
     ),
     'size-in-branch': (
@@ -185,7 +144,6 @@ EXAMPLES: dict[str, tuple[Example, Example, list[Example]]] = {
         rows(lambda self, x: x * torch.arange(1, x.shape[0] + 1)[:, None]),
         [
             rows(lambda self, x: torch.stack([x[index] for index in range(x.shape[0])])),
-            rows(row_by_count),
         ],
     ),
     'tensor-data': (
@@ -199,8 +157,6 @@ EXAMPLES: dict[str, tuple[Example, Example, list[Example]]] = {
         [
             Example(adds_into_view),
             Example(rectifies_slice),
-            Example(writes_flat_view),
-            Example(adds_into_named_row),
         ],
     ),
     'unused-input': (two(lambda self, x, y: x * 2), two(lambda self, x, y: x * 2 + y), []),
@@ -219,8 +175,6 @@ EXAMPLES: dict[str, tuple[Example, Example, list[Example]]] = {
         two(lambda self, x, noise: x + noise),
         [
             Example(lambda self, x: F.dropout(x, 0.5)),
-            Example(lambda self, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)),
-            Example(lambda self, x: x + torch.empty_like(x).cauchy_()),
         ],
     ),
     'unsupported-operator': (
@@ -228,8 +182,6 @@ EXAMPLES: dict[str, tuple[Example, Example, list[Example]]] = {
         BESSEL_SERIES,
         [
             Example(lambda self, x: x.triu(1), opset=13),
-            Example(lambda self, x: x @ torch.inverse(x[:3])),
-            Example(lambda self, x: Relu.apply(x) * 2),
         ],
     ),
 }

@@ -81,12 +81,3 @@ def test_a_backbone_of_any_size_passes_and_one_of_mmdet_is_not_tried(backbones, 
     backbone = build_backbone(dict(type='ResNet', depth=18, norm_eval=False))
     neck = build_neck(dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=8, num_outs=4))
     check_dynamic_parts(Detector(backbone, neck))
-
-
-def test_a_neck_is_tried_with_the_maps_of_the_backbone(backbones):
-    class Neck(nn.Module):
-        def forward(self, maps):
-            return (maps[0][:, :, : int(maps[0].shape[2]) - 1],)
-
-    with pytest.raises(UsageError, match='Neck'):
-        check_dynamic_parts(Detector(backbones.Free(), Neck()))

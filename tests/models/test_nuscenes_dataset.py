@@ -1,6 +1,5 @@
 """The data set on a generated drive: poses, sequences, stacking, the devkit's evaluator, refusals."""
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -107,13 +106,3 @@ def test_matrices_are_computed_in_the_precision_of_the_golden_ones():
         }
         result = np.array(camera_inputs(camera, 'golden')['lidar2img'])
         assert np.abs(result - golden[f'f{i}_lidar2img']).max() < 2e-3
-
-
-def test_infos_are_sorted_by_time(root, tmp_path):
-    path = Path(root) / 'drive2d_temporal_infos_val.pkl'
-    content = pickle.loads(path.read_bytes())
-    content['infos'].reverse()
-    (tmp_path / path.name).write_bytes(pickle.dumps(content))
-    config = data(root)['val']
-    reverse = build_dataset(dict(config, ann_file=str(tmp_path / path.name)))
-    assert [i['token'] for i in reverse.data_infos] == [i['token'] for i in build_dataset(config).data_infos]

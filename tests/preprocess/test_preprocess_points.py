@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -88,8 +87,3 @@ def test_nothing_in_range_gives_no_voxel():
     for points in (far, far[:0]):
         features, coordinates = voxelise(points, RULE)
         assert features.shape == (0, 5) and coordinates.shape == (0, 4)
-
-
-def test_a_rule_survives_json():
-    assert VoxelRule.from_json(json.loads(json.dumps(RULE.to_json()))) == RULE
-    assert RULE.grid_size == (144, 144, 40)

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.files import read_files
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
-from mmdeploy_ext.quantize.calibration_sets import calibration_frames, camera_frames
+from mmdeploy_ext.quantize.calibration_sets import camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from toy_streampetr_export import FACTS
 
@@ -119,15 +119,6 @@ def test_infos_and_folders_give_the_same_frames_in_the_models_order_of_cameras(d
     assert camera_frames(moved, RULE, drive) == expected
     with pytest.raises(DataError, match=r'00\.png.*--data-root'):
         camera_frames(moved, RULE)
-
-
-def test_frames_are_prepared_as_the_runtime_does(drive):
-    frames = camera_frames(drive, RULE)
-    feeds = list(calibration_frames(metadata('extract_img_feat', ['img']), frames).subset(2))
-    assert [list(feed) for feed in feeds] == [['img'], ['img']]
-    for feed, frame in zip(feeds, (frames[0], frames[-1]), strict=True):
-        expected = RULE.apply([cv2.imread(str(path)) for path in frame])
-        np.testing.assert_array_equal(feed['img'], expected)
 
 
 def test_a_folder_gives_a_folder_with_its_backbone_in_int8_and_the_rest_as_it_was(folder, drive, tmp_path):

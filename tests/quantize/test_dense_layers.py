@@ -10,7 +10,6 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.cli.quantize_app import int8_layers
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.quantize.dense import (
     OPERATORS,
     DenseQuantiser,
@@ -220,48 +219,3 @@ def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared()
     made = DenseGraph(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8))
     assert made.last == ['enc/scores', 'dec/head']
     assert made.compared == ['enc/scores']
-
-
-def test_a_constant_that_a_body_alone_reads_stays():
-    """The fixed suppression of proposals is a Loop before the layers of regions."""
-    model = residual_model()
-    relu = next(node for node in model.graph.node if node.output[0] == 'x')
-    relu.output[0] = 'before'
-    kinds = dict(again=TensorProto.BOOL, go=TensorProto.BOOL, turn=TensorProto.INT64)
-    given = [helper.make_tensor_value_info(name, kinds[name], []) for name in ('turn', 'again')]
-    given.append(helper.make_tensor_value_info('state', TensorProto.FLOAT, None))
-    made = [
-        helper.make_tensor_value_info('go', kinds['go'], []),
-        helper.make_tensor_value_info('next', TensorProto.FLOAT, None),
-    ]
-    steps = [
-        helper.make_node('Identity', ['again'], ['go']),
-        helper.make_node('Mul', ['state', 'unit'], ['next']),
-    ]
-    body = helper.make_graph(steps, 'body', given, made)
-    own = [
-        helper.make_node('Constant', [], ['unit'], 'net/unit', value_float=1.0),
-        helper.make_node('Constant', [], ['count'], 'net/count', value_int=2),
-        helper.make_node('Loop', ['count', '', 'before'], ['x'], 'net/loop', body=body),
-    ]
-    place = list(model.graph.node).index(relu) + 1
-    for node in reversed(own):
-        model.graph.node.insert(place, node)
-    quantised = quantiser(model)
-    layers = [layer.name for layer in quantised.graph.layers]
-    whole = finish_model(quantised.graph, quantised.network(layers), {})
-    onnx.checker.check_model(whole)
-    assert run.Runner(whole, ['score0']).run(batches(1)[0])['score0'].shape == (1, 4, SIZE, SIZE)
-
-
-def test_the_default_of_an_input_that_layers_follow_stays():
-    """The layers of a mask head follow the scale of the picture."""
-    model = residual_model()
-    next(node for node in model.graph.node if node.output[0] == 'stem').input[0] = 'scaled'
-    model.graph.node.insert(0, helper.make_node('Mul', ['input', 'factor'], ['scaled'], 'net/scale'))
-    model.graph.input.append(helper.make_tensor_value_info('factor', TensorProto.FLOAT, [1]))
-    model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), 'factor'))
-    made = DenseQuantiser(DenseGraph(model))
-    made.calibrate([dict(batch, factor=np.ones(1, np.float32)) for batch in batches()])
-    whole = finish_model(made.graph, made.network([layer.name for layer in made.graph.layers]), {})
-    assert Index(whole).inputs == ['input']

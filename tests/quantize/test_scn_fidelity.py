@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 
 import toy_sparse
-import toy_sparse_graph
-from mmdeploy_ext.quantize.difference import Difference
 from mmdeploy_ext.quantize.fidelity import fidelity
 from mmdeploy_ext.quantize.simulation import Simulation
 from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps
 from mmdeploy_ext.sparse import engine
 
-SWEEPS = [toy_sparse_graph.voxels(1000, seed) for seed in range(2)]
+SWEEPS = [toy_sparse.voxels(toy_sparse.SMALL_GRID, 1000, seed) for seed in range(2)]
 
 
 @pytest.fixture(scope='module')
 def graph():
-    return toy_sparse_graph.graph()
+    return toy_sparse.small()
 
 
 @pytest.fixture(scope='module')
@@ -29,14 +27,6 @@ def ranges(graph):
 def with_range(ranges, name, factor):
     node = dataclasses.replace(ranges.nodes[name], input_amax=ranges.nodes[name].input_amax * factor)
     return dataclasses.replace(ranges, nodes={**ranges.nodes, name: node})
-
-
-def with_precision(graph, **precisions):
-    nodes = [
-        dataclasses.replace(node, precision=precisions[node.name]) if node.name in precisions else node
-        for node in graph.nodes
-    ]
-    return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
 def test_a_simulated_layer_equals_integer_arithmetic(graph, ranges):
@@ -95,7 +85,7 @@ def test_fp16_is_far_closer_than_int8(graph, ranges):
     assert result.sweeps == 2
 
 
-@pytest.mark.parametrize('name', ['conv1', 'add0', 'conv3'])
+@pytest.mark.parametrize('name', ['conv1', 'add0'])
 def test_a_layer_with_a_bad_range_comes_first_and_advice_keeps_it_in_fp16(graph, ranges, name):
     bad = with_range(ranges, name, 0.05)
     result = fidelity(graph, bad, SWEEPS, target=0.999)
@@ -104,7 +94,14 @@ def test_a_layer_with_a_bad_range_comes_first_and_advice_keeps_it_in_fp16(graph,
     assert result.fp16_layers[0][1] >= 0.999 > result.int8.cosine
     clipped = {row.name: row.clipped for row in result.rows}
     assert clipped[name] > 0.05 > max(share for other, share in clipped.items() if other != name)
-    assert f'Keep in fp16, cosine after each: {name} (' in result.advice_text()
+
+
+def with_precision(graph, **precisions):
+    nodes = [
+        dataclasses.replace(node, precision=precisions[node.name]) if node.name in precisions else node
+        for node in graph.nodes
+    ]
+    return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
 def test_layers_that_the_graph_keeps_in_fp16_are_not_int8(graph, ranges):
@@ -115,16 +112,3 @@ def test_layers_that_the_graph_keeps_in_fp16_are_not_int8(graph, ranges):
     row = next(row for row in kept.rows if row.name == 'conv1')
     assert row.output is None
     assert row.local.error > 0.5  # what int8 would do to it
-
-
-def test_differences_over_sweeps_are_those_of_all_values_together():
-    rng = np.random.default_rng(0)
-    ones, others = rng.standard_normal((2, 3, 50)).astype(np.float32)
-    found = Difference()
-    for one, other in zip(ones, others, strict=True):
-        found.add(one, other)
-    found.add(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))
-    one, other = ones.ravel(), others.ravel()
-    assert found.cosine == pytest.approx(one @ other / np.linalg.norm(one) / np.linalg.norm(other), rel=1e-5)
-    assert found.error == pytest.approx(np.linalg.norm(one - other) / np.linalg.norm(one), rel=1e-5)
-    assert found.largest_error == np.abs(one - other).max()

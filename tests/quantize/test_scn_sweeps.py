@@ -1,6 +1,5 @@
 """Sweeps for calibration: folders and infos, against mmdet3d's own loading; what is refused."""
 
-import json
 import pickle
 
 import numpy as np
@@ -74,11 +73,6 @@ def test_a_folder_gives_its_sweeps_in_order_of_names(tmp_path):
     np.testing.assert_array_equal(found[3][1][1], [4, 5, 6, 7])
 
 
-def test_columns_are_those_that_the_model_takes(tmp_path):
-    sweeps = Sweeps(write(tmp_path / 'a', [1]), keep, PointRule(5, (0, 1, 2, 4)))
-    np.testing.assert_array_equal(next(iter(sweeps))[0], cloud(1)[:, [0, 1, 2, 4]])
-
-
 def test_a_limit_takes_sweeps_evenly(tmp_path):
     sweeps = Sweeps(write(tmp_path / 'a', range(9)), keep, RULE, limit=3)
     assert [int(features[0, 4]) for features, _ in sweeps] == [0, 4, 8]
@@ -113,29 +107,6 @@ def test_infos_with_past_sweeps_give_mmdet3ds_points(tmp_path, past, remove_clos
             | dict(timestamp=info['timestamp'] / 1e6, sweeps=past_sweeps)
         )
         np.testing.assert_array_equal(points, expected['points'].tensor.numpy())
-
-
-def test_infos_are_found_in_all_forms(tmp_path):
-    infos = infos_of(tmp_path, 1)
-    path = infos[0]['lidar_path']
-    for number, content in enumerate(
-        [
-            dict(infos=infos, metadata=dict(version='v1.0')),
-            infos,
-            dict(data_list=[dict(lidar_points=dict(lidar_path=path))]),
-            [dict(point_cloud=dict(velodyne_path=path))],
-        ]
-    ):
-        sweeps = Sweeps(dump(tmp_path, content, f'{number}.pkl'), keep, RULE)
-        np.testing.assert_array_equal(next(iter(sweeps))[0], cloud(0))
-    (tmp_path / 'infos.json').write_text(json.dumps(dict(infos=[dict(lidar_path=path)])))
-    assert len(list(Sweeps(tmp_path / 'infos.json', keep, RULE))) == 1
-
-
-def test_the_rule_comes_from_the_pipeline():
-    load = dict(type='LoadPointsFromFile', load_dim=5, use_dim=[0, 1, 2, 3])
-    assert PointRule.from_pipeline([load], 5) == PointRule(5, (0, 1, 2, 3))
-    assert PointRule.from_pipeline([dict(type='Other')], 4) == PointRule(4, (0, 1, 2, 3))
 
 
 def test_a_sweep_that_cannot_be_read_is_named_when_its_turn_comes(tmp_path):

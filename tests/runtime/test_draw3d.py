@@ -1,14 +1,12 @@
 """Boxes are drawn where they are: in the right camera, at the right pixels, cut at the camera, from above."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
 from mmdeploy_ext.runtime.bird_eye import BoxLayer, bird_eye, box_corners
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.draw import class_colour, track_colour
+from mmdeploy_ext.runtime.draw import class_colour
 from mmdeploy_ext.runtime.draw3d import (
     NEAR,
     camera_mosaic,
@@ -110,29 +108,3 @@ def test_forward_is_up_from_above(forward, place, quadrant):
     pixels = 30 * 400 / (2 * 61.2)
     assert rows.mean() == pytest.approx(200 + offset[0] * pixels, abs=4)
     assert columns.mean() == pytest.approx(200 + offset[1] * pixels, abs=4)
-
-
-def test_what_moves_has_an_arrow_to_where_it_is_in_a_second():
-    still, moving = (
-        coloured(bird_eye([BoxLayer('x', detections(box(20, 0, vx=speed)))], CLASSES, 400))
-        for speed in (0.1, 15.0)
-    )
-    assert moving[1].max() - still[1].max() == pytest.approx((15 - 2) * 400 / (2 * 61.2), abs=4)
-
-
-def test_a_box_keeps_the_colour_of_its_track_whatever_its_class_and_its_neighbours():
-    image, boxes = np.zeros((180, 320, 3), np.uint8), [box(12, 0), box(20, 5)]
-    frames = (
-        dict(labels=[0, 1], ids=[7, 3]),
-        dict(labels=[2, 1], ids=[7, 12]),
-        dict(labels=[0, 0], ids=[-1, 7]),
-    )
-    for frame in frames:
-        tracks = dataclasses.replace(detections(*boxes, labels=frame['labels']), ids=np.array(frame['ids']))
-        layer = BoxLayer('tracks', tracks)
-        for picture in (draw_camera(image, looking(0.0), layer, CLASSES), bird_eye([layer], CLASSES)):
-            for track_id in (3, 7, 12, -1):
-                drawn = (picture == track_colour(track_id)).all(-1).any()
-                assert drawn == (track_id in frame['ids'])
-    assert layer.name(0, CLASSES) == 'class 0'
-    assert layer.name(1, CLASSES) == 'class 0 #7'

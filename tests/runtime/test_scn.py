@@ -67,6 +67,7 @@ def test_no_voxel_is_an_empty_scene(path):
     assert not dense.any()
 
 
+@pytest.mark.matrix
 def test_the_real_sweep_equals_spconv(tmp_path):
     golden = toy_sparse.golden('input_real_bevfusion')
     if golden is None:

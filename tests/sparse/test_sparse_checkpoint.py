@@ -127,32 +127,6 @@ def test_a_1x1x1_kernel_of_spconv_1_computes_what_it_did_there(outputs, stride, 
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
-class Cubes(torch.nn.Module):
-    """Kernels whose shape is the same in every layout: 3x3x3 with 3 channels; `wider` decides."""
-
-    def __init__(self, wider=()):
-        super().__init__()
-        self.cube = spconv.SubMConv3d(3, 3, 3, bias=False)
-        for number, (inputs, outputs) in enumerate(wider):
-            self.add_module(f'wider{number}', spconv.SubMConv3d(inputs, outputs, 3, bias=False))
-
-
-def test_a_kernel_that_fits_every_layout_follows_the_others_or_is_refused(tmp_path):
-    weight = torch.randn(3, 3, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    alone = save({'cube.weight': weight}, tmp_path, 'alone.pth')
-    with pytest.raises(CheckpointError, match=r'1.*cube.weight.*--weight-layout'):
-        load_model(alone, Cubes())
-    for layout, order in (('spconv1', (4, 0, 1, 2, 3)), ('spconv2', (0, 1, 2, 3, 4))):
-        module = Cubes()
-        load_model(alone, module, weight_layout=layout)
-        assert torch.equal(module.cube.weight, weight.permute(order))
-        wider = torch.zeros(3, 3, 3, 3, 5) if layout == 'spconv1' else torch.zeros(5, 3, 3, 3, 3)
-        module = Cubes([(3, 5)])
-        path = save({'cube.weight': weight, 'wider0.weight': wider}, tmp_path)
-        assert load_model(path, module).layouts['cube.weight'] == layout
-        assert torch.equal(module.cube.weight, weight.permute(order))
-
-
 def test_kernels_of_mmcv_ops_are_those_of_spconv_1(tmp_path):
     ops = pytest.importorskip('mmcv.ops')
     module = torch.nn.Module()

@@ -39,10 +39,6 @@ def replace_weight(name, change):
     return mutate
 
 
-def without_initializer(name):
-    return lambda model: model.graph.initializer.remove(weights(model, name))
-
-
 def inputs(node, *names):
     def mutate(model):
         node_of(model, node).ClearField('input')
@@ -74,27 +70,10 @@ FAULTS = {
     # what the parser swallows
     'unfused batch norm': (XYZ, inputs('conv2', '2', 'spconv2.weight'), 'conv2', 'missing-bias'),
     'unknown operator': (XYZ, operator('relu3', 'LeakyRelu'), 'relu3', 'unknown-operator'),
-    'unknown tensor': (
-        XYZ,
-        inputs('conv4', '600', 'spconv4.weight', 'spconv4.bias'),
-        'conv4',
-        'unknown-tensor',
-    ),
-    'no initializer': (XYZ, without_initializer('spconv7.bias'), 'conv7', 'initializer-missing'),
     'fp32 weights': (XYZ, replace_weight('spconv7.weight', np.float32), 'conv7', 'initializer-type'),
-    'no kernel size': (XYZ, attribute('conv6', 'kernel_size', None), 'conv6', 'attribute-missing'),
     # what runs and is wrong
     'misspelt activation': (XYZ, attribute('conv3', 'activation', 'relu'), 'conv3', 'activation'),
-    'misspelt precision': (INT8, attribute('conv3', 'precision', 'INT8'), 'conv3', 'precision'),
     'groups': (XYZ, attribute('conv3', 'groups', 2), 'conv3', 'never-read'),
-    'spconv 1 layout': (
-        XYZ,
-        replace_weight(
-            'spconv3.weight', lambda array: np.ascontiguousarray(array[:8].transpose(1, 2, 3, 4, 0))
-        ),
-        'conv3',
-        'weight-shape',
-    ),
     'overflow to infinity': (
         XYZ,
         replace_weight('spconv3.weight', first_channel(np.inf)),
@@ -102,27 +81,12 @@ FAULTS = {
         'not-finite',
     ),
     'amax missing': (INT8, attribute('conv4', 'input_dynamic_range', None), 'conv4', 'amax'),
-    'a zero weight range': (
-        INT8,
-        attribute('conv4', 'weight_dynamic_ranges', [0.0] + [1.0] * 15),
-        'conv4',
-        'amax',
-    ),
-    'int8 kept for scatter': (INT8, attribute('conv20', 'output_precision', 'int8'), 'scatter0', 'amax'),
     'bound below traced rows': (
         XYZ,
         attribute('conv5', 'output_shape', [300000, 32]),
         'conv5',
         'output-bound',
     ),
-    'disconnected': (
-        XYZ,
-        inputs('conv20', '31', 'spconv20.weight', 'spconv20.bias'),
-        'relu7',
-        'disconnected',
-    ),
-    'add across levels': (XYZ, inputs('add2', '11', '9'), 'add2', 'add-shape'),
-    'rulebook of another level': (XYZ, attribute('conv6', 'rulebook', 'subm1'), 'conv6', 'rulebook'),
     'stride that the shapes do not follow': (
         XYZ,
         attribute('conv5', 'stride', [2, 2, 1]),
@@ -133,15 +97,6 @@ FAULTS = {
 }
 HARMLESS = {
     'small bound': (XYZ, attribute('conv6', 'output_bound', 100000), 'conv6', 'output-bound'),
-    'channels without a kernel': (
-        XYZ,
-        lambda model: (
-            replace_weight('spconv0.weight', lambda array: array[:8])(model),
-            replace_weight('spconv0.bias', lambda array: array[:8])(model),
-        ),
-        'conv0',
-        'no-kernel',
-    ),
     'a wide grid': (XYZ, lambda model: None, 'conv0', 'grid-size'),
 }
 

@@ -83,6 +83,7 @@ def test_bevfusion_equals_the_reference(kind, precision, order):
     )
 
 
+@pytest.mark.matrix
 def test_a_real_sweep_leaves_its_row_counts_in_the_file():
     features, coordinates = scn_goldens.voxels('input_real_bevfusion')
     graph = trace(
@@ -92,42 +93,13 @@ def test_a_real_sweep_leaves_its_row_counts_in_the_file():
     assert_equal_but_ir_version(fold(graph, 'fp16'), 'bevfusion.plain_real.xyz')
 
 
-@pytest.mark.parametrize('order', ['xyz', 'zyx'])
-def test_bevfusion_int8_equals_the_reference(order):
+@pytest.mark.parametrize(('kind', 'order'), [('int8', 'xyz'), ('int8', 'zyx'), ('fp16attr', 'xyz')])
+def test_bevfusion_with_precisions_equals_the_reference(kind, order):
     graph = fold(traced('bevfusion'), 'fp32')
     ranges = seeded_ranges(graph, scn_nets.BEVFUSION_PREFIX, half=True)
-    graph = apply_precision(reorder(graph, order), 'int8', fp16_ends(graph), ranges)
-    assert_equal_but_ir_version(graph, f'bevfusion.int8.{order}')
-
-
-def test_bevfusion_with_fp16_attributes_equals_the_reference():
-    order = 'xyz'
-    graph = fold(traced('bevfusion'), 'fp32')
-    ranges = seeded_ranges(graph, scn_nets.BEVFUSION_PREFIX, half=True)
-    assert_equal_but_ir_version(
-        apply_precision(reorder(graph, order), 'fp16', ranges=ranges), f'bevfusion.fp16attr.{order}'
-    )
-
-
-def test_calibrated_int8_equals_the_reference_with_its_ranges():
-    expected = scn_goldens.node_list('bevfusion.int8_calib.xyz')
-    nodes = {}
-    for node in expected['nodes']:
-        values = {name: attribute['value'] for name, attribute in node['attributes'].items()}
-        if 'precision' in values:
-            shared = values.get('input_dynamic_range', values.get('input0_dynamic_range'))
-            nodes[node['name']] = NodeRange(
-                '', shared, tuple(values.get('weight_dynamic_ranges', ())) or None
-            )
-    graph = fold(traced('bevfusion'), 'fp32')
-    ranges = Ranges(nodes, 'mse', 'golden', 1, '')
-    assert_equal_but_ir_version(
-        apply_precision(graph, 'int8', fp16_ends(graph), ranges), 'bevfusion.int8_calib.xyz'
-    )
-    own = seeded_ranges(graph, scn_nets.BEVFUSION_PREFIX, half=True)
-    assert list(own.nodes) == list(nodes)
-    for name, known in nodes.items():  # its weight ranges are the seeded rule's, to the bit
-        assert own.nodes[name].weight_amax == known.weight_amax
+    precision = ('int8', fp16_ends(graph), ranges) if kind == 'int8' else ('fp16', {}, ranges)
+    graph = apply_precision(reorder(graph, order), *precision)
+    assert_equal_but_ir_version(graph, f'bevfusion.{kind}.{order}')
 
 
 def test_centerpoint_equals_the_reference():

@@ -60,18 +60,6 @@ def test_it_equals_dense_convolution(exported, rows):
     assert np.abs(found - expected).max() <= RTOL * np.abs(expected).max()
 
 
-def test_voxels_on_every_face_and_a_full_grid(form):
-    graph = toy_sparse.bevfusion((8, 8, 25))
-    session = session_of(portable.to_onnx(graph, form=form))
-    full = np.pad(np.indices((8, 8, 25)).reshape(3, -1).T, ((0, 0), (1, 0))).astype(np.int32)
-    edge = ((full[:, 1:] == 0) | (full[:, 1:] == [7, 7, 24])).any(1)
-    for coordinates in (full[edge], full):
-        features = np.random.default_rng(0).standard_normal((len(coordinates), 5)).astype(np.float32)
-        found = session.run(['bev'], all_feeds(graph, features, coordinates, form))[0]
-        expected = toy_sparse.dense_reference(graph, coordinates, features)[graph.output]
-        assert np.abs(found - expected).max() <= RTOL * np.abs(expected).max()
-
-
 def test_it_is_valid_onnx_of_standard_operators(exported):
     _, _, model, _ = exported
     onnx.checker.check_model(model, full_check=True)
@@ -115,19 +103,6 @@ def test_other_layers(form, name, graph):
     assert np.abs(found - expected).max() <= RTOL * np.abs(expected).max()
     ours = engine.run(graph, coordinates, features)
     assert np.abs(ours - expected).max() <= RTOL * np.abs(expected).max()
-
-
-def test_openvino_gives_the_same(exported):
-    openvino = pytest.importorskip('openvino', reason='skipped: OpenVINO is not installed')
-    graph, form, model, session = exported
-    compiled = openvino.Core().compile_model(
-        openvino.Core().read_model(model.SerializeToString()), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'}
-    )
-    for rows in (200, 0):
-        features, coordinates = voxels_of(rows, graph.order)
-        feeds = all_feeds(graph, features, coordinates, form)
-        found, expected = compiled(feeds)['bev'], session.run(['bev'], feeds)[0]
-        assert np.abs(found - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1e-9), rows
 
 
 def test_spconv_gives_the_same(form):

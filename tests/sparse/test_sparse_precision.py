@@ -5,7 +5,6 @@ import pytest
 
 import scn_nets
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
@@ -14,9 +13,7 @@ from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
 
 @pytest.fixture(scope='module')
 def graph():
-    small = dict(channels=((4, 4, 8), (8, 8)), paddings=((0, 0, 1), (0, 0)), output_channels=8, base=4)
-    model = scn_nets.bevfusion((20, 24, 9), **small)
-    return fold(trace(model, order='xyz', spatial_shape=(20, 24, 9), in_channels=5))
+    return fold(scn_nets.traced_small())
 
 
 @pytest.fixture(scope='module')

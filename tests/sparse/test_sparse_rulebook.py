@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -10,8 +9,7 @@ import pytest
 import scn_goldens
 import toy_sparse
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.sparse import buckets
-from mmdeploy_ext.sparse.plan import Plan, dense_output_shape, plan_of
+from mmdeploy_ext.sparse.plan import dense_output_shape, plan_of
 from mmdeploy_ext.sparse.rulebook import Level, build
 from toy_rulebook import strided_level, submanifold_table
 
@@ -77,47 +75,6 @@ def test_strided_sites_and_tables_equal_a_search_by_dictionary(rows, geometry):
     assert level.spatial_shape == shape
     assert np.array_equal(level.coordinates, expected)  # sorted: ascending order is part of the claim
     assert np.array_equal(table, slow_table(coordinates, expected, *geometry))
-
-
-def arrangements(plan, rulebook, threads=1):
-    layouts = {table.name: buckets.Layout.of(table.kernel_size) for table in plan.tables}
-    rows_in = {table.name: len(rulebook.levels[table.level_in]) for table in plan.tables}
-    return buckets.arrange(rulebook.tables, rows_in, layouts, threads)
-
-
-@pytest.mark.parametrize('rows', [0, 200])
-def test_buckets_hold_every_neighbour_once(rows):
-    plan = plan_of(toy_sparse.bevfusion())
-    rulebook = build(plan, toy_sparse.voxels(rows=rows)[1] if rows else np.zeros((0, 4), np.int32))
-    for table in plan.tables:
-        found = arrangements(plan, rulebook)[table.name]
-        layout, whole = buckets.Layout.of(table.kernel_size), rulebook.tables[table.name].T
-        none = len(rulebook.levels[table.level_in])
-        rebuilt = np.full_like(whole, none)
-        ends, offset_ends = np.cumsum(found.lengths), np.cumsum(found.sizes)
-        for group, position in enumerate(found.positions):
-            lines, last = [], int(group == layout.bias_group)
-            for piece in range(group * layout.buckets, (group + 1) * layout.buckets):
-                entries = found.rows[ends[piece] - found.lengths[piece] : ends[piece]]
-                offsets = found.offsets[offset_ends[piece] - found.sizes[piece] : offset_ends[piece]]
-                lines += [(offsets, row) for row in entries.reshape(-1, len(offsets))]
-            assert position[-1] == len(lines) + last
-            for site, line in enumerate(position[:-1]):
-                if line < len(lines):
-                    offsets, entry = lines[line]
-                    rebuilt[site, offsets] = entry
-        assert np.array_equal(rebuilt, whole), table.name
-
-
-def test_a_plan_shares_what_is_the_same_and_nothing_else():
-    plan = plan_of(toy_sparse.bevfusion())
-    assert [(table.level_in, table.level_out, table.subm) for table in plan.tables] == [
-        (0, 0, True), (0, 1, False), (1, 1, True), (1, 2, False), (2, 2, True), (2, 3, False), (3, 3, True),
-        (3, 4, False),
-    ]  # fmt: skip
-    assert len({table.name for table in plan.tables}) == 8
-    assert plan.scatters[0].axes == (2, 0, 1)
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SERVER = multiprocessing.get_context('forkserver')
+SERVER, FORKED = (multiprocessing.get_context(name) for name in ('forkserver', 'fork'))
+"""Processes with mmdet imported; and copies of this one, for scripts that compute nothing."""
 
 
 @functools.cache
@@ -26,7 +28,9 @@ def serve() -> None:
         forkserver.ensure_running()
 
 
-def run_ranks(folder: Path, lines: Sequence[Sequence[object]], size: int = 0, timeout: float = 150) -> list:
+def run_ranks(
+    folder: Path, lines: Sequence[Sequence[object]], size: int = 0, timeout: float = 150, start: Any = SERVER
+) -> list:
     """Run a Python script in several processes, until the last one ends.
 
     Args:
@@ -34,11 +38,15 @@ def run_ranks(folder: Path, lines: Sequence[Sequence[object]], size: int = 0, ti
         lines: the script and its words, per rank.
         size: of the run, if some ranks do not come.
         timeout: seconds.
+        start: SERVER or FORKED.
 
     Returns:
         Exit status, stdout and stderr of each; a status of None where it had to be ended.
     """
-    serve()
+    if start is SERVER:
+        serve()
+    else:
+        import mmcv_and_mmdet  # noqa: F401
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])
@@ -46,7 +54,7 @@ def run_ranks(folder: Path, lines: Sequence[Sequence[object]], size: int = 0, ti
     started = []
     for rank, line in enumerate(lines):
         given = (folder / f'rank{rank}', [str(word) for word in line], dict(place, RANK=str(rank)))
-        started.append(SERVER.Process(target=_run, args=given))
+        started.append(start.Process(target=_run, args=given))
         started[-1].start()
     try:
         for process in started:
@@ -62,6 +70,7 @@ def run_ranks(folder: Path, lines: Sequence[Sequence[object]], size: int = 0, ti
 def _run(path: Path, words: list[str], environment: dict[str, str]) -> None:
     for number, end in ((1, '.out'), (2, '.err')):
         os.dup2(os.open(path.with_suffix(end), os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, 'w', closefd=False) for number in (1, 2))  # not pytest's
     os.environ.update(environment, CUDA_VISIBLE_DEVICES='')
     os.chdir(REPOSITORY)
     sys.argv = words

@@ -1,10 +1,14 @@
 """Sparse encoders for tests, written here: the two reference networks at any grid, and small odd ones."""
 
+import functools
+
 import torch
 from mmdet3d.models.middle_encoders import SparseEncoder
 from mmdet3d.ops import make_sparse_convmodule
 from spconv.pytorch import SparseConv3d, SparseConvTensor, SparseModule, SparseSequential, SubMConv3d
 from torch import nn
+
+from mmdeploy_ext.exporting.sparse.trace import trace
 
 CHANNELS = ((16, 16, 32), (32, 32, 64), (64, 64, 128), (128, 128))
 XYZ_PADDINGS = ((0, 0, 1), (0, 0, 1), (0, 0, (1, 1, 0)), (0, 0))
@@ -51,6 +55,16 @@ def bevfusion(shape=(1440, 1440, 41), channels=CHANNELS, paddings=XYZ_PADDINGS, 
         block_type='basicblock',
     )
     return encoder.eval()
+
+
+SMALL = dict(channels=((4, 4, 8), (8, 8)), paddings=((0, 0, 1), (0, 0)), output_channels=8, base=4)
+
+
+@functools.cache
+def traced_small():
+    """Return the graph of a small BEVFusion encoder, 20 x 24 x 9 cells."""
+    torch.manual_seed(10)  # other weights make float32 sums of another order differ by more
+    return trace(bevfusion((20, 24, 9), **SMALL), order='xyz', spatial_shape=(20, 24, 9), in_channels=5)
 
 
 class Det3dBlock(SparseModule):

@@ -8,6 +8,7 @@ about a model have those of the model, which are recorded as before.
 import contextvars
 import functools
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -25,7 +26,8 @@ def on_a_short_stack(trace):
 
     @functools.wraps(trace)
     def run(*args, **options):
-        if keeps_thread(torch) or sys.gettrace() or sys.getprofile():
+        is_watched = (sys.gettrace() and not threading.gettrace()) or sys.getprofile()
+        if keeps_thread(torch) or is_watched:
             return trace(*args, **options)
         has_gradients = torch.is_grad_enabled()
 

@@ -1,11 +1,10 @@
-"""Small ordinary ONNX graphs: random ones for properties, and one with convolutions."""
+"""Small ordinary ONNX graphs, and files of other projects."""
 
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.feeds import random_feeds
@@ -19,10 +18,6 @@ FOREIGN = {
     'yunet_dynamic': 'yunet_mmdet/yunet_n_dynamic.onnx',
 }
 """Files that this project did not write."""
-SHAPE = [2, 4]
-UNARY = ('Relu', 'Neg', 'Sigmoid', 'Tanh', 'Abs')
-BINARY = ('Add', 'Mul', 'Sub', 'Max')
-KINDS = (*UNARY, *BINARY, 'weight', 'Split', 'If', 'Constant')
 
 
 def foreign(name: str) -> str:
@@ -46,72 +41,6 @@ def model_of(nodes, inputs, outputs, initializers=(), opset=17, **fields) -> onn
     ]
     graph = helper.make_graph(list(nodes), 'toy', *sides, list(initializers))
     return helper.make_model(graph, opset_imports=[helper.make_opsetid('', opset)], ir_version=8, **fields)
-
-
-steps = st.lists(
-    st.tuples(st.sampled_from(KINDS), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=12
-)
-"""What `random_graph` builds: operator and which earlier tensors it reads."""
-
-
-def random_graph(chosen) -> onnx.ModelProto:
-    """Build a graph of float [2, 4] tensors from `steps`; two inputs, every unread tensor is an output.
-
-    It has shared reads, several outputs of a node, initializers, Constant nodes, branches that read tensors
-    from outside, and nodes without a name.
-    """
-    rng = np.random.default_rng(len(chosen))
-    tensors, nodes, initializers = ['x', 'y'], [], []
-    for number, (kind, first, second) in enumerate(chosen):
-        left, right = tensors[first % len(tensors)], tensors[second % len(tensors)]
-        out, name = f't{number}', f'n{number}' if number % 4 != 3 else ''
-        if kind == 'weight':
-            array = rng.standard_normal(SHAPE).astype(np.float32)
-            initializers.append(numpy_helper.from_array(array, f'w{number}'))
-            nodes.append(helper.make_node('Add', [left, f'w{number}'], [out], name=name))
-        elif kind == 'Split':
-            nodes.append(helper.make_node('Split', [left], [f'{out}a', f'{out}b'], name=name, axis=1))
-            nodes.append(helper.make_node('Concat', [f'{out}b', f'{out}a'], [out], name=f'c{number}', axis=1))
-        elif kind == 'If':
-            nodes += branch(left, right, out, name)
-        elif kind == 'Constant':
-            value = numpy_helper.from_array(rng.standard_normal(SHAPE).astype(np.float32))
-            nodes.append(helper.make_node('Constant', [], [f'{out}k'], value=value))
-            nodes.append(helper.make_node('Mul', [left, f'{out}k'], [out], name=name))
-        else:
-            inputs = [left] if kind in UNARY else [left, right]
-            nodes.append(helper.make_node(kind, inputs, [out], name=name))
-        tensors.append(out)
-    read = {name for node in nodes for name in node.input} | set(captured_names(nodes))
-    ends = [(name, SHAPE) for name in tensors[2:] if name not in read]
-    return model_of(nodes, [('x', SHAPE), ('y', SHAPE)], ends, initializers)
-
-
-def branch(left: str, right: str, out: str, name: str) -> list[onnx.NodeProto]:
-    """An If that reads both tensors from its bodies: -left where left's first element is positive."""
-    bodies = []
-    for operator, inputs in (('Neg', [left]), ('Add', [left, right])):
-        inner = helper.make_node(operator, inputs, [f'{out}_{operator}'])
-        value = helper.make_tensor_value_info(f'{out}_{operator}', TensorProto.FLOAT, SHAPE)
-        bodies.append(helper.make_graph([inner], operator, [], [value]))
-    zero = numpy_helper.from_array(np.float32(0))
-    return [
-        helper.make_node('ReduceMax', [left], [f'{out}m'], keepdims=0),
-        helper.make_node('Constant', [], [f'{out}z'], value=zero),
-        helper.make_node('Greater', [f'{out}m', f'{out}z'], [f'{out}g']),
-        helper.make_node('If', [f'{out}g'], [out], name=name, then_branch=bodies[0], else_branch=bodies[1]),
-    ]
-
-
-def captured_names(nodes) -> list[str]:
-    return [
-        name
-        for node in nodes
-        for entry in node.attribute
-        if entry.HasField('g')
-        for inner in entry.g.node
-        for name in inner.input
-    ]
 
 
 def conv_net(shape=(1, 3, 8, 8), opset=17, baked=False) -> onnx.ModelProto:

@@ -64,17 +64,16 @@ def full():
     return bevfusion(FULL_GRID, (16, 32, 64, 128), 128)
 
 
-def halves(graph):
-    """The graph with its parameters rounded to fp16, as the reference's files hold them."""
-    import dataclasses
+SMALL_GRID = (24, 24, 9)
 
-    def rounded(node):
-        if not isinstance(node, SparseConvolution):
-            return node
-        weight, bias = (values.astype(np.float16).astype(np.float32) for values in (node.weight, node.bias))
-        return dataclasses.replace(node, weight=weight, bias=bias)
 
-    return dataclasses.replace(graph, nodes=tuple(rounded(node) for node in graph.nodes))
+def small(prefix=PREFIX):
+    """Return a graph with a residual block, a strided convolution and a dense tail; 5 -> 8 -> 16 channels."""
+    builder = Builder(SMALL_GRID, prefix)
+    builder.convolution('conv_input.0', 'conv_input.1', 5, 8)
+    builder.block('block.0', 8)
+    builder.convolution('down.0', 'down.1', 8, 16, stride=(2, 2, 2))
+    return fold(builder.dense(16), 'fp32')
 
 
 class Builder:

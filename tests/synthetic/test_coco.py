@@ -10,9 +10,7 @@ import pytest
 from pycocotools import mask as mask_codec
 from pycocotools.coco import COCO
 
-from mmdeploy_ext.cli.synthetic_app import main as synthetic
 from mmdeploy_ext.compat.panoptic_quality import rgb2id
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.synthetic import coco, scene
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -45,22 +43,6 @@ def test_same_seed_gives_same_bytes_and_another_seed_does_not(tmp_path):
     one, again, other = (file_hashes(tmp_path / name) for name in ('one', 'again', 'other'))
     assert one == again
     assert not any(one[name] == other[name] for name in one if name.endswith('.jpg'))
-
-
-def test_a_ready_set_is_left_alone_and_other_parameters_are_refused_unless_forced(tmp_path, capsys):
-    root = tmp_path / 'set'
-    few = dict(train_images=2, val_images=1, size=(64, 96), quiet=True)
-    assert coco.ensure_toy_coco(root, **few)
-    before = file_hashes(root)
-    words = ['coco', '--out', str(root), '--train-images', '2', '--val-images', '1', '--size', '64', '96']
-    assert synthetic(words) == 0
-    assert 'nothing to do' in capsys.readouterr().out
-    with pytest.raises(DataError, match='--force'):
-        coco.ensure_toy_coco(root, seed=1, **few)
-    assert file_hashes(root) == before
-    assert coco.ensure_toy_coco(root, seed=1, force=True, **few)
-    assert file_hashes(root) != before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['.set.lock', 'set']
 
 
 def test_masks_boxes_and_areas_agree_and_do_not_overlap(small_set):

@@ -1,7 +1,6 @@
 """Info files: equal to the devkit's boxes, to mmdet3d's own converter, and to real nuScenes' calibration."""
 
 import importlib.util
-import json
 import pickle
 from pathlib import Path
 
@@ -13,8 +12,6 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.synthetic import nuscenes as toy
 from mmdeploy_ext.synthetic import nuscenes_infos
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-REAL = REPOSITORY.parent / 'shared/data/nuscenes/scene-0061'
 SIZE = (160, 90)
 
 
@@ -67,19 +64,6 @@ def test_boxes_and_velocities_are_the_devkits_in_the_lidar_frame(nusc, infos):
             assert abs(np.sin((row[6] - box.orientation.yaw_pitch_roll[0]) / 2)) < 1e-9
             moved = rotation.rotate(nusc.box_velocity(box.token))[:2]
             np.testing.assert_allclose(velocity, moved, atol=1e-9)
-
-
-def test_mmdet3ds_boxes_have_the_corners_of_the_devkits(nusc, infos):
-    from mmdet3d.core.bbox import LiDARInstance3DBoxes
-
-    for info in infos[:2]:
-        _, boxes, _ = nusc.get_sample_data(nusc.get('sample', info['token'])['data']['LIDAR_TOP'])
-        found = LiDARInstance3DBoxes(info['gt_boxes'], origin=(0.5, 0.5, 0.5)).corners.numpy()
-        for corners, box in zip(found, boxes, strict=True):
-            distance = np.linalg.norm(corners[:, None] - box.corners().T[None], axis=-1)
-            assert (
-                distance.min(1).max() < 0.25
-            )  # mmdet3d knows no roll and pitch: the LiDAR is tilted a little
 
 
 def test_cameras_map_to_lidar_through_the_global_frame(nusc, infos):
@@ -140,62 +124,3 @@ def test_plain_infos_equal_mmdet3ds_own_converter(reference, nusc, written):
         for row in rows:
             row['lidar_path'] = str(row['lidar_path'])
         assert_same(found, rows, split)
-
-
-def test_mmdet3d_reads_the_plain_infos(root, written, tmp_path):
-    from mmdet3d.datasets import NuScenesDataset
-
-    (tmp_path / 'val.pkl').write_bytes(pickle.dumps(written['toy_infos_val.pkl']))
-    dataset = NuScenesDataset(
-        str(tmp_path / 'val.pkl'),
-        pipeline=[],
-        data_root=str(root),
-        modality=dict(use_camera=True, use_lidar=True),
-    )
-    assert len(dataset) == 4
-    data = dataset.get_data_info(1)
-    assert len(data['img_filename']) == 6 and len(data['sweeps']) == 3
-    truth = dataset.get_ann_info(1)
-    assert truth['gt_bboxes_3d'].tensor.shape[1] == 9 and (truth['gt_labels_3d'] >= 0).all()
-
-
-def _real_tables(target: Path) -> None:
-    """Complete the tables of one real key frame, of which logs, maps and annotations are not there."""
-    tables = {path.stem: json.loads(path.read_text()) for path in (REAL / 'tables').glob('*.json')}
-    for record in (*tables['sample'], *tables['sample_data']):
-        record.update(prev='', next='')
-    scene = tables['scene'][0]
-    scene.update(
-        first_sample_token=tables['sample'][0]['token'], last_sample_token=tables['sample'][0]['token']
-    )
-    tables.update(
-        instance=[],
-        sample_annotation=[],
-        log=[{'token': scene['log_token']}],
-        map=[{'token': 'map', 'filename': 'map.png', 'log_tokens': [scene['log_token']]}],
-    )
-    (target / 'v1.0-mini').mkdir(parents=True)
-    for name, rows in tables.items():
-        (target / 'v1.0-mini' / f'{name}.json').write_text(json.dumps(rows))
-    (target / 'map.png').touch()
-    (target / 'samples').symlink_to(REAL / 'samples')
-
-
-def test_a_real_key_frame_has_mmdet3ds_lidar_to_camera_matrices(tmp_path):
-    if not REAL.is_dir():
-        pytest.skip('skipped: ../shared/data/nuscenes/scene-0061 not found')
-    _real_tables(tmp_path / 'real')
-    counts = nuscenes_infos.create_infos(tmp_path / 'real', tmp_path, 'real', 'v1.0-mini', quiet=True)
-    assert list(counts.values()) == [1, 1, 0, 0]
-    (info,) = pickle.loads((tmp_path / 'real2d_temporal_infos_train.pkl').read_bytes())['infos']
-    (path,) = REAL.glob('*.pkl')
-    expected = pickle.loads(path.read_bytes())['data_list'][0]['images']
-    for channel, camera in info['cams'].items():
-        to_lidar = np.eye(4)
-        to_lidar[:3, :3], to_lidar[:3, 3] = (
-            camera['sensor2lidar_rotation'],
-            camera['sensor2lidar_translation'],
-        )
-        np.testing.assert_allclose(np.linalg.inv(to_lidar), expected[channel]['lidar2cam'], atol=2e-3)
-        np.testing.assert_allclose(camera['cam_intrinsic'], expected[channel]['cam2img'])
-    assert len(info['gt_boxes']) == 0 and info['gt_velocity'].shape == (0, 2)

@@ -60,17 +60,11 @@ def test_half_precision_weights_become_those_of_the_model():
     assert torch.equal(model[0].weight, halves.state_dict['0.weight'].float())
 
 
-def test_a_number_that_the_type_of_the_model_does_not_hold_is_not_finite():
-    large = checkpoint()
-    large.state_dict['0.bias'] = torch.tensor([1.0, 1e300, 2.0], dtype=torch.float64)
-    with pytest.raises(CheckpointError, match=r'1 \(0\.bias.*1.*3 values\)'):
-        load_strict(tiny(), large)
-
-
 @pytest.mark.parametrize('wrapped', [True, False])
 def test_the_prefix_of_a_parallel_wrapper_goes(wrapped, tmp_path):
     weights = {f'module.{key}': value for key, value in tiny().state_dict().items()}
-    torch.save(dict(state_dict=weights, meta=dict(epoch=3)) if wrapped else weights, tmp_path / 'w.pth')
+    content = dict(state_dict=weights, meta=dict(epoch=3)) if wrapped else weights
+    torch.save(content, tmp_path / 'w.pth', _use_new_zipfile_serialization=wrapped)  # else as of torch 1.5
     loaded = load_checkpoint(tmp_path / 'w.pth')
     load_strict(tiny(), loaded)
     assert loaded.meta == (dict(epoch=3) if wrapped else {}) and loaded.path == str(tmp_path / 'w.pth')

@@ -12,7 +12,7 @@ import torch
 from mmcv import Config
 
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 from mmdeploy_ext.weights.convert.mmdet3 import convert
 from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
 from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_name
@@ -73,9 +73,3 @@ def test_a_key_that_is_not_accounted_for_is_refused(change, message):
     change(source.state_dict)
     with pytest.raises(CheckpointError, match=rf'^epoch_12\.pth: .*{message}'):
         convert(source, config_of('detr/detr_r18_8xb2-500e_coco'))
-
-
-@pytest.mark.parametrize('name', [name for name in RECORDED if not name.startswith(SAME)])
-def test_an_unconverted_file_is_refused_with_the_command(name):
-    with pytest.raises(CheckpointError, match=r'convert\.py mmdet3 epoch_12\.pth'):
-        load_strict(torch.nn.Linear(1, 1), weights_of(name))

@@ -1,10 +1,6 @@
 """The zoo: every config gets its row, whatever its process does, and what was proven is not proven again."""
 
 import ast
-import dataclasses
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +8,8 @@ import pytest
 from docs._pages import zoo as pages
 from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.zoo import config_proof, configs, records
+from mmdeploy_ext.zoo import configs, records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODYS = "model = dict(type='Nobodys', backbone=dict(type='ResNet'), bbox_head=dict(type='NobodysHead'))\n"
@@ -28,23 +23,11 @@ data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), flips]))
 """
 
 
-def register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-
 def seeded(cfg, family):
     """Return a model with seeded weights; configs whose name says so end badly."""
     from mmdeploy_ext.seeded.weights import seeded_model
 
     name = Path(cfg.filename).stem
-    if name == 'killed':
-        os.write(1, b'the last words\n')
-        os.kill(os.getpid(), signal.SIGKILL)
-    if name == 'hangs':
-        time.sleep(600)
-    if name == 'grows':
-        grown = bytearray(4 * 2**30)
-        time.sleep(600 + len(grown) * 0)
     if name == 'raises':
         raise RuntimeError('MaskedConv2d is not implemented on CPU')
     return seeded_model(cfg, family)
@@ -75,7 +58,7 @@ def zoo(tmp_path_factory):
     folder = tmp_path_factory.mktemp('zoo')
     (folder / 'configs' / '_base_').mkdir(parents=True)
     own = TOY + 'data = dict(test=dict(own={!r}))\n'
-    content = {name: own.format(name) for name in ('killed', 'hangs', 'grows', 'raises')}
+    content = {name: own.format(name) for name in ('raises',)}
     content.update(
         nobodys=NOBODYS,
         broken='model = dict(\n',
@@ -89,7 +72,7 @@ def zoo(tmp_path_factory):
     for name, text in content.items():
         (folder / 'configs' / f'{name}.py').write_text(text)
     (folder / 'configs' / '_base_' / 'base.py').write_text(NOBODYS)
-    return folder, *run(folder, '--timeout', '90', '--memory', '4')
+    return folder, *run(folder)
 
 
 @pytest.mark.matrix
@@ -97,8 +80,7 @@ def test_a_zoo_says_of_each_config_what_became_of_it(zoo):
     _, status, found = zoo
     reasons = {name: one.fixed.reason for name, one in found.items() if not one.proven}
     assert reasons == dict(
-        killed=records.CRASH, hangs=records.TIME, grows=records.MEMORY, raises=records.NO_KERNEL,
-        nobodys=records.NO_FAMILY, broken=records.NOT_BUILT,
+        raises=records.NO_KERNEL, nobodys=records.NO_FAMILY, broken=records.NOT_BUILT,
     )  # fmt: skip
     assert set(reasons.values()) <= set(records.REASONS)
     assert status == 0
@@ -109,15 +91,6 @@ def test_a_zoo_says_of_each_config_what_became_of_it(zoo):
         assert outcome.worst_iou > 0.999
     assert found['toy'].parts == dict(detector='ATSS', backbone='ResNet', neck='FPN', head='ATSSHead')
     assert found['toy'].notes == ('test-time augmentation left out: flip, scales',)
-
-
-@pytest.mark.matrix
-def test_configs_that_differ_in_training_alone_are_looked_at_once(zoo):
-    folder, _, found = zoo
-    one, same = found['toy'], found['toy_longer']
-    assert one == dataclasses.replace(same, config=one.config, same_as='')
-    assert same.same_as == one.config
-    assert records.read_record(next((folder / 'out' / 'records').glob('*toy_longer.json'))) == same
 
 
 @pytest.mark.parametrize(
@@ -139,20 +112,6 @@ def test_configs_that_differ_in_anything_else_are_not(other):
     assert configs.test_digest(cfg) != before
 
 
-@pytest.mark.parametrize(
-    ('error', 'reason'),
-    [
-        (ConfigError('a.py: the model cannot be built: KeyError'), records.NOT_BUILT),
-        (ConfigError('--dynamic-export: SwinTransformer'), records.REFUSED),
-        (ExportError('no symbolic'), records.NOT_EXPORTED),
-        (RuntimeError('shapes differ'), records.TORCH_FAILS),
-        (MemoryError(), records.MEMORY),
-    ],
-)
-def test_an_error_has_a_reason_of_the_list(error, reason):
-    assert records.outcome_of_error(error).reason == reason
-
-
 def test_the_installed_configs_are_those_of_mmdet_without_bases():
     names = [path.relative_to(configs.installed_folder()).as_posix() for path in configs.config_files([])]
     assert 'atss/atss_r50_fpn_1x_coco.py' in names
@@ -168,44 +127,6 @@ def test_the_pages_of_the_repository_are_what_the_records_give():
         assert (REPOSITORY / f'docs/zoo/{kind.page}.md').read_text() == pages.kind_page(kind, of_kind)
     readme = (REPOSITORY / 'projects/mmrotate/README.md').read_text()
     assert pages.rotated_section(records.zoo_records(rotated)) in readme
-
-
-def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path, monkeypatch):
-    import toy_anchor3d
-    from mmdeploy_ext.seeded.weights import seeded_model
-
-    toy_anchor3d.register()
-    path = toy_anchor3d.write_config(tmp_path, 'kitti')
-    (config,) = configs.read_configs([Path(path)])
-    settings = config_proof.Settings(
-        (128, 160), ('none', None), seeded_model, dict(engine='OnnxRuntimeBackend', threads=1), sweeps=3
-    )
-    found = config_proof.prove_config(config, settings, lambda record: None)
-    assert (found.family, found.dynamic) == ('anchor3d', None) and found.fixed.inputs >= 4
-    assert found.proven, found.fixed.why
-    assert found.fixed.matched >= 10
-    assert found.fixed.worst_iou is None and 0 <= found.fixed.worst_distance < 1e-3
-    assert config.parts['encoder'] == 'PillarFeatureNet+PointPillarsScatter'
-
-
-def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
-    names = [configs.config_name(path) for path in configs.config_files(['mmdet3d/second/*kitti-3d-car.py'])]
-    assert names == [
-        'mmdet3d/second/hv_second_secfpn_6x8_80e_kitti-3d-car.py',
-        'mmdet3d/second/hv_second_secfpn_fp16_6x8_80e_kitti-3d-car.py',
-    ]
-    for pattern in ('second/*kitti-3d-car.py', 'code/x.py', ''):
-        with pytest.raises(UsageError):
-            configs.config_files([pattern])
-    one, *others = configs.read_configs(configs.config_files(['mmdet3d/pointpillars/*fpn_sbn-all*nus-3d.py']))
-    assert one.parts == dict(
-        detector='MVXFasterRCNN',
-        encoder='HardVFE+PointPillarsScatter',
-        backbone='SECOND',
-        neck='FPN',
-        head='Anchor3DHead',
-    )
-    assert one.test_digest == others[0].test_digest != others[1].test_digest
 
 
 def test_shards_have_every_config_once_and_the_same_models_together(capsys):

@@ -92,15 +92,6 @@ def test_torch_and_onnx_equal_the_slow_reference(iou_threshold, max_output, opse
         assert as_rows(session.run(None, {'b': bboxes, 's': scores})[0]) == wanted
 
 
-def test_boxes_without_area_suppress_nothing():
-    degenerate = 5, 5, 5, 9
-    bboxes = np.array([[degenerate, degenerate, (0, 0, 9, 9)]], np.float32)
-    scores = np.array([[[0.9, 0.8, 0.7]]], np.float32)
-    assert len(Nms(0.1, 9)(torch.from_numpy(bboxes), torch.from_numpy(scores))) == 3
-    assert len(session_for(0.1, 9).run(None, {'b': bboxes, 's': scores})[0]) == 3
-    assert numpy_nms(bboxes[0], scores[0, 0], 0.1).tolist() == [0, 1, 2]
-
-
 def test_class_offsets_are_those_of_mmcv_bit_for_bit():
     bboxes, scores = boxes(7, 1, 30, dead=0.0)
     bboxes -= np.float32(500)

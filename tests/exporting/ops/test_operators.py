@@ -88,7 +88,7 @@ class Limits(torch.nn.Module):
         return self.operator(self.operator(x, 2.0, 1), 0.5, 2) + self.operator(-x, 2.0, 1)
 
 
-@pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
+@pytest.mark.parametrize('exporter', EXPORTERS)
 def test_attributes_and_defaults_and_axes_reach_each_form(own, exporter):
     def export(form):
         with operators_as(form):

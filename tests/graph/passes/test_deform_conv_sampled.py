@@ -10,12 +10,7 @@ import torch
 from mmcv.ops import deform_conv2d, modulated_deform_conv2d
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.engines.openvino import compiled, readable
-from mmdeploy_ext.engines.tensorrt import engine
-from mmdeploy_ext.engines.tensorrt.build import build
 from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
-from mmdeploy_ext.kit.local_run import OPENERS
-from toy_engines import package
 
 CHANNELS, FILTERS = 8, 12
 KINDS = {'float32': TensorProto.FLOAT, 'float64': TensorProto.DOUBLE, 'float16': TensorProto.FLOAT16}
@@ -153,8 +148,6 @@ def test_values_are_those_of_mmcv_and_of_the_operator_at_any_size(name):
     assert changed and 'DeformConv' not in operators and not replaced.functions
     assert operators.count('GridSample') == operators.count('Conv') == 1
     assert [entry.domain for entry in replaced.opset_import] == ['']
-    again, changed = replace_deform_conv(replaced)
-    assert not changed and again == replaced
     for size in SIZES:
         assert case.difference(replaced, size) < TOLERANCE
         assert case.difference(case.model, size) < TOLERANCE
@@ -166,26 +159,3 @@ def test_float16_has_its_places_in_float32():
     wanted = EVERYTHING.of_mmcv({name: array.astype(np.float32) for name, array in feeds.items()})
     given = run(replace_deform_conv(half.model)[0], feeds)
     assert given.dtype == np.float16 and np.abs(given - wanted).max() < 4e-3 * np.abs(wanted).max()
-
-
-def test_openvino_gives_the_same(tmp_path):
-    pytest.importorskip('openvino', reason='optional: pip install openvino')
-    feeds = EVERYTHING.feeds(SIZES[0])
-    onnx.save(EVERYTHING.model, tmp_path / 'm.onnx')
-    of_a_kit = OPENERS['openvino'](tmp_path / 'm.onnx', tmp_path, False, ())
-    wanted = EVERYTHING.of_mmcv(feeds)
-    for run_it in (compiled(readable(EVERYTHING.model).SerializeToString(), threads=1), of_a_kit):
-        given = run_it(feeds)['y']
-        np.testing.assert_allclose(given, wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
-
-
-def test_tensorrt_rtx_builds_what_is_written_for_it(tmp_path):
-    model = EVERYTHING.model
-    shapes = {name: array.shape for name, array in EVERYTHING.feeds((1, 9, 13)).items()}
-    for value in model.graph.input:
-        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shapes[value.name]))
-    onnx.save(model, tmp_path / 'm.onnx')
-    assert package().name == 'tensorrt-rtx'
-    job = engine.prepare(tmp_path / 'm.onnx', architectures=[86], package='tensorrt-rtx')
-    assert all(node.op_type != 'DeformConv' for node in job.model.graph.node)
-    assert build(job.model, job.package, [86]).data

@@ -5,10 +5,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from mmdeploy_ext.engines.tensorrt import engine
-from mmdeploy_ext.engines.tensorrt.build import build
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
-from toy_engines import package, parse
+from toy_engines import parse
 
 SIZE = 'output_height = 3, output_width = 4'
 
@@ -87,17 +85,3 @@ def test_other_poolings_stay(attributes, opset):
     model = pooling(attributes, opset=opset)
     replaced, changed = replace_roi_align(model)
     assert not changed and replaced == model
-
-
-def test_tensorrt_rtx_builds_what_is_written_for_it(tmp_path):
-    model = parse(
-        f'[pool] y = RoiAlign<{SIZE}>(x, b, i)',
-        'float[1,5,16,24] x, float[9,4] b, int64[9] i',
-        'float[9,5,3,4] y',
-    )
-    onnx.save(model, tmp_path / 'm.onnx')
-    asked = dict(architectures=[86], package='tensorrt-rtx')
-    assert package().name == 'tensorrt-rtx'
-    job = engine.prepare(tmp_path / 'm.onnx', **asked)
-    assert all(node.op_type != 'RoiAlign' for node in job.model.graph.node)
-    assert build(job.model, job.package, [86]).data

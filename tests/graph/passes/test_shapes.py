@@ -3,8 +3,6 @@
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import helper
 
 from mmdeploy_ext.core.errors import ModelFileError
@@ -40,10 +38,8 @@ def shape_arithmetic(opset):
 
 
 @pytest.mark.parametrize('opset', [11, 17])
-@settings(max_examples=6, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
-def test_shapes_that_are_fixed_reach_every_tensor(opset, batch, height, width):
-    model = shape_arithmetic(opset)
+def test_shapes_that_are_fixed_reach_every_tensor(opset):
+    model, batch, height, width = shape_arithmetic(opset), 2, 5, 7
     fixed = set_shapes(model, {'x': [batch, 3, height, width]})
     onnx.checker.check_model(fixed, full_check=True)
     assert types.shape(fixed.graph.output[0].type) == [batch, height * width, 3]

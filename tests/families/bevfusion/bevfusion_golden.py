@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 STORED, SHARED = REPO / 'tests/goldens/bevfusion', REPO.parent / 'shared/golden/bevfusion'
 CONFIG = REPO / 'projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py'
 GAINS = {

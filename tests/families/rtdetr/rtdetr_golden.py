@@ -18,8 +18,8 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.seeded.by_name import name_rng, rtdetr_weights
 
-GOLDEN = Path(__file__).resolve().parents[1] / 'goldens/rtdetr'
-REPOSITORY = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).resolve().parents[2] / 'goldens/rtdetr'
+REPOSITORY = Path(__file__).resolve().parents[3]
 SHA256 = {
     'r18vd': '3362309aa3a8f95e32ab566cd472934c8faf1f77ff9a3b3a19a0998ee4495ab0',
     'r50vd': '62fe24ff191b8d163bb0beb129216b97d5d8c3e3c982458f189eaeebe3d93568',

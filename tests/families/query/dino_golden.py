@@ -1,7 +1,8 @@
 """What mmdet 3.3.0 gives for a small DINO, on generated weights and pictures: its names and sampled values.
 
-`.venv-mmdet3/bin/python tests/support/dino_golden.py` writes `dino_golden.json`; the tests build
-the translated config, fill it in the same way and compare. Needs numpy and torch alone.
+`PYTHONPATH=tests/support .venv-mmdet3/bin/python tests/families/query/dino_golden.py` writes
+`dino_golden.json`; the tests build the translated config, fill it in the same way and compare. Needs numpy
+and torch alone.
 """
 
 import json

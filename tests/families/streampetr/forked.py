@@ -14,8 +14,8 @@ import toy_streampetr as toy
 import toy_streampetr_export as exported
 from projects.configs.nuscenes_stream import image_augmentation, test_pipeline
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FORK = REPOSITORY / 'tests/support/forks/streampetr'
+REPOSITORY = Path(__file__).resolve().parents[3]
+FORK = REPOSITORY / 'tests/families/streampetr/fork'
 CONFIG = 'projects/configs/toy.py'
 
 

@@ -23,8 +23,8 @@ from mmdeploy_ext.weights.convert.solo import convert
 from mmdeploy_ext.weights.convert.solo_names import original_name
 from model_shapes import model_shapes
 
-GOLDEN = Path(__file__).resolve().parents[1] / 'goldens/solo'
-REPOSITORY = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).resolve().parents[2] / 'goldens/solo'
+REPOSITORY = Path(__file__).resolve().parents[3]
 RAW, SCORE, IOU = 1e-4, 1e-3, 0.99
 DCN_V1 = dict(type='DCN', deformable_groups=1, fallback_on_stride=False)
 STAGES = (False, True, True, True)
