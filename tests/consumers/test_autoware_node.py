@@ -132,3 +132,15 @@ def test_two_boxes_in_one_place_are_one_and_half_a_metre_is_far_enough():
 def test_settings_are_those_of_the_manifest():
     found = CenterPointSettings.of(toy_autoware.CENTERPOINT)
     assert found.scores.tolist() == [[0.4, 0.4, 0.4], [0.3, 0.3, 0.3]] and found.grid == (16, 8)
+
+
+def test_eleven_values_are_those_of_another_exporters_test():
+    small = settings(
+        point_feature_size=5,
+        encoder_in_feature_size=11,
+        point_cloud_range=(0.0, 0.0, -2.0, 8.0, 8.0, 2.0),
+        voxel_size=(0.5, 0.5, 4.0),
+    )
+    features, at = decorated(np.float32([[1.25, 0.9, -0.5, 7, 0.05]]), small)
+    assert at.tolist() == [[1, 2]]
+    np.testing.assert_allclose(features[0, 0], [1.25, 0.9, -0.5, 7, 0.05, 0, 0, 0, 0, 0.15, -0.5], atol=1e-6)

@@ -144,3 +144,24 @@ def test_seeded_voxels_are_the_stored_ones():
     stored = scn_goldens.voxels('input_synth')
     assert np.array_equal(features, stored[0])
     assert np.array_equal(coordinates, stored[1])
+
+
+def test_calibrated_int8_equals_the_reference_with_its_ranges():
+    expected = scn_goldens.node_list('bevfusion.int8_calib.xyz')
+    nodes = {}
+    for node in expected['nodes']:
+        values = {name: attribute['value'] for name, attribute in node['attributes'].items()}
+        if 'precision' in values:
+            shared = values.get('input_dynamic_range', values.get('input0_dynamic_range'))
+            nodes[node['name']] = NodeRange(
+                '', shared, tuple(values.get('weight_dynamic_ranges', ())) or None
+            )
+    graph = fold(traced('bevfusion'), 'fp32')
+    ranges = Ranges(nodes, 'mse', 'golden', 1, '')
+    assert_equal_but_ir_version(
+        apply_precision(graph, 'int8', fp16_ends(graph), ranges), 'bevfusion.int8_calib.xyz'
+    )
+    own = seeded_ranges(graph, scn_nets.BEVFUSION_PREFIX, half=True)
+    assert list(own.nodes) == list(nodes)
+    for name, known in nodes.items():  # its weight ranges are the seeded rule's, to the bit
+        assert own.nodes[name].weight_amax == known.weight_amax

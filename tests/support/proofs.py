@@ -79,7 +79,7 @@ def level_1_alone(
 
 
 def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:
-    """Return of a proof's inputs the traced one, a batch, a plain picture, and two more, other sizes first."""
+    """Return of a proof's inputs the traced one, a batch, a plain picture, and two more."""
     inputs, notes = picture_inputs(*arguments)
     few = [one for one in inputs if isinstance(one, InputReference)]
     size = few[0].input.images[0].tensor.shape

@@ -12,9 +12,13 @@ from mmdeploy_ext.families.sparse4d.memory import (
     COSINE,
     NO_ID,
     SINE,
+    VELOCITY,
+    boxes_of_anchors,
     decode,
+    project_anchors,
 )
 from mmdeploy_ext.runtime.frames import Frame, StreamState
+from mmdeploy_ext.runtime.geometry import relative_motion
 
 GOLDEN = upstream_goldens.SHARED / 'sparse4d'
 INPUTS = np.load(GOLDEN / 'inputs.npz').files if GOLDEN.is_dir() else ['f0_token']
@@ -31,6 +35,8 @@ PUBLISHED = Sparse4DFacts(
     max_time_interval=2.0,
 )
 SMALL = dataclasses.replace(PUBLISHED, max_num=6, num_classes=1, num_instances=6, num_temp=4)
+START = 1.5e9
+"""Seconds, the time of the first frame; float32 would be 128 s off here."""
 
 
 class Bank:
@@ -184,3 +190,83 @@ def test_a_box_has_its_z_at_the_bottom_and_its_id_in_json():
     assert entry['track_id'] == 5
     np.testing.assert_allclose(entry['box'], [1, 2, 2.5, 4, 2, 1, np.pi / 2, 0, 0], atol=1e-4)
     assert len(boxes.above(0.5)) == 0
+
+
+def turned(degrees, x=0.0, y=0.0):
+    angle = np.radians(degrees)
+    pose = np.eye(4)
+    pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    pose[:2, 3] = x, y
+    return pose
+
+
+def outputs_of(rule, seed=0, scores=None):
+    """Return feature, anchor and logits (one class) of a frame; logits are those of some scores."""
+    rng = np.random.default_rng(seed)
+    count = rule.num_instances
+    scores = rng.uniform(0.1, 0.9, count) if scores is None else np.asarray(scores, np.float64)
+    logits = np.log(scores / (1 - scores))[None, :, None]
+    return (
+        rng.standard_normal((1, count, CHANNELS)).astype(np.float32),
+        rng.standard_normal((1, count, 11)).astype(np.float32),
+        logits.astype(np.float32),
+    )
+
+
+def bank_after(rule=SMALL, **frame):
+    """Return a bank after a frame at `START` at the origin."""
+    bank = Bank(rule)
+    bank.update(bank.get(np.eye(4), START), *outputs_of(rule, **frame))
+    return bank
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'is_near', 'interval'),
+    [
+        (2.0, True, 2.0),
+        (2.0 + 4e-7, False, 0.5),  # the next time that float32 tells apart
+        (-2.5, False, 0.5),
+        (-0.25, True, -0.25),
+        (0.0, True, 0.5),
+    ],
+)
+def test_the_mask_and_the_interval_follow_the_gap(seconds, is_near, interval):
+    bank = bank_after()
+    bank.load(bank.tensors, np.eye(4), 0.0)  # float64 tells 4e-7 s apart here
+    inputs = bank.get(np.eye(4), seconds)
+    assert inputs.exists
+    assert inputs.mask.tolist() == [float(is_near)]
+    assert inputs.time_interval.tolist() == [np.float32(interval)]
+    # whatever the interval is, the anchors move on by the true gap
+    moved = inputs.anchor[0, :, :3] - bank.tensors['cached_anchor'][0, :, :3]
+    velocity = bank.tensors['cached_anchor'][0, :, VELOCITY]
+    np.testing.assert_allclose(moved, velocity * seconds, rtol=0, atol=1e-6)
+
+
+def test_a_thing_that_stands_still_stays_at_its_place_on_the_map():
+    anchor = outputs_of(SMALL)[1]
+    anchor[..., VELOCITY] = 0
+    last, now = turned(25, 1000.0, 2000.0), turned(-80, 1010.0, 1995.0)
+    moved = project_anchors(anchor, relative_motion(last, now), 0.5)
+    places = [
+        pose[:3, :3] @ row[:, :3].T + pose[:3, 3:] for pose, row in ((last, anchor[0]), (now, moved[0]))
+    ]
+    np.testing.assert_allclose(*places, rtol=0, atol=1e-5)
+
+
+def test_a_thing_moves_on_by_its_velocity_before_the_car_turns():
+    anchor = np.zeros((1, 1, 11), np.float32)
+    anchor[..., :3], anchor[..., VELOCITY] = (10, 0, 1), (2, 0, 0.5)
+    moved = project_anchors(anchor, relative_motion(np.eye(4), turned(90)), 0.5)
+    np.testing.assert_allclose(moved[0, 0, :3], [0, -11, 1.25], atol=1e-6)
+    np.testing.assert_allclose(moved[0, 0, VELOCITY], [0, -2, 0.5], atol=1e-6)
+
+
+def test_the_projection_exchanges_sine_and_cosine():
+    anchor = np.zeros((1, 11), np.float32)
+    yaw = 0.3
+    anchor[:, [SINE, COSINE]] = np.sin(yaw), np.cos(yaw)
+    moved = project_anchors(anchor, relative_motion(np.eye(4), turned(20)), 0.5)
+    yaw -= np.radians(20)
+    np.testing.assert_allclose(moved[0, [SINE, COSINE]], [np.cos(yaw), np.sin(yaw)], atol=1e-6)
+    np.testing.assert_allclose(boxes_of_anchors(moved[:, [*range(6), 7, 6, 8, 9, 10]])[0, 6], yaw, atol=1e-6)
