@@ -19,7 +19,7 @@ from verdicts import cases_of
 
 MEMORY = types.SimpleNamespace(memory=True, samples='frames')
 SWEEPS = types.SimpleNamespace(memory=False, samples='sweeps')
-IMAGES = types.SimpleNamespace(memory=False, samples='images')
+IMAGES = types.SimpleNamespace(memory=False, samples='images', preprocess_rule=lambda cfg: None)
 
 
 @pytest.fixture(scope='module')
