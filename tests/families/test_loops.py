@@ -27,7 +27,7 @@ TRAINED = {
     'retinanet_toy': ('coco', 'bbox', 0.35),
     'deformable_detr_toy': ('coco', 'bbox', 0.3),
     'rtdetr_toy': ('coco', 'bbox', 0.2),
-    'panoptic_fpn_toy': ('panoptic', 'pq', 40),
+    'panoptic_fpn_toy': ('panoptic', 'pq', 25),
     'centerpoint_toy': ('sweeps', 'bbox', 0.3),
     'pointpillars_toy': ('sweeps', 'bbox', 0.3),
     'centerpoint_pillar_toy': ('sweeps', 'bbox', 0.05),

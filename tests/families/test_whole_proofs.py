@@ -21,7 +21,7 @@ IMAGES = [('toy.jpg', read_image(PICTURE)[: SIZE[0], : SIZE[1]])]
 
 
 def unclipped():
-    """Return a toy whose boxes are not clipped: its file has an input of no use."""
+    """Return a toy without clipped boxes: its file has an input of no use."""
     cfg = toy_two_stage.toy('faster')
     for head in (cfg.model.rpn_head, cfg.model.roi_head.bbox_head):
         head.bbox_coder.clip_border = False
@@ -50,7 +50,8 @@ CASES = [
 
 def deployment_of(kind):
     if kind == 'mask':
-        own = {'data.test.pipeline.1.img_scale': SIZE[::-1], 'model.test_cfg.rcnn.max_per_img': 20}
+        rcnn = {'model.test_cfg.rcnn.score_thr': 0.001, 'model.test_cfg.rcnn.max_per_img': 20}
+        own = {'data.test.pipeline.1.img_scale': SIZE[::-1], **rcnn}
         return deploy.load(toy_two_stage.CONFIG, f'{REPO}/demo/checkpoints/mask_rcnn_toy.pth', own)
     cfg = TOYS[kind]()
     without_augmentation(cfg)

@@ -80,7 +80,7 @@ def matched(family, model, outputs, prepared, form='full', rescale=True, **optio
 
 
 def check(family, model, outputs, prepared, least=1, ties=0, **how):
-    """Assert that results are those of the user's detector, `least` in each picture.
+    """Assert that results equal the results of the user's detector, `least` in each picture.
 
     ties: results of both sides that rounding decides. Two buckets of a side of the seeded SABL score the same
         to rounding: PyTorch, rounded otherwise, takes the other one in 9 of 24 runs.

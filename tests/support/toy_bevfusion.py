@@ -1,9 +1,13 @@
 """A small BEVFusion: its config, weights that find things, and its files."""
 
+import functools
 import pprint
+import tempfile
+from pathlib import Path
 
 import torch
 
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
@@ -180,12 +184,17 @@ def _with_centers(model):
 
 def toy(folder, classes=(), **more):
     """Return the deployment of the toy; its checkpoint has the names `classes`. More as of `write_config`."""
-    from mmdeploy_ext.core.config import load_config
-
     config = write_config(folder / 'm.py', **more)
     weights, meta = seeded(load_config(config)).state_dict(), dict(CLASSES=classes) if classes else {}
     torch.save(dict(meta=meta, state_dict=weights), folder / 'm.pth')
     return deploy.load(config, str(folder / 'm.pth'))
+
+
+@functools.cache
+def whole():
+    """Return the deployment of the toy with cameras and LiDAR, made once, and two frames of other rigs."""
+    deployment = toy(Path(tempfile.mkdtemp(prefix='bevfusion_')))
+    return deployment, list(deployment.family.data.generated_sweeps(deployment.rule, 2))
 
 
 def export(deployment, folder, **options):

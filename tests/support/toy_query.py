@@ -7,8 +7,10 @@ import numpy as np
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from made_once import made_once
 from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.seeded.weights import seeded_model
+from toy_atss import REPO
 from toy_two_stage import CONFIG
 from toy_two_stage import images as less_padded
 
@@ -17,7 +19,6 @@ KINDS = dict(
     detr='detr/detr_r50_8x2_150e_coco.py',
     plain=DEFORMABLE.format(''),
     refine=DEFORMABLE.format('refine_'),
-    two_stage=DEFORMABLE.format('twostage_refine_'),
 )
 MASKS = dict(
     maskformer='maskformer/maskformer_r50_mstrain_16x1_75e_coco.py',
@@ -29,8 +30,9 @@ REGIONS = dict(
     regions_masks='queryinst/queryinst_r50_fpn_1x_coco.py',
 )
 SIZE = (192, 256)
-WIDTHS = dict(detr=32, plain=32, refine=32, two_stage=256)
-"""Of embeddings; the encoding of proposals takes 256."""
+WIDTH = 32
+"""Of embeddings. The encoding of proposals of the kind 'two_stage' takes 256: it is the trained toy."""
+TRAINED = f'{REPO}/configs/demo/deformable_detr_toy.py', f'{REPO}/demo/checkpoints/deformable_detr_toy.pth'
 
 
 def small_backbone(**changes):
@@ -43,33 +45,31 @@ def small_backbone(**changes):
 
 def toy(kind='plain', **test_cfg):
     """Return the config of a toy; `test_cfg` replaces entries of its own."""
+    if kind == 'two_stage':
+        return load_config(TRAINED[0])
     if kind in MASKS:
         return mask_toy(kind)
     if kind in REGIONS:
         return region_toy(kind)
     cfg = load_config(mmdet_config(KINDS[kind]))
-    model, width = cfg.model, WIDTHS[kind]
+    model = cfg.model
     model.backbone = small_backbone(out_indices=model.backbone.out_indices)
     head = model.bbox_head
     head.update(num_classes=6, in_channels=128)
-    head.positional_encoding.num_feats = width // 2
-    if kind == 'detr':
-        head.num_query = 60
-    else:
-        model.neck.update(in_channels=[32, 64, 128], out_channels=width)
+    head.positional_encoding.num_feats = WIDTH // 2
+    head.num_query = 60
+    if kind != 'detr':
+        model.neck.update(in_channels=[32, 64, 128], out_channels=WIDTH)
         model.neck.norm_cfg.num_groups = 8
-        head.num_query = 60
-        if kind == 'two_stage':
-            head.transformer.two_stage_num_proposals = 60
     for part in ('encoder', 'decoder'):
         stack = head.transformer[part]
         stack.num_layers = 2
         layer = stack.transformerlayers
         layer.feedforward_channels = 64
-        layer.ffn_cfgs = dict(type='FFN', embed_dims=width, feedforward_channels=64)
+        layer.ffn_cfgs = dict(type='FFN', embed_dims=WIDTH, feedforward_channels=64)
         attentions = layer.attn_cfgs if isinstance(layer.attn_cfgs, list) else [layer.attn_cfgs]
         for one in attentions:
-            one.update(embed_dims=width, num_heads=4)
+            one.update(embed_dims=WIDTH, num_heads=4)
     model.test_cfg.update(max_per_img=50, **test_cfg)
     return cfg
 
@@ -125,6 +125,8 @@ def region_toy(kind):
 @made_once
 def seeded(kind='plain'):
     """Return a toy with seeded weights; tests that change it work on a copy."""
+    if kind == 'two_stage':
+        return deploy.load(*TRAINED).model
     cfg = toy(kind)
     return seeded_model(cfg, find_family(cfg)).eval()
 

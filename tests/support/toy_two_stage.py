@@ -14,7 +14,7 @@ from toy_atss import REPO
 from two_stage_parts import PARTS
 
 CONFIG = f'{REPO}/configs/demo/mask_rcnn_toy.py'
-SIZE = (192, 256)
+SIZE = (128, 192)
 
 
 def toy(kind='faster', **test_cfg):

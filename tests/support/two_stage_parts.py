@@ -14,7 +14,7 @@ def faster(model):
 
 
 def fast(model):
-    """Make a Fast R-CNN, whose proposals are given."""
+    """Make a Fast R-CNN; proposals are given."""
     faster(model)
     model.type = 'FastRCNN'
     del model['rpn_head'], model.test_cfg['rpn'], model.train_cfg['rpn'], model.train_cfg['rpn_proposal']
@@ -29,7 +29,7 @@ def double(model):
 
 
 def generic(model):
-    """Make a Faster R-CNN whose regions are pooled from all levels."""
+    """Make a Faster R-CNN that pools regions from all levels."""
     faster(model)
     extractor = model.roi_head.bbox_roi_extractor
     del extractor['finest_scale']
@@ -38,7 +38,7 @@ def generic(model):
 
 
 def sabl(model):
-    """Make a Faster R-CNN whose sides are found by buckets."""
+    """Make a Faster R-CNN that finds sides by buckets."""
     faster(model)
     coder = dict(type='BucketingBBoxCoder', num_buckets=14, scale_factor=1.7)
     sizes = dict(roi_feat_size=7, reg_feat_up_ratio=2, reg_pre_kernel=3, reg_post_kernel=3)
@@ -221,21 +221,6 @@ def rpn(model):
     del model['roi_head'], model.test_cfg['rcnn']
 
 
-def staged(model):
-    """Make a Faster R-CNN with a Cascade RPN."""
-    faster(model)
-    generator = dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[4, 8, 16, 32, 64])
-    coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4)
-    both = dict(type='StageCascadeRPNHead', in_channels=CHANNELS, feat_channels=CHANNELS)
-    both['anchor_generator'] = generator
-    first = dict(adapt_cfg=dict(type='dilation', dilation=3), bridged_feature=True, with_cls=False)
-    second = dict(adapt_cfg=dict(type='offset'), loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True))
-    coders = [dict(coder, target_stds=stds) for stds in ([0.1, 0.1, 0.5, 0.5], [0.05, 0.05, 0.1, 0.1])]
-    stages = [dict(both, **own, bbox_coder=one) for own, one in zip((first, second), coders, strict=True)]
-    model.rpn_head = ConfigDict(type='CascadeRPNHead', num_stages=2, stages=stages)
-    model.train_cfg = None
-
-
 def cascade_faster(model):
     """Make a Cascade R-CNN without masks."""
     faster(model)
@@ -262,7 +247,6 @@ PARTS = dict(
     carafe=carafe,
     moved=moved,
     guided=guided,
-    staged=staged,
     soft=soft,
     panoptic=panoptic,
 )

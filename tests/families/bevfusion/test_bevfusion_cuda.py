@@ -23,8 +23,8 @@ CONTRACT = dict(contract='cuda-bevfusion')
 
 
 @pytest.fixture(scope='module')
-def known(tmp_path_factory):
-    return toy_bevfusion.toy(tmp_path_factory.mktemp('bevfusion'))
+def known():
+    return toy_bevfusion.whole()[0]
 
 
 @pytest.fixture(scope='module')
@@ -35,8 +35,8 @@ def folder(known, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def frames(known):
-    return list(known.family.data.generated_sweeps(known.rule, 2))
+def frames():
+    return toy_bevfusion.whole()[1]
 
 
 def paths(folder):

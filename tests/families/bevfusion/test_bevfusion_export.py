@@ -7,18 +7,20 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
+from mmdeploy_ext.families.bevfusion.runtime.model import OPENS
 from mmdeploy_ext.models.bevfusion.rig import Rig
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.tasks.bbox3d import match_detections
 
 
 @pytest.fixture(scope='module')
-def known(tmp_path_factory):
-    return toy_bevfusion.toy(tmp_path_factory.mktemp('bevfusion'))
+def known():
+    return toy_bevfusion.whole()[0]
 
 
 @pytest.fixture(scope='module')
-def frames(known):
-    return list(known.family.data.generated_sweeps(known.rule, 3))
+def frames():
+    return toy_bevfusion.whole()[1]
 
 
 def test_the_tables_pool_what_the_cells_say_where_all_cameras_look_at_one_place(known, frames):
@@ -38,13 +40,21 @@ def test_the_tables_pool_what_the_cells_say_where_all_cameras_look_at_one_place(
     assert len(tables[3]) > 20  # cells of more than two tables hold
 
 
-@pytest.mark.matrix  # in the suite: the whole proof of such files (test_bevfusion_fork.py)
+def test_boxes_of_the_files_are_those_of_pytorch(known, frames, tmp_path):
+    toy_bevfusion.export(known, tmp_path)
+    expected = known.family.reference(known.model).step(frames[1]).detections
+    with OPENS(tmp_path) as runtime:
+        row = match_detections('frame', expected, runtime.step(frames[1]).detections)
+    assert row.passed and row.matched >= 20, row
+
+
+@pytest.mark.matrix
 @pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
 def test_the_files_are_proven_on_frames_of_other_rigs(known, frames, tmp_path, exporter):
     paths = toy_bevfusion.export(known, tmp_path, exporter=exporter)
     verdict, _ = prove(known, paths, frames)
     assert verdict.passed, verdict.failures
-    assert verdict.summary()['matched'] >= 60
+    assert verdict.summary()['matched'] >= 40
 
 
 SWIN = dict(
@@ -65,4 +75,4 @@ def test_other_parts_are_proven(frames, tmp_path, variant, contract):
     known = toy_bevfusion.toy(tmp_path, **changes)
     verdict, _ = prove(known, toy_bevfusion.export(known, tmp_path / 'files', contract=contract), frames)
     assert verdict.passed, verdict.failures
-    assert verdict.summary()['matched'] >= 60
+    assert verdict.summary()['matched'] >= 40

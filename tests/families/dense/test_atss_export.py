@@ -158,10 +158,9 @@ def test_the_product_of_scores_and_centerness_is_what_mmdet_multiplies(deploymen
     assert np.abs(found['scores'] - wanted).max() <= 1e-4 * wanted.max()
 
 
-@pytest.mark.parametrize('opset', [11, 20])
-def test_the_opset_asked_for_is_the_opset_written(files, opset):
-    model = onnx.load(files(form='raw', opset=opset))
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [('', opset)]
+def test_the_opset_asked_for_is_the_opset_written(files):
+    model = onnx.load(files(form='raw', opset=11))
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [('', 11)]
     assert {node.domain for node in model.graph.node} == {''}
     onnx.checker.check_model(model, full_check=True)
 

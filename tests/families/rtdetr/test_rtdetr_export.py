@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import toy_rtdetr
-from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.rtdetr import runtime
@@ -72,21 +72,6 @@ def test_runtimes_of_both_forms_give_the_detectors_detections(toy, full, raw):
         result = toy.model.simple_test(torch.from_numpy(prepared.tensor)[None], metas, rescale=True)[0]
     rows = np.concatenate(result)
     assert np.array_equal(np.sort(rows[:, 4]), np.sort(wanted.scores))
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (dict(form='decode'), '--postprocess decode'),
-        (dict(opset=15), '--opset-version 15'),
-        (dict(height=200), '--shape 200'),
-        (dict(height=32, width=64), '42 tokens for num_queries=60'),
-    ],
-)
-def test_options_that_cannot_be_are_refused_before_the_export(toy, folder, options, message):
-    with pytest.raises(UsageError, match=message):
-        toy_rtdetr.export_toy(toy, folder / 'refused.onnx', **options)
-    assert not (folder / 'refused.onnx').exists()
 
 
 def test_pipelines_that_pad_are_refused(toy):

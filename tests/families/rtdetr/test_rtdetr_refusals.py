@@ -42,6 +42,8 @@ def test_another_number_of_classes(bench, weights):
     ('more', 'words'),
     [
         ('--shape 200 256', ['--shape 200 256', '32']),
+        ('--shape 32 64', ['42 tokens for num_queries=60']),
+        ('--postprocess decode', ['--postprocess decode']),
         ('--opset-version 15', ['--opset-version 15', '16 to 20']),
         ('--cfg-options model.backbone.depth=20', ['depth=20']),
     ],

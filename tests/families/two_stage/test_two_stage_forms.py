@@ -116,15 +116,14 @@ def test_masks_of_a_graph_are_those_of_numpy_pixel_by_pixel_also_at_borders_and_
 
 
 @pytest.mark.parametrize('kind', in_suite(['mask', 'cascade_mask'], 'mask'))
-def test_a_dynamic_file_pastes_mmdets_masks_at_sizes_and_batches_that_it_never_saw(kind):
-    family, model = family_of(kind), seeded(kind)
-    options = options_of(kind, dynamic=True, paste_masks=True)
+def test_pasted_masks_of_every_image_of_a_batch_are_mmdets(kind):
+    """test_query.py exports the same module with QueryInst."""
+    family, model, prepared = family_of(kind), seeded(kind), images(2)
+    options = options_of(kind, batch=2, paste_masks=True)
     family.check(toy(kind), options)
-    _, run = exported(family, model, options, images(1))
-    for prepared in (images(2, seed=9), images(1, (256, 160), 3)):
-        outputs = run(family.feeds(prepared, True))
-        check(family, model, outputs, prepared)
-        assert outputs['masks'].dtype == bool
+    outputs = run_stages(family.stages(model, options), family.feeds(prepared, True))
+    check(family, model, outputs, prepared, 15)
+    assert outputs['masks'].dtype == bool and outputs['masks'].shape[2:] != (28, 28)
 
 
 # ---- `--max-proposals` and `--max-candidates`: constant shapes

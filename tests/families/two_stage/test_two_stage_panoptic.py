@@ -9,7 +9,6 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from image_checks import EXPORTERS, check, exported, of_one_size, run_stages
-from marking import in_suite
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.postprocess import panoptic
@@ -19,14 +18,16 @@ from toy_two_stage import family_of, images, options_of, seeded, toy
 FAMILY = family_of('panoptic')
 
 
-def test_eager_segments_of_the_raw_form_are_those_of_simple_test():
-    model, prepared, options = seeded('panoptic'), of_one_size(images(2)), options_of('panoptic', form='raw')
+@pytest.mark.parametrize('form', ['full', 'raw'])
+def test_eager_segments_of_every_image_are_those_of_simple_test(form):
+    model, prepared, options = seeded('panoptic'), of_one_size(images(2)), options_of('panoptic', form=form)
     FAMILY.check(toy('panoptic'), options)
     outputs = run_stages(FAMILY.stages(model, options), FAMILY.feeds(prepared, True))
-    check(FAMILY, model, outputs, prepared, 12, form='raw')
+    check(FAMILY, model, outputs, prepared, 12, form=form)
 
 
-@pytest.mark.parametrize('exporter', in_suite(EXPORTERS, 'torchscript'))
+@pytest.mark.matrix
+@pytest.mark.parametrize('exporter', EXPORTERS)
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(exporter):
     model, options = seeded('panoptic'), options_of('panoptic', dynamic=True, exporter=exporter)
     _, run = exported(FAMILY, model, options, of_one_size(images(1)))
