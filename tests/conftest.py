@@ -22,14 +22,10 @@ compat.apply()
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return one worker per core and one for cores whose worker waits for a process, as memory allows.
-
-    Matrices of full size need more memory each, and start few processes: they get no other one.
-    """
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one worker per core, as memory allows: each of them collects all tests and makes its own toys."""
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    spare = int(config.option.markexpr != 'matrix')
-    return max(1, min(len(os.sched_getaffinity(0)) + spare, memory // WORKER_BYTES))
+    return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
 
 
 @pytest.fixture
