@@ -23,7 +23,7 @@ compat.apply()
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return one worker per core, as memory allows: each of them collects all tests and makes its own toys."""
+    """Return one worker per core, as memory allows: each collects all tests and makes toys of its own."""
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
 
