@@ -11,12 +11,7 @@ if TYPE_CHECKING:
 
 
 def in_suite(cases: Iterable[Any], *chosen: Any) -> list[Any]:
-    """Return the cases as parameters; those that are not chosen are marked `matrix`.
-
-    Args:
-        cases: values of one parameter, or tuples of several.
-        chosen: those of the suite.
-    """
+    """Return the cases as parameters; those that are not chosen are marked `matrix`."""
     cases = list(cases)
     missing = [case for case in chosen if case not in cases]
     assert not missing, f'{missing}: no such cases'
@@ -35,10 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before those of the matrix are left out
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
-    """Mark the cases `matrix` that a `suite` mark of their test does not name.
-
-    A case that the mark names has to be there, unless single cases were asked for.
-    """
+    """Mark the cases `matrix` that a `suite` mark of their test does not name."""
     chosen, seen = {}, set()
     for item in items:
         mark = item.get_closest_marker('suite')

@@ -42,23 +42,19 @@ class HostMemory:
         self.held = {}
 
     def put(self, array):
-        """Copy."""
         block = self.empty(array.nbytes)
         ctypes.memmove(block, array.ctypes.data, array.nbytes)
         return block
 
     def empty(self, nbytes):
-        """Make room."""
         buffer = (ctypes.c_char * max(nbytes, 1))()
         self.held[ctypes.addressof(buffer)] = buffer
         return ctypes.addressof(buffer)
 
     def take(self, block, into):
-        """Copy back."""
         ctypes.memmove(into.ctypes.data, block, into.nbytes)
 
     def free(self, block):
-        """Forget."""
         del self.held[block]
 
 
@@ -75,23 +71,18 @@ class CpuEngine:
         self.num_io_tensors = len(self.order)
 
     def get_tensor_name(self, place):
-        """Name."""
         return self.names.get(self.order[place], self.order[place])
 
     def get_tensor_mode(self, name):
-        """Side."""
         return types.SimpleNamespace(name='INPUT' if name == 'x' else 'OUTPUT')
 
     def get_tensor_dtype(self, name):
-        """Dtype."""
         return types.SimpleNamespace(name='FLOAT')
 
     def get_tensor_shape(self, name):
-        """Shape."""
         return self.shape or (-1, 3)
 
     def create_execution_context(self):
-        """Itself."""
         return self
 
     def set_input_shape(self, name, shape):
@@ -100,11 +91,9 @@ class CpuEngine:
         return shape[0] <= self.largest
 
     def set_tensor_address(self, name, address):
-        """Keep it."""
         self.addresses[name] = address
 
     def execute_async_v3(self, stream):
-        """Compute."""
         x = self._array('x').copy()
         self._array('sum')[...] = x + 2
         self._array('product')[...] = x * 2
