@@ -1,32 +1,12 @@
-"""Small ordinary ONNX graphs, and files of other projects."""
-
-from pathlib import Path
+"""Small ordinary ONNX graphs."""
 
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.run import run
-
-WEIGHTS = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'weights'
-FOREIGN = {
-    'picodet': 'picodet_layout/layout_cdla.onnx',
-    'yolox': 'yolox_nano/yolox_nano.onnx',
-    'yunet': 'yunet_mmdet/yunet_n_320_320.onnx',
-    'yunet_dynamic': 'yunet_mmdet/yunet_n_dynamic.onnx',
-}
-"""Files that this project did not write."""
-
-
-def foreign(name: str) -> str:
-    """Return the path of a file of another project; skip where it is not."""
-    path = WEIGHTS / FOREIGN[name]
-    if not path.is_file():
-        pytest.skip(f'skipped: ../shared/data/weights/{FOREIGN[name]} not found')
-    return str(path)
 
 
 def model_of(nodes, inputs, outputs, initializers=(), opset=17, **fields) -> onnx.ModelProto:
