@@ -13,7 +13,7 @@ if str(REPO) not in sys.path:
 from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
 
-pytest_plugins = ['marking', 'one_thread', 'short_stack']
+pytest_plugins = ['one_thread', 'short_stack']
 WORKER_BYTES = 4 << 30
 cli.wait_passively()
 if 'PYTEST_XDIST_WORKER' in os.environ:

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from marking import in_suite
 from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.graph.io import files
 from refusals import refused
@@ -44,8 +45,7 @@ def net(tmp_path):
     return str(tmp_path / 'net.onnx')
 
 
-@pytest.mark.suite('yolox', 'yunet', 'yunet_dynamic')
-@pytest.mark.parametrize('name', FOREIGN)
+@pytest.mark.parametrize('name', in_suite(FOREIGN, 'yolox', 'yunet', 'yunet_dynamic'))
 def test_files_of_other_projects_are_edited(name, tmp_path):
     source = foreign(name)
     before = Path(source).read_bytes()
