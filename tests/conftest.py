@@ -13,7 +13,7 @@ if str(REPO) not in sys.path:
 from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
 
-pytest_plugins = ['marking', 'one_thread', 'short_stack']
+pytest_plugins = ['one_thread', 'short_stack']
 WORKER_BYTES = 4 << 30
 cli.wait_passively()
 if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -22,14 +22,10 @@ compat.apply()
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return one worker per core and one for cores whose worker waits for a process, as memory allows.
-
-    Matrices of full size need more memory each, and start few processes: they get no other one.
-    """
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one worker per core, as memory allows: each collects all tests and makes toys of its own."""
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    spare = int(config.option.markexpr != 'matrix')
-    return max(1, min(len(os.sched_getaffinity(0)) + spare, memory // WORKER_BYTES))
+    return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
 
 
 @pytest.fixture

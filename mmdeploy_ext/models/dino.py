@@ -1,7 +1,7 @@
 """DINO: the parts of mmdet 3 that mmdet 2.28 lacks, around its Deformable DETR.
 
 Source: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`; tests compare with results of
-mmdet 3 (`tests/support/dino_golden.py`).
+mmdet 3 (`tests/families/query/dino_golden.py`).
 Glossary: B batch, Q queries, C columns of the class logits, D embedding, h, w cells of a map, S tokens of all
 levels, L levels.
 """

@@ -155,8 +155,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.suite('mirrored kernel')
-@pytest.mark.parametrize('fault', FAULTS)
+@pytest.mark.parametrize('fault', in_suite(FAULTS, 'mirrored kernel'))
 def test_a_planted_fault_is_found_by_structure_and_by_figures(deployment, tmp_path, fault):
     path = str(tmp_path / 'x.onnx')
     deploy.export_file(deployment, deployment.family.choose(order='xyz'), path)

@@ -7,22 +7,18 @@ import numpy as np
 import onnxruntime
 import pytest
 
-import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.families import model as deploy
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
-from toy_atss import PICTURE, REPO
+from toy_atss import PICTURE, export_toy, load_demo
 
 
-@pytest.fixture(scope='module', params=['atss_toy', 'yolox_toy'])
+@pytest.fixture(scope='module', params=['atss', 'yolox'])
 def raw(request, tmp_path_factory):
     """Return a file, its input (1, 3, 128, 160) and the outputs of ONNX Runtime by name."""
-    config, checkpoint = f'configs/demo/{request.param}.py', f'demo/checkpoints/{request.param}.pth'
-    toy = deploy.load(str(REPO / config), str(REPO / checkpoint))
-    options = toy.family.choose(form='raw', height=128, width=160, opset=17)
-    picture = deploy.prepare_fixed(toy.rule, read_image(PICTURE), 128, 160)
-    path = str(tmp_path_factory.mktemp('raw') / 'raw.onnx')
-    export_files(toy, options, path, [picture])
+    toy = load_demo(request.param)
+    size = dict(height=128, width=160)
+    path = export_toy(toy, tmp_path_factory.mktemp('raw') / 'raw.onnx', form='raw', dynamic=False, **size)
+    picture = deploy.prepare_fixed(toy.rule, read_image(PICTURE), *size.values())
     session = onnxruntime.InferenceSession(path)
     names = [value.name for value in session.get_outputs()]
     image = picture.tensor[None]

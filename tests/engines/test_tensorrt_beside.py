@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from cpu_engine import CpuEngine, HostMemory
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
@@ -14,7 +15,7 @@ from mmdeploy_ext.engines.tensorrt.binding import Session
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
 from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.record import read_record
-from toy_engines import CpuEngine, HostMemory, package, two_outputs
+from toy_engines import package, two_outputs
 
 SHAPES = ['B=1/2/4']
 

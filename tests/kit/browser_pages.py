@@ -68,11 +68,7 @@ def counts(row):
 
 
 def in_page(browser, body, **values):
-    """Run the body of an asynchronous JavaScript function in the page of a kit and return what it returns.
-
-    `values` are its arguments. Arrays of numpy in them are arrays of arrays.js there; typed arrays that it
-    returns are arrays of one axis here.
-    """
+    """Run the body of an asynchronous JavaScript function in the page of a kit and return what it returns."""
     text = json.dumps(json.dumps(values, default=_as_text))
     answer = browser.evaluate(f"""(async () => {{
         const {{ arrayOf }} = await import('kit/arrays.js');

@@ -59,11 +59,7 @@ class Browser:
                 return answer['result']
 
     def open(self, address):
-        """Load a page and wait until it and its scripts are there.
-
-        Waits for the load event of this very navigation: that of the page before it, the blank one of
-        a new tab for instance, may still be on its way.
-        """
+        """Load a page and wait until it and its scripts are there."""
         self._loaded.clear()
         answer = self.call('Page.navigate', url=address)
         assert 'errorText' not in answer, f'{address}: {answer["errorText"]}'

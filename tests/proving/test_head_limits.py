@@ -17,6 +17,7 @@ import pytest
 
 import toy_anchor3d
 import toy_centerpoint
+from marking import in_suite
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
@@ -132,15 +133,17 @@ def outputs_of(name):
     return deployment, reference, {name: outputs[name] for name in outputs if name[-1].isdigit()}
 
 
-@pytest.mark.suite('pointpillars-max_num-5')
 @pytest.mark.parametrize(
     ('name', 'key', 'limit'),
-    [
-        ('pointpillars', 'nms_pre', 20),
+    in_suite(
+        [
+            ('pointpillars', 'nms_pre', 20),
+            ('pointpillars', 'max_num', 5),
+            ('oblong', 'max_num', 20),
+            ('oblong', 'post_max_size', 3),
+        ],
         ('pointpillars', 'max_num', 5),
-        ('oblong', 'max_num', 20),
-        ('oblong', 'post_max_size', 3),
-    ],
+    ),
     ids=str,
 )
 def test_a_lowered_limit_of_a_runtime_is_that_of_the_head_and_one_row_less_is_not(name, key, limit):

@@ -11,6 +11,7 @@ from mmdet.datasets import DATASETS
 from mmdet3d.datasets.builder import DATASETS as DATASETS_3D
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts import camera_data
@@ -51,8 +52,10 @@ def compare(name):
     return compare_prepared(one, rule, (), 'frame')
 
 
-@pytest.mark.suite('streampetr', 'centerpoint', 'anchor3d', 'fusion_past_sweeps')
-@pytest.mark.parametrize('name', [*CONFIGS, 'fusion_past_sweeps'])
+@pytest.mark.parametrize(
+    'name',
+    in_suite([*CONFIGS, 'fusion_past_sweeps'], 'streampetr', 'centerpoint', 'anchor3d', 'fusion_past_sweeps'),
+)
 def test_moments_are_those_of_the_test_pipeline(name):
     found = compare(name)
     assert found.passed and found.text == "equal to the config's test pipeline (2 frames)"
@@ -65,22 +68,22 @@ def rotated(order):
 INVERTED = result(lambda one, *_: dataclasses.replace(one, ego_pose=invert_pose(one.ego_pose)))
 OLDER = result(lambda points, *_: points * np.float32([1, 1, 1, 1, -1]))
 SWEEP_LESS = arguments(lambda self, one, all_, *others: (self, one, all_[1:], *others))
-FAULTS = [
-    ('bgr', 'streampetr', 'images', altered(cameras, 'normalise', arguments(lambda *a: (*a[:3], not a[3])))),
-    ('cameras', 'streampetr', 'images', altered(infos, 'camera_names', rotated([0, 2, 1, 3, 4, 5]))),
-    ('pose', 'streampetr', 'ego_pose', altered(camera_data, 'frame_of_rig', INVERTED)),
-    ('milliseconds', 'streampetr', 'timestamp_s', altered(infos, 'MICROSECONDS', lambda value: value / 1e3)),
-    ('camera2lidar', 'bevfusion', 'camera2lidar', altered(infos, 'invert_pose', lambda _: lambda pose: pose)),
-    ('sign of an age', 'past_sweeps', 'points', altered(fusion.PastSweeps, 'merge', OLDER)),
-    ('a sweep less', 'fusion_past_sweeps', 'points', altered(fusion.PastSweeps, 'merge', SWEEP_LESS)),
-]
+FAULTS = {
+    'bgr': ('streampetr', 'images', altered(cameras, 'normalise', arguments(lambda *a: (*a[:3], not a[3])))),
+    'cameras': ('streampetr', 'images', altered(infos, 'camera_names', rotated([0, 2, 1, 3, 4, 5]))),
+    'pose': ('streampetr', 'ego_pose', altered(camera_data, 'frame_of_rig', INVERTED)),
+    'milliseconds': ('streampetr', 'timestamp_s', altered(infos, 'MICROSECONDS', lambda value: value / 1e3)),
+    'camera2lidar': ('bevfusion', 'camera2lidar', altered(infos, 'invert_pose', lambda _: lambda pose: pose)),
+    'sign of an age': ('past_sweeps', 'points', altered(fusion.PastSweeps, 'merge', OLDER)),
+    'a sweep less': ('fusion_past_sweeps', 'points', altered(fusion.PastSweeps, 'merge', SWEEP_LESS)),
+}
 
 
-@pytest.mark.suite('pose', 'milliseconds', 'bgr', 'a sweep less', 'sign of an age')
 @pytest.mark.parametrize(
-    ('config', 'value', 'plant'), [one[1:] for one in FAULTS], ids=[one[0] for one in FAULTS]
+    'fault', in_suite(FAULTS, 'pose', 'milliseconds', 'bgr', 'a sweep less', 'sign of an age')
 )
-def test_a_fault_of_the_runtimes_reading_is_named(config, value, plant, monkeypatch):
+def test_a_fault_of_the_runtimes_reading_is_named(fault, monkeypatch):
+    config, value, plant = FAULTS[fault]
     deployment(config)
     plant(monkeypatch)
     found = compare(config)

@@ -101,13 +101,12 @@ def proven(deployment, path, fault):
         return prove(deployment, str(path), PICTURES, edited=True, timed=False)[0]
 
 
-@pytest.mark.suite('nms_pre')
 @pytest.mark.parametrize(
     ('name', 'change'),
     [
-        ('atss', None),
+        pytest.param('atss', None, marks=pytest.mark.matrix),
         ('atss', lambda cfg: dict(nms_pre=cfg.nms_pre - 1)),
-        ('retinanet', lambda cfg: dict(score_thr=cfg.score_thr * 1.02)),
+        pytest.param('retinanet', lambda cfg: dict(score_thr=cfg.score_thr * 1.02), marks=pytest.mark.matrix),
     ],
     ids=['right', 'nms_pre', 'score_thr'],
 )

@@ -10,8 +10,7 @@ import scn_goldens
 import toy_sparse
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.sparse.plan import dense_output_shape, plan_of
-from mmdeploy_ext.sparse.rulebook import Level, build
-from toy_rulebook import strided_level, submanifold_table
+from mmdeploy_ext.sparse.rulebook import Level, build, pairs
 
 GRID = (13, 11, 9)
 ONES = (1, 1, 1)
@@ -25,6 +24,20 @@ STRIDED = [
     ((2, 3, 4), (1, 3, 2), (1, 0, 2), (2, 1, 1)),
     (ONES, (2, 2, 2), (0, 0, 0), ONES),
 ]
+
+
+def submanifold_table(level, kernel_size, dilation=(1, 1, 1)):
+    """Return the neighbours of a submanifold convolution; N, one behind the last row, is none."""
+    return pairs(level.coordinates, level.spatial_shape, True, kernel_size, ONES, (0, 0, 0), dilation)[1].T
+
+
+def strided_level(level, kernel_size, stride, padding, dilation=(1, 1, 1)):
+    """Return the sites that a convolution reaches, in ascending order, and its table."""
+    grid = level.spatial_shape
+    coordinates, table = pairs(level.coordinates, grid, False, kernel_size, stride, padding, dilation)
+    sizes = zip(grid, kernel_size, stride, padding, dilation, strict=True)
+    reached = [(size + 2 * pad - dil * (k - 1) - 1) // step + 1 for size, k, step, pad, dil in sizes]
+    return Level(coordinates, reached), table.T
 
 
 def slow_table(sources, targets, kernel, stride, padding, dilation):

@@ -98,10 +98,7 @@ def _spread(facts, name, values):
 
 
 def by_mmdet(head, raw, img_shape, scale_factor=None, size=(128, 192)):
-    """Return mmdet's detections: one (n, 5) array and one (n,) array of labels per image.
-
-    Boxes that no candidate votes for, which mmdet gives as NaN, are left out.
-    """
+    """Return mmdet's detections: one (n, 5) array and one (n,) array of labels per image."""
     metas = [
         dict(
             img_shape=(*map(float, shape), 3),

@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
 
 def made_once(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls `make` once per arguments.
-
-    `functools.cache` calls it twice for `toy()` and `toy('faster')`, if 'faster' is the default: a second toy
-    with the same weights, of up to four seconds.
-    """
+    """Return a function that calls `make` once per arguments."""
     signature, cached = inspect.signature(make), functools.cache(make)
 
     @functools.wraps(make)

@@ -11,12 +11,7 @@ if TYPE_CHECKING:
 
 
 def in_suite(cases: Iterable[Any], *chosen: Any) -> list[Any]:
-    """Return the cases as parameters; those that are not chosen are marked `matrix`.
-
-    Args:
-        cases: values of one parameter, or tuples of several.
-        chosen: those of the suite.
-    """
+    """Return the cases as parameters; those that are not chosen are marked `matrix`."""
     cases = list(cases)
     missing = [case for case in chosen if case not in cases]
     assert not missing, f'{missing}: no such cases'
@@ -26,31 +21,3 @@ def in_suite(cases: Iterable[Any], *chosen: Any) -> list[Any]:
         else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.matrix)
         for case in cases
     ]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    mark = 'suite(*cases): ids of the cases that the suite has; the others are marked `matrix`'
-    config.addinivalue_line('markers', mark)
-
-
-@pytest.hookimpl(tryfirst=True)  # before those of the matrix are left out
-def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
-    """Mark the cases `matrix` that a `suite` mark of their test does not name.
-
-    A case that the mark names has to be there, unless single cases were asked for.
-    """
-    chosen, seen = {}, set()
-    for item in items:
-        mark = item.get_closest_marker('suite')
-        if mark:
-            test = item.nodeid.partition('[')[0]
-            case = item.nodeid[len(test) + 1 : -1]
-            chosen[test] = mark.args
-            seen.add((test, case))
-            if case not in mark.args:
-                item.add_marker(pytest.mark.matrix)
-    missing = [
-        f'{test}[{case}]' for test, cases in chosen.items() for case in cases if (test, case) not in seen
-    ]
-    if missing and not any('::' in word for word in session.config.args):
-        raise pytest.UsageError(f'{missing}: a suite mark names cases that are not there')

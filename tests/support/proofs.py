@@ -89,10 +89,7 @@ def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:
 
 @contextlib.contextmanager
 def samples_alone() -> Iterator[None]:
-    """Inside the block proofs run on what is made of the given pictures, frames or sweeps alone.
-
-    A proof has more inputs, of sizes, of limits of voxels and of special rigs: they take most of its time.
-    """
+    """Inside the block proofs run on what is made of the given pictures, frames or sweeps alone."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(drive, 'special_frames', lambda *_: ([], [])))
         stack.enter_context(mock.patch.object(frames, 'unusual_cases', lambda *_: iter(())))
@@ -141,18 +138,7 @@ def run_modes(
     spec: GraphSpec,
     **settings: Any,
 ) -> dict[str, SequenceRow]:
-    """Run the reference once over a drive, and beside it one candidate per mode; see `Modes`.
-
-    Args:
-        reference: the unpatched PyTorch model.
-        candidates: by mode.
-        frames: the drive; read once.
-        spec: of the outputs.
-        settings: of `Modes`.
-
-    Returns:
-        mode -> what was found.
-    """
+    """Run the reference once over a drive, and beside it one candidate per mode; see `Modes`."""
     modes = Modes(reference, candidates, spec, **settings)
     for frame in frames:
         modes.add(frame)
@@ -175,20 +161,7 @@ def run_far(
     offset_s: float = LATE_S,
     **settings: Any,
 ) -> SequenceRow:
-    """Run an engine over a drive, and a second one of the same files over the drive moved and delayed.
-
-    Args:
-        at_home: the engine on the drive as it is; best near the origin and with times near 0.
-        far_away: another one of the same files.
-        frames: the drive.
-        spec: see `run_modes`.
-        offset_m: added to every place.
-        offset_s: added to every time.
-        settings: of `run_modes`.
-
-    Returns:
-        The free-running comparison; its tensors have the tolerances of the spec as their scale.
-    """
+    """Run an engine over a drive, and a second one of the same files over the drive moved and delayed."""
     return run_pair(at_home, drive.Shifted(far_away, offset_m, offset_s), frames, spec, 'free', **settings)
 
 

@@ -31,18 +31,7 @@ def serve() -> None:
 def run_ranks(
     folder: Path, lines: Sequence[Sequence[object]], size: int = 0, timeout: float = 150, start: Any = SERVER
 ) -> list:
-    """Run a Python script in several processes, until the last one ends.
-
-    Args:
-        folder: for what they print.
-        lines: the script and its words, per rank.
-        size: of the run, if some ranks do not come.
-        timeout: seconds.
-        start: SERVER or FORKED.
-
-    Returns:
-        Exit status, stdout and stderr of each; a status of None where it had to be ended.
-    """
+    """Run a script and its words per rank; return status (None: it was ended), stdout and stderr of each."""
     if start is SERVER:
         serve()
     else:

@@ -50,12 +50,7 @@ def scene_0103(folder: Path, frames: int | None = None) -> Path:
 
 
 def mini_val(folder: Path, frames: int | None = None) -> Path:
-    """Write the info file of mini-val, 81 key frames of two scenes, and pictures that are made up.
-
-    Args:
-        folder: of the pictures and the file.
-        frames: only the first so many of each scene.
-    """
+    """Write the info file of mini-val, 81 key frames of two scenes, and pictures that are made up."""
     infos = copy.deepcopy(read_infos('nuscenes_mini_infos_val_81kf.pkl'))
     infos = [info for info in infos if frames is None or info['frame_idx'] < frames]
     yaws, seen = rig(6, SIZE)[2], {}

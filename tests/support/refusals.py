@@ -28,10 +28,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 
 def refused(capture, main, *words: object, status: int = 2) -> str:
-    """Run the `main` of a tool, expect an exit status and one `error:` line, and return the line.
-
-    `capture` is the fixture `capsys` or `capfd`.
-    """
+    """Run the `main` of a tool, expect an exit status and one `error:` line, and return the line."""
     capture.readouterr()
     try:
         found = main(list(map(str, words)))

@@ -8,13 +8,7 @@ WIDTH = 8
 
 
 def chain(length=200, overflow=None, changed=None):
-    """Return a model: rotations, LeakyRelu and Max of earlier values, which neither grow nor fade.
-
-    Args:
-        length: nodes.
-        overflow: node in whose place a float16 square overflows.
-        changed: weight, by its node, that is another than in a model without the fault.
-    """
+    """Return a model: rotations, LeakyRelu and Max of earlier values, which neither grow nor fade."""
     rng, nodes, constants, last = np.random.default_rng(0), [], [], 'x'
     for place in range(length):
         name = 'y' if place == length - 1 else f't{place}'

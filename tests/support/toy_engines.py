@@ -1,9 +1,5 @@
-"""What tests of TensorRT share: the package or a skip, small graphs, an engine that answers on the CPU."""
+"""The package of TensorRT or a skip, and small graphs from text."""
 
-import ctypes
-import types
-
-import numpy as np
 import onnx.parser
 import pytest
 
@@ -25,91 +21,9 @@ def parse(body, inputs='float[2,3] x', outputs='float[2,3] y', opset=17, constan
     return onnx.parser.parse_model(text)
 
 
-def two_outputs(opset=17, batch='2'):
+def two_outputs(batch='2'):
     """Make a net whose outputs `sum` and `product` have the same shape, so that a swap would not be seen."""
     shape = f'float[{batch},3]'
     body = '[add] sum = Add(x, two) [mul] product = Mul(x, two)'
     constants = '<float two = {2}>'
-    return parse(body, f'{shape} x', f'{shape} sum, {shape} product', opset, constants)
-
-
-class HostMemory:
-    """Memory of the CPU with the interface of a GPU's; counts what is not given back."""
-
-    stream = 0
-
-    def __init__(self):
-        self.held = {}
-
-    def put(self, array):
-        """Copy."""
-        block = self.empty(array.nbytes)
-        ctypes.memmove(block, array.ctypes.data, array.nbytes)
-        return block
-
-    def empty(self, nbytes):
-        """Make room."""
-        buffer = (ctypes.c_char * max(nbytes, 1))()
-        self.held[ctypes.addressof(buffer)] = buffer
-        return ctypes.addressof(buffer)
-
-    def take(self, block, into):
-        """Copy back."""
-        ctypes.memmove(into.ctypes.data, block, into.nbytes)
-
-    def free(self, block):
-        """Forget."""
-        del self.held[block]
-
-
-class CpuEngine:
-    """Stands for a deserialised engine of `two_outputs`: no GPU is here, so nothing of TensorRT runs.
-
-    It lists its tensors in the order that it is given, and writes results to the addresses that it was told
-    by name: what a permuted engine does.
-    """
-
-    def __init__(self, order=('x', 'sum', 'product'), names=None, largest=4):
-        self.order, self.names, self.largest = list(order), names or {}, largest
-        self.addresses, self.shape = {}, None
-        self.num_io_tensors = len(self.order)
-
-    def get_tensor_name(self, place):
-        """Name."""
-        return self.names.get(self.order[place], self.order[place])
-
-    def get_tensor_mode(self, name):
-        """Side."""
-        return types.SimpleNamespace(name='INPUT' if name == 'x' else 'OUTPUT')
-
-    def get_tensor_dtype(self, name):
-        """Dtype."""
-        return types.SimpleNamespace(name='FLOAT')
-
-    def get_tensor_shape(self, name):
-        """Shape."""
-        return self.shape or (-1, 3)
-
-    def create_execution_context(self):
-        """Itself."""
-        return self
-
-    def set_input_shape(self, name, shape):
-        """Take a shape of the profile."""
-        self.shape = tuple(shape)
-        return shape[0] <= self.largest
-
-    def set_tensor_address(self, name, address):
-        """Keep it."""
-        self.addresses[name] = address
-
-    def execute_async_v3(self, stream):
-        """Compute."""
-        x = self._array('x').copy()
-        self._array('sum')[...] = x + 2
-        self._array('product')[...] = x * 2
-        return True
-
-    def _array(self, name):
-        kind = ctypes.c_float * int(np.prod(self.shape))
-        return np.frombuffer(kind.from_address(self.addresses[name]), np.float32).reshape(self.shape)
+    return parse(body, f'{shape} x', f'{shape} sum, {shape} product', constants=constants)

@@ -54,13 +54,7 @@ def set_attribute(node: onnx.NodeProto, name: str, value: object) -> None:
 def plant(
     model: onnx.ModelProto, fault: str, example: np.ndarray | None = None
 ) -> tuple[onnx.ModelProto, str]:
-    """Return a faulty copy of a right `decode` or `raw` export, and the name of the guilty node.
-
-    Args:
-        model: a right export.
-        fault: key of `NODES`.
-        example: what the frozen input was when the model was traced.
-    """
+    """Return a faulty copy of a right `decode` or `raw` export, and the name of the guilty node."""
     model, name = copy_of(model), NODES[fault]
     spoil(model, node_of(model, name), fault, example)
     return model, name

@@ -1,31 +1,12 @@
-"""Small ordinary ONNX graphs, and files of other projects."""
-
-from pathlib import Path
+"""Small ordinary ONNX graphs."""
 
 import numpy as np
 import onnx
-import pytest
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.run import run
-
-WEIGHTS = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'weights'
-FOREIGN = {
-    'picodet': 'picodet_layout/layout_cdla.onnx',
-    'yolox': 'yolox_nano/yolox_nano.onnx',
-    'yunet': 'yunet_mmdet/yunet_n_320_320.onnx',
-    'yunet_dynamic': 'yunet_mmdet/yunet_n_dynamic.onnx',
-}
-"""Files that this project did not write."""
-
-
-def foreign(name: str) -> str:
-    """Return the path of a file of another project; skip where it is not."""
-    path = WEIGHTS / FOREIGN[name]
-    if not path.is_file():
-        pytest.skip(f'skipped: ../shared/data/weights/{FOREIGN[name]} not found')
-    return str(path)
 
 
 def model_of(nodes, inputs, outputs, initializers=(), opset=17, **fields) -> onnx.ModelProto:
@@ -43,8 +24,8 @@ def model_of(nodes, inputs, outputs, initializers=(), opset=17, **fields) -> onn
     return helper.make_model(graph, opset_imports=[helper.make_opsetid('', opset)], ir_version=8, **fields)
 
 
-def conv_net(shape=(1, 3, 8, 8), opset=17, baked=False) -> onnx.ModelProto:
-    """Two named convolutions, pooling and a matrix product; with `baked`, a Reshape to a fixed size."""
+def conv_net() -> onnx.ModelProto:
+    """Return two named convolutions, pooling and a matrix product."""
     rng = np.random.default_rng(0)
 
     def weight(name, *sizes):
@@ -72,11 +53,7 @@ def conv_net(shape=(1, 3, 8, 8), opset=17, baked=False) -> onnx.ModelProto:
         weight('fc.weight', 5, 6),
         weight('fc.bias', 5),
     ]
-    if baked:
-        initializers.append(numpy_helper.from_array(np.array([1, 4, 4, 4], np.int64), 'sizes'))
-        nodes.insert(2, helper.make_node('Reshape', ['b', 'sizes'], ['b2'], name='/Reshape'))
-        nodes[3].input[0] = 'b2'
-    return model_of(nodes, [('images', list(shape))], [('scores', [shape[0], 5])], initializers, opset)
+    return model_of(nodes, [('images', [1, 3, 8, 8])], [('scores', [1, 5])], initializers)
 
 
 def same(left: dict, right: dict) -> None:
@@ -101,3 +78,9 @@ def as_in_whole(model, part):
     whole = run(model, feeds, ends)
     found = run(part, {value.name: whole[value.name] for value in part.graph.input})
     same(found, {name: whole[name] for name in found})
+
+
+def run_file(model, feeds, names):
+    """Run a model in ONNX Runtime on arrays in the order of the names; return its outputs in order."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    return session.run(None, dict(zip(names, feeds, strict=True)))

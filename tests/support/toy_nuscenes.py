@@ -13,10 +13,7 @@ INFOS = 'toy_nuscenes2d_temporal_infos_val.pkl'
 
 
 def write(folder: Path, **options: Any) -> Path:
-    """Generate the data set with one scene for training; return its folder, which is in `folder`.
-
-    `options` are further ones of `SetOptions`.
-    """
+    """Generate the data set with one scene for training; return its folder, which is in `folder`."""
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
     from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
@@ -28,10 +25,7 @@ def write(folder: Path, **options: Any) -> Path:
 
 
 def evaluate(config: str, checkpoint: str, infos: Path, work_dir: Path, *options: str, out: str = '') -> int:
-    """Run the test loop over the frames of an info file; return its exit status.
-
-    `options` are overrides of the config, `out` the name of a file of results in the work directory.
-    """
+    """Run the test loop over the frames of an info file; return its exit status."""
     from mmdeploy_ext.cli import test_app
 
     words = [config, checkpoint, '--eval=bbox', '--work-dir', str(work_dir)]

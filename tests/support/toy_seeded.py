@@ -28,18 +28,7 @@ def input_range(quantiser):
 
 
 def amax(graph, prefix='', half=False, drawn_as=str):
-    """Return synthetic ranges of a folded graph by quantiser path, as a quantised checkpoint holds them.
-
-    Args:
-        graph: folded in fp32; its weights' ranges are the largest magnitudes per output channel.
-        prefix: of the module paths, e.g. 'backbone.'.
-        half: rounded to fp16, as BEVFusion's are in the reference's files and CenterPoint's are not.
-        drawn_as: module path -> the path whose name the number is drawn by; see `centerpoint_ptq_path`.
-
-    Returns:
-        'M._input_quantizer._amax' () and 'M._weight_quantizer._amax' (O,), float32; additions in block M as
-        'M.quant_add._input_quantizer._amax'. Paths are without the prefix.
-    """
+    """Return synthetic ranges of a folded graph by quantiser path, as a quantised checkpoint holds them."""
     ranges = {}
     for node in graph.nodes:
         if not isinstance(node, SparseConvolution | Add):
@@ -56,10 +45,7 @@ def amax(graph, prefix='', half=False, drawn_as=str):
 
 
 def centerpoint_ptq_path(path):
-    """Return what the reference's CenterPoint calls a module at PTQ time, when its norm is folded away.
-
-    The blocks behind a strided convolution are 2 and 3 then, not 3 and 4.
-    """
+    """Return what the reference's CenterPoint calls a module at PTQ time, when its norm is folded away."""
     stage, number, *rest = path.split('.')
     if stage in ('conv2', 'conv3', 'conv4') and number in ('3', '4'):
         number = str(int(number) - 1)
@@ -67,10 +53,7 @@ def centerpoint_ptq_path(path):
 
 
 def voxels():
-    """Return the synthetic voxels: features (2942, 5) float32, coordinates (2942, 4) int32 (0, x, y, z).
-
-    Grid 1440 x 1440 x 41: corners, clusters of up to seven, and points on the faces.
-    """
+    """Return the synthetic voxels: features (2942, 5) float32, coordinates (2942, 4) int32 (0, x, y, z)."""
     size = np.array([1440, 1440, 41])
     rng = np.random.default_rng(zlib.crc32(b'scn_synth_v1'))
     corners = np.array([[x, y, z] for x in (0, 1439) for y in (0, 1439) for z in (0, 40)])

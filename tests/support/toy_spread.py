@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 def spread_out(
     lasts: Mapping[torch.nn.Module, tuple[Sequence[float], Sequence[float]]], run: Callable[[], object]
 ) -> None:
-    """Scale last layers so that their outputs have a deviation and a mean over all cells.
-
-    Args:
-        lasts: convolutions -> deviation and mean of each channel, repeated where there are more channels.
-        run: runs the model.
-    """
+    """Scale last layers so that their outputs have a deviation and a mean over all cells."""
     outputs = {last: [] for last in lasts}
     hooks = [
         last.register_forward_hook(lambda layer, _, output: outputs[layer].append(output)) for last in lasts

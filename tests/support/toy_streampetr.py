@@ -165,10 +165,7 @@ def poses(num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def drive(num_frames: int, seed: int = 0, first_frame: int = 0) -> list[dict]:
-    """Return frames of one scene, each a dict of tensors with a leading axis of 1, and `img_metas` [1].
-
-    `prev_exists` is 0 in frame 0 of the drive. `seed` is of the pictures.
-    """
+    """Return frames of one scene, each a dict of tensors with a leading axis of 1, and `img_metas` [1]."""
     from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
     rng = np.random.default_rng(seed)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from mmcv.ops import RoIAlignRotated
 
-import toy_operators as toys
 from mm2onnx_mmrotate.two_stage.roi_align_rotated import pool_rotated
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.operator import operators_as
+from toy_graphs import run_file
 
 STRIDES = (4, 8, 16)
 REGION_AXES = dict(boxes={0: 'R'}, images={0: 'R'}, levels={0: 'R'}) | {
@@ -77,7 +77,7 @@ def test_exported_rotated_regions_are_mmcvs_to_the_bit(ratio, aligned, clockwise
     for count, height, width, batch in ((50, 64, 96, 2), (0, 32, 32, 1), (200, 128, 64, 3)):
         tensors = regions(count, height, width, batch, count)
         wanted = module.by_mmcv(*tensors).numpy()
-        (pooled,) = toys.run(model, [tensor.numpy() for tensor in tensors], tuple(REGION_AXES))
+        (pooled,) = run_file(model, [tensor.numpy() for tensor in tensors], tuple(REGION_AXES))
         np.testing.assert_array_equal(pooled, wanted)
         np.testing.assert_array_equal(module(*tensors).numpy(), wanted)
 

@@ -6,7 +6,7 @@ import torch
 
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.cells import CellTables, LastInCell, sum_by_tables, sum_in_order
-from toy_operators import run
+from toy_graphs import run_file
 
 COUNT, POINTS = 7, 3000
 NAMES = 'first', 'second', 'third', 'slots'
@@ -44,7 +44,7 @@ def exported():
 def test_the_file_gives_the_tables_of_pytorch(exported, case):
     cells = CASES[case]
     wanted = CellTables(COUNT)(cells)
-    found = run(exported, (cells.numpy(),), ('cells',))
+    found = run_file(exported, (cells.numpy(),), ('cells',))
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one, other.numpy())
 
@@ -68,5 +68,5 @@ def test_the_last_point_of_a_cell_counts_in_the_file_too():
         output_names=('found',), dynamic=dict(cells={0: 'N', 1: 'P'}, values={0: 'N', 1: 'P'}),
     )  # fmt: skip
     for at in (slice(0, 2), slice(1, 2)):
-        (found,) = run(model, (cells[at].numpy(), values[at].numpy()), ('cells', 'values'))
+        (found,) = run_file(model, (cells[at].numpy(), values[at].numpy()), ('cells', 'values'))
         np.testing.assert_array_equal(found, [[1, 0, 5], [10, 8, 0]][at])

@@ -7,13 +7,13 @@ import pytest
 import torch
 from mmcv.ops import box_iou_rotated, nms_rotated
 
-import toy_operators as toys
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.ops.rotated_iou import PAIR_IOU
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 from mmdeploy_ext.runtime import rotated_loops
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
+from toy_graphs import run_file
 
 PAIRS = 1000
 """Of each kind; there are ten kinds."""
@@ -89,7 +89,7 @@ def test_the_exported_iou_of_ten_thousand_pairs_is_mmcvs_to_the_bit(pairs):
     first, second = (torch.cat([pair[side] for pair in pairs.values()]) for side in (0, 1))
     assert len(first) == 10_000
     model = exported(PairIou(), (first[:5], second[:5]), ('boxes', 'others'), 'P')
-    (iou,) = toys.run(model, (first.numpy(), second.numpy()), ('boxes', 'others'))
+    (iou,) = run_file(model, (first.numpy(), second.numpy()), ('boxes', 'others'))
     np.testing.assert_array_equal(iou, box_iou_rotated(first, second, aligned=True).numpy())
 
 
@@ -117,7 +117,7 @@ def test_the_exported_suppression_of_a_batch_keeps_what_mmcv_keeps(exporter):
     for batch, count in ((1, 0), (1, 1), (3, 16), (2, 17), (2, 150)):
         boxes = torch.stack([crowd(count, 10 + image) for image in range(batch)])
         valid = torch.rand(batch, count, generator=torch.Generator().manual_seed(3)) > 0.2
-        (keep,) = toys.run(model, (boxes.numpy(), valid.numpy()), ('boxes', 'valid'))
+        (keep,) = run_file(model, (boxes.numpy(), valid.numpy()), ('boxes', 'valid'))
         wanted = [kept_by_mmcv(*image) for image in zip(boxes, valid, strict=True)]
         np.testing.assert_array_equal(keep, torch.stack(wanted).numpy())
         np.testing.assert_array_equal(rotated_keep(boxes, valid, 0.1), torch.stack(wanted).numpy())

@@ -190,14 +190,9 @@ def assert_same(found, wanted, scale=1.0):
         assert labels.dtype == np.int64
         assert (np.diff(dets[:, 4]) <= 0).all()
         assert np.isfinite(dets).all()
-        free = list(range(len(dets)))
+        free = np.ones(len(dets), bool)
         for row, label in zip(wanted_dets, wanted_labels, strict=True):
-            near = [
-                index
-                for index in free
-                if labels[index] == label
-                and abs(dets[index, 4] - row[4]) <= 1e-6
-                and np.abs(dets[index, :4] - row[:4]).max() <= 1e-3 * scale
-            ]
-            assert near, f'no detection like {row} of class {label}'
-            free.remove(near[0])
+            near = free & (labels == label) & (np.abs(dets[:, 4] - row[4]) <= 1e-6)
+            near &= np.abs(dets[:, :4] - row[:4]).max(1) <= 1e-3 * scale
+            assert near.any(), f'no detection like {row} of class {label}'
+            free[near.argmax()] = False

@@ -9,6 +9,7 @@ from mmdet.models import builder
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import rtmdet_golden as golden
+from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from toy_atss import REPO
 
@@ -22,8 +23,7 @@ def parts(name, **changes):
     return golden.parts_of(lambda key, cfg: BUILD[key](cfg), configs)
 
 
-@pytest.mark.suite('published', 'objectness')
-@pytest.mark.parametrize('name', golden.CASES)
+@pytest.mark.parametrize('name', in_suite(golden.CASES, 'published', 'objectness'))
 def test_names_shapes_and_outputs_are_those_of_mmdet_3(name):
     expected = json.loads(golden.FILE.read_text())[name]
     found = golden.facts(parts(name))
@@ -32,8 +32,7 @@ def test_names_shapes_and_outputs_are_those_of_mmdet_3(name):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
-@pytest.mark.suite('tiny', 'x')
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', in_suite(CONFIGS, 'tiny', 'x'))
 def test_the_configs_have_the_published_number_of_parameters(name):
     cfg = load_config(str(REPO / f'configs/rtmdet/rtmdet_{name}.py'))
     with torch.device('meta'):

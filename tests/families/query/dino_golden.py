@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rtmdet_golden import SAMPLES, drawn
+from drawn_weights import SAMPLES, drawn
 
 FILE = Path(__file__).with_suffix('.json')
 SIZE, SHAPES = (2, 3, 64, 96), [(64, 96), (48, 80)]

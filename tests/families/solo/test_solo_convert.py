@@ -7,6 +7,7 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import solo_golden as golden
+from marking import in_suite
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.solo import convert
@@ -33,8 +34,9 @@ def toy_original(path, surplus=()):
     return golden.write_original(path, names | dict(surplus))
 
 
-@pytest.mark.suite('solo_r50', 'decoupled_solo_light_r50', 'solov2_light_dcn_r50')
-@pytest.mark.parametrize('name', NETS)
+@pytest.mark.parametrize(
+    'name', in_suite(NETS, 'solo_r50', 'decoupled_solo_light_r50', 'solov2_light_dcn_r50')
+)
 def test_names_and_shapes_are_the_models_own(name):
     expected = golden.keys('mmdet', name)
     original = golden.keys('wxinlong', name)

@@ -61,10 +61,7 @@ def same(tensor, expected, tolerance):
 
 
 def same_boxes(result, expected, by_id=True):
-    """The same boxes in any order of near ties: each of the expected ones has its own partner.
-
-    New ids are in the order of rows: they are compared only if all rows have theirs, `by_id`.
-    """
+    """The same boxes in any order of near ties: each of the expected ones has its own partner."""
     differences = np.abs(result['boxes_3d'].numpy()[None] - expected['boxes_3d'][:, None]).max(-1)
     differences[expected['labels_3d'][:, None] != result['labels_3d'].numpy()[None]] = np.inf
     partner = differences.argmin(1)
@@ -121,12 +118,7 @@ def features_of(model):
 
 
 def run_frame(model, features, frame, expected, choice):
-    """Run a frame with points at borders of pictures on upstream's side; return outputs and taps.
-
-    `choice` returns what stands for `best_rows`. Measured with one thread: in frame 1 a point of the fifth
-    layer is at 0 exactly, which is outside; upstream's was inside. It moves its instance by 4 mm and 0.025 of
-    a logit.
-    """
+    """Run a frame with points at borders of pictures on upstream's side; return outputs and taps."""
     memory = vars(model.head.instance_bank)
     before = {name: memory[name] for name in STATE}
 

@@ -25,11 +25,7 @@ FILL_SHA256 = 'bba33ba071b48a7543f34e9329bc98494e07164c0b6452f031f68e46c8577f3b'
 
 
 def seeded_state_dict(shapes: dict[str, list[int]] | None = None) -> dict[str, torch.Tensor]:
-    """Return the seeded value of every key.
-
-    Args:
-        shapes: key -> shape; those of the golden's model if not given. Other models get their own values.
-    """
+    """Return the seeded value of every key."""
     return streampetr_weights(
         {key: shape for key, (shape, _) in golden_keys().items()} if shapes is None else shapes
     )

@@ -12,7 +12,7 @@ import upstream_goldens
 from mmdeploy_ext.seeded.by_name import name_rng
 from upstream_goldens import fill_sha256
 
-__all__ = ['arrays', 'features', 'fill_sha256', 'frame_arrays', 'metas', 'operator_case', 'pictures']
+__all__ = ['arrays', 'features', 'fill_sha256', 'frame_arrays', 'metas', 'pictures']
 IN_REPOSITORY = upstream_goldens.IN_REPOSITORY / 'sparse4d'
 SIZES = (64, 176), (32, 88), (16, 44), (8, 22)
 """Height and width of the feature maps of a camera."""
@@ -30,23 +30,6 @@ def frame_arrays(name: str, prefix: str) -> dict[str, np.ndarray]:
     """Return the arrays of a file whose names begin with a prefix, without it."""
     stored = arrays(name)
     return {key.removeprefix(prefix): stored[key] for key in stored.files if key.startswith(prefix)}
-
-
-def operator_case(name: str) -> tuple[tuple[torch.Tensor, ...], dict[str, np.ndarray]]:
-    """Return the arguments of `aggregate`, and the stored arrays, of a case of the operator alone."""
-    stored = frame_arrays('dfa_op.npz', f'{name}_')
-    batch, instances, points, cameras, levels, channels, groups = stored['dims'].tolist()
-    sizes = np.tile(stored['shapes'], (cameras, 1, 1)).astype(np.int32)
-    rows = int(sizes.prod(-1).sum())
-    features = name_rng(f'dfa_op_{name}_feat').standard_normal((batch, rows, channels))
-    logits = 2 * name_rng(f'dfa_op_{name}_weights').standard_normal(
-        (batch, instances, points, cameras, levels, groups)
-    )
-    exponents = np.exp(logits - logits.max((2, 3, 4), keepdims=True))
-    weights = exponents / exponents.sum((2, 3, 4), keepdims=True)
-    starts = stored['scale_start_index'].astype(np.int32)
-    values = features.astype(np.float32), sizes, starts, stored['loc'], weights.astype(np.float32)
-    return tuple(map(torch.from_numpy, values)), stored
 
 
 def features(case: int) -> torch.Tensor:

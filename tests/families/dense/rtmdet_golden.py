@@ -1,21 +1,20 @@
 """What mmdet 3.3.0 gives for RTMDet's parts, on generated weights and maps: names, shapes and sampled values.
 
-`.venv-mmdet3/bin/python tests/support/rtmdet_golden.py` writes `rtmdet_golden.json`; the tests
-build the same parts of this project, fill them in the same way and compare. Needs numpy and torch alone.
+`PYTHONPATH=tests/support .venv-mmdet3/bin/python tests/families/dense/rtmdet_golden.py` writes
+`rtmdet_golden.json`; the tests build the same parts of this project, fill them in the same way and compare.
 """
 
 import hashlib
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from drawn_weights import SAMPLES, drawn
+
 FILE = Path(__file__).with_suffix('.json')
 SIZE = (2, 3, 64, 128)
-SAMPLES = 48
-"""Values of each output that are kept."""
 HEAD = dict(
     type='RTMDetSepBNHead',
     num_classes=5,
@@ -64,21 +63,6 @@ CASES = {
 def parts_of(build, configs):
     """Return backbone, neck and head as one module; `build` takes a key and its config."""
     return torch.nn.ModuleDict({key: build(key, dict(config)) for key, config in configs.items()}).eval()
-
-
-def drawn(name, tensor):
-    """Return a tensor of the shape and type of another, of numbers that a name draws; counters stay."""
-    draw = np.random.default_rng(zlib.crc32(name.encode()))
-    if name.endswith('running_var'):
-        values = draw.uniform(0.5, 1.5, tensor.shape)
-    elif tensor.dim() > 1:
-        values = draw.normal(0, 1.4 / np.sqrt(tensor[0].numel()), tensor.shape)
-    elif tensor.is_floating_point():
-        norm = name.endswith('weight')
-        values = draw.normal(0, 0.2, tensor.shape) + norm
-    else:
-        return tensor
-    return torch.from_numpy(np.asarray(values)).to(tensor.dtype)
 
 
 def fill(model):
