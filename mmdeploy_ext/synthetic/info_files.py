@@ -15,6 +15,7 @@ from mmdeploy_ext.core.source_code import is_users_class
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.models.building import data_class
 from mmdeploy_ext.preprocess.cameras import CAMERAS
+from mmdeploy_ext.runtime.geometry import invert_pose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,8 @@ LOAD_DIM, LOAD_DIM_PAST = 6, 5
 """Columns of a sweep, and of a past one, that mmdet3d loads by default."""
 START_US, BETWEEN_US, PAST_US = 1_533_151_607_548_047, 498_884, 50_123
 """Microseconds: start of the drive, between moments, between sweeps."""
+TURN_RAD, WAY_M = 0.01, (0.3, -0.1, 0.02)
+"""Turn and way of the car from one picture of a moment to the next."""
 
 
 def generated_dataset(
@@ -102,8 +105,8 @@ def write_infos(
 ) -> Path:
     """Write two moments of one scene and return the path of their infos.
 
-    Axes, units and rotations as in mmdet3d's infos of nuScenes: quaternions w x y z of ego and LiDAR,
-    matrices (3, 3) from cameras and past sweeps to the LiDAR.
+    Axes, units and rotations as in mmdet3d's infos of nuScenes: quaternions w x y z of ego, LiDAR and of the
+    ego at each camera's time, matrices (3, 3) from cameras and past sweeps to the LiDAR.
     """
     moments = []
     for moment in range(MOMENTS):
@@ -124,6 +127,7 @@ def write_infos(
         )
         if views is not None:
             info['cams'] = _cameras(folder, moment, views, time_us, rng)
+            _add_ego_poses(info)
         if voxels is not None or any(step.get('type') == 'LoadPointsFromFile' for step in steps):
             info |= _sweeps(folder, moment, steps, voxels, time_us, rng)
         moments.append(info | dict(entries(rng) if entries else {}))
@@ -171,6 +175,27 @@ def _cameras(
             sensor2lidar_translation=ahead + rng.uniform(-0.5, 0.5, 3),
         )
     return cameras
+
+
+def _add_ego_poses(info: dict[str, Any]) -> None:
+    def pose(name: str) -> np.ndarray:
+        matrix = Quaternion(info[f'{name}_rotation']).transformation_matrix
+        matrix[:3, 3] = info[f'{name}_translation']
+        return matrix
+
+    lidar2global = pose('ego2global') @ pose('lidar2ego')
+    for index, camera in enumerate(info['cams'].values()):
+        camera2lidar = np.eye(4)
+        camera2lidar[:3, :3] = camera['sensor2lidar_rotation']
+        camera2lidar[:3, 3] = camera['sensor2lidar_translation']
+        way = Quaternion(axis=[0, 0, 1], radians=TURN_RAD * index).transformation_matrix
+        way[:3, 3] = np.array(WAY_M) * index
+        ego = pose('ego2global') @ way
+        sensor = invert_pose(ego) @ lidar2global @ camera2lidar
+        for name, matrix in (('sensor2ego', sensor), ('ego2global', ego)):
+            rotation = Quaternion(matrix=matrix[:3, :3], rtol=1e-4, atol=1e-4)
+            camera[f'{name}_rotation'] = list(rotation)
+            camera[f'{name}_translation'] = matrix[:3, 3].tolist()
 
 
 def _sweeps(

@@ -151,7 +151,7 @@ def pair_of(
     pixels = images.transpose(0, 2, 3, 1) * np.float32(views.std) + np.float32(views.mean)
     pictures = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     pictures = np.ascontiguousarray(pictures[..., ::-1] if views.to_rgb else pictures)
-    pictures, lidar2img = in_drawn_order(pictures, frame.lidar2img, views.cameras)
+    pictures, lidar2img = in_drawn_order(pictures, frame.lidar2img, getattr(views, 'cameras', ()))
     return Pair(title, pictures, reference, candidate, engine, lidar2img, points)
 
 

@@ -1,6 +1,5 @@
 """The frames of BEVDet in their key ego frame."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from mmdeploy_ext.families.parts.samples import only
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.infos import RigFrame
 from mmdeploy_ext.runtime.streams import frame_of_rig
 from mmdeploy_ext.synthetic.info_files import write_infos
@@ -24,8 +22,6 @@ from mmdeploy_ext.synthetic.info_files import write_infos
 INPUTS = 7
 """Tensors of `img_inputs`."""
 DATASET = 'BEVDetNuScenesDataset'
-LATER_M = (0.3, -0.1, 0.02)
-"""Way of the car from one picture of a moment to the next, metres."""
 
 
 class BevDetData(CameraData):
@@ -67,41 +63,12 @@ class BevDetData(CameraData):
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         steps = test_pipeline(cfg)
-        path = write_infos(folder, steps, rule)
-        content = pickle.loads(path.read_bytes())
-        for info in content['infos']:
-            add_camera_poses(info)
-        path.write_bytes(pickle.dumps(content))
         catalogue.register([DATASET])
         return dict(
             type=DATASET,
-            ann_file=str(path),
+            ann_file=str(write_infos(folder, steps, rule)),
             data_root=f'{folder}/',
             pipeline=steps,
             modality=dict(use_camera=True, use_lidar=False),
             test_mode=True,
         )
-
-
-def add_camera_poses(info: dict[str, Any]) -> None:
-    """Add the poses of each camera and of the car when it took its picture to a generated info."""
-    from pyquaternion import Quaternion
-
-    def pose(name: str) -> np.ndarray:
-        matrix = Quaternion(info[f'{name}_rotation']).transformation_matrix
-        matrix[:3, 3] = info[f'{name}_translation']
-        return matrix
-
-    lidar2global = pose('ego2global') @ pose('lidar2ego')
-    for index, camera in enumerate(info['cams'].values()):
-        camera2lidar = np.eye(4)
-        camera2lidar[:3, :3] = camera['sensor2lidar_rotation']
-        camera2lidar[:3, 3] = camera['sensor2lidar_translation']
-        later = Quaternion(axis=[0, 0, 1], radians=0.01 * index).transformation_matrix
-        later[:3, 3] = np.array(LATER_M) * index
-        ego = pose('ego2global') @ later
-        sensor = invert_pose(ego) @ lidar2global @ camera2lidar
-        for name, matrix in (('sensor2ego', sensor), ('ego2global', ego)):
-            rotation = Quaternion(matrix=matrix[:3, :3], rtol=1e-4, atol=1e-4)
-            camera[f'{name}_rotation'] = list(rotation)
-            camera[f'{name}_translation'] = matrix[:3, 3].tolist()
