@@ -17,7 +17,7 @@ from mmdeploy_ext.proving.ladder import prove
 from toy_atss import PICTURE, REPO
 
 SIZE = (128, 192)
-IMAGES = [('toy.jpg', read_image(PICTURE)[: SIZE[0], : SIZE[1]])]
+IMAGES = [('toy.jpg', read_image(PICTURE))]
 
 
 def unclipped():
