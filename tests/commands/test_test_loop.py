@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.cli import test_app
+from mmdeploy_ext.cli.backend_config import graph_options, read_settings
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.families.base import DETECTOR, find_family
 from rank_processes import run_ranks
 from toy_atss import CHECKPOINT, CONFIG, REPO
 
@@ -205,3 +208,11 @@ def test_forms_without_post_processing_give_the_same_metrics(work_dir, data, for
     assert evaluate(ONNX, work_dir, [*data, f'backend_config.postprocess={form}']) == 0
     assert metrics(work_dir, 'onnx') == metrics(work_dir, 'pth')
     assert (work_dir / f'atss_toy_{form}.onnx').is_file()
+
+
+def test_options_of_the_graph_in_a_config_are_taken():
+    options = dict(opset_version=13, postprocess='raw', precision='fp16', exporter='torchscript')
+    cfg = load_config(ONNX, {f'backend_config.{name}': value for name, value in options.items()})
+    family = find_family(cfg, DETECTOR)
+    chosen = graph_options(cfg, read_settings(cfg, family), family)
+    assert (chosen.opset, chosen.form, chosen.precision) == (13, 'raw', 'fp16')

@@ -1,5 +1,6 @@
 """What a file says about itself survives the file, and a file without it is refused by name."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,8 @@ from onnx import TensorProto, helper
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata, check_graph, read_metadata
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import LoadError, ModelFileError
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime.box_coders import Delta
 from mmdeploy_ext.runtime.dense_facts import DenseFacts, Head
@@ -96,3 +99,16 @@ def test_a_graph_that_a_simplifier_took_optional_inputs_from_is_told_so():
         check_graph(spec, *ends, 'm.onnx')
     with pytest.raises(ModelFileError, match=r'\(mm2onnx\.spec'):
         check_graph(spec, dict(size=('float32', ['B'])), ends[1], 'm.onnx')
+
+
+@pytest.mark.parametrize(
+    ('rule', 'kind'), [(MultiViewRule, 'multiview'), (FusionRule, 'fusion'), (PreprocessRule, None)]
+)
+def test_the_kinds_of_rules_are_those_of_files_that_exist(rule, kind):
+    fields = {field.name: field.default for field in dataclasses.fields(rule)}
+    assert fields.get('kind') == kind
+
+
+def test_the_entries_of_a_file_have_the_names_of_files_that_exist():
+    names = 'family form spec preprocess classes postprocess options config config_sha256 checkpoint_sha256'
+    assert {PREFIX + name for name in names.split()} <= METADATA.to_props().keys()

@@ -34,6 +34,13 @@ def test_an_array_of_the_metas_is_an_input_that_another_rig_changes(tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_inputs_keep_the_order_in_which_the_code_reads_them(tmp_path):
+    folder = exported(tmp_path, 'after', ['head'])
+    assert [tensor['name'] for tensor in folder.entries[0]['inputs']][1:] == ['lidar2img', 'after']
+    got, expected = results_of(folder, toy_parts.samples()[1], 'after')
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
 def test_axes_that_differ_between_calls_are_dynamic(tmp_path):
     folder = exported(tmp_path, '', ['backbone+neck'], sizes=(8, 12, 16))
     (entry,) = folder.entries

@@ -29,6 +29,8 @@ class Head(nn.Module):
             self.linear.double()(feats[0].double().mean((2, 3)))
             self.linear.float()
         out = self.linear(feats[0].mean((2, 3))) @ projection[0]
+        if self.how == 'after':
+            out = out @ feats[0].new_tensor(np.asarray([meta['after'] for meta in img_metas]))[0]
         if self.how == 'constant':
             out = out * img_metas[0]['scale']
         if self.how == 'inplace':
@@ -82,7 +84,8 @@ def samples(sizes=(8, 8, 8)):
     result = []
     for seed, size in enumerate(sizes):
         rng = np.random.default_rng(seed)
-        meta = dict(lidar2img=np.eye(4) + rng.random((4, 4)), scale=1.0 + seed, filename=f'{seed}.jpg')
+        lidar2img, after = np.eye(4) + rng.random((4, 4)), rng.random((4, 4))
+        meta = dict(lidar2img=lidar2img, after=after, scale=1.0 + seed, filename=f'{seed}.jpg')
         img = torch.from_numpy(rng.random((1, 3, size, 8), dtype=np.float32))
         result.append(dict(img=img, img_metas=[meta]))
     return result

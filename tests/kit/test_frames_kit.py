@@ -14,6 +14,7 @@ from mmdeploy_ext.cli import judge_app
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.contents import read_array
 from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.writer import write_detector_kit
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.synthetic.drive import synthetic_drive
@@ -183,3 +184,18 @@ def test_judge_runs_a_kit_on_an_engine_of_this_machine(sweeps, tmp_path, capsys)
     assert last.startswith('WITHIN FP16 BARS ON 4 INPUTS AND 2 FRAMES (CPU, ONNX Runtime ')
     assert (outputs / 'head.fp16.onnx').exists()
     assert judge_app.main(words) == 2 and str(outputs) in capsys.readouterr().err
+
+
+def test_frames_run_on_the_memory_that_the_frame_before_computed(stream, tmp_path):
+    def forgetful(path, *options):
+        engine = run_onnxruntime.open_file(path, *options)
+        return lambda inputs: {
+            name: array * 0 if name == 'post_memory_embedding' else array
+            for name, array in engine(inputs).items()
+        }
+
+    kit, outputs = stream
+    run_onnxruntime.main(str(tmp_path / 'o'), kit=kit, opens=forgetful)
+    for name, is_equal in (('pts_head_memory_001', True), ('chain_001', False)):
+        scores = [np.load(folder / f'{name}.npz')['all_cls_scores'] for folder in (outputs, tmp_path / 'o')]
+        assert np.allclose(*scores, atol=1e-4) is is_equal, name

@@ -154,6 +154,8 @@ def test_the_product_of_scores_and_centerness_is_what_mmdet_multiplies(deploymen
     with build_backend('OnnxRuntimeBackend', path) as backend:
         found = backend.infer({'input': feeds['input']})
     assert list(found) == ['boxes', 'scores']
+    axes = [tensor.axes for tensor in read_metadata(path).spec.outputs]
+    assert axes == [('B', 'A', 4), ('B', 'A', len(deployment.classes))]
     wanted = reference['scores'] * reference['centerness'][..., None]
     assert np.abs(found['scores'] - wanted).max() <= 1e-4 * wanted.max()
 

@@ -1,6 +1,8 @@
 """What depends on no input of a graph becomes a constant; weights stay."""
 
 import numpy as np
+import onnx
+import onnx.parser
 import torch
 from torch import nn
 
@@ -34,3 +36,22 @@ def test_places_of_cells_are_constants_and_weights_keep_their_names():
     for name in values[0]:
         np.testing.assert_array_equal(values[0][name], values[1][name])
     assert not compute_constants(folded)[1]
+
+
+def test_what_the_body_of_an_if_alone_reads_stays():
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[2] x, bool go) => (float[2] y) {
+            two = Constant<value = float {2.0}>()
+            four = Mul(two, two)
+            z = Add(x, four)
+            y = If (go) <
+                then_branch = a () => (float[2] p) { p = Mul(z, two) },
+                else_branch = b () => (float[2] q) { q = Identity(z) }
+            >
+        }
+    """
+    model = onnx.parser.parse_model(text)
+    folded, changed = compute_constants(model)
+    feeds = dict(x=np.ones(2, np.float32), go=np.array(True))
+    assert changed and run(folded, feeds)['y'].tolist() == run(model, feeds)['y'].tolist() == [10, 10]
