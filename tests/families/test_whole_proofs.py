@@ -50,8 +50,7 @@ CASES = [
 
 def deployment_of(kind):
     if kind == 'mask':
-        rcnn = {'model.test_cfg.rcnn.score_thr': 0.001, 'model.test_cfg.rcnn.max_per_img': 20}
-        own = {'data.test.pipeline.1.img_scale': SIZE[::-1], **rcnn}
+        own = {'data.test.pipeline.1.img_scale': SIZE[::-1], 'model.test_cfg.rcnn.max_per_img': 20}
         return deploy.load(toy_two_stage.CONFIG, f'{REPO}/demo/checkpoints/mask_rcnn_toy.pth', own)
     cfg = TOYS[kind]()
     without_augmentation(cfg)

@@ -21,14 +21,19 @@ KINDS = [kind for kind in PARTS if kind != 'panoptic']
 EAGER = ('scnet', 'htc', 'guided', 'judged', 'grid', 'points', 'legacy', 'moved', 'sabl', 'fast')
 """Kinds of the suite; graphs of the others' parts are run in test_two_stage_forms.py, all in the matrix."""
 SINGLE = 'guided'
-"""Takes one image of one size."""
+"""Takes one image of one size, of 129 pixels at least."""
+
+
+def options_and_images(kind, **chosen):
+    size = (192, 256) if kind == SINGLE else SIZE
+    return options_of(kind, size, **chosen), images(1 if kind == SINGLE else 2, size)
 
 
 @pytest.mark.parametrize('kind', EAGER)
 def test_eager_results_of_every_image_are_those_of_simple_test(kind):
-    family, model, prepared = family_of(kind), seeded(kind), images(1 if kind == SINGLE else 2)
-    family.check(toy(kind), options_of(kind))
-    outputs = run_stages(family.stages(model, options_of(kind)), family.feeds(prepared, True))
+    family, model, (options, prepared) = family_of(kind), seeded(kind), options_and_images(kind)
+    family.check(toy(kind), options)
+    outputs = run_stages(family.stages(model, options), family.feeds(prepared, True))
     check(family, model, outputs, prepared, 15)
 
 
@@ -36,11 +41,11 @@ def test_eager_results_of_every_image_are_those_of_simple_test(kind):
 @pytest.mark.parametrize(('kind', 'exporter'), list(itertools.product(KINDS, EXPORTERS)))
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
     family, model = family_of(kind), seeded(kind)
-    options = options_of(kind, dynamic=kind != SINGLE, exporter=exporter)
-    _, run = exported(family, model, options, images(1))
+    options, traced = options_and_images(kind, dynamic=kind != SINGLE, exporter=exporter)
+    _, run = exported(family, model, options, traced[:1])
     width = 192 if kind == 'carafe' else 160  # its maps fit at multiples of 64
     for prepared in (
-        [images(1, seed=9)] if kind == SINGLE else (images(3, seed=9), images(2, (256, width), 3))
+        [images(1, (192, 256), 9)] if kind == SINGLE else (images(3, seed=9), images(2, (256, width), 3))
     ):
         outputs = run(family.feeds(prepared, True))
         check(family, model, outputs, prepared, ties=2 if kind == 'sabl' else 0)
