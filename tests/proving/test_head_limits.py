@@ -17,8 +17,13 @@ import pytest
 
 import toy_anchor3d
 import toy_centerpoint
+import toy_corner
+import toy_query
+import toy_two_stage
+import toy_yolact
+from image_checks import seeded_deployment
 from marking import in_suite
-from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.core.config import replaced_entry, without_augmentation
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -34,9 +39,29 @@ PICTURES = [('toy.jpg', read_image(PICTURE))]
 SIZE = dict(height=96, width=128, opset=17)
 
 
+SEEDED = {
+    'rpn': lambda: toy_two_stage.toy('rpn'),
+    'mask2former': lambda: toy_query.toy('instances'),
+    'sparse_rcnn': lambda: toy_query.toy('regions'),
+    'yolact': toy_yolact.toy,
+    'corner': toy_corner.toy,
+}
+
+
+@functools.cache
+def load(name):
+    """Return a toy with the trained weights of the demo, or with seeded ones."""
+    if name not in SEEDED:
+        return load_demo(name)
+    cfg = SEEDED[name]()
+    without_augmentation(cfg)
+    return seeded_deployment(cfg)
+
+
 DENSE = dict(score_thr=0.001, nms_pre=3000, max_per_img=1000)
 RPN = dict(nms_pre=3000, max_per_img=1000)
 RCNN = dict(score_thr=0.001, max_per_img=1000)
+YOLACT = dict(score_thr=0.001, nms_pre=1000, top_k=100, max_per_img=20)
 SOLO = dict(score_thr=0.01, filter_thr=0.001, nms_pre=500, max_per_img=100)
 HEADS = {
     'atss': {'bbox_head.test_cfg': (DENSE, dict(nms_pre=20, max_per_img=10))},
@@ -46,6 +71,13 @@ HEADS = {
     },
     'deformable_detr': {'bbox_head.test_cfg': ({}, dict(max_per_img=10))},
     'rtdetr': {'postprocess': ({}, dict(max_per_img=10))},
+    'rpn': {'rpn_head.test_cfg': (RPN, dict(nms_pre=20, max_per_img=50))},
+    'sparse_rcnn': {'roi_head.test_cfg': ({}, dict(max_per_img=10))},
+    'mask2former': {'panoptic_fusion_head.test_cfg': ({}, dict(max_per_image=10))},
+    'yolact': {'bbox_head.test_cfg': (YOLACT, dict(nms_pre=3, top_k=5, max_per_img=10))},
+    'corner': {
+        'bbox_head.test_cfg': (dict(corner_topk=60, max_per_img=200), dict(corner_topk=34, max_per_img=10))
+    },
     'solov2': {'mask_head.test_cfg': (SOLO, dict(nms_pre=3, max_per_img=2))},
 }
 """Toy -> settings of a part of the model -> values that open its limits, and values that lower one each."""
@@ -109,7 +141,7 @@ def name_of(case):
 @pytest.mark.parametrize('case', CASES, ids=name_of)
 def test_a_lowered_limit_is_proven_and_one_row_less_is_not(case, tmp_path):
     name, path, key = case
-    deployment = load_demo(name)
+    deployment = load(name)
     with contextlib.ExitStack() as stack:
         for settings, (opened, _) in HEADS[name].items():
             stack.enter_context(changed(settings_of(deployment.model, settings), **opened))
