@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,12 +13,13 @@ from onnx import TensorProto, helper
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata, check_graph, read_metadata
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import LoadError, ModelFileError
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.preprocess.fusion import FusionRule
+from mmdeploy_ext.core.typed_json import JsonDataclass
+from mmdeploy_ext.families.base import load_families
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime.box_coders import Delta
 from mmdeploy_ext.runtime.dense_facts import DenseFacts, Head
 
+NAMES = Path(__file__).resolve().parents[1] / 'goldens/metadata_names.json'
 FACTS = DenseFacts(
     **dict(score_thr=0.05, nms_pre=100, iou_threshold=0.5, max_per_img=10, clip_border=True),
     strides=[16],
@@ -101,12 +103,24 @@ def test_a_graph_that_a_simplifier_took_optional_inputs_from_is_told_so():
         check_graph(spec, dict(size=('float32', ['B'])), ends[1], 'm.onnx')
 
 
-@pytest.mark.parametrize(
-    ('rule', 'kind'), [(MultiViewRule, 'multiview'), (FusionRule, 'fusion'), (PreprocessRule, None)]
-)
-def test_the_kinds_of_rules_are_those_of_files_that_exist(rule, kind):
-    fields = {field.name: field.default for field in dataclasses.fields(rule)}
-    assert fields.get('kind') == kind
+def classes_in_files():
+    """Yield the dataclasses that are in files: rules, facts of families, specs."""
+    waiting = [Metadata, JsonDataclass]
+    while waiting:
+        known = waiting.pop()
+        waiting += known.__subclasses__()
+        yield known
+
+
+def test_keys_of_rules_and_facts_are_those_of_files_that_exist():
+    """The golden has class -> field -> the value of `type` and `kind`; add what is new, rename nothing."""
+    load_families()
+    found = {cls.__name__: {field.name: field.default for field in dataclasses.fields(cls)}
+             for cls in classes_in_files()}  # fmt: skip
+    for name, fields in json.loads(NAMES.read_text()).items():
+        assert fields.keys() <= found[name].keys(), name
+        kinds = {field: value for field, value in fields.items() if value}
+        assert {field: found[name][field] for field in kinds} == kinds, name
 
 
 def test_the_entries_of_a_file_have_the_names_of_files_that_exist():

@@ -224,6 +224,15 @@ def test_fixed_size_letterboxes_bottom_and_right(size):
     np.testing.assert_array_equal(prepared.scale_factor, alone.scale_factor)
 
 
+def test_a_fixed_size_is_filled_where_the_ratio_is_not_kept():
+    mean, std, image = tuple(IMAGENET['mean']), tuple(IMAGENET['std']), picture(33, 500)
+    found = PreprocessRule(mean, std, img_scale=(1333, 800), keep_ratio=False, size=(128, 160)).apply(image)
+    stretched = PreprocessRule(mean, std, img_scale=(160, 128), keep_ratio=False).apply(image)
+    assert found.img_shape == (128, 160)
+    np.testing.assert_array_equal(found.tensor, stretched.tensor)
+    np.testing.assert_array_equal(found.scale_factor, stretched.scale_factor)
+
+
 def test_rule_survives_json():
     rule = rule_from_pipeline(
         pipeline((400, 200), CAFFE, dict(size=(256, 400), pad_val=dict(img=7)), backend='pillow')

@@ -50,6 +50,11 @@ def test_the_full_graph_is_proven_at_other_sizes_and_batches(toy, full):
     assert [value.name for value in model.graph.output] == ['labels', 'boxes', 'scores']
 
 
+def test_a_fixed_shape_is_height_and_width(toy):
+    spec = toy.family.spec(toy.model, toy.family.choose(height=96, width=128, opset=17))
+    assert spec.inputs[0].axes == (1, 3, 96, 128)
+
+
 def test_an_input_of_too_few_tokens_is_refused_before_the_engine_runs(raw):
     message = r'an input of 32x64 gives 42 tokens for 60 queries; the smallest .* is 64x64'
     with build_backend('OnnxRuntimeBackend', raw) as backend, pytest.raises(ShapeError, match=message):
