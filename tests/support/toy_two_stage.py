@@ -26,6 +26,7 @@ def toy(kind='faster', **test_cfg):
     PARTS[kind](model)
     if 'mask_head' in model.get('roi_head', ()):
         model.test_cfg.rcnn.max_per_img = 40  # masks take most of the time
+        model.test_cfg.rcnn.mask_thr_binary = 0.4
     return cfg
 
 
