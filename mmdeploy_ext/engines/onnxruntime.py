@@ -148,9 +148,10 @@ class OnnxRuntimeBackend(Backend):
             )
         except Exception as error:
             if plugin := UNKNOWN_OPERATOR.search(str(error)):
+                other = ', or export it without --nms-plugin' if 'EfficientNMS' in plugin[1] else ''
                 raise LoadError(
                     f'{self.path}: its node {plugin[1]} is no operator of ONNX Runtime; run the file in the '
-                    f'engine that has it (TensorRT for names with TRT), or export it without --nms-plugin'
+                    f'engine that has it, such as TensorRT with its plug-ins{other}'
                 ) from error
             raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())
