@@ -97,6 +97,7 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         info = self.data_infos[index]
         return dict(
             curr=info,
+            adjacent=(),  # earlier pictures: the memory has their maps
             ann_infos=([], []),  # which the repository's LoadAnnotationsBEVDepth reads at test time, too
             pts_filename=info['lidar_path'],
             sample_idx=info['token'],
