@@ -126,7 +126,7 @@ def camera_mosaic(
 def in_drawn_order(
     images_bgr: Sequence[np.ndarray], lidar2img: np.ndarray, cameras: Sequence[str]
 ) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    """Images and `lidar2img` in nuScenes' order if `cameras` are its six in another order (BEVDet)."""
+    """Images and `lidar2img` in nuScenes' order if `cameras` are its six in another order."""
     if sorted(cameras) != sorted(CAMERAS):
         return images_bgr, lidar2img
     order = [list(cameras).index(name) for name in CAMERAS]
