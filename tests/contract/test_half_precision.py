@@ -14,9 +14,9 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.half_precision import accept_masks
+from mmdeploy_ext.proving.half_precision import accept_masks, accept_rate
 from mmdeploy_ext.tasks.half_bars import BARS
-from mmdeploy_ext.tasks.results import Case
+from mmdeploy_ext.tasks.results import Case, DetectionRow
 from proofs import check_files, prove_samples
 from toy_atss import CONFIG, PICTURE, export_toy, load_toy
 from verdicts import cases_of, checks_of
@@ -145,3 +145,10 @@ def test_yes_or_no_masks_are_judged_over_all_inputs(other, passes):
     ]
     cases = [Case('input', '1x3x4x4', traced=False, tensors=(row,)) for row in rows]
     assert all(case.passed for case in accept_masks(cases, BARS)) == passes
+
+
+@pytest.mark.parametrize(('missing', 'extra', 'passes'), [(5, 5, True), (12, 0, False), (0, 12, False)])
+def test_results_are_judged_by_the_matched_share_of_the_longer_list(missing, extra, passes):
+    row = DetectionRow('input', 100, 100 - missing, missing, extra, 1.0, 0.0, False, '')
+    cases, failure = accept_rate([Case('input', '1x3x4x4', traced=False, detections=(row,))], BARS)
+    assert cases[0].passed == passes == (not failure)

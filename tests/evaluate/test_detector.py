@@ -66,6 +66,22 @@ def test_results_and_dumps_of_a_split_batch_are_those_of_their_samples(tmp_path)
     assert [load_dump(tmp_path / f'00000{index}')[0]['first'] for index in (4, 5)] == [[11], [12]]
 
 
+def test_the_border_of_a_padded_picture_reaches_the_family():
+    borders = []
+
+    class Bordered(Echo):
+        def feeds(self, images, rescale):
+            borders.extend(image.border for image in images)
+            return super().feeds(images, rescale)
+
+    data = batch()
+    for meta in data['img_metas'][0]:
+        meta['border'] = [4, 6, 8, 12]  # top, bottom, left, right of mmdet's RandomCenterCropPad
+    metadata = SimpleNamespace(spec=SPEC, classes=('thing',), family='echo')
+    BackendDetector(Echo(), Bordered(), metadata).run(data, [0, 1, 2])
+    assert borders == [(4, 8)] * 3
+
+
 def test_results_in_pytorch_are_those_of_the_models_own_test_path_and_tensors_those_of_the_stages(tmp_path):
     class Tested(ImageReference):
         def results(self, images, rescale):

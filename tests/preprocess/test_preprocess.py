@@ -250,6 +250,7 @@ def test_resize_rule_equals_mmdet_for_any_size(backend):
     for height, width, *scale in rng.integers(1, 121, (20, 4)).tolist():
         for keep_ratio in (True, False):
             check_resize(Resize, height, width, tuple(scale), keep_ratio, backend)
+    check_resize(Resize, 32, 41, (133, 80), True, backend)  # 41 * 2.5 is half a pixel above 102
 
 
 def check_resize(Resize, height, width, scale, keep_ratio, backend):

@@ -70,7 +70,8 @@ NODE = {
     'feat_channels=[32], voxel_size=(0.4, 0.4, 3.2), point_cloud_range=pc_range, legacy=False)',
     "type='SparseEncoder', in_channels=5, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,\n"
     '        encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), '
-    "block_type='basicblock'": "type='PointPillarsScatter', in_channels=32, output_shape=(32, 32)",
+    "block_type='basicblock'": "type='PointPillarsScatter', in_channels=32, output_shape=(48, 32)",
+    'pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]': 'pc_range = [-6.4, -9.6, -1.6, 6.4, 9.6, 1.6]',
     "type='SECOND', in_channels=16": "type='SECOND', in_channels=32",
     "[dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'truck'])]": '[dict('
     "num_class=3, class_names=['car', 'bus', 'pedestrian'])]",

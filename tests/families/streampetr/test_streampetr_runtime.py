@@ -99,6 +99,12 @@ def test_another_runtime_continues_from_a_state_which_is_a_copy(runtime, second)
     assert_close(continued.outputs, kept.outputs)
 
 
+def test_a_frame_without_a_scene_goes_on_in_the_last_one(runtime):
+    scenes = 'scene0', None, 'scene0', None, 'scene1'
+    frames = [toy.frame(index, scene) for index, scene in enumerate(scenes)]
+    assert [runtime.step(frame).was_reset for frame in frames] == [True, False, False, False, True]
+
+
 def test_the_position_embedding_follows_the_calibration(runtime):
     frames = [toy.frame(i) for i in range(2)]
     turned = frames[1].intrinsics.copy()
