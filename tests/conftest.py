@@ -1,9 +1,11 @@
 """What all tests share. Fixtures of one family live in that family's folder."""
 
+import functools
 import os
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
@@ -13,7 +15,7 @@ if str(REPO) not in sys.path:
 from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
 
-pytest_plugins = ['one_thread', 'short_stack']
+pytest_plugins = ['short_stack']
 WORKER_BYTES = 4 << 30
 cli.wait_passively()
 if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -26,6 +28,29 @@ def pytest_xdist_auto_num_workers() -> int:
     """Return one worker per core, as memory allows: each collects all tests and makes toys of its own."""
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
+
+
+def pytest_configure() -> None:
+    """ONNX Runtime computes with one thread unless a test asks for more, as PyTorch by OMP_NUM_THREADS."""
+    session = onnxruntime.InferenceSession
+    session.__init__ = one_thread(session.__init__)
+
+
+def one_thread(start):
+    @functools.wraps(start)
+    def init(self, path_or_bytes, sess_options=None, *args, **kwargs):
+        options = sess_options or onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.intra_op_num_threads or 1
+        start(self, path_or_bytes, options, *args, **kwargs)
+
+    return init
+
+
+@pytest.fixture
+def threads_by_default(monkeypatch):
+    """Leave the number of threads to ONNX Runtime, as for a user."""
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(session, '__init__', session.__init__.__wrapped__)
 
 
 @pytest.fixture
