@@ -4,6 +4,7 @@ import ast
 import contextlib
 import copy
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -12,7 +13,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,11 @@ def installed_bases() -> Iterator[None]:
                 if in_checkout:
                     filename = installed_config(relative)
                     break
-        find_modules(imported_modules(filename), filename)
+        text = Path(filename).read_bytes()
+        if b'import' in text:
+            find_modules(imported_modules(filename), filename)
+        elif b'_base_' not in text:
+            return copy.deepcopy(_dict_of_text(text, original.__func__, filename, *args))
         return original.__func__(filename, *args)
 
     Config._file2dict = staticmethod(file2dict)
@@ -257,6 +262,12 @@ def installed_bases() -> Iterator[None]:
         yield
     finally:
         Config._file2dict = original
+
+
+@functools.lru_cache(maxsize=256)
+def _dict_of_text(text: bytes, file2dict: Callable[..., Any], filename: str, *args: Any) -> Any:
+    """`file2dict` of a file with this text, on which alone it depends: no `_base_`, no import."""
+    return file2dict(filename, *args)
 
 
 @contextlib.contextmanager

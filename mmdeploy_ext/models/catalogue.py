@@ -146,10 +146,16 @@ def registered_types() -> set[str]:
     return {name for registry in distinct.values() for name in registry.module_dict}
 
 
+def _is_registered(name: str) -> bool:
+    return any(name in offer.registry.module_dict for offer in _OFFERS.get(name, ()))
+
+
 def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
     """Register this package's classes of some types, and the types that they build."""
     pending, config_types = [name for name in names if name in MODULES], set(config_types)
-    registered = registered_types() if pending else set()
+    if all(len(MODULES[name]) == 1 and _is_registered(name) for name in pending):
+        return  # without a search in all modules
+    registered = registered_types()
     while pending:
         name = pending.pop(0)
         if name in registered and (len(MODULES[name]) == 1 or not config_types):
