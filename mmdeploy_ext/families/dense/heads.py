@@ -45,7 +45,8 @@ KEPT = 'mm2onnx_selection'
 class Selection:
     """Facts of a head, found by trying, and the reason why it does not export, or ''.
 
-    A head keeps it as its attribute `KEPT`, and so does a copy; it holds for `kind` and `test_cfg`.
+    A head keeps it as its attribute `KEPT`, and so does a copy; it holds for `kind` and `test_cfg`, whatever
+    the weights.
     """
 
     kind: type[nn.Module]
