@@ -162,8 +162,11 @@ def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
             continue
         for module in MODULES[name]:
             if module not in sys.modules:
+                before = set(sys.modules)
                 importlib.import_module(module)
-                registered = registered_types()  # the import brought the library, which may have the type
+                new_packages = {name.partition('.')[0] for name in sys.modules.keys() - before}
+                if new_packages & set(LIBRARIES):  # which may have the type
+                    registered = registered_types()
         offer = next((offer for offer in _OFFERS[name] if config_types & {*offer.beside}), None)
         offer = offer or next(offer for offer in _OFFERS[name] if not offer.beside)
         present = offer.registry.module_dict.get(name)
