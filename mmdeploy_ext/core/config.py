@@ -33,6 +33,8 @@ SHORTEST_TYPO = 4
 """Shortest key that may be reported as a typo."""
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
+READING = (b'_base_', b'import', b'open(')
+"""Words of a config that may read other files."""
 
 
 def mmdet_config(relative: str, library: str = 'mmdet') -> str:
@@ -253,8 +255,9 @@ def installed_bases() -> Iterator[None]:
         text = Path(filename).read_bytes()
         if b'import' in text:
             find_modules(imported_modules(filename), filename)
-        elif b'_base_' not in text:
-            return copy.deepcopy(_dict_of_text(text, original.__func__, filename, *args))
+        if not any(word in text for word in READING):
+            path = os.path.abspath(filename)
+            return copy.deepcopy(_dict_of_text(text, original.__func__, path, *args))
         return original.__func__(filename, *args)
 
     Config._file2dict = staticmethod(file2dict)
@@ -266,7 +269,7 @@ def installed_bases() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=256)
 def _dict_of_text(text: bytes, file2dict: Callable[..., Any], filename: str, *args: Any) -> Any:
-    """`file2dict` of a file with this text, on which alone it depends: no `_base_`, no import."""
+    """`file2dict` of a file with this text; it depends on nothing else since no word is of `READING`."""
     return file2dict(filename, *args)
 
 
