@@ -53,6 +53,7 @@ def is_users_file(path: Path) -> bool:
     return not is_in_package(path) and not is_ours(path) and not path.is_relative_to(PYTHON)
 
 
+@functools.lru_cache(maxsize=4096)
 def is_ours(path: Path) -> bool:
     return path.is_relative_to(OURS) or path.is_relative_to(Path(__file__).parents[1])
 
@@ -60,7 +61,7 @@ def is_ours(path: Path) -> bool:
 def is_users(defined: Any) -> bool:
     """Whether the user owns a class (bases aside) or function; edited files of OpenMMLab count."""
     package, file = defined.__module__.partition('.')[0], file_of(defined)
-    if file is None or is_ours(file) or is_ours(file.resolve()) or package in LIBRARIES:
+    if file is None or package in LIBRARIES or is_ours(file) or is_ours(_resolved(os.path.abspath(file))):
         return False
     return not is_installed(package, file) if package in DISTRIBUTIONS else is_users_file(file)
 
@@ -263,12 +264,12 @@ def users_class(kind: type) -> str:
 def users_method(kind: type, name: str) -> str:
     """Name and place of a user's method, `Head.get_bboxes (plugin/head.py:120)`, or ''."""
     owner = next((base for base in kind.__mro__ if name in vars(base)), None)
-    if owner is None or is_copied(owner):
+    if owner is None:
         return ''
     value = vars(owner)[name]
     function = inspect.unwrap(getattr(value, '__func__', value))
     defined = function if inspect.isfunction(function) else owner
-    if not is_users(owner) and not is_users(defined):
+    if (not is_users(owner) and not is_users(defined)) or is_copied(owner):
         return ''
     place = _place(defined)
     return f'{owner.__name__}.{name} ({place})'

@@ -154,9 +154,9 @@ def user_folders(path: str) -> list[Path]:
 
 def use_libraries_of(path: str) -> None:
     """Prefer a repository's own mmdet, mmdet3d or mmseg to the installed one, unless it is too old."""
-    fitting, older = [], []
+    fitting, older, folders = [], [], user_folders(path)
     for library in FITTING_VERSIONS:
-        for folder in user_folders(path):
+        for folder in folders:
             if is_older_copy(folder, library):
                 older.append(library)
                 break

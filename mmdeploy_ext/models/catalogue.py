@@ -146,18 +146,27 @@ def registered_types() -> set[str]:
     return {name for registry in distinct.values() for name in registry.module_dict}
 
 
+def _is_registered(name: str) -> bool:
+    return any(name in offer.registry.module_dict for offer in _OFFERS.get(name, ()))
+
+
 def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
     """Register this package's classes of some types, and the types that they build."""
     pending, config_types = [name for name in names if name in MODULES], set(config_types)
-    registered = registered_types() if pending else set()
+    if all(len(MODULES[name]) == 1 and _is_registered(name) for name in pending):
+        return  # without a search in all modules
+    registered = registered_types()
     while pending:
         name = pending.pop(0)
         if name in registered and (len(MODULES[name]) == 1 or not config_types):
             continue
         for module in MODULES[name]:
             if module not in sys.modules:
+                before = set(sys.modules)
                 importlib.import_module(module)
-                registered = registered_types()  # the import brought the library, which may have the type
+                new_packages = {name.partition('.')[0] for name in sys.modules.keys() - before}
+                if new_packages & set(LIBRARIES):  # which may have the type
+                    registered = registered_types()
         offer = next((offer for offer in _OFFERS[name] if config_types & {*offer.beside}), None)
         offer = offer or next(offer for offer in _OFFERS[name] if not offer.beside)
         present = offer.registry.module_dict.get(name)

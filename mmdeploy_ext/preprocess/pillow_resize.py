@@ -4,6 +4,7 @@ Source: Pillow 13, `src/libImaging/Resample.c`, 8 bits per channel. Pillow befor
 columns, one grey level apart where 13 begins with rows.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -73,6 +74,7 @@ def _weighted_rows(image: np.ndarray, first: np.ndarray, weights: np.ndarray) ->
     return np.clip(total >> PRECISION_BITS, 0, 255).astype(np.uint8)
 
 
+@functools.lru_cache(maxsize=32)
 def _coefficients(source: int, size: int, resample: str) -> tuple[np.ndarray, np.ndarray]:
     """First source index (size,) and fixed-point weights (size, taps) of each output index."""
     kernel, reach = FILTERS[resample]
@@ -92,4 +94,5 @@ def _coefficients(source: int, size: int, resample: str) -> tuple[np.ndarray, np
         first[index] = start
         fixed = np.copysign(0.5, taps) + taps * (1 << PRECISION_BITS)
         weights[index, : len(taps)] = fixed.astype(np.int32)
+    first.flags.writeable = weights.flags.writeable = False  # callers share them
     return first, weights

@@ -67,16 +67,22 @@ def untraced_methods(
         Untraced(f'{title} of {os.path.relpath(folder)}', 'its methods are compared by their results')
         for title, folder in copies.items()
     ]
-    find = functools.cache(users_method)
-    for path, part in parts_of(model):
-        kind = type(part)
-        names = [path, *(base.__name__ for base in kind.__mro__)]
+
+    @functools.cache
+    def methods_of(kind: type) -> list[tuple[str, str]]:
+        found = []
         for entry in family.untraced:
             place, dot, name = entry.rpartition('.')
-            method = find(kind, name)
-            if not method or method in traced:
-                continue
-            if not dot or any(fnmatchcase(one, place) for one in names):
+            method = users_method(kind, name)
+            if method and method not in traced:
+                found.append((place if dot else '*', method))
+        return found
+
+    for path, part in parts_of(model):
+        kind = type(part)
+        for place, method in methods_of(kind):
+            names = [path, *(base.__name__ for base in kind.__mro__)]
+            if any(fnmatchcase(one, place) for one in names):
                 lines.append(Untraced(method, 'compared by its results'))
     by = 'pictures' if family.samples == 'images' else 'samples'
     lines += [Untraced(name, f'compared by {by}') for name in _users_data(cfg)]

@@ -20,6 +20,16 @@ def test_overrides_reach_nested_keys_and_list_elements():
     assert config.test_pipeline(cfg)[0]['type'] == 'LoadImageFromWebcam'
 
 
+def test_a_base_is_read_anew_after_a_change_and_belongs_to_the_config_that_read_it(tmp_path):
+    base, path = tmp_path / 'base.py', tmp_path / 'config.py'
+    path.write_text("_base_ = ['base.py']\n")
+    base.write_text('model = dict(neck=dict(num_outs=5))\n')
+    load_config(str(path)).model.neck.num_outs = 4
+    assert load_config(str(path)).model.neck.num_outs == 5
+    base.write_text('model = dict(neck=dict(num_outs=3))\n')
+    assert load_config(str(path)).model.neck.num_outs == 3
+
+
 def upstream_config(folder, base='_base_/default_runtime.py'):
     """A config in the shape of StreamPETR's, whose bases lie in a checkout of mmdet3d beside the project."""
     path = folder / 'projects/configs/StreamPETR/x.py'

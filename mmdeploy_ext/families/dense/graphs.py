@@ -154,7 +154,7 @@ def model_facts(model: nn.Module) -> DenseFacts:
 
 
 def raw_names(model: nn.Module) -> tuple[str, ...]:
-    facts = model_facts(model)
+    facts = facts_of(model.bbox_head)
     return tuple(f'{name}_{level}' for name in facts.head.names for level in range(len(facts.strides)))
 
 

@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import functools
 import itertools
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,19 +38,21 @@ from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.runtime.detections import Detections
 
 LIMITS = (('max_per_img',), ('nms_pre',), ('max_per_img', 'nms_pre'))
+KEPT = 'mm2onnx_selection'
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Facts of a head, found by trying, and the reason why it does not export, or ''."""
+    """Facts of a head, found by trying, and the reason why it does not export, or ''.
 
+    A head keeps it as its attribute `KEPT`, and so does a copy; it holds for `kind` and `test_cfg`, whatever
+    the weights.
+    """
+
+    kind: type[nn.Module]
+    test_cfg: Any
     facts: DenseFacts
-    problem: str = ''
-
-
-_SELECTIONS: weakref.WeakKeyDictionary[nn.Module, Selection] = weakref.WeakKeyDictionary()
-_FACTS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, DenseFacts]] = weakref.WeakKeyDictionary()
-"""Head -> test_cfg that its facts were read with, facts."""
+    problem: str
 
 
 def thresholds(head: nn.Module) -> NmsConfig:
@@ -62,24 +63,18 @@ def thresholds(head: nn.Module) -> NmsConfig:
 
 
 def facts_of(head: nn.Module) -> DenseFacts:
-    """Return a head's facts; they are read again only if `test_cfg` has changed."""
-    test_cfg, facts = _FACTS.get(head, (None, None))
-    if facts is None or test_cfg != head.test_cfg:
-        facts = _read_facts(head)
-        _FACTS[head] = copy.deepcopy(head.test_cfg), facts
-    return facts
+    return _selection_of(head).facts
 
 
-def _read_facts(head: nn.Module) -> DenseFacts:
-    facts = _facts_of_kind(head)
-    if head not in _SELECTIONS:
-        _SELECTIONS[head] = _selection(head, facts)
-    chosen = _SELECTIONS[head].facts
-    selected = dataclasses.replace(
-        facts.head, choose=chosen.head.choose, judged=chosen.head.judged, inverted=chosen.head.inverted
-    )
-    facts = dataclasses.replace(facts, head=selected, coder=chosen.coder, clip_border=chosen.clip_border)
-    return dataclasses.replace(facts, nms_pre=-1) if selected.is_uncut else facts
+def _selection_of(head: nn.Module) -> Selection:
+    kept = vars(head).get(KEPT)
+    if kept is None or kept.kind is not type(head) or kept.test_cfg != head.test_cfg:
+        facts, problem = _tried_facts(head, _facts_of_kind(head))
+        if facts.head.is_uncut:
+            facts = dataclasses.replace(facts, nms_pre=-1)
+        kept = Selection(type(head), copy.deepcopy(head.test_cfg), facts, problem)
+        vars(head)[KEPT] = kept
+    return kept
 
 
 def _facts_of_kind(head: nn.Module) -> DenseFacts:
@@ -100,8 +95,7 @@ def _facts_of_kind(head: nn.Module) -> DenseFacts:
 
 
 def problem_of(head: nn.Module) -> str:
-    facts_of(head)
-    return _SELECTIONS[head].problem
+    return _selection_of(head).problem
 
 
 def check_results(head: nn.Module, form: str) -> None:
@@ -110,7 +104,7 @@ def check_results(head: nn.Module, form: str) -> None:
         raise ConfigError(problem)
 
 
-def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
+def _tried_facts(head: nn.Module, facts: DenseFacts) -> tuple[DenseFacts, str]:
     kind, place = kind_of(head), place_of_results(head)
     code = place_of_method(head, kind.own) if kind.own else ''
     traced = f', also with {code} traced' if code.startswith('your ') else ''
@@ -128,11 +122,11 @@ def _selection(head: nn.Module, facts: DenseFacts) -> Selection:
             candidates = itertools.chain.from_iterable(map(variants, decodings))
             tried = trials(head, kind, facts, lifted=names)
             if found := first_equal(candidates, tried, functools.partial(_results, head)):
-                return Selection(found, _left_out(head, names))
+                return found, _left_out(head, names)
     except Exception as error:
         raised = f'{type(error).__name__}: {error}{users_line(error)}'
         problem = f'{place}, tried on outputs of its kind, raises {raised}: --postprocess raw, {OWN}'
-    return Selection(dataclasses.replace(facts, coder=Traced(code=place)), problem)
+    return dataclasses.replace(facts, coder=Traced(code=place)), problem
 
 
 def _left_out(head: nn.Module, names: tuple[str, ...]) -> str:

@@ -1,5 +1,7 @@
 """Heads of users: their selection is found by trying, their own decoding is traced, others are named."""
 
+import copy
+
 import pytest
 import torch
 from mmdet.models.dense_heads import RepPointsHead, VFNetHead
@@ -62,6 +64,16 @@ def test_a_selection_is_found_by_trying_whatever_the_version_says(name, cls, cho
 def test_whether_boxes_are_clipped_is_found_by_trying():
     assert heads.facts_of(changed('TOODHead', own_heads.TOODHeadThatClips)).clip_border
     assert not heads.facts_of(make_head('TOODHead')).clip_border
+
+
+def test_a_copy_has_facts_of_its_own_class_and_test_cfg():
+    head = make_head('TOODHead')
+    facts = heads.facts_of(head)
+    clipped, limited = copy.deepcopy(head), copy.deepcopy(head)
+    assert heads.facts_of(clipped) == facts
+    clipped.__class__, limited.test_cfg.max_per_img = own_heads.TOODHeadThatClips, 7
+    assert heads.facts_of(clipped).clip_border and heads.facts_of(limited).max_per_img == 7
+    assert heads.facts_of(head) == facts
 
 
 def older_vfnet(self, scores, boxes, refined, img_metas, cfg=None, rescale=None):
