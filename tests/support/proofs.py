@@ -79,12 +79,12 @@ def level_1_alone(
 
 
 def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:
-    """Return of a proof's inputs the traced one, a batch, a plain picture, and two more."""
+    """Return of a proof's inputs the traced one, a batch, a plain picture, and one of another size."""
     inputs, notes = picture_inputs(*arguments)
     few = [one for one in inputs if isinstance(one, InputReference)]
     size = few[0].input.images[0].tensor.shape
     others = (one for one in inputs if one not in few)
-    return [*few, *sorted(others, key=lambda one: one.images[0].tensor.shape == size)[:2]], notes
+    return [*few, *sorted(others, key=lambda one: one.images[0].tensor.shape == size)[:1]], notes
 
 
 @contextlib.contextmanager
@@ -97,10 +97,12 @@ def samples_alone() -> Iterator[None]:
         yield
 
 
-def prove_samples(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> tuple[Verdict, list[Any]]:
+def prove_samples(
+    deployment: Any, paths: Any, samples: Any, engine: Any = None, **claims: Any
+) -> tuple[Verdict, list[Any]]:
     """Do what `prove` does, on the given pictures, frames or sweeps alone; see `samples_alone`."""
     with samples_alone():
-        return prove(deployment, paths, samples, engine, timed=False)
+        return prove(deployment, paths, samples, engine, timed=False, **claims)
 
 
 OF_OTHER_CONTRACTS = in_suite([prove, prove_samples], prove_samples)
