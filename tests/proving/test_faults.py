@@ -34,6 +34,7 @@ from planting import arguments, replaced, result
 from proofs import check_files, few_inputs, samples_alone
 from toy_atss import CHECKPOINT, PICTURE, load_demo
 from toy_faults import set_attribute
+from verdicts import cases_of
 
 CHECKS, OUTPUTS, FILE = 'checks', 'outputs', 'file'
 PICTURES = [('toy.jpg', read_image(PICTURE)[::2, ::2])]
@@ -414,7 +415,9 @@ def test_an_edited_file_is_not_proven(right, tmp_path, fault):
 def test_an_input_that_fails_decides_the_verdict(right, tmp_path):
     one = right('atss')
     paths = planted(one, tmp_path, EDITS['sigmoid twice'][1])
-    assert edited_verdict(one.deployment, paths, one.samples()).title == 'NOT PROVEN'
+    verdict = edited_verdict(one.deployment, paths, one.samples())
+    assert verdict.title == 'NOT PROVEN'
+    assert not cases_of(verdict)[0].passed
 
 
 # --- the exporter has a fault ---------------------------------------------------------------------------

@@ -79,12 +79,12 @@ def level_1_alone(
 
 
 def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:
-    """Return of a proof's inputs the traced one, a batch, a plain picture, and one of another size."""
+    """Return of a proof's inputs the traced one, a batch, a plain picture, and two more."""
     inputs, notes = picture_inputs(*arguments)
     few = [one for one in inputs if isinstance(one, InputReference)]
     size = few[0].input.images[0].tensor.shape
     others = (one for one in inputs if one not in few)
-    return [*few, *sorted(others, key=lambda one: one.images[0].tensor.shape == size)[:1]], notes
+    return [*few, *sorted(others, key=lambda one: one.images[0].tensor.shape == size)[:2]], notes
 
 
 @contextlib.contextmanager
