@@ -21,8 +21,8 @@ for words, forbidden in json.loads(sys.argv[1]):
 """
 HELPS = [
     (['--help'], ['torch', 'onnx', 'numpy', 'cv2', 'onnxruntime', 'mmcv']),
-    (['export', '--help'], ['torch', 'onnx', 'mmcv']),
     (['run', '--help'], ['onnxruntime', 'cv2', 'torch']),
+    (['export', '--help'], ['torch', 'onnx', 'mmcv']),
 ]
 """Words, and what a process has not imported after them and those before."""
 RUN = [(['run', str(MODEL), str(PICTURE), '--out', 'x.jpg'], ['torch', 'mmcv', 'rich'])]
