@@ -135,7 +135,7 @@ def verdict_on(deployment, path, **claims):
 
 
 def test_what_a_graph_does_not_show_is_named_and_alone_fails_a_strict_proof(repository, old_file):
-    verdict = verdict_on(repository(), old_file, strict=True, written=True)
+    verdict = verdict_on(repository(), old_file, strict=True)
     assert verdict.title == 'NOT PROVEN'
     assert verdict.failures == [f'untraced: {text}' for text in verdict.untraced]
     for name in (*NAMED.values(), 'equal()', 'is_in_onnx_export()', 'Python boolean'):
