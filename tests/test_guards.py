@@ -119,14 +119,15 @@ CONFIGS = sorted(
 
 def texts_once(names):
     """Return configs as parameters; of X_onnx.py of a folder with one text but for X, one is in the suite."""
-    seen = set()
+    seen, cases = set(), []
     for name in names:
         path = REPOSITORY / name
         model = re.sub('_(onnx|pth)$', '', path.stem)
         text = path.read_text().replace(model, 'X')
         is_known = (path.parent, text) in seen and path.with_name(f'{model}.py').is_file()
         seen.add((path.parent, text))
-        yield pytest.param(name, marks=pytest.mark.matrix) if is_known else name
+        cases.append(pytest.param(name, marks=pytest.mark.matrix) if is_known else name)
+    return cases
 
 
 @functools.cache
