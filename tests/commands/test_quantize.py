@@ -20,7 +20,7 @@ def data(tmp_path_factory):
     from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
     root = tmp_path_factory.mktemp('data') / 'toy'
-    ensure_toy_coco(root, train_images=2, val_images=12)
+    ensure_toy_coco(root, train_images=2, val_images=2)
     return root
 
 

@@ -20,7 +20,7 @@ from rank_processes import run_ranks
 from toy_atss import CHECKPOINT, CONFIG, REPO
 
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
-SAMPLES = 6
+SAMPLES = 5
 
 
 @pytest.fixture(scope='module')

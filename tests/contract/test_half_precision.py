@@ -31,13 +31,12 @@ def deployment():
 
 @pytest.fixture(scope='module')
 def files(deployment, tmp_path_factory):
-    """Return three exports of one form each."""
+    """Return two exports: of the whole detector, and a raw one with a float32 head and float16 ends."""
     folder = tmp_path_factory.mktemp('half')
     fixed = dict(dynamic=False, precision='fp16', height=SIZE[0], width=SIZE[1])
     return dict(
         full=export_toy(deployment, folder / 'full.onnx', **fixed),
-        kept=export_toy(deployment, folder / 'kept.onnx', form='raw', keep_fp32=(KEEP,), **fixed),
-        ends=export_toy(deployment, folder / 'ends.onnx', form='raw', fp16_io=True, **fixed),
+        raw=export_toy(deployment, folder / 'raw.onnx', form='raw', keep_fp32=(KEEP,), fp16_io=True, **fixed),
     )
 
 
@@ -49,11 +48,6 @@ def types_of(model):
 
 def images():
     return [('toy.jpg', read_image(PICTURE))]
-
-
-def feeds_of(deployment, model):
-    prepared = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), *SIZE)
-    return {'input': deployment.family.feeds([prepared], True)['input']}
 
 
 def test_the_network_is_float16_and_post_processing_and_ends_are_float32(files):
@@ -70,7 +64,7 @@ def test_the_network_is_float16_and_post_processing_and_ends_are_float32(files):
 
 
 def test_nodes_kept_by_pattern_are_float32(files):
-    model = onnx.load(files['kept'])
+    model = onnx.load(files['raw'])
     types = types_of(model)
     found = {True: set(), False: set()}
     for node in model.graph.node:
@@ -80,19 +74,20 @@ def test_nodes_kept_by_pattern_are_float32(files):
 
 
 def test_float16_ends_are_written_by_option_and_fed_and_read_in_float32(deployment, files):
-    spec = read_metadata(files['ends']).spec
+    spec = read_metadata(files['raw']).spec
     assert {tensor.dtype for tensor in (*spec.inputs, *spec.outputs)} == {'float16'}
-    with build_backend('OnnxRuntimeBackend', files['ends']) as ends:
-        got = ends.infer(feeds_of(deployment, ends))
-    with build_backend('OnnxRuntimeBackend', files['kept']) as kept:
-        wanted = kept.infer(feeds_of(deployment, kept))
+    prepared = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), *SIZE)
+    feeds = deployment.family.feeds([prepared], True)
+    with build_backend('OnnxRuntimeBackend', files['raw']) as raw:
+        got = raw.infer({'input': feeds['input']})
+    wanted = deployment.family.reference(deployment.model).tensors(feeds, 'raw')
     for name, array in got.items():
         assert array.dtype == np.float32
         np.testing.assert_allclose(array, wanted[name], atol=0.02 * np.abs(wanted[name]).max())
 
 
 def test_a_verdict_is_within_bars_and_never_proven(deployment, files):
-    verdict, _ = prove_samples(deployment, files['full'], images())
+    verdict, _ = prove_samples(deployment, files['full'], images(), written=True)
     assert verdict.passed and not verdict.proven, verdict.failures
     assert verdict.title == 'WITHIN FP16 BARS'
     cosines = [row.cosine for case in cases_of(verdict) for row in case.tensors]
@@ -105,20 +100,20 @@ def test_float16_that_a_file_does_not_own_up_to_is_not_proven(deployment, files,
     entry.value = entry.value.replace('"fp16"', '"fp32"')
     path = str(tmp_path / 'silent.onnx')
     onnx.save(model, path)
-    verdict = check_files(deployment, path, images())
+    verdict = check_files(deployment, path, images(), edited=True)
     assert not verdict.passed
     assert any(check.name == 'precision' and not check.passed for check in checks_of(verdict))
 
 
 def test_a_fault_in_a_float16_file_is_found(deployment, files, tmp_path):
-    model = onnx.load(files['kept'])
+    model = onnx.load(files['raw'])
     half = [value for value in model.graph.initializer if value.data_type == TensorProto.FLOAT16]
     largest = max(half, key=lambda value: numpy_helper.to_array(value).size)
     array = numpy_helper.to_array(largest)
     largest.CopyFrom(numpy_helper.from_array(array[::-1].copy(), largest.name))
     path = str(tmp_path / 'faulty.onnx')
     onnx.save(model, path)
-    verdict, _ = prove_samples(deployment, path, images())
+    verdict, _ = prove_samples(deployment, path, images(), edited=True)
     assert not verdict.passed and verdict.title == 'NOT WITHIN FP16 BARS'
     assert any('below 0.999' in row.reason for case in cases_of(verdict) for row in case.tensors)
 

@@ -4,9 +4,7 @@ import onnx
 
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.graph.signature import differences
-from toy_atss import REPO, export_toy, load_toy
-
-SHIPPED = REPO / 'demo/atss_toy.onnx'
+from toy_atss import SHIPPED, export_toy, load_toy
 
 
 def test_the_demo_model_is_what_the_current_code_exports_but_for_versions(tmp_path):

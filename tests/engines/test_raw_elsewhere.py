@@ -7,12 +7,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from marking import in_suite
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from toy_atss import PICTURE, export_toy, load_demo
 
 
-@pytest.fixture(scope='module', params=['atss', 'yolox'])
+@pytest.fixture(scope='module', params=in_suite(['atss', 'yolox'], 'atss'))
 def raw(request, tmp_path_factory):
     """Return a file, its input (1, 3, 128, 160) and the outputs of ONNX Runtime by name."""
     toy = load_demo(request.param)

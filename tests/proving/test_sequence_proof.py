@@ -115,5 +115,7 @@ def test_the_ego_motion_in_float32_is_seen_though_the_drive_is_near_the_origin(p
         return (np.linalg.inv(np.float32(pose)) @ np.float32(last)).astype(np.float64)
 
     monkeypatch.setattr(stream, 'relative_motion', motion)
-    verdict, _ = prove(toy.deployment(), paths, toy.drive(2), bars=DriveBars(frames=2, resets=0))
+    verdict, _ = prove(
+        toy.deployment(), paths, toy.drive(2), written=True, bars=DriveBars(frames=2, resets=0)
+    )
     assert SPECIAL in said(verdict) and 'memory' in said(verdict)

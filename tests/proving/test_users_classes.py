@@ -145,7 +145,7 @@ def test_what_a_graph_does_not_show_is_named_and_alone_fails_a_strict_proof(repo
 
 def test_a_line_that_is_traced_is_proven_after_a_new_export(repository, old_file, tmp_path):
     deployment = repository('neck')
-    verdict = verdict_on(deployment, old_file)
+    verdict = verdict_on(deployment, old_file, edited=True)
     assert verdict.title == 'NOT PROVEN'
     assert 'changed since the export: users_repository.py' in verdict.notes
     new_file = export(deployment, tmp_path / 'm.onnx', 'raw')
@@ -164,7 +164,7 @@ def test_a_line_that_no_graph_shows_is_never_proven_and_is_named(repository, old
         assert verdict.title == 'NOT PROVEN'
         return json.dumps(verdict.to_json())
 
-    assert NAMED[line] in judged(old_file)
+    assert NAMED[line] in judged(old_file, edited=True)
     assert NAMED[line] in judged('', written=True)
 
 

@@ -97,10 +97,12 @@ def samples_alone() -> Iterator[None]:
         yield
 
 
-def prove_samples(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> tuple[Verdict, list[Any]]:
+def prove_samples(
+    deployment: Any, paths: Any, samples: Any, engine: Any = None, **claims: Any
+) -> tuple[Verdict, list[Any]]:
     """Do what `prove` does, on the given pictures, frames or sweeps alone; see `samples_alone`."""
     with samples_alone():
-        return prove(deployment, paths, samples, engine, timed=False)
+        return prove(deployment, paths, samples, engine, timed=False, **claims)
 
 
 OF_OTHER_CONTRACTS = in_suite([prove, prove_samples], prove_samples)

@@ -14,6 +14,8 @@ REPO = Path(__file__).resolve().parents[2]
 CONFIG = str(REPO / 'configs/demo/atss_toy.py')
 CHECKPOINT = str(REPO / 'demo/checkpoints/atss_toy.pth')
 PICTURE = REPO / 'demo/toy.jpg'
+SHIPPED = REPO / 'demo/atss_toy.onnx'
+"""What the current code exports of the toy, any size: tests/demo/test_demo_model.py."""
 _FOLDERS: list[tempfile.TemporaryDirectory] = []
 
 
@@ -41,7 +43,12 @@ def export_toy(deployment: deploy.Model, path: Path, **options) -> str:
 
 @functools.cache
 def toy_file(form: str = 'full') -> str:
-    """Return the path of the toy's file of a form, of any size, exported once per session; read it only."""
+    """Return the path of the toy's file of a form, of any size; read it only.
+
+    The shipped one is taken, others are exported once per session.
+    """
+    if form == 'full':
+        return str(SHIPPED)
     _FOLDERS.append(tempfile.TemporaryDirectory())
     path = Path(_FOLDERS[-1].name) / f'{form}.onnx'
     return export_toy(load_toy(), path, form=form, height=128, width=160)
