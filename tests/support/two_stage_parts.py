@@ -5,16 +5,18 @@ import copy
 from mmcv import ConfigDict
 
 LEVELS, CHANNELS, CLASSES = 5, 32, 6
+MOVED_CHANNELS = 64
+"""At some other widths a region lies where the rounding of the pooling decides between two cells."""
 
 
-def narrow(model):
+def narrow(model, channels=CHANNELS):
     """Give the Mask R-CNN of the demo fewer channels."""
     roi_head = model.roi_head
-    model.neck.out_channels = CHANNELS
-    model.rpn_head.update(in_channels=CHANNELS, feat_channels=CHANNELS)
-    roi_head.bbox_roi_extractor.out_channels = roi_head.mask_roi_extractor.out_channels = CHANNELS
-    roi_head.bbox_head.in_channels = CHANNELS
-    roi_head.mask_head.update(in_channels=CHANNELS, conv_out_channels=CHANNELS)
+    model.neck.out_channels = channels
+    model.rpn_head.update(in_channels=channels, feat_channels=channels)
+    roi_head.bbox_roi_extractor.out_channels = roi_head.mask_roi_extractor.out_channels = channels
+    roi_head.bbox_head.in_channels = channels
+    roi_head.mask_head.update(in_channels=channels, conv_out_channels=channels)
 
 
 def faster(model):
@@ -181,7 +183,7 @@ def panoptic(model):
     model.panoptic_fusion_head = ConfigDict(type='HeuristicFusionHead', **kinds)
     nms = dict(type='nms', iou_threshold=0.5, class_agnostic=True)
     masks = dict(mask_thr_binary=0.5, mask_overlap=0.5, stuff_area_limit=64)
-    model.test_cfg.panoptic = ConfigDict(score_thr=0.6, max_per_img=100, nms=nms, **masks)
+    model.test_cfg.panoptic = ConfigDict(score_thr=0.4, max_per_img=100, nms=nms, **masks)
 
 
 def seesaw(model):
@@ -211,10 +213,10 @@ def soft(model):
 
 def moved(model):
     """Make a Faster R-CNN with modulated deformable pooling of regions."""
+    narrow(model, MOVED_CHANNELS)
     faster(model)
-    layer = dict(
-        type='ModulatedDeformRoIPoolPack', output_size=7, output_channels=CHANNELS, deform_fc_channels=64
-    )
+    layer = dict(type='ModulatedDeformRoIPoolPack', output_size=7, deform_fc_channels=64)
+    layer['output_channels'] = MOVED_CHANNELS
     model.roi_head.bbox_roi_extractor.roi_layer = layer
 
 
