@@ -35,7 +35,7 @@ def seeded_toy(cfg, family):
 def seeded_deployment(cfg, config='toy.py'):
     """Return the deployment of a config's model with seeded weights."""
     family = find_family(cfg)
-    model = seeded_toy(cfg, family)
+    model = weights.seeded_model(cfg, family).eval()
     model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
     return deploy.Model(
         cfg=cfg, config=config, cfg_options={}, family=family, model=model, checkpoint='seeded',
