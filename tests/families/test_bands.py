@@ -18,8 +18,8 @@ from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.pictures import with_bands, write_array
 from mmdeploy_ext.proving.inputs.samples import Samples, read_picture
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
+from proofs import prove_samples
 from toy_atss import CHECKPOINT, CONFIG, PICTURE
 
 PIPELINE = 'data.test.pipeline'
@@ -61,7 +61,7 @@ def bands_file(toy, picture, tmp_path_factory):
 
 
 def test_a_file_of_four_bands_is_proven(toy, picture, bands_file):
-    verdict, _ = prove(toy, [bands_file], [('toy', picture)], timed=False)
+    verdict, _ = prove_samples(toy, [bands_file], [('toy', picture)])
     assert verdict.proven, verdict.failures
 
 

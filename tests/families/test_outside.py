@@ -24,7 +24,9 @@ from mmdeploy_ext.seeded.weights import write_seeded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUTSIDE = REPOSITORY / 'tests/families/outside_package'
-CONFIG = str(OUTSIDE / 'config.py')
+NARROW = f"""_base_ = ['{OUTSIDE}/config.py']
+model = dict(backbone=dict(base_channels=16, stem_channels=16), bbox_head=dict(in_channels=32))
+"""
 PICTURE = str(REPOSITORY / 'demo/toy.jpg')
 PADDED = 'mmdeploy_ext.families.parts.runtime.padded_results'
 
@@ -36,12 +38,14 @@ def exported(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(OUTSIDE))
         patch.setattr(registry, '_REGISTERED', dict(registry.registered()))
-        write_seeded(CONFIG, folder / 'gauges.pth')
+        config = folder / 'config.py'
+        config.write_text(NARROW)
+        write_seeded(str(config), folder / 'gauges.pth')
         option = Option('panel', 'round', 'kind of panel', ('round', 'square'))
         register_family(
             'gauges', 'gauges.family:GaugeFamily', options=(option,), runtime=PADDED, claims=('GaugeHead',)
         )
-        words = [CONFIG, folder / 'gauges.pth', '--output-file', folder / 'm.onnx', '--panel', 'square']
+        words = [config, folder / 'gauges.pth', '--output-file', folder / 'm.onnx', '--panel', 'square']
         words += ['--verify', '--json', folder / 'verdict.json', '--report', folder / 'report']
         yield export_app.main([*map(str, words)]), folder
     FAMILIES.pop('gauges')
@@ -60,9 +64,9 @@ def test_the_family_of_the_page_is_proven_with_its_option(exported):
 
 def test_the_same_by_functions(exported):
     _, folder = exported
-    checkpoint, file = folder / 'gauges.pth', folder / 'm.onnx'
-    assert not mmdeploy_ext.prove(CONFIG, checkpoint, file, asked=dict(panel='round')).passed
-    made = mmdeploy_ext.export(CONFIG, checkpoint, folder / 'other.onnx', height=64, width=64)
+    config, checkpoint, file = folder / 'config.py', folder / 'gauges.pth', folder / 'm.onnx'
+    assert not mmdeploy_ext.prove(config, checkpoint, file, asked=dict(panel='round')).passed
+    made = mmdeploy_ext.export(config, checkpoint, folder / 'other.onnx', height=64, width=64)
     assert made.files == [str(folder / 'other.onnx')] and made.options.panel == 'round'
     with mmdeploy_ext.open_model(made.files[0]) as model:
         assert len(model(read_image(PICTURE))) == 6
@@ -74,9 +78,10 @@ def test_facts_that_are_not_registered_are_named(exported, monkeypatch):
         stride: int
 
     _, folder = exported
+    config = folder / 'config.py'
     monkeypatch.setattr(FAMILIES['gauges'], 'facts', lambda model: GaugeFacts(8), raising=False)
     with pytest.raises(ConfigError, match=r"'gauges'.*facts='.*GaugeFacts'"):
-        mmdeploy_ext.export(CONFIG, folder / 'gauges.pth', folder / 'facts.onnx', height=64, width=64)
+        mmdeploy_ext.export(config, folder / 'gauges.pth', folder / 'facts.onnx', height=64, width=64)
 
 
 def test_an_error_of_an_authors_runtime_names_its_line(registered, monkeypatch):

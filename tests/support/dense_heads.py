@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from made_once import copied
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.dense.family import DenseFamily
 from mmdeploy_ext.families.dense.heads import facts_of
@@ -45,9 +46,15 @@ BORDERS = [[3.0, 6.0], [0.0, 5.0], [1.0, 0.0]]
 SIDES = torch.tensor([-1.0, -1.0, 1.0, 1.0])
 
 
+@copied
+def config_of(name):
+    """Return the config of a head."""
+    return load_config(str(CONFIGS / HEADS[name]))
+
+
 def make_head(name, **test_cfg):
     """Return the head of a config, with five classes; each level keeps 40 candidates."""
-    cfg = load_config(str(CONFIGS / HEADS[name]))
+    cfg = config_of(name)
     cfg.model.bbox_head.num_classes = CLASSES
     cfg.model.test_cfg.update({'nms_pre': 40, 'topk': 40, **test_cfg})
     return FAMILY.head(cfg)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -13,17 +14,28 @@ from mmdeploy_ext.exporting.export import default_opset
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.seeded.weights import seeded_model
+from mmdeploy_ext.seeded import weights
+from mmdeploy_ext.seeded.dense import calibration_of
 from mmdeploy_ext.tasks import task_module
 
 EXPORTERS = ('torchscript', 'dynamo')
 ORIGINAL = (150, 210)
 
 
+def seeded_toy(cfg, family):
+    """Return a toy with seeded weights, whose scales are measured on smaller pictures than a user's."""
+
+    def smaller(model):
+        return calibration_of(model)._replace(size=(160, 208))
+
+    with mock.patch.object(weights, 'calibration_of', smaller):
+        return weights.seeded_model(cfg, family)
+
+
 def seeded_deployment(cfg, config='toy.py'):
     """Return the deployment of a config's model with seeded weights."""
     family = find_family(cfg)
-    model = seeded_model(cfg, family).eval()
+    model = weights.seeded_model(cfg, family).eval()
     model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
     return deploy.Model(
         cfg=cfg, config=config, cfg_options={}, family=family, model=model, checkpoint='seeded',
@@ -60,6 +72,7 @@ def exported(family, model, options, prepared):
     file = export.export_stages(graph.stages, graph.example or feeds, graph.spec, options)
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 3
+    quiet.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(file.SerializeToString(), quiet, ['CPUExecutionProvider'])
     names = graph.spec.output_names
     taken = [one.name for one in (*session.get_inputs(), *session.get_overridable_initializers())]

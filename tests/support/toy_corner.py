@@ -1,5 +1,6 @@
 """Toys of CornerNet and CentripetalNet: one small hourglass."""
 
+from made_once import copied
 from mmdeploy_ext.core.config import load_config, mmdet_config
 
 KINDS = dict(
@@ -8,6 +9,7 @@ KINDS = dict(
 )
 
 
+@copied
 def toy(kind='corner'):
     """Return the config of a toy."""
     cfg = load_config(mmdet_config(KINDS[kind]))

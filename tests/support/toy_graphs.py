@@ -80,7 +80,11 @@ def as_in_whole(model, part):
     same(found, {name: whole[name] for name in found})
 
 
+def session_of(model):
+    """Return the session of a model in ONNX Runtime."""
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+
+
 def run_file(model, feeds, names):
     """Run a model in ONNX Runtime on arrays in the order of the names; return its outputs in order."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
-    return session.run(None, dict(zip(names, feeds, strict=True)))
+    return session_of(model).run(None, dict(zip(names, feeds, strict=True)))

@@ -1,15 +1,16 @@
 """Toys of detectors of queries: mmdet's heads, a few layers deep, on the backbone of the Mask R-CNN toy."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from made_once import made_once
+from image_checks import seeded_toy
+from made_once import copied, made_once
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.seeded.weights import seeded_model
 from toy_atss import REPO
 from toy_two_stage import CONFIG
 from toy_two_stage import images as less_padded
@@ -35,6 +36,11 @@ WIDTH = 32
 TRAINED = f'{REPO}/configs/demo/deformable_detr_toy.py', f'{REPO}/demo/checkpoints/deformable_detr_toy.pth'
 
 
+@functools.cache
+def family_of(kind):
+    return find_family(toy(kind))
+
+
 def small_backbone(**changes):
     """Return the config of the Mask R-CNN toy's backbone."""
     backbone = load_config(CONFIG).model.backbone
@@ -43,8 +49,9 @@ def small_backbone(**changes):
     return backbone
 
 
-def toy(kind='plain', **test_cfg):
-    """Return the config of a toy; `test_cfg` replaces entries of its own."""
+@copied
+def toy(kind='plain'):
+    """Return the config of a toy."""
     if kind == 'two_stage':
         return load_config(TRAINED[0])
     if kind in MASKS:
@@ -61,16 +68,16 @@ def toy(kind='plain', **test_cfg):
     if kind != 'detr':
         model.neck.update(in_channels=[32, 64, 128], out_channels=WIDTH)
         model.neck.norm_cfg.num_groups = 8
-    for part in ('encoder', 'decoder'):
+    for part, depth in (('encoder', 1), ('decoder', 2)):
         stack = head.transformer[part]
-        stack.num_layers = 2
+        stack.num_layers = depth
         layer = stack.transformerlayers
         layer.feedforward_channels = 64
         layer.ffn_cfgs = dict(type='FFN', embed_dims=WIDTH, feedforward_channels=64)
         attentions = layer.attn_cfgs if isinstance(layer.attn_cfgs, list) else [layer.attn_cfgs]
         for one in attentions:
             one.update(embed_dims=WIDTH, num_heads=4)
-    model.test_cfg.update(max_per_img=50, **test_cfg)
+    model.test_cfg.max_per_img = 50
     return cfg
 
 
@@ -89,7 +96,7 @@ def mask_toy(kind):
     pixels.norm_cfg.num_groups = 8
     for encoding in (head.positional_encoding, pixels.positional_encoding):
         encoding.num_feats = 16
-    for stack, depth in ((pixels.encoder, 2), (decoder, 4)):
+    for stack, depth in ((pixels.encoder, 1), (decoder, 4 if kind != 'maskformer' else 2)):
         stack.num_layers = depth
         layers = stack.transformerlayers
         layers.attn_cfgs.update(embed_dims=32, num_heads=4)
@@ -128,7 +135,7 @@ def seeded(kind='plain'):
     if kind == 'two_stage':
         return deploy.load(*TRAINED).model
     cfg = toy(kind)
-    return seeded_model(cfg, find_family(cfg)).eval()
+    return seeded_toy(cfg, find_family(cfg))
 
 
 def images(count=2, size=SIZE, seed=5):

@@ -24,7 +24,7 @@ SMALL = {
     'model.neck.out_channels': 32,
     'model.mask_head.in_channels': 32,
     'model.mask_head.feat_channels': 32,
-    'model.mask_head.stacked_convs': 2,
+    'model.mask_head.stacked_convs': 1,
     'model.mask_head.num_classes': 5,
     'model.mask_head.num_grids': GRIDS,
     'model.mask_head.norm_cfg': dict(type='GN', num_groups=4),
@@ -41,6 +41,7 @@ DCN = {
     'model.backbone.dcn.type': 'DCN',
     'model.backbone.stage_with_dcn': (False, False, False, True),
     'model.mask_head.dcn_cfg.type': 'DCN',
+    'model.mask_head.stacked_convs': 2,
 }
 HEADS = {
     'solo': ('solo/solo_r50_fpn_1x_coco.py', SMALL),

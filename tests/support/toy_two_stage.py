@@ -5,27 +5,29 @@ import functools
 import numpy as np
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from made_once import made_once
+from image_checks import seeded_toy
+from made_once import copied, made_once
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.seeded.weights import seeded_model, seeded_scene
+from mmdeploy_ext.seeded.weights import seeded_scene
 from toy_atss import REPO
-from two_stage_parts import PARTS
+from two_stage_parts import PARTS, narrow
 
 CONFIG = f'{REPO}/configs/demo/mask_rcnn_toy.py'
 SIZE = (128, 192)
 
 
-def toy(kind='faster', **test_cfg):
-    """Return the config of a toy; `test_cfg` replaces entries of `test_cfg.rcnn`."""
+@copied
+def toy(kind='faster'):
+    """Return the config of a toy."""
     cfg = load_config(CONFIG)
     model = cfg.model
     del model.backbone['init_cfg']
-    model.test_cfg.rcnn.update(test_cfg)
+    narrow(model)
     PARTS[kind](model)
     if 'mask_head' in model.get('roi_head', ()):
-        model.test_cfg.rcnn.max_per_img = 40  # masks take most of the time
+        model.test_cfg.rcnn.max_per_img = 24  # masks take most of the time
         model.test_cfg.rcnn.mask_thr_binary = 0.4
     return cfg
 
@@ -50,7 +52,7 @@ def write_config(cfg, path):
 def seeded(kind='faster'):
     """Return a toy with seeded weights; tests that change it work on a copy."""
     cfg = toy(kind)
-    return seeded_model(cfg, find_family(cfg)).eval()
+    return seeded_toy(cfg, find_family(cfg))
 
 
 @functools.cache

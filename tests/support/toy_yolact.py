@@ -1,9 +1,11 @@
 """The toy of YOLACT: the backbone of the Mask R-CNN toy, 32 channels, eight prototypes."""
 
+from made_once import copied
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from toy_query import small_backbone
 
 
+@copied
 def toy():
     """Return the config of the toy."""
     cfg = load_config(mmdet_config('yolact/yolact_r50_1x8_coco.py'))

@@ -4,7 +4,19 @@ import copy
 
 from mmcv import ConfigDict
 
-LEVELS, CHANNELS, CLASSES = 5, 64, 6
+LEVELS, CHANNELS, CLASSES = 5, 32, 6
+MOVED_CHANNELS = 64
+"""At some other widths a region lies where the rounding of the pooling decides between two cells."""
+
+
+def narrow(model, channels=CHANNELS):
+    """Give the Mask R-CNN of the demo fewer channels."""
+    roi_head = model.roi_head
+    model.neck.out_channels = channels
+    model.rpn_head.update(in_channels=channels, feat_channels=channels)
+    roi_head.bbox_roi_extractor.out_channels = roi_head.mask_roi_extractor.out_channels = channels
+    roi_head.bbox_head.in_channels = channels
+    roi_head.mask_head.update(in_channels=channels, conv_out_channels=channels)
 
 
 def faster(model):
@@ -33,7 +45,14 @@ def generic(model):
     faster(model)
     extractor = model.roi_head.bbox_roi_extractor
     del extractor['finest_scale']
-    conv = dict(type='ConvModule', in_channels=64, out_channels=64, kernel_size=3, padding=1, inplace=False)
+    conv = dict(
+        type='ConvModule',
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        kernel_size=3,
+        padding=1,
+        inplace=False,
+    )
     extractor.update(type='GenericRoIExtractor', aggregation='sum', pre_cfg=conv, post_cfg=conv)
 
 
@@ -42,9 +61,14 @@ def sabl(model):
     faster(model)
     coder = dict(type='BucketingBBoxCoder', num_buckets=14, scale_factor=1.7)
     sizes = dict(roi_feat_size=7, reg_feat_up_ratio=2, reg_pre_kernel=3, reg_post_kernel=3)
-    channels = dict(cls_in_channels=64, reg_in_channels=64, cls_out_channels=64, reg_offset_out_channels=64)
+    channels = dict(
+        cls_in_channels=CHANNELS,
+        reg_in_channels=CHANNELS,
+        cls_out_channels=CHANNELS,
+        reg_offset_out_channels=CHANNELS,
+    )
     model.roi_head.bbox_head = dict(
-        type='SABLHead', num_classes=6, reg_cls_out_channels=64, num_cls_fcs=1, num_reg_fcs=0,
+        type='SABLHead', num_classes=6, reg_cls_out_channels=CHANNELS, num_cls_fcs=1, num_reg_fcs=0,
         reg_pre_num=1, reg_post_num=1, bbox_coder=coder, **sizes, **channels,
     )  # fmt: skip
 
@@ -159,7 +183,7 @@ def panoptic(model):
     model.panoptic_fusion_head = ConfigDict(type='HeuristicFusionHead', **kinds)
     nms = dict(type='nms', iou_threshold=0.5, class_agnostic=True)
     masks = dict(mask_thr_binary=0.5, mask_overlap=0.5, stuff_area_limit=64)
-    model.test_cfg.panoptic = ConfigDict(score_thr=0.6, max_per_img=100, nms=nms, **masks)
+    model.test_cfg.panoptic = ConfigDict(score_thr=0.4, max_per_img=100, nms=nms, **masks)
 
 
 def seesaw(model):
@@ -189,10 +213,10 @@ def soft(model):
 
 def moved(model):
     """Make a Faster R-CNN with modulated deformable pooling of regions."""
+    narrow(model, MOVED_CHANNELS)
     faster(model)
-    layer = dict(
-        type='ModulatedDeformRoIPoolPack', output_size=7, output_channels=CHANNELS, deform_fc_channels=64
-    )
+    layer = dict(type='ModulatedDeformRoIPoolPack', output_size=7, deform_fc_channels=64)
+    layer['output_channels'] = MOVED_CHANNELS
     model.roi_head.bbox_roi_extractor.roi_layer = layer
 
 

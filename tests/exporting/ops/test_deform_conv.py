@@ -44,21 +44,21 @@ def graph_of(module, opset, x, outputs=('y',)):
     return export.export_stages([stage], {'x': x}, spec, Options(IMAGE, opset=opset, dynamic=True))
 
 
-def run(model, x):
+def session_of(model):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
+    return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=['CPUExecutionProvider']
     )
-    return session.run(None, {'x': x.numpy()})
 
 
 def assert_equal_on_unseen(module, model, inputs):
+    session = session_of(model)
     for x in inputs:
         with torch.no_grad():
             wanted = module(x)
         wanted = wanted if isinstance(wanted, tuple | list) else [wanted]
-        for reference, got in zip(wanted, run(model, x), strict=True):
+        for reference, got in zip(wanted, session.run(None, {'x': x.numpy()}), strict=True):
             reference = reference.numpy()
             assert got.shape == reference.shape
             assert np.abs(reference).max() > 0
@@ -116,7 +116,7 @@ class Pyramid(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.dyhead = DyHead(16, 16, num_blocks=2, zero_init_offset=False)
+        self.dyhead = DyHead(16, 16, num_blocks=1, zero_init_offset=False)
 
     def forward(self, x):
         half = nn.functional.max_pool2d(x, 3, 2, 1)

@@ -9,13 +9,12 @@ import torch
 from mmcv.ops import CornerPool
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from image_checks import EXPORTERS, changed, check, exported, matched, run_stages
+from image_checks import EXPORTERS, changed, check, exported, matched, run_stages, seeded_toy
 from made_once import made_once
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.seeded.weights import seeded_model
 from toy_corner import KINDS, toy
 from toy_query import images, options_of
 
@@ -25,7 +24,7 @@ OPTIONS = options_of(family='corner')
 
 @made_once
 def seeded(kind='corner'):
-    return seeded_model(toy(kind), FAMILY).eval()
+    return seeded_toy(toy(kind), FAMILY)
 
 
 def pictures(*chosen):

@@ -13,7 +13,7 @@ from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.padding import PaddedMap, SinePositions
-from toy_query import KINDS, MASKS, REGIONS, images, options_of, seeded, toy
+from toy_query import KINDS, MASKS, REGIONS, family_of, images, options_of, seeded, toy
 
 ALL = (*KINDS, 'two_stage', *MASKS, *REGIONS)
 EXPORTED = ('instances', 'maskformer', 'regions_masks')
@@ -28,7 +28,7 @@ def pictures(kind, *chosen):
 
 
 def compared(kind, outputs, prepared, **how):
-    family, model = find_family(toy(kind)), seeded(kind)
+    family, model = family_of(kind), seeded(kind)
     check(family, model, outputs, prepared, LEAST.get(kind, 20), **how)
     labels = [one.labels for one in family.reference(model).results(prepared, True)]
     assert len(np.unique(np.concatenate(labels))) > 1
@@ -36,7 +36,7 @@ def compared(kind, outputs, prepared, **how):
 
 @pytest.mark.parametrize('kind', EAGER)
 def test_eager_results_of_every_image_are_those_of_simple_test(kind):
-    family, prepared, cfg = find_family(toy(kind)), pictures(kind, 2), toy(kind)
+    family, prepared, cfg = family_of(kind), pictures(kind, 2), toy(kind)
     family.build(cfg)
     family.check(cfg, options_of())  # also once mmdet has built the model
     outputs = run_stages(family.stages(seeded(kind), options_of()), family.feeds(prepared, True))
@@ -48,7 +48,7 @@ def test_eager_results_of_every_image_are_those_of_simple_test(kind):
     in_suite(itertools.product(ALL, EXPORTERS), *((kind, 'torchscript') for kind in EXPORTED)),
 )
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
-    family, pasted = find_family(toy(kind)), dict(paste_masks=True) if kind == 'regions_masks' else {}
+    family, pasted = family_of(kind), dict(paste_masks=True) if kind == 'regions_masks' else {}
     options = options_of(dynamic=True, exporter=exporter, **pasted)
     family.check(toy(kind), options)
     _, run = exported(family, seeded(kind), options, pictures(kind, 1))
@@ -58,7 +58,7 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind,
 
 @pytest.mark.parametrize('kind', in_suite(['maskformer', 'panoptic'], 'panoptic'))
 def test_tensors_and_segments_of_the_raw_form_are_those_of_mmdet(kind):
-    family, model, prepared = find_family(toy(kind)), seeded(kind), pictures(kind, 2)
+    family, model, prepared = family_of(kind), seeded(kind), pictures(kind, 2)
     feeds, options = family.feeds(prepared, True), options_of(form='raw')
     outputs = run_stages(family.stages(model, options), feeds)
     for name, wanted in family.reference(model).tensors(feeds, 'raw').items():

@@ -18,7 +18,7 @@ from pycocotools import mask as mask_codec
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.seeded.by_name import solo_image, solo_weights
-from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
+from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 from mmdeploy_ext.weights.convert.solo import convert
 from mmdeploy_ext.weights.convert.solo_names import original_name
 from model_shapes import model_shapes
@@ -101,16 +101,13 @@ def run_tool(*arguments: object) -> int:
         sys.path[:] = before
 
 
-def converted_model(name: str, folder: Path) -> torch.nn.Module:
-    """Convert a golden's original checkpoint by the tool and load the result strictly."""
-    source = write_original(folder / 'original.pth', keys('wxinlong', name))
-    target = folder / 'converted.pth'
-    assert run_tool(source, target, '--config', config_of(name)) == 0
-    fitted = target.with_suffix('.py')
-    cfg = load_config(str(fitted) if fitted.exists() else config_of(name))
-    cfg.model.backbone.init_cfg = None
-    model = build_detector(cfg.model).eval()
-    load_strict(model, load_checkpoint(target))
+def converted_model(name: str) -> torch.nn.Module:
+    """Convert a golden's original checkpoint and load the result strictly."""
+    source = Checkpoint('original.pth', solo_weights(keys('wxinlong', name)), {})
+    found = convert(source, load_config(config_of(name)))
+    found.cfg.model.backbone.init_cfg = None
+    model = build_detector(found.cfg.model).eval()
+    load_strict(model, Checkpoint('converted.pth', found.state_dict, {}))
     return model
 
 

@@ -1,4 +1,4 @@
-"""Original SOLO checkpoints, converted by the tool, give what the original repository gave."""
+"""Original SOLO checkpoints, converted, give what the original repository gave."""
 
 import pytest
 
@@ -9,8 +9,8 @@ NETS = 'solov2_light_r34', 'decoupled_solo_r50', 'solo_r50', 'solov2_r50', 'solo
 
 
 @pytest.mark.parametrize('name', in_suite(NETS, 'solov2_light_r34'))
-def test_tensors_and_instances_are_the_originals(name, tmp_path):
-    taps, found, linear = golden.run_model(golden.converted_model(name, tmp_path), name)
+def test_tensors_and_instances_are_the_originals(name):
+    taps, found, linear = golden.run_model(golden.converted_model(name), name)
     golden.compare_tensors(name, taps)
     golden.compare_instances(name, found, linear)
 

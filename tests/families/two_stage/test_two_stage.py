@@ -8,13 +8,12 @@ import torch
 from mmdet.models.builder import build_roi_extractor
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from image_checks import EXPORTERS, changed, check, exported, run_stages
+from image_checks import EXPORTERS, changed, check, exported, run_stages, seeded_toy
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.export import check_operators
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.regions import Pool
 from mmdeploy_ext.families.two_stage.family import BOXES
-from mmdeploy_ext.seeded.weights import seeded_model
 from toy_two_stage import PARTS, SIZE, family_of, image_branch, images, options_of, seeded, toy
 
 KINDS = [kind for kind in PARTS if kind != 'panoptic']
@@ -55,7 +54,7 @@ def test_a_detector_with_other_names_of_its_parts_gives_the_results_of_faster_rc
     """ImVoteNet's first stage."""
     cfg, prepared = image_branch(), images()
     family = find_family(cfg)
-    model = seeded_model(cfg, family)
+    model = seeded_toy(cfg, family)
     options = family.choose(height=SIZE[0], width=SIZE[1], opset=17)
     family.check(cfg, options)
     outputs = run_stages(family.stages(model, options), family.feeds(prepared, True))

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from image_checks import EXPORTERS, changed, check, exported, matched, of_one_size, run_stages
+from image_checks import EXPORTERS, changed, check, exported, matched, of_one_size, run_stages, seeded_toy
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.seeded.weights import seeded_model
 from toy_query import images, options_of
 from toy_yolact import toy
 
@@ -21,7 +20,7 @@ OPTIONS = options_of(family='yolact')
 
 @functools.cache
 def seeded():
-    return seeded_model(toy(), FAMILY).eval()
+    return seeded_toy(toy(), FAMILY)
 
 
 def pictures(*chosen):
