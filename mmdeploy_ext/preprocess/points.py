@@ -130,7 +130,7 @@ def check_points(points: np.ndarray, width: int) -> np.ndarray:
             f'points: got {points.dtype} of shape {points.shape}, expected numbers (P, {width}): the '
             f'network was exported with {width} values per point'
         )
-    points = np.ascontiguousarray(points, np.float32)
+    points = np.require(points, np.float32, ['C', 'W'])  # read-only arrays would be compiled for anew
     if not np.isfinite(points).all():
         bad_rows = np.flatnonzero(~np.isfinite(points).all(1))
         raise DataError(

@@ -58,14 +58,15 @@ def neighbours(sites, shape, steps, slots, rows, shift, table):
 
 
 @njit(cache=True, nogil=True)
-def mirror(table, mirrored):
-    """mirrored[k, j] = i if table[k, i] = j; both (K, N) int32, N for none."""
+def mirror(table, start, stop):
+    """table[K-1-k, j] = i if table[k, i] = j, for k of start .. stop-1; (K, N) int32, N for none."""
     none = np.int32(table.shape[1])
-    for k in range(table.shape[0]):
-        mirrored[k] = none
+    for k in range(start, stop):
+        mirrored = table[table.shape[0] - 1 - k]
+        mirrored[:] = none
         for i in range(table.shape[1]):
             if table[k, i] != none:
-                mirrored[k, table[k, i]] = i
+                mirrored[table[k, i]] = i
 
 
 @njit(cache=True, nogil=True)
@@ -149,7 +150,7 @@ def collect(points, low, size, grid, slots, rows, shift, coordinates, sums, coun
     Writes coordinates (n, 3) int32, zeroed sums (n, D) float32 and counts (n,) int32, up to max_points points
     per voxel and n voxels. For other arguments see `voxel_of`.
     """
-    n = 0
+    n = np.int64(0)  # a literal would be a type of its own
     for p in range(points.shape[0]):
         row, n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
         if row >= 0 and counts[row] < max_points:
@@ -162,7 +163,7 @@ def collect(points, low, size, grid, slots, rows, shift, coordinates, sums, coun
 @njit(cache=True, nogil=True)
 def gather(points, low, size, grid, slots, rows, shift, coordinates, voxel_points, counts):
     """Write the first points of each voxel to voxel_points (n, T, D) float32; else as `collect`."""
-    n = 0
+    n = np.int64(0)  # a literal would be a type of its own
     for p in range(points.shape[0]):
         row, n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
         if row >= 0 and counts[row] < voxel_points.shape[1]:
@@ -175,7 +176,7 @@ def gather(points, low, size, grid, slots, rows, shift, coordinates, voxel_point
 @njit(cache=True, nogil=True)
 def assign(points, low, size, grid, slots, rows, shift, coordinates, voxel_rows):
     """Write voxel rows to voxel_rows (P,) int32, -1 out of range or over n voxels; else as `collect`."""
-    n = 0
+    n = np.int64(0)  # a literal would be a type of its own
     for p in range(points.shape[0]):
         voxel_rows[p], n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
     return n

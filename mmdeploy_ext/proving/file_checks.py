@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+    from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
     from mmdeploy_ext.families.model import Model
 
     Export = Callable[[], onnx.ModelProto]
@@ -59,14 +60,20 @@ def of_images(deployment: Model, options: Options, image_bgr: np.ndarray) -> Exp
     return export
 
 
-def of_graph(deployment: Model, options: Options, name: str) -> Export:
-    def export() -> onnx.ModelProto:
-        for graph in contract_of(deployment.family, options).graphs(prepared(deployment.model), options):
-            if graph.name == name:
-                with recorded_warnings(deployment.code_warnings):
-                    keep_fp32 = registration_of(deployment.family.name).keep_fp32
-                    return files.export_graph(graph, options, keep_fp32)
-        raise ModelFileError(f'the model has no graph {name!r} with the options in the file')
+def of_graphs(deployment: Model, options: Options) -> Callable[[str], onnx.ModelProto]:
+    """Return the function that exports a graph by its name; all are of one copy of the model."""
+
+    @functools.cache
+    def graphs() -> dict[str, Graph]:
+        made = contract_of(deployment.family, options).graphs(prepared(deployment.model), options)
+        return {graph.name: graph for graph in made}
+
+    def export(name: str) -> onnx.ModelProto:
+        if name not in graphs():
+            raise ModelFileError(f'the model has no graph {name!r} with the options in the file')
+        with recorded_warnings(deployment.code_warnings):
+            keep_fp32 = registration_of(deployment.family.name).keep_fp32
+            return files.export_graph(graphs()[name], options, keep_fp32)
 
     return export
 

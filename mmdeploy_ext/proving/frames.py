@@ -153,11 +153,12 @@ def check_frames(
     proof = start(deployment, files, options, engine_options(files, kind, engine), claims, facts)
     graphs = contract_of(family, options).graphs(deployment.model, options)
     specs = {graph.name: graph.spec for graph in graphs}
+    export_graph = file_checks.of_graphs(deployment, options)
     for file in files:
         check_contents(proof, file, deployment.rule, specs.get(file.name))
         if file is files[-1]:
             add_checks(proof, file, companions_checks(deployment, options, Path(file.path).parent))
-        export = file_checks.of_graph(deployment, options, file.name)
+        export = functools.partial(export_graph, file.name)
         compare = functools.partial(file_checks.compare_with_fresh_export, file.model, export, file.name)
         check_graph(proof, file, compare)
     check_model(proof)

@@ -41,10 +41,7 @@ def bev_corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def intersection_area(corners: np.ndarray, other_corners: np.ndarray) -> float:
-    from mmdeploy_ext.runtime import bev_loops
-
-    points, clipped = np.empty((2, bev_loops.MAX_CORNERS, 2))
-    return float(bev_loops.intersection_area(corners, other_corners, points, clipped))
+    return float(intersection_areas(corners[None], other_corners[None])[0])
 
 
 def intersection_areas(corners: np.ndarray, other_corners: np.ndarray) -> np.ndarray:

@@ -106,7 +106,7 @@ def _submanifold(level: Level, kernel_size: Sequence[int], dilation: Sequence[in
 
     def look_up(part: slice) -> None:
         voxel_hash.neighbours(level.coordinates, level.shape, steps[part], *level.hash, table[part])
-        voxel_hash.mirror(table[part], table[::-1][part])
+        voxel_hash.mirror(table, part.start, part.stop)
 
     return _Search(table, centre, look_up, level)
 
@@ -121,7 +121,7 @@ def on_threads(work: Callable[[int], None], threads: int) -> None:
 
 
 def _offsets(kernel_size: Sequence[int]) -> np.ndarray:
-    return np.indices(tuple(kernel_size)).reshape(3, -1).T.astype(np.int64)
+    return np.ascontiguousarray(np.indices(tuple(kernel_size)).reshape(3, -1).T, np.int64)
 
 
 def _reached_level(level: Level, shape: Triple, axes: tuple[np.ndarray, ...]) -> Level:

@@ -11,7 +11,7 @@ from mmdeploy_ext.evaluate import evaluation, tracking
 from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')
-FRAMES = 8
+FRAMES = 5
 NAMES = ('bicycle', 'bus', 'car', 'motorcycle', 'pedestrian', 'trailer', 'truck')
 """Classes that nuScenes tracks."""
 

@@ -29,16 +29,18 @@ class SeededToy:
     Attributes:
         name: of its exports.
         config: path of its config.
+        changes: dotted key of the config -> value, for fewer layers than the example has.
     """
 
     name: str
     config: str
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def load(self, folder: Path) -> deploy.Model:
         """Return the toy with its weights, which are written into a folder."""
         path = folder / 'toy.pth'
-        write_seeded(self.config, str(path))
-        return deploy.load(self.config, str(path))
+        write_seeded(self.config, path, cfg_options=self.changes)
+        return deploy.load(self.config, path, self.changes)
 
     def export(self, deployment: deploy.Model, folder: Path, **options: Any) -> list[str]:
         """Export the toy by options of its family; return the paths of its files."""
@@ -67,6 +69,13 @@ class SeededToy:
 
 BEVFORMER = SeededToy('bevformer', 'projects/configs/BEVFormer/bevformer_toy.py')
 SPARSE4D = SeededToy('sparse4d', 'projects/configs/Sparse4D/sparse4d_toy.py')
+REFINE = ['deformable', 'ffn', 'norm', 'refine']
+SPARSE4D_SHORT = SeededToy(
+    'sparse4d',
+    SPARSE4D.config,
+    {'model.head.operation_order': [*REFINE, 'temp_gnn', 'gnn', 'norm', *REFINE]},
+)
+"""With one layer without the memory and one with it."""
 PETR = SeededToy('petr', 'projects/configs/PETR/petr_toy.py')
 PETRV2 = SeededToy('petrv2', 'projects/configs/PETR/petrv2_toy.py')
 STREAMPETR = SeededToy('streampetr', 'projects/configs/StreamPETR/stream_petr_toy.py')

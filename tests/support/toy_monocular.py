@@ -20,8 +20,16 @@ CONFIGS |= dict(imvoxelnet='projects/configs/ImVoxelNet/imvoxelnet_toy.py')
 
 
 def toy(kind='smoke'):
-    """Return the config of a toy."""
-    return load_config(CONFIGS[kind])
+    """Return the config of a toy; the heads of FCOS3D and PGD have two levels."""
+    cfg = load_config(CONFIGS[kind])
+    if kind in ('fcos3d', 'pgd'):
+        backbone, neck, head = cfg.model.backbone, cfg.model.neck, cfg.model.bbox_head
+        stages, (first, *_) = neck.start_level + 2, head.regress_ranges
+        backbone.update(num_stages=stages, strides=(1, 2, 2)[:stages], dilations=(1,) * stages)
+        backbone.out_indices = tuple(range(stages))
+        neck.update(in_channels=neck.in_channels[:stages], num_outs=2)
+        head.update(strides=head.strides[:2], regress_ranges=(first, (first[1], 1e8)))
+    return cfg
 
 
 @functools.cache

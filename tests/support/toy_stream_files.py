@@ -17,7 +17,7 @@ from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
 SOURCE = (90, 160)
 """Height, width of the pictures."""
-TIMES_S = {'a': (0.0, 0.5, 1.0, 1.5), 'b': (20.0, 20.5)}
+TIMES_S = {'a': (0.0, 0.5, 1.0), 'b': (20.0, 20.5)}
 """Scene -> times of its frames after `toy.T0`."""
 
 

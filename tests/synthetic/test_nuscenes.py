@@ -17,7 +17,8 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.synthetic import nuscenes as toy
 from mmdeploy_ext.synthetic import nuscenes_scene, nuscenes_sensors, nuscenes_world
 
-SMALL = toy.SetOptions(1, 1, 8, seed=3, image_size=(160, 90), sweeps=1)
+FRAMES = 5
+SMALL = toy.SetOptions(1, 1, FRAMES, seed=3, image_size=(160, 90), sweeps=1)
 TINY = toy.SetOptions(1, 1, 2, seed=3, image_size=(48, 32))
 KITTI_BOX = 'location', 'rotation_y', 'dimensions'
 HUES = {kind.name: kind.hue for kind in nuscenes_world.KINDS}
@@ -62,7 +63,7 @@ def test_the_devkit_loads_all_tables_and_every_link_leads_somewhere(nusc, root):
     from nuscenes.utils import splits
 
     assert [scene['name'] for scene in nusc.scene] == splits.train[:1] + splits.val[:1]
-    assert len(nusc.sample) == 2 * 8
+    assert len(nusc.sample) == 2 * FRAMES
     for record in nusc.sample_data:
         assert (root / record['filename']).is_file()
         assert nusc.get('ego_pose', record['ego_pose_token'])['timestamp'] == record['timestamp']
@@ -185,7 +186,7 @@ def test_equal_options_give_equal_bytes_and_other_options_are_refused(tmp_path):
 def test_pictures_have_annotations_of_nuscenes_and_kitti_and_the_sweep_of_their_moment(root):
     assert synthetic(['monocular', '--root', str(root)]) == 0
     content = json.loads((root / 'nuscenes_infos_val_mono3d.coco.json').read_text())
-    assert len(content['images']) == 6 * 8
+    assert len(content['images']) == 6 * FRAMES
     for entry in content['annotations']:
         x, y, depth = entry['center2d']
         left, top, width, height = entry['bbox']

@@ -160,7 +160,7 @@ def _subject_of_graph(
     stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
     examples = enumerate(graph.example.items())
     feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
-    fresh = file_checks.of_graph(deployment, options, metadata.form)
+    fresh = functools.partial(file_checks.of_graphs(deployment, options), metadata.form)
     return Subject([stage], feeds, fresh, 'seeded numbers like those of the trace')
 
 

@@ -10,7 +10,7 @@ from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.zoo.configs import installed_folder
-from proofs import prove_samples
+from proofs import prove_outputs
 from toy_centerpoint import ENGINE, paths_of, sweep
 from verdicts import cases_of, matched_of
 
@@ -31,7 +31,7 @@ def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
     limit, cells = deployment.rule.max_voxels, len(np.unique(np.floor(points[:, :2] / 0.4), axis=0))
     assert limit in (600, -1) and cells > 600
     assert kind == 'dynamic' or len(voxelise(points, deployment.rule)[0]) == limit
-    verdict, _ = prove_samples(deployment, paths_of(folder), [Sweep(points, 'full')], ENGINE)
+    verdict, _ = prove_outputs(deployment, paths_of(folder), [Sweep(points, 'full')], ENGINE)
     assert all(case.passed for case in cases_of(verdict))
     assert matched_of(verdict) >= 3
 

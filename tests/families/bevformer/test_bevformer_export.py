@@ -16,7 +16,6 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import bev_motion
 from mmdeploy_ext.runtime.bev_motion import can_bus_record, record_of_pose
 from mmdeploy_ext.runtime.frames import StreamState
-from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from proofs import drive_row
 from toy_frames import BEVFORMER as toy
@@ -84,10 +83,11 @@ def test_cells_between_two_cells_are_counted_as_ties():
     ('stated', 'version', 'convention'),
     [('', '1.0.0rc6', '1.x'), ('0.17', '1.0.0rc6', '0.17')],
 )
-def test_the_boxes_are_those_that_config_or_checkpoint_state(tmp_path, stated, version, convention):
+def test_the_boxes_are_those_that_config_or_checkpoint_state(
+    deployment, tmp_path, stated, version, convention
+):
     path = tmp_path / 'toy.pth'
-    write_seeded(toy.config, str(path))
-    content = torch.load(path, weights_only=True)
+    content = torch.load(deployment.checkpoint, weights_only=True)
     content.setdefault('meta', {})['mmdet3d_version'] = version
     torch.save(content, path)
     options = dict(box_convention=stated) if stated else {}

@@ -24,8 +24,8 @@ BOUND, SIZE = [-19.2, 19.2, 0.8], [64, 96]
 CHANGES = dict(
     encoders=dict(
         camera=dict(
-            backbone=dict(depth=18),
-            neck=dict(in_channels=[128, 256, 512], out_channels=32),
+            backbone=dict(depth=18, base_channels=16, stem_channels=16),
+            neck=dict(in_channels=[32, 64, 128], out_channels=32),
             vtransform=dict(
                 in_channels=32, out_channels=16, image_size=SIZE, feature_size=[8, 12], xbound=BOUND,
                 ybound=BOUND, dbound=[1.0, 21.0, 1.0],

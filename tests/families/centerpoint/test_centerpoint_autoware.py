@@ -20,7 +20,7 @@ from mmdeploy_ext.preprocess import points as inputs
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
 from planting import replaced, result
-from proofs import prove_samples
+from proofs import prove_outputs
 from toy_centerpoint import ENGINE, paths_of
 from verdicts import cases_of, graphs_of, matched_of
 
@@ -93,7 +93,7 @@ def old_convention(found, *_):
 def test_a_yaw_of_the_old_convention_is_refused(toy):
     deployment, folder, *_ = toy
     with replaced(f'{RUNTIME}.centerpoint:decode', result(old_convention)):
-        verdict, _ = prove_samples(deployment, paths(folder), sweeps(1, 1), ENGINE)
+        verdict, _ = prove_outputs(deployment, paths(folder), sweeps(1, 1), ENGINE)
     assert all(graph.passed for graph in graphs_of(verdict)) and not cases_of(verdict)[0].passed
 
 

@@ -14,7 +14,7 @@ from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
-from proofs import prove_samples
+from proofs import prove_outputs
 from toy_centerpoint import ENGINE, paths_of, sweeps
 from verdicts import cases_of, checks_of, matched_of
 
@@ -99,5 +99,5 @@ def test_the_form_for_engines_that_cannot_split_is_proven_and_found_in_the_file(
     export_files(toy[0], toy[0].family.choose(sparse_form='tables'), str(tmp_path))
     tables = paths_of(tmp_path)
     assert not any(node.op_type == 'Split' for node in onnx.load(tables[0]).graph.node)
-    verdict, _ = prove_samples(toy[0], tables, sweeps(1), ENGINE)
+    verdict, _ = prove_outputs(toy[0], tables, sweeps(1), ENGINE)
     assert verdict.proven, verdict.failures

@@ -8,7 +8,7 @@ from mmdet3d.models.builder import build_middle_encoder, build_voxel_encoder
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_centerpoint
 from mmdeploy_ext.families.parts import pillars
-from proofs import prove_samples
+from proofs import prove_outputs
 from toy_centerpoint import ENGINE, paths_of, sweeps
 from verdicts import cases_of, matched_of
 
@@ -23,7 +23,7 @@ def toy():
 
 def test_both_files_are_proven_on_sweeps_that_were_not_traced(toy):
     deployment, folder, *_ = toy
-    verdict, _ = prove_samples(deployment, paths_of(folder), sweeps(2), ENGINE)
+    verdict, _ = prove_outputs(deployment, paths_of(folder), sweeps(2), ENGINE)
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 30
     assert {'bev', 'reg_0', 'heatmap_1'} <= {row.tensor for case in cases_of(verdict) for row in case.tensors}
