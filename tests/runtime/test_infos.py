@@ -41,7 +41,7 @@ def test_poses_and_calibrations_are_those_of_the_info(tmp_path):
 
 def test_frames_come_scene_by_scene_in_the_order_of_time(tmp_path):
     frames = read_frames(write(tmp_path, lambda infos: infos.reverse()), RULE)
-    assert [frame.name for frame in frames] == ['b0', 'b1', 'a0', 'a1', 'a2', 'a3']
+    assert [frame.name for frame in frames] == ['b0', 'b1', 'a0', 'a1', 'a2']
     assert {frame.scene_token for frame in frames} == {'a', 'b'}
 
 

@@ -45,11 +45,10 @@ KEPT = 'mm2onnx_selection'
 class Selection:
     """Facts of a head, found by trying, and the reason why it does not export, or ''.
 
-    A head keeps it as its attribute `KEPT`, and so does a copy; it holds for `kind` and `test_cfg`, whatever
+    A head keeps it by its class in the attribute `KEPT`, and so does a copy; it holds for `test_cfg`, whatever
     the weights.
     """
 
-    kind: type[nn.Module]
     test_cfg: Any
     facts: DenseFacts
     problem: str
@@ -67,14 +66,14 @@ def facts_of(head: nn.Module) -> DenseFacts:
 
 
 def _selection_of(head: nn.Module) -> Selection:
-    kept = vars(head).get(KEPT)
-    if kept is None or kept.kind is not type(head) or kept.test_cfg != head.test_cfg:
+    kept = vars(head).setdefault(KEPT, {})
+    selection = kept.get(type(head))
+    if selection is None or selection.test_cfg != head.test_cfg:
         facts, problem = _tried_facts(head, _facts_of_kind(head))
         if facts.head.is_uncut:
             facts = dataclasses.replace(facts, nms_pre=-1)
-        kept = Selection(type(head), copy.deepcopy(head.test_cfg), facts, problem)
-        vars(head)[KEPT] = kept
-    return kept
+        selection = kept[type(head)] = Selection(copy.deepcopy(head.test_cfg), facts, problem)
+    return selection
 
 
 def _facts_of_kind(head: nn.Module) -> DenseFacts:
