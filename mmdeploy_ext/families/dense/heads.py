@@ -45,8 +45,8 @@ KEPT = 'mm2onnx_selection'
 class Selection:
     """Facts of a head, found by trying, and the reason why it does not export, or ''.
 
-    A head keeps it by its class in the attribute `KEPT`, and so does a copy; it holds for `test_cfg`, whatever
-    the weights.
+    A head and its copies keep it by class in the attribute `KEPT`; it holds for `test_cfg`, whatever the
+    weights.
     """
 
     test_cfg: Any
