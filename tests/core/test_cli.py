@@ -15,6 +15,7 @@ from mmdeploy_ext.core.errors import (
     ExportError,
     UsageError,
     after_weights,
+    named,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -112,3 +113,10 @@ def test_json_is_never_written_over_a_file_that_the_command_names(tmp_path, caps
     assert cli.run(lambda args: bodies.append(args) or 0, made, [*words, words[0]]) == 2
     assert len(bodies) == 1
     assert 'm.onnx: is the model; it is never overwritten' in capsys.readouterr().err
+
+
+def test_an_error_gets_the_name_of_a_file_once_and_keeps_its_status():
+    for error in (ConfigError('late'), ConfigError('a.py: late')):
+        with pytest.raises(ConfigError, match=r'^a\.py: late$') as found, named('a.py'), after_weights():
+            raise error
+        assert found.value.exit_code == 1

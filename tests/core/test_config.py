@@ -70,6 +70,7 @@ def test_the_test_pipeline_is_found_wherever_it_is_kept(text, tmp_path):
         ({'model.bbox_head.num_classes': 7}, True),
         ({'model.test_cfg.nms.iou_threshold': 0.5}, True),
         ({'data.test.pipeline.1.transforms.2.to_rgb': False}, True),
+        ({'test_cfg': dict(score_thr=0.3)}, True),
         ({'optimizer.lr': 0.1}, False),
         ({'data.test.ann_file': 'x.json', 'data.samples_per_gpu': 1}, False),
         ({'backend_config': dict(type='TorchBackend')}, False),
@@ -98,3 +99,12 @@ def test_modules_of_a_config_are_those_of_its_repository_or_of_the_working_direc
     monkeypatch.chdir(folder if above else repository)
     assert load_config(str(config)).model.type == 'True'
     assert sys.modules[f'{name}.heads'].__file__ == str(repository / name / 'heads.py')
+
+
+def test_without_augmentation_one_scale_stays_that_of_1_or_the_first():
+    step = dict(
+        type='MultiScaleFlipAug3D', flip=True, pts_scale_ratio=[0.95, 1.0], img_scale=[(8, 4), (6, 3)]
+    )
+    (note,) = config.without_augmentation(dict(data=dict(test=dict(dataset=dict(pipeline=[step])))))
+    assert step == dict(type='MultiScaleFlipAug3D', flip=False, pts_scale_ratio=1.0, img_scale=(8, 4))
+    assert all(name in note for name in ('flip', 'scales', 'scales of points'))

@@ -1,14 +1,18 @@
 """The test loader: a sample is the same one, whatever its pipeline draws and whoever reads it."""
 
+import json
 import random
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from mmdet.datasets import CocoDataset
 
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.evaluate.evaluation import build_loader, check_evaluation
+from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.evaluate.evaluation import build_loader, check_evaluation, evaluate, settings_text
+from mmdeploy_ext.evaluate.loop import Network, run_dataset
 
 
 class Drawing:
@@ -42,3 +46,37 @@ def test_a_metric_that_coco_has_not_is_refused_before_there_are_results(monkeypa
     check_evaluation(cfg, dataset, ['bbox', 'segm'])
     with pytest.raises(ConfigError, match=r'x\.py: --eval bbox boox: metric boox is not supported'):
         check_evaluation(cfg, dataset, ['bbox', 'boox'])
+
+
+def test_options_of_the_command_go_before_those_of_the_config_without_the_keys_of_the_hook():
+    asked = []
+
+    class Judge:
+        def evaluate(self, results, **settings):
+            asked.append(settings)
+            return dict(bbox_mAP=np.float32(0.5), table='| bbox |')
+
+    cfg = dict(evaluation=dict(interval=2, tmpdir='t', metric='segm', classwise=True, iou_thrs=[0.5]))
+    options = dict(iou_thrs=[0.6], jsonfile_prefix='x')
+    assert evaluate(cfg, Judge(), [], ['segm', 'bbox'], options) == dict(bbox_mAP=0.5)
+    assert asked == [dict(options, classwise=True, metric=['segm', 'bbox'])]
+    text = settings_text(cfg, ['segm', 'bbox'], options)
+    assert json.loads(text) == dict(iou_thrs=[0.6], metric=['bbox', 'segm'])
+
+
+@pytest.mark.parametrize(('one_by_one', 'sizes'), [(False, [4, 2]), (True, [1] * 6)])
+def test_batches_are_those_of_the_config_and_results_have_to_be_finite(one_by_one, sizes):
+    scores, found = torch.arange(6.0), []
+
+    class Scores(Network):
+        def run(self, data, indices):
+            found.append(len(indices))
+            return [dict(pts_bbox=dict(scores_3d=scores[index : index + 1])) for index in indices]
+
+    Scores.one_by_one = one_by_one
+    cfg = SimpleNamespace(data=dict(workers_per_gpu=0, test_dataloader=dict(samples_per_gpu=4)))
+    results = run_dataset(Scores(), cfg, Drawing())
+    assert found == sizes and [float(one['pts_bbox']['scores_3d']) for one in results] == scores.tolist()
+    scores[3] = torch.nan
+    with pytest.raises(DataError, match='sample 3'):
+        run_dataset(Scores(), cfg, Drawing())

@@ -1,5 +1,6 @@
 """The data set on a generated drive: poses, sequences, stacking, the devkit's evaluator, refusals."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import torch
 from mmdet.datasets import build_dataset
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
+from mmdet3d.datasets import NuScenesDataset
 from pyquaternion import Quaternion
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, rigid_inverse
+from mmdeploy_ext.models.datasets.bevdet_nuscenes_dataset import BEVDetNuScenesDataset
+from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, lidar_to_global, rigid_inverse
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
 from projects.configs.nuscenes_stream import CLASS_NAMES, image_augmentation, stream_data
@@ -85,6 +88,36 @@ def test_ground_truth_as_predictions_scores_one(root, capsys):
             assert metrics[f'{prefix}/{name}_AP_dist_0.5'] > 0.98
             assert np.nan_to_num(errors).max() < 0.02
     assert sum(metrics[f'{prefix}/{name}_AP_dist_0.5'] > 0.98 for name in CLASS_NAMES) >= 5
+
+
+def in_frame_of_car(result, info, camera):
+    """Return a result in the LiDAR frame in that of the car when a camera took its picture."""
+    car = Quaternion(info['cams'][camera]['ego2global_rotation']).transformation_matrix
+    car[:3, 3] = info['cams'][camera]['ego2global_translation']
+    motion = torch.from_numpy(np.linalg.inv(car) @ lidar_to_global(info, '').astype(np.float64))
+    boxes = result['boxes_3d'].tensor.double()
+    boxes[:, :3] = boxes[:, :3] @ motion[:3, :3].T + motion[:3, 3]
+    boxes[:, 6] += torch.atan2(motion[1, 0], motion[0, 0])
+    boxes[:, 7:] = boxes[:, 7:] @ motion[:2, :2].T
+    return dict(pts_bbox=dict(result, boxes_3d=LiDARInstance3DBoxes(boxes.float(), box_dim=9)))
+
+
+def test_boxes_of_bevdet_in_the_frame_of_the_car_are_written_where_they_are_in_the_map(root, tmp_path):
+    camera = 'CAM_BACK_LEFT'
+    settings = dict(ann_file=data(root)['val']['ann_file'], classes=CLASS_NAMES, test_mode=True)
+    settings['pipeline'] = [dict(type='PrepareImageInputs', data_config=dict(cams=[camera]))]
+    plain, bevdet = NuScenesDataset(**settings), BEVDetNuScenesDataset(**settings)
+    truth = [ground_truth(plain, index) for index in range(len(plain))]
+    pairs = zip(truth, plain.data_infos, strict=True)
+    moved = [in_frame_of_car(one['pts_bbox'], info, camera) for one, info in pairs]
+    expected, found = (
+        json.loads(Path(dataset.format_results(results, str(tmp_path / name))[0]['pts_bbox']).read_text())
+        for name, dataset, results in (('plain', plain, truth), ('bevdet', bevdet, moved))
+    )
+    for token in expected['results']:
+        for key in ('translation', 'rotation', 'velocity'):
+            rows = [np.array([box[key] for box in side['results'][token]]) for side in (found, expected)]
+            np.testing.assert_allclose(*rows, rtol=0, atol=2e-3, err_msg=key)
 
 
 @pytest.mark.skipif(not GOLDEN.is_file(), reason='skipped: ../shared/golden/streampetr not found')

@@ -77,9 +77,17 @@ def test_equals_mmdets_pipeline_bit_for_bit(image_file, size, norm, backend):
     assert_equals_mmdet(pipeline((333, 200), norm, dict(size_divisor=32), backend=backend), image_file(*size))
 
 
+def with_defaults():
+    steps = pipeline((320, 200), dict(mean=IMAGENET['mean'], std=IMAGENET['std']), dict(size_divisor=32))
+    del steps[1]['transforms'][0]['keep_ratio']
+    return steps
+
+
 @pytest.mark.parametrize(
     'steps',
     [
+        with_defaults(),
+        pipeline((256, 256), IMAGENET, dict(pad_to_square=True)),
         pipeline((320, 200), IMAGENET, dict(size_divisor=32), keep_ratio=False),
         pipeline((256, 256), IMAGENET, dict(size=(256, 256))),
         pipeline((256, 256), CAFFE, dict(size=(320, 288), pad_val=dict(img=114))),
@@ -88,6 +96,8 @@ def test_equals_mmdets_pipeline_bit_for_bit(image_file, size, norm, backend):
         pipeline((200, 320), None, dict(size_divisor=1)),
     ],
     ids=[
+        'defaults',
+        'pad to a square',
         'stretch',
         'pad to',
         'pad larger',

@@ -10,7 +10,8 @@ from mmdeploy_ext.core.typed_json import read
 from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.preprocess.pillow_resize import FILTERS, resize_pillow
 
-NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+STATISTICS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+NORM = dict(STATISTICS, to_rgb=True)
 SMALL = dict(
     H=90, W=160, final_dim=(30, 100), bot_pct_lim=(0.0, 0.1), resize_lim=(0.38, 0.55), rot_lim=(0.0, 0.0),
     rand_flip=True,
@@ -19,11 +20,11 @@ WIDE = dict(SMALL, final_dim=(60, 90))
 PADDED = dict(SMALL, final_dim=(90, 160), bot_pct_lim=(0.3, 0.3))
 
 
-def pipeline(conf, **pad):
+def pipeline(conf, norm=NORM, **pad):
     return [
         dict(type='LoadMultiViewImageFromFiles', to_float32=True),
         dict(type='ResizeCropFlipRotImage', data_aug_conf=conf, training=False),
-        dict(type='NormalizeMultiviewImage', **NORM),
+        dict(type='NormalizeMultiviewImage', **norm),
         dict(type='PadMultiViewImage', **(pad or dict(size_divisor=32))),
         dict(
             type='MultiScaleFlipAug3D',
@@ -60,16 +61,21 @@ def test_resize_is_pillows_bit_for_bit(source, target, resample):
 
 
 @pytest.mark.parametrize(
-    ('conf', 'pad'),
-    [(SMALL, {}), (WIDE, {}), (PADDED, {}), (SMALL, dict(size=(64, 128)))],
-    ids=['small', 'wide', 'padded', 'pad size'],
+    ('conf', 'norm', 'pad'),
+    [
+        (SMALL, NORM, {}),
+        (WIDE, STATISTICS, {}),
+        (PADDED, dict(STATISTICS, to_rgb=False), {}),
+        (SMALL, NORM, dict(size=(64, 128))),
+    ],
+    ids=['small', 'wide, default colours', 'padded, BGR', 'pad size'],
 )
-def test_equals_the_real_pipeline_bit_for_bit(conf, pad):
+def test_equals_the_real_pipeline_bit_for_bit(conf, norm, pad):
     from mmdet3d.datasets.pipelines import Compose
 
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
-    steps = pipeline(conf, **pad)
+    steps = pipeline(conf, norm, **pad)
     images, intrinsics, lidar2cam = rig((conf['H'], conf['W']))
     full = np.tile(np.eye(4), (6, 1, 1))
     full[:, :3, :3] = intrinsics

@@ -11,7 +11,7 @@ from mmdet3d.models.voxel_encoders import HardSimpleVFE
 
 from mmdeploy_ext.preprocess.points import VoxelRule, pillars, voxelise
 
-RULE = VoxelRule((-5.4, -5.4, -5.0, 5.4, 5.4, 3.0), (0.075, 0.075, 0.2), 10, 160000, 'zyx', 5)
+RULE = VoxelRule((-5.4, -3.6, -5.0, 5.4, 4.26, 3.0), (0.075, 0.1, 0.2), 10, 160000, 'zyx', 5)
 
 
 def sweep(points=6000, seed=0):

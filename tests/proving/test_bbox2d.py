@@ -72,9 +72,10 @@ def test_the_same_detections_in_another_order_pass():
 
 
 def test_a_row_counts_missing_extra_and_pairs_outside_the_bars():
-    candidate = detections([[10, 10, 60, 52], [100, 20, 180, 90], [0, 0, 5, 5]], [0.9, 0.7, 0.6], [0, 1, 2])
+    boxes = [[10, 10, 60, 52], [100, 20, 180, 90], [0, 0, 5, 5], [60, 120, 120, 200]]  # the last half beside
+    candidate = detections(boxes, [0.9, 0.7, 0.6, 0.4], [0, 1, 2, 0])
     row = match_detections('a.jpg', SCENE, candidate)
-    assert (row.reference, row.matched, row.missing, row.extra) == (4, 1, 2, 1)
+    assert (row.reference, row.matched, row.missing, row.extra, row.outside) == (4, 1, 2, 2, 1)
     assert row.worst_iou == 1.0 and not row.passed  # of the pair that matched
 
 
@@ -82,6 +83,9 @@ def test_a_score_that_crosses_the_threshold_by_rounding_is_no_fault():
     low, high = (changed(scores=np.array([0.9, 0.7, 0.4, 0.05 + step], np.float32)) for step in (-2e-5, 2e-5))
     assert match_detections('a.jpg', low, high).passed
     assert match_detections('a.jpg', high, low).passed
+    for score, passes in ((0.05009, True), (0.0502, False)):  # of a box that the reference lacks
+        extra = changed(scores=np.array([0.9, 0.7, 0.4, score], np.float32))
+        assert match_detections('a.jpg', take([0, 1, 2]), extra).passed == passes
 
 
 def test_boxes_below_the_threshold_count_on_neither_side():

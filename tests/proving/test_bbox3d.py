@@ -10,6 +10,7 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.tasks.bbox3d import match_detections, pair_of
+from mmdeploy_ext.tasks.half_bars import bars_of
 from mmdeploy_ext.tasks.matching import maximum_matching
 
 
@@ -77,6 +78,18 @@ def test_results_below_the_threshold_are_matched_by_the_same_bars_and_counted(co
     assert row.passed and (row.matched, row.low, row.low_alone) == (6, 12, 12)
     row = match_detections('f', reference, rows(reference, reference.scores >= 0.1))
     assert row.passed and (row.matched, row.low, row.low_alone) == (6, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ('column', 'by', 'passes'),
+    [(0, 0.4, True), (0, 0.6, False), (6, 0.2, True), (6, 0.25, False), (3, 0.9, True), (4, 1.2, False),
+     (7, 0.4, True), (8, 0.6, False)],
+)  # fmt: skip
+def test_below_float32_places_corners_and_velocities_count(column, by, passes):
+    boxes = np.float32([[5, 6, -1, 4, 2, 1.5, 0.5, 1, 2]])  # a corner is 2.24 m from the middle
+    reference = Detections3D(boxes, np.float32([0.5]), np.zeros(1, np.int64))
+    bars = bars_of('bf16').of_task('bbox3d')
+    assert match_detections('f', reference, changed(reference, 0, column, by), **bars).passed == passes
 
 
 def test_a_box_elsewhere_is_missing_and_extra():

@@ -1,12 +1,14 @@
 """Instances are matched by class and mask IoU; planted faults fail."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
 
 from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.panoptic import Segments
-from mmdeploy_ext.tasks import panoptic
+from mmdeploy_ext.tasks import boxed_mask, panoptic
 from mmdeploy_ext.tasks.mask import class_iou, match_detections
 
 SIZE = (80, 100)
@@ -74,9 +76,9 @@ def test_every_planted_fault_fails_in_both_directions(kind, reverse):
 def test_a_pixel_at_the_threshold_does_not_fail_a_small_mask():
     reference = discs((20, 20, 4, 0.9, 0))
     flipped = Instances(reference.masks.copy(), reference.scores, reference.labels)
-    flipped.masks[0, 20, 25] ^= True
+    flipped.masks[0, 20, 24:26] ^= True
     assert match_detections('image', reference, flipped).passed
-    flipped.masks[0, 10:12, 10:12] = True
+    flipped.masks[0, 10, 10] = True
     assert not match_detections('image', reference, flipped).passed
 
 
@@ -133,3 +135,18 @@ def test_a_thing_that_one_map_lacks_is_one_difference_whatever_is_behind_it(ids,
     missing, extra, outside = differences
     row = panoptic.match_detections('image', other, right)
     assert (row.missing, row.extra, row.outside) == (extra, missing, outside)
+
+
+def test_boxes_masks_and_scores_of_both_have_to_agree():
+    results = discs(*ROWS)
+    boxes = np.float32([bounding_box(mask) for mask in results.masks])
+    results = dataclasses.replace(results, bboxes_xyxy=boxes, mask_scores=results.scores * np.float32(0.9))
+    moved = boxes + np.float32([0.1, 0, 0.1, 0])  # an IoU of 0.99: enough for a mask, not for a box
+    masks = results.masks & (np.indices(SIZE)[1] != 30)  # an IoU of 0.97
+    changes = dict(bboxes_xyxy=moved, masks=masks, mask_scores=results.mask_scores + np.float32(2e-4))
+    assert boxed_mask.match_detections('image', results, results).passed
+    for name, values in changes.items():
+        other = dataclasses.replace(results, **{name: values})
+        assert not boxed_mask.match_detections('image', results, other).passed, name
+        half = boxed_mask.match_detections('image', results, other, iou_bar=0.9, score_bar=0.05)
+        assert half.passed, name

@@ -83,8 +83,10 @@ def test_few_results_without_a_partner_are_accepted_and_listed(total, missing, s
 
 def test_results_that_cannot_be_compared_and_those_of_the_files_tensors_are_never_accepted():
     broken = dataclasses.replace(row_of(100, 1), broken=True)
-    for fields in (dict(detections=(broken, row_of(400, 1))), dict(substituted=(row_of(100, 1),))):
-        got, _ = accept_few_alone([Case('dark', '', False, **fields)])
+    several = dict(detections=(row_of(100, 1, outside=2),)), dict(inner=(row_of(2000, 20),))
+    never = dict(detections=(broken, row_of(400, 1))), dict(substituted=(row_of(100, 1),))
+    for fields in (*several, *never):
+        got, _ = accept_few_alone([Case('dark', '', False, **fields)], 0.01)
         assert not got[0].passed
 
 

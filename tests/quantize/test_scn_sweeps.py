@@ -1,5 +1,6 @@
 """Sweeps for calibration: folders and infos, against mmdet3d's own loading; what is refused."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -107,6 +108,18 @@ def test_infos_with_past_sweeps_give_mmdet3ds_points(tmp_path, past, remove_clos
             | dict(timestamp=info['timestamp'] / 1e6, sweeps=past_sweeps)
         )
         np.testing.assert_array_equal(points, expected['points'].tensor.numpy())
+
+
+def test_options_that_a_pipeline_leaves_out_are_mmdet3ds():
+    from mmdet3d.datasets.pipelines import LoadPointsFromFile, LoadPointsFromMultiSweeps
+
+    load, merge = LoadPointsFromFile('LIDAR'), LoadPointsFromMultiSweeps()
+    steps = [dict(type='LoadPointsFromFile'), dict(type='LoadPointsFromMultiSweeps')]
+    alone = PointRule.from_pipeline(steps[:1], 4)
+    assert (alone.load_dim, [*alone.use_dim], alone.past) == (load.load_dim, load.use_dim, None)
+    rule = PointRule.from_pipeline([dict(steps[0], load_dim=merge.load_dim, use_dim=5), steps[1]], 4)
+    assert dataclasses.astuple(rule.past) == (merge.sweeps_num, merge.pad_empty_sweeps, merge.remove_close)
+    assert [*rule.past_dim] == merge.use_dim
 
 
 def test_a_sweep_that_cannot_be_read_is_named_when_its_turn_comes(tmp_path):

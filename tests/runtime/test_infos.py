@@ -22,6 +22,8 @@ def test_poses_and_calibrations_are_those_of_the_info(tmp_path):
     def turn(infos):
         for info in infos:
             info.update(lidar2ego_rotation=turns[0].elements.tolist(), ego2global_rotation=list(turns[1]))
+            for index, name in enumerate(CAMERAS):
+                info['cams'][name]['timestamp'] += 1000 * index
             info['cams'] = dict(reversed(info['cams'].items()))  # the order of the rule counts, not this one
 
     path = write(tmp_path, turn)
@@ -37,6 +39,8 @@ def test_poses_and_calibrations_are_those_of_the_info(tmp_path):
         pixels = (frame.lidar2img[index] @ [*point, 1])[:3]
         np.testing.assert_allclose(pixels, camera['cam_intrinsic'] @ seen, atol=1e-9)
         assert frame.pictures[index].name == f'{name}.png'
+        assert frame.camera_times_s[index] == (camera['timestamp'] + 1000 * index) / 1e6
+    assert frame.timestamp_s == info['timestamp'] / 1e6
 
 
 def test_frames_come_scene_by_scene_in_the_order_of_time(tmp_path):

@@ -48,6 +48,9 @@ def test_every_key_has_to_be_accounted_for(changes, message):
 def test_keys_that_inference_does_not_use_may_be_there_or_not():
     weights = checkpoint(**{'aux_head': torch.ones(1), '1_num_batches_tracked': None})
     load_strict(tiny(), weights, ('aux', '1.num'))
+    model = tiny()
+    load_strict(model, checkpoint(**{'0_bias': None}), ('0.bias',))  # whoever reads it after all sees NaN
+    assert model[0].bias.isnan().all() and not model[0].weight.isnan().any()
     with pytest.raises(CheckpointError, match=r'1 \(aux\.head\)'):
         load_strict(tiny(), checkpoint(aux_head=torch.ones(1)), ('au.', 'x'))
 

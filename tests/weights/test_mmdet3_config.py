@@ -107,6 +107,19 @@ def test_a_pad_of_the_pipeline_pads_as_that_of_mmdet_3(pad, expected):
     assert [step for step in made if step['type'] == 'Pad'] == [dict(type='Pad', **expected)]
 
 
+def test_what_mmdet_3_does_by_default_is_written_out():
+    resize, crop = dict(type='Resize', scale=(1333, 800)), dict(type='RandomCenterCropPad', test_mode=True)
+    load, flips = to_mmdet2_pipeline([LOAD, resize, PACK], bgr(pad_value=114))
+    made = {step['type']: step for step in flips['transforms']}
+    assert flips['img_scale'] == (1333, 800) and not made['Resize']['keep_ratio']
+    assert made['Pad'] == dict(type='Pad', size_divisor=32, pad_val=dict(img=[114.0] * 3))
+    load, flips = to_mmdet2_pipeline([LOAD, crop, dict(PACK, meta_keys=['border'])], dict(bgr_to_rgb=True))
+    made = {step['type']: step for step in flips['transforms']}
+    assert load == dict(type='LoadImageFromFile', to_float32=True) and flips['scale_factor'] == 1.0
+    assert made['Resize']['keep_ratio'] and 'border' in made['Collect']['meta_keys']
+    assert made['Normalize'] == dict(type='Normalize', mean=[0.0] * 3, std=[1.0] * 3, to_rgb=True)
+
+
 def steps_with(index, **changes):
     return [dict(step, **changes) if number == index else step for number, step in enumerate(STEPS)]
 

@@ -54,6 +54,7 @@ def test_a_point_of_a_picture_is_where_its_matrix_says():
     for changed, matrix in zip(found['img'], found['img_aug_matrix'], strict=True):
         was = np.linalg.inv(matrix[:2, :2]) @ (np.array([x + 0.5, y + 0.5]) - matrix[:2, 3])
         assert np.abs(changed[y, x, [1, 0]] + 0.5 - was).max() < 1.5
+    assert found['img_aug_matrix'][0, :2, 3].tolist() == [-29, -44]  # (187 - 128) / 2, 140 - 96
 
 
 def test_a_moment_of_the_data_set_has_pictures_points_and_matrices_that_agree(cfg):

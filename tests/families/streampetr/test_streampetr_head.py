@@ -12,7 +12,7 @@ from mmdet3d.models import build_head
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.rays import lidar_points, point_encoding, sine_encoding
+from mmdeploy_ext.models.rays import depth_bins, lidar_points, point_encoding, sine_encoding
 from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr.memory import Memory
 from mmdeploy_ext.models.streampetr.steps import nerf_encoding
@@ -177,6 +177,8 @@ def test_encodings_equal_their_definition():
     slow = [wave(values[0] * f) for f in (1, 2, 4, 8, 16, 32) for wave in (torch.sin, torch.cos)]
     torch.testing.assert_close(nerf[0], torch.cat(slow))
     assert torch.equal(sine_encoding(torch.zeros(1, 1), 4), torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
+    steps = [depth_bins(4, 1, 61, grow).tolist() for grow in (False, True)]
+    assert steps == [[1, 16, 31, 46], [1, 7, 19, 37]]
 
 
 def test_the_detector_starts_a_stream_with_each_scene():
