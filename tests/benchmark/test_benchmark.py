@@ -7,6 +7,8 @@ import cv2
 import pytest
 
 from mmdeploy_ext.benchmark import measure
+from mmdeploy_ext.benchmark.base import doubts
+from mmdeploy_ext.benchmark.machine import load_notes
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.cli import benchmark_app
 from rank_processes import run_ranks
@@ -55,6 +57,15 @@ def test_ratios_are_taken_round_by_round():
 def test_spread_is_median_quartiles_and_mad():
     figures = measure.spread([1, 2, 3, 4, 100])
     assert figures == dict(median=3, q1=2, q3=4, mad=1, min=1, max=100)
+
+
+@pytest.mark.parametrize(
+    ('counts', 'notes'), [((0, 0), 1), ((100, 98), 0), ((100, 97), 1), ((0, 1), 1), ((5,), 0)]
+)
+def test_unlike_or_no_detections_of_the_main_input_and_a_busy_machine_are_noted(counts, notes):
+    rows = [dict(input='a', detections_per_image=count) for count in counts]
+    assert len(doubts([*rows, dict(input='b', detections_per_image=50)], 'a')) == notes
+    assert [len(load_notes(share)) for share in (None, 0.05, 0.051)] == [0, 0, 1]
 
 
 # ---- the tool

@@ -17,7 +17,8 @@ from mmdeploy_ext.core.errors import (
 )
 from mmdeploy_ext.core.session_options import providers_with_options
 from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact
-from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.engines.base import Clock
+from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
@@ -160,9 +161,13 @@ def test_wrong_feeds_give_the_same_error_on_every_engine(change, files):
 @pytest.mark.usefixtures('threads_by_default')
 def test_onnxruntime_options_are_honoured(files, level, threads):
     options = dict(graph_optimization=level, threads=threads)
+    options |= dict(plan_memory=not threads, spinning='run' if threads else 'never')
     with OnnxRuntimeBackend(files['dynamic'], **options) as backend:
         set_options = backend.session.get_session_options()
         assert set_options.intra_op_num_threads == threads
+        assert set_options.enable_mem_pattern is not bool(threads)
+        key, value = next(iter(SPINNING[options['spinning']].items()))
+        assert set_options.get_session_config_entry(key) == value
         assert level[:3].upper() in str(set_options.graph_optimization_level).replace('DISABLE_ALL', 'NONE')
         wanted = reference(feeds())['total']
         assert np.abs(backend.infer(feeds())['total'] - wanted).max() <= 1e-5 * np.abs(wanted).max()
@@ -227,3 +232,10 @@ def test_what_is_in_float64_runs_where_float64_is(files):
 def test_cuda_computes_without_tf32_and_other_providers_keep_their_defaults():
     chosen = providers_with_options(['CUDAExecutionProvider', 'CPUExecutionProvider'])
     assert chosen == [('CUDAExecutionProvider', {'use_tf32': '0'}), ('CPUExecutionProvider', {})]
+
+
+def test_the_first_of_several_runs_of_an_engine_does_not_count():
+    clock = Clock()
+    clock.seconds = dict(one=[0.2], several=[9.0, 0.1, 0.3, 0.1])
+    assert clock.medians('one', 'several') == dict(one=200, several=100)
+    assert clock.medians('one', 'none') == {}

@@ -10,7 +10,12 @@ import pytest
 from mmdeploy_ext.contract.comparison import is_equal, is_exact
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds
-from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends
+from mmdeploy_ext.graph.output_comparison import (
+    compare_models,
+    spec_of,
+    with_half_ends,
+    without_equal_gaps,
+)
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
 
@@ -121,3 +126,10 @@ def test_large_integers_are_equal_or_not(any_float):
     )
     assert is_exact(compare_models(model, model, [random_feeds(model)]))
     assert not is_equal(compare_models(model, other, [random_feeds(model)], any_float=any_float))
+
+
+@pytest.mark.parametrize(('value', 'equal'), [(-np.inf, True), (np.inf, False), (np.nan, False)])
+def test_an_infinity_is_equal_to_itself_alone(value, equal):
+    reference, candidate = np.float32([-np.inf, np.nan, 2]), np.float32([value, np.nan, 2])
+    sides = without_equal_gaps(reference, candidate)
+    assert [np.isfinite(side).all() for side in sides] == [equal, equal]
