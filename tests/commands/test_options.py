@@ -117,7 +117,7 @@ def command(tmp_path, monkeypatch):
     return opened
 
 
-@pytest.mark.parametrize(('words', 'place', 'expected'), ROWS)
+@pytest.mark.parametrize(('words', 'place', 'expected'), ROWS, ids=[row[0].split()[0] for row in ROWS])
 def test_an_option_reaches_its_function(words, place, expected, command, monkeypatch):
     def record(*args, **kwargs):
         given.update(signature.bind(*args, **kwargs).arguments)

@@ -9,6 +9,7 @@ import pytest
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Pixels, TensorSpec, with_half_features
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.graph.output_comparison import with_half_ends
 
 IMAGE = TensorSpec('input', 'float32', ('B', 3, 'H', 'W'), 'pixels', 'pixel')
 SIZES = TensorSpec('img_shape', 'float32', ('B', 2), default=0.0)
@@ -120,6 +121,7 @@ def test_pictures_and_features_become_float16_and_pixels_do_not():
     outputs = TensorSpec('a', 'float32', ('B', 4)), TensorSpec('b', 'float32', ('B', 4), unit='pixel')
     half = with_half_features(dataclasses.replace(SPEC, outputs=(*outputs, SPEC.outputs[0])))
     assert [tensor.dtype for tensor in half.inputs] == ['float16', 'float32', 'float32']
+    assert [tensor.dtype for tensor in with_half_ends(SPEC).inputs] == ['float16', 'float32', 'float16']
     assert [tensor.dtype for tensor in half.outputs] == ['float16', 'float32', 'float32']
     given = dict(input=FEEDS['input'], img_shape=FEEDS['img_shape'])
     assert [array.dtype for array in half.rounded(given).values()] == [np.float16, np.float32]

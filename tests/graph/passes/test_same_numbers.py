@@ -133,3 +133,9 @@ def test_an_infinity_is_equal_to_itself_alone(value, equal):
     reference, candidate = np.float32([-np.inf, np.nan, 2]), np.float32([value, np.nan, 2])
     sides = without_equal_gaps(reference, candidate)
     assert [np.isfinite(side).all() for side in sides] == [equal, equal]
+
+
+def test_every_set_of_inputs_counts_relative_to_the_values_of_the_first_model():
+    same, doubled = parse('y = Identity(x)'), parse('y = Add(x, x)')
+    feeds = [dict(x=np.full((2, 4), value, np.float32)) for value in (1, 0)]
+    assert [row.passed for row in compare_models(same, doubled, feeds, 0.7)] == [False, True]
