@@ -14,11 +14,13 @@ from mmdeploy_ext.core.errors import (
     EngineError,
     ModelFileError,
     ShapeError,
+    UsageError,
 )
 from mmdeploy_ext.core.session_options import providers_with_options
 from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact
 from mmdeploy_ext.engines.base import Clock
 from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend
+from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
@@ -239,3 +241,15 @@ def test_the_first_of_several_runs_of_an_engine_does_not_count():
     clock.seconds = dict(one=[0.2], several=[9.0, 0.1, 0.3, 0.1])
     assert clock.medians('one', 'several') == dict(one=200, several=100)
     assert clock.medians('one', 'none') == {}
+
+
+def test_engines_take_their_own_options_and_kinds_of_models_alone():
+    settings = dict(threads=2, providers=['CPUExecutionProvider'])
+    assert engine_settings(**settings) == dict(engine='OnnxRuntimeBackend', **settings)
+    with pytest.raises(UsageError, match='--inference-precision goes with --engine openvino'):
+        engine_settings(inference_precision='bf16')
+    check_engine_kind('OpenVinoBackend', 'fp32')
+    with pytest.raises(EngineError, match='OnnxRuntimeBackend or OpenVinoBackend'):
+        check_engine_kind('TensorRtBackend')
+    with pytest.raises(UsageError, match='bf16'):
+        check_engine_kind('OpenVinoBackend', 'bf16')

@@ -6,6 +6,7 @@ import pytest
 
 import toy_stream_files as files
 from mmdeploy_ext.cli import video_app
+from mmdeploy_ext.core.errors import UsageError
 
 FRAMES_OF_SCENES = [len(times) for times in files.TIMES_S.values()]
 
@@ -46,3 +47,31 @@ def test_both_engines_are_side_by_side_and_agree(place, tmp_path, capsys):
     upper, lower = (part[28:, :1300] for part in np.split(picture, 2))
     assert np.abs(upper.astype(int) - lower.astype(int)).mean() < 1
     assert sorted(path.name for path in out.parent.iterdir()) == ['scene.mp4']
+
+
+@pytest.mark.parametrize(
+    ('words', 'engines'),
+    [
+        ('', None),
+        ('k', ['torch']),
+        ('--onnx o', ['onnx']),
+        ('k --onnx o', ['torch', 'onnx']),
+        ('k --onnx o --engine onnx', ['onnx']),
+        ('k --engine both', None),
+    ],
+)
+def test_the_engines_are_those_of_the_given_models(words, engines):
+    args = video_app.build_parser().parse_args(['c.py', *words.split(), '--out', 'x'])
+    if engines is None:
+        with pytest.raises(UsageError):
+            video_app.engines_to_run(args)
+    else:
+        assert video_app.engines_to_run(args) == engines
+
+
+def test_a_scene_is_its_samples_wherever_they_lie():
+    tokens = ['b', 'b', 'a', 'a', 'b']
+    assert video_app.scene_indices(tokens, 0, None) == [0, 1, 4]
+    assert video_app.scene_indices(tokens, 1, 1) == [2]
+    with pytest.raises(UsageError, match='--scene 2'):
+        video_app.scene_indices(tokens, 2, None)
