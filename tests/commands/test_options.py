@@ -19,8 +19,8 @@ ENGINE = '--threads 3 --providers CPUExecutionProvider'
 SETTINGS = dict(engine='OnnxRuntimeBackend', threads=3, providers=['CPUExecutionProvider'])
 NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 6])
 LEFT_OUT = """
-    .check_dataset .check_family .ImageModel .measure .open_network .Samples .proof.print_libraries_not_run
-    .quantisation_facts .read_config .show ._title
+    .build .check_dataset .check_family .ImageModel .measure .open_network .Samples .proof.print_libraries_not_run
+    .quantisation_facts .read_config .show ._title .title_of
     cutting.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
     evaluate.loop.run_dataset families.backbone_files.make_graph families.backbone_files.trace
     families.files.load_for families.model.build families.model.load families.model.load_weights
@@ -32,12 +32,10 @@ LEFT_OUT = """
     runtime.sweeps.sweep_items
 """
 RESULTS = {
-    '.build': None,
     '.export_detector': ([], 0.0),
     '.int8_layers': ['a', 'b', 'c'],
     '.model_facts': {},
     '.run_facts': {},
-    '.title_of': '',
     'cli.lint_parts.parts_of': [MagicMock(exporters=())],
     'cutting.samples.samples_of': ([], ''),
     'families.model.read_config': MagicMock(**{'family.samples': 'images'}),

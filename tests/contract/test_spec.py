@@ -76,20 +76,11 @@ def of_inputs(**changes):
     return dataclasses.replace(SPEC, inputs=(dataclasses.replace(IMAGE, **changes), *SPEC.inputs[1:]))
 
 
-@pytest.mark.parametrize(
-    ('changes', 'allowed'),
-    [
-        (dict(smallest=32), True), (dict(smallest=33), False), (dict(multiple=32), True),
-        (dict(multiple=64), False), (dict(positive=True), False),
-    ],
-)  # fmt: skip
-def test_sizes_and_signs_of_an_input_are_checked(changes, allowed):
-    try:
+@pytest.mark.parametrize('changes', [dict(smallest=33), dict(multiple=64), dict(positive=True)])
+def test_sizes_and_signs_of_an_input_are_checked(changes):
+    of_inputs(smallest=32, multiple=32).check_feeds(FEEDS)
+    with pytest.raises(ShapeError):
         of_inputs(**changes).check_feeds(FEEDS)
-    except ShapeError:
-        assert not allowed
-    else:
-        assert allowed
 
 
 def test_what_is_not_fed_is_filled_with_its_default_along_the_axes_of_the_feeds():

@@ -9,13 +9,7 @@ from torch import nn
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import (
-    ConfigError,
-    EngineError,
-    ModelFileError,
-    ShapeError,
-    UsageError,
-)
+from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.core.session_options import providers_with_options
 from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact
 from mmdeploy_ext.engines.base import Clock

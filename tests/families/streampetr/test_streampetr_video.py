@@ -8,6 +8,7 @@ import toy_stream_files as files
 from mmdeploy_ext.cli import video_app
 from mmdeploy_ext.core.errors import UsageError
 
+ENGINES = ['torch', 'onnx']
 FRAMES_OF_SCENES = [len(times) for times in files.TIMES_S.values()]
 
 
@@ -49,29 +50,18 @@ def test_both_engines_are_side_by_side_and_agree(place, tmp_path, capsys):
     assert sorted(path.name for path in out.parent.iterdir()) == ['scene.mp4']
 
 
-@pytest.mark.parametrize(
-    ('words', 'engines'),
-    [
-        ('', None),
-        ('k', ['torch']),
-        ('--onnx o', ['onnx']),
-        ('k --onnx o', ['torch', 'onnx']),
-        ('k --onnx o --engine onnx', ['onnx']),
-        ('k --engine both', None),
-    ],
-)
-def test_the_engines_are_those_of_the_given_models(words, engines):
-    args = video_app.build_parser().parse_args(['c.py', *words.split(), '--out', 'x'])
-    if engines is None:
-        with pytest.raises(UsageError):
-            video_app.engines_to_run(args)
-    else:
-        assert video_app.engines_to_run(args) == engines
+def test_the_engines_are_those_of_the_given_models_and_a_scene_is_all_its_samples():
+    def engines(words):
+        return video_app.engines_to_run(video_app.build_parser().parse_args(['c.py', *words, '--out', 'x']))
 
-
-def test_a_scene_is_its_samples_wherever_they_lie():
+    models = [[], ['--engine', 'onnx'], ['--engine', 'both']]
+    assert [engines(['k', '--onnx', 'o', *words]) for words in models] == [ENGINES, ENGINES[1:], ENGINES]
+    assert [engines(words) for words in (['k'], ['--onnx', 'o'])] == [['torch'], ['onnx']]
     tokens = ['b', 'b', 'a', 'a', 'b']
-    assert video_app.scene_indices(tokens, 0, None) == [0, 1, 4]
-    assert video_app.scene_indices(tokens, 1, 1) == [2]
-    with pytest.raises(UsageError, match='--scene 2'):
-        video_app.scene_indices(tokens, 2, None)
+    assert [video_app.scene_indices(tokens, *which) for which in ((0, None), (1, 1))] == [[0, 1, 4], [2]]
+    for refused in (
+        lambda: engines(['k', '--engine', 'both']),
+        lambda: video_app.scene_indices(tokens, 2, None),
+    ):
+        with pytest.raises(UsageError):
+            refused()

@@ -10,12 +10,7 @@ import pytest
 from mmdeploy_ext.contract.comparison import is_equal, is_exact
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds
-from mmdeploy_ext.graph.output_comparison import (
-    compare_models,
-    spec_of,
-    with_half_ends,
-    without_equal_gaps,
-)
+from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends, without_equal_gaps
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
 
@@ -97,8 +92,7 @@ def half_names(model):
 
 
 @pytest.mark.parametrize(
-    ('pattern', 'kept'),
-    [('b/*', 'b/act'), ('Tanh', 'b/act'), ('c', 'c/mm'), ('?/mm', 'a/mm c/mm')],
+    ('pattern', 'kept'), [('b/*', 'b/act'), ('Tanh', 'b/act'), ('c', 'c/mm'), ('?/mm', 'a/mm c/mm')]
 )
 def test_nodes_stay_float32_by_name_operator_or_output(pattern, kept):
     model = layers()
