@@ -19,8 +19,8 @@ ENGINE = '--threads 3 --providers CPUExecutionProvider'
 SETTINGS = dict(engine='OnnxRuntimeBackend', threads=3, providers=['CPUExecutionProvider'])
 NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 6])
 LEFT_OUT = """
-    .build .check_dataset .check_family .ImageModel .measure .open_network .Samples .proof.print_libraries_not_run
-    .quantisation_facts .read_config .show ._title .title_of
+    .build .check_dataset .check_family .ImageModel .measure .open_network .Samples
+    .proof.print_libraries_not_run .quantisation_facts .read_config .show ._title .title_of
     cutting.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
     evaluate.loop.run_dataset families.backbone_files.make_graph families.backbone_files.trace
     families.files.load_for families.model.build families.model.load families.model.load_weights
@@ -64,8 +64,9 @@ ROWS = [
     (f'export {MODELS} {NORMAL}', '.build', OF_NORMAL),
     (f'export {MODELS} --verify --strict --library installed {ENGINE}', '.prove_on',
      dict(engine=SETTINGS, claims=dict(library='installed', strict=True, written=True))),
-    (f'verify {MODELS} m.onnx {NORMAL} --eval bbox {ENGINE}',
-     '.prove_files', dict(OF_NORMAL, metrics=['bbox'], engine=SETTINGS)),
+    (f'verify {MODELS} m.onnx {NORMAL} --eval bbox --strict --edited {ENGINE}', '.prove_files', dict(
+        OF_NORMAL, metrics=['bbox'], engine=SETTINGS,
+        claims=dict(edited=True, asked={}, library=None, strict=True))),
     (f'verify {MODELS} m.onnx --engine openvino --inference-precision fp16',
      '.shared.engine_settings', dict(engine='openvino', inference_precision='fp16')),
     (f'export_scn {MODELS} --output-file m --verify-only --edited --max-voxels 9 --order zyx', '.prove_files',

@@ -59,9 +59,7 @@ def test_the_engines_are_those_of_the_given_models_and_a_scene_is_all_its_sample
     assert [engines(words) for words in (['k'], ['--onnx', 'o'])] == [['torch'], ['onnx']]
     tokens = ['b', 'b', 'a', 'a', 'b']
     assert [video_app.scene_indices(tokens, *which) for which in ((0, None), (1, 1))] == [[0, 1, 4], [2]]
-    for refused in (
-        lambda: engines(['k', '--engine', 'both']),
-        lambda: video_app.scene_indices(tokens, 2, None),
-    ):
-        with pytest.raises(UsageError):
-            refused()
+    with pytest.raises(UsageError, match='--engine both'):
+        engines(['k', '--engine', 'both'])
+    with pytest.raises(UsageError, match='--scene 2'):
+        video_app.scene_indices(tokens, 2, None)
