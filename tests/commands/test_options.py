@@ -1,5 +1,6 @@
 """An option reaches the function that does its work; costly functions before it are left out."""
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -8,6 +9,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from mmdeploy_ext.cli import export_app, options
+from mmdeploy_ext.contract.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize.dense_sensitivity import Exclusion
 from refusals import CHECKPOINT, CONFIG, MODEL, PICTURE
@@ -148,3 +150,32 @@ def test_options_of_a_graph_are_read_by_their_own_names():
         options.graph_values(parsed('--dynamic-export --dynamic-batch'))
     again = '--library installed --mean 1.0 2.0 3.0 --ignore-keys a b --cfg-options x=1'
     assert options.proof_words(parsed(again)) == again.split()
+
+
+def test_the_bounds_of_an_option_are_allowed_values():
+    option = dataclasses.replace(MAX_CANDIDATES, maximum=5)
+    for value in (1, 5):
+        option.check(value)
+    for value in (0, 6, True, 2.0):
+        with pytest.raises(UsageError, match='--max-candidates'):
+            option.check(value)
+
+
+def words_of(declared, **values):
+    chosen = Options(declared, **values)
+    return ' '.join(word for option in declared for word in option.words(chosen))
+
+
+def test_a_command_repeats_what_was_chosen_and_metadata_have_it():
+    stated = '--postprocess full --opset-version 17 --shape 96 160 --batch-size 1 --exporter torchscript'
+    assert words_of(IMAGE, height=96, width=160) == stated
+    assert words_of(HALF, precision='fp16', keep_fp32=('a', 'b')) == '--precision fp16 --keep-fp32 a b'
+    assert words_of(HALF, keep_fp32=('a',)) == ''
+    assert words_of((dataclasses.replace(SIMPLIFY, default=True),), simplify=False) == '--no-simplify'
+    assert words_of(SPARSE, layer_precision=(('a', 'int8', 'fp16'),)) == '--layer-precision a=int8:fp16'
+    content = Options(IMAGE).to_json()
+    assert {'simplify', 'batch'} <= content.keys() and 'input' not in content
+    assert Options(IMAGE, input='uint8').to_json()['input'] == 'uint8'
+    fixing = dataclasses.replace(OPSET, fixes={17: dict(simplify=True)}), SIMPLIFY
+    with pytest.raises(UsageError, match='is written with True'):
+        Options(fixing).check(names=['simplify'])
