@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+from unittest.mock import MagicMock
 
 import cv2
+import numpy as np
 import pytest
 
 from mmdeploy_ext.benchmark import measure
@@ -40,6 +42,8 @@ def test_every_round_runs_each_contender_once_in_an_order_that_rotates():
     samples = [{sample for _, sample in one} for one in rounds]
     assert samples == [{'first'}, {'second'}] * 2 + [{'first'}]
     assert {name: len(mine) for name, mine in runs.items()} == dict.fromkeys(names, 3)
+    short = measure.interleave([contender('torch')], ['first'], rounds=9, warmup=1, seconds=1e-9)
+    assert len(short['torch']) == measure.MIN_ROUNDS == 3
 
 
 def test_ratios_are_taken_round_by_round():
@@ -52,6 +56,16 @@ def test_ratios_are_taken_round_by_round():
     assert row['total_ms']['median'] == 1000 and row['network_ms']['median'] == 500
     assert row['postprocess_ms']['median'] == 500 and row['detections_per_image'] == 3
     assert row['images_per_s'] == 6, 'two images per second in each of three processes'
+
+
+def test_the_time_of_int8_is_over_that_of_float32(monkeypatch):
+    runs = {name: [Run(s, None, 0, dict(cpu=s * s))] * 2 for name, s in dict(float=2, int8=1).items()}
+    monkeypatch.setattr(measure, 'interleave', lambda *_: runs)
+    monkeypatch.setattr(measure, 'build_backend', MagicMock())
+    found = measure.time_files('f.onnx', 'i.onnx', [dict(x=np.zeros((1, 3, 4, 6)))], 2)
+    assert [found[key]['median'] for key in ('ratio', 'cpu_ratio')] == [0.5, 0.25]
+    assert [found[key]['median'] for key in ('float_ms', 'int8_ms')] == [2000, 1000]
+    assert (found['rounds'], found['height'], found['width']) == (2, 4, 6)
 
 
 def test_spread_is_median_quartiles_and_mad():

@@ -1,12 +1,14 @@
 """Fold, simplify, opsets, float16 by name: fires, does not fire, twice is once, the numbers are equal."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
+from mmdeploy_ext.cli.graph_commands.proving import read_feeds
 from mmdeploy_ext.contract.comparison import is_equal, is_exact
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds
@@ -133,3 +135,14 @@ def test_every_set_of_inputs_counts_relative_to_the_values_of_the_first_model():
     same, doubled = parse('y = Identity(x)'), parse('y = Add(x, x)')
     feeds = [dict(x=np.full((2, 4), value, np.float32)) for value in (1, 0)]
     assert [row.passed for row in compare_models(same, doubled, feeds, 0.7)] == [False, True]
+
+
+def test_random_inputs_follow_from_seed_name_and_sizes():
+    model = parse('z = Add(x, y)', inputs='float[N,C,4] x, float[N,C,4] y', outputs='float[N,C,4] z')
+    feeds, again, other = (random_feeds(model, seed) for seed in (0, 0, 1))
+    assert feeds['x'].shape == (1, 64, 4) and (feeds['x'] == again['x']).all()
+    assert (feeds['x'] != feeds['y']).all() and (feeds['x'] != other['x']).all()
+    first, second = read_feeds(SimpleNamespace(inputs=None, seed=4, size=['C=3']), model)
+    assert (first['x'] == random_feeds(model, 4, dict(C=3))['x']).all() and (first['x'] != second['x']).all()
+    pixels = parse('z = Identity(x)', inputs='uint8[200] x', outputs='uint8[200] z')
+    assert random_feeds(pixels)['x'].max() > 200
