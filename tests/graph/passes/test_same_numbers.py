@@ -10,11 +10,12 @@ import pytest
 
 from mmdeploy_ext.cli.graph_commands.proving import read_feeds
 from mmdeploy_ext.contract.comparison import is_equal, is_exact
-from mmdeploy_ext.graph import run
+from mmdeploy_ext.graph import edits, run
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends, without_equal_gaps
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
+from mmdeploy_ext.graph.summary import describe, node_rows
 
 SHAPED = """
   one = Constant<value = float {1}>()
@@ -146,3 +147,27 @@ def test_random_inputs_follow_from_seed_name_and_sizes():
     assert (first['x'] == random_feeds(model, 4, dict(C=3))['x']).all() and (first['x'] != second['x']).all()
     pixels = parse('z = Identity(x)', inputs='uint8[200] x', outputs='uint8[200] z')
     assert random_feeds(pixels)['x'].max() > 200
+
+
+def test_a_summary_has_inputs_defaults_and_nodes_by_name_operator_or_output():
+    content = describe(parse(SHAPED, inputs='float[2,4] x, float scale'))
+    assert [[value['name'] for value in content[key]] for key in ('inputs', 'defaults')] == [['x'], ['scale']]
+    model = layers()
+    model.graph.node[0].input[0] = 'w'  # a weight that is read twice counts once
+    found = {pattern: node_rows(model, pattern) for pattern in ('MatMul', 'c', 'b/*', 'w')}
+    assert {pattern: [row['position'] for row in rows] for pattern, rows in found.items()} == {
+        'MatMul': [0, 2], 'c': [2], 'b/*': [1], 'w': []
+    }  # fmt: skip
+    assert found['MatMul'][0]['parameters'] == 16
+
+
+def test_the_record_of_edits_grows_and_our_metadata_alone_are_dropped():
+    model = parse('y = Neg(x)')
+    edits.record(model, 'simplify')
+    assert [entry.key for entry in model.metadata_props] == ['model'], 'the file is of another program'
+    props = {'model': 'toy', 'mm2onnx.family': '"dense"', 'mm2onnx.edits': '["fp16"]'}
+    onnx.helper.set_model_props(model, props)
+    edits.record(model, 'simplify')
+    assert model.metadata_props[2].value == '["fp16", "simplify"]'
+    edits.drop_metadata(model)
+    assert [entry.key for entry in model.metadata_props] == ['model']
