@@ -13,6 +13,7 @@ from mmdeploy_ext.contract.comparison import is_equal, is_exact
 from mmdeploy_ext.graph import edits, run
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends, without_equal_gaps
+from mmdeploy_ext.graph.passes.extract import extract
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
 from mmdeploy_ext.graph.summary import describe, node_rows
@@ -171,3 +172,10 @@ def test_the_record_of_edits_grows_and_our_metadata_alone_are_dropped():
     assert model.metadata_props[2].value == '["fp16", "simplify"]'
     edits.drop_metadata(model)
     assert [entry.key for entry in model.metadata_props] == ['model']
+
+
+def test_a_part_has_no_metadata_of_the_whole():
+    model = layers()
+    onnx.helper.set_model_props(model, {'model': 'toy', 'mm2onnx.family': '"dense"'})
+    kept = [[entry.key for entry in extract(model, nodes).metadata_props] for nodes in ([0, 1], range(4))]
+    assert kept == [['model'], ['model', 'mm2onnx.family']]
