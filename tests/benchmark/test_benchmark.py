@@ -2,11 +2,15 @@
 
 import importlib.util
 import json
+from unittest.mock import MagicMock
 
 import cv2
+import numpy as np
 import pytest
 
 from mmdeploy_ext.benchmark import measure
+from mmdeploy_ext.benchmark.base import doubts
+from mmdeploy_ext.benchmark.machine import load_notes
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.cli import benchmark_app
 from rank_processes import run_ranks
@@ -38,6 +42,8 @@ def test_every_round_runs_each_contender_once_in_an_order_that_rotates():
     samples = [{sample for _, sample in one} for one in rounds]
     assert samples == [{'first'}, {'second'}] * 2 + [{'first'}]
     assert {name: len(mine) for name, mine in runs.items()} == dict.fromkeys(names, 3)
+    short = measure.interleave([contender('torch')], ['first'], rounds=9, warmup=1, seconds=1e-9)
+    assert len(short['torch']) == measure.MIN_ROUNDS == 3
 
 
 def test_ratios_are_taken_round_by_round():
@@ -52,9 +58,30 @@ def test_ratios_are_taken_round_by_round():
     assert row['images_per_s'] == 6, 'two images per second in each of three processes'
 
 
+def test_the_time_of_int8_is_over_that_of_float32(monkeypatch):
+    runs = {name: [Run(s, None, 0, dict(cpu=s * s))] * 2 for name, s in dict(float=2, int8=1).items()}
+    monkeypatch.setattr(measure, 'interleave', lambda *_: runs)
+    monkeypatch.setattr(measure, 'build_backend', MagicMock())
+    found = measure.time_files('f.onnx', 'i.onnx', [dict(x=np.zeros((1, 3, 4, 6)))], 2)
+    assert [found[key]['median'] for key in ('ratio', 'cpu_ratio')] == [0.5, 0.25]
+    assert [found[key]['median'] for key in ('float_ms', 'int8_ms')] == [2000, 1000]
+    assert (found['rounds'], found['height'], found['width']) == (2, 4, 6)
+
+
 def test_spread_is_median_quartiles_and_mad():
     figures = measure.spread([1, 2, 3, 4, 100])
     assert figures == dict(median=3, q1=2, q3=4, mad=1, min=1, max=100)
+
+
+@pytest.mark.parametrize(
+    ('counts', 'notes'),
+    [((0, 0), ['nothing']), ((100, 98), []), ((100, 97), ['the']), ((0, 1), ['the']), ((5,), [])],
+)
+def test_unlike_or_no_detections_of_the_main_input_and_a_busy_machine_are_noted(counts, notes):
+    rows = [dict(input='a', detections_per_image=count) for count in counts]
+    found = doubts([*rows, dict(input='b', detections_per_image=50)], 'a')
+    assert [note.split()[0] for note in found] == notes
+    assert [len(load_notes(share)) for share in (None, 0.05, 0.051)] == [0, 0, 1]
 
 
 # ---- the tool

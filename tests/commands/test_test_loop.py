@@ -6,9 +6,11 @@ import os
 import pickle
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mmcv import Config
 
 from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.cli.backend_config import graph_options, read_settings
@@ -55,7 +57,8 @@ def pth_run(data, tmp_path_factory):
 def onnx_run(pth_run, data, tmp_path_factory):
     """A copy of the PyTorch run's folder, with the file that the loop exports."""
     work_dir = shutil.copytree(pth_run, tmp_path_factory.mktemp('onnx') / 'atss_toy')
-    assert evaluate(ONNX, work_dir, data, '--out', str(work_dir / 'r.pkl'), metrics='') == 0
+    words = ['--out', str(work_dir / 'r.pkl'), '--format-only', '--show-dir', str(work_dir / 'shown')]
+    assert evaluate(ONNX, work_dir, data, *words, metrics='') == 0
     return work_dir
 
 
@@ -126,6 +129,11 @@ def test_dump_holds_every_named_tensor_of_the_first_four_samples(pth_run):
     assert entry['file'] == 'cls_score_0_' + 'x'.join(map(str, entry['shape'])) + '.bin'
     assert {'dtype', 'shape', 'sha256', 'meaning'} <= entry.keys()
     assert manifest['checkpoint_sha256'] == read_json(pth_run / 'metrics_pth.json')['checkpoint_sha256']
+
+
+def test_results_are_drawn_and_written_in_the_format_of_the_data_set(onnx_run):
+    pictures, results = list((onnx_run / 'shown').iterdir()), read_json(onnx_run / 'results.bbox.json')
+    assert len(pictures) == len({entry['image_id'] for entry in results}) == SAMPLES
 
 
 def test_an_engine_that_leaves_the_dump_is_not_evaluated(work_dir, data, capsys):
@@ -216,3 +224,29 @@ def test_options_of_the_graph_in_a_config_are_taken():
     family = find_family(cfg, DETECTOR)
     chosen = graph_options(cfg, read_settings(cfg, family), family)
     assert (chosen.opset, chosen.form, chosen.precision) == (13, 'raw', 'fp16')
+    for settings, expected in (
+        (dict(shape=(96, 160), precision='fp16', keep_fp32='a*'), (96, 160, False, ('a*',))),
+        (dict(shape=96, dynamic=True), (96, 96, True, ())),
+        ({}, (0, 0, True, ())),
+    ):
+        chosen = graph_options(cfg, settings, family)
+        assert (chosen.height, chosen.width, chosen.dynamic, chosen.keep_fp32) == expected
+
+
+def test_a_process_takes_its_own_device_and_share_of_the_cores(monkeypatch):
+    for name, value in dict(is_available=True, device_count=2).items():
+        monkeypatch.setattr(f'torch.cuda.{name}', lambda value=value: value)
+    monkeypatch.setenv('LOCAL_RANK', '3')
+    assert [test_app.resolve_device(device) for device in ('auto', 'cuda:0')] == ['cuda:1', 'cuda:0']
+    monkeypatch.setattr('os.sched_getaffinity', lambda _: set(range(7)))
+    for processes, threads in ((2, 3), (9, 1)):
+        monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
+        assert test_app.threads_per_process() == threads
+
+
+def test_metrics_are_of_a_data_set_and_its_annotations_and_not_of_its_pipeline():
+    def digest(**settings):
+        cfg = Config(dict(data=dict(test=dict(type='CocoDataset', pipeline=[], ann_file='a') | settings)))
+        return test_app.run_facts(SimpleNamespace(model_classes=[], cfg=cfg))['dataset_sha256']
+
+    assert digest() == digest(pipeline=[1]) != digest(ann_file='b')

@@ -1,5 +1,6 @@
 """What a file says about itself survives the file, and a file without it is refused by name."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_a_graph_that_a_simplifier_took_optional_inputs_from_is_told_so():
         check_graph(spec, *ends, 'm.onnx')
     with pytest.raises(ModelFileError, match=r'\(mm2onnx\.spec'):
         check_graph(spec, dict(size=('float32', ['B'])), ends[1], 'm.onnx')
+
+
+@pytest.mark.parametrize(
+    ('side', 'dtype', 'axes', 'fits'),
+    [
+        ('x', 'float32', ['N', 4], True), ('x', 'float16', ['N', 4], False),
+        ('x', 'float32', ['N', 5], False), ('x', 'float32', ['N', 'M'], False),
+        ('y', 'float32', ['N', 'M'], True), ('y', 'int64', ['N', 4], False),
+    ],
+)  # fmt: skip
+def test_a_graph_with_other_dtypes_or_sizes_than_its_spec_is_refused(side, dtype, axes, fits):
+    ends = dict(x=('float32', ['B', 4]), y=('float32', ['B', 4])) | {side: (dtype, axes)}
+    with contextlib.nullcontext() if fits else pytest.raises(ModelFileError, match=rf"'{side}' is"):
+        check_graph(METADATA.spec, dict(x=ends['x']), dict(y=ends['y']), 'm.onnx')
 
 
 def classes_in_files():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from onnx import numpy_helper
 
 import toy_atss
 from mmdeploy_ext import with_parts
-from mmdeploy_ext.cli import benchmark_app, export_app, kit_app, verify_app
+from mmdeploy_ext.cli import benchmark_app, export_app, kit_app, test_app, verify_app
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.cutting.api import export_parts
 from mmdeploy_ext.cutting.folder import CutFolder
@@ -18,6 +19,7 @@ from mmdeploy_ext.cutting.proof import prove_folder
 from mmdeploy_ext.cutting.samples import run_test_path
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.runners import run_onnxruntime
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
 
 def test_a_live_model_runs_with_the_parts(cut_toy):
@@ -31,16 +33,31 @@ def test_a_live_model_runs_with_the_parts(cut_toy):
     assert np.array_equal(run_test_path(model, sample)[0][0], expected[0][0])  # as before
 
 
-def test_a_changed_constant_in_a_file_is_not_proven(cut_toy, tmp_path):
-    shutil.copytree(cut_toy.folder.path, tmp_path / 'cut')
-    path = tmp_path / 'cut' / 'bbox_head.onnx'
+def changed_copy(folder, target, difference):
+    """Copy a folder of parts, and add to a weight of the head."""
+    path = Path(shutil.copytree(folder.path, target), 'bbox_head.onnx')
     model = onnx.load(path)
     weight = max(model.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
     array = numpy_helper.to_array(weight).copy()
-    array.flat[0] += 0.5
+    array.flat[0] += difference
     weight.CopyFrom(numpy_helper.from_array(array, weight.name))
     onnx.save(model, path)
-    folder = CutFolder.read(tmp_path / 'cut')
+    return str(target)
+
+
+def test_the_data_set_is_evaluated_with_the_parts_and_other_metrics_are_status_1(cut_toy, tmp_path):
+    ensure_toy_coco(tmp_path / 'toy', train_images=1, val_images=1)
+    files = dict(ann_file='annotations/instances_val2017.json', img_prefix='val2017/')
+    settings = [f'data.test.{key}={tmp_path}/toy/{name}' for key, name in files.items()]
+    folder, target = changed_copy(cut_toy.folder, tmp_path / 'cut', 500), tmp_path / 'metrics.json'
+    words = ['--parts', folder, '--json', str(target), '--eval', 'bbox', '--cfg-options', *settings]
+    assert test_app.main([toy_atss.CONFIG, toy_atss.CHECKPOINT, *words]) == 1
+    row = json.loads(target.read_text())[0]
+    assert row['name'] == 'bbox_mAP' and row['reference'] > max(0.5, row['candidate'] + 0.001)
+
+
+def test_a_changed_constant_in_a_file_is_not_proven(cut_toy, tmp_path):
+    folder = CutFolder.read(changed_copy(cut_toy.folder, tmp_path / 'cut', 0.5))
     verdict = prove_folder(cut_toy.deployment, folder, cut_toy.samples, cut_toy.recorded)
     assert not verdict.passed
     assert not verdict.of('file')[1].passed

@@ -1,12 +1,14 @@
 """Parts of a detector that no library knows: inputs, axes, constants, and what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import toy_parts
-from mmdeploy_ext.core.errors import ConfigError, ExportError
-from mmdeploy_ext.cutting.export import export_folder, record_parts
+from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
+from mmdeploy_ext.cutting.export import export_folder, names_for, record_parts
 from mmdeploy_ext.cutting.listing import candidates_of, proposal_of
 from mmdeploy_ext.cutting.results import match_results
 from mmdeploy_ext.cutting.samples import run_test_path
@@ -39,6 +41,14 @@ def test_inputs_keep_the_order_in_which_the_code_reads_them(tmp_path):
     assert [tensor['name'] for tensor in folder.entries[0]['inputs']][1:] == ['lidar2img', 'after']
     got, expected = results_of(folder, toy_parts.samples()[1], 'after')
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_tensors_get_the_names_of_a_file_for_all_parts_or_for_one():
+    form = SimpleNamespace(part=SimpleNamespace(text='head'), inputs=('a', 'b'), outputs=('c',))
+    names = {'a': 'x', 'b': 'y', 'head: b': 'z', 'neck: c': 'n'}
+    assert names_for(form, names) == dict(a='x', b='z', c='c')
+    with pytest.raises(UsageError, match='x would be the name of two tensors'):
+        names_for(form, names | {'c': 'x'})
 
 
 def test_axes_that_differ_between_calls_are_dynamic(tmp_path):

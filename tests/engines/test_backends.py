@@ -9,15 +9,12 @@ from torch import nn
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import (
-    ConfigError,
-    EngineError,
-    ModelFileError,
-    ShapeError,
-)
+from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError, UsageError
 from mmdeploy_ext.core.session_options import providers_with_options
 from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact
-from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.engines.base import Clock
+from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend
+from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
@@ -160,9 +157,13 @@ def test_wrong_feeds_give_the_same_error_on_every_engine(change, files):
 @pytest.mark.usefixtures('threads_by_default')
 def test_onnxruntime_options_are_honoured(files, level, threads):
     options = dict(graph_optimization=level, threads=threads)
+    options |= dict(plan_memory=not threads, spinning='run' if threads else 'never')
     with OnnxRuntimeBackend(files['dynamic'], **options) as backend:
         set_options = backend.session.get_session_options()
         assert set_options.intra_op_num_threads == threads
+        assert set_options.enable_mem_pattern is not bool(threads)
+        key, value = next(iter(SPINNING[options['spinning']].items()))
+        assert set_options.get_session_config_entry(key) == value
         assert level[:3].upper() in str(set_options.graph_optimization_level).replace('DISABLE_ALL', 'NONE')
         wanted = reference(feeds())['total']
         assert np.abs(backend.infer(feeds())['total'] - wanted).max() <= 1e-5 * np.abs(wanted).max()
@@ -227,3 +228,22 @@ def test_what_is_in_float64_runs_where_float64_is(files):
 def test_cuda_computes_without_tf32_and_other_providers_keep_their_defaults():
     chosen = providers_with_options(['CUDAExecutionProvider', 'CPUExecutionProvider'])
     assert chosen == [('CUDAExecutionProvider', {'use_tf32': '0'}), ('CPUExecutionProvider', {})]
+
+
+def test_the_first_of_several_runs_of_an_engine_does_not_count():
+    clock = Clock()
+    clock.seconds = dict(one=[0.2], several=[9.0, 0.1, 0.3, 0.1])
+    assert clock.medians('one', 'several') == dict(one=200, several=100)
+    assert clock.medians('one', 'none') == {}
+
+
+def test_engines_take_their_own_options_and_kinds_of_models_alone():
+    settings = dict(threads=2, providers=['CPUExecutionProvider'])
+    assert engine_settings(**settings) == dict(engine='OnnxRuntimeBackend', **settings)
+    with pytest.raises(UsageError, match='--inference-precision goes with --engine openvino'):
+        engine_settings(inference_precision='bf16')
+    check_engine_kind('OpenVinoBackend', 'fp32')
+    with pytest.raises(EngineError, match='OnnxRuntimeBackend or OpenVinoBackend'):
+        check_engine_kind('TensorRtBackend')
+    with pytest.raises(UsageError, match='bf16'):
+        check_engine_kind('OpenVinoBackend', 'bf16')

@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.options import EXPORTER, OPSET, SIMPLIFY, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.exporting.export import export_module, export_stages
+from mmdeploy_ext.exporting.export import default_group_norm, default_opset, export_module, export_stages
 from mmdeploy_ext.graph.passes.rename import name_ends
 
 EXPORTERS = ('torchscript', 'dynamo')
@@ -94,3 +94,11 @@ def test_the_option_simplify_leaves_one_of_three_reshapes():
     )
     assert sorted(node.op_type for node in model.graph.node) == ['Mul', 'Reshape']
     assert sizes(model.graph.output) == {'y': [6, 2]}
+
+
+def test_defaults_follow_from_the_exporter_and_the_norms_of_the_backbone():
+    model = torch.nn.ModuleDict(dict(backbone=torch.nn.ReLU(), neck=torch.nn.GroupNorm(1, 2)))
+    assert [default_opset(model, exporter) for exporter in ('torchscript', 'dynamo')] == [17, 18]
+    assert default_group_norm(model) == ''
+    model.backbone = torch.nn.Sequential(torch.nn.GroupNorm(1, 2))
+    assert default_group_norm(model) == 'exact'

@@ -9,6 +9,7 @@ import toy_faults
 from mmdeploy_ext.graph import output_comparison
 from mmdeploy_ext.graph.diff import files as diff
 from mmdeploy_ext.graph.diff.align import align
+from mmdeploy_ext.graph.diff.findings import Bars
 from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
@@ -138,3 +139,13 @@ def test_a_float16_file_is_compared_with_its_float32_one(tmp_path):
         found = diff.diff_files(*pair)
         assert found.equal and found.first is None, found.differences
     assert diff.diff_files(*paths, rtol=1e-6).differences
+
+
+def test_an_output_more_or_fewer_is_a_difference(tmp_path):
+    more = small()
+    more.graph.output.append(helper.make_tensor_value_info('s', TensorProto.FLOAT, [1, 4, 6, 6]))
+    few, many = saved(tmp_path, few=small(), many=more)
+    found, other = diff.diff_files(few, many), diff.diff_files(many, few)
+    assert (found.additional, other.missing) == (['s'], ['s'])
+    assert not found.equal and not other.equal
+    assert [Bars().at(rtol) for rtol in (0.5, 1e-6)] == [Bars(0.5, 0.5), Bars(1e-6, 1e-4)]

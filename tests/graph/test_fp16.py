@@ -8,7 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.output_comparison import spec_of
+from mmdeploy_ext.graph.passes.fp16 import exceeds_half, to_fp16
 from toy_engines import parse
 
 ROWS, COLUMNS = 4, 8
@@ -108,3 +109,24 @@ def test_an_input_with_a_default_is_cast_and_not_frozen():
     feeds = dict(points=default, features=default + 1)
     fed, left_out = (session.run(['hidden'], given)[0] for given in (feeds, dict(points=default)))
     assert np.abs(fed - left_out).max() > 0.01
+
+
+def test_exponentials_and_scales_of_a_resize_stay_float32_and_65504_fits():
+    body = """
+      [first] a = MatMul(x, W) [exp] b = Exp(a) [second] c = MatMul(b, W)
+      [up] y = Resize<mode = "nearest">(c, , scales)
+    """
+    model = parse(body, 'float[1,8] x', 'float[1,16] y')
+    for name, value in dict(W=np.eye(COLUMNS), scales=[1, 2]).items():
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    half = to_fp16(model, spec_of(model))
+    types = types_of(half)
+    assert (types['exp'], types['second']) == (TensorProto.FLOAT, TensorProto.FLOAT16)
+    scales = next(tensor for tensor in half.graph.initializer if tensor.name.startswith('scales'))
+    assert scales.data_type == TensorProto.FLOAT
+    assert [exceeds_half(np.float32([value])) for value in (65504, 65505, -65505, np.inf)] == [
+        False,
+        True,
+        True,
+        False,
+    ]

@@ -36,6 +36,12 @@ def test_an_overflow_of_float16_among_204_nodes_is_found_at_its_node():
     onnx.checker.check_model(found.candidate.model, full_check=True)
 
 
+def test_the_limit_of_checks_ends_the_search_with_the_smallest_part_so_far():
+    found = reduce(case_of(chain(24, overflow=11)), NotFinite(), most_checks=4)
+    assert found.checks == 4 and 'limit of 4' in found.stopped
+    assert 1 < len(names(found)) < found.nodes_before
+
+
 def test_a_changed_weight_is_found_against_the_other_model():
     model = chain(changed=120)
     own, other = case_of(model), case_of(chain())

@@ -13,8 +13,9 @@ import onnxruntime
 import pytest
 
 from kits import run
-from mmdeploy_ext.kit.contents import read_array
-from mmdeploy_ext.kit.engine_files import DETECT, RUNNERS
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.kit.contents import KitGraph, read_array
+from mmdeploy_ext.kit.engine_files import DETECT, RUNNERS, shape_ranges, triton_config
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.preprocess.pictures import read_image
 from toy_atss import PICTURE, export_toy, load_toy
@@ -69,6 +70,19 @@ def test_the_commands_for_trtexec_give_equal_outputs(module_kit, tmp_path):
     trtexec(module_kit[0], tmp_path / 'outputs')
     judgement = judge(module_kit[0], tmp_path / 'outputs')
     assert judgement.equal and not judgement.frames, judgement.failures
+
+
+def test_engines_are_told_the_sizes_of_all_cases_and_the_types():
+    shapes = [1, 3, 64, 96], [2, 3, 32, 128]
+    ranges = shape_ranges([dict(inputs=dict(x=dict(shape=shape), t=dict(shape=[]))) for shape in shapes])
+    assert ranges == dict(min=dict(x=[1, 3, 32, 96]), opt=dict(x=shapes[0]), max=dict(x=[2, 3, 64, 128]))
+    sides = (TensorSpec('x', 'float16', ('B', 3, 'H', 96)),), (TensorSpec('n', 'int64', ('B',)),)
+    lines = triton_config(KitGraph('m', 'a/m.onnx', None, GraphSpec('g', *sides))).splitlines()
+    assert 'default_model_filename: "m.onnx"' in lines and 'max_batch_size: 0' in lines
+    assert lines[-2:] == [
+        'input [{ name: "x", data_type: TYPE_FP16, dims: [-1, 3, -1, 96] }]',
+        'output [{ name: "n", data_type: TYPE_INT64, dims: [-1] }]',
+    ]
 
 
 def test_the_program_in_cpp_prints_the_detections_of_a_picture(tmp_path):

@@ -12,6 +12,7 @@ from mmdeploy_ext.contract.comparison import (
     equality_claim,
     is_equal,
     is_exact,
+    same_bits,
 )
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.arrays import ArrayDistance
@@ -139,6 +140,9 @@ def test_integers_and_booleans_and_scalars_compare():
     assert failing(reference, reference, spec) == {}
     other = dict(count=np.array(4), mask=~reference['mask'])
     assert set(failing(reference, other, spec)) == {'count', 'mask'}
+    wide = GraphSpec('toy', (), (TensorSpec('count', 'int64', (), groups=(ColumnGroup(atol=1.5),)),))
+    for value, expected in ((4, set()), (5, {'count'})):
+        assert set(failing(dict(count=np.array(3)), dict(count=np.array(value)), wide)) == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -197,6 +201,14 @@ def test_the_distance_of_arrays_is_relative_to_the_largest_reference_value():
     assert nothing.max_rel == nothing.norm_ratio == np.inf and nothing.cosine == 0
     assert distance([6, 8], [3, 4]).norm_ratio == 2
     assert distance([], []).max_rel == 0
+
+
+def test_equal_bits_are_of_one_type_and_shape():
+    zeros = np.zeros((2, 3), np.float32)
+    same = [
+        same_bits(dict(a=zeros), dict(a=other)) for other in (zeros.copy(), zeros.T, zeros.view(np.int32))
+    ]
+    assert same == [True, False, False]
 
 
 def test_outputs_without_a_spec_are_compared_by_name():

@@ -64,6 +64,7 @@ def test_the_number_of_candidates_is_that_of_the_reference_but_for_scores_at_the
         ((2, 39, 5), ('B', 40, 5), True),
         ((2, 40, 5), ('B', 'n', 5), False),
         ((40, 5), ('B', 40, 5), True),
+        ((2, 40), ('B', 'n', 5), True),
     ],
 )
 def test_results_have_the_shape_of_the_contract(shape, axes, failing):

@@ -1,20 +1,17 @@
 """Layers of a dense graph, and INT8 of some of them: small graphs with every case, against float32."""
 
 import copy
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.cli.quantize_app import int8_layers
+from mmdeploy_ext.cli.quantize_app import build_parser, int8_layers, quantisation_facts
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.quantize.dense import (
-    OPERATORS,
-    DenseQuantiser,
-    finish_model,
-)
+from mmdeploy_ext.quantize.dense import OPERATORS, DenseQuantiser, finish_model
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.dense_sensitivity import Probe, exclude, rank
 
@@ -199,6 +196,16 @@ def test_the_last_layers_are_quantised_only_when_asked_for():
     assert int8_layers(graph, ['*block*'], True) == ['net/stem', 'head/tower', 'head/last']
     with pytest.raises(UsageError, match='all 5 layers stay float'):
         int8_layers(graph, ['*'], True)
+
+
+def test_the_report_has_the_share_of_the_weights_and_the_layers_in_float():
+    graph = DenseGraph(residual_model())
+    words = ['m', '--calibrate', 'a/b', '--method', 'percentile', '--percentile', '99']
+    args = build_parser().parse_args(words)
+    facts = quantisation_facts(args, MagicMock(), graph, ['net/stem', 'head/tower'], MagicMock())
+    assert (facts['layers'], facts['method'], facts['source']) == (2, 'percentile 99', 'b')
+    assert facts['weights_share'] == round((8 * 3 * 9 + 8 * 8 * 9) / (8 * 3 * 9 + 3 * 8 * 8 * 9 + 4 * 8), 4)
+    assert facts['float_layers'] == ['net/block/a', 'net/block/b', 'head/last']
 
 
 def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared():

@@ -68,6 +68,8 @@ def test_a_folder_of_several_graphs_is_that_of_its_family():
     _, folder, *_ = toy_anchor3d.exported('voxels')
     target = find_target(str(folder), None)
     assert target.model.name == 'head.onnx' and [path.name for path in target.beside] == ['backbone.onnx']
+    assert target.output == folder.with_name(f'{folder.name}.int8') / 'head.onnx'
+    assert find_target(str(target.model), None).output == folder / 'head.int8.onnx'
 
 
 def test_corners_judge_sizes_and_headings_where_bars_are_wide():

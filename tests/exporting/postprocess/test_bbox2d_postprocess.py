@@ -1,7 +1,9 @@
 """The `full` post-processing equals mmdet's unpatched `get_bboxes`, in PyTorch, in ONNX and in numpy."""
 
 import functools
+import inspect
 
+import mmcv.ops
 import numpy as np
 import pytest
 import torch
@@ -192,6 +194,17 @@ def test_optional_inputs_default_to_the_whole_input_and_no_rescaling():
 def test_settings_without_an_equal_graph_are_refused_by_name(test_cfg, named):
     with pytest.raises(ConfigError, match=named):
         nms_config(test_cfg)
+
+
+def test_what_a_config_leaves_out_has_the_default_of_mmcv():
+    nms = dict(type='soft_nms', iou_thr=0.4)
+    test_cfg = dict(nms=nms, nms_pre=9, deploy_nms_pre=5, max_per_img=7)
+    found = nms_config(test_cfg, soft=True)
+    assert (found.nms_pre, found.max_per_img, found.iou_threshold, found.score_thr) == (5, 7, 0.4, 0)
+    assert not found.class_agnostic
+    defaults = inspect.signature(mmcv.ops.soft_nms).parameters
+    for name in ('method', 'sigma', 'min_score'):
+        assert getattr(found, name) == defaults[name].default
 
 
 def test_no_limit_means_all_of_them():

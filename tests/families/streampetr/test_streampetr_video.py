@@ -6,7 +6,9 @@ import pytest
 
 import toy_stream_files as files
 from mmdeploy_ext.cli import video_app
+from mmdeploy_ext.core.errors import UsageError
 
+ENGINES = ['torch', 'onnx']
 FRAMES_OF_SCENES = [len(times) for times in files.TIMES_S.values()]
 
 
@@ -46,3 +48,18 @@ def test_both_engines_are_side_by_side_and_agree(place, tmp_path, capsys):
     upper, lower = (part[28:, :1300] for part in np.split(picture, 2))
     assert np.abs(upper.astype(int) - lower.astype(int)).mean() < 1
     assert sorted(path.name for path in out.parent.iterdir()) == ['scene.mp4']
+
+
+def test_the_engines_are_those_of_the_given_models_and_a_scene_is_all_its_samples():
+    def engines(words):
+        return video_app.engines_to_run(video_app.build_parser().parse_args(['c.py', *words, '--out', 'x']))
+
+    models = [[], ['--engine', 'onnx'], ['--engine', 'both']]
+    assert [engines(['k', '--onnx', 'o', *words]) for words in models] == [ENGINES, ENGINES[1:], ENGINES]
+    assert [engines(words) for words in (['k'], ['--onnx', 'o'])] == [['torch'], ['onnx']]
+    tokens = ['b', 'b', 'a', 'a', 'b']
+    assert [video_app.scene_indices(tokens, *which) for which in ((0, None), (1, 1))] == [[0, 1, 4], [2]]
+    with pytest.raises(UsageError, match='--engine both'):
+        engines(['k', '--engine', 'both'])
+    with pytest.raises(UsageError, match='--scene 2'):
+        video_app.scene_indices(tokens, 2, None)

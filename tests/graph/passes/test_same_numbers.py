@@ -1,18 +1,22 @@
 """Fold, simplify, opsets, float16 by name: fires, does not fire, twice is once, the numbers are equal."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
+from mmdeploy_ext.cli.graph_commands.proving import read_feeds
 from mmdeploy_ext.contract.comparison import is_equal, is_exact
-from mmdeploy_ext.graph import run
+from mmdeploy_ext.graph import edits, run
 from mmdeploy_ext.graph.feeds import random_feeds
-from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends
+from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends, without_equal_gaps
+from mmdeploy_ext.graph.passes.extract import extract
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
+from mmdeploy_ext.graph.summary import describe, node_rows
 
 SHAPED = """
   one = Constant<value = float {1}>()
@@ -92,8 +96,7 @@ def half_names(model):
 
 
 @pytest.mark.parametrize(
-    ('pattern', 'kept'),
-    [('b/*', 'b/act'), ('Tanh', 'b/act'), ('c', 'c/mm'), ('?/mm', 'a/mm c/mm')],
+    ('pattern', 'kept'), [('b/*', 'b/act'), ('Tanh', 'b/act'), ('c', 'c/mm'), ('?/mm', 'a/mm c/mm')]
 )
 def test_nodes_stay_float32_by_name_operator_or_output(pattern, kept):
     model = layers()
@@ -121,3 +124,58 @@ def test_large_integers_are_equal_or_not(any_float):
     )
     assert is_exact(compare_models(model, model, [random_feeds(model)]))
     assert not is_equal(compare_models(model, other, [random_feeds(model)], any_float=any_float))
+
+
+@pytest.mark.parametrize(('value', 'equal'), [(-np.inf, True), (np.inf, False), (np.nan, False)])
+def test_an_infinity_is_equal_to_itself_alone(value, equal):
+    reference, candidate = np.float32([-np.inf, np.nan, 2]), np.float32([value, np.nan, 2])
+    sides = without_equal_gaps(reference, candidate)
+    assert [np.isfinite(side).all() for side in sides] == [equal, equal]
+
+
+def test_every_set_of_inputs_counts_relative_to_the_values_of_the_first_model():
+    same, doubled = parse('y = Identity(x)'), parse('y = Add(x, x)')
+    feeds = [dict(x=np.full((2, 4), value, np.float32)) for value in (1, 0)]
+    assert [row.passed for row in compare_models(same, doubled, feeds, 0.7)] == [False, True]
+
+
+def test_random_inputs_follow_from_seed_name_and_sizes():
+    model = parse('z = Add(x, y)', inputs='float[N,C,4] x, float[N,C,4] y', outputs='float[N,C,4] z')
+    feeds, again, other = (random_feeds(model, seed) for seed in (0, 0, 1))
+    assert feeds['x'].shape == (1, 64, 4) and (feeds['x'] == again['x']).all()
+    assert (feeds['x'] != feeds['y']).all() and (feeds['x'] != other['x']).all()
+    first, second = read_feeds(SimpleNamespace(inputs=None, seed=4, size=['C=3']), model)
+    assert (first['x'] == random_feeds(model, 4, dict(C=3))['x']).all() and (first['x'] != second['x']).all()
+    pixels = parse('z = Identity(x)', inputs='uint8[200] x', outputs='uint8[200] z')
+    assert random_feeds(pixels)['x'].max() > 200
+
+
+def test_a_summary_has_inputs_defaults_and_nodes_by_name_operator_or_output():
+    content = describe(parse(SHAPED, inputs='float[2,4] x, float scale'))
+    assert [[value['name'] for value in content[key]] for key in ('inputs', 'defaults')] == [['x'], ['scale']]
+    model = layers()
+    model.graph.node[0].input[0] = 'w'  # a weight that is read twice counts once
+    found = {pattern: node_rows(model, pattern) for pattern in ('MatMul', 'c', 'b/*', 'w')}
+    assert {pattern: [row['position'] for row in rows] for pattern, rows in found.items()} == {
+        'MatMul': [0, 2], 'c': [2], 'b/*': [1], 'w': []
+    }  # fmt: skip
+    assert found['MatMul'][0]['parameters'] == 16
+
+
+def test_the_record_of_edits_grows_and_our_metadata_alone_are_dropped():
+    model = parse('y = Neg(x)')
+    edits.record(model, 'simplify')
+    assert [entry.key for entry in model.metadata_props] == ['model'], 'the file is of another program'
+    props = {'model': 'toy', 'mm2onnx.family': '"dense"', 'mm2onnx.edits': '["fp16"]'}
+    onnx.helper.set_model_props(model, props)
+    edits.record(model, 'simplify')
+    assert model.metadata_props[2].value == '["fp16", "simplify"]'
+    edits.drop_metadata(model)
+    assert [entry.key for entry in model.metadata_props] == ['model']
+
+
+def test_a_part_has_no_metadata_of_the_whole():
+    model = layers()
+    onnx.helper.set_model_props(model, {'model': 'toy', 'mm2onnx.family': '"dense"'})
+    kept = [[entry.key for entry in extract(model, nodes).metadata_props] for nodes in ([0, 1], range(4))]
+    assert kept == [['model'], ['model', 'mm2onnx.family']]

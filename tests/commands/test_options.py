@@ -1,0 +1,181 @@
+"""An option reaches the function that does its work; costly functions before it are left out."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from unittest.mock import MagicMock
+
+import pytest
+
+from mmdeploy_ext.cli import export_app, options
+from mmdeploy_ext.contract.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.quantize.dense_sensitivity import Exclusion
+from refusals import CHECKPOINT, CONFIG, MODEL, PICTURE
+
+MODELS, QUANTIZE = f'{CONFIG} {CHECKPOINT}', f'quantize {MODEL} --output q.onnx --calibrate {PICTURE}'
+MODULE = '--samples m.py:f --tolerance 0.5 --rows r s --no-generated --seed 3'
+OF_MODULE = dict(rtol=0.5, rows=['r', 's'], generate=False, seed=3)
+ENGINE = '--threads 3 --providers CPUExecutionProvider'
+SETTINGS = dict(engine='OnnxRuntimeBackend', threads=3, providers=['CPUExecutionProvider'])
+NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 6])
+LEFT_OUT = """
+    .build .check_dataset .check_family .ImageModel .measure .open_network .Samples
+    .proof.print_libraries_not_run .quantisation_facts .read_config .show ._title .title_of
+    cutting.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
+    evaluate.loop.run_dataset families.backbone_files.make_graph families.backbone_files.trace
+    families.files.load_for families.model.build families.model.load families.model.load_weights
+    proving.modules.loading.make_module proving.modules.loading.make_samples
+    quantize.dense.DenseQuantiser.calibrate quantize.dense.DenseQuantiser.network quantize.dense.finish_model
+    quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_sensitivity.Probe
+    quantize.dense_sensitivity.rank quantize.dense_target.Target.save
+    quantize.sparse_calibration.checkpoint_ranges quantize.sparse_calibration.config_sweeps
+    runtime.sweeps.sweep_items
+"""
+RESULTS = {
+    '.export_detector': ([], 0.0),
+    '.int8_layers': ['a', 'b', 'c'],
+    '.model_facts': {},
+    '.run_facts': {},
+    'cli.lint_parts.parts_of': [MagicMock(exporters=())],
+    'cutting.samples.samples_of': ([], ''),
+    'families.model.read_config': MagicMock(**{'family.samples': 'images'}),
+    'quantize.dense.DenseQuantiser.__init__': None,
+    'quantize.dense.layers_in_int8': ['a'],
+    'quantize.dense_sensitivity.exclude': Exclusion(('b',), (0.5, 0.3), False),
+}
+"""Function that is left out -> what it returns; others return mocks."""
+ROWS = [
+    # command with its options, the function that gets them, its arguments
+    (f'{QUANTIZE} --data-root D --images 7',
+     'quantize.calibration_sets.calibration_set', dict(root='D', limit=7)),
+    (f'{QUANTIZE} --reduce-range', 'quantize.dense.DenseQuantiser.__init__', dict(reduce_range=True)),
+    (f'{QUANTIZE} --method percentile --percentile 99',
+     'quantize.dense.DenseQuantiser.calibrate', dict(method='percentile', percentile=99)),
+    (f'{QUANTIZE} --int8-last --keep-float a b', '.int8_layers', dict(keep_float=['a', 'b'], last=True)),
+    (f'{QUANTIZE} --threads 3', 'quantize.dense_sensitivity.Probe', dict(threads=3)),
+    (f'{QUANTIZE} --max-error 0.2 --budget 5',
+     'quantize.dense_sensitivity.exclude', dict(max_error=0.2, budget=5)),
+    (f'{QUANTIZE} --max-error 0.2', 'quantize.dense.layers_in_int8', dict(layers=['a', 'c'])),
+    (f'prove_module m.py:f --onnx m.onnx {MODULE} --no-fresh-export',
+     'proving.modules.proof.prove_module', dict(OF_MODULE, fresh=False)),
+    (f'kit m.onnx --module m.py:f --out kit {MODULE}', 'kit.modules.write_module_kit', OF_MODULE),
+    (f'export {MODELS} --test-img a --frames 3 --input-img b --verify',
+     '.Samples', dict(paths=['a'], frames=3, traced='b')),
+    (f'export {MODELS} {NORMAL}', '.build', OF_NORMAL),
+    (f'export {MODELS} --verify --strict --library installed {ENGINE}', '.prove_on',
+     dict(engine=SETTINGS, claims=dict(library='installed', strict=True, written=True))),
+    (f'verify {MODELS} m.onnx {NORMAL} --eval bbox --strict --edited {ENGINE}', '.prove_files', dict(
+        OF_NORMAL, metrics=['bbox'], engine=SETTINGS,
+        claims=dict(edited=True, asked={}, library=None, strict=True))),
+    (f'verify {MODELS} m.onnx --engine openvino --inference-precision fp16',
+     '.shared.engine_settings', dict(engine='openvino', inference_precision='fp16')),
+    (f'export_scn {MODELS} --output-file m --verify-only --edited --max-voxels 9 --order zyx', '.prove_files',
+     dict(claims=dict(max_voxels=9, node_list='', library=None, ranges=None, edited=True,
+                      asked=dict(order='zyx')))),
+    (f'scn_ptq {MODELS} --calibrate D --unfolded a b --data-root R --no-fp16-ranges',
+     'quantize.sparse_calibration.Calibration', dict(unfolded=('a', 'b'), root='R', half=False)),
+    (f'scn_ptq {MODELS} --fidelity F --target 0.9 --no-advice',
+     'quantize.fidelity.fidelity', dict(target=0.9, advise=False)),
+    (f'scn_ptq {MODELS} --output r --weight-layout spconv1',
+     'families.model.load', dict(weight_layout='spconv1')),
+    (f'parts {MODELS} --parts p --opset-version 18 --exporter dynamo --precision fp16 --simplify',
+     'cutting.export.export_folder',
+     dict(options=dict(opset=18, exporter='dynamo', precision='fp16', simplify=True))),
+    (f'lint {MODELS} --exporter dynamo --opset-version 18 --dynamic-export',
+     'lint.check', dict(exporters=('dynamo',), opset=18, dynamic=True)),
+    (f'graph diff {MODEL} {MODEL} --seed 4 --rtol 0.02',
+     'graph.diff.files.diff_files', dict(seed=4, rtol=0.02)),
+    (f'graph fp16 {MODEL} --output h.onnx --io fp16', 'graph.passes.precision.half', dict(io='fp16')),
+    ('synthetic infos --root-path R --out-dir O --extra-tag T --version v1.0-mini --max-sweeps 2',
+     'synthetic.nuscenes_infos.create_infos',
+     dict(out_dir='O', tag='T', version='v1.0-mini', max_sweeps=2)),
+    (f'run {MODEL} {PICTURE} {ENGINE}',
+     'engines.onnxruntime.OnnxRuntimeBackend', dict(threads=3, providers=SETTINGS['providers'])),
+    (f'test {MODELS} --eval bbox --eval-options classwise=True',
+     'evaluate.evaluation.evaluate', dict(options=dict(classwise=True))),
+]  # fmt: skip
+
+
+def full(name, app):
+    return f'{app.__name__}{name}' if name.startswith('.') else f'mmdeploy_ext.{name}'
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Return a function from words to the module of the command, whose costly functions are left out."""
+
+    def opened(words):
+        app = importlib.import_module(f'mmdeploy_ext.cli.{words.split()[0]}_app')
+        for name in (*LEFT_OUT.split(), *RESULTS):
+            if not name.startswith('.') or hasattr(app, name.split('.')[1]):
+                result = RESULTS[name] if name in RESULTS else MagicMock()
+                monkeypatch.setattr(full(name, app), MagicMock(return_value=result))
+        return app
+
+    monkeypatch.chdir(tmp_path)
+    return opened
+
+
+@pytest.mark.parametrize(('words', 'place', 'expected'), ROWS, ids=[row[0].split()[0] for row in ROWS])
+def test_an_option_reaches_its_function(words, place, expected, command, monkeypatch):
+    def record(*args, **kwargs):
+        given.update(signature.bind(*args, **kwargs).arguments)
+        raise UsageError('reached')
+
+    app = importlib.import_module(f'mmdeploy_ext.cli.{words.split()[0]}_app')
+    given, (owner, _, function) = {}, full(place, app).rpartition('.')
+    signature = inspect.signature(getattr(pkgutil.resolve_name(owner), function))
+    command(words)
+    monkeypatch.setattr(full(place, app), record)
+    app.main(words.split()[1:])
+    assert {name: given.get(name) for name in expected} == expected
+
+
+def test_a_bar_that_is_not_reached_is_exit_status_1(command):
+    assert command(QUANTIZE).main(f'{QUANTIZE} --max-error 0.2'.split()[1:]) == 1
+
+
+def test_options_of_a_graph_are_read_by_their_own_names():
+    def parsed(words):
+        return export_app.build_parser().parse_args(['c', 'k', *words.split()])
+
+    shaped = dict(height=96, width=160, form='raw', opset=18, dynamic_batch=True)
+    words = '--shape 96 160 --skip-postprocess --opset-version 18 --dynamic-batch'
+    assert options.graph_values(parsed(words)) == shaped
+    square = dict(height=96, width=96, exporter='dynamo')
+    assert options.graph_values(parsed('--shape 96 --exporter dynamo')) == square
+    with pytest.raises(UsageError, match='--dynamic-batch'):
+        options.graph_values(parsed('--dynamic-export --dynamic-batch'))
+    again = '--library installed --mean 1.0 2.0 3.0 --ignore-keys a b --cfg-options x=1'
+    assert options.proof_words(parsed(again)) == again.split()
+
+
+def test_the_bounds_of_an_option_are_allowed_values():
+    option = dataclasses.replace(MAX_CANDIDATES, maximum=5)
+    for value in (1, 5):
+        option.check(value)
+    for value in (0, 6, True, 2.0):
+        with pytest.raises(UsageError, match='--max-candidates'):
+            option.check(value)
+
+
+def words_of(declared, **values):
+    chosen = Options(declared, **values)
+    return ' '.join(word for option in declared for word in option.words(chosen))
+
+
+def test_a_command_repeats_what_was_chosen_and_metadata_have_it():
+    stated = '--postprocess full --opset-version 17 --shape 96 160 --batch-size 1 --exporter torchscript'
+    assert words_of(IMAGE, height=96, width=160) == stated
+    assert words_of(HALF, precision='fp16', keep_fp32=('a', 'b')) == '--precision fp16 --keep-fp32 a b'
+    assert words_of(HALF, keep_fp32=('a',)) == ''
+    assert words_of((dataclasses.replace(SIMPLIFY, default=True),), simplify=False) == '--no-simplify'
+    assert words_of(SPARSE, layer_precision=(('a', 'int8', 'fp16'),)) == '--layer-precision a=int8:fp16'
+    content = Options(IMAGE).to_json()
+    assert {'simplify', 'batch'} <= content.keys() and 'input' not in content
+    assert Options(IMAGE, input='uint8').to_json()['input'] == 'uint8'
+    fixing = dataclasses.replace(OPSET, fixes={17: dict(simplify=True)}), SIMPLIFY
+    with pytest.raises(UsageError, match='is written with True'):
+        Options(fixing).check(names=['simplify'])
