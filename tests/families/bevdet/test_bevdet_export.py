@@ -14,12 +14,14 @@ from pyquaternion import Quaternion
 
 import bevdet_golden as golden
 import toy_frames
+from eager_files import eager_row, graphs_of, names_of
 from marking import in_suite
 from mmdeploy_ext.consumers.bevdet_plugins import kernels
 from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import CppFiles
 from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import camera_vectors, picture_places
 from mmdeploy_ext.consumers.bevdet_plugins.export import PoolFiles
 from mmdeploy_ext.consumers.bevdet_plugins.tables import intervals, point_cells
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import OPERATORS
@@ -86,30 +88,40 @@ def test_the_files_are_proven_as_a_stream(deployed, exports, name, contract):
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 20
 
 
-def read_contract(graph, start):
+def read_contract(spec, start):
     """Return the file of a program that `start` begins the name of, after its tensors were compared."""
     content = json.loads((golden.require_golden() / 'contract.json').read_text())['graphs']
     expected = next(entry for name, entry in content.items() if name.startswith(start))
-    for side in ('inputs', 'outputs'):
-        values = graph.input if side == 'inputs' else graph.output
-        actual = [(value.name, len(value.type.tensor_type.shape.dim)) for value in values]
+    for actual, side in zip(names_of(spec), ('inputs', 'outputs'), strict=True):
         assert actual == [(entry['name'], len(entry['shape'])) for entry in expected[side]]
     return expected
 
 
+PROGRAMS = dict(bevdet=('trt-plugin', 'U.bevdet_r50'), bevdet4d=('bevdet-cpp', 'X.bevdet_one'))
+"""Toy -> the contract of a program that takes it, and the begin of the name of its file."""
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_the_loops_of_programs_give_the_results_of_pytorch(deployed, tmp_path, name):
+    contract, start = PROGRAMS[name]
+    row = eager_row(deployed(name), tmp_path, drive(deployed(name), 3), contract=contract)
+    assert row.passed and row.matched >= 20, row.reasons
+    (graph,) = graphs_of(deployed(name), contract=contract).values()
+    read_contract(graph.spec, start)
+
+
 @pytest.mark.matrix
-def test_names_ranks_and_the_plugin_are_those_of_the_converter(exports):
+def test_the_plugin_is_that_of_the_converter(exports):
     graph = onnx.load(exports('bevdet', 'trt-plugin')[0]).graph
-    read_contract(graph, 'U.bevdet_r50')
     (node,) = (node for node in graph.node if node.op_type == 'bev_pool_v2')
     sizes = {entry.name: entry.i for entry in node.attribute if entry.name.startswith('out_')}
     assert node.domain == 'mmdeploy' and sizes == dict(out_height=32, out_width=32)
 
 
 @pytest.mark.matrix
-def test_names_ranks_and_plugins_are_those_of_bevdet_tensorrt_cpp(exports):
-    graph = onnx.load(exports('bevdet4d', 'bevdet-cpp')[0]).graph
-    stated = read_contract(graph, 'X.bevdet_one')['plugins']
+def test_plugins_are_those_of_bevdet_tensorrt_cpp(exports):
+    path = exports('bevdet4d', 'bevdet-cpp')[0]
+    graph, stated = onnx.load(path).graph, read_contract(read_metadata(path).spec, 'X.bevdet_one')['plugins']
     for node in (node for node in graph.node if node.domain == 'bevdet'):
         assert f'bevdet::{node.op_type}(' in stated
         given = {entry.name for entry in node.attribute if not entry.name.startswith('plugin_')}

@@ -1,20 +1,73 @@
 """BEVFormer for tensorrt_bevformer: the node takes the folder, and it is proven through the node's record."""
 
 from pathlib import Path
+from types import SimpleNamespace as Names
 
+import numpy as np
 import pytest
+import torch
+import yaml
 
 from mmdeploy_ext.cli.check_app import check_autoware as main
+from mmdeploy_ext.consumers.autoware.bevformer import node_record, relative
+from mmdeploy_ext.consumers.autoware.bevformer_export import BevFormerFiles, NodeFrame
+from mmdeploy_ext.consumers.autoware.check import read_manifest, sizes_of
+from mmdeploy_ext.consumers.autoware.nodes import BEVFORMER
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.runtime.bev_motion import bev_shift
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from proofs import prove_samples
 from toy_frames import BEVFORMER as toy
 
-pytestmark = pytest.mark.matrix
 deployment, paths = toy.fixtures(contract='autoware')
 
 
+@pytest.mark.matrix
 def test_the_file_is_proven_through_the_nodes_record(deployment, paths, capsys):
     verdict, _ = prove_samples(deployment, paths, synthetic_drive(4, deployment.rule))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 200
     assert main([str(Path(paths[0]).parent)]) == 0, capsys.readouterr().out
+
+
+def test_the_graph_turns_the_nodes_record_back():
+    record = np.arange(18.0)
+    fed = node_record(record)
+    assert fed[7:16].tolist() == [13, 14, 15, 10, 11, 12, 7, 8, 9]  # velocity, rates, acceleration
+    for kind, orientation in dict(wxyz=[3, 4, 5, 6], wwww=[3] * 4).items():
+        back = NodeFrame.record(Names(model=Names(can_bus_orientation=kind)), torch.from_numpy(fed)).numpy()
+        assert back.tolist() == [*record[:3], *orientation, *record[7:]]
+    assert np.flatnonzero(relative(fed, None) != fed).tolist() == [1, 2, 17]  # entry 0 is 0
+    moved = relative(fed, np.full(18, 2.0))
+    assert moved.tolist() == [-2, -1, 0, *fed[3:17], 15]
+
+
+def test_the_graph_has_the_shift_of_a_view_that_is_no_square():
+    motion, head = np.random.default_rng(0).standard_normal(18), Names(pc_range=[-3.0, -5, -1, 4, 15, 3])
+    for use_shift, expected in ((True, bev_shift(motion, (7.0, 20.0))), (False, np.zeros(2))):
+        head.transformer = Names(use_shift=use_shift)
+        shift = NodeFrame.shift(Names(model=Names(pts_bbox_head=head)), torch.from_numpy(motion))
+        np.testing.assert_allclose(shift, expected, atol=1e-7)
+
+
+def test_the_nodes_parameters_are_those_of_the_model(tmp_path):
+    rule = MultiViewRule((1.0, 2, 3), (4.0, 5, 6), False, (90, 160), 0.5, (45, 80), (0, 0), (45, 80), 32)
+    limits = [-3.0, -5.0, -1.0, 4.0, 15.0, 3.0]
+    head = Names(
+        transformer=Names(decoder=Names(layers=[0] * 3), embed_dims=8),
+        query_embedding=Names(num_embeddings=7),
+        cls_branches=[[torch.nn.Linear(8, 2)]],
+        bbox_coder=Names(max_num=5, post_center_range=[2 * value for value in limits]),
+        **dict(bev_h=3, bev_w=4, pc_range=limits),
+    )
+    texts = BevFormerFiles(None).companions(Names(pts_bbox_head=head, rule=rule, CLASSES=('car', 'bus')))
+    (tmp_path / BEVFORMER.manifest).write_text(texts[BEVFORMER.manifest])
+    values, violations = read_manifest(BEVFORMER, tmp_path)
+    sizes = sizes_of(BEVFORMER, values)
+    assert (violations, sizes['height'], sizes['width'], sizes['cells']) == ([], *rule.input_size, 12)
+    written = yaml.safe_load(texts[BEVFORMER.manifest])['/**']['ros__parameters']
+    expected = dict(bev_h=3, bev_w=4, nb_dec=3, dim=8, num_query=7, num_classes=2, code_size=10, batch_size=1)
+    assert written['model_params'] == expected
+    data, after = written['data_params'], written['post_process_params']
+    assert (data['mean'], data['std'], data['to_rgb']) == ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], False)
+    assert (after['pc_range'], after['post_center_range'][3], after['max_num']) == (limits, 8.0, 5)

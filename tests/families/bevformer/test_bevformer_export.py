@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import recorded
+from eager_files import eager_row, graphs_of, names_of
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.bevformer import runtime
@@ -36,6 +37,17 @@ def test_the_file_is_proven_as_a_stream(deployment, paths):
     verdict, _ = prove(deployment, paths, drive(deployment))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 300
+
+
+@pytest.mark.parametrize('contract', ['trt-plugin', 'autoware'])
+def test_the_loops_of_other_programs_give_the_results_of_pytorch(deployment, tmp_path, contract):
+    row = eager_row(deployment, tmp_path, drive(deployment), contract=contract)
+    assert row.passed and row.matched >= 100, row.reasons
+    ((inputs, outputs),) = (
+        names_of(graph.spec) for graph in graphs_of(deployment, contract=contract).values()
+    )
+    assert [name for name, _ in inputs] == ['image', 'prev_bev', 'use_prev_bev', 'can_bus', 'lidar2img']
+    assert [name for name, _ in outputs] == ['bev_embed', 'outputs_classes', 'outputs_coords']
 
 
 def test_the_toy_gives_the_recorded_numbers(deployment):

@@ -8,6 +8,8 @@ from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 import bevformer_golden as golden
 from mmdeploy_ext.consumers.tensorrt_plugins import kernels, operators
+from mmdeploy_ext.models.bevformer import sampling
+from mmdeploy_ext.models.bevformer.attention import DeformableSampler
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.bev_motion import rotation_ties
 from mmdeploy_ext.synthetic.drive import synthetic_drive
@@ -79,6 +81,35 @@ def test_the_rotation_copies_the_cells_that_torchvision_copies():
             torch.from_numpy(numbers), torch.tensor(float(angle)), torch.from_numpy(about), 1
         )
         assert (by_graph.numpy().reshape(-1) - 1 != stored[name]).sum() <= ties, name
+
+
+def test_an_oblong_view_turns_about_any_point_by_the_nearest_cells():
+    view, about = torch.rand(2, 5, 8), torch.tensor([3.0, 1.5])
+    for degrees in (13.0, -200.0, 359.0):
+        turned = kernels.rotate(view.numpy(), np.float32(degrees), about.numpy())
+        assert torch.equal(operators.ROTATE(view, torch.tensor(degrees), about, 1), torch.from_numpy(turned))
+        cells = operators.turn_view(view.flatten(1).t(), torch.tensor(degrees), about.tolist(), 5, 8)
+        np.testing.assert_array_equal(cells.t().reshape(2, 5, 8), turned)
+
+
+def test_attentions_by_the_plugin_are_those_of_standard_operators():
+    """The layers are BEVFormer's; the views, pictures and their levels are oblong and of unequal sizes."""
+    torch.manual_seed(0)
+    query, position, seen = torch.rand(1, 15, 8), torch.rand(1, 15, 8), torch.rand(3, 15, 2) > 0.4
+    views = sampling.SeenViews(torch.rand(2, 15, 8), torch.rand(2, 15, 2), (3, 5))
+    alone = sampling.SeenViews(views.cells[:1], views.places[:1], views.size)
+    seen[:, 0] = False
+    maps, cameras = [torch.rand(3, 8, 4, 6), torch.rand(3, 8, 2, 5)], torch.nn.Module()
+    cameras.deformable_attention = DeformableSampler(8, 2, 2, 4)
+    calls = dict(
+        attend_views=(DeformableSampler(8, 2, 1, 4, queues=2), query, position, views),
+        attend_cameras=(cameras, query, maps, torch.rand(3, 15, 2, 2), seen),
+        attend_view=(DeformableSampler(8, 2, 1, 4), query, alone),
+    )
+    for name, (module, *given) in calls.items():
+        module.output_proj = torch.nn.Linear(8, 8)
+        expected = getattr(sampling, name)(module, *given)
+        torch.testing.assert_close(getattr(operators, name)(module, *given), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.matrix

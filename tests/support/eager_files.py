@@ -1,0 +1,76 @@
+"""The files of a contract without an export: PyTorch runs their graphs under the program's own loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+
+from mmdeploy_ext.engines.base import Backend
+from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.files import make_metadata
+from mmdeploy_ext.proving.frames import output_spec
+from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE
+from proofs import run_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mmdeploy_ext.runtime.frames import Frame
+    from mmdeploy_ext.tasks.results import SequenceRow
+
+
+class EagerFile(Backend):
+    engine = 'PyTorch'
+
+    def __init__(self, path: str, graph: Any, metadata: Any) -> None:
+        self.path, self.graph, self.metadata, self.spec = path, graph, metadata, metadata.spec
+
+    def activate(self) -> None:
+        pass
+
+    @torch.no_grad()
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        (stage,) = self.graph.stages
+        tensors = [torch.from_numpy(feeds[name]) for name in self.spec.input_names]
+        outputs = zip(self.spec.output_names, stage.module(*tensors), strict=True)
+        return {name: tensor.numpy() for name, tensor in outputs}
+
+
+def graphs_of(deployment: Any, **options: Any) -> dict[str, Any]:
+    """Return the graphs of a contract by name."""
+    contract, chosen = _chosen(deployment, options)
+    return {graph.name: graph for graph in contract.graphs(deployment.model, chosen)}
+
+
+def names_of(spec: Any) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Return name and rank of each input, and of each output."""
+    inputs, outputs = ([(one.name, len(one.axes)) for one in side] for side in (spec.inputs, spec.outputs))
+    return inputs, outputs
+
+
+def eager_row(deployment: Any, folder: Path, frames: Iterable[Frame], **options: Any) -> SequenceRow:
+    """Run a contract's loop beside the PyTorch model over frames; `folder` gets the companions."""
+    contract, chosen = _chosen(deployment, options)
+    family, model, graphs = deployment.family, deployment.model, graphs_of(deployment, **options)
+    known = {name: make_metadata(deployment, chosen, graph) for name, graph in graphs.items()}
+    for name, text in contract.companions(model).items():
+        (folder / name).write_text(text)
+
+    def build(engine: str, path: str, **_: Any) -> EagerFile:
+        return EagerFile(path, graphs[Path(path).stem], known[Path(path).stem])
+
+    opens = getattr(contract.opens, 'func', contract.opens)
+    with mock.patch.object(opens, 'build', staticmethod(build)):
+        runner = contract.runner([str(folder / f'{name}.onnx') for name in graphs], {})
+    spec = output_spec(list(known.values()), contract.runner_outputs(model, chosen))
+    memory = family.memory_spec(known[next(reversed(known))].postprocess)
+    return run_pair(contract.reference(model), runner, frames, spec, memory=memory, bars=SHORT_DRIVE)
+
+
+def _chosen(deployment: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+    chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
+    return contract_of(deployment.family, chosen), chosen
