@@ -68,7 +68,8 @@ def eager_row(deployment: Any, folder: Path, frames: Iterable[Frame], **options:
         runner = contract.runner([str(folder / f'{name}.onnx') for name in graphs], {})
     spec = output_spec(list(known.values()), contract.runner_outputs(model, chosen))
     memory = family.memory_spec(known[next(reversed(known))].postprocess)
-    return run_pair(contract.reference(model), runner, frames, spec, memory=memory, bars=SHORT_DRIVE)
+    settings = dict(memory=memory, bars=SHORT_DRIVE)
+    return run_pair(contract.reference(model), runner, frames, spec, 'teacher', **settings)
 
 
 def _chosen(deployment: Any, options: dict[str, Any]) -> tuple[Any, Any]:

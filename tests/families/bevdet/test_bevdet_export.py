@@ -18,7 +18,12 @@ from eager_files import eager_row, graphs_of, names_of
 from marking import in_suite
 from mmdeploy_ext.consumers.bevdet_plugins import kernels
 from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import CppFiles
-from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import camera_vectors, picture_places
+from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
+    camera_vectors,
+    grey_levels,
+    normalised,
+    picture_places,
+)
 from mmdeploy_ext.consumers.bevdet_plugins.export import PoolFiles
 from mmdeploy_ext.consumers.bevdet_plugins.tables import intervals, point_cells
 from mmdeploy_ext.contract.metadata import read_metadata
@@ -166,6 +171,15 @@ def test_the_first_cameras_ego_frame_is_that_of_boxes():
     np.testing.assert_allclose(np.linalg.inv(moved.lidar2img[0]), first[0], rtol=0, atol=1e-6)
     found = moved.ego_pose @ np.linalg.inv(moved.lidar2img[5])
     np.testing.assert_allclose(found, last[1] @ last[0], rtol=0, atol=1e-6)
+
+
+def test_grey_levels_are_normalised_there_and_back():
+    rule = FAMILIES['bevdet'].preprocess_rule(load_config(golden.CONFIGS['lt']))
+    levels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 6), np.uint8)
+    images = (levels - np.array(rule.mean)[:, None, None]) / np.array(rule.std)[:, None, None]
+    assert np.array_equal(grey_levels(images, rule), levels)
+    np.testing.assert_allclose(normalised(levels, rule), images, atol=1e-6)
+    assert grey_levels(images + 99, rule).min() == 255
 
 
 def test_the_plugin_takes_the_nearest_pixels_of_a_picture():
