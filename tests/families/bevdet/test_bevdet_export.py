@@ -224,6 +224,24 @@ def test_intervals_are_upstreams(prefix):
         np.testing.assert_array_equal(tables[name][::step], stored[f'{prefix}_{name}_{step}'])
 
 
+def test_points_are_added_up_in_the_cells_of_a_view_that_is_no_square():
+    facts, frame = dataclasses.replace(facts_of_grid('lt'), grid_count=(128, 64, 1)), golden.frame('lt_f0')
+    rule = FAMILIES['bevdet'].preprocess_rule(load_config(golden.CONFIGS['lt']))
+    rig = facts, frame['sensor2keyego'][0], frame['intrin'], rule.crop_matrix().astype(np.float64)
+    cells, places = point_cells(*rig), np.moveaxis(np.float32(frustum_places(*rig)), 1, -1).reshape(-1, 3)
+    x, y, z = ((places - np.float32(facts.grid_low)) / np.float32(facts.grid_step)).T
+    inside = (x > -1) & (x < 128) & (y > -1) & (y < 64) & (z > -1) & (z < 1)
+    assert (inside == (cells >= 0)).all() and (
+        y[inside].astype(int) * 128 + x[inside].astype(int) == cells[inside]
+    ).all()
+    shape = len(frame['intrin']), len(facts.depths), len(facts.rows), len(facts.columns)
+    depth, features = np.random.rand(*shape), np.random.rand(shape[0], *shape[2:], 2)
+    sums = np.zeros((64 * 128, 2))
+    np.add.at(sums, cells[inside], (depth[..., None] * features[:, None]).reshape(-1, 2)[inside])
+    found = kernels.pool(depth, features, *intervals(facts, cells).values(), 64, 128)
+    np.testing.assert_allclose(found, sums.reshape(1, 64, 128, 2), atol=1e-4)
+
+
 def test_points_that_upstream_puts_into_another_cell_are_at_borders():
     stored, frame, facts = golden.arrays('outputs'), golden.frame('lt_f0'), facts_of_grid('lt')
     rule = FAMILIES['bevdet'].preprocess_rule(load_config(golden.CONFIGS['lt']))
