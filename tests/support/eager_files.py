@@ -14,6 +14,7 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import make_metadata
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE
+from mmdeploy_ext.runtime.detect import runtime_of
 from proofs import run_pair
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def eager_row(deployment: Any, folder: Path, frames: Iterable[Frame], **options:
     def build(engine: str, path: str, **_: Any) -> EagerFile:
         return EagerFile(path, graphs[Path(path).stem], known[Path(path).stem])
 
-    opens = getattr(contract.opens, 'func', contract.opens)
+    opens = contract.opens or runtime_of(family.name).OPENS
+    opens = getattr(opens, 'func', opens)
     with mock.patch.object(opens, 'build', staticmethod(build)):
         runner = contract.runner([str(folder / f'{name}.onnx') for name in graphs], {})
     spec = output_spec(list(known.values()), contract.runner_outputs(model, chosen))

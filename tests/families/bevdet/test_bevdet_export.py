@@ -102,17 +102,19 @@ def read_contract(spec, start):
     return expected
 
 
-PROGRAMS = dict(bevdet=('trt-plugin', 'U.bevdet_r50'), bevdet4d=('bevdet-cpp', 'X.bevdet_one'))
-"""Toy -> the contract of a program that takes it, and the begin of the name of its file."""
+PROGRAMS = {'trt-plugin': 'U.bevdet_r50', 'bevdet-cpp': 'X.bevdet_one'}
+"""Contract of a program -> begin of the name of its file."""
+EAGER = [('bevdet', 'portable'), ('bevdet', 'trt-plugin'), ('bevdet4d', 'bevdet-cpp')]
 
 
-@pytest.mark.parametrize('name', PROGRAMS)
-def test_the_loops_of_programs_give_the_results_of_pytorch(deployed, tmp_path, name):
-    contract, start = PROGRAMS[name]
+@pytest.mark.parametrize(('name', 'contract'), EAGER)
+def test_the_loops_of_programs_give_the_results_of_pytorch(deployed, tmp_path, name, contract):
+    """The view of `bevdet` is no square."""
     row = eager_row(deployed(name), tmp_path, drive(deployed(name), 3), contract=contract)
-    assert row.passed and row.matched >= 20, row.reasons
+    assert row.passed and row.matched >= 15, row.reasons
     (graph,) = graphs_of(deployed(name), contract=contract).values()
-    read_contract(graph.spec, start)
+    if contract in PROGRAMS:
+        read_contract(graph.spec, PROGRAMS[contract])
 
 
 @pytest.mark.matrix
@@ -120,7 +122,7 @@ def test_the_plugin_is_that_of_the_converter(exports):
     graph = onnx.load(exports('bevdet', 'trt-plugin')[0]).graph
     (node,) = (node for node in graph.node if node.op_type == 'bev_pool_v2')
     sizes = {entry.name: entry.i for entry in node.attribute if entry.name.startswith('out_')}
-    assert node.domain == 'mmdeploy' and sizes == dict(out_height=32, out_width=32)
+    assert node.domain == 'mmdeploy' and sizes == dict(out_height=24, out_width=32)
 
 
 @pytest.mark.matrix
