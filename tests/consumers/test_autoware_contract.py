@@ -105,6 +105,57 @@ CENTERPOINT = {
     'halves': (retype(HEAD, 'heatmap', TensorProto.FLOAT16), HEAD, 'heatmap', 'type'),
     'an operator of nobody': (operator(HEAD, 'custom'), HEAD, 'odd', 'operator'),
     'sizes as mmdet3d 1.0 has them': (stored(HEAD, 'dim_order', [0, 1, 2]), HEAD, 'rot', 'convention'),
+    'weights without a number': (
+        stored(ENCODER, 'w', np.full((9, 32), np.nan, np.float32)),
+        ENCODER,
+        'w',
+        'not-finite',
+    ),
+    'another contract': (
+        lambda folder: exported_from(HEAD, options=dict(contract='deploy'))(folder),
+        HEAD,
+        '',
+        'contract',
+    ),
+    'one path twice': (
+        key(ML, 'head_engine_path', 'pts_voxel_encoder.engine'),
+        ML,
+        'head_engine_path',
+        'path',
+    ),
+    'a path out of the folder': (
+        key(ML, 'encoder_engine_path', '../x.engine'),
+        ML,
+        'encoder_engine_path',
+        'path',
+    ),
+    'a number without a point': (key(ML, f'{M}voxel_size', [1, 1, 8]), ML, f'{M}voxel_size', 'ros-type'),
+    'a bin without a score': (
+        key(ML, f'{S}min_confidence_scores.CAR', [0.4]),
+        ML,
+        f'{S}min_confidence_scores.CAR',
+        'value',
+    ),
+    'thresholds of more classes': (
+        key(ML, f'{M}yaw_norm_thresholds', [0.0] * 4),
+        ML,
+        f'{M}yaw_norm_thresholds',
+        'value',
+    ),
+    'another point width': (key(ML, f'{M}point_feature_size', 5), ML, f'{M}point_feature_size', 'value'),
+    'distances that fall': (
+        key(ML, f'{S}distance_bin_upper_limits', [9.0, 4.0]),
+        ML,
+        f'{S}distance_bin_upper_limits',
+        'value',
+    ),
+    'a class twice': (key(ML, f'{M}class_names', ['CAR', 'CAR', 'BUS']), ML, f'{M}class_names', 'class'),
+    'a matrix of another size': (
+        key(REMAPPER, 'max_area_matrix', [0.0] * 63),
+        REMAPPER,
+        'max_area_matrix',
+        'value',
+    ),
     'no remapper': (drop(REMAPPER), ML, 'class_remapper_param_path', 'path'),
 }
 

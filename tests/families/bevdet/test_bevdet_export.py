@@ -10,12 +10,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from pyquaternion import Quaternion
 
 import bevdet_golden as golden
 import toy_frames
 from eager_files import eager_row, graphs_of, names_of
 from marking import in_suite
+from mmdeploy_ext.consumers.autoware.bevdet_export import BevDetFiles
+from mmdeploy_ext.consumers.autoware.check import read_manifest
+from mmdeploy_ext.consumers.autoware.nodes import BEVDET
 from mmdeploy_ext.consumers.bevdet_plugins import kernels
 from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import CppFiles
 from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
@@ -115,6 +119,26 @@ def test_the_loops_of_programs_give_the_results_of_pytorch(deployed, tmp_path, n
     (graph,) = graphs_of(deployed(name), contract=contract).values()
     if contract in PROGRAMS:
         read_contract(graph.spec, PROGRAMS[contract])
+
+
+def test_parameters_beside_the_file_are_those_of_the_model(deployed, tmp_path):
+    known = deployed('bevdet4d')
+    for name, text in BevDetFiles(known.family).companions(known.model).items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / 'bevdet_one_lt_d.onnx').touch()
+    values, violations = read_manifest(BEVDET, tmp_path)
+    assert violations == [] and values['data_params.cams'] == list(known.rule.cameras)
+    settings = yaml.safe_load((tmp_path / values['model_config']).read_text())
+    side = [-12.8, 12.8, 0.8]
+    assert settings['grid_config'] == dict(x=side, y=side, z=[-5.0, 3.0, 8.0], depth=[1.0, 61.0, 3.0])
+    data, model, test = (settings[name] for name in ('data_config', 'model', 'test_cfg'))
+    assert (data['src_size'], data['input_size'], data['crop']) == ([198, 352], [96, 176], [3, 0])
+    assert (model['bevpool_channels'], model['down_sample'], settings['adj_num']) == (16, 16, 2)
+    given = known.cfg.model.test_cfg.pts
+    assert (test['nms_thr'], test['nms_rescale_factor']) == (given.nms_thr, given.nms_rescale_factor)
+    assert (test['max_per_img'], test['post_max_size'], test['score_threshold']) == (60, 500, 0.1)
+    assert settings['sampling'] == 'nearest' and len(model['tasks'][0]['class_names']) == 10
+    assert (settings['mean'], settings['std']) == (list(known.rule.mean), list(known.rule.std))
 
 
 @pytest.mark.matrix
