@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import numpy as np
-import pytest
 
 import toy_autoware
 from mmdeploy_ext.consumers.autoware import boxes
@@ -118,14 +117,6 @@ def test_a_short_sine_and_cosine_is_no_box():
     strict = settings(yaw_norm_thresholds=(0.5, 0.5, 0.5))
     assert len(boxes.decode(outputs(strict, rot=[0.1, 0.17]), strict).scores) == 0
     assert len(boxes.decode(outputs(strict), strict).scores) == 1
-
-
-@pytest.mark.parametrize(
-    ('limits', 'scores', 'count'), [((50.0,), ((0.3,) * 3,), 0), ((50.0, 90.0), ((0.9,) * 3, (0.3,) * 3), 1)]
-)
-def test_scores_are_those_of_the_bin_of_distance(limits, scores, count):
-    given = settings(limits=limits, scores=scores)
-    assert len(boxes.decode(outputs(given), given).scores) == count
 
 
 def objects(rows):

@@ -41,22 +41,17 @@ class EagerFile(Backend):
         return {name: tensor.numpy() for name, tensor in outputs}
 
 
-def graphs_of(deployment: Any, **options: Any) -> dict[str, Any]:
-    """Return the graphs of a contract by name."""
-    contract, chosen = _chosen(deployment, options)
-    return {graph.name: graph for graph in contract.graphs(deployment.model, chosen)}
+def eager_row(
+    deployment: Any, folder: Path, frames: Iterable[Frame], **options: Any
+) -> tuple[SequenceRow, dict[str, Any]]:
+    """Run a contract's loop beside the PyTorch model over frames; return its row, and the graphs' specs.
 
-
-def names_of(spec: Any) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Return name and rank of each input, and of each output."""
-    inputs, outputs = ([(one.name, len(one.axes)) for one in side] for side in (spec.inputs, spec.outputs))
-    return inputs, outputs
-
-
-def eager_row(deployment: Any, folder: Path, frames: Iterable[Frame], **options: Any) -> SequenceRow:
-    """Run a contract's loop beside the PyTorch model over frames; `folder` gets the companions."""
-    contract, chosen = _chosen(deployment, options)
-    family, model, graphs = deployment.family, deployment.model, graphs_of(deployment, **options)
+    `folder` gets the companions.
+    """
+    family, model = deployment.family, deployment.model
+    chosen = deploy.resolve_opset(family.choose(opset=0, **options), model)
+    contract = contract_of(family, chosen)
+    graphs = {graph.name: graph for graph in contract.graphs(model, chosen)}
     known = {name: make_metadata(deployment, chosen, graph) for name, graph in graphs.items()}
     for name, text in contract.companions(model).items():
         (folder / name).write_text(text)
@@ -65,15 +60,14 @@ def eager_row(deployment: Any, folder: Path, frames: Iterable[Frame], **options:
         return EagerFile(path, graphs[Path(path).stem], known[Path(path).stem])
 
     opens = contract.opens or runtime_of(family.name).OPENS
-    opens = getattr(opens, 'func', opens)
-    with mock.patch.object(opens, 'build', staticmethod(build)):
+    with mock.patch.object(getattr(opens, 'func', opens), 'build', staticmethod(build)):
         runner = contract.runner([str(folder / f'{name}.onnx') for name in graphs], {})
     spec = output_spec(list(known.values()), contract.runner_outputs(model, chosen))
-    memory = family.memory_spec(known[next(reversed(known))].postprocess)
-    settings = dict(memory=memory, bars=SHORT_DRIVE)
-    return run_pair(contract.reference(model), runner, frames, spec, 'teacher', **settings)
+    settings = dict(memory=family.memory_spec(runner.metadata.postprocess), bars=SHORT_DRIVE)
+    row = run_pair(contract.reference(model), runner, frames, spec, 'teacher', **settings)
+    return row, {name: graph.spec for name, graph in graphs.items()}
 
 
-def _chosen(deployment: Any, options: dict[str, Any]) -> tuple[Any, Any]:
-    chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
-    return contract_of(deployment.family, chosen), chosen
+def names_of(spec: Any) -> list[list[tuple[str, int]]]:
+    """Return name and rank of each input, and of each output."""
+    return [[(one.name, len(one.axes)) for one in side] for side in (spec.inputs, spec.outputs)]

@@ -6,7 +6,7 @@ Whole runs of parts that the loops of BEVFormer and StreamPETR have in the suite
 import pytest
 
 import toy_nuscenes
-from mmdeploy_ext.cli import quantize_app, run_app, test_app
+from mmdeploy_ext.cli import quantize_app, run_app
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.seeded.weights import write_seeded
 from toy_atss import REPO
@@ -32,30 +32,17 @@ def checkpoint(tmp_path_factory):
     return str(path)
 
 
-def evaluate(config, checkpoint, infos, work_dir, *options):
-    words = [config, checkpoint, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options']
-    data = [f'data.test.ann_file={infos}', f'data.test.data_root={infos.parent}/', 'data.workers_per_gpu=0']
-    assert test_app.main([*words, *data, *options]) == 0
-
-
 @pytest.fixture(scope='module')
 def work_dir(infos, checkpoint, tmp_path_factory):
     """The folder of a PyTorch run, which dumps its first frames, and of an ONNX run after it."""
     folder = tmp_path_factory.mktemp('run') / 'bevdet_toy'
-    evaluate(PTH, checkpoint, infos, folder)
-    evaluate(ONNX, checkpoint, infos, folder)
+    for config in (PTH, ONNX):
+        assert toy_nuscenes.evaluate(config, checkpoint, infos, folder) == 0
     return folder
 
 
-def metrics(folder, name):
-    return read_json(folder / f'metrics_{name}.json')['metrics']
-
-
 def test_metrics_are_equal_on_both_engines(work_dir):
-    reference, candidate = metrics(work_dir, 'pth'), metrics(work_dir, 'onnx')
-    assert reference.keys() == candidate.keys() and 'pts_bbox_NuScenes/NDS' in reference
-    for name in (name for name in reference if name.endswith(('NDS', 'mAP'))):
-        assert abs(reference[name] - candidate[name]) <= 5e-4
+    toy_nuscenes.assert_equal_scores(work_dir)
 
 
 def test_infos_are_run(work_dir, infos, tmp_path):
@@ -67,13 +54,7 @@ def test_infos_are_run(work_dir, infos, tmp_path):
 
 def test_the_graph_is_quantised_on_a_drive(infos, work_dir, tmp_path):
     target, report = tmp_path / 'int8', tmp_path / 'report.json'
-    words = [
-        str(next(work_dir.glob('*portable*'))),
-        '--calibrate',
-        str(infos),
-        '--rounds',
-        '0',
-        '--reduce-range',
-    ]
+    files = next(work_dir.glob('*portable*'))
+    words = [str(files), '--calibrate', str(infos), '--rounds=0', '--reduce-range']
     assert quantize_app.main([*words, '--output', str(target), '--json', str(report)]) == 0
     assert read_json(report)['layers'] >= 20

@@ -6,14 +6,10 @@ from types import SimpleNamespace as Names
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from mmdeploy_ext.cli.check_app import check_autoware as main
 from mmdeploy_ext.consumers.autoware.bevformer import node_record, relative
-from mmdeploy_ext.consumers.autoware.bevformer_export import BevFormerFiles, NodeFrame
-from mmdeploy_ext.consumers.autoware.check import read_manifest, sizes_of
-from mmdeploy_ext.consumers.autoware.nodes import BEVFORMER
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.consumers.autoware.bevformer_export import NodeFrame
 from mmdeploy_ext.runtime.bev_motion import bev_shift
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from proofs import prove_samples
@@ -48,26 +44,3 @@ def test_the_graph_has_the_shift_of_a_view_that_is_no_square():
         head.transformer = Names(use_shift=use_shift)
         shift = NodeFrame.shift(Names(model=Names(pts_bbox_head=head)), torch.from_numpy(motion))
         np.testing.assert_allclose(shift, expected, atol=1e-7)
-
-
-def test_the_nodes_parameters_are_those_of_the_model(tmp_path):
-    rule = MultiViewRule((1.0, 2, 3), (4.0, 5, 6), False, (90, 160), 0.5, (45, 80), (0, 0), (45, 80), 32)
-    limits = [-3.0, -5.0, -1.0, 4.0, 15.0, 3.0]
-    head = Names(
-        transformer=Names(decoder=Names(layers=[0] * 3), embed_dims=8),
-        query_embedding=Names(num_embeddings=7),
-        cls_branches=[[torch.nn.Linear(8, 2)]],
-        bbox_coder=Names(max_num=5, post_center_range=[2 * value for value in limits]),
-        **dict(bev_h=3, bev_w=4, pc_range=limits),
-    )
-    texts = BevFormerFiles(None).companions(Names(pts_bbox_head=head, rule=rule, CLASSES=('car', 'bus')))
-    (tmp_path / BEVFORMER.manifest).write_text(texts[BEVFORMER.manifest])
-    values, violations = read_manifest(BEVFORMER, tmp_path)
-    sizes = sizes_of(BEVFORMER, values)
-    assert (violations, sizes['height'], sizes['width'], sizes['cells']) == ([], *rule.input_size, 12)
-    written = yaml.safe_load(texts[BEVFORMER.manifest])['/**']['ros__parameters']
-    expected = dict(bev_h=3, bev_w=4, nb_dec=3, dim=8, num_query=7, num_classes=2, code_size=10, batch_size=1)
-    assert written['model_params'] == expected
-    data, after = written['data_params'], written['post_process_params']
-    assert (data['mean'], data['std'], data['to_rgb']) == ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], False)
-    assert (after['pc_range'], after['post_center_range'][3], after['max_num']) == (limits, 8.0, 5)

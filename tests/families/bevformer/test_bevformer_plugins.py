@@ -8,30 +8,20 @@ from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 import bevformer_golden as golden
 from mmdeploy_ext.consumers.tensorrt_plugins import kernels, operators
-from mmdeploy_ext.models.bevformer import sampling
-from mmdeploy_ext.models.bevformer.attention import DeformableSampler
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.bev_motion import rotation_ties
 from mmdeploy_ext.synthetic.drive import synthetic_drive
-from planting import arguments
 from toy_frames import BEVFORMER as toy
-from verdicts import graphs_of
-
-HERE = 'mmdeploy_ext.consumers.tensorrt_plugins.operators'
-
 
 deployment, paths = toy.fixtures(contract='trt-plugin')
 
 
 @pytest.mark.matrix
-def test_the_file_is_proven_through_the_plugins_and_has_the_deployments_names(deployment, paths):
+def test_the_file_is_proven_through_the_plugins(deployment, paths):
     verdict, _ = prove(deployment, paths, synthetic_drive(4, deployment.rule))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 200
     graph = onnx.load(paths[0]).graph
-    inputs = ['image', 'prev_bev', 'use_prev_bev', 'can_bus', 'lidar2img']
-    assert [value.name for value in graph.input] == inputs
-    assert [value.name for value in graph.output] == ['bev_embed', 'outputs_classes', 'outputs_coords']
     nodes = [node for node in graph.node if node.domain]
     assert {node.domain for node in nodes} == {'trt.plugins'}
     # two layers of the encoder with two attentions each, two of the decoder with one
@@ -90,30 +80,3 @@ def test_an_oblong_view_turns_about_any_point_by_the_nearest_cells():
         assert torch.equal(operators.ROTATE(view, torch.tensor(degrees), about, 1), torch.from_numpy(turned))
         cells = operators.turn_view(view.flatten(1).t(), torch.tensor(degrees), about.tolist(), 5, 8)
         np.testing.assert_array_equal(cells.t().reshape(2, 5, 8), turned)
-
-
-def test_attentions_by_the_plugin_are_those_of_standard_operators():
-    """The layers are BEVFormer's; the views, pictures and their levels are oblong and of unequal sizes."""
-    torch.manual_seed(0)
-    query, position, seen = torch.rand(1, 15, 8), torch.rand(1, 15, 8), torch.rand(3, 15, 2) > 0.4
-    views = sampling.SeenViews(torch.rand(2, 15, 8), torch.rand(2, 15, 2), (3, 5))
-    alone = sampling.SeenViews(views.cells[:1], views.places[:1], views.size)
-    seen[:, 0] = False
-    maps, cameras = [torch.rand(3, 8, 4, 6), torch.rand(3, 8, 2, 5)], torch.nn.Module()
-    cameras.deformable_attention = DeformableSampler(8, 2, 2, 4)
-    calls = dict(
-        attend_views=(DeformableSampler(8, 2, 1, 4, queues=2), query, position, views),
-        attend_cameras=(cameras, query, maps, torch.rand(3, 15, 2, 2), seen),
-        attend_view=(DeformableSampler(8, 2, 1, 4), query, alone),
-    )
-    for name, (module, *given) in calls.items():
-        module.output_proj = torch.nn.Linear(8, 8)
-        expected = getattr(sampling, name)(module, *given)
-        torch.testing.assert_close(getattr(operators, name)(module, *given), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.matrix
-def test_a_rotation_that_is_reversed_is_not_proven(deployment, tmp_path):
-    fault = f'{HERE}:turn_view', arguments(lambda cells, degrees, *rest: (cells, -degrees, *rest))
-    verdict = toy.verdict_with(fault, deployment, tmp_path, contract='trt-plugin')
-    assert graphs_of(verdict)[0].equal and not verdict.passed
