@@ -64,13 +64,13 @@ def test_pillars_of_all_their_points_equal_upstreams_encoder(mode, distance):
     toy_anchor3d.register()
     from mmdet3d.models.builder import build_middle_encoder, build_voxel_encoder
 
-    limits, size = (-6.4, -6.4, -1.6, 6.4, 6.4, 1.6), (0.4, 0.4, 3.2)
+    limits, size = (-6.4, -4.8, -1.6, 6.4, 6.0, 1.6), (0.4, 0.3, 3.2)
     torch.manual_seed(0)
     encoder = build_voxel_encoder(
         dict(type='DynamicPillarFeatureNet', in_channels=5, feat_channels=[8, 6], with_distance=distance,
              mode=mode, voxel_size=size, point_cloud_range=limits)
     ).eval()  # fmt: skip
-    scatter = build_middle_encoder(dict(type='PointPillarsScatter', in_channels=6, output_shape=[32, 32]))
+    scatter = build_middle_encoder(dict(type='PointPillarsScatter', in_channels=6, output_shape=[36, 32]))
     for norm in (layer[1] for layer in encoder.pfn_layers):
         norm.running_mean.normal_()
         norm.bias.data.normal_()
