@@ -51,10 +51,10 @@ def test_anchors_equal_mmdet3ds(tmp_path, kind):
 def test_anchors_of_classes_with_maps_of_their_own_equal_mmdet3ds():
     deployment, folder, *_ = toy_anchor3d.exported('shapes')
     rule = read_metadata(paths_of(folder)[-1]).postprocess
-    assert rule.cells == (16, 16, 16, 16, 8, 8)
+    assert rule.cells == (20, 16, 20, 16, 10, 8)
     generator = deployment.model.pts_bbox_head.anchor_generator
     other = dataclasses.replace(rule, cells=(6, 4, 6, 4, 3, 2))
-    for chosen, sizes in ((rule, [(16, 16), (16, 16), (8, 8)]), (other, [(6, 4), (6, 4), (3, 2)])):
+    for chosen, sizes in ((rule, [(20, 16), (20, 16), (10, 8)]), (other, [(6, 4), (6, 4), (3, 2)])):
         (expected,) = generator.grid_anchors(sizes, device='cpu')
         np.testing.assert_allclose(runtime.anchors_by_range(chosen), torch.cat(expected).numpy(), atol=2e-6)
 
