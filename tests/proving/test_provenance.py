@@ -11,7 +11,6 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
-    class_names_check,
     companion_checks,
     hash_checks,
     refuse_other_settings,
@@ -66,13 +65,9 @@ def test_a_file_of_another_export_is_stale():
         assert stale_reason(recorded, dataclasses.replace(recorded, **changes)) == f'stale: another {title}'
 
 
-def test_options_and_class_names_are_compared_one_by_one():
+def test_options_are_compared_one_by_one():
     checks = asked_checks(dict(opset=17, keep_fp32=['a']), dict(opset=17, keep_fp32=('a',), form='raw'))
     assert [check.passed for check in checks] == [True, True, False]
-    named = Names(classes=('a', 'b', 'c'))
-    for names, differing in ((('a', 'b', 'c'), ()), (('a', 'c', 'b'), (1, 2)), (('a', 'b'), ('names',))):
-        check = class_names_check(named, names)
-        assert check.passed == (not differing) and all(f'{one}:' in check.detail for one in differing)
 
 
 def test_another_checkpoint_is_a_note_where_the_graphs_are_equal_and_a_failure_elsewhere():
