@@ -77,6 +77,21 @@ def operator(file, domain):
     return graph_of(file, edit)
 
 
+def exported_from(file, checkpoint='a', **entries):
+    """Add metadata as an export writes them."""
+
+    def edit(model):
+        for entry, value in dict(entries, checkpoint_sha256=checkpoint * 64).items():
+            model.metadata_props.add(key=f'mm2onnx.{entry}', value=json.dumps(value))
+
+    def change(folder):
+        model = onnx.load(folder / file)
+        edit(model)
+        onnx.save(model, folder / file)
+
+    return change
+
+
 M, S = 'model_params.', 'model_params.detection_score_thresholds.'
 CENTERPOINT = {
     'no manifest': (drop(ML), ML, '', 'missing-file'),
@@ -105,8 +120,23 @@ CENTERPOINT = {
     'halves': (retype(HEAD, 'heatmap', TensorProto.FLOAT16), HEAD, 'heatmap', 'type'),
     'an operator of nobody': (operator(HEAD, 'custom'), HEAD, 'odd', 'operator'),
     'sizes as mmdet3d 1.0 has them': (stored(HEAD, 'dim_order', [0, 1, 2]), HEAD, 'rot', 'convention'),
+    'another contract': (exported_from(HEAD, options=dict(contract='deploy')), HEAD, '', 'contract'),
     'no remapper': (drop(REMAPPER), ML, 'class_remapper_param_path', 'path'),
 }
+NAN = np.full((9, 32), np.nan, np.float32)
+CENTERPOINT['weights without a number'] = stored(ENCODER, 'w', NAN), ENCODER, 'w', 'not-finite'
+VALUES = [
+    ('head_engine_path', 'pts_voxel_encoder.engine', 'path'),  # as the other one
+    ('encoder_engine_path', '../x.engine', 'path'),
+    (f'{M}voxel_size', [1, 1, 8], 'ros-type'),
+    (f'{M}yaw_norm_thresholds', [0.0] * 4, 'value'),
+    (f'{M}point_feature_size', 5, 'value'),
+    (f'{M}class_names', ['CAR', 'CAR', 'BUS'], 'class'),
+    (f'{S}min_confidence_scores.CAR', [0.4], 'value'),
+    (f'{S}distance_bin_upper_limits', [9.0, 4.0], 'value'),
+]
+"""Key of the manifest, a wrong value, and the rule that it breaks."""
+CENTERPOINT |= {name: (key(ML, name, value), ML, name, rule) for name, value, rule in VALUES}
 
 
 def plain(folder):
@@ -162,21 +192,6 @@ def test_folders_of_no_node_and_of_two_are_refused(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(ModelFileError, match='camera_streampetr'):
         check(tmp_path)
-
-
-def exported_from(file, checkpoint='a', **entries):
-    """Add metadata as an export writes them."""
-
-    def edit(model):
-        for entry, value in dict(entries, checkpoint_sha256=checkpoint * 64).items():
-            model.metadata_props.add(key=f'mm2onnx.{entry}', value=json.dumps(value))
-
-    def change(folder):
-        model = onnx.load(folder / file)
-        edit(model)
-        onnx.save(model, folder / file)
-
-    return change
 
 
 def test_values_that_are_not_those_of_the_export_are_errors(tmp_path):

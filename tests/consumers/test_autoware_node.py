@@ -1,9 +1,9 @@
 """The port of lidar_centerpoint computes the numbers of the node's own tests, and what its formulas say."""
 
+import dataclasses
 import math
 
 import numpy as np
-import pytest
 
 import toy_autoware
 from mmdeploy_ext.consumers.autoware import boxes
@@ -89,18 +89,34 @@ def test_a_cell_is_decoded_as_in_the_nodes_test():
     np.testing.assert_allclose(found.scores, [1 / (1 + math.exp(-1))], rtol=1e-5)
 
 
+def test_cells_of_two_voxels_of_unequal_sides_are_decoded():
+    given = settings(
+        point_cloud_range=(-8.0, -2.0, -4.0, 8.0, 2.0, 6.0),
+        voxel_size=(0.5, 0.25, 10.0),
+        downsample_factor=2,
+        yaw_norm_thresholds=(0.0, 0.0, 1.0),
+        has_twist=False,
+    )
+    sizes = dict(heatmap=3, reg=2, height=1, dim=3, rot=2, vel=2)
+    maps = {name: np.zeros((1, count, 8, 16), np.float32) for name, count in sizes.items()}
+    maps['heatmap'] -= 10
+    for name, values in dict(heatmap=[-10, -10, 1], reg=[0.5, 0.25], rot=[1, 0], vel=[5, -5]).items():
+        maps[name][0, :, 6, 3] = values
+    (found,) = boxes.decode(maps, given).boxes
+    assert found.tolist() == [-4.5, 1.125, -0.5, 1, 1, 1, np.float32(-np.pi), 0, 0]
+
+
+def test_a_score_reaches_the_threshold_of_the_bin_that_its_distance_begins():
+    given = settings(limits=(5.0, 9.0), scores=((0.6, 0.6, 0.0), (0.5, 0.5, 0.0)))
+    xy = np.float32([[3, 4], [0, 2], [0, 9], [1, 1]])
+    passed = boxes.passing(xy, np.float32([0.5, 0.5, 0.9, 0]), np.array([0, 1, 0, 2]), given)
+    assert passed.tolist() == [True, False, False, False]
+
+
 def test_a_short_sine_and_cosine_is_no_box():
     strict = settings(yaw_norm_thresholds=(0.5, 0.5, 0.5))
     assert len(boxes.decode(outputs(strict, rot=[0.1, 0.17]), strict).scores) == 0
     assert len(boxes.decode(outputs(strict), strict).scores) == 1
-
-
-@pytest.mark.parametrize(
-    ('limits', 'scores', 'count'), [((50.0,), ((0.3,) * 3,), 0), ((50.0, 90.0), ((0.9,) * 3, (0.3,) * 3), 1)]
-)
-def test_scores_are_those_of_the_bin_of_distance(limits, scores, count):
-    given = settings(limits=limits, scores=scores)
-    assert len(boxes.decode(outputs(given), given).scores) == count
 
 
 def objects(rows):
@@ -129,6 +145,18 @@ def test_two_boxes_in_one_place_are_one_and_half_a_metre_is_far_enough():
     assert found.boxes[:, 0].tolist() == [0, 0.5]
 
 
+def test_the_nodes_limits_of_overlap_are_a_tenth_and_ten_metres():
+    row = objects([(0, 0, 22, 2, 0), (-15, 0, 22, 2, 0), (9.5, 0, 22, 2, 1), (0.5, 0.5, 22, 2, 2)])
+    found = boxes.suppressed(row, ('CAR', 'TRUCK', 'PEDESTRIAN'))
+    assert found.boxes[:, 0].tolist() == [0, -15, 0.5]
+    wide = objects([(0, 0, 4, 1, 0), (0, 0.75, 4, 1, 0), (3.5, 0, 4, 1, 0)])  # IoUs of 1 / 7 and 1 / 15
+    assert boxes.suppressed(wide, ('CAR',)).boxes[:, 0].tolist() == [0, 3.5]
+    pairs = objects(
+        [(0, 0, 4, 2, 0), (1, 0, 2, 2, 0), *[(9, 0, 0.2, 0.2, 0)] * 2, *[(9, 9, 0.05, 0.05, 0)] * 2]
+    )
+    assert boxes.overlap_nms(pairs, set(), 0.5, 10.0).tolist() == [0, 1, 2, 4, 5]
+
+
 def test_settings_are_those_of_the_manifest():
     found = CenterPointSettings.of(toy_autoware.CENTERPOINT)
     assert found.scores.tolist() == [[0.4, 0.4, 0.4], [0.3, 0.3, 0.3]] and found.grid == (16, 8)
@@ -144,3 +172,5 @@ def test_eleven_values_are_those_of_another_exporters_test():
     features, at = decorated(np.float32([[1.25, 0.9, -0.5, 7, 0.05]]), small)
     assert at.tolist() == [[1, 2]]
     np.testing.assert_allclose(features[0, 0], [1.25, 0.9, -0.5, 7, 0.05, 0, 0, 0, 0, 0.15, -0.5], atol=1e-6)
+    ten = dataclasses.replace(small, point_feature_size=4, encoder_in_feature_size=10)
+    assert decorated(np.float32([[1.25, 0.9, -0.5, 7]]), ten)[0].shape == (1, 32, 10)

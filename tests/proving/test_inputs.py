@@ -8,9 +8,12 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.references import (
     InputReference,
+    changed_children,
     empty_reference,
+    object_boxes,
     reference_with_empty_image,
 )
+from mmdeploy_ext.runtime.detections import Detections, Instances
 from toy_atss import PICTURE, load_toy
 
 
@@ -114,3 +117,21 @@ def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_
         assert by_rule[title].rescale
     height, width = by_rule['portrait'].images[0].tensor.shape[1:]
     assert height > width
+
+
+def test_objects_are_shares_of_an_oblong_picture_and_score_half_of_the_best():
+    boxes, scores = np.float32([[20, 5, 60, 45]] * 3), np.float32([0.6, 0.31, 0.29])
+    found = object_boxes(Detections(boxes, scores, np.zeros(3)), (50, 200))
+    np.testing.assert_allclose(found, [[0.1, 0.1, 0.3, 0.9]] * 2, rtol=1e-6)
+    masks = np.zeros((3, 40, 100), bool)
+    masks[:, 10:20, 30:50] = True
+    found = object_boxes(Instances(masks, scores, np.zeros(3)), (50, 200))
+    np.testing.assert_allclose(found, [[0.3, 0.25, 0.5, 0.5]] * 2, rtol=1e-6)
+
+
+def test_state_that_a_run_leaves_is_seen_in_the_sums_of_the_children():
+    first = dict(backbone=[1.0, 2.0], neck=[3.0], head=[])
+    assert changed_children(first, dict(first)) == []
+    assert changed_children(first, dict(first, backbone=[1.0, 2.1])) == ['backbone']
+    assert changed_children(first, dict(first, neck=[3.0, 3.0])) == ['neck']
+    assert changed_children(first, dict(backbone=[], neck=[], head=[])) == []

@@ -1,13 +1,18 @@
 """What a file says of its export is compared with the config, and taken from neither side in silence."""
 
 import dataclasses
+from types import SimpleNamespace as Names
 
 import pytest
 
 from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proving.provenance import (
+    asked_checks,
+    companion_checks,
+    hash_checks,
     refuse_other_settings,
     settings_check,
     stale_reason,
@@ -41,11 +46,42 @@ def test_an_override_that_the_config_lacks_is_not_taken_from_the_file(overrides,
     assert given.passed
 
 
-def test_another_name_of_a_class_makes_a_file_stale():
+STALE = {
+    'list of class names': dict(classes=('a', 'b')),
+    'config': dict(config_sha256='0'),
+    'checkpoint': dict(checkpoint_sha256='0'),
+    'export options': dict(options=dict(opset=7)),
+    'versions': dict(versions={}),
+    'source of its classes': dict(model_classes=({},)),
+    'contract': dict(spec=GraphSpec('m', (), ())),
+}
+
+
+def test_a_file_of_another_export_is_stale():
     recorded = read_metadata('demo/atss_toy.onnx')
-    assert stale_reason(recorded, recorded) == ''
-    renamed = dataclasses.replace(recorded, classes=('other', *recorded.classes[1:]))
-    assert stale_reason(recorded, renamed) == 'stale: another list of class names'
+    overridden = dict(recorded.options, cfg_options=dict(data=1))  # settings_check compares these
+    assert stale_reason(recorded, dataclasses.replace(recorded, options=overridden)) == ''
+    for title, changes in STALE.items():
+        assert stale_reason(recorded, dataclasses.replace(recorded, **changes)) == f'stale: another {title}'
+
+
+def test_options_are_compared_one_by_one():
+    checks = asked_checks(dict(opset=17, keep_fp32=['a']), dict(opset=17, keep_fp32=('a',), form='raw'))
+    assert [check.passed for check in checks] == [True, True, False]
+
+
+def test_another_checkpoint_is_a_note_where_the_graphs_are_equal_and_a_failure_elsewhere():
+    deployment, recorded = Names(checkpoint_sha256='a', config_sha256='b'), dict(checkpoint='a', config='c')
+    for is_same, passed, count in ((True, [True], 1), (False, [True, False], 0)):
+        checks, notes = hash_checks(deployment, recorded, is_same)
+        assert [check.passed for check in checks] == passed and len(notes) == count
+
+
+def test_companions_are_compared_word_by_word(tmp_path):
+    (tmp_path / 'a').write_text('x: 1\ny: 2\n')
+    (tmp_path / 'b').write_text('x: 1\n')
+    expected = dict(a='x: 1\ny: 2\n', b='x: 1\ny: 2\n', c='')
+    assert [check.passed for check in companion_checks(tmp_path, expected)] == [True, False, False]
 
 
 def test_tools_that_are_instructed_by_a_file_refuse_other_settings_with_what_to_type():

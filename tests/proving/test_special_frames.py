@@ -1,5 +1,6 @@
 """Moments in which one thing of the rig changes: what is kept of a rig has to look at every matrix."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -10,10 +11,12 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime
 from mmdeploy_ext.preprocess.cameras import Calibration
-from mmdeploy_ext.proving.drive import SPECIAL, special_frames
+from mmdeploy_ext.proving.drive import SPECIAL, drawn_frames, special_frames, with_moment
+from mmdeploy_ext.proving.frames import best_scores_row
 from mmdeploy_ext.proving.levels.drive_run import DriveBars, Modes
 from mmdeploy_ext.runtime import frame_checks
-from mmdeploy_ext.runtime.frames import FusedFrame
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import Frame, FusedFrame
 from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.synthetic.moments import (
     changed_drive,
@@ -63,6 +66,27 @@ def test_frames_of_a_drive_have_rigs_that_are_let_through_and_differ_in_one_thin
     focal_lengths = [rig.intrinsics[:, [0, 1], [0, 1]] for rig in rigs]
     assert (np.abs(focal_lengths[3] / focal_lengths[2] - 1) > 0.3).any(1).sum() == 1  # of one camera alone
     assert not frames[-1].images.any() and len({frame.scene_token for frame in frames}) == 1
+
+
+def test_frames_without_a_moment_are_half_a_second_apart_and_others_stay():
+    bare = Frame(np.zeros((1, 3, 2, 2), np.float32), *[None] * 5)
+    late = with_moment(bare, 3)
+    assert (late.timestamp_s, late.scene_token, late.ego_pose.tolist()) == (1.5, '', np.eye(4).tolist())
+    kept = with_moment(dataclasses.replace(bare, timestamp_s=9.0, scene_token='a'), 3)
+    assert (kept.timestamp_s, kept.scene_token) == (9.0, 'a')
+    assert with_moment(late, 5) is late
+
+
+def test_frames_in_the_report_are_spread_over_the_drive():
+    assert drawn_frames(16) == {2, 6, 10, 14} and drawn_frames(2) == {0, 1} and drawn_frames(1) == {0}
+
+
+def test_the_best_score_of_an_empty_sweep_may_exceed_pytorchs_by_a_bar():
+    def found(*scores):
+        return Detections3D(np.zeros((len(scores), 9)), np.array(scores), np.zeros(len(scores), int))
+
+    for scores, excess in (((0.1, 0.75), False), ((0.9,), True), ((), False)):
+        assert best_scores_row(found(0.5, 0.2), found(*scores)).passed == (not excess)
 
 
 class Blind(ToyStepper):

@@ -7,10 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proving.file_checks import (
-    check_interface,
-    check_structure,
-)
+from mmdeploy_ext.proving.file_checks import check_interface, check_structure, not_compared
+from mmdeploy_ext.tasks.results import AS_WRITTEN, EDITED, QUANTIZED
 
 
 @pytest.mark.parametrize(
@@ -35,6 +33,37 @@ def test_defaults_of_optional_inputs_are_those_of_the_spec(value, said):
     assert (check.passed, check.detail) == (not said, said)
     required = check_interface(model, GraphSpec('g', (TensorSpec('size', 'float32', ('B', 2)),), (y,)))[0]
     assert required.passed == (value is None)
+
+
+ALONE = {
+    'random': lambda graph, spec: graph.node.add(op_type='RandomNormalLike', input='x', output='z'),
+    'reaches an output': lambda graph, spec: graph.node[0].input.__setitem__(0, 'w'),
+    'precision': lambda graph, options: options.update(precision='fp16'),
+    'shape inference': lambda graph, spec: graph.node[0].__setattr__('op_type', 'Shape'),
+    'outputs equal': lambda graph, spec: graph.output[0].type.tensor_type.shape.dim[1].Clear(),
+}
+
+
+@pytest.mark.parametrize('check', ['', *ALONE])
+def test_each_check_of_a_file_alone_finds_its_fault(check):
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 2)) for name in 'xy')
+    weight = numpy_helper.from_array(np.ones((1, 2), np.float32), 'w')
+    graph = helper.make_graph([helper.make_node('Neg', ['x'], ['y'])], 'g', [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)])
+    spec = GraphSpec('g', *((TensorSpec(name, 'float32', (1, 2)),) for name in 'xy'))
+    metadata = SimpleNamespace(options=dict(opset=17), spec=spec)
+    ALONE.get(check, lambda *_: None)(model.graph, metadata.options)
+    wrong = [one.name for one in check_structure(model, metadata) if not one.passed]
+    assert any(check in name for name in wrong) == bool(check), wrong
+
+
+def test_a_graph_is_left_uncompared_for_a_stated_reason_alone():
+    no = dict(edited=False, written=False)
+    assert not_compared('g', 3, (), **no) is None
+    assert not_compared('g', 3, (), **no | dict(written=True)).left_out == AS_WRITTEN
+    assert not_compared('g', 3, ('fp16',), **no | dict(edited=True)).left_out == EDITED
+    assert not_compared('g', 3, ('quantize int8',), **no).left_out == QUANTIZED
+    assert not not_compared('g', 3, ('quantize int8', 'replace'), **no).passed
 
 
 def test_the_opset_is_that_of_the_options():

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
-from mmdeploy_ext.proving.open_points import count_voxels, limits_of, unreached
+from mmdeploy_ext.proving.open_points import count_voxels, counts_of_images, limits_of, unreached
 from mmdeploy_ext.tasks.results import Case
 
 
@@ -29,9 +29,15 @@ def test_limits_of_proposals_are_those_of_rpn():
     assert limits_of(dict(max_per_img=100), {}) == dict(max_per_img=100)
 
 
+def test_the_fullest_picture_of_a_batch_counts():
+    outputs = dict(candidates=np.array([7, 9]), proposal_candidates=np.array([4, 2]), labels=np.zeros(3))
+    counts = counts_of_images([range(3), range(5)], outputs)
+    assert counts == dict(max_candidates=9, max_proposals=4, max_per_img=5)
+
+
 def test_voxels_are_counted_without_their_limit():
     points = np.random.default_rng(0).uniform(-2, 2, (200, 4)).astype(np.float32)
-    rule = VoxelRule((-1.0, -1.0, -1.0, 1.0, 1.0, 1.0), (0.5, 0.5, 0.5), 5, 10**6, 'zyx', 4)
+    rule = VoxelRule((-1.0, -2.0, -0.5, 1.0, 1.0, 1.0), (0.5, 0.25, 1.5), 5, 10**6, 'zyx', 4)
     count = len(voxelise(points, rule)[0])
     assert count_voxels(points, rule) == count > 10
     assert count_voxels(points, dataclasses.replace(rule, max_voxels=3)) == count

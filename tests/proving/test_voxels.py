@@ -12,12 +12,12 @@ from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.proving.frames import compare_preparation
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 
-RULE = VoxelRule((-6.0, -6.0, -2.0, 6.0, 6.0, 2.0), (0.5, 0.5, 0.5), 5, 300, 'xyz', 5)
+RULE = VoxelRule((-6.0, -4.0, -2.0, 6.0, 5.0, 2.0), (0.5, 0.25, 0.8), 5, 300, 'xyz', 5)
 
 
 def judged(order='xyz', points=5, limit=300, **changes):
     """Compare a rule, in which the values that begin with `rule_` are changed, with mmcv's layer."""
-    layer = Voxelization([0.5] * 3, [-6, -6, -2, 6, 6, 2], points, (100, limit)).eval()
+    layer = Voxelization([*RULE.voxel_size], [*RULE.point_cloud_range], points, (100, limit)).eval()
     mode = 'dynamic' if -1 in (points, limit) else 'hard'
     rule = dataclasses.replace(RULE, order=order, max_points=points, max_voxels=limit, mode=mode).to_json()
     changed = {key.removeprefix('rule_'): value for key, value in changes.items()}

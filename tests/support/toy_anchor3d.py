@@ -12,13 +12,13 @@ from toy_spread import spread_out
 
 CLASSES = 'car', 'bus', 'truck'
 HEAD = """
-pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]
+pc_range = [-6.4, -8.0, -1.6, 6.4, 8.0, 1.6]
 norm = dict(type='BN', eps=1e-3, momentum=0.01)
 head = dict(
     type='Anchor3DHead', num_classes=3, in_channels=16, feat_channels=16, use_direction_classifier=True,
     anchor_generator=dict(
         type='AlignedAnchor3DRangeGenerator',
-        ranges=[[-6.4, -6.4, z, 6.4, 6.4, z] for z in (-0.6, -1.0, -1.2)],
+        ranges=[[-6.4, -8.0, z, 6.4, 8.0, z] for z in (-0.6, -1.0, -1.2)],
         sizes=[[0.8, 0.6, 1.7], [1.8, 0.6, 1.7], [3.9, 1.6, 1.5]], rotations=[0, 1.57], reshape_out=False),
     diff_rad_by_sin=True, bbox_coder=dict(type='DeltaXYZWLHRBBoxCoder'),
     loss_cls=dict(type='FocalLoss', use_sigmoid=True), loss_bbox=dict(type='SmoothL1Loss'),
@@ -33,7 +33,7 @@ layer = dict(max_num_points=4, voxel_size=[0.4, 0.4, 3.2], max_voxels=(500, 600)
 vfe = dict(type='HardVFE', in_channels=5, feat_channels=[16, 16], with_distance=False,
            with_cluster_center=True, with_voxel_center=True, voxel_size=(0.4, 0.4, 3.2),
            point_cloud_range=pc_range, norm_cfg=dict(type='BN1d'))
-scatter = dict(type='PointPillarsScatter', in_channels=16, output_shape=[32, 32])
+scatter = dict(type='PointPillarsScatter', in_channels=16, output_shape=[40, 32])
 """
 KITTI = """
 model = dict(
@@ -47,7 +47,7 @@ NUSCENES = """
 head.update(
     bbox_coder=dict(type='DeltaXYZWLHRBBoxCoder', code_size=9), dir_offset=-0.7854, in_channels=16,
     anchor_generator=dict(
-        type='AlignedAnchor3DRangeGenerator', scales=[1, 2], ranges=[[-6.4, -6.4, -0.8, 6.4, 6.4, -0.8]],
+        type='AlignedAnchor3DRangeGenerator', scales=[1, 2], ranges=[[-6.4, -8.0, -0.8, 6.4, 8.0, -0.8]],
         sizes=[[0.8, 0.6, 1.7], [3.9, 1.6, 1.5]], custom_values=[0, 0],
         rotations=[0, 1.57], reshape_out=True))
 test.update(use_rotate_nms=False, nms_thr=0.3)
@@ -64,7 +64,7 @@ head.update(
     type='ShapeAwareHead', bbox_coder=dict(type='DeltaXYZWLHRBBoxCoder', code_size=9), dir_offset=-0.7854,
     anchor_generator=dict(
         type='AlignedAnchor3DRangeGeneratorPerCls',
-        ranges=[[-6.4, -6.4, z, 6.4, 6.4, z] for z in (-0.6, -1.0, -1.2)],
+        ranges=[[-6.4, -8.0, z, 6.4, 8.0, z] for z in (-0.6, -1.0, -1.2)],
         sizes=[[0.8, 0.6, 1.7], [1.8, 0.6, 1.7], [3.9, 1.6, 1.5]], custom_values=[0, 0], rotations=[0, 1.57],
         reshape_out=False),
     tasks=[dict(num_class=2, class_names=['car', 'bus'], shared_conv_channels=(8, 8),
@@ -84,7 +84,7 @@ second['layer_strides'] = [1, 2]
 model = dict(
     type='VoxelNet', voxel_layer=layer, voxel_encoder=dict(type='HardSimpleVFE', num_features=5),
     middle_encoder=dict(
-        type='SparseEncoder', in_channels=5, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,
+        type='SparseEncoder', in_channels=5, sparse_shape=[9, 40, 32], base_channels=4, output_channels=8,
         encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), block_type='basicblock'),
     backbone=second, neck=neck, bbox_head=head, test_cfg=test)
 """
@@ -107,7 +107,7 @@ SASSD = VOXELS.replace("'VoxelNet'", "'SASSD'").replace("'SparseEncoder'", "'Spa
 SPREAD_TEST = {
     'score_thr=0.1': 'score_thr=0.03',
     'nms_pre=100, max_num=40': 'nms_pre=300, max_num=160',
-    'ranges=[[-6.4, -6.4, z, 6.4, 6.4, z] for': 'ranges=[[-6.4, -5.6, z, 6.0, 6.4, z] for',
+    'ranges=[[-6.4, -8.0, z, 6.4, 8.0, z] for': 'ranges=[[-6.4, -7.2, z, 6.0, 8.0, z] for',
 }
 """Words of toys whose results are of all scores, and whose limits drop something."""
 SPREAD = dict(

@@ -51,10 +51,10 @@ def test_anchors_equal_mmdet3ds(tmp_path, kind):
 def test_anchors_of_classes_with_maps_of_their_own_equal_mmdet3ds():
     deployment, folder, *_ = toy_anchor3d.exported('shapes')
     rule = read_metadata(paths_of(folder)[-1]).postprocess
-    assert rule.cells == (16, 16, 16, 16, 8, 8)
+    assert rule.cells == (20, 16, 20, 16, 10, 8)
     generator = deployment.model.pts_bbox_head.anchor_generator
     other = dataclasses.replace(rule, cells=(6, 4, 6, 4, 3, 2))
-    for chosen, sizes in ((rule, [(16, 16), (16, 16), (8, 8)]), (other, [(6, 4), (6, 4), (3, 2)])):
+    for chosen, sizes in ((rule, [(20, 16), (20, 16), (10, 8)]), (other, [(6, 4), (6, 4), (3, 2)])):
         (expected,) = generator.grid_anchors(sizes, device='cpu')
         np.testing.assert_allclose(runtime.anchors_by_range(chosen), torch.cat(expected).numpy(), atol=2e-6)
 
@@ -64,13 +64,13 @@ def test_pillars_of_all_their_points_equal_upstreams_encoder(mode, distance):
     toy_anchor3d.register()
     from mmdet3d.models.builder import build_middle_encoder, build_voxel_encoder
 
-    limits, size = (-6.4, -6.4, -1.6, 6.4, 6.4, 1.6), (0.4, 0.4, 3.2)
+    limits, size = (-6.4, -4.8, -1.6, 6.4, 6.0, 1.6), (0.4, 0.3, 3.2)
     torch.manual_seed(0)
     encoder = build_voxel_encoder(
         dict(type='DynamicPillarFeatureNet', in_channels=5, feat_channels=[8, 6], with_distance=distance,
              mode=mode, voxel_size=size, point_cloud_range=limits)
     ).eval()  # fmt: skip
-    scatter = build_middle_encoder(dict(type='PointPillarsScatter', in_channels=6, output_shape=[32, 32]))
+    scatter = build_middle_encoder(dict(type='PointPillarsScatter', in_channels=6, output_shape=[36, 32]))
     for norm in (layer[1] for layer in encoder.pfn_layers):
         norm.running_mean.normal_()
         norm.bias.data.normal_()

@@ -27,7 +27,7 @@ def checked(path):
 def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
     deployment, folder, *_ = toy_anchor3d.exported(kind)
     points = sweep(2, 6000, spread=1.1)
-    points[:, :3] = np.random.default_rng(0).uniform(-6.4, 6.4, (6000, 3))
+    points[:, :3] = np.random.default_rng(0).uniform(-1, 1, (6000, 3)) * [6.4, 8.0, 1.6]
     limit, cells = deployment.rule.max_voxels, len(np.unique(np.floor(points[:, :2] / 0.4), axis=0))
     assert limit in (600, -1) and cells > 600
     assert kind == 'dynamic' or len(voxelise(points, deployment.rule)[0]) == limit
@@ -40,9 +40,9 @@ def test_a_quotient_just_below_a_whole_number_is_that_number(tmp_path):
     """(0.3 - 0) / 0.1 is 2.9999999999999996 in float64, (8.7 - 0) / 0.3 is 28.999998 in float32."""
     toy_anchor3d.register()
     words = {
-        '[-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]\nnorm': '[0, 0, -1.6, 8.7, 8.7, 1.6]\nnorm',
+        '[-6.4, -8.0, -1.6, 6.4, 8.0, 1.6]\nnorm': '[0, 0, -1.6, 8.7, 8.7, 1.6]\nnorm',
         'voxel_size=[0.4, 0.4, 3.2], max_voxels': 'voxel_size=[0.3, 0.3, 3.2], max_voxels',
-        'output_shape=[32, 32]': 'output_shape=[29, 29]',
+        'output_shape=[40, 32]': 'output_shape=[29, 29]',
     }
     path = toy_anchor3d.write_config(tmp_path, 'kitti', words=words)
     checked(path)

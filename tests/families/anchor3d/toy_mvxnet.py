@@ -32,7 +32,7 @@ model = dict(
                           img_levels=[0, 1, 2, 3, 4], align_corners=False, activate_out=True,
                           fuse_out=False)),
     pts_middle_encoder=dict(
-        type='SparseEncoder', in_channels=16, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,
+        type='SparseEncoder', in_channels=16, sparse_shape=[9, 40, 32], base_channels=4, output_channels=8,
         encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), block_type='basicblock'),
     pts_backbone=second, pts_neck=neck, pts_bbox_head=head, test_cfg=dict(pts=test))
 del head, test, second, neck, layer, norm, vfe, scatter

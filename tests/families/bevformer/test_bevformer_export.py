@@ -8,6 +8,10 @@ import pytest
 import torch
 
 import recorded
+from eager_files import eager_row
+from mmdeploy_ext.consumers.autoware.check import read_manifest, sizes_of
+from mmdeploy_ext.consumers.autoware.nodes import BEVFORMER
+from mmdeploy_ext.consumers.folder_rules import expected_shape
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.bevformer import runtime
@@ -35,6 +39,25 @@ def test_the_file_is_proven_as_a_stream(deployment, paths):
     verdict, _ = prove(deployment, paths, drive(deployment))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 300
+
+
+@pytest.mark.parametrize('contract', ['trt-plugin', 'autoware'])
+def test_the_loops_of_other_programs_give_the_results_of_pytorch(deployment, tmp_path, contract):
+    row, specs = eager_row(deployment, tmp_path, drive(deployment), contract=contract)
+    assert row.passed and row.matched >= 100, row.reasons
+    (spec,) = specs.values()
+    if contract == 'trt-plugin':
+        assert spec.input_names == ['image', 'prev_bev', 'use_prev_bev', 'can_bus', 'lidar2img']
+        assert spec.output_names == ['bev_embed', 'outputs_classes', 'outputs_coords']
+        return
+    values, violations = read_manifest(BEVFORMER, tmp_path)
+    sizes, (file,) = sizes_of(BEVFORMER, values), BEVFORMER.files
+    bound = [(tensor.name, expected_shape(tensor.axes, sizes)) for tensor in (*file.inputs, *file.outputs)]
+    assert (violations, bound) == ([], [(one.name, one.axes) for one in (*spec.inputs, *spec.outputs)])
+    rule, coder = deployment.rule, deployment.cfg.model.pts_bbox_head.bbox_coder
+    expected = dict(mean=[*rule.mean], std=[*rule.std], to_rgb=rule.to_rgb, pc_range=[*coder.pc_range])
+    assert {name: sizes[name] for name in expected} == expected
+    assert sizes['post_center_range'] == [*coder.post_center_range]
 
 
 def test_the_toy_gives_the_recorded_numbers(deployment):

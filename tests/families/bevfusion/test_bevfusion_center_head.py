@@ -17,7 +17,7 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from toy_atss import REPO
 
 HEAD = toy_bevfusion.CENTERS['heads']['object']
-CELLS, STEP, ORIGIN = 24, 1.6, -19.2
+CELLS, STEP, ORIGIN = (24, 20), 1.6, torch.tensor([-19.2, -16.0])
 
 
 def head(**changes):
@@ -30,8 +30,8 @@ def head(**changes):
 def maps_of(model, boxes, labels):
     """Return the maps that stand for boxes (n, 9), bottom centres, in the model's columns."""
     found = [
-        {name: torch.zeros(1, count, CELLS, CELLS) for name, (count, _) in HEAD['common_heads'].items()}
-        | dict(heatmap=torch.full((1, count, CELLS, CELLS), -20.0))
+        {name: torch.zeros(1, count, *CELLS) for name, (count, _) in HEAD['common_heads'].items()}
+        | dict(heatmap=torch.full((1, count, *CELLS), -20.0))
         for count in model.counts
     ]
     firsts = np.cumsum([0, *model.counts])
@@ -56,7 +56,7 @@ BOXES = torch.tensor(
     [
         [-10.3, 4.1, -1.0, 1.9, 4.5, 1.6, 0.4, 1.0, -2.0],
         [12.7, -15.2, -0.5, 2.5, 8.0, 3.0, -2.0, 0.0, 0.5],
-        [3.3, 17.9, -1.5, 0.6, 0.7, 1.8, 3.0, 0.3, 0.2],
+        [3.3, 14.7, -1.5, 0.6, 0.7, 1.8, 3.0, 0.3, 0.2],
     ]
 )
 LABELS = torch.tensor([0, 4, 8])

@@ -19,22 +19,22 @@ from toy_centerpoint import register
 register()
 
 PUBLISHED = f'{REPO}/projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py'
-RANGE, VOXEL = [-19.2, -19.2, -5.0, 19.2, 19.2, 3.0], [0.2, 0.2, 0.2]
-BOUND, SIZE = [-19.2, 19.2, 0.8], [64, 96]
+RANGE, VOXEL = [-19.2, -16.0, -5.0, 19.2, 16.0, 3.0], [0.2, 0.2, 0.2]
+X_BOUND, Y_BOUND, SIZE = [-19.2, 19.2, 0.8], [-16.0, 16.0, 0.8], [64, 96]
 CHANGES = dict(
     encoders=dict(
         camera=dict(
             backbone=dict(depth=18, base_channels=16, stem_channels=16),
             neck=dict(in_channels=[32, 64, 128], out_channels=32),
             vtransform=dict(
-                in_channels=32, out_channels=16, image_size=SIZE, feature_size=[8, 12], xbound=BOUND,
-                ybound=BOUND, dbound=[1.0, 21.0, 1.0],
+                in_channels=32, out_channels=16, image_size=SIZE, feature_size=[8, 12], xbound=X_BOUND,
+                ybound=Y_BOUND, dbound=[1.0, 21.0, 1.0],
             ),
         ),
         lidar=dict(
             voxelize=dict(point_cloud_range=RANGE, voxel_size=VOXEL),
             backbone=dict(
-                sparse_shape=[192, 192, 41], output_channels=32, base_channels=8,
+                sparse_shape=[192, 160, 41], output_channels=32, base_channels=8,
                 encoder_channels=((8, 8, 16), (16, 16, 16), (16, 16, 32), (32, 32)),
             ),
         ),
@@ -47,8 +47,8 @@ CHANGES = dict(
     heads=dict(
         object=dict(
             num_proposals=40, in_channels=64, hidden_channel=32, num_heads=4, ffn_channel=32,
-            train_cfg=dict(voxel_size=VOXEL, point_cloud_range=RANGE, grid_size=[192, 192, 41]),
-            test_cfg=dict(voxel_size=VOXEL[:2], pc_range=RANGE[:2], grid_size=[192, 192, 41]),
+            train_cfg=dict(voxel_size=VOXEL, point_cloud_range=RANGE, grid_size=[192, 160, 41]),
+            test_cfg=dict(voxel_size=VOXEL[:2], pc_range=RANGE[:2], grid_size=[192, 160, 41]),
             bbox_coder=dict(
                 voxel_size=VOXEL[:2], pc_range=RANGE[:2],
                 post_center_range=[-20.0, -20.0, -9.0, 20.0, 20.0, 9.0],
@@ -101,7 +101,7 @@ CENTERS = dict(
             loss_cls=dict(type='GaussianFocalLoss', reduction='mean'),
             loss_bbox=dict(type='L1Loss', reduction='mean', loss_weight=0.25),
             train_cfg=dict(
-                point_cloud_range=RANGE, grid_size=[192, 192, 1], voxel_size=VOXEL, out_size_factor=8,
+                point_cloud_range=RANGE, grid_size=[192, 160, 1], voxel_size=VOXEL, out_size_factor=8,
                 dense_reg=1, gaussian_overlap=0.1, max_objs=50, min_radius=2, code_weights=[1.0] * 10,
             ),
             test_cfg=dict(

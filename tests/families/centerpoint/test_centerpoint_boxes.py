@@ -15,7 +15,7 @@ from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 from toy_centerpoint import register
 
 register()  # circle NMS uncompiled
-SIDE = 24
+ROWS, COLUMNS = 20, 24
 TASKS = [dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'truck'])]
 COMMON = dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2))
 
@@ -59,7 +59,7 @@ def random_outputs(head, seed, heat=-2.0):
         if head.with_velocity:
             values['vel'] = (2, 1)
         drawn = {
-            name: scale * torch.randn(1, channels, SIDE, SIDE, generator=generator)
+            name: scale * torch.randn(1, channels, ROWS, COLUMNS, generator=generator)
             for name, (channels, scale) in values.items()
         }
         drawn['heatmap'] += heat

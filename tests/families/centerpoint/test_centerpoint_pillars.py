@@ -12,7 +12,7 @@ from proofs import prove_outputs
 from toy_centerpoint import ENGINE, paths_of, sweeps
 from verdicts import cases_of, matched_of
 
-RANGE, SIZE = (-4.0, -4.0, -2.0, 4.0, 4.0, 2.0), (0.5, 0.5, 4.0)
+RANGE, SIZE = (-4.0, -3.0, -2.0, 4.0, 5.0, 2.0), (0.5, 0.4, 4.0)
 N, M, D = 40, 6, 4
 
 
@@ -39,14 +39,14 @@ def parts(**changes):
                 value.uniform_(0.2, 1.0)
     channels = cfg['feat_channels'][-1]
     return encoder, build_middle_encoder(
-        dict(type='PointPillarsScatter', in_channels=channels, output_shape=(16, 16))
+        dict(type='PointPillarsScatter', in_channels=channels, output_shape=(20, 16))
     )
 
 
 def cells():
     """Return the points of pillars, of 1 to all points, in places of their own."""
     random = np.random.default_rng(0)
-    place = random.permutation(256)[:N]
+    place = random.permutation(320)[:N]
     coors = np.stack([0 * place, 0 * place, place // 16, place % 16], 1).astype(np.int32)
     counts = (np.arange(N) % M + 1).astype(np.int32)
     points = random.uniform(-4, 4, (N, M, D)).astype(np.float32)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import recorded
+from eager_files import eager_row
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.sparse4d import memory as bank
@@ -53,6 +54,20 @@ OTHERS = [dict(contract='deploy'), dict(grid_sample='operator', exporter='dynamo
 def test_other_files_are_proven(deployment, tmp_path, options):
     verdict, _ = prove(deployment, toy.export(deployment, tmp_path, **options), drive(deployment))
     assert verdict.passed, verdict.failures
+
+
+HEAD_INPUTS = 'feature', 'spatial_shapes', 'level_start_index', 'instance_feature', 'anchor', 'time_interval'
+MEMORY_INPUTS = 'temp_instance_feature', 'temp_anchor', 'mask', 'track_id'
+"""Inputs of SparseEnd2End's heads in their order; those of the rig follow."""
+
+
+def test_the_loop_of_sparseend2end_gives_the_results_of_pytorch(deployment, tmp_path):
+    row, specs = eager_row(deployment, tmp_path, drive(deployment), contract='deploy')
+    assert row.passed and row.matched >= 60, row.reasons
+    _, first, later = specs.values()
+    assert first.input_names == [*HEAD_INPUTS, 'image_wh', 'lidar2img']
+    assert later.input_names == [*HEAD_INPUTS, *MEMORY_INPUTS, 'image_wh', 'lidar2img']
+    assert later.output_names[-1] == 'pred_track_id'
 
 
 def test_the_toy_gives_the_recorded_numbers(tmp_path):

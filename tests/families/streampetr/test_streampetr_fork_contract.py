@@ -11,6 +11,7 @@ import streampetr_seeded as seeded
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
+from eager_files import eager_row
 from marking import in_suite
 from mmdeploy_ext.consumers.streampetr_fork.export import fork_spec
 from mmdeploy_ext.core.config import load_config
@@ -80,6 +81,13 @@ def test_the_contract_is_the_forks(known_version):
     for title in ('inputs', 'outputs'):
         wanted = [(entry['name'], entry['dtype'], tuple(entry['shape'])) for entry in known[title]]
         assert [(tensor.name, tensor.dtype, tensor.axes) for tensor in getattr(found, title)] == wanted
+
+
+def test_the_default_of_the_fork_gives_the_results_of_pytorch(tmp_path):
+    """Version 1.0, with absolute times and a matrix per token; the suite has the others as files."""
+    frames = list(deployed.drive(6))[:3]  # two scenes
+    row, _ = eager_row(deployed.deployment(), tmp_path, frames, contract='fork')
+    assert row.passed and row.matched >= 10, row.reasons
 
 
 def test_each_input_of_the_file_is_an_input(exported_fork):
