@@ -55,7 +55,7 @@ def test_pairs_of_centripetal_shifts_are_those_of_mmdet():
     for corner in corners:  # logarithms of cells: boxes below and above `LARGE`
         maps[f'{corner}_shift'] = maps[f'{corner}_shift'] * 0.15 + torch.tensor([1.2, 2.1]).view(2, 1, 1, 1)
     scale, borders = np.float32([1.5, 1.25, 1.5, 1.25]), np.float32([[2, 3], [0, 5]])
-    meta = dict(img_shape=(118, 164, 3), batch_input_shape=(120, 168), scale_factor=scale)
+    meta = dict(img_shape=(118, 164, 3), pad_shape=(120, 168, 3), scale_factor=scale)
     metas = [dict(meta, border=[top, 0, left, 0]) for top, left in borders]
     names = (f'{corner}_{name}' for name in ('heat', 'off', 'off', 'shift') for corner in corners)
     wanted = head.get_bboxes(*([maps[name].clone()] for name in names), metas, rescale=True)
