@@ -94,7 +94,7 @@ def test_the_first_gap_is_the_middle_of_the_configs_range_of_sweeps():
         (dict(type=SWEEPS), 15),
         (dict(type=SWEEPS, sweep_range=[4, 10]), 7),
     ):
-        cfg = Config(dict(data=dict(test=dict(pipeline=[step]))), cfg_text='', filename='toy.py')
+        cfg = Config(dict(data=dict(test=dict(pipeline=[step]))), cfg_text='x', filename='toy.py')
         assert start_gap_s(cfg) == pytest.approx(sweeps * 0.083)
     cfg.data.test.pipeline[0].sweeps_num = 1
     check_sweeps(cfg, 2)
