@@ -31,7 +31,6 @@ def test_an_original_checkpoint_is_refused_with_the_command_that_converts_it(con
         ('--layout fork', ['--layout fork', '--postprocess raw']),
         ('--layout fork --postprocess raw --dynamic-export', ['--layout fork', 'no batch axis']),
         ('--cfg-options model.mask_head.dynamic_conv_size=3', ['dynamic_conv_size=3']),
-        ('--cfg-options model.mask_head.loss_cls.use_sigmoid=False', ['use_sigmoid']),
     ],
 )
 def test_an_option_that_the_model_does_not_take(more, words, bench):
