@@ -245,37 +245,12 @@ CPP = 'mmdeploy_ext.consumers.bevdet_plugins.cpp_loop'
 BOXES = 'mmdeploy_ext.families.parts.runtime.center_boxes'
 
 
-def moved_frustum(change):
-    """The frustum (D, h, w, 3: x, y, depth) is another one."""
-    return lambda original: lambda *matrices: original(*matrices[:-1], change(matrices[-1].clone()))
-
-
-def half_a_bin(frustum):
-    frustum[..., 2] += 0.5 * (frustum[1, 0, 0, 2] - frustum[0, 0, 0, 2])
-    return frustum
-
-
-def floored(original):
-    def cells_of(points, low, step, count):
-        below = points < low  # truncation would count them
-        return torch.where(below.any(-1), count[0] * count[1], original(points, low, step, count))
-
-    return cells_of
-
-
 FAULTS = {
-    'half a bin': ('bevdet', f'{GRAPHS}:frustum_points', moved_frustum(half_a_bin)),
     'sigmoid on depth': (
         'bevdet',
         f'{GRAPHS}:Network.lift',
         lambda original: lambda *inputs: (original(*inputs)[0].log().sigmoid(), original(*inputs)[1]),
     ),
-    'x and y of the grid exchanged': (
-        'bevdet',
-        f'{GRAPHS}:cells_of',
-        lambda original: lambda points, *grid: original(points[..., [1, 0, 2]], *grid),
-    ),
-    'floor in place of truncation': ('bevdet', f'{GRAPHS}:cells_of', floored),
     'two cameras exchanged': (
         'bevdet',
         f'{RUNTIME}:camera_poses',
@@ -285,20 +260,6 @@ FAULTS = {
         'bevdet4d',
         f'{RUNTIME}:relative_motion',
         lambda original: lambda last, present: original(present, last),
-    ),
-    'border padding': (
-        'bevdet4d',
-        f'{GRAPHS}:sampled',
-        lambda original: (
-            lambda views, grid: torch.nn.functional.grid_sample(
-                views, grid, padding_mode='border', align_corners=True
-            )
-        ),
-    ),
-    'oldest frame first': (
-        'bevdet4d',
-        f'{GRAPHS}:sampled',
-        lambda original: lambda views, grid: original(views, grid).flip(0),
     ),
     'slots that begin empty': (
         'bevdet4d',

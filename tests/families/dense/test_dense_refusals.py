@@ -5,7 +5,7 @@ from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import RetinaHead, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
-from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proving.open_points import untraced_methods
@@ -81,10 +81,3 @@ def test_of_a_distilled_detector_the_student_alone_is_built(tmp_path):
     family.check(cfg, family.choose(height=128, width=128, opset=17))
     assert type(family.build(cfg)).__name__ == 'SingleStageDetector'
     assert cfg.model.type == distilled and cfg.model.teacher_config == 'none.py'
-
-
-def test_guided_anchors_take_one_image():
-    cfg = load_config(mmdet_config('guided_anchoring/ga_retinanet_r50_fpn_1x_coco.py'))
-    family = find_family(cfg)
-    with pytest.raises(UsageError, match='--batch-size 1'):
-        family.check(cfg, family.choose(height=256, width=256, opset=17, batch=2))

@@ -89,11 +89,8 @@ def test_a_sample_keeps_all_cameras_of_its_rig(family, pictures, cameras):
 
 
 def test_the_first_gap_is_the_middle_of_the_configs_range_of_sweeps():
-    for step, sweeps in (
-        (dict(type='Pad'), 15),
-        (dict(type=SWEEPS), 15),
-        (dict(type=SWEEPS, sweep_range=[4, 10]), 7),
-    ):
+    for settings, sweeps in (({}, 15), (dict(sweep_range=[4, 10]), 7)):
+        step = dict(settings, type=SWEEPS)
         cfg = Config(dict(data=dict(test=dict(pipeline=[step]))), cfg_text='x', filename='toy.py')
         assert start_gap_s(cfg) == pytest.approx(sweeps * 0.083)
     cfg.data.test.pipeline[0].sweeps_num = 1

@@ -55,7 +55,6 @@ def test_a_fixed_shape_is_height_and_width(toy):
     spec = toy.family.spec(toy.model, toy.family.choose(height=96, width=128, opset=17))
     assert spec.inputs[0].axes == (1, 3, 96, 128)
     spec = toy.family.spec(toy.model, toy.family.choose(height=96, width=128, opset=17, dynamic_batch=True))
-    assert [tensor.axes[0] for tensor in (*spec.inputs, *spec.outputs)] == ['B'] * 5
     assert spec.inputs[0].axes == ('B', 3, 96, 128)
 
 
