@@ -1,13 +1,18 @@
 """What the runtimes of several families share, at the borders of its inputs; without PyTorch."""
 
-import numpy as np
+import types
 
+import numpy as np
+import pytest
+
+from mmdeploy_ext.families.bevdet.runtime import BevDetOnnx
 from mmdeploy_ext.families.bevformer.runtime import record_of
 from mmdeploy_ext.families.parts.runtime.query_boxes import above, at_least, passing
 from mmdeploy_ext.families.parts.runtime.scores import top_rows
-from mmdeploy_ext.families.petr.runtime import camera_times
+from mmdeploy_ext.families.petr.runtime import PetrOnnx, camera_times
+from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.runtime import frame_checks
-from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 
@@ -30,3 +35,13 @@ def test_small_scores_keep_their_order_and_pass_without_a_threshold():
         assert accepts(scores, 0.5).sum() == (5 if accepts is passing else 0)
     assert above(np.float32([0.5, 0.6]), 0.5).tolist() == [False, True]
     assert at_least(np.float32([0.5, 0.4]), 0.5).tolist() == [True, False]
+
+
+LONGEST_S = (StreamPetrOnnx, 2.0), (PetrOnnx, 2.241), (BevDetOnnx, 1.6)
+
+
+@pytest.mark.parametrize(('runtime', 'longest_s'), LONGEST_S)
+def test_a_gap_begins_a_scene_above_the_limit_of_the_family(runtime, longest_s):
+    opened, last = types.SimpleNamespace(max_gap_s=runtime.gap_s), StreamState({}, None, 0.0, 'a')
+    gaps_s = longest_s - 1e-6, longest_s + 1e-6
+    assert [runtime.begins_scene(opened, last, gap_s, 'a') for gap_s in gaps_s] == [False, True]

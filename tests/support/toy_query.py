@@ -86,7 +86,7 @@ def mask_toy(kind):
     cfg = load_config(mmdet_config(MASKS[kind]))
     model = cfg.model
     model.backbone = small_backbone()
-    things, stuff = (6, 0) if kind == 'instances' else (4, 2)
+    things, stuff = (5, 1) if kind == 'instances' else (4, 2)
     for key in ('panoptic_head', 'panoptic_fusion_head'):
         model[key].update(num_things_classes=things, num_stuff_classes=stuff)
     head = model.panoptic_head

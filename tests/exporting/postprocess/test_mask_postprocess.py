@@ -162,6 +162,39 @@ def test_cells_beyond_the_first_look_still_come_in():
         check(expected, found, at_least=3)
 
 
+FORKS = (SOLOHead, True, 2), (DecoupledSOLOHead, True, 2), (SOLOV2Head, True, 2), (SOLOV2Head, False, 2)
+
+
+@pytest.mark.parametrize(('kind', 'flat', 'batch'), [*FORKS, (SOLOV2Head, True, 1)])
+def test_outputs_in_the_layout_of_the_fork_are_joined_to_the_batched_ones(kind, flat, batch):
+    head, (mmdet, raw) = make_head(kind), random_raw(kind, batch=batch)
+    head.dcn_apply_to_all_conv = flat
+    *rest, scores = mmdet
+    if kind is SOLOV2Head:
+        rest, scores = (mmdet[0], mmdet[2]), [contract_points_nms(level) for level in mmdet[1]]
+    fork = reference.arrange(head, scores, rest, 'fork')
+    found = runtime.batched({name: tensor.numpy() for name, tensor in fork.items()}, facts_of(kind))
+    assert found.keys() >= raw.keys()
+    for name, tensor in raw.items():
+        np.testing.assert_array_equal(found[name], tensor.numpy())
+
+
+@pytest.mark.parametrize(
+    ('changes', 'count'), [(dict(score_thr=0.25), 1), (dict(filter_thr=0.5), 1), (dict(filter_thr=0.25), 2)]
+)
+def test_scores_at_a_threshold_are_results_where_mmdet_has_them(changes, count):
+    kind, scores = DecoupledSOLOHead, [torch.zeros(1, CLASSES, grid, grid) for grid in GRIDS]
+    x, y = ([torch.zeros(1, grid, *QUARTER) for grid in GRIDS] for _ in range(2))
+    scores[0][0, 1, 0, 3], scores[0][0, 2, 4, 0] = 0.5, 0.25
+    x[0][0, [0, 3]], y[0][0, 0, :9], y[0][0, 4, 12:] = 1.0, 1.0, 1.0  # masks that do not meet
+    expected = by_mmdet(kind, (x, y, scores), [(96, 128)], (50, 40), **changes)
+    assert len(expected[0]) == count
+    raw = reference.arrange(make_head(kind), scores, [x, y], 'batched')
+    for results in (by_graph(full_form(kind, **changes), raw, [(96, 128)], (50, 40)),
+                    by_numpy(kind, raw, [(96, 128)], (50, 40), **changes)):  # fmt: skip
+        check(expected, results, at_least=count)
+
+
 @pytest.mark.parametrize('changes', [dict(score_thr=0.999), dict(mask_thr=0.999999)], ids=str)
 def test_no_result_is_an_empty_result(changes):
     kind = SOLOV2Head

@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -35,6 +36,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import OPERATORS
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.bevdet.graphs import view_axes
 from mmdeploy_ext.families.bevdet.runtime import (
     BevDetOnnx,
     border_points,
@@ -276,14 +278,16 @@ def test_the_warp_is_upstreams():
         np.testing.assert_allclose(grid, expected['lt_f0_grid_slice'][index], rtol=0, atol=2e-6)
 
 
-def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(deployed, exports):
-    frame, second = synthetic_drive(2, deployed('bevdet4d').rule, scenes=1)
-    late = dataclasses.replace(second, timestamp_s=frame.timestamp_s + 3.0, scene_token=frame.scene_token)
-    for limits, is_reset in ((dict(), True), (dict(max_gap_s=None), False)):
-        runner = BevDetOnnx(exports('bevdet4d'), **limits)
-        runner.step(frame)
-        assert runner.step(late).was_reset == is_reset
-        assert runner.state.tensors['exists'].sum() == (1 if is_reset else 2)
+def test_a_view_of_unequal_sides_is_warped_by_its_own():
+    facts = SimpleNamespace(grid_low=(-10.0, -3.0, 0.0), grid_step=(0.5, 0.25, 8.0), grid_count=(40, 24, 1))
+    turned, last = np.eye(4), np.array([39, 23, 1])
+    np.testing.assert_allclose(warp(facts, np.eye(4), np.eye(4)) @ last, [1, 1], atol=1e-6)
+    turned[:2, :2] = [[0, -1], [1, 0]]
+    metres = np.array([39 * 0.5 - 10, 23 * 0.25 - 3])
+    source = (np.array([-metres[1], metres[0]]) - facts.grid_low[:2]) / facts.grid_step[:2]
+    np.testing.assert_allclose(cell_motion(facts, turned, np.eye(4))[:2] @ last, source)
+    transformer = SimpleNamespace(grid_size=torch.tensor([40.0, 24, 1]), out_channels=8)
+    assert view_axes(SimpleNamespace(img_view_transformer=transformer)) == (8, 24, 40)
 
 
 FAULTS = {

@@ -1,11 +1,13 @@
 """BEVFormer's portable contract: proven as a stream; faults in graph and runtime are not."""
 
 import dataclasses
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.functional import rotate
 
 import recorded
 from eager_files import eager_row
@@ -15,11 +17,13 @@ from mmdeploy_ext.consumers.folder_rules import expected_shape
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.bevformer import runtime
+from mmdeploy_ext.families.bevformer.family import BevFormerFamily
 from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.models.bevformer.grid import rotate_view
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import bev_motion
 from mmdeploy_ext.runtime.bev_motion import can_bus_record, record_of_pose
-from mmdeploy_ext.runtime.frames import StreamState
+from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from proofs import drive_row
 from toy_frames import BEVFORMER as toy
@@ -162,3 +166,25 @@ def test_records_of_another_kind_than_the_model_was_trained_with_are_refused(dep
             stepper.step(dataclasses.replace(frame, can_bus=quaternion))
     other = dataclasses.replace(frame, can_bus=quaternion)
     np.testing.assert_array_equal(runtime.record_of(other, 'wxyz'), quaternion)
+
+
+def test_a_view_of_unequal_sides_turns_and_moves_by_its_own():
+    transformer = SimpleNamespace(rotate_center=[3, 4], rotate_prev_bev=False, use_shift=True)
+    coder = SimpleNamespace(max_num=7, post_center_range=[-1, -2, -3, 4, 5, 6], score_threshold=None)
+    head = dict(num_classes=2, bbox_coder=coder, bev_h=6, bev_w=9, pc_range=[-8, -10, -5, 10, 20, 3])
+    head = SimpleNamespace(**head, transformer=transformer)
+    facts = BevFormerFamily().facts(SimpleNamespace(pts_bbox_head=head, can_bus_orientation='wxyz'))
+    assert (facts.rotate_prev_bev, facts.can_bus_orientation) == (False, 'wxyz')
+    record, before = np.zeros((2, 18))
+    record[:2], record[16:], before[17] = (3.0, -1.0), (0.8, 45.8), 15.8
+    frame, found = Frame(None, None, None, None, 0.0, None, can_bus=record), {}
+    for moves in (True, False):
+        metadata = SimpleNamespace(postprocess=dataclasses.replace(facts, use_shift=moves))
+        found[moves] = runtime.BevFormerOnnx.feeds_of(SimpleNamespace(metadata=metadata), frame, before)
+    length, angle = np.hypot(3, 1), 0.8 - np.arctan2(-1, 3)
+    expected = length * np.sin(angle) / 18, length * np.cos(angle) / 30
+    np.testing.assert_allclose(found[True]['bev_shift'], expected)
+    assert not found[False]['bev_shift'].any()
+    view, rotation = 1 + torch.arange(54.0).reshape(1, 6, 9), torch.from_numpy(found[True]['bev_rotation'])
+    turned = rotate_view(view.reshape(54, 1), rotation, 6, 9).reshape(1, 6, 9)
+    assert torch.equal(turned, rotate(view, 30.0, center=[3, 4]))

@@ -78,16 +78,19 @@ def test_boxes_there_and_back_by_both_ways():
 
 def test_groups_of_classes_are_thinned_out_by_their_own_rule():
     boxes = np.float32([[0, 0, 0, 2, 1, 1, 0, 0, 0], [1.9, 0, 0, 2, 1, 1, 0, 0, 0]] * 2)
-    scores, labels = np.float32([0.9, 0.8, 0.7, 0.6]), np.array([0, 0, 1, 2])
+    scores, labels = np.float32([0.9, 0.8, 0.7, 0.6]), np.array([0, 0, 1, 3])
     given = Detections3D(boxes, scores, labels)
     circle = Circle(classes=[0], most=9, radius=4.0)
-    rotated = Rotated(classes=[1, 2], most=9, overlap=0.1, first=9, scales=[1.0, 1.0])
+    rotated = Rotated(classes=[1, 3], most=9, overlap=0.1, first=9, scales=[1.0, 1.0])
     assert suppress(given, [circle]).scores.tolist() == scores[[0, 2, 3]].tolist()
     assert len(suppress(given, [rotated])) == 4
     wide = dataclasses.replace(rotated, scales=(1.0, 2.0))
     assert suppress(given, [circle, wide]).scores.tolist() == scores[[0, 2]].tolist()
     assert suppress(given, [dataclasses.replace(wide, first=1)]).scores.tolist() == scores[:3].tolist()
-    one_for_each = Circle(classes=[1, 2], most=9, radius=9.0)  # as files of TransFusion's head have it
+    assert len(suppress(given, [dataclasses.replace(wide, overlap=0.2)])) == 4  # of 8 m2, not 4
+    for rule in (rotated, dataclasses.replace(circle, classes=(1, 3), radius=1.0)):
+        assert suppress(given, [dataclasses.replace(rule, most=1)]).scores.tolist() == scores[:3].tolist()
+    one_for_each = Circle(classes=[1, 3], most=9, radius=9.0)  # as files of TransFusion's head have it
     assert len(suppress(given, one_for_each)) == 4
     assert len(suppress(given, [one_for_each])) == 3
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import pickle
+import types
 
 import numpy as np
 import pytest
 import torch
+from mmcv import Config
 from mmdet3d.datasets import build_dataset
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
@@ -13,8 +15,8 @@ import toy_nuscenes
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.evaluate.evaluation import build_loader
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.bevfusion.runtime.frames import frame_of_rig
-from mmdeploy_ext.families.bevfusion.samples import frame
+from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime, frame_of_rig
+from mmdeploy_ext.families.bevfusion.samples import frame, fusion_rule
 from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
 from mmdeploy_ext.models.datasets.pipelines.fusion import ImageAug3D
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -49,7 +51,16 @@ def test_a_point_of_a_picture_is_where_its_matrix_says():
     """A picture whose values are its columns (or rows), so that a value says where it came from."""
     rows, columns = np.mgrid[:198, :250].astype(np.float32)
     image = np.stack([rows, columns, 0 * rows], -1)
-    found = ImageAug3D([96, 128], [0.7, 0.8], (0.0, 0.1), source=[198, 250])(dict(img=[image] * 2))
+    settings = dict(final_dim=[96, 128], resize_lim=[0.7, 0.8], bot_pct_lim=(0.0, 0.1), source=[198, 250])
+    found = ImageAug3D(**settings)(dict(img=[image] * 2))
+    steps = [
+        dict(settings, type='ImageAug3D'),
+        dict(type='ImageNormalize', mean=[0.1, 0.2, 0.3], std=[1, 2, 3]),
+    ]
+    model = dict(encoders=dict(camera=dict(vtransform=dict(image_size=[96, 128]))))
+    rule = fusion_rule(Config(dict(model=model, data=dict(test=dict(pipeline=steps)))))
+    np.testing.assert_allclose(rule.img_aug_matrix()[0, :2], found['img_aug_matrix'][0][:2])
+    assert rule.views.source == (198, 250) and rule.views.std == (255.0, 510.0, 765.0)
     y, x = 40, 50
     for changed, matrix in zip(found['img'], found['img_aug_matrix'], strict=True):
         was = np.linalg.inv(matrix[:2, :2]) @ (np.array([x + 0.5, y + 0.5]) - matrix[:2, 3])
@@ -113,3 +124,12 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(cfg, tmp_path):
     for name in MATRICES:
         gap = np.abs(found.calibration[name] - wanted.calibration[name]).max()
         assert gap < 1e-6 * np.abs(wanted.calibration[name]).max() + 1e-6, name
+
+
+def test_what_depends_on_the_rig_is_made_again_when_a_matrix_changes():
+    runtime, rigs = (
+        types.SimpleNamespace(_rig=(b'', None)),
+        [dict(a=np.eye(4) * size) for size in (1, 1, 2, 1)],
+    )
+    found = [FusionRuntime.of_rig(runtime, rig, ['a'], lambda rig: rig['a'][0, 0]) for rig in rigs]
+    assert found == [1, 1, 2, 1]

@@ -1,5 +1,7 @@
 """CenterPoint's boxes without PyTorch equal mmdet3d's own `get_bboxes`."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
 
+from mmdeploy_ext.families.bevdet.graphs import box_facts
 from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
 from mmdeploy_ext.families.centerpoint.graphs import head_settings
 from mmdeploy_ext.families.parts.runtime.center_boxes import decode
@@ -97,7 +100,11 @@ def test_decode_equals_get_bboxes(settings):
     head = make_head(**settings)
     task_outputs, named = random_outputs(head, 0)
     boxes, scores, labels = upstream(head, task_outputs)
-    found = decode(named, CenterPointFacts(**head_settings(head)))
+    settings = head_settings(head)
+    found = decode(named, CenterPointFacts(**settings))
+    of_bevdet = box_facts(SimpleNamespace(pts_bbox_head=head))
+    limits = dict(post_center_limit_range=settings['post_center_limit_range'])  # which BEVDet does not have
+    assert of_bevdet | limits == settings | dict(nms_scale=((1.0,), (1.0, 1.0)))
     assert len(found) == len(scores) > 10
     np.testing.assert_allclose(found.boxes[:, : boxes.shape[1]], boxes, atol=4e-6, rtol=1e-6)
     np.testing.assert_allclose(found.scores, scores, atol=1e-6)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from mmcv.ops import CornerPool
@@ -15,6 +16,8 @@ from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.corner.graphs import CornerFullForm
+from mmdeploy_ext.families.parts.detector_parts import tested_head
 from toy_corner import KINDS, toy
 from toy_query import images, options_of
 
@@ -37,6 +40,31 @@ def test_eager_results_of_every_image_are_those_of_get_bboxes(kind):
     FAMILY.check(toy(kind), OPTIONS)
     outputs = run_stages(FAMILY.stages(seeded(kind), OPTIONS), FAMILY.feeds(pictures(2), True))
     check(FAMILY, seeded(kind), outputs, pictures(2), 12)
+
+
+def test_pairs_of_centripetal_shifts_are_those_of_mmdet():
+    cfg = toy('centripetal')
+    head, draw = tested_head(cfg, 'bbox_head', cfg.model.test_cfg), torch.Generator().manual_seed(0)
+    corners, sides = ('tl', 'br'), dict(heat=6, off=2, shift=2)
+    maps = {
+        f'{corner}_{name}': torch.randn(2, count, 30, 42, generator=draw)
+        for corner in corners
+        for name, count in sides.items()
+    }
+    for corner in corners:  # logarithms of cells: boxes below and above `LARGE`
+        maps[f'{corner}_shift'] = maps[f'{corner}_shift'] * 0.15 + torch.tensor([1.2, 2.1]).view(2, 1, 1, 1)
+    scale, borders = np.float32([1.5, 1.25, 1.5, 1.25]), np.float32([[2, 3], [0, 5]])
+    meta = dict(img_shape=(118, 164, 3), pad_shape=(120, 168, 3), scale_factor=scale)
+    metas = [dict(meta, border=[top, 0, left, 0]) for top, left in borders]
+    names = (f'{corner}_{name}' for name in ('heat', 'off', 'off', 'shift') for corner in corners)
+    wanted = head.get_bboxes(*([maps[name].clone()] for name in names), metas, rescale=True)
+    given = torch.zeros(2, 3, 120, 168), torch.from_numpy(scale)[None].repeat(2, 1), torch.from_numpy(borders)
+    found = CornerFullForm(head)(*given, *(maps[f'{corner}_{name}'] for corner in corners for name in sides))
+    for rows, labels, (wanted_rows, wanted_labels) in zip(*found, wanted, strict=True):
+        count = int((wanted_rows[:, 4] > 0).sum())
+        assert 5 < count == (labels >= 0).sum()
+        torch.testing.assert_close(rows[:count], wanted_rows[:count, :5], rtol=1e-4, atol=1e-3)
+        assert torch.equal(labels[:count], wanted_labels[:count].long())
 
 
 @pytest.mark.matrix

@@ -73,3 +73,11 @@ def test_a_copy_of_a_dense_head_hears_how_to_try_the_original(tmp_path):
     cfg, family = read(tmp_path, YOLOX + head("type='SharedHead'"))
     with pytest.raises(UsageError, match=r'model\.bbox_head\.type=YOLOXHead'):
         family.check(cfg, family.choose(height=128, width=128, opset=17))
+
+
+def test_of_a_distilled_detector_the_student_alone_is_built(tmp_path):
+    distilled = 'KnowledgeDistillationSingleStageDetector'
+    cfg, family = read(tmp_path, RETINA + f"model = dict(type='{distilled}', teacher_config='none.py')\n")
+    family.check(cfg, family.choose(height=128, width=128, opset=17))
+    assert type(family.build(cfg)).__name__ == 'SingleStageDetector'
+    assert cfg.model.type == distilled and cfg.model.teacher_config == 'none.py'

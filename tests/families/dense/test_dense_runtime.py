@@ -16,7 +16,6 @@ from mmdeploy_ext.families.parts.runtime import dense
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.detect import detect
-from mmdeploy_ext.runtime.detections import results_from_padded
 
 STRIDES = [8, 16, 32]
 MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]
@@ -85,11 +84,3 @@ def test_decoding_equals_mmdets_coder_also_where_it_clamps(seed, scale, ctr_clam
     found = ours.boxes(np, anchors, dict(bbox_pred=deltas), 0)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * max(np.abs(wanted).max(), 1))
-
-
-def test_detections_of_full_are_split_at_the_padding():
-    dets = np.arange(30, dtype=np.float32).reshape(2, 3, 5)
-    first, second = results_from_padded(dict(dets=dets, labels=np.array([[4, -1, -1], [0, 2, 1]])))
-    assert (len(first), len(second)) == (1, 3)
-    np.testing.assert_array_equal(second.bboxes_xyxy, dets[1, :, :4])
-    assert first.labels.tolist() == [4]

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models.builder import MODELS as MMDET_MODELS
+from mmdet3d.core.bbox.coders import PGDBBoxCoder
 from mmdet3d.datasets.pipelines.transforms_3d import AffineResize
 from mmdet3d.models.builder import build_head
 from mmdet3d.models.dense_heads import SMOKEMono3DHead
 from mmdet3d.models.detectors import SMOKEMono3D
 
+from image_checks import run_stages
 from marking import in_suite
 from mmdeploy_ext.cli import run_app
 from mmdeploy_ext.core.config import test_pipeline as pipeline_of
@@ -22,13 +24,14 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.evaluate import detector
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.monocular import cameras, reference, task
+from mmdeploy_ext.families.monocular import cameras, graphs, reference, task
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.references import references
+from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.opening import open_model
 from proofs import run_cases
 from toy_monocular import CONFIGS, SIZE, exported, options, picture, seeded, toy
@@ -99,6 +102,45 @@ def test_a_pgd_without_boxes_in_the_picture_and_without_bins_of_depth_is_decoded
     ]
     assert decoded['boxes'].shape == (1, 80, 7) and set(decoded) == {'boxes', 'scores'}
     torch.testing.assert_close(decoded['scores'], torch.cat(products, 1))
+
+
+@pytest.mark.parametrize('kind', ['fcos3d', 'pgd'])
+def test_stages_of_graphs_give_what_numpy_makes_of_the_maps(kind, monkeypatch):
+    """The test below compares numpy with PyTorch."""
+    deployment, (_, image) = seeded(kind), picture()
+    limits = dict(nms_pre=9, score_thr=0.12)  # each drops results
+    monkeypatch.setattr(deployment.model.bbox_head, 'test_cfg', deployment.cfg.model.test_cfg | limits)
+    prepared = deploy.prepare_fixed(deployment.rule, image, *SIZE).with_camera(square_matrix(CAMERA))
+    feeds, results = deployment.family.feeds([prepared], rescale=False), {}
+    feeds |= dict(img_shape=np.float32([[90, 0]]), scale_factor=np.float32([[2, 3, 2, 3]]))
+    network, _ = deployment.family.stages(deployment.model, options(kind))
+    raw = {name: array for name, array in run_stages([network], feeds).items() if name not in feeds}
+    for form in ('raw', 'full', 'decode'):
+        stages = deployment.family.stages(deployment.model, options(kind, form=form))[1:]
+        outputs = run_stages(stages, feeds | raw) if stages else raw
+        facts = deployment.family.facts(deployment.model)
+        metadata = SimpleNamespace(form=form, options={}, postprocess=facts)
+        (results[form],) = results_of(deployment.family.name, metadata, outputs, feeds)
+    for form in ('full', 'decode'):
+        assert len(results[form]) == len(results['raw']) > 5
+        for name in ('boxes', 'scores', 'labels', 'attributes', 'bboxes_xyxy', 'camera'):
+            found, expected = (getattr(results[one], name) for one in (form, 'raw'))
+            assert (found is None) == (expected is None)
+            if expected is not None:
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize('division', ['uniform', 'linear', 'log', 'loguniform'])
+def test_depths_of_bins_are_those_of_mmdet3d(division):
+    settings = dict(depth_range=(2, 70), depth_unit=9, division=division, num_depth_cls=7)
+    no_share = torch.tensor(-np.inf)  # of the direct depth
+    depth = graphs.depth_facts(
+        SimpleNamespace(use_depth_classifier=True, fuse_lambda=no_share, weight_dim=1, **settings)
+    )
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    expected = PGDBBoxCoder().decode_prob_depth(logits, *settings.values())
+    found = decoding.mixed_depth(np, np.ones((1, 5), np.float32), logits[None].numpy(), depth)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
 
 
 CAMERA = [[250.0, 0, 160, 9], [0, 240.0, 50, 1], [0, 0, 1, 0.01]]

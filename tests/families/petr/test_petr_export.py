@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from mmcv import Config
 
 import petr_golden as golden
 import recorded
@@ -16,8 +17,7 @@ from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.petr import runtime
-from mmdeploy_ext.families.petr.family import PETR, PETRV2
-from mmdeploy_ext.families.petr.runtime import PetrOnnx
+from mmdeploy_ext.families.petr.family import PETR, PETRV2, SWEEPS, check_sweeps, start_gap_s
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from planting import replaced
@@ -85,6 +85,17 @@ def test_a_sample_keeps_all_cameras_of_its_rig(family, pictures, cameras):
     assert (frame.lidar2img == matrices[:cameras]).all() and len(frame.intrinsics) == cameras
 
 
+def test_the_first_gap_is_the_middle_of_the_configs_range_of_sweeps():
+    for settings, sweeps in (({}, 15), (dict(sweep_range=[4, 10]), 7)):
+        step = dict(settings, type=SWEEPS)
+        cfg = Config(dict(data=dict(test=dict(pipeline=[step]))), cfg_text='x', filename='toy.py')
+        assert start_gap_s(cfg) == pytest.approx(sweeps * 0.083)
+    cfg.data.test.pipeline[0].sweeps_num = 1
+    check_sweeps(cfg, 2)
+    with pytest.raises(ConfigError, match='sweeps_num=1, expected 0'):
+        check_sweeps(cfg, 1)
+
+
 def test_a_stale_embedding_gives_no_result(deployments, exports, monkeypatch):
     deployment = deployments['petrv2']
     runner = deployment.family.runner(exports('petrv2'), ENGINE)
@@ -119,15 +130,6 @@ def test_motion_and_times_are_those_of_the_goldens():
         ages = values(number, 'timestamp')
         gap = runtime.mean_gap_s(0.0, -ages[:6], -ages[6:])
         np.testing.assert_allclose(gap, values(number, 'mean_time_stamp')[0], rtol=0, atol=1e-6)
-
-
-def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(exports, deployments):
-    frame, second = drive(deployments['petrv2'], 2)
-    late = dataclasses.replace(second, timestamp_s=frame.timestamp_s + 3.0, scene_token=frame.scene_token)
-    for limits, is_reset in ((dict(), True), (dict(max_gap_s=None), False)):
-        runner = PetrOnnx(exports('petrv2'), **limits)
-        runner.step(frame)
-        assert runner.step(late).was_reset == is_reset
 
 
 RUNTIME = 'mmdeploy_ext.families.petr.runtime'

@@ -1,9 +1,12 @@
 """Panoptic maps and their segments: read from a graph, matched in a proof."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.families.query.masks import facts_of, max_per_image
 from mmdeploy_ext.runtime.panoptic import Segments, segments_of
 from mmdeploy_ext.tasks.panoptic import match_detections
 
@@ -32,3 +35,12 @@ def test_segments_of_another_number_class_or_place_are_not_matched():
         pair = right, Segments.of_map(other, CLASSES)
         assert not match_detections('map', *pair).passed and not match_detections('map', *pair[::-1]).passed
     assert match_detections('map', *pair, iou_bar=0.9).passed  # numbers may differ in half precision
+
+
+def test_thresholds_are_the_configs_or_those_of_mmdet():
+    given = dict(object_mask_thr=0.3, iou_thr=0.4, filter_low_score=True, max_per_image=7)
+    for test_cfg, expected in (({}, (0.8, 0.8, False, 100)), (given, tuple(given.values()))):
+        fusion = SimpleNamespace(num_classes=6, num_things_classes=4, test_cfg=test_cfg)
+        facts = facts_of(fusion)
+        found = facts.object_mask_thr, facts.iou_thr, facts.filter_low_score, max_per_image(fusion)
+        assert found == expected and (facts.num_classes, facts.num_things) == (6, 4)

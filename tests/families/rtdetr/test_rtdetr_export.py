@@ -1,6 +1,7 @@
 """RT-DETR graphs: proven against the detector at other sizes and batches; bad input is refused."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import onnx
@@ -59,6 +60,17 @@ def test_the_full_graph_is_proven_at_other_sizes_and_batches(toy, full):
 def test_a_fixed_shape_is_height_and_width(toy):
     spec = toy.family.spec(toy.model, toy.family.choose(height=96, width=128, opset=17))
     assert spec.inputs[0].axes == (1, 3, 96, 128)
+    spec = toy.family.spec(toy.model, toy.family.choose(height=96, width=128, opset=17, dynamic_batch=True))
+    assert spec.inputs[0].axes == ('B', 3, 96, 128)
+
+
+def test_sizes_are_those_of_the_picture_or_of_the_input(toy):
+    image = toy.rule.apply(np.zeros((50, 70, 3), np.uint8))
+    for rescale, expected in ((True, [[70, 50]]), (False, [[SIDE, SIDE]])):
+        assert toy.family.feeds([image], rescale)[runtime.SIZES].tolist() == expected
+    padded = dataclasses.replace(image, img_shape=(SIDE, SIDE - 8))
+    with pytest.raises(ShapeError, match='padded to 128x128'):
+        toy.family.feeds([padded], rescale=True)
 
 
 def test_an_input_of_too_few_tokens_is_refused_before_the_engine_runs(raw_backend):

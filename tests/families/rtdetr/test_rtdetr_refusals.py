@@ -46,6 +46,7 @@ def test_another_number_of_classes(bench, weights):
         ('--postprocess decode', ['--postprocess decode']),
         ('--opset-version 15', ['--opset-version 15', '16 to 20']),
         ('--cfg-options model.backbone.depth=20', ['depth=20']),
+        ('--cfg-options model.test_cfg.max_per_img=361', ['max_per_img=361', '360 pairs']),
     ],
 )
 def test_wrong_options_are_refused_before_the_weights_load(more, words, bench):

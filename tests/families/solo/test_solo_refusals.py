@@ -29,6 +29,8 @@ def test_an_original_checkpoint_is_refused_with_the_command_that_converts_it(con
         ('--postprocess decode', ['--postprocess decode', 'raw']),
         ('--max-candidates 9 --postprocess raw', ['--max-candidates 9', '--postprocess full']),
         ('--layout fork', ['--layout fork', '--postprocess raw']),
+        ('--layout fork --postprocess raw --dynamic-export', ['--layout fork', 'no batch axis']),
+        ('--cfg-options model.mask_head.dynamic_conv_size=3', ['dynamic_conv_size=3']),
     ],
 )
 def test_an_option_that_the_model_does_not_take(more, words, bench):

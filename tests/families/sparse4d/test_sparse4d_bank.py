@@ -1,6 +1,7 @@
 """The instance bank of Sparse4D: its limits by construction, and the stored states of the published one."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import upstream_goldens
 from mmdeploy_ext.families.sparse4d import memory as functions
 from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts
+from mmdeploy_ext.families.sparse4d.family import Sparse4DFamily
 from mmdeploy_ext.families.sparse4d.memory import (
     COSINE,
     NO_ID,
@@ -164,6 +166,28 @@ def test_boxes_are_the_stored_ones(golden, frame):
     apart = np.flatnonzero(boxes.ids != stored('instance_ids'))
     assert len(apart) <= 4
     np.testing.assert_allclose(boxes.scores[apart], stored('scores_3d')[apart], rtol=0, atol=3e-7)
+
+
+def test_facts_are_the_settings_of_the_model():
+    settings = dict(confidence_decay=0.7, default_time_interval=0.4, max_time_interval=3.0)
+    bank = SimpleNamespace(**settings, num_anchor=9, num_temp_instances=5)
+    layer = SimpleNamespace(cls_layers=[SimpleNamespace(out_features=4)])
+    coder = SimpleNamespace(num_output=8, score_threshold=0.1)
+    head = SimpleNamespace(instance_bank=bank, decoder=coder, layers=[layer])
+    expected = dict(settings, max_num=8, num_classes=4, num_instances=9, num_temp=5, score_threshold=0.1)
+    assert Sparse4DFamily().facts(SimpleNamespace(head=head)) == Sparse4DFacts(**expected)
+
+
+def test_a_score_at_the_threshold_gets_an_id_and_a_box():
+    logits, facts = np.float32([[[0.0], [-1e-3]]]), dataclasses.replace(SMALL, score_threshold=0.5)
+    facts = dataclasses.replace(facts, num_instances=2, num_temp=1)
+    first = Frame(None, None, None, np.eye(4), 0.0, None)
+    inputs = functions.temporal_inputs(facts, CHANNELS, None, first)
+    ids, _ = functions.tracked(facts, inputs, None, logits)
+    assert ids.tolist() == [[0, NO_ID]]
+    anchor = np.arange(22, dtype=np.float32).reshape(1, 2, 11)
+    boxes = decode(logits, anchor, np.zeros((1, 2, 2), np.float32), facts, ids)
+    assert boxes.ids.tolist() == [0] and boxes.boxes[0, 7:].tolist() == [8, 9]
 
 
 # --- boxes ------------------------------------------------------------------------------------------

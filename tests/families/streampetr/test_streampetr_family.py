@@ -1,5 +1,7 @@
 """The family: which configs it takes and refuses, frames of the loader, results, dumps, the reference."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from mmcv import Config
@@ -14,6 +16,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
+from mmdeploy_ext.families.streampetr.spec import sizes
 from projects.configs.nuscenes_stream import image_augmentation
 from projects.configs.nuscenes_stream import test_pipeline as stream_pipeline
 
@@ -55,6 +58,28 @@ def test_it_claims_its_configs_and_builds_them_with_the_sizes_of_the_pipeline():
 def test_configs_are_refused_by_name(cfg, message):
     with pytest.raises(ConfigError, match=message):
         FAMILY.check(config(**cfg), FAMILY.choose())
+
+
+def test_a_size_that_is_no_multiple_of_the_stride_is_refused():
+    for stride in (48, 64):  # divides the height or the width of 96 x 256
+        with pytest.raises(ConfigError, match=f'stride {stride}'):
+            FAMILY.check(config(stride=stride), FAMILY.choose())
+
+
+def test_sizes_and_facts_of_unequal_numbers_of_queries():
+    decoder = SimpleNamespace(layers=[None] * 3, return_intermediate=True)
+    coder = SimpleNamespace(max_num=7, post_center_range=[-1, -2, -3, 4, 5, 6], score_threshold=0.2)
+    head = SimpleNamespace(
+        stride=16, depth_num=64, embed_dims=96, num_query=30, num_propagated=7, cls_out_channels=5,
+        num_classes=5, code_size=10, memory_len=40, topk_proposals=9, bbox_coder=coder,
+        transformer=SimpleNamespace(decoder=decoder),
+    )  # fmt: skip
+    model = SimpleNamespace(pts_bbox_head=head)
+    size, facts = sizes(model, 6, 96, 256), FAMILY.facts(model)
+    assert (size.queries, size.state, size.tokens, size.layers) == (37, 49, 6 * 6 * 16, 3)
+    assert sizes(model, 6, 96, 256, 'last').layers == 1
+    assert (facts.memory_len, facts.topk_proposals, facts.num_propagated) == (40, 9, 7)
+    assert (facts.max_num, facts.score_threshold) == (7, 0.2)
 
 
 def test_a_sample_of_the_loader_is_a_frame_whatever_wraps_it():
