@@ -84,8 +84,8 @@ def test_levels_are_those_of_mmdet_also_at_their_borders():
 def test_regions_are_enlarged_where_mmdet_enlarges_them(kind, strides):
     layer = dict(type='RoIAlign', output_size=7, sampling_ratio=2)
     extractor = build_roi_extractor(dict(type=kind, roi_layer=layer, out_channels=2, featmap_strides=strides))
-    maps = [torch.rand(1, 2, 64 // stride, 64 // stride) for stride in strides]
-    boxes, factor = torch.tensor([[10.0, 12.0, 40.0, 44.0]]), 1.3
+    maps = [torch.rand(1, 2, 128 // stride, 128 // stride) for stride in strides]
+    boxes, factor = torch.tensor([[10.0, 12.0, 110.0, 112.0]]), 1.3  # enlarged, of the next level
     wanted = extractor(maps, torch.nn.functional.pad(boxes, (1, 0)), roi_scale_factor=factor)
     pooled = Pool(extractor)(maps, boxes, torch.zeros(1, dtype=torch.int64), factor)
     assert torch.allclose(pooled, wanted, atol=1e-6)

@@ -4,8 +4,9 @@ import pytest
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.passes.extract import cut
+from mmdeploy_ext.graph.passes.extract import cut, extract
 from mmdeploy_ext.graph.passes.select import matching_nodes, select_nodes
+from toy_engines import parse
 from toy_graphs import as_in_whole, conv_net
 
 
@@ -19,6 +20,13 @@ def test_a_cut_keeps_what_its_outputs_need_and_nothing_else():
     assert names(part.graph.node) == ['/layer/layer.0/conv/Conv', '/GlobalAveragePool']
     assert names(part.graph.initializer) == ['block.weight']
     assert str(part.graph.input[0].type.tensor_type.shape.dim).count('dim_value: 4') == 3
+
+
+def test_a_tensor_that_is_read_inside_and_outside_of_a_part_is_its_output():
+    whole = parse('a = Relu(x) b = Neg(a) y = Add(a, b)')
+    part = extract(whole, [0, 1])
+    as_in_whole(whole, part)
+    assert sorted(names(part.graph.output)) == ['a', 'b']
 
 
 def test_patterns_choose_nodes_and_misses_come_with_similar_names():
