@@ -534,7 +534,7 @@ def test_a_stream_with_a_fault_is_not_proven(right, tmp_path, fault):
 # --- points ---------------------------------------------------------------------------------------------
 
 POINTS = {
-    'range shifted': {'[-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]': '[-6.4, -6.4, -1.2, 6.4, 6.4, 2.0]'},
+    'range shifted': {'[-6.4, -8.0, -1.6, 6.4, 8.0, 1.6]': '[-6.4, -8.0, -1.2, 6.4, 8.0, 2.0]'},
     'boxes of another centre': {'out_size_factor=2': 'out_size_factor=1'},
 }
 

@@ -11,7 +11,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime
 from mmdeploy_ext.preprocess.cameras import Calibration
-from mmdeploy_ext.proving.drive import SPECIAL, drawn_frames, special_frames, with_moment
+from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
 from mmdeploy_ext.proving.frames import best_scores_row
 from mmdeploy_ext.proving.levels.drive_run import DriveBars, Modes
 from mmdeploy_ext.runtime import frame_checks
@@ -75,10 +75,6 @@ def test_frames_without_a_moment_are_half_a_second_apart_and_others_stay():
     kept = with_moment(dataclasses.replace(bare, timestamp_s=9.0, scene_token='a'), 3)
     assert (kept.timestamp_s, kept.scene_token) == (9.0, 'a')
     assert with_moment(late, 5) is late
-
-
-def test_frames_in_the_report_are_spread_over_the_drive():
-    assert drawn_frames(16) == {2, 6, 10, 14} and drawn_frames(2) == {0, 1} and drawn_frames(1) == {0}
 
 
 def test_the_best_score_of_an_empty_sweep_may_exceed_pytorchs_by_a_bar():

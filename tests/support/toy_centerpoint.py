@@ -10,19 +10,19 @@ from made_once import made_once
 from mmdeploy_ext.runtime.frames import Sweep
 from toy_spread import spread_out
 
-RANGE = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]
+RANGE = [-6.4, -8.0, -1.6, 6.4, 8.0, 1.6]
 WIDTH = 5
 CONFIG = """
 custom_imports = dict(imports=['mmdeploy_ext.families.mmdet3d_plugin'], allow_failed_imports=False)
 norm = dict(type='BN', eps=1e-3, momentum=0.01)
-pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]
+pc_range = [-6.4, -8.0, -1.6, 6.4, 8.0, 1.6]
 model = dict(
     type='CenterPoint',
     pts_voxel_layer=dict(max_num_points=4, voxel_size=[0.4, 0.4, 0.4], max_voxels=(500, 600),
                          point_cloud_range=pc_range),
     pts_voxel_encoder=dict(type='HardSimpleVFE', num_features=5),
     pts_middle_encoder=dict(
-        type='SparseEncoder', in_channels=5, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,
+        type='SparseEncoder', in_channels=5, sparse_shape=[9, 40, 32], base_channels=4, output_channels=8,
         encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), block_type='basicblock'),
     pts_backbone=dict(type='SECOND', in_channels=16, out_channels=[8, 16], layer_nums=[1, 1],
                       layer_strides=[1, 2], norm_cfg=norm, conv_cfg=dict(type='Conv2d', bias=False)),
@@ -57,9 +57,9 @@ PILLARS = {
     'voxel_size=[0.4, 0.4, 0.4], max_voxels': 'voxel_size=[0.4, 0.4, 3.2], max_voxels',
     "dict(type='HardSimpleVFE', num_features=5)": "dict(type='PillarFeatureNet', in_channels=5, "
     'feat_channels=[16], voxel_size=(0.4, 0.4, 3.2), point_cloud_range=pc_range, legacy=False)',
-    "type='SparseEncoder', in_channels=5, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,\n"
+    "type='SparseEncoder', in_channels=5, sparse_shape=[9, 40, 32], base_channels=4, output_channels=8,\n"
     '        encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), '
-    "block_type='basicblock'": "type='PointPillarsScatter', in_channels=16, output_shape=(32, 32)",
+    "block_type='basicblock'": "type='PointPillarsScatter', in_channels=16, output_shape=(40, 32)",
     'layer_strides=[1, 2], norm_cfg': 'layer_strides=[2, 2], norm_cfg',
 }
 """Words that make the toy one of pillars."""
@@ -68,10 +68,10 @@ NODE = {
     'max_num_points=4': 'max_num_points=32',
     "dict(type='HardSimpleVFE', num_features=5)": "dict(type='PillarFeatureNet', in_channels=4, "
     'feat_channels=[32], voxel_size=(0.4, 0.4, 3.2), point_cloud_range=pc_range, legacy=False)',
-    "type='SparseEncoder', in_channels=5, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,\n"
+    "type='SparseEncoder', in_channels=5, sparse_shape=[9, 40, 32], base_channels=4, output_channels=8,\n"
     '        encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), '
     "block_type='basicblock'": "type='PointPillarsScatter', in_channels=32, output_shape=(48, 32)",
-    'pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]': 'pc_range = [-6.4, -9.6, -1.6, 6.4, 9.6, 1.6]',
+    'pc_range = [-6.4, -8.0, -1.6, 6.4, 8.0, 1.6]': 'pc_range = [-6.4, -9.6, -1.6, 6.4, 9.6, 1.6]',
     "type='SECOND', in_channels=16": "type='SECOND', in_channels=32",
     "[dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'truck'])]": '[dict('
     "num_class=3, class_names=['car', 'bus', 'pedestrian'])]",
@@ -84,9 +84,9 @@ NODE = {
 }
 """Words that make the toy one that lidar_centerpoint takes."""
 OBLONG = {
-    'pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]': 'pc_range = [-6.4, -9.6, -1.6, 6.4, 9.6, 1.6]',
+    'pc_range = [-6.4, -8.0, -1.6, 6.4, 8.0, 1.6]': 'pc_range = [-6.4, -9.6, -1.6, 6.4, 9.6, 1.6]',
     'max_num_points=4, voxel_size=[0.4, 0.4, 0.4]': 'max_num_points=4, voxel_size=[0.4, 0.3, 0.4]',
-    'sparse_shape=[9, 32, 32]': 'sparse_shape=[9, 64, 32]',
+    'sparse_shape=[9, 40, 32]': 'sparse_shape=[9, 64, 32]',
     'out_size_factor=2, voxel_size=[0.4, 0.4]': 'out_size_factor=2, voxel_size=[0.4, 0.3]',
     'post_center_range=[-9.0, -9.0, -9.0, 9.0, 9.0, 9.0], max_num=40': 'post_center_range=[-6.0, -9.0, -1.1, '
     '5.8, 8.8, 0.5], max_num=160',

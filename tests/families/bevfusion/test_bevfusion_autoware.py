@@ -6,6 +6,7 @@ import pytest
 import toy_bevfusion
 from mmdeploy_ext.cli.check_app import check_autoware as main
 from mmdeploy_ext.consumers.autoware import bevfusion
+from mmdeploy_ext.consumers.autoware.check import read_manifest
 from mmdeploy_ext.consumers.autoware.nodes import BEVFUSION_LIDAR
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
@@ -47,6 +48,8 @@ def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, proof):
 def test_the_node_would_take_the_folder(folder, capsys):
     assert main([str(folder)]) == 0
     assert '3 files, 0 errors, 1 warnings' in capsys.readouterr().out  # three classes of nuScenes
+    values, _ = read_manifest(BEVFUSION_LIDAR, folder)
+    assert (values['x_bound'], values['y_bound']) == ([-19.2, 19.2, 1.6], [-16.0, 16.0, 1.6])
     model = onnx.load(file(folder))
     graph, plugins = model.graph, [node for node in model.graph.node if node.domain == 'autoware']
     assert [one.name for one in graph.input] == ['voxels', 'num_points_per_voxel', 'coors']

@@ -71,7 +71,7 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
         ({"type='HardSimpleVFE', num_features=5": "type='DynamicSimpleVFE'"}, 'pts_voxel_encoder'),
         ({"nms_type='rotate'": "nms_type='soft'"}, 'nms_type'),
         ({"'CenterPoint',": "'CenterPoint', img_backbone=dict(type='ResNet'),"}, 'img_backbone'),
-        ({'sparse_shape=[9, 32, 32]': 'sparse_shape=[9, 32, 40]'}, 'sparse_shape'),
+        ({'sparse_shape=[9, 40, 32]': 'sparse_shape=[9, 40, 40]'}, 'sparse_shape'),
         ({'use_dim=5': 'use_dim=4'}, 'use_dim'),
     ],
     ids=lambda value: value if isinstance(value, str) else '',
