@@ -113,10 +113,11 @@ def test_stages_of_graphs_give_what_numpy_makes_of_the_maps(kind, monkeypatch):
     prepared = deploy.prepare_fixed(deployment.rule, image, *SIZE).with_camera(square_matrix(CAMERA))
     feeds, results = deployment.family.feeds([prepared], rescale=False), {}
     feeds |= dict(img_shape=np.float32([[90, 0]]), scale_factor=np.float32([[2, 3, 2, 3]]))
-    network, _ = deployment.family.stages(deployment.model, options(kind))
+    chosen = options(kind)
+    network, _ = deployment.family.stages(deployment.model, chosen)
     raw = {name: array for name, array in run_stages([network], feeds).items() if name not in feeds}
     for form in ('raw', 'full', 'decode'):
-        stages = deployment.family.stages(deployment.model, options(kind, form=form))[1:]
+        stages = deployment.family.stages(deployment.model, chosen.replace(form=form))[1:]
         outputs = run_stages(stages, feeds | raw) if stages else raw
         facts = deployment.family.facts(deployment.model)
         metadata = SimpleNamespace(form=form, options={}, postprocess=facts)
