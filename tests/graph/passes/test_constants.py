@@ -55,3 +55,21 @@ def test_what_the_body_of_an_if_alone_reads_stays():
     folded, changed = compute_constants(model)
     feeds = dict(x=np.ones(2, np.float32), go=np.array(True))
     assert changed and run(folded, feeds)['y'].tolist() == run(model, feeds)['y'].tolist() == [10, 10]
+
+
+def test_a_range_of_a_shape_is_folded_and_a_random_value_is_not():
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[2,3,5,7] x) => (int64[2] sums, float[5] noise) {
+            sizes = Shape <start: int = 1, end: int = 3> (x)
+            last = Shape <start: int = -2> (x)
+            sums = Add (sizes, last)
+            five = Constant <value = float[5] {0.0, 0.0, 0.0, 0.0, 0.0}> ()
+            noise = RandomNormalLike (five)
+        }
+    """
+    folded, _ = compute_constants(onnx.parser.parse_model(text))
+    kinds = {node.output[0]: node.op_type for node in folded.graph.node}
+    assert kinds['noise'] == 'RandomNormalLike'
+    values = run(folded, dict(x=np.zeros((2, 3, 5, 7), np.float32)))
+    assert values['sums'].tolist() == [3 + 5, 5 + 7] and 'Add' not in kinds.values()
