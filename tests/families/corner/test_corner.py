@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.corner.graphs import CornerFullForm
-from mmdeploy_ext.families.parts.detector_parts import tested_head
+from mmdeploy_ext.families.parts import detector_parts
 from toy_corner import KINDS, toy
 from toy_query import images, options_of
 
@@ -44,7 +44,10 @@ def test_eager_results_of_every_image_are_those_of_get_bboxes(kind):
 
 def test_pairs_of_centripetal_shifts_are_those_of_mmdet():
     cfg = toy('centripetal')
-    head, draw = tested_head(cfg, 'bbox_head', cfg.model.test_cfg), torch.Generator().manual_seed(0)
+    head, draw = (
+        detector_parts.tested_head(cfg, 'bbox_head', cfg.model.test_cfg),
+        torch.Generator().manual_seed(0),
+    )
     corners, sides = ('tl', 'br'), dict(heat=6, off=2, shift=2)
     maps = {
         f'{corner}_{name}': torch.randn(2, count, 30, 42, generator=draw)
