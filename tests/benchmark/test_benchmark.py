@@ -1,6 +1,5 @@
 """The benchmark: turns, figures, files, errors. Nothing here depends on how fast the machine is."""
 
-import importlib.util
 import json
 from unittest.mock import MagicMock
 
@@ -13,7 +12,6 @@ from mmdeploy_ext.benchmark.base import doubts
 from mmdeploy_ext.benchmark.machine import load_notes
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.cli import benchmark_app
-from rank_processes import run_ranks
 
 MODEL = 'configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth'
 FILE = 'demo/atss_toy.onnx'
@@ -110,15 +108,6 @@ def test_one_run_gives_table_json_and_chart(tmp_path, capsys):
     assert all(name in captured.out for name in names) and 'Done round [4/4]' in captured.err
 
 
-@pytest.mark.skipif(importlib.util.find_spec('openvino') is None, reason='openvino is an optional extra')
-def test_openvino_is_measured_beside_the_others_and_finds_the_same(tmp_path):
-    target = tmp_path / 'b.json'
-    assert run('--engines', 'torch,openvino', '--no-memory', '--json', target, *SHAPE) == 0
-    rows = json.loads(target.read_text())['contenders']
-    assert [row['name'] for row in rows] == ['torch', 'openvino full']
-    assert rows[0]['detections_per_image'] == rows[1]['detections_per_image']
-
-
 @pytest.mark.timeout(1200)
 @pytest.mark.matrix
 def test_inductor_finds_what_eager_finds(tmp_path):
@@ -127,16 +116,3 @@ def test_inductor_finds_what_eager_finds(tmp_path):
     rows = json.loads(target.read_text())['contenders']
     assert rows[0]['detections_per_image'] == rows[1]['detections_per_image'] > 0
     assert all(row['memory']['peak_mb'] > 0 for row in rows)
-
-
-@pytest.mark.matrix
-def test_two_processes_share_the_rounds_and_the_first_one_reports(tmp_path):
-    words = [
-        'tools/analysis_tools/benchmark.py', *MODEL, '--onnx', FILE, '--launcher', 'pytorch',
-        '--max-iter', 4, '--warmup', 0, '--no-memory', *SHAPE, '--json', tmp_path / 'b.json',
-    ]  # fmt: skip
-    ended = run_ranks(tmp_path, [words, words])
-    assert [code for code, _, _ in ended] == [0, 0], ended
-    found = json.loads((tmp_path / 'b.json').read_text())
-    assert (found['processes'], found['rounds']) == (2, 4)
-    assert [out.count('vs PyTorch') for _, out, _ in ended] == [1, 0]

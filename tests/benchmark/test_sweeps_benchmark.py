@@ -31,12 +31,3 @@ def test_a_whole_centerpoint_is_measured_from_points_to_boxes(graphs, tmp_path):
     for parts in (torch_row['parts_ms'], row['parts_ms']):
         assert set(parts) == {'backbone', 'head', 'boxes'} and min(parts.values()) > 0
     assert result['input_shape'] == '600x5' and result['family'] == 'centerpoint'
-
-
-@pytest.mark.matrix
-def test_its_backbone_alone_is_measured_where_it_is_asked_for(tmp_path):
-    target = tmp_path / 'b.json'
-    assert run('--voxels', 100, '--engines', 'torch,onnxruntime', '--json', target) == 0
-    result = json.loads(target.read_text())
-    assert all(row['memory']['peak_mb'] > 0 for row in result['contenders'])
-    assert result['main_input'] == 'synthetic 100' and result['family'] != 'centerpoint'

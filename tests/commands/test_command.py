@@ -79,15 +79,6 @@ def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
 # ---- in this environment
 
 
-def run(capsys, *words):
-    """Run a command; return its exit status and what it said."""
-    try:
-        status = command.main(list(map(str, words)))
-    except SystemExit as end:
-        status = end.code
-    return status, capsys.readouterr()
-
-
 @pytest.mark.parametrize(
     ('words', 'expected'),
     [
@@ -112,9 +103,3 @@ def test_every_script_of_the_table_is_there():
     scripts = [entry.script for entry in (*commands.COMMANDS.values(), *commands.SCRIPTS.values())]
     for script in filter(None, (*scripts, *commands.RUNNERS.values())):
         assert (REPOSITORY / script).is_file(), script
-
-
-@pytest.mark.parametrize('command', ['export', 'benchmark'])
-def test_the_options_of_parts_are_shown_by_the_words_that_the_help_names(command, capsys):
-    shown, parts = (run(capsys, command, *words)[1].out for words in (['--help'], ['--parts', '--help']))
-    assert '`--parts --help`' in ' '.join(shown.split()) and '--samples' in parts

@@ -1,6 +1,5 @@
 """`tools/convert.py mmdet3`: a config and a checkpoint of mmdet 3 become those of mmdet 2.28."""
 
-import copy
 import json
 import pprint
 import runpy
@@ -78,33 +77,3 @@ def test_a_config_and_then_its_checkpoint_are_converted(config3, tmp_path, capsy
 def test_a_config_of_mmdet_3_is_refused_by_every_tool_with_the_command(config3):
     with pytest.raises(ConfigError, match=rf'tools/convert\.py mmdet3 {config3}'):
         load_config(str(config3))
-
-
-@pytest.mark.matrix
-def test_a_checkpoint_of_mmdet_3_ends_in_a_proven_file(tmp_path, capsys):
-    """Translate the config, convert the file that mmengine's Runner writes, export and verify."""
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.cli.export_app import main as export
-    from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.seeded.weights import seeded_model
-
-    config3, config2 = tmp_path / 'detr3.py', tmp_path / 'detr2.py'
-    source, target = tmp_path / 'epoch_12.pth', tmp_path / 'detr2.pth'
-    model = copy.deepcopy(DETR['model'])
-    model['bbox_head']['num_classes'] = 2
-    config3.write_text(f'model = {pprint.pformat(model)}\n{PIPELINE}')
-    assert run_tool(config3, config2) == 0
-    cfg = load_config(str(config2))
-    own = seeded_model(cfg, find_family(cfg)).state_dict()
-    names = {to_mmdet2_name(key, 'DETR'): key for key in DETR['names']}
-    weights = {names.get(key, key): value for key, value in own.items()}
-    assert weights.keys() != own.keys()
-    meta = dict(epoch=12, mmengine_version='0.10.7', dataset_meta=dict(classes=('a', 'b')))
-    meta['cfg'] = config3.read_text()
-    torch.save(dict(meta=meta, state_dict=weights, message_hub={}, param_schedulers=[], optimizer={}), source)
-    assert run_tool(source, target, '--config', config2) == 0
-    capsys.readouterr()
-    words = '--output-file', tmp_path / 'm.onnx', '--shape', 192, 256, '--verify'
-    picture = '--input-img', REPOSITORY / 'demo/toy.jpg'
-    assert export([str(word) for word in (config2, target, *words, *picture)]) == 0
-    assert 'PROVEN' in capsys.readouterr().out

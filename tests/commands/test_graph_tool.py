@@ -7,7 +7,6 @@ import onnx
 import pytest
 
 from mmdeploy_ext.cli.check_app import main as check
-from mmdeploy_ext.cli.graph_app import main
 from scn_files import golden_model, node_of, set_attribute
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -69,23 +68,3 @@ def test_strict_fails_on_warnings_and_max_voxels_on_the_bound(sparse, tmp_path):
 def test_an_ordinary_file_is_told_from_a_broken_one(capsys):
     assert check([str(DENSE)]) == 2
     assert 'is no sparse graph of libspconv' in capsys.readouterr().err
-
-
-def test_show_prints_the_trace_of_the_reference_exporter(sparse, capsys):
-    assert main(['show', sparse]) == 0
-    traced = [line for line in capsys.readouterr().out.splitlines() if line.startswith('--> ')]
-    assert len(traced) == 40
-    assert traced[3].startswith('--> Add0 -> Input 3 + 1, Output 4 ')
-    assert '16 -> 32, 3x3x3, stride 2x2x2, padding 1x1x1, on 720x720x21, ReLU' in traced[9]
-
-
-def test_show_summarises_an_ordinary_file(tmp_path, capsys):
-    target = tmp_path / 'what.json'
-    assert main(['show', str(DENSE), '--json', str(target)]) == 0
-    assert 'NonMaxSuppression 1' in capsys.readouterr().out
-    content = json.loads(target.read_text())
-    model = onnx.load(DENSE)
-    assert content['kind'] == 'onnx' and content['nodes'] == len(model.graph.node)
-    assert content['parameters'] == sum(
-        onnx.numpy_helper.to_array(tensor).size for tensor in model.graph.initializer
-    )

@@ -38,11 +38,3 @@ def test_both_engines_side_by_side(toy, sweep, tmp_path, capsys):
     # the same boxes over the same points; only the titles differ
     assert (left[40:] == right[40:]).mean() > 0.99
     assert left.std() > 5
-
-
-def test_onnx_alone_needs_no_checkpoint(toy, sweep, tmp_path, capsys):
-    out = tmp_path / 'onnx.png'
-    words = [sweep, '--onnx', str(toy[1]), '--engine', 'onnx', '--out', str(out)]
-    assert lidar_demo_app.main(words) == 0
-    assert 'PyTorch' not in capsys.readouterr().out
-    assert cv2.imread(str(out)).shape == (588, 560, 3)

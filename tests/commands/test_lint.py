@@ -45,18 +45,6 @@ def planted(tmp_path_factory):
     return folder, str(config)
 
 
-STREAM = 'projects/configs/StreamPETR/stream_petr_toy.py', 'demo/checkpoints/stream_petr_toy.pth'
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(
-    ('model', 'options', 'parts'), [(STREAM, [], 3), ((CONFIG, CHECKPOINT), ['--dynamic-export'], 2)]
-)
-def test_models_of_this_project_have_no_error(model, options, parts, capsys):
-    assert lint(*(REPOSITORY / path for path in model), *options) == 0
-    assert capsys.readouterr().out.count(': exports') == parts
-
-
 def test_a_planted_trap_is_named_by_file_and_line(planted, tmp_path, capsys, monkeypatch):
     folder, config = planted
     monkeypatch.syspath_prepend(str(folder))

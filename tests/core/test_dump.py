@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.dump import MANIFEST, file_name, load_dump, save_dump
+from mmdeploy_ext.core.dump import load_dump, save_dump
 from mmdeploy_ext.core.errors import DataError
 
 TENSORS = dict(
@@ -14,20 +14,6 @@ TENSORS = dict(
     empty=np.zeros((1, 0, 5), np.float32),
     flag=np.array(True),
 )
-
-
-def test_files_are_named_by_tensor_and_shape(tmp_path):
-    save_dump(tmp_path, TENSORS, dict(image='a.jpg'), dict(input='pixels'))
-    assert {path.name for path in tmp_path.iterdir()} == {
-        MANIFEST,
-        'input_1x2x3x4.bin',
-        'labels_1x2.bin',
-        'empty_1x0x5.bin',
-        'flag_scalar.bin',
-    }
-    assert file_name('x', np.zeros((2, 7))) == 'x_2x7.bin'
-    raw = np.fromfile(tmp_path / 'input_1x2x3x4.bin', '<f4')
-    np.testing.assert_array_equal(raw, TENSORS['input'].ravel())
 
 
 def test_tensors_and_manifest_come_back(tmp_path):

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto, helper
 from torch import nn
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, EngineError, ShapeError, UsageError
 from mmdeploy_ext.core.session_options import providers_with_options
 from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact
 from mmdeploy_ext.engines.base import Clock
@@ -125,32 +124,10 @@ def test_engines_give_the_outputs_of_the_modules_in_spec_order(kind, optional, b
         assert np.abs(found[name] - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize(
-    'change',
-    [
-        dict(input=np.zeros((1, 3, 8, 16), np.float32)),
-        dict(input=np.zeros((2, 3, 8, 12), np.float32)),
-        dict(input=np.zeros((3, 8, 12), np.float32)),
-        dict(input=np.zeros((1, 3, 8, 12), np.float64)),
-        dict(factor=np.zeros((1, 2), np.float32)),
-        dict(extra=np.zeros(1, np.float32)),
-        dict(input=None),
-    ],
-    ids=['width', 'batch', 'axes', 'dtype', 'optional', 'unknown', 'missing'],
-)
-def test_wrong_feeds_give_the_same_error_on_every_engine(change, files):
-    given = {**feeds(1, 8, 12), **change}
-    given = {name: array for name, array in given.items() if array is not None}
-    messages = set()
-    for kind in ENGINES[:2]:
-        with open_backend(kind, files, 'fixed') as backend, pytest.raises(ShapeError) as caught:
-            backend.infer(given)
-        messages.add(str(caught.value))
-    assert len(messages) == 1
-    message = messages.pop()
-    assert 'input' in message or 'factor' in message
-    if 'input' in change and change['input'] is not None:
-        assert 'expected float32 1x3x8x12' in message
+@pytest.mark.parametrize('kind', ENGINES[:2])
+def test_a_wrong_shape_is_refused_by_every_engine(kind, files):
+    with open_backend(kind, files, 'fixed') as backend, pytest.raises(ShapeError, match=r'input.*1x3x8x12'):
+        backend.infer(feeds(1, 8, 16))
 
 
 @pytest.mark.parametrize(('level', 'threads'), [('none', 1), ('all', 0)])
@@ -189,29 +166,6 @@ def test_an_execution_provider_that_is_not_here_is_an_error_and_no_fallback(file
 def test_unknown_backends_and_options_are_refused_by_name(files, kind, options, message):
     with pytest.raises(ConfigError, match=message):
         build_backend(kind, files['dynamic'], **options)
-
-
-def plain_model():
-    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in 'xy']
-    graph = helper.make_graph([helper.make_node('Relu', ['x'], ['y'])], 'g', infos[:1], infos[1:])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
-
-
-@pytest.mark.parametrize(
-    ('content', 'message'),
-    [
-        (None, 'no such ONNX file'),
-        (b'not a model', 'cannot load it'),
-        (plain_model().SerializeToString(), 'has no mm2onnx metadata'),
-    ],
-    ids=['missing', 'corrupt', 'foreign'],
-)
-def test_files_that_cannot_be_used_are_named(tmp_path, content, message):
-    path = tmp_path / 'other.onnx'
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ModelFileError, match=rf'other\.onnx: .*{message}'):
-        OnnxRuntimeBackend(str(path)).activate()
 
 
 def test_what_is_in_float64_runs_where_float64_is(files):

@@ -1,7 +1,5 @@
 """OpenCV's DNN module and ncnn run raw forms as ONNX Runtime does."""
 
-import subprocess
-
 import cv2
 import numpy as np
 import onnxruntime
@@ -37,16 +35,3 @@ def test_opencv_gives_the_raw_outputs_of_onnx_runtime(raw):
     net = cv2.dnn.readNetFromONNX(path)
     net.setInput(image, 'input')
     check(expected, net.forward(list(expected)))
-
-
-def test_ncnn_gives_the_raw_outputs_of_onnx_runtime(raw):
-    ncnn, pnnx = pytest.importorskip('ncnn'), pytest.importorskip('pnnx')
-    path, image, expected = raw
-    subprocess.run([pnnx.EXEC_PATH, path, 'fp16=0'], check=True, capture_output=True)
-    with ncnn.Net() as net:
-        net.load_param(path.replace('.onnx', '.ncnn.param'))
-        net.load_model(path.replace('.onnx', '.ncnn.bin'))
-        with net.create_extractor() as extractor:
-            extractor.input('in0', ncnn.Mat(image[0]))
-            found = [np.array(extractor.extract(f'out{index}')[1])[None] for index in range(len(expected))]
-    check(expected, found)

@@ -8,7 +8,6 @@ import pytest
 from mmdeploy_ext.cli import tensorrt_app
 from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.core.files import sha256_onnx
-from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.tensorrt.record import (
     Record,
@@ -18,7 +17,7 @@ from mmdeploy_ext.engines.tensorrt.record import (
     read_record,
     write_engine,
 )
-from toy_engines import package, two_outputs
+from toy_engines import two_outputs
 
 
 @pytest.fixture
@@ -31,18 +30,6 @@ def engine(tmp_path):
     )
     write_engine(tmp_path / 'm.engine', b'engine', record)
     return tmp_path / 'm.engine'
-
-
-def test_float16_is_written_into_the_graph_and_found_in_the_layers(tmp_path):
-    package()
-    onnx.save_model(two_outputs(batch='B'), tmp_path / 'm.onnx')
-    half = tensorrt_engine.prepare(
-        tmp_path / 'm.onnx', fp16=True, shapes=['B=2'], architectures=[86], keep_fp32=['mul']
-    )
-    built = tensorrt_engine.build(half.model, half.package, [86], half.profiles)
-    layers = {layer.name: layer.outputs for layer in built.layers}
-    assert (layers['add'], layers['mul']) == (('float16',), ('float32',))
-    assert {port.elem_type for port in (value.type.tensor_type for value in half.model.graph.input)} == {1}
 
 
 def test_an_engine_beside_a_newer_onnx_file_is_refused(engine):

@@ -4,8 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.core.errors import EngineError, ExportError, ModelFileError
-from mmdeploy_ext.engines.tensorrt.build import build
+from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.engines.tensorrt.limits import UNSUPPORTED, check_limits, check_turing, find_refusals
 from scn_files import golden_model
 from toy_engines import package, parse, two_outputs
@@ -92,27 +91,13 @@ def test_turing_has_no_float32_matrix_products(operator):
     check_turing(model, [80, 121], 'm.onnx')
     with pytest.raises(EngineError, match=r'SM 75.*\(\w+\).*TensorRT-RTX'):
         check_turing(model, [75, 86], 'm.onnx')
-    with pytest.raises(ExportError, match='FP32 GEMM'):
-        build(model, package(), [75])
     half = parse(f'[prod] y = {operator}', 'float16[3,3] x', 'float16[3,3] y')
     check_turing(half, [75], 'm.onnx')
-    assert build(half, package(), [75]).data
 
 
 def test_a_sparse_graph_is_refused():
     with pytest.raises(ModelFileError, match='libspconv dialect'):
         find_refusals(golden_model('bevfusion.plain.xyz'), rtx=True)
-
-
-@pytest.mark.parametrize('case', BUILT)
-def test_the_builder_takes_it_too(case):
-    assert build(BUILT[case], package(), [86]).data
-
-
-@pytest.mark.parametrize('case', [name for name in REFUSED if name != 'nameless'])
-def test_the_builder_refuses_it_too(case):
-    with pytest.raises((EngineError, ExportError)):
-        build(REFUSED[case][0], package(), [86])
 
 
 def test_the_installed_parser_knows_the_same_operators():

@@ -9,7 +9,6 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detect import detect
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy
 
@@ -45,13 +44,6 @@ def test_grey_levels_of_a_jpeg_are_those_of_mmcv():
     picture = read_image(PICTURE, 'grayscale')
     for channel in range(3):
         assert np.array_equal(picture[..., channel], mmcv.imread(str(PICTURE), 'grayscale'))
-
-
-@pytest.mark.matrix
-def test_a_grey_file_is_proven(toy, grey_file):
-    picture = ('toy', read_image(PICTURE, 'grayscale'))
-    verdict, _ = prove(toy, [grey_file], [picture], picture_files=[PICTURE], timed=False)
-    assert verdict.proven, verdict.failures
 
 
 def test_a_grey_file_finds_the_objects_of_pytorch_in_a_picture(toy, grey_file):

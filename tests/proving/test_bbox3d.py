@@ -5,11 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.tasks import task_module
-from mmdeploy_ext.tasks.bbox3d import match_detections, pair_of
+from mmdeploy_ext.tasks.bbox3d import match_detections
 from mmdeploy_ext.tasks.half_bars import bars_of
 from mmdeploy_ext.tasks.matching import maximum_matching
 
@@ -154,18 +152,3 @@ def test_matching_is_of_maximum_size():
     allowed = np.array([[True, True], [True, False]])
     nearness = np.array([[2.0, 1.0], [1.0, 0.0]])
     assert maximum_matching(allowed, nearness, np.array([0.9, 0.8])) == {0: 1, 1: 0}
-
-
-@pytest.mark.parametrize('to_rgb', [True, False])
-def test_pictures_of_a_report_have_the_colours_of_the_camera(to_rgb):
-    size = (4, 6)
-    rule = MultiViewRule(
-        (1.0, 2.0, 3.0), (2.0, 2.0, 2.0), to_rgb, size, 1.0, size, (0, 0), size, num_cameras=1, cameras=()
-    )
-    blue_bgr = np.zeros((*size, 3), np.float32)
-    blue_bgr[..., 0] = 200
-    pixels = blue_bgr[..., ::-1] if to_rgb else blue_bgr
-    images = ((pixels - np.float32(rule.mean)) / np.float32(rule.std)).transpose(2, 0, 1)[None]
-    frame = Frame(images, np.eye(4)[None], None, np.eye(4), 0.0, None)
-    pair = pair_of(frame, rule, 'frame', None, None)
-    np.testing.assert_array_equal(pair.background[0], blue_bgr.astype(np.uint8))

@@ -12,12 +12,10 @@ from rich.console import Console
 
 from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings, metric_finding
 from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.proving.views.table import next_command, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.tasks.bbox2d import match_detections
 from mmdeploy_ext.tasks.results import (
     Case,
@@ -27,9 +25,6 @@ from mmdeploy_ext.tasks.results import (
     Pair,
     PreprocessingResult,
 )
-from proofs import run_modes
-from toy_stepper import MEMORY, Altered, ToyStepper
-from toy_stepper import SPEC as STREAM
 
 EVIL = '<script>alert("1")</script> & "Müller\'s" [red]'
 NAMES = [f'{kind}_{level}' for kind in ('cls_score', 'bbox_pred', 'centerness') for level in range(5)]
@@ -57,12 +52,6 @@ def make_case(name: str, seed: int, traced: bool = False, faults: bool = False) 
         found = Detections(BOXES[:1] + 3, FOUND.scores[:1], FOUND.labels[:1])
     rows = tuple(compare_tensors(reference, candidate, SPEC))
     return Case(name, '1x3x64x64', traced, rows, (match_detections('a.jpg', FOUND, found),))
-
-
-@pytest.fixture
-def pictures() -> list[Pair]:
-    image = np.random.default_rng(0).integers(0, 255, (160, 200, 3), np.uint8)
-    return [Pair('a.jpg, 200x160', image, FOUND, FOUND), Pair(EVIL, image, FOUND, FOUND)]
 
 
 def results() -> Results:
@@ -97,65 +86,16 @@ def failed() -> Verdict:
     return verdict
 
 
-def streamed(stepper, frame, result):
-    """Return the result of a frame: one has NaN, and one lacks boxes."""
-    if stepper.count == 3:
-        values = np.full_like(result.outputs['all_cls_scores'], np.nan)
-        return dataclasses.replace(result, outputs={**result.outputs, 'all_cls_scores': values})
-    if stepper.count == 7:
-        return dataclasses.replace(result, detections=result.detections.above(0.6))
-    return result
-
-
-def stream() -> Verdict:
-    """Return the verdict on a drive of two modes with faults."""
-    frames, candidates = SyntheticDrive(frames=12, size=(8, 24), cameras=6), {}
-    for mode in ('teacher', 'free'):
-        candidates[mode] = Altered(streamed)
-    rows = run_modes(ToyStepper(), candidates, frames, STREAM, memory=MEMORY, bars=DriveBars(frames=12))
-    verdict = Verdict(dict(file='folder', task='bbox3d'))
-    case = Case('teacher-forced', '6x3x8x24', False, rows['teacher'].tensors)
-    Results([GraphResult('head', 30, True)], cases=[case], sequence=list(rows.values())).add_to(verdict)
-    return verdict
-
-
-VERDICTS = dict(proven=proven, failed=failed, stream=stream, nothing=lambda: Verdict({}))
-
-
-def shown(text: str) -> str:
-    """Return the text of a page without its elements and scripts."""
-    text = re.sub(r'<(script|style).*?</\1>', '', text, flags=re.S)
-    return html.unescape(re.sub(r'<[^>]*>', '', text))
-
-
-@pytest.fixture(params=VERDICTS)
-def written(request, tmp_path, pictures):
-    verdict = VERDICTS[request.param]()
-    if request.param == 'stream':
-        images = np.full((6, 32, 96, 3), 90, np.uint8)
-        frame = next(iter(SyntheticDrive(frames=1, size=(8, 24), cameras=6)))
-        found = ToyStepper().step(frame).detections
-        pictures = [Pair(frame.name, images, found, found, lidar2img=frame.lidar2img)]
-    path = report.write_report(
-        verdict, pictures if verdict.findings else [], ['cat', EVIL, 'dog'], tmp_path / 'report'
-    )
-    return verdict, path, path.read_text(encoding='utf-8')
-
-
-def test_the_page_has_the_claim_every_reason_and_the_json(written):
-    verdict, path, text = written
-    assert verdict.title in re.search(r'<h1>(.*?)</h1>', text)[1]
-    assert all(reason in shown(text) for reason in verdict.failures)
-    (embedded,) = re.findall(r'<script type="application/json" id="verdict">(.*?)</script>', text, re.S)
-    content = json.loads(embedded)
-    assert content == json.loads((path.parent / 'verdict.json').read_text()) == verdict.to_json()
-    assert text.count('<script') == 1
-
-
-def test_text_from_outside_is_escaped(tmp_path, pictures):
-    path = report.write_report(failed(), pictures, [EVIL, 'dog'], tmp_path)
+def test_the_page_has_the_claim_every_reason_and_the_json_and_escapes_text_from_outside(tmp_path):
+    verdict = failed()
+    image = np.random.default_rng(0).integers(0, 255, (160, 200, 3), np.uint8)
+    path = report.write_report(verdict, [Pair(EVIL, image, FOUND, FOUND)], [EVIL, 'dog'], tmp_path)
     text = path.read_text(encoding='utf-8')
-    assert '<script>alert' not in text and EVIL in shown(text)
+    (embedded,) = re.findall(r'<script type="application/json" id="verdict">(.*?)</script>', text, re.S)
+    assert json.loads(embedded) == json.loads((tmp_path / 'verdict.json').read_text()) == verdict.to_json()
+    shown = html.unescape(text)
+    assert verdict.title in shown and all(reason in shown for reason in verdict.failures)
+    assert text.count('<script') == 1
 
 
 def printed(verdict: Verdict) -> list[str]:

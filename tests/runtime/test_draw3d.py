@@ -9,7 +9,6 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw import class_colour
 from mmdeploy_ext.runtime.draw3d import (
     NEAR,
-    camera_mosaic,
     draw_camera,
     in_drawn_order,
     project_segments,
@@ -76,15 +75,6 @@ def test_a_box_is_drawn_where_it_is_and_only_in_front():
     assert abs(columns.min() - 150) <= 2 and abs(columns.max() - 170) <= 2 and rows.max() <= 100
     assert not draw_camera(image, looking(np.pi), layer, CLASSES).any()
     assert not image.any()
-
-
-def test_the_mosaic_is_ordered_as_seen_from_the_car():
-    images = [np.full((90, 160, 3), 20 * (index + 1), np.uint8) for index in range(6)]
-    matrices = np.tile(looking(0.0), (6, 1, 1))
-    mosaic = camera_mosaic(images, matrices, BoxLayer('x', detections()), CLASSES, 160)
-    cells = mosaic[[45, 90 + 4 + 45]][:, [80, 164 + 80, 328 + 80], 0]
-    # front left, front, front right; back left, back, back right
-    np.testing.assert_array_equal(cells, [[60, 20, 40], [100, 80, 120]])
 
 
 def test_cameras_in_another_order_are_drawn_in_that_of_nuscenes():

@@ -133,10 +133,3 @@ def test_the_bound_is_held_against_the_voxels_that_are_expected():
 )
 def test_the_name_of_a_file_says_its_order(name, order):
     assert order_of_name(name) == order
-
-
-def test_an_ordinary_onnx_is_called_so():
-    node = onnx.helper.make_node('Relu', ['x'], ['y'])
-    values = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in 'xy']
-    found = check(onnx.helper.make_model(onnx.helper.make_graph([node], 'g', values[:1], values[1:])))
-    assert rules(found) == {'other-dialect'} and errors(found)

@@ -5,22 +5,16 @@ Tests that use them skip where they are not.
 
 from __future__ import annotations
 
-import copy
 import pickle
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.models.datasets.nuscenes_dataset import lidar_to_global
-from mmdeploy_ext.synthetic.drive import Surroundings, rig
 
 NUSCENES = Path(__file__).resolve().parents[3] / 'shared/data/nuscenes'
 SCENE_PAUSE_US = 5_000_000
-SIZE = 900, 1600
 
 
 def read_infos(name: str) -> list[dict[str, Any]]:
@@ -39,34 +33,13 @@ def read_infos(name: str) -> list[dict[str, Any]]:
     return infos
 
 
-def scene_0103(folder: Path, frames: int | None = None) -> Path:
+def scene_0103(folder: Path) -> Path:
     """Write the info file of four key frames with their real pictures and return its path."""
-    infos = read_infos('scene-0103/infos_4kf.pkl')[:frames]
+    infos = read_infos('scene-0103/infos_4kf.pkl')
     for info in infos:
         for name, camera in info['cams'].items():
             file = NUSCENES / 'scene-0103/samples' / name / Path(camera['data_path']).name
             camera['data_path'] = str(file)
-    return write_infos(folder, infos)
-
-
-def mini_val(folder: Path, frames: int | None = None) -> Path:
-    """Write the info file of mini-val, 81 key frames of two scenes, and pictures that are made up."""
-    infos = copy.deepcopy(read_infos('nuscenes_mini_infos_val_81kf.pkl'))
-    infos = [info for info in infos if frames is None or info['frame_idx'] < frames]
-    yaws, seen = rig(6, SIZE)[2], {}
-    for index, info in enumerate(infos):
-        scene = info['scene_token']
-        seen.setdefault(scene, Surroundings(len(seen)))
-        pose = np.asarray(lidar_to_global(info, 'mini-val'), np.float64)
-        pictures = seen[scene].pictures(SIZE, yaws, pose, info['frame_idx'])
-        for camera, picture in zip(info['cams'].values(), pictures, strict=True):
-            camera['data_path'] = str(folder / f'{index}_{camera["type"]}.jpg')
-            cv2.imwrite(camera['data_path'], picture)
-    return write_infos(folder, infos)
-
-
-def write_infos(folder: Path, infos: list[dict[str, Any]]) -> Path:
-    """Write an info file of the validation set."""
     path = folder / 'infos_val.pkl'
     with open(path, 'wb') as stream:
         pickle.dump(dict(infos=infos, metadata=dict(version='v1.0-mini')), stream)

@@ -1,4 +1,4 @@
-"""Small models of frames with seeded weights, their exports, and the verdict on a planted fault."""
+"""Small models of frames with seeded weights, and their exports."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.seeded.weights import write_seeded
-from mmdeploy_ext.synthetic.drive import synthetic_drive
-from planting import replaced
-from proofs import refuted
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from mmdeploy_ext.proving.verdict import Verdict
-    from planting import Change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +53,6 @@ class SeededToy:
             return self.export(deployment, tmp_path_factory.mktemp('export'), **options)
 
         return deployment, paths
-
-    def verdict_with(self, fault: Change, deployment: deploy.Model, folder: Path, **options: Any) -> Verdict:
-        """Return the verdict on an export that a fault was planted into, over four frames."""
-        with replaced(*fault):
-            files = self.export(deployment, folder, **options)
-            return refuted(deployment, files, synthetic_drive(4, deployment.rule))
 
 
 BEVFORMER = SeededToy('bevformer', 'projects/configs/BEVFormer/bevformer_toy.py')

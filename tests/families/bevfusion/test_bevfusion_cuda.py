@@ -99,16 +99,6 @@ def rename(name, one, other):
     return lambda folder: changed(folder / f'{name}.onnx', change)
 
 
-def resize(name, tensor, *sizes):
-    def change(model):
-        (value,) = (one for one in (*model.graph.input, *model.graph.output) if one.name == tensor)
-        for axis, size in zip(value.type.tensor_type.shape.dim, sizes, strict=True):
-            axis.Clear()
-            setattr(axis, 'dim_value' if isinstance(size, int) else 'dim_param', size)
-
-    return lambda folder: changed(folder / f'{name}.onnx', change)
-
-
 def retype(name, tensor, kind):
     def change(model):
         (value,) = (one for one in (*model.graph.input, *model.graph.output) if one.name == tensor)
@@ -120,11 +110,6 @@ def retype(name, tensor, kind):
 BROKEN = {
     'no head': (drop('head.bbox'), 'head.bbox.onnx', 'missing-file'),
     'another name': (rename('head.bbox', 'reg', 'center'), 'head.bbox.onnx', 'name'),
-    'channels first': (
-        resize('camera.backbone', 'camera_feature', 6, 20, 8, 12),
-        'camera.backbone.onnx',
-        'shape',
-    ),
     'whole numbers': (retype('head.bbox', 'score', onnx.TensorProto.INT64), 'head.bbox.onnx', 'type'),
 }
 WARNED = {'float16': (retype('fuser', 'middle', onnx.TensorProto.FLOAT16), 'fuser.onnx', 'type')}

@@ -1,6 +1,5 @@
 """The test loop with a memory: whole scenes, both engines, real processes, on a small generated set."""
 
-import pickle
 import shutil
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 
 import toy_nuscenes
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
-from rank_processes import run_ranks
 from toy_atss import REPO
 from toy_nuscenes import evaluate, metrics
 
@@ -96,24 +94,6 @@ def test_an_emptied_memory_changes_the_metrics(pth_run, infos, tmp_path):
     options = 'backend_config.memory=reset', 'backend_config.dump=None'
     assert evaluate(PTH, CHECKPOINT, infos, tmp_path, *options) == 0
     assert metrics(tmp_path, 'pth') != metrics(pth_run, 'pth')
-
-
-@pytest.mark.matrix  # in the suite: shares of scenes (test_sharding.py), processes (test_test_loop.py)
-def test_two_processes_give_the_metrics_of_one(onnx_run, infos, tmp_path):
-    """Scenes stay whole: a memory that runs on from another rank's frame would change them."""
-    work_dir = shutil.copytree(onnx_run, tmp_path / 'stream_petr_toy')
-    command = ['tools/test.py', ONNX, CHECKPOINT, '--launcher', 'pytorch', '--eval=bbox']
-    command += ['--out', work_dir / 'two.pkl', '--tmpdir', tmp_path / 'parts']
-    command += ['--work-dir', work_dir, '--cfg-options', f'data.test.ann_file={infos}']
-    command += [f'data.test.data_root={infos.parent}/', 'data.workers_per_gpu=0']
-    ended = run_ranks(tmp_path, [command, command], timeout=250)
-    assert [code for code, _, _ in ended] == [0, 0], ended
-    assert metrics(work_dir, 'onnx') == metrics(onnx_run, 'onnx')
-    assert not (tmp_path / 'parts').exists()
-    one, two = (pickle.loads((work_dir / name).read_bytes()) for name in ('onnx.pkl', 'two.pkl'))
-    assert len(one) == len(two) == SCENES * FRAMES
-    for left, right in zip(one, two, strict=True):
-        np.testing.assert_array_equal(left['pts_bbox']['scores_3d'], right['pts_bbox']['scores_3d'])
 
 
 def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():
