@@ -54,7 +54,7 @@ help:
 	echo 'make benchmark    every family on every engine that is here    make zoo   every config of the installed mmdet'
 	echo 'make coverage     the lines of mmdeploy_ext/ that the suite runs'
 	echo 'make doctor       versions, engines, and what is wrong with a fix     make lint   ruff'
-	echo 'make site         the documentation as a site, build/site/index.html     make test-workshop  its tests'
+	echo 'make site         the documentation as a site, build/site/index.html     make test-workshop  tests of its pages'
 	echo 'make clean        caches and work_dirs                      make distclean  .venv too'
 
 env: $(STAGE_VENV) $(STAGE_TORCH) $(STAGE_LIBS) $(STAGE_MMCV) $(STAGE_MMLAB)
@@ -115,7 +115,7 @@ test-rotate: $(if $(wildcard .venv-rotate/bin/python),,env-rotate)
 	OMP_NUM_THREADS=1 .venv-rotate/bin/python -m pytest projects/mmrotate/tests -n auto --dist loadfile -ra $(PYTEST_ARGS)
 
 # Files are not split: what a file's tests share is made once. The number of processes: tests/conftest.py.
-# `test-fast` has what needs neither a trained model nor long set-ups, `test-workshop` tables, pages and the site.
+# `test-fast` has what needs neither a trained model nor long set-ups, `test-workshop` tables and pages.
 FAST := test_layout.py test_guards.py contract core engines evaluate graph lint preprocess weights
 test: tests := tests --ignore=tests/workshop
 test-fast: tests := $(addprefix tests/,$(FAST))

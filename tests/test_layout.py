@@ -41,13 +41,6 @@ REGISTRY = 'mmdeploy_ext.families'
 """It imports nothing, and holds the names of modules as texts."""
 PARTS = 'parts'
 """Of families/: what several families need."""
-KNOW_FAMILIES = (
-    f'{REGISTRY}.catalogue',
-    f'{REGISTRY}.mmdet_plugin',
-    f'{REGISTRY}.mmdet3d_plugin',
-    *(f'{PACKAGE}.{name}.' for name in ('consumers', 'seeded')),
-)
-"""Modules that register families, and packages with code for some of them."""
 WRITTEN = {'mmdeploy_ext.weights.convert.mmdet3_model': {'mmdeploy_ext.models.mmdet'}}
 """Module -> modules that it writes into configs and does not import."""
 LAZY = {
@@ -141,15 +134,6 @@ def test_no_family_imports_another():
         f'{name} imports {target}; what several families need is in {REGISTRY}.parts'
         for name, target in edges()
         if family_of(name) and family_of(target) not in ('', PARTS, family_of(name))
-    ]
-    assert not wrong, '\n'.join(wrong)
-
-
-def test_shared_code_imports_no_family():
-    wrong = [
-        f'{name} imports {target}'
-        for name, target in edges()
-        if not family_of(name) and not name.startswith(KNOW_FAMILIES) and family_of(target) not in ('', PARTS)
     ]
     assert not wrong, '\n'.join(wrong)
 

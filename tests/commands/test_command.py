@@ -63,12 +63,6 @@ def test_a_file_says_what_it_is(installed):
 
 
 @pytest.mark.matrix
-def test_any_onnx_file_is_shown_and_compared(installed):
-    assert 'Conv' in done(installed('graph', 'show', MODEL))
-    assert 'equal' in done(installed('graph', 'diff', MODEL, MODEL))
-
-
-@pytest.mark.matrix
 def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
     result = installed('doctor', '--json', 'doctor.json')
     assert result.returncode == 0, result.stdout

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from marking import in_suite
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 NECK = """
     from mmdet.models.builder import NECKS
@@ -108,10 +106,8 @@ CLASS_OF_NECK = """
 """
 
 
-@pytest.mark.parametrize('place', in_suite(['elsewhere', 'our checkout'], 'our checkout'))
-def test_the_class_of_the_fork_is_registered_and_not_ours(run, fork, tmp_path, place):
-    cwd = {'elsewhere': tmp_path, 'our checkout': REPOSITORY}[place]
-    outcome = run(CLASS_OF_NECK.format(path=str(fork / 'projects/configs/a.py')), cwd)
+def test_the_class_of_the_fork_is_registered_and_not_ours_in_our_checkout(run, fork):
+    outcome = run(CLASS_OF_NECK.format(path=str(fork / 'projects/configs/a.py')), REPOSITORY)
     assert outcome.stdout.strip() == str(fork / 'projects/mmdet3d_plugin/__init__.py'), outcome.stderr
 
 
@@ -141,23 +137,3 @@ def test_a_repository_s_own_mmdet_is_imported_if_it_is_of_the_same_age(run, tmp_
     )
     outcome = run(code, tmp_path)
     assert (outcome.stdout.strip() == str(tmp_path / 'mmdet/__init__.py')) == is_taken, outcome.stderr
-
-
-def test_an_older_mmdet3d_of_a_repository_does_not_hide_its_mmdet_and_mmseg(run, tmp_path):
-    import mmdet
-    import mmseg
-
-    files = {'mmdet3d/__init__.py': '', 'configs/a.py': 'optimizer = dict()\n'}
-    for library in (mmdet, mmseg):  # copies that have the installed sub-packages
-        text = f'__version__ = {library.__version__!r}\n__path__ += {library.__path__!r}\n'
-        files[f'{library.__name__}/__init__.py'] = text + f'exec(open({library.__file__!r}).read())\n'
-    write(tmp_path, **files)
-    code = """
-        load_config('configs/a.py')
-        print(*(sys.modules[name].__file__ for name in ('mmdet', 'mmseg', 'mmdet3d')), sep='\\n')
-    """
-    outcome = run(code, tmp_path)
-    assert outcome.returncode == 0, outcome.stderr
-    *copies, installed = outcome.stdout.split()
-    assert copies == [str(tmp_path / f'{name}/__init__.py') for name in ('mmdet', 'mmseg')]
-    assert not installed.startswith(str(tmp_path))

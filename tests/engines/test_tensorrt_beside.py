@@ -17,8 +17,6 @@ from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.record import read_record
 from toy_engines import package, two_outputs
 
-SHAPES = ['B=1/2/4']
-
 
 @pytest.fixture
 def gpu(monkeypatch):
@@ -38,8 +36,8 @@ def net(tmp_path):
     return str(tmp_path / 'm.onnx')
 
 
-def beside(net, shapes=SHAPES):
-    return engine_beside(net, 0, shapes, ())
+def beside(net):
+    return engine_beside(net, 0, ['B=1/2/4'], ())
 
 
 def test_an_onnx_file_gets_an_engine_for_this_gpu_once(gpu, net, tmp_path):

@@ -6,7 +6,6 @@ import pytest
 from browser_pages import COUNTS, address_of, counts, in_page, opened_browser, write_empty_kit
 from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
 from mmdeploy_ext.kit.contents import result_parts
 from mmdeploy_ext.kit.page import bars_of
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
@@ -119,22 +118,6 @@ def test_generated_results_are_matched_as_in_python(page, task):
     )
     assert answer == expected
     assert all(sum(row[index] for row in expected) for index in range(5)), 'each count occurs'
-
-
-def test_masks_are_pasted_as_in_python(page):
-    random = np.random.default_rng(2)
-    masks = random.random((30, 7, 7), np.float32)
-    corners = random.uniform(-10, 60, (30, 2, 2))
-    boxes = np.sort(corners, axis=1).reshape(-1, 4).astype(np.float32)
-    boxes[-3:] = corners[-3:].reshape(-1, 4)  # turned inside out, some of them
-    boxes[:5] = [[3, 4, 3, 9], [5, 5, 5.4, 30], [-9, -9, -2, -2], [0, 0, 50, 40], [7, 30, 9, 30]]
-    expected = paste(masks, boxes, 40, 50, 0.5)
-    body = """
-        const { pasteMasks } = await import('kit/pasted_masks.js');
-        return pasteMasks(masks, boxes.values, 40, 50, 0.5);
-    """
-    pasted = np.stack(in_page(page, body, masks=list(masks), boxes=boxes)).reshape(expected.shape)
-    assert np.array_equal(pasted, expected) and expected.any(axis=(1, 2)).sum() > 10
 
 
 GROUPS = (ColumnGroup('xy', (0, 1), 'pixel', 1e-4, 0.01), ColumnGroup('score', (2,), '', 1e-3))

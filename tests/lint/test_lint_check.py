@@ -78,18 +78,3 @@ def test_severity_is_that_of_the_exporters_asked_for():
     model = Model(lambda self, x: x * x.max().item())
     reports = [check(model, (X,), exporters=[name], try_exports=False) for name in EXPORTERS]
     assert [[finding.severity for finding in report] for report in reports] == [['error'], ['note']]
-
-
-def test_the_trial_names_the_line_of_an_unknown_operator():
-    def unknown(self, x):
-        y = x + 1
-        return torch.special.bessel_j0(y)
-
-    report = check(Model(unknown), (X,), exporters=['torchscript'])
-    (found,) = report
-    assert report.failed and report.trials[0].refused
-    assert found.rule == 'unsupported-operator' and found.site.code == 'return torch.special.bessel_j0(y)'
-    triu = Model(lambda self, x: x.triu(1))
-    (found,) = check(triu, (X,), exporters=['torchscript'], opset=13)
-    assert 'opset 14' in found.details[0]
-    assert not check(triu, (X,), exporters=['torchscript'], opset=14).failed

@@ -127,17 +127,3 @@ def test_the_pages_of_the_repository_are_what_the_records_give():
         assert (REPOSITORY / f'docs/zoo/{kind.page}.md').read_text() == pages.kind_page(kind, of_kind)
     readme = (REPOSITORY / 'projects/mmrotate/README.md').read_text()
     assert pages.rotated_section(records.zoo_records(rotated)) in readme
-
-
-def test_shards_have_every_config_once_and_the_same_models_together(capsys):
-    words = ['ssd/*.py', 'gfl/*.py', '--list']
-    lists = []
-    for arguments in ([], ['--shard', '1/2'], ['--shard', '2/2']):
-        assert zoo_app.main([*words, *arguments]) == 0
-        lists.append([line.split()[0] for line in capsys.readouterr().out.splitlines()])
-    whole, first, second = lists
-    assert sorted(first + second) == sorted(whole) and first and second
-    for text in ('0/2', '3/2', '1', 'a/b'):
-        with pytest.raises(SystemExit, match='2'):
-            zoo_app.main([*words, '--shard', text])
-        assert 'expected K/N' in capsys.readouterr().err
