@@ -40,6 +40,7 @@ def test_the_files_of_an_export_are_proven(paths):
     assert not case.traced and case.input_shape == '6x3x32x96'
 
 
+@pytest.mark.matrix  # in the suite: faults of streams in test_faults.py
 def test_another_model_is_refuted(paths):
     deployment = dataclasses.replace(toy.deployment(), model=copy.deepcopy(toy.deployment().model))
     weight = deployment.model.pts_bbox_head.cls_branches[0][6].weight

@@ -143,6 +143,7 @@ def test_what_a_graph_does_not_show_is_named_and_alone_fails_a_strict_proof(repo
     assert {text.split()[0] for text in verdict.model_classes} >= {'MyNeck', 'MyHead', 'MyCoder'}
 
 
+@pytest.mark.matrix
 def test_a_line_that_is_traced_is_proven_after_a_new_export(repository, old_file, tmp_path):
     deployment = repository('neck')
     verdict = verdict_on(deployment, old_file, edited=True)
@@ -168,6 +169,7 @@ def test_a_line_that_no_graph_shows_is_never_proven_and_is_named(repository, old
     assert NAMED[line] in judged('', written=True)
 
 
+@pytest.mark.matrix
 def test_a_neck_that_multiplies_by_the_number_of_its_calls_is_not_proven(repository, tmp_path):
     deployment = repository(**{'model.neck.type': 'CountingNeck'})
     verdict = verdict_on(deployment, export(deployment, tmp_path / 'm.onnx', 'raw'), written=True)

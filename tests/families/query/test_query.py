@@ -16,7 +16,7 @@ from mmdeploy_ext.families.parts.padding import PaddedMap, SinePositions
 from toy_query import KINDS, MASKS, REGIONS, family_of, images, options_of, seeded, toy
 
 ALL = (*KINDS, 'two_stage', *MASKS, *REGIONS)
-EXPORTED = ('instances', 'maskformer', 'regions_masks')
+EXPORTED = ('instances', 'maskformer')
 """Kinds that the suite exports; test_dino.py has the graph of two stages."""
 EAGER = ('detr', 'two_stage', 'regions')
 LEAST = dict(two_stage=1, instances=10, panoptic=2, maskformer=2)
