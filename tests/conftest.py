@@ -15,7 +15,6 @@ if str(REPO) not in sys.path:
 from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
 
-pytest_plugins = ['short_stack']
 WORKER_BYTES = 4 << 30
 cli.wait_passively()
 if 'PYTEST_XDIST_WORKER' in os.environ:

@@ -32,7 +32,7 @@ def toy():
     return model, Search(subject, findings.Bars()), traced.tensor[None]
 
 
-@pytest.mark.parametrize('fresh', [True, False])
+@pytest.mark.parametrize('fresh', [True, pytest.param(False, marks=pytest.mark.matrix)])
 def test_a_right_export_is_equal(toy, fresh):
     model, search, _ = toy
     found = search.compare(model, fresh)
@@ -114,7 +114,7 @@ def searched(module):
     return export(), Search(subject, findings.Bars())
 
 
-@pytest.mark.parametrize('fresh', [True, False])
+@pytest.mark.parametrize('fresh', [True, pytest.param(False, marks=pytest.mark.matrix)])
 def test_a_gather_that_takes_the_neighbouring_level_is_found_with_a_fresh_export_only(fresh):
     """PyTorch has made the other level, too, so its values count as right."""
     torch.manual_seed(0)
@@ -129,7 +129,7 @@ def test_a_gather_that_takes_the_neighbouring_level_is_found_with_a_fresh_export
     assert found.first.node == ('/Gather' if fresh else '/Sigmoid')
 
 
-@pytest.mark.parametrize('fresh', [True, False])
+@pytest.mark.parametrize('fresh', [True, pytest.param(False, marks=pytest.mark.matrix)])
 def test_a_clamp_at_the_bar_is_not_taken_for_what_it_clamps(fresh):
     """The inverse sigmoid of DETR heads, where it saturates: a right export is equal."""
     model, search = searched(Clamped().eval())
