@@ -504,7 +504,8 @@ def passed_cases(deployment, path):
             yield run_case(entry if known else InputReference(deployment, entry), backend)[0].passed
 
 
-@pytest.mark.parametrize('fault', in_suite(EXPORTERS, 'scores weighed before the threshold'))
+@pytest.mark.matrix  # in the suite: edited files, found by the same comparison
+@pytest.mark.parametrize('fault', EXPORTERS)
 def test_a_file_of_a_wrong_exporter_is_not_proven(tmp_path, fault):
     name, place, make = EXPORTERS[fault]
     deployment = model_of(name)
