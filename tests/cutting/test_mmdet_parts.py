@@ -11,8 +11,9 @@ from onnx import numpy_helper
 
 import toy_atss
 from mmdeploy_ext import with_parts
-from mmdeploy_ext.cli import benchmark_app, export_app, kit_app, test_app, verify_app
+from mmdeploy_ext.cli import benchmark_app, export_app, kit_app, parts_app, test_app, verify_app
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.cutting import proof
 from mmdeploy_ext.cutting.folder import CutFolder
 from mmdeploy_ext.cutting.proof import prove_folder
 from mmdeploy_ext.cutting.samples import run_test_path
@@ -77,7 +78,9 @@ def test_code_around_the_parts_that_changed_is_not_proven(cut_toy, monkeypatch):
     assert not verdict.passed
 
 
-def test_verify_proves_a_folder_within_the_whole_model(cut_toy, tmp_path):
+def test_verify_proves_a_folder_within_the_whole_model(cut_toy, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(proof, 'prove_folder', lambda *given: made.append(prove_folder(*given)) or made[0])
     words = [
         toy_atss.CONFIG,
         toy_atss.CHECKPOINT,
@@ -88,6 +91,9 @@ def test_verify_proves_a_folder_within_the_whole_model(cut_toy, tmp_path):
     assert verify_app.main(words) == 0
     content = json.loads((tmp_path / 'v.json').read_text())
     assert content['verdict'] == 'proven' and content['summary']['matched'] > 100
+    (verdict,) = made
+    verdict.subject['precision'] = 'fp16'  # within its bars, never proven
+    assert (verdict.proven, parts_app.show(verdict, None)) == (False, 0)
 
 
 @pytest.mark.parametrize(('parts', 'key'), [('neckk', 'neck'), ('bbox_head+backbone', 'bbox_head')])
