@@ -93,10 +93,6 @@ def plain(value: Any) -> Any:
 
 def read(annotation: Any, value: Any, key: str = '') -> Any:
     """Convert a JSON value to its annotation; `key` is its place for Mismatch."""
-    if type(value) is annotation and annotation is not float:
-        return value
-    if annotation is float:
-        return _read_float(value, key)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if dataclasses.is_dataclass(annotation):
         if isinstance(value, annotation):
@@ -112,23 +108,17 @@ def read(annotation: Any, value: Any, key: str = '') -> Any:
         _require(isinstance(value, Mapping), value, key, 'a dict')
         return {name: read(arguments[1], item, _below(key, name)) for name, item in value.items()}
     if origin is Literal:
-        return _read_choice(arguments, value, key)
+        is_choice = any(type(value) is type(choice) and value == choice for choice in arguments)
+        _require(is_choice, value, key, ' or '.join(map(repr, arguments)))
+        return value
     return _read_scalar(annotation, value, key)
 
 
-def _read_choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise _mismatch(value, key, ' or '.join(map(repr, choices)))
-    return value
-
-
-def _read_float(value: Any, key: str) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    _require(is_number and -LARGEST <= value <= LARGEST, value, key, 'a finite number')
-    return float(value)
-
-
 def _read_scalar(annotation: Any, value: Any, key: str) -> Any:
+    if annotation is float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        _require(is_number and -LARGEST <= value <= LARGEST, value, key, 'a finite number')
+        return float(value)
     titles = {int: 'a whole number', bool: 'true or false', str: 'a text', types.NoneType: 'null'}
     _require(annotation is Any or type(value) is annotation, value, key, titles.get(annotation, ''))
     return value
@@ -136,10 +126,10 @@ def _read_scalar(annotation: Any, value: Any, key: str) -> Any:
 
 def _read_bounded(annotation: Any, bounds: Bounds, value: Any, key: str) -> Any:
     result = read(annotation, value, key)
-    number = len(result) if isinstance(result, tuple) else result
-    if number not in bounds:
-        title = 'a list with a length' if isinstance(result, tuple) else 'a number'
-        raise _mismatch(value, key, f'{title} {bounds}')
+    if isinstance(result, tuple):
+        _require(len(result) in bounds, value, key, f'a list with a length {bounds}')
+    else:
+        _require(result in bounds, value, key, f'a number {bounds}')
     return result
 
 
@@ -201,13 +191,9 @@ def _types_of(cls: Any) -> tuple[str, ...]:
 
 def _require(is_right: bool, value: Any, key: str, expected: str) -> None:
     if not is_right:
-        raise _mismatch(value, key, expected)
-
-
-def _mismatch(value: Any, key: str, expected: str) -> Mismatch:
-    got = repr(value)
-    got = got if len(got) <= 60 else f'{got[:57]}...'
-    return Mismatch(f'{key} is {got}, expected {expected}'.lstrip())
+        got = repr(value)
+        got = got if len(got) <= 60 else f'{got[:57]}...'
+        raise Mismatch(f'{key} is {got}, expected {expected}'.lstrip())
 
 
 def _below(key: str, name: object) -> str:

@@ -234,15 +234,15 @@ def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np
     areas = (x2 - x1) * (y2 - y1)
     alive = np.ones(len(order), bool)
     indices = []
-    with np.errstate(invalid='ignore', divide='ignore'):
-        for index in range(len(order)):
-            if not alive[index]:
-                continue
-            indices.append(order[index])
-            rest = np.flatnonzero(alive[index + 1 :]) + index + 1
-            overlap_w = np.maximum(np.minimum(x2[index], x2[rest]) - np.maximum(x1[index], x1[rest]), 0)
-            overlap_h = np.maximum(np.minimum(y2[index], y2[rest]) - np.maximum(y1[index], y1[rest]), 0)
-            overlap = overlap_w * overlap_h
+    for index in range(len(order)):
+        if not alive[index]:
+            continue
+        indices.append(order[index])
+        rest = np.flatnonzero(alive[index + 1 :]) + index + 1
+        overlap_w = np.maximum(np.minimum(x2[index], x2[rest]) - np.maximum(x1[index], x1[rest]), 0)
+        overlap_h = np.maximum(np.minimum(y2[index], y2[rest]) - np.maximum(y1[index], y1[rest]), 0)
+        overlap = overlap_w * overlap_h
+        with np.errstate(invalid='ignore', divide='ignore'):
             alive[rest[overlap / (areas[index] + areas[rest] - overlap) > iou_threshold]] = False
     return np.asarray(indices, np.int64)
 

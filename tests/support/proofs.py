@@ -113,7 +113,7 @@ def as_exported(model: onnx.ModelProto, export: Any, name: str = '') -> GraphRes
 
 
 def prove_outputs(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> tuple[Verdict, list[Any]]:
-    """Do what `prove_samples` does without a fresh export: for files whose whole proof is in the matrix."""
+    """Do what `prove_samples` does without a fresh export: for further files of a family."""
     with mock.patch.object(file_checks, 'compare_with_fresh_export', as_exported):
         return prove_samples(deployment, paths, samples, engine)
 
