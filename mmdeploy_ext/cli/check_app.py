@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import write_json
+from mmdeploy_ext.contract.registry import folder_checks
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, escape
 from mmdeploy_ext.core.violations import ERROR, WARNING, errors
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def find_contract(args: argparse.Namespace, modules: Mapping[str, str]) -> tuple[str, ModuleType]:
-    """Name of a contract and its module of `consumers`."""
+    """Name of a contract and its module."""
     name = args.contract
     if not name and len(modules) == 1:
         (name,) = modules
@@ -92,9 +93,7 @@ def check_sparse(args: argparse.Namespace) -> int:
 
 
 def check_folder(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.consumers import FOLDERS
-
-    name, module = find_contract(args, FOLDERS)
+    name, module = find_contract(args, folder_checks())
     violations, files = module.check(args.folder)
     names = {key: str(path) for key, path in files.items()}
     facts = dict(folder=args.folder, contract=name, files=names)

@@ -175,7 +175,7 @@ def _not_installed(error: ModuleNotFoundError) -> str:
     if name in ('', 'mmdeploy_ext'):
         raise error
     if place := _place_in_users_code(error):
-        from mmdeploy_ext.core.user_modules import install_command
+        from mmdeploy_ext.core.missing_packages import install_command
 
         return f'{place} imports {error.name}, which is not there: {install_command(error)}'
     if name in sys.modules and error.name != name:

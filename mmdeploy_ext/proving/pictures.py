@@ -10,7 +10,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
+from mmdeploy_ext.consumers.plugins.kernels import open_with_plugins
 from mmdeploy_ext.contract.comparison import (
     compare_named,
     compare_tensors,

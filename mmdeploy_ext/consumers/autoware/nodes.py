@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmdeploy_ext.consumers.bevdet_plugins.kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ATTENTION, ROTATE
+from mmdeploy_ext.consumers.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
+from mmdeploy_ext.consumers.plugins.kernels import ATTENTION, ROTATE
 from mmdeploy_ext.core.errors import shortened
 from mmdeploy_ext.core.violations import ERROR, WARNING
 

@@ -22,7 +22,7 @@ from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
     picture_places,
 )
 from mmdeploy_ext.consumers.bevdet_plugins.export import TABLES, pooled
-from mmdeploy_ext.consumers.bevdet_plugins.kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
+from mmdeploy_ext.consumers.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError

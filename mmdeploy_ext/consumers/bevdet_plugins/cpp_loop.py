@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.consumers.bevdet_plugins.kernels import packed, sampled_places
 from mmdeploy_ext.consumers.bevdet_plugins.loop import PoolOnnx
+from mmdeploy_ext.consumers.plugins.bevdet_kernels import packed, sampled_places
 from mmdeploy_ext.families.bevdet.runtime import VIEW, BevDetOnnx, camera_poses, cell_motion
 
 if TYPE_CHECKING:

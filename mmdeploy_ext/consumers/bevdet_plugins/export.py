@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.consumers.bevdet_plugins.kernels import POOL
 from mmdeploy_ext.consumers.bevdet_plugins.loop import PoolOnnx
+from mmdeploy_ext.consumers.plugins.bevdet_kernels import POOL
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError

@@ -18,7 +18,7 @@ from mmdeploy_ext.families.bevdet.runtime import FORM, VIEW, BevDetOnnx
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.datasets.bevdet_nuscenes_dataset import MEAN, STD, resize_and_crop
+from mmdeploy_ext.models.bevdet.dataset import MEAN, STD, resize_and_crop
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 
 NMS_TYPES = ('rotate', 'circle')

@@ -21,7 +21,6 @@ from marking import in_suite
 from mmdeploy_ext.consumers.autoware.bevdet_export import BevDetFiles
 from mmdeploy_ext.consumers.autoware.check import read_manifest
 from mmdeploy_ext.consumers.autoware.nodes import BEVDET
-from mmdeploy_ext.consumers.bevdet_plugins import kernels
 from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import CppFiles
 from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
     camera_vectors,
@@ -31,6 +30,7 @@ from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
 )
 from mmdeploy_ext.consumers.bevdet_plugins.export import PoolFiles
 from mmdeploy_ext.consumers.bevdet_plugins.tables import intervals, point_cells
+from mmdeploy_ext.consumers.plugins import bevdet_kernels as kernels
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError

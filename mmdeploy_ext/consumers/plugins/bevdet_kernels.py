@@ -9,7 +9,7 @@ view.
 
 import numpy as np
 
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import bilinear
+from mmdeploy_ext.consumers.plugins.kernels import bilinear
 
 POOL = 'bev_pool_v2'
 """Name of the plug-in in the domain `mmdeploy`."""
