@@ -31,7 +31,7 @@ def check_replaceable(target: AnyPath) -> None:
     if folder == Path.cwd() or os.path.ismount(folder):
         kind = 'the working folder' if folder == Path.cwd() else 'a mount point'
         raise UsageError(
-            f'{target}: is {kind}; a folder of graphs is replaced as a whole, so give the name of one in it: '
+            f'{target}: is {kind}; the folder is replaced as a whole, so give the name of one in it: '
             f'{Path(target) / "graphs"}'
         )
     refuse_read_only(folder)

@@ -1,4 +1,4 @@
-"""ONNX Runtime writes no identifier and sends nothing, in the package and in the programs that it hands out."""
+"""ONNX Runtime writes no identifier and sends nothing: in the package, and in programs that it hands out."""
 
 import os
 import subprocess
