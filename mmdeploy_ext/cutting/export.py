@@ -135,6 +135,8 @@ def export_folder(
         graphs.append(graph)
         entries.append(entry)
     folder = CutFolder(Path(output), facts, chosen, entries)
+    for path in (folder.path / RESULTS, *map(folder.file, entries)):
+        check_writable(path)
     folder.path.mkdir(parents=True, exist_ok=True)
     for graph, entry in zip(graphs, entries, strict=True):
         save(graph, folder.file(entry))
