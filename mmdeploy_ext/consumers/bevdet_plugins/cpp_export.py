@@ -59,16 +59,22 @@ NOTES = (
 
 
 def _prepared(
-    images: Tensor, mean: Tensor, std: Tensor, crop_h: int, crop_w: int, resize_radio: float
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    crop_h: int,
+    crop_w: int,
+    resize_radio: float,
+    rows: int,
+    columns: int,
 ) -> Tensor:
     words, scales = images.double()[..., None], torch.tensor([2.0**0, 2.0**8, 2.0**16, 2.0**24]).double()
     pixels = torch.floor(words / scales) - 256 * torch.floor(words / (256 * scales))
     pixels = pixels.flatten(3).float()
-    height, width = int(images.shape[2]), 4 * int(images.shape[3])
-    for axis, source, crop in ((2, height, crop_h), (3, width, crop_w)):
-        size = round(source * resize_radio) - crop
+    for axis, size, crop in ((2, rows, crop_h), (3, columns, crop_w)):
         places = torch.floor((torch.arange(size) + crop) / resize_radio + 0.5).long()
-        pixels = pixels.index_select(axis, places)
+        # the example of a trace is smaller than a picture
+        pixels = pixels.index_select(axis, places.clamp(max=pixels.shape[axis] - 1))
     return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
@@ -109,10 +115,13 @@ def _pool_example() -> tuple[Tensor, ...]:
     return torch.rand(1, 2, 2, 3), torch.rand(1, 4, 2, 3), *[entries] * 4, torch.ones_like(entries)
 
 
+SIZES = ('rows', 'columns')
+"""Attributes of operators that the plug-ins compute themselves."""
+
+
 def _operator(name: str, function: Any, inputs: dict[str, str], example: Any) -> Operator:
-    attributes = {
-        argument: argument for argument in function.__annotations__ if argument not in (*inputs, 'return')
-    }
+    without = *inputs, *SIZES, 'return'
+    attributes = {argument: argument for argument in function.__annotations__ if argument not in without}
     plugin = Plugin(name, attributes=attributes, domain='bevdet')
     return register(
         Operator(
@@ -162,7 +171,7 @@ class CppFrame(Network):
         """Return the maps of the head and the present view; the inputs are as `spec` says."""
         *tables, adj_feats, transforms, flag = more
         rule, (_, rows, columns) = self.model.rule, view_axes(self.model)
-        pictures = prepare(images, mean, std, *rule.crop, float(rule.scale))
+        pictures = prepare(images, mean, std, *rule.crop, float(rule.scale), *rule.size)
         lifted = self.lift(pictures, cam_params)
         view = self.processed(pool_first(*lifted, *tables, rows, columns, len(images)))
         joint = gather(align(adj_feats, transforms), view, flag)
