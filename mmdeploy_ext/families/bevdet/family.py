@@ -42,7 +42,8 @@ def check_model(cfg: Any) -> None:
     kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds]
     if len(set(kinds)) != 1 or kinds[0] not in NMS_TYPES:
         raise ConfigError(
-            f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={kinds}; expected one of {", ".join(NMS_TYPES)}'
+            f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={kinds}; expected one of '
+            f'{", ".join(NMS_TYPES)}'
         )
     if cfg.model.get('img_view_transformer', {}).get('accelerate'):
         raise ConfigError(

@@ -132,7 +132,9 @@ def test_parameters_beside_the_file_are_those_of_the_model(deployed, tmp_path):
     (tmp_path / 'bevdet_one_lt_d.onnx').touch()
     values, violations = read_manifest(BEVDET, tmp_path)
     assert violations == [] and values['data_params.cams'] == list(known.rule.cameras)
-    settings = yaml.safe_load((tmp_path / values['model_config']).read_text())
+    assert values['data_params.CAM_NUM'] == values['data_params.camera_count'] == 6
+    assert values['onnx_path'] == 'bevdet_one_lt_d.onnx' and 'model_config' not in values
+    settings = yaml.safe_load((tmp_path / BEVDET.settings).read_text())
     side, given = [-12.8, 12.8, 0.8], known.cfg.model.test_cfg.pts
     for entry, expected in {
         'grid_config': dict(x=side, y=side, z=[-5.0, 3.0, 8.0], depth=[1.0, 61.0, 3.0]),
@@ -172,6 +174,38 @@ PLUGIN_FIELDS = dict(
 def test_programs_take_models_with_or_without_a_memory_alone(name, files):
     with pytest.raises(ConfigError, match='BEVDepth4D'):
         files(FAMILIES['bevdet']).check(load_config(TOYS[name].config))
+
+
+DEPTHS = 'model.img_view_transformer.grid_config.depth'
+OTHERS = {
+    'bins that the program cuts off': ({DEPTHS: [1.0, 60.0, 0.3]}, 'depth'),
+    'a threshold for each task': (
+        {
+            'model.test_cfg.pts.nms_thr': [0.2, 0.5],
+            'model.pts_bbox_head.tasks': [dict(num_class=5, class_names=[*'abcde'])] * 2,
+        },
+        'nms_thr',
+    ),
+    'circles': ({'model.test_cfg.pts.nms_type': ['circle']}, 'nms_type'),
+    'pictures of another scale': ({'data.test.pipeline.0.data_config.resize_test': 0.1}, 'input_size'),
+}
+"""What the program has no place for -> (changes of the config, the key)."""
+
+
+@pytest.mark.parametrize('other', OTHERS)
+def test_what_the_program_has_no_place_for_is_refused(other):
+    changes, key = OTHERS[other]
+    with pytest.raises(ConfigError, match=key):
+        CppFiles(FAMILIES['bevdet']).check(load_config(TOYS['bevdet4d'].config, changes))
+
+
+def test_the_node_takes_cameras_in_the_order_of_its_topics():
+    cfg = load_config(TOYS['bevdet4d'].config)
+    BevDetFiles(FAMILIES['bevdet']).check(cfg)
+    cameras = cfg.data.test.pipeline[0].data_config.cams
+    cameras[:2] = cameras[1::-1]
+    with pytest.raises(ConfigError, match='cameras'):
+        BevDetFiles(FAMILIES['bevdet']).check(cfg)
 
 
 def test_vectors_and_transforms_are_the_deployments():
