@@ -174,7 +174,8 @@ def next_command(verdict: Verdict) -> str:
         of_form = (contract and contract.used_by) or used_by.get(form) or used_by['']
         words = f'{runner} {{file}} IMAGE_OR_FOLDER' if runner else of_form
         path = Path(file)
-        values = model | dict(file=file, folder=path.parent if path.suffix == '.onnx' else path)
+        folder = path.parent if path.suffix == '.onnx' else path
+        values = model | dict(file=file, folder=folder, place=folder.resolve())
         quoted = {name: shlex.quote(str(value)) for name, value in values.items()}
         name, _, words = words.partition(' ')
         return f'{command(name)} {words.format(**quoted)}'
