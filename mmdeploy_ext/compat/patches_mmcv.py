@@ -100,6 +100,15 @@ def init_dist_without_gpu(module: ModuleType) -> None:
     module.init_dist = init_dist
 
 
+@after('torch.onnx', versions='torch 2.13')
+def export_flag_in_its_old_place(module: ModuleType) -> bool:
+    """torch.onnx.utils had is_in_onnx_export, which code for older versions asks there."""
+    if hasattr(module.utils, 'is_in_onnx_export'):
+        return False
+    module.utils.is_in_onnx_export = module.is_in_onnx_export
+    return True
+
+
 @after('mmcv.parallel._functions', versions='mmcv-full 1.7.2, torch >= 2.1')
 def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
     """Scatter asks for a copy stream by GPU number; torch 2.1 wants a device: 'int' has no 'type'."""

@@ -21,13 +21,14 @@ import onnx
 import torch
 
 from mmdeploy_ext import compat
+from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import DEFAULT_OPSET, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage
 from mmdeploy_ext.core.cli import suppress_output
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.core.source_code import is_users_file
+from mmdeploy_ext.core.source_code import copied_file, is_users_file
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
 from mmdeploy_ext.exporting.ops import deform_conv  # noqa: F401 - it registers itself
 from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
@@ -218,7 +219,8 @@ def run(
     try:
         is_dynamic = any(dynamic.get(name) for name in stage.inputs)
         sizes = sizes_traced(stage.module) if is_dynamic else contextlib.nullcontext()
-        with suppress_output(), tracer_warnings(), patched_libraries(), torch.no_grad(), sizes:
+        users = exports_unseen()
+        with suppress_output(), tracer_warnings(), users, patched_libraries(), torch.no_grad(), sizes:
             if stage.exporter == 'dynamo':
                 table = translations()
                 for library_operator in LIBRARY_OPERATORS:
@@ -369,8 +371,9 @@ def _export_dynamo(
     return program.model_proto
 
 
-SILENT = ('equal', 'allclose', 'is_nonzero')
-"""Functions that return a bool of a tensor's values without a tracer warning."""
+OF_VALUES = ('equal', 'allclose', 'is_nonzero')
+SILENT: dict[Any, tuple[str, ...]] = {torch: OF_VALUES, torch.Tensor: OF_VALUES, torch.jit: ('is_tracing',)}
+"""Owner -> functions that return a bool, of values or of the trace itself, without a tracer warning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -405,8 +408,8 @@ def tracer_warnings() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as stack:
         warnings.simplefilter('ignore')
         warnings.simplefilter('always', torch.jit.TracerWarning)
-        for owner in (torch, torch.Tensor):
-            for name in SILENT:
+        for owner, names in SILENT.items():
+            for name in names:
                 noted = _noted(getattr(owner, name), name)
                 stack.enter_context(mock.patch.object(owner, name, noted))
         yield
@@ -415,10 +418,50 @@ def tracer_warnings() -> Iterator[None]:
         _record(warning.filename, warning.lineno, f'PyTorch warns "{text} ..."')
 
 
+ASKED = 'is_in_onnx_export'
+_is_in_onnx_export = types.FunctionType(torch.onnx.is_in_onnx_export.__code__, vars(torch.onnx))
+
+
+@contextlib.contextmanager
+def exports_unseen() -> Iterator[None]:
+    """Answer `torch.onnx.is_in_onnx_export()` in the user's files with False, and record their lines.
+
+    So that the graph has the branch that PyTorch runs. Libraries need the answer to be exported at all.
+    """
+    # its code, since files may have imported the function itself
+    with patched(torch.onnx.is_in_onnx_export, __code__=_ask.__code__):
+        yield
+
+
+def _ask() -> bool:
+    """Stand for `torch.onnx.is_in_onnx_export`; it runs with the globals of torch.onnx."""
+    import sys
+
+    from mmdeploy_ext.exporting.export import answer_to
+
+    return answer_to(sys._getframe(1))
+
+
+def answer_to(caller: types.FrameType) -> bool:
+    """Return whether an export runs, as a frame is to see it."""
+    file = caller.f_code.co_filename
+    if not _is_in_onnx_export() or not _is_users_branch(file):
+        return _is_in_onnx_export()
+    _record(file, caller.f_lineno, f'asks {ASKED}(): False, as in PyTorch')
+    return False
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_users_branch(file: str) -> bool:
+    copy = copied_file(file)
+    in_library = copy is not None and ASKED in copy[1].read_text(encoding='utf-8')
+    return is_users_file(Path(file).resolve()) and not in_library
+
+
 def _noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def noted(*args: Any, **kwargs: Any) -> Any:
-        if torch.jit.is_tracing():
+        if torch._C._get_tracing_state() is not None:
             caller = sys._getframe(1)
             _record(
                 caller.f_code.co_filename, caller.f_lineno, f'calls {name}(), of which PyTorch does not warn'
