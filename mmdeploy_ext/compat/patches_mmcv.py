@@ -208,9 +208,12 @@ def regions_without_numbers(module: ModuleType) -> None:
     original = module.roi_align
 
     def roi_align(features: Any, regions: Any, *args: Any) -> Any:
+        import torch
+
         from mmdeploy_ext.core.errors import CheckpointError
 
-        if not features.is_cuda and not regions.isfinite().all():
+        is_read = not features.is_cuda and not torch.compiler.is_compiling()
+        if is_read and not regions.isfinite().all():
             lost = int((~regions.isfinite().all(dim=1)).sum())
             raise CheckpointError(
                 f'RoIAlign: {lost} of {len(regions)} regions have coordinates that are no finite numbers; '

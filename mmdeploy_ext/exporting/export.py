@@ -26,11 +26,11 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import DEFAULT_OPSET, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage
 from mmdeploy_ext.core.cli import suppress_output
-from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.core.errors import ExportError, UsageError, root_cause
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.source_code import copied_file, is_users_file
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
-from mmdeploy_ext.exporting.ops import deform_conv  # noqa: F401 - it registers itself
+from mmdeploy_ext.exporting.ops import deform_conv, mmcv_functions  # noqa: F401 - they register themselves
 from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
 from mmdeploy_ext.exporting.ops.forms import finish
 from mmdeploy_ext.exporting.ops.operator import (
@@ -49,7 +49,7 @@ from mmdeploy_ext.exporting.torch_patches import (
     without_empty_writes,
 )
 from mmdeploy_ext.graph.io.files import is_sparse
-from mmdeploy_ext.graph.io.index import opsets_of
+from mmdeploy_ext.graph.io.index import all_nodes, opsets_of
 from mmdeploy_ext.graph.passes.constants import compute_constants
 from mmdeploy_ext.graph.passes.global_means import split_global_means
 from mmdeploy_ext.graph.passes.merge import concatenate
@@ -232,6 +232,8 @@ def run(
                 model = _export_torchscript(stage, args, dynamic, opset)
             return finish(model, stage.exporter, opset, export_module)
     except Exception as error:
+        if isinstance(root_cause(error), ExportError):  # dynamo wraps it in advice of its own
+            raise ExportError(f'stage {stage.name!r} could not be exported: {root_cause(error)}') from error
         later_opset = re.search(r'Support for this operator was added in version (\d+)', str(error))
         advice = f': --opset-version {later_opset[1]}' if later_opset else ''
         raise ExportError(
@@ -289,6 +291,28 @@ def check_written(model: onnx.ModelProto, opset: int) -> None:
             f'opset {opset} was asked for, the exporter wrote {written_opset}; '
             f'choose an opset that it writes, or --exporter torchscript'
         )
+    for node in all_nodes(model):
+        if node.domain == 'mmcv':
+            raise ExportError(
+                f'node {node.name!r}: {node.op_type} is an operator of mmcv that ONNX does not have, and no '
+                f'engine runs: leave it out of the module'
+            )
+        first = None if node.domain not in ('', 'ai.onnx') else first_opset(node.op_type)
+        if first is not None and first > opset:
+            raise ExportError(
+                f'node {node.name!r}: ONNX has {node.op_type} since opset {first}: --opset-version {first}'
+            )
+
+
+@functools.cache
+def first_opset(op_type: str) -> int | None:
+    """Return the first opset with an operator; None: ONNX has none of this name."""
+    versions = [
+        entry.since_version
+        for entry in onnx.defs.get_all_schemas_with_history()
+        if not entry.domain and entry.name == op_type
+    ]
+    return min(versions, default=None)
 
 
 def _export_torchscript(
