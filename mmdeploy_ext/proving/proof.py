@@ -18,7 +18,7 @@ from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
-from mmdeploy_ext.proving.open_points import export_switches, untraced_methods, warning_lines
+from mmdeploy_ext.proving.open_points import untraced_methods, warning_lines
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     class_name_notes,
@@ -218,7 +218,7 @@ def check_model(proof: Proof) -> None:
     family, model = deployment.family, deployment.model
     traced = getattr(family.facts(model), 'traced', ())
     untraced = untraced_methods(family, model, deployment.cfg, traced)
-    untraced += warning_lines(deployment.code_warnings) + export_switches(deployment.model)
+    untraced += warning_lines(deployment.code_warnings)
     verdict.untraced += [entry.text for entry in untraced]
     proof.results.checks += weights_checks(deployment)
     proof.results.checks += asked_checks(proof.files[-1].options, proof.claims.asked)

@@ -44,7 +44,7 @@ from mmdeploy_ext.proving.modules.generated import (
     other_values,
     resized,
 )
-from mmdeploy_ext.proving.open_points import export_switches, warning_lines
+from mmdeploy_ext.proving.open_points import warning_lines
 from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding
 from mmdeploy_ext.tasks.matching import in_order_of
 from mmdeploy_ext.tasks.results import Case, Check
@@ -301,10 +301,7 @@ class ModuleProof:
                 left_out = ''
                 break
             left_out = left_out or self._another_graph(found[0].text)
-        untraced = warning_lines(warnings)
-        if isinstance(self.module, torch.nn.Module):
-            untraced += export_switches(self.module)
-        self.verdict.untraced += [entry.text for entry in untraced]
+        self.verdict.untraced += [entry.text for entry in warning_lines(warnings)]
         return left_out
 
     def _another_graph(self, difference: str) -> str:

@@ -184,6 +184,7 @@ def next_command(verdict: Verdict) -> str:
     others = ('preprocessing', 'untraced')
     if any(f.level in ('file', 'surroundings') and f.subject not in others for f in failed) and not not_run:
         return f'{export_command(subject, file)}   # export it again'
+    tensors = any(finding.figures.get('max_rel') is not None for finding in failed)
     failed = [finding for finding in failed if 'image' in finding.figures]
     limits = [candidates_needed(finding.text) for finding in failed]  # of each failed row, by option
     if limits and all(limits):
@@ -192,6 +193,9 @@ def next_command(verdict: Verdict) -> str:
         again = export_command(subject, file, **larger)
         return f'{again}   # only the number of candidates cut results off'
     if subject.get('form') == 'full' and failed and 'raw' in getattr(family, 'forms', ('raw',)):
+        if tensors:  # before the post-processing: the other form would be as wrong
+            words = shlex.join([*model.values(), file])
+            return f'{command("graph")} diff {words}   # the first tensor that differs'
         again = export_command(subject, f'{file.removesuffix(".onnx")}_raw.onnx', form='raw')
         return f'{again}   # is it the network or the post-processing?'
     words = [*model.values(), file, *_model_words(subject, subject.get('options', {}))]
