@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -175,9 +175,9 @@ def patched_libraries() -> Iterator[None]:
         yield
 
 
-def check_operators(module: torch.nn.Module, opset: int) -> None:
-    """Raise UsageError for an opset without an operator that the module needs."""
-    for operator in operators_of(module):
+def check_operators(module: torch.nn.Module, opset: int, without: Collection[str] = ()) -> None:
+    """Raise UsageError for an opset without an operator that the module needs, see `operators_of`."""
+    for operator in operators_of(module, without):
         if opset < operator.opset:
             feature, name = operator.title
             raise UsageError(
@@ -186,9 +186,9 @@ def check_operators(module: torch.nn.Module, opset: int) -> None:
             )
 
 
-def default_opset(module: torch.nn.Module, exporter: str) -> int:
+def default_opset(module: torch.nn.Module, exporter: str, without: Collection[str] = ()) -> int:
     lowest = OPSETS.get(exporter, (0,))[0]  # an unknown exporter is refused later
-    return max([DEFAULT_OPSET, lowest, *(operator.opset for operator in operators_of(module))])
+    return max([DEFAULT_OPSET, lowest, *(operator.opset for operator in operators_of(module, without))])
 
 
 def default_group_norm(module: torch.nn.Module) -> str:

@@ -22,7 +22,7 @@ from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
     normalised,
     picture_places,
 )
-from mmdeploy_ext.consumers.bevdet_plugins.export import TABLES, pooled
+from mmdeploy_ext.consumers.bevdet_plugins.export import REPLACED, TABLES, pooled
 from mmdeploy_ext.consumers.folder_rules import node_cells
 from mmdeploy_ext.consumers.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
 from mmdeploy_ext.contract.options import Options
@@ -36,7 +36,6 @@ from mmdeploy_ext.families.bevdet.graphs import (
     adjacent_of,
     as_list,
     output_specs,
-    sampled,
     view_axes,
 )
 from mmdeploy_ext.families.bevdet.reference import BevDetReference
@@ -104,9 +103,17 @@ def _aligned(adj_feats: Tensor, transforms: Tensor) -> Tensor:
     x = torch.arange(columns, dtype=torch.float32)[None, :, None]
     y = torch.arange(rows, dtype=torch.float32)[:, None, None]
     matrices = transforms[0].unflatten(1, (2, 3))[:, None, None]
-    cells = x * matrices[..., 0] + y * matrices[..., 1] + matrices[..., 2]
-    shares = cells * (2 / (torch.tensor([columns, rows]) - 1)) - 1
-    return sampled(adj_feats[0], shares)[None]
+    cells = (x * matrices[..., 0] + y * matrices[..., 1] + matrices[..., 2]).flatten(1, 2)
+    first, views = cells.floor(), adj_feats[0].flatten(2)
+    moved = torch.zeros_like(views)
+    for corner in ((0, 0), (1, 0), (0, 1), (1, 1)):  # GridSample is of opset 16
+        place = first + torch.tensor(corner)
+        column, row = place.unbind(-1)
+        inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+        share = (1 - (cells - place).abs()).prod(-1) * inside
+        index = row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)
+        moved = moved + views.gather(2, index.long()[:, None].expand_as(views)) * share[:, None]
+    return moved.view_as(adj_feats)
 
 
 def _gathered(adj: Tensor, curr: Tensor, flag: Tensor) -> Tensor:
@@ -216,7 +223,7 @@ class CppReference(BevDetReference):
 class CppFiles(Contract):
     """The one graph with the plug-ins, and the program's settings."""
 
-    opens, settings, notes = CppOnnx, PUBLISHED, NOTES
+    opens, settings, replaces, notes = CppOnnx, PUBLISHED, REPLACED, NOTES
 
     @property
     def files(self) -> tuple[str, ...]:

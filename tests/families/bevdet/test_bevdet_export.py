@@ -23,7 +23,7 @@ from marking import in_suite
 from mmdeploy_ext.consumers.autoware.bevdet_export import BevDetFiles
 from mmdeploy_ext.consumers.autoware.check import read_manifest
 from mmdeploy_ext.consumers.autoware.nodes import BEVDET
-from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import CppFiles, prepare
+from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import CppFiles, align, prepare
 from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
     camera_vectors,
     grey_levels,
@@ -35,7 +35,7 @@ from mmdeploy_ext.consumers.bevdet_plugins.tables import intervals, point_cells
 from mmdeploy_ext.consumers.plugins import bevdet_kernels as kernels
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.operator import OPERATORS, operators_as
 from mmdeploy_ext.families.base import FAMILIES, find_family
@@ -48,6 +48,7 @@ from mmdeploy_ext.families.bevdet.runtime import (
     rig_in_key_ego,
     warp,
 )
+from mmdeploy_ext.families.model import check_options
 from mmdeploy_ext.families.parts.runtime.center_boxes import decode
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import RigFrame, pose_of
@@ -323,6 +324,36 @@ def test_the_preprocessing_plugin_is_written_at_the_published_size(exporter):
         crop_h=140, crop_w=0
     )
     assert [axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim] == [1, 3, 256, 704]
+
+
+class Aligned(torch.nn.Module):
+    def forward(self, views, transforms):
+        return align(views, transforms)
+
+
+def test_the_plugins_are_written_at_the_opsets_of_their_programs():
+    with operators_as('plugin'):
+        model = export_module(Aligned(), OPERATORS['BevDetAlignBEV'].example(), opset=13)
+    assert [node.op_type for node in model.graph.node] == ['AlignBEV']
+
+
+@pytest.mark.parametrize(
+    ('name', 'contract', 'default'),
+    [('bevdet4d', 'bevdet-cpp', 17), ('bevdet', 'trt-plugin', 17), ('bevdet4d', 'portable', 18)],
+)
+def test_files_with_plugins_need_no_later_opset(deployed, name, contract, default):
+    known = deployed(name)
+
+    def resolved(opset):
+        options = known.family.choose(contract=contract, opset=opset)
+        return check_options(options, known.cfg, known.family, known.model).opset
+
+    assert resolved(0) == default
+    if default == 17:
+        assert resolved(13) == 13
+    else:
+        with pytest.raises(UsageError, match='ScatterElements'):
+            resolved(13)
 
 
 TWO_TASKS = {
