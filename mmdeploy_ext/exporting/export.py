@@ -395,6 +395,7 @@ def _export_dynamo(
     return program.model_proto
 
 
+HANDLER, TORCH = '__torch_function__', Path(torch.__file__).parent
 OF_VALUES = ('equal', 'allclose', 'is_nonzero')
 SILENT: dict[Any, tuple[str, ...]] = {torch: OF_VALUES, torch.Tensor: OF_VALUES, torch.jit: ('is_tracing',)}
 """Owner -> functions that return a bool, of values or of the trace itself, without a tracer warning."""
@@ -429,7 +430,8 @@ def recorded_warnings(records: list[CodeWarning]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tracer_warnings() -> Iterator[None]:
-    with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as stack:
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.showwarning = _show
         warnings.simplefilter('ignore')
         warnings.simplefilter('always', torch.jit.TracerWarning)
         for owner, names in SILENT.items():
@@ -437,9 +439,23 @@ def tracer_warnings() -> Iterator[None]:
                 noted = _noted(getattr(owner, name), name)
                 stack.enter_context(mock.patch.object(owner, name, noted))
         yield
-    for warning in caught:
-        text = str(warning.message).partition(' might cause')[0]
-        _record(warning.filename, warning.lineno, f'PyTorch warns "{text} ..."')
+
+
+def _show(message: Warning, _category: type[Warning], file: str, line: int, *_: Any) -> None:
+    text = str(message).partition(' might cause')[0]
+    _record(*_before_modes(file, line), f'PyTorch warns "{text} ..."')
+
+
+def _before_modes(file: str, line: int) -> tuple[str, int]:
+    """Return the place of a warning, behind a `TorchFunctionMode` that has passed the call on."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename != file:
+        frame = frame.f_back
+    if frame is None or frame.f_code.co_name != HANDLER:
+        return file, line
+    while frame.f_code.co_name == HANDLER or Path(frame.f_code.co_filename).is_relative_to(TORCH):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
 
 
 ASKED = 'is_in_onnx_export'
