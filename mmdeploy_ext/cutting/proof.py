@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def prove_folder(
     _compare_graphs(verdict, deployment, folder, parts)
     _check_facts(verdict, deployment, folder)
     _compare_kept(verdict, folder, samples, recording)
-    cases = _part_cases(folder, parts, sessions)
+    cases = _part_cases(deployment, folder, parts, sessions)
     verdict.findings += case_findings(cases)
     if not any(not case.traced for case in cases):
         verdict.findings.append(Finding('outputs', '', False, UNSEEN))
@@ -141,9 +142,12 @@ def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], r
 
 
 def _part_cases(
-    folder: CutFolder, parts: Sequence[RecordedPart], sessions: Sequence[PartSession]
+    deployment: CutModel,
+    folder: CutFolder,
+    parts: Sequence[RecordedPart],
+    sessions: Sequence[PartSession],
 ) -> list[Case]:
-    cases = []
+    cases, make = [], functools.cache(deployment.make)
     for part, session in zip(parts, sessions, strict=True):
         for index, call in enumerate(part.calls):
             inputs, reference = part.form.inputs_of(call), part.form.outputs_of(call)
@@ -152,9 +156,10 @@ def _part_cases(
             except Mm2OnnxError as error:
                 rows = [failed_row('all outputs', one_line(error)[:300])]
             else:
-                rows = compare_filled(reference, outputs, DEFAULT_RTOL)
-                if bars := bars_of(folder.options['precision']):
-                    rows = bars.judge(rows)
+                bars = bars_of(folder.options['precision'])
+                rounding = None if bars else part.rounding(make, call)
+                rows = compare_filled(reference, outputs, DEFAULT_RTOL, rounding)
+                rows = bars.judge(rows) if bars else rows
             shapes = ', '.join(shape_text(tensor.shape) for tensor in list(inputs.values())[:3])
             cases.append(Case(f'{part.form.part.text}, {call.title}', shapes, index == 0, tuple(rows)))
     return cases
