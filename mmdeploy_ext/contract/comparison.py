@@ -15,7 +15,7 @@ from mmdeploy_ext.core.errors import on_inputs, shape_text
 
 NO_ROUNDING = np.zeros((), np.float32)
 Rounding = Callable[[], Mapping[str, np.ndarray]]
-"""Returns tensor -> the reference's distances (same shape) from itself in float64; without an entry: unknown."""
+"""Returns tensor -> distances (same shape) of the reference from itself in float64, as far as known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,8 @@ def compare_tensors(
 ) -> list[TensorRow]:
     """Compare outputs by value, column group by column group, slice by slice (`contract/slices.py`).
 
-    NaN and infinities have to be in the same places; missing tensors fail. `rounding` is called if outputs fail
-    without it.
+    NaN and infinities have to be in the same places; missing tensors fail. `rounding` is called if outputs
+    fail without it.
     """
     rows: list[TensorRow] = []
     known: Mapping[str, np.ndarray] | None = None

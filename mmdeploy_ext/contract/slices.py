@@ -7,14 +7,14 @@ its largest value, would hide the smaller ones.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from mmdeploy_ext.contract.spec import ColumnGroup
 
@@ -101,7 +101,7 @@ def worst_value(
 
     worst = None
     is_dead = is_zero and largest > max(least, ROUNDINGS * float(rounding.max(initial=0)))
-    for title, axis in _axes(sizes.ndim, sizes.shape, group):
+    for title, axis in _axes(sizes.shape, group):
         split = [_slices(array, axis) for array in (differences, sizes, rounding)]
         bars = _bars(*split[1:], allowed)
         ratios = np.divide(split[0], bars, out=np.where(split[0] > 0, np.inf, 0.0), where=bars > 0)
@@ -118,12 +118,13 @@ def worst_value(
     return worst
 
 
-def _axes(ndim: int, shape: tuple[int, ...], group: ColumnGroup) -> Iterator[tuple[str, int | None]]:
+def _axes(shape: tuple[int, ...], group: ColumnGroup) -> list[tuple[str, int | None]]:
+    ndim = len(shape)
     axes = {'column': ndim - 1} if ndim > 1 else {}
     axes |= {'channel': 1} if ndim > 2 else {}
     is_sliced = 0 < group.rtol <= LARGEST_SLICED
     found = [(title, axis) for title, axis in axes.items() if is_sliced and 1 < shape[axis] <= MOST_SLICES]
-    yield from found or [('', None)]
+    return found or [('', None)]
 
 
 def _slices(array: np.ndarray, axis: int | None) -> np.ndarray:
@@ -133,7 +134,7 @@ def _slices(array: np.ndarray, axis: int | None) -> np.ndarray:
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
 
 
-def _bars(sizes: np.ndarray, rounding: np.ndarray, allowed) -> np.ndarray:
+def _bars(sizes: np.ndarray, rounding: np.ndarray, allowed: Callable[..., Any]) -> np.ndarray:
     """Tolerances (slices, values)."""
     tops = sizes.max(axis=1)
     bars = allowed(tops, rounding.max(axis=1))[:, None].repeat(sizes.shape[1], axis=1)

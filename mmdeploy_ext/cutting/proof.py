@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def prove_folder(
     _compare_graphs(verdict, deployment, folder, parts)
     _check_facts(verdict, deployment, folder)
     _compare_kept(verdict, folder, samples, recording)
-    cases = _part_cases(folder, parts, sessions)
+    cases = _part_cases(deployment, folder, parts, sessions)
     lit_parts, lit_results = _lit_cases(verdict, deployment, folder, parts, samples[0], sessions)
     verdict.findings += case_findings([*cases, *lit_parts])
     if not any(not case.traced for case in cases):
@@ -147,13 +148,14 @@ def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], r
 
 
 def _part_cases(
+    deployment: CutModel,
     folder: CutFolder,
     parts: Sequence[RecordedPart],
     sessions: Sequence[PartSession],
     titles: Sequence[str] = (),
 ) -> list[Case]:
     """Return a case per call; `titles` are those of samples that the export did not see."""
-    cases = []
+    cases, make = [], functools.cache(deployment.make)
     for part, session in zip(parts, sessions, strict=True):
         for index, call in enumerate(part.calls):
             inputs, reference = part.form.inputs_of(call), part.form.outputs_of(call)
@@ -162,9 +164,10 @@ def _part_cases(
             except Mm2OnnxError as error:
                 rows = [failed_row('all outputs', one_line(error)[:300])]
             else:
-                rows = compare_filled(reference, outputs, DEFAULT_RTOL)
-                if bars := bars_of(folder.options['precision']):
-                    rows = bars.judge(rows)
+                bars = bars_of(folder.options['precision'])
+                rounding = None if bars else part.rounding(make, call)
+                rows = compare_filled(reference, outputs, DEFAULT_RTOL, rounding)
+                rows = bars.judge(rows) if bars else rows
             shapes = ', '.join(shape_text(tensor.shape) for tensor in list(inputs.values())[:3])
             title = titles[call.sample] if titles else call.title
             traced = index == 0 and not titles
@@ -260,7 +263,7 @@ def _lit_cases(
         matched = match_results('results', reference, candidate, bars)
         rows = tuple(matched.tensors), tuple(matched.detections)
         whole.append(Case(f'whole model, {title}', '', False, *rows))
-    return _part_cases(folder, called, sessions, list(lit)), whole
+    return _part_cases(deployment, folder, called, sessions, list(lit)), whole
 
 
 def _passed(case: Case) -> bool:

@@ -1,4 +1,4 @@
-"""PyTorch's results in float64: how far float32 is from them bounds what two right computations may differ by."""
+"""PyTorch's results in float64: two right computations in float32 may be as far apart as it is from them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _wider(value: Any) -> Any:
 
 @contextlib.contextmanager
 def in_float64(module: Any) -> Iterator[None]:
-    """Run PyTorch in float64, with the weights of a module and what else is float32; afterwards all is as before.
+    """Run PyTorch in float64, with the weights of a module and all that is float32; restore them.
 
     Operators of other libraries get float64 weights and may raise.
     """

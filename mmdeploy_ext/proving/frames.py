@@ -20,6 +20,7 @@ from mmdeploy_ext.exporting.substitution import choices_among, without_limits
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
+from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.open_points import count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
@@ -297,7 +298,11 @@ def judge_tensors(sides: Sides, sweep: Sweep, expected: StepResult, result: Step
         return dataclasses.replace(
             case, detections=(failed_detections(sweep.name, expected.detections, result),)
         )
-    rows = compare_tensors(expected.outputs, result.outputs, sides.spec)
+    rounding = None
+    if not sides.bars and not sides.deployment.family.memory:
+        run = functools.partial(sides.reference.step, sweep)
+        rounding = rounding_of(sides.deployment.model, expected.outputs, lambda: run().outputs)
+    rows = compare_tensors(expected.outputs, result.outputs, sides.spec, rounding)
     return dataclasses.replace(case, tensors=tuple(sides.bars.judge(rows) if sides.bars else rows))
 
 

@@ -1,4 +1,4 @@
-"""Modules with values of several magnitudes in one output; `k` is 1 in the right file, and the fault in a wrong one."""
+"""Modules with values of several magnitudes in one output; a wrong file has another `k` than 1."""
 
 import math
 from collections.abc import Callable

@@ -87,7 +87,7 @@ def test_float64_runs_only_for_inputs_that_fail_without_it_and_bounds_what_is_al
         (1, True),
         (-1, True),
         (-3, False),
-    ):  # off by 0, 2 and 4 times the distance from float64
+    ):  # off by 0, 2, 4 times the distance
         dtypes.clear()
         verdict = proof_of(Case(rounded, 1.0, rows), tmp_path, k)
         assert verdict.proven == proven, verdict.failures

@@ -355,12 +355,11 @@ class ModuleProof:
 
     def _name_constant_inputs(self) -> None:
         for name, argument in self.inputs.items():
-            values = [call.tensors[argument] for call in self.calls if name not in self.state]
-            flat = torch.cat([value.flatten() for value in values]) if values else torch.zeros(0)
-            if flat.numel() and bool((flat == flat[0]).all()):
+            values = torch.cat([call.tensors[argument].flatten() for call in self.calls])
+            if name not in self.state and len(values) and bool((values == values[0]).all()):
                 self.verdict.notes.append(
-                    f'input {name}: {flat[0].item():g} everywhere in all samples: what the file makes of other '
-                    f'values was hardly looked at; give samples in which it differs, or --state'
+                    f'input {name}: {values[0].item():g} everywhere in all samples, so other values were not '
+                    f'tried; give samples in which it differs, or --state of a memory'
                 )
 
     def compare_generated(self) -> None:
