@@ -176,6 +176,8 @@ class Results:
         findings += (Finding('outputs', '', False, reason) for reason in self.reasons)
         findings += map(check_finding, self.checks)
         findings.append(preprocessing_finding(self.preprocessing))
+        if self.preprocessing is not None:
+            verdict.notes += [f'preprocessing: compared {gap}' for gap in self.preprocessing.gaps]
         for row in self.sequence:
             findings += sequence_findings(row)
             verdict.series[row.title] = row.series
