@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Check,
         GraphResult,
         MetricRow,
+        Pair,
         PreprocessingResult,
         SequenceRow,
     )
@@ -64,6 +65,7 @@ class Verdict:
         timing_ms: title of each side -> median milliseconds.
         model_classes: classes of the model outside of installed libraries.
         series: 'teacher-forced' or 'free-running' -> `SequenceRow.series`.
+        pairs: a few samples with both sides' results, to draw; not in JSON.
     """
 
     subject: dict[str, Any]
@@ -74,6 +76,7 @@ class Verdict:
     timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
     model_classes: list[str] = dataclasses.field(default_factory=list)
     series: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    pairs: list[Pair] = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def precision(self) -> str:
@@ -135,9 +138,11 @@ class Verdict:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON: `verdict`, the title in small letters, `summary`, and all attributes."""
+        """Return plain JSON: `verdict`, the title in small letters, `summary`, attributes but `pairs`."""
         first = dict(verdict=self.title.lower(), summary=self.summary())
-        return plain_json(first | dataclasses.asdict(self))
+        attributes = dataclasses.asdict(dataclasses.replace(self, pairs=[]))
+        del attributes['pairs']
+        return plain_json(first | attributes)
 
 
 def plain_json(value: Any) -> Any:
