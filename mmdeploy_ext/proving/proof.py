@@ -208,7 +208,7 @@ def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphS
         checks, warnings = check_dialect(file.path, file.model)
         proof.add_notes([*warnings, ROUNDED])
     else:
-        checks = check_structure(file.model, file.metadata)
+        checks = check_structure(file.model, file.metadata, proof.claims.edited)
     add_checks(proof, file, [*checks, *provenance(proof.deployment, file.metadata, rule, contract)])
 
 

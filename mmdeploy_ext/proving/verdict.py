@@ -28,6 +28,9 @@ REQUIRED = dict(
 )
 """Required level -> failure of a verdict without it."""
 
+AS_IN_CONFIG = 'as in the config'
+"""End of the subject of a finding about settings."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -84,8 +87,11 @@ class Verdict:
 
     @property
     def failures(self) -> list[str]:
+        """Reasons, settings that differ first: they explain nodes, tensors and results that differ."""
+        failed = [finding for finding in self.findings if not finding.passed]
+        failed.sort(key=lambda finding: not finding.subject.endswith(AS_IN_CONFIG))
         absent = [text for level, text in REQUIRED.items() if not self.of(level)]
-        return [finding.line for finding in self.findings if not finding.passed] + absent
+        return [finding.line for finding in failed] + absent
 
     @property
     def passed(self) -> bool:
