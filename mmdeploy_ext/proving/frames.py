@@ -96,7 +96,7 @@ def prove_sweeps(
     sweeps: Collection[Sweep],
     engine: Mapping[str, Any],
     claims: Claims,
-) -> tuple[Verdict, list[Pair]]:
+) -> Verdict:
     """Prove files on sweeps, or on `FusedFrame`s, which include prepared pictures."""
     proof = check_frames(deployment, paths, sweeps, engine, claims, 'sweep')
     results, verdict = proof.results, proof.verdict
@@ -130,7 +130,8 @@ def prove_sweeps(
         if first is not None:
             results.cases += unusual_cases(sides, first)
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
-    return finish(proof), proof.pairs[:MAX_DRAWN]
+    verdict.pairs = proof.pairs[:MAX_DRAWN]
+    return finish(proof)
 
 
 def check_frames(

@@ -105,7 +105,7 @@ def prove_pictures(
     claims: Claims,
     picture_files: Sequence[str | Path] = (),
     known: dict[bytes, Any] | None = None,
-) -> tuple[Verdict, list[Pair]]:
+) -> Verdict:
     """Prove one file on (title, BGR picture); the first counts as traced."""
     proof = check_pictures(deployment, paths, pictures, engine, claims, picture_files)
     (file,), results, verdict = proof.files, proof.results, proof.verdict
@@ -145,7 +145,8 @@ def prove_pictures(
         verdict.notes.append(left_out)
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
     verdict.unreached = unreached(limits, results.cases, '--images')
-    return finish(proof), proof.pairs[:MAX_DRAWN]
+    verdict.pairs = proof.pairs[:MAX_DRAWN]
+    return finish(proof)
 
 
 def check_pictures(

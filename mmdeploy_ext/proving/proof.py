@@ -208,7 +208,7 @@ def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphS
         checks, warnings = check_dialect(file.path, file.model)
         proof.add_notes([*warnings, ROUNDED])
     else:
-        checks = check_structure(file.model, file.metadata)
+        checks = check_structure(file.model, file.metadata, proof.claims.edited)
     add_checks(proof, file, [*checks, *provenance(proof.deployment, file.metadata, rule, contract)])
 
 
@@ -262,9 +262,9 @@ def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
     return [*overrides, *class_name_notes(deployment)]
 
 
-def not_loaded(proof: Proof, error: Exception) -> tuple[Verdict, list[Any]]:
+def not_loaded(proof: Proof, error: Exception) -> Verdict:
     proof.verdict.findings.append(Finding('outputs', '', False, one_line(error)[:MAX_MESSAGE_LENGTH]))
-    return finish(proof), []
+    return finish(proof)
 
 
 def finish(proof: Proof) -> Verdict:

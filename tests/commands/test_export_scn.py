@@ -157,7 +157,7 @@ def test_a_planted_fault_is_found_by_structure_and_by_figures(deployment, tmp_pa
     model = onnx.load(path)
     FAULTS[fault](model)
     onnx.save_model(model, path)
-    verdict, _ = prove(deployment, path)
+    verdict = prove(deployment, path)
     assert not verdict.passed and not graphs_of(verdict)[0].passed
     assert verdict.failures or not all(case.passed for case in cases_of(verdict))
 

@@ -98,7 +98,7 @@ CONTRACTS = [
 
 @pytest.mark.parametrize(('name', 'contract'), in_suite(CONTRACTS, ('bevdet4d', 'portable')))
 def test_the_files_are_proven_as_a_stream(deployed, exports, name, contract):
-    verdict, _ = prove(deployed(name), exports(name, contract), drive(deployed(name)))
+    verdict = prove(deployed(name), exports(name, contract), drive(deployed(name)))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 20
 
@@ -446,7 +446,7 @@ def test_a_wrong_rule_of_pictures_is_not_proven(deployed, tmp_path, change):
         names = deployment.rule.cameras
         change = dict(cameras=(names[1], names[0], *names[2:]))
     wrong = dataclasses.replace(deployment, rule=dataclasses.replace(deployment.rule, **change))
-    verdict, _ = prove(deployment, TOYS['bevdet'].export(wrong, tmp_path), drive(deployment))
+    verdict = prove(deployment, TOYS['bevdet'].export(wrong, tmp_path), drive(deployment))
     assert not verdict.passed
 
 
@@ -459,7 +459,7 @@ def test_intervals_of_another_rig_are_not_proven(deployed, exports):
         return lambda self, *rig: kept.setdefault('tables', original(self, *rig))
 
     with replaced('mmdeploy_ext.consumers.bevdet_plugins.loop:PoolOnnx.tables', stale):
-        verdict, _ = prove(deployment, exports('bevdet', 'trt-plugin'), drive(deployment))
+        verdict = prove(deployment, exports('bevdet', 'trt-plugin'), drive(deployment))
     assert not verdict.passed
 
 

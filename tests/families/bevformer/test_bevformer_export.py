@@ -40,7 +40,7 @@ def drive(deployment, frames=FRAMES):
 
 
 def test_the_file_is_proven_as_a_stream(deployment, paths):
-    verdict, _ = prove(deployment, paths, drive(deployment))
+    verdict = prove(deployment, paths, drive(deployment))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 300
 

@@ -41,7 +41,7 @@ def file(folder):
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
 def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, proof):
     frames = list(known.family.data.generated_sweeps(known.rule, 1))
-    verdict, _ = proof(known, [file(folder)], frames)
+    verdict = proof(known, [file(folder)], frames)
     assert verdict.proven, verdict.failures
     assert verdict.summary()['matched'] >= 30
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {bevfusion.BEV}

@@ -60,7 +60,7 @@ CONTRACTS = [(name, contract) for name in TOYS for contract in ('portable', 'dl4
 
 @pytest.mark.parametrize(('name', 'contract'), in_suite(CONTRACTS, ('petrv2', 'portable')))
 def test_the_files_are_proven_as_a_stream(deployments, exports, name, contract):
-    verdict, _ = prove(deployments[name], exports(name, contract), drive(deployments[name]))
+    verdict = prove(deployments[name], exports(name, contract), drive(deployments[name]))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 400
 

@@ -32,7 +32,7 @@ def drive(deployment, frames=FRAMES, **settings):
 
 
 def test_one_graph_is_proven_as_a_stream(deployment, paths):
-    verdict, _ = prove(deployment, paths, drive(deployment))
+    verdict = prove(deployment, paths, drive(deployment))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 200
 
@@ -52,7 +52,7 @@ OTHERS = [dict(contract='deploy'), dict(grid_sample='operator', exporter='dynamo
 @pytest.mark.matrix
 @pytest.mark.parametrize('options', OTHERS, ids=str)
 def test_other_files_are_proven(deployment, tmp_path, options):
-    verdict, _ = prove(deployment, toy.export(deployment, tmp_path, **options), drive(deployment))
+    verdict = prove(deployment, toy.export(deployment, tmp_path, **options), drive(deployment))
     assert verdict.passed, verdict.failures
 
 
