@@ -28,7 +28,7 @@ from mmdeploy_ext.proving.provenance import (
     weights_checks,
 )
 from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
-from mmdeploy_ext.tasks.matching import MAX_ALONE_SHARE, accept_few_alone
+from mmdeploy_ext.tasks.matching import accept_rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -245,14 +245,18 @@ def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
         proof.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
 
 
-def judge_results(proof: Proof, share: float = MAX_ALONE_SHARE) -> None:
-    """Judge all results together: a share may lack a partner; below float32 a rate decides."""
+def judge_results(proof: Proof) -> None:
+    """Judge all results together: what is left end to end; below float32 a rate decides."""
     results, verdict = proof.results, proof.verdict
     if verdict.precision != 'fp32':
         half_precision.judge_match_rate(results, verdict, bool(proof.engine.get('round_fp16')))
         return
-    results.cases, alone = accept_few_alone(results.cases, share)
+    results.cases, alone = accept_rest(results.cases)
     verdict.notes += [f'without a partner end to end: {line}' for line in alone]
+    rows = [row for case in results.cases for row in (*case.detections, *case.parts)]
+    proof.add_notes(
+        f'{row.image}: beside a tie: {line}' for row in rows for line in getattr(row, 'excused', ())
+    )
 
 
 def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
