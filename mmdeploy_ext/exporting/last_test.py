@@ -12,7 +12,10 @@ from mmdeploy_ext.exporting.substitution import observed, substituted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-FEATURES = 'extract_feat', 'extract_img_feat', 'extract_pts_feat'
+FEATURES = (
+    'extract_feat', 'extract_img_feat', 'extract_pts_feat',
+    'extract_camera_features', 'extract_lidar_features', 'extract_features',
+)  # fmt: skip
 """Methods of a detector that end before its head; the second run has their results of the first."""
 OF_MODULES = {*vars(torch.nn.Module()), 'training'}
 

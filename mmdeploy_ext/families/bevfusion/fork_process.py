@@ -27,6 +27,8 @@ compat.apply()
 
 import torch  # noqa: E402 - after the patches
 
+from mmdeploy_ext.exporting.last_test import LastTest  # noqa: E402 - imports torch
+
 TURN = 0.3
 
 
@@ -69,6 +71,7 @@ class ForkModel:
         if checkpoint:
             load_checkpoint(self.model, checkpoint, map_location='cpu', strict=True)
         self.captured: dict[str, torch.Tensor] = {}
+        self.test = LastTest(self.model)
         self._watch()
 
     def _watch(self) -> None:
@@ -133,20 +136,17 @@ class ForkModel:
         names = 'camera2ego', 'lidar2ego', 'lidar2camera', *MATRICES
         matrices = {name: matrices.get(name, torch.eye(4)[None]) for name in names}
         self.captured.clear()
-        with torch.no_grad():
-            (results,) = self.model(
-                return_loss=False,
-                rescale=True,
-                img=data['images'][None] if 'images' in data else None,
-                points=[data['points']],
-                metas=[dict(box_type_3d=LiDARInstance3DBoxes)],
-                depths=None,
-                **matrices,
-            )
-        boxes = dict(
-            boxes=results['boxes_3d'].tensor, scores=results['scores_3d'], labels=results['labels_3d'].long()
+        (results,) = self.test.run(
+            return_loss=False,
+            rescale=True,
+            img=data['images'][None] if 'images' in data else None,
+            points=[data['points']],
+            metas=[dict(box_type_3d=LiDARInstance3DBoxes)],
+            depths=None,
+            **matrices,
         )
-        return {name: value.detach().numpy() for name, value in {**self.captured, **boxes}.items()}
+        captured = {name: value.detach().numpy() for name, value in self.captured.items()}
+        return captured | boxes_of_result(results)
 
     def moment(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return a moment's `points` (P, V), matrices of `Collect3D`, and with cameras `img` (N, 3, H, W).
@@ -164,24 +164,23 @@ class ForkModel:
         return {name: value.numpy() for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def boxes_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return `boxes`, `scores` and `labels` of the head's queries.
+        """Return `boxes`, `scores` and `labels` of the last frame by the test path with the head's queries.
 
         Args:
             arrays: `score` (1, K, Q) probabilities, `reg` (1, 2, Q) centres in cells; raw `height` (1, 1, Q),
                 `dim` (1, 3, Q) logarithms, `rot` (1, 2, Q) sine and cosine, `vel` (1, 2, Q).
         """
-        from mmdet3d.core import LiDARInstance3DBoxes
-
         head = self.model.heads['object']
         values = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         values['center'], score = values.pop('reg'), values.pop('score')
-        head.query_labels = score.argmax(1)
         values.update(heatmap=score.double().logit(), query_heatmap_score=torch.ones_like(score))
-        with torch.no_grad():
-            ((boxes, scores, labels),) = head.get_bboxes(
-                ([values],), [dict(box_type_3d=LiDARInstance3DBoxes)]
-            )
-        return dict(boxes=boxes.tensor.numpy(), scores=scores.float().numpy(), labels=labels.long().numpy())
+
+        def given(*args: Any, **kwargs: Any) -> tuple[list[dict[str, torch.Tensor]]]:
+            head.query_labels = score.argmax(1)
+            return ([values],)
+
+        (results,) = self.test.again({'heads.object.forward': given})
+        return boxes_of_result(results)
 
 
 REQUESTS: Mapping[str, Callable[[ForkModel, Mapping[str, np.ndarray]], dict[str, np.ndarray]]] = dict(
@@ -190,6 +189,12 @@ REQUESTS: Mapping[str, Callable[[ForkModel, Mapping[str, np.ndarray]], dict[str,
     step=ForkModel.step,
     weight_shapes=ForkModel.weight_shapes,
 )
+
+
+def boxes_of_result(result: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    boxes, scores, labels = (result[name] for name in ('boxes_3d', 'scores_3d', 'labels_3d'))
+    rows = dict(boxes=boxes.tensor, scores=scores.float(), labels=labels.long())
+    return {name: value.detach().numpy() for name, value in rows.items()}
 
 
 def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor:

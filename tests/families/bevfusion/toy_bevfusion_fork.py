@@ -99,13 +99,16 @@ class BEVFusion(fusion.BEVFusion):
     def forward(self, return_loss, rescale, img, points, metas, **data):
         found = self.predictions(img, points, [{}])
         outputs = []
-        for boxes, scores, labels in self.heads['object'].get_bboxes(([found],), metas):
+        for boxes, scores, labels in self.heads['object'].get_bboxes(found, metas):
             outputs.append(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
         return outputs
 
 
 class Head:
     query_labels = None
+
+    def forward(self, feats):
+        return ([super().forward(feats)],)
 
     def get_bboxes(self, preds_dicts, metas):
         values = dict(preds_dicts[0][0])
