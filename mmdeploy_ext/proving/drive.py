@@ -100,7 +100,9 @@ def prove_frames(
             medians = modes.clock.medians('reference', 'free').values()
             verdict.timing_ms = dict(zip(times_of(proof, 'frame'), medians, strict=False))
         if all(row.passed for row in results.sequence):  # rows that fail have reasons of their own
-            results.reasons += too_few(results.sequence[0].series['matched'], 'frame', ADVICE)
+            matched = results.sequence[0].series['matched']
+            both = [sum(counts) for counts in zip(matched, modes.substituted, strict=False)]
+            results.reasons += too_few(both or matched, 'frame', ADVICE)
         verdict.notes += notes_on_drive(proof, modes, bars, memory)
         verdict.notes += [*notes_on_sides(sides), *drive.notes]
 
@@ -154,8 +156,8 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
             notes.append('which instances are handed on, and the ids of their tracks, were not compared')
         if proof.engine.get('round_fp16'):
             notes.append(half_precision.ROUNDED)
-    if count := modes.substituted:
-        notes.append(f"the user's head gives {count} results of the file's own outputs, one to one")
+    if count := sum(modes.substituted):
+        notes.append(f"the user's test path gives {count} results of the file's own outputs, one to one")
     return notes
 
 

@@ -41,7 +41,8 @@ class Finding:
         subject: such as 'other size, batch 2 1x3x320x448: cls_score_0'; or ''.
         text: why it failed, or the finding.
         figures: of a tensor `tensor` and the figures of `TensorRow`; of results `image` (or `substituted`,
-            `inner`) and the figures of `DetectionRow`; with `case`, `input`, `input_shape` and `traced`.
+            `inner`, `engine`) and the figures of `DetectionRow`; with `case`, `input`, `input_shape`
+            and `traced`.
     """
 
     level: str
@@ -247,6 +248,7 @@ def case_findings(cases: Iterable[Case]) -> Iterator[Finding]:
             figures = common | _fields(row, 'passed', 'reason')
             yield Finding('outputs', f'{title}: {row.tensor}', row.passed, row.reason, figures)
         kinds = dict(image=case.detections, inner=case.inner, substituted=case.substituted)
+        kinds['engine'] = case.engines
         for kind, row in ((kind, row) for kind, rows in kinds.items() for row in rows):
             figures = common | {kind: row.image} | _fields(row, 'image', 'passed', 'reason')
             if row.worst_distance is not None:

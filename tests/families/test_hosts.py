@@ -9,8 +9,8 @@ import torch
 import toy_two_stage
 from image_checks import run_stages
 from mmdeploy_ext.cli.run_app import main as run_main
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ENGINE as BACKEND
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
+from mmdeploy_ext.consumers.plugins.kernels import ENGINE as BACKEND
+from mmdeploy_ext.consumers.plugins.kernels import open_with_plugins
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError

@@ -172,3 +172,13 @@ def test_the_next_command_leaves_out_the_weights_that_the_proof_left_out():
         verdict.subject['ignored_keys'] = ['mask_head.']
         verdict.findings.append(Finding(level, '', False))
         assert '--ignore-keys mask_head.' in next_command(verdict)
+
+
+@pytest.mark.parametrize(('max_rel', 'words'), [(0.1, ' diff c.py c.pth toy.onnx'), (None, 'toy_raw.onnx')])
+def test_the_other_form_is_advised_only_where_no_tensor_of_the_network_differs(max_rel, words):
+    verdict = proven()
+    verdict.subject['form'] = 'full'
+    figures = dict(tensor='cls_score_0' if max_rel else 'dets', max_rel=max_rel)
+    verdict.findings.append(Finding('outputs', 'other image: tensor', False, '', figures))
+    verdict.findings.append(Finding('outputs', 'other image: a.jpg', False, '', dict(image='a.jpg')))
+    assert words in next_command(verdict)

@@ -7,7 +7,8 @@ import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 import bevformer_golden as golden
-from mmdeploy_ext.consumers.tensorrt_plugins import kernels, operators
+from mmdeploy_ext.consumers.plugins import kernels
+from mmdeploy_ext.consumers.tensorrt_plugins import operators
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.bev_motion import rotation_ties
 from mmdeploy_ext.synthetic.drive import synthetic_drive

@@ -70,6 +70,7 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
     [
         ({"type='HardSimpleVFE', num_features=5": "type='DynamicSimpleVFE'"}, 'pts_voxel_encoder'),
         ({"nms_type='rotate'": "nms_type='soft'"}, 'nms_type'),
+        ({'nms_thr=0.2': 'nms_thr=[0.2, 0.5]'}, 'nms_thr'),
         ({"'CenterPoint',": "'CenterPoint', img_backbone=dict(type='ResNet'),"}, 'img_backbone'),
         ({'sparse_shape=[9, 40, 32]': 'sparse_shape=[9, 40, 40]'}, 'sparse_shape'),
         ({'use_dim=5': 'use_dim=4'}, 'use_dim'),
