@@ -142,7 +142,7 @@ def prove_pictures(
     if left_out := first.code.results_left_out(file.options):
         verdict.notes.append(left_out)
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
-    verdict.unreached = unreached(limits, results.cases, '--images')
+    verdict.unreached = [*unreached(limits, results.cases, '--images'), *first.code.own_limits()]
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
 

@@ -13,7 +13,14 @@ from rich.console import Console
 from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
-from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings, metric_finding
+from mmdeploy_ext.proving.verdict import (
+    AS_IN_CONFIG,
+    Finding,
+    Results,
+    Verdict,
+    library_findings,
+    metric_finding,
+)
 from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.proving.views.table import next_command, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
@@ -138,6 +145,12 @@ def printed(verdict: Verdict) -> list[str]:
 def test_nothing_is_proven_without_each_comparison(absent, reason):
     verdict = verdict_of(dataclasses.replace(results(), **absent))
     assert verdict.title == 'NOT PROVEN' and any(reason in failure for failure in verdict.failures)
+
+
+def test_settings_that_differ_are_told_before_nodes_that_differ_because_of_them():
+    of_graph = Finding('file', 'graph', False, '#1390 (NonMaxSuppression): iou_threshold')
+    of_settings = Finding('surroundings', f'post-processing {AS_IN_CONFIG}', False, 'file 0.6, config 0.601')
+    assert Verdict({}, [of_graph, of_settings]).failures[:2] == [of_settings.line, of_graph.line]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from mmdet.models.dense_heads import RepPointsHead, VFNetHead
+from mmdet.models.dense_heads import DDODHead, RepPointsHead, VFNetHead
 
 import dense_heads
 import own_heads
@@ -13,6 +13,7 @@ from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.graphs import DenseFullForm
+from mmdeploy_ext.families.dense.reference import DenseReference
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.opening import open_model
 from mmdeploy_ext.seeded.weights import write_seeded
@@ -66,6 +67,18 @@ def test_a_selection_is_found_by_trying_whatever_the_version_says(name, cls, cho
     facts = heads.facts_of(head)
     assert (facts.head.choose, facts.head.judged) == (choose, judged)
     equal(head)
+
+
+def cut_at_400(self, *args, cfg=None, **kwargs):
+    cfg = copy.deepcopy(self.test_cfg)
+    cfg.nms_pre = 400
+    return DDODHead.get_bboxes(self, *args, cfg=cfg, **kwargs)
+
+
+def test_a_limit_in_the_users_code_is_told_as_unreached():
+    own = changed('DDODHead', type('Cut', (DDODHead,), dict(get_bboxes=cut_at_400)))
+    lines = [DenseReference(detector(head)).own_limits() for head in (own, make_head('DDODHead'))]
+    assert '(400)' in lines[0][0] and lines[1] == []
 
 
 def test_whether_boxes_are_clipped_is_found_by_trying():
