@@ -100,6 +100,15 @@ def init_dist_without_gpu(module: ModuleType) -> None:
     module.init_dist = init_dist
 
 
+@after('torch.onnx', versions='torch 2.13')
+def export_flag_in_its_old_place(module: ModuleType) -> bool:
+    """torch.onnx.utils had is_in_onnx_export, which code for older versions asks there."""
+    if hasattr(module.utils, 'is_in_onnx_export'):
+        return False
+    module.utils.is_in_onnx_export = module.is_in_onnx_export
+    return True
+
+
 @after('mmcv.parallel._functions', versions='mmcv-full 1.7.2, torch >= 2.1')
 def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
     """Scatter asks for a copy stream by GPU number; torch 2.1 wants a device: 'int' has no 'type'."""
@@ -199,9 +208,12 @@ def regions_without_numbers(module: ModuleType) -> None:
     original = module.roi_align
 
     def roi_align(features: Any, regions: Any, *args: Any) -> Any:
+        import torch
+
         from mmdeploy_ext.core.errors import CheckpointError
 
-        if not features.is_cuda and not regions.isfinite().all():
+        is_read = not features.is_cuda and not torch.compiler.is_compiling()
+        if is_read and not regions.isfinite().all():
             lost = int((~regions.isfinite().all(dim=1)).sum())
             raise CheckpointError(
                 f'RoIAlign: {lost} of {len(regions)} regions have coordinates that are no finite numbers; '

@@ -159,10 +159,11 @@ def check_entry_names(
 ) -> None:
     """Raise ModelFileError for other graph rules, missing or unknown entries."""
     if f'{PREFIX}family' not in props:
-        exporter = tool('export' if entries is FILE_ENTRIES else 'export --backbone')
-        raise ModelFileError(
-            f'{path}: has no mm2onnx metadata ({PREFIX}family is missing); export it with {exporter}'
-        )
+        is_sparse = entries is not FILE_ENTRIES
+        advice = f'export it with {tool("export --backbone" if is_sparse else "export")}'
+        if not is_sparse:
+            advice += f', or prove an export of your own with {tool("prove-module")}'
+        raise ModelFileError(f'{path}: has no mm2onnx metadata ({PREFIX}family is missing); {advice}')
     rules = read_entry(props, 'rules', path) if f'{PREFIX}rules' in props else 'not stated'
     if rules != GRAPH_RULES:
         raise ModelFileError(

@@ -29,6 +29,8 @@ OURS = 'mmdeploy_ext.'
 """Prefix of this package's families."""
 USED_BY = {'': 'graph show {file}'}
 """Default of `register_family(used_by=...)`."""
+FILM, SWEEP = 'run {file} INFOS.pkl --out work_dirs/film.mp4', 'run {file} SWEEP.bin'
+"""Commands for files of frames, and of sweeps."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,11 +26,7 @@ class ImageReference:
 
     Attributes:
         model: the user's model, unpatched, with its weights.
-        max_alone_share: largest share of results without a partner end to end, if the file's own tensors give
-            its results one to one (`tasks/matching.py`).
     """
-
-    max_alone_share: ClassVar[float] = 0.005
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model

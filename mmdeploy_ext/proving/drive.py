@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.proof import Claims, Proof
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-    from mmdeploy_ext.tasks.results import Pair, SequenceRow
+    from mmdeploy_ext.tasks.results import SequenceRow
 
 ADVICE = 'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
 """Advice if too few results of a drive were matched."""
@@ -61,7 +61,7 @@ def prove_frames(
     engine: Mapping[str, Any],
     claims: Claims,
     bars: DriveBars | None = None,
-) -> tuple[Verdict, list[Pair]]:
+) -> Verdict:
     proof = check_frames(deployment, paths, frames, engine, claims)
     family, results, verdict = deployment.family, proof.results, proof.verdict
     contract = contract_of(family, proof.options)
@@ -100,7 +100,9 @@ def prove_frames(
             medians = modes.clock.medians('reference', 'free').values()
             verdict.timing_ms = dict(zip(times_of(proof, 'frame'), medians, strict=False))
         if all(row.passed for row in results.sequence):  # rows that fail have reasons of their own
-            results.reasons += too_few(results.sequence[0].series['matched'], 'frame', ADVICE)
+            matched = results.sequence[0].series['matched']
+            both = [sum(counts) for counts in zip(matched, modes.substituted, strict=False)]
+            results.reasons += too_few(both or matched, 'frame', ADVICE)
         verdict.notes += notes_on_drive(proof, modes, bars, memory)
         verdict.notes += [*notes_on_sides(sides), *drive.notes]
 
@@ -111,7 +113,8 @@ def prove_frames(
             results.cases += cases
             results.reasons += reasons
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
-    return finish(proof), proof.pairs[:MAX_DRAWN]
+    verdict.pairs = proof.pairs[:MAX_DRAWN]
+    return finish(proof)
 
 
 def drawn_frames(total: int) -> set[int]:
@@ -153,8 +156,8 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
             notes.append('which instances are handed on, and the ids of their tracks, were not compared')
         if proof.engine.get('round_fp16'):
             notes.append(half_precision.ROUNDED)
-    if count := modes.substituted:
-        notes.append(f"the user's head gives {count} results of the file's own outputs, one to one")
+    if count := sum(modes.substituted):
+        notes.append(f"the user's test path gives {count} results of the file's own outputs, one to one")
     return notes
 
 

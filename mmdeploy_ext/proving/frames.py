@@ -16,10 +16,11 @@ from mmdeploy_ext.core.errors import LoadError, ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.engines.base import Clock, attempt
-from mmdeploy_ext.exporting.substitution import choices_among, without_limits
+from mmdeploy_ext.exporting.substitution import without_limits
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
+from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.open_points import count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
@@ -42,9 +43,10 @@ from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.tasks import bbox3d, half_bars, task_module
 from mmdeploy_ext.tasks.matching import total_reasons
 from mmdeploy_ext.tasks.results import Case, Check, DetectionRow, Pair, failed_detections
+from mmdeploy_ext.tasks.ties import Ties
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
@@ -95,7 +97,7 @@ def prove_sweeps(
     sweeps: Collection[Sweep],
     engine: Mapping[str, Any],
     claims: Claims,
-) -> tuple[Verdict, list[Pair]]:
+) -> Verdict:
     """Prove files on sweeps, or on `FusedFrame`s, which include prepared pictures."""
     proof = check_frames(deployment, paths, sweeps, engine, claims, 'sweep')
     results, verdict = proof.results, proof.verdict
@@ -129,7 +131,8 @@ def prove_sweeps(
         if first is not None:
             results.cases += unusual_cases(sides, first)
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
-    return finish(proof), proof.pairs[:MAX_DRAWN]
+    verdict.pairs = proof.pairs[:MAX_DRAWN]
+    return finish(proof)
 
 
 def check_frames(
@@ -278,14 +281,16 @@ def judge_sweep(
     if isinstance(result, Exception):
         return case, []
     detections = expected.detections, result.detections
-    task = sides.deployment.family.task
-    settings = sides.bars.of_task(task) if sides.bars else {}
-    row = task_module(task).match_detections('boxes', *detections, **settings)
+    task = task_module(sides.deployment.family.task)
     notes = ()
     if not sides.bars and hasattr(sides.reference, 'boxes_of') and not can_be_put_in(sides, result):
         notes = (NOT_PUT_IN,)
-    substituted = match_substituted(sides, result)
-    case = dataclasses.replace(case, detections=(row,), substituted=substituted, notes=notes)
+    case = dataclasses.replace(case, substituted=match_substituted(sides, result), whole=True, notes=notes)
+    settings = sides.bars.of_task(sides.deployment.family.task) if sides.bars else {}
+    if not sides.bars and not case.chained:
+        settings = dict(tied=ties_of(sides, detections, lambda: sides.reference.step(sweep).detections))
+    row = task.match_detections('boxes', *detections, **settings)
+    case = dataclasses.replace(case, detections=(row,))
     title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
     return case, [bbox3d.pair_of(sweep, sides.deployment.rule, title, *detections)]
 
@@ -297,7 +302,11 @@ def judge_tensors(sides: Sides, sweep: Sweep, expected: StepResult, result: Step
         return dataclasses.replace(
             case, detections=(failed_detections(sweep.name, expected.detections, result),)
         )
-    rows = compare_tensors(expected.outputs, result.outputs, sides.spec)
+    rounding = None
+    if not sides.bars and not sides.deployment.family.memory:
+        run = functools.partial(sides.reference.step, sweep)
+        rounding = rounding_of(sides.deployment.model, expected.outputs, lambda: run().outputs)
+    rows = compare_tensors(expected.outputs, result.outputs, sides.spec, rounding)
     return dataclasses.replace(case, tensors=tuple(sides.bars.judge(rows) if sides.bars else rows))
 
 
@@ -307,7 +316,7 @@ def can_be_put_in(sides: Sides, result: StepResult) -> bool:
 
 
 def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, ...]:
-    """Match the file's boxes with the boxes that the user's head makes of the file's outputs.
+    """Match the file's boxes with the boxes that the user's test path makes of the file's outputs.
 
     Returns () below float32, and for outputs other than the head's.
     """
@@ -315,13 +324,21 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
         return ()
     detections = sides.reference.boxes_of(result.outputs), result.detections
     task = task_module(sides.deployment.family.task)
+    one_to_one = getattr(task, 'ONE_TO_ONE', {})
+    tied = ties_of(sides, detections, lambda: sides.reference.boxes_of(result.outputs), **one_to_one)
+    return (task.match_detections('boxes', *detections, tied=tied, **one_to_one),)
 
-    def run_without_limits() -> Any:
+
+def ties_of(sides: Sides, detections: tuple[Any, Any], run: Callable[[], Any], **one_to_one: float) -> Ties:
+    """Return what excuses boxes beside a tie; `run` returns PyTorch's boxes."""
+    pair_up = task_module(sides.deployment.family.task).pair_up
+    bars = {name: bar for name, bar in one_to_one.items() if name != 'score_thr'}
+
+    def without() -> Any:
         with without_limits(sides.deployment.model):
-            return sides.reference.boxes_of(result.outputs)
+            return run()
 
-    tied = choices_among(*detections, run_without_limits)
-    return (task.match_detections('boxes', *detections, tied=tied, **getattr(task, 'ONE_TO_ONE', {})),)
+    return Ties(detections, without, functools.partial(pair_up, **bars), limits(sides.metadata))
 
 
 def unusual_cases(sides: Sides, first: Sweep) -> Iterator[Case]:

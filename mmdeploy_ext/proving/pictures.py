@@ -25,11 +25,12 @@ from mmdeploy_ext.core.errors import LoadError, ModelFileError, ShapeError, one_
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import build_backend, title_of
 from mmdeploy_ext.engines.base import FAILURES, attempt
-from mmdeploy_ext.exporting.substitution import border_names, choices_among, substituted, without_limits
+from mmdeploy_ext.exporting.substitution import border_names, observed, substituted, without_limits
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.files import make_metadata
 from mmdeploy_ext.families.model import check_options, rule_of
 from mmdeploy_ext.proving import file_checks, half_precision
+from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.open_points import counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
@@ -63,9 +64,10 @@ from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.tasks import bbox2d, half_bars, task_module
 from mmdeploy_ext.tasks.matching import total_reasons
 from mmdeploy_ext.tasks.results import Case, DetectionRow, Pair, failed_detections
+from mmdeploy_ext.tasks.ties import Ties
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -98,7 +100,7 @@ def prove_pictures(
     claims: Claims,
     picture_files: Sequence[str | Path] = (),
     known: dict[bytes, Any] | None = None,
-) -> tuple[Verdict, list[Pair]]:
+) -> Verdict:
     """Prove one file on (title, BGR picture); the first counts as traced."""
     proof = check_pictures(deployment, paths, pictures, engine, claims, picture_files)
     (file,), results, verdict = proof.files, proof.results, proof.verdict
@@ -108,6 +110,9 @@ def prove_pictures(
         except LoadError as error:
             return not_loaded(proof, error)
         verdict.subject['precision'] = backend.computes_in or file.metadata.precision
+        beside = None
+        if verdict.precision == 'fp32' and not shows_inner(proof.engine):
+            beside = open_beside(file, stack)
 
         inputs, notes = picture_inputs(deployment, file, proof.options, pictures, known)
         verdict.notes += notes
@@ -117,16 +122,16 @@ def prove_pictures(
             if not isinstance(entry, InputReference):
                 reference = InputReference(deployment, entry, known)
             first = first or reference
-            case, pairs = run_case(reference, backend)
+            case, pairs = run_case(reference, backend, beside)
             reference.forget()
             results.cases.append(case)
             proof.pairs += pairs
         again = InputReference(deployment, first.input)
-        compare_again(proof, lambda: run_case(again, backend)[0])
+        compare_again(proof, lambda: run_case(again, backend, beside)[0])
         if names := changed_children(first.sums, again.sums):
             results.reasons.append(f'{AGAIN} (state that runs change): outputs of {", ".join(names)}')
 
-        judge_results(proof, first.code.max_alone_share)
+        judge_results(proof)
         if claims.timed and all(case.passed for case in results.cases):
             verdict.timing_ms = timing(first, backend)
     if not results.reasons:
@@ -138,7 +143,8 @@ def prove_pictures(
         verdict.notes.append(left_out)
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
     verdict.unreached = unreached(limits, results.cases, '--images')
-    return finish(proof), proof.pairs[:MAX_DRAWN]
+    verdict.pairs = proof.pairs[:MAX_DRAWN]
+    return finish(proof)
 
 
 def check_pictures(
@@ -201,13 +207,26 @@ def open_backend(engine: Mapping[str, Any], file: ExportedFile) -> Backend:
     ONNX Runtime on the CPU in float32 also returns the tensors between the stages.
     """
     kind, options = engine_class(engine), {key: value for key, value in engine.items() if key != 'engine'}
-    cpu = half_precision.CPU
     if file.metadata.options.get('nms_plugin'):
         return open_with_plugins(kind, file.path, **options)
-    on_cpu = options.get('providers') in (None, cpu, [cpu], (cpu,))
-    if kind == 'OnnxRuntimeBackend' and on_cpu and file.metadata.precision == 'fp32':
+    if shows_inner(engine) and file.metadata.precision == 'fp32':
         options['inner_tensors'] = border_names(file.model)
     return build_backend(kind, file.path, **options)
+
+
+def shows_inner(engine: Mapping[str, Any]) -> bool:
+    """Whether an engine returns the tensors between the stages: ONNX Runtime on the CPU."""
+    cpu = half_precision.CPU
+    on_cpu = engine.get('providers') in (None, cpu, [cpu], (cpu,))
+    return engine_class(engine) == 'OnnxRuntimeBackend' and on_cpu
+
+
+def open_beside(file: ExportedFile, stack: contextlib.ExitStack) -> Backend | None:
+    """Return ONNX Runtime with a file that another engine runs, for its inner tensors; None if it cannot."""
+    try:
+        return stack.enter_context(open_backend({}, file))
+    except LoadError:
+        return None
 
 
 def picture_inputs(
@@ -236,6 +255,8 @@ def picture_inputs(
 def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]:
     """Note missing substitution of the file's tensors, and choices among equal results."""
     notes = list(dict.fromkeys(note for case in cases for note in case.notes))
+    if any(case.engines for case in cases):
+        notes.append('tensors inside the file are those of ONNX Runtime, which ran beside the engine')
     if unjudged := code.unjudged():
         notes.append(unjudged)
     if any(case.substituted for case in cases):
@@ -243,8 +264,13 @@ def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]
     return ["the file's own tensors were not put into the user's code: results end to end decide", *notes]
 
 
-def run_case(reference: InputReference, backend: Backend) -> tuple[Case, list[Pair]]:
-    """Run an engine on one input, and compare with the reference; return the case, and pairs to draw."""
+def run_case(
+    reference: InputReference, backend: Backend, beside: Backend | None = None
+) -> tuple[Case, list[Pair]]:
+    """Run an engine on one input, and compare with the reference; return the case, and pairs to draw.
+
+    `beside`: ONNX Runtime with the same file, where the engine shows no inner tensors.
+    """
     feeds, reference.engine_seconds = reference.feeds_of(backend.metadata), []
 
     def run() -> Mapping[str, np.ndarray]:
@@ -253,14 +279,26 @@ def run_case(reference: InputReference, backend: Backend) -> tuple[Case, list[Pa
         reference.engine_seconds.append(time.perf_counter() - start)
         return outputs
 
-    return judge_outputs(reference, backend, attempt(run))
+    outputs = attempt(run)
+    of_runtime = None
+    if beside and not isinstance(outputs, Exception):
+        of_runtime = attempt(lambda: dict(beside.infer(feeds)))
+        if not isinstance(of_runtime, Exception):
+            of_runtime = of_runtime, getattr(beside, 'inner', {})
+    return judge_outputs(reference, backend, outputs, of_runtime)
 
 
 def judge_outputs(
-    reference: InputReference, backend: Backend, outputs: Mapping[str, np.ndarray] | Exception
+    reference: InputReference,
+    backend: Backend,
+    outputs: Mapping[str, np.ndarray] | Exception,
+    of_runtime: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | Exception | None = None,
 ) -> tuple[Case, list[Pair]]:
-    """Compare an engine's outputs, or its error, with the reference; return the case, and pairs to draw."""
-    code, model, metadata = reference.code, reference.deployment.model, backend.metadata
+    """Compare an engine's outputs, or its error, with the reference; return the case, and pairs to draw.
+
+    `of_runtime`: outputs and inner tensors of ONNX Runtime for the same file, if it ran beside.
+    """
+    code, metadata = reference.code, backend.metadata
     proof_input, expected = reference.input, reference.results
     bars = half_bars.bars_of(backend.computes_in or metadata.precision)
     shape = 'x'.join(map(str, reference.feeds[metadata.spec.input_names[0]].shape))
@@ -278,69 +316,181 @@ def judge_outputs(
         rows = (*rows, *_contract_rows(reference, metadata, outputs, bars))
         if code.results_left_out(metadata.options):
             return dataclasses.replace(case, tensors=rows), []
-        inputs = reference.feeds, reference.images, proof_input.rescale
-        results = code.file_results(metadata, outputs, *inputs)
-        if results is None:
-            results = results_of(metadata.family, metadata, outputs, reference.feeds)
-        if len(results) != len(expected):
-            raise ShapeError(f'got results of {len(results)} images, expected {len(expected)}')
+        results = results_of_file(reference, metadata, outputs)
+        inner, own_results = getattr(backend, 'inner', {}), results
+        if isinstance(of_runtime, Exception):
+            raise of_runtime
+        if of_runtime:
+            outputs, inner = of_runtime
+            tensors = {**outputs, **inner}
+            outputs = with_labels(outputs)
+            own_results = results_of_file(reference, metadata, outputs)
     except FAILURES as error:
         titles = [title for title, _ in proof_input.sources]
         failed = (failed_detections(*pair, error) for pair in zip(titles, expected, strict=True))
         return dataclasses.replace(case, tensors=rows, detections=tuple(failed)), []
-    detections = match_images(reference, expected, results, bars)
     if bars and not rows:
         rows = _cosines_of_results(reference.deployment.family.task, expected, results, bars)
-    substituted_rows, inner_rows, notes = (), (), ()
-    if not bars:
-        rows = (*rows, *border_rows(reference, getattr(backend, 'inner', {}), outputs))
-        substituted_rows, notes = match_substituted(reference, tensors, results)
-        inner_rows = match_inner(reference, tensors)
-    ranking = {} if all(row.passed for row in detections) else code.ranking(tensors)
-    if ranking:
-        with substituted(model, ranking):
-            detections = match_images(reference, reference.run(), results, bars)
-        notes = (*notes, f"{proof_input.name}: PyTorch's queries have the ranks of the file, see its scores")
-    pairs = _pictures(reference, results, title_of(type(backend).__name__))
     counts = {**counts_of_images(expected, outputs), **code.counts(tensors)}
-    case = dataclasses.replace(case, tensors=rows, detections=detections, substituted=substituted_rows)
-    return dataclasses.replace(case, inner=inner_rows, counts=counts, notes=notes), pairs
+    case, settings = dataclasses.replace(case, tensors=rows, counts=counts), metadata.postprocess.to_json()
+    if bars:
+        case = dataclasses.replace(case, detections=match_images(reference, expected, results, bars))
+    else:
+        case = judge_parts(case, reference, metadata, outputs, inner, own_results)
+        if of_runtime:
+            case = dataclasses.replace(case, engines=match_engines(reference, own_results, results, settings))
+        case = judge_results_of_images(case, reference, tensors, results, settings)
+    return case, _pictures(reference, results, title_of(type(backend).__name__))
+
+
+def judge_parts(
+    case: Case,
+    reference: InputReference,
+    metadata: Metadata,
+    outputs: Mapping[str, np.ndarray],
+    inner: Mapping[str, np.ndarray],
+    results: Sequence[Any],
+) -> Case:
+    """Return the case with what the file's own tensors give in float32, part by part.
+
+    `results` are those of the file, of its `outputs`.
+    """
+    settings, compared = metadata.postprocess.to_json(), compares_values(metadata)
+    tensors, borders = {**outputs, **inner}, border_rows(reference, inner, outputs)
+    rows, notes = match_substituted(reference, tensors, results, settings)
+    return dataclasses.replace(
+        case,
+        tensors=(*case.tensors, *borders),
+        substituted=rows,
+        inner=match_inner(reference, tensors, settings),
+        whole=(bool(borders) or compared) and not reference.code.unjudged(),
+        notes=notes,
+    )
+
+
+def judge_results_of_images(
+    case: Case,
+    reference: InputReference,
+    tensors: Mapping[str, np.ndarray],
+    results: Sequence[Any],
+    settings: Mapping[str, Any],
+) -> Case:
+    """Return the case with an engine's results, matched with PyTorch's end to end."""
+    excused = None if case.chained else settings
+    detections = match_images(reference, reference.results, results, None, excused)
+    ranking = {} if all(row.passed for row in detections) else reference.code.ranking(tensors)
+    if not ranking:
+        return dataclasses.replace(case, detections=detections)
+    with substituted(reference.deployment.model, ranking):
+        detections = match_images(reference, reference.run(), results, None, excused)
+    note = f"{case.name}: PyTorch's queries have the ranks of the file, see its scores"
+    return dataclasses.replace(case, detections=detections, notes=(*case.notes, note))
+
+
+def results_of_file(
+    reference: InputReference, metadata: Metadata, outputs: Mapping[str, np.ndarray]
+) -> Sequence[Any]:
+    inputs = reference.feeds, reference.images, reference.input.rescale
+    results = reference.code.file_results(metadata, outputs, *inputs)
+    if results is None:
+        results = results_of(metadata.family, metadata, outputs, reference.feeds)
+    if len(results) != len(reference.results):
+        raise ShapeError(f'got results of {len(results)} images, expected {len(reference.results)}')
+    return results
 
 
 def match_images(
-    reference: InputReference, expected: Sequence[Any], results: Sequence[Any], bars: HalfBars | None
+    reference: InputReference,
+    expected: Sequence[Any],
+    results: Sequence[Any],
+    bars: HalfBars | None,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[DetectionRow, ...]:
     """Return level 3 of one case: every image's results, matched with PyTorch's.
 
-    `bars`: None for float32.
+    `bars`: None for float32; `settings`: of the post-processing, to excuse results beside a tie.
     """
-    titles, task = [title for title, _ in reference.input.sources], reference.deployment.family.task
-    settings = bars.of_task(task) if bars else {}
-    match = functools.partial(task_module(task).match_detections, **settings)
-    return tuple(itertools.starmap(match, zip(titles, expected, results, strict=True)))
+    task = task_module(reference.deployment.family.task)
+    chosen = bars.of_task(reference.deployment.family.task) if bars else {}
+    if settings is None:
+        titles = [title for title, _ in reference.input.sources]
+        match = functools.partial(task.match_detections, **chosen)
+        return tuple(itertools.starmap(match, zip(titles, expected, results, strict=True)))
+    return match_with_ties(reference, expected, results, reference.run, settings, {})
+
+
+def match_with_ties(
+    reference: InputReference,
+    expected: Sequence[Any],
+    results: Sequence[Any],
+    run: Callable[[], Sequence[Any]],
+    settings: Mapping[str, Any],
+    bars: Mapping[str, Any],
+) -> tuple[DetectionRow, ...]:
+    """Match every image's results; `run` returns those of the reference."""
+    task, model = task_module(reference.deployment.family.task), reference.deployment.model
+    pair_by = functools.partial(
+        task.pair_up, **{name: bar for name, bar in bars.items() if name != 'score_thr'}
+    )
+
+    def without(index: int) -> Any:
+        with without_limits(model):
+            return run()[index]
+
+    rows, titles = [], [title for title, _ in reference.input.sources]
+    for index, (title, *sides) in enumerate(zip(titles, expected, results, strict=True)):
+        tied = Ties(sides, functools.partial(without, index), pair_by, settings)
+        rows.append(task.match_detections(title, *sides, tied=tied, **bars))
+    return tuple(rows)
+
+
+def match_engines(
+    reference: InputReference, expected: Sequence[Any], results: Sequence[Any], settings: Mapping[str, Any]
+) -> tuple[DetectionRow, ...]:
+    """Match an engine's results with those of ONNX Runtime for the same file."""
+    rows = match_with_ties(reference, expected, results, reference.run, settings, dict(score_thr=0.0))
+    return tuple(dataclasses.replace(row, image=f'{row.image}, against ONNX Runtime') for row in rows)
 
 
 def border_rows(
     reference: InputReference, tensors: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
 ) -> tuple[TensorRow, ...]:
     """Compare the tensors between the stages with the results of the user's methods."""
-    expected: dict[str, np.ndarray] = {}
-    for path, named in reference.code.borders().items():
-        if calls := reference.borders.get(path):
-            returned = {name: tensor for name, tensor in named(calls).items() if name in tensors}
-            expected |= {name: tensor.detach().cpu().numpy() for name, tensor in returned.items()}
+    code, results = reference.code, {**outputs, **tensors}
+    expected = _at_borders(code, reference.borders, tensors)
     actual = {name: tensors[name] for name in expected}
-    expected_rows, actual_rows = reference.code.inner_tensors({**outputs, **tensors})
-    return tuple(compare_named({**expected, **expected_rows}, {**actual, **actual_rows}, DEFAULT_RTOL))
+    expected_rows, actual_rows = code.inner_tensors(results)
+
+    def run() -> dict[str, np.ndarray]:
+        with observed(code.model, code.borders()) as calls, contextlib.suppress(Exception):
+            reference.run()  # what follows the borders may refuse float64
+        return {**_at_borders(code, calls, tensors), **code.inner_tensors(results)[0]}
+
+    sides = {**expected, **expected_rows}, {**actual, **actual_rows}
+    rounding = rounding_of(code.model, sides[0], run)
+    return tuple(compare_named(*sides, DEFAULT_RTOL, rounding=rounding))
+
+
+def _at_borders(
+    code: ImageReference, results: Mapping[str, list[Any]], tensors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for path, named in code.borders().items():
+        if calls := results.get(path):
+            returned = {name: tensor for name, tensor in named(calls).items() if name in tensors}
+            found |= {name: tensor.detach().cpu().numpy() for name, tensor in returned.items()}
+    return found
 
 
 def match_substituted(
-    reference: InputReference, tensors: Mapping[str, np.ndarray], results: Sequence[Any]
+    reference: InputReference,
+    tensors: Mapping[str, np.ndarray],
+    results: Sequence[Any],
+    settings: Mapping[str, Any],
 ) -> tuple[tuple[DetectionRow, ...], tuple[str, ...]]:
     """Match the file's results with the results of the user's test path on the file's tensors.
 
-    Returns a row for each image, none if the tensors cannot be put in; and notes on refusals and on choices
-    among equal scores.
+    Returns a row for each image, none if the tensors cannot be put in; and notes on refusals.
     """
     family, model = reference.deployment.family, reference.deployment.model
     task, given = task_module(family.task), reference.code.substitutes(tensors)
@@ -351,30 +501,31 @@ def match_substituted(
         with substituted(model, given):
             return reference.run()
 
-    def run_without_limits(index: int) -> Any:
-        with without_limits(model):
-            return run()[index]
-
     try:
         expected = run()
     except Exception as error:  # the user's code may read what the file does not have
         return (), (f"the user's code does not take the file's tensors: {one_line(error)[:200]}",)
-    rows, titles = [], [title for title, _ in reference.input.sources]
-    for index, (title, *sides) in enumerate(zip(titles, expected, results, strict=True)):
-        tied = choices_among(*sides, functools.partial(run_without_limits, index))
-        rows.append(task.match_detections(title, *sides, tied=tied, **getattr(task, 'ONE_TO_ONE', {})))
-    notes = (f'{row.image}: one of equal scores: {line}' for row in rows for line in row.excused)
-    return tuple(rows), tuple(notes)
+    one_to_one = getattr(task, 'ONE_TO_ONE', {})
+    return match_with_ties(reference, expected, results, run, settings, one_to_one), ()
 
 
-def match_inner(reference: InputReference, tensors: Mapping[str, np.ndarray]) -> tuple[DetectionRow, ...]:
+def match_inner(
+    reference: InputReference, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+) -> tuple[DetectionRow, ...]:
     """Match boxes between the stages with the boxes of the user's code."""
     titles = [title for title, _ in reference.input.sources]
     sides = reference.code.inner_results(tensors, reference.images)
-    return tuple(
-        bbox2d.match_detections(f'proposals of {title}', *pair, **bbox2d.ONE_TO_ONE)
-        for title, pair in zip(titles, sides, strict=False)
-    )
+
+    def without(index: int) -> Any:
+        with without_limits(reference.deployment.model):
+            return reference.code.inner_results(tensors, reference.images)[index][0]
+
+    rows, bars = [], bbox2d.ONE_TO_ONE
+    pair_by = functools.partial(bbox2d.pair_up, iou_bar=bars['iou_bar'], score_bar=bars['score_bar'])
+    for index, (title, pair) in enumerate(zip(titles, sides, strict=False)):
+        tied = Ties(pair, functools.partial(without, index), pair_by, settings)
+        rows.append(bbox2d.match_detections(f'proposals of {title}', *pair, tied=tied, **bars))
+    return tuple(rows)
 
 
 def _contract_rows(
@@ -407,21 +558,31 @@ def _cosines_of_results(
     return tuple(rows)
 
 
+def compares_values(metadata: Metadata) -> bool:
+    return any(tensor.compare == 'values' for tensor in metadata.spec.outputs)
+
+
 def _compare_tensors(
     reference: InputReference,
     metadata: Metadata,
     tensors: Mapping[str, np.ndarray],
     bars: HalfBars | None,
 ) -> tuple[TensorRow, ...]:
-    if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
+    if not compares_values(metadata):
         return ()
     code = reference.code
     options = options_besides_form(reference.deployment, metadata)
     outputs = {name: tensors[name] for name in metadata.spec.output_names if name in tensors}
-    expected = code.expected_tensors(reference.feeds, tensors, metadata.form, **options)
+    given = reference.feeds, tensors, metadata.form
+    expected = code.expected_tensors(*given, **options)
     if expected is None:
         expected = reference.compute(code.tensors, metadata.form, **options)
-    return compare_outputs(code, expected, outputs, metadata.spec, bars)
+
+    def run() -> Mapping[str, np.ndarray]:
+        results = code.expected_tensors(*given, **options)
+        return code.tensors(reference.feeds, metadata.form, **options) if results is None else results
+
+    return compare_outputs(code, expected, outputs, metadata.spec, bars, run)
 
 
 def compare_outputs(
@@ -430,12 +591,15 @@ def compare_outputs(
     outputs: Mapping[str, np.ndarray],
     spec: GraphSpec,
     bars: HalfBars | None,
+    run: Callable[[], Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[TensorRow, ...]:
     """Compare tensors by name; rows of a top-k in any order.
 
-    `bars`: None for float32.
+    `bars`: None for float32. `run` computes `expected` again.
     """
-    rows = compare_tensors(code.in_order(expected), code.in_order(outputs), spec)
+    sides = code.in_order(expected), code.in_order(outputs)
+    rounding = run and rounding_of(code.model, sides[0], lambda: code.in_order(run()))
+    rows = compare_tensors(*sides, spec, None if bars else rounding)
     return tuple(bars.judge(rows) if bars else rows)
 
 

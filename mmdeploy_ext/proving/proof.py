@@ -18,7 +18,7 @@ from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
-from mmdeploy_ext.proving.open_points import export_switches, untraced_methods, warning_lines
+from mmdeploy_ext.proving.open_points import untraced_methods, warning_lines
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     class_name_notes,
@@ -28,7 +28,7 @@ from mmdeploy_ext.proving.provenance import (
     weights_checks,
 )
 from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
-from mmdeploy_ext.tasks.matching import MAX_ALONE_SHARE, accept_few_alone
+from mmdeploy_ext.tasks.matching import accept_rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -208,7 +208,7 @@ def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphS
         checks, warnings = check_dialect(file.path, file.model)
         proof.add_notes([*warnings, ROUNDED])
     else:
-        checks = check_structure(file.model, file.metadata)
+        checks = check_structure(file.model, file.metadata, proof.claims.edited)
     add_checks(proof, file, [*checks, *provenance(proof.deployment, file.metadata, rule, contract)])
 
 
@@ -218,7 +218,7 @@ def check_model(proof: Proof) -> None:
     family, model = deployment.family, deployment.model
     traced = getattr(family.facts(model), 'traced', ())
     untraced = untraced_methods(family, model, deployment.cfg, traced)
-    untraced += warning_lines(deployment.code_warnings) + export_switches(deployment.model)
+    untraced += warning_lines(deployment.code_warnings)
     verdict.untraced += [entry.text for entry in untraced]
     proof.results.checks += weights_checks(deployment)
     proof.results.checks += asked_checks(proof.files[-1].options, proof.claims.asked)
@@ -245,14 +245,18 @@ def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
         proof.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
 
 
-def judge_results(proof: Proof, share: float = MAX_ALONE_SHARE) -> None:
-    """Judge all results together: a share may lack a partner; below float32 a rate decides."""
+def judge_results(proof: Proof) -> None:
+    """Judge all results together: what is left end to end; below float32 a rate decides."""
     results, verdict = proof.results, proof.verdict
     if verdict.precision != 'fp32':
         half_precision.judge_match_rate(results, verdict, bool(proof.engine.get('round_fp16')))
         return
-    results.cases, alone = accept_few_alone(results.cases, share)
+    results.cases, alone = accept_rest(results.cases)
     verdict.notes += [f'without a partner end to end: {line}' for line in alone]
+    rows = [row for case in results.cases for row in (*case.detections, *case.parts)]
+    proof.add_notes(
+        f'{row.image}: beside a tie: {line}' for row in rows for line in getattr(row, 'excused', ())
+    )
 
 
 def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
@@ -262,9 +266,9 @@ def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
     return [*overrides, *class_name_notes(deployment)]
 
 
-def not_loaded(proof: Proof, error: Exception) -> tuple[Verdict, list[Any]]:
+def not_loaded(proof: Proof, error: Exception) -> Verdict:
     proof.verdict.findings.append(Finding('outputs', '', False, one_line(error)[:MAX_MESSAGE_LENGTH]))
-    return finish(proof), []
+    return finish(proof)
 
 
 def finish(proof: Proof) -> Verdict:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.slices import FLOOR
 from mmdeploy_ext.tasks.results import DetectionRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from mmdeploy_ext.tasks.half_bars import HalfBars
     from mmdeploy_ext.tasks.results import Case, Pair
@@ -82,8 +83,8 @@ def match_lists(
     - `pair_by`: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
     - `figures`: see `iou_figures`.
     - `score_thr`: score from which on results need a partner.
-    - `tied`: (rows and columns without a partner, row -> column of pairs outside the bars) -> pairs that are
-      a choice among equal scores, or follow from one (one side None).
+    - `tied`: (rows and columns without a partner, row -> column of pairs outside the bars) -> pairs beside a
+      tie (one side may be None), see `ties.py`; without it none is excused.
     """
     if why := problem(reference, candidate):
         count, candidate_count = len(reference.scores), len(candidate.scores)
@@ -108,8 +109,11 @@ def match_lists(
         )
 
     missing, extra, outside = without_partner()
-    if tied and (missing or extra or outside):
-        choices = tied(missing, extra, outside)
+    low_rows = [row for row in np.flatnonzero(~needed).tolist() if row not in pairing.matched]
+    matched_columns = {*pairing.matched.values()}
+    low_columns = [column for column in np.flatnonzero(~surplus).tolist() if column not in matched_columns]
+    if tied and (missing or extra or outside or low_rows or low_columns):
+        choices = tied([*missing, *low_rows], [*extra, *low_columns], outside)
         missing, extra, outside = without_partner()
 
     all_pairs = [*pairing.matched.items(), *pairing.outside.items()]
@@ -133,9 +137,8 @@ def match_lists(
     if outside:
         _, text = figures(pairing, worst_of(outside))
         reasons.append(f'{len(outside)} pair{"s" if len(outside) > 1 else ""} outside the bars ({text})')
-    low, candidate_low = ~needed, ~surplus
-    low_count = int(low.sum() + candidate_low.sum())
-    low_paired = sum(int(low[row]) + int(candidate_low[column]) for row, column in pairing.matched.items())
+    chosen = [{pair[side] for pair in choices} for side in (0, 1)]
+    low_alone = len({*low_rows} - chosen[0]) + len({*low_columns} - chosen[1])
     nearest = dict(zip([*pairing.matched, *pairing.outside], pairing.nearness.tolist(), strict=True))
     lines = [f'{_one(reference, row)} of PyTorch, alone' for row in missing]
     lines += [f'{_one(candidate, column)} of the file, alone' for column in extra]
@@ -153,10 +156,11 @@ def match_lists(
     return DetectionRow(
         image,
         reference=int(needed.sum()),
-        matched=sum(bool(needed[row]) for row in pairing.matched) + sum(None not in pair for pair in choices),
+        matched=sum(bool(needed[row]) for row in pairing.matched)
+        + sum(None not in pair and bool(needed[pair[0]]) for pair in choices),
         **fields,
-        low=low_count,
-        low_alone=low_count - low_paired,
+        low=int((~needed).sum() + (~surplus).sum()),
+        low_alone=low_alone,
         passed=not reasons,
         reason=', '.join(reasons),
         alone=tuple(lines[:MAX_LISTED]),
@@ -293,14 +297,12 @@ def in_order_of(
     outputs: Mapping[str, np.ndarray],
     names: Sequence[str],
     rtol: float,
-    atol: Mapping[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return outputs in the order of the reference's rows, if each row has an equal partner.
 
     - `reference`, `outputs`: name -> array (R, ...).
     - `names`: outputs with common rows.
-    - `rtol`: allowed difference, relative to an output's largest reference value.
-    - `atol`: output -> least allowed difference.
+    - `rtol`: allowed difference, relative to an output's largest reference value; at least `FLOOR`.
     """
     counts = {side[name].shape[:1] for side in (reference, outputs) for name in names if name in side}
     if len(counts) != 1 or any(name not in outputs or name not in reference for name in names):
@@ -318,7 +320,7 @@ def in_order_of(
         for column in range(expected.shape[1]):  # all columns at once would be gigabytes
             np.maximum(distance, np.abs(np.subtract.outer(expected[:, column], got[:, column])), distance)
         scale = float(np.abs(expected).max(initial=0))
-        tolerance = max(rtol * scale, (atol or {}).get(name, 0.0))
+        tolerance = max(rtol * scale, FLOOR)
         allowed &= distance <= (tolerance if reference[name].dtype.kind == 'f' else 0)
         nearness -= distance / (scale or 1.0)
     if not has_narrow or allowed.diagonal().all():  # equal rows may be several: their order stays
@@ -328,6 +330,26 @@ def in_order_of(
         return dict(outputs)
     order = [partners[row] for row in range(count)]
     return {name: array[order] if name in names else array for name, array in outputs.items()}
+
+
+def is_tied(array: np.ndarray) -> bool:
+    """Whether floats are the same number along their last axis, as scores of a top-k that took equal ones."""
+    is_row = array.dtype.kind == 'f' and array.ndim > 0 and array.shape[-1] > 1
+    return is_row and bool((np.ptp(array, -1) <= FLOOR).all())
+
+
+def tied_choices(reference: Mapping[str, np.ndarray], scores: Collection[str]) -> set[str]:
+    """Return the outputs of integers with the shape of tied `scores`: a top-k may take any of equal ones."""
+    shapes = {reference[name].shape for name in scores if name in reference and is_tied(reference[name])}
+    return {n for n, array in reference.items() if array.dtype.kind in 'iu' and array.shape in shapes}
+
+
+def is_other_choice(reference: np.ndarray, choice: np.ndarray) -> bool:
+    """Whether integers differ in their order, or in which of several they name, along their last axis."""
+    if choice.shape != reference.shape or choice.dtype != reference.dtype:
+        return False
+    rows, other_rows = (array.reshape(-1, reference.shape[-1]).tolist() for array in (reference, choice))
+    return rows != other_rows and [len({*row}) for row in rows] == [len({*row}) for row in other_rows]
 
 
 def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', columns: int = 4) -> str:
@@ -361,13 +383,12 @@ MIN_MATCHED = 10
 MIN_INPUTS = 3
 """Smallest number of inputs with a matched result (or all)."""
 MAX_LOW_ALONE_SHARE = 0.005
-"""Largest share of results below the score threshold without a partner."""
+"""Largest share of a kit's results below the score threshold without a partner."""
 ALLOWED_LOW_ALONE = 2
 """Such results that may always lack a partner: one on each side of a cut."""
-MAX_ALONE_SHARE = 0.005
-"""Largest share of results of all inputs without a partner."""
-ALLOWED_ALONE = 2
-"""Results of each side that may always lack a partner."""
+MAX_REST = 0.1
+"""Largest share of results without a partner end to end, where each part was compared (`Case.chained`)."""
+LOW = 'low', 'low_alone'
 ADVICE_FOR_IMAGES = (
     'use images with objects that this model finds (--input-img, --test-img, --images), and a trained '
     'checkpoint'
@@ -386,31 +407,30 @@ def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
     ]
 
 
-def accept_few_alone(cases: Sequence[Case], share: float = MAX_ALONE_SHARE) -> tuple[list[Case], list[str]]:
-    """Let rows pass if few results of all cases have no partner; return cases and accepted results.
+def accept_rest(cases: Sequence[Case]) -> tuple[list[Case], list[str]]:
+    """Let results of chained cases lack a partner, if they are few; return cases, and lines on such results.
 
-    `share` is the largest share if the file's own tensors give its results one to one; else
-    `MAX_ALONE_SHARE`.
+    Results of other cases have none only beside a tie.
     """
-    lines: list[str] = []
-    found = [case for case in cases if case.detections]
-    if not all(case.substituted and all(row.passed for row in case.substituted) for case in found):
-        share = min(share, MAX_ALONE_SHARE)
-    for field, largest in (('detections', share), ('inner', MAX_ALONE_SHARE)):
-        rows = [row for case in cases for row in getattr(case, field) if not row.broken]
-        missing, extra, outside, total = (
-            sum(getattr(row, key) for row in rows) for key in ('missing', 'extra', 'outside', 'reference')
-        )
-        alone = max(missing, extra) + outside
-        if not alone or alone > max(ALLOWED_ALONE, largest * total):
-            continue
-        for case in cases:
-            lines += [f'{case.name}: {line}' for row in getattr(case, field) for line in row.alone]
-        accepted = [tuple(map(_accepted, getattr(case, field))) for case in cases]
-        cases = [
-            dataclasses.replace(case, **{field: rows}) for case, rows in zip(cases, accepted, strict=True)
-        ]
-    return list(cases), lines
+    if not rest_is_small(cases):
+        return list(cases), []
+    chained = [case for case in cases if case.chained]
+    rows = [(case.name, row) for case in chained for row in case.detections if not row.broken]
+    lines = [f'{name}: {line}' for name, row in rows for line in row.alone]
+    return [
+        dataclasses.replace(case, detections=tuple(map(_accepted, case.detections))) if case.chained else case
+        for case in cases
+    ], lines
+
+
+def rest_is_small(cases: Sequence[Case]) -> bool:
+    rows = [row for case in cases if case.chained for row in case.detections if not row.broken]
+    missing, extra, outside, low, low_alone, total = (
+        sum(getattr(row, key) for row in rows)
+        for key in ('missing', 'extra', 'outside', 'low', 'low_alone', 'reference')
+    )
+    of_both = missing + extra + 2 * outside + low_alone
+    return max(missing, extra) + outside <= MAX_REST * total and of_both <= MAX_REST * (2 * total + low)
 
 
 def _accepted(row: DetectionRow) -> DetectionRow:
@@ -436,9 +456,15 @@ def total_reasons(
         return [f'nothing was found in any {found_in}, so nothing was matched: {advice}']
     if not rows or not all(case.passed for case in cases):  # failed cases say more of what is wrong
         return []
-    reasons = too_few([sum(row.matched for row in case.detections) for case in cases], unit, advice)
-    if precision == 'fp32':
-        reasons += lone_low_results(sum(row.low for row in rows), sum(row.low_alone for row in rows))
+    matched = [sum(row.matched for row in (*case.detections, *case.substituted)) for case in cases]
+    reasons = too_few(matched, unit, advice)
+    judged = [case for case in cases if not (case.chained and rest_is_small(cases))]
+    low, alone = (sum(getattr(row, key) for case in judged for row in case.detections) for key in LOW)
+    if precision == 'fp32' and alone:
+        reasons.append(
+            f'{alone} of {low} results below the score threshold have no partner on '
+            f'the other side, and are beside no tie'
+        )
     return reasons
 
 

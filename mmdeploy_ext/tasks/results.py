@@ -100,7 +100,8 @@ class PreprocessingResult:
     Attributes:
         samples: titles.
         unit: 'picture', 'frame' or 'sweep'.
-        note: changes of the pipeline, e.g. 'at 608x608', and gaps of the samples.
+        note: changes of the pipeline, e.g. 'at 608x608'.
+        gaps: what of the user's code or data was not compared, each 'without ...'.
         error: why the pipeline or the rule could not run.
         source: reference of the rule.
     """
@@ -109,6 +110,7 @@ class PreprocessingResult:
     unit: str = 'picture'
     differences: tuple[PreprocessingDifference, ...] = ()
     note: str = ''
+    gaps: tuple[str, ...] = ()
     error: str = ''
     source: str = "the config's test pipeline"
 
@@ -118,7 +120,8 @@ class PreprocessingResult:
 
     @property
     def text(self) -> str:
-        pipeline = f'{self.source} {self.note}'.strip()
+        changes = ', '.join(filter(None, (self.note, *self.gaps)))
+        pipeline = f'{self.source} {changes}'.strip()
         if self.error:
             return f'not compared with {pipeline}: {self.error}'
         if not self.samples:
@@ -150,7 +153,7 @@ class DetectionRow:
         low: results of both sides below the threshold.
         low_alone: of these, without a partner.
         alone: lines on results without a partner.
-        excused: lines on choices among equal scores.
+        excused: lines on results beside a tie, see `ties.py`.
     """
 
     image: str
@@ -183,6 +186,8 @@ class Case:
         detections: rows of results, one per image.
         substituted: results of the user's test path on the file's tensors, against the file's.
         inner: boxes between the stages, such as proposals, against the user's code.
+        engines: results of another engine, against ONNX Runtime's of the same file.
+        whole: all tensors that the user's code was given were compared by themselves.
         notes: remarks; no failure.
         counts: name of a limit -> largest count in the input.
     """
@@ -194,17 +199,29 @@ class Case:
     detections: tuple[DetectionRow, ...] = ()
     substituted: tuple[DetectionRow, ...] = ()
     inner: tuple[DetectionRow, ...] = ()
+    engines: tuple[DetectionRow, ...] = ()
+    whole: bool = False
     notes: tuple[str, ...] = ()
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        return all(row.passed for row in (*self.tensors, *self.detections, *self.substituted, *self.inner))
+        return all(row.passed for row in (*self.detections, *self.parts))
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Rows of all comparisons other than those of results end to end."""
+        return (*self.tensors, *self.substituted, *self.inner, *self.engines)
+
+    @property
+    def chained(self) -> bool:
+        """Whether each part, from the input to the results, is PyTorch's; rounding explains the rest."""
+        return self.whole and bool(self.substituted) and all(row.passed for row in self.parts)
 
     @property
     def failures(self) -> list[str]:
         rows = [(row.tensor, row) for row in self.tensors] + [(row.image, row) for row in self.detections]
-        rows += [(row.image, row) for row in self.inner]
+        rows += [(row.image, row) for row in (*self.inner, *self.engines)]
         rows += [(f"{row.image}, by the file's own tensors", row) for row in self.substituted]
         return [f'{self.name}: {title}: {row.reason}' for title, row in rows if not row.passed]
 

@@ -184,7 +184,7 @@ def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_backen
 def test_a_file_is_proven(name, options, tmp_path):
     model = deploy.load(f'{REPO}/configs/demo/{name}.py', f'{REPO}/demo/checkpoints/{name}.pth')
     path = export_toy(model, tmp_path / 'hosts.onnx', **(HOSTS | options))
-    verdict, _ = prove(model, [path], [('toy', read_image(PICTURE))])
+    verdict = prove(model, [path], [('toy', read_image(PICTURE))])
     assert verdict.proven, verdict.failures
 
 

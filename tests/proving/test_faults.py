@@ -93,7 +93,7 @@ class Right:
 
 def edited_verdict(deployment, paths, samples):
     with samples_alone():
-        return prove(deployment, paths, samples, edited=True, timed=False)[0]
+        return prove(deployment, paths, samples, edited=True, timed=False)
 
 
 def export(deployment, path, **options):
@@ -143,7 +143,7 @@ RIGHT = (
 def test_the_right_files_are_proven(right, name):
     one = right(name)
     with samples_alone():
-        verdict, _ = prove(one.deployment, one.paths, one.samples(), timed=False)
+        verdict = prove(one.deployment, one.paths, one.samples(), timed=False)
     assert verdict.passed, verdict.failures
     assert verdict.title == 'PROVEN'
 

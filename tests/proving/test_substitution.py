@@ -2,20 +2,20 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.exporting.substitution import (
-    choices_among,
-)
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.tasks.bbox2d import ONE_TO_ONE, match_detections
-from mmdeploy_ext.tasks.matching import accept_few_alone
+from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.tasks.bbox2d import ONE_TO_ONE, match_detections, pair_up
+from mmdeploy_ext.tasks.matching import accept_rest
 from mmdeploy_ext.tasks.results import Case, DetectionRow
+from mmdeploy_ext.tasks.ties import Ties
 from proofs import samples_alone
 from toy_atss import PICTURE, export_toy, load_demo
 from verdicts import cases_of
@@ -29,29 +29,68 @@ def boxes(*rows):
 FIRST, SECOND = (0, 0, 40, 40), (100, 100, 150, 160)
 
 
+LAST = (300, 300, 340, 350, 0.2)
+
+
+def matched(reference, candidate, every=(), **settings):
+    """Return the row of two lists; PyTorch has `every` box without limits."""
+    without_limits = boxes(LAST, *((*box, 0.5) for box in every))
+    pair_by = functools.partial(pair_up, iou_bar=ONE_TO_ONE['iou_bar'], score_bar=ONE_TO_ONE['score_bar'])
+    tied = Ties((reference, candidate), lambda: without_limits, pair_by, settings)
+    return match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE)
+
+
 @pytest.mark.parametrize(
     ('score', 'every', 'passed'),
     [
-        (0.5000005, [FIRST, SECOND], True),  # PyTorch has both, and took the other one
-        (0.50001, [FIRST, SECOND], False),  # no tie
-        (0.5000005, [FIRST], False),  # PyTorch has no such box
+        (0.500005, [FIRST, SECOND], True),  # PyTorch has both, and took the other one
+        (0.50002, [FIRST, SECOND], False),  # no tie
+        (0.500005, [FIRST], False),  # PyTorch has no such box
     ],
 )
 def test_a_choice_among_equal_scores_is_listed_and_nothing_else_is_excused(score, every, passed):
-    last = (300, 300, 340, 350, 0.2)
-    reference, candidate = boxes((*FIRST, 0.5), last), boxes((*SECOND, score), last)
-    without_limits = boxes(last, *((*box, 0.5) for box in every))
-    tied = choices_among(reference, candidate, lambda: without_limits)
-    row = match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE)
+    reference, candidate = boxes((*FIRST, 0.5), LAST), boxes((*SECOND, score), LAST)
+    row = matched(reference, candidate, every)
     assert row.passed == passed and len(row.excused) == passed
     assert (row.missing, row.extra) == (not passed, not passed)
 
 
+@pytest.mark.parametrize(('score', 'passed'), [(0.300008, True), (0.299992, True), (0.3001, False)])
+def test_a_single_box_is_excused_at_a_threshold_alone(score, passed):
+    one, none = boxes(LAST, (*FIRST, score)), boxes(LAST)
+    for sides in ((one, none), (none, one)):
+        assert matched(*sides, nms=dict(iou_threshold=0.3), score_thr=0.3).passed == passed
+        assert not matched(*sides, nms=dict(iou_threshold=0.3), max_per_img=1).passed
+
+
+def test_boxes_behind_a_choice_are_excused_where_they_overlap_it():
+    near, far = (5, 5, 42, 42), (200, 5, 240, 42)
+    for box, passed in ((near, True), (far, False)):
+        reference = boxes((*FIRST, 0.5), LAST)
+        candidate = boxes((*SECOND, 0.5), (*box, 0.4), LAST)
+        row = matched(reference, candidate, [FIRST, SECOND])
+        assert row.passed == passed and len(row.excused) == 1 + passed
+
+
+def test_the_last_of_a_full_list_may_be_another_of_the_same_score():
+    reference, candidate = boxes(LAST, (*FIRST, 0.1)), boxes(LAST, (*SECOND, 0.1))
+    assert matched(reference, candidate, max_per_img=2).passed
+    assert not matched(reference, candidate, max_per_img=3).passed
+
+
 def test_a_box_that_moved_is_no_choice_although_its_score_is_the_same():
     reference, candidate = boxes((*FIRST, 0.5)), boxes((0, 0, 40, 40.5, 0.5))
-    tied = choices_among(reference, candidate, lambda: reference)
-    row = match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE)
+    row = matched(reference, candidate, [FIRST])
     assert not row.passed and row.outside == 1 and 'nearest class 0' in row.alone[0]
+
+
+def test_segments_of_a_map_have_no_scores_that_could_tie():
+    masks = np.eye(3, dtype=bool)[:, None]
+    one, other = (
+        Segments(masks[[i]], np.ones(1, np.float32), np.zeros(1, int), np.array([i])) for i in (0, 1)
+    )
+    tied = Ties((one, other), lambda: one, lambda *_: None, dict(max_per_image=1))
+    assert tied([0], [0], {}) == []
 
 
 def row_of(reference, missing=0, **fields):
@@ -61,33 +100,30 @@ def row_of(reference, missing=0, **fields):
     )
 
 
+def case_of(total, missing=0, whole=True, substituted=None, **fields):
+    substituted = row_of(total) if substituted is None else substituted
+    rows = dict(detections=(row_of(total, missing),), substituted=(substituted,)) | fields
+    return Case('dark', '', False, whole=whole, **rows)
+
+
 @pytest.mark.parametrize(
-    ('total', 'missing', 'share', 'substituted', 'accepted'),
+    ('case', 'accepted'),
     [
-        (100, 2, 0.005, (), True),
-        (100, 3, 0.005, (), False),
-        (2000, 10, 0.005, (), True),
-        (2000, 11, 0.005, (), False),
-        (2000, 20, 0.01, (row_of(2000),), True),
-        (2000, 20, 0.01, (row_of(2000, 1),), False),
-        (2000, 20, 0.01, (), False),
+        (case_of(100, 10), True),
+        (case_of(100, 11), False),
+        (case_of(1000, 1, whole=False), False),  # a border was not compared
+        (case_of(1000, 1, substituted=row_of(1000, 1)), False),
+        (case_of(1000, 1, inner=(row_of(1000, 1),)), False),
+        (case_of(1000, 1, engines=(row_of(1000, 1),)), False),
+        (Case('dark', '', False, detections=(row_of(1000, 1),), whole=True), False),
+        (case_of(1000, detections=(dataclasses.replace(row_of(1000, 1), broken=True),)), False),
     ],
 )
-def test_few_results_without_a_partner_are_accepted_and_listed(total, missing, share, substituted, accepted):
-    rows = dict(detections=(row_of(total, missing),), substituted=substituted)
-    cases = [Case('dark', '', False, **rows), Case('bright', '', False)]
-    got, lines = accept_few_alone(cases, share)
-    assert all(row.passed for case in got for row in case.detections) == accepted
-    assert lines == (['dark: one'] * missing if accepted else [])
-
-
-def test_results_that_cannot_be_compared_and_those_of_the_files_tensors_are_never_accepted():
-    broken = dataclasses.replace(row_of(100, 1), broken=True)
-    several = dict(detections=(row_of(100, 1, outside=2),)), dict(inner=(row_of(2000, 20),))
-    never = dict(detections=(broken, row_of(400, 1))), dict(substituted=(row_of(100, 1),))
-    for fields in (*several, *never):
-        got, _ = accept_few_alone([Case('dark', '', False, **fields)], 0.01)
-        assert not got[0].passed
+def test_results_are_left_over_only_where_every_part_was_compared_and_are_listed(case, accepted):
+    got, lines = accept_rest([case, Case('bright', '', False)])
+    assert all(row.passed for row in got[0].detections) == accepted
+    assert lines == (['dark: one'] * case.detections[0].missing if accepted else [])
+    assert got[0].parts == case.parts
 
 
 PICTURES = [('toy.jpg', read_image(PICTURE))]
@@ -100,7 +136,7 @@ def proven(deployment, path, fault):
     with fault:
         export_toy(deployment, path, height=128, width=160)
     with samples_alone():
-        return prove(deployment, str(path), PICTURES, edited=True, timed=False)[0]
+        return prove(deployment, str(path), PICTURES, edited=True, timed=False)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ TABLES = dict(
 )
 
 
+REPLACED = ('CellTables',)
+"""Classes of modules whose work the tables do."""
+
+
 def pooled(
     depth: Tensor,
     features: Tensor,
@@ -89,7 +93,7 @@ class PooledFrame(Network):
 
 
 class PoolFiles(Contract):
-    opens, settings = PoolOnnx, PUBLISHED
+    opens, settings, replaces = PoolOnnx, PUBLISHED, REPLACED
 
     def check(self, cfg: Any) -> None:
         if cfg.model.type != 'BEVDet':

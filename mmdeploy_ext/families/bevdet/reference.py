@@ -17,7 +17,6 @@ from mmdeploy_ext.families.bevdet.runtime import BORDER, VIEW, border_points, fr
 from mmdeploy_ext.families.parts.camera_reference import CameraReference, array
 from mmdeploy_ext.families.parts.lidar_parts import Watch
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.moments import special_drive
 
@@ -143,18 +142,13 @@ class BevDetReference(CameraReference):
             points = frustum_places(self.facts, poses, intrinsics, crop)
             self._at_borders[rig] = int(border_points(self.facts, points).sum())
 
-    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+    def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
         tasks: dict[str, dict[str, torch.Tensor]] = {}
-        for name, value in outputs.items():
+        for name, tensor in tensors.items():
             if name != VIEW:
                 head, task = name.rsplit('_', 1)
-                tasks.setdefault(task, {})[head] = torch.from_numpy(np.array(value, order='C'))
-        with torch.no_grad():
-            results = self.head.get_bboxes(
-                [[maps] for maps in tasks.values()], [dict(box_type_3d=LiDARInstance3DBoxes)]
-            )
-        boxes, scores, labels = results[0]
-        return self.detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+                tasks.setdefault(task, {})[head] = tensor
+        return tuple([maps] for maps in tasks.values())
 
 
 def sensor_poses(frame: Frame) -> np.ndarray:

@@ -18,4 +18,4 @@ class CenterPointReference(LidarReference):
         for name, tensor in tensors.items():
             output, task = name.rsplit('_', 1)
             tasks.setdefault(task, {})[output] = tensor
-        return (tuple([outputs] for outputs in tasks.values()),)
+        return tuple([outputs] for outputs in tasks.values())

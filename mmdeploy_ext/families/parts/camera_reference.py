@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.parts.lidar_parts import Watch, watching
 from mmdeploy_ext.families.parts.samples import detections_in_1x
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
@@ -39,8 +40,9 @@ class CameraReference(abc.ABC):
     outputs: ClassVar[tuple[str, ...]]
 
     def __init__(self, model: nn.Module, notes: Sequence[str] = ()) -> None:
-        self.model = model
-        self.head = model.pts_bbox_head if hasattr(model, 'pts_bbox_head') else model.head
+        self.model, self.test = model, LastTest(model)
+        self.head_name = 'pts_bbox_head' if hasattr(model, 'pts_bbox_head') else 'head'
+        self.head = getattr(model, self.head_name)
         self.device = next(model.parameters()).device
         self.convention: str = getattr(model, 'box_convention', '')
         self._notes = tuple(notes)
@@ -117,7 +119,7 @@ class CameraReference(abc.ABC):
         is_first = self.is_first(frame)
         data, hooks = self.data(frame, is_first), self.hooks(frame)
         with torch.no_grad(), collect_taps() as taps, watching(hooks) as values, self.further_taps(frame):
-            results = self.model(**data)
+            results = self.test.run(**data)
         self._last = StreamState({}, copy.copy(frame.ego_pose), frame.timestamp_s, frame.scene_token)
         was_reset = self.was_reset(is_first)
         outputs = self.tensors({**taps, **values}, was_reset)
@@ -166,12 +168,14 @@ class CameraReference(abc.ABC):
         return detections_in_1x(result, self.convention)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes, best first, by the head's own `get_bboxes`; `outputs` are (L, 1, Q, columns)."""
-        tensors = {name: torch.from_numpy(np.array(value, order='C')) for name, value in outputs.items()}
-        meta = dict(box_type_3d=LiDARInstance3DBoxes)
-        with torch.no_grad():
-            ((boxes, scores, labels),) = self.head.get_bboxes(tensors, [meta])
-        return self.detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+        """Return the boxes of the last frame, best first, by its test path with these outputs of the head."""
+        arrays = {name: np.array(value, order='C') for name, value in outputs.items()}
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        return self.results(self.test.again({f'{self.head_name}.forward': self.head_outputs(tensors)}))
+
+    def head_outputs(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Return tensors of the files, (L, 1, Q, columns), as the head's `forward` does."""
+        return dict(tensors)
 
 
 def array(tensor: Tensor) -> np.ndarray:

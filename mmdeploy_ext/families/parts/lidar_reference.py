@@ -10,6 +10,7 @@ from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.parts.lidar_parts import Watch, bev_of, parts_of, watching
 from mmdeploy_ext.families.parts.pillars import width_of_points
 from mmdeploy_ext.families.parts.samples import detections
@@ -32,7 +33,7 @@ class LidarReference(abc.ABC):
         output_names: tuple[str, ...],
         flatten: Callable[[Any], tuple[torch.Tensor, ...]],
     ) -> None:
-        self.model = model
+        self.model, self.test = model, LastTest(model)
         self.parts = parts_of(model)
         self.output_names = output_names
         self.flatten = flatten
@@ -59,17 +60,16 @@ class LidarReference(abc.ABC):
         )
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes, best first, by the head's own `get_bboxes`; `outputs` are (1, ...)."""
+        """Return the boxes of the last sweep, best first, by its test path with these outputs of the head."""
         arrays = {name: np.array(outputs[name], order='C') for name in self.output_names}
         tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
-        meta = dict(box_type_3d=LiDARInstance3DBoxes)
-        with torch.no_grad():
-            ((boxes, scores, labels),) = self.parts.head.get_bboxes(*self.head_outputs(tensors), [meta])
-        return detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+        with single_thread():
+            (result,) = self.test.again({f'{self.parts.prefix}bbox_head.forward': self.head_outputs(tensors)})
+        return detections(result.get('pts_bbox', result))
 
     @abc.abstractmethod
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return `tensors` as arguments of `get_bboxes` before the metas."""
+        """Return `tensors` as the head's `forward` does."""
 
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep through `simple_test`.
@@ -83,8 +83,9 @@ class LidarReference(abc.ABC):
         )
         points = np.array(sweep.points, np.float32)  # not what the check returns, which the runner takes too
         tap('points', torch.from_numpy(points))
-        with torch.no_grad(), single_thread(), watching(self.hooks()) as watched:
-            (result,) = self.model(return_loss=False, rescale=True, **self.forward_arguments(sweep, points))
+        data = self.forward_arguments(sweep, points)
+        with single_thread(), watching(self.hooks()) as watched:
+            (result,) = self.test.run(return_loss=False, rescale=True, **data)
         head_outputs = zip(self.output_names, self.flatten(watched.pop('head')), strict=True)
         tensors = dict(watched, **dict(head_outputs))
         for name, value in tensors.items():

@@ -50,6 +50,14 @@ class QueryReference(ImageReference):
             outputs = (*given, *[None] * (taken - len(NAMES)))
         return {'extract_feat': None, f'{_head_name(self.model)}.forward': outputs}
 
+    def unjudged(self) -> str:
+        if not graphs.num_proposals(self.model):
+            return ''
+        return (
+            f'the tensors {" and ".join(NAMES)} were not compared by themselves but by their results: which '
+            'queries are the best ones rounds'
+        )
+
     def ranking(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         head = query_head(self.model)
         if TOKEN_SCORES not in tensors or not head.with_box_refine:  # without, all layers share the branch

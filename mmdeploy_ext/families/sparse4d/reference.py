@@ -97,13 +97,10 @@ class Sparse4DReference(CameraReference):
     def results(self, results: Sequence[Mapping[str, Any]]) -> InstanceBoxes:
         return boxes_of_result(results[0]['img_bbox'])
 
-    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
-        tensors = {key: [torch.from_numpy(np.array(outputs[name]))] for key, name in LAST.items()}
-        rows = np.arange(outputs['pred_anchor'].shape[1])[None]
-        ids = torch.from_numpy(np.array(outputs.get('instance_id', rows)))
-        with torch.no_grad():
-            (result,) = self.head.post_process(dict(tensors, instance_id=ids))
-        return boxes_of_result(result)
+    def head_outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        rows = torch.arange(tensors['pred_anchor'].shape[1], device=self.device)[None]
+        last = {key: [tensors[name]] for key, name in LAST.items()}
+        return dict(last, instance_id=tensors.get('instance_id', rows))
 
 
 def boxes_of_result(result: Mapping[str, Tensor]) -> InstanceBoxes:

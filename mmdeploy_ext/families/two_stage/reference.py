@@ -54,8 +54,6 @@ EDGE = 1e-4
 
 
 class TwoStageReference(ImageReference):
-    max_alone_share = 0.01
-
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
         return mmdet_reference.detections(self.model, images, rescale)
 
@@ -155,6 +153,12 @@ class TwoStageReference(ImageReference):
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return given_to_heads(self.model, tensors)
+
+    def unjudged(self) -> str:
+        if not proposes(self.model) or output_kinds(self.model.rpn_head) == ('cls', 'reg'):
+            return ''
+        kind = type(self.model.rpn_head).__name__
+        return f'the proposals of {kind} were not compared by themselves but by their results'
 
     def counts(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
         prefix = 'rpn.' if roi_head_of(self.model) else ''

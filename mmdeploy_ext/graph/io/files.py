@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import onnx
 from onnx import external_data_helper as external_data
 
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import (
     EXPORT_AGAIN,
     PROTOBUF_LIMIT,
@@ -19,6 +20,7 @@ from mmdeploy_ext.core.files import (
     atomic_path,
     check_outputs,
     check_writable,
+    is_special,
     read_onnx,
 )
 from mmdeploy_ext.graph.io import types
@@ -102,6 +104,10 @@ def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = (
     data = path.with_name(f'{path.name}.data')
     targets = [path, data] if is_large(model) else [path]
     check_targets(targets, inputs)
+    if len(targets) > 1 and (path.is_symlink() or is_special(path)):
+        raise UsageError(
+            f'{path}: a model of this size has its weights in {data.name} beside it; give a file'
+        )
     check_order(model, path)
     model = with_output_shapes(model)
     if len(targets) > 1:
@@ -143,8 +149,8 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
             onnx_ir.save(onnx_ir.from_proto(model), new, external_data=data.name, **layout)
             if checked and not is_sparse(model):
                 check_valid(new, path)
-            new.replace(temporary)
-            new_data.replace(temporary_data)
+            shutil.move(new, temporary)
+            shutil.move(new_data, temporary_data)
 
 
 def is_large(model: onnx.ModelProto) -> bool:

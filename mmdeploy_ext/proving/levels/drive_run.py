@@ -14,7 +14,7 @@ from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.engines.base import Clock, attempt
 from mmdeploy_ext.proving.levels.memory_rows import Followed, InstancePairing, Moment, RowPairing
 from mmdeploy_ext.tasks import half_bars, task_module
-from mmdeploy_ext.tasks.matching import lone_low_results
+from mmdeploy_ext.tasks.matching import MAX_REST
 from mmdeploy_ext.tasks.results import SequenceRow
 
 if TYPE_CHECKING:
@@ -82,12 +82,13 @@ def default_bars(precision: str) -> DriveBars:
 class Modes:
     """Runs the reference and one candidate per mode frame by frame, from empty memories.
 
-    In float32 the results of 'teacher' also have to equal the results of the reference's head on the
+    In float32 the results of 'teacher' also have to equal the results of the reference's test path on the
     candidate's outputs.
 
     Attributes:
         first: the first frame, with the results of the reference and of 'teacher'.
-        substituted: number of results that the reference's head made of the candidate's outputs.
+        substituted: number of results per frame that the reference's test path made of the candidate's
+            outputs.
         before: state of the reference before the next frame; None: empty.
         runs: mode -> `PairRun`.
     """
@@ -120,7 +121,8 @@ class Modes:
         for stepper in (reference, *candidates.values()):
             stepper.reset()
         self.before: StreamState | None = None
-        self.substituted, self.one_to_one = 0, getattr(task_module(task), 'ONE_TO_ONE', {})
+        self.substituted: list[int] = []
+        self.one_to_one = getattr(task_module(task), 'ONE_TO_ONE', {})
         self.first: tuple[Frame, StepResult, StepResult | None] | None = None
 
     def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
@@ -160,13 +162,16 @@ class Modes:
 
     def _substitute(self, mode: str, frame: Frame, got: StepResult) -> None:
         run = self.runs[mode]
-        if mode != 'teacher' or run.bars.cosine is not None or not hasattr(self.reference, 'boxes_of'):
+        if mode != 'teacher':
+            return
+        if run.bars.cosine is not None or not hasattr(self.reference, 'boxes_of'):
+            self.substituted.append(0)
             return
         expected = self.reference.boxes_of(got.outputs)
         row = run.match(frame.name, expected, got.detections, **self.one_to_one)
-        self.substituted += row.matched
+        self.substituted.append(row.matched)
         if not row.passed:
-            fault = "the user's head makes other results of the file's own outputs"
+            fault = "the user's test path makes other results of the file's own outputs"
             run.faults[fault].append(f'{frame.name} ({row.reason})')
 
     def _run_again(self, frame: Frame, expected: StepResult, got: StepResult) -> None:
@@ -406,8 +411,11 @@ class PairRun:
                 f'({100 * row.match_rate:.2f} %, wanted {100 * bars.match_rate:g} %): {row.missing} missing, '
                 f'{row.extra} extra, {row.outside} outside the bars'
             )
-        elif bars.cosine is None:
-            reasons += lone_low_results(row.low, row.low_alone)
+        elif bars.cosine is None and row.low_alone > MAX_REST * (row.low + 2 * row.reference):
+            reasons.append(
+                f'{row.low_alone} of {row.low} results below the score threshold have no partner on the '
+                f'other side'
+            )
         return reasons
 
 

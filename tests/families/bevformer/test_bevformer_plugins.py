@@ -19,7 +19,7 @@ deployment, paths = toy.fixtures(contract='trt-plugin')
 
 @pytest.mark.matrix
 def test_the_file_is_proven_through_the_plugins(deployment, paths):
-    verdict, _ = prove(deployment, paths, synthetic_drive(4, deployment.rule))
+    verdict = prove(deployment, paths, synthetic_drive(4, deployment.rule))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 200
     graph = onnx.load(paths[0]).graph

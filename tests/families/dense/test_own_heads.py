@@ -28,6 +28,13 @@ model = dict(bbox_head=dict(
     strides=[8, 16, 32, 64, 128], reg_max=7,
     loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True)))
 """
+PICO = POINT_GFL.replace('PointGFLHead', 'PicoHead')
+SCRFD = POINT_GFL.replace(
+    "'PointGFLHead'",
+    """'ScrfdHead', anchor_generator=dict(
+        type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,
+        strides=[8, 16, 32, 64, 128])""",
+).replace('strides=[8, 16, 32, 64, 128], reg_max', 'reg_max')
 LOG_BOXES = RETINA + "model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, type='LogBoxCoder')))\n"
 
 
@@ -125,6 +132,16 @@ def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
     if text is LOG_BOXES:
         with pytest.raises(ModelFileError, match=r'LogBoxCoder\.decode .*--postprocess decode or full'):
             facts.coder.boxes(None, None, {}, 0)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('text', [PICO, SCRFD], ids=['PicoHead', 'ScrfdHead'])
+def test_a_head_with_other_outputs_in_an_export_is_exported_as_pytorch_runs_it(tmp_path, text, capsys):
+    assert exported(tmp_path, text, '--verify')[0] == 0
+    assert 'own_heads.py' in capsys.readouterr().out
+    words = [str(tmp_path / 'own.py'), str(tmp_path / 'own.pth'), '--output-file', str(tmp_path / 'cut')]
+    assert export_app.main([*words, '--parts', 'backbone+neck', 'bbox_head', '--verify']) == 0
+    assert 'own_heads.py' in capsys.readouterr().out
 
 
 @pytest.mark.matrix

@@ -1,0 +1,141 @@
+"""Results that rounding decides: beside a threshold, a cut, or a neighbour of the same score."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+TIE = 1e-5
+"""Largest difference of two scores, or of a score and a threshold, that rounding may decide."""
+Choice = tuple[int | None, int | None]
+"""Row of the reference and column of the candidate; None: that side has none."""
+
+
+def numbers_of(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the name and value of each number among nested settings of a post-processing."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from numbers_of(value)
+        else:
+            values = value if isinstance(value, list | tuple) else [value]
+            yield from ((name, number) for number in values if isinstance(number, float | int))
+
+
+@dataclasses.dataclass
+class Ties:
+    """Finds the results beside a tie: the argument `tied` of `matching.match_lists`.
+
+    Attributes:
+        sides: the reference's and the candidate's results of one sample.
+        run: returns PyTorch's results of that sample without limits.
+        pair_by: pairs two lists within the bars of the comparison.
+        settings: the file's thresholds and limits, nested.
+    """
+
+    sides: tuple[Any, Any]
+    run: Callable[[], Any]
+    pair_by: Callable[[Any, Any], Any]
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        numbers, counts = [*numbers_of(self.settings)], [len(side.scores) for side in self.sides]
+        self.thresholds = [number for name, number in numbers if 'thr' in name and 'iou' not in name]
+        self.is_full = counts[0] == counts[1] and counts[0] in [number for _, number in numbers]
+        self.lowest = [float(side.scores.min(initial=np.inf)) + TIE for side in self.sides]
+
+    def __call__(self, missing: list[int], extra: list[int], outside: Mapping[int, int]) -> list[Choice]:
+        if not getattr(self.sides[0], 'scored', True):
+            return []
+        lone = [*missing, *outside], [*extra, *outside.values()]
+        choices: list[Choice] = [(row, None) for row in missing if self._at_threshold(0, row)]
+        choices += [(None, column) for column in extra if self._at_threshold(1, column)]
+        choices += self._exchanged(lone, outside).items()
+        choices += self._followers(lone, choices)
+        return choices + self._behind_cut((missing, extra), choices)
+
+    def _at_threshold(self, side: int, index: int) -> bool:
+        score = float(self.sides[side].scores[index])
+        return any(abs(score - threshold) <= TIE for threshold in self.thresholds)
+
+    def _exchanged(self, lone: tuple[list[int], list[int]], outside: Mapping[int, int]) -> dict[int, int]:
+        """Return row -> column of results of one score, of which each side has one."""
+        reference, candidate = self.sides
+        near = [
+            (row, column)
+            for row in lone[0]
+            for column in lone[1]
+            if abs(float(reference.scores[row]) - float(candidate.scores[column])) <= TIE
+        ]
+        at_cut = [pair for pair in near if outside.get(pair[0]) != pair[1] and self._is_last(*pair)]
+        every = self.run() if len(at_cut) < len(near) else None
+        pairs: dict[int, int] = {}
+        for row, column in near:
+            if row in pairs or column in pairs.values():
+                continue
+            if (row, column) in at_cut or self.pair_by(every, candidate[column : column + 1]).matched:
+                pairs[row] = column
+        return pairs
+
+    def _is_last(self, row: int, column: int) -> bool:
+        scores = self.sides[0].scores[row], self.sides[1].scores[column]
+        return self.is_full and scores[0] <= self.lowest[0] and scores[1] <= self.lowest[1]
+
+    def _followers(self, lone: tuple[list[int], list[int]], choices: Sequence[Choice]) -> list[Choice]:
+        """Return the lone results that the other side may lack because it has one of the choices."""
+        chosen = [{pair[side] for pair in choices} - {None} for side in (0, 1)]
+        waiting = [(side, index) for side in (0, 1) for index in chosen[side]]
+        found: list[Choice] = []
+        while waiting:
+            side, index = waiting.pop()
+            other = 1 - side
+            for follower in lone[other]:
+                if follower not in chosen[other] and follows(
+                    self.sides[other], follower, self.sides[side], index
+                ):
+                    chosen[other].add(follower)
+                    found.append(_single(other, follower))
+                    waiting.append((other, follower))
+        return found
+
+    def _behind_cut(self, alone: Sequence[list[int]], choices: Sequence[Choice]) -> list[Choice]:
+        """Return the last results of full lists, one for each choice that the other list alone has."""
+        if not self.is_full:
+            return []
+        chosen = [[pair[side] for pair in choices] for side in (0, 1)]
+        found: list[Choice] = []
+        for side in (0, 1):
+            rest = (index for index in alone[side] if index not in chosen[side])
+            lower = [index for index in rest if self.sides[side].scores[index] <= self.lowest[1 - side]]
+            found += [_single(side, index) for index in lower[: chosen[side].count(None)]]
+        return found
+
+
+def _single(side: int, index: int) -> Choice:
+    return (None, index) if side else (index, None)
+
+
+def follows(results: Any, index: int, others: Any, other: int) -> bool:
+    """Whether a result is of the class of another one, no better, and overlaps it."""
+    if results.labels[index] != others.labels[other] or results.scores[index] > others.scores[other] + TIE:
+        return False
+    first, second = _area(results, index), _area(others, other)
+    return first is not None and bool(
+        (np.minimum(first[1], second[1]) > np.maximum(first[0], second[0])).all()
+    )
+
+
+def _area(results: Any, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the low and the high corner around a box, in the picture or on the ground."""
+    boxes = getattr(results, 'bboxes_xyxy', None)
+    if boxes is not None:
+        return boxes[index, :2], boxes[index, 2:]
+    boxes = getattr(results, 'boxes', None)
+    if boxes is None:
+        return None
+    radius = np.hypot(*boxes[index, 3:5]) / 2
+    return boxes[index, :2] - radius, boxes[index, :2] + radius
