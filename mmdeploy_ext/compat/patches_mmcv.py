@@ -201,7 +201,7 @@ def deformable_attention_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.ops.roi_align', versions='mmcv-full 1.7.2')
 def regions_without_numbers(module: ModuleType) -> None:
-    """RoIAlign's kernel ends in an internal assertion if a region is NaN or infinite, or reads beyond its maps.
+    """RoIAlign's kernel ends in an internal assertion for regions without numbers, and reads beyond its maps.
 
     On the CPU such regions are a CheckpointError with their number, an IndexError if they are of no image.
     """
