@@ -201,9 +201,9 @@ def deformable_attention_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.ops.roi_align', versions='mmcv-full 1.7.2')
 def regions_without_numbers(module: ModuleType) -> None:
-    """RoIAlign's kernel ends in an internal assertion if a region is NaN or infinite.
+    """RoIAlign's kernel ends in an internal assertion for regions without numbers, and reads beyond its maps.
 
-    On the CPU such regions are a CheckpointError with their number.
+    On the CPU such regions are a CheckpointError with their number, an IndexError if they are of no image.
     """
     original = module.roi_align
 
@@ -219,6 +219,9 @@ def regions_without_numbers(module: ModuleType) -> None:
                 f'RoIAlign: {lost} of {len(regions)} regions have coordinates that are no finite numbers; '
                 f'weights that give such boxes are of another model, or damaged: check the checkpoint'
             )
+        if is_read and len(regions) and not 0 <= regions[:, 0].min() <= regions[:, 0].max() < len(features):
+            images = regions[:, 0].unique().tolist()
+            raise IndexError(f'RoIAlign: regions of the images {images[:5]}, maps of {len(features)}')
         return original(features, regions, *args)
 
     module.roi_align = roi_align

@@ -35,7 +35,7 @@ SCRFD = POINT_GFL.replace(
     """'ScrfdHead', anchor_generator=dict(
         type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,
         strides=[8, 16, 32, 64, 128])""",
-).replace('strides=[8, 16, 32, 64, 128], reg_max', 'reg_max')
+).replace('strides=[8, 16, 32, 64, 128], reg_max', "norm_cfg=dict(type='GN', num_groups=8), reg_max")
 LOG_BOXES = RETINA + "model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, type='LogBoxCoder')))\n"
 
 
