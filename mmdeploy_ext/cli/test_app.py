@@ -175,6 +175,7 @@ def threads_per_process() -> int:
 
 def export_if_stale(deployment: Model, tested: TestedModel) -> None:
     """Export unless the files are there with the metadata of a new export."""
+    from mmdeploy_ext.contract import digest
     from mmdeploy_ext.families.files import read_files
     from mmdeploy_ext.proving.provenance import stale_reason
     from mmdeploy_ext.quantize.dense_target import refuse_stale
@@ -191,6 +192,8 @@ def export_if_stale(deployment: Model, tested: TestedModel) -> None:
         reason = stale_reason(exported.metadata, expected[-1])
         if len(exported.paths) != len(expected):
             reason = f'incomplete: {len(exported.paths)} of {len(expected)} graphs'
+        if any(digest.state(path) == digest.DAMAGED for path in exported.paths):
+            reason = 'damaged: its weights are not those that were written'
         if reason and tested.args.onnx:
             raise ModelFileError(
                 f'{target}: is {reason}; --onnx FILE takes an export of this config and checkpoint; export '

@@ -37,6 +37,7 @@ ENTRIES = dict(
     model_classes=tuple[Mapping[str, Any], ...],
     rules=int,
     edits=tuple[str, ...],
+    digest=Mapping[str, Any],
     ranges=Mapping[str, Any],
     scn=Mapping[str, Any],
     scn_modules=Mapping[str, str],
@@ -48,10 +49,10 @@ COMMON_ENTRIES = (
 )  # fmt: skip
 OF_SPARSE_GRAPHS = ('scn', 'scn_modules')
 FILE_ENTRIES = dict.fromkeys((*COMMON_ENTRIES, 'spec', 'preprocess', 'classes', 'postprocess'), True)
-FILE_ENTRIES |= dict.fromkeys(OF_SPARSE_GRAPHS, False)
+FILE_ENTRIES |= dict.fromkeys(('digest', *OF_SPARSE_GRAPHS), False)
 """Entry of a detector's file -> whether it is required."""
 BACKBONE_ENTRIES = dict.fromkeys((*COMMON_ENTRIES, 'voxels'), True)
-BACKBONE_ENTRIES |= dict.fromkeys(('ranges', *OF_SPARSE_GRAPHS), False)
+BACKBONE_ENTRIES |= dict.fromkeys(('digest', 'ranges', *OF_SPARSE_GRAPHS), False)
 """Entry of a sparse backbone's file -> whether it is required."""
 
 

@@ -22,6 +22,7 @@ import torch
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import DEFAULT_OPSET, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage
@@ -163,7 +164,7 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
     except onnx.checker.ValidationError as error:
         raise ExportError(f'{path}: onnx.checker refuses the exported model: {error}') from error
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(sealed(content))
 
 
 @contextlib.contextmanager
