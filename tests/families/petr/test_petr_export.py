@@ -10,7 +10,7 @@ import torch
 from mmcv import Config
 
 import petr_golden as golden
-import recorded
+import toy_drive_goldens
 import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
@@ -52,7 +52,7 @@ def drive(deployment, frames=3):
 
 @pytest.mark.parametrize('name', TOYS)
 def test_the_toys_give_the_recorded_numbers(deployments, name):
-    recorded.check(deployments[name])
+    toy_drive_goldens.check(deployments[name])
 
 
 CONTRACTS = [(name, contract) for name in TOYS for contract in ('portable', 'dl4agx')]

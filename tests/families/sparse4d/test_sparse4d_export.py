@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-import recorded
+import toy_drive_goldens
 from eager_files import eager_row
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
@@ -71,7 +71,7 @@ def test_the_loop_of_sparseend2end_gives_the_results_of_pytorch(deployment, tmp_
 
 
 def test_the_toy_gives_the_recorded_numbers(tmp_path):
-    recorded.check(SPARSE4D.load(tmp_path))
+    toy_drive_goldens.check(SPARSE4D.load(tmp_path))
 
 
 def test_the_first_frame_takes_any_finite_instances(deployment, paths):
