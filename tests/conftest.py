@@ -21,6 +21,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: as many workers as cores
 compat.apply()
 
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return one worker per core, as memory allows: each collects all tests and makes toys of its own."""

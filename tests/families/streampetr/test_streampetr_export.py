@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+import streampetr_golden as seeded
 import toy_drive_goldens
-import streampetr_seeded as seeded
 import toy_frames
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported

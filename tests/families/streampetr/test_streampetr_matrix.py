@@ -7,7 +7,7 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import real_nuscenes
-import streampetr_seeded as seeded
+import streampetr_golden as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families import model as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
