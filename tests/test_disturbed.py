@@ -1,6 +1,7 @@
 """Toys of `--disturb SEED`."""
 
 import numpy as np
+import pytest
 import torch
 
 from disturbed import CHECKPOINTS, disturb_toys
@@ -20,7 +21,11 @@ def drawn(file='toy.py'):
     return names['found']
 
 
-def test_toys_are_disturbed_by_less_than_a_unit_of_float32_and_goldens_are_not(monkeypatch):
+def test_toys_are_disturbed_by_less_than_a_unit_of_float32_and_those_of_stored_results_are_not(
+    monkeypatch, request
+):
+    if request.config.option.disturb is not None:
+        pytest.skip('skipped: toys are disturbed already')
     before = drawn()
     disturb_toys(1, monkeypatch.setattr)
     after, again, golden = drawn(), drawn(), drawn('toy_golden.py')

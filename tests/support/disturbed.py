@@ -1,7 +1,8 @@
 """Toys as another CPU would round them: drawn and trained values are off by less than a unit of float32.
 
 `--disturb SEED` of the suite. A test that turns red has a value that two right computations round to two
-sides: its toy gets other values. What a file with `golden` in its name draws stays; it has stored results.
+sides: its toy gets other values. What a file or function with `golden` in its name draws stays; it has stored
+results.
 """
 
 import sys
@@ -83,8 +84,11 @@ def disturbing_demos(load, seed):
 
 
 def is_golden():
-    """Tell whether a file of goldens asks, itself or by functions that it calls."""
+    """Tell whether a file or function of goldens asks, itself or by functions that it calls."""
     frame = sys._getframe(1)
-    while frame and 'golden' not in Path(frame.f_code.co_filename).name:
+    while frame:
+        code = frame.f_code
+        if 'golden' in code.co_name or 'golden' in Path(code.co_filename).name:
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
