@@ -14,7 +14,7 @@ import torch
 PART = 1.2e-7
 """Deviation of the disturbance, relative: float32's last place is 0.6e-7 to 1.2e-7 of a number."""
 CHECKPOINTS = Path(__file__).resolve().parents[2] / 'demo/checkpoints'
-DRAWN = {torch: ('rand', 'rand_like', 'randn', 'randn_like'), torch.Tensor: ('normal_', 'uniform_')}
+DRAWN = {torch: ('rand', 'randn'), torch.Tensor: ('normal_', 'uniform_')}
 
 
 def disturb_toys(seed, replace=setattr):
