@@ -218,12 +218,13 @@ def override_notes(deployment: Model, metadata: Metadata, subject: str = 'the fi
 def stale_reason(recorded: Metadata, current: Metadata) -> str:
     """Return why a file is stale, by the metadata of a new export; or ''."""
     options, file_options = ({**metadata.options, 'cfg_options': None} for metadata in (current, recorded))
+    is_same_version = recorded.versions == current.versions
     facts = {
         'config': recorded.config_sha256 != current.config_sha256,
         'checkpoint': recorded.checkpoint_sha256 != current.checkpoint_sha256,
         'export options': options != file_options,
-        'versions': recorded.versions != current.versions,
-        'source of its classes': recorded.model_classes != current.model_classes,
+        'versions': not is_same_version,
+        'source of its classes': is_same_version and recorded.model_classes != current.model_classes,
         'contract': differing_contract(recorded.spec, current.spec),
         'list of class names': tuple(recorded.classes) != tuple(current.classes),
     }

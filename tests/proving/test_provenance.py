@@ -63,6 +63,8 @@ def test_a_file_of_another_export_is_stale():
     assert stale_reason(recorded, dataclasses.replace(recorded, options=overridden)) == ''
     for title, changes in STALE.items():
         assert stale_reason(recorded, dataclasses.replace(recorded, **changes)) == f'stale: another {title}'
+    older = dataclasses.replace(recorded, versions={}, model_classes=({},))  # whose classes were elsewhere
+    assert stale_reason(recorded, older) == 'stale: another versions'
 
 
 def test_options_are_compared_one_by_one():
