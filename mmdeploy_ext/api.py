@@ -18,7 +18,7 @@ from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.model import (
-    Model,
+    Detector,
     build,
     load_weights,
     prepare_fixed,
@@ -47,14 +47,14 @@ class Exported:
         files: graphs in the order of execution.
         options: options of the export, all decided.
         seconds: exporting and writing.
-        deployment: the PyTorch model with weights.
+        detector: the PyTorch model with weights.
         picture: traced picture; '': the package's.
     """
 
     files: list[str]
     options: Options
     seconds: float
-    deployment: Model
+    detector: Detector
     picture: str | Path = ''
 
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> Verdict:
@@ -63,8 +63,8 @@ class Exported:
         `engine` is from `engine_settings`, `claims` are of `proving.ladder.prove`. Faults of files are in the
         verdict; see `prove`.
         """
-        inputs = Samples(self.deployment, (), traced=self.picture).of(self.deployment)
-        return prove_on(self.deployment, self.files, inputs, engine or {}, written=True, **claims)
+        inputs = Samples(self.detector, (), traced=self.picture).of(self.detector)
+        return prove_on(self.detector, self.files, inputs, engine or {}, written=True, **claims)
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -89,7 +89,7 @@ def check_provable(family: Family) -> None:
 
 
 def export_detector(
-    deployment: Model, options: Options, output: str, image_bgr: np.ndarray | None
+    detector: Detector, options: Options, output: str, image_bgr: np.ndarray | None
 ) -> tuple[list[str], float]:
     """Export a loaded model; return the paths of its graphs and the seconds.
 
@@ -101,11 +101,11 @@ def export_detector(
 
     images = []
     if image_bgr is not None:
-        images = [prepare_fixed(deployment.rule, image_bgr, options.height, options.width)]
+        images = [prepare_fixed(detector.rule, image_bgr, options.height, options.width)]
         if options.dynamic and options.exporter == 'torchscript':
-            picture = picture_of(deployment.family, deployment.model, options)
-            check_dynamic_parts(deployment.model, picture.multiple, picture.smallest)
-    return export_files(deployment, options, output, images)
+            picture = picture_of(detector.family, detector.model, options)
+            check_dynamic_parts(detector.model, picture.multiple, picture.smallest)
+    return export_files(detector, options, output, images)
 
 
 def export(
@@ -151,23 +151,23 @@ def export(
     from mmdeploy_ext.families.files import default_output, load_for
 
     check_normalisation(mean, std)
-    deployment = read_config(config, checkpoint, cfg_options, device)
-    family = deployment.family
+    detector = read_config(config, checkpoint, cfg_options, device)
+    family = detector.family
     export_options = family.choose(**{'opset': 0, **options})
     export_options.check(names=options)
     output = str(output_file) or default_output(family, Path(config).stem, export_options)
-    build(deployment, mean, std)
+    build(detector, mean, std)
     image_bgr = None
     if family.samples == 'images':
-        image_bgr = read_picture(picture or DEFAULT_PICTURE, deployment.rule)
-    export_options = load_for(deployment, export_options, output)
+        image_bgr = read_picture(picture or DEFAULT_PICTURE, detector.rule)
+    export_options = load_for(detector, export_options, output)
     with after_weights():
-        files, seconds = export_detector(deployment, export_options, output, image_bgr)
-    return Exported(files, export_options, seconds, deployment, picture)
+        files, seconds = export_detector(detector, export_options, output, image_bgr)
+    return Exported(files, export_options, seconds, detector, picture)
 
 
 def prove_files(
-    deployment: Model,
+    detector: Detector,
     onnx_file: str,
     inputs: Samples,
     engine: dict[str, Any],
@@ -181,26 +181,26 @@ def prove_files(
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.proving.verdict import metric_finding
 
-    family = deployment.family
+    family = detector.family
     files, metadata = _read(family, onnx_file)
-    build(deployment, mean, std)
+    build(detector, mean, std)
     check_provable(family)
     if metadata is not None:
         metadata.require(onnx_file, family.name, getattr(family, 'forms', ()))
     if metrics:
-        cfg = deployment.unbuilt_cfg
+        cfg = detector.unbuilt_cfg
         evaluation.check_evaluation(cfg, evaluation.build_dataset(cfg), metrics)
-    load_weights(deployment)
-    chosen, rows = inputs.of(deployment), []
+    load_weights(detector)
+    chosen, rows = inputs.of(detector), []
     with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
-        rows = _metrics(deployment, files, metadata, metrics, engine) if metrics else []
-    verdict = prove_on(deployment, files, chosen, engine, **claims)
+        rows = _metrics(detector, files, metadata, metrics, engine) if metrics else []
+    verdict = prove_on(detector, files, chosen, engine, **claims)
     verdict.findings.extend(map(metric_finding, rows))
     return verdict
 
 
 def prove_on(
-    deployment: Model, files: Sequence[str], chosen: ChosenSamples, engine: Mapping[str, Any], **claims: Any
+    detector: Detector, files: Sequence[str], chosen: ChosenSamples, engine: Mapping[str, Any], **claims: Any
 ) -> Verdict:
     """Prove a loaded model's files on samples; errors have exit status 1."""
     from mmdeploy_ext.proving import ladder
@@ -208,7 +208,7 @@ def prove_on(
     if chosen.files:
         claims['picture_files'] = chosen.files
     with after_weights():
-        verdict = ladder.prove(deployment, files, chosen.samples, engine, **claims)
+        verdict = ladder.prove(detector, files, chosen.samples, engine, **claims)
     if chosen.origin:
         kind = 'pictures' if chosen.files else 'frames'
         verdict.notes.append(f'{kind}: {chosen.origin}')
@@ -274,8 +274,8 @@ def prove(
         if isinstance(value, str | Path):  # its letters would be taken for the entries
             raise UsageError(f'{name}={str(value)!r}: expected a list, [{str(value)!r}]')
     check_normalisation(mean, std)
-    deployment = read_config(config, checkpoint, cfg_options, device, file=str(onnx_file))
-    family = deployment.family
+    detector = read_config(config, checkpoint, cfg_options, device, file=str(onnx_file))
+    family = detector.family
     if family.product == BACKBONE:
         of_detectors = dict(
             metrics=list(metrics),
@@ -294,9 +294,9 @@ def prove(
     )
     if family.samples != 'images':
         check_engine_kind(settings['engine'], inference_precision)
-    inputs = Samples(deployment, [str(path) for path in samples], frames)
+    inputs = Samples(detector, [str(path) for path in samples], frames)
     return prove_files(
-        deployment,
+        detector,
         str(onnx_file),
         inputs,
         settings,
@@ -325,7 +325,7 @@ def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
 
 
 def _metrics(
-    deployment: Model,
+    detector: Detector,
     paths: Sequence[str],
     metadata: Metadata,
     metrics: Sequence[str],
@@ -335,15 +335,15 @@ def _metrics(
     from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
     from mmdeploy_ext.proving.levels.metrics import compare_metrics
 
-    family = deployment.family
+    family = detector.family
     if family.samples != 'images':
         metadata = [read_metadata(path) for path in paths]
         contract = contract_of(family, metadata[-1].options)
-        networks = (family.reference(deployment.model), contract.runner(paths, engine))
+        networks = (family.reference(detector.model), contract.runner(paths, engine))
         detectors = (FrameDetector(network, family) for network in networks)
         precision = least_precision(metadata)
-        return compare_metrics(deployment.cfg, *detectors, metrics, precision)
+        return compare_metrics(detector.cfg, *detectors, metrics, precision)
     with build_backend(path=paths[0], **engine) as backend:
-        detectors = PublishedDetector(deployment.model), BackendDetector(backend, family, metadata)
+        detectors = PublishedDetector(detector.model), BackendDetector(backend, family, metadata)
         precision = backend.computes_in or metadata.precision
-        return compare_metrics(deployment.cfg, *detectors, metrics, precision)
+        return compare_metrics(detector.cfg, *detectors, metrics, precision)

@@ -35,15 +35,15 @@ BELOW = {'docs/zoo': 'zoo/*', 'docs/reference/index': '*'}
 
 def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
     """Append the hidden table of contents to a page that has pages below it."""
-    trees = [
+    toctrees = [
         '\n'.join(
             ['```{toctree}', ':hidden:', f':caption: {caption}', '', *(f'/{page}' for page in pages), '```']
         )
         for caption, pages in CONTENTS.get(docname, {}).items()
     ]
     if docname in BELOW:
-        trees.append(f'```{{toctree}}\n:hidden:\n:glob:\n\n{BELOW[docname]}\n```')
-    source[0] = '\n\n'.join([source[0], *trees]) + '\n'
+        toctrees.append(f'```{{toctree}}\n:hidden:\n:glob:\n\n{BELOW[docname]}\n```')
+    source[0] = '\n\n'.join([source[0], *toctrees]) + '\n'
 
 
 def set_language(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:

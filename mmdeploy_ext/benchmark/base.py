@@ -40,7 +40,7 @@ class Benchmark(abc.ABC):
         foreign: attributes of options that do not apply.
         seconds: default of `--max-seconds` per group (0: no limit).
         threads: threads of the engines; only sparse backbones have several.
-        deployment: the model; set by `load`.
+        detector: the model; set by `load`.
         files: label -> exported file or folder.
         batch: pictures, frames or sweeps in a sample.
         refused: files that engines refused: engine, label, file, reason.
@@ -50,7 +50,7 @@ class Benchmark(abc.ABC):
     models: ClassVar[str]
     foreign: ClassVar[tuple[str, ...]]
     seconds: ClassVar[float] = 0
-    deployment: Any
+    detector: Any
     batch: int = 1
 
     def __init__(self, args: argparse.Namespace, engines: Sequence[str], ranks: Ranks) -> None:
@@ -159,12 +159,12 @@ class Benchmark(abc.ABC):
                     row | dict(input=name, memory=memories.get(row['name']) if name == main else None)
                 )
         other_load = load.share if self.ranks.size == 1 else None
-        deployment = self.deployment
+        detector = self.detector
         names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')
         return dict(
             tool='benchmark',
-            **{name: getattr(deployment, name) for name in names},
-            family=deployment.family.name,
+            **{name: getattr(detector, name) for name in names},
+            family=detector.family.name,
             input_shape=self.input_shape(),
             device=self.args.device,
             threads=self.threads[-1],
@@ -242,7 +242,7 @@ def run_alone(
     if files:
         benchmark.files = files
         importlib.import_module(ENGINES[engine].package)
-    baseline_kb, model = memory.reset_peak(), benchmark.deployment.model
+    baseline_kb, model = memory.reset_peak(), benchmark.detector.model
     if name == BASELINE:  # the others have weights of their own
         weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         baseline_kb -= weights // 1024

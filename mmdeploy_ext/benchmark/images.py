@@ -52,34 +52,34 @@ class ImageBenchmark(Benchmark):
         paths = list_images(args.images or [DEFAULT_PICTURE])
         if len(paths) > MAX_IMAGES:
             print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
-        self.deployment = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
+        self.detector = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
         for path, metadata in zip(args.onnx, files_metadata, strict=True):
-            metadata.require(path, self.deployment.family.name)
-            refuse_other_settings(self.deployment.cfg, metadata.options.get('cfg_options', {}), path)
-        build(self.deployment)
-        self.images = [read_picture(path, self.deployment.rule) for path in paths[:MAX_IMAGES]]
-        load_weights(self.deployment)
+            metadata.require(path, self.detector.family.name)
+            refuse_other_settings(self.detector.cfg, metadata.options.get('cfg_options', {}), path)
+        build(self.detector)
+        self.images = [read_picture(path, self.detector.rule) for path in paths[:MAX_IMAGES]]
+        load_weights(self.detector)
         self.notes = [
             f'{path} was made from another checkpoint than {args.checkpoint}'
             for path, metadata in zip(args.onnx, files_metadata, strict=True)
-            if metadata.checkpoint_sha256 != self.deployment.checkpoint_sha256
+            if metadata.checkpoint_sha256 != self.detector.checkpoint_sha256
         ]
         if files_metadata:
             rule = files_metadata[0].preprocess
-            self.deployment.normalise_with(rule.mean, rule.std)
-        self.options = resolve(self.options, self.deployment.model, self.deployment.rule)
+            self.detector.normalise_with(rule.mean, rule.std)
+        self.options = resolve(self.options, self.detector.model, self.detector.rule)
         self.batch = self.options.batch
         forms, stems = [metadata.form for metadata in files_metadata], [Path(path).stem for path in args.onnx]
         self.files = short_labels(args.onnx, forms, stems)
 
     def export(self, folder: str) -> dict[str, str]:
-        paths, deployment = {}, self.deployment
+        paths, detector = {}, self.detector
         for form in EXPORTED_FORMS:
-            if form in deployment.family.forms:
-                options = deployment.family.choose(**{**self.options, 'form': form, 'opset': 0})
-                options = resolve(options, deployment.model, deployment.rule)
+            if form in detector.family.forms:
+                options = detector.family.choose(**{**self.options, 'form': form, 'opset': 0})
+                options = resolve(options, detector.model, detector.rule)
                 paths[form] = str(Path(folder) / f'{form}.onnx')
-                _, seconds = export_files(deployment, options, paths[form], [self.prepare()[0]])
+                _, seconds = export_files(detector, options, paths[form], [self.prepare()[0]])
                 print(f'{form}: exported in {seconds:.1f} s', file=sys.stderr)
         return paths
 
@@ -87,7 +87,7 @@ class ImageBenchmark(Benchmark):
         """One batch of images from index `start` on, cyclic."""
         size = self.options.height, self.options.width
         pictures = [self.images[(start + index) % len(self.images)] for index in range(self.batch)]
-        return [prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
+        return [prepare_fixed(self.detector.rule, picture, *size) for picture in pictures]
 
     def groups(self) -> dict[str, list[list[PreparedImage]]]:
         batches = [self.prepare(start) for start in range(0, max(len(self.images), self.batch), self.batch)]
@@ -96,23 +96,23 @@ class ImageBenchmark(Benchmark):
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
         """Eager PyTorch, and with `--fuse-conv-bn` its fused copy."""
-        models = {BASELINE: self.deployment.model}
+        models = {BASELINE: self.detector.model}
         if self.args.fuse_conv_bn:
-            models[FUSED] = fused(self.deployment.model)
-        return [torch_contender(self.deployment.family, model, name) for name, model in models.items()]
+            models[FUSED] = fused(self.detector.model)
+        return [torch_contender(self.detector.family, model, name) for name, model in models.items()]
 
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
         backend = stack.enter_context(ENGINES[engine].open(path, self.threads[0]))
-        contender = backend_contender(self.deployment.family, backend, engine, label, path)
+        contender = backend_contender(self.detector.family, backend, engine, label, path)
         if self.args.skip_refused:  # an engine may refuse a graph only when it runs it
             contender.run(self.prepare())
         return [contender]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        model = compiled.compiled(self.deployment.model)
-        run = torch_contender(self.deployment.family, model).run
+        model = compiled.compiled(self.detector.model)
+        run = torch_contender(self.detector.family, model).run
         compiled.first_run(lambda: run(self.prepare()))
         return run
 

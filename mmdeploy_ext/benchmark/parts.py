@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.model import CutModel
+    from mmdeploy_ext.cutting.model import ModelFactory
 
 SWAPPED = 'parts in ONNX Runtime'
 
 
 def time_parts(
-    deployment: CutModel, folder: CutFolder, samples: Sequence[Any], rounds: int, warmup: int
+    factory: ModelFactory, folder: CutFolder, samples: Sequence[Any], rounds: int, warmup: int
 ) -> list[dict[str, Any]]:
     """Run both in turns on the same samples; return a row of `summarise` for each, PyTorch first."""
-    model, own_model, sessions = deployment.make(), deployment.make(), open_sessions(folder)
+    model, own_model, sessions = factory.make(), factory.make(), open_sessions(folder)
 
     def run_parts(sample: Any) -> None:
         with swapped(own_model, sessions):

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.families import backbone_files as deploy
-from mmdeploy_ext.families import model as models
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.graph.io.files import read as load_model
 from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.sparse.ir import Triple
 
 DEFAULT_SIZES = (5000, 20000, 60000, 120000)
@@ -69,27 +69,29 @@ class SparseBenchmark(Benchmark):
             ScnOnnx(path, threads=1).close()  # raises an error for other files
         self.files = dict(portable=args.onnx[0]) if args.onnx else {}
         self.sweeps: list[VoxelSet] = []
-        self.deployment = models.read_config(args.config, args.checkpoint, args.cfg_options, product=BACKBONE)
-        models.build(self.deployment)
-        rule, cfg, settings = self.deployment.rule, self.deployment.cfg, self.deployment.settings
+        self.detector = detectors.read_config(
+            args.config, args.checkpoint, args.cfg_options, product=BACKBONE
+        )
+        detectors.build(self.detector)
+        rule, cfg, settings = self.detector.rule, self.detector.cfg, self.detector.settings
         for path in args.sweep:
             self.sweeps += sweep_sets(path, rule, cfg, settings, limit=1)
-        models.load_weights(self.deployment)
-        self.graph = fold(deploy.trace(self.deployment), 'fp32')
-        self.scenes = synthetic_sets(self.deployment, args.voxels or DEFAULT_SIZES)
+        detectors.load_weights(self.detector)
+        self.graph = fold(deploy.trace(self.detector), 'fp32')
+        self.scenes = synthetic_sets(self.detector, args.voxels or DEFAULT_SIZES)
 
     def groups(self) -> dict[str, list[VoxelSet]]:
         return {voxels.name: [voxels] for voxels in (*self.scenes, *self.sweeps)}
 
     def export(self, folder: str) -> dict[str, str]:
         path = str(Path(folder) / 'portable.onnx')
-        options = self.deployment.family.choose(target='portable', order=self.graph.order)
-        deploy.write_file(self.deployment, self.graph, options, path)
+        options = self.detector.family.choose(target='portable', order=self.graph.order)
+        deploy.write_file(self.detector, self.graph, options, path)
         return dict(portable=path)
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
         """The unpatched model on spconv with one thread, its only correct mode."""
-        family, model = self.deployment.family, self.deployment.model
+        family, model = self.detector.family, self.detector.model
         ops = importlib.import_module('spconv.pytorch.ops')
         clock = stack.enter_context(PartClock(dict(rulebook=[(ops, 'get_indice_pairs')])))
 
@@ -140,9 +142,9 @@ def ground(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.n
     return np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)
 
 
-def synthetic_sets(deployment: Model, sizes: Sequence[int]) -> list[VoxelSet]:
+def synthetic_sets(detector: Detector, sizes: Sequence[int]) -> list[VoxelSet]:
     """A set of voxels with random features per size, smallest first."""
-    settings, sets = deployment.settings, {}
+    settings, sets = detector.settings, {}
     for count in sorted(set(sizes)):
         coordinates = ground(settings.spatial_shape, settings.order, count, seed=count)
         shape = len(coordinates), settings.in_channels

@@ -48,16 +48,16 @@ class StreamBenchmark(Benchmark):
         files_metadata = [read_files(path).metadata for path in args.onnx]
         contracts = [metadata.options.get('contract', metadata.family) for metadata in files_metadata]
         self.files = short_labels(args.onnx, contracts)
-        self.deployment = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
-        build(self.deployment)
-        rule, family = self.deployment.rule, self.deployment.family
+        self.detector = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
+        build(self.detector)
+        rule, family = self.detector.rule, self.detector.family
         voxels = getattr(rule, 'voxels', rule)
         if args.sweep and voxels is None:
             raise UsageError(f'--sweep {args.sweep[0]}: {args.config} takes pictures alone')
         sweeps: list[tuple[str, np.ndarray]] = []
         for path in args.sweep:
-            sweeps.extend(points_of(path, self.deployment.cfg, voxels, limit=1))
-        load_weights(self.deployment)
+            sweeps.extend(points_of(path, self.detector.cfg, voxels, limit=1))
+        load_weights(self.detector)
         if family.memory:
             drive = list(synthetic_drive(max(DRIVE_FRAMES, len(args.sweep)), rule, scenes=1))
         else:
@@ -70,23 +70,23 @@ class StreamBenchmark(Benchmark):
         ]
 
     def export(self, folder: str) -> dict[str, str]:
-        options = resolve_opset(self.deployment.family.choose(opset=0), self.deployment.model)
+        options = resolve_opset(self.detector.family.choose(opset=0), self.detector.model)
         path = str(Path(folder) / 'model')
-        export_files(self.deployment, options, path)
+        export_files(self.detector, options, path)
         return {options.contract: path}
 
     def groups(self) -> dict[str, Sequence[Any]]:
         return {'': self.samples}
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        family, model = self.deployment.family, self.deployment.model
+        family, model = self.detector.family, self.detector.model
         stepper = family.reference(model)
         clock = stack.enter_context(PartClock(stepper.timed_methods()))
         return [torch_contender(stepper, clock)]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
         """Compile a copy on two samples, the second with a memory."""
-        family, model = self.deployment.family, compiled.compiled(self.deployment.model)
+        family, model = self.detector.family, compiled.compiled(self.detector.model)
         stepper = family.reference(model)
         compiled.first_run(lambda: _run_steps(stepper, self.samples[:2]))
         stepper.reset()
@@ -98,7 +98,7 @@ class StreamBenchmark(Benchmark):
     ) -> list[Contender]:
         options = ENGINES[engine].runner_options(self.threads[0])
         files = read_files(path)
-        contract = contract_of(self.deployment.family, files.metadata.options)
+        contract = contract_of(self.detector.family, files.metadata.options)
         runner = stack.enter_context(contract.runner(files.paths, options))
         if self.args.skip_refused:  # an engine may refuse a graph only when it runs it
             _run_steps(runner, self.samples[:2])

@@ -105,15 +105,15 @@ def judge(
 ) -> int:
     """Write and print violations: 0 the contract is kept, 1 it is not."""
     severities = (ERROR, WARNING) if args.strict else (ERROR,)
-    held = not any(entry.severity in severities for entry in violations)
-    write_json(args, dict(facts, kept=held, violations=[dataclasses.asdict(entry) for entry in violations]))
+    kept = not any(entry.severity in severities for entry in violations)
+    write_json(args, dict(facts, kept=kept, violations=[dataclasses.asdict(entry) for entry in violations]))
     console = cli.stdout()
     if violations:
         _print_violations(violations, console)
     counts = [sum(entry.severity == severity for entry in violations) for severity in (ERROR, WARNING)]
-    verdict = ('CONTRACT KEPT', 'bold green') if held else ('CONTRACT BROKEN', 'bold red')
+    verdict = ('CONTRACT KEPT', 'bold green') if kept else ('CONTRACT BROKEN', 'bold red')
     cli.say(console, f'{title}, {counts[0]} errors, {counts[1]} warnings', *verdict)
-    return 0 if held else 1
+    return 0 if kept else 1
 
 
 def _print_violations(violations: Sequence[Violation], console: Console) -> None:

@@ -20,7 +20,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.model import Model, build, check_options, read_config, resolve
+from mmdeploy_ext.families.model import Detector, build, check_options, read_config, resolve
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.tasks import task_module
@@ -102,43 +102,43 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     proof.check_report_targets(args)
 
-    deployment = read_config(args.config, args.checkpoint or '', cfg_options, args.device)
-    deployment.ignored_keys = tuple(args.ignore_keys or ())
-    family = deployment.family
+    detector = read_config(args.config, args.checkpoint or '', cfg_options, args.device)
+    detector.ignored_keys = tuple(args.ignore_keys or ())
+    family = detector.family
     check_family(args, family, engine, only)
     if args.skip_postprocess:
         check_raw_form(family)
     options = family.choose(**values)
     options.check(names=values)
-    proof.print_libraries_not_run(deployment.cfg, args)
+    proof.print_libraries_not_run(detector.cfg, args)
     if args.check:
-        return print_exports(deployment, options)
+        return print_exports(detector, options)
     if args.verify:
         check_provable(family)
     output = args.output_file or default_output(family, Path(args.config).stem, options)
     picture = args.input_img or DEFAULT_PICTURE
-    inputs = Samples(deployment, args.test_img or [], args.frames, '--test-img', traced=picture)
+    inputs = Samples(detector, args.test_img or [], args.frames, '--test-img', traced=picture)
 
-    build(deployment, args.mean, args.std)
+    build(detector, args.mean, args.std)
     if args.show:
         will_write('--show', [f'{output}.png'])
-    options = load_for(deployment, options, output)
+    options = load_for(detector, options, output)
 
-    chosen = inputs.of(deployment) if args.verify else None
+    chosen = inputs.of(detector) if args.verify else None
     with after_weights():
         image = inputs.pictures[0][1] if inputs.pictures else None
-        files, seconds = export_detector(deployment, options, output, image)
+        files, seconds = export_detector(detector, options, output, image)
     print(f'{output}: {_title(family, options, len(files))}, exported in {seconds:.1f} s')
     if args.show:
         with after_weights():
-            _show(deployment, files[0], inputs.pictures[0], engine)
+            _show(detector, files[0], inputs.pictures[0], engine)
 
     if not args.verify:
         proof.print_proof_command('verify', [args.config, args.checkpoint, output], args)
         return 0
     claims = dict(library=args.library, strict=args.strict)
-    verdict = prove_on(deployment, files, chosen, engine, written=True, **claims)
-    return proof.show(verdict, deployment, args)
+    verdict = prove_on(detector, files, chosen, engine, written=True, **claims)
+    return proof.show(verdict, detector, args)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -183,7 +183,7 @@ def _title(family: Family, options: Options, count: int) -> str:
     return f'{family.name}/{options.form}, {numbers}, {shape}'
 
 
-def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: Mapping[str, Any]) -> None:
+def _show(detector: Detector, path: str, image: tuple[str, np.ndarray], engine: Mapping[str, Any]) -> None:
     import onnx
     import onnx.printer
 
@@ -199,17 +199,17 @@ def _show(deployment: Model, path: str, image: tuple[str, np.ndarray], engine: M
     graph.ClearField('initializer')  # their values would fill the screen
     print(onnx.printer.to_text(graph))
     with build_backend(path=path, **engine) as backend:
-        traced = references(deployment, exported_options(deployment.family, file.options, path), [image])[0]
+        traced = references(detector, exported_options(detector.family, file.options, path), [image])[0]
         outputs = attempt(lambda: backend.infer(traced.feeds_of(backend.metadata)))
         _, pairs = judge_outputs(traced, backend, outputs)
-    task = task_module(deployment.family.task)
+    task = task_module(detector.family.task)
     for pair in pairs[:1]:
         picture = Path(f'{path}.png')
-        write_picture(picture, task.draw_pair(task.fit_pair(pair), deployment.classes))
+        write_picture(picture, task.draw_pair(task.fit_pair(pair), detector.classes))
         print(f'detections side by side: {picture}')
 
 
-def print_exports(deployment: Model, options: Options) -> int:
+def print_exports(detector: Detector, options: Options) -> int:
     """Print a table of the exports of a config, fixed and dynamic; needs no weights.
 
     A refusal of the export that the options ask for is raised behind the table.
@@ -217,12 +217,12 @@ def print_exports(deployment: Model, options: Options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    build(deployment)
-    family, cfg, model = deployment.family, deployment.unbuilt_cfg, deployment.model
-    resolved = resolve(options, model, deployment.rule)
+    build(detector)
+    family, cfg, model = detector.family, detector.unbuilt_cfg, detector.model
+    resolved = resolve(options, model, detector.rule)
     console = Console(width=150)
     console.print(f'{cfg.filename}: family {family.name}', highlight=False)
-    rule = ', '.join(f'{key} {value}' for key, value in deployment.rule.to_json().items())
+    rule = ', '.join(f'{key} {value}' for key, value in detector.rule.to_json().items())
     for title, value in {**_part_types(cfg), 'preprocessing': rule}.items():
         console.print(f'  {title:14} {value}', highlight=False)
     table = Table(title='exports')

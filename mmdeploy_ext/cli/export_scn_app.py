@@ -14,7 +14,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights, shape_text
 from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.families.model import Model, build, read_config
+from mmdeploy_ext.families.model import Detector, build, read_config
 from mmdeploy_ext.proving.inputs.samples import Samples
 
 if TYPE_CHECKING:
@@ -91,35 +91,33 @@ def run(args: argparse.Namespace) -> int:
     proof.check_report_targets(args)
 
     layout = args.weight_layout
-    deployment = read_config(
-        args.config, args.checkpoint, cfg_options, product=BACKBONE, weight_layout=layout
-    )
-    family = deployment.family
+    detector = read_config(args.config, args.checkpoint, cfg_options, product=BACKBONE, weight_layout=layout)
+    family = detector.family
     options = family.choose(**{'order': order_of_name(args.output_file or ''), **typed})
     options.check(names=[*typed, 'order'])
-    proof.print_libraries_not_run(deployment.cfg, args)
+    proof.print_libraries_not_run(detector.cfg, args)
     if args.verify:
         check_provable(family)
-    inputs = Samples(deployment, args.test_img, option='--input')
+    inputs = Samples(detector, args.test_img, option='--input')
     claims = dict(max_voxels=args.max_voxels, node_list=args.node_list or '', library=args.library)
     if args.verify_only:
         claims |= dict(ranges=args.loaded_ranges, edited=args.edited)
         claims['asked'] = json.loads(json.dumps(typed))  # tuples are lists in a file
-        verdict = prove_files(deployment, args.output_file, inputs, engine, **claims)
-        return proof.show(verdict, deployment, args)
+        verdict = prove_files(detector, args.output_file, inputs, engine, **claims)
+        return proof.show(verdict, detector, args)
 
     args.output_file = output = args.output_file or default_output(family, Path(args.config).stem, options)
-    build(deployment)
+    build(detector)
     check_order(output, options)
     if args.calibrate:
         will_write('--calibrate', [f'{output}.ranges.json'])
-    options = load_for(deployment, options, output)
+    options = load_for(detector, options, output)
 
-    chosen = inputs.of(deployment) if args.verify else None
+    chosen = inputs.of(detector) if args.verify else None
     with after_weights():
-        print(deployment.report.summary())
-        int8_ranges = find_ranges(args, deployment, options)
-        graph, seconds = export_file(deployment, options, output, int8_ranges)
+        print(detector.report.summary())
+        int8_ranges = find_ranges(args, detector, options)
+        graph, seconds = export_file(detector, options, output, int8_ranges)
     print(
         f'{output}: {options.target}, {options.order}, {len(graph.convolutions())} convolutions, '
         f'output {shape_text(graph.output_shape)}, exported in {seconds:.1f} s'
@@ -131,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
         proof.print_proof_command('export --backbone', words, args)
         return 0
     claims |= dict(written=True, ranges=int8_ranges)
-    verdict = prove_on(deployment, [output], chosen, engine, **claims)
-    return proof.show(verdict, deployment, args)
+    verdict = prove_on(detector, [output], chosen, engine, **claims)
+    return proof.show(verdict, detector, args)
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -162,14 +160,14 @@ def check_order(output: str, options: Options) -> None:
         )
 
 
-def find_ranges(args: argparse.Namespace, deployment: Model, options: Options) -> Ranges | None:
+def find_ranges(args: argparse.Namespace, detector: Detector, options: Options) -> Ranges | None:
     """Ranges of --ranges, measured by --calibrate, or of the checkpoint; or None."""
     from mmdeploy_ext.families.backbone_files import has_int8, has_precision
 
     int8_ranges = None
     if has_precision(options):
         target = f'{args.output_file}.ranges.json'
-        int8_ranges = ranges.find(args, deployment, target, int8_fp16_io=options.int8_fp16_io)
+        int8_ranges = ranges.find(args, detector, target, int8_fp16_io=options.int8_fp16_io)
     if int8_ranges is None and has_int8(options):
         raise UsageError(
             'int8 needs a range for every layer, and the checkpoint has none: give sweeps by '

@@ -113,19 +113,19 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     from mmdeploy_ext.proving.inputs.samples import Samples
 
     overrides = shared.parse_cfg_options(args.cfg_options)
-    deployment = read_config(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
-    if args.frames and deployment.family.samples == 'images':
+    detector = read_config(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
+    if args.frames and detector.family.samples == 'images':
         raise UsageError('--frames: goes with models of frames and sweeps only')
-    default = [DEFAULT_PICTURE] if deployment.family.samples == 'images' else []  # a kit may be published
-    inputs = Samples(deployment, args.samples or default, args.frames, '--samples')
-    build(deployment, args.mean, args.std)
-    load_weights(deployment)
-    chosen = inputs.of(deployment)
+    default = [DEFAULT_PICTURE] if detector.family.samples == 'images' else []  # a kit may be published
+    inputs = Samples(detector, args.samples or default, args.frames, '--samples')
+    build(detector, args.mean, args.std)
+    load_weights(detector)
+    chosen = inputs.of(detector)
     licence = args.licence or (NOT_STATED if args.samples or 'data.test' in chosen.origin else GENERATED)
     inputs_of_backbones = ', '.join(args.samples or ['synthetic voxels'])
     names = [name for name, _ in inputs.pictures] or [chosen.origin or inputs_of_backbones]
     pictures = [dict(name=name, licence=licence) for name in names]
-    return write_detector_kit(deployment, args.onnx_file, chosen.samples, args.out, pictures)
+    return write_detector_kit(detector, args.onnx_file, chosen.samples, args.out, pictures)
 
 
 def write_of_parts(args: argparse.Namespace) -> dict[str, Any]:
@@ -134,9 +134,9 @@ def write_of_parts(args: argparse.Namespace) -> dict[str, Any]:
     from mmdeploy_ext.kit.parts import write_parts_kit
 
     folder = CutFolder.read(args.onnx_file)
-    deployment, samples = parts_app.open_model(args)
+    detector, samples = parts_app.open_model(args)
     pictures = [dict(name='samples of the parts', licence=args.licence or NOT_STATED)]
-    return write_parts_kit(deployment, folder, samples, args.out, pictures)
+    return write_parts_kit(detector, folder, samples, args.out, pictures)
 
 
 def write_of_module(args: argparse.Namespace) -> dict[str, Any]:

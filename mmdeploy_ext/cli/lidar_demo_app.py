@@ -68,15 +68,15 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'{args.sweep}: no such file; expected a sweep of raw float32 points')
     with contextlib.ExitStack() as stack:
         detections: dict[str, Detections3D] = {}
-        deployment = None
+        detector = None
         if args.engine != 'onnx' or not args.onnx:
-            deployment = load(args)
+            detector = load(args)
         with after_weights():
-            runtime = open_runtime(args, deployment, stack) if args.engine != 'torch' else None
-            model = deployment if runtime is None else runtime
+            runtime = open_runtime(args, detector, stack) if args.engine != 'torch' else None
+            model = detector if runtime is None else runtime
             points = read_points(args.sweep, int(model.rule.in_channels))
             if args.engine != 'onnx':
-                stepper, sweep = deployment.family.reference(deployment.model), Sweep(points, args.sweep)
+                stepper, sweep = detector.family.reference(detector.model), Sweep(points, args.sweep)
                 detections['torch'] = timed('torch', lambda: stepper.step(sweep).detections)
             if runtime is not None:
                 detections['onnx'] = timed('onnx', lambda: runtime.detect(points))
@@ -88,17 +88,17 @@ def load(args: argparse.Namespace) -> Any:
     from mmdeploy_ext.families.model import build, load_weights, read_config
 
     overrides = shared.parse_cfg_options(args.cfg_options)
-    deployment = read_config(args.config, args.checkpoint, overrides)
-    family = deployment.family
+    detector = read_config(args.config, args.checkpoint, overrides)
+    family = detector.family
     if family.samples != 'sweeps':
         raise ConfigError(f'{args.config}: family {family.name!r} takes no LiDAR sweep alone')
-    build(deployment)
-    load_weights(deployment)
-    return deployment
+    build(detector)
+    load_weights(detector)
+    return detector
 
 
-def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
-    """Runtime of --onnx on ONNX Runtime, or of a new export of `deployment`."""
+def open_runtime(args: argparse.Namespace, detector: Any, stack: contextlib.ExitStack) -> Any:
+    """Runtime of --onnx on ONNX Runtime, or of a new export of `detector`."""
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.runtime.lidar import GRAPHS
 
@@ -108,8 +108,8 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
         from mmdeploy_ext.families.model import resolve_opset
 
         folder = str(EXPORT_FOLDER)
-        options = resolve_opset(deployment.family.choose(opset=0), deployment.model)
-        _, seconds = export_files(deployment, options, folder)
+        options = resolve_opset(detector.family.choose(opset=0), detector.model)
+        _, seconds = export_files(detector, options, folder)
         print(f'{folder}: exported in {seconds:.1f} s')
     opens = opener(read_metadata(files_of(folder, GRAPHS)[-1]))
     return stack.enter_context(opens(folder, threads=args.threads))

@@ -14,7 +14,7 @@ from mmdeploy_ext.core.files import write_json
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.lint.report import Report
 
 BOTH = 'both'
@@ -67,15 +67,15 @@ def run(args: argparse.Namespace) -> int:
         check_opset(args.opset_version, exporter)
     height, width = shared.parse_shape(args.shape)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
-    deployment = read_config(args.config, args.checkpoint, cfg_options, args.device)
-    if deployment.family.samples != 'images':
+    detector = read_config(args.config, args.checkpoint, cfg_options, args.device)
+    if detector.family.samples != 'images':
         reason = 'streaming and LiDAR models do not have it; their config decides on graphs and sizes'
         shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
-    build(deployment)
-    load_weights(deployment)
+    build(detector)
+    load_weights(detector)
     reports: list[Report] = []
     with after_weights():
-        for report in lint(deployment, args, exporters, (height, width)):
+        for report in lint(detector, args, exporters, (height, width)):
             print_report(report, cli.stdout(), args.notes)
             reports.append(report)
     failed = any(report.failed for report in reports)
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lint(
-    deployment: Model, args: argparse.Namespace, exporters: Sequence[str], shape: tuple[int, int]
+    detector: Detector, args: argparse.Namespace, exporters: Sequence[str], shape: tuple[int, int]
 ) -> Iterator[Report]:
     """Yield a report of each part, see `lint_parts.parts_of`.
 
@@ -95,14 +95,14 @@ def lint(
     from mmdeploy_ext.cli.lint_parts import parts_of
     from mmdeploy_ext.lint import check
 
-    options, (height, width) = deployment.family.choose(), shape
-    if deployment.family.samples == 'images':
+    options, (height, width) = detector.family.choose(), shape
+    if detector.family.samples == 'images':
         # opset 0 is the default: no stage depends on it, and trials have that of --opset-version
-        options = deployment.family.choose(
+        options = detector.family.choose(
             form=args.postprocess, opset=0, height=height, width=width, dynamic=args.dynamic_export
         )
     tries_exports = not args.no_export
-    for part in parts_of(deployment, options, args.input_img):
+    for part in parts_of(detector, options, args.input_img):
         part_exporters = part.exporters or exporters
         trials = f', then {" and ".join(part_exporters)}' if tries_exports else ''
         with cli.stderr().status(f'{part.name}: observed run{trials}'):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
 
 Feeds = dict[str, torch.Tensor]
 """Tensors by name: inputs of a graph, and outputs of stages that have run."""
@@ -49,44 +49,44 @@ class Part:
     exporters: tuple[str, ...] = ()
 
 
-def parts_of(deployment: Model, options: Options, picture: str | None = None) -> Iterator[Part]:
+def parts_of(detector: Detector, options: Options, picture: str | None = None) -> Iterator[Part]:
     """Yield the parts in the order of a frame.
 
     `picture` is the file of an image model's input, by default the demo's.
     """
-    options = resolve(options, deployment.model, deployment.rule)
+    options = resolve(options, detector.model, detector.rule)
     runs: list[Feeds] = []
-    if deployment.family.samples == 'images':
-        ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1, deployment.rule)
-        device = next(deployment.model.parameters()).device
-        for arrays in observed_inputs(deployment, options, image):
+    if detector.family.samples == 'images':
+        ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1, detector.rule)
+        device = next(detector.model.parameters()).device
+        for arrays in observed_inputs(detector, options, image):
             runs.append({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
-    yield from _stages(deployment, options, runs)
+    yield from _stages(detector, options, runs)
 
 
 def observed_inputs(
-    deployment: Model, options: Options, image_bgr: np.ndarray
+    detector: Detector, options: Options, image_bgr: np.ndarray
 ) -> list[dict[str, np.ndarray]]:
     """Inputs of two runs of a model of pictures, by name, always with `border`.
 
     `border` (B, 2) are pixels of padding above and left. `image_bgr` is (h, w, 3) uint8.
     """
-    family, runs = deployment.family, []
-    reference = family.reference(deployment.model)
+    family, runs = detector.family, []
+    reference = family.reference(detector.model)
     larger = LARGER if options.dynamic else 0
     for view, extra in ((image_bgr, 0), (other_view(image_bgr), larger)):
         size = options.height + extra, options.width + 2 * extra
-        image = prepare_fixed(deployment.rule, view, *size)
+        image = prepare_fixed(detector.rule, view, *size)
         feeds = family.feeds([image], rescale=True)
         feeds.setdefault('border', np.zeros((1, 2), np.float32))  # left out of feeds where it is zero
         runs.append(feeds | reference.inner_inputs(feeds, options.form))
     return runs
 
 
-def _stages(deployment: Model, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
-    family, model = deployment.family, deployment.model
-    family.check(deployment.cfg, options)
-    contract_of(family, options).check(deployment.cfg)
+def _stages(detector: Detector, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
+    family, model = detector.family, detector.model
+    family.check(detector.cfg, options)
+    contract_of(family, options).check(detector.cfg)
     for graph in contract_of(family, options).graphs(prepared(model), options):
         graph_runs = runs or [dict(graph.example)]
         for stage in graph.stages:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from mmdeploy_ext.cutting.model import CutModel
+    from mmdeploy_ext.cutting.model import ModelFactory
 
 LIST = 'list'
 MANIFEST = 'parts.json'
@@ -66,7 +66,7 @@ def _add_samples(add: object) -> None:
     )
 
 
-def open_model(args: argparse.Namespace) -> tuple[CutModel, list[dict[str, Any]]]:
+def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, Any]]]:
     """Model and samples of the arguments; no samples without `--samples`."""
     from mmdeploy_ext.cutting.model import read_model
     from mmdeploy_ext.cutting.samples import samples_of
@@ -74,12 +74,12 @@ def open_model(args: argparse.Namespace) -> tuple[CutModel, list[dict[str, Any]]
     if args.device != 'cpu':
         raise UsageError(f'--device {args.device}: parts run on the CPU')
     cli.wait_passively()
-    deployment = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    factory = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
     if not hasattr(args, 'samples'):
-        return deployment, []
-    samples, origin = samples_of(deployment.cfg, args.samples or ())
+        return factory, []
+    samples, origin = samples_of(factory.cfg, args.samples or ())
     print(f'samples: {origin}')
-    return deployment, samples
+    return factory, samples
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,15 +92,15 @@ def run(args: argparse.Namespace) -> int:
         from mmdeploy_ext.exporting.export import check_opset
 
         check_opset(args.opset_version, args.exporter)
-    deployment, samples = open_model(args)
+    factory, samples = open_model(args)
     options = dict(
         opset=args.opset_version, exporter=args.exporter, precision=args.precision, simplify=args.simplify
     )
     if args.parts == [LIST]:
-        print_parts(deployment, samples, options, cli.stdout())
+        print_parts(factory, samples, options, cli.stdout())
         return 0
     folder, recorded, recording = export_folder(
-        deployment, args.parts, samples, args.output_file, options, names
+        factory, args.parts, samples, args.output_file, options, names
     )
     for entry in folder.entries:
         print(f'{folder.file(entry)}: {tensors_text(entry["inputs"])} -> {tensors_text(entry["outputs"])}')
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  mm2onnx verify {words}')
         return 0
     with after_weights():
-        verdict = prove_folder(deployment, folder, samples, (recorded, recording))
+        verdict = prove_folder(factory, folder, samples, (recorded, recording))
     return show(verdict, args.json)
 
 
@@ -118,10 +118,10 @@ def run_verify(args: argparse.Namespace) -> int:
     from mmdeploy_ext.cutting.proof import prove_folder
 
     folder = CutFolder.read(args.folder)
-    deployment, samples = open_model(args)
-    deployment.facts()
+    factory, samples = open_model(args)
+    factory.facts()
     with after_weights():
-        verdict = prove_folder(deployment, folder, samples)
+        verdict = prove_folder(factory, folder, samples)
     return show(verdict, args.json)
 
 
@@ -171,8 +171,8 @@ def run_test(args: argparse.Namespace) -> int:
     from mmdeploy_ext.cutting.folder import CutFolder
 
     folder = CutFolder.read(args.parts)
-    deployment, _ = open_model(args)
-    rows = compare_on_dataset(deployment, folder, args.eval)
+    factory, _ = open_model(args)
+    rows = compare_on_dataset(factory, folder, args.eval)
     for row in rows:
         print(f'{row.name}: PyTorch {row.reference:.4f}, parts {row.candidate:.4f}, {row.difference_text}')
     if args.json:
@@ -205,8 +205,8 @@ def run_benchmark(args: argparse.Namespace) -> int:
     from mmdeploy_ext.cutting.folder import CutFolder
 
     folder = CutFolder.read(args.parts)
-    deployment, samples = open_model(args)
-    rows = time_parts(deployment, folder, samples, args.max_iter, args.warmup)
+    factory, samples = open_model(args)
+    rows = time_parts(factory, folder, samples, args.max_iter, args.warmup)
     print(f'{args.config}: {args.max_iter} rounds in turns')
     for row in rows:
         times, ratio = row['total_ms'], row['ratio_to_torch']['median']

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.tasks.results import Pair
 
@@ -34,7 +34,7 @@ def check_report_targets(args: argparse.Namespace) -> None:
         check_writable(Path(args.report) / 'report.html')
 
 
-def show(verdict: Verdict, deployment: Model, args: argparse.Namespace) -> int:
+def show(verdict: Verdict, detector: Detector, args: argparse.Namespace) -> int:
     """Write a verdict as JSON and report, and print its table; return the exit status.
 
     A verdict below float32 passes within the tolerances of its precision; its title does not say PROVEN then.
@@ -48,10 +48,10 @@ def show(verdict: Verdict, deployment: Model, args: argparse.Namespace) -> int:
         from mmdeploy_ext.proving.views.report import write_report
         from mmdeploy_ext.runtime.draw import write_picture
 
-        lines.append(f'report: {write_report(verdict, deployment.classes, Path(args.report))}')
-        if verdict.pairs and deployment.family.task != 'bev':  # a map from above has no detections
+        lines.append(f'report: {write_report(verdict, detector.classes, Path(args.report))}')
+        if verdict.pairs and detector.family.task != 'bev':  # a map from above has no detections
             picture = Path(args.report, 'detections.png')
-            write_picture(picture, draw_pairs(verdict.pairs, deployment))
+            write_picture(picture, draw_pairs(verdict.pairs, detector))
             lines.append(f'picture: {picture}')
     print_verdict(verdict, cli.stdout())
     for line in lines:
@@ -59,15 +59,15 @@ def show(verdict: Verdict, deployment: Model, args: argparse.Namespace) -> int:
     return 0 if verdict.passed else 1
 
 
-def draw_pairs(pictures: Sequence[Pair], deployment: Model) -> np.ndarray:
+def draw_pairs(pictures: Sequence[Pair], detector: Detector) -> np.ndarray:
     """Up to four samples, one per row, with both engines' detections: (h, w, 3) uint8 BGR."""
     import cv2
     import numpy as np
 
     pair_of_image = {pair.title.split(',')[0]: pair for pair in pictures}  # titles begin with 'IMAGE, '
-    task, rows = task_module(deployment.family.task), []
+    task, rows = task_module(detector.family.task), []
     for pair in list(pair_of_image.values())[:4]:
-        row = task.draw_pair(task.fit_pair(pair), deployment.classes)
+        row = task.draw_pair(task.fit_pair(pair), detector.classes)
         size = PICTURE_WIDTH, round(row.shape[0] * PICTURE_WIDTH / row.shape[1])
         rows.append(cv2.resize(row, size, interpolation=cv2.INTER_AREA))
     return np.concatenate(rows)

@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize import METHODS
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.sparse.ranges import Ranges
 
 LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
@@ -64,7 +64,7 @@ def check(args: argparse.Namespace) -> None:
     args.loaded_ranges = Ranges.load(args.ranges) if args.ranges else None
 
 
-def find(args: argparse.Namespace, deployment: Model, target: str, **fields: Any) -> Ranges | None:
+def find(args: argparse.Namespace, detector: Detector, target: str, **fields: Any) -> Ranges | None:
     """Ranges of `--ranges`, of `--calibrate`, which writes them to `target`, or of the checkpoint.
 
     `--fp16-ranges` rounds them to float16, `--no-fp16-ranges` does not. Without either, `--ranges` stay,
@@ -75,11 +75,11 @@ def find(args: argparse.Namespace, deployment: Model, target: str, **fields: Any
     if args.loaded_ranges is not None:
         return args.loaded_ranges.half() if args.fp16_ranges else args.loaded_ranges
     if not args.calibrate:
-        return sparse_calibration.checkpoint_ranges(deployment, args.fp16_ranges)
+        return sparse_calibration.checkpoint_ranges(detector, args.fp16_ranges)
     calibration = sparse_calibration.Calibration(
         method=args.method, batches=args.batches, half=args.fp16_ranges, root=args.data_root, **fields
     )
-    ranges = sparse_calibration.calibrate(deployment, args.calibrate, calibration)
+    ranges = sparse_calibration.calibrate(detector, args.calibrate, calibration)
     save(ranges, target)
     return ranges
 

@@ -15,7 +15,7 @@ from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DEFAULT_OUTPUT = 'ranges.json'
@@ -84,21 +84,21 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.families.model import load
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
-    deployment = load(
+    detector = load(
         args.config, args.checkpoint, cfg_options, product=BACKBONE, weight_layout=args.weight_layout
     )
-    cli.say(cli.stderr(), deployment.report.summary())
+    cli.say(cli.stderr(), detector.report.summary())
     with after_weights():
-        int8_ranges = _ranges(args, deployment)
+        int8_ranges = _ranges(args, detector)
         if args.fidelity is not None:
-            _compare(args, deployment, int8_ranges)
+            _compare(args, detector, int8_ranges)
     return 0
 
 
-def _ranges(args: argparse.Namespace, deployment: Model) -> Ranges:
+def _ranges(args: argparse.Namespace, detector: Detector) -> Ranges:
     int8_ranges = ranges.find(
         args,
-        deployment,
+        detector,
         args.output or DEFAULT_OUTPUT,
         percentile=args.percentile,
         add_method=args.add_method,
@@ -112,23 +112,23 @@ def _ranges(args: argparse.Namespace, deployment: Model) -> Ranges:
     return int8_ranges
 
 
-def _compare(args: argparse.Namespace, deployment: Model, int8_ranges: Ranges) -> None:
+def _compare(args: argparse.Namespace, detector: Detector, int8_ranges: Ranges) -> None:
     from mmdeploy_ext.families import backbone_files as deploy
     from mmdeploy_ext.quantize import views
     from mmdeploy_ext.quantize.fidelity import fidelity
     from mmdeploy_ext.quantize.sparse_calibration import config_sweeps
 
-    options = deployment.family.choose(
-        order=deployment.settings.order,
+    options = detector.family.choose(
+        order=detector.settings.order,
         precision='int8',
         int8_fp16_io=args.int8_fp16_input_output,
         layer_precision=tuple((pattern, 'fp16', 'fp16') for pattern in args.fp16_layers),
     )
     graph = deploy.make_graph(
-        deploy.trace(deployment), options, deployment.family, int8_ranges, deployment.checkpoint_sha256
+        deploy.trace(detector), options, detector.family, int8_ranges, detector.checkpoint_sha256
     )
     source = args.fidelity or args.calibrate
-    sweeps = config_sweeps(deployment, source, graph.order, args.fidelity_batches, args.data_root)
+    sweeps = config_sweeps(detector, source, graph.order, args.fidelity_batches, args.data_root)
     result = fidelity(graph, int8_ranges, sweeps, target=args.target, advise=not args.no_advice)
     if args.json:
         write_json(args.json, result.to_json())

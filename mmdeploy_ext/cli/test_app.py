@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.distributed import Ranks
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.evaluate.loop import Network
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -100,8 +100,8 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     shared.parse_cfg_options(args.eval_options, '--eval-options')
     device = resolve_device(args.device)
-    deployment = read_config(args.config, args.checkpoint, cfg_options, device)
-    cfg, family = deployment.cfg, deployment.family
+    detector = read_config(args.config, args.checkpoint, cfg_options, device)
+    cfg, family = detector.cfg, detector.family
     if args.out:
         check_writable(args.out)
     work_dir = Path(
@@ -119,17 +119,17 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     check_dataset(cfg, tested, family, dataset)
     if args.eval:
         evaluation.check_evaluation(cfg, dataset, args.eval)
-    build(deployment)
-    tested.check(deployment)
-    load_weights(deployment)
+    build(detector)
+    tested.check(detector)
+    load_weights(detector)
     with after_weights():
-        with open_network(deployment, tested, ranks) as network:
+        with open_network(detector, tested, ranks) as network:
             if network is None:
                 if ranks.rank == 0:
                     print(f'{title_of(tested.settings["type"])} ({tested.target}): not evaluated')
                 return 1
             results = run_dataset(network, cfg, dataset, ranks, args.tmpdir, args.gpu_collect)
-        status = finish(deployment, tested, args, dataset, results, ranks.size) if ranks.rank == 0 else 0
+        status = finish(detector, tested, args, dataset, results, ranks.size) if ranks.rank == 0 else 0
         return ranks.gather(status)[0]
 
 
@@ -144,27 +144,27 @@ def engine_text(cfg: Any, tested: TestedModel) -> str:
 
 
 @contextlib.contextmanager
-def open_network(deployment: Model, tested: TestedModel, ranks: Ranks) -> Iterator[Network | None]:
+def open_network(detector: Detector, tested: TestedModel, ranks: Ranks) -> Iterator[Network | None]:
     """Yield the model on its config's engine; None when it disagrees with the dump of the `_pth` run."""
     from mmdeploy_ext.proving.against_dump import check_dump
 
     if tested.settings['type'] == 'TorchBackend':
-        with _opened_dump(deployment, tested, ranks) as dump, tested.in_torch(deployment, dump) as network:
+        with _opened_dump(detector, tested, ranks) as dump, tested.in_torch(detector, dump) as network:
             yield network
         return
     if ranks.rank == 0:
-        export_if_stale(deployment, tested)
+        export_if_stale(detector, tested)
     ranks.gather()
     engine = backend_config.engine_options(tested.settings)
     if ranks.size > 1 and 'threads' in BACKENDS[tested.settings['type']].keys:
         engine.setdefault('threads', threads_per_process())
-    with tested.on_engine(deployment, engine) as (network, dumped):
+    with tested.on_engine(detector, engine) as (network, dumped):
         agrees = True
         if ranks.rank == 0 and tested.settings.get('check_dump', True):
             folder = tested.settings.get('dump_dir') or tested.work_dir / 'dump'
-            agrees = check_dump(dumped, deployment, Path(folder))
+            agrees = check_dump(dumped, detector, Path(folder))
         agrees = all(ranks.gather(agrees))
-        deployment.model = None
+        detector.model = None
         yield network if agrees else None
 
 
@@ -173,7 +173,7 @@ def threads_per_process() -> int:
     return max(len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
 
 
-def export_if_stale(deployment: Model, tested: TestedModel) -> None:
+def export_if_stale(detector: Detector, tested: TestedModel) -> None:
     """Export unless the files are there with the metadata of a new export."""
     from mmdeploy_ext.contract import digest
     from mmdeploy_ext.families.files import read_files
@@ -188,7 +188,7 @@ def export_if_stale(deployment: Model, tested: TestedModel) -> None:
             raise ModelFileError(
                 f'{error} (backend_config.onnx_file; delete it to have it exported)'
             ) from error
-        expected = tested.expected_metadata(deployment)
+        expected = tested.expected_metadata(detector)
         reason = stale_reason(exported.metadata, expected[-1])
         if len(exported.paths) != len(expected):
             reason = f'incomplete: {len(exported.paths)} of {len(expected)} graphs'
@@ -206,12 +206,12 @@ def export_if_stale(deployment: Model, tested: TestedModel) -> None:
             return
         for path in exported.paths:
             refuse_stale(path, reason)
-    seconds = tested.export(deployment)
+    seconds = tested.export(detector)
     print(f'{target}: was {reason}; exported in {seconds:.1f} s', flush=True)
 
 
 @contextlib.contextmanager
-def _opened_dump(deployment: Model, tested: TestedModel, ranks: Ranks) -> Iterator[DumpWriter | None]:
+def _opened_dump(detector: Detector, tested: TestedModel, ranks: Ranks) -> Iterator[DumpWriter | None]:
     from mmdeploy_ext.core.dump import DumpWriter, replaced_dump
 
     dump, unit = tested.settings['dump'], tested.unit
@@ -219,7 +219,7 @@ def _opened_dump(deployment: Model, tested: TestedModel, ranks: Ranks) -> Iterat
         yield None
         return
     folder, samples = Path(dump['dir'] or tested.work_dir / 'dump'), dump[unit]
-    facts = dict(model_facts(deployment), **tested.dump_facts())
+    facts = dict(model_facts(detector), **tested.dump_facts())
     with replaced_dump(folder) if ranks.rank == 0 else contextlib.nullcontext() as own:
         if own is not None:
             text = f'the first {samples} {unit}' if isinstance(samples, int) else f'{unit} {list(samples)}'
@@ -230,21 +230,21 @@ def _opened_dump(deployment: Model, tested: TestedModel, ranks: Ranks) -> Iterat
         yield DumpWriter(staging, facts, samples, dump['tensors'])
 
 
-def model_facts(deployment: Model) -> dict[str, str]:
+def model_facts(detector: Detector) -> dict[str, str]:
     """`config`, a file name, `config_sha256` and `checkpoint_sha256`."""
     return dict(
-        config=Path(deployment.config).name,
-        config_sha256=deployment.config_sha256,
-        checkpoint_sha256=deployment.checkpoint_sha256,
+        config=Path(detector.config).name,
+        config_sha256=detector.config_sha256,
+        checkpoint_sha256=detector.checkpoint_sha256,
     )
 
 
-def run_facts(deployment: Model) -> dict[str, str]:
+def run_facts(detector: Detector) -> dict[str, str]:
     """`code_sha256` and `dataset_sha256`, on which the metrics depend, too."""
-    classes = [entry.to_json() for entry in deployment.model_classes]
+    classes = [entry.to_json() for entry in detector.model_classes]
     datasets = [
         {key: value for key, value in settings.items() if key not in ('pipeline', 'dataset')}
-        for settings in test_datasets(deployment.cfg)
+        for settings in test_datasets(detector.cfg)
     ]
     facts = dict(code_sha256=classes, dataset_sha256=datasets)
     texts = {name: json.dumps(entries, sort_keys=True, default=str) for name, entries in facts.items()}
@@ -252,7 +252,7 @@ def run_facts(deployment: Model) -> dict[str, str]:
 
 
 def finish(
-    deployment: Model,
+    detector: Detector,
     tested: TestedModel,
     args: argparse.Namespace,
     dataset: Any,
@@ -281,15 +281,15 @@ def finish(
         dataset.format_results(results, **eval_options)
         print(f'formatted results: {eval_options["jsonfile_prefix"]}*')
     settings = tested.settings
-    source = deployment.config if settings['type'] == 'TorchBackend' else tested.target
+    source = detector.config if settings['type'] == 'TorchBackend' else tested.target
     engine = f'{title_of(settings["type"])} ({source}, samples: {len(dataset)})'
     if not args.eval:
         print(f'{engine}: not evaluated, --eval METRIC does')
         return 0
-    facts = dict(model_facts(deployment), **run_facts(deployment), samples=len(dataset), processes=processes)
+    facts = dict(model_facts(detector), **run_facts(detector), samples=len(dataset), processes=processes)
     facts['memory'] = settings.get('memory', 'keep')
-    facts['evaluation'] = evaluation.settings_text(deployment.cfg, args.eval, eval_options)
-    metrics = evaluation.evaluate(deployment.cfg, dataset, results, args.eval, eval_options)
+    facts['evaluation'] = evaluation.settings_text(detector.cfg, args.eval, eval_options)
+    metrics = evaluation.evaluate(detector.cfg, dataset, results, args.eval, eval_options)
     precision = backend_config.precision(settings)
     agrees = keep_metrics(tested.work_dir, settings['type'], metrics, facts, precision)
     print(f'{engine}: {summary(metrics)}')

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.evaluate.loop import Network
     from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.against_dump import DumpComparer
 
@@ -71,14 +71,14 @@ class TestedModel(abc.ABC):
             options.check()
         return options
 
-    def check(self, deployment: Model) -> None:
+    def check(self, detector: Detector) -> None:
         """Complete the options by the model; refuse, before the weights load, what cannot be exported."""
         from mmdeploy_ext.families.files import check_output
         from mmdeploy_ext.families.model import check_options
 
-        cfg, family = deployment.unbuilt_cfg, deployment.family
+        cfg, family = detector.unbuilt_cfg, detector.family
         try:
-            self.options = check_options(self.options, cfg, family, deployment.model)
+            self.options = check_options(self.options, cfg, family, detector.model)
             if self.settings['type'] != 'TorchBackend' and not self.args.onnx:
                 check_output(self.target, self.options, family, 'onnx_file=')
         except UsageError as error:
@@ -93,30 +93,30 @@ class TestedModel(abc.ABC):
         """End of the name of the file or folder in the work directory."""
 
     @abc.abstractmethod
-    def in_torch(self, deployment: Model, dump: DumpWriter | None) -> AbstractContextManager[Network]:
+    def in_torch(self, detector: Detector, dump: DumpWriter | None) -> AbstractContextManager[Network]:
         """Context manager that yields the model in PyTorch, for the loop."""
 
-    def expected_metadata(self, deployment: Model) -> list[Metadata]:
+    def expected_metadata(self, detector: Detector) -> list[Metadata]:
         """Metadata of the files that an export would write, in their order."""
         from mmdeploy_ext.families.files import make_metadata
 
-        contract = contract_of(deployment.family, self.options)
-        graphs = contract.graphs(deployment.model, self.options)
-        return [make_metadata(deployment, self.options, graph) for graph in graphs]
+        contract = contract_of(detector.family, self.options)
+        graphs = contract.graphs(detector.model, self.options)
+        return [make_metadata(detector, self.options, graph) for graph in graphs]
 
-    def export(self, deployment: Model) -> float:
+    def export(self, detector: Detector) -> float:
         """Export to `target`; return the seconds."""
         from mmdeploy_ext.families.files import export_files
 
-        return export_files(deployment, self.options, self.target, self.example_images(deployment))[1]
+        return export_files(detector, self.options, self.target, self.example_images(detector))[1]
 
-    def example_images(self, deployment: Model) -> list[PreparedImage]:
+    def example_images(self, detector: Detector) -> list[PreparedImage]:
         """Images that an export traces; [] if the graphs have examples."""
         return []
 
     @abc.abstractmethod
     def on_engine(
-        self, deployment: Model, engine: Mapping[str, Any]
+        self, detector: Detector, engine: Mapping[str, Any]
     ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
         """Context manager that yields the exported model on its engine, and the comparer of a dump."""
 
@@ -133,24 +133,24 @@ class ImageModel(TestedModel):
         return dict(form=self.options.form)
 
     @contextlib.contextmanager
-    def in_torch(self, deployment: Model, dump: DumpWriter | None) -> Iterator[Network]:
+    def in_torch(self, detector: Detector, dump: DumpWriter | None) -> Iterator[Network]:
         """The test path of the model; the stages of the export give dumped tensors, in float32."""
         from mmdeploy_ext.evaluate.detector import TorchDetector
         from mmdeploy_ext.exporting.copy import fused
         from mmdeploy_ext.families.files import make_metadata
 
         options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
-        metadata = make_metadata(deployment, options)
-        device = str(next(deployment.model.parameters()).device)
-        model = fused(deployment.model) if self.args.fuse_conv_bn else deployment.model
-        stages = deployment.family.stages(model, options)
+        metadata = make_metadata(detector, options)
+        device = str(next(detector.model.parameters()).device)
+        model = fused(detector.model) if self.args.fuse_conv_bn else detector.model
+        stages = detector.family.stages(model, options)
         with build_backend('TorchBackend', stages, metadata.spec, device=device) as backend:
-            network = self._network(deployment, backend, metadata, dump)
+            network = self._network(detector, backend, metadata, dump)
             show, network.show = network.show, None
-            yield TorchDetector(deployment.family.reference(model), network, show)
+            yield TorchDetector(detector.family.reference(model), network, show)
 
     def _network(
-        self, deployment: Model, backend: Backend, metadata: Metadata, dump: DumpWriter | None = None
+        self, detector: Detector, backend: Backend, metadata: Metadata, dump: DumpWriter | None = None
     ) -> Network:
         from mmdeploy_ext.evaluate.detector import BackendDetector, Show
 
@@ -158,25 +158,25 @@ class ImageModel(TestedModel):
         show = None
         if folder:
             show = Show(Path(folder), metadata.family, metadata.classes, self.args.show_score_thr)
-        return BackendDetector(backend, deployment.family, metadata, dump, show)
+        return BackendDetector(backend, detector.family, metadata, dump, show)
 
-    def example_images(self, deployment: Model) -> list[PreparedImage]:
+    def example_images(self, detector: Detector) -> list[PreparedImage]:
         """The demo's picture, prepared in the size of the options."""
         from mmdeploy_ext.families.model import prepare_fixed
         from mmdeploy_ext.proving.inputs.samples import read_picture
 
-        picture = read_picture(DEFAULT_PICTURE, deployment.rule)
+        picture = read_picture(DEFAULT_PICTURE, detector.rule)
         size = self.options.height, self.options.width
-        return [prepare_fixed(deployment.rule, picture, *size)]
+        return [prepare_fixed(detector.rule, picture, *size)]
 
     @contextlib.contextmanager
     def on_engine(
-        self, deployment: Model, engine: Mapping[str, Any]
+        self, detector: Detector, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
         from mmdeploy_ext.proving.against_dump import ImageDumpComparer
 
         with build_backend(self.settings['type'], self.target, **engine) as backend:
-            yield self._network(deployment, backend, backend.metadata), ImageDumpComparer(backend, deployment)
+            yield self._network(detector, backend, backend.metadata), ImageDumpComparer(backend, detector)
 
 
 class FrameModel(TestedModel):
@@ -190,30 +190,30 @@ class FrameModel(TestedModel):
         return 'fork.onnx' if self.options.contract == 'fork' else self.options.contract
 
     @contextlib.contextmanager
-    def in_torch(self, deployment: Model, dump: DumpWriter | None) -> Iterator[Network]:
+    def in_torch(self, detector: Detector, dump: DumpWriter | None) -> Iterator[Network]:
         from mmdeploy_ext.exporting.copy import fused
 
-        model = fused(deployment.model) if self.args.fuse_conv_bn else deployment.model
-        yield self._network(deployment, deployment.family.reference(model), dump)
+        model = fused(detector.model) if self.args.fuse_conv_bn else detector.model
+        yield self._network(detector, detector.family.reference(model), dump)
 
-    def _network(self, deployment: Model, stepper: Any, dump: DumpWriter | None = None) -> Network:
+    def _network(self, detector: Detector, stepper: Any, dump: DumpWriter | None = None) -> Network:
         from mmdeploy_ext.evaluate.detector import FrameDetector
 
         keep = self.settings.get('memory') != 'reset'
-        model = deployment.model if dump is not None else None  # which would keep the weights in memory
-        return FrameDetector(stepper, deployment.family, dump, model, keep)
+        model = detector.model if dump is not None else None  # which would keep the weights in memory
+        return FrameDetector(stepper, detector.family, dump, model, keep)
 
     @contextlib.contextmanager
     def on_engine(
-        self, deployment: Model, engine: Mapping[str, Any]
+        self, detector: Detector, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
         from mmdeploy_ext.families.files import read_files
         from mmdeploy_ext.proving.against_dump import FrameDumpComparer
 
         files = read_files(self.target)
-        contract = contract_of(deployment.family, files.metadata.options)
+        contract = contract_of(detector.family, files.metadata.options)
         stepper = contract.runner(files.paths, dict(engine=self.settings['type'], **engine))
-        yield self._network(deployment, stepper), FrameDumpComparer(stepper, files.all_metadata, deployment)
+        yield self._network(detector, stepper), FrameDumpComparer(stepper, files.all_metadata, detector)
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:

@@ -72,13 +72,13 @@ def run(args: argparse.Namespace) -> int:
     engine = shared.engine_options(args)
     proof.check_report_targets(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
-    deployment = read_config(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
-    deployment.ignored_keys = tuple(args.ignore_keys or ())
-    check_family(args, deployment.family, engine)
+    detector = read_config(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
+    detector.ignored_keys = tuple(args.ignore_keys or ())
+    check_family(args, detector.family, engine)
     verdict = prove_files(
-        deployment,
+        detector,
         args.onnx_file,
-        Samples(deployment, args.images or (), args.frames),
+        Samples(detector, args.images or (), args.frames),
         engine,
         mean=args.mean,
         std=args.std,
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         library=args.library,
         strict=args.strict,
     )
-    return proof.show(verdict, deployment, args)
+    return proof.show(verdict, detector, args)
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:

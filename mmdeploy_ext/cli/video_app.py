@@ -130,8 +130,8 @@ def load_steppers(
         from mmdeploy_ext.families.model import load
 
         overrides = shared.parse_cfg_options(args.cfg_options)
-        deployment = load(args.config, args.checkpoint, overrides, args.device)
-        steppers['torch'], classes = family.reference(deployment.model), deployment.classes
+        detector = load(args.config, args.checkpoint, overrides, args.device)
+        steppers['torch'], classes = family.reference(detector.model), detector.classes
     if 'onnx' in engines:
         from mmdeploy_ext.families.files import read_files
 

@@ -71,15 +71,15 @@ def compare_tensors(
     fail without it.
     """
     rows: list[TensorRow] = []
-    known: Mapping[str, np.ndarray] | None = None
+    distances: Mapping[str, np.ndarray] | None = None
     for tensor in spec.outputs:
         if tensor.compare != 'values':
             continue
         sides = reference.get(tensor.name), candidate.get(tensor.name)
         compared = _compare_output(tensor, *sides, None if rounding is None else NO_ROUNDING)
         if rounding is not None and not all(row.passed or row.max_abs is None for row in compared):
-            known = rounding() if known is None else known
-            compared = _compare_output(tensor, *sides, known.get(tensor.name))
+            distances = rounding() if distances is None else distances
+            compared = _compare_output(tensor, *sides, distances.get(tensor.name))
         rows += compared
     outputs = ', '.join(spec.output_names)
     for side, tensors in (('the reference', reference), ('the candidate', candidate)):

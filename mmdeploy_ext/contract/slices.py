@@ -89,8 +89,8 @@ def worst_value(
     largest = float(sizes.max(initial=0))
     share = min(FLOOR, group.rtol * FLOOR / DEFAULT_RTOL)  # 0 for exact groups
     least = share if rounding is not None else share * max(largest, 1.0)
-    known = np.asarray(0 if rounding is None else rounding, np.float64)
-    rounding = np.broadcast_to(known, sizes.shape)
+    distances = np.asarray(0 if rounding is None else rounding, np.float64)
+    rounding = np.broadcast_to(distances, sizes.shape)
 
     def relative(size: np.ndarray | float) -> np.ndarray:
         return np.maximum(group.rtol * size, group.atol)

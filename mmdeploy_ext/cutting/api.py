@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.errors import after_weights
 from mmdeploy_ext.cutting.export import RecordedPart, export_folder
 from mmdeploy_ext.cutting.folder import CutFolder
-from mmdeploy_ext.cutting.model import CutModel, read_model
+from mmdeploy_ext.cutting.model import ModelFactory, read_model
 from mmdeploy_ext.cutting.proof import prove_folder
 from mmdeploy_ext.cutting.record import Recording
 from mmdeploy_ext.cutting.samples import samples_of
@@ -26,20 +26,20 @@ class ExportedParts:
 
     Attributes:
         folder: the files and their manifest.
-        deployment: config and checkpoint.
+        factory: config and checkpoint.
         samples: keyword arguments of the test path.
         recorded: the parts with their calls, and the run of the test path.
     """
 
     folder: CutFolder
-    deployment: CutModel
+    factory: ModelFactory
     samples: Sequence[Any]
     recorded: tuple[list[RecordedPart], Recording]
 
     def prove(self) -> Verdict:
         """Prove the files against the model, on the samples of the export."""
         with after_weights():
-            return prove_folder(self.deployment, self.folder, self.samples, self.recorded)
+            return prove_folder(self.factory, self.folder, self.samples, self.recorded)
 
 
 def export_parts(
@@ -71,7 +71,7 @@ def export_parts(
         ConfigError: a part cannot be one graph; the message names the argument or constant.
         ExportError: the exporter failed.
     """
-    deployment = read_model(config, checkpoint, cfg_options)
-    chosen = list(samples) or samples_of(deployment.cfg)[0]
-    folder, *recorded = export_folder(deployment, list(parts), chosen, output, options, names)
-    return ExportedParts(folder, deployment, chosen, tuple(recorded))
+    factory = read_model(config, checkpoint, cfg_options)
+    chosen = list(samples) or samples_of(factory.cfg)[0]
+    folder, *recorded = export_folder(factory, list(parts), chosen, output, options, names)
+    return ExportedParts(folder, factory, chosen, tuple(recorded))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.model import CutModel
+    from mmdeploy_ext.cutting.model import ModelFactory
     from mmdeploy_ext.tasks.results import MetricRow
 
 
@@ -25,8 +25,8 @@ class OneByOneDetector(PublishedDetector):
 class SwappedDetector(OneByOneDetector):
     """A detector with sessions in place of its parts."""
 
-    def __init__(self, deployment: CutModel, folder: CutFolder) -> None:
-        self.own_model = deployment.make()
+    def __init__(self, factory: ModelFactory, folder: CutFolder) -> None:
+        self.own_model = factory.make()
         self.sessions = open_sessions(folder)
         super().__init__(self.own_model)
 
@@ -35,7 +35,7 @@ class SwappedDetector(OneByOneDetector):
             return super().run(data, indices)
 
 
-def compare_on_dataset(deployment: CutModel, folder: CutFolder, metrics: Sequence[str]) -> list[MetricRow]:
+def compare_on_dataset(factory: ModelFactory, folder: CutFolder, metrics: Sequence[str]) -> list[MetricRow]:
     """Evaluate `data.test` by both; the bar of a metric is that of the precision of the export."""
-    networks = OneByOneDetector(deployment.make()), SwappedDetector(deployment, folder)
-    return compare_metrics(deployment.cfg, *networks, metrics, folder.options['precision'])
+    networks = OneByOneDetector(factory.make()), SwappedDetector(factory, folder)
+    return compare_metrics(factory.cfg, *networks, metrics, folder.options['precision'])

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.contract.comparison import Rounding
-    from mmdeploy_ext.cutting.model import CutModel
+    from mmdeploy_ext.cutting.model import ModelFactory
 
 PREFIX = 'mm2onnx.'
 """Prefix of the entries of `metadata_props` about a part."""
@@ -89,13 +89,13 @@ class RecordedPart:
 
 
 def record_parts(
-    deployment: CutModel, texts: Sequence[str], samples: Sequence[Any]
+    factory: ModelFactory, texts: Sequence[str], samples: Sequence[Any]
 ) -> tuple[list[RecordedPart], Recording]:
     """Record the parts on samples and check that each is one graph; ConfigError, UsageError: it is not."""
-    model = deployment.make()
+    model = factory.make()
     parts = parse_parts(list(texts), model)
     recording = record(model, parts, samples, run_test_path)
-    fresh = deployment.make()
+    fresh = factory.make()
     recorded = []
     for part, calls in recording.calls.items():
         form = form_of(part, calls)
@@ -106,7 +106,7 @@ def record_parts(
 
 
 def export_folder(
-    deployment: CutModel,
+    factory: ModelFactory,
     texts: Sequence[str],
     samples: Sequence[Any],
     output: str | Path,
@@ -116,7 +116,7 @@ def export_folder(
     """Export parts into a folder; nothing is written if one of them is refused.
 
     Args:
-        deployment: config and checkpoint.
+        factory: config and checkpoint.
         texts: parts as they are typed.
         samples: keyword arguments of the test path, in their order.
         output: the folder.
@@ -128,12 +128,12 @@ def export_folder(
         ExportError: the exporter failed; the message has the operator and the line of the user's code.
     """
     check_writable(Path(output) / MANIFEST)
-    recorded, recording = record_parts(deployment, texts, samples)
+    recorded, recording = record_parts(factory, texts, samples)
     chosen = {**DEFAULTS, **(options or {})}
-    model = deployment.make_prepared()
+    model = factory.make_prepared()
     if not chosen['opset']:
         chosen['opset'] = default_opset(model, chosen['exporter'])
-    facts = dict(deployment.facts(), versions=versions(), samples=len(samples))
+    facts = dict(factory.facts(), versions=versions(), samples=len(samples))
     graphs, entries = [], []
     for part in recorded:
         own_names = names_for(part.form, names or {})

@@ -57,9 +57,9 @@ def part_json(form: PartForm, call: PartCall, names: dict[str, str]) -> dict[str
         )
 
     constants = {
-        f'{piece.text}: {name}': repr(value)[:200]
-        for piece, of_piece in zip(form.part.pieces, call.pieces, strict=True)
-        for name, value in of_piece.arguments.constants.items()
+        f'{step.text}: {name}': repr(value)[:200]
+        for step, of_step in zip(form.part.steps, call.steps, strict=True)
+        for name, value in of_step.arguments.constants.items()
     }
     return dict(
         part=form.part.text,
@@ -67,7 +67,7 @@ def part_json(form: PartForm, call: PartCall, names: dict[str, str]) -> dict[str
         inputs=[dict(described(name), metas=name in form.keys) for name in form.inputs],
         outputs=[described(name) for name in form.outputs],
         keys=form.keys,
-        results=[result_json(form.part, piece.result) for piece in call.pieces],
+        results=[result_json(form.part, step.result) for step in call.steps],
         constants=constants,
     )
 

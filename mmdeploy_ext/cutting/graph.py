@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """An argument of a piece that is a result of an earlier piece.
+    """An argument of a step that is a result of an earlier step.
 
     Attributes:
         argument: name of the tensor among the arguments.
-        piece: index of the earlier piece.
+        step: index of the earlier step.
         result: name of the tensor among its results.
     """
 
     argument: str
-    piece: int
+    step: int
     result: str
 
 
@@ -41,11 +41,11 @@ class PartForm:
 
     Attributes:
         part: the part.
-        arguments: names of the tensors among the arguments of the first piece.
-        keys: keys of the metas whose arrays are inputs -> index of the piece that gets them.
-        outputs: names of the tensors among the results of the last piece.
-        links: per piece, where its tensors come from; of the first piece nothing.
-        sources: per piece, for each array that enters torch where it comes from, or None.
+        arguments: names of the tensors among the arguments of the first step.
+        keys: keys of the metas whose arrays are inputs -> index of the step that gets them.
+        outputs: names of the tensors among the results of the last step.
+        links: per step, where its tensors come from; of the first step nothing.
+        sources: per step, for each array that enters torch where it comes from, or None.
         dynamic: tensor name -> axis -> name of its size, for axes that differ between calls.
     """
 
@@ -63,15 +63,15 @@ class PartForm:
 
     def inputs_of(self, call: PartCall) -> dict[str, torch.Tensor]:
         """Return name -> tensor of the inputs of a call."""
-        tensors = dict(call.pieces[0].arguments.tensors)
+        tensors = dict(call.steps[0].arguments.tensors)
         device = next(iter(tensors.values())).device if tensors else None
-        for key, piece in self.keys.items():
-            tensors[key] = array_input(call.pieces[piece].stacks[key]).to(device)
+        for key, step in self.keys.items():
+            tensors[key] = array_input(call.steps[step].stacks[key]).to(device)
         return {name: tensors[name] for name in self.inputs}
 
     def outputs_of(self, call: PartCall) -> dict[str, np.ndarray]:
         """Return name -> array of the outputs of a call."""
-        tensors = call.pieces[-1].result.tensors
+        tensors = call.steps[-1].result.tensors
         return {name: to_array(tensors[name]) for name in self.outputs}
 
 
@@ -83,38 +83,38 @@ def array_input(array: np.ndarray) -> torch.Tensor:
 def form_of(part: Part, calls: Sequence[PartCall]) -> PartForm:
     """Return the form of a part.
 
-    ConfigError: two calls have different forms, code between the pieces changes values, an input is changed
+    ConfigError: two calls have different forms, code between the steps changes values, an input is changed
     in place, or an array that changes from call to call is computed in numpy.
     """
     first = calls[0]
     for call in calls[1:]:
         _check_same_form(part, first, call)
     for call in calls:
-        for piece, of_piece in zip(part.pieces, call.pieces, strict=True):
-            if of_piece.changed:
+        for step, of_step in zip(part.steps, call.steps, strict=True):
+            if of_step.changed:
                 raise ConfigError(
-                    f'--parts {part.text}: {piece.text} changes its argument {of_piece.changed[0]} in place '
+                    f'--parts {part.text}: {step.text} changes its argument {of_step.changed[0]} in place '
                     f'({call.title}); a graph gives results and changes no input'
                 )
-    if not first.pieces[-1].result.tensors:
+    if not first.steps[-1].result.tensors:
         raise ConfigError(f'--parts {part.text}: returns no tensor, which a graph could compute')
-    sources = tuple(_sources(part, calls, index) for index in range(len(part.pieces)))
+    sources = tuple(_sources(part, calls, index) for index in range(len(part.steps)))
     keys: dict[str, int] = {}
-    for index, of_piece in enumerate(sources):
-        for source in of_piece:
+    for index, of_step in enumerate(sources):
+        for source in of_step:
             if source is not None:
                 keys.setdefault(source.key, index)
-    arguments = tuple(first.pieces[0].arguments.tensors)
+    arguments = tuple(first.steps[0].arguments.tensors)
     if not arguments and not keys:
         raise ConfigError(f'--parts {part.text}: gets no tensor, so that a graph would have no input')
-    outputs = tuple(first.pieces[-1].result.tensors)
-    links = tuple(_links(part, calls, index) for index in range(len(part.pieces)))
+    outputs = tuple(first.steps[-1].result.tensors)
+    links = tuple(_links(part, calls, index) for index in range(len(part.steps)))
     form = PartForm(part, arguments, keys, outputs, links, sources, {})
     return dataclasses.replace(form, dynamic=_dynamic_axes(form, calls))
 
 
 def _check_same_form(part: Part, first: PartCall, call: PartCall) -> None:
-    for piece, expected, got in zip(part.pieces, first.pieces, call.pieces, strict=True):
+    for step, expected, got in zip(part.steps, first.steps, call.steps, strict=True):
         for side in ('arguments', 'result'):
             forms = getattr(expected, side).form(), getattr(got, side).form()
             if forms[0] != forms[1]:
@@ -123,7 +123,7 @@ def _check_same_form(part: Part, first: PartCall, call: PartCall) -> None:
                 ]
                 name = names[0]
                 raise ConfigError(
-                    f'--parts {part.text}: calls of {piece.text} have different forms: {side} {name}: '
+                    f'--parts {part.text}: calls of {step.text} have different forms: {side} {name}: '
                     f'{forms[0].get(name, "absent")} in {first.title}, {forms[1].get(name, "absent")} in '
                     f'{call.title}; one graph has one form'
                 )
@@ -131,7 +131,7 @@ def _check_same_form(part: Part, first: PartCall, call: PartCall) -> None:
         changed = [name for name in modules[0] if modules[0][name] is not modules[1].get(name)]
         if changed:
             raise ConfigError(
-                f'--parts {part.text}: {piece.text} gets another module as {changed[0]} in {call.title} '
+                f'--parts {part.text}: {step.text} gets another module as {changed[0]} in {call.title} '
                 f'than in {first.title}; cut the module that calls it'
             )
 
@@ -140,21 +140,21 @@ def _links(part: Part, calls: Sequence[PartCall], index: int) -> tuple[Link, ...
     if not index:
         return ()
     links = []
-    for name in calls[0].pieces[index].arguments.tensors:
+    for name in calls[0].steps[index].arguments.tensors:
         found: list[tuple[int, str]] | None = None
         for call in calls:
-            tensor = call.pieces[index].arguments.tensors[name]
+            tensor = call.steps[index].arguments.tensors[name]
             equal = [
                 (earlier, result)
                 for earlier in range(index)
-                for result, value in call.pieces[earlier].result.tensors.items()
+                for result, value in call.steps[earlier].result.tensors.items()
                 if same_values(value, tensor)
             ]
             found = equal if found is None else [entry for entry in found if entry in equal]
         if not found:
             raise ConfigError(
-                f'--parts {part.text}: {part.pieces[index].text} gets {name}, which is no result of '
-                f'{" or ".join(piece.text for piece in part.pieces[:index])}: code between them changes '
+                f'--parts {part.text}: {part.steps[index].text} gets {name}, which is no result of '
+                f'{" or ".join(step.text for step in part.steps[:index])}: code between them changes '
                 f'values. Cut them into parts of their own'
             )
         links.append(Link(name, *found[0]))
@@ -162,10 +162,10 @@ def _links(part: Part, calls: Sequence[PartCall], index: int) -> tuple[Link, ...
 
 
 def _sources(part: Part, calls: Sequence[PartCall], index: int) -> tuple[Source | None, ...]:
-    first = calls[0].pieces[index]
+    first = calls[0].steps[index]
     sources: list[Source | None] = []
     for place, entered in enumerate(first.entered):
-        others = [call.pieces[index].entered for call in calls[1:]]
+        others = [call.steps[index].entered for call in calls[1:]]
         same = [arrays[place] for arrays in others if place < len(arrays)]
         common = [source for source in entered.sources if all(source in other.sources for other in same)]
         sources.append(common[0] if common else None)
@@ -211,20 +211,18 @@ class PartModule(torch.nn.Module):
             modules_of: name of a module among the arguments -> its path in `model`.
         """
         super().__init__()
-        owners = [piece.owner_in(model) for piece in form.part.pieces]
+        owners = [step.owner_in(model) for step in form.part.steps]
         self.owners = torch.nn.ModuleList(dict.fromkeys(owners))
-        methods = [
-            getattr(owner, piece.method) for owner, piece in zip(owners, form.part.pieces, strict=True)
-        ]
+        methods = [getattr(owner, step.method) for owner, step in zip(owners, form.part.steps, strict=True)]
         arguments = [
-            piece.arguments.replace(
+            step.arguments.replace(
                 {
                     name: model.get_submodule(modules_of[name])
-                    for name in piece.arguments.modules
+                    for name in step.arguments.modules
                     if name in modules_of
                 }
             )
-            for piece in call.pieces
+            for step in call.steps
         ]
 
         def run(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -233,7 +231,7 @@ class PartModule(torch.nn.Module):
             for index, method in enumerate(methods):
                 values = dict(given) if not index else {}
                 for link in form.links[index]:
-                    value = results[link.piece][link.result]
+                    value = results[link.step][link.result]
                     shape = arguments[index].tensors[link.argument].shape
                     values[link.argument] = value if value.dim() == len(shape) else value.reshape(shape)
                 constants = arguments[index].copied().constants
@@ -264,7 +262,7 @@ def modules_among(call: PartCall, model: torch.nn.Module) -> dict[str, str]:
     paths = {id(module): path for path, module in model.named_modules()}
     return {
         name: paths[id(module)]
-        for piece in call.pieces
-        for name, module in piece.arguments.modules.items()
+        for step in call.steps
+        for name, module in step.arguments.modules.items()
         if id(module) in paths
     }

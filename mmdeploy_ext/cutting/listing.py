@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import Mm2OnnxError, one_line
 from mmdeploy_ext.cutting.export import DEFAULTS, RecordedPart, names_for, with_place
 from mmdeploy_ext.cutting.folder import result_json
 from mmdeploy_ext.cutting.graph import form_of, modules_among
-from mmdeploy_ext.cutting.pieces import Part, Piece, intercepted
+from mmdeploy_ext.cutting.pieces import Part, Step, intercepted
 from mmdeploy_ext.cutting.record import PartCall, record, same_values
 from mmdeploy_ext.cutting.refusals import check_constants
 from mmdeploy_ext.cutting.samples import run_test_path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from mmdeploy_ext.cutting.model import CutModel
+    from mmdeploy_ext.cutting.model import ModelFactory
 
 DEEPEST = 3
 """Depth of the modules that are tried."""
@@ -51,8 +51,8 @@ class Candidate:
 
     @property
     def tensors_text(self) -> str:
-        arguments = self.calls[0].pieces[0].arguments.tensors
-        results = self.calls[0].pieces[0].result.tensors
+        arguments = self.calls[0].steps[0].arguments.tensors
+        results = self.calls[0].steps[0].result.tensors
         times = f' (x{len(self.calls)})' if len(self.calls) > 1 else ''
         return f'{_shapes(arguments)} -> {_shapes(results)}{times}'
 
@@ -62,9 +62,9 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> str:
     return ', '.join([*texts[:2], f'{len(texts) - 2} more'] if len(texts) > 3 else texts)
 
 
-def shares_of(deployment: CutModel, samples: Sequence[Any]) -> dict[str, float]:
+def shares_of(factory: ModelFactory, samples: Sequence[Any]) -> dict[str, float]:
     """Return path -> share of the time of the test path, of the modules that it calls, in their order."""
-    model = deployment.make()
+    model = factory.make()
     seconds: dict[str, float] = {}
 
     def timed(path: str, original: Any, args: Any, kwargs: Any) -> Any:
@@ -75,7 +75,7 @@ def shares_of(deployment: CutModel, samples: Sequence[Any]) -> dict[str, float]:
         return result
 
     paths = [path for path, _ in model.named_modules() if path and path.count('.') < DEEPEST]
-    handlers = {Piece(path): functools.partial(timed, path) for path in paths}
+    handlers = {Step(path): functools.partial(timed, path) for path in paths}
     with intercepted(model, handlers):
         for sample in samples:
             start = time.perf_counter()
@@ -86,17 +86,17 @@ def shares_of(deployment: CutModel, samples: Sequence[Any]) -> dict[str, float]:
 
 
 def candidates_of(
-    deployment: CutModel, samples: Sequence[Any], options: Mapping[str, Any]
+    factory: ModelFactory, samples: Sequence[Any], options: Mapping[str, Any]
 ) -> list[Candidate]:
     """Return the modules that the test path calls; inside of those that export nothing is tried."""
-    shares = shares_of(deployment, samples)
-    prepared, fresh, found = deployment.make_prepared(), deployment.make(), []
+    shares = shares_of(factory, samples)
+    prepared, fresh, found = factory.make_prepared(), factory.make(), []
     chosen = {**DEFAULTS, **options}
     chosen['opset'] = chosen['opset'] or default_opset(prepared, chosen['exporter'])
     open_paths = [path for path in shares if '.' not in path]
     while open_paths:
-        model = deployment.make()
-        parts = [Part((Piece(path),)) for path in open_paths]
+        model = factory.make()
+        parts = [Part((Step(path),)) for path in open_paths]
         recording = record(model, parts, samples, run_test_path)
         failed = []
         for part, calls in recording.calls.items():
@@ -129,7 +129,7 @@ def reason_against(
     model, fresh, prepared = models
     try:
         form = form_of(part, calls)
-        result_json(part, calls[0].pieces[-1].result)
+        result_json(part, calls[0].steps[-1].result)
         recorded = RecordedPart(form, calls, modules_among(calls[0], model))
         check_constants(fresh, form, calls, recorded.paths)
         try:
@@ -159,19 +159,19 @@ def proposal_of(candidates: Sequence[Candidate]) -> list[str]:
 def _flows(first: Candidate, second: Candidate) -> bool:
     if len(first.calls) != len(second.calls):
         return False
-    results = first.calls[0].pieces[0].result.tensors.values()
-    tensors = second.calls[0].pieces[0].arguments.tensors.values()
+    results = first.calls[0].steps[0].result.tensors.values()
+    tensors = second.calls[0].steps[0].arguments.tensors.values()
     return all(any(same_values(result, tensor) for result in results) for tensor in tensors)
 
 
 def print_parts(
-    deployment: CutModel, samples: Sequence[Any], options: Mapping[str, Any], console: Console
+    factory: ModelFactory, samples: Sequence[Any], options: Mapping[str, Any], console: Console
 ) -> None:
     """Print the modules of a model with their tensors and shares of the time, and propose a cut."""
     from rich.table import Table
 
-    candidates = candidates_of(deployment, samples, options)
-    table = Table(title=f'{deployment.config}: parts')
+    candidates = candidates_of(factory, samples, options)
+    table = Table(title=f'{factory.config}: parts')
     for title in ('part', 'tensors', 'time', 'weights', 'exports'):
         table.add_column(title, overflow='fold')
     for candidate in candidates:

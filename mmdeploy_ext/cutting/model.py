@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class CutModel:
+class ModelFactory:
     """A config and its weights; `make` gives models in their fresh state.
 
     Attributes:
@@ -80,7 +80,7 @@ class CutModel:
         )
 
 
-def read_model(config: str, checkpoint: str, cfg_options: Mapping[str, Any] | None = None) -> CutModel:
+def read_model(config: str, checkpoint: str, cfg_options: Mapping[str, Any] | None = None) -> ModelFactory:
     """Read a config, with its own imports; ConfigError: it cannot be read, or has no model."""
     compat.apply()
     cfg = load_config(str(config), dict(cfg_options or {}))
@@ -88,7 +88,7 @@ def read_model(config: str, checkpoint: str, cfg_options: Mapping[str, Any] | No
         raise ConfigError(f'{config}: has no `model`; expected a detector config')
     import mmdeploy_ext.families.parts.upstream_layers  # noqa: F401, it adds to PREPARATIONS
 
-    return CutModel(str(config), str(checkpoint), cfg, dict(cfg_options or {}))
+    return ModelFactory(str(config), str(checkpoint), cfg, dict(cfg_options or {}))
 
 
 def _builder(cfg: Any) -> Any:

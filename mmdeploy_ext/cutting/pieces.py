@@ -20,7 +20,7 @@ SUFFIX = '()'
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Step:
     """One method of one module.
 
     Attributes:
@@ -32,7 +32,7 @@ class Piece:
     method: str = FORWARD
 
     @classmethod
-    def parse(cls, text: str) -> Piece:
+    def parse(cls, text: str) -> Step:
         if not text.endswith(SUFFIX):
             return cls(text)
         owner, _, method = text.removesuffix(SUFFIX).rpartition('.')
@@ -61,21 +61,21 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Pieces that become one graph: tensors flow from each piece to the later ones."""
+    """Pieces that become one graph: tensors flow from each step to the later ones."""
 
-    pieces: tuple[Piece, ...]
+    steps: tuple[Step, ...]
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """Read a part as typed; UsageError: a piece is empty or is there twice."""
+        """Read a part as typed; UsageError: a step is empty or is there twice."""
         names = [name.strip() for name in text.split('+')]
         if not all(names) or len(set(names)) < len(names):
             raise UsageError(f'--parts {text}: expected paths of modules or methods, joined by +')
-        return cls(tuple(map(Piece.parse, names)))
+        return cls(tuple(map(Step.parse, names)))
 
     @property
     def text(self) -> str:
-        return '+'.join(piece.text for piece in self.pieces)
+        return '+'.join(step.text for step in self.steps)
 
     @property
     def file(self) -> str:
@@ -83,24 +83,24 @@ class Part:
 
 
 def parse_parts(texts: list[str] | tuple[str, ...], model: torch.nn.Module) -> list[Part]:
-    """Return the parts that were typed; UsageError: one is not in the model, or two share a piece."""
+    """Return the parts that were typed; UsageError: one is not in the model, or two share a step."""
     parts = [Part.parse(text) for text in texts]
-    pieces = [piece for part in parts for piece in part.pieces]
-    for piece in pieces:
-        piece.owner_in(model)
-        if pieces.count(piece) > 1:
-            raise UsageError(f'--parts {piece.text}: belongs to two parts')
+    steps = [step for part in parts for step in part.steps]
+    for step in steps:
+        step.owner_in(model)
+        if steps.count(step) > 1:
+            raise UsageError(f'--parts {step.text}: belongs to two parts')
     return parts
 
 
 @contextlib.contextmanager
-def intercepted(model: torch.nn.Module, handlers: Mapping[Piece, Callable[..., Any]]) -> Iterator[None]:
-    """Inside the block `handler(original, args, kwargs)` runs in place of each piece's method."""
+def intercepted(model: torch.nn.Module, handlers: Mapping[Step, Callable[..., Any]]) -> Iterator[None]:
+    """Inside the block `handler(original, args, kwargs)` runs in place of each step's method."""
     with contextlib.ExitStack() as stack:
-        for piece, handler in handlers.items():
-            owner = piece.owner_in(model)
-            original = getattr(owner, piece.method)
-            stack.enter_context(replaced_entry(vars(owner), piece.method, _handled(handler, original)))
+        for step, handler in handlers.items():
+            owner = step.owner_in(model)
+            original = getattr(owner, step.method)
+            stack.enter_context(replaced_entry(vars(owner), step.method, _handled(handler, original)))
         yield
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.model import CutModel
+    from mmdeploy_ext.cutting.model import ModelFactory
     from mmdeploy_ext.cutting.record import Recording
     from mmdeploy_ext.tasks.half_bars import HalfBars
 
@@ -42,7 +42,7 @@ FACTS = dict(config_sha256='model and test pipeline of the config', checkpoint_s
 
 
 def prove_folder(
-    deployment: CutModel,
+    factory: ModelFactory,
     folder: CutFolder,
     samples: Sequence[Any],
     recorded: tuple[list[RecordedPart], Recording] | None = None,
@@ -50,47 +50,47 @@ def prove_folder(
     """Prove exported parts: each graph, each part's tensors, and the whole model with sessions swapped in.
 
     Args:
-        deployment: config and checkpoint.
+        factory: config and checkpoint.
         folder: the exported folder.
         samples: keyword arguments of the test path, in their order.
         recorded: result of `record_parts` on these samples, if it was just run.
     """
     texts = [entry['part'] for entry in folder.entries]
-    parts, recording = recorded or record_parts(deployment, texts, samples)
-    verdict = Verdict(_subject(deployment, folder, samples))
+    parts, recording = recorded or record_parts(factory, texts, samples)
+    verdict = Verdict(_subject(factory, folder, samples))
     bars = bars_of(folder.options['precision'])
     sessions = open_sessions(folder, round_fp16=bars is not None)
-    _compare_graphs(verdict, deployment, folder, parts)
-    _check_facts(verdict, deployment, folder)
+    _compare_graphs(verdict, factory, folder, parts)
+    _check_facts(verdict, factory, folder)
     _compare_kept(verdict, folder, samples, recording)
-    cases = _part_cases(deployment, folder, parts, sessions)
-    lit_parts, lit_results = _lit_cases(verdict, deployment, folder, parts, samples[0], sessions)
+    cases = _part_cases(factory, folder, parts, sessions)
+    lit_parts, lit_results = _lit_cases(verdict, factory, folder, parts, samples[0], sessions)
     verdict.findings += case_findings([*cases, *lit_parts])
     if not any(not case.traced for case in cases):
         verdict.findings.append(Finding('outputs', '', False, UNSEEN))
-    _compare_model(verdict, deployment, samples, recording, sessions, bars, lit_results)
+    _compare_model(verdict, factory, samples, recording, sessions, bars, lit_results)
     if bars is not None:
         verdict.notes += [bars_text(bars), ROUNDED]
-    verdict.notes.append(f'the rest runs in PyTorch: {rest_text(deployment, folder)}')
+    verdict.notes.append(f'the rest runs in PyTorch: {rest_text(factory, folder)}')
     return verdict
 
 
-def _subject(deployment: CutModel, folder: CutFolder, samples: Sequence[Any]) -> dict[str, Any]:
+def _subject(factory: ModelFactory, folder: CutFolder, samples: Sequence[Any]) -> dict[str, Any]:
     return dict(
         file=str(folder.path),
-        module=f'{deployment.config} with these parts',
+        module=f'{factory.config} with these parts',
         parts=[entry['part'] for entry in folder.entries],
         precision=folder.options['precision'],
         samples=len(samples),
-        **{key: value for key, value in deployment.facts().items() if key != 'classes'},
+        **{key: value for key, value in factory.facts().items() if key != 'classes'},
         versions=folder.facts.get('versions'),
     )
 
 
 def _compare_graphs(
-    verdict: Verdict, deployment: CutModel, folder: CutFolder, parts: Sequence[RecordedPart]
+    verdict: Verdict, factory: ModelFactory, folder: CutFolder, parts: Sequence[RecordedPart]
 ) -> None:
-    model, warnings = deployment.make_prepared(), []
+    model, warnings = factory.make_prepared(), []
     for part, entry in zip(parts, folder.entries, strict=True):
         written = load(str(folder.file(entry)))
         names = folder.names(entry)
@@ -117,13 +117,13 @@ def _axes_of(entry: dict[str, Any]) -> dict[str, dict[int, str]]:
     return dynamic
 
 
-def _check_facts(verdict: Verdict, deployment: CutModel, folder: CutFolder) -> None:
-    facts = deployment.facts()
+def _check_facts(verdict: Verdict, factory: ModelFactory, folder: CutFolder) -> None:
+    facts = factory.facts()
     for key, title in FACTS.items():
         is_equal = folder.facts.get(key) == facts[key]
         detail = '' if is_equal else 'differs from the export'
         verdict.findings.append(check_finding(Check(f'{title} as exported', is_equal, detail)))
-    if changed := changed_files(folder.facts.get('classes', ()), model_classes(deployment.pristine)):
+    if changed := changed_files(folder.facts.get('classes', ()), model_classes(factory.pristine)):
         verdict.notes.append(f'changed since the export: {", ".join(changed)}; results decide')
 
 
@@ -148,14 +148,14 @@ def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], r
 
 
 def _part_cases(
-    deployment: CutModel,
+    factory: ModelFactory,
     folder: CutFolder,
     parts: Sequence[RecordedPart],
     sessions: Sequence[PartSession],
     titles: Sequence[str] = (),
 ) -> list[Case]:
     """Return a case per call; `titles` are those of samples that the export did not see."""
-    cases, make = [], functools.cache(deployment.make)
+    cases, make = [], functools.cache(factory.make)
     for part, session in zip(parts, sessions, strict=True):
         for index, call in enumerate(part.calls):
             inputs, reference = part.form.inputs_of(call), part.form.outputs_of(call)
@@ -175,9 +175,9 @@ def _part_cases(
     return cases
 
 
-def run_swapped(deployment: CutModel, samples: Sequence[Any], sessions: Sequence[PartSession]) -> list[Any]:
+def run_swapped(factory: ModelFactory, samples: Sequence[Any], sessions: Sequence[PartSession]) -> list[Any]:
     """Return the results of the test path with sessions in place of parts, from a fresh state."""
-    model = deployment.make()
+    model = factory.make()
     results = []
     with swapped(model, sessions):
         for sample in tracked(samples, len(samples), 'with sessions'):
@@ -187,7 +187,7 @@ def run_swapped(deployment: CutModel, samples: Sequence[Any], sessions: Sequence
 
 def _compare_model(
     verdict: Verdict,
-    deployment: CutModel,
+    factory: ModelFactory,
     samples: Sequence[Any],
     recording: Recording,
     sessions: Sequence[PartSession],
@@ -195,7 +195,7 @@ def _compare_model(
     lit: Sequence[Case],
 ) -> None:
     try:
-        results = run_swapped(deployment, samples, sessions)
+        results = run_swapped(factory, samples, sessions)
     except (Mm2OnnxError, RuntimeError) as error:
         text = f'the test path with sessions in place of the parts raises: {one_line(error)[:300]}'
         verdict.findings.append(Finding('outputs', 'whole model', False, text))
@@ -230,13 +230,13 @@ def _compare_model(
         verdict.findings.append(Finding('outputs', 'whole model', False, text))
     if first is not None:
         verdict.notes.append(
-            f'first difference: {locate(deployment, samples[: first + 1], recording, sessions, bars)}'
+            f'first difference: {locate(factory, samples[: first + 1], recording, sessions, bars)}'
         )
 
 
 def _lit_cases(
     verdict: Verdict,
-    deployment: CutModel,
+    factory: ModelFactory,
     folder: CutFolder,
     parts: Sequence[RecordedPart],
     sample: Any,
@@ -248,9 +248,9 @@ def _lit_cases(
         verdict.notes.append('no dark and no bright picture: the samples have no images of three channels')
         return [], []
     try:
-        pieces = [part.form.part for part in parts]
-        recording = record(deployment.make(), pieces, list(lit.values()), run_test_path)
-        results = run_swapped(deployment, list(lit.values()), sessions)
+        steps = [part.form.part for part in parts]
+        recording = record(factory.make(), steps, list(lit.values()), run_test_path)
+        results = run_swapped(factory, list(lit.values()), sessions)
     except (ConfigError, UsageError) as error:  # a part is not called, or its file does not take the sizes
         verdict.notes.append(f'no dark and no bright picture: {one_line(error)[:300]}')
         return [], []
@@ -263,7 +263,7 @@ def _lit_cases(
         matched = match_results('results', reference, candidate, bars)
         rows = tuple(matched.tensors), tuple(matched.detections)
         whole.append(Case(f'whole model, {title}', '', False, *rows))
-    return _part_cases(deployment, folder, called, sessions, list(lit)), whole
+    return _part_cases(factory, folder, called, sessions, list(lit)), whole
 
 
 def _passed(case: Case) -> bool:
@@ -271,7 +271,7 @@ def _passed(case: Case) -> bool:
 
 
 def locate(
-    deployment: CutModel,
+    factory: ModelFactory,
     samples: Sequence[Any],
     recording: Recording,
     sessions: Sequence[PartSession],
@@ -280,7 +280,7 @@ def locate(
     """Return which part alone makes the results of the last sample differ."""
     index = len(samples) - 1
     for session in sessions:
-        results = run_swapped(deployment, samples, [session])
+        results = run_swapped(factory, samples, [session])
         if not match_results('', recording.results[index], results[-1], bars).passed:
             return f'sample {index}, by {session.part.text} alone'
     return f'sample {index}, by the parts together'
@@ -295,11 +295,11 @@ def bars_text(bars: HalfBars) -> str:
     )
 
 
-def rest_text(deployment: CutModel, folder: CutFolder) -> str:
+def rest_text(factory: ModelFactory, folder: CutFolder) -> str:
     """Return the names of the model's modules that no part holds."""
-    owners = [piece.owner for part in folder.parts for piece in part.pieces]
+    owners = [step.owner for part in folder.parts for step in part.steps]
     names = []
-    for name, module in deployment.pristine.named_children():
+    for name, module in factory.pristine.named_children():
         inside = [owner for owner in owners if owner.startswith(f'{name}.')]
         if inside:
             names.append(f'{name} without {", ".join(inside)}')

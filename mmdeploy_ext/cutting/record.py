@@ -23,8 +23,8 @@ RESULT = 'result'
 
 
 @dataclasses.dataclass(frozen=True)
-class PieceCall:
-    """One call of a piece.
+class StepCall:
+    """One call of a step.
 
     Attributes:
         arguments: copies of the arguments, by parameter.
@@ -43,11 +43,11 @@ class PieceCall:
 
 @dataclasses.dataclass(frozen=True)
 class PartCall:
-    """One run of a part: a call of each of its pieces, in their order."""
+    """One run of a part: a call of each of its steps, in their order."""
 
     sample: int
     number: int
-    pieces: tuple[PieceCall, ...]
+    steps: tuple[StepCall, ...]
 
     @property
     def title(self) -> str:
@@ -87,7 +87,7 @@ def record(
         run: (model, sample) -> the result of the test path.
 
     Raises:
-        UsageError: a part is not called, or the pieces of a part are not called in turn.
+        UsageError: a part is not called, or the steps of a part are not called in turn.
     """
     recorder = _Recorder(parts)
     results = []
@@ -108,12 +108,12 @@ def _copied(result: Any) -> Any:
 class _Recorder:
     def __init__(self, parts: Sequence[Part]) -> None:
         self.calls: dict[Part, list[PartCall]] = {part: [] for part in parts}
-        self.open: dict[Part, list[PieceCall]] = {part: [] for part in parts}
+        self.open: dict[Part, list[StepCall]] = {part: [] for part in parts}
         self.sample = 0
         self.handlers = {
-            piece: functools.partial(self.handle, part, index)
+            step: functools.partial(self.handle, part, index)
             for part in parts
-            for index, piece in enumerate(part.pieces)
+            for index, step in enumerate(part.steps)
         }
 
     def handle(
@@ -124,12 +124,12 @@ class _Recorder:
         args: Sequence[Any],
         kwargs: dict[str, Any],
     ) -> Any:
-        piece = part.pieces[index]
+        step = part.steps[index]
         if index != len(self.open[part]):
-            expected = part.pieces[len(self.open[part])].text
+            expected = part.steps[len(self.open[part])].text
             raise UsageError(
-                f'--parts {part.text}: the test path calls {piece.text} where {expected} was expected; the '
-                f'pieces of a part are called in turn. Cut them into parts of their own'
+                f'--parts {part.text}: the test path calls {step.text} where {expected} was expected; the '
+                f'steps of a part are called in turn. Cut them into parts of their own'
             )
         given = Tree.of(arguments_of(original, args, kwargs))
         arguments = given.copied()
@@ -140,8 +140,8 @@ class _Recorder:
             name for name, tensor in given.tensors.items() if not same_values(tensor, arguments.tensors[name])
         )
         kept = Tree.of(named(result)).copied()
-        self.open[part].append(PieceCall(arguments, kept, stacks, tuple(entered), changed))
-        if index == len(part.pieces) - 1:
+        self.open[part].append(StepCall(arguments, kept, stacks, tuple(entered), changed))
+        if index == len(part.steps) - 1:
             number = sum(call.sample == self.sample for call in self.calls[part])
             self.calls[part].append(PartCall(self.sample, number, tuple(self.open[part])))
             self.open[part] = []

@@ -69,9 +69,9 @@ def check_constants(
 
 
 def changing_constants(first: PartCall, call: PartCall) -> dict[str, list[tuple[int, str]]]:
-    """Return key -> pieces and names of the constants that differ between two calls."""
+    """Return key -> steps and names of the constants that differ between two calls."""
     changing: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
-    for index, (one, other) in enumerate(zip(first.pieces, call.pieces, strict=True)):
+    for index, (one, other) in enumerate(zip(first.steps, call.steps, strict=True)):
         others = other.arguments.constants
         for name, value in one.arguments.constants.items():
             if name not in others or not same_leaf(value, others[name]):
@@ -96,17 +96,17 @@ def _refuse(
     first, call = calls
     reaching = []
     for key, places in changing.items():
-        pieces = list(call.pieces)
+        steps = list(call.steps)
         for index, name in places:
-            value = first.pieces[index].arguments.constants[name]
-            piece = pieces[index]
-            pieces[index] = dataclasses.replace(piece, arguments=piece.arguments.replace({name: value}))
-        changed = dataclasses.replace(call, pieces=tuple(pieces))
+            value = first.steps[index].arguments.constants[name]
+            step = steps[index]
+            steps[index] = dataclasses.replace(step, arguments=step.arguments.replace({name: value}))
+        changed = dataclasses.replace(call, steps=tuple(steps))
         if not same_bits(own, run_part(model, form, changed, form.inputs_of(call), paths)):
             reaching.append(key)
     keys = reaching or list(changing)
     index, name = changing[keys[0]][0]
-    values = [_text(side.pieces[index].arguments.constants.get(name)) for side in calls]
+    values = [_text(side.steps[index].arguments.constants.get(name)) for side in calls]
     raise ConfigError(
         f'--parts {form.part.text}: {name} is a constant of the graph, changes from call to call and reaches '
         f'the results: {values[0]} in {first.title}, {values[1]} in {call.title} (of {", ".join(keys)}); '

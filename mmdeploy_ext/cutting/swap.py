@@ -72,12 +72,12 @@ def _check_shape(part: Part, entry: dict[str, Any], tensor: torch.Tensor) -> Non
 
 
 class _Swapped:
-    """Handlers of the pieces of one part: the first runs the session, the last gives its results."""
+    """Handlers of the steps of one part: the first runs the session, the last gives its results."""
 
     def __init__(self, session: PartSession) -> None:
         self.session, self.pending = session, {}
-        pieces = session.part.pieces
-        self.handlers = {piece: functools.partial(self.handle, index) for index, piece in enumerate(pieces)}
+        steps = session.part.steps
+        self.handlers = {step: functools.partial(self.handle, index) for index, step in enumerate(steps)}
 
     def handle(
         self, index: int, original: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]

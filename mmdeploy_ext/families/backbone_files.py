@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.families.files import plain_options
-from mmdeploy_ext.families.model import Model
+from mmdeploy_ext.families.model import Detector
 from mmdeploy_ext.families.sparse import SparseFamily
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
@@ -25,16 +25,16 @@ from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.ranges import Ranges
 
 
-def trace(deployment: Model) -> SparseGraph:
+def trace(detector: Detector) -> SparseGraph:
     """Return the graph of the encoder in its own order, with BatchNorm and Relu as nodes.
 
     Raises ConfigError if the encoder's shape differs from the config's.
     """
     from mmdeploy_ext.exporting.sparse import trace as tracing
 
-    settings = deployment.settings
+    settings = detector.settings
     graph = tracing.trace(
-        deployment.family.encoder(deployment.model),
+        detector.family.encoder(detector.model),
         order=settings.order,
         spatial_shape=settings.spatial_shape,
         in_channels=settings.in_channels,
@@ -42,7 +42,7 @@ def trace(deployment: Model) -> SparseGraph:
     expected = settings.output_shape
     if expected is not None and tuple(expected) != graph.output_shape:
         raise ConfigError(
-            f'{deployment.config}: the encoder gives {list(graph.output_shape)}, what follows it takes '
+            f'{detector.config}: the encoder gives {list(graph.output_shape)}, what follows it takes '
             f'{list(expected)}; correct sparse_shape, voxel_size or the channels of the next layer'
         )
     return graph
@@ -112,18 +112,18 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
     return precisions
 
 
-def metadata_props(deployment: Model, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
+def metadata_props(detector: Detector, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
     """Return the metadata of a file, key with `PREFIX` -> JSON text."""
     values = dict(
-        family=deployment.family.name,
+        family=detector.family.name,
         form=options.target,
-        options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
-        voxels=deployment.rule.to_json(),
-        config=Path(deployment.config).name,
-        config_sha256=deployment.config_sha256,
-        checkpoint_sha256=deployment.checkpoint_sha256,
+        options=dict(options.to_json(), cfg_options=plain_options(detector.cfg_options)),
+        voxels=detector.rule.to_json(),
+        config=Path(detector.config).name,
+        config_sha256=detector.config_sha256,
+        checkpoint_sha256=detector.checkpoint_sha256,
         versions=versions(),
-        model_classes=[entry.to_json() for entry in deployment.model_classes],
+        model_classes=[entry.to_json() for entry in detector.model_classes],
         rules=GRAPH_RULES,
         edits=[],
         **(dict(ranges=ranges.to_json()) if ranges else {}),
@@ -132,13 +132,13 @@ def metadata_props(deployment: Model, options: Options, ranges: Ranges | None = 
 
 
 def write_file(
-    deployment: Model, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
+    detector: Detector, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
 ) -> None:
     """Write the graph and its metadata; replaces an older file at once.
 
     Raises ExportError if the target cannot express a part of the graph.
     """
-    props = metadata_props(deployment, options, ranges)
+    props = metadata_props(detector, options, ranges)
     if options.target == 'libspconv':
         from mmdeploy_ext.sparse.libspconv import write
 
@@ -152,9 +152,9 @@ def write_file(
 
 
 def export_file(
-    deployment: Model, options: Options, path: str, ranges: Ranges | None = None
+    detector: Detector, options: Options, path: str, ranges: Ranges | None = None
 ) -> tuple[SparseGraph, float]:
     start = time.perf_counter()
-    graph = make_graph(trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256)
-    write_file(deployment, graph, options, path, ranges)
+    graph = make_graph(trace(detector), options, detector.family, ranges, detector.checkpoint_sha256)
+    write_file(detector, graph, options, path, ranges)
     return graph, time.perf_counter() - start

@@ -24,7 +24,7 @@ from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families.base import BACKBONE, FAMILIES, Family, exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.hosts import hosted
-from mmdeploy_ext.families.model import Model, check_options, load_weights, rule_of
+from mmdeploy_ext.families.model import Detector, check_options, load_weights, rule_of
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
@@ -65,11 +65,11 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
     will_write(option.strip(' ='), paths)
 
 
-def load_for(deployment: Model, options: Options, output: str) -> Options:
+def load_for(detector: Detector, options: Options, output: str) -> Options:
     """Check options and output, load the weights; return resolved options."""
-    options = check_options(options, deployment.unbuilt_cfg, deployment.family, deployment.model)
-    check_output(output, options, deployment.family)
-    load_weights(deployment)
+    options = check_options(options, detector.unbuilt_cfg, detector.family, detector.model)
+    check_output(output, options, detector.family)
+    load_weights(detector)
     return options
 
 
@@ -88,26 +88,26 @@ def check_facts(name: str, facts: Any) -> None:
         ) from error
 
 
-def make_metadata(deployment: Model, options: Options, graph: Graph | None = None) -> Metadata:
+def make_metadata(detector: Detector, options: Options, graph: Graph | None = None) -> Metadata:
     """Return the metadata of a graph's file; `options` are resolved, `graph` defaults to the last."""
-    family = deployment.family
-    facts = family.facts(deployment.model)
+    family = detector.family
+    facts = family.facts(detector.model)
     check_facts(family.name, facts)
-    graph = graph or contract_of(family, options).graphs(deployment.model, options)[-1]
-    graph = hosted(family, graph, options, deployment.rule, deployment.model)
+    graph = graph or contract_of(family, options).graphs(detector.model, options)[-1]
+    graph = hosted(family, graph, options, detector.rule, detector.model)
     return Metadata(
         family=family.name,
         form=graph.name,
         spec=graph.spec,
-        preprocess=rule_of(deployment, options),
-        classes=deployment.classes,
+        preprocess=rule_of(detector, options),
+        classes=detector.classes,
         postprocess=facts,
-        options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
-        config=Path(deployment.config).name,
-        config_sha256=deployment.config_sha256,
-        checkpoint_sha256=deployment.checkpoint_sha256,
+        options=dict(options.to_json(), cfg_options=plain_options(detector.cfg_options)),
+        config=Path(detector.config).name,
+        config_sha256=detector.config_sha256,
+        checkpoint_sha256=detector.checkpoint_sha256,
         versions=versions(),
-        model_classes=tuple(entry.to_json() for entry in deployment.model_classes),
+        model_classes=tuple(entry.to_json() for entry in detector.model_classes),
     )
 
 
@@ -139,7 +139,7 @@ def export_graph(
 
 
 def export_graphs(
-    deployment: Model, options: Options, images: Sequence[PreparedImage] = ()
+    detector: Detector, options: Options, images: Sequence[PreparedImage] = ()
 ) -> list[tuple[onnx.ModelProto, Metadata]]:
     """Export all graphs with their metadata, in the order of use; `options` are resolved.
 
@@ -149,14 +149,14 @@ def export_graphs(
         ExportError: a graph cannot be exported.
         UsageError: a pattern of `keep_fp32` matches no node.
     """
-    family, exported = deployment.family, []
-    device = next(deployment.model.parameters()).device
+    family, exported = detector.family, []
+    device = next(detector.model.parameters()).device
     inputs = {}
     if family.samples == 'images':
         batch = [images[index % len(images)] for index in range(options.batch)]
         inputs = family.feeds(batch, rescale=True)
-    for graph in contract_of(family, options).graphs(prepared(deployment.model), options):
-        hosted_graph = hosted(family, graph, options, deployment.rule, deployment.model)
+    for graph in contract_of(family, options).graphs(prepared(detector.model), options):
+        hosted_graph = hosted(family, graph, options, detector.rule, detector.model)
         example = graph.example
         if not example:  # optional inputs that no picture gives have their defaults
             spec = hosted_graph.spec
@@ -168,15 +168,15 @@ def export_graphs(
         example = {name: tensor.to(device) for name, tensor in example.items()}
         for stage in hosted_graph.stages:
             stage.module.to(device)
-        with recorded_warnings(deployment.code_warnings):
+        with recorded_warnings(detector.code_warnings):
             model = export_graph(hosted_graph, options, registration_of(family.name).keep_fp32, example)
-        exported.append((model, make_metadata(deployment, options, graph)))
+        exported.append((model, make_metadata(detector, options, graph)))
     check_patterns([model for model, _ in exported], options.keep_fp32)
     return exported
 
 
 def export_files(
-    deployment: Model, options: Options, output: str, images: Sequence[PreparedImage] = ()
+    detector: Detector, options: Options, output: str, images: Sequence[PreparedImage] = ()
 ) -> tuple[list[str], float]:
     """Export a model to one file or a folder of graphs; return paths in the order of use, and seconds.
 
@@ -188,14 +188,14 @@ def export_files(
         Mm2OnnxError: a file cannot be written; an older export stays.
     """
     start = time.perf_counter()
-    exported = export_graphs(deployment, options, images)
-    contract = contract_of(deployment.family, options)
+    exported = export_graphs(detector, options, images)
+    contract = contract_of(detector.family, options)
     if contract.one_file:
         ((model, metadata),) = exported
         export.save(model, output, metadata)
         paths = [output]
     else:
-        companions = contract.companions(deployment.model)
+        companions = contract.companions(detector.model)
         paths = _write_folder(exported, Path(output), companions)
     return paths, time.perf_counter() - start
 

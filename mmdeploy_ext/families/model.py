@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class Model:
+class Detector:
     """A model that is exported or compared; later steps fill in the later attributes.
 
     Attributes:
@@ -120,7 +120,7 @@ def read_config(
     product: str = DETECTOR,
     weight_layout: str = 'auto',
     file: str = '',
-) -> Model:
+) -> Detector:
     """Read a config and find its family, after `compat.apply()`; the checkpoint is not read.
 
     Args:
@@ -141,7 +141,7 @@ def read_config(
     cfg = load_config(str(config), cfg_options)
     family_of_file = _family_of(cfg, file) if file else None
     family = find_family(cfg, family_of_file.product if family_of_file else product)
-    return Model(str(config), str(checkpoint), cfg_options, cfg, family, device, weight_layout)
+    return Detector(str(config), str(checkpoint), cfg_options, cfg, family, device, weight_layout)
 
 
 def _family_of(cfg: Any, path: str) -> Family | None:
@@ -156,7 +156,9 @@ def _family_of(cfg: Any, path: str) -> Family | None:
     return family if family is not None and family.claims(cfg) else None
 
 
-def build(deployment: Model, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+def build(
+    detector: Detector, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> None:
     """Build the module and its preprocessing rule, without weights; `mean`, `std` as in `normalise_with`.
 
     Raises:
@@ -167,7 +169,7 @@ def build(deployment: Model, mean: Sequence[float] | None = None, std: Sequence[
     """
     from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
-    family, cfg = deployment.family, deployment.cfg
+    family, cfg = detector.family, detector.cfg
     mean, std = (None if values is None else [*map(float, values)] for values in (mean, std))
     for name, values in dict(mean=mean, std=std).items():
         if values and family.samples != 'images':
@@ -175,17 +177,17 @@ def build(deployment: Model, mean: Sequence[float] | None = None, std: Sequence[
                 f'{name}={values}: goes with models of single pictures; family '
                 f'{family.name!r} normalises as its config states: leave {name} out'
             )
-    check_device(deployment.device)
-    deployment.rule = checked_rule(cfg, family)
-    if deployment.checkpoint and not Path(deployment.checkpoint).is_file():
-        load_checkpoint(deployment.checkpoint)  # raises the error about the path
-    deployment.unbuilt_cfg = copy.deepcopy(cfg)
-    deployment.model = family.build(cfg)
+    check_device(detector.device)
+    detector.rule = checked_rule(cfg, family)
+    if detector.checkpoint and not Path(detector.checkpoint).is_file():
+        load_checkpoint(detector.checkpoint)  # raises the error about the path
+    detector.unbuilt_cfg = copy.deepcopy(cfg)
+    detector.model = family.build(cfg)
     if family.product == BACKBONE:
-        deployment.settings = family.settings(cfg, deployment.model)
-    deployment.normalise_with(mean, std)
+        detector.settings = family.settings(cfg, detector.model)
+    detector.normalise_with(mean, std)
     if family.samples == 'images':
-        deployment.model.picture_channels = deployment.rule.bands
+        detector.model.picture_channels = detector.rule.bands
 
 
 def checked_rule(cfg: Any, family: Family) -> Any:
@@ -204,7 +206,7 @@ def checked_rule(cfg: Any, family: Family) -> Any:
     return rule
 
 
-def load_weights(deployment: Model) -> None:
+def load_weights(detector: Detector) -> None:
     """Load the checkpoint strictly into a built model, and move it to its device.
 
     Raises:
@@ -213,23 +215,23 @@ def load_weights(deployment: Model) -> None:
     """
     from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
-    family, model = deployment.family, deployment.model
+    family, model = detector.family, detector.model
     if family.product == BACKBONE:
-        deployment.report = family.load(model, deployment.checkpoint, deployment.weight_layout)
+        detector.report = family.load(model, detector.checkpoint, detector.weight_layout)
     else:
-        deployment.report = load_checkpoint(deployment.checkpoint).without(deployment.ignored_keys)
-        family.load_weights(model, deployment.report)
-    meta = getattr(deployment.report, 'meta', {})
-    deployment.classes = class_names(deployment.cfg, meta, family.num_classes(model))
-    deployment.checkpoint_sha256 = sha256_file(deployment.checkpoint)
-    model.CLASSES = deployment.classes
+        detector.report = load_checkpoint(detector.checkpoint).without(detector.ignored_keys)
+        family.load_weights(model, detector.report)
+    meta = getattr(detector.report, 'meta', {})
+    detector.classes = class_names(detector.cfg, meta, family.num_classes(model))
+    detector.checkpoint_sha256 = sha256_file(detector.checkpoint)
+    model.CLASSES = detector.classes
     model.eval()  # by itself, since the `train` of some detectors returns None
     attributes = ((part, *entry) for part in model.modules() for entry in vars(part).items())
     if any(callable(value) and callable(getattr(type(part), name, None)) for part, name, value in attributes):
         # a function that a part holds runs the weights of this model in a copy, too; a trace takes them as
         # constants if they need no gradients
         model.requires_grad_(False)
-    deployment.model = model.to(check_device(deployment.device))
+    detector.model = model.to(check_device(detector.device))
 
 
 def load(
@@ -240,13 +242,13 @@ def load(
     *,
     product: str = DETECTOR,
     weight_layout: str = 'auto',
-) -> Model:
-    deployment = read_config(
+) -> Detector:
+    detector = read_config(
         config, checkpoint, cfg_options, device, product=product, weight_layout=weight_layout
     )
-    build(deployment)
-    load_weights(deployment)
-    return deployment
+    build(detector)
+    load_weights(detector)
+    return detector
 
 
 def check_device(device: str) -> torch.device:
@@ -406,8 +408,8 @@ def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, widt
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 
 
-def rule_of(deployment: Model, options: Options) -> Any:
+def rule_of(detector: Detector, options: Options) -> Any:
     """Return the preprocessing rule of a file with these options; a static file fixes its `size`."""
     if options.get('dynamic', True):
-        return deployment.rule
-    return dataclasses.replace(deployment.rule, size=(options.height, options.width))
+        return detector.rule
+    return dataclasses.replace(detector.rule, size=(options.height, options.width))

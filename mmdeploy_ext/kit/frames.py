@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.proving.frames import Sides
     from mmdeploy_ext.proving.proof import ExportedFile
     from mmdeploy_ext.runtime.frames import Frame, Sweep
@@ -35,29 +35,29 @@ BEFORE = 'prev_'
 
 
 def write_frames(
-    deployment: Model, paths: Sequence[str], samples: Collection[Any], folder: Path
+    detector: Detector, paths: Sequence[str], samples: Collection[Any], folder: Path
 ) -> dict[str, Any]:
     """Write files and cases into a kit; return the manifest's entries.
 
     Args:
-        deployment: PyTorch model of a family of frames or sweeps.
+        detector: PyTorch model of a family of frames or sweeps.
         paths: exported files in the order of a frame.
         samples: `Frame`s of a drive in order, or `Sweep`s.
         folder: folder of the kit.
     """
-    family = deployment.family
-    files, options = read_files(deployment, paths)
-    if between := contract_of(family, options).runner_outputs(deployment.model, options):
+    family = detector.family
+    files, options = read_files(detector, paths)
+    if between := contract_of(family, options).runner_outputs(detector.model, options):
         names = ', '.join(tensor.name for tensor in between)
         raise UsageError(
             f'{Path(paths[0]).parent}: between its files the runner computes {names}, which no file does; '
             f'kits are of the default contract of a family: export it without --contract'
         )
     for file in files:
-        check_facts(deployment, file.path, file.metadata, deployment.rule)
+        check_facts(detector, file.path, file.metadata, detector.rule)
     with contextlib.ExitStack() as stack:
         engine = engine_options(files, engine_class({}), {})
-        sides = open_sides(deployment, files, options, engine, stack)
+        sides = open_sides(detector, files, options, engine, stack)
         writer = _FramesWriter(sides, files, options, folder)
         frames = NearOrigin(samples) if family.memory else samples
         for index, sample in enumerate(tracked(frames, len(frames), 'PyTorch')):
@@ -80,7 +80,7 @@ def write_frames(
 class _FramesWriter:
     def __init__(self, sides: Sides, files: Sequence[ExportedFile], options: Options, folder: Path) -> None:
         self.sides, self.folder = sides, ArrayFolder(folder)
-        graphs = contract_of(sides.deployment.family, options).graphs(sides.deployment.model, options)
+        graphs = contract_of(sides.detector.family, options).graphs(sides.detector.model, options)
         self._modules = {graph.name: graph.module for graph in graphs}
         self.graphs: dict[str, KitGraph] = {}
         self.entries: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ class _FramesWriter:
 
     def add(self, index: int, sample: Frame | Sweep) -> None:
         sides = self.sides
-        has_memory = sides.deployment.family.memory
+        has_memory = sides.detector.family.memory
         if has_memory:
             sides.runner.state = snapshot(self._memory)
         expected = sides.reference.step(sample)
@@ -170,7 +170,7 @@ class _FramesWriter:
         if module is None:
             return {}
         arguments = (inputs[name] for name in graph.spec.input_names)
-        device = next(self.sides.deployment.model.parameters()).device
+        device = next(self.sides.detector.model.parameters()).device
         tensors = (
             torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array).to(device)
             for array in arguments

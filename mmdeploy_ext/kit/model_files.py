@@ -15,16 +15,16 @@ from mmdeploy_ext.proving.provenance import facts_checks
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.kit.contents import KitGraph
 
 
-def check_facts(deployment: Model, path: str | Path, metadata: Metadata, rule: Any) -> None:
+def check_facts(detector: Detector, path: str | Path, metadata: Metadata, rule: Any) -> None:
     """Raise UsageError if a file's classes, preparation or post-processing differ from the model's."""
-    for check in facts_checks(deployment, metadata, rule):
+    for check in facts_checks(detector, metadata, rule):
         if not check.passed:
             hint = ''
-            if check.name.startswith('preprocessing') and deployment.family.samples == 'images':
+            if check.name.startswith('preprocessing') and detector.family.samples == 'images':
                 hint = '; of an export with --mean and --std give these here, too'
             raise UsageError(f'{path}: not {check.name}: {check.detail}; export it again{hint}')
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.cutting.export import RecordedPart
     from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.model import CutModel
+    from mmdeploy_ext.cutting.model import ModelFactory
 
 
 def write_parts_kit(
-    deployment: CutModel,
+    factory: ModelFactory,
     folder: CutFolder,
     samples: Sequence[Any],
     out: str | Path,
@@ -34,15 +34,15 @@ def write_parts_kit(
     """Write a kit with a case per call of a part; return its manifest.
 
     Args:
-        deployment: config and checkpoint.
+        factory: config and checkpoint.
         folder: the exported folder.
         samples: keyword arguments of the test path, in their order.
         out: the folder, see `write_kit`.
         pictures: `name` and `licence` of the source of the samples.
     """
-    parts, _ = record_parts(deployment, [entry['part'] for entry in folder.entries], samples)
+    parts, _ = record_parts(factory, [entry['part'] for entry in folder.entries], samples)
 
-    make = functools.cache(deployment.make)
+    make = functools.cache(factory.make)
 
     def write_contents(target: Path) -> dict[str, Any]:
         arrays = ArrayFolder(target)
@@ -60,7 +60,7 @@ def write_parts_kit(
             task=None,
             precision=folder.options['precision'],
             title=', '.join(part.text for part in folder.parts),
-            origin=f'They are parts of the model of `{deployment.config}`.',
+            origin=f'They are parts of the model of `{factory.config}`.',
             pictures=list(pictures),
         )
 

@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
 
 
-def write_pictures(deployment: Model, path: str, samples: Collection[Any], folder: Path) -> dict[str, Any]:
+def write_pictures(detector: Detector, path: str, samples: Collection[Any], folder: Path) -> dict[str, Any]:
     """Write file and cases into a kit; return the manifest's entries.
 
     `samples` are (title, picture as the rule takes it); the first counts as the traced picture.
     """
-    file, options = read_picture_file(deployment, path)
-    check_facts(deployment, path, file.metadata, rule_of(deployment, options))
-    inputs = proof_inputs(deployment, options, list(samples))
+    file, options = read_picture_file(detector, path)
+    check_facts(detector, path, file.metadata, rule_of(detector, options))
+    inputs = proof_inputs(detector, options, list(samples))
     graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)
     entry = graph.to_json() | copy_model(path, folder, graph)
     entries, arrays = [], ArrayFolder(folder)
     with build_backend('OnnxRuntimeBackend', str(path)) as backend:
         for index, proof_input in enumerate(tracked(inputs, len(inputs), 'PyTorch')):
-            reference = InputReference(deployment, proof_input)
+            reference = InputReference(detector, proof_input)
             case = _case(f'{index:03}', reference, file.metadata)
             entries.append(case.write(arrays, backend.infer(case.inputs)))
             reference.forget()
     is_colour = file.metadata.preprocess.color_type == 'color'  # the page prepares no others
-    bars = write_page(folder, graph, deployment.family.task) if is_colour else {}
+    bars = write_page(folder, graph, detector.family.task) if is_colour else {}
     return dict(file=MODEL, graphs=[entry], cases=entries, frames=[], bars=bars)
 
 
@@ -55,7 +55,7 @@ def _case(name: str, reference: InputReference, metadata: Metadata) -> KitCase:
     rounding: Mapping[str, np.ndarray] = {}
     code = reference.code
     if any(tensor.compare == 'values' for tensor in metadata.spec.outputs):
-        options = options_besides_form(reference.deployment, metadata)
+        options = options_besides_form(reference.detector, metadata)
         tensors = dict(reference.compute(code.tensors, metadata.form, **options))
         tensors = {name: array for name, array in tensors.items() if name in metadata.spec.output_names}
         if metadata.precision == 'fp32':

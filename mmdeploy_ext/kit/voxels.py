@@ -22,24 +22,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 
-def write_voxels(deployment: Model, path: str, samples: Collection[VoxelSet], folder: Path) -> dict[str, Any]:
+def write_voxels(
+    detector: Detector, path: str, samples: Collection[VoxelSet], folder: Path
+) -> dict[str, Any]:
     """Write file and cases into a kit; return the manifest's entries.
 
     `path` is read, not run. `samples` are real voxels, coordinates in the model's order of axes. A float16
     file also gets the proof's synthetic voxels; INT8 ranges hold for real voxels only.
     """
-    file = read_sparse_file(deployment, path, None)
+    file = read_sparse_file(detector, path, None)
     if not is_sparse(file.model):
         raise UsageError(
             f'{path}: is a backbone alone, in the portable form; kits are of detectors, and of backbones for '
             f'libspconv: name the export of one'
         )
-    settings, sets = deployment.settings, list(samples)
+    settings, sets = detector.settings, list(samples)
     if file.precision == 'fp16':
         synthetic = proof_sets(settings.spatial_shape, settings.in_channels)
         sets = [voxels for voxels in synthetic if len(voxels.features)] + sets
@@ -47,7 +49,7 @@ def write_voxels(deployment: Model, path: str, samples: Collection[VoxelSet], fo
         raise UsageError(
             f'{path}: is INT8, whose ranges fit real sweeps alone; name some with --samples (.bin, .npz)'
         )
-    arrays, family = ArrayFolder(folder), deployment.family
+    arrays, family = ArrayFolder(folder), detector.family
     network = libspconv.read(path)
     graph = KitGraph('backbone', f'lidar.backbone.{network.order}.onnx', None, _spec(network))
     check_whole(path)
@@ -60,7 +62,7 @@ def write_voxels(deployment: Model, path: str, samples: Collection[VoxelSet], fo
             coordinates=in_order(voxels.coordinates, file.same_order).astype(np.int32),
             grid=np.array(network.spatial_shape, np.int32),
         )
-        dense = family.run_encoder(deployment.model, features.astype(np.float32), voxels.coordinates)
+        dense = family.run_encoder(detector.model, features.astype(np.float32), voxels.coordinates)
         case = KitCase(f'{index:03}', graph.name, voxels.name, (), inputs, {}, dict(dense=dense), [])
         cases.append(case.write(arrays, dict(dense=dense)))
     return dict(

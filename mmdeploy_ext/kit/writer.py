@@ -25,12 +25,12 @@ from mmdeploy_ext.kit.voxels import open_interpreted, write_voxels
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.kit.local_run import Run
 
 
 def write_detector_kit(
-    deployment: Model,
+    detector: Detector,
     path: str,
     samples: Collection[Any],
     out: str | Path,
@@ -39,7 +39,7 @@ def write_detector_kit(
     """Write the kit of an exported detector; return its manifest.
 
     Args:
-        deployment: PyTorch model.
+        detector: PyTorch model.
         path: ONNX file, or folder of an export.
         samples: (title, (h, w, 3) uint8 BGR), the first traced; `Frame`s, `Sweep`s or `VoxelSet`s.
         out: folder, see `write_kit`.
@@ -47,24 +47,24 @@ def write_detector_kit(
     """
     from mmdeploy_ext.families.files import read_files
 
-    family, opens = deployment.family, run_onnxruntime.open_file
+    family, opens = detector.family, run_onnxruntime.open_file
     if family.product == BACKBONE:
         opens = open_interpreted
 
     def write_contents(folder: Path) -> dict[str, Any]:
         if family.product == BACKBONE:
-            contents = write_voxels(deployment, path, samples, folder)
+            contents = write_voxels(detector, path, samples, folder)
         elif family.samples == 'images':
-            contents = write_pictures(deployment, path, samples, folder)
+            contents = write_pictures(detector, path, samples, folder)
         else:
-            contents = write_frames(deployment, read_files(path).paths, samples, folder)
+            contents = write_frames(detector, read_files(path).paths, samples, folder)
         return contents | dict(
             title=f'{family.name}, {Path(path).name}',
-            origin=f'Its config is `{deployment.config}`, its weights have the SHA-256 '
-            f'`{deployment.checkpoint_sha256}`.',
+            origin=f'Its config is `{detector.config}`, its weights have the SHA-256 '
+            f'`{detector.checkpoint_sha256}`.',
             task=None if family.product == BACKBONE else family.task,
-            config=deployment.config,
-            checkpoint_sha256=deployment.checkpoint_sha256,
+            config=detector.config,
+            checkpoint_sha256=detector.checkpoint_sha256,
             pictures=list(pictures),
         )
 

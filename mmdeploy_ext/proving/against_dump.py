@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.runtime.frames import Stepper
 
 FAR = 1e-5
@@ -39,7 +39,7 @@ class DumpComparer(Protocol):
         """Run one sample and compare its outputs."""
 
 
-def check_dump(comparer: DumpComparer, deployment: Model, folder: Path) -> bool:
+def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> bool:
     """Run an engine on a dump; print a line per sample and return whether none differs."""
     agrees, samples = True, list_samples(folder)
     if not samples:
@@ -51,7 +51,7 @@ def check_dump(comparer: DumpComparer, deployment: Model, folder: Path) -> bool:
         tensors, manifest = load_dump(sample)
         try:
             for key in ('config_sha256', 'checkpoint_sha256'):
-                if manifest.get(key) != getattr(deployment, key):
+                if manifest.get(key) != getattr(detector, key):
                     raise DataError(f'it was dumped from another {key.removesuffix("_sha256")}')
             case = comparer.compare(sample.name, tensors, manifest)
         except DataError as error:
@@ -84,10 +84,10 @@ class ImageDumpComparer:
     """Compares an active backend on dumped images."""
 
     backend: Backend
-    deployment: Model
+    detector: Detector
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        backend, family = self.backend, self.deployment.family
+        backend, family = self.backend, self.detector.family
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
         _require(tensors, needed + backend.spec.output_names)
         feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
@@ -115,10 +115,10 @@ class ImageDumpComparer:
         if not valued:
             return ()
         expected = {name: tensors[name] for name in valued}
-        code = self.deployment.family.reference(self.deployment.model)
+        code = self.detector.family.reference(self.detector.model)
 
         def run() -> Mapping[str, np.ndarray]:
-            return code.tensors(tensors, metadata.form, **options_besides_form(self.deployment, metadata))
+            return code.tensors(tensors, metadata.form, **options_besides_form(self.detector, metadata))
 
         return compare_outputs(code, expected, outputs, spec, bars, run)
 
@@ -129,8 +129,8 @@ class FrameDumpComparer:
     A frame in a scene cannot be compared if its predecessor could not.
     """
 
-    def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Model) -> None:
-        self.stepper, self.family, last = stepper, deployment.family, metadata[-1]
+    def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], detector: Detector) -> None:
+        self.stepper, self.family, last = stepper, detector.family, metadata[-1]
         self.bars = half_bars.bars_of(last.precision)
         specs = {tensor.name: tensor for file in metadata for tensor in file.spec.outputs}
         compared = self.family.data.compared or last.spec.output_names

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.contract.comparison import TensorRow
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.proving.levels.sparse_file import SparseFile
     from mmdeploy_ext.proving.levels.sparse_layers import SparseReference
@@ -51,7 +51,7 @@ MAX_DRAWN = 16
 
 
 def prove_backbone(
-    deployment: Model,
+    detector: Detector,
     paths: Sequence[str],
     samples: Sequence[VoxelSet],
     engine: Mapping[str, Any],
@@ -59,7 +59,7 @@ def prove_backbone(
     **settings: Any,
 ) -> Verdict:
     """Prove one file of the target 'libspconv' or 'portable' on synthetic and real voxels."""
-    proof = check_backbone(deployment, paths, samples, engine, claims, **settings)
+    proof = check_backbone(detector, paths, samples, engine, claims, **settings)
     (file,), results, timing = proof.files, proof.results, {}
     dialect = file.export_options.target == 'libspconv'
     runner_class = DialectRunner if dialect else PortableRunner
@@ -68,7 +68,7 @@ def prove_backbone(
         results.reasons.append(f'the file cannot be run: {one_line(runner)[:300]}')
         return finish(proof)
 
-    settings = deployment.settings
+    settings = detector.settings
     sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *samples]
     for voxels in tracked(sets, len(sets), 'proving'):
         case, pairs, times = run_voxels(file, runner, voxels)
@@ -85,7 +85,7 @@ def prove_backbone(
 
 
 def check_backbone(
-    deployment: Model,
+    detector: Detector,
     paths: Sequence[str],
     samples: Sequence[VoxelSet],
     engine: Mapping[str, Any],
@@ -96,18 +96,18 @@ def check_backbone(
     node_list: str = '',
 ) -> Proof:
     """Read the file, make its expected graphs, and check it."""
-    file = sparse_file.read_sparse_file(deployment, paths[0], ranges)
+    file = sparse_file.read_sparse_file(detector, paths[0], ranges)
     options = file.export_options
     facts = dict(
         file_sha256=sha256_file(file.path),
         form=options.target,
-        options=dict(options.to_json(), cfg_options=deployment.cfg_options),
+        options=dict(options.to_json(), cfg_options=detector.cfg_options),
         order=options.order,
         precision=file.precision,
         grid='x'.join(map(str, file.expected.spatial_shape)),
         output='x'.join(map(str, file.expected.output_shape)),
     )
-    proof = start(deployment, [file], options, engine, claims, facts)
+    proof = start(detector, [file], options, engine, claims, facts)
     notes, checks = proof.verdict.notes, []
     if options.target == 'libspconv':
         checks, warnings = sparse_file.check_dialect(file.path, file.model, max_voxels)
@@ -120,7 +120,7 @@ def check_backbone(
         )
     overrides = file.options.get('cfg_options') or {}
     checks += [
-        settings_check(deployment.unbuilt_cfg or deployment.cfg, overrides),
+        settings_check(detector.unbuilt_cfg or detector.cfg, overrides),
         sparse_file.metadata_check(file),
         *([] if file.ranges is None else [file.ranges]),
     ]
@@ -130,8 +130,8 @@ def check_backbone(
     add_checks(proof, file, checks)
     check_graph(proof, file, lambda: sparse_file.compare_graph(file))
     check_model(proof)
-    rule, settings = sparse_file.read_fact(file.model, file.path, 'voxels'), deployment.settings
-    layer = deployment.family.voxel_layer(deployment.model)
+    rule, settings = sparse_file.read_fact(file.model, file.path, 'voxels'), detector.settings
+    layer = detector.family.voxel_layer(detector.model)
     proof.results.preprocessing = compare_voxels(layer, settings.order, settings.in_channels, rule.to_json())
     return proof
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.contract.memory import MemorySpec
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.proving.levels.drive_run import DriveBars
     from mmdeploy_ext.proving.proof import Claims, Proof
     from mmdeploy_ext.proving.verdict import Verdict
@@ -55,20 +55,20 @@ NEAR_M = 100.0
 
 
 def prove_frames(
-    deployment: Model,
+    detector: Detector,
     paths: Sequence[str],
     frames: Collection[Frame],
     engine: Mapping[str, Any],
     claims: Claims,
     bars: DriveBars | None = None,
 ) -> Verdict:
-    proof = check_frames(deployment, paths, frames, engine, claims)
-    family, results, verdict = deployment.family, proof.results, proof.verdict
+    proof = check_frames(detector, paths, frames, engine, claims)
+    family, results, verdict = detector.family, proof.results, proof.verdict
     contract = contract_of(family, proof.options)
     bars = bars or default_bars(verdict.precision)
     with contextlib.ExitStack() as stack:
         try:
-            sides = open_sides(deployment, proof.files, proof.options, proof.engine, stack)
+            sides = open_sides(detector, proof.files, proof.options, proof.engine, stack)
             teacher = open_runner(contract, proof.files, proof.engine, stack)
         except LoadError as error:
             return not_loaded(proof, error)
@@ -90,7 +90,7 @@ def prove_frames(
             if index in drawn and 'free' in by_mode:
                 title = f'{frame.name or f"frame {index}"}, free-running, frame {index + 1} of the drive'
                 detections = expected.detections, by_mode['free'].detections
-                proof.pairs.append(bbox3d.pair_of(frame, deployment.rule, title, *detections))
+                proof.pairs.append(bbox3d.pair_of(frame, detector.rule, title, *detections))
 
         results.sequence = list(modes.finish().values())
         case = _case(results.sequence[0], shape)
@@ -108,7 +108,7 @@ def prove_frames(
 
         if verdict.precision == 'fp32' and first is not None:
             runner = Shifted(sides.runner, **FAR) if contract.ignores_places else sides.runner
-            samples = sides.reference.special_samples(deployment.rule, first)
+            samples = sides.reference.special_samples(detector.rule, first)
             cases, reasons = special_frames(samples, runner, modes_of, bars, shape)
             results.cases += cases
             results.reasons += reasons

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
 
     Export = Callable[[], onnx.ModelProto]
 
@@ -50,29 +50,29 @@ def option_errors(path: str) -> Iterator[None]:
         raise ModelFileError(f'{path}: export it again; its options fit no export: {error}') from error
 
 
-def of_images(deployment: Model, options: Options, image_bgr: np.ndarray) -> Export:
+def of_images(detector: Detector, options: Options, image_bgr: np.ndarray) -> Export:
     """Return the function that exports a file of single pictures by any picture."""
 
     def export() -> onnx.ModelProto:
-        traced = prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
-        return files.export_graphs(deployment, options, [traced])[0][0]
+        traced = prepare_fixed(detector.rule, image_bgr, options.height, options.width)
+        return files.export_graphs(detector, options, [traced])[0][0]
 
     return export
 
 
-def of_graphs(deployment: Model, options: Options) -> Callable[[str], onnx.ModelProto]:
+def of_graphs(detector: Detector, options: Options) -> Callable[[str], onnx.ModelProto]:
     """Return the function that exports a graph by its name; all are of one copy of the model."""
 
     @functools.cache
     def graphs() -> dict[str, Graph]:
-        made = contract_of(deployment.family, options).graphs(prepared(deployment.model), options)
+        made = contract_of(detector.family, options).graphs(prepared(detector.model), options)
         return {graph.name: graph for graph in made}
 
     def export(name: str) -> onnx.ModelProto:
         if name not in graphs():
             raise ModelFileError(f'the model has no graph {name!r} with the options in the file')
-        with recorded_warnings(deployment.code_warnings):
-            keep_fp32 = registration_of(deployment.family.name).keep_fp32
+        with recorded_warnings(detector.code_warnings):
+            keep_fp32 = registration_of(detector.family.name).keep_fp32
             return files.export_graph(graphs()[name], options, keep_fp32)
 
     return export

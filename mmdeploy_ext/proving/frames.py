@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.families.contracts import Contract
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -80,7 +80,7 @@ class Sides:
         bars: of half precision or INT8; None for float32.
     """
 
-    deployment: Model
+    detector: Detector
     metadata: Metadata
     reference: Stepper
     runner: Stepper
@@ -92,18 +92,18 @@ class Sides:
 
 
 def prove_sweeps(
-    deployment: Model,
+    detector: Detector,
     paths: Sequence[str],
     sweeps: Collection[Sweep],
     engine: Mapping[str, Any],
     claims: Claims,
 ) -> Verdict:
     """Prove files on sweeps, or on `FusedFrame`s, which include prepared pictures."""
-    proof = check_frames(deployment, paths, sweeps, engine, claims, 'sweep')
+    proof = check_frames(detector, paths, sweeps, engine, claims, 'sweep')
     results, verdict = proof.results, proof.verdict
     with contextlib.ExitStack() as stack:
         try:
-            sides = open_sides(deployment, proof.files, proof.options, proof.engine, stack)
+            sides = open_sides(detector, proof.files, proof.options, proof.engine, stack)
         except LoadError as error:
             return not_loaded(proof, error)
         clock, titles = Clock(), times_of(proof, 'sweep')
@@ -136,7 +136,7 @@ def prove_sweeps(
 
 
 def check_frames(
-    deployment: Model,
+    detector: Detector,
     paths: Sequence[str],
     samples: Collection[Any],
     engine: Mapping[str, Any],
@@ -144,8 +144,8 @@ def check_frames(
     unit: str = 'frame',
 ) -> Proof:
     """Read the files of frames or sweeps, and do level 1."""
-    files, options = read_files(deployment, paths)
-    kind, family = engine_class(engine), deployment.family
+    files, options = read_files(detector, paths)
+    kind, family = engine_class(engine), detector.family
     facts = dict(
         files={Path(path).name: sha256_file(path)[:16] for path in paths},
         contract=files[-1].options.get('contract', ''),
@@ -153,29 +153,29 @@ def check_frames(
         engine=title_of(kind),
         **files[-1].facts,
     )
-    proof = start(deployment, files, options, engine_options(files, kind, engine), claims, facts)
-    graphs = contract_of(family, options).graphs(deployment.model, options)
+    proof = start(detector, files, options, engine_options(files, kind, engine), claims, facts)
+    graphs = contract_of(family, options).graphs(detector.model, options)
     specs = {graph.name: graph.spec for graph in graphs}
-    export_graph = file_checks.of_graphs(deployment, options)
+    export_graph = file_checks.of_graphs(detector, options)
     for file in files:
-        check_contents(proof, file, deployment.rule, specs.get(file.name))
+        check_contents(proof, file, detector.rule, specs.get(file.name))
         if file is files[-1]:
-            add_checks(proof, file, companions_checks(deployment, options, Path(file.path).parent))
+            add_checks(proof, file, companions_checks(detector, options, Path(file.path).parent))
         export = functools.partial(export_graph, file.name)
         compare = functools.partial(file_checks.compare_with_fresh_export, file.model, export, file.name)
         check_graph(proof, file, compare)
     check_model(proof)
     rule = files[-1].metadata.preprocess
-    proof.results.preprocessing = compare_preparation(deployment, rule, samples, unit)
+    proof.results.preprocessing = compare_preparation(detector, rule, samples, unit)
     return proof
 
 
-def read_files(deployment: Model, paths: Sequence[str]) -> tuple[list[ExportedFile], Options]:
+def read_files(detector: Detector, paths: Sequence[str]) -> tuple[list[ExportedFile], Options]:
     """Read the files of one export, and their common options."""
     files = []
     for path in paths:
         file = open_file(path)
-        file.metadata.require(path, deployment.family.name)
+        file.metadata.require(path, detector.family.name)
         files.append(dataclasses.replace(file, name=file.metadata.form))
     first = files[0]
     for file in files:
@@ -183,22 +183,22 @@ def read_files(deployment: Model, paths: Sequence[str]) -> tuple[list[ExportedFi
             raise ModelFileError(
                 f'{file.path}: is of another export than {first.path} (options differ); export again'
             )
-    options = exported_options(deployment.family, first.options, first.path)
+    options = exported_options(detector.family, first.options, first.path)
     with file_checks.option_errors(first.path):
         options.check()
     return files, options
 
 
-def companions_checks(deployment: Model, options: Options, folder: Path) -> list[Check]:
-    contract = contract_of(deployment.family, options)
-    return list(companion_checks(folder, contract.companions(deployment.model)))
+def companions_checks(detector: Detector, options: Options, folder: Path) -> list[Check]:
+    contract = contract_of(detector.family, options)
+    return list(companion_checks(folder, contract.companions(detector.model)))
 
 
 def compare_preparation(
-    deployment: Model, rule: Any, samples: Collection[Any], unit: str
+    detector: Detector, rule: Any, samples: Collection[Any], unit: str
 ) -> PreprocessingResult:
-    result = compare_prepared(deployment, rule, samples, unit)
-    layer = deployment.family.reference(deployment.model).voxel_layer()
+    result = compare_prepared(detector, rule, samples, unit)
+    layer = detector.family.reference(detector.model).voxel_layer()
     if layer is None or result.error:
         return result
     voxels = compare_voxels(*layer, getattr(rule, 'voxels', rule).to_json())
@@ -207,13 +207,13 @@ def compare_preparation(
 
 
 def open_sides(
-    deployment: Model,
+    detector: Detector,
     files: Sequence[ExportedFile],
     options: Options,
     engine: Mapping[str, Any],
     stack: contextlib.ExitStack,
 ) -> Sides:
-    model, contract = deployment.model, contract_of(deployment.family, options)
+    model, contract = detector.model, contract_of(detector.family, options)
     names = {file.name for file in files}
     if absent := [f'{one.name}.onnx' for one in contract.graphs(model, options) if one.name not in names]:
         raise ModelFileError(
@@ -222,7 +222,7 @@ def open_sides(
         )
     metadata = [file.metadata for file in files]
     return Sides(
-        deployment,
+        detector,
         metadata[-1],
         contract.reference(model),
         open_runner(contract, files, engine, stack),
@@ -256,7 +256,7 @@ def times_of(proof: Proof, unit: str) -> tuple[str, str]:
 
 
 def notes_on_sides(sides: Sides) -> list[str]:
-    notes = notes_on_export(sides.deployment, sides.metadata)
+    notes = notes_on_export(sides.detector, sides.metadata)
     return [*notes, *getattr(sides.reference, 'notes', ())]
 
 
@@ -266,9 +266,9 @@ def limits(metadata: Metadata) -> dict[str, Any]:
 
 
 def counts_of(metadata: Metadata, results: int, sweep: Sweep | None = None) -> dict[str, int]:
-    known, rule = limits(metadata), metadata.preprocess
-    counts = {'post_max_size' if 'post_max_size' in known else 'max_num': results}
-    if sweep is not None and known['max_voxels'] > 0:
+    bounds, rule = limits(metadata), metadata.preprocess
+    counts = {'post_max_size' if 'post_max_size' in bounds else 'max_num': results}
+    if sweep is not None and bounds['max_voxels'] > 0:
         counts['max_voxels'] = count_voxels(sweep.points, getattr(rule, 'voxels', rule))
     return counts
 
@@ -281,18 +281,18 @@ def judge_sweep(
     if isinstance(result, Exception):
         return case, []
     detections = expected.detections, result.detections
-    task = task_module(sides.deployment.family.task)
+    task = task_module(sides.detector.family.task)
     notes = ()
     if not sides.bars and hasattr(sides.reference, 'boxes_of') and not can_be_put_in(sides, result):
         notes = (NOT_PUT_IN,)
     case = dataclasses.replace(case, substituted=match_substituted(sides, result), whole=True, notes=notes)
-    settings = sides.bars.of_task(sides.deployment.family.task) if sides.bars else {}
+    settings = sides.bars.of_task(sides.detector.family.task) if sides.bars else {}
     if not sides.bars and not case.chained:
         settings = dict(tied=ties_of(sides, detections, lambda: sides.reference.step(sweep).detections))
     row = task.match_detections('boxes', *detections, **settings)
     case = dataclasses.replace(case, detections=(row,))
     title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
-    return case, [bbox3d.pair_of(sweep, sides.deployment.rule, title, *detections)]
+    return case, [bbox3d.pair_of(sweep, sides.detector.rule, title, *detections)]
 
 
 def judge_tensors(sides: Sides, sweep: Sweep, expected: StepResult, result: StepResult | Exception) -> Case:
@@ -303,9 +303,9 @@ def judge_tensors(sides: Sides, sweep: Sweep, expected: StepResult, result: Step
             case, detections=(failed_detections(sweep.name, expected.detections, result),)
         )
     rounding = None
-    if not sides.bars and not sides.deployment.family.memory:
+    if not sides.bars and not sides.detector.family.memory:
         run = functools.partial(sides.reference.step, sweep)
-        rounding = rounding_of(sides.deployment.model, expected.outputs, lambda: run().outputs)
+        rounding = rounding_of(sides.detector.model, expected.outputs, lambda: run().outputs)
     rows = compare_tensors(expected.outputs, result.outputs, sides.spec, rounding)
     return dataclasses.replace(case, tensors=tuple(sides.bars.judge(rows) if sides.bars else rows))
 
@@ -323,7 +323,7 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
     if sides.bars or not can_be_put_in(sides, result):
         return ()
     detections = sides.reference.boxes_of(result.outputs), result.detections
-    task = task_module(sides.deployment.family.task)
+    task = task_module(sides.detector.family.task)
     one_to_one = getattr(task, 'ONE_TO_ONE', {})
     tied = ties_of(sides, detections, lambda: sides.reference.boxes_of(result.outputs), **one_to_one)
     return (task.match_detections('boxes', *detections, tied=tied, **one_to_one),)
@@ -331,18 +331,18 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
 
 def ties_of(sides: Sides, detections: tuple[Any, Any], run: Callable[[], Any], **one_to_one: float) -> Ties:
     """Return what excuses boxes beside a tie; `run` returns PyTorch's boxes."""
-    pair_up = task_module(sides.deployment.family.task).pair_up
+    pair_up = task_module(sides.detector.family.task).pair_up
     bars = {name: bar for name, bar in one_to_one.items() if name != 'score_thr'}
 
     def without() -> Any:
-        with without_limits(sides.deployment.model):
+        with without_limits(sides.detector.model):
             return run()
 
     return Ties(detections, without, functools.partial(pair_up, **bars), limits(sides.metadata))
 
 
 def unusual_cases(sides: Sides, first: Sweep) -> Iterator[Case]:
-    rule = sides.deployment.rule
+    rule = sides.detector.rule
     for special in sides.reference.special_samples(rule, first):
         yield judge_sweep(sides, special, *sides.run(special))[0]
     yield nothing_to_see(sides, sides.reference.plain_sample(rule, first))

@@ -10,7 +10,7 @@ from mmdeploy_ext.proving.proof import Claims
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.proving.verdict import Verdict
 
 
@@ -40,7 +40,7 @@ def proof_of(family: Any) -> Callable[..., Verdict]:
 
 
 def prove(
-    deployment: Model,
+    detector: Detector,
     paths: str | Sequence[str],
     samples: Collection[Any] = (),
     engine: Mapping[str, Any] | None = None,
@@ -56,7 +56,7 @@ def prove(
     """Prove the files of one export.
 
     Args:
-        deployment: the config and checkpoint of the files.
+        detector: the config and checkpoint of the files.
         paths: in the order in which a sample goes through them.
         samples: for pictures (title, (h, w, 3) uint8 BGR), the first traced; with a memory the `Frame`s of a
             drive, read once; else `Sweep`s, `FusedFrame`s or `VoxelSet`s.
@@ -76,4 +76,4 @@ def prove(
     """
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     claims = Claims(edited, written, asked or {}, library, timed, strict)
-    return proof_of(deployment.family)(deployment, listed, samples, dict(engine or {}), claims, **settings)
+    return proof_of(detector.family)(detector, listed, samples, dict(engine or {}), claims, **settings)

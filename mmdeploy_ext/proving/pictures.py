@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.families.reference import ImageReference
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
@@ -93,16 +93,16 @@ TIMED_S = 3.0
 
 
 def prove_pictures(
-    deployment: Model,
+    detector: Detector,
     paths: Sequence[str],
     pictures: Sequence[tuple[str, np.ndarray]],
     engine: Mapping[str, Any],
     claims: Claims,
     picture_files: Sequence[str | Path] = (),
-    known: dict[bytes, Any] | None = None,
+    cache: dict[bytes, Any] | None = None,
 ) -> Verdict:
     """Prove one file on (title, BGR picture); the first counts as traced."""
-    proof = check_pictures(deployment, paths, pictures, engine, claims, picture_files)
+    proof = check_pictures(detector, paths, pictures, engine, claims, picture_files)
     (file,), results, verdict = proof.files, proof.results, proof.verdict
     with contextlib.ExitStack() as stack:
         try:
@@ -114,19 +114,19 @@ def prove_pictures(
         if verdict.precision == 'fp32' and not shows_inner(proof.engine):
             beside = open_beside(file, stack)
 
-        inputs, notes = picture_inputs(deployment, file, proof.options, pictures, known)
+        inputs, notes = picture_inputs(detector, file, proof.options, pictures, cache)
         verdict.notes += notes
         first = None
         for entry in tracked(inputs, len(inputs), 'proving'):
             reference = entry
             if not isinstance(entry, InputReference):
-                reference = InputReference(deployment, entry, known)
+                reference = InputReference(detector, entry, cache)
             first = first or reference
             case, pairs = run_case(reference, backend, beside)
             reference.forget()
             results.cases.append(case)
             proof.pairs += pairs
-        again = InputReference(deployment, first.input)
+        again = InputReference(detector, first.input)
         compare_again(proof, lambda: run_case(again, backend, beside)[0])
         if names := changed_children(first.sums, again.sums):
             results.reasons.append(f'{AGAIN} (state that runs change): outputs of {", ".join(names)}')
@@ -136,7 +136,7 @@ def prove_pictures(
             verdict.timing_ms = timing(first, backend)
     if not results.reasons:
         results.reasons += total_reasons(results.cases, verdict.precision)
-    verdict.notes += [*normalisation_notes(deployment), *notes_on_export(deployment, file.metadata)]
+    verdict.notes += [*normalisation_notes(detector), *notes_on_export(detector, file.metadata)]
     if verdict.precision == 'fp32':
         verdict.notes += substitution_notes(first.code, results.cases)
     if left_out := first.code.results_left_out(file.options):
@@ -148,14 +148,14 @@ def prove_pictures(
 
 
 def check_pictures(
-    deployment: Model,
+    detector: Detector,
     paths: Sequence[str],
     pictures: Sequence[tuple[str, np.ndarray]],
     engine: Mapping[str, Any],
     claims: Claims,
     picture_files: Sequence[str | Path] = (),
 ) -> Proof:
-    file, options = read_picture_file(deployment, paths[0])
+    file, options = read_picture_file(detector, paths[0])
     kind = engine_class(engine)
     shape = 'dynamic' if file.options['dynamic'] else 'fixed'
     if shape == 'fixed' and file.options.get('dynamic_batch'):
@@ -168,25 +168,25 @@ def check_pictures(
         engine=kind,
         **file.facts,
     )
-    proof = start(deployment, [file], options, engine_options([file], kind, engine), claims, facts)
-    check_contents(proof, file, rule_of(deployment, options), make_metadata(deployment, options).spec)
-    export = file_checks.of_images(deployment, options, pictures[0][1])
+    proof = start(detector, [file], options, engine_options([file], kind, engine), claims, facts)
+    check_contents(proof, file, rule_of(detector, options), make_metadata(detector, options).spec)
+    export = file_checks.of_images(detector, options, pictures[0][1])
     check_graph(proof, file, lambda: file_checks.compare_with_fresh_export(file.model, export))
     check_model(proof)
 
     def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:
-        return deployment.family.feeds([image] * batch, rescale=True)
+        return detector.family.feeds([image] * batch, rescale=True)
 
     proof.results.preprocessing, by_pipeline = compare_pictures(
-        deployment.cfg, file.metadata, picture_files, pictures[0][1], deployment.normalisation, feeds
+        detector.cfg, file.metadata, picture_files, pictures[0][1], detector.normalisation, feeds
     )
     if by_pipeline:
-        deployment.collected = dict(by_pipeline[0].collected)
+        detector.collected = dict(by_pipeline[0].collected)
     return proof
 
 
-def read_picture_file(deployment: Model, path: str) -> tuple[ExportedFile, Options]:
-    file, family = open_file(path), deployment.family
+def read_picture_file(detector: Detector, path: str) -> tuple[ExportedFile, Options]:
+    file, family = open_file(path), detector.family
     metadata = file.metadata
     metadata.require(path, family.name, family.forms)
     options = exported_options(family, metadata.options, path)
@@ -197,7 +197,7 @@ def read_picture_file(deployment: Model, path: str) -> tuple[ExportedFile, Optio
         )
     with file_checks.option_errors(path):
         options.check()
-        check_options(options, deployment.cfg, family, deployment.model)
+        check_options(options, detector.cfg, family, detector.model)
     return file, options
 
 
@@ -230,23 +230,23 @@ def open_beside(file: ExportedFile, stack: contextlib.ExitStack) -> Backend | No
 
 
 def picture_inputs(
-    deployment: Model,
+    detector: Detector,
     file: ExportedFile,
     options: Options,
     pictures: Sequence[tuple[str, np.ndarray]],
-    known: dict[bytes, Any] | None = None,
+    cache: dict[bytes, Any] | None = None,
 ) -> tuple[list[ProofInput | InputReference], list[str]]:
-    inputs = list(proof_inputs(deployment, options, pictures))
-    traced = InputReference(deployment, inputs[0], known)
+    inputs = list(proof_inputs(detector, options, pictures))
+    traced = InputReference(detector, inputs[0], cache)
     if traced.code.results_left_out(file.options):
         return [traced, *inputs[1:]], []
-    if zoomed := zoomed_on_object(deployment, options, traced):
+    if zoomed := zoomed_on_object(detector, options, traced):
         inputs.append(zoomed)
-    empty, note = empty_reference(deployment, options, known)
+    empty, note = empty_reference(detector, options, cache)
     if empty is None:
         return [traced, *inputs[1:]], [note]
     run = {0: traced}
-    if batch := reference_with_empty_image(deployment, inputs, empty.input):
+    if batch := reference_with_empty_image(detector, inputs, empty.input):
         index, reference = batch
         run[index] = reference
     return [*(run.get(index, one) for index, one in enumerate(inputs)), empty], []
@@ -330,7 +330,7 @@ def judge_outputs(
         failed = (failed_detections(*pair, error) for pair in zip(titles, expected, strict=True))
         return dataclasses.replace(case, tensors=rows, detections=tuple(failed)), []
     if bars and not rows:
-        rows = _cosines_of_results(reference.deployment.family.task, expected, results, bars)
+        rows = _cosines_of_results(reference.detector.family.task, expected, results, bars)
     counts = {**counts_of_images(expected, outputs), **code.counts(tensors)}
     case, settings = dataclasses.replace(case, tensors=rows, counts=counts), metadata.postprocess.to_json()
     if bars:
@@ -381,7 +381,7 @@ def judge_results_of_images(
     ranking = {} if all(row.passed for row in detections) else reference.code.ranking(tensors)
     if not ranking:
         return dataclasses.replace(case, detections=detections)
-    with substituted(reference.deployment.model, ranking):
+    with substituted(reference.detector.model, ranking):
         detections = match_images(reference, reference.run(), results, None, excused)
     note = f"{case.name}: PyTorch's queries have the ranks of the file, see its scores"
     return dataclasses.replace(case, detections=detections, notes=(*case.notes, note))
@@ -410,8 +410,8 @@ def match_images(
 
     `bars`: None for float32; `settings`: of the post-processing, to excuse results beside a tie.
     """
-    task = task_module(reference.deployment.family.task)
-    chosen = bars.of_task(reference.deployment.family.task) if bars else {}
+    task = task_module(reference.detector.family.task)
+    chosen = bars.of_task(reference.detector.family.task) if bars else {}
     if settings is None:
         titles = [title for title, _ in reference.input.sources]
         match = functools.partial(task.match_detections, **chosen)
@@ -428,7 +428,7 @@ def match_with_ties(
     bars: Mapping[str, Any],
 ) -> tuple[DetectionRow, ...]:
     """Match every image's results; `run` returns those of the reference."""
-    task, model = task_module(reference.deployment.family.task), reference.deployment.model
+    task, model = task_module(reference.detector.family.task), reference.detector.model
     pair_by = functools.partial(
         task.pair_up, **{name: bar for name, bar in bars.items() if name != 'score_thr'}
     )
@@ -492,7 +492,7 @@ def match_substituted(
 
     Returns a row for each image, none if the tensors cannot be put in; and notes on refusals.
     """
-    family, model = reference.deployment.family, reference.deployment.model
+    family, model = reference.detector.family, reference.detector.model
     task, given = task_module(family.task), reference.code.substitutes(tensors)
     if not given:
         return (), ()
@@ -517,7 +517,7 @@ def match_inner(
     sides = reference.code.inner_results(tensors, reference.images)
 
     def without(index: int) -> Any:
-        with without_limits(reference.deployment.model):
+        with without_limits(reference.detector.model):
             return reference.code.inner_results(tensors, reference.images)[index][0]
 
     rows, bars = [], bbox2d.ONE_TO_ONE
@@ -536,7 +536,7 @@ def _contract_rows(
 ) -> list[TensorRow]:
     if 'labels' not in outputs:
         return []
-    family, model = reference.deployment.family, reference.deployment.model
+    family, model = reference.detector.family, reference.detector.model
     rows = order_rows(outputs, family.num_classes(model))
     if limits := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
         slack = bars.score if bars else DEFAULT_RTOL
@@ -571,7 +571,7 @@ def _compare_tensors(
     if not compares_values(metadata):
         return ()
     code = reference.code
-    options = options_besides_form(reference.deployment, metadata)
+    options = options_besides_form(reference.detector, metadata)
     outputs = {name: tensors[name] for name in metadata.spec.output_names if name in tensors}
     given = reference.feeds, tensors, metadata.form
     expected = code.expected_tensors(*given, **options)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.core.source_code import ModelClass
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.tasks.results import Case, GraphResult
 
 AGAIN = 'the model gives other results when the first input is run again at the end'
@@ -104,7 +104,7 @@ class Proof:
     """State of a proof.
 
     Attributes:
-        deployment: config and checkpoint.
+        detector: config and checkpoint.
         files: `ExportedFile` or `SparseFile`.
         options: of their export.
         engine: `engine`, the registered name of the class, and its options.
@@ -113,7 +113,7 @@ class Proof:
         changed_files: files of the user's classes that changed since the export.
     """
 
-    deployment: Model
+    detector: Detector
     files: Sequence[Any]
     options: Options
     engine: dict[str, Any]
@@ -146,7 +146,7 @@ def engine_options(
 
 
 def start(
-    deployment: Model,
+    detector: Detector,
     files: Sequence[Any],
     options: Options,
     engine: Mapping[str, Any],
@@ -158,19 +158,19 @@ def start(
     subject = dict(
         file=paths[0] if len(paths) == 1 else str(Path(paths[-1]).parent),
         **data_hashes(paths),
-        family=deployment.family.name,
-        task=deployment.family.task,
+        family=detector.family.name,
+        task=detector.family.task,
         **facts,
-        config=deployment.config,
-        checkpoint=deployment.checkpoint,
-        config_sha256=deployment.config_sha256,
-        checkpoint_sha256=deployment.checkpoint_sha256,
+        config=detector.config,
+        checkpoint=detector.checkpoint,
+        config_sha256=detector.config_sha256,
+        checkpoint_sha256=detector.checkpoint_sha256,
         proven_with=versions_with_places(),
         python=platform.python_version(),
-        libraries_not_run=libraries_not_run(deployment.cfg),
-        ignored_keys=list(deployment.ignored_keys),
+        libraries_not_run=libraries_not_run(detector.cfg),
+        ignored_keys=list(detector.ignored_keys),
     )
-    return Proof(deployment, files, options, dict(engine), claims, Verdict(subject))
+    return Proof(detector, files, options, dict(engine), claims, Verdict(subject))
 
 
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
@@ -195,10 +195,10 @@ def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> 
         add_checks(proof, file, [Check('whole, by its digest', state == digest.WHOLE, detail)])
     elif state != digest.UNKNOWN and state != digest.WHOLE:
         proof.add_notes([f'{file.path}: {digest.DAMAGE if state == digest.DAMAGED else digest.REWRITE}'])
-    hashes, notes = hash_checks(proof.deployment, file.hashes, graph.equal)
+    hashes, notes = hash_checks(proof.detector, file.hashes, graph.equal)
     add_checks(proof, file, hashes)
     proof.add_notes(notes)
-    proof.changed_files += changed_files(file.model_classes, proof.deployment.model_classes)
+    proof.changed_files += changed_files(file.model_classes, proof.detector.model_classes)
 
 
 def add_checks(proof: Proof, file: Any, checks: Iterable[Check]) -> None:
@@ -217,26 +217,26 @@ def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphS
         proof.add_notes([*warnings, ROUNDED])
     else:
         checks = check_structure(file.model, file.metadata, proof.claims.edited)
-    add_checks(proof, file, [*checks, *provenance(proof.deployment, file.metadata, rule, contract)])
+    add_checks(proof, file, [*checks, *provenance(proof.detector, file.metadata, rule, contract)])
 
 
 def check_model(proof: Proof) -> None:
-    deployment, verdict = proof.deployment, proof.verdict
-    verdict.model_classes = class_lines(deployment.model_classes)
-    family, model = deployment.family, deployment.model
+    detector, verdict = proof.detector, proof.verdict
+    verdict.model_classes = class_lines(detector.model_classes)
+    family, model = detector.family, detector.model
     traced = getattr(family.facts(model), 'traced', ())
-    untraced = untraced_methods(family, model, deployment.cfg, traced)
-    untraced += warning_lines(deployment.code_warnings)
+    untraced = untraced_methods(family, model, detector.cfg, traced)
+    untraced += warning_lines(detector.code_warnings)
     verdict.untraced += [entry.text for entry in untraced]
-    proof.results.checks += weights_checks(deployment)
+    proof.results.checks += weights_checks(detector)
     proof.results.checks += asked_checks(proof.files[-1].options, proof.claims.asked)
     verdict.notes += [
         f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'
         for package, folder in other_copies().items()
     ]
-    verdict.notes += deployment.replaced_kernels
-    if deployment.ignored_keys:
-        ignored = ', '.join(deployment.ignored_keys)
+    verdict.notes += detector.replaced_kernels
+    if detector.ignored_keys:
+        ignored = ', '.join(detector.ignored_keys)
         verdict.notes.append(f'weights of the checkpoint that were left out by --ignore-keys: {ignored}')
 
 
@@ -267,11 +267,11 @@ def judge_results(proof: Proof) -> None:
     )
 
 
-def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
+def notes_on_export(detector: Detector, metadata: Metadata) -> list[str]:
     """Return notes on an export and its model; `metadata` of its last file."""
-    subject = 'the files were' if deployment.family.files else 'the file was'
-    overrides = override_notes(deployment, metadata, subject)
-    return [*overrides, *class_name_notes(deployment)]
+    subject = 'the files were' if detector.family.files else 'the file was'
+    overrides = override_notes(detector, metadata, subject)
+    return [*overrides, *class_name_notes(detector)]
 
 
 def not_loaded(proof: Proof, error: Exception) -> Verdict:

@@ -21,50 +21,50 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
 
 
-def provenance(deployment: Model, metadata: Metadata, rule: Any, contract: GraphSpec | None) -> list[Check]:
+def provenance(detector: Detector, metadata: Metadata, rule: Any, contract: GraphSpec | None) -> list[Check]:
     contract_text = differing_contract(metadata.spec, contract)
     overrides = metadata.options.get('cfg_options') or {}
     return [
-        *facts_checks(deployment, metadata, rule),
-        settings_check(deployment.unbuilt_cfg or deployment.cfg, overrides),
+        *facts_checks(detector, metadata, rule),
+        settings_check(detector.unbuilt_cfg or detector.cfg, overrides),
         Check('contract as the family states it', not contract_text, contract_text),
     ]
 
 
-def facts_checks(deployment: Model, metadata: Metadata, rule: Any) -> list[Check]:
-    facts = deployment.family.facts(deployment.model).to_json()
+def facts_checks(detector: Detector, metadata: Metadata, rule: Any) -> list[Check]:
+    facts = detector.family.facts(detector.model).to_json()
     preprocessing = unequal_entries(metadata.preprocess.to_json(), rule.to_json())
     postprocessing = unequal_entries(metadata.postprocess.to_json(), facts)
     return [
         Check(f'preprocessing {AS_IN_CONFIG}', not preprocessing, preprocessing),
-        class_names_check(deployment, metadata.classes),
+        class_names_check(detector, metadata.classes),
         Check(f'post-processing {AS_IN_CONFIG}', not postprocessing, postprocessing),
     ]
 
 
-def class_names_check(deployment: Model, names: Sequence[str]) -> Check:
+def class_names_check(detector: Detector, names: Sequence[str]) -> Check:
     differing = [
         f'label {label}: the file says {got!r}, expected {name!r}'
-        for label, (got, name) in enumerate(zip(names, deployment.classes, strict=False))
+        for label, (got, name) in enumerate(zip(names, detector.classes, strict=False))
         if got != name
     ]
-    if len(names) != len(deployment.classes):
-        differing.insert(0, f'names: the file has {len(names)}, expected {len(deployment.classes)}')
+    if len(names) != len(detector.classes):
+        differing.insert(0, f'names: the file has {len(names)}, expected {len(detector.classes)}')
     return Check('classes as in checkpoint, data set or config', not differing, '; '.join(differing)[:300])
 
 
-def class_name_notes(deployment: Model) -> list[str]:
-    meta, dataset = getattr(deployment.report, 'meta', None) or {}, test_dataset(deployment.cfg)
-    names, classes = meta.get('CLASSES'), list(deployment.classes)
+def class_name_notes(detector: Detector) -> list[str]:
+    meta, dataset = getattr(detector.report, 'meta', None) or {}, test_dataset(detector.cfg)
+    names, classes = meta.get('CLASSES'), list(detector.classes)
     if not classes or not isinstance(names, list | tuple):
         return []
     if len(names) != len(classes):
         counts = f'the model has {len(classes)} classes, the checkpoint names {len(names)}'
         return [f'{counts}: the first one in the file is {classes[0]!r}']
-    for source in (dataset.get('classes'), deployment.cfg.get('classes'), deployment.cfg.get('class_names')):
+    for source in (dataset.get('classes'), detector.cfg.get('classes'), detector.cfg.get('class_names')):
         if isinstance(source, list | tuple) and len(source) == len(classes) and [*source] != classes:
             label = next(index for index, name in enumerate(classes) if source[index] != name)
             pair = f'label {label} is {classes[label]!r} there and {source[label]!r} in the config'
@@ -87,11 +87,11 @@ def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]
     return checks
 
 
-def hash_checks(deployment: Any, recorded: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
+def hash_checks(detector: Any, recorded: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
     """Compare recorded hashes of 'checkpoint' and 'config'; return checks, and notes."""
     checks, notes = [], []
     for title, file_hash in recorded.items():
-        sha256 = getattr(deployment, f'{title}_sha256')
+        sha256 = getattr(detector, f'{title}_sha256')
         detail = ''
         if file_hash != sha256:
             detail = f'file says {file_hash[:12]}, this {title} is {sha256[:12]}'
@@ -196,19 +196,19 @@ def unequal_entries(recorded: Mapping[str, Any], expected: Mapping[str, Any], so
     )[:300]
 
 
-def normalisation_notes(deployment: Model) -> list[str]:
+def normalisation_notes(detector: Detector) -> list[str]:
     """Return notes on `--mean` and `--std` in place of the config's."""
-    config_rule = deployment.family.preprocess_rule(deployment.cfg)
+    config_rule = detector.family.preprocess_rule(detector.cfg)
     return [
-        f'pictures are normalised with {name} {list(getattr(deployment.rule, name))} (--{name}), not with '
+        f'pictures are normalised with {name} {list(getattr(detector.rule, name))} (--{name}), not with '
         f'that of the config, {list(getattr(config_rule, name))}; PyTorch ran with the same'
         for name in ('mean', 'std')
-        if tuple(getattr(deployment.rule, name)) != tuple(getattr(config_rule, name))
+        if tuple(getattr(detector.rule, name)) != tuple(getattr(config_rule, name))
     ]
 
 
-def override_notes(deployment: Model, metadata: Metadata, subject: str = 'the file was') -> list[str]:
-    both = metadata.options.get('cfg_options') or {}, deployment.cfg_options
+def override_notes(detector: Detector, metadata: Metadata, subject: str = 'the file was') -> list[str]:
+    both = metadata.options.get('cfg_options') or {}, detector.cfg_options
     if not any(both):
         return []
     listed = [', '.join(f'{key}={value}' for key, value in overrides.items()) or 'none' for overrides in both]
@@ -236,13 +236,13 @@ KERNEL_AXES = 5
 """Axes of a sparse kernel; versions of spconv order them differently."""
 
 
-def weights_checks(deployment: Model) -> list[Check]:
+def weights_checks(detector: Detector) -> list[Check]:
     """Compare the model's weights with the checkpoint's."""
     import torch
 
     from mmdeploy_ext.weights.checkpoint import read_content
 
-    path, report = Path(deployment.checkpoint), deployment.report
+    path, report = Path(detector.checkpoint), detector.report
     if not path.is_file() or getattr(report, 'folded', ()) or getattr(report, 'form', '') == 'pickled module':
         return []
     content = read_content(path)
@@ -251,12 +251,12 @@ def weights_checks(deployment: Model) -> list[Check]:
         for name, tensor in content.get('state_dict', content).items()
         if isinstance(tensor, torch.Tensor)
     }
-    unused = deployment.family.ignored_prefixes
+    unused = detector.family.ignored_prefixes
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
     if getattr(report, 'prefix', None) is not None:  # of a backbone, which may have another place in its file
         place = f'{report.encoder}.' if report.encoder else ''
         tensors = {place + name.removeprefix(report.prefix): tensor for name, tensor in tensors.items()}
-    detail = differing_weights(deployment.model.state_dict(), tensors)
+    detail = differing_weights(detector.model.state_dict(), tensors)
     return [Check(f'weights of {path.name}', not detail, detail)]
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.families.reference import ImageReference
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
@@ -55,42 +55,42 @@ class InputReference:
         sums: `output_sums` of that run.
         borders: path of a method -> its results in that run, one per call.
         engine_seconds: times of the last file's runs.
-        known: content of pictures -> cached results, `borders` and `sums`; None: no cache.
+        cache: content of pictures -> cached results, `borders` and `sums`; None: no cache.
     """
 
     def __init__(
-        self, deployment: Model, proof_input: ProofInput, known: dict[bytes, Any] | None = None
+        self, detector: Detector, proof_input: ProofInput, cache: dict[bytes, Any] | None = None
     ) -> None:
-        self.deployment, self.input, self.seconds = deployment, proof_input, 0.0
-        self.code = deployment.family.reference(deployment.model)
-        self.known = known
+        self.detector, self.input, self.seconds = detector, proof_input, 0.0
+        self.code = detector.family.reference(detector.model)
+        self.cache = cache
         self.engine_seconds: list[float] = []
         self.sums: dict[str, list[float]] = {}
         left_out = proof_input.left_out
-        self.images = tuple(_as_fed(image, self.code, deployment, left_out) for image in proof_input.images)
-        feeds = deployment.family.feeds(self.images, proof_input.rescale)
+        self.images = tuple(_as_fed(image, self.code, detector, left_out) for image in proof_input.images)
+        feeds = detector.family.feeds(self.images, proof_input.rescale)
         self.feeds = {name: array for name, array in feeds.items() if name not in left_out}
         self._computed: dict[Hashable, Any] = {}
         self.borders: dict[str, list[Any]] = {}
 
     @functools.cached_property
     def results(self) -> list[Any]:
-        model = self.deployment.model
-        content = b'' if self.known is None else _content(self.images, self.input.rescale)
-        if self.known and content in self.known:
-            results, self.borders, self.sums = self.known[content]
+        model = self.detector.model
+        content = b'' if self.cache is None else _content(self.images, self.input.rescale)
+        if self.cache and content in self.cache:
+            results, self.borders, self.sums = self.cache[content]
             return results
         with observed(model, self.code.borders()) as self.borders, output_sums(model) as self.sums:
             start = time.perf_counter()
             results = self.run()
             self.seconds = time.perf_counter() - start
-        if self.known is not None:
-            self.known[content] = results, self.borders, self.sums
+        if self.cache is not None:
+            self.cache[content] = results, self.borders, self.sums
         return results
 
     def run(self) -> list[Any]:
         results = self.code.results(self.images, self.input.rescale)
-        method = f'{type(self.code).__name__}.results of family {self.deployment.family.name!r}'
+        method = f'{type(self.code).__name__}.results of family {self.detector.family.name!r}'
         if len(results) != len(self.images):
             raise ConfigError(f'{method} gave results of {len(results)} images, expected {len(self.images)}')
         foreign_types = [type(entry).__name__ for entry in results if not isinstance(entry, Rows)]
@@ -160,35 +160,35 @@ def changed_children(first: dict[str, list[float]], again: dict[str, list[float]
     return names
 
 
-def options_besides_form(deployment: Model, metadata: Metadata) -> dict[str, Any]:
-    options = exported_options(deployment.family, metadata.options)
+def options_besides_form(detector: Detector, metadata: Metadata) -> dict[str, Any]:
+    options = exported_options(detector.family, metadata.options)
     return {name: value for name, value in options.items() if name != 'form'}
 
 
 def _as_fed(
-    image: PreparedImage, code: ImageReference, deployment: Model, left_out: Sequence[str]
+    image: PreparedImage, code: ImageReference, detector: Detector, left_out: Sequence[str]
 ) -> PreparedImage:
     size = code.full_size(image)
     defaults = dict(img_shape=size, ori_shape=size, scale_factor=np.ones(4, np.float32), border=(0, 0))
     values = {name: defaults[name] for name in left_out}
-    return dataclasses.replace(image, collected=image.collected or deployment.collected, **values)
+    return dataclasses.replace(image, collected=image.collected or detector.collected, **values)
 
 
 def references(
-    deployment: Model, options: Options, images: Sequence[tuple[str, np.ndarray]]
+    detector: Detector, options: Options, images: Sequence[tuple[str, np.ndarray]]
 ) -> list[InputReference]:
-    inputs = proof_inputs(deployment, options, images)
-    return [InputReference(deployment, proof_input) for proof_input in inputs]
+    inputs = proof_inputs(detector, options, images)
+    return [InputReference(detector, proof_input) for proof_input in inputs]
 
 
 def empty_reference(
-    deployment: Model, options: Options, known: dict[bytes, Any] | None = None
+    detector: Detector, options: Options, cache: dict[bytes, Any] | None = None
 ) -> tuple[InputReference | None, str]:
     """Return the reference of a plain picture in which PyTorch finds nothing, or None and the reason."""
-    counts, limit = {}, getattr(deployment.family.facts(deployment.model), 'max_per_img', None)
-    inputs = plain_inputs(deployment, options)
+    counts, limit = {}, getattr(detector.family.facts(detector.model), 'max_per_img', None)
+    inputs = plain_inputs(detector, options)
     for plain in inputs:
-        reference, (title, _) = InputReference(deployment, plain, known), plain.sources[0]
+        reference, (title, _) = InputReference(detector, plain, cache), plain.sources[0]
         try:
             counts[title] = sum(map(len, reference.results))
         except Exception as error:  # the user's code may need a candidate, as guided anchors do
@@ -203,24 +203,24 @@ def empty_reference(
 
 
 def reference_with_empty_image(
-    deployment: Model, inputs: Sequence[ProofInput], plain: ProofInput
+    detector: Detector, inputs: Sequence[ProofInput], plain: ProofInput
 ) -> tuple[int, InputReference] | None:
     """Return the index of a batch of three, and its reference with a plain second picture, or None."""
     for index, case in enumerate(inputs):
         if len(case.images) != BATCHES[-1] or case.traced:
             continue
-        changed = with_plain_picture(deployment, case, plain)
+        changed = with_plain_picture(detector, case, plain)
         if changed is case:
             continue
-        reference = InputReference(deployment, changed)
+        reference = InputReference(detector, changed)
         if not len(reference.results[1]):
             return index, reference
     return None
 
 
-def zoomed_on_object(deployment: Model, options: Options, traced: InputReference) -> ProofInput | None:
+def zoomed_on_object(detector: Detector, options: Options, traced: InputReference) -> ProofInput | None:
     """Return an input filled by the traced picture's largest object, or None."""
-    if not any(hasattr(part, 'map_roi_levels') for part in deployment.model.modules()):
+    if not any(hasattr(part, 'map_roi_levels') for part in detector.model.modules()):
         return None
     source = traced.input.sources[0]
     height, width = source[1].shape[:2]
@@ -229,7 +229,7 @@ def zoomed_on_object(deployment: Model, options: Options, traced: InputReference
     if not fitting:
         return None
     view = max(fitting, key=_area) * (width, height, width, height)
-    return zoomed_input(deployment, options, source, view)
+    return zoomed_input(detector, options, source, view)
 
 
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:

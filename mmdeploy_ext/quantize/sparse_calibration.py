@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.families.sparse import SparseFamily
     from mmdeploy_ext.quantize.calibrators import Calibrator
     from mmdeploy_ext.sparse.ir import SparseGraph
@@ -70,49 +70,49 @@ class Calibration:
         return dataclasses.replace(self, **missing)
 
 
-def calibrate(deployment: Model, source: str | Path, options: Calibration) -> Ranges:
+def calibrate(detector: Detector, source: str | Path, options: Calibration) -> Ranges:
     """Ranges of a backbone measured on the sweeps of `source`, see `Sweeps`."""
     from mmdeploy_ext.families.backbone_files import trace  # imports torch
 
-    options, traced = options.resolved(deployment.family), trace(deployment)
+    options, traced = options.resolved(detector.family), trace(detector)
     graph = fold(traced, 'fp32')
     ranges = calibrate_sweeps(
         graph,
-        config_sweeps(deployment, source, graph.order, options.batches, options.root),
+        config_sweeps(detector, source, graph.order, options.batches, options.root),
         options.method,
         percentile=options.percentile,
         add_method=options.add_method or None,
         unfolded=kernels_before_folding(traced, graph, options.unfolded),
         source=str(source),
-        checkpoint_sha256=deployment.checkpoint_sha256,
+        checkpoint_sha256=detector.checkpoint_sha256,
     )
     return ranges.half() if options.half else ranges
 
 
 def config_sweeps(
-    deployment: Model, source: str | Path, order: str, limit: int = 0, root: str = ''
+    detector: Detector, source: str | Path, order: str, limit: int = 0, root: str = ''
 ) -> Sweeps:
     """Sweeps of a source, voxelised as in the backbone's config, evenly limited; see `Sweeps`."""
     from mmdeploy_ext.preprocess.points import voxelise
 
     def voxels(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        features, coordinates = voxelise(points, deployment.rule)
-        return features, coordinates if deployment.rule.order == order else coordinates[:, SWAPPED_COLUMNS]
+        features, coordinates = voxelise(points, detector.rule)
+        return features, coordinates if detector.rule.order == order else coordinates[:, SWAPPED_COLUMNS]
 
-    rule = point_rule(deployment.cfg, deployment.settings.in_channels)
+    rule = point_rule(detector.cfg, detector.settings.in_channels)
     return Sweeps(source, voxels, rule, root or None, limit, order)
 
 
-def checkpoint_ranges(deployment: Model, half: bool | None = None) -> Ranges | None:
+def checkpoint_ranges(detector: Detector, half: bool | None = None) -> Ranges | None:
     """Ranges in the checkpoint (NVIDIA's PTQ files have some), or None."""
     from mmdeploy_ext.families.backbone_files import trace
 
-    if not deployment.report.ranges:
+    if not detector.report.ranges:
         return None
-    graph = fold(trace(deployment), 'fp32')
-    ranges = from_amax(graph, deployment.report.ranges, deployment.checkpoint, deployment.checkpoint_sha256)
+    graph = fold(trace(detector), 'fp32')
+    ranges = from_amax(graph, detector.report.ranges, detector.checkpoint, detector.checkpoint_sha256)
     ranges.check(graph)
-    return ranges.half() if Calibration(half=half).resolved(deployment.family).half else ranges
+    return ranges.half() if Calibration(half=half).resolved(detector.family).half else ranges
 
 
 def calibrate_sweeps(

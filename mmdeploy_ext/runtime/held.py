@@ -44,7 +44,7 @@ class HeldGraph:
         tensor = self.spec.tensor(name)
         return self._on_device(np.zeros(tensor.axes, tensor.dtype))
 
-    def run(self, feeds: Mapping[str, Held], held: Collection[str] = ()) -> dict[str, Held]:
+    def run(self, feeds: Mapping[str, Held], on_device: Collection[str] = ()) -> dict[str, Held]:
         """Run the graph; `held` outputs stay on the device, others are float32 arrays or integers.
 
         Unknown feeds are ignored. Errors as in `Backend.infer`.
@@ -52,15 +52,15 @@ class HeldGraph:
         feeds = {name: feeds[name] for name in self.spec.input_names if name in feeds}
         arrays = {name: value for name, value in feeds.items() if isinstance(value, np.ndarray)}
         start = time.perf_counter()
-        if self.is_bound and (held or len(arrays) < len(feeds)):
-            outputs = self._run_bound(feeds, held)
+        if self.is_bound and (on_device or len(arrays) < len(feeds)):
+            outputs = self._run_bound(feeds, on_device)
         else:
             outputs = self.backend.infer({name: on_cpu(value) for name, value in feeds.items()})
         self.seconds += time.perf_counter() - start
         self.fed_bytes += sum(array.nbytes for array in arrays.values())
         return outputs
 
-    def _run_bound(self, feeds: Mapping[str, Held], held: Collection[str]) -> dict[str, Held]:
+    def _run_bound(self, feeds: Mapping[str, Held], on_device: Collection[str]) -> dict[str, Held]:
         session = self.backend.session
         binding = session.io_binding()
         for name, value in feeds.items():
@@ -70,7 +70,7 @@ class HeldGraph:
             else:
                 binding.bind_ortvalue_input(name, value)
         for name in self.spec.output_names:
-            binding.bind_output(name, self.device if name in held else 'cpu')
+            binding.bind_output(name, self.device if name in on_device else 'cpu')
         try:
             session.run_with_iobinding(binding)
         except Exception as error:
@@ -82,7 +82,7 @@ class HeldGraph:
                 {name: on_cpu(value) for name, value in feeds.items()},
                 {name: on_cpu(value) for name, value in values.items()},
             )
-        return {name: value if name in held else fetch(value) for name, value in values.items()}
+        return {name: value if name in on_device else fetch(value) for name, value in values.items()}
 
     def _on_device(self, array: np.ndarray) -> Held:
         if not self.is_bound:

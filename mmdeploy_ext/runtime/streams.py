@@ -200,13 +200,13 @@ class StreamRuntime(Runtime):
     # ---- graphs
 
     def run_for_rig(
-        self, name: str, feeds: Mapping[str, np.ndarray], held: Collection[str] = ()
+        self, name: str, feeds: Mapping[str, np.ndarray], on_device: Collection[str] = ()
     ) -> dict[str, Held]:
         """Outputs of a calibration graph, run again only if `feeds` change."""
         key = [np.asarray(value).tobytes() for value in feeds.values()]
-        known, outputs = self._of_rig.get(name, ([], {}))
-        if key != known:
-            outputs = self.graphs[name].run(feeds, held)
+        cached_key, outputs = self._of_rig.get(name, ([], {}))
+        if key != cached_key:
+            outputs = self.graphs[name].run(feeds, on_device)
             self._of_rig[name] = key, outputs
         return outputs
 

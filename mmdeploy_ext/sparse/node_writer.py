@@ -49,6 +49,6 @@ class NodeWriter:
         self.inputs.append(helper.make_tensor_value_info(name, elem_type, list(axes)))
         return name
 
-    def split(self, tensor: str, lengths: str, pieces: int) -> None:
+    def split(self, tensor: str, lengths: str, count: int) -> None:
         """Cut a tensor along axis 0 into TENSOR.0, ...; `lengths` names a tensor (pieces,) int64."""
-        self.op('Split', [tensor, lengths], [f'{tensor}.{piece}' for piece in range(pieces)], axis=0)
+        self.op('Split', [tensor, lengths], [f'{tensor}.{piece}' for piece in range(count)], axis=0)

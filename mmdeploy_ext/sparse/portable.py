@@ -96,22 +96,22 @@ class _Writer(NodeWriter):
             self.input(f'{name}.table', TensorProto.INT32, level, math.prod(table.kernel_size))
             return
         layout = Layout.of(table.kernel_size)
-        pieces = len(layout.groups) * layout.buckets
+        buckets = len(layout.groups) * layout.buckets
         self.input(f'{name}.rows', TensorProto.INT32, f'{name}.L')
-        self.input(f'{name}.lengths', TensorProto.INT64, pieces)
+        self.input(f'{name}.lengths', TensorProto.INT64, buckets)
         self.input(f'{name}.offsets', TensorProto.INT32, f'{name}.S')
-        self.input(f'{name}.sizes', TensorProto.INT64, pieces, 1)
+        self.input(f'{name}.sizes', TensorProto.INT64, buckets, 1)
         for group in range(len(layout.groups)):
             self.input(f'{name}.position{group}', TensorProto.INT32, f'{level}+1')
-        self.split(f'{name}.rows', f'{name}.lengths', pieces)
+        self.split(f'{name}.rows', f'{name}.lengths', buckets)
 
-    def _row_shapes(self, table: Table, channels: int, pieces: int) -> str:
+    def _row_shapes(self, table: Table, channels: int, buckets: int) -> str:
         name = f'{table.name}.shape{channels}'
         if self.is_first_use(name):
             wide = self.op('Mul', [f'{table.name}.sizes', self.integers(0, channels)], f'{name}.wide')
             pairs = self.op('Add', [wide, self.integers(-1, 0)], f'{name}.pairs')
             flat = self.op('Reshape', [pairs, self.integers(-1)], name)
-            self.split(flat, self.integers(*[2] * pieces), pieces)
+            self.split(flat, self.integers(*[2] * buckets), buckets)
         return name
 
     def _with_zeros(self, source: str, channels: int) -> str:
@@ -160,9 +160,9 @@ class _Writer(NodeWriter):
         self, node: SparseConvolution, table: Table, weight: np.ndarray, source: str, output: str
     ) -> None:
         layout = Layout.of(table.kernel_size)
-        pieces = len(layout.groups) * layout.buckets
-        kernels = self._kernels(node, table, weight, pieces)
-        shapes = self._row_shapes(table, node.in_channels, pieces)
+        buckets = len(layout.groups) * layout.buckets
+        kernels = self._kernels(node, table, weight, buckets)
+        shapes = self._row_shapes(table, node.in_channels, buckets)
         zero = self.constant(f'zero.{node.out_channels}', np.zeros((1, node.out_channels), np.float32))
         total = ''
         for group in range(len(layout.groups)):
@@ -184,7 +184,7 @@ class _Writer(NodeWriter):
             self.op('Gather', [rows, f'{table.name}.position{group}'], ordered)
             total = self.op('Add', [total, ordered], output if last else f'{name}.sum') if total else ordered
 
-    def _kernels(self, node: SparseConvolution, table: Table, weight: np.ndarray, pieces: int) -> str:
+    def _kernels(self, node: SparseConvolution, table: Table, weight: np.ndarray, buckets: int) -> str:
         offsets = self.constant(f'{node.name}.weight', weight)
         weights = self.op('Gather', [offsets, f'{table.name}.offsets'], f'{node.name}.weights')
         flat = self.op('Reshape', [weights, self.integers(-1, node.out_channels)], f'{node.name}.kernels')
@@ -192,7 +192,7 @@ class _Writer(NodeWriter):
         if self.is_first_use(lengths):
             wide = self.op('Mul', [f'{table.name}.sizes', self.integers(node.in_channels)], f'{lengths}.wide')
             self.op('Reshape', [wide, self.integers(-1)], lengths)
-        self.split(flat, lengths, pieces)
+        self.split(flat, lengths, buckets)
         return flat
 
     def _by_tables(

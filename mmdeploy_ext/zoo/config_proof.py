@@ -20,7 +20,7 @@ from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.images import picture_of
-from mmdeploy_ext.families.model import Model, check_options, class_names, prepare_fixed, resolve_opset
+from mmdeploy_ext.families.model import Detector, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.zoo.configs import Config, library_of, resize_to
 from mmdeploy_ext.zoo.records import (
@@ -101,22 +101,22 @@ def prove_config(config: Config, settings: Settings, keep: Callable[[Record], No
         cfg = load_config(config.path)
         record = dataclasses.replace(record, notes=without_augmentation(cfg))
         resize_to(cfg, settings.size)
-        deployment = _deploy(config, cfg, settings)
+        detector = _deploy(config, cfg, settings)
     except Exception as error:
         return dataclasses.replace(record, **{settings.export_kinds[0]: outcome_of_error(error)})
-    types, family = {type(module).__name__ for module in deployment.model.modules()}, deployment.family
+    types, family = {type(module).__name__ for module in detector.model.modules()}, detector.family
     own_kernels = tuple(sorted(types & {*MMCV_MODULES, *registration_of(family.name).own_kernels}))
     record = dataclasses.replace(record, family=family.name, task=family.task, own_kernels=own_kernels)
     references: dict[bytes, Any] = {}  # both files are proven on some of the same pictures
     for kind in settings.export_kinds:
         if kind == 'fixed' or _takes_pictures(family):
-            outcome = _prove_export(deployment, settings, kind == 'dynamic', references)
+            outcome = _prove_export(detector, settings, kind == 'dynamic', references)
             record = dataclasses.replace(record, **{kind: outcome})
             keep(record)
     return record
 
 
-def _deploy(config: Config, cfg: Any, settings: Settings) -> Model:
+def _deploy(config: Config, cfg: Any, settings: Settings) -> Detector:
     family = find_family(cfg, DETECTOR)
     rule = family.preprocess_rule(cfg)
     if _takes_pictures(family):
@@ -132,7 +132,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> Model:
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
         digest.update(tensor.numpy().tobytes())
-    return Model(
+    return Detector(
         cfg=cfg,
         config=config.path,
         cfg_options={},
@@ -154,40 +154,40 @@ def _image_options(family: Family, size: tuple[int, int], dynamic: bool) -> Opti
     return family.choose(opset=0, height=size[0], width=size[1], dynamic=dynamic)
 
 
-def choose_options(deployment: Model, size: tuple[int, int], dynamic: bool) -> Options:
+def choose_options(detector: Detector, size: tuple[int, int], dynamic: bool) -> Options:
     """Return the options of an export at (H, W), rounded up for the network."""
     try:
-        return _options_at(deployment, size, dynamic)
+        return _options_at(detector, size, dynamic)
     except UsageError:
-        return _options_at(deployment, tuple(max(MIN_SIDE, side) for side in size), dynamic)
+        return _options_at(detector, tuple(max(MIN_SIDE, side) for side in size), dynamic)
 
 
-def _options_at(deployment: Model, size: tuple[int, int], dynamic: bool) -> Options:
-    family, model = deployment.family, deployment.model
+def _options_at(detector: Detector, size: tuple[int, int], dynamic: bool) -> Options:
+    family, model = detector.family, detector.model
     options = resolve_opset(_image_options(family, size, dynamic), model)
     multiple = picture_of(family, model, options).multiple
     height, width = (-(-side // multiple) * multiple for side in size)
-    return check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
+    return check_options(options.replace(height=height, width=width), detector.cfg, family, model)
 
 
 def _prove_export(
-    deployment: Model, settings: Settings, dynamic: bool, references: dict[bytes, Any]
+    detector: Detector, settings: Settings, dynamic: bool, references: dict[bytes, Any]
 ) -> Outcome:
     start = time.process_time()
-    family, rule = deployment.family, deployment.rule
+    family, rule = detector.family, detector.rule
     try:
         if _takes_pictures(family):
-            options = choose_options(deployment, settings.size, dynamic)
+            options = choose_options(detector, settings.size, dynamic)
             shape, name = (options.height, options.width), 'model.onnx'
             traced = [prepare_fixed(rule, settings.picture[1], *shape)]
-            samples, kept = [settings.picture], dict(known=references)
+            samples, kept = [settings.picture], dict(cache=references)
         else:
-            options = resolve_opset(family.choose(opset=0), deployment.model)
+            options = resolve_opset(family.choose(opset=0), detector.model)
             shape, name, traced = (0, 0), 'model', ()
             samples, kept = list(family.data.generated_sweeps(rule, settings.sweeps)), {}
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
-            paths, _ = export_files(deployment, options, str(Path(folder, name)), traced)
-            verdict = prove(deployment, paths, samples, settings.engine, written=True, timed=False, **kept)
+            paths, _ = export_files(detector, options, str(Path(folder, name)), traced)
+            verdict = prove(detector, paths, samples, settings.engine, written=True, timed=False, **kept)
     except Exception as error:
         return dataclasses.replace(outcome_of_error(error), seconds=time.process_time() - start)
     seconds = time.process_time() - start

@@ -39,7 +39,7 @@ def export(*words) -> int:
 
 
 @pytest.fixture(scope='module')
-def deployment(models):
+def detector(models):
     return load(*models['bevfusion'], product=BACKBONE)
 
 
@@ -151,13 +151,13 @@ FAULTS = {
 
 
 @pytest.mark.parametrize('fault', in_suite(FAULTS, 'mirrored kernel'))
-def test_a_planted_fault_is_found_by_structure_and_by_figures(deployment, tmp_path, fault):
+def test_a_planted_fault_is_found_by_structure_and_by_figures(detector, tmp_path, fault):
     path = str(tmp_path / 'x.onnx')
-    deploy.export_file(deployment, deployment.family.choose(order='xyz'), path)
+    deploy.export_file(detector, detector.family.choose(order='xyz'), path)
     model = onnx.load(path)
     FAULTS[fault](model)
     onnx.save_model(model, path)
-    verdict = prove(deployment, path)
+    verdict = prove(detector, path)
     assert not verdict.passed and not graphs_of(verdict)[0].passed
     assert verdict.failures or not all(case.passed for case in cases_of(verdict))
 

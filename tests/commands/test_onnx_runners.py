@@ -69,7 +69,7 @@ def from_json(entries) -> Detections:
 
 @pytest.mark.parametrize('form', in_suite(FORMS, 'full', 'raw'))
 def test_every_form_gives_the_detections_of_pytorch_in_pixels_of_the_image(form, images, tmp_path):
-    deployment = load_toy()
+    detector = load_toy()
     runner = tool(FULL if form == 'full' else REST)
     paths = [str(images / 'one.jpg'), str(PICTURE)]
     argv = [toy_file(form), *paths, '--out', str(tmp_path / 'out'), '--json', str(tmp_path / 'found.json')]
@@ -77,8 +77,8 @@ def test_every_form_gives_the_detections_of_pytorch_in_pixels_of_the_image(form,
     assert runner.main([*argv, *([] if form == 'full' else ['--score-thr', '0.5'])]) == 0
     for entry in json.loads((tmp_path / 'found.json').read_text())['images']:
         picture = read_image(entry['image'])
-        prepared = deployment.rule.apply(picture)
-        (wanted,) = deployment.family.reference(deployment.model).results([prepared], True)
+        prepared = detector.rule.apply(picture)
+        (wanted,) = detector.family.reference(detector.model).results([prepared], True)
         found = from_json(entry['detections'])
         # the JSON rounds to 1e-3 pixel, which a sliver of a box feels
         row = match_detections(entry['image'], wanted, found, iou_bar=0.995)

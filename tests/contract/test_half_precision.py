@@ -12,7 +12,7 @@ from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.contract.comparison import TensorRow
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.half_precision import accept_masks, accept_rate
 from mmdeploy_ext.tasks.half_bars import BARS
@@ -25,18 +25,18 @@ KEEP, SIZE = '*/bbox_head/*', (128, 160)
 
 
 @pytest.fixture(scope='module')
-def deployment():
+def detector():
     return load_toy()
 
 
 @pytest.fixture(scope='module')
-def files(deployment, tmp_path_factory):
+def files(detector, tmp_path_factory):
     """Return two exports: of the whole detector, and a raw one with a float32 head and float16 ends."""
     folder = tmp_path_factory.mktemp('half')
     fixed = dict(dynamic=False, precision='fp16', height=SIZE[0], width=SIZE[1])
     return dict(
-        full=export_toy(deployment, folder / 'full.onnx', **fixed),
-        raw=export_toy(deployment, folder / 'raw.onnx', form='raw', keep_fp32=(KEEP,), fp16_io=True, **fixed),
+        full=export_toy(detector, folder / 'full.onnx', **fixed),
+        raw=export_toy(detector, folder / 'raw.onnx', form='raw', keep_fp32=(KEEP,), fp16_io=True, **fixed),
     )
 
 
@@ -73,39 +73,39 @@ def test_nodes_kept_by_pattern_are_float32(files):
     assert found == {True: {TensorProto.FLOAT}, False: {TensorProto.FLOAT16}}
 
 
-def test_float16_ends_are_written_by_option_and_fed_and_read_in_float32(deployment, files):
+def test_float16_ends_are_written_by_option_and_fed_and_read_in_float32(detector, files):
     spec = read_metadata(files['raw']).spec
     assert {tensor.dtype for tensor in (*spec.inputs, *spec.outputs)} == {'float16'}
-    prepared = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), *SIZE)
-    feeds = deployment.family.feeds([prepared], True)
+    prepared = detectors.prepare_fixed(detector.rule, read_image(PICTURE), *SIZE)
+    feeds = detector.family.feeds([prepared], True)
     with build_backend('OnnxRuntimeBackend', files['raw']) as raw:
         got = raw.infer({'input': feeds['input']})
-    wanted = deployment.family.reference(deployment.model).tensors(feeds, 'raw')
+    wanted = detector.family.reference(detector.model).tensors(feeds, 'raw')
     for name, array in got.items():
         assert array.dtype == np.float32
         np.testing.assert_allclose(array, wanted[name], atol=0.02 * np.abs(wanted[name]).max())
 
 
-def test_a_verdict_is_within_bars_and_never_proven(deployment, files):
-    verdict = prove_samples(deployment, files['full'], images(), written=True)
+def test_a_verdict_is_within_bars_and_never_proven(detector, files):
+    verdict = prove_samples(detector, files['full'], images(), written=True)
     assert verdict.passed and not verdict.proven, verdict.failures
     assert verdict.title == 'WITHIN FP16 BARS'
     cosines = [row.cosine for case in cases_of(verdict) for row in case.tensors]
     assert cosines and min(cosines) >= 0.999
 
 
-def test_float16_that_a_file_does_not_own_up_to_is_not_proven(deployment, files, tmp_path):
+def test_float16_that_a_file_does_not_own_up_to_is_not_proven(detector, files, tmp_path):
     model = onnx.load(files['full'])
     entry = next(entry for entry in model.metadata_props if entry.key == 'mm2onnx.options')
     entry.value = entry.value.replace('"fp16"', '"fp32"')
     path = str(tmp_path / 'silent.onnx')
     onnx.save(model, path)
-    verdict = check_files(deployment, path, images(), edited=True)
+    verdict = check_files(detector, path, images(), edited=True)
     assert not verdict.passed
     assert any(check.name == 'precision' and not check.passed for check in checks_of(verdict))
 
 
-def test_a_fault_in_a_float16_file_is_found(deployment, files, tmp_path):
+def test_a_fault_in_a_float16_file_is_found(detector, files, tmp_path):
     model = onnx.load(files['raw'])
     half = [value for value in model.graph.initializer if value.data_type == TensorProto.FLOAT16]
     largest = max(half, key=lambda value: numpy_helper.to_array(value).size)
@@ -113,7 +113,7 @@ def test_a_fault_in_a_float16_file_is_found(deployment, files, tmp_path):
     largest.CopyFrom(numpy_helper.from_array(array[::-1].copy(), largest.name))
     path = str(tmp_path / 'faulty.onnx')
     onnx.save(model, path)
-    verdict = prove_samples(deployment, path, images(), edited=True)
+    verdict = prove_samples(detector, path, images(), edited=True)
     assert not verdict.passed and verdict.title == 'NOT WITHIN FP16 BARS'
     assert any('below 0.999' in row.reason for case in cases_of(verdict) for row in case.tensors)
 

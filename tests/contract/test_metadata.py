@@ -127,10 +127,10 @@ def classes_in_files():
     """Yield the dataclasses that are in files: rules, facts of families, specs."""
     waiting = [Metadata, JsonDataclass]
     while waiting:
-        known = waiting.pop()
-        waiting += known.__subclasses__()
-        if known.__module__.startswith('mmdeploy_ext.'):
-            yield known
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if kind.__module__.startswith('mmdeploy_ext.'):
+            yield kind
 
 
 def test_keys_of_rules_and_facts_are_those_of_files_that_exist():

@@ -23,7 +23,7 @@ from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
 
 def test_a_live_model_runs_with_the_parts(cut_toy):
-    model = cut_toy.deployment.make()
+    model = cut_toy.factory.make()
     sample = cut_toy.samples[1]
     expected = run_test_path(model, sample)
     with with_parts(model, cut_toy.folder.path) as swapped:
@@ -58,13 +58,13 @@ def test_the_data_set_is_evaluated_with_the_parts_and_other_metrics_are_status_1
 
 def test_a_changed_constant_in_a_file_is_not_proven(cut_toy, tmp_path):
     folder = CutFolder.read(changed_copy(cut_toy.folder, tmp_path / 'cut', 0.5))
-    verdict = prove_folder(cut_toy.deployment, folder, cut_toy.samples, cut_toy.recorded)
+    verdict = prove_folder(cut_toy.factory, folder, cut_toy.samples, cut_toy.recorded)
     assert not verdict.passed
     assert not verdict.of('file')[1].passed
 
 
 def test_code_around_the_parts_that_changed_is_not_proven(cut_toy, monkeypatch):
-    head = type(cut_toy.deployment.make().bbox_head)
+    head = type(cut_toy.factory.make().bbox_head)
     decode = head.get_bboxes
 
     def shifted(self, *args, **kwargs):
@@ -74,7 +74,7 @@ def test_code_around_the_parts_that_changed_is_not_proven(cut_toy, monkeypatch):
         ]
 
     monkeypatch.setattr(head, 'get_bboxes', shifted)
-    verdict = prove_folder(cut_toy.deployment, cut_toy.folder, cut_toy.samples[:2])
+    verdict = prove_folder(cut_toy.factory, cut_toy.folder, cut_toy.samples[:2])
     assert not verdict.passed
 
 

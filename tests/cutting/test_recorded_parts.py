@@ -39,20 +39,20 @@ def test_an_array_of_the_metas_is_an_input_that_another_rig_changes(tmp_path):
 
 @pytest.mark.parametrize('how', ['', 'bright'])
 def test_a_branch_that_only_bright_images_take_is_found_and_its_line_is_named(tmp_path, how):
-    deployment, given = toy_parts.ToyDeployment(how), toy_parts.samples()
-    exported_parts = export_folder(deployment, ['extract_feat()', 'head'], given, tmp_path / 'cut')
-    verdict = prove_folder(deployment, exported_parts[0], given, exported_parts[1:])
+    factory, given = toy_parts.ToyDeployment(how), toy_parts.samples()
+    exported_parts = export_folder(factory, ['extract_feat()', 'head'], given, tmp_path / 'cut')
+    verdict = prove_folder(factory, exported_parts[0], given, exported_parts[1:])
     assert verdict.passed != bool(how), verdict.failures
     assert any('toy_parts.py' in text for text in verdict.untraced) == bool(how)
     assert all('bright' in failure for failure in verdict.failures)
 
 
 def test_a_comment_in_a_file_of_the_users_is_a_note(tmp_path):
-    deployment, given = toy_parts.ToyDeployment(), toy_parts.samples()
-    folder, *recorded = export_folder(deployment, ['extract_feat()', 'head'], given, tmp_path / 'cut')
+    factory, given = toy_parts.ToyDeployment(), toy_parts.samples()
+    folder, *recorded = export_folder(factory, ['extract_feat()', 'head'], given, tmp_path / 'cut')
     for entry in folder.facts['classes']:
         entry['sha256'] = 'of the file without the comment'
-    verdict = prove_folder(deployment, folder, given, recorded)
+    verdict = prove_folder(factory, folder, given, recorded)
     assert verdict.passed and any('toy_parts.py' in note for note in verdict.notes)
 
 

@@ -68,7 +68,7 @@ class Detector(nn.Module):
 
 @dataclasses.dataclass
 class ToyDeployment:
-    """Stands for `CutModel`: makes the detector in its fresh state."""
+    """Stands for `ModelFactory`: makes the detector in its fresh state."""
 
     how: str = ''
     config = checkpoint = 'toy'

@@ -12,7 +12,7 @@ class HostMemory:
     stream = 0
 
     def __init__(self):
-        self.held = {}
+        self.buffers = {}
 
     def put(self, array):
         block = self.empty(array.nbytes)
@@ -21,14 +21,14 @@ class HostMemory:
 
     def empty(self, nbytes):
         buffer = (ctypes.c_char * max(nbytes, 1))()
-        self.held[ctypes.addressof(buffer)] = buffer
+        self.buffers[ctypes.addressof(buffer)] = buffer
         return ctypes.addressof(buffer)
 
     def take(self, block, into):
         ctypes.memmove(into.ctypes.data, block, into.nbytes)
 
     def free(self, block):
-        del self.held[block]
+        del self.buffers[block]
 
 
 class CpuEngine:

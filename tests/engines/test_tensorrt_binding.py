@@ -22,7 +22,7 @@ def test_permuted_tensors_land_right(order):
         got = session.run({'x': x})
         np.testing.assert_array_equal(got['sum'], x + 2)
         np.testing.assert_array_equal(got['product'], x * 2)
-    assert not memory.held
+    assert not memory.buffers
 
 
 def test_renamed_and_missing_outputs_are_refused_by_name():

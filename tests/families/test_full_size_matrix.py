@@ -5,7 +5,7 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.proving.ladder import prove
@@ -110,11 +110,11 @@ def test_a_full_size_file_is_proven(config, cfg_options, changes, tmp_path):
         pytest.importorskip('openvino', reason='openvino is an optional extra: pip install openvino')
     weights = weights_of(load_config(config, cfg_options))
     torch.save(dict(state_dict=weights), tmp_path / 'seeded.pth')
-    deployment = deploy.load(config, str(tmp_path / 'seeded.pth'), cfg_options)
-    options = deployment.family.choose(**{'height': 320, 'width': 416, 'opset': 0, **changes})
-    options = deploy.resolve(options, deployment.model, deployment.rule)
-    traced = deploy.prepare_fixed(deployment.rule, PICTURES[0][1], options.height, options.width)
-    export_files(deployment, options, str(tmp_path / 'm.onnx'), [traced])
-    verdict = prove(deployment, str(tmp_path / 'm.onnx'), PICTURES, dict(engine=engine))
+    detector = detectors.load(config, str(tmp_path / 'seeded.pth'), cfg_options)
+    options = detector.family.choose(**{'height': 320, 'width': 416, 'opset': 0, **changes})
+    options = detectors.resolve(options, detector.model, detector.rule)
+    traced = detectors.prepare_fixed(detector.rule, PICTURES[0][1], options.height, options.width)
+    export_files(detector, options, str(tmp_path / 'm.onnx'), [traced])
+    verdict = prove(detector, str(tmp_path / 'm.onnx'), PICTURES, dict(engine=engine))
     assert verdict.proven, verdict.failures or verdict.to_json()
     assert matched_of(verdict) >= 50 or options.get('score_form', '') == 'product'

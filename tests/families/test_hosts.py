@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.hosts import DetectionCounts, check, hosted
 from mmdeploy_ext.graph.passes.shapes import set_by_text, with_fixed_metadata
@@ -108,7 +108,7 @@ def test_the_raw_form_takes_pixels_and_the_size_before_padding(toy, tmp_path):
     spec = read_metadata(path).spec
     image, size = spec.inputs
     assert (image.dtype, image.axes, size.name) == ('uint8', (1, 3, 256, 320), 'img_shape')
-    prepared = deploy.prepare_fixed(toy.rule, read_image(PICTURE), 256, 320)
+    prepared = detectors.prepare_fixed(toy.rule, read_image(PICTURE), 256, 320)
     feeds = dict(input=prepared.tensor[None], img_shape=np.float32([prepared.img_shape]))
     expected = toy.family.reference(toy.model).tensors(feeds, 'raw')
     with build_backend('OnnxRuntimeBackend', path) as backend:
@@ -128,11 +128,11 @@ def test_the_raw_form_takes_pixels_and_the_size_before_padding(toy, tmp_path):
 )
 def test_options_that_do_not_go_together_are_refused(options, said):
     changes = {'data.test.pipeline.0.to_float32': True} if said == 'to_float32' else {}
-    deployment = deploy.read_config(CONFIG, CHECKPOINT, changes)
-    deploy.build(deployment)
+    detector = detectors.read_config(CONFIG, CHECKPOINT, changes)
+    detectors.build(detector)
     with pytest.raises(UsageError, match=said):
-        deploy.check_options(
-            deployment.family.choose(**options), deployment.unbuilt_cfg, deployment.family, deployment.model
+        detectors.check_options(
+            detector.family.choose(**options), detector.unbuilt_cfg, detector.family, detector.model
         )
 
 
@@ -164,7 +164,7 @@ def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_backen
     path = export_toy(toy, tmp_path / 'plugin.onnx', **PLUGIN)
     (node,) = (node for node in onnx.load(path).graph.node if node.op_type == 'EfficientNMS_TRT')
     assert {one.name: one.i for one in node.attribute}['max_output_boxes'] == 100
-    feeds = toy.family.feeds([deploy.prepare_fixed(toy.rule, read_image(PICTURE), 256, 320)], rescale=True)
+    feeds = toy.family.feeds([detectors.prepare_fixed(toy.rule, read_image(PICTURE), 256, 320)], rescale=True)
     assert run_main([path, str(PICTURE), '--out', str(tmp_path)]) != 0
     assert 'EfficientNMS_TRT' in capsys.readouterr().err
     expected = hosts_backend.infer(feeds)
@@ -182,7 +182,7 @@ def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_backen
     [('atss_toy', {}), ('deformable_detr_toy', {}), ('atss_toy', PLUGIN)],
 )
 def test_a_file_is_proven(name, options, tmp_path):
-    model = deploy.load(f'{REPO}/configs/demo/{name}.py', f'{REPO}/demo/checkpoints/{name}.pth')
+    model = detectors.load(f'{REPO}/configs/demo/{name}.py', f'{REPO}/demo/checkpoints/{name}.pth')
     path = export_toy(model, tmp_path / 'hosts.onnx', **(HOSTS | options))
     verdict = prove(model, [path], [('toy', read_image(PICTURE))])
     assert verdict.proven, verdict.failures

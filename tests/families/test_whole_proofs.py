@@ -7,10 +7,10 @@ import toy_corner
 import toy_query
 import toy_two_stage
 import toy_yolact
-from image_checks import seeded_deployment
+from image_checks import seeded_detector
 from marking import in_suite
 from mmdeploy_ext.core.config import without_augmentation
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
@@ -48,23 +48,23 @@ CASES = [
 ]
 
 
-def deployment_of(kind):
+def detector_of(kind):
     if kind == 'mask':
         own = {'data.test.pipeline.1.img_scale': SIZE[::-1], 'model.test_cfg.rcnn.max_per_img': 20}
-        return deploy.load(toy_two_stage.CONFIG, f'{REPO}/demo/checkpoints/mask_rcnn_toy.pth', own)
+        return detectors.load(toy_two_stage.CONFIG, f'{REPO}/demo/checkpoints/mask_rcnn_toy.pth', own)
     cfg = TOYS[kind]()
     without_augmentation(cfg)
     for step in cfg.data.test.pipeline:
         if 'img_scale' in step:
             step['img_scale'] = SIZE[::-1]
-    return seeded_deployment(cfg)
+    return seeded_detector(cfg)
 
 
 @pytest.mark.parametrize(('kind', 'chosen'), in_suite(CASES, ('mask', {}), ('plain', {})))
 def test_a_file_is_proven(kind, chosen, tmp_path):
-    deployment = deployment_of(kind)
-    options = deployment.family.choose(height=SIZE[0], width=SIZE[1], opset=17, **chosen)
-    picture = deploy.prepare_fixed(deployment.rule, IMAGES[0][1], *SIZE)
-    export_files(deployment, options, str(tmp_path / 'm.onnx'), [picture])
-    verdict = prove(deployment, str(tmp_path / 'm.onnx'), IMAGES, timed=False)
+    detector = detector_of(kind)
+    options = detector.family.choose(height=SIZE[0], width=SIZE[1], opset=17, **chosen)
+    picture = detectors.prepare_fixed(detector.rule, IMAGES[0][1], *SIZE)
+    export_files(detector, options, str(tmp_path / 'm.onnx'), [picture])
+    verdict = prove(detector, str(tmp_path / 'm.onnx'), IMAGES, timed=False)
     assert verdict.proven, verdict.failures

@@ -66,7 +66,7 @@ def stream(tmp_path_factory):
     for path in toy.files():
         shutil.copy(path, folder / 'deploy')
     drive = toy.drive(FRAMES, scenes=2)
-    write_detector_kit(toy.deployment(), str(folder / 'deploy'), drive, folder / 'kit', GENERATED)
+    write_detector_kit(toy.detector(), str(folder / 'deploy'), drive, folder / 'kit', GENERATED)
     return run(folder / 'kit', folder / 'outputs')
 
 
@@ -78,7 +78,7 @@ def sweeps(tmp_path_factory):
     from mmdeploy_ext.runtime.frames import Sweep
 
     folder = tmp_path_factory.mktemp('sweeps')
-    deployment, files, _, _ = toy_centerpoint.exported()
+    detector, files, _, _ = toy_centerpoint.exported()
     samples = [Sweep(toy_centerpoint.sweep(seed), f'sweep {seed}') for seed in range(2)]
-    write_detector_kit(deployment, str(files), samples, folder / 'kit', GENERATED)
+    write_detector_kit(detector, str(files), samples, folder / 'kit', GENERATED)
     return run(folder / 'kit', folder / 'outputs')

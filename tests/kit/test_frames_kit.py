@@ -144,10 +144,10 @@ def test_wrong_outputs_of_a_file_fail_by_name(sweeps, tmp_path, fault, names, na
 
 @pytest.mark.matrix
 def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_path):
-    deployment, kit = toy_frames.SPARSE4D.load(tmp_path), tmp_path / 'kit'
-    toy_frames.SPARSE4D.export(deployment, tmp_path, contract='deploy')
-    source, (drive, _) = str(tmp_path / 'sparse4d'), proof_samples(deployment, 3)
-    write_detector_kit(deployment, source, drive, kit, GENERATED)
+    detector, kit = toy_frames.SPARSE4D.load(tmp_path), tmp_path / 'kit'
+    toy_frames.SPARSE4D.export(detector, tmp_path, contract='deploy')
+    source, (drive, _) = str(tmp_path / 'sparse4d'), proof_samples(detector, 3)
+    write_detector_kit(detector, source, drive, kit, GENERATED)
     judgement = judge(*run(kit, tmp_path / 'outputs'))
     assert judgement.title == 'EQUAL ON 6 INPUTS AND 3 FRAMES', judgement.failures
 
@@ -158,21 +158,21 @@ def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_pat
         np.zeros_like(read_array(kit, entry)).tofile(tmp_path / 'copy' / entry['file'])
     failures = judge(kit, run(tmp_path / 'copy', tmp_path / 'o')[1]).failures
     assert failures and all(last['title'] in failure for failure in failures)
-    first, _ = proof_samples(deployment, 1)
+    first, _ = proof_samples(detector, 1)
     with pytest.raises(UsageError, match=r'--frames'):
-        write_detector_kit(deployment, source, first, tmp_path / 'short', GENERATED)
+        write_detector_kit(detector, source, first, tmp_path / 'short', GENERATED)
 
 
 @pytest.mark.matrix
 def test_a_file_that_runs_for_the_frame_before_gets_the_tensors_of_that_frame(tmp_path):
     """The rig changes in the second frame, in which PETRv2's embedding runs for both frames."""
-    deployment, kit = toy_frames.PETRV2.load(tmp_path), tmp_path / 'kit'
-    toy_frames.PETRV2.export(deployment, tmp_path)
-    frame, *rest = synthetic_drive(4, deployment.rule)
+    detector, kit = toy_frames.PETRV2.load(tmp_path), tmp_path / 'kit'
+    toy_frames.PETRV2.export(detector, tmp_path)
+    frame, *rest = synthetic_drive(4, detector.rule)
     lidar2img = np.array(frame.lidar2img)
     lidar2img[:, 0] *= 1.01
     second = dataclasses.replace(rest[0], scene_token=frame.scene_token, lidar2img=lidar2img)
-    write_detector_kit(deployment, str(tmp_path / 'petrv2'), [frame, second, rest[1]], kit, GENERATED)
+    write_detector_kit(detector, str(tmp_path / 'petrv2'), [frame, second, rest[1]], kit, GENERATED)
     judgement = judge(*run(kit, tmp_path / 'outputs'))
     assert judgement.title == 'EQUAL ON 10 INPUTS AND 3 FRAMES', judgement.failures
 

@@ -45,7 +45,7 @@ def outcome(example, exporter):
     except ExportError:
         return REFUSED
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
-    module, known = example.build(), {tensor.name for tensor in session.get_inputs()}
+    module, graph_inputs = example.build(), {tensor.name for tensor in session.get_inputs()}
     for tensors, difference in ((example.traced, WRONG_AT_ONCE), (example.unseen, WRONG)):
         tensors = [tensor.clone() for tensor in tensors]
         feeds = {name: tensor.numpy().copy() for name, tensor in zip(names, tensors, strict=True)}
@@ -53,7 +53,7 @@ def outcome(example, exporter):
         with torch.no_grad():
             expected = [tensor.numpy() for tensor in tensors_in(module(*tensors))]
         try:
-            got = session.run(None, {name: array for name, array in feeds.items() if name in known})
+            got = session.run(None, {name: array for name, array in feeds.items() if name in graph_inputs})
         except Exception:  # ONNX Runtime's errors have no common class
             return FAILS
         if not all(

@@ -11,7 +11,7 @@ from mmdeploy_ext.weights.checkpoint import with_class_names
 CLASSES = ('dog', 'cat', 'ant')
 
 
-def deployment(cfg=None, meta=None, count=3):
+def detector(cfg=None, meta=None, count=3):
     report = None if meta is None else types.SimpleNamespace(meta=with_class_names(meta))
     classes = class_names(cfg or {}, with_class_names(meta or {}), count)
     return types.SimpleNamespace(cfg=cfg or {}, report=report, classes=classes)
@@ -36,20 +36,20 @@ SOURCES = {
 def test_names_of_every_source_are_those_of_the_file_in_their_order(source):
     cfg, meta = SOURCES[source]
     assert class_names(cfg, meta or {}, 3) == CLASSES
-    assert class_names_check(deployment(cfg, meta), CLASSES).passed
+    assert class_names_check(detector(cfg, meta), CLASSES).passed
     for wrong in (sorted(CLASSES), CLASSES[:2], (*CLASSES, 'bee'), ('Dog', 'cat', 'ant'), ()):
-        assert not class_names_check(deployment(cfg, meta), wrong).passed
+        assert not class_names_check(detector(cfg, meta), wrong).passed
 
 
 def test_names_in_a_file_and_those_of_a_published_data_set(tmp_path):
     path = tmp_path / 'names.txt'
     path.write_text('\n'.join(CLASSES))
     cfg = data(type='CocoDataset', classes=str(path))
-    assert class_names(cfg, {}, 3) == CLASSES and class_names_check(deployment(cfg), CLASSES).passed
+    assert class_names(cfg, {}, 3) == CLASSES and class_names_check(detector(cfg), CLASSES).passed
     cfg = data(type='CityscapesDataset')
     names = class_names(cfg, {}, 8)
-    assert names[0] == 'person' and class_names_check(deployment(cfg, count=8), names).passed
-    assert not class_names_check(deployment(cfg, count=8), sorted(names)).passed
+    assert names[0] == 'person' and class_names_check(detector(cfg, count=8), names).passed
+    assert not class_names_check(detector(cfg, count=8), sorted(names)).passed
     assert class_names({}, {}, 2) == ('class 0', 'class 1')
-    assert class_names_check(deployment(count=2), ('class 0', 'class 1')).passed
-    assert not class_names_check(deployment(count=2), ('class 1', 'class 2')).passed
+    assert class_names_check(detector(count=2), ('class 0', 'class 1')).passed
+    assert not class_names_check(detector(count=2), ('class 1', 'class 2')).passed

@@ -25,7 +25,7 @@ import toy_streampetr_deploy
 from marking import in_suite
 from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.pictures import open_backend, picture_inputs, read_picture_file, run_case
@@ -46,65 +46,65 @@ class Right:
     """A model and its right files.
 
     Attributes:
-        deployment: config and checkpoint.
+        detector: config and checkpoint.
         paths: of the graphs.
         samples: what proofs run on.
     """
 
-    def __init__(self, deployment, paths, samples):
-        self.deployment, self.paths, self.samples = deployment, paths, samples
+    def __init__(self, detector, paths, samples):
+        self.detector, self.paths, self.samples = detector, paths, samples
 
     @functools.cached_property
     def unfinished(self):
         """What the checks alone say of the right files: that nothing was compared."""
-        return self.checked(self.deployment, self.paths)
+        return self.checked(self.detector, self.paths)
 
     @functools.cached_property
     def references(self):
         """Inputs of a proof of pictures with the results of PyTorch, which are computed once."""
-        file, options = read_picture_file(self.deployment, self.paths[0])
-        inputs, _ = few_inputs(self.deployment, file, options, PICTURES)
-        known = (
-            one if isinstance(one, InputReference) else InputReference(self.deployment, one) for one in inputs
+        file, options = read_picture_file(self.detector, self.paths[0])
+        inputs, _ = few_inputs(self.detector, file, options, PICTURES)
+        computed = (
+            one if isinstance(one, InputReference) else InputReference(self.detector, one) for one in inputs
         )
-        return list(known)
+        return list(computed)
 
-    def checked(self, deployment, paths, edited=True):
-        return set(check_files(deployment, paths, self.samples(), edited).failures)
+    def checked(self, detector, paths, edited=True):
+        return set(check_files(detector, paths, self.samples(), edited).failures)
 
-    def found_by(self, deployment, paths):
+    def found_by(self, detector, paths):
         """Return what refuses files first, '' if they are proven."""
         try:
-            if self.checked(deployment, paths) != self.unfinished:
+            if self.checked(detector, paths) != self.unfinished:
                 return CHECKS
-            if not self.outputs_pass(deployment, paths):
+            if not self.outputs_pass(detector, paths):
                 return OUTPUTS
         except Mm2OnnxError:  # the file cannot be read, or is of another model
             return CHECKS
-        return FILE if self.checked(deployment, paths, edited=False) != self.unfinished else ''
+        return FILE if self.checked(detector, paths, edited=False) != self.unfinished else ''
 
-    def outputs_pass(self, deployment, paths):
+    def outputs_pass(self, detector, paths):
         """Return whether an edited file of the right model passes: of pictures, whether each input does."""
-        if deployment is self.deployment and deployment.family.samples == 'images':
-            file, _ = read_picture_file(deployment, paths[0])
+        if detector is self.detector and detector.family.samples == 'images':
+            file, _ = read_picture_file(detector, paths[0])
             with open_backend({}, file) as backend:
                 return all(run_case(one, backend)[0].passed for one in self.references)
-        return edited_verdict(deployment, paths, self.samples()).passed
+        return edited_verdict(detector, paths, self.samples()).passed
 
 
-def edited_verdict(deployment, paths, samples):
+def edited_verdict(detector, paths, samples):
     with samples_alone():
-        return prove(deployment, paths, samples, edited=True, timed=False)
+        return prove(detector, paths, samples, edited=True, timed=False)
 
 
-def export(deployment, path, **options):
+def export(detector, path, **options):
     """Export a model of pictures, any size and batch."""
-    return [toy_atss.export_toy(deployment, path, **SIZE, **options)]
+    return [toy_atss.export_toy(detector, path, **SIZE, **options)]
 
 
 def of_pictures(folder, name):
-    deployment = load_demo(name)
-    return Right(deployment, export(deployment, folder / f'{name}.onnx'), lambda: PICTURES)
+    detector = load_demo(name)
+    return Right(detector, export(detector, folder / f'{name}.onnx'), lambda: PICTURES)
 
 
 def of_atss(form):
@@ -113,15 +113,15 @@ def of_atss(form):
 
 def of_frames():
     paths = list(toy_streampetr_deploy.files())
-    return Right(toy_streampetr_deploy.deployment(), paths, lambda: toy_streampetr_deploy.drive(3))
+    return Right(toy_streampetr_deploy.detector(), paths, lambda: toy_streampetr_deploy.drive(3))
 
 
 def of_sweeps():
     from mmdeploy_ext.families.files import read_files
 
-    deployment, files, *_ = toy_centerpoint.exported('pillars')
+    detector, files, *_ = toy_centerpoint.exported('pillars')
     sweeps = [Sweep(toy_centerpoint.sweep(0, 400), 'sweep')]
-    return Right(deployment, read_files(str(files)).paths, lambda: sweeps)
+    return Right(detector, read_files(str(files)).paths, lambda: sweeps)
 
 
 @pytest.fixture(scope='session')
@@ -144,7 +144,7 @@ RIGHT = (
 def test_the_right_files_are_proven(right, name):
     one = right(name)
     with samples_alone():
-        verdict = prove(one.deployment, one.paths, one.samples(), timed=False)
+        verdict = prove(one.detector, one.paths, one.samples(), timed=False)
     assert verdict.passed, verdict.failures
     assert verdict.title == 'PROVEN'
 
@@ -410,13 +410,13 @@ def planted(one, folder, plant, graph=0):
 def test_an_edited_file_is_not_proven(right, tmp_path, fault):
     name, plant, found_by = EDITS[fault]
     one = right(name)
-    assert one.found_by(one.deployment, planted(one, tmp_path, plant)) == found_by
+    assert one.found_by(one.detector, planted(one, tmp_path, plant)) == found_by
 
 
 def test_an_input_that_fails_decides_the_verdict(right, tmp_path):
     one = right('atss')
     paths = planted(one, tmp_path, EDITS['sigmoid twice'][1])
-    verdict = edited_verdict(one.deployment, paths, one.samples())
+    verdict = edited_verdict(one.detector, paths, one.samples())
     assert verdict.title == 'NOT PROVEN'
     assert not cases_of(verdict)[0].passed
 
@@ -496,23 +496,23 @@ def model_of(name):
     return load_demo(name)
 
 
-def passed_cases(deployment, path):
+def passed_cases(detector, path):
     """Yield of each input of a proof whether it passes, the plain picture first."""
-    file, options = read_picture_file(deployment, path)
+    file, options = read_picture_file(detector, path)
     with open_backend({}, file) as backend:
-        for entry in reversed(picture_inputs(deployment, file, options, PICTURES)[0]):
-            known = isinstance(entry, InputReference)
-            yield run_case(entry if known else InputReference(deployment, entry), backend)[0].passed
+        for entry in reversed(picture_inputs(detector, file, options, PICTURES)[0]):
+            computed = isinstance(entry, InputReference)
+            yield run_case(entry if computed else InputReference(detector, entry), backend)[0].passed
 
 
 @pytest.mark.matrix  # in the suite: edited files, found by the same comparison
 @pytest.mark.parametrize('fault', EXPORTERS)
 def test_a_file_of_a_wrong_exporter_is_not_proven(tmp_path, fault):
     name, place, make = EXPORTERS[fault]
-    deployment = model_of(name)
+    detector = model_of(name)
     with replaced(place, make):
-        paths = export(deployment, tmp_path / 'm.onnx')
-    assert not all(passed_cases(deployment, *paths))
+        paths = export(detector, tmp_path / 'm.onnx')
+    assert not all(passed_cases(detector, *paths))
 
 
 # --- cameras, time and memory ---------------------------------------------------------------------------
@@ -530,7 +530,7 @@ STREAMS = {
 def test_a_stream_with_a_fault_is_not_proven(right, tmp_path, fault):
     graph, plant = STREAMS[fault]
     one = right('streampetr')
-    assert one.found_by(one.deployment, planted(one, tmp_path, plant, graph))
+    assert one.found_by(one.detector, planted(one, tmp_path, plant, graph))
 
 
 # --- points ---------------------------------------------------------------------------------------------
@@ -546,7 +546,7 @@ POINTS = {
 def test_files_of_another_grid_are_not_proven(right, tmp_path, fault):
     one = right('centerpoint')
     config = toy_centerpoint.write_config(tmp_path, words=toy_centerpoint.PILLARS | POINTS[fault])
-    assert one.found_by(deploy.load(config, one.deployment.checkpoint), one.paths)
+    assert one.found_by(detectors.load(config, one.detector.checkpoint), one.paths)
 
 
 @pytest.mark.matrix
@@ -554,4 +554,4 @@ def test_files_of_another_grid_are_not_proven(right, tmp_path, fault):
 def test_axes_of_a_grid_that_are_swapped_are_not_proven(right, tmp_path, graph):
     one = right('centerpoint')
     plant = behind('bev', node('Transpose', 'X', perm=[0, 1, 3, 2]))
-    assert one.found_by(one.deployment, planted(one, tmp_path, plant, graph)) == OUTPUTS
+    assert one.found_by(one.detector, planted(one, tmp_path, plant, graph)) == OUTPUTS

@@ -12,7 +12,7 @@ import toy_faults
 from marking import in_suite
 from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.files import export_graphs
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -22,12 +22,12 @@ from mmdeploy_ext.proving.difference.locate import Search, Subject, subject_of
 @pytest.fixture(scope='module')
 def toy():
     """The right export of the ATSS toy, a search that has a fresh one, and the traced picture."""
-    deployment = toy_atss.load_toy()
-    options = deployment.family.choose(form='decode', height=128, width=160)
+    detector = toy_atss.load_toy()
+    options = detector.family.choose(form='decode', height=128, width=160)
     picture = read_image(toy_atss.PICTURE)
-    traced = deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)
-    model, metadata = export_graphs(deployment, options, [traced])[0]
-    subject = subject_of(deployment, metadata, [('toy.jpg', picture)])
+    traced = detectors.prepare_fixed(detector.rule, picture, options.height, options.width)
+    model, metadata = export_graphs(detector, options, [traced])[0]
+    subject = subject_of(detector, metadata, [('toy.jpg', picture)])
     subject = dataclasses.replace(subject, fresh_export=lambda: toy_faults.copy_of(model))
     return model, Search(subject, findings.Bars()), traced.tensor[None]
 

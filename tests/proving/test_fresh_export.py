@@ -6,7 +6,7 @@ import torch
 
 from mmdeploy_ext.cli import graph_app, verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving import ladder
 from proofs import check_files, level_1_alone
@@ -15,27 +15,27 @@ from verdicts import checks_of, graphs_of, preprocessing_of
 
 
 @pytest.fixture(scope='module')
-def deployment():
+def detector():
     return load_toy()
 
 
-def judged(deployment, model, tmp_path, **options):
+def judged(detector, model, tmp_path, **options):
     target = str(tmp_path / 'judged.onnx')
     onnx.save(model, target)
-    verdict = check_files(deployment, target, [('picture', read_image(PICTURE))], **options)
+    verdict = check_files(detector, target, [('picture', read_image(PICTURE))], **options)
     return graphs_of(verdict)[0]
 
 
 @pytest.mark.matrix
-def test_exact_group_normalisation_is_an_option_of_the_file_and_held_to_every_node(deployment, tmp_path):
-    path = export_toy(deployment, tmp_path / 'raw.onnx', form='raw', group_norm='exact')
+def test_exact_group_normalisation_is_an_option_of_the_file_and_held_to_every_node(detector, tmp_path):
+    path = export_toy(detector, tmp_path / 'raw.onnx', form='raw', group_norm='exact')
     model = onnx.load(path)
     assert 'InstanceNormalization' not in {node.op_type for node in model.graph.node}
     assert read_metadata(path).options['group_norm'] == 'exact'
-    assert judged(deployment, model, tmp_path).equal
+    assert judged(detector, model, tmp_path).equal
     (means, *_) = (node for node in model.graph.node if node.op_type == 'ReduceMean')
     next(entry for entry in means.attribute if entry.name == 'axes').ints[:] = [-2]
-    graph = judged(deployment, model, tmp_path)
+    graph = judged(detector, model, tmp_path)
     assert not graph.passed and means.name in graph.text
 
 
@@ -43,22 +43,22 @@ def test_exact_group_normalisation_is_an_option_of_the_file_and_held_to_every_no
     ('chosen', 'expected'),
     [({}, 'exact'), (dict(group_norm='operator'), 'operator'), (dict(precision='fp16'), '')],
 )
-def test_group_normalisation_is_exact_by_default_where_the_backbone_has_it(deployment, chosen, expected):
+def test_group_normalisation_is_exact_by_default_where_the_backbone_has_it(detector, chosen, expected):
     """The toy has it in its head: there the operator is enough, and files stay as they were."""
-    options, model = deployment.family.choose(opset=17, **chosen), torch.nn.Module()
-    resolved = deploy.resolve(options, deployment.model, deployment.rule)
+    options, model = detector.family.choose(opset=17, **chosen), torch.nn.Module()
+    resolved = detectors.resolve(options, detector.model, detector.rule)
     assert resolved.group_norm == chosen.get('group_norm', '')
     model.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.GroupNorm(2, 8))
-    assert deploy.resolve(options, model, deployment.rule).group_norm == expected
+    assert detectors.resolve(options, model, detector.rule).group_norm == expected
 
 
-def test_differences_are_named_by_node_module_and_value(deployment, tmp_path):
+def test_differences_are_named_by_node_module_and_value(detector, tmp_path):
     model = onnx.load(toy_file('raw'))
     node = next(node for node in model.graph.node if node.op_type == 'Conv' and 'atss_cls' in node.name)
     next(entry for entry in node.attribute if entry.name == 'pads').ints[:] = [0, 0, 2, 2]
-    graph = judged(deployment, model, tmp_path)
+    graph = judged(detector, model, tmp_path)
     assert node.name in graph.text and 'pads' in graph.text and 'atss_cls' in graph.differences[0]
-    graph = judged(deployment, model, tmp_path, edited=True)
+    graph = judged(detector, model, tmp_path, edited=True)
     assert graph.passed and not graph.equal
 
 
@@ -72,21 +72,21 @@ def replacement(op, x):
 """
 
 
-def test_commands_of_ours_are_recorded_and_have_to_be_accepted(deployment, tmp_path):
+def test_commands_of_ours_are_recorded_and_have_to_be_accepted(detector, tmp_path):
     target, rule = str(tmp_path / 'edited.onnx'), tmp_path / 'rule.py'
     rule.write_text(RULE)
     words = [toy_file('raw'), '--output', target, '--rule', str(rule), '--no-proof']
     assert graph_app.main(['replace', *words]) == 0
     assert read_metadata(target).edits == ('replace',)
-    graph = judged(deployment, onnx.load(target), tmp_path)
+    graph = judged(detector, onnx.load(target), tmp_path)
     assert not graph.passed and '--edited' in graph.text
 
 
-def test_a_file_whose_sizes_were_fixed_is_one_of_that_size(deployment, tmp_path):
+def test_a_file_whose_sizes_were_fixed_is_one_of_that_size(detector, tmp_path):
     target = str(tmp_path / 'fixed.onnx')
     assert graph_app.main(['set-shape', toy_file('raw'), 'input=2x3x128x160', '--output', target]) == 0
     assert read_metadata(target).edits == ('set-shape',)
-    verdict = check_files(deployment, target, [('picture', read_image(PICTURE))], edited=True)
+    verdict = check_files(detector, target, [('picture', read_image(PICTURE))], edited=True)
     assert all(check.passed for check in checks_of(verdict)), checks_of(verdict)
     assert verdict.subject['shape'] == 'fixed' and preprocessing_of(verdict).passed
     (output, *_) = onnx.load(target).graph.output

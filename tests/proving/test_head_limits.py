@@ -21,7 +21,7 @@ import toy_corner
 import toy_query
 import toy_two_stage
 import toy_yolact
-from image_checks import seeded_deployment
+from image_checks import seeded_detector
 from marking import in_suite
 from mmdeploy_ext.core.config import replaced_entry, without_augmentation
 from mmdeploy_ext.engines import build_backend
@@ -54,7 +54,7 @@ def load(name):
         return load_demo(name)
     cfg = SEEDED[name]()
     without_augmentation(cfg)
-    return seeded_deployment(cfg)
+    return seeded_detector(cfg)
 
 
 DENSE = dict(score_thr=0.001, nms_pre=3000, max_per_img=1000)
@@ -122,10 +122,10 @@ def one_row_less(family, path, key):
         yield
 
 
-def refuted(known, file):
+def refuted(computed, file):
     """Return why a file is not proven on some inputs, [] if it is."""
     with build_backend('OnnxRuntimeBackend', file) as backend:
-        cases = list(run_once(known, backend))
+        cases = list(run_once(computed, backend))
     rows = [row for case in cases for row in case.detections]
     alone = [f'{row.low_alone} low results alone' for row in rows if row.low_alone]
     return [reason for case in cases for reason in case.failures] + alone
@@ -140,28 +140,28 @@ def name_of(case):
 @pytest.mark.parametrize('case', CASES, ids=name_of)
 def test_a_lowered_limit_is_proven_and_one_row_less_is_not(case, tmp_path):
     name, path, key = case
-    deployment = load(name)
+    detector = load(name)
     with contextlib.ExitStack() as stack:
         for settings, (opened, _) in HEADS[name].items():
-            stack.enter_context(changed(settings_of(deployment.model, settings), **opened))
+            stack.enter_context(changed(settings_of(detector.model, settings), **opened))
         lowered = HEADS[name][path][1][key]
-        stack.enter_context(changed(settings_of(deployment.model, path), **{key: lowered}))
-        file = export_toy(deployment, tmp_path / 'right.onnx', dynamic=False, **SIZE)
-        known = references(deployment, deployment.family.choose(**SIZE), PICTURES)
-        assert refuted(known, file) == []
-        with one_row_less(deployment.family, path, key):
-            file = export_toy(deployment, tmp_path / 'wrong.onnx', dynamic=False, **SIZE)
-        assert refuted(known, file)
+        stack.enter_context(changed(settings_of(detector.model, path), **{key: lowered}))
+        file = export_toy(detector, tmp_path / 'right.onnx', dynamic=False, **SIZE)
+        computed = references(detector, detector.family.choose(**SIZE), PICTURES)
+        assert refuted(computed, file) == []
+        with one_row_less(detector.family, path, key):
+            file = export_toy(detector, tmp_path / 'wrong.onnx', dynamic=False, **SIZE)
+        assert refuted(computed, file)
 
 
 @functools.cache
 def outputs_of(name):
     """Return a LiDAR toy, its reference, and outputs of the head for a sweep."""
-    deployment, *_ = toy_anchor3d.exported(name) if name == 'pointpillars' else toy_centerpoint.exported(name)
-    reference = deployment.family.reference(deployment.model)
+    detector, *_ = toy_anchor3d.exported(name) if name == 'pointpillars' else toy_centerpoint.exported(name)
+    reference = detector.family.reference(detector.model)
     points = toy_centerpoint.sweep(0, 1200)[:, : reference.width]
     outputs = reference.step(Sweep(points)).outputs
-    return deployment, reference, {name: outputs[name] for name in outputs if name[-1].isdigit()}
+    return detector, reference, {name: outputs[name] for name in outputs if name[-1].isdigit()}
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def outputs_of(name):
     ids=str,
 )
 def test_a_lowered_limit_of_a_runtime_is_that_of_the_head_and_one_row_less_is_not(name, key, limit):
-    deployment, reference, outputs = outputs_of(name)
-    model, family = deployment.model, deployment.family
+    detector, reference, outputs = outputs_of(name)
+    model, family = detector.model, detector.family
     head = parts_of(model).head
     with changed(head.test_cfg if key in head.test_cfg else vars(head.bbox_coder), **{key: limit}):
         expected, facts = reference.boxes_of(outputs), family.facts(model)

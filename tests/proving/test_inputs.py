@@ -18,7 +18,7 @@ from toy_atss import PICTURE, load_toy
 
 
 @pytest.fixture(scope='module')
-def deployments(tmp_path_factory):
+def toys(tmp_path_factory):
     folder = tmp_path_factory.mktemp('toys')
     return dict(
         atss=load_toy(),
@@ -31,8 +31,8 @@ def picture():
     return read_image(PICTURE)
 
 
-def options(deployment, **changes):
-    return deployment.family.choose(**{'height': 256, 'width': 320, 'dynamic': True, **changes})
+def options(detector, **changes):
+    return detector.family.choose(**{'height': 256, 'width': 320, 'dynamic': True, **changes})
 
 
 FAMILIES = 'atss', 'decoupled'
@@ -40,9 +40,9 @@ FAMILIES = 'atss', 'decoupled'
 
 @pytest.mark.parametrize('size', [(256, 320), (64, 96)])
 @pytest.mark.parametrize('family', FAMILIES)
-def test_a_dynamic_file_is_given_every_kind_of_size_and_batch(deployments, picture, family, size):
-    chosen = options(deployments[family], height=size[0], width=size[1])
-    inputs = proof_inputs(deployments[family], chosen, [('a', picture)])
+def test_a_dynamic_file_is_given_every_kind_of_size_and_batch(toys, picture, family, size):
+    chosen = options(toys[family], height=size[0], width=size[1])
+    inputs = proof_inputs(toys[family], chosen, [('a', picture)])
     shapes = [(len(one.images), *one.images[0].tensor.shape[1:]) for one in inputs]
     assert inputs[0].traced and shapes[0] == (1, *size)
     assert {batch for batch, _, _ in shapes} == {1, 3}
@@ -58,7 +58,7 @@ def test_a_dynamic_file_is_given_every_kind_of_size_and_batch(deployments, pictu
         lambda h, w: h % 64 == 0,
     ):
         assert any(wanted(h, w) for _, h, w in shapes[1:])
-    spec = deployments[family].family.spec(deployments[family].model, options(deployments[family]))
+    spec = toys[family].family.spec(toys[family].model, options(toys[family]))
     finer = [shape for shape in shapes[1:] if shape[1] % 32 and shape[2] % 32]
     assert bool(finer) == (spec.inputs[0].multiple == 1)
     assert len({one.name for one in inputs}) == len(inputs)
@@ -66,25 +66,25 @@ def test_a_dynamic_file_is_given_every_kind_of_size_and_batch(deployments, pictu
 
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('dynamic', [True, False])
-def test_every_optional_input_is_left_out_alone_and_with_the_others(deployments, picture, family, dynamic):
-    chosen = options(deployments[family], dynamic=dynamic)
-    inputs = proof_inputs(deployments[family], chosen, [('a', picture)])
-    spec = deployments[family].family.spec(deployments[family].model, chosen)
+def test_every_optional_input_is_left_out_alone_and_with_the_others(toys, picture, family, dynamic):
+    chosen = options(toys[family], dynamic=dynamic)
+    inputs = proof_inputs(toys[family], chosen, [('a', picture)])
+    spec = toys[family].family.spec(toys[family].model, chosen)
     optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
     wanted = {(), optional, *((name,) for name in optional)} if optional else {()}
     assert {one.left_out for one in inputs} == wanted
     for one in inputs:
-        feeds = InputReference(deployments[family], one).feeds
+        feeds = InputReference(toys[family], one).feeds
         assert not set(one.left_out) & set(feeds)
         assert all(f'{name}' in one.name for name in one.left_out)
 
 
-def test_what_is_left_out_is_its_default_to_the_reference(deployments, picture):
+def test_what_is_left_out_is_its_default_to_the_reference(toys, picture):
     for family in ('atss', 'decoupled'):
-        deployment = deployments[family]
-        chosen = options(deployment, height=200, width=300, dynamic=False)
-        for one in proof_inputs(deployment, chosen, [('a', picture)]):
-            (image, *_), (given, *_) = InputReference(deployment, one).images, one.images
+        detector = toys[family]
+        chosen = options(detector, height=200, width=300, dynamic=False)
+        for one in proof_inputs(detector, chosen, [('a', picture)]):
+            (image, *_), (given, *_) = InputReference(detector, one).images, one.images
             whole = (200, 300) if family == 'atss' else (200, 304)
             assert image.img_shape == (whole if 'img_shape' in one.left_out else given.img_shape)
             assert image.ori_shape == (whole if 'ori_shape' in one.left_out else given.ori_shape)
@@ -92,8 +92,8 @@ def test_what_is_left_out_is_its_default_to_the_reference(deployments, picture):
                 assert (image.scale_factor == 1).all()
 
 
-def test_an_empty_list_is_beside_others_in_a_batch_of_three(deployments, picture):
-    atss = deployments['atss']
+def test_an_empty_list_is_beside_others_in_a_batch_of_three(toys, picture):
+    atss = toys['atss']
     chosen = options(atss, height=128, width=160)
     empty, _ = empty_reference(atss, chosen)
     inputs = proof_inputs(atss, chosen, [('a', picture)])
@@ -105,14 +105,14 @@ def test_an_empty_list_is_beside_others_in_a_batch_of_three(deployments, picture
     ]
 
 
-def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_them(deployments, picture):
+def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_them(toys, picture):
     portrait, wide = np.ascontiguousarray(picture.transpose(1, 0, 2)), picture[:100]
     given = [('landscape', picture), ('portrait', portrait), ('wide', wide)]
-    deployment = deployments['atss']
-    inputs = proof_inputs(deployment, options(deployment), given)
+    detector = toys['atss']
+    inputs = proof_inputs(detector, options(detector), given)
     by_rule = {one.sources[0][0]: one for one in inputs if one.name.startswith("by the config's rule")}
     for title, image in given[1:]:
-        expected = deployment.rule.apply(image)
+        expected = detector.rule.apply(image)
         assert np.array_equal(by_rule[title].images[0].tensor, expected.tensor)
         assert by_rule[title].rescale
     height, width = by_rule['portrait'].images[0].tensor.shape[1:]

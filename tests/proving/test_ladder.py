@@ -20,13 +20,13 @@ IMAGES = [('toy.jpg', read_image(PICTURE))]
 
 
 @pytest.fixture(scope='module')
-def deployment():
+def detector():
     return load_toy()
 
 
 @pytest.mark.parametrize('form', in_suite(['full', 'decode', 'raw'], 'full'))
-def test_an_honest_export_is_proven_at_other_sizes_and_batch_3(deployment, form):
-    verdict = prove(deployment, toy_file(form), IMAGES)
+def test_an_honest_export_is_proven_at_other_sizes_and_batch_3(detector, form):
+    verdict = prove(detector, toy_file(form), IMAGES)
     assert verdict.proven, verdict.to_json()
     assert sum(row.reference for case in cases_of(verdict) for row in case.detections) >= 50
     shapes = {case.input_shape for case in cases_of(verdict)}
@@ -52,8 +52,8 @@ def test_verify_exits_1_for_a_changed_weight_which_is_named(tmp_path, capsys):
 
 
 @pytest.mark.matrix
-def test_a_proof_in_which_next_to_nothing_is_found_is_no_proof(deployment):
-    verdict = prove(deployment, toy_file('full'), [('black.png', np.zeros((240, 320, 3), np.uint8))])
+def test_a_proof_in_which_next_to_nothing_is_found_is_no_proof(detector):
+    verdict = prove(detector, toy_file('full'), [('black.png', np.zeros((240, 320, 3), np.uint8))])
     assert matched_of(verdict) < 10
     assert all(case.passed for case in cases_of(verdict)) and not verdict.proven
 
@@ -71,13 +71,13 @@ def as_unused(tensors):
 @pytest.mark.parametrize(
     ('side', 'change', 'key'), [('outputs', loosened, 'bbox_pred_0'), ('inputs', as_unused, 'input')]
 )
-def test_a_file_has_the_contract_of_its_family_in_every_word(deployment, tmp_path, side, change, key):
+def test_a_file_has_the_contract_of_its_family_in_every_word(detector, tmp_path, side, change, key):
     model = onnx.load(toy_file('raw'))
     entry = next(one for one in model.metadata_props if one.key == 'mm2onnx.spec')
     spec = json.loads(entry.value)
     change([one for one in spec[side] if one['name'] == key])
     entry.value = json.dumps(spec)
     onnx.save(model, tmp_path / 'told.onnx')
-    verdict = check_files(deployment, str(tmp_path / 'told.onnx'), IMAGES, written=True)
+    verdict = check_files(detector, str(tmp_path / 'told.onnx'), IMAGES, written=True)
     (failed,) = [one for one in checks_of(verdict) if not one.passed]
     assert failed.name == 'contract as the family states it' and failed.detail.startswith(key)

@@ -36,7 +36,7 @@ IMAGE = dict(final_dim=[96, 256], resize_lim=[256 / 352, 256 / 352], source=[198
 
 
 @functools.cache
-def deployment(name):
+def detector(name):
     """Return a config without a model: the comparison needs none."""
     path = (CONFIGS | USERS).get(name, CONFIGS['bevfusion'])
     cfg = load_config(f'{REPO}/projects/configs/{path}.py')
@@ -47,7 +47,7 @@ def deployment(name):
 
 
 def compare(name):
-    one = deployment(name)
+    one = detector(name)
     rule = type(one.rule).from_json(one.rule.to_json())
     return compare_prepared(one, rule, (), 'frame')
 
@@ -84,7 +84,7 @@ FAULTS = {
 )
 def test_a_fault_of_the_runtimes_reading_is_named(fault, monkeypatch):
     config, value, plant = FAULTS[fault]
-    deployment(config)
+    detector(config)
     plant(monkeypatch)
     found = compare(config)
     assert not found.passed and value in {one.name for one in found.differences}, found.text
@@ -119,7 +119,7 @@ WRONG_BY_ITSELF = {
 )
 def test_a_data_set_of_ours_has_no_fault_of_the_runtime(fault):
     config, value, place, make = WRONG_BY_ITSELF[fault]
-    deployment(config)
+    detector(config)
     with replaced(place, make):
         found = compare(config)
     assert {one.name for one in found.differences} == {value}, found.text
@@ -141,10 +141,10 @@ class UsersDataset(BevNuScenesDataset):
         return dict(result, lidar2img=[self.factor * matrix for matrix in result['lidar2img']])
 
 
-def users_deployment(monkeypatch, registry, config='bevformer', kind=UsersDataset, **settings):
+def users_detector(monkeypatch, registry, config='bevformer', kind=UsersDataset, **settings):
     """Return a config whose test set is of a class that a plugin registered."""
     monkeypatch.setitem(registry.module_dict, kind.__name__, kind)
-    one = deployment(config)
+    one = detector(config)
     cfg = copy.deepcopy(one.cfg)
     cfg.data.test = dict(cfg.data.test, type=kind.__name__, **settings)
     return types.SimpleNamespace(**dict(vars(one), cfg=cfg))
@@ -152,7 +152,7 @@ def users_deployment(monkeypatch, registry, config='bevformer', kind=UsersDatase
 
 @pytest.mark.parametrize('registry', [DATASETS, DATASETS_3D], ids=['mmdet', 'mmdet3d'])
 def test_a_users_data_set_is_compared_whichever_registry_has_it(registry, monkeypatch):
-    one = users_deployment(monkeypatch, registry)
+    one = users_detector(monkeypatch, registry)
     assert compare_prepared(one, one.rule, (), 'frame').passed
     one.cfg.data.test['factor'] = 2.0
     found = compare_prepared(one, one.rule, (), 'frame')

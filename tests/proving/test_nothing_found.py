@@ -26,12 +26,12 @@ def from_nothing(found, *_):
 
 @pytest.mark.matrix
 def test_boxes_where_pytorch_finds_nothing_are_refused(tmp_path):
-    deployment = load_toy()
+    detector = load_toy()
     place = 'mmdeploy_ext.exporting.postprocess.bbox2d:DenseBoxPostprocess.forward'
     with replaced(place, result(from_nothing)), contextlib.ExitStack() as stack:
-        file, options = read_picture_file(deployment, export_toy(deployment, tmp_path / 'm.onnx', **SIZE))
+        file, options = read_picture_file(detector, export_toy(detector, tmp_path / 'm.onnx', **SIZE))
         backend = stack.enter_context(open_backend({}, file))
-        inputs, _ = picture_inputs(deployment, file, options, [('toy.jpg', read_image(PICTURE))])
+        inputs, _ = picture_inputs(detector, file, options, [('toy.jpg', read_image(PICTURE))])
         right, wrong = (run_case(reference, backend)[0] for reference in (inputs[0], inputs[-1]))
     assert right.passed and not wrong.passed
     assert wrong.detections[0].extra == 100
@@ -39,6 +39,6 @@ def test_boxes_where_pytorch_finds_nothing_are_refused(tmp_path):
 
 @pytest.mark.parametrize('name', in_suite(['atss', 'mask_rcnn', 'solov2'], 'atss'))
 def test_trained_models_find_nothing_in_a_plain_picture(name):
-    deployment = load_demo(name)
-    reference, note = empty_reference(deployment, deployment.family.choose(opset=17, **SIZE))
+    detector = load_demo(name)
+    reference, note = empty_reference(detector, detector.family.choose(opset=17, **SIZE))
     assert [len(one) for one in reference.results] == [0] and not note

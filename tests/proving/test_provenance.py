@@ -73,9 +73,9 @@ def test_options_are_compared_one_by_one():
 
 
 def test_another_checkpoint_is_a_note_where_the_graphs_are_equal_and_a_failure_elsewhere():
-    deployment, recorded = Names(checkpoint_sha256='a', config_sha256='b'), dict(checkpoint='a', config='c')
+    detector, recorded = Names(checkpoint_sha256='a', config_sha256='b'), dict(checkpoint='a', config='c')
     for is_same, passed, count in ((True, [True], 1), (False, [True, False], 0)):
-        checks, notes = hash_checks(deployment, recorded, is_same)
+        checks, notes = hash_checks(detector, recorded, is_same)
         assert [check.passed for check in checks] == passed and len(notes) == count
 
 

@@ -64,18 +64,18 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path):
 
 
 def test_sweeps_are_read_from_files_folders_and_infos(toy, folder):
-    deployment = toy[0]
+    detector = toy[0]
     for given, names in (
         ([folder / '1.bin'], ['1.bin']),
         ([folder], ['0.bin', '1.bin', '2.bin']),
         ([folder.parent / 'infos.pkl', folder / '0.bin'], ['0.bin', '1.bin', '2.bin', '0.bin']),
     ):
-        found, _ = proof_samples(deployment, 3, list(map(str, given)))
+        found, _ = proof_samples(detector, 3, list(map(str, given)))
         assert [sweep.name for sweep in found] == names
         for sweep in found:
             seed = int(sweep.name[0])
             np.testing.assert_array_equal(sweep.points, toy_centerpoint.sweep(seed))
-    assert [sweep.name for sweep in proof_samples(deployment, 1, [str(folder)])[0]] == ['0.bin']
+    assert [sweep.name for sweep in proof_samples(detector, 1, [str(folder)])[0]] == ['0.bin']
 
 
 def test_a_sweep_that_cannot_be_read_once_the_weights_are_loaded_has_exit_status_1(toy, tmp_path):
@@ -94,8 +94,8 @@ def test_pictures_of_the_data_set_are_added_where_it_is_there_and_the_user_names
             'data.test.ann_file': f'{root}/annotations/instances_val2017.json',
             'data.test.img_prefix': f'{root}/val2017/',
         }
-        deployment = types.SimpleNamespace(cfg=load_config(CONFIG, options), family=IMAGES, rule=None)
-        found = Samples(deployment, paths).of(deployment)
+        detector = types.SimpleNamespace(cfg=load_config(CONFIG, options), family=IMAGES, rule=None)
+        found = Samples(detector, paths).of(detector)
         return [name for name, _ in found.samples], found.origin
 
     assert chosen() == (['toy.jpg'], '')

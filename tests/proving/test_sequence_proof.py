@@ -28,7 +28,7 @@ def said(verdict):
 
 
 def test_the_files_of_an_export_are_proven(paths):
-    verdict = prove(toy.deployment(), paths, toy.drive(12), bars=DriveBars(frames=12))
+    verdict = prove(toy.detector(), paths, toy.drive(12), bars=DriveBars(frames=12))
     assert verdict.proven, said(verdict)
     teacher, free = sequence_of(verdict)
     for row in (teacher, free):
@@ -42,10 +42,10 @@ def test_the_files_of_an_export_are_proven(paths):
 
 @pytest.mark.matrix  # in the suite: faults of streams in test_faults.py
 def test_another_model_is_refuted(paths):
-    deployment = dataclasses.replace(toy.deployment(), model=copy.deepcopy(toy.deployment().model))
-    weight = deployment.model.pts_bbox_head.cls_branches[0][6].weight
+    detector = dataclasses.replace(toy.detector(), model=copy.deepcopy(toy.detector().model))
+    weight = detector.model.pts_bbox_head.cls_branches[0][6].weight
     weight.data.mul_(1.05)
-    verdict = prove_samples(deployment, paths, toy.drive(2))
+    verdict = prove_samples(detector, paths, toy.drive(2))
     assert not verdict.proven
     assert 'graph: pts_head_memory: ' in said(verdict) and 'cls_branches' in said(verdict)
     assert 'teacher-forced: all_cls_scores: 2 of 2 frames fail, first scene 0 frame 0' in said(verdict)
@@ -72,11 +72,11 @@ def test_scenes_are_moved_to_the_origin_and_nothing_else_changes():
 
 def test_a_long_drive_far_from_the_origin_is_as_exact_as_the_first_frame(paths):
     """7e5 m out, time stamps above 1.6e9 s, twenty minutes in: equal up to the rounding of float64 poses."""
-    family, known = toy.deployment().family, [read_metadata(path) for path in paths]
+    family, all_metadata = toy.detector().family, [read_metadata(path) for path in paths]
     steppers = [family.runner(paths, {}) for _ in range(2)]
     frames = toy.drive(12, exact_poses=True, start_s=0.0)
-    memory = family.memory_spec(known[-1].postprocess)
-    row = run_far(*steppers, frames, output_spec(known), memory=memory, bars=DriveBars(frames=12))
+    memory = family.memory_spec(all_metadata[-1].postprocess)
+    row = run_far(*steppers, frames, output_spec(all_metadata), memory=memory, bars=DriveBars(frames=12))
     assert row.passed and row.ties == 0, row.reasons
     errors = {tensor.tensor: tensor.max_abs for tensor in row.tensors}
     assert errors['all_cls_scores'] < 5e-5 and errors['all_bbox_preds [xyz]'] < 5e-4
@@ -88,5 +88,5 @@ def test_the_ego_motion_in_float32_is_seen_though_the_drive_is_near_the_origin(p
         return (np.linalg.inv(np.float32(pose)) @ np.float32(last)).astype(np.float64)
 
     monkeypatch.setattr(stream, 'relative_motion', motion)
-    verdict = prove(toy.deployment(), paths, toy.drive(2), written=True, bars=DriveBars(frames=2, resets=0))
+    verdict = prove(toy.detector(), paths, toy.drive(2), written=True, bars=DriveBars(frames=2, resets=0))
     assert SPECIAL in said(verdict) and 'memory' in said(verdict)

@@ -131,12 +131,12 @@ OPENED = dict(atss=dict(nms_pre=20, score_thr=0.001, max_per_img=1000), retinane
 """Toy -> settings with which a limit is reached and no other hides it."""
 
 
-def proven(deployment, path, fault):
+def proven(detector, path, fault):
     """Return the verdict on a file that was exported with a fault in its settings, which is not compared."""
     with fault:
-        export_toy(deployment, path, height=128, width=160)
+        export_toy(detector, path, height=128, width=160)
     with samples_alone():
-        return prove(deployment, str(path), PICTURES, edited=True, timed=False)
+        return prove(detector, str(path), PICTURES, edited=True, timed=False)
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,14 @@ def proven(deployment, path, fault):
     ids=['right', 'nms_pre', 'score_thr'],
 )
 def test_a_changed_limit_shows_in_the_results_of_the_files_tensors(tmp_path, name, change):
-    deployment = load_demo(name)
-    cfg = deployment.model.bbox_head.test_cfg
+    detector = load_demo(name)
+    cfg = detector.model.bbox_head.test_cfg
     with contextlib.ExitStack() as stack:
         for key, value in OPENED.get(name, {}).items():  # on both sides
             stack.enter_context(replaced_entry(cfg, key, value))
         fault = contextlib.ExitStack()
         for key, value in (change(cfg) if change else {}).items():
             fault.enter_context(replaced_entry(cfg, key, value))
-        verdict = proven(deployment, tmp_path / 'm.onnx', fault)
+        verdict = proven(detector, tmp_path / 'm.onnx', fault)
     rows = [row for case in cases_of(verdict) for row in case.substituted]
     assert rows and all(row.passed for row in rows) == (change is None), verdict.failures

@@ -13,7 +13,7 @@ from mmdet.datasets import PIPELINES
 
 from marking import in_suite
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import load_families
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -107,7 +107,7 @@ def repository(tmp_path_factory):
         sys.modules.pop('users_repository', None)
         importlib.invalidate_caches()
         options = {'custom_imports': dict(imports=['users_repository']), **TYPES, **types}
-        return deploy.load(CONFIG, CHECKPOINT, options)
+        return detectors.load(CONFIG, CHECKPOINT, options)
 
     steps = dict(PIPELINES._module_dict)
     yield load
@@ -116,10 +116,10 @@ def repository(tmp_path_factory):
     sys.dont_write_bytecode = written
 
 
-def export(deployment, path, form='decode'):
-    options = deployment.family.choose(form=form, dynamic=True, opset=17, height=128, width=160)
-    picture = deploy.prepare_fixed(deployment.rule, PICTURES[0][1], options.height, options.width)
-    export_files(deployment, options, str(path), [picture])
+def export(detector, path, form='decode'):
+    options = detector.family.choose(form=form, dynamic=True, opset=17, height=128, width=160)
+    picture = detectors.prepare_fixed(detector.rule, PICTURES[0][1], options.height, options.width)
+    export_files(detector, options, str(path), [picture])
     return str(path)
 
 
@@ -129,9 +129,9 @@ def old_file(repository, tmp_path_factory):
     return export(repository(), tmp_path_factory.mktemp('old') / 'm.onnx')
 
 
-def verdict_on(deployment, path, **claims):
+def verdict_on(detector, path, **claims):
     with samples_alone():
-        return prove(deployment, path, PICTURES, timed=False, **claims)
+        return prove(detector, path, PICTURES, timed=False, **claims)
 
 
 def test_what_a_graph_does_not_show_is_named_and_alone_fails_a_strict_proof(repository, old_file):
@@ -145,21 +145,21 @@ def test_what_a_graph_does_not_show_is_named_and_alone_fails_a_strict_proof(repo
 
 @pytest.mark.matrix
 def test_a_line_that_is_traced_is_proven_after_a_new_export(repository, old_file, tmp_path):
-    deployment = repository('neck')
-    verdict = verdict_on(deployment, old_file, edited=True)
+    detector = repository('neck')
+    verdict = verdict_on(detector, old_file, edited=True)
     assert verdict.title == 'NOT PROVEN'
     assert 'changed since the export: users_repository.py' in verdict.notes
-    new_file = export(deployment, tmp_path / 'm.onnx', 'raw')
-    assert verdict_on(deployment, new_file, written=True).title == 'PROVEN'
+    new_file = export(detector, tmp_path / 'm.onnx', 'raw')
+    assert verdict_on(detector, new_file, written=True).title == 'PROVEN'
 
 
 @pytest.mark.parametrize('line', in_suite(NAMED, 'coder'))
 def test_a_line_that_no_graph_shows_is_never_proven_and_is_named(repository, old_file, tmp_path, line):
-    deployment = repository(line)
+    detector = repository(line)
 
     def judged(file, **claims):
         try:
-            verdict = verdict_on(deployment, file or export(deployment, tmp_path / 'm.onnx'), **claims)
+            verdict = verdict_on(detector, file or export(detector, tmp_path / 'm.onnx'), **claims)
         except Mm2OnnxError as error:
             return str(error)
         assert verdict.title == 'NOT PROVEN'
@@ -171,7 +171,7 @@ def test_a_line_that_no_graph_shows_is_never_proven_and_is_named(repository, old
 
 @pytest.mark.matrix
 def test_a_neck_that_multiplies_by_the_number_of_its_calls_is_not_proven(repository, tmp_path):
-    deployment = repository(**{'model.neck.type': 'CountingNeck'})
-    verdict = verdict_on(deployment, export(deployment, tmp_path / 'm.onnx', 'raw'), written=True)
+    detector = repository(**{'model.neck.type': 'CountingNeck'})
+    verdict = verdict_on(detector, export(detector, tmp_path / 'm.onnx', 'raw'), written=True)
     assert verdict.title == 'NOT PROVEN'
     assert any('neck' in reason for reason in verdict.failures)

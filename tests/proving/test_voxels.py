@@ -70,10 +70,10 @@ def test_a_fault_of_the_shared_voxelisation_is_seen(monkeypatch, change):
 @pytest.mark.matrix
 def test_the_rule_of_a_detectors_file_is_compared_with_its_own_layer():
     """Moments of a proof have fewer voxels than the rule lets through."""
-    deployment = toy_centerpoint.exported('sparse')[0]
-    rule = deployment.rule
+    detector = toy_centerpoint.exported('sparse')[0]
+    rule = detector.rule
     for limit, passes in ((rule.max_voxels, True), (rule.max_voxels - 1, False)):
         changed = dataclasses.replace(rule, max_voxels=limit)
-        result = compare_preparation(deployment, changed, [], 'sweep')
+        result = compare_preparation(detector, changed, [], 'sweep')
         assert result.passed is passes, result.text
     assert 'max_voxels: got 599, expected 600' in result.text

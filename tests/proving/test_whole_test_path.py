@@ -57,24 +57,24 @@ def without_last(method):
 
 
 def test_boxes_of_given_tensors_are_those_of_the_users_simple_test_pts():
-    deployment, *_ = toy_centerpoint.exported()
-    reference = deployment.family.reference(deployment.model)
+    detector, *_ = toy_centerpoint.exported()
+    reference = detector.family.reference(detector.model)
     result = reference.step(Sweep(toy_centerpoint.sweep(0, 900)))
     same = reference.boxes_of(result.outputs)
     np.testing.assert_array_equal(same.boxes, result.detections.boxes)
-    shortened = without_last(deployment.model.simple_test_pts)
-    with replaced_entry(vars(deployment.model), 'simple_test_pts', shortened):
+    shortened = without_last(detector.model.simple_test_pts)
+    with replaced_entry(vars(detector.model), 'simple_test_pts', shortened):
         assert len(reference.boxes_of(result.outputs)) == len(same) - 1
 
 
 @pytest.mark.matrix
 def test_a_box_that_the_users_simple_test_pts_drops_is_in_no_proven_file():
-    deployment, folder, *_ = toy_centerpoint.exported()
-    model, paths = deployment.model, toy_centerpoint.paths_of(folder)
+    detector, folder, *_ = toy_centerpoint.exported()
+    model, paths = detector.model, toy_centerpoint.paths_of(folder)
     samples = toy_centerpoint.sweeps(3, 5)
-    assert prove_outputs(deployment, paths, samples).title == 'PROVEN'
+    assert prove_outputs(detector, paths, samples).title == 'PROVEN'
     with replaced_entry(vars(model), 'simple_test_pts', without_last(model.simple_test_pts)):
-        verdict = prove_outputs(deployment, paths, samples)
+        verdict = prove_outputs(detector, paths, samples)
     assert verdict.title == 'NOT PROVEN'
     rows = [row for case in cases_of(verdict) for row in case.substituted]
     assert rows and all(row.extra == 1 for row in rows)
@@ -82,16 +82,16 @@ def test_a_box_that_the_users_simple_test_pts_drops_is_in_no_proven_file():
 
 @functools.cache
 def first_input():
-    deployment = load_demo('atss')
-    _, options = read_picture_file(deployment, toy_file())
-    return deployment, references(deployment, options, PICTURES)[0]
+    detector = load_demo('atss')
+    _, options = read_picture_file(detector, toy_file())
+    return detector, references(detector, options, PICTURES)[0]
 
 
 def case_of_other_engine(lost=0):
     """Return the case of the ATSS toy on an engine beside ONNX Runtime."""
-    deployment, reference = first_input()
+    detector, reference = first_input()
     reference.__dict__.pop('results', None)
-    file, _ = read_picture_file(deployment, toy_file())
+    file, _ = read_picture_file(detector, toy_file())
     row = dataclasses.replace(registry.BACKENDS['OnnxRuntimeBackend'], module=__name__)
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(registry.BACKENDS, OtherEngine=row))
@@ -103,9 +103,9 @@ def case_of_other_engine(lost=0):
 def test_another_engine_is_proven_by_the_tensors_of_onnx_runtime_and_by_its_own_results():
     case = case_of_other_engine()
     assert case.passed and case.chained and all(row.matched for row in (*case.substituted, *case.engines))
-    deployment, _ = first_input()
-    shortened = without_last(deployment.model.simple_test)
-    with replaced_entry(vars(deployment.model), 'simple_test', shortened):
+    detector, _ = first_input()
+    shortened = without_last(detector.model.simple_test)
+    with replaced_entry(vars(detector.model), 'simple_test', shortened):
         case = case_of_other_engine()
     assert not case.chained and [row.extra for row in case.substituted] == [1]
     lost = case_of_other_engine(lost=1)

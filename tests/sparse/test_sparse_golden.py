@@ -163,5 +163,5 @@ def test_calibrated_int8_equals_the_reference_with_its_ranges():
     )
     own = seeded_ranges(graph, scn_nets.BEVFUSION_PREFIX, half=True)
     assert list(own.nodes) == list(nodes)
-    for name, known in nodes.items():  # its weight ranges are the seeded rule's, to the bit
-        assert own.nodes[name].weight_amax == known.weight_amax
+    for name, entry in nodes.items():  # its weight ranges are the seeded rule's, to the bit
+        assert own.nodes[name].weight_amax == entry.weight_amax

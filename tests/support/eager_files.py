@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 
 from mmdeploy_ext.engines.base import Backend
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import make_metadata
 from mmdeploy_ext.proving.frames import output_spec
@@ -42,27 +42,27 @@ class EagerFile(Backend):
 
 
 def eager_row(
-    deployment: Any, folder: Path, frames: Iterable[Frame], **options: Any
+    detector: Any, folder: Path, frames: Iterable[Frame], **options: Any
 ) -> tuple[SequenceRow, dict[str, Any]]:
     """Run a contract's loop beside the PyTorch model over frames; return its row, and the graphs' specs.
 
     `folder` gets the companions.
     """
-    family, model = deployment.family, deployment.model
-    chosen = deploy.resolve_opset(family.choose(opset=0, **options), model)
+    family, model = detector.family, detector.model
+    chosen = detectors.resolve_opset(family.choose(opset=0, **options), model)
     contract = contract_of(family, chosen)
     graphs = {graph.name: graph for graph in contract.graphs(model, chosen)}
-    known = {name: make_metadata(deployment, chosen, graph) for name, graph in graphs.items()}
+    all_metadata = {name: make_metadata(detector, chosen, graph) for name, graph in graphs.items()}
     for name, text in contract.companions(model).items():
         (folder / name).write_text(text)
 
     def build(engine: str, path: str, **_: Any) -> EagerFile:
-        return EagerFile(path, graphs[Path(path).stem], known[Path(path).stem])
+        return EagerFile(path, graphs[Path(path).stem], all_metadata[Path(path).stem])
 
     opens = contract.opens or runtime_of(family.name).OPENS
     with mock.patch.object(getattr(opens, 'func', opens), 'build', staticmethod(build)):
         runner = contract.runner([str(folder / f'{name}.onnx') for name in graphs], {})
-    spec = output_spec(list(known.values()), contract.runner_outputs(model, chosen))
+    spec = output_spec(list(all_metadata.values()), contract.runner_outputs(model, chosen))
     settings = dict(memory=family.memory_spec(runner.metadata.postprocess), bars=SHORT_DRIVE)
     row = run_pair(contract.reference(model), runner, frames, spec, 'teacher', **settings)
     return row, {name: graph.spec for name, graph in graphs.items()}

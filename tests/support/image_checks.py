@@ -11,7 +11,7 @@ import torch
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared as prepared_copy
 from mmdeploy_ext.exporting.export import default_opset
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded import weights
@@ -32,12 +32,12 @@ def seeded_toy(cfg, family):
         return weights.seeded_model(cfg, family)
 
 
-def seeded_deployment(cfg, config='toy.py'):
-    """Return the deployment of a config's model with seeded weights."""
+def seeded_detector(cfg, config='toy.py'):
+    """Return the detector of a config's model with seeded weights."""
     family = find_family(cfg)
     model = weights.seeded_model(cfg, family).eval()
-    model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
-    return deploy.Model(
+    model.CLASSES = detectors.class_names(cfg, {}, family.num_classes(model))
+    return detectors.Detector(
         cfg=cfg, config=config, cfg_options={}, family=family, model=model, checkpoint='seeded',
         checkpoint_sha256='0' * 64, classes=model.CLASSES, rule=family.preprocess_rule(cfg),
     )  # fmt: skip

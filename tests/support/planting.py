@@ -44,8 +44,8 @@ def replaced(place: str, make: Make) -> Iterator[None]:
     if not classes and getattr(original, '__module__', '') == module:
         owners = _owners(original, len(sys.modules))
     with contextlib.ExitStack() as stack:
-        for one, known in owners:
-            stack.enter_context(_attribute(one, known, changed))
+        for one, attribute in owners:
+            stack.enter_context(_attribute(one, attribute, changed))
         yield
 
 

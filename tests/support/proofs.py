@@ -47,13 +47,13 @@ EXPORTS: dict[tuple[int, str], tuple[Any, onnx.ModelProto]] = {}
 """Model and options -> the model, which stays alive, and its fresh export."""
 
 
-def exported_once(deployment: Any, options: Any, image_bgr: Any) -> Callable[[], onnx.ModelProto]:
+def exported_once(detector: Any, options: Any, image_bgr: Any) -> Callable[[], onnx.ModelProto]:
     """Return what `file_checks.of_images` returns, for an export that is made once per model and options."""
 
     def export() -> onnx.ModelProto:
-        key = id(deployment), repr(options)
+        key = id(detector), repr(options)
         if key not in EXPORTS:
-            EXPORTS[key] = deployment, of_images(deployment, options, image_bgr)()
+            EXPORTS[key] = detector, of_images(detector, options, image_bgr)()
         copied = onnx.ModelProto()
         copied.CopyFrom(EXPORTS[key][1])
         return copied
@@ -62,22 +62,22 @@ def exported_once(deployment: Any, options: Any, image_bgr: Any) -> Callable[[],
 
 
 def check_files(
-    deployment: Any, paths: Any, samples: Any = (), edited: bool = False, written: bool = False
+    detector: Any, paths: Any, samples: Any = (), edited: bool = False, written: bool = False
 ) -> Verdict:
     """Return level 1 alone."""
     with mock.patch.object(file_checks, 'of_images', exported_once):
-        return level_1_alone(deployment, paths, samples, edited=edited, written=written)
+        return level_1_alone(detector, paths, samples, edited=edited, written=written)
 
 
 def level_1_alone(
-    deployment: Any, paths: Any, samples: Any, engine: Any = None, *, asked: Any = None, **claims: Any
+    detector: Any, paths: Any, samples: Any, engine: Any = None, *, asked: Any = None, **claims: Any
 ) -> Verdict:
     """Stand for `ladder.prove` where level 1 refuses files, whatever their inputs give."""
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     settings = {name: claims.pop(name) for name in claims.keys() - vars(Claims()).keys()}
-    check = CHECKS.get(kind_of(deployment.family), frames.check_frames)
+    check = CHECKS.get(kind_of(detector.family), frames.check_frames)
     claims = Claims(asked=asked or {}, **claims)
-    return finish(check(deployment, listed, samples, engine or {}, claims, **settings))
+    return finish(check(detector, listed, samples, engine or {}, claims, **settings))
 
 
 def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:
@@ -99,10 +99,10 @@ def samples_alone() -> Iterator[None]:
         yield
 
 
-def prove_samples(deployment: Any, paths: Any, samples: Any, engine: Any = None, **claims: Any) -> Verdict:
+def prove_samples(detector: Any, paths: Any, samples: Any, engine: Any = None, **claims: Any) -> Verdict:
     """Do what `prove` does, on the given pictures, frames or sweeps alone; see `samples_alone`."""
     with samples_alone():
-        return prove(deployment, paths, samples, engine, timed=False, **claims)
+        return prove(detector, paths, samples, engine, timed=False, **claims)
 
 
 def as_exported(model: onnx.ModelProto, export: Any, name: str = '') -> GraphResult:
@@ -110,25 +110,25 @@ def as_exported(model: onnx.ModelProto, export: Any, name: str = '') -> GraphRes
     return GraphResult(name, count_nodes(model), True)
 
 
-def prove_outputs(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Verdict:
+def prove_outputs(detector: Any, paths: Any, samples: Any, engine: Any = None) -> Verdict:
     """Do what `prove_samples` does without a fresh export: for further files of a family."""
     with mock.patch.object(file_checks, 'compare_with_fresh_export', as_exported):
-        return prove_samples(deployment, paths, samples, engine)
+        return prove_samples(detector, paths, samples, engine)
 
 
 OF_OTHER_CONTRACTS = in_suite([prove, prove_outputs], prove_outputs)
 """Proofs of files of a contract beside the family's first one, whose whole proof is in the suite."""
 
 
-def refuted(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Verdict:
+def refuted(detector: Any, paths: Any, samples: Any, engine: Any = None) -> Verdict:
     """Return the verdict on files that the given frames or sweeps refute, or else the whole proof's."""
-    verdict = prove_outputs(deployment, paths, samples, engine)
-    return prove(deployment, paths, samples, engine, timed=False) if verdict.passed else verdict
+    verdict = prove_outputs(detector, paths, samples, engine)
+    return prove(detector, paths, samples, engine, timed=False) if verdict.passed else verdict
 
 
-def run_cases(known: Iterable[InputReference], backend: Backend) -> Iterator[Case]:
+def run_cases(computed: Iterable[InputReference], backend: Backend) -> Iterator[Case]:
     """Yield the cases of levels 2 and 3: who wants the first that fails need not run the rest."""
-    for reference in known:
+    for reference in computed:
         yield run_case(reference, backend)[0]
 
 
@@ -158,9 +158,9 @@ def run_modes(
     return modes.finish()
 
 
-def run_once(known: Iterable[InputReference], backend: Backend) -> Iterator[Case]:
+def run_once(computed: Iterable[InputReference], backend: Backend) -> Iterator[Case]:
     """Yield the same of one run of each input: for files that give the same bits whenever they run."""
-    for reference in known:
+    for reference in computed:
         feeds = reference.feeds_of(backend.metadata)
         yield judge_outputs(reference, backend, attempt(functools.partial(backend.infer, feeds)))[0]
 
@@ -178,9 +178,9 @@ def run_far(
     return run_pair(at_home, drive.Shifted(far_away, offset_m, offset_s), frames, spec, 'free', **settings)
 
 
-def drive_row(deployment: Any, paths: Any, frames: Iterable[Frame]) -> SequenceRow:
+def drive_row(detector: Any, paths: Any, frames: Iterable[Frame]) -> SequenceRow:
     """Run files beside the PyTorch model over frames, without the other parts of a proof."""
-    known, family = [read_metadata(path) for path in paths], deployment.family
-    steppers = family.reference(deployment.model), family.runner(paths, dict(threads=1))
-    memory = family.memory_spec(known[-1].postprocess)
-    return run_pair(*steppers, frames, output_spec(known), memory=memory, bars=SHORT_DRIVE)
+    computed, family = [read_metadata(path) for path in paths], detector.family
+    steppers = family.reference(detector.model), family.runner(paths, dict(threads=1))
+    memory = family.memory_spec(computed[-1].postprocess)
+    return run_pair(*steppers, frames, output_spec(computed), memory=memory, bars=SHORT_DRIVE)

@@ -6,7 +6,7 @@ import functools
 import tempfile
 from pathlib import Path
 
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 
@@ -19,25 +19,25 @@ SHIPPED = REPO / 'demo/atss_toy.onnx'
 _FOLDERS: list[tempfile.TemporaryDirectory] = []
 
 
-def load_demo(name: str, changes: dict | None = None, checkpoint: Path | None = None) -> deploy.Model:
+def load_demo(name: str, changes: dict | None = None, checkpoint: Path | None = None) -> detectors.Detector:
     """Return a trained toy of configs/demo, with other settings or weights if they are given."""
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     path = checkpoint or REPO / f'demo/checkpoints/{name}_toy.pth'
-    return deploy.load(str(REPO / f'configs/demo/{name}_toy.py'), str(path), changes or {})
+    return detectors.load(str(REPO / f'configs/demo/{name}_toy.py'), str(path), changes or {})
 
 
-def load_toy() -> deploy.Model:
+def load_toy() -> detectors.Detector:
     """Return the trained toy model."""
     return load_demo('atss')
 
 
-def export_toy(deployment: deploy.Model, path: Path, **options) -> str:
+def export_toy(detector: detectors.Detector, path: Path, **options) -> str:
     """Export a toy of pictures, of any size unless told otherwise, to `path`."""
     given = {'dynamic': True, 'opset': 17, 'height': 256, 'width': 320, **options}
-    options = deployment.family.choose(**given)
-    picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
-    export_files(deployment, options, str(path), [picture])
+    options = detector.family.choose(**given)
+    picture = detectors.prepare_fixed(detector.rule, read_image(PICTURE), options.height, options.width)
+    export_files(detector, options, str(path), [picture])
     return str(path)
 
 

@@ -147,15 +147,15 @@ def paths_of(folder, names=('backbone', 'head')):
 
 
 def exported_of(config, checkpoint, state_dict, classes, **chosen):
-    """Write a checkpoint, load it and export; return (deployment, folder of graphs, config, checkpoint)."""
-    from mmdeploy_ext.families import model as deploy
+    """Write a checkpoint, load it and export; return (detector, folder of graphs, config, checkpoint)."""
+    from mmdeploy_ext.families import model as detectors
     from mmdeploy_ext.families.files import export_files
 
     torch.save(dict(state_dict=state_dict, meta=dict(CLASSES=classes)), checkpoint)
-    deployment, folder = deploy.load(config, str(checkpoint)), checkpoint.parent / 'graphs'
-    options = deploy.resolve_opset(deployment.family.choose(opset=0, **chosen), deployment.model)
-    export_files(deployment, options, str(folder))
-    return deployment, folder, config, str(checkpoint)
+    detector, folder = detectors.load(config, str(checkpoint)), checkpoint.parent / 'graphs'
+    options = detectors.resolve_opset(detector.family.choose(opset=0, **chosen), detector.model)
+    export_files(detector, options, str(folder))
+    return detector, folder, config, str(checkpoint)
 
 
 def replaced_words(text, words):
@@ -203,7 +203,7 @@ SPREAD = dict(
 
 @made_once
 def exported(variant='sparse', contract='deploy'):
-    """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
+    """Return (detector, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import find_family
 

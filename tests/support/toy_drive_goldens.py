@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
 
 GOLDENS = Path(__file__).resolve().parents[1] / 'goldens'
 FILES = dict(
@@ -27,7 +27,7 @@ FRAMES = 2
 TOLERANCE = 2e-3
 
 
-def results(model: Model) -> dict[str, np.ndarray]:
+def results(model: Detector) -> dict[str, np.ndarray]:
     """Return the last layer's predictions and the boxes and scores of each frame of a drive, in PyTorch."""
     from mmdeploy_ext.synthetic.drive import synthetic_drive
 
@@ -44,7 +44,7 @@ def results(model: Model) -> dict[str, np.ndarray]:
     return {name: np.asarray(values, np.float32) for name, values in found.items()}
 
 
-def check(model: Model) -> None:
+def check(model: Detector) -> None:
     """Assert that a toy gives the recorded numbers."""
     stored, found = np.load(GOLDENS / FILES[model.family.name]), results(model)
     assert set(stored.files) == set(found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.seeded.weights import write_seeded
 
@@ -30,29 +30,29 @@ class SeededToy:
     config: str
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def load(self, folder: Path) -> deploy.Model:
+    def load(self, folder: Path) -> detectors.Detector:
         """Return the toy with its weights, which are written into a folder."""
         path = folder / 'toy.pth'
         write_seeded(self.config, path, cfg_options=self.changes)
-        return deploy.load(self.config, path, self.changes)
+        return detectors.load(self.config, path, self.changes)
 
-    def export(self, deployment: deploy.Model, folder: Path, **options: Any) -> list[str]:
+    def export(self, detector: detectors.Detector, folder: Path, **options: Any) -> list[str]:
         """Export the toy by options of its family; return the paths of its files."""
-        chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
-        return export_files(deployment, chosen, str(folder / self.name))[0]
+        chosen = detectors.resolve_opset(detector.family.choose(opset=0, **options), detector.model)
+        return export_files(detector, chosen, str(folder / self.name))[0]
 
     def fixtures(self, **options: Any) -> tuple[Any, Any]:
-        """Return fixtures of a module: the loaded toy, which has to be named `deployment`, and its files."""
+        """Return fixtures of a module: the loaded toy, which has to be named `detector`, and its files."""
 
         @pytest.fixture(scope='module')
-        def deployment(tmp_path_factory: pytest.TempPathFactory) -> deploy.Model:
+        def detector(tmp_path_factory: pytest.TempPathFactory) -> detectors.Detector:
             return self.load(tmp_path_factory.mktemp(self.name))
 
         @pytest.fixture(scope='module')
-        def paths(deployment: deploy.Model, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-            return self.export(deployment, tmp_path_factory.mktemp('export'), **options)
+        def paths(detector: detectors.Detector, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+            return self.export(detector, tmp_path_factory.mktemp('export'), **options)
 
-        return deployment, paths
+        return detector, paths
 
 
 BEVFORMER = SeededToy('bevformer', 'projects/configs/BEVFormer/bevformer_toy.py')

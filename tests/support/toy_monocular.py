@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from image_checks import seeded_deployment
+from image_checks import seeded_detector
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.seeded.weights import SCENE_SHAPES
 from mmdeploy_ext.synthetic.scene import make_scene
@@ -34,8 +34,8 @@ def toy(kind='smoke'):
 
 @functools.cache
 def seeded(kind):
-    """Return the deployment of a toy with seeded weights."""
-    return seeded_deployment(toy(kind), CONFIGS[kind])
+    """Return the detector of a toy with seeded weights."""
+    return seeded_detector(toy(kind), CONFIGS[kind])
 
 
 def picture(seed=3, height=100, width=300):
@@ -45,17 +45,17 @@ def picture(seed=3, height=100, width=300):
 
 def options(kind, **values):
     """Return the options of an export, complete."""
-    deployment = seeded(kind)
+    detector = seeded(kind)
     values = dict(dict(opset=0, height=SIZE[0], width=SIZE[1]), **values)
-    chosen = deployment.family.choose(**values)
-    return deploy.check_options(chosen, deployment.cfg, deployment.family, deployment.model)
+    chosen = detector.family.choose(**values)
+    return detectors.check_options(chosen, detector.cfg, detector.family, detector.model)
 
 
 @functools.cache
 def exported(kind, **values):
     """Export a toy once per session and return the path of its file."""
-    deployment, chosen = seeded(kind), options(kind, **values)
-    traced = [deploy.prepare_fixed(deployment.rule, picture()[1], *SIZE)]
+    detector, chosen = seeded(kind), options(kind, **values)
+    traced = [detectors.prepare_fixed(detector.rule, picture()[1], *SIZE)]
     path = Path(tempfile.mkdtemp(prefix='monocular_')) / 'm.onnx'
-    (file,), _ = export_files(deployment, chosen, str(path), traced)
+    (file,), _ = export_files(detector, chosen, str(path), traced)
     return file

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -29,18 +29,18 @@ def write_checkpoint(path: Path, config: str = CONFIG, overrides: dict | None = 
     return str(path)
 
 
-def load_toy(folder: Path, overrides: dict | None = None, config: str = CONFIG) -> deploy.Model:
+def load_toy(folder: Path, overrides: dict | None = None, config: str = CONFIG) -> detectors.Detector:
     """Return the seeded model of a config."""
     checkpoint = write_checkpoint(folder / 'seeded.pth', config, overrides)
-    return deploy.load(config, checkpoint, overrides)
+    return detectors.load(config, checkpoint, overrides)
 
 
-def export_toy(deployment: deploy.Model, path: Path, **options) -> str:
+def export_toy(detector: detectors.Detector, path: Path, **options) -> str:
     """Export, dynamic unless told otherwise, to `path`."""
     given = {'dynamic': True, 'opset': 17, 'height': 192, 'width': 256, **options}
-    options = deployment.family.choose(**given)
+    options = detector.family.choose(**given)
     options.check()
-    deploy.check_options(options, deployment.cfg, deployment.family, deployment.model)
-    picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
-    export_files(deployment, options, str(path), [picture])
+    detectors.check_options(options, detector.cfg, detector.family, detector.model)
+    picture = detectors.prepare_fixed(detector.rule, read_image(PICTURE), options.height, options.width)
+    export_files(detector, options, str(path), [picture])
     return str(path)

@@ -9,7 +9,7 @@ import torch
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.seeded.by_name import solo_weights
 from mmdeploy_ext.synthetic import coco
@@ -54,7 +54,7 @@ MASK_GAIN, KERNEL_GAIN, CLASS_GAIN = 3.0, 4.0, 3.0
 """Small heads give weak outputs; with these some hundred candidates pass, with masks of all sizes."""
 
 
-def load_toy(name: str, folder, changes: dict | None = None) -> deploy.Model:
+def load_toy(name: str, folder, changes: dict | None = None) -> detectors.Detector:
     """Return a small model with seeded weights; `changes` are more config options."""
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
@@ -74,7 +74,7 @@ def load_toy(name: str, folder, changes: dict | None = None) -> deploy.Model:
             value += 2.0
     path = folder / f'{name}.pth'
     torch.save(dict(state_dict=weights), path)
-    return deploy.load(mmdet_config(config), str(path), options)
+    return detectors.load(mmdet_config(config), str(path), options)
 
 
 @functools.cache
@@ -83,9 +83,9 @@ def picture(index: int, height: int = 150, width: int = 200):
     return coco.sample(3, 'picture', index, (height, width))[0]
 
 
-def prepared(deployment: deploy.Model, index: int, size: tuple[int, int] = TRACED, **shape: int):
+def prepared(detector: detectors.Detector, index: int, size: tuple[int, int] = TRACED, **shape: int):
     """Return a picture prepared for an input of a size."""
-    return deploy.prepare_fixed(deployment.rule, picture(index, **shape), *size)
+    return detectors.prepare_fixed(detector.rule, picture(index, **shape), *size)
 
 
 def options_for(**changes) -> Options:

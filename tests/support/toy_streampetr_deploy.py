@@ -12,13 +12,13 @@ import toy_streampetr as toy
 import toy_streampetr_export as exported
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.families.model import Model
+from mmdeploy_ext.families.model import Detector
 from mmdeploy_ext.synthetic.drive import SyntheticDrive, synthetic_drive
 from projects.configs.nuscenes_stream import image_augmentation, test_pipeline
 
 
 @functools.cache
-def deployment() -> Model:
+def detector() -> Detector:
     """Return the seeded toy as if it came from a config and a checkpoint."""
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
@@ -29,7 +29,7 @@ def deployment() -> Model:
     image = image_augmentation((toy.HEIGHT, toy.WIDTH), (0.5, 0.6), source=exported.RULE.source)
     cfg = Config(dict(model=toy.model_cfg(), test_pipeline=test_pipeline(image)))
     classes = tuple(f'class {label}' for label in range(toy.NUM_CLASSES))
-    return Model(
+    return Detector(
         config='toy.py',
         checkpoint='toy.pth',
         cfg_options={},
@@ -46,7 +46,7 @@ def export(folder: Path, **options) -> list[str]:
     """Export the toy and return the paths of its files."""
     chosen = FAMILIES['streampetr'].choose(**options)
     target = folder / ('fork.onnx' if chosen.contract == 'fork' else 'deploy')
-    return export_files(deployment(), chosen, str(target))[0]
+    return export_files(detector(), chosen, str(target))[0]
 
 
 _FOLDERS: list[tempfile.TemporaryDirectory] = []

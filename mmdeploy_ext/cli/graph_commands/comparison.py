@@ -109,21 +109,19 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     cfg_options = parse_cfg_options(args.cfg_options)
     feeds = load_tensors(args.input) if args.input else None
 
-    deployment = read_config(config, checkpoint, cfg_options)
-    takes_pictures = deployment.family.samples == 'images'
-    metadata.require(path, deployment.family.name)
-    refuse_other_settings(deployment.cfg, metadata.options.get('cfg_options', {}), path)
+    detector = read_config(config, checkpoint, cfg_options)
+    takes_pictures = detector.family.samples == 'images'
+    metadata.require(path, detector.family.name)
+    refuse_other_settings(detector.cfg, metadata.options.get('cfg_options', {}), path)
     if args.images and not takes_pictures:
         raise UsageError('--images: goes with image models; give others real inputs with --input')
-    build(deployment)
+    build(detector)
     images = []
     if takes_pictures:
-        images = read_images(args.images or [DEFAULT_PICTURE], rule=deployment.rule)
-    load_weights(deployment)
+        images = read_images(args.images or [DEFAULT_PICTURE], rule=detector.rule)
+    load_weights(detector)
     if takes_pictures:
-        deployment.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)
+        detector.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)
     default = HALF if metadata.options.get('precision') == 'fp16' else Bars()
     with after_weights():
-        return first_difference(
-            deployment, path, images, feeds, default.at(args.rtol), fresh=not args.no_fresh
-        )
+        return first_difference(detector, path, images, feeds, default.at(args.rtol), fresh=not args.no_fresh)

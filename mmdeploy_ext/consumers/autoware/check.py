@@ -418,8 +418,8 @@ def _operator_rules(node: Node, file: str, model: onnx.ModelProto) -> Iterator[V
             continue
         title, operator = f'{file}: {entry.name or entry.op_type}', f'{entry.domain}::{entry.op_type}'
         if node.plugin_domain not in (None, entry.domain) or entry.op_type not in node.plugins:
-            known = ', '.join(node.plugins) or 'none'
-            text = f'{title} is {operator}; the plug-ins that the node loads: {known}'
+            plugins = ', '.join(node.plugins) or 'none'
+            text = f'{title} is {operator}; the plug-ins that the node loads: {plugins}'
             yield Violation(file, entry.name, 'operator', text)
             continue
         attributes = {attribute.name for attribute in entry.attribute}

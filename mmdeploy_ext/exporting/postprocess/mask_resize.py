@@ -146,8 +146,8 @@ def resize_and_threshold(
     return torch.cat([row_band(rows[:, None], wide, *band) > mask_thr for band in ends], dim=2)
 
 
-def _bands(pieces: int, crop: Tensor, target: Tensor, ratio: int) -> Iterator[tuple[Tensor, ...]]:
-    edges = target * torch.arange(pieces + 1, device=target.device) // pieces
+def _bands(count: int, crop: Tensor, target: Tensor, ratio: int) -> Iterator[tuple[Tensor, ...]]:
+    edges = target * torch.arange(count + 1, device=target.device) // count
     start, stop = edges[:-1], edges[1:]
     scale = crop[:, None] / target.to(crop.dtype)
     first, last = ((edge.to(crop.dtype) + 0.5) * scale - 0.5 for edge in (start, stop - 1))

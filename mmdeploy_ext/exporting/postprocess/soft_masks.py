@@ -105,7 +105,7 @@ class SoftMasks(abc.ABC):
     """
 
     @abc.abstractmethod
-    def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
+    def chunks(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield the masks of cells (B, m), piece by piece: (B, m, p) flat pixels."""
 
     @abc.abstractmethod
@@ -115,7 +115,7 @@ class SoftMasks(abc.ABC):
     def sums(self, cells: torch.Tensor, mask_thr: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the pixels above `mask_thr` in 0..1 per mask, and their sum, (B, m) float32."""
         areas = totals = 0
-        for soft in self.pieces(cells):
+        for soft in self.chunks(cells):
             values = KEEP_ABOVE(soft, mask_thr)
             totals = totals + values.sum(dim=2)
             areas = areas + values.ceil().sum(dim=2)
@@ -124,7 +124,7 @@ class SoftMasks(abc.ABC):
     def overlaps(self, cells: torch.Tensor, mask_thr: float, integer: bool) -> torch.Tensor:
         """Return the number of pixels (B, m, m) float32 that two masks of cells (B, m) share."""
         count = COUNT_SHARED if integer else _count_by_floats
-        return sum(count(soft > mask_thr) for soft in self.pieces(cells)).to(torch.float32)
+        return sum(count(soft > mask_thr) for soft in self.chunks(cells)).to(torch.float32)
 
 
 class DynamicMasks(SoftMasks):
@@ -135,7 +135,7 @@ class DynamicMasks(SoftMasks):
         self.kernels, self.size = kernels, features.shape[2:]
         self.features = features.flatten(2)
 
-    def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
+    def chunks(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
         picked = pick_rows(self.kernels, cells)
         for start, stop in piece_bounds(self.features.shape[2]):
             yield (picked @ self.features[:, :, start:stop]).sigmoid()
@@ -159,7 +159,7 @@ class ProductMasks(SoftMasks):
             torch.tensor(line_of.tolist(), device=columns.device) for line_of in lines(num_grids)
         )
 
-    def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
+    def chunks(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
         for start, stop in piece_bounds(self.columns.shape[2]):
             yield self._product(cells, self.columns[:, :, start:stop], self.rows[:, :, start:stop])
 
@@ -193,7 +193,7 @@ class LevelMasks(SoftMasks):
         levels = [level for level, count in enumerate(counts) for _ in range(count)]
         self.level_of = torch.tensor(levels, device=features[0].device)
 
-    def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
+    def chunks(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
         levels, places = self._levels(cells)
         for start, stop in piece_bounds(self.size[0]):
             bands = [

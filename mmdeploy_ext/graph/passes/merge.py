@@ -25,10 +25,10 @@ def concatenate(
     for entry in (entry for model in models[1:] for entry in model.opset_import):
         if entry.domain not in opsets:
             merged.opset_import.append(entry)
-        known = opsets.setdefault(entry.domain, entry.version)
-        if known != entry.version:
+        first = opsets.setdefault(entry.domain, entry.version)
+        if first != entry.version:
             raise ExportError(
-                f'the stages were written with different opsets of {entry.domain!r}: {known}, {entry.version}'
+                f'the stages were written with different opsets of {entry.domain!r}: {first}, {entry.version}'
             )
     graph = merged.graph
     _add_prefix(graph, prefixes[0])

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.graph.diff.walk import Walk
 
 MAX_PAIRED_BY_PLACE = 24
@@ -58,7 +58,7 @@ class Subject:
 
 
 def first_difference(
-    deployment: Model,
+    detector: Detector,
     path: str,
     images: Sequence[tuple[str, np.ndarray]] = (),
     feeds: Mapping[str, np.ndarray] | None = None,
@@ -75,8 +75,8 @@ def first_difference(
     """
     model = files.load(path)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
-    metadata.require(path, deployment.family.name)
-    subject = subject_of(deployment, metadata, images, feeds)
+    metadata.require(path, detector.family.name)
+    subject = subject_of(detector, metadata, images, feeds)
     bars = bars or (findings.HALF if metadata.options.get('precision') == 'fp16' else findings.Bars())
     search = Search(subject, bars)
     comparison = search.compare(model, fresh)
@@ -85,8 +85,8 @@ def first_difference(
         file=str(path),
         family=metadata.family,
         form=metadata.form,
-        config=deployment.config,
-        checkpoint=deployment.checkpoint,
+        config=detector.config,
+        checkpoint=detector.checkpoint,
         input=subject.title,
         inputs=findings.shape_texts(subject.feeds),
         **comparison.subject,
@@ -100,23 +100,23 @@ def first_difference(
         else:
             graph = file_checks.compare_with_fresh_export(model, subject.fresh_export)
             comparison.graph = '' if graph.passed else graph.text
-    comparison.notes += _upstream_notes(deployment, metadata, subject, search, bars)
-    if deployment.family.samples == 'images' and feeds is None and comparison.equal:
-        comparison.results = _differing_results(deployment, metadata, path, images)
-    if metadata.checkpoint_sha256 != deployment.checkpoint_sha256:
+    comparison.notes += _upstream_notes(detector, metadata, subject, search, bars)
+    if detector.family.samples == 'images' and feeds is None and comparison.equal:
+        comparison.results = _differing_results(detector, metadata, path, images)
+    if metadata.checkpoint_sha256 != detector.checkpoint_sha256:
         comparison.notes.append('the file says that it was made from another checkpoint')
     return comparison
 
 
 def subject_of(
-    deployment: Model,
+    detector: Detector,
     metadata: Metadata,
     images: Sequence[tuple[str, np.ndarray]] = (),
     feeds: Mapping[str, np.ndarray] | None = None,
 ) -> Subject:
     """Return the modules that a file was exported from, and the inputs of the comparison."""
-    make_subject = _subject_of_images if deployment.family.samples == 'images' else _subject_of_graph
-    subject = make_subject(deployment, metadata, images)
+    make_subject = _subject_of_images if detector.family.samples == 'images' else _subject_of_graph
+    subject = make_subject(detector, metadata, images)
     if feeds is not None:
         subject = dataclasses.replace(subject, feeds=dict(feeds), title='given inputs')
     metadata.spec.check_feeds(subject.feeds)
@@ -124,31 +124,31 @@ def subject_of(
 
 
 def _subject_of_images(
-    deployment: Model, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
+    detector: Detector, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
-    family, options = deployment.family, exported_options(deployment.family, metadata.options)
-    inputs = proof_inputs(deployment, options, images)
+    family, options = detector.family, exported_options(detector.family, metadata.options)
+    inputs = proof_inputs(detector, options, images)
     unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
     arrays = family.feeds(unseen_input.images, rescale=True)
-    arrays |= family.reference(deployment.model).inner_inputs(arrays, options.form)
-    (graph,) = family.graphs(prepared(deployment.model), options)
+    arrays |= family.reference(detector.model).inner_inputs(arrays, options.form)
+    (graph,) = family.graphs(prepared(detector.model), options)
     feeds = {name: arrays[name] for name in metadata.spec.input_names if name in arrays}
     return Subject(
-        hosted(family, graph, options, deployment.rule, deployment.model).stages,
+        hosted(family, graph, options, detector.rule, detector.model).stages,
         metadata.spec.rounded(metadata.spec.with_required(feeds)),
-        file_checks.of_images(deployment, options, images[0][1]),
+        file_checks.of_images(detector, options, images[0][1]),
         f'{unseen_input.name} ({unseen_input.sources[0][0]})',
         arrays,
     )
 
 
 def _subject_of_graph(
-    deployment: Model, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
+    detector: Detector, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
-    options = exported_options(deployment.family, metadata.options)
+    options = exported_options(detector.family, metadata.options)
     graphs = {
         graph.name: graph
-        for graph in contract_of(deployment.family, options).graphs(prepared(deployment.model), options)
+        for graph in contract_of(detector.family, options).graphs(prepared(detector.model), options)
     }
     graph = graphs.get(metadata.form)
     if graph is None or graph.module is None:
@@ -160,7 +160,7 @@ def _subject_of_graph(
     stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
     examples = enumerate(graph.example.items())
     feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
-    fresh = functools.partial(file_checks.of_graphs(deployment, options), metadata.form)
+    fresh = functools.partial(file_checks.of_graphs(detector, options), metadata.form)
     return Subject([stage], feeds, fresh, 'seeded numbers like those of the trace')
 
 
@@ -257,12 +257,12 @@ def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, 
 
 
 def _differing_results(
-    deployment: Model, metadata: Metadata, path: str, images: Sequence[tuple[str, np.ndarray]]
+    detector: Detector, metadata: Metadata, path: str, images: Sequence[tuple[str, np.ndarray]]
 ) -> str:
     """Run the user's test path; return the first result that the file lacks, or ''."""
-    options = exported_options(deployment.family, metadata.options, path)
+    options = exported_options(detector.family, metadata.options, path)
     with build_backend('OnnxRuntimeBackend', path=path) as backend:
-        for reference in references(deployment, options, images[:1]):
+        for reference in references(detector, options, images[:1]):
             case, _ = run_case(reference, backend)
             if case.failures:
                 return case.failures[0]
@@ -297,15 +297,15 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
 
 
 def _upstream_notes(
-    deployment: Model, metadata: Metadata, subject: Subject, search: Search, bars: findings.Bars
+    detector: Detector, metadata: Metadata, subject: Subject, search: Search, bars: findings.Bars
 ) -> list[str]:
-    family = deployment.family
+    family = detector.family
     output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
     if family.samples != 'images' or not output_names:
         return []
-    options = options_besides_form(deployment, metadata)
+    options = options_besides_form(detector, metadata)
     feeds = {**subject.beside, **subject.feeds}
-    expected = family.reference(deployment.model).tensors(feeds, metadata.form, **options)
+    expected = family.reference(detector.model).tensors(feeds, metadata.form, **options)
     stage_outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []
     for name in output_names:
         if name not in expected or name not in stage_outputs:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 Picture = tuple[str, np.ndarray]
@@ -67,7 +67,7 @@ class ProofInput:
     left_out: tuple[str, ...] = ()
 
 
-def proof_inputs(deployment: Model, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
+def proof_inputs(detector: Detector, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
     """Return the inputs of a proof, the traced one (from the first picture) first."""
     user_pictures = list(images)
     if len(images) == 1:
@@ -75,7 +75,7 @@ def proof_inputs(deployment: Model, options: Options, images: Sequence[Picture])
     if len({picture.shape for _, picture in images}) == 1:
         title, picture = images[1]
         images = [images[0], (titled(title, 'cut'), cut(picture)), *images[2:]]
-    maker = _Inputs(deployment, options, list(images))
+    maker = _Inputs(detector, options, list(images))
     cases = [maker.traced(), *maker.batches()]
     if options.dynamic:
         cases += [*maker.by_rule(user_pictures), *maker.of_sizes()]
@@ -84,41 +84,41 @@ def proof_inputs(deployment: Model, options: Options, images: Sequence[Picture])
     return maker.optional_left_out(cases)
 
 
-def plain_inputs(deployment: Model, options: Options) -> list[ProofInput]:
+def plain_inputs(detector: Detector, options: Options) -> list[ProofInput]:
     """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most."""
-    maker, size, inputs = _Inputs(deployment, options, []), (options.height, options.width), []
+    maker, size, inputs = _Inputs(detector, options, []), (options.height, options.width), []
     for title, value in PLAIN.items():
-        picture = title, np.full((*size, deployment.rule.picture_bands), value, np.uint8)
+        picture = title, np.full((*size, detector.rule.picture_bands), value, np.uint8)
         inputs.append(maker.fixed('plain picture, nothing found', [picture] * options.batch))
     return inputs
 
 
-def zoomed_input(deployment: Model, options: Options, picture: Picture, box_xyxy: np.ndarray) -> ProofInput:
+def zoomed_input(detector: Detector, options: Options, picture: Picture, box_xyxy: np.ndarray) -> ProofInput:
     """Return an input of the traced size, filled by the box (4,) of a picture, pixels."""
     title, image_bgr = picture
     view = zoomed(image_bgr, box_xyxy, (options.height, options.width))
     pictures = [(titled(title, 'zoomed'), view)] * options.batch
-    return _Inputs(deployment, options, []).fixed('zoomed, an object fills it', pictures)
+    return _Inputs(detector, options, []).fixed('zoomed, an object fills it', pictures)
 
 
-def with_plain_picture(deployment: Model, case: ProofInput, plain: ProofInput) -> ProofInput:
+def with_plain_picture(detector: Detector, case: ProofInput, plain: ProofInput) -> ProofInput:
     """Return a batch with a plain picture as its second one."""
     (title, picture), size = plain.sources[0], case.images[1].tensor.shape[1:]
     same_shape = np.full_like(case.sources[1][1], picture.flat[0])
-    prepared = dataclasses.replace(deployment.rule, size=tuple(size)).apply(same_shape)
+    prepared = dataclasses.replace(detector.rule, size=tuple(size)).apply(same_shape)
     images = (case.images[0], prepared, *case.images[2:])
-    if prepared.tensor.shape[1:] != size or len(batches(deployment.family, images)) > 1:
+    if prepared.tensor.shape[1:] != size or len(batches(detector.family, images)) > 1:
         return case
     sources = (case.sources[0], (title, same_shape), *case.sources[2:])
     return dataclasses.replace(case, images=images, sources=sources)
 
 
 class _Inputs:
-    def __init__(self, deployment: Model, options: Options, images: list[Picture]) -> None:
-        self.deployment, self.options, self.images = deployment, options, images
+    def __init__(self, detector: Detector, options: Options, images: list[Picture]) -> None:
+        self.detector, self.options, self.images = detector, options, images
         self.size = options.height, options.width
-        self.sizes = other_sizes(deployment, options) if options.dynamic else None
-        spec = deployment.family.spec(deployment.model, options)
+        self.sizes = other_sizes(detector, options) if options.dynamic else None
+        spec = detector.family.spec(detector.model, options)
         self.optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
         self.optional = () if options.required_inputs else self.optional
 
@@ -131,7 +131,7 @@ class _Inputs:
         traced: bool = False,
         rescale: bool = True,
     ) -> ProofInput:
-        family, size = self.deployment.family, size or self.size
+        family, size = self.detector.family, size or self.size
         prepared = self._prepare(pictures, size)
         if len(batches(family, prepared)) > 1:  # these need several runs, views of the first do not
             title, picture = pictures[0]
@@ -154,11 +154,11 @@ class _Inputs:
         return ProofInput(name, prepared, tuple(pictures), traced, rescale)
 
     def _prepare(self, pictures: Sequence[Picture], size: tuple[int, int]) -> tuple[PreparedImage, ...]:
-        rule = self.deployment.rule
+        rule = self.detector.rule
         return tuple(prepare_fixed(rule, picture, *size) for _, picture in pictures)
 
     def _smaller(self, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
-        rule, inner = self.deployment.rule, part_of(size, place)
+        rule, inner = self.detector.rule, part_of(size, place)
         small = dataclasses.replace(rule, size=inner).apply(image_bgr)
         tensor = np.empty((len(small.tensor), *size), np.float32)
         tensor[:] = np.float32(rule.pad_val)[: len(tensor), None, None]
@@ -195,11 +195,11 @@ class _Inputs:
         ]
 
     def by_rule(self, pictures: Sequence[Picture]) -> list[ProofInput]:
-        rule, cases = rule_of(self.deployment, self.options), []
+        rule, cases = rule_of(self.detector, self.options), []
         for index, (title, picture) in enumerate(pictures):
             image = rule.apply(picture)
             size = image.tensor.shape[1:]
-            if not fits(self.deployment, self.options, size):
+            if not fits(self.detector, self.options, size):
                 cases.append(self.fixed('other image', [(title, picture)]))
             elif index or size != self.size:
                 cases.append(ProofInput("by the config's rule", (image,), ((title, picture),), rescale=True))
@@ -237,14 +237,14 @@ class _Inputs:
         return cases
 
     def _padded_by_pixels(self, image: PreparedImage) -> PreparedImage:
-        pixels = pixels_of(self.options, self.deployment.rule)
+        pixels = pixels_of(self.options, self.detector.rule)
         tensor = pixels.normalised(pixels.of_normalised(image.tensor[None]))[0]
         return dataclasses.replace(image, tensor=np.ascontiguousarray(tensor))
 
     def _unaligned(self, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
         scale = max(size[1], STRIDE), max(size[0], STRIDE)
         changes = dict(size=None, pad_size=None, pad_or=0, keep_ratio=False, size_divisor=step)
-        prepared = dataclasses.replace(self.deployment.rule, **changes, img_scale=scale).apply(image[1])
+        prepared = dataclasses.replace(self.detector.rule, **changes, img_scale=scale).apply(image[1])
         height, width = prepared.img_shape
         if step == 1:
             return ProofInput(f'sides that are no multiple of {STRIDE}', (prepared,), (image,), rescale=True)
@@ -271,10 +271,10 @@ class InputSizes:
     divisor: int
 
 
-def other_sizes(deployment: Model, options: Options) -> InputSizes:
+def other_sizes(detector: Detector, options: Options) -> InputSizes:
     """Return sizes that a file with these options takes, see `ImageReference.takes`."""
-    image = picture_of(deployment.family, deployment.model, options)
-    takes = functools.partial(deployment.family.reference(deployment.model).takes, image)
+    image = picture_of(detector.family, detector.model, options)
+    takes = functools.partial(detector.family.reference(detector.model).takes, image)
     step = math.lcm(STRIDE, image.multiple)
     height, width = options.height, options.width
     other = int(height * 1.25) - 7, int(width * 1.125) + 5
@@ -293,11 +293,11 @@ def other_sizes(deployment: Model, options: Options) -> InputSizes:
     )
 
 
-def fits(deployment: Model, options: Options, size: Size) -> bool:
+def fits(detector: Detector, options: Options, size: Size) -> bool:
     """Whether a dynamic file takes an input of a size."""
-    image = picture_of(deployment.family, deployment.model, options)
+    image = picture_of(detector.family, detector.model, options)
     aligned = not any(side % image.multiple for side in size)
-    return aligned and deployment.family.reference(deployment.model).takes(image, *size)
+    return aligned and detector.family.reference(detector.model).takes(image, *size)
 
 
 def _narrow(long: int, step: int, remainder: int) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 MAX_IMAGES = 8
@@ -100,7 +100,7 @@ class Samples:
 
     def __init__(
         self,
-        deployment: Model,
+        detector: Detector,
         paths: Sequence[str],
         frames: int | None = None,
         option: str = '--images',
@@ -114,25 +114,25 @@ class Samples:
         - `option`: the option that named the files, for messages.
         - `traced`: picture before the pictures of `paths`.
         """
-        family = deployment.family
+        family = detector.family
         takes_pictures = family.samples == 'images'
         self.paths = paths
         self.files = picture_files([traced], 1) if traced and takes_pictures else []
         if takes_pictures and (paths or not traced):
             self.files += picture_files(paths or [DEFAULT_PICTURE])
-        rule = checked_rule(deployment.cfg, family) if takes_pictures else None
+        rule = checked_rule(detector.cfg, family) if takes_pictures else None
         self.pictures = read_images(self.files, len(self.files), rule)
         self.count = 0 if takes_pictures else check_paths(family, paths, frames, option)
 
-    def of(self, deployment: Model) -> ChosenSamples:
+    def of(self, detector: Detector) -> ChosenSamples:
         """Return the samples; errors have exit status 1."""
         if self.pictures and self.paths:
             return ChosenSamples(self.pictures, files=self.files)
         if self.pictures:
-            pictures, files, origin = data_set_pictures(deployment.cfg, deployment.rule)
+            pictures, files, origin = data_set_pictures(detector.cfg, detector.rule)
             return ChosenSamples([*self.pictures, *pictures], origin, [*self.files, *files])
         with after_weights():
-            return ChosenSamples(*proof_samples(deployment, self.count, self.paths))
+            return ChosenSamples(*proof_samples(detector, self.count, self.paths))
 
 
 def data_set_pictures(
@@ -192,7 +192,7 @@ def _has_cameras(family: Family) -> bool:
     return family.memory or family.samples == 'fused'
 
 
-def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> tuple[Collection[Any], str]:
+def proof_samples(detector: Detector, count: int, paths: Sequence[str] = ()) -> tuple[Collection[Any], str]:
     """Return frames, sweeps or `VoxelSet`s, and a text about their source.
 
     `count`: most samples, for each of `paths` with LiDAR. Without `paths`: the config's data set, or
@@ -205,10 +205,10 @@ def proof_samples(deployment: Model, count: int, paths: Sequence[str] = ()) -> t
     from mmdeploy_ext.runtime.frames import Sweep
     from mmdeploy_ext.synthetic.drive import synthetic_drive
 
-    family, cfg, rule = deployment.family, deployment.cfg, deployment.rule
+    family, cfg, rule = detector.family, detector.cfg, detector.rule
     names = ', '.join(Path(path).name for path in paths)
     if family.product == BACKBONE:
-        sets = (sweep_sets(path, rule, cfg, deployment.settings, count) for path in paths)
+        sets = (sweep_sets(path, rule, cfg, detector.settings, count) for path in paths)
         return [*itertools.chain(*sets)], ''
     if paths and not _has_cameras(family):
         sweeps = itertools.chain(*(points_of(path, cfg, rule, count) for path in paths))

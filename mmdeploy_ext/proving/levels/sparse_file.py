@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 UNCOMPARED = ('about', 'ir_version', 'onnx_package')
@@ -61,7 +61,7 @@ class SparseFile:
         name: '': the model is one file.
     """
 
-    deployment: Model
+    detector: Detector
     path: str
     model: onnx.ModelProto
     export_options: Options
@@ -90,7 +90,7 @@ class SparseFile:
 
     @property
     def same_order(self) -> bool:
-        return self.export_options.order == self.deployment.settings.order
+        return self.export_options.order == self.detector.settings.order
 
     @property
     def precision(self) -> str:
@@ -110,32 +110,32 @@ def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
     return read_fact(model, path, 'options')
 
 
-def read_sparse_file(deployment: Model, path: str, ranges: Ranges | None) -> SparseFile:
+def read_sparse_file(detector: Detector, path: str, ranges: Ranges | None) -> SparseFile:
     """Read a file and make its expected graphs."""
     model = files.read(path)
     if not is_sparse(model):
         model = files.load(path)
     option_values = file_options(model, path)
     family = read_fact(model, path, 'family')
-    if family != deployment.family.name:
+    if family != detector.family.name:
         raise ModelFileError(
-            f'{path}: is a model of family {family!r}; {deployment.config} is {deployment.family.name!r}'
+            f'{path}: is a model of family {family!r}; {detector.config} is {detector.family.name!r}'
         )
-    options = exported_options(deployment.family, option_values, path)
-    traced = deploy.trace(deployment)
+    options = exported_options(detector.family, option_values, path)
+    traced = deploy.trace(detector)
     are_recorded = ranges is None and deploy.has_precision(options)
     if are_recorded and any(entry.key == f'{PREFIX}ranges' for entry in model.metadata_props):
         try:
             ranges = Ranges.from_json(read_fact(model, path, 'ranges'), f'{path}: {PREFIX}ranges')
         except UsageError as error:
             raise ModelFileError(str(error)) from error
-    expected = deploy.make_graph(traced, options, deployment.family, ranges)
-    is_rounded = options.fold == 'fp16' or deploy.fp16_modules(options, deployment.family)
+    expected = deploy.make_graph(traced, options, detector.family, ranges)
+    is_rounded = options.fold == 'fp16' or deploy.fp16_modules(options, detector.family)
     exact = reorder(fold(traced, 'fp32'), options.order) if is_rounded else expected
     ranges_check = None
     if are_recorded and ranges is not None:
-        ranges_check = weight_ranges_check(deployment, traced, ranges)
-    return SparseFile(deployment, path, model, options, traced, expected, exact, ranges_check)
+        ranges_check = weight_ranges_check(detector, traced, ranges)
+    return SparseFile(detector, path, model, options, traced, expected, exact, ranges_check)
 
 
 def compare_graph(file: SparseFile) -> GraphResult:
@@ -231,10 +231,10 @@ def check_portable(model: onnx.ModelProto) -> list[Check]:
     return [check_valid(model), check_inference(model), standard, check_not_random(model)]
 
 
-def weight_ranges_check(deployment: Model, traced: SparseGraph, ranges: Ranges) -> Check:
+def weight_ranges_check(detector: Detector, traced: SparseGraph, ranges: Ranges) -> Check:
     """Check that all ranges come from folded or unfolded kernels, or the checkpoint."""
     unfolded = {node.module: node.weight for node in traced.convolutions()}
-    in_checkpoint, wrong = checkpoint_ranges(deployment), []
+    in_checkpoint, wrong = checkpoint_ranges(detector), []
     for node in fold(traced, 'fp32').convolutions():
         kernels = node.weight, unfolded.get(node.module, node.weight)
         candidates = [np.asarray(weight_amax(kernel), np.float32) for kernel in kernels]
@@ -249,7 +249,7 @@ def weight_ranges_check(deployment: Model, traced: SparseGraph, ranges: Ranges) 
 
 
 def metadata_check(file: SparseFile) -> Check:
-    props = deploy.metadata_props(file.deployment, file.export_options)
+    props = deploy.metadata_props(file.detector, file.export_options)
     facts = {name: read_fact(file.model, file.path, name) for name in ('form', 'voxels')}
     expected = {name: read_entry(props, name, file.path) for name in facts}
     wrong = [f'{name}: the file says {fact}' for name, fact in facts.items() if fact != expected[name]]

@@ -92,7 +92,7 @@ class SparseReference:
 
 def run_reference(file: SparseFile, voxels: VoxelSet) -> SparseReference:
     """Run the unpatched model on spconv, on one thread."""
-    family, model = file.deployment.family, file.deployment.model
+    family, model = file.detector.family, file.detector.model
     with watched_layers(family.encoder(model), layer_sources(file.traced)) as layers:
         start = time.perf_counter()
         dense = family.run_encoder(model, voxels.features, voxels.coordinates)

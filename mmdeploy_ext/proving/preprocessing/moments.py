@@ -22,7 +22,7 @@ from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingRes
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from mmdeploy_ext.families.model import Model
+    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
@@ -43,7 +43,7 @@ READABLE = 'prove where the file data.test.ann_file is: its samples are compared
 
 
 def compare_prepared(
-    deployment: Model, rule: Any, samples: Collection[Any], unit: str
+    detector: Detector, rule: Any, samples: Collection[Any], unit: str
 ) -> PreprocessingResult:
     """Compare frames or sweeps prepared by the rule and by the data set class.
 
@@ -59,17 +59,17 @@ def compare_prepared(
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            generated = deployment.family.data.generated_dataset(folder, deployment.cfg, deployment.rule)
-            notes += _notes_on_generated(deployment.cfg, generated)
+            generated = detector.family.data.generated_dataset(folder, detector.cfg, detector.rule)
+            notes += _notes_on_generated(detector.cfg, generated)
             try:
-                for dataset, index in _generated_moments(deployment, generated):
-                    compared.append(_compare_moment(deployment, rule, dataset, index, folder))
+                for dataset, index in _generated_moments(detector, generated):
+                    compared.append(_compare_moment(detector, rule, dataset, index, folder))
             except UnreadError as unread:
                 if not of_dataset:
                     raise DataError(f'{unread} for generated infos; {READABLE}') from unread
                 notes.append(f'without generated {unit}s ({one_line(unread)})')
             for dataset, index in of_dataset:
-                compared.append(_compare_moment(deployment, rule, dataset, index, folder))
+                compared.append(_compare_moment(detector, rule, dataset, index, folder))
     except Mm2OnnxError as raised:
         error = one_line(raised)[:300]
     titles = tuple(title for title, _, _ in compared)
@@ -95,9 +95,9 @@ def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]
         yield f'without {kind.__name__} of data.test, whose files are of another kind'
 
 
-def _generated_moments(deployment: Model, generated: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
-    cfg = copy.deepcopy(deployment.cfg)
-    classes = generated.get('classes') or list(deployment.classes)
+def _generated_moments(detector: Detector, generated: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
+    cfg = copy.deepcopy(detector.cfg)
+    classes = generated.get('classes') or list(detector.classes)
     cfg.data = dict(cfg.get('data') or {}, test=dict(generated, classes=classes))
     try:
         dataset = build_dataset(cfg)
@@ -107,12 +107,12 @@ def _generated_moments(deployment: Model, generated: Mapping[str, Any]) -> Itera
 
 
 def _compare_moment(
-    deployment: Model, rule: Any, dataset: Any, index: int, folder: Path
+    detector: Detector, rule: Any, dataset: Any, index: int, folder: Path
 ) -> tuple[str, list[PreprocessingDifference], list[str]]:
-    family, infos = deployment.family, folder / 'moment.pkl'
+    family, infos = detector.family, folder / 'moment.pkl'
     expected, data = _read_sample(family, dataset, index, infos)
     try:
-        (moment,) = family.data.moments(deployment.cfg, rule, infos, getattr(dataset, 'data_root', None))
+        (moment,) = family.data.moments(detector.cfg, rule, infos, getattr(dataset, 'data_root', None))
     except Mm2OnnxError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
@@ -120,7 +120,7 @@ def _compare_moment(
     voxels = getattr(rule, 'voxels', rule)
     takes_points = voxels is not None
     picture_rtol = float(getattr(dataset, 'picture_rtol', 0.0))  # of a data set that normalises otherwise
-    points_range = _points_range(deployment.cfg)
+    points_range = _points_range(detector.cfg)
     title, differences, absent = expected.name or f'moment {index}', [], []
     for name, value, got, rtol in _moment_values(expected, moment, picture_rtol):
         if name in family.data.unread_fields or (name == 'points' and not takes_points):

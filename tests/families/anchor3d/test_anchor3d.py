@@ -25,8 +25,8 @@ from verdicts import cases_of, matched_of
 
 @pytest.mark.parametrize('kind', in_suite(toy_anchor3d.KINDS, 'pointpillars', 'dynamic_voxels'))
 def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
-    deployment, folder, *_ = toy_anchor3d.exported(kind)
-    verdict = prove(deployment, paths_of(folder), sweeps(3), ENGINE, timed=False)
+    detector, folder, *_ = toy_anchor3d.exported(kind)
+    verdict = prove(detector, paths_of(folder), sweeps(3), ENGINE, timed=False)
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 30
     names = {row.tensor for case in cases_of(verdict) for row in case.tensors}
@@ -49,10 +49,10 @@ def test_anchors_equal_mmdet3ds(tmp_path, kind):
 
 
 def test_anchors_of_classes_with_maps_of_their_own_equal_mmdet3ds():
-    deployment, folder, *_ = toy_anchor3d.exported('shapes')
+    detector, folder, *_ = toy_anchor3d.exported('shapes')
     rule = read_metadata(paths_of(folder)[-1]).postprocess
     assert rule.cells == (20, 16, 20, 16, 10, 8)
-    generator = deployment.model.pts_bbox_head.anchor_generator
+    generator = detector.model.pts_bbox_head.anchor_generator
     other = dataclasses.replace(rule, cells=(6, 4, 6, 4, 3, 2))
     for chosen, sizes in ((rule, [(20, 16), (20, 16), (10, 8)]), (other, [(6, 4), (6, 4), (3, 2)])):
         (expected,) = generator.grid_anchors(sizes, device='cpu')

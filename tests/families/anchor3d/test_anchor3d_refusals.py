@@ -25,13 +25,13 @@ def checked(path):
 
 @pytest.mark.parametrize('kind', ['kitti', 'dynamic'])
 def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
-    deployment, folder, *_ = toy_anchor3d.exported(kind)
+    detector, folder, *_ = toy_anchor3d.exported(kind)
     points = sweep(2, 6000, spread=1.1)
     points[:, :3] = np.random.default_rng(0).uniform(-1, 1, (6000, 3)) * [6.4, 8.0, 1.6]
-    limit, cells = deployment.rule.max_voxels, len(np.unique(np.floor(points[:, :2] / 0.4), axis=0))
+    limit, cells = detector.rule.max_voxels, len(np.unique(np.floor(points[:, :2] / 0.4), axis=0))
     assert limit in (600, -1) and cells > 600
-    assert kind == 'dynamic' or len(voxelise(points, deployment.rule)[0]) == limit
-    verdict = prove_outputs(deployment, paths_of(folder), [Sweep(points, 'full')], ENGINE)
+    assert kind == 'dynamic' or len(voxelise(points, detector.rule)[0]) == limit
+    verdict = prove_outputs(detector, paths_of(folder), [Sweep(points, 'full')], ENGINE)
     assert all(case.passed for case in cases_of(verdict))
     assert matched_of(verdict) >= 3
 

@@ -27,10 +27,8 @@ NAMES = 'voxels', 'backbone', 'head'
 
 
 def test_three_files_are_proven_on_frames_of_other_cameras_and_sizes():
-    deployment, folder, *_ = toy_mvxnet.exported()
-    verdict = prove(
-        deployment, paths_of(folder, NAMES), toy_mvxnet.frames(deployment, 2), ENGINE, timed=False
-    )
+    detector, folder, *_ = toy_mvxnet.exported()
+    verdict = prove(detector, paths_of(folder, NAMES), toy_mvxnet.frames(detector, 2), ENGINE, timed=False)
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 60
     tensors = {row.tensor for case in cases_of(verdict) for row in case.tensors}

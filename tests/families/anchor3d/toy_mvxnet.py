@@ -60,9 +60,9 @@ def write_config(folder, words=()):
     return str(path)
 
 
-def frames(deployment, count):
+def frames(detector, count):
     """Return frames of a proof with more points, in clusters."""
-    made = deployment.family.data.generated_sweeps(deployment.rule, count)
+    made = detector.family.data.generated_sweeps(detector.rule, count)
     return [
         dataclasses.replace(frame, points=np.concatenate([sweep(seed, 600)[:, :4], frame.points]))
         for seed, frame in enumerate(made)
@@ -71,7 +71,7 @@ def frames(deployment, count):
 
 @functools.cache
 def exported():
-    """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
+    """Return (detector, folder of graphs, config, checkpoint), made once per process."""
     register()
     folder = Path(tempfile.mkdtemp(prefix='tiny_mvxnet_'))
     config = write_config(folder)

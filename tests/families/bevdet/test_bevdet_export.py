@@ -84,8 +84,8 @@ def facts_of_grid(name):
     return FAMILIES['bevdet'].facts(FAMILIES['bevdet'].build(cfg))
 
 
-def drive(deployment, frames=4):
-    return synthetic_drive(frames, deployment.rule, scenes=2)
+def drive(detector, frames=4):
+    return synthetic_drive(frames, detector.rule, scenes=2)
 
 
 CONTRACTS = [
@@ -127,16 +127,16 @@ def test_the_loops_of_programs_give_the_results_of_pytorch(deployed, tmp_path, n
 
 
 def test_parameters_beside_the_file_are_those_of_the_model(deployed, tmp_path):
-    known = deployed('bevdet4d')
-    for name, text in BevDetFiles(known.family).companions(known.model).items():
+    detector = deployed('bevdet4d')
+    for name, text in BevDetFiles(detector.family).companions(detector.model).items():
         (tmp_path / name).write_text(text)
     (tmp_path / 'bevdet_one_lt_d.onnx').touch()
     values, violations = read_manifest(BEVDET, tmp_path)
-    assert violations == [] and values['data_params.cams'] == list(known.rule.cameras)
+    assert violations == [] and values['data_params.cams'] == list(detector.rule.cameras)
     assert values['data_params.CAM_NUM'] == values['data_params.camera_count'] == 6
     assert values['onnx_path'] == 'bevdet_one_lt_d.onnx' and 'model_config' not in values
     settings = yaml.safe_load((tmp_path / BEVDET.settings).read_text())
-    side, given = [-12.8, 12.8, 0.8], known.cfg.model.test_cfg.pts
+    side, given = [-12.8, 12.8, 0.8], detector.cfg.model.test_cfg.pts
     for entry, expected in {
         'grid_config': dict(x=side, y=side, z=[-5.0, 3.0, 8.0], depth=[1.0, 61.0, 3.0]),
         'data_config': dict(src_size=[198, 352], input_size=[96, 176], crop=[3, 0]),
@@ -144,7 +144,11 @@ def test_parameters_beside_the_file_are_those_of_the_model(deployed, tmp_path):
         'test_cfg': dict(max_per_img=60, score_threshold=0.1, nms_rescale_factor=given.nms_rescale_factor),
     }.items():
         assert {name: settings[entry][name] for name in expected} == expected
-    assert (settings['sampling'], settings['adj_num'], settings['mean']) == ('nearest', 2, [*known.rule.mean])
+    assert (settings['sampling'], settings['adj_num'], settings['mean']) == (
+        'nearest',
+        2,
+        [*detector.rule.mean],
+    )
 
 
 @pytest.mark.matrix
@@ -342,11 +346,11 @@ def test_the_plugins_are_written_at_the_opsets_of_their_programs():
     [('bevdet4d', 'bevdet-cpp', 17), ('bevdet', 'trt-plugin', 17), ('bevdet4d', 'portable', 18)],
 )
 def test_files_with_plugins_need_no_later_opset(deployed, name, contract, default):
-    known = deployed(name)
+    detector = deployed(name)
 
     def resolved(opset):
-        options = known.family.choose(contract=contract, opset=opset)
-        return check_options(options, known.cfg, known.family, known.model).opset
+        options = detector.family.choose(contract=contract, opset=opset)
+        return check_options(options, detector.cfg, detector.family, detector.model).opset
 
     assert resolved(0) == default
     if default == 17:
@@ -441,25 +445,25 @@ def test_a_fault_in_our_own_code_is_not_proven(deployed, exports, fault):
     ids=['R, G, B', 'camera order'],
 )
 def test_a_wrong_rule_of_pictures_is_not_proven(deployed, tmp_path, change):
-    deployment = deployed('bevdet')
+    detector = deployed('bevdet')
     if 'cameras' in change:
-        names = deployment.rule.cameras
+        names = detector.rule.cameras
         change = dict(cameras=(names[1], names[0], *names[2:]))
-    wrong = dataclasses.replace(deployment, rule=dataclasses.replace(deployment.rule, **change))
-    verdict = prove(deployment, TOYS['bevdet'].export(wrong, tmp_path), drive(deployment))
+    wrong = dataclasses.replace(detector, rule=dataclasses.replace(detector.rule, **change))
+    verdict = prove(detector, TOYS['bevdet'].export(wrong, tmp_path), drive(detector))
     assert not verdict.passed
 
 
 @pytest.mark.matrix
 def test_intervals_of_another_rig_are_not_proven(deployed, exports):
     """The frames with one thing of the rig changed show it."""
-    deployment, kept = deployed('bevdet'), {}
+    detector, kept = deployed('bevdet'), {}
 
     def stale(original):
         return lambda self, *rig: kept.setdefault('tables', original(self, *rig))
 
     with replaced('mmdeploy_ext.consumers.bevdet_plugins.loop:PoolOnnx.tables', stale):
-        verdict = prove(deployment, exports('bevdet', 'trt-plugin'), drive(deployment))
+        verdict = prove(detector, exports('bevdet', 'trt-plugin'), drive(detector))
     assert not verdict.passed
 
 

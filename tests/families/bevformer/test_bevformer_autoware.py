@@ -15,12 +15,12 @@ from mmdeploy_ext.synthetic.drive import synthetic_drive
 from proofs import prove_samples
 from toy_frames import BEVFORMER as toy
 
-deployment, paths = toy.fixtures(contract='autoware')
+detector, paths = toy.fixtures(contract='autoware')
 
 
 @pytest.mark.matrix
-def test_the_file_is_proven_through_the_nodes_record(deployment, paths, capsys):
-    verdict = prove_samples(deployment, paths, synthetic_drive(4, deployment.rule))
+def test_the_file_is_proven_through_the_nodes_record(detector, paths, capsys):
+    verdict = prove_samples(detector, paths, synthetic_drive(4, detector.rule))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 200
     assert main([str(Path(paths[0]).parent)]) == 0, capsys.readouterr().out

@@ -15,7 +15,7 @@ from mmdeploy_ext.consumers.autoware.check import read_manifest, sizes_of
 from mmdeploy_ext.consumers.autoware.nodes import BEVFORMER
 from mmdeploy_ext.consumers.folder_rules import expected_shape
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.bevformer import runtime
 from mmdeploy_ext.families.bevformer.family import BevFormerFamily
 from mmdeploy_ext.graph.io.files import load
@@ -32,22 +32,22 @@ FRAMES = 3
 RECORD = np.array([12.0, -7.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.1, 0.2, 9.8, 0, 0, 0.1, 5.0, 0.1, 0, 0.8, 45.8])
 
 
-deployment, paths = toy.fixtures()
+detector, paths = toy.fixtures()
 
 
-def drive(deployment, frames=FRAMES):
-    return synthetic_drive(frames, deployment.rule, scenes=min(frames, 2))
+def drive(detector, frames=FRAMES):
+    return synthetic_drive(frames, detector.rule, scenes=min(frames, 2))
 
 
-def test_the_file_is_proven_as_a_stream(deployment, paths):
-    verdict = prove(deployment, paths, drive(deployment))
+def test_the_file_is_proven_as_a_stream(detector, paths):
+    verdict = prove(detector, paths, drive(detector))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 300
 
 
 @pytest.mark.parametrize('contract', ['trt-plugin', 'autoware'])
-def test_the_loops_of_other_programs_give_the_results_of_pytorch(deployment, tmp_path, contract):
-    row, specs = eager_row(deployment, tmp_path, drive(deployment), contract=contract)
+def test_the_loops_of_other_programs_give_the_results_of_pytorch(detector, tmp_path, contract):
+    row, specs = eager_row(detector, tmp_path, drive(detector), contract=contract)
     assert row.passed and row.matched >= 100, row.reasons
     (spec,) = specs.values()
     if contract == 'trt-plugin':
@@ -58,19 +58,19 @@ def test_the_loops_of_other_programs_give_the_results_of_pytorch(deployment, tmp
     sizes, (file,) = sizes_of(BEVFORMER, values), BEVFORMER.files
     bound = [(tensor.name, expected_shape(tensor.axes, sizes)) for tensor in (*file.inputs, *file.outputs)]
     assert (violations, bound) == ([], [(one.name, one.axes) for one in (*spec.inputs, *spec.outputs)])
-    rule, coder = deployment.rule, deployment.cfg.model.pts_bbox_head.bbox_coder
+    rule, coder = detector.rule, detector.cfg.model.pts_bbox_head.bbox_coder
     expected = dict(mean=[*rule.mean], std=[*rule.std], to_rgb=rule.to_rgb, pc_range=[*coder.pc_range])
     assert {name: sizes[name] for name in expected} == expected
     assert sizes['post_center_range'] == [*coder.post_center_range]
 
 
-def test_the_toy_gives_the_recorded_numbers(deployment):
-    toy_drive_goldens.check(deployment)
+def test_the_toy_gives_the_recorded_numbers(detector):
+    toy_drive_goldens.check(detector)
 
 
-def test_the_first_frame_takes_any_finite_view(deployment, paths):
-    runner = deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
-    frame = next(iter(drive(deployment, 1)))
+def test_the_first_frame_takes_any_finite_view(detector, paths):
+    runner = detector.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
+    frame = next(iter(drive(detector, 1)))
     empty = runner.step(frame).outputs
     noise = np.random.default_rng(0).standard_normal(empty['bev_embed'].shape).astype(np.float32)
     runner.state = StreamState(
@@ -88,13 +88,13 @@ def test_the_first_frame_takes_any_finite_view(deployment, paths):
 
 
 @pytest.mark.matrix
-def test_gathers_stand_for_every_grid_sample(deployment, paths, tmp_path):
-    gathers = toy.export(deployment, tmp_path, grid_sample='gather')
+def test_gathers_stand_for_every_grid_sample(detector, paths, tmp_path):
+    gathers = toy.export(detector, tmp_path, grid_sample='gather')
     assert 'GridSample' not in {node.op_type for node in load(gathers[0]).graph.node}
     results = []
     for files in (paths, gathers):
-        runner = deployment.family.runner(files, dict(engine='OnnxRuntimeBackend'))
-        results.append([runner.step(frame).outputs for frame in drive(deployment, 2)])
+        runner = detector.family.runner(files, dict(engine='OnnxRuntimeBackend'))
+        results.append([runner.step(frame).outputs for frame in drive(detector, 2)])
     for sampled, gathered in zip(*results, strict=True):
         np.testing.assert_allclose(gathered['bev_embed'], sampled['bev_embed'], rtol=0, atol=1e-5)
 
@@ -110,15 +110,13 @@ def test_cells_between_two_cells_are_counted_as_ties():
     ('stated', 'version', 'convention'),
     [('', '1.0.0rc6', '1.x'), ('0.17', '1.0.0rc6', '0.17')],
 )
-def test_the_boxes_are_those_that_config_or_checkpoint_state(
-    deployment, tmp_path, stated, version, convention
-):
+def test_the_boxes_are_those_that_config_or_checkpoint_state(detector, tmp_path, stated, version, convention):
     path = tmp_path / 'toy.pth'
-    content = torch.load(deployment.checkpoint, weights_only=True)
+    content = torch.load(detector.checkpoint, weights_only=True)
     content.setdefault('meta', {})['mmdet3d_version'] = version
     torch.save(content, path)
     options = dict(box_convention=stated) if stated else {}
-    model = deploy.load(toy.config, str(path), cfg_options=options).model
+    model = detectors.load(toy.config, str(path), cfg_options=options).model
     assert model.box_convention == convention
 
 
@@ -131,10 +129,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_a_fault_in_our_own_code_is_not_proven(deployment, paths, fault):
+def test_a_fault_in_our_own_code_is_not_proven(detector, paths, fault):
     (module, name), wrong = FAULTS[fault]
     with mock.patch.object(module, name, wrong):
-        assert not drive_row(deployment, paths, drive(deployment)).passed
+        assert not drive_row(detector, paths, drive(detector)).passed
 
 
 def test_a_record_has_the_real_part_of_the_orientation_four_times():
@@ -154,13 +152,13 @@ def test_a_pose_stands_for_a_record():
     np.testing.assert_allclose(record[[3, 16, 17]], [np.sqrt(0.5), np.pi / 2, 90])
 
 
-def test_records_of_another_kind_than_the_model_was_trained_with_are_refused(deployment, paths):
-    frame = next(iter(drive(deployment, 1)))
+def test_records_of_another_kind_than_the_model_was_trained_with_are_refused(detector, paths):
+    frame = next(iter(drive(detector, 1)))
     quaternion = RECORD.copy()
     quaternion[3:7] = 0.8, 0.0, 0.0, 0.6
-    runner = deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
+    runner = detector.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
     assert runner.metadata.postprocess.can_bus_orientation == 'wwww'
-    for stepper in (runner, deployment.family.reference(deployment.model)):
+    for stepper in (runner, detector.family.reference(detector.model)):
         assert stepper.step(dataclasses.replace(frame, can_bus=RECORD, scene_token=None)).was_reset
         with pytest.raises(DataError, match='can_bus'):
             stepper.step(dataclasses.replace(frame, can_bus=quaternion))

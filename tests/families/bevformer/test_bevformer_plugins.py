@@ -14,12 +14,12 @@ from mmdeploy_ext.runtime.bev_motion import rotation_ties
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from toy_frames import BEVFORMER as toy
 
-deployment, paths = toy.fixtures(contract='trt-plugin')
+detector, paths = toy.fixtures(contract='trt-plugin')
 
 
 @pytest.mark.matrix
-def test_the_file_is_proven_through_the_plugins(deployment, paths):
-    verdict = prove(deployment, paths, synthetic_drive(4, deployment.rule))
+def test_the_file_is_proven_through_the_plugins(detector, paths):
+    verdict = prove(detector, paths, synthetic_drive(4, detector.rule))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 200
     graph = onnx.load(paths[0]).graph

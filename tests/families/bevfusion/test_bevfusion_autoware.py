@@ -22,15 +22,15 @@ CLASSES = ('car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier', 
 
 
 @pytest.fixture(scope='module')
-def known(tmp_path_factory):
+def detector(tmp_path_factory):
     folder, classes = tmp_path_factory.mktemp('lidar'), (*CLASSES, 'pedestrian', 'traffic_cone')
     return toy_bevfusion.toy(folder, classes, **toy_bevfusion.alone('lidar'))
 
 
 @pytest.fixture(scope='module')
-def folder(known, tmp_path_factory):
+def folder(detector, tmp_path_factory):
     place = tmp_path_factory.mktemp('autoware')
-    toy_bevfusion.export(known, place, **AUTOWARE)
+    toy_bevfusion.export(detector, place, **AUTOWARE)
     return place
 
 
@@ -39,9 +39,9 @@ def file(folder):
 
 
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
-def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, proof):
-    frames = list(known.family.data.generated_sweeps(known.rule, 1))
-    verdict = proof(known, [file(folder)], frames)
+def test_the_file_is_proven_through_the_plug_ins_in_numpy(detector, folder, proof):
+    frames = list(detector.family.data.generated_sweeps(detector.rule, 1))
+    verdict = proof(detector, [file(folder)], frames)
     assert verdict.proven, verdict.failures
     assert verdict.summary()['matched'] >= 30
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {bevfusion.BEV}

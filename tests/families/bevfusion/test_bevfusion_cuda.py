@@ -23,14 +23,14 @@ CONTRACT = dict(contract='cuda-bevfusion')
 
 
 @pytest.fixture(scope='module')
-def known():
+def detector():
     return toy_bevfusion.whole()[0]
 
 
 @pytest.fixture(scope='module')
-def folder(known, tmp_path_factory):
+def folder(detector, tmp_path_factory):
     place = tmp_path_factory.mktemp('cuda')
-    toy_bevfusion.export(known, place, **CONTRACT)
+    toy_bevfusion.export(detector, place, **CONTRACT)
     return place
 
 
@@ -44,14 +44,14 @@ def paths(folder):
 
 
 @pytest.mark.matrix
-def test_the_files_are_proven_on_frames_of_other_rigs(known, folder, frames):
-    verdict = prove(known, paths(folder), frames[1:])
+def test_the_files_are_proven_on_frames_of_other_rigs(detector, folder, frames):
+    verdict = prove(detector, paths(folder), frames[1:])
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 30 and len(cases_of(verdict)[0].tensors) == 10
 
 
-def test_boxes_of_the_files_are_those_of_pytorch(known, folder, frames):
-    expected = known.family.reference(known.model).step(frames[1]).detections
+def test_boxes_of_the_files_are_those_of_pytorch(detector, folder, frames):
+    expected = detector.family.reference(detector.model).step(frames[1]).detections
     with cuda.CudaBEVFusion(folder) as runtime:
         row = match_detections('frame', expected, runtime.step(frames[1]).detections)
     assert row.passed and row.matched >= 30, row

@@ -14,7 +14,7 @@ from mmdeploy_ext.tasks.bbox3d import match_detections
 
 
 @pytest.fixture(scope='module')
-def known():
+def detector():
     return toy_bevfusion.whole()[0]
 
 
@@ -23,8 +23,8 @@ def frames():
     return toy_bevfusion.whole()[1]
 
 
-def test_the_tables_pool_what_the_cells_say_where_all_cameras_look_at_one_place(known, frames):
-    transform = known.model.encoders['camera']['vtransform']
+def test_the_tables_pool_what_the_cells_say_where_all_cameras_look_at_one_place(detector, frames):
+    transform = detector.model.encoders['camera']['vtransform']
     matrices = {name: torch.from_numpy(matrix)[None] for name, matrix in frames[1].calibration.items()}
     rig = Rig(**matrices)
     same = dataclasses.replace(rig, camera2lidar=rig.camera2lidar[:, :1].expand_as(rig.camera2lidar))
@@ -40,9 +40,9 @@ def test_the_tables_pool_what_the_cells_say_where_all_cameras_look_at_one_place(
     assert len(tables[3]) > 20  # cells of more than two tables hold
 
 
-def test_boxes_of_the_files_are_those_of_pytorch(known, frames, tmp_path):
-    toy_bevfusion.export(known, tmp_path)
-    expected = known.family.reference(known.model).step(frames[1]).detections
+def test_boxes_of_the_files_are_those_of_pytorch(detector, frames, tmp_path):
+    toy_bevfusion.export(detector, tmp_path)
+    expected = detector.family.reference(detector.model).step(frames[1]).detections
     with OPENS(tmp_path) as runtime:
         row = match_detections('frame', expected, runtime.step(frames[1]).detections)
     assert row.passed and row.matched >= 20, row
@@ -50,9 +50,9 @@ def test_boxes_of_the_files_are_those_of_pytorch(known, frames, tmp_path):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
-def test_the_files_are_proven_on_frames_of_other_rigs(known, frames, tmp_path, exporter):
-    paths = toy_bevfusion.export(known, tmp_path, exporter=exporter)
-    verdict = prove(known, paths, frames)
+def test_the_files_are_proven_on_frames_of_other_rigs(detector, frames, tmp_path, exporter):
+    paths = toy_bevfusion.export(detector, tmp_path, exporter=exporter)
+    verdict = prove(detector, paths, frames)
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 40
 
@@ -72,7 +72,7 @@ VARIANTS = {
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_other_parts_are_proven(frames, tmp_path, variant, contract):
     changes = toy_bevfusion.merged(toy_bevfusion.CHANGES, VARIANTS[variant])
-    known = toy_bevfusion.toy(tmp_path, **changes)
-    verdict = prove(known, toy_bevfusion.export(known, tmp_path / 'files', contract=contract), frames)
+    detector = toy_bevfusion.toy(tmp_path, **changes)
+    verdict = prove(detector, toy_bevfusion.export(detector, tmp_path / 'files', contract=contract), frames)
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 40

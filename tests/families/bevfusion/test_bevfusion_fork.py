@@ -6,7 +6,7 @@ import toy_bevfusion
 import toy_bevfusion_fork
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import settings_check
@@ -22,18 +22,18 @@ def repository(tmp_path_factory):
 @pytest.fixture(scope='module')
 def toy(repository, tmp_path_factory):
     _, config, checkpoint = repository
-    deployment = deploy.load(config, checkpoint)
-    return deployment, toy_bevfusion.export(deployment, tmp_path_factory.mktemp('files'))
+    detector = detectors.load(config, checkpoint)
+    return detector, toy_bevfusion.export(detector, tmp_path_factory.mktemp('files'))
 
 
 def proof_of(toy, root=None):
     """Return the verdict on the files of the toy; `root` is of a repository whose code has changed."""
-    deployment, paths = toy
+    detector, paths = toy
     if root is not None:
-        deployment = deploy.load(deployment.config, deployment.checkpoint)
-        deployment.model.fork.root = str(root)
-    frames = list(deployment.family.data.generated_sweeps(deployment.rule, 1))
-    return prove(deployment, paths, frames)
+        detector = detectors.load(detector.config, detector.checkpoint)
+        detector.model.fork.root = str(root)
+    frames = list(detector.family.data.generated_sweeps(detector.rule, 1))
+    return prove(detector, paths, frames)
 
 
 @pytest.mark.matrix

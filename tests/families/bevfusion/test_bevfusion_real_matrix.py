@@ -8,7 +8,7 @@ import torch
 
 import bevfusion_golden
 import toy_bevfusion
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.bevfusion.runtime.frames import frame_of_rig
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
@@ -44,9 +44,9 @@ def real(rule):
 def test_a_real_key_frame_is_proven_with_seeded_weights(tmp_path, contract):
     model, _ = bevfusion_golden.model()
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'seeded.pth')
-    deployment = deploy.load(str(bevfusion_golden.CONFIG), str(tmp_path / 'seeded.pth'))
-    frame = real(deployment.rule)
-    paths = toy_bevfusion.export(deployment, tmp_path / 'files', contract=contract)
-    verdict = prove(deployment, paths, [frame])
+    detector = detectors.load(str(bevfusion_golden.CONFIG), str(tmp_path / 'seeded.pth'))
+    frame = real(detector.rule)
+    paths = toy_bevfusion.export(detector, tmp_path / 'files', contract=contract)
+    verdict = prove(detector, paths, [frame])
     assert all(graph.passed for graph in graphs_of(verdict))
     assert all(case.passed for case in cases_of(verdict)) and verdict.summary()['matched'] >= 10

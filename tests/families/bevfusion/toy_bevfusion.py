@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.files import export_files
@@ -183,23 +183,23 @@ def _with_centers(model):
 
 
 def toy(folder, classes=(), **more):
-    """Return the deployment of the toy; its checkpoint has the names `classes`. More as of `write_config`."""
+    """Return the detector of the toy; its checkpoint has the names `classes`. More as of `write_config`."""
     config = write_config(folder / 'm.py', **more)
     weights, meta = seeded(load_config(config)).state_dict(), dict(CLASSES=classes) if classes else {}
     torch.save(dict(meta=meta, state_dict=weights), folder / 'm.pth')
-    return deploy.load(config, str(folder / 'm.pth'))
+    return detectors.load(config, str(folder / 'm.pth'))
 
 
 @functools.cache
 def whole():
-    """Return the deployment of the toy with cameras and LiDAR, made once, and two frames of other rigs."""
-    deployment = toy(Path(tempfile.mkdtemp(prefix='bevfusion_')))
-    return deployment, list(deployment.family.data.generated_sweeps(deployment.rule, 2))
+    """Return the detector of the toy with cameras and LiDAR, made once, and two frames of other rigs."""
+    detector = toy(Path(tempfile.mkdtemp(prefix='bevfusion_')))
+    return detector, list(detector.family.data.generated_sweeps(detector.rule, 2))
 
 
-def export(deployment, folder, **options):
+def export(detector, folder, **options):
     """Return the paths of the files of an export."""
-    chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
-    export_files(deployment, chosen, str(folder))
-    names = contract_of(deployment.family, chosen).files
+    chosen = detectors.resolve_opset(detector.family.choose(opset=0, **options), detector.model)
+    export_files(detector, chosen, str(folder))
+    names = contract_of(detector.family, chosen).files
     return [str(path) for path in (folder / f'{name}.onnx' for name in names) if path.is_file()]

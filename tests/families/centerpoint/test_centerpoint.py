@@ -23,9 +23,9 @@ def runtime(graphs):
 
 
 def test_boxes_equal_pytorchs(runtime):
-    deployment = toy_centerpoint.exported()[0]
+    detector = toy_centerpoint.exported()[0]
     points = toy_centerpoint.sweep(7, 600)
-    expected = deployment.family.reference(deployment.model).step(Sweep(points)).detections
+    expected = detector.family.reference(detector.model).step(Sweep(points)).detections
     found = runtime.detect(points)
     assert len(found) == len(expected) > 5
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
@@ -45,11 +45,11 @@ def test_boxes_equal_pytorchs(runtime):
     ids=['four values', 'empty', 'NaN', 'all outside'],
 )
 def test_points_that_cannot_be_are_refused_by_both_engines(runtime, points, expected):
-    deployment = toy_centerpoint.exported()[0]
+    detector = toy_centerpoint.exported()[0]
     with pytest.raises(DataError, match=expected):
         runtime.detect(points)
     with pytest.raises(DataError, match=expected):
-        deployment.family.reference(deployment.model).step(Sweep(points))
+        detector.family.reference(detector.model).step(Sweep(points))
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def points(seed):
 
 @pytest.mark.matrix  # in the suite: the proof of test_centerpoint_export.py
 def test_the_folder_is_proven_through_the_nodes_loop(toy):
-    deployment, folder, *_ = toy
-    verdict = prove(deployment, paths(folder), sweeps(2), ENGINE)
+    detector, folder, *_ = toy
+    verdict = prove(detector, paths(folder), sweeps(2), ENGINE)
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 10
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {
@@ -74,14 +74,14 @@ def test_boxes_are_those_of_our_own_runtime_within_a_centimetre(toy):
     with without_overlap, AutowareCenterPoint(toy[1]) as node, CenterPointOnnx(ours) as runtime:
         for sweep in sweeps(3):
             one, two = node.step(sweep).detections, runtime.step(sweep).detections
-            known = np.abs(two.boxes[:, :2]).max(1) < 9  # post_center_range, which the node has not
+            in_range = np.abs(two.boxes[:, :2]).max(1) < 9  # post_center_range, which the node has not
             one_known = (np.abs(one.boxes[:, :2]).max(1) < 9).nonzero()[0]
-            assert 10 <= len(two) < 256 and len(one_known) == known.sum()
-            assert np.array_equal(one.labels[one_known], two.labels[known])
-            gap = np.abs(one.boxes[one_known] - two.boxes[known])
+            assert 10 <= len(two) < 256 and len(one_known) == in_range.sum()
+            assert np.array_equal(one.labels[one_known], two.labels[in_range])
+            gap = np.abs(one.boxes[one_known] - two.boxes[in_range])
             gap[:, 6] = np.abs((gap[:, 6] + np.pi) % (2 * np.pi) - np.pi)
             assert gap.max() < 0.01, gap.max(0)
-            np.testing.assert_allclose(one.scores[one_known], two.scores[known], atol=1e-5)
+            np.testing.assert_allclose(one.scores[one_known], two.scores[in_range], atol=1e-5)
 
 
 def old_convention(found, *_):
@@ -91,9 +91,9 @@ def old_convention(found, *_):
 
 
 def test_a_yaw_of_the_old_convention_is_refused(toy):
-    deployment, folder, *_ = toy
+    detector, folder, *_ = toy
     with replaced(f'{RUNTIME}.centerpoint:decode', result(old_convention)):
-        verdict = prove_outputs(deployment, paths(folder), sweeps(1, 1), ENGINE)
+        verdict = prove_outputs(detector, paths(folder), sweeps(1, 1), ENGINE)
     assert all(graph.passed for graph in graphs_of(verdict)) and not cases_of(verdict)[0].passed
 
 

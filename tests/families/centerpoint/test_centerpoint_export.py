@@ -25,23 +25,23 @@ def toy():
 
 
 def test_the_reference_is_the_unpatched_detector(toy):
-    deployment = toy[0]
+    detector = toy[0]
     points = toy_centerpoint.sweep(0)
     with torch.no_grad():
-        (result,) = deployment.model(
+        (result,) = detector.model(
             return_loss=False,
             points=[[torch.from_numpy(points)]],
             img_metas=[[dict(box_type_3d=LiDARInstance3DBoxes)]],
         )
-    found = deployment.family.reference(deployment.model).step(Sweep(points)).detections
+    found = detector.family.reference(detector.model).step(Sweep(points)).detections
     expected = result['pts_bbox']
     assert len(found) == len(expected['scores_3d']) > 5
     np.testing.assert_array_equal(np.sort(found.scores), np.sort(expected['scores_3d'].numpy()))
 
 
 def test_both_files_are_proven_on_unseen_sweeps(toy):
-    deployment, folder, *_ = toy
-    verdict = prove(deployment, paths_of(folder), sweeps(3), ENGINE, timed=False)
+    detector, folder, *_ = toy
+    verdict = prove(detector, paths_of(folder), sweeps(3), ENGINE, timed=False)
     assert verdict.proven, [check for check in checks_of(verdict) if not check.passed]
     assert cases_of(verdict)[3].name == 'one point'
     names = {row.tensor for case in cases_of(verdict) for row in case.tensors}
@@ -52,7 +52,7 @@ def test_both_files_are_proven_on_unseen_sweeps(toy):
 def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_them(tmp_path, capsys):
     from mmdeploy_ext.cli import export_app
 
-    deployment, folder, config, checkpoint = toy_centerpoint.exported('deformable')
+    detector, folder, config, checkpoint = toy_centerpoint.exported('deformable')
     words = [config, checkpoint, '--output-file', str(tmp_path / 'graphs'), '--opset-version', '17']
     assert export_app.main(words) == 2
     assert '--opset-version 17' in capsys.readouterr().err
@@ -60,7 +60,7 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
     assert [entry.version for model in models for entry in model.opset_import if not entry.domain] == [19, 19]
     assert sum(node.op_type == 'DeformConv' for node in models[1].graph.node) == 4  # two branches, two tasks
     (points,) = sweeps(1)
-    expected = deployment.family.reference(deployment.model).step(points).detections
+    expected = detector.family.reference(detector.model).step(points).detections
     with CenterPointOnnx(folder) as runtime:
         np.testing.assert_allclose(runtime.step(points).detections.boxes, expected.boxes, atol=1e-3)
 

@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.runtime.detect import results_of
@@ -44,11 +44,11 @@ def load(folder, cfg_options=SMALL, config=PUBLISHED):
     cfg = load_config(config, copy.deepcopy(cfg_options))
     path = folder / 'seeded.pth'
     torch.save(dict(state_dict=fill_seeded(find_family(cfg).build(cfg)).state_dict()), path)
-    return deploy.load(config, str(path), copy.deepcopy(cfg_options))
+    return detectors.load(config, str(path), copy.deepcopy(cfg_options))
 
 
 @pytest.fixture(scope='module')
-def deployment(tmp_path_factory):
+def detector(tmp_path_factory):
     return load(tmp_path_factory.mktemp('weights'))
 
 
@@ -57,8 +57,8 @@ def picture(index, height=150, width=200):
     return coco.sample(3, 'picture', index, (height, width))[0]
 
 
-def prepared(deployment, index, size=TRACED):
-    return deploy.prepare_fixed(deployment.rule, picture(index), *size)
+def prepared(detector, index, size=TRACED):
+    return detectors.prepare_fixed(detector.rule, picture(index), *size)
 
 
 def options_for(**changes):
@@ -66,33 +66,33 @@ def options_for(**changes):
 
 
 @pytest.fixture(scope='module')
-def files(deployment, tmp_path_factory):
+def files(detector, tmp_path_factory):
     folder = tmp_path_factory.mktemp('models')
 
     @functools.cache
     def export(**changes):
         options = options_for(**changes)
         path = folder / ('_'.join(f'{key}-{value}' for key, value in changes.items()) + '.onnx')
-        export_files(deployment, options, str(path), [prepared(deployment, 0)])
+        export_files(detector, options, str(path), [prepared(detector, 0)])
         return str(path)
 
     return export
 
 
-def check_outputs(deployment, path, images, rescale):
+def check_outputs(detector, path, images, rescale):
     """Compare one file with unpatched mmdet: tensors to 1e-4 of their scale, detections by class and IoU."""
-    family = deployment.family
+    family = detector.family
     with build_backend('OnnxRuntimeBackend', path) as backend:
         feeds = family.feeds(images, rescale)
         outputs = backend.infer({name: feeds[name] for name in backend.spec.input_names if name in feeds})
         metadata = backend.metadata
     if metadata.form != 'full':
-        reference = family.reference(deployment.model).tensors(feeds, metadata.form)
+        reference = family.reference(detector.model).tensors(feeds, metadata.form)
         assert list(reference) == list(outputs)
         for name, wanted in reference.items():
             assert outputs[name].shape == wanted.shape
             assert np.abs(outputs[name] - wanted).max() <= 1e-4 * np.abs(wanted).max()
-    expected = family.reference(deployment.model).results(images, rescale)
+    expected = family.reference(detector.model).results(images, rescale)
     rows = [
         match_detections('image', wanted, got)
         for wanted, got in zip(expected, results_of(family.name, metadata, outputs, feeds), strict=True)
@@ -103,15 +103,15 @@ def check_outputs(deployment, path, images, rescale):
 
 @pytest.mark.parametrize('form', in_suite(FORMS, 'full'))
 @pytest.mark.parametrize('rescale', in_suite([False, True], False))
-def test_a_fixed_file_equals_mmdet_on_an_image_it_never_saw(deployment, files, form, rescale):
-    check_outputs(deployment, files(form=form, dynamic=False), [prepared(deployment, 1)], rescale)
+def test_a_fixed_file_equals_mmdet_on_an_image_it_never_saw(detector, files, form, rescale):
+    check_outputs(detector, files(form=form, dynamic=False), [prepared(detector, 1)], rescale)
 
 
 @pytest.mark.parametrize('form', in_suite(FORMS, 'full', 'raw'))
 @pytest.mark.parametrize(('size', 'batch'), in_suite([((96, 256), 1), ((150, 203), 2)], ((150, 203), 2)))
-def test_a_dynamic_file_equals_mmdet_at_other_sizes_and_batches(deployment, files, form, size, batch):
-    images = [prepared(deployment, index + 1, size) for index in range(batch)]
-    check_outputs(deployment, files(form=form, dynamic=True), images, rescale=batch == 2)
+def test_a_dynamic_file_equals_mmdet_at_other_sizes_and_batches(detector, files, form, size, batch):
+    images = [prepared(detector, index + 1, size) for index in range(batch)]
+    check_outputs(detector, files(form=form, dynamic=True), images, rescale=batch == 2)
 
 
 def graph_tensors(values):
@@ -133,29 +133,29 @@ def graph_tensors(values):
         dict(form='raw', dynamic=True),
     ],
 )
-def test_spec_names_are_graph_names_are_metadata(deployment, files, changes):
+def test_spec_names_are_graph_names_are_metadata(detector, files, changes):
     model, metadata = onnx.load(files(**changes)), read_metadata(files(**changes))
-    spec = deployment.family.spec(deployment.model, options_for(**changes))
+    spec = detector.family.spec(detector.model, options_for(**changes))
     assert metadata.spec == spec
     for values, tensors in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
         wanted = [(tensor.name, tensor.dtype, tensor.axes) for tensor in tensors]
         assert graph_tensors(values) == wanted
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     assert (metadata.family, metadata.form) == ('dense', changes['form'])
-    assert metadata.classes == deployment.classes
-    assert metadata.checkpoint_sha256 == deployment.checkpoint_sha256
-    assert metadata.config_sha256 == deployment.config_sha256
+    assert metadata.classes == detector.classes
+    assert metadata.checkpoint_sha256 == detector.checkpoint_sha256
+    assert metadata.config_sha256 == detector.config_sha256
 
 
-def test_the_product_of_scores_and_centerness_is_what_mmdet_multiplies(deployment, files):
+def test_the_product_of_scores_and_centerness_is_what_mmdet_multiplies(detector, files):
     path = files(form='decode', score_form='product', dynamic=True)
-    feeds = deployment.family.feeds([prepared(deployment, 2, (96, 96))], False)
-    reference = deployment.family.reference(deployment.model).tensors(feeds, 'decode')
+    feeds = detector.family.feeds([prepared(detector, 2, (96, 96))], False)
+    reference = detector.family.reference(detector.model).tensors(feeds, 'decode')
     with build_backend('OnnxRuntimeBackend', path) as backend:
         found = backend.infer({'input': feeds['input']})
     assert list(found) == ['boxes', 'scores']
     axes = [tensor.axes for tensor in read_metadata(path).spec.outputs]
-    assert axes == [('B', 'A', 4), ('B', 'A', len(deployment.classes))]
+    assert axes == [('B', 'A', 4), ('B', 'A', len(detector.classes))]
     wanted = reference['scores'] * reference['centerness'][..., None]
     assert np.abs(found['scores'] - wanted).max() <= 1e-4 * wanted.max()
 
@@ -167,8 +167,8 @@ def test_the_opset_asked_for_is_the_opset_written(files):
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_img_shape_and_scale_factor_really_are_inputs(deployment, files):
-    image = prepared(deployment, 1)
+def test_img_shape_and_scale_factor_really_are_inputs(detector, files):
+    image = prepared(detector, 1)
     with build_backend('OnnxRuntimeBackend', files(form='full', dynamic=False)) as backend:
         plain = backend.infer({'input': image.tensor[None]})['dets'][0]
         small = np.float32([[40, 50]])
@@ -216,6 +216,6 @@ def test_what_cannot_be_exported_is_refused_by_name(cfg_options, changes, messag
     with pytest.raises((UsageError, ConfigError), match=message):
         options = options_for(**{'opset': 17, **changes})
         options.check()
-        model = deploy.read_config(PUBLISHED, '', copy.deepcopy({**SMALL, **cfg_options}))
-        deploy.build(model)
-        deploy.check_options(options, model.unbuilt_cfg, model.family, model.model)
+        model = detectors.read_config(PUBLISHED, '', copy.deepcopy({**SMALL, **cfg_options}))
+        detectors.build(model)
+        detectors.check_options(options, model.unbuilt_cfg, model.family, model.model)

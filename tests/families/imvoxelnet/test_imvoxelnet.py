@@ -5,7 +5,7 @@ import pytest
 
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
-from mmdeploy_ext.evaluate import detector
+from mmdeploy_ext.evaluate import detector as test_loop
 from mmdeploy_ext.families.imvoxelnet import reference, samples
 from mmdeploy_ext.preprocess.cam2img import check_projection
 from mmdeploy_ext.proving.ladder import prove
@@ -29,9 +29,9 @@ def test_a_file_is_proven(chosen):
 
 
 def test_a_camera_of_a_picture_is_given_back_as_it_was():
-    deployment, (_, image) = seeded(KIND), picture()
-    prepared = deployment.rule.apply(image).with_camera(PROJECTION)
-    batch = deployment.family.feeds([prepared], rescale=True)
+    detector, (_, image) = seeded(KIND), picture()
+    prepared = detector.rule.apply(image).with_camera(PROJECTION)
+    batch = detector.family.feeds([prepared], rescale=True)
     assert np.array_equal(batch['lidar2img'][0], PROJECTION.astype(np.float32))
     (meta,) = reference.metas([prepared])
     assert np.array_equal(meta['lidar2img'], PROJECTION.astype(np.float32))
@@ -47,9 +47,9 @@ def test_the_test_loop_takes_the_camera_from_the_meta_of_a_picture():
         img_shape=(*expected.img_shape, 3),
         scale_factor=expected.scale_factor,
     )
-    prepared = detector._prepared(expected.tensor, meta)
+    prepared = test_loop._prepared(expected.tensor, meta)
     assert np.array_equal(samples.original_camera(prepared), meta['lidar2img'])
-    prepared = detector._prepared(expected.tensor, dict(meta, cam2img=np.eye(3)), camera='lidar2img')
+    prepared = test_loop._prepared(expected.tensor, dict(meta, cam2img=np.eye(3)), camera='lidar2img')
     assert np.array_equal(samples.original_camera(prepared), meta['lidar2img'])
 
 

@@ -21,8 +21,8 @@ from mmdeploy_ext.cli import run_app
 from mmdeploy_ext.core.config import test_pipeline as pipeline_of
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError, UsageError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.evaluate import detector
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.evaluate import detector as test_loop
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, task
 from mmdeploy_ext.families.monocular.runtime import decoding
@@ -57,8 +57,8 @@ def test_a_file_is_proven(kind, chosen):
 
 
 def test_a_file_with_the_camera_of_its_export_is_not_proven(monkeypatch):
-    known = references(seeded('smoke'), options('smoke', dynamic=True), [picture()])
-    original, feeds = decoding.located, cameras.feeds(known[0].images, rescale=False)
+    computed = references(seeded('smoke'), options('smoke', dynamic=True), [picture()])
+    original, feeds = decoding.located, cameras.feeds(computed[0].images, rescale=False)
 
     def frozen(xp, centres, depths, cam2img):
         first = torch.from_numpy(feeds['cam2img'][:1]).expand_as(cam2img)
@@ -68,7 +68,7 @@ def test_a_file_with_the_camera_of_its_export_is_not_proven(monkeypatch):
         patch.setattr(decoding, 'located', frozen)
         file = exported.__wrapped__('smoke', dynamic=True)
     with build_backend('OnnxRuntimeBackend', file) as backend:
-        assert not all(case.passed for case in run_cases(known, backend))
+        assert not all(case.passed for case in run_cases(computed, backend))
 
 
 @pytest.mark.parametrize(
@@ -107,21 +107,21 @@ def test_a_pgd_without_boxes_in_the_picture_and_without_bins_of_depth_is_decoded
 @pytest.mark.parametrize('kind', ['fcos3d', 'pgd'])
 def test_stages_of_graphs_give_what_numpy_makes_of_the_maps(kind, monkeypatch):
     """The test below compares numpy with PyTorch."""
-    deployment, (_, image) = seeded(kind), picture()
+    detector, (_, image) = seeded(kind), picture()
     limits = dict(nms_pre=9, score_thr=0.06)  # each drops results
-    monkeypatch.setattr(deployment.model.bbox_head, 'test_cfg', deployment.cfg.model.test_cfg | limits)
-    prepared = deploy.prepare_fixed(deployment.rule, image, *SIZE).with_camera(square_matrix(CAMERA))
-    feeds, results = deployment.family.feeds([prepared], rescale=False), {}
+    monkeypatch.setattr(detector.model.bbox_head, 'test_cfg', detector.cfg.model.test_cfg | limits)
+    prepared = detectors.prepare_fixed(detector.rule, image, *SIZE).with_camera(square_matrix(CAMERA))
+    feeds, results = detector.family.feeds([prepared], rescale=False), {}
     feeds |= dict(img_shape=np.float32([[90, 0]]), scale_factor=np.float32([[2, 3, 2, 3]]))
     chosen = options(kind)
-    network, _ = deployment.family.stages(deployment.model, chosen)
+    network, _ = detector.family.stages(detector.model, chosen)
     raw = {name: array for name, array in run_stages([network], feeds).items() if name not in feeds}
     for form in ('raw', 'full', 'decode'):
-        stages = deployment.family.stages(deployment.model, chosen.replace(form=form))[1:]
+        stages = detector.family.stages(detector.model, chosen.replace(form=form))[1:]
         outputs = run_stages(stages, feeds | raw) if stages else raw
-        facts = deployment.family.facts(deployment.model)
+        facts = detector.family.facts(detector.model)
         metadata = SimpleNamespace(form=form, options={}, postprocess=facts)
-        (results[form],) = results_of(deployment.family.name, metadata, outputs, feeds)
+        (results[form],) = results_of(detector.family.name, metadata, outputs, feeds)
     for form in ('full', 'decode'):
         assert len(results[form]) == len(results['raw']) > 5
         for name in ('boxes', 'scores', 'labels', 'attributes', 'bboxes_xyxy', 'camera'):
@@ -164,9 +164,9 @@ def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(kind
     (tmp_path / 'cameras.json').write_text(json.dumps({'images/a.png': camera}))
     assert run_app.main([*command, '--cameras', str(tmp_path / 'cameras.json')]) == 0
     entries = json.loads((tmp_path / 'a.json').read_text())['images'][0]['detections']
-    deployment = seeded(kind)
-    prepared = deploy.prepare_fixed(deployment.rule, image, *SIZE).with_camera(square_matrix(camera))
-    (expected,) = deployment.family.reference(deployment.model).results([prepared], rescale=True)
+    detector = seeded(kind)
+    prepared = detectors.prepare_fixed(detector.rule, image, *SIZE).with_camera(square_matrix(camera))
+    (expected,) = detector.family.reference(detector.model).results([prepared], rescale=True)
     boxes = np.array([entry['box'] for entry in entries])
     assert len(boxes) == len(expected) > 5
     np.testing.assert_allclose(boxes, expected.boxes[:, : boxes.shape[1]], atol=1e-3)
@@ -182,7 +182,7 @@ def test_the_test_loop_takes_the_camera_of_the_network_input_from_the_meta_of_a_
     )
     if kind == 'smoke':
         meta['trans_mat'] = AffineResize(SIZE[::-1], 4)(dict(img=image.copy()))['trans_mat']
-    prepared = detector._prepared(expected.tensor, meta)
+    prepared = test_loop._prepared(expected.tensor, meta)
     np.testing.assert_allclose(prepared.cam2img, expected.cam2img)
     np.testing.assert_allclose(cameras.camera_of(prepared), expected.cam2img, rtol=1e-6)
 

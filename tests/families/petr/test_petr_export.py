@@ -28,46 +28,46 @@ ENGINE = dict(engine='OnnxRuntimeBackend')
 
 
 @pytest.fixture(scope='module')
-def deployments(tmp_path_factory):
+def toys(tmp_path_factory):
     return {name: toy.load(tmp_path_factory.mktemp(name)) for name, toy in TOYS.items()}
 
 
 @pytest.fixture(scope='module')
-def exports(deployments, tmp_path_factory):
+def exports(toys, tmp_path_factory):
     """(toy, contract) -> paths of its files, exported when one is asked for."""
     made = {}
 
     def export(name, contract='portable'):
         if (name, contract) not in made:
             folder = tmp_path_factory.mktemp(f'{name}_{contract}')
-            made[name, contract] = TOYS[name].export(deployments[name], folder, contract=contract)
+            made[name, contract] = TOYS[name].export(toys[name], folder, contract=contract)
         return made[name, contract]
 
     return export
 
 
-def drive(deployment, frames=3):
-    return synthetic_drive(frames, deployment.rule, scenes=2)
+def drive(detector, frames=3):
+    return synthetic_drive(frames, detector.rule, scenes=2)
 
 
 @pytest.mark.parametrize('name', TOYS)
-def test_the_toys_give_the_recorded_numbers(deployments, name):
-    toy_drive_goldens.check(deployments[name])
+def test_the_toys_give_the_recorded_numbers(toys, name):
+    toy_drive_goldens.check(toys[name])
 
 
 CONTRACTS = [(name, contract) for name in TOYS for contract in ('portable', 'dl4agx')]
 
 
 @pytest.mark.parametrize(('name', 'contract'), in_suite(CONTRACTS, ('petrv2', 'portable')))
-def test_the_files_are_proven_as_a_stream(deployments, exports, name, contract):
-    verdict = prove(deployments[name], exports(name, contract), drive(deployments[name]))
+def test_the_files_are_proven_as_a_stream(toys, exports, name, contract):
+    verdict = prove(toys[name], exports(name, contract), drive(toys[name]))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 400
 
 
 @pytest.mark.parametrize(('name', 'version'), [('petr', 'PETRv1'), ('petrv2', 'PETRv2')])
-def test_the_loop_of_dl4agx_gives_the_results_of_pytorch(deployments, tmp_path, name, version):
-    row, specs = eager_row(deployments[name], tmp_path, drive(deployments[name]), contract='dl4agx')
+def test_the_loop_of_dl4agx_gives_the_results_of_pytorch(toys, tmp_path, name, version):
+    row, specs = eager_row(toys[name], tmp_path, drive(toys[name]), contract='dl4agx')
     assert row.passed and row.matched >= 100, row.reasons
     content = json.loads((golden.IN_REPOSITORY / 'contract.json').read_text())['graphs']
     for file in (file for file in content if file.startswith(version)):
@@ -96,10 +96,10 @@ def test_the_first_gap_is_the_middle_of_the_configs_range_of_sweeps():
         check_sweeps(cfg, 1)
 
 
-def test_a_stale_embedding_gives_no_result(deployments, exports, monkeypatch):
-    deployment = deployments['petrv2']
-    runner = deployment.family.runner(exports('petrv2'), ENGINE)
-    first, second = drive(deployment, 2)
+def test_a_stale_embedding_gives_no_result(toys, exports, monkeypatch):
+    detector = toys['petrv2']
+    runner = detector.family.runner(exports('petrv2'), ENGINE)
+    first, second = drive(detector, 2)
     moved = np.array(second.lidar2img)
     moved[3, 0] *= 1.01
     runner.step(first)
@@ -151,16 +151,16 @@ FAULTS = {
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_a_fault_in_our_own_code_is_not_proven(deployments, exports, fault):
+def test_a_fault_in_our_own_code_is_not_proven(toys, exports, fault):
     with replaced(*FAULTS[fault]):
-        frames = drive(deployments['petrv2'])
-        assert not drive_row(deployments['petrv2'], exports('petrv2'), frames).passed
+        frames = drive(toys['petrv2'])
+        assert not drive_row(toys['petrv2'], exports('petrv2'), frames).passed
 
 
-def test_heads_of_other_models_belong_to_no_family_of_petr(deployments):
-    cfg = deployments['petr'].cfg
-    assert find_family(cfg).name == 'petr' and find_family(deployments['petrv2'].cfg).name == 'petrv2'
-    wrong = copy.deepcopy(deployments['petrv2'].cfg)
+def test_heads_of_other_models_belong_to_no_family_of_petr(toys):
+    cfg = toys['petr'].cfg
+    assert find_family(cfg).name == 'petr' and find_family(toys['petrv2'].cfg).name == 'petrv2'
+    wrong = copy.deepcopy(toys['petrv2'].cfg)
     wrong.model.pts_bbox_head.with_fpe = False
     with pytest.raises(ConfigError, match='with_fpe=False'):
-        deployments['petrv2'].family.build(wrong)
+        toys['petrv2'].family.build(wrong)

@@ -29,8 +29,8 @@ def test_every_tensor_and_detection_is_the_originals(name, case):
 
 @pytest.mark.matrix
 def test_a_file_gives_the_originals_queries_at_another_size(tmp_path):
-    deployment = toy_rtdetr.load_toy(tmp_path, config=golden.config_of('r18vd'))
-    path = toy_rtdetr.export_toy(deployment, tmp_path / 'raw.onnx', form='raw', height=640, width=640)
+    detector = toy_rtdetr.load_toy(tmp_path, config=golden.config_of('r18vd'))
+    path = toy_rtdetr.export_toy(detector, tmp_path / 'raw.onnx', form='raw', height=640, width=640)
     with build_backend('OnnxRuntimeBackend', path, threads=1) as backend:
         outputs = backend.infer({'images': golden.golden_image('r18vd', 'b').numpy()})
     golden.compare_queries('r18vd', 'b', outputs)

@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as rle
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.detections import Instances
@@ -22,12 +22,12 @@ LEAST = {'one.png': 10, 'two.png': 10, 'void.png': 0}
 
 
 @pytest.fixture(scope='module')
-def deployment():
-    return deploy.load(f'{REPO}/configs/demo/solov2_toy.py', f'{REPO}/demo/checkpoints/solov2_toy.pth')
+def detector():
+    return detectors.load(f'{REPO}/configs/demo/solov2_toy.py', f'{REPO}/demo/checkpoints/solov2_toy.pth')
 
 
 @pytest.fixture(scope='module')
-def found(deployment, tmp_path_factory):
+def found(detector, tmp_path_factory):
     """Return the JSON that the tool writes for two pictures of unlike sizes and an empty one."""
     folder = tmp_path_factory.mktemp('solo')
     images, model = folder / 'images', str(folder / 'solo.onnx')
@@ -35,10 +35,10 @@ def found(deployment, tmp_path_factory):
     cv2.imwrite(str(images / 'one.png'), coco.sample(5, 'picture', 0, (192, 256))[0])
     cv2.imwrite(str(images / 'two.png'), coco.sample(5, 'picture', 1, (230, 180))[0])
     cv2.imwrite(str(images / 'void.png'), np.full((150, 200, 3), 114, np.uint8))
-    options = deployment.family.choose(form='full', dynamic=True)
-    options = deploy.resolve(options, deployment.model, deployment.rule)
-    traced = deploy.prepare_fixed(deployment.rule, read_image(images / 'one.png'), 128, 160)
-    export_files(deployment, options, model, [traced])
+    options = detector.family.choose(form='full', dynamic=True)
+    options = detectors.resolve(options, detector.model, detector.rule)
+    traced = detectors.prepare_fixed(detector.rule, read_image(images / 'one.png'), 128, 160)
+    export_files(detector, options, model, [traced])
     words = [model, str(images), '--out', str(folder / 'out'), '--json', str(folder / 'found.json')]
     assert runpy.run_path(str(REPO / 'tools/onnx/onnx_solo.py'))['main'](words) == 0
     return json.loads((folder / 'found.json').read_text())
@@ -55,12 +55,12 @@ def decoded(entry):
     )
 
 
-def test_the_instances_of_pytorch_in_pixels_of_the_image(found, deployment):
+def test_the_instances_of_pytorch_in_pixels_of_the_image(found, detector):
     entries = {Path(entry['image']).name: entry for entry in found['images']}
-    assert list(found['classes']) == list(deployment.model.CLASSES)
+    assert list(found['classes']) == list(detector.model.CLASSES)
     for name, least in LEAST.items():
-        prepared = deployment.rule.apply(read_image(entries[name]['image']))
-        wanted = deployment.family.reference(deployment.model).results([prepared], True)[0]
+        prepared = detector.rule.apply(read_image(entries[name]['image']))
+        wanted = detector.family.reference(detector.model).results([prepared], True)[0]
         row = match_detections(name, wanted, decoded(entries[name]))
         assert row.passed and row.matched >= least, row
         assert row.matched == 0 or (row.worst_iou >= 0.995 and row.worst_score <= 1e-3), row

@@ -23,26 +23,26 @@ FRAMES = 3
 ENGINE = dict(engine='OnnxRuntimeBackend')
 
 
-deployment, paths = toy.fixtures()
+detector, paths = toy.fixtures()
 
 
-def drive(deployment, frames=FRAMES, **settings):
+def drive(detector, frames=FRAMES, **settings):
     """Two scenes with a pause of ten seconds between them, which nothing resets."""
-    return synthetic_drive(frames, deployment.rule, scenes=2, **settings)
+    return synthetic_drive(frames, detector.rule, scenes=2, **settings)
 
 
-def test_one_graph_is_proven_as_a_stream(deployment, paths):
-    verdict = prove(deployment, paths, drive(deployment))
+def test_one_graph_is_proven_as_a_stream(detector, paths):
+    verdict = prove(detector, paths, drive(detector))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 200
 
 
-def test_a_method_of_the_users_that_the_graph_computes_is_named(deployment, monkeypatch):
-    part = deployment.model.head.instance_bank
+def test_a_method_of_the_users_that_the_graph_computes_is_named(detector, monkeypatch):
+    part = detector.model.head.instance_bank
     own = type('Own', (type(part),), dict(update=lambda self: None))
-    assert untraced_methods(deployment.family, deployment.model, deployment.cfg) == []
+    assert untraced_methods(detector.family, detector.model, detector.cfg) == []
     monkeypatch.setattr(part, '__class__', own)
-    (found,) = untraced_methods(deployment.family, deployment.model, deployment.cfg)
+    (found,) = untraced_methods(detector.family, detector.model, detector.cfg)
     assert found.subject.startswith('Own.update (')
 
 
@@ -51,8 +51,8 @@ OTHERS = [dict(contract='deploy'), dict(grid_sample='operator', exporter='dynamo
 
 @pytest.mark.matrix
 @pytest.mark.parametrize('options', OTHERS, ids=str)
-def test_other_files_are_proven(deployment, tmp_path, options):
-    verdict = prove(deployment, toy.export(deployment, tmp_path, **options), drive(deployment))
+def test_other_files_are_proven(detector, tmp_path, options):
+    verdict = prove(detector, toy.export(detector, tmp_path, **options), drive(detector))
     assert verdict.passed, verdict.failures
 
 
@@ -61,8 +61,8 @@ MEMORY_INPUTS = 'temp_instance_feature', 'temp_anchor', 'mask', 'track_id'
 """Inputs of SparseEnd2End's heads in their order; those of the rig follow."""
 
 
-def test_the_loop_of_sparseend2end_gives_the_results_of_pytorch(deployment, tmp_path):
-    row, specs = eager_row(deployment, tmp_path, drive(deployment), contract='deploy')
+def test_the_loop_of_sparseend2end_gives_the_results_of_pytorch(detector, tmp_path):
+    row, specs = eager_row(detector, tmp_path, drive(detector), contract='deploy')
     assert row.passed and row.matched >= 60, row.reasons
     _, first, later = specs.values()
     assert first.input_names == [*HEAD_INPUTS, 'image_wh', 'lidar2img']
@@ -74,9 +74,9 @@ def test_the_toy_gives_the_recorded_numbers(tmp_path):
     toy_drive_goldens.check(SPARSE4D.load(tmp_path))
 
 
-def test_the_first_frame_takes_any_finite_instances(deployment, paths):
-    runner = deployment.family.runner(paths, ENGINE)
-    frame = next(iter(drive(deployment, 1)))
+def test_the_first_frame_takes_any_finite_instances(detector, paths):
+    runner = detector.family.runner(paths, ENGINE)
+    frame = next(iter(drive(detector, 1)))
     empty = runner.step(frame).outputs
     numbers = np.random.default_rng(0)
 
@@ -93,21 +93,21 @@ def test_the_first_frame_takes_any_finite_instances(deployment, paths):
         np.testing.assert_array_equal(values, other[name])
 
 
-def test_no_scene_empties_the_memory_as_published(deployment, paths):
-    runner = deployment.family.runner(paths, ENGINE)
+def test_no_scene_empties_the_memory_as_published(detector, paths):
+    runner = detector.family.runner(paths, ENGINE)
     frames = [
         dataclasses.replace(frame, scene_token=token, timestamp_s=0.5 * index)
-        for index, (frame, token) in enumerate(zip(drive(deployment, 3), ('a', 'b', None), strict=True))
+        for index, (frame, token) in enumerate(zip(drive(detector, 3), ('a', 'b', None), strict=True))
     ]
     assert [runner.step(frame).was_reset for frame in frames] == [True, False, False]
     state = runner.state
     assert state.scene_token == 'b' and state.tensors['prev_id'][0] > 0
 
 
-def test_results_of_the_test_loop_have_the_track_ids(deployment, paths):
-    (frame,) = drive(deployment, 1)
-    found = deployment.family.runner(paths, ENGINE).step(frame).detections
-    rows = deployment.family.result(found)
+def test_results_of_the_test_loop_have_the_track_ids(detector, paths):
+    (frame,) = drive(detector, 1)
+    found = detector.family.runner(paths, ENGINE).step(frame).detections
+    rows = detector.family.result(found)
     assert rows['instance_ids'].tolist() == found.ids.tolist() and len(found.ids) > 0
 
 
@@ -138,23 +138,23 @@ FAULTS = {
 """What is wrong -> (owner and name of a function), and what is put in its place."""
 
 
-def frames_of_faults(deployment):
+def frames_of_faults(detector):
     """Four frames: a second one 0.5 s later, a third one earlier than it, a fourth behind a gap."""
-    frames = list(SyntheticDrive(4, deployment.rule.input_size, scenes=1, jump_s=0.0))
+    frames = list(SyntheticDrive(4, detector.rule.input_size, scenes=1, jump_s=0.0))
     times = 0.0, 1.9, 1.2, 5.4
     pairs = zip(frames, times, strict=True)
     return [dataclasses.replace(frame, timestamp_s=1.5e9 + time) for frame, time in pairs]
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_a_fault_in_our_own_code_is_not_proven(deployment, paths, fault):
+def test_a_fault_in_our_own_code_is_not_proven(detector, paths, fault):
     (owner, name), wrong = FAULTS[fault]
     with mock.patch.object(owner, name, wrong):
-        assert not drive_row(deployment, paths, frames_of_faults(deployment)).passed
+        assert not drive_row(detector, paths, frames_of_faults(detector)).passed
 
 
-def test_frames_that_run_backwards_and_gaps_are_the_published_models(deployment, paths):
-    row = drive_row(deployment, paths, frames_of_faults(deployment))
+def test_frames_that_run_backwards_and_gaps_are_the_published_models(detector, paths):
+    row = drive_row(detector, paths, frames_of_faults(detector))
     assert row.passed, row.reasons
 
 

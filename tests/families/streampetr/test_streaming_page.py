@@ -25,7 +25,7 @@ def test_the_program_on_the_page_gives_what_the_data_set_gives(tmp_path, capsys)
     exec(program.replace('infos_val.pkl', infos).replace('work_dirs/model', model), names)
     printed = capsys.readouterr().out.splitlines()
 
-    cfg, family = load_config(str(place / 'toy_stream.py')), toy.deployment().family
+    cfg, family = load_config(str(place / 'toy_stream.py')), toy.detector().family
     dataset = build_dataset(cfg.data.test)
     stepper = family.runner(list(toy.files()), dict(threads=1))
     frames = list(DatasetFrames(family, dataset, range(len(dataset))))

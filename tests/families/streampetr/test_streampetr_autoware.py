@@ -29,11 +29,11 @@ CLASSES = (
 
 @pytest.fixture(scope='module')
 def toy():
-    deployment = deployed.deployment()
-    deployment.model.CLASSES = CLASSES
-    named = mock.patch.dict(deployment.cfg._cfg_dict, classes=list(CLASSES))
-    with named, mock.patch.object(deployment, 'classes', CLASSES):
-        yield deployment
+    detector = deployed.detector()
+    detector.model.CLASSES = CLASSES
+    named = mock.patch.dict(detector.cfg._cfg_dict, classes=list(CLASSES))
+    with named, mock.patch.object(detector, 'classes', CLASSES):
+        yield detector
 
 
 @pytest.fixture(scope='module')

@@ -67,11 +67,11 @@ def test_other_options_give_the_same_drive(options, tmp_path):
 @pytest.mark.matrix
 def test_the_full_size_files_run_free_over_the_goldens(tmp_path):
     seeded.require_golden()
-    cfg, family = load_config(CONFIG), deployed.deployment().family
+    cfg, family = load_config(CONFIG), deployed.detector().family
     model = family.build(cfg)
     model.load_state_dict(seeded.seeded_state_dict(), strict=True)
     settings = dict(rule=family.preprocess_rule(cfg), classes=tuple(cfg.data.test.classes))
-    full = dataclasses.replace(deployed.deployment(), cfg=cfg, model=model, **settings)
+    full = dataclasses.replace(deployed.detector(), cfg=cfg, model=model, **settings)
     paths, _ = export_files(full, FAMILIES['streampetr'].choose(), str(tmp_path / 'r50'))
     wanted = np.load(seeded.GOLDEN / 'outputs.npz')
     with StreamPetrOnnx(paths, max_gap_s=None) as runtime:

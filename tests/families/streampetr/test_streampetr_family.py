@@ -99,7 +99,7 @@ def test_a_sample_of_the_loader_is_a_frame_whatever_wraps_it():
 
 @pytest.fixture(scope='module')
 def reference():
-    return FAMILY.reference(deployed.deployment().model)
+    return FAMILY.reference(deployed.detector().model)
 
 
 @pytest.fixture(scope='module')
@@ -137,7 +137,7 @@ def test_its_state_is_local_and_goes_on_where_it_was_taken(reference, frames):
 
 
 def test_a_dump_gives_the_frame_back(reference, frames, tmp_path):
-    model = deployed.deployment().model
+    model = deployed.detector().model
     reference.reset()
     reference.step(frames[0])
     with collect_taps() as taps:

@@ -9,15 +9,15 @@ from mmdeploy_ext.models.streampetr import live
 from mmdeploy_ext.proving.open_points import untraced_methods
 
 
-def methods_of(deployment):
-    found = untraced_methods(deployment.family, deployment.model, deployment.cfg)
+def methods_of(detector):
+    found = untraced_methods(detector.family, detector.model, detector.cfg)
     return [method.subject.partition(' ')[0] for method in found]
 
 
 def test_a_class_derived_from_ours_is_named_where_it_has_methods_of_its_own(monkeypatch):
-    deployment = deployed.deployment()
-    head = deployment.model.pts_bbox_head
-    assert methods_of(deployment) == []
+    detector = deployed.detector()
+    head = detector.model.pts_bbox_head
+    assert methods_of(detector) == []
 
     class Higher(type(head)):
         def get_bboxes(self, *args, **kwargs):
@@ -27,7 +27,7 @@ def test_a_class_derived_from_ours_is_named_where_it_has_methods_of_its_own(monk
             return results
 
     monkeypatch.setattr(head, '__class__', Higher)
-    (method,) = methods_of(deployment)
+    (method,) = methods_of(detector)
     assert method == 'Higher.get_bboxes'
 
 

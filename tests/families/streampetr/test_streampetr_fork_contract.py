@@ -28,8 +28,8 @@ MEMORY = dict(embedding='embedding', egopose='egopose', ref_point='reference_poi
 
 def graph_of(**options):
     chosen = FAMILIES['streampetr'].choose(contract='fork', **options)
-    deployment = deployed.deployment()
-    return contract_of(deployment.family, chosen).graphs(deployment.model, chosen)[0], chosen
+    detector = deployed.detector()
+    return contract_of(detector.family, chosen).graphs(detector.model, chosen)[0], chosen
 
 
 @pytest.fixture(scope='module', params=in_suite(VERSIONS, '1.1'))
@@ -74,19 +74,21 @@ def feeds_of(graph, seed=0):
 
 @pytest.mark.parametrize('known_version', VERSIONS)
 def test_the_contract_is_the_forks(known_version):
-    known = json.loads((seeded.IN_REPOSITORY / 'contract.json').read_text())['versions'][f'V{known_version}']
+    version = json.loads((seeded.IN_REPOSITORY / 'contract.json').read_text())['versions'][
+        f'V{known_version}'
+    ]
     size = spec.Sizes(6, 256, 704, 16, 64, 256, 6, 428, 10, 10, 512, 640)
     deep = dict(contract='fork', fork_version=known_version, fork_img2lidar='depth')
     found = fork_spec(size, FAMILIES['streampetr'].choose(**deep))
     for title in ('inputs', 'outputs'):
-        wanted = [(entry['name'], entry['dtype'], tuple(entry['shape'])) for entry in known[title]]
+        wanted = [(entry['name'], entry['dtype'], tuple(entry['shape'])) for entry in version[title]]
         assert [(tensor.name, tensor.dtype, tensor.axes) for tensor in getattr(found, title)] == wanted
 
 
 def test_the_default_of_the_fork_gives_the_results_of_pytorch(tmp_path):
     """Version 1.0, with absolute times and a matrix per token; the suite has the others as files."""
     frames = list(deployed.drive(6))[:3]  # two scenes
-    row, _ = eager_row(deployed.deployment(), tmp_path, frames, contract='fork')
+    row, _ = eager_row(deployed.detector(), tmp_path, frames, contract='fork')
     assert row.passed and row.matched >= 10, row.reasons
 
 
@@ -123,7 +125,7 @@ def test_the_memory_that_comes_out_is_after_the_pre_update(exported_fork, versio
 @pytest.mark.parametrize('full_version', VERSIONS)
 def test_the_full_size_file_gives_the_goldens_with_golden_memory(full_version):
     folder = seeded.require_golden()
-    family = deployed.deployment().family
+    family = deployed.detector().family
     cfg = load_config('projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py')
     model = family.build(cfg)
     model.load_state_dict(seeded.seeded_state_dict(), strict=True)

@@ -14,9 +14,9 @@ def cosine(found, wanted):
 
 
 def test_outputs_are_close_to_float32_with_the_memory_of_float32():
-    deployment = deployed.deployment()
-    reference = deployment.family.reference(deployment.model)
-    runner = deployment.family.runner(list(deployed.files(precision='fp16')), dict(threads=1))
+    detector = deployed.detector()
+    reference = detector.family.reference(detector.model)
+    runner = detector.family.runner(list(deployed.files(precision='fp16')), dict(threads=1))
     reference.reset()
     for index in range(4):
         frame = exported.frame(index)

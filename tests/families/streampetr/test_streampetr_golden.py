@@ -76,13 +76,13 @@ def compare(name, ours, stored, atol):
 @pytest.fixture(scope='module')
 def frames(model, inputs):
     """Return frame -> the taps, what the layers saw, and the decoded boxes; frames run in turn."""
-    known = []
+    cache = []
 
     def up_to(frame):
         with torch.no_grad():
-            while len(known) <= frame:
-                known.append(run_frame(model, inputs, len(known)))
-        return known[frame]
+            while len(cache) <= frame:
+                cache.append(run_frame(model, inputs, len(cache)))
+        return cache[frame]
 
     return up_to
 
@@ -206,14 +206,14 @@ def head_runs(model, inputs):
 
     The second is that of `step`.
     """
-    known = {}
+    cache = {}
     running = run_head(model.pts_bbox_head, inputs)
 
     def up_to(frame):
         with torch.no_grad():
-            while frame not in known:
-                known.update([next(running)])
-        return known[frame]
+            while frame not in cache:
+                cache.update([next(running)])
+        return cache[frame]
 
     return up_to
 

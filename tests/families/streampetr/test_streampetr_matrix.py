@@ -9,7 +9,7 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import real_nuscenes
 import streampetr_golden as seeded
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.proving import ladder
@@ -36,10 +36,10 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope='module')
 def exported(checkpoint, tmp_path_factory):
     """Contract -> its files."""
-    deployment, folder = deploy.load(CONFIG, checkpoint), tmp_path_factory.mktemp('files')
+    detector, folder = detectors.load(CONFIG, checkpoint), tmp_path_factory.mktemp('files')
     choose, targets = FAMILIES['streampetr'].choose, dict(deploy='deploy', fork='fork.onnx')
     return {
-        contract: export_files(deployment, choose(contract=contract), str(folder / name))[0]
+        contract: export_files(detector, choose(contract=contract), str(folder / name))[0]
         for contract, name in targets.items()
     }
 
@@ -47,10 +47,10 @@ def exported(checkpoint, tmp_path_factory):
 def prove(checkpoint, paths, infos, bars):
     """Prove files on the frames of an info file, by the config's own data set and pipeline."""
     settings = {'data.test.ann_file': str(infos), 'data.test.data_root': f'{infos.parent}/'}
-    deployment = deploy.load(CONFIG, checkpoint, settings)
-    frames, title = proof_samples(deployment, bars.frames)
+    detector = detectors.load(CONFIG, checkpoint, settings)
+    frames, title = proof_samples(detector, bars.frames)
     assert title == f'{bars.frames} of {bars.frames} frames of data.test'
-    verdict = ladder.prove(deployment, paths, frames, bars=bars)
+    verdict = ladder.prove(detector, paths, frames, bars=bars)
     for row in sequence_of(verdict):
         print(row.title, row.matched, row.reference, row.worst_distance, row.worst_score, row.ties)
     return verdict
@@ -67,9 +67,9 @@ def test_four_real_key_frames_are_proven(contract, checkpoint, exported, tmp_pat
 
 @pytest.mark.parametrize('contract', ['deploy', 'fork'])
 def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint, exported):
-    deployment = deploy.load(CONFIG, checkpoint)
-    drive = synthetic_drive(FULL_DRIVE.frames, deployment.rule)
-    verdict = ladder.prove(deployment, exported[contract], drive, bars=FULL_DRIVE)
+    detector = detectors.load(CONFIG, checkpoint)
+    drive = synthetic_drive(FULL_DRIVE.frames, detector.rule)
+    verdict = ladder.prove(detector, exported[contract], drive, bars=FULL_DRIVE)
     assert verdict.proven, verdict.failures
     teacher, free = sequence_of(verdict)
     assert (free.frames, free.resets, free.time_jumps) == (100, 2, 1) and free.match_rate >= 0.999

@@ -4,7 +4,7 @@ import pytest
 
 import toy_stream_files as files
 from mmdeploy_ext.cli import export_app, test_app
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from refusals import refused, snapshot
 
@@ -43,8 +43,8 @@ def test_a_wrong_option_is_refused_before_the_weights_load(options, words, confi
 
 
 def test_without_a_data_set_a_proof_takes_a_synthetic_drive(tmp_path, checkpoint):
-    deployment = deploy.load(files.write_config(tmp_path, tail='del data["test"]'), checkpoint)
-    frames, title = proof_samples(deployment, 3)
+    detector = detectors.load(files.write_config(tmp_path, tail='del data["test"]'), checkpoint)
+    frames, title = proof_samples(detector, 3)
     assert len(frames) == 3 and title == 'synthetic drive'
 
 

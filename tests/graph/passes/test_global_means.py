@@ -10,11 +10,11 @@ from mmdeploy_ext.graph.passes.global_means import split_global_means
 from mmdeploy_ext.graph.run import Runner
 
 
-def make(rank, opset=17, known=True):
+def make(rank, opset=17, has_rank=True):
     """y = global means of x (N, 4, ...), after a node through which the rank is inferred, or is not."""
     before = helper.make_node('Relu', ['x'], ['r'])
     nodes = [before, helper.make_node('GlobalAveragePool', ['r'], ['y'], 'pool')]
-    shapes = dict(x=['n', 4, *'abc'[: rank - 2]], y=['n', 4, *[1] * (rank - 2)]) if known else {}
+    shapes = dict(x=['n', 4, *'abc'[: rank - 2]], y=['n', 4, *[1] * (rank - 2)]) if has_rank else {}
     ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes.get(name))] for name in 'xy']
     graph = helper.make_graph(nodes, 'g', *ends)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid('', opset)], ir_version=8)
@@ -34,7 +34,7 @@ def test_the_numbers_stay_and_the_last_node_has_the_names(rank, opset):
     np.testing.assert_allclose(Runner(result).run(dict(x=x))['y'], expected, rtol=5e-7)
 
 
-@pytest.mark.parametrize('model', [make(3), make(4, known=False)], ids=['one axis', 'unknown rank'])
+@pytest.mark.parametrize('model', [make(3), make(4, has_rank=False)], ids=['one axis', 'unknown rank'])
 def test_other_nodes_stay(model):
     result, changed = split_global_means(model)
     assert result is model and not changed

@@ -45,8 +45,8 @@ def test_shapes_that_are_fixed_reach_every_tensor(opset):
     assert types.shape(fixed.graph.output[0].type) == [batch, height * width, 3]
     names = [name for node in model.graph.node for name in node.output]
     found = Runner(fixed, names).run(random_feeds(fixed))
-    known = types.infer(fixed)
-    assert {name: types.shape(known[name]) for name in names} == {
+    inferred = types.infer(fixed)
+    assert {name: types.shape(inferred[name]) for name in names} == {
         name: list(value.shape) for name, value in found.items()
     }
     as_in_whole(model, fixed)
