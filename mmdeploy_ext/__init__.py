@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmdeploy_ext.api import export, prove
     from mmdeploy_ext.contract.registry import register_family
-    from mmdeploy_ext.cutting.api import export_parts
-    from mmdeploy_ext.cutting.swap import with_parts
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.parts.api import export_parts
+    from mmdeploy_ext.parts.swap import with_parts
     from mmdeploy_ext.proving.modules.proof import prove_module
     from mmdeploy_ext.runtime.opening import open_model
 
@@ -34,12 +34,12 @@ __all__ = [
 _MODULES = {
     'Family': 'mmdeploy_ext.families.base',
     'export': 'mmdeploy_ext.api',
-    'export_parts': 'mmdeploy_ext.cutting.api',
+    'export_parts': 'mmdeploy_ext.parts.api',
     'open_model': 'mmdeploy_ext.runtime.opening',
     'prove': 'mmdeploy_ext.api',
     'prove_module': 'mmdeploy_ext.proving.modules.proof',
     'register_family': 'mmdeploy_ext.contract.registry',
-    'with_parts': 'mmdeploy_ext.cutting.swap',
+    'with_parts': 'mmdeploy_ext.parts.swap',
 }
 
 

@@ -13,17 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import LoadError, UsageError, after_weights
+from mmdeploy_ext.detector import Detector, build, load_weights, prepare_fixed, read_config
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.model import (
-    Detector,
-    build,
-    load_weights,
-    prepare_fixed,
-    read_config,
-)
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples, read_picture
 from mmdeploy_ext.tasks import task_module
@@ -95,7 +89,7 @@ def export_detector(
 
     `image_bgr` is the traced picture, (h, w, 3) uint8; None for frames and sweeps.
     """
-    from mmdeploy_ext.families.files import export_files
+    from mmdeploy_ext.detector_files import export_files
     from mmdeploy_ext.families.images import picture_of
     from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
 
@@ -148,7 +142,7 @@ def export(
             `keep_fp32` pattern that fits no node.
         ExportError: the exporter failed, or the file differs from the options.
     """
-    from mmdeploy_ext.families.files import default_output, load_for
+    from mmdeploy_ext.detector_files import default_output, load_for
 
     check_normalisation(mean, std)
     detector = read_config(config, checkpoint, cfg_options, device)
@@ -311,7 +305,7 @@ def prove(
 
 
 def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
-    from mmdeploy_ext.families.files import read_files
+    from mmdeploy_ext.detector_files import read_files
     from mmdeploy_ext.graph.io.files import load, read
     from mmdeploy_ext.proving.levels.sparse_file import file_options
 

@@ -21,7 +21,7 @@ RUNNER_PARTS = (
     'proving.tensors',
     'engines.onnxruntime',
     'runtime',
-    'consumers',
+    'targets',
     'families.*.options*',
     'families.*.facts',
     'families.*.runtime',

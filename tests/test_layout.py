@@ -22,12 +22,15 @@ ORDER = (
     'models',
     'synthetic',
     'families',
-    'consumers',
+    'detector',
+    'detector_files',
+    'backbone_files',
+    'targets',
     'evaluate',
     'quantize',
     'lint',
     'proving',
-    'cutting',
+    'parts',
     'kit',
     'benchmark',
     'seeded',
@@ -39,23 +42,23 @@ ORDER = (
 """Packages; each imports from those before it alone."""
 REGISTRY = 'mmdeploy_ext.families'
 """It imports nothing, and holds the names of modules as texts."""
-PARTS = 'parts'
-"""Of families/: what several families need."""
+COMMON = 'common'
+"""Folder of families/: what several families need."""
 WRITTEN = {'mmdeploy_ext.weights.convert.mmdet3_model': {'mmdeploy_ext.models.mmdet'}}
 """Module -> modules that it writes into configs and does not import."""
 LAZY = {
     'mmdeploy_ext': {
         'mmdeploy_ext.api',
         'mmdeploy_ext.contract.registry',
-        'mmdeploy_ext.cutting.api',
-        'mmdeploy_ext.cutting.swap',
+        'mmdeploy_ext.parts.api',
+        'mmdeploy_ext.parts.swap',
         'mmdeploy_ext.families.base',
         'mmdeploy_ext.proving.modules.proof',
         'mmdeploy_ext.runtime.opening',
     },
-    'mmdeploy_ext.families.base': {'mmdeploy_ext.families.parts.upstream_layers'},
+    'mmdeploy_ext.families.base': {'mmdeploy_ext.families.common.upstream_layers'},
     'mmdeploy_ext.contract.registry': {'mmdeploy_ext.families.catalogue'},
-    'mmdeploy_ext.families.catalogue': {'mmdeploy_ext.consumers', 'mmdeploy_ext.families'},
+    'mmdeploy_ext.families.catalogue': {'mmdeploy_ext.targets', 'mmdeploy_ext.families'},
     'mmdeploy_ext.core.config': {'mmdeploy_ext.models.catalogue'},
 }
 """Module -> modules that it imports later than itself: public names when one is used, the catalogue of
@@ -109,7 +112,7 @@ def package_of(module: str) -> str:
 
 
 def family_of(module: str) -> str:
-    """Return the family of a module below families/, or 'parts'; '' for code that all families share."""
+    """Return the family of a module below families/, or 'common'; '' for code that all families share."""
     place = module.removeprefix(f'{REGISTRY}.').split('.')[0]
     is_family = module.startswith(f'{REGISTRY}.') and (REPOSITORY / PACKAGE / 'families' / place).is_dir()
     return place if is_family else ''
@@ -127,11 +130,11 @@ def test_packages_import_only_from_those_before_them():
 
 
 def test_no_family_imports_another():
-    assert {family_of(name) for name in modules()} > {'', PARTS, 'dense', 'two_stage'}
+    assert {family_of(name) for name in modules()} > {'', COMMON, 'dense', 'two_stage'}
     wrong = [
-        f'{name} imports {target}; what several families need is in {REGISTRY}.parts'
+        f'{name} imports {target}; what several families need is in {REGISTRY}.{COMMON}'
         for name, target in edges()
-        if family_of(name) and family_of(target) not in ('', PARTS, family_of(name))
+        if family_of(name) and family_of(target) not in ('', COMMON, family_of(name))
     ]
     assert not wrong, '\n'.join(wrong)
 

@@ -79,7 +79,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
 
 def specs(config: str, chosen: dict[str, Any]) -> list[tuple[str, GraphSpec]]:
     """Return name and spec of each graph of a config's files."""
-    from mmdeploy_ext.families import model as models
+    from mmdeploy_ext import detector as models
     from mmdeploy_ext.families.contracts import contract_of
 
     model = models.read_config(str(ROOT / config))

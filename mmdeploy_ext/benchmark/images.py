@@ -13,10 +13,10 @@ from mmdeploy_ext.benchmark.measure import FUSED, Contender, Run
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.detector import build, load_weights, prepare_fixed, read_config, resolve
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES
 from mmdeploy_ext.exporting.copy import fused
-from mmdeploy_ext.families.files import export_files
-from mmdeploy_ext.families.model import build, load_weights, prepare_fixed, read_config, resolve
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import list_images
 from mmdeploy_ext.proving.inputs.samples import read_picture

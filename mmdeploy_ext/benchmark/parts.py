@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark.measure import Contender, interleave, summarise, timed
-from mmdeploy_ext.cutting.samples import run_test_path
-from mmdeploy_ext.cutting.swap import open_sessions, swapped
 from mmdeploy_ext.engines.registry import BASELINE
+from mmdeploy_ext.parts.samples import run_test_path
+from mmdeploy_ext.parts.swap import open_sessions, swapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.model import ModelFactory
+    from mmdeploy_ext.parts.folder import CutFolder
+    from mmdeploy_ext.parts.model import ModelFactory
 
 SWAPPED = 'parts in ONNX Runtime'
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext import backbone_files as deploy
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.benchmark.base import Benchmark
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
-from mmdeploy_ext.families import backbone_files as deploy
-from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.graph.io.files import read as load_model
 from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.sparse.ir import Triple
 
 DEFAULT_SIZES = (5000, 20000, 60000, 120000)

@@ -16,11 +16,11 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, after_weights
 from mmdeploy_ext.core.files import will_write
+from mmdeploy_ext.detector import Detector, build, check_options, read_config, resolve
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.model import Detector, build, check_options, read_config, resolve
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.tasks import task_module
@@ -94,7 +94,7 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
 
 
 def run(args: argparse.Namespace, only: str = '') -> int:
-    from mmdeploy_ext.families.files import default_output, load_for
+    from mmdeploy_ext.detector_files import default_output, load_for
 
     cli.wait_passively()
     engine, values = shared.engine_options(args), {'opset': 0, **shared.graph_values(args)}

@@ -13,8 +13,8 @@ from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights, shape_text
 from mmdeploy_ext.core.files import will_write
+from mmdeploy_ext.detector import Detector, build, read_config
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.families.model import Detector, build, read_config
 from mmdeploy_ext.proving.inputs.samples import Samples
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str],
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.families.backbone_files import export_file
-    from mmdeploy_ext.families.files import default_output, load_for
+    from mmdeploy_ext.backbone_files import export_file
+    from mmdeploy_ext.detector_files import default_output, load_for
     from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
     cli.wait_passively()
@@ -162,7 +162,7 @@ def check_order(output: str, options: Options) -> None:
 
 def find_ranges(args: argparse.Namespace, detector: Detector, options: Options) -> Ranges | None:
     """Ranges of --ranges, measured by --calibrate, or of the checkpoint; or None."""
-    from mmdeploy_ext.families.backbone_files import has_int8, has_precision
+    from mmdeploy_ext.backbone_files import has_int8, has_precision
 
     int8_ranges = None
     if has_precision(options):

@@ -107,7 +107,7 @@ def _write(args: argparse.Namespace) -> int:
 
 
 def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
-    from mmdeploy_ext.families.model import build, load_weights, read_config
+    from mmdeploy_ext.detector import build, load_weights, read_config
     from mmdeploy_ext.kit.writer import write_detector_kit
     from mmdeploy_ext.preprocess import DEFAULT_PICTURE
     from mmdeploy_ext.proving.inputs.samples import Samples
@@ -130,8 +130,8 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
 
 def write_of_parts(args: argparse.Namespace) -> dict[str, Any]:
     """Write the kit of a folder of `mm2onnx export --parts`; return its manifest."""
-    from mmdeploy_ext.cutting.folder import CutFolder
     from mmdeploy_ext.kit.parts import write_parts_kit
+    from mmdeploy_ext.parts.folder import CutFolder
 
     folder = CutFolder.read(args.onnx_file)
     detector, samples = parts_app.open_model(args)

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace) -> Any:
     compat.apply()
-    from mmdeploy_ext.families.model import build, load_weights, read_config
+    from mmdeploy_ext.detector import build, load_weights, read_config
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     detector = read_config(args.config, args.checkpoint, overrides)
@@ -104,8 +104,8 @@ def open_runtime(args: argparse.Namespace, detector: Any, stack: contextlib.Exit
 
     folder = args.onnx
     if not folder:
-        from mmdeploy_ext.families.files import export_files
-        from mmdeploy_ext.families.model import resolve_opset
+        from mmdeploy_ext.detector import resolve_opset
+        from mmdeploy_ext.detector_files import export_files
 
         folder = str(EXPORT_FOLDER)
         options = resolve_opset(detector.family.choose(opset=0), detector.model)

@@ -14,7 +14,7 @@ from mmdeploy_ext.core.files import write_json
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.lint.report import Report
 
 BOTH = 'both'
@@ -57,8 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
     compat.apply()
+    from mmdeploy_ext.detector import build, load_weights, read_config
     from mmdeploy_ext.exporting.export import check_opset
-    from mmdeploy_ext.families.model import build, load_weights, read_config
     from mmdeploy_ext.lint.report import print_report
     from mmdeploy_ext.lint.rules import EXPORTERS
 

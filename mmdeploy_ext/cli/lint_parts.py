@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mmdeploy_ext.detector import prepare_fixed, resolve
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.model import prepare_fixed, resolve
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import other_view
 from mmdeploy_ext.proving.inputs.samples import read_images
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
 
 Feeds = dict[str, torch.Tensor]
 """Tensors by name: inputs of a graph, and outputs of stages that have run."""

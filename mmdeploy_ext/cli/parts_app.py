@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from mmdeploy_ext.cutting.model import ModelFactory
+    from mmdeploy_ext.parts.model import ModelFactory
 
 LIST = 'list'
 MANIFEST = 'parts.json'
@@ -68,8 +68,8 @@ def _add_samples(add: object) -> None:
 
 def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, Any]]]:
     """Model and samples of the arguments; no samples without `--samples`."""
-    from mmdeploy_ext.cutting.model import read_model
-    from mmdeploy_ext.cutting.samples import samples_of
+    from mmdeploy_ext.parts.model import read_model
+    from mmdeploy_ext.parts.samples import samples_of
 
     if args.device != 'cpu':
         raise UsageError(f'--device {args.device}: parts run on the CPU')
@@ -83,9 +83,9 @@ def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, A
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.cutting.export import export_folder, read_names
-    from mmdeploy_ext.cutting.listing import print_parts
-    from mmdeploy_ext.cutting.proof import prove_folder
+    from mmdeploy_ext.parts.export import export_folder, read_names
+    from mmdeploy_ext.parts.listing import print_parts
+    from mmdeploy_ext.parts.proof import prove_folder
 
     names = read_names(args.names) if args.names else {}
     if args.opset_version:
@@ -114,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.cutting.folder import CutFolder
-    from mmdeploy_ext.cutting.proof import prove_folder
+    from mmdeploy_ext.parts.folder import CutFolder
+    from mmdeploy_ext.parts.proof import prove_folder
 
     folder = CutFolder.read(args.folder)
     factory, samples = open_model(args)
@@ -167,8 +167,8 @@ def build_test_parser() -> argparse.ArgumentParser:
 
 def run_test(args: argparse.Namespace) -> int:
     """Evaluate PyTorch and the parts; 1 if a metric differs by more than its tolerance."""
-    from mmdeploy_ext.cutting.evaluation import compare_on_dataset
-    from mmdeploy_ext.cutting.folder import CutFolder
+    from mmdeploy_ext.parts.evaluation import compare_on_dataset
+    from mmdeploy_ext.parts.folder import CutFolder
 
     folder = CutFolder.read(args.parts)
     factory, _ = open_model(args)
@@ -202,7 +202,7 @@ def build_benchmark_parser() -> argparse.ArgumentParser:
 def run_benchmark(args: argparse.Namespace) -> int:
     cli.check_minimums(args, max_iter=1, warmup=0)
     from mmdeploy_ext.benchmark.parts import time_parts
-    from mmdeploy_ext.cutting.folder import CutFolder
+    from mmdeploy_ext.parts.folder import CutFolder
 
     folder = CutFolder.read(args.parts)
     factory, samples = open_model(args)

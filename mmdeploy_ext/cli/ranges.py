@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize import METHODS
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.sparse.ranges import Ranges
 
 LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')

@@ -15,7 +15,7 @@ from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DEFAULT_OUTPUT = 'ranges.json'
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.families.model import load
+    from mmdeploy_ext.detector import load
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     detector = load(
@@ -113,7 +113,7 @@ def _ranges(args: argparse.Namespace, detector: Detector) -> Ranges:
 
 
 def _compare(args: argparse.Namespace, detector: Detector, int8_ranges: Ranges) -> None:
-    from mmdeploy_ext.families import backbone_files as deploy
+    from mmdeploy_ext import backbone_files as deploy
     from mmdeploy_ext.quantize import views
     from mmdeploy_ext.quantize.fidelity import fidelity
     from mmdeploy_ext.quantize.sparse_calibration import config_sweeps

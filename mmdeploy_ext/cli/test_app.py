@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.core.distributed import Ranks
     from mmdeploy_ext.core.dump import DumpWriter
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.evaluate.loop import Network
-    from mmdeploy_ext.families.model import Detector
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, ranks: Ranks) -> int:
+    from mmdeploy_ext.detector import build, load_weights, read_config
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import run_dataset
-    from mmdeploy_ext.families.model import build, load_weights, read_config
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     shared.parse_cfg_options(args.eval_options, '--eval-options')
@@ -176,7 +176,7 @@ def threads_per_process() -> int:
 def export_if_stale(detector: Detector, tested: TestedModel) -> None:
     """Export unless the files are there with the metadata of a new export."""
     from mmdeploy_ext.contract import digest
-    from mmdeploy_ext.families.files import read_files
+    from mmdeploy_ext.detector_files import read_files
     from mmdeploy_ext.proving.provenance import stale_reason
     from mmdeploy_ext.quantize.dense_target import refuse_stale
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.core.dump import DumpWriter
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.evaluate.loop import Network
     from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.against_dump import DumpComparer
 
@@ -61,7 +61,7 @@ class TestedModel(abc.ABC):
             self.settings['precision'] = self.options.get('precision', 'fp32')
 
     def _options_of_file(self, family: Family) -> Options:
-        from mmdeploy_ext.families.files import read_files
+        from mmdeploy_ext.detector_files import read_files
         from mmdeploy_ext.proving.file_checks import option_errors
 
         metadata = read_files(self.target).metadata
@@ -73,8 +73,8 @@ class TestedModel(abc.ABC):
 
     def check(self, detector: Detector) -> None:
         """Complete the options by the model; refuse, before the weights load, what cannot be exported."""
-        from mmdeploy_ext.families.files import check_output
-        from mmdeploy_ext.families.model import check_options
+        from mmdeploy_ext.detector import check_options
+        from mmdeploy_ext.detector_files import check_output
 
         cfg, family = detector.unbuilt_cfg, detector.family
         try:
@@ -98,7 +98,7 @@ class TestedModel(abc.ABC):
 
     def expected_metadata(self, detector: Detector) -> list[Metadata]:
         """Metadata of the files that an export would write, in their order."""
-        from mmdeploy_ext.families.files import make_metadata
+        from mmdeploy_ext.detector_files import make_metadata
 
         contract = contract_of(detector.family, self.options)
         graphs = contract.graphs(detector.model, self.options)
@@ -106,7 +106,7 @@ class TestedModel(abc.ABC):
 
     def export(self, detector: Detector) -> float:
         """Export to `target`; return the seconds."""
-        from mmdeploy_ext.families.files import export_files
+        from mmdeploy_ext.detector_files import export_files
 
         return export_files(detector, self.options, self.target, self.example_images(detector))[1]
 
@@ -135,9 +135,9 @@ class ImageModel(TestedModel):
     @contextlib.contextmanager
     def in_torch(self, detector: Detector, dump: DumpWriter | None) -> Iterator[Network]:
         """The test path of the model; the stages of the export give dumped tensors, in float32."""
+        from mmdeploy_ext.detector_files import make_metadata
         from mmdeploy_ext.evaluate.detector import TorchDetector
         from mmdeploy_ext.exporting.copy import fused
-        from mmdeploy_ext.families.files import make_metadata
 
         options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
         metadata = make_metadata(detector, options)
@@ -162,7 +162,7 @@ class ImageModel(TestedModel):
 
     def example_images(self, detector: Detector) -> list[PreparedImage]:
         """The demo's picture, prepared in the size of the options."""
-        from mmdeploy_ext.families.model import prepare_fixed
+        from mmdeploy_ext.detector import prepare_fixed
         from mmdeploy_ext.proving.inputs.samples import read_picture
 
         picture = read_picture(DEFAULT_PICTURE, detector.rule)
@@ -207,7 +207,7 @@ class FrameModel(TestedModel):
     def on_engine(
         self, detector: Detector, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, DumpComparer]]:
-        from mmdeploy_ext.families.files import read_files
+        from mmdeploy_ext.detector_files import read_files
         from mmdeploy_ext.proving.against_dump import FrameDumpComparer
 
         files = read_files(self.target)

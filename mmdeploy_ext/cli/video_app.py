@@ -127,13 +127,13 @@ def load_steppers(
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:
-        from mmdeploy_ext.families.model import load
+        from mmdeploy_ext.detector import load
 
         overrides = shared.parse_cfg_options(args.cfg_options)
         detector = load(args.config, args.checkpoint, overrides, args.device)
         steppers['torch'], classes = family.reference(detector.model), detector.classes
     if 'onnx' in engines:
-        from mmdeploy_ext.families.files import read_files
+        from mmdeploy_ext.detector_files import read_files
 
         files = read_files(args.onnx)
         unnamed = tuple(f'class {label}' for label in range(len(classes)))  # of a checkpoint without names

@@ -143,7 +143,7 @@ class Family(abc.ABC):
         return Facts()
 
 
-UPSTREAM_LAYERS = 'mmdeploy_ext.families.parts.upstream_layers'
+UPSTREAM_LAYERS = 'mmdeploy_ext.families.common.upstream_layers'
 """Module that registers replacements of layers of mmcv and mmdet in exported copies."""
 
 

@@ -7,7 +7,7 @@ from mmdeploy_ext.core.errors import ConfigError
 
 ENTRY_POINTS = 'mm2onnx.families'
 """Group of entry points; each value is a module that registers families."""
-OWN = 'mmdeploy_ext.families', 'mmdeploy_ext.consumers'
+OWN = 'mmdeploy_ext.families', 'mmdeploy_ext.targets'
 """Packages whose folders register families, and programs that load their files."""
 
 

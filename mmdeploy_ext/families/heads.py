@@ -1,7 +1,7 @@
 """Heads in families of other packages: facts, coders and numpy post-processing."""
 
 from mmdeploy_ext.contract.nms import NmsConfig
-from mmdeploy_ext.families.parts.runtime.dense import (
+from mmdeploy_ext.families.common.runtime.dense import (
     decode_raw,
     largest_num_candidates,
     level_shapes,

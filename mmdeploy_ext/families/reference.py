@@ -37,13 +37,13 @@ class ImageReference:
         With `rescale` 2D boxes are in pixels of the original, else of the network input, without padding
         above and left if the graph takes `border`. 3D boxes are in metres.
         """
-        from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes
+        from mmdeploy_ext.families.common.mmdet_reference import boxes_of_classes
 
         return [boxes_of_classes(result) for result in self.tested(images, rescale)]
 
     def tested(self, images: Sequence[PreparedImage], rescale: bool) -> list[Any]:
         """Results of a detector of mmdet per image: `forward` with `return_loss=False`."""
-        from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
+        from mmdeploy_ext.families.common.mmdet_reference import metas_of, tested
 
         return tested(self.model, images, metas_of(images), rescale)
 

@@ -79,7 +79,7 @@ def _failure(family: Any, model: nn.Module, options: Options) -> Mm2OnnxError | 
 
 
 def picture_channels(model: nn.Module) -> int:
-    """Return the channels of the input of a detector from `families.model.build`; 3 for others."""
+    """Return the channels of the input of a detector from `detector.build`; 3 for others."""
     return getattr(model, 'picture_channels', 3)
 
 

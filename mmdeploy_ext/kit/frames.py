@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.proving.frames import Sides
     from mmdeploy_ext.proving.proof import ExportedFile
     from mmdeploy_ext.runtime.frames import Frame, Sweep

@@ -15,7 +15,7 @@ from mmdeploy_ext.proving.provenance import facts_checks
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.kit.contents import KitGraph
 
 

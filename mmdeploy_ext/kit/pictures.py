@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.detector import rule_of
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families.model import rule_of
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.kit.page import write_page
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
 
 
 def write_pictures(detector: Detector, path: str, samples: Collection[Any], folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ir import SparseGraph
 

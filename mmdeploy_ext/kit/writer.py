@@ -25,7 +25,7 @@ from mmdeploy_ext.kit.voxels import open_interpreted, write_voxels
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.kit.local_run import Run
 
 
@@ -45,7 +45,7 @@ def write_detector_kit(
         out: folder, see `write_kit`.
         pictures: `name` and `licence` of each picture, or one entry for all frames, sweeps or voxels.
     """
-    from mmdeploy_ext.families.files import read_files
+    from mmdeploy_ext.detector_files import read_files
 
     family, opens = detector.family, run_onnxruntime.open_file
     if family.product == BACKBONE:

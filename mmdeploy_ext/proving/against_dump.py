@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.runtime.frames import Stepper
 
 FAR = 1e-5

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.backbone_files import has_precision
 from mmdeploy_ext.contract.comparison import compare_named, failed_row
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.engines.base import attempt
-from mmdeploy_ext.families.backbone_files import has_precision
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proving.levels import sparse_file
 from mmdeploy_ext.proving.levels.sparse_layers import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.contract.comparison import TensorRow
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.proving.levels.sparse_file import SparseFile
     from mmdeploy_ext.proving.levels.sparse_layers import SparseReference

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.contract.memory import MemorySpec
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.proving.levels.drive_run import DriveBars
     from mmdeploy_ext.proving.proof import Claims, Proof
     from mmdeploy_ext.proving.verdict import Verdict

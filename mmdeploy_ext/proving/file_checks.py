@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext import detector_files as files
 from mmdeploy_ext.contract.metadata import OF_SPARSE_GRAPHS, PREFIX
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
+from mmdeploy_ext.detector import prepare_fixed
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
-from mmdeploy_ext.families import files
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.model import prepare_fixed
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
 from mmdeploy_ext.graph.signature import GraphDifference
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
 
     Export = Callable[[], onnx.ModelProto]
 

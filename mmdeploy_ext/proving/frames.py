@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import TensorSpec
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.contracts import Contract
-    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.detections3d import Detections3D

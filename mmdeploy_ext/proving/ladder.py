@@ -10,7 +10,7 @@ from mmdeploy_ext.proving.proof import Claims
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.proving.verdict import Verdict
 
 

@@ -10,7 +10,6 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.consumers.plugins.kernels import open_with_plugins
 from mmdeploy_ext.contract.comparison import (
     compare_named,
     compare_tensors,
@@ -23,12 +22,12 @@ from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.detector import check_options, rule_of
+from mmdeploy_ext.detector_files import make_metadata
 from mmdeploy_ext.engines import build_backend, title_of
 from mmdeploy_ext.engines.base import FAILURES, attempt
 from mmdeploy_ext.exporting.substitution import border_names, observed, substituted, without_limits
 from mmdeploy_ext.families.base import exported_options
-from mmdeploy_ext.families.files import make_metadata
-from mmdeploy_ext.families.model import check_options, rule_of
 from mmdeploy_ext.proving import file_checks, half_precision
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
@@ -61,6 +60,7 @@ from mmdeploy_ext.proving.references import (
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
+from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
 from mmdeploy_ext.tasks import bbox2d, half_bars, task_module
 from mmdeploy_ext.tasks.matching import total_reasons
 from mmdeploy_ext.tasks.results import Case, DetectionRow, Pair, failed_detections
@@ -77,8 +77,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.families.reference import ImageReference
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.core.source_code import ModelClass
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.tasks.results import Case, GraphResult
 
 AGAIN = 'the model gives other results when the first input is run again at the end'

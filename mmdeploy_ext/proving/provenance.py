@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
 
 
 def provenance(detector: Detector, metadata: Metadata, rule: Any, contract: GraphSpec | None) -> list[Check]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.sparse import SparseFamily
     from mmdeploy_ext.quantize.calibrators import Calibrator
     from mmdeploy_ext.sparse.ir import SparseGraph
@@ -72,7 +72,7 @@ class Calibration:
 
 def calibrate(detector: Detector, source: str | Path, options: Calibration) -> Ranges:
     """Ranges of a backbone measured on the sweeps of `source`, see `Sweeps`."""
-    from mmdeploy_ext.families.backbone_files import trace  # imports torch
+    from mmdeploy_ext.backbone_files import trace  # imports torch
 
     options, traced = options.resolved(detector.family), trace(detector)
     graph = fold(traced, 'fp32')
@@ -105,7 +105,7 @@ def config_sweeps(
 
 def checkpoint_ranges(detector: Detector, half: bool | None = None) -> Ranges | None:
     """Ranges in the checkpoint (NVIDIA's PTQ files have some), or None."""
-    from mmdeploy_ext.families.backbone_files import trace
+    from mmdeploy_ext.backbone_files import trace
 
     if not detector.report.ranges:
         return None

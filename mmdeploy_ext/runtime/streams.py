@@ -20,9 +20,9 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detect import runtime_of
+from mmdeploy_ext.runtime.device_graph import HeldGraph, fetch
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
-from mmdeploy_ext.runtime.held import HeldGraph, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.preprocess.cameras import Calibration, MultiViewRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.device_graph import Held
     from mmdeploy_ext.runtime.exported import Paths
-    from mmdeploy_ext.runtime.held import Held
     from mmdeploy_ext.runtime.infos import RigFrame
 
 logger = logging.getLogger(__name__)

@@ -104,7 +104,7 @@ def scale_outputs(
             layer.weight.mul_(target.deviation / outputs_of(layer, run).std())
             layer.bias.fill_(target.mean)
         return
-    from mmdeploy_ext.families.parts.dense_heads import has_background  # imports mmdet
+    from mmdeploy_ext.families.common.dense_heads import has_background  # imports mmdet
 
     exposed, kind = exposed_features and exposed_features(), _kind_of(head)
     for role, name in _last_layers(head):
@@ -120,7 +120,7 @@ def scale_outputs(
 
 
 def _kind_of(head: nn.Module) -> Any:
-    from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind  # imports mmdet
+    from mmdeploy_ext.families.common.dense_heads import KINDS, HeadKind  # imports mmdet
 
     return KINDS.get(nearest_base(type(head), KINDS), HeadKind())
 
@@ -202,7 +202,7 @@ def build_student(cfg: Any) -> nn.Module:
     """Return the detector of a config in evaluation mode, without a teacher."""
     from mmdet.models import build_detector
 
-    from mmdeploy_ext.families.parts.detector_parts import without_teacher
+    from mmdeploy_ext.families.common.detector_parts import without_teacher
 
     student_cfg = copy.deepcopy(cfg)  # a shallow copy shares its content
     student_cfg.model = without_teacher(cfg.model)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.families.common.lidar_parts import Parts
 from mmdeploy_ext.families.imvoxelnet.graphs import Network
-from mmdeploy_ext.families.parts.lidar_parts import Parts
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.seeded.layers import calibrate_norms, fill_network, norms_of
 from mmdeploy_ext.seeded.lidar import scale_last_layers

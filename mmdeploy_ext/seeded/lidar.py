@@ -26,7 +26,7 @@ from mmdeploy_ext.seeded.layers import (
 )
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.families.parts.lidar_parts import Parts
+    from mmdeploy_ext.families.common.lidar_parts import Parts
 
 SWEEPS = 3
 """Number of generated sweeps for statistics."""
@@ -77,7 +77,7 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
     `cfg` says how points become voxels; `family` makes the calibration sweeps. Learned factors and offsets of
     norms outside of the sparse encoder stay, see `fill_network`.
     """
-    from mmdeploy_ext.families.parts.lidar_parts import encode, parts_of
+    from mmdeploy_ext.families.common.lidar_parts import encode, parts_of
 
     parts = parts_of(model.eval())
     with torch.no_grad(), single_thread():
@@ -103,7 +103,7 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
 
 def fill_point_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
     """Fill a detector such as MVX-Net in place as `fill_lidar`, on pairs of sweep and picture; return it."""
-    from mmdeploy_ext.families.parts.lidar_parts import parts_of
+    from mmdeploy_ext.families.common.lidar_parts import parts_of
 
     parts = parts_of(model.eval())
     reference = family.reference(model)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.families.parts.mask_heads import heads_of, judge_of, mask_logits_module, points_of
-from mmdeploy_ext.families.parts.proposals import generator_of
-from mmdeploy_ext.families.parts.proposals import outputs_of as outputs_of_proposals
-from mmdeploy_ext.families.parts.regions import RegionBranch, grid_of, region_maps, stages_of
+from mmdeploy_ext.families.common.mask_heads import heads_of, judge_of, mask_logits_module, points_of
+from mmdeploy_ext.families.common.proposals import generator_of
+from mmdeploy_ext.families.common.proposals import outputs_of as outputs_of_proposals
+from mmdeploy_ext.families.common.regions import RegionBranch, grid_of, region_maps, stages_of
 from mmdeploy_ext.families.two_stage.boxes import Grid, last_head
 from mmdeploy_ext.families.two_stage.masks import Masks
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg

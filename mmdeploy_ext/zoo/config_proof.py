@@ -16,11 +16,11 @@ from mmdeploy_ext.contract.registry import registered, registration_of
 from mmdeploy_ext.core.config import load_config, without_augmentation
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.source_code import versions
+from mmdeploy_ext.detector import Detector, check_options, class_names, prepare_fixed, resolve_opset
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.images import picture_of
-from mmdeploy_ext.families.model import Detector, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.zoo.configs import Config, library_of, resize_to
 from mmdeploy_ext.zoo.records import (

@@ -25,9 +25,9 @@ NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 
 LEFT_OUT = """
     .build .check_dataset .check_family .ImageModel .measure .open_network .Samples
     .proof.print_libraries_not_run .quantisation_facts .read_config .show ._title .title_of
-    cutting.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
-    evaluate.loop.run_dataset families.backbone_files.make_graph families.backbone_files.trace
-    families.files.load_for families.model.build families.model.load families.model.load_weights
+    parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
+    evaluate.loop.run_dataset backbone_files.make_graph backbone_files.trace
+    detector_files.load_for detector.build detector.load detector.load_weights
     proving.modules.loading.make_module proving.modules.loading.make_samples
     quantize.dense.DenseQuantiser.calibrate quantize.dense.DenseQuantiser.network quantize.dense.finish_model
     quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_sensitivity.Probe
@@ -41,8 +41,8 @@ RESULTS = {
     '.model_facts': {},
     '.run_facts': {},
     'cli.lint_parts.parts_of': [MagicMock(exporters=())],
-    'cutting.samples.samples_of': ([], ''),
-    'families.model.read_config': MagicMock(**{'family.samples': 'images'}),
+    'parts.samples.samples_of': ([], ''),
+    'detector.read_config': MagicMock(**{'family.samples': 'images'}),
     'quantize.dense.DenseQuantiser.__init__': None,
     'quantize.dense.layers_in_int8': ['a'],
     'quantize.dense_sensitivity.exclude': Exclusion(('b',), (0.5, 0.3), False),
@@ -82,9 +82,9 @@ ROWS = [
     (f'scn_ptq {MODELS} --fidelity F --target 0.9 --no-advice',
      'quantize.fidelity.fidelity', dict(target=0.9, advise=False)),
     (f'scn_ptq {MODELS} --output r --weight-layout spconv1',
-     'families.model.load', dict(weight_layout='spconv1')),
+     'detector.load', dict(weight_layout='spconv1')),
     (f'parts {MODELS} --parts p --opset-version 18 --exporter dynamo --precision fp16 --simplify',
-     'cutting.export.export_folder',
+     'parts.export.export_folder',
      dict(options=dict(opset=18, exporter='dynamo', precision='fp16', simplify=True))),
     (f'lint {MODELS} --exporter dynamo --opset-version 18 --dynamic-export',
      'lint.check', dict(exporters=('dynamo',), opset=18, dynamic=True)),

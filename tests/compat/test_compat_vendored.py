@@ -118,7 +118,7 @@ def test_heads_of_points_of_an_older_mmdet_have_a_generator_and_a_coder(tmp_path
 def test_the_threshold_of_an_older_mmdet_is_one_of_products(monkeypatch, factor_first):
     from mmdet.core.post_processing import bbox_nms
 
-    from mmdeploy_ext.families.parts.dense_heads import compares_products
+    from mmdeploy_ext.families.common.dense_heads import compares_products
 
     upstream = bbox_nms.multiclass_nms
 

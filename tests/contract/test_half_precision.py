@@ -8,11 +8,11 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.contract.comparison import TensorRow
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.half_precision import accept_masks, accept_rate
 from mmdeploy_ext.tasks.half_bars import BARS

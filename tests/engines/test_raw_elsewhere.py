@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from marking import in_suite
-from mmdeploy_ext.families import model as deploy
+from mmdeploy_ext import detector as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from toy_atss import PICTURE, export_toy, load_demo
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.families import model as detectors
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.seeded.by_name import rtdetr_weights, solo_weights
 from mmdeploy_ext.seeded.weights import fill_seeded, normalised_deviation

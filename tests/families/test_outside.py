@@ -28,7 +28,7 @@ NARROW = f"""_base_ = ['{OUTSIDE}/config.py']
 model = dict(backbone=dict(base_channels=16, stem_channels=16), bbox_head=dict(in_channels=32))
 """
 PICTURE = str(REPOSITORY / 'demo/toy.jpg')
-PADDED = 'mmdeploy_ext.families.parts.runtime.padded_results'
+PADDED = 'mmdeploy_ext.families.common.runtime.padded_results'
 
 
 @pytest.fixture(scope='module')

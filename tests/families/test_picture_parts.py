@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.detector import resolve
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.common import detector_parts, image_graphs
+from mmdeploy_ext.families.common.box_conventions import note_convention
 from mmdeploy_ext.families.images import batches
-from mmdeploy_ext.families.model import resolve
-from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.parts.box_conventions import note_convention
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 
 IMAGE = PreparedImage(

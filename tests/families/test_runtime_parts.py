@@ -7,8 +7,8 @@ import pytest
 
 from mmdeploy_ext.families.bevdet.runtime import BevDetOnnx
 from mmdeploy_ext.families.bevformer.runtime import record_of
-from mmdeploy_ext.families.parts.runtime.query_boxes import above, at_least, passing
-from mmdeploy_ext.families.parts.runtime.scores import top_rows
+from mmdeploy_ext.families.common.runtime.query_boxes import above, at_least, passing
+from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.families.petr.runtime import PetrOnnx, camera_times
 from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.runtime import frame_checks

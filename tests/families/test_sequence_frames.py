@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext.families.parts.camera_samples import dumped_frame
+from mmdeploy_ext.families.common.camera_samples import dumped_frame
 from mmdeploy_ext.proving.inputs.samples import choose_frames
 
 TOKENS = ['a'] * 5 + ['b'] * 3 + ['c'] * 4

@@ -9,9 +9,9 @@ import toy_two_stage
 import toy_yolact
 from image_checks import seeded_detector
 from marking import in_suite
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.core.config import without_augmentation
-from mmdeploy_ext.families import model as detectors
-from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from toy_atss import PICTURE, REPO

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from mmdeploy_ext.families.model import class_names
+from mmdeploy_ext.detector import class_names
 from mmdeploy_ext.proving.provenance import class_names_check
 from mmdeploy_ext.weights.checkpoint import with_class_names
 

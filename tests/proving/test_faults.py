@@ -23,9 +23,9 @@ import toy_centerpoint
 import toy_solo
 import toy_streampetr_deploy
 from marking import in_suite
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.pictures import open_backend, picture_inputs, read_picture_file, run_case
@@ -117,7 +117,7 @@ def of_frames():
 
 
 def of_sweeps():
-    from mmdeploy_ext.families.files import read_files
+    from mmdeploy_ext.detector_files import read_files
 
     detector, files, *_ = toy_centerpoint.exported('pillars')
     sweeps = [Sweep(toy_centerpoint.sweep(0, 400), 'sweep')]

@@ -10,10 +10,10 @@ from onnx import numpy_helper
 import toy_atss
 import toy_faults
 from marking import in_suite
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.contract.spec import Stage
+from mmdeploy_ext.detector_files import export_graphs
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.families import model as detectors
-from mmdeploy_ext.families.files import export_graphs
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.difference.locate import Search, Subject, subject_of

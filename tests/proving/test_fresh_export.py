@@ -4,9 +4,9 @@ import onnx
 import pytest
 import torch
 
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.cli import graph_app, verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving import ladder
 from proofs import check_files, level_1_alone

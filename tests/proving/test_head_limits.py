@@ -25,7 +25,7 @@ from image_checks import seeded_detector
 from marking import in_suite
 from mmdeploy_ext.core.config import replaced_entry, without_augmentation
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families.parts.lidar_parts import parts_of
+from mmdeploy_ext.families.common.lidar_parts import parts_of
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.runtime.detect import runtime_of

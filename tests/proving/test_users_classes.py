@@ -12,10 +12,10 @@ import pytest
 from mmdet.datasets import PIPELINES
 
 from marking import in_suite
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.families import model as detectors
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import load_families
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from proofs import samples_alone

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
-from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
+from mmdeploy_ext.families.common.runtime.pasted_masks import paste
 
 SIZE = (60, 80)
 

@@ -37,7 +37,7 @@ def registered():
 @pytest.mark.parametrize(('name', 'kind'), in_suite(KINDS, *SUITE))
 def test_sweeps_give_boxes_of_several_classes_and_an_empty_map_none(tmp_path, name, kind):
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.lidar_parts import parts_of
+    from mmdeploy_ext.families.common.lidar_parts import parts_of
 
     cfg = load_config(config_of(tmp_path, name, kind))
     family = find_family(cfg, DETECTOR)

@@ -8,10 +8,10 @@ from unittest import mock
 
 import torch
 
+from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.detector_files import make_metadata
 from mmdeploy_ext.engines.base import Backend
-from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.files import make_metadata
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE
 from mmdeploy_ext.runtime.detect import runtime_of

@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import torch
 
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared as prepared_copy
 from mmdeploy_ext.exporting.export import default_opset
-from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded import weights

@@ -148,7 +148,7 @@ def write_config(folder, kind='kitti', words=()):
 def seeded_model(family, cfg):
     """Return the model with weights and statistics of a seed; scores of cells without points are low."""
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.lidar_parts import parts_of
+    from mmdeploy_ext.families.common.lidar_parts import parts_of
 
     model, generator = family.build(cfg), torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def exported(kind='kitti'):
     """Return (detector, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.parts.lidar_parts import parts_of
+    from mmdeploy_ext.families.common.lidar_parts import parts_of
 
     register()
     folder = Path(tempfile.mkdtemp(prefix=f'tiny_{kind}_'))

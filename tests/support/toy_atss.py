@@ -6,8 +6,8 @@ import functools
 import tempfile
 from pathlib import Path
 
-from mmdeploy_ext.families import model as detectors
-from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 
 REPO = Path(__file__).resolve().parents[2]

@@ -148,8 +148,8 @@ def paths_of(folder, names=('backbone', 'head')):
 
 def exported_of(config, checkpoint, state_dict, classes, **chosen):
     """Write a checkpoint, load it and export; return (detector, folder of graphs, config, checkpoint)."""
-    from mmdeploy_ext.families import model as detectors
-    from mmdeploy_ext.families.files import export_files
+    from mmdeploy_ext import detector as detectors
+    from mmdeploy_ext.detector_files import export_files
 
     torch.save(dict(state_dict=state_dict, meta=dict(CLASSES=classes)), checkpoint)
     detector, folder = detectors.load(config, str(checkpoint)), checkpoint.parent / 'graphs'

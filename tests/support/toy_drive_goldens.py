@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
 
 GOLDENS = Path(__file__).resolve().parents[1] / 'goldens'
 FILES = dict(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.families import model as detectors
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.seeded.by_name import rtdetr_weights
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmcv import Config
 
-from mmdeploy_ext.families.model import class_names
+from mmdeploy_ext.detector import class_names
 from mmdeploy_ext.weights.checkpoint import (
     IgnoredObject,
     PickledModelError,

@@ -98,7 +98,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     cli.wait_passively()
     compat.apply()
     from mmdeploy_ext.contract.metadata import read_metadata
-    from mmdeploy_ext.families.model import build, load_weights, read_config
+    from mmdeploy_ext.detector import build, load_weights, read_config
     from mmdeploy_ext.graph.diff.findings import HALF, Bars
     from mmdeploy_ext.graph.io.tensors import load_tensors
     from mmdeploy_ext.proving.difference.locate import first_difference

@@ -12,12 +12,12 @@ from mmdeploy_ext.families.anchor3d.graphs import facts_of, graphs
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.parts import anchor_heads
-from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
-from mmdeploy_ext.families.parts.detector_parts import part_cfg, test_cfg_of
-from mmdeploy_ext.families.parts.lidar_models import DYNAMIC_DETECTOR, UNTRACED, check_points_side
-from mmdeploy_ext.families.parts.lidar_parts import prefix_of
-from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
+from mmdeploy_ext.families.common import anchor_heads
+from mmdeploy_ext.families.common.anchor_heads import PER_CLASS_HEAD, check_anchor_head
+from mmdeploy_ext.families.common.detector_parts import part_cfg, test_cfg_of
+from mmdeploy_ext.families.common.lidar_models import DYNAMIC_DETECTOR, UNTRACED, check_points_side
+from mmdeploy_ext.families.common.lidar_parts import prefix_of
+from mmdeploy_ext.families.common.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.runtime.frames import Stepper

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.families.anchor3d.graphs import facts_of
-from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
-from mmdeploy_ext.families.parts.lidar_reference import LidarReference
-from mmdeploy_ext.families.parts.runtime.anchors3d import OUTPUTS
+from mmdeploy_ext.families.common.anchor_heads import flat_outputs
+from mmdeploy_ext.families.common.lidar_reference import LidarReference
+from mmdeploy_ext.families.common.runtime.anchors3d import OUTPUTS
 
 
 class AnchorReference(LidarReference):

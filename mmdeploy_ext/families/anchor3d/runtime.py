@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.families.parts.runtime.anchors3d import decode
+from mmdeploy_ext.families.common.runtime.anchors3d import decode
 from mmdeploy_ext.runtime.lidar import LidarOnnx
 
 if TYPE_CHECKING:

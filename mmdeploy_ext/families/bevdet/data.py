@@ -9,9 +9,9 @@ import numpy as np
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevdet.runtime import rig_in_key_ego
-from mmdeploy_ext.families.parts.camera_data import CameraData
-from mmdeploy_ext.families.parts.camera_samples import camera_frame
-from mmdeploy_ext.families.parts.samples import only
+from mmdeploy_ext.families.common.camera_data import CameraData
+from mmdeploy_ext.families.common.camera_samples import camera_frame
+from mmdeploy_ext.families.common.samples import only
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame

@@ -3,7 +3,7 @@
 import dataclasses
 
 from mmdeploy_ext.contract.facts import Positive
-from mmdeploy_ext.families.parts.runtime.center_boxes import CenterBoxFacts
+from mmdeploy_ext.families.common.runtime.center_boxes import CenterBoxFacts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from mmdeploy_ext.families.bevdet.facts import BevDetFacts
 from mmdeploy_ext.families.bevdet.graphs import VIEWS, facts_of, graphs
 from mmdeploy_ext.families.bevdet.reference import BevDetReference
 from mmdeploy_ext.families.bevdet.runtime import FORM, VIEW, BevDetOnnx
-from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
-from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
+from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
+from mmdeploy_ext.families.common.detector_parts import test_cfg_of
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.bevdet.dataset import MEAN, STD, resize_and_crop
 from mmdeploy_ext.preprocess.cameras import MultiViewRule

@@ -15,9 +15,9 @@ from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.exporting.ops.cells import sum_by_tables
 from mmdeploy_ext.families.bevdet.facts import BevDetFacts
 from mmdeploy_ext.families.bevdet.runtime import FORM, VIEW
-from mmdeploy_ext.families.parts.camera_graphs import camera_graphs
-from mmdeploy_ext.families.parts.lidar_parts import OfModel
-from mmdeploy_ext.families.parts.runtime.center_boxes import VALUES
+from mmdeploy_ext.families.common.camera_graphs import camera_graphs
+from mmdeploy_ext.families.common.lidar_parts import OfModel
+from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
 from mmdeploy_ext.models.bevdet.detector import only_map
 from mmdeploy_ext.models.bevdet.view_transformer import camera_vectors, cells_of, frustum_points
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from mmdeploy_ext.families.bevdet.graphs import adjacent_of, facts_of, head_names, view_axes
 from mmdeploy_ext.families.bevdet.runtime import BORDER, VIEW, border_points, frustum_places
-from mmdeploy_ext.families.parts.camera_reference import CameraReference, array
-from mmdeploy_ext.families.parts.lidar_parts import Watch
+from mmdeploy_ext.families.common.camera_reference import CameraReference, array
+from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.moments import special_drive

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.runtime.center_boxes import decode
+from mmdeploy_ext.families.common.runtime.center_boxes import decode
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.runtime.infos import camera_names, pose_of
 from mmdeploy_ext.runtime.streams import StreamRuntime

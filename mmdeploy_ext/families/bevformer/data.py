@@ -9,8 +9,8 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevformer.runtime import frame_with_record
-from mmdeploy_ext.families.parts.camera_data import CameraData
-from mmdeploy_ext.families.parts.camera_samples import loaded_frame
+from mmdeploy_ext.families.common.camera_data import CameraData
+from mmdeploy_ext.families.common.camera_samples import loaded_frame
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.runtime.frames import Frame

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from mmdeploy_ext.contract.facts import Count, Positive
-from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
+from mmdeploy_ext.families.common.runtime.query_boxes import QueryBoxFacts
 
 RECORDED = 'wwww', 'wxyz'
 

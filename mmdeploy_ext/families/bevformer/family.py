@@ -15,10 +15,10 @@ from mmdeploy_ext.families.bevformer.facts import RECORDED, BevFormerFacts
 from mmdeploy_ext.families.bevformer.graphs import BEV, graphs
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import FORM, BevFormerOnnx
-from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
-from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
-from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
+from mmdeploy_ext.families.common.box_conventions import note_convention, state_convention, stated
+from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
+from mmdeploy_ext.families.common.detector_parts import part_cfg
+from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.bevformer.head import BEVFormerHead
 from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.bevformer.runtime import FORM
-from mmdeploy_ext.families.parts.camera_graphs import camera_graphs, feature_maps
-from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
+from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps
+from mmdeploy_ext.families.common.runtime.query_boxes import output_specs
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.models.bevformer import sampling
 from mmdeploy_ext.models.bevformer.grid import rotate_view

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.families.bevformer.runtime import record_of
-from mmdeploy_ext.families.parts.camera_reference import CameraReference, array
-from mmdeploy_ext.families.parts.lidar_parts import Watch
+from mmdeploy_ext.families.common.camera_reference import CameraReference, array
+from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS, TIE_CELLS, YAW_DEG, rotation_ties
 from mmdeploy_ext.runtime.frames import Frame, StreamState

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.runtime.query_boxes import decode
+from mmdeploy_ext.families.common.runtime.query_boxes import decode
 from mmdeploy_ext.runtime.bev_motion import (
     CAN_BUS,
     ORIENTATIONS,

@@ -23,8 +23,8 @@ from mmdeploy_ext.families.bevfusion.graphs import facts_of, graphs
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference
 from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
 from mmdeploy_ext.families.bevfusion.samples import fusion_rule
-from mmdeploy_ext.families.parts.samples import result
-from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
+from mmdeploy_ext.families.common.samples import result
+from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.bevfusion.fusion import check_parts
 from mmdeploy_ext.models.building import build_without_weights

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.bevfusion.facts import BEVFusionFacts, Coder, ViewFacts
-from mmdeploy_ext.families.parts.lidar_parts import OfModel
-from mmdeploy_ext.families.parts.sparse_graph import portable_graph
+from mmdeploy_ext.families.common.lidar_parts import OfModel
+from mmdeploy_ext.families.common.sparse_graph import portable_graph
 from mmdeploy_ext.models.bevfusion.rig import Rig
 
 DEPTH_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')

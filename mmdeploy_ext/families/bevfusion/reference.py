@@ -14,7 +14,7 @@ from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.bevfusion.graphs import TABLES, transform_of
 from mmdeploy_ext.families.bevfusion.runtime.frames import check_images
-from mmdeploy_ext.families.parts.lidar_parts import Watch, watching
+from mmdeploy_ext.families.common.lidar_parts import Watch, watching
 from mmdeploy_ext.models.bevfusion.rig import Rig, read_rig
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration

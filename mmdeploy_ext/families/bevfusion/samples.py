@@ -12,8 +12,8 @@ import numpy as np
 from mmdeploy_ext.core.config import refused_values, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.bevfusion.runtime.frames import NO_POINTS, frame_of_rig
-from mmdeploy_ext.families.parts.samples import check_dumped, only, picture_files
-from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
+from mmdeploy_ext.families.common.samples import check_dumped, only, picture_files
+from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.point_files import point_rule

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from mmdeploy_ext.contract.facts import optional
-from mmdeploy_ext.families.parts.runtime.center_boxes import CenterBoxFacts
+from mmdeploy_ext.families.common.runtime.center_boxes import CenterBoxFacts
 
 NMS_TYPES = ('rotate', 'circle')
 """Supported values of `nms_type` of mmdet3d's `test_cfg`."""

@@ -15,9 +15,9 @@ from mmdeploy_ext.families.centerpoint.facts import NMS_TYPES
 from mmdeploy_ext.families.centerpoint.graphs import facts_of, graphs
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
-from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
-from mmdeploy_ext.families.parts.lidar_models import UNTRACED, check_points_side
-from mmdeploy_ext.families.parts.sweep_samples import SweepMethods
+from mmdeploy_ext.families.common.detector_parts import test_cfg_of
+from mmdeploy_ext.families.common.lidar_models import UNTRACED, check_points_side
+from mmdeploy_ext.families.common.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.runtime.frames import Stepper

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.families.centerpoint.graphs import facts_of, flat_outputs
-from mmdeploy_ext.families.parts.lidar_reference import LidarReference
+from mmdeploy_ext.families.common.lidar_reference import LidarReference
 
 
 class CenterPointReference(LidarReference):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.families.parts.runtime.center_boxes import decode
+from mmdeploy_ext.families.common.runtime.center_boxes import decode
 from mmdeploy_ext.runtime.lidar import LidarOnnx
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ register_family(
     'corner',
     'mmdeploy_ext.families.corner.family:CornerFamily',
     facts='mmdeploy_ext.families.corner.facts:CornerFacts',
-    runtime='mmdeploy_ext.families.parts.runtime.padded_results',
+    runtime='mmdeploy_ext.families.common.runtime.padded_results',
     claims=('CornerNet',),
     exports='CornerNet and CentripetalNet (docs/models-2d.md)',
     similar_names=('CornerNet', 'CornerHead', 'CentripetalHead'),

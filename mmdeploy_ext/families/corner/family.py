@@ -9,12 +9,12 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.corner import graphs
 from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.families.corner.graphs import facts_of, suppression
 from mmdeploy_ext.families.corner.reference import CornerReference
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_graphs
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)

@@ -26,10 +26,10 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     positive,
     rows_of,
 )
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.dense_heads import peak_window
+from mmdeploy_ext.families.common.image_graphs import box_outputs, image_input, optional_inputs
 from mmdeploy_ext.families.corner.facts import CornerFacts
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.dense_heads import peak_window
-from mmdeploy_ext.families.parts.image_graphs import box_outputs, image_input, optional_inputs
 from mmdeploy_ext.runtime.box_coders import peaks_of
 
 STRIDE = 4

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from mmdeploy_ext.families.common.mmdet_reference import given_to
 from mmdeploy_ext.families.corner.graphs import MAP_NAMES, last_level
-from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.families.reference import ImageReference
 
 

@@ -14,13 +14,13 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common import detector_parts, image_graphs
+from mmdeploy_ext.families.common.dense_heads import KINDS, kind_of
+from mmdeploy_ext.families.common.runtime.dense import largest_num_candidates, level_shapes
 from mmdeploy_ext.families.dense import graphs
 from mmdeploy_ext.families.dense.heads import check_results, facts_of
 from mmdeploy_ext.families.dense.reference import DenseReference
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.parts.dense_heads import KINDS, kind_of
-from mmdeploy_ext.families.parts.runtime.dense import largest_num_candidates, level_shapes
 from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
 

@@ -18,16 +18,16 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.suppression import hw, length
-from mmdeploy_ext.families.dense.heads import Decode, check_results, facts_of
-from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.parts.dense_heads import OWN, kind_of
-from mmdeploy_ext.families.parts.image_graphs import (
+from mmdeploy_ext.families.common import detector_parts, image_graphs
+from mmdeploy_ext.families.common.dense_heads import OWN, kind_of
+from mmdeploy_ext.families.common.image_graphs import (
     FULL_NAMES,
     box_outputs,
     image_input,
     optional_inputs,
     results_and_candidates,
 )
+from mmdeploy_ext.families.dense.heads import Decode, check_results, facts_of
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
 

@@ -20,18 +20,18 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import users_class
 from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.exporting.postprocess.suppression import rows_of
-from mmdeploy_ext.families.dense import runtime
-from mmdeploy_ext.families.parts import image_graphs
-from mmdeploy_ext.families.parts.dense_heads import (
+from mmdeploy_ext.families.common import image_graphs
+from mmdeploy_ext.families.common.dense_heads import (
     OWN,
     base_priors,
     kind_of,
     place_of_method,
     place_of_results,
 )
-from mmdeploy_ext.families.parts.detector_parts import check_settings
-from mmdeploy_ext.families.parts.runtime.dense import decode_raw
-from mmdeploy_ext.families.parts.tried_selection import first_equal, trials, variants
+from mmdeploy_ext.families.common.detector_parts import check_settings
+from mmdeploy_ext.families.common.runtime.dense import decode_raw
+from mmdeploy_ext.families.common.tried_selection import first_equal, trials, variants
+from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.box_coders import Traced, peaks_of
 from mmdeploy_ext.runtime.dense_facts import DenseFacts

@@ -13,12 +13,12 @@ from torch import nn
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.families.common.dense_heads import kind_of, numbers_in_results, place_of_results
+from mmdeploy_ext.families.common.mmdet_reference import given_to
+from mmdeploy_ext.families.common.tried_selection import own_results
 from mmdeploy_ext.families.dense.graphs import flat_outputs, model_facts, raw_names
 from mmdeploy_ext.families.dense.heads import decoded_outputs
 from mmdeploy_ext.families.dense.runtime import DecodedPriors, num_candidates
-from mmdeploy_ext.families.parts.dense_heads import kind_of, numbers_in_results, place_of_results
-from mmdeploy_ext.families.parts.mmdet_reference import given_to
-from mmdeploy_ext.families.parts.tried_selection import own_results
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.box_coders import Traced

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.dense import decode_raw, rows_per_level
+from mmdeploy_ext.families.common.runtime.dense import decode_raw, rows_per_level
 from mmdeploy_ext.runtime.box_coders import VOTE_SPREAD, VOTES_ABOVE
 from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES, DenseFacts
 from mmdeploy_ext.runtime.detections import Detections, Rows, check_cap, nms, results_from_padded

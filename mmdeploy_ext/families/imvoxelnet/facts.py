@@ -3,7 +3,7 @@
 import dataclasses
 
 from mmdeploy_ext.contract.facts import Count
-from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule
+from mmdeploy_ext.families.common.runtime.anchors3d import AnchorRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.anchor_heads import PER_CLASS_HEAD, UNTRACED, check_anchor_head
+from mmdeploy_ext.families.common.samples import only
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.imvoxelnet import graphs, samples
 from mmdeploy_ext.families.imvoxelnet.reference import ImVoxelNetReference
 from mmdeploy_ext.families.missing_kernels import missing_operators
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, UNTRACED, check_anchor_head
-from mmdeploy_ext.families.parts.samples import only
 from mmdeploy_ext.models.building import build_without_weights, names_of_class
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of

@@ -13,17 +13,12 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw, rows_of
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.anchor_heads import anchor_settings, flat_outputs
+from mmdeploy_ext.families.common.bev_suppression import best_rows, padded, result_specs, suppressed
+from mmdeploy_ext.families.common.image_graphs import image_input
+from mmdeploy_ext.families.common.runtime.anchors3d import OUTPUTS, anchors_of, decode_deltas, turned_yaw
 from mmdeploy_ext.families.imvoxelnet.facts import ImVoxelNetFacts
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.anchor_heads import anchor_settings, flat_outputs
-from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, result_specs, suppressed
-from mmdeploy_ext.families.parts.image_graphs import image_input
-from mmdeploy_ext.families.parts.runtime.anchors3d import (
-    OUTPUTS,
-    anchors_of,
-    decode_deltas,
-    turned_yaw,
-)
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
 
 MEANINGS = dict(

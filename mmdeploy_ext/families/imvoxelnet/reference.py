@@ -13,12 +13,12 @@ from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 from mmdet3d.models.fusion_layers import point_fusion
 
 from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.families.common.anchor_heads import flat_outputs
+from mmdeploy_ext.families.common.mmdet_reference import batch_of, metas_of
+from mmdeploy_ext.families.common.samples import detections as detections_of
 from mmdeploy_ext.families.imvoxelnet.graphs import facts_of
 from mmdeploy_ext.families.imvoxelnet.runtime import PictureDetections3D
 from mmdeploy_ext.families.imvoxelnet.samples import feeds
-from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
-from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
-from mmdeploy_ext.families.parts.samples import detections as detections_of
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.anchors3d import decode
+from mmdeploy_ext.families.common.runtime.anchors3d import decode
 from mmdeploy_ext.runtime.bird_eye import BoxLayer
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw3d import draw_camera

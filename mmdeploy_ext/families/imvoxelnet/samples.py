@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmdeploy_ext.families.parts import image_graphs
+from mmdeploy_ext.families.common import image_graphs
 from mmdeploy_ext.preprocess.cam2img import check_projection, original
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.synthetic.picture_cameras import lidar_camera

@@ -11,10 +11,10 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.monocular import cameras, graphs, smoke_graphs
 from mmdeploy_ext.families.monocular.reference import MonocularReference
-from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.models.building import build_without_weights, registered_class
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 

@@ -13,13 +13,13 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw, rows_of
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.bev_suppression import result_specs
+from mmdeploy_ext.families.common.image_graphs import image_input
 from mmdeploy_ext.families.monocular.facts import SmokeFacts
 from mmdeploy_ext.families.monocular.graphs import BOX, camera_input
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, PeaksNetwork
 from mmdeploy_ext.families.monocular.runtime import decoding
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.bev_suppression import result_specs
-from mmdeploy_ext.families.parts.image_graphs import image_input
 from mmdeploy_ext.runtime.box_coders import peaks_of
 
 FULL_NAMES = ('boxes', 'scores', 'labels')

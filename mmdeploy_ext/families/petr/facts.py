@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from mmdeploy_ext.contract.facts import Positive
-from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
+from mmdeploy_ext.families.common.runtime.query_boxes import QueryBoxFacts
 
 FRAME, RIG, MODEL = 'frame', 'rig', 'model'
 """Lifetime of a value: a frame, until calibration or image size change, for ever."""

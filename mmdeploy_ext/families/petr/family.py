@@ -9,9 +9,9 @@ from torch import nn
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
-from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
-from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
+from mmdeploy_ext.families.common.box_conventions import note_convention, state_convention
+from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
+from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.petr.data import PetrData
 from mmdeploy_ext.families.petr.facts import FRAME, MODEL, RIG, PetrFacts
 from mmdeploy_ext.families.petr.graphs import EXACT, FEATURES, graphs

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.families.parts.camera_graphs import camera_graphs, feature_maps, map_shapes
-from mmdeploy_ext.families.parts.lidar_parts import OfModel
-from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
+from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps, map_shapes
+from mmdeploy_ext.families.common.lidar_parts import OfModel
+from mmdeploy_ext.families.common.runtime.query_boxes import output_specs
 from mmdeploy_ext.families.petr.runtime import PORTABLE_FILES
 from mmdeploy_ext.models.petr.positions import token_corners
 from mmdeploy_ext.models.petr.steps import detect, embed_counts, embed_rays, padding_mask, query_positions

@@ -8,9 +8,9 @@ import numpy as np
 from torch import nn
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.camera_reference import CameraReference
-from mmdeploy_ext.families.parts.lidar_parts import Watch
-from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
+from mmdeploy_ext.families.common.camera_reference import CameraReference
+from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.petr.graphs import frames_of
 from mmdeploy_ext.families.petr.runtime import READS, camera_times
 from mmdeploy_ext.preprocess.cameras import MultiViewRule

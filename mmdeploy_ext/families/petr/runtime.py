@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.runtime.query_boxes import above, decode
+from mmdeploy_ext.families.common.runtime.query_boxes import above, decode
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion

@@ -12,11 +12,11 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common import detector_parts, image_graphs, pasting
+from mmdeploy_ext.families.common.mask_heads import threshold
+from mmdeploy_ext.families.common.options import PASTE_MASKS
+from mmdeploy_ext.families.common.query_networks import query_head
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_graphs, pasting
-from mmdeploy_ext.families.parts.mask_heads import threshold
-from mmdeploy_ext.families.parts.options import PASTE_MASKS
-from mmdeploy_ext.families.parts.query_networks import query_head
 from mmdeploy_ext.families.query import graphs, masks, postprocess, supported_parts
 from mmdeploy_ext.families.query.facts import QueryFacts
 from mmdeploy_ext.families.query.reference import (

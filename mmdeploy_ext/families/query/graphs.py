@@ -9,18 +9,18 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting.postprocess.panoptic import map_output
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.image_graphs import (
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.image_graphs import (
     box_outputs,
     image_input,
     mask_inputs,
     mask_outputs,
     optional_inputs,
 )
-from mmdeploy_ext.families.parts.mask_heads import threshold
-from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
-from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS, query_head
-from mmdeploy_ext.families.parts.regions import has_masks
+from mmdeploy_ext.families.common.mask_heads import threshold
+from mmdeploy_ext.families.common.pasting import mask_output, size_inputs, with_pasting
+from mmdeploy_ext.families.common.query_networks import NAMES, NETWORKS, query_head
+from mmdeploy_ext.families.common.regions import has_masks
 from mmdeploy_ext.families.query import masks, regions
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, QueryFullForm, max_per_img
 from mmdeploy_ext.families.query.supported_parts import attends_inside_masks, kind_of

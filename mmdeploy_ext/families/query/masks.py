@@ -20,9 +20,9 @@ from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
 from mmdeploy_ext.exporting.postprocess.suppression import hw, number
-from mmdeploy_ext.families.parts.image_graphs import clip_size
-from mmdeploy_ext.families.parts.padding import PaddedMap, PaddedSinePositions, SinePositions, tokens_of
-from mmdeploy_ext.families.parts.query_networks import (
+from mmdeploy_ext.families.common.image_graphs import clip_size
+from mmdeploy_ext.families.common.padding import PaddedMap, PaddedSinePositions, SinePositions, tokens_of
+from mmdeploy_ext.families.common.query_networks import (
     among_themselves,
     attend_to,
     decode_queries,

@@ -8,14 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.families.parts import mmdet_reference
-from mmdeploy_ext.families.parts.mmdet_reference import (
-    given_to,
-    instances_of_classes,
-    metas_of,
-    tested,
-)
-from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS, TOKEN_SCORES, query_head
+from mmdeploy_ext.families.common import mmdet_reference
+from mmdeploy_ext.families.common.mmdet_reference import given_to, instances_of_classes, metas_of, tested
+from mmdeploy_ext.families.common.query_networks import NAMES, NETWORKS, TOKEN_SCORES, query_head
 from mmdeploy_ext.families.query import graphs, masks, supported_parts
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.preprocess.pictures import PreparedImage

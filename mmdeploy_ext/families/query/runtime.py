@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime import padded_results, pasted_masks
+from mmdeploy_ext.families.common.runtime import padded_results, pasted_masks
 from mmdeploy_ext.runtime.panoptic import Segments, fuse_queries, resized, segments_of
 
 if TYPE_CHECKING:

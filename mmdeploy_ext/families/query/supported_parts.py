@@ -11,13 +11,9 @@ from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.config import cfg_options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.source_code import nearest_base
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.dense_heads import chosen_coder
-from mmdeploy_ext.families.parts.regions import (
-    check_extractor,
-    part_of,
-    stages_of,
-)
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.dense_heads import chosen_coder
+from mmdeploy_ext.families.common.regions import check_extractor, part_of, stages_of
 from mmdeploy_ext.models import dino
 
 heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')

@@ -10,8 +10,8 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import positive
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.rtdetr import graphs, runtime
 from mmdeploy_ext.families.rtdetr.facts import RtDetrFacts
 from mmdeploy_ext.families.rtdetr.reference import RtDetrReference

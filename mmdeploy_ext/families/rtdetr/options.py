@@ -1,7 +1,7 @@
 """Options of RT-DETR."""
 
 from mmdeploy_ext.contract.options import OF_SOME, Option
-from mmdeploy_ext.families.parts.options import GRID_SAMPLE
+from mmdeploy_ext.families.common.options import GRID_SAMPLE
 
 FUSE = Option(
     'fuse',

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines.base import FEED_CHECKS
-from mmdeploy_ext.families.parts.runtime.scores import top_rows
+from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.detections import Detections, results_from_padded
 from mmdeploy_ext.runtime.geometry import sigmoid
 

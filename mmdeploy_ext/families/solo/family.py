@@ -12,8 +12,8 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.solo import graphs
 from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.networks import LEVELS

@@ -15,7 +15,7 @@ from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, mask_config
 from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks, SoftMasks
-from mmdeploy_ext.families.parts.image_graphs import (
+from mmdeploy_ext.families.common.image_graphs import (
     Axis,
     image_input,
     mask_inputs,

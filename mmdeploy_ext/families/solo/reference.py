@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmdeploy_ext.families.parts.mmdet_reference import given_to, instances_of_classes, metas_of, tested
+from mmdeploy_ext.families.common.mmdet_reference import given_to, instances_of_classes, metas_of, tested
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.families.solo.graphs import RAW_NAMES, fork_is_flat, fork_names, kind, logit_names
 from mmdeploy_ext.families.solo.networks import flat_cells, points_nms, resize

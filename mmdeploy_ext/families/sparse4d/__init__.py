@@ -4,7 +4,7 @@ import dataclasses
 
 from mmdeploy_ext.contract.options import CONTRACT, own_contract
 from mmdeploy_ext.contract.registry import FILM, register_family
-from mmdeploy_ext.families.parts.options import GRID_SAMPLE
+from mmdeploy_ext.families.common.options import GRID_SAMPLE
 
 register_family(
     'sparse4d',

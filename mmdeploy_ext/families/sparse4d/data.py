@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.core.config import test_dataset, test_pipeline
-from mmdeploy_ext.families.parts.camera_data import CameraData
+from mmdeploy_ext.families.common.camera_data import CameraData
 from mmdeploy_ext.families.sparse4d.runtime import PREDICTIONS
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame

@@ -12,9 +12,9 @@ from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.core.config import replaced_entry, test_dataset, test_pipeline
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.parts import samples
-from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels, is_one_of
-from mmdeploy_ext.families.parts.detector_parts import part_cfg
+from mmdeploy_ext.families.common import samples
+from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels, is_one_of
+from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.sparse4d.data import Sparse4DData
 from mmdeploy_ext.families.sparse4d.facts import Sparse4DFacts

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.families.parts.camera_graphs import camera_graphs, feature_maps, map_shapes
+from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps, map_shapes
 from mmdeploy_ext.families.sparse4d.runtime import FORM, PREDICTIONS
 from mmdeploy_ext.models.sparse4d import steps
 from mmdeploy_ext.models.sparse4d.steps import Pictures, Remembered, feature_rows, run_head

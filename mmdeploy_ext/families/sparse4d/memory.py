@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.scores import top_rows
+from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import exact_sigmoid, relative_motion

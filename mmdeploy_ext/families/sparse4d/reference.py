@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.families.parts.camera_reference import CameraReference, array
-from mmdeploy_ext.families.parts.lidar_parts import Watch
+from mmdeploy_ext.families.common.camera_reference import CameraReference, array
+from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.families.sparse4d.memory import InstanceBoxes
 from mmdeploy_ext.families.sparse4d.runtime import Sparse4DOnnx
 from mmdeploy_ext.preprocess.cameras import MultiViewRule

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.parts.lidar_parts import encode
+from mmdeploy_ext.families.common.lidar_parts import encode
 from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
 from mmdeploy_ext.families.sparse_backbone import graphs
 from mmdeploy_ext.models.building import build_without_weights

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from mmdeploy_ext.families.parts.camera_data import CameraData
+from mmdeploy_ext.families.common.camera_data import CameraData
 from mmdeploy_ext.models.streampetr.dump import DUMP_NAMES, DUMP_SUFFIXES, dump_tensors
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.synthetic.info_files import generated_dataset

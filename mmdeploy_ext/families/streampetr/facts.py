@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from mmdeploy_ext.contract.facts import Bounds, Count
-from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
+from mmdeploy_ext.families.common.runtime.query_boxes import QueryBoxFacts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
-from mmdeploy_ext.families.parts.detector_parts import part_cfg
-from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
+from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
+from mmdeploy_ext.families.common.detector_parts import part_cfg
+from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr.data import StreamPetrData
 from mmdeploy_ext.families.streampetr.facts import StreamPetrFacts

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph
-from mmdeploy_ext.families.parts.lidar_parts import OfModel
-from mmdeploy_ext.families.parts.traced_inputs import with_examples
+from mmdeploy_ext.families.common.lidar_parts import OfModel
+from mmdeploy_ext.families.common.traced_inputs import with_examples
 from mmdeploy_ext.families.streampetr import spec
 from mmdeploy_ext.families.streampetr.runtime import GRAPHS
 from mmdeploy_ext.models.streampetr.live import steps_of

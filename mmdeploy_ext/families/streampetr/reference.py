@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.families.parts.camera_reference import CameraReference, array
-from mmdeploy_ext.families.parts.lidar_parts import Watch
-from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
+from mmdeploy_ext.families.common.camera_reference import CameraReference, array
+from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.streampetr.memory import FIELDS, to_global, to_local
 from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.models.streampetr.live import is_ours, memory_of, set_memory, tap_geometry, tapped

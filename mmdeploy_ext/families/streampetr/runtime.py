@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.runtime import query_boxes
+from mmdeploy_ext.families.common.runtime import query_boxes
 from mmdeploy_ext.families.streampetr.memory import FIELDS
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.held import Held
+    from mmdeploy_ext.runtime.device_graph import Held
 
 BACKBONE, EMBEDDING, HEAD = GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
 MAX_GAP_S = 2.0

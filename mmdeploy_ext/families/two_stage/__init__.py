@@ -2,7 +2,7 @@
 
 from mmdeploy_ext.contract.options import MAX_CANDIDATES, MAX_PROPOSALS, NMS_PLUGIN
 from mmdeploy_ext.contract.registry import register_family
-from mmdeploy_ext.families.parts.options import PASTE_MASKS
+from mmdeploy_ext.families.common.options import PASTE_MASKS
 
 register_family(
     'two_stage',

@@ -18,8 +18,8 @@ from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
-from mmdeploy_ext.families.parts.dense_heads import OWN, compares_products, place_of_method
-from mmdeploy_ext.families.parts.regions import (
+from mmdeploy_ext.families.common.dense_heads import OWN, compares_products, place_of_method
+from mmdeploy_ext.families.common.regions import (
     Pool,
     RegionBranch,
     coder_of,

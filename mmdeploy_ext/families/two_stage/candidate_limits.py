@@ -8,8 +8,8 @@ from torch import nn
 from mmdeploy_ext.contract.options import LIMITS, Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import capped, nms_config
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.proposals import (
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.proposals import (
     HEADS,
     generator_of,
     is_guided,

@@ -12,9 +12,9 @@ from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common import detector_parts, image_graphs
+from mmdeploy_ext.families.common.options import PASTE_MASKS
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.parts.options import PASTE_MASKS
 from mmdeploy_ext.families.two_stage import checks, graphs, panoptic, settings, split_graphs
 from mmdeploy_ext.families.two_stage.reference import TwoStagePanopticReference, TwoStageReference, stacked
 from mmdeploy_ext.families.two_stage.supported_parts import (

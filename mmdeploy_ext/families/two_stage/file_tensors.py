@@ -12,14 +12,9 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.image_graphs import PROPOSALS
-from mmdeploy_ext.families.parts.mmdet_reference import given_to
-from mmdeploy_ext.families.parts.regions import (
-    context_names,
-    feature_names,
-    part_of,
-    roi_head_of,
-)
+from mmdeploy_ext.families.common.image_graphs import PROPOSALS
+from mmdeploy_ext.families.common.mmdet_reference import given_to
+from mmdeploy_ext.families.common.regions import context_names, feature_names, part_of, roi_head_of
 from mmdeploy_ext.families.two_stage.boxes import box_borders
 from mmdeploy_ext.families.two_stage.graphs import proposes
 from mmdeploy_ext.families.two_stage.masks import mask_borders

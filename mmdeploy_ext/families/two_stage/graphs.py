@@ -11,18 +11,18 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.dense_heads import clips
-from mmdeploy_ext.families.parts.image_graphs import (
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.dense_heads import clips
+from mmdeploy_ext.families.common.image_graphs import (
     PROPOSALS,
     box_outputs,
     clip_size,
     image_input,
     optional_inputs,
 )
-from mmdeploy_ext.families.parts.mask_heads import judge_of, threshold
-from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
-from mmdeploy_ext.families.parts.proposals import (
+from mmdeploy_ext.families.common.mask_heads import judge_of, threshold
+from mmdeploy_ext.families.common.pasting import mask_output, size_inputs, with_pasting
+from mmdeploy_ext.families.common.proposals import (
     generator_of,
     is_staged,
     output_kinds,
@@ -30,7 +30,7 @@ from mmdeploy_ext.families.parts.proposals import (
     proposals_of,
     smallest_input,
 )
-from mmdeploy_ext.families.parts.regions import (
+from mmdeploy_ext.families.common.regions import (
     feature_names,
     grid_of,
     has_masks,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.mask_heads import (
+from mmdeploy_ext.families.common.mask_heads import (
     StagedMaskHeads,
     heads_of,
     judge_of,
@@ -23,7 +23,7 @@ from mmdeploy_ext.families.parts.mask_heads import (
     predicted_class_only,
     rows_of_class,
 )
-from mmdeploy_ext.families.parts.regions import sampled
+from mmdeploy_ext.families.common.regions import sampled
 
 POINT_SETTINGS = ('subdivision_steps', 'subdivision_num_points', 'scale_factor')
 

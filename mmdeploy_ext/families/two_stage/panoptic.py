@@ -22,8 +22,8 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_output
 from mmdeploy_ext.exporting.postprocess.suppression import number
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.image_graphs import (
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.image_graphs import (
     box_outputs,
     feeds,
     image_input,
@@ -31,10 +31,10 @@ from mmdeploy_ext.families.parts.image_graphs import (
     optional_inputs,
     pasted_size,
 )
-from mmdeploy_ext.families.parts.mask_heads import side_of
-from mmdeploy_ext.families.parts.pasting import Paste
-from mmdeploy_ext.families.parts.proposals import smallest_input
-from mmdeploy_ext.families.parts.regions import stages_of
+from mmdeploy_ext.families.common.mask_heads import side_of
+from mmdeploy_ext.families.common.pasting import Paste
+from mmdeploy_ext.families.common.proposals import smallest_input
+from mmdeploy_ext.families.common.regions import stages_of
 from mmdeploy_ext.families.two_stage import graphs
 from mmdeploy_ext.families.two_stage.settings import facts_of
 from mmdeploy_ext.models.building import registered_class

@@ -17,18 +17,18 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting.postprocess.suppression import nms_arguments
 from mmdeploy_ext.exporting.substitution import PerCall, substituted
-from mmdeploy_ext.families.parts import mmdet_reference
-from mmdeploy_ext.families.parts.image_graphs import PROPOSALS as PROPOSAL_ROWS
-from mmdeploy_ext.families.parts.mask_heads import heads_of
-from mmdeploy_ext.families.parts.mmdet_reference import (
+from mmdeploy_ext.families.common import mmdet_reference
+from mmdeploy_ext.families.common.image_graphs import PROPOSALS as PROPOSAL_ROWS
+from mmdeploy_ext.families.common.mask_heads import heads_of
+from mmdeploy_ext.families.common.mmdet_reference import (
     RegionInputs,
     boxes_of_classes,
     given_to,
     metas_of_images,
     tested,
 )
-from mmdeploy_ext.families.parts.proposals import output_kinds, settings_of, suppression_entries
-from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of, roi_head_of, stages_of
+from mmdeploy_ext.families.common.proposals import output_kinds, settings_of, suppression_entries
+from mmdeploy_ext.families.common.regions import feature_names, flat, part_of, roi_head_of, stages_of
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.families.two_stage.boxes import output_names
 from mmdeploy_ext.families.two_stage.file_tensors import (

@@ -5,8 +5,8 @@ import dataclasses
 from torch import nn
 
 from mmdeploy_ext.contract.facts import plain
-from mmdeploy_ext.families.parts import mask_heads, proposals
-from mmdeploy_ext.families.parts.regions import has_masks, roi_head_of
+from mmdeploy_ext.families.common import mask_heads, proposals
+from mmdeploy_ext.families.common.regions import has_masks, roi_head_of
 from mmdeploy_ext.families.two_stage import boxes, graphs
 from mmdeploy_ext.families.two_stage.facts import TwoStageFacts
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg

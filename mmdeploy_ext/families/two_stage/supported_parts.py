@@ -9,9 +9,9 @@ from torch import nn
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import library_failure
-from mmdeploy_ext.families.parts.detector_parts import check_settings
-from mmdeploy_ext.families.parts.mask_heads import check_flow, points_of, threshold
-from mmdeploy_ext.families.parts.regions import (
+from mmdeploy_ext.families.common.detector_parts import check_settings
+from mmdeploy_ext.families.common.mask_heads import check_flow, points_of, threshold
+from mmdeploy_ext.families.common.regions import (
     Regions,
     check_extractor,
     context_names,

@@ -11,9 +11,9 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common import detector_parts, image_graphs
+from mmdeploy_ext.families.common.dense_heads import chosen_coder
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.parts.dense_heads import chosen_coder
 from mmdeploy_ext.families.yolact import graphs
 from mmdeploy_ext.families.yolact.facts import YolactFacts
 from mmdeploy_ext.families.yolact.graphs import facts_of

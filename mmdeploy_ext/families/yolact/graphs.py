@@ -25,9 +25,9 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     positive,
     rows_of,
 )
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.dense_heads import border_inset, chosen_coder, clips, plain_head
-from mmdeploy_ext.families.parts.image_graphs import (
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.dense_heads import border_inset, chosen_coder, clips, plain_head
+from mmdeploy_ext.families.common.image_graphs import (
     box_outputs,
     clip_size,
     image_input,

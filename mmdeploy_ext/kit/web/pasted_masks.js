@@ -1,7 +1,7 @@
 /**
  * Pastes masks that lie in the frames of boxes into images, in float32 as PyTorch's grid_sample computes.
  *
- * The same as mmdeploy_ext/families/parts/runtime/pasted_masks.py, step by step.
+ * The same as mmdeploy_ext/families/common/runtime/pasted_masks.py, step by step.
  */
 
 const f32 = Math.fround;

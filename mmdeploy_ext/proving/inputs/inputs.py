@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.contract.options import INPUT
+from mmdeploy_ext.detector import prepare_fixed, rule_of
 from mmdeploy_ext.families.hosts import pixels_of
 from mmdeploy_ext.families.images import batches, picture_of
-from mmdeploy_ext.families.model import prepare_fixed, rule_of
 from mmdeploy_ext.proving.inputs.pictures import (
     bright,
     cut,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 Picture = tuple[str, np.ndarray]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ImageError, UsageError, after_weights, one_line
 from mmdeploy_ext.core.files import IMAGE_SUFFIXES
-from mmdeploy_ext.families.model import checked_rule
+from mmdeploy_ext.detector import checked_rule
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import with_bands
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.families.model import Detector
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 MAX_IMAGES = 8

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from mmdeploy_ext import backbone_files as deploy
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries, entries_of, read_entry
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.violations import WARNING, errors
-from mmdeploy_ext.families import backbone_files as deploy
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io import files
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 UNCOMPARED = ('about', 'ir_version', 'onnx_package')

@@ -22,7 +22,7 @@ from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingRes
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from mmdeploy_ext.families.model import Detector
+    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 

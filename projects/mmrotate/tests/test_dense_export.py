@@ -12,9 +12,9 @@ import torch
 
 from mm2onnx_mmrotate import task
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.detector import check_options, resolve_opset
 from mmdeploy_ext.exporting import copy
 from mmdeploy_ext.exporting.export import export_stages
-from mmdeploy_ext.families.model import check_options, resolve_opset
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime import detect
 

@@ -29,9 +29,9 @@ from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.suppression import capped
+from mmdeploy_ext.families.common.image_graphs import FULL_NAMES
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.graphs import DenseFullForm
-from mmdeploy_ext.families.parts.image_graphs import FULL_NAMES
 
 SIZE = (64, 96)
 CAP = 130

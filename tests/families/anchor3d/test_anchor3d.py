@@ -14,9 +14,9 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.graphs import facts_of
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.parts.lidar_parts import parts_of
-from mmdeploy_ext.families.parts.pillars import DynamicPillars
-from mmdeploy_ext.families.parts.runtime import anchors3d as runtime
+from mmdeploy_ext.families.common.lidar_parts import parts_of
+from mmdeploy_ext.families.common.pillars import DynamicPillars
+from mmdeploy_ext.families.common.runtime import anchors3d as runtime
 from mmdeploy_ext.preprocess.points import VoxelRule, assigned
 from mmdeploy_ext.proving.ladder import prove
 from toy_centerpoint import ENGINE, paths_of, sweep, sweeps

@@ -20,22 +20,10 @@ import bevdet_golden as golden
 import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
-from mmdeploy_ext.consumers.autoware.bevdet_export import BevDetFiles
-from mmdeploy_ext.consumers.autoware.check import read_manifest
-from mmdeploy_ext.consumers.autoware.nodes import BEVDET
-from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import CppFiles, align, prepare
-from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
-    camera_vectors,
-    grey_levels,
-    normalised,
-    picture_places,
-)
-from mmdeploy_ext.consumers.bevdet_plugins.export import PoolFiles
-from mmdeploy_ext.consumers.bevdet_plugins.tables import intervals, point_cells
-from mmdeploy_ext.consumers.plugins import bevdet_kernels as kernels
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.detector import check_options
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.operator import OPERATORS, operators_as
 from mmdeploy_ext.families.base import FAMILIES, find_family
@@ -48,11 +36,23 @@ from mmdeploy_ext.families.bevdet.runtime import (
     rig_in_key_ego,
     warp,
 )
-from mmdeploy_ext.families.model import check_options
-from mmdeploy_ext.families.parts.runtime.center_boxes import decode
+from mmdeploy_ext.families.common.runtime.center_boxes import decode
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import RigFrame, pose_of
 from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.targets.autoware.bevdet_export import BevDetFiles
+from mmdeploy_ext.targets.autoware.check import read_manifest
+from mmdeploy_ext.targets.autoware.nodes import BEVDET
+from mmdeploy_ext.targets.bevdet_plugins.cpp_export import CppFiles, align, prepare
+from mmdeploy_ext.targets.bevdet_plugins.cpp_loop import (
+    camera_vectors,
+    grey_levels,
+    normalised,
+    picture_places,
+)
+from mmdeploy_ext.targets.bevdet_plugins.export import PoolFiles
+from mmdeploy_ext.targets.bevdet_plugins.tables import intervals, point_cells
+from mmdeploy_ext.targets.plugins import bevdet_kernels as kernels
 from planting import replaced
 from proofs import drive_row
 
@@ -422,7 +422,7 @@ FAULTS = {
         lambda original: lambda last, present: original(present, last),
     ),
     'NMS without the factors of classes': (
-        'mmdeploy_ext.families.parts.runtime.center_boxes:suppress',
+        'mmdeploy_ext.families.common.runtime.center_boxes:suppress',
         lambda original: (
             lambda boxes, task, rule: original(boxes, task, dataclasses.replace(rule, nms_scale=()))
         ),
@@ -462,7 +462,7 @@ def test_intervals_of_another_rig_are_not_proven(deployed, exports):
     def stale(original):
         return lambda self, *rig: kept.setdefault('tables', original(self, *rig))
 
-    with replaced('mmdeploy_ext.consumers.bevdet_plugins.loop:PoolOnnx.tables', stale):
+    with replaced('mmdeploy_ext.targets.bevdet_plugins.loop:PoolOnnx.tables', stale):
         verdict = prove(detector, exports('bevdet', 'trt-plugin'), drive(detector))
     assert not verdict.passed
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mmdeploy_ext.cli.check_app import check_autoware as main
-from mmdeploy_ext.consumers.autoware.bevformer import node_record, relative
-from mmdeploy_ext.consumers.autoware.bevformer_export import NodeFrame
 from mmdeploy_ext.runtime.bev_motion import bev_shift
 from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.targets.autoware.bevformer import node_record, relative
+from mmdeploy_ext.targets.autoware.bevformer_export import NodeFrame
 from proofs import prove_samples
 from toy_frames import BEVFORMER as toy
 

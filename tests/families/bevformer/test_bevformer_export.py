@@ -11,11 +11,8 @@ from torchvision.transforms.functional import rotate
 
 import toy_drive_goldens
 from eager_files import eager_row
-from mmdeploy_ext.consumers.autoware.check import read_manifest, sizes_of
-from mmdeploy_ext.consumers.autoware.nodes import BEVFORMER
-from mmdeploy_ext.consumers.folder_rules import expected_shape
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.bevformer import runtime
 from mmdeploy_ext.families.bevformer.family import BevFormerFamily
 from mmdeploy_ext.graph.io.files import load
@@ -25,6 +22,9 @@ from mmdeploy_ext.runtime import bev_motion
 from mmdeploy_ext.runtime.bev_motion import can_bus_record, record_of_pose
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.targets.autoware.check import read_manifest, sizes_of
+from mmdeploy_ext.targets.autoware.nodes import BEVFORMER
+from mmdeploy_ext.targets.folder_rules import expected_shape
 from proofs import drive_row
 from toy_frames import BEVFORMER as toy
 

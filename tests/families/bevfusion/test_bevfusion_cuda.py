@@ -10,12 +10,12 @@ import pytest
 import bevfusion_golden
 import toy_bevfusion
 from mmdeploy_ext.cli.graph_app import main
-from mmdeploy_ext.consumers.cuda_bevfusion import loop as cuda
-from mmdeploy_ext.consumers.cuda_bevfusion.folder import check
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.targets.cuda_bevfusion import loop as cuda
+from mmdeploy_ext.targets.cuda_bevfusion.folder import check
 from mmdeploy_ext.tasks.bbox3d import match_detections
 from verdicts import cases_of
 

@@ -8,7 +8,7 @@ import torch
 
 import bevfusion_golden
 import toy_bevfusion
-from mmdeploy_ext.families import model as detectors
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.families.bevfusion.runtime.frames import frame_of_rig
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove

@@ -8,9 +8,6 @@ import pytest
 
 import toy_centerpoint
 from mmdeploy_ext.cli.check_app import check_autoware as main
-from mmdeploy_ext.consumers.autoware import boxes, pillars
-from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS, AutowareCenterPoint
-from mmdeploy_ext.consumers.autoware.settings import read_settings
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
@@ -19,13 +16,16 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.preprocess import points as inputs
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.targets.autoware import boxes, pillars
+from mmdeploy_ext.targets.autoware.centerpoint import GRAPHS, AutowareCenterPoint
+from mmdeploy_ext.targets.autoware.settings import read_settings
 from planting import replaced, result
 from proofs import prove_outputs
 from toy_centerpoint import ENGINE, paths_of
 from verdicts import cases_of, graphs_of, matched_of
 
 AUTOWARE = dict(contract='autoware')
-RUNTIME = 'mmdeploy_ext.consumers.autoware'
+RUNTIME = 'mmdeploy_ext.targets.autoware'
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ from mmdet3d.models import build_head
 from mmdeploy_ext.families.bevdet.graphs import box_facts
 from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
 from mmdeploy_ext.families.centerpoint.graphs import head_settings
-from mmdeploy_ext.families.parts.runtime.center_boxes import decode
+from mmdeploy_ext.families.common.runtime.center_boxes import decode
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 from toy_centerpoint import register
 

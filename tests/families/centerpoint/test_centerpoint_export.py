@@ -9,9 +9,9 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 import toy_centerpoint
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
 from proofs import prove_outputs

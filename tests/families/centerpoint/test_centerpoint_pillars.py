@@ -7,7 +7,7 @@ from mmdet3d.models.builder import build_middle_encoder, build_voxel_encoder
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_centerpoint
-from mmdeploy_ext.families.parts import pillars
+from mmdeploy_ext.families.common import pillars
 from proofs import prove_outputs
 from toy_centerpoint import ENGINE, paths_of, sweeps
 from verdicts import cases_of, matched_of

@@ -16,8 +16,8 @@ from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.corner.graphs import CornerFullForm
-from mmdeploy_ext.families.parts import detector_parts
 from toy_corner import KINDS, toy
 from toy_query import images, options_of
 

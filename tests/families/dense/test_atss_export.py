@@ -10,13 +10,13 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded.weights import fill_seeded
 from mmdeploy_ext.synthetic import coco

@@ -17,9 +17,9 @@ from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import export
+from mmdeploy_ext.families.common.runtime import dense
 from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.graphs import DecodeForm, DenseFullForm, decode_names, raw_names
-from mmdeploy_ext.families.parts.runtime import dense
 
 SIZE = (128, 192)
 CLIPS = (121.0, 180.0)

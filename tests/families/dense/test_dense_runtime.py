@@ -12,7 +12,7 @@ from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import InferenceError
-from mmdeploy_ext.families.parts.runtime import dense
+from mmdeploy_ext.families.common.runtime import dense
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.detect import detect

@@ -17,12 +17,12 @@ from mmdet3d.models.detectors import SMOKEMono3D
 
 from image_checks import run_stages
 from marking import in_suite
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.cli import run_app
 from mmdeploy_ext.core.config import test_pipeline as pipeline_of
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError, UsageError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.evaluate import detector as test_loop
-from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, task
 from mmdeploy_ext.families.monocular.runtime import decoding

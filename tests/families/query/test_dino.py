@@ -14,7 +14,7 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from drawn_weights import drawn
 from marking import in_suite
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.families.parts.query_networks import DinoNetwork
+from mmdeploy_ext.families.common.query_networks import DinoNetwork
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
 from mmdeploy_ext.weights.convert.mmdet3_names import UNUSED_PREFIXES, to_mmdet2_name

@@ -6,7 +6,7 @@ import torch
 from mmdet.models.dense_heads import DeformableDETRHead
 from mmdet.models.utils import transformer as mmdet_transformer
 
-from mmdeploy_ext.families.parts.query_networks import NETWORKS
+from mmdeploy_ext.families.common.query_networks import NETWORKS
 from mmdeploy_ext.families.query import postprocess, supported_parts
 from toy_query import SIZE, images, seeded
 

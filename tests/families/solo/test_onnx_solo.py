@@ -10,8 +10,8 @@ import pytest
 from pycocotools import mask as rle
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.families import model as detectors
-from mmdeploy_ext.families.files import export_files
+from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.synthetic import coco

@@ -8,10 +8,10 @@ import pytest
 
 from image_checks import run_stages
 from marking import in_suite
+from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.detector_files import export_files, make_metadata
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
-from mmdeploy_ext.families import model as detectors
-from mmdeploy_ext.families.files import export_files, make_metadata
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks.mask import match_detections
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, prepared

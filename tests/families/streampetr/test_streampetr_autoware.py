@@ -8,8 +8,8 @@ import pytest
 
 import toy_streampetr_deploy as deployed
 from mmdeploy_ext.cli.check_app import check_autoware as main
-from mmdeploy_ext.consumers.autoware.nodes import STREAMPETR
-from mmdeploy_ext.consumers.autoware.streampetr import NORMS, from_node
+from mmdeploy_ext.targets.autoware.nodes import STREAMPETR
+from mmdeploy_ext.targets.autoware.streampetr import NORMS, from_node
 from proofs import OF_OTHER_CONTRACTS
 from verdicts import sequence_of
 

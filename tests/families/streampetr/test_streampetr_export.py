@@ -11,12 +11,12 @@ import toy_drive_goldens
 import toy_frames
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
-from mmdeploy_ext.consumers.streampetr_fork.loop import ForkOnnx
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.families.streampetr.memory import to_local
 from mmdeploy_ext.families.streampetr.runtime import StreamPetrOnnx
+from mmdeploy_ext.targets.streampetr_fork.loop import ForkOnnx
 
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
 BOX = np.array([5e-3] * 3 + [1e-3] * 7)

@@ -13,12 +13,12 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from eager_files import eager_row
 from marking import in_suite
-from mmdeploy_ext.consumers.streampetr_fork.export import fork_spec
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.detector_files import export_graph
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.files import export_graph
 from mmdeploy_ext.families.streampetr import spec
+from mmdeploy_ext.targets.streampetr_fork.export import fork_spec
 
 VERSIONS = ('1.0', '1.1')
 BOX = np.array([5e-3] * 3 + [1e-3] * 7)

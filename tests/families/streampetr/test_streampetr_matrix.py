@@ -8,10 +8,10 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import real_nuscenes
 import streampetr_golden as seeded
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.families import model as detectors
+from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.files import export_files
 from mmdeploy_ext.proving import ladder
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, SHORT_DRIVE

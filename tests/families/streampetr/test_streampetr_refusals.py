@@ -3,8 +3,8 @@
 import pytest
 
 import toy_stream_files as files
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.cli import export_app, test_app
-from mmdeploy_ext.families import model as detectors
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from refusals import refused, snapshot
 

@@ -11,7 +11,7 @@ from mmdet.models.roi_heads import StandardRoIHead
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.parts import proposals
+from mmdeploy_ext.families.common import proposals
 from mmdeploy_ext.families.two_stage import boxes
 from toy_two_stage import options_of, seeded, toy
 

@@ -12,7 +12,7 @@ from image_checks import EXPORTERS, changed, check, exported, run_stages, seeded
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.export import check_operators
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.parts.regions import Pool
+from mmdeploy_ext.families.common.regions import Pool
 from mmdeploy_ext.families.two_stage.family import BOXES
 from toy_two_stage import PARTS, SIZE, family_of, image_branch, images, options_of, seeded, toy
 

@@ -14,8 +14,8 @@ from marking import in_suite
 from mmdeploy_ext.contract.comparison import compare_tensors, count_rows
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.parts.pasting import Paste
-from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
+from mmdeploy_ext.families.common.pasting import Paste
+from mmdeploy_ext.families.common.runtime.pasted_masks import paste
 from toy_two_stage import family_of, images, options_of, seeded, toy
 
 EXPORTED = ('mask', 'torchscript')

@@ -18,9 +18,9 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
     fusion_rule,
 )
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.parts import anchor_heads
-from mmdeploy_ext.families.parts.lidar_models import UNTRACED, LidarMethods, points_width
-from mmdeploy_ext.families.parts.samples import result
+from mmdeploy_ext.families.common import anchor_heads
+from mmdeploy_ext.families.common.lidar_models import UNTRACED, LidarMethods, points_width
+from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.fusion import FusionRule

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
-from mmdeploy_ext.families.parts.runtime.anchors3d import decode
+from mmdeploy_ext.families.common.runtime.anchors3d import decode
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.runtime.exported import check_forms
 from mmdeploy_ext.runtime.frames import FusedFrame, check_matrix

@@ -12,8 +12,8 @@ import numpy as np
 from mmdeploy_ext.core.config import refused_by_name, test_dataset, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
-from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, picture_files
-from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
+from mmdeploy_ext.families.common.samples import check_dumped, check_given, only, picture_files
+from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.preprocess.point_files import point_rule

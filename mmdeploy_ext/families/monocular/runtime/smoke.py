@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections, padded_boxes
 from mmdeploy_ext.families.monocular.runtime.results import (
@@ -17,7 +18,6 @@ from mmdeploy_ext.families.monocular.runtime.results import (
     in_original_pixels,
     rows_of_camera,
 )
-from mmdeploy_ext.families.parts.runtime.scores import top_rows
 from mmdeploy_ext.runtime.box_coders import peaks_of
 
 if TYPE_CHECKING:

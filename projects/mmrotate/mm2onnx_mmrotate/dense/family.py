@@ -20,9 +20,9 @@ from mm2onnx_mmrotate.dense.networks import last_head
 from mm2onnx_mmrotate.dense.reference import RotatedDenseReference
 from mm2onnx_mmrotate.dense.settings import facts_of
 from mm2onnx_mmrotate.pipeline import as_mmdet
+from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.heads import largest_num_candidates, level_shapes
 from mmdeploy_ext.families.images import Claim, ConfigError, ImageFamily, Options, PreprocessRule
-from mmdeploy_ext.families.parts import detector_parts, image_graphs
 
 
 class RotatedDenseFamily(ImageFamily):

@@ -13,8 +13,8 @@ from mm2onnx_mmrotate.dense.networks import last_head
 from mm2onnx_mmrotate.dense.settings import facts_of, generator_of
 from mm2onnx_mmrotate.suppression import RotatedSuppression
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, limit, rows_of
+from mmdeploy_ext.families.common.image_graphs import clip_size
 from mmdeploy_ext.families.images import Options
-from mmdeploy_ext.families.parts.image_graphs import clip_size
 
 
 class Decode(nn.Module):

@@ -18,9 +18,9 @@ from mm2onnx_mmrotate.dense.networks import (
     with_turned_filters,
 )
 from mm2onnx_mmrotate.dense.settings import facts_of
+from mmdeploy_ext.families.common import detector_parts, image_graphs
+from mmdeploy_ext.families.common.image_graphs import image_input, optional_inputs, results_and_candidates
 from mmdeploy_ext.families.images import GraphSpec, Options, Stage, TensorSpec
-from mmdeploy_ext.families.parts import detector_parts, image_graphs
-from mmdeploy_ext.families.parts.image_graphs import image_input, optional_inputs, results_and_candidates
 
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),

@@ -15,8 +15,8 @@ from mm2onnx_mmrotate.two_stage import graphs, heads
 from mm2onnx_mmrotate.two_stage.facts import RotatedTwoStageFacts
 from mm2onnx_mmrotate.two_stage.proposals import proposals_of
 from mm2onnx_mmrotate.two_stage.reference import RotatedTwoStageReference
+from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.images import Claim, ConfigError, ImageFamily, Options, PreprocessRule, UsageError
-from mmdeploy_ext.families.parts import detector_parts, image_graphs
 from mmdeploy_ext.families.regions import generator_of
 
 

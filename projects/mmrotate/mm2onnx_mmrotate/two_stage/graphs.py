@@ -19,9 +19,9 @@ from mm2onnx_mmrotate.two_stage.boxes import Boxes
 from mm2onnx_mmrotate.two_stage.heads import is_oriented, last_head, output_columns
 from mm2onnx_mmrotate.two_stage.proposals import proposals_of
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE
+from mmdeploy_ext.families.common import detector_parts
+from mmdeploy_ext.families.common.image_graphs import RawNetwork, clip_size, image_input, optional_inputs
 from mmdeploy_ext.families.images import GraphSpec, Options, Stage, TensorSpec
-from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.image_graphs import RawNetwork, clip_size, image_input, optional_inputs
 from mmdeploy_ext.families.regions import generator_of, part_of, smallest_input, stages_of
 
 FORMS = ('full', 'decode', 'raw')

@@ -4,5 +4,5 @@ register_family(
     'gauges',
     'gauges.family:GaugeFamily',
     claims=('GaugeHead',),
-    runtime='mmdeploy_ext.families.parts.runtime.padded_results',
+    runtime='mmdeploy_ext.families.common.runtime.padded_results',
 )

@@ -1,0 +1,73 @@
+"""Values of test loader samples and dumps; detections from and to results of mmdet3d."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.parallel import DataContainer
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.common.options import CONVENTIONS
+from mmdeploy_ext.runtime.detections3d import Detections3D
+
+
+def check_given(data: Mapping[str, Any], keys: Iterable[str]) -> None:
+    if missing := [key for key in keys if key not in data]:
+        raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
+
+
+def check_dumped(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
+    if missing := [name for name in names if name not in tensors]:
+        raise DataError(f'the dump has no {", ".join(missing)}; dump with tensors=None, or name them too')
+
+
+def only(value: Any, key: str) -> Any:
+    """Return the only value inside lists and containers of mmcv; a list of arrays is a value."""
+    while True:
+        if isinstance(value, DataContainer):
+            value = value.data
+        elif isinstance(value, list | tuple) and not isinstance(value[0] if value else None, np.ndarray):
+            if len(value) != 1:
+                raise DataError(f'{key}: got {len(value)} samples or augmentations, expected one')
+            value = value[0]
+        else:
+            return value
+
+
+def picture_files(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    files = meta.get('filename') or ()
+    return (files,) if isinstance(files, str) else tuple(map(str, files))
+
+
+def detections(result: Mapping[str, Any]) -> Detections3D:
+    """Return mmdet3d's result of one sample, best first; missing velocities are zero."""
+    boxes = result['boxes_3d'].tensor.numpy()
+    scores, labels = result['scores_3d'].numpy(), result['labels_3d'].numpy()
+    boxes = np.pad(boxes, ((0, 0), (0, max(9 - boxes.shape[1], 0))))
+    order = np.argsort(-scores, kind='stable')
+    return Detections3D(boxes[order], scores[order], labels[order].astype(np.int64))
+
+
+def result(detections: Detections3D) -> dict[str, Any]:
+    boxes = torch.from_numpy(np.ascontiguousarray(detections.boxes, np.float32))
+    scores, labels = (
+        torch.from_numpy(np.ascontiguousarray(rows)) for rows in (detections.scores, detections.labels)
+    )
+    rows = dict(boxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9), scores_3d=scores, labels_3d=labels)
+    if detections.ids is not None:
+        rows['instance_ids'] = torch.from_numpy(np.ascontiguousarray(detections.ids))
+    return dict(pts_bbox=rows)
+
+
+def detections_in_1x(result: Mapping[str, Any], convention: str) -> Detections3D:
+    """Return `detections` with boxes of mmdet3d 1.x."""
+    old = detections(result)
+    if convention != CONVENTIONS[0]:
+        return old
+    boxes = old.boxes[:, [0, 1, 2, 4, 3, 5, 6, 7, 8]]
+    yaw = -boxes[:, 6] - np.pi / 2
+    boxes[:, 6] = yaw - 2 * np.pi * np.round(yaw / (2 * np.pi))
+    return dataclasses.replace(old, boxes=boxes)

@@ -1,0 +1,41 @@
+"""The data set of a config, by PyTorch and by the model with sessions in place of its parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.evaluate.detector import PublishedDetector
+from mmdeploy_ext.parts.swap import open_sessions, swapped
+from mmdeploy_ext.proving.levels.metrics import compare_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.parts.folder import CutFolder
+    from mmdeploy_ext.parts.model import ModelFactory
+    from mmdeploy_ext.tasks.results import MetricRow
+
+
+class OneByOneDetector(PublishedDetector):
+    """A detector that takes single samples in the order of the data set, as parts and memories need."""
+
+    one_by_one = True
+
+
+class SwappedDetector(OneByOneDetector):
+    """A detector with sessions in place of its parts."""
+
+    def __init__(self, factory: ModelFactory, folder: CutFolder) -> None:
+        self.own_model = factory.make()
+        self.sessions = open_sessions(folder)
+        super().__init__(self.own_model)
+
+    def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
+        with swapped(self.own_model, self.sessions):
+            return super().run(data, indices)
+
+
+def compare_on_dataset(factory: ModelFactory, folder: CutFolder, metrics: Sequence[str]) -> list[MetricRow]:
+    """Evaluate `data.test` by both; the bar of a metric is that of the precision of the export."""
+    networks = OneByOneDetector(factory.make()), SwappedDetector(factory, folder)
+    return compare_metrics(factory.cfg, *networks, metrics, folder.options['precision'])

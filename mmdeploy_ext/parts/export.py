@@ -1,0 +1,204 @@
+"""Export of parts: record, refuse, export, write a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.core.files import atomic_path, check_writable, sha256_file
+from mmdeploy_ext.core.source_code import versions
+from mmdeploy_ext.exporting.export import default_opset, export_module, save
+from mmdeploy_ext.graph.passes.precision import half
+from mmdeploy_ext.graph.passes.simplify import simplify
+from mmdeploy_ext.parts import arrays
+from mmdeploy_ext.parts.folder import MANIFEST, RESULTS, CutFolder, part_json
+from mmdeploy_ext.parts.graph import PartForm, PartModule, form_of, modules_among
+from mmdeploy_ext.parts.part import parse_parts
+from mmdeploy_ext.parts.record import PartCall, Recording, record
+from mmdeploy_ext.parts.refusals import check_constants, run_part
+from mmdeploy_ext.parts.results import kept_results
+from mmdeploy_ext.parts.samples import run_test_path
+from mmdeploy_ext.proving.float64 import rounding_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mmdeploy_ext.contract.comparison import Rounding
+    from mmdeploy_ext.parts.model import ModelFactory
+
+PREFIX = 'mm2onnx.'
+"""Prefix of the entries of `metadata_props` about a part."""
+DEFAULTS = dict(opset=0, exporter='torchscript', precision='fp32', simplify=False)
+"""Options of an export of parts; opset 0 is the lowest that the part needs, at least 17."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedPart:
+    """A part with its calls, checked: everything that an export of it needs."""
+
+    form: PartForm
+    calls: list[PartCall]
+    paths: dict[str, str]
+
+    def export(
+        self, model: torch.nn.Module, options: Mapping[str, Any], names: Mapping[str, str]
+    ) -> onnx.ModelProto:
+        """Return the graph of a part.
+
+        Args:
+            model: a model prepared for exports, see `CutModel.make_prepared`.
+            options: see `DEFAULTS`; `opset` is decided.
+            names: path of a tensor -> its name in the file.
+        """
+        form, call = self.form, self.calls[0]
+        module = PartModule(model, form, call, self.paths).eval()
+        graph = export_module(
+            module,
+            list(form.inputs_of(call).values()),
+            exporter=options['exporter'],
+            opset=options['opset'],
+            input_names=[names.get(name, name) for name in form.inputs],
+            output_names=[names.get(name, name) for name in form.outputs],
+            dynamic={names.get(name, name): axes for name, axes in form.dynamic.items()},
+        )
+        if options['simplify']:
+            graph = simplify(graph)
+        if options['precision'] == 'fp16':
+            graph, _ = half(graph, 'fp32', ())
+        return graph
+
+    def rounding(self, make: Callable[[], torch.nn.Module], call: PartCall) -> Rounding:
+        """Return the function that compares a call's outputs with those of a model of `make` in float64."""
+
+        def compute() -> Mapping[str, np.ndarray]:
+            model, inputs = make(), self.form.inputs_of(call)
+            run = functools.partial(run_part, model, self.form, call, inputs, self.paths)
+            return rounding_of(model, self.form.outputs_of(call), run)()
+
+        return compute
+
+
+def record_parts(
+    factory: ModelFactory, texts: Sequence[str], samples: Sequence[Any]
+) -> tuple[list[RecordedPart], Recording]:
+    """Record the parts on samples and check that each is one graph; ConfigError, UsageError: it is not."""
+    model = factory.make()
+    parts = parse_parts(list(texts), model)
+    recording = record(model, parts, samples, run_test_path)
+    fresh = factory.make()
+    recorded = []
+    for part, calls in recording.calls.items():
+        form = form_of(part, calls)
+        paths = modules_among(calls[0], model)
+        check_constants(fresh, form, calls, paths)
+        recorded.append(RecordedPart(form, calls, paths))
+    return recorded, recording
+
+
+def export_folder(
+    factory: ModelFactory,
+    texts: Sequence[str],
+    samples: Sequence[Any],
+    output: str | Path,
+    options: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> tuple[CutFolder, list[RecordedPart], Recording]:
+    """Export parts into a folder; nothing is written if one of them is refused.
+
+    Args:
+        factory: config and checkpoint.
+        texts: parts as they are typed.
+        samples: keyword arguments of the test path, in their order.
+        output: the folder.
+        options: see `DEFAULTS`.
+        names: path of a tensor, or 'PART: path', -> its name in the files.
+
+    Raises:
+        ConfigError: a part cannot be one graph, by name.
+        ExportError: the exporter failed; the message has the operator and the line of the user's code.
+    """
+    check_writable(Path(output) / MANIFEST)
+    recorded, recording = record_parts(factory, texts, samples)
+    chosen = {**DEFAULTS, **(options or {})}
+    model = factory.make_prepared()
+    if not chosen['opset']:
+        chosen['opset'] = default_opset(model, chosen['exporter'])
+    facts = dict(factory.facts(), versions=versions(), samples=len(samples))
+    graphs, entries = [], []
+    for part in recorded:
+        own_names = names_for(part.form, names or {})
+        try:
+            graph = part.export(model, chosen, own_names)
+        except ExportError as error:
+            raise ExportError(f'--parts {part.form.part.text}: {with_place(error, part, model)}') from error
+        entry = part_json(part.form, part.calls[0], own_names)
+        described = {key: entry[key] for key in ('part', 'constants')} | dict(versions=facts['versions'])
+        props = {f'{PREFIX}{key}': json.dumps(value) for key, value in described.items()}
+        onnx.helper.set_model_props(graph, props)
+        graphs.append(graph)
+        entries.append(entry)
+    folder = CutFolder(Path(output), facts, chosen, entries)
+    for path in (folder.path / RESULTS, *map(folder.file, entries)):
+        check_writable(path)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    for graph, entry in zip(graphs, entries, strict=True):
+        save(graph, folder.file(entry))
+        entry['sha256'] = sha256_file(folder.file(entry))
+    with atomic_path(folder.path / RESULTS) as temporary, open(temporary, 'wb') as stream:
+        np.savez(stream, **kept_results(samples, recording.results))
+    folder.write()
+    return folder, recorded, recording
+
+
+def names_for(form: PartForm, names: Mapping[str, str]) -> dict[str, str]:
+    """Return path -> name in the file of the tensors of a part; UsageError: two would have one name."""
+    chosen = {}
+    for path in (*form.inputs, *form.outputs):
+        chosen[path] = names.get(f'{form.part.text}: {path}', names.get(path, path))
+    final = list(chosen.values())
+    if repeated := sorted({name for name in final if final.count(name) > 1}):
+        raise UsageError(
+            f'--parts {form.part.text}: {", ".join(repeated)} would be the name of two tensors; give others '
+            f'by --names FILE.json: {{"PATH": "NAME"}}'
+        )
+    return chosen
+
+
+def read_names(path: str) -> dict[str, str]:
+    """Return the names of a JSON file, path -> name; UsageError: it has other content."""
+    from mmdeploy_ext.core.files import read_json
+
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
+        raise UsageError(f'--names {path}: expected {{"PATH": "NAME"}}')
+    return content
+
+
+def with_place(error: ExportError, part: RecordedPart, model: torch.nn.Module) -> str:
+    """Return the message of a failed export, with the user's line that calls the operator."""
+    operator = re.search(r"operator '?(?:aten|prims|mmcv)::(\w+)", str(error))
+    if operator is None:
+        return str(error)
+    places: dict[str, str] = {}
+
+    class Places(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = function._schema.name.partition('::')[2]
+            places[name] = arrays.users_place()
+            return function(*args, **(kwargs or {}))
+
+    module = PartModule(model, part.form, part.calls[0], part.paths)
+    with Places(), torch.no_grad():
+        module(*part.form.inputs_of(part.calls[0]).values())
+    place = places.get(operator[1]) or places.get(f'_{operator[1]}') or ''
+    return f'{error}; called at {place}' if place else str(error)

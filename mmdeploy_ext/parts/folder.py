@@ -1,0 +1,119 @@
+"""The folder of an export: a file per part, `parts.json`, and results that a later proof compares."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.core.files import read_json, write_json
+from mmdeploy_ext.parts.graph import PartForm
+from mmdeploy_ext.parts.part import Part
+from mmdeploy_ext.parts.record import RESULT, PartCall
+from mmdeploy_ext.parts.tree import PLAIN, Tree
+
+MANIFEST = 'parts.json'
+RESULTS = 'results.npz'
+"""Results of the test path on the samples of the export."""
+
+
+def result_json(part: Part, result: Tree) -> dict[str, Any]:
+    """Return a result as JSON: names of tensors, plain values; ConfigError: it holds anything else."""
+    leaves = []
+    for name, value in result.items():
+        if name in result.tensors:
+            shape, dtype = list(value.shape), str(value.dtype).removeprefix('torch.')
+            leaves.append(dict(tensor=name, shape=shape, dtype=dtype))
+        elif isinstance(value, PLAIN):
+            leaves.append(dict(value=value))
+        else:
+            raise ConfigError(
+                f'--parts {part.text}: returns a {type(value).__name__} as {name}, which a graph cannot '
+                f'give; cut the parts inside of it'
+            )
+    return dict(leaves=leaves, tree=json.loads(pytree.treespec_dumps(result.spec)))
+
+
+def result_of(entry: dict[str, Any], tensors: dict[str, Any]) -> Any:
+    """Return the nested result of `result_json` with the values of tensors."""
+    leaves = [tensors[leaf['tensor']] if 'tensor' in leaf else leaf['value'] for leaf in entry['leaves']]
+    return pytree.tree_unflatten(leaves, pytree.treespec_loads(json.dumps(entry['tree'])))[RESULT]
+
+
+def part_json(form: PartForm, call: PartCall, names: dict[str, str]) -> dict[str, Any]:
+    """Return the entry of a part in the manifest."""
+    inputs, outputs = form.inputs_of(call), form.outputs_of(call)
+    tensors = {**inputs, **outputs}
+
+    def described(name: str) -> dict[str, Any]:
+        tensor, axes = tensors[name], form.dynamic.get(name, {})
+        shape = [axes.get(axis, size) for axis, size in enumerate(tensor.shape)]
+        return dict(
+            name=names.get(name, name), path=name, dtype=str(tensor.dtype).removeprefix('torch.'), shape=shape
+        )
+
+    constants = {
+        f'{step.text}: {name}': repr(value)[:200]
+        for step, of_step in zip(form.part.steps, call.steps, strict=True)
+        for name, value in of_step.arguments.constants.items()
+    }
+    return dict(
+        part=form.part.text,
+        file=form.part.file,
+        inputs=[dict(described(name), metas=name in form.keys) for name in form.inputs],
+        outputs=[described(name) for name in form.outputs],
+        keys=form.keys,
+        results=[result_json(form.part, step.result) for step in call.steps],
+        constants=constants,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CutFolder:
+    """An exported folder.
+
+    Attributes:
+        path: the folder.
+        facts: config, checkpoint, classes and versions of the export.
+        options: opset, exporter, precision, simplify.
+        entries: entry of each part, see `part_json`.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+    options: dict[str, Any]
+    entries: list[dict[str, Any]]
+
+    @property
+    def parts(self) -> list[Part]:
+        return [Part.parse(entry['part']) for entry in self.entries]
+
+    def file(self, entry: dict[str, Any]) -> Path:
+        return self.path / entry['file']
+
+    def names(self, entry: dict[str, Any]) -> dict[str, str]:
+        """Return path of a tensor -> its name in the file, where they differ."""
+        tensors = [*entry['inputs'], *entry['outputs']]
+        return {tensor['path']: tensor['name'] for tensor in tensors if tensor['path'] != tensor['name']}
+
+    def write(self) -> None:
+        write_json(self.path / MANIFEST, dict(facts=self.facts, options=self.options, parts=self.entries))
+
+    @classmethod
+    def read(cls, path: str | Path) -> CutFolder:
+        """Read a folder; ModelFileError: it is none, or a file is missing."""
+        if not Path(path, MANIFEST).is_file():
+            raise ModelFileError(f'{path}: has no {MANIFEST}; expected a folder of `mm2onnx export --parts`')
+        content = read_json(Path(path, MANIFEST))
+        try:
+            folder = cls(Path(path), content['facts'], content['options'], content['parts'])
+            missing = [entry['file'] for entry in folder.entries if not folder.file(entry).is_file()]
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f'{path}/{MANIFEST}: is no manifest of parts ({error})') from error
+        if missing:
+            raise ModelFileError(f'{path}: {", ".join(missing)} is missing; export the parts again')
+        return folder

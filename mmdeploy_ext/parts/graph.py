@@ -1,0 +1,268 @@
+"""The form of a part over all its calls, and the module of flat tensors that is exported."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.core.arrays import to_array
+from mmdeploy_ext.core.errors import ConfigError, shape_text
+from mmdeploy_ext.parts.arrays import Source, given_arrays
+from mmdeploy_ext.parts.record import PartCall, named, same_values
+from mmdeploy_ext.parts.tree import Tree, call_with
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.parts.part import Part
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """An argument of a step that is a result of an earlier step.
+
+    Attributes:
+        argument: name of the tensor among the arguments.
+        step: index of the earlier step.
+        result: name of the tensor among its results.
+    """
+
+    argument: str
+    step: int
+    result: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PartForm:
+    """What all calls of a part have in common.
+
+    Attributes:
+        part: the part.
+        arguments: names of the tensors among the arguments of the first step.
+        keys: keys of the metas whose arrays are inputs -> index of the step that gets them.
+        outputs: names of the tensors among the results of the last step.
+        links: per step, where its tensors come from; of the first step nothing.
+        sources: per step, for each array that enters torch where it comes from, or None.
+        dynamic: tensor name -> axis -> name of its size, for axes that differ between calls.
+    """
+
+    part: Part
+    arguments: tuple[str, ...]
+    keys: dict[str, int]
+    outputs: tuple[str, ...]
+    links: tuple[tuple[Link, ...], ...]
+    sources: tuple[tuple[Source | None, ...], ...]
+    dynamic: dict[str, dict[int, str]]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (*self.arguments, *self.keys)
+
+    def inputs_of(self, call: PartCall) -> dict[str, torch.Tensor]:
+        """Return name -> tensor of the inputs of a call."""
+        tensors = dict(call.steps[0].arguments.tensors)
+        device = next(iter(tensors.values())).device if tensors else None
+        for key, step in self.keys.items():
+            tensors[key] = array_input(call.steps[step].stacks[key]).to(device)
+        return {name: tensors[name] for name in self.inputs}
+
+    def outputs_of(self, call: PartCall) -> dict[str, np.ndarray]:
+        """Return name -> array of the outputs of a call."""
+        tensors = call.steps[-1].result.tensors
+        return {name: to_array(tensors[name]) for name in self.outputs}
+
+
+def array_input(array: np.ndarray) -> torch.Tensor:
+    """Return an array of the metas as it is fed: float32 or int64."""
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32 if array.dtype.kind == 'f' else np.int64))
+
+
+def form_of(part: Part, calls: Sequence[PartCall]) -> PartForm:
+    """Return the form of a part.
+
+    ConfigError: two calls have different forms, code between the steps changes values, an input is changed
+    in place, or an array that changes from call to call is computed in numpy.
+    """
+    first = calls[0]
+    for call in calls[1:]:
+        _check_same_form(part, first, call)
+    for call in calls:
+        for step, of_step in zip(part.steps, call.steps, strict=True):
+            if of_step.changed:
+                raise ConfigError(
+                    f'--parts {part.text}: {step.text} changes its argument {of_step.changed[0]} in place '
+                    f'({call.title}); a graph gives results and changes no input'
+                )
+    if not first.steps[-1].result.tensors:
+        raise ConfigError(f'--parts {part.text}: returns no tensor, which a graph could compute')
+    sources = tuple(_sources(part, calls, index) for index in range(len(part.steps)))
+    keys: dict[str, int] = {}
+    for index, of_step in enumerate(sources):
+        for source in of_step:
+            if source is not None:
+                keys.setdefault(source.key, index)
+    arguments = tuple(first.steps[0].arguments.tensors)
+    if not arguments and not keys:
+        raise ConfigError(f'--parts {part.text}: gets no tensor, so that a graph would have no input')
+    outputs = tuple(first.steps[-1].result.tensors)
+    links = tuple(_links(part, calls, index) for index in range(len(part.steps)))
+    form = PartForm(part, arguments, keys, outputs, links, sources, {})
+    return dataclasses.replace(form, dynamic=_dynamic_axes(form, calls))
+
+
+def _check_same_form(part: Part, first: PartCall, call: PartCall) -> None:
+    for step, expected, got in zip(part.steps, first.steps, call.steps, strict=True):
+        for side in ('arguments', 'result'):
+            forms = getattr(expected, side).form(), getattr(got, side).form()
+            if forms[0] != forms[1]:
+                names = [
+                    name for name in {**forms[0], **forms[1]} if forms[0].get(name) != forms[1].get(name)
+                ]
+                name = names[0]
+                raise ConfigError(
+                    f'--parts {part.text}: calls of {step.text} have different forms: {side} {name}: '
+                    f'{forms[0].get(name, "absent")} in {first.title}, {forms[1].get(name, "absent")} in '
+                    f'{call.title}; one graph has one form'
+                )
+        modules = expected.arguments.modules, got.arguments.modules
+        changed = [name for name in modules[0] if modules[0][name] is not modules[1].get(name)]
+        if changed:
+            raise ConfigError(
+                f'--parts {part.text}: {step.text} gets another module as {changed[0]} in {call.title} '
+                f'than in {first.title}; cut the module that calls it'
+            )
+
+
+def _links(part: Part, calls: Sequence[PartCall], index: int) -> tuple[Link, ...]:
+    if not index:
+        return ()
+    links = []
+    for name in calls[0].steps[index].arguments.tensors:
+        found: list[tuple[int, str]] | None = None
+        for call in calls:
+            tensor = call.steps[index].arguments.tensors[name]
+            equal = [
+                (earlier, result)
+                for earlier in range(index)
+                for result, value in call.steps[earlier].result.tensors.items()
+                if same_values(value, tensor)
+            ]
+            found = equal if found is None else [entry for entry in found if entry in equal]
+        if not found:
+            raise ConfigError(
+                f'--parts {part.text}: {part.steps[index].text} gets {name}, which is no result of '
+                f'{" or ".join(step.text for step in part.steps[:index])}: code between them changes '
+                f'values. Cut them into parts of their own'
+            )
+        links.append(Link(name, *found[0]))
+    return tuple(links)
+
+
+def _sources(part: Part, calls: Sequence[PartCall], index: int) -> tuple[Source | None, ...]:
+    first = calls[0].steps[index]
+    sources: list[Source | None] = []
+    for place, entered in enumerate(first.entered):
+        others = [call.steps[index].entered for call in calls[1:]]
+        same = [arrays[place] for arrays in others if place < len(arrays)]
+        common = [source for source in entered.sources if all(source in other.sources for other in same)]
+        sources.append(common[0] if common else None)
+        if not common and len(same) == len(others):
+            changed = [other for other in same if not np.array_equal(other.array, entered.array)]
+            if changed:
+                raise ConfigError(
+                    f'--parts {part.text}: an array of shape {shape_text(entered.array.shape)} that changes '
+                    f'from call to call is computed in numpy and enters torch at {entered.place or "?"}; '
+                    f'cut the part behind that line'
+                )
+    return tuple(sources)
+
+
+def _dynamic_axes(form: PartForm, calls: Sequence[PartCall]) -> dict[str, dict[int, str]]:
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for call in calls:
+        tensors = {**form.inputs_of(call), **form.outputs_of(call)}
+        for name, tensor in tensors.items():
+            shapes.setdefault(name, []).append(tuple(tensor.shape))
+    dynamic: dict[str, dict[int, str]] = {}
+    letters: dict[tuple[int, ...], str] = {}
+    for name, of_name in shapes.items():
+        for axis, sizes in enumerate(zip(*of_name, strict=True)):
+            if len(set(sizes)) > 1:  # axes with the same sizes in all calls share a name
+                letter = letters.setdefault(sizes, f'{name.replace(".", "_")}_{axis}')
+                dynamic.setdefault(name, {})[axis] = letter
+    return dynamic
+
+
+class PartModule(torch.nn.Module):
+    """A part of a model that takes and returns flat tensors."""
+
+    def __init__(
+        self, model: torch.nn.Module, form: PartForm, call: PartCall, modules_of: Mapping[str, str]
+    ) -> None:
+        """Bind a part.
+
+        Args:
+            model: the whole model.
+            form: of the part.
+            call: gives the values of everything that is no input.
+            modules_of: name of a module among the arguments -> its path in `model`.
+        """
+        super().__init__()
+        owners = [step.owner_in(model) for step in form.part.steps]
+        self.owners = torch.nn.ModuleList(dict.fromkeys(owners))
+        methods = [getattr(owner, step.method) for owner, step in zip(owners, form.part.steps, strict=True)]
+        arguments = [
+            step.arguments.replace(
+                {
+                    name: model.get_submodule(modules_of[name])
+                    for name in step.arguments.modules
+                    if name in modules_of
+                }
+            )
+            for step in call.steps
+        ]
+
+        def run(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            given = dict(zip(form.inputs, tensors, strict=True))
+            results: list[dict[str, torch.Tensor]] = []
+            for index, method in enumerate(methods):
+                values = dict(given) if not index else {}
+                for link in form.links[index]:
+                    value = results[link.step][link.result]
+                    shape = arguments[index].tensors[link.argument].shape
+                    values[link.argument] = value if value.dim() == len(shape) else value.reshape(shape)
+                constants = arguments[index].copied().constants
+                nested = arguments[index].nested({**constants, **values})
+                with given_arrays(form.sources[index], given):
+                    results.append(Tree.of(named(call_with(method, nested))).tensors)
+            return distinct([results[-1][name] for name in form.outputs], tensors)
+
+        self._run = run  # a function, since torch copies modules to export them
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self._run(tensors)
+
+
+def distinct(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Return outputs with copies of those that are an input, a weight or another output."""
+    seen = {id(tensor) for tensor in inputs}
+    result = []
+    for tensor in outputs:
+        is_taken = id(tensor) in seen or isinstance(tensor, torch.nn.Parameter)
+        result.append(tensor.clone() if is_taken else tensor)
+        seen.add(id(tensor))
+    return tuple(result)
+
+
+def modules_among(call: PartCall, model: torch.nn.Module) -> dict[str, str]:
+    """Return name of a module among the arguments of a call -> its path in the model."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    return {
+        name: paths[id(module)]
+        for step in call.steps
+        for name, module in step.arguments.modules.items()
+        if id(module) in paths
+    }

@@ -1,0 +1,104 @@
+"""The model of any config that mmcv reads, without a family."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.core.config import config_sha256, load_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.source_code import model_classes
+from mmdeploy_ext.exporting.copy import copied, prepare
+from mmdeploy_ext.models.building import build_without_weights, registered_class
+from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclasses.dataclass
+class ModelFactory:
+    """A config and its weights; `make` gives models in their fresh state.
+
+    Attributes:
+        config: path of the config.
+        checkpoint: path of the weights.
+        cfg: mmcv's config.
+        cfg_options: overrides of the config.
+    """
+
+    config: str
+    checkpoint: str
+    cfg: Any
+    cfg_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _can_be_copied: bool = True
+
+    @functools.cached_property
+    def pristine(self) -> torch.nn.Module:
+        """The model that is copied; it never runs."""
+        return self._build()
+
+    def make(self) -> torch.nn.Module:
+        """Return the model with its weights, in evaluation mode, as if nothing had run.
+
+        It is copied, or built again if it cannot be copied: queues, locks.
+        """
+        if self._can_be_copied:
+            pristine = self.pristine
+            try:
+                return copied(pristine)
+            except Exception:
+                self._can_be_copied = False
+        return self._build()
+
+    def make_prepared(self) -> torch.nn.Module:
+        """Return a model with parts in forms that the exporters take."""
+        return prepare(self.make())
+
+    def _build(self) -> torch.nn.Module:
+        model = build_without_weights(copy.deepcopy(self.cfg), _builder(self.cfg))
+        load_strict(model, load_checkpoint(self.checkpoint))
+        model.eval()
+        model.requires_grad_(False)  # the tracer refuses weights among arguments that need gradients
+        return model
+
+    def facts(self) -> dict[str, Any]:
+        """Return the hashes of config, checkpoint and the user's classes, which a proof compares."""
+        return dict(
+            config=Path(self.config).name,
+            config_sha256=config_sha256(self.cfg),
+            checkpoint_sha256=sha256_file(self.checkpoint),
+            classes=[entry.to_json() for entry in model_classes(self.pristine)],
+        )
+
+
+def read_model(config: str, checkpoint: str, cfg_options: Mapping[str, Any] | None = None) -> ModelFactory:
+    """Read a config, with its own imports; ConfigError: it cannot be read, or has no model."""
+    compat.apply()
+    cfg = load_config(str(config), dict(cfg_options or {}))
+    if not cfg.get('model'):
+        raise ConfigError(f'{config}: has no `model`; expected a detector config')
+    import mmdeploy_ext.families.common.upstream_layers  # noqa: F401, it adds to PREPARATIONS
+
+    return ModelFactory(str(config), str(checkpoint), cfg, dict(cfg_options or {}))
+
+
+def _builder(cfg: Any) -> Any:
+    from mmdet.models import build_detector
+    from mmdet.models.builder import DETECTORS
+
+    if registered_class(DETECTORS, cfg.model.type) is not None and 'mmdet3d.models' not in sys.modules:
+        return build_detector
+    try:
+        from mmdet3d.models import build_model
+    except ImportError:
+        return build_detector
+    return build_model

@@ -1,0 +1,308 @@
+"""The proof of a folder of parts: graphs, tensors of each part, results of the whole model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.comparison import failed_row
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.core.arrays import to_array
+from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, UsageError, one_line, shape_text
+from mmdeploy_ext.core.source_code import changed_files, model_classes
+from mmdeploy_ext.exporting.export import recorded_warnings
+from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.parts.export import RecordedPart, record_parts
+from mmdeploy_ext.parts.folder import RESULTS
+from mmdeploy_ext.parts.record import record
+from mmdeploy_ext.parts.results import compare_filled, history_keys, match_results, with_kept
+from mmdeploy_ext.parts.samples import lit_samples, run_test_path
+from mmdeploy_ext.parts.swap import PartSession, open_sessions, swapped
+from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
+from mmdeploy_ext.proving.half_precision import ROUNDED, accept_rate
+from mmdeploy_ext.proving.open_points import warning_lines
+from mmdeploy_ext.proving.verdict import UNSEEN, Finding, Verdict, case_findings, check_finding, graph_finding
+from mmdeploy_ext.tasks.half_bars import bars_of, tensor_text
+from mmdeploy_ext.tasks.results import Case, Check
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.parts.folder import CutFolder
+    from mmdeploy_ext.parts.model import ModelFactory
+    from mmdeploy_ext.parts.record import Recording
+    from mmdeploy_ext.tasks.half_bars import HalfBars
+
+FACTS = dict(config_sha256='model and test pipeline of the config', checkpoint_sha256='checkpoint')
+"""Fact of the export -> its name in the verdict."""
+
+
+def prove_folder(
+    factory: ModelFactory,
+    folder: CutFolder,
+    samples: Sequence[Any],
+    recorded: tuple[list[RecordedPart], Recording] | None = None,
+) -> Verdict:
+    """Prove exported parts: each graph, each part's tensors, and the whole model with sessions swapped in.
+
+    Args:
+        factory: config and checkpoint.
+        folder: the exported folder.
+        samples: keyword arguments of the test path, in their order.
+        recorded: result of `record_parts` on these samples, if it was just run.
+    """
+    texts = [entry['part'] for entry in folder.entries]
+    parts, recording = recorded or record_parts(factory, texts, samples)
+    verdict = Verdict(_subject(factory, folder, samples))
+    bars = bars_of(folder.options['precision'])
+    sessions = open_sessions(folder, round_fp16=bars is not None)
+    _compare_graphs(verdict, factory, folder, parts)
+    _check_facts(verdict, factory, folder)
+    _compare_kept(verdict, folder, samples, recording)
+    cases = _part_cases(factory, folder, parts, sessions)
+    lit_parts, lit_results = _lit_cases(verdict, factory, folder, parts, samples[0], sessions)
+    verdict.findings += case_findings([*cases, *lit_parts])
+    if not any(not case.traced for case in cases):
+        verdict.findings.append(Finding('outputs', '', False, UNSEEN))
+    _compare_model(verdict, factory, samples, recording, sessions, bars, lit_results)
+    if bars is not None:
+        verdict.notes += [bars_text(bars), ROUNDED]
+    verdict.notes.append(f'the rest runs in PyTorch: {rest_text(factory, folder)}')
+    return verdict
+
+
+def _subject(factory: ModelFactory, folder: CutFolder, samples: Sequence[Any]) -> dict[str, Any]:
+    return dict(
+        file=str(folder.path),
+        module=f'{factory.config} with these parts',
+        parts=[entry['part'] for entry in folder.entries],
+        precision=folder.options['precision'],
+        samples=len(samples),
+        **{key: value for key, value in factory.facts().items() if key != 'classes'},
+        versions=folder.facts.get('versions'),
+    )
+
+
+def _compare_graphs(
+    verdict: Verdict, factory: ModelFactory, folder: CutFolder, parts: Sequence[RecordedPart]
+) -> None:
+    model, warnings = factory.make_prepared(), []
+    for part, entry in zip(parts, folder.entries, strict=True):
+        written = load(str(folder.file(entry)))
+        names = folder.names(entry)
+        form = dataclasses.replace(part.form, dynamic=_axes_of(entry))
+        fresh = dataclasses.replace(part, form=form)
+
+        def export(fresh: RecordedPart = fresh, names: dict[str, str] = names) -> Any:
+            return fresh.export(model, folder.options, names)
+
+        with recorded_warnings(warnings):
+            graph = compare_with_fresh_export(written, export, entry['part'])
+        verdict.findings.append(graph_finding(graph))
+        for check in (check_valid(written), check_not_random(written)):
+            verdict.findings.append(check_finding(check))
+    verdict.untraced += [entry.text for entry in warning_lines(warnings)]
+
+
+def _axes_of(entry: dict[str, Any]) -> dict[str, dict[int, str]]:
+    dynamic = {}
+    for tensor in (*entry['inputs'], *entry['outputs']):
+        axes = {axis: size for axis, size in enumerate(tensor['shape']) if isinstance(size, str)}
+        if axes:
+            dynamic[tensor['path']] = axes
+    return dynamic
+
+
+def _check_facts(verdict: Verdict, factory: ModelFactory, folder: CutFolder) -> None:
+    facts = factory.facts()
+    for key, title in FACTS.items():
+        is_equal = folder.facts.get(key) == facts[key]
+        detail = '' if is_equal else 'differs from the export'
+        verdict.findings.append(check_finding(Check(f'{title} as exported', is_equal, detail)))
+    if changed := changed_files(folder.facts.get('classes', ()), model_classes(factory.pristine)):
+        verdict.notes.append(f'changed since the export: {", ".join(changed)}; results decide')
+
+
+def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], recording: Recording) -> None:
+    """Compare PyTorch's results with those at the export, so that code around the parts cannot change."""
+    with np.load(folder.path / RESULTS) as file:
+        kept = {name: file[name] for name in file.files}
+    compared, wrong = 0, []
+    for key, result in zip(history_keys(samples), recording.results, strict=True):
+        before = with_kept(result, key, kept)
+        if before is None:
+            continue
+        compared += 1
+        matched = match_results('results', before, result)
+        wrong += [row.reason for row in (*matched.detections, *matched.tensors) if not row.passed]
+    if not compared:
+        verdict.notes.append('samples: others than at the export, whose results were not compared')
+        return
+    title = f"PyTorch's results as at the export ({compared} samples)"
+    detail = f'the code around the parts, or its inputs, changed: {wrong[0]}' if wrong else ''
+    verdict.findings.append(check_finding(Check(title, not wrong, detail)))
+
+
+def _part_cases(
+    factory: ModelFactory,
+    folder: CutFolder,
+    parts: Sequence[RecordedPart],
+    sessions: Sequence[PartSession],
+    titles: Sequence[str] = (),
+) -> list[Case]:
+    """Return a case per call; `titles` are those of samples that the export did not see."""
+    cases, make = [], functools.cache(factory.make)
+    for part, session in zip(parts, sessions, strict=True):
+        for index, call in enumerate(part.calls):
+            inputs, reference = part.form.inputs_of(call), part.form.outputs_of(call)
+            try:
+                outputs = {name: to_array(tensor) for name, tensor in session.run(inputs).items()}
+            except Mm2OnnxError as error:
+                rows = [failed_row('all outputs', one_line(error)[:300])]
+            else:
+                bars = bars_of(folder.options['precision'])
+                rounding = None if bars else part.rounding(make, call)
+                rows = compare_filled(reference, outputs, DEFAULT_RTOL, rounding)
+                rows = bars.judge(rows) if bars else rows
+            shapes = ', '.join(shape_text(tensor.shape) for tensor in list(inputs.values())[:3])
+            title = titles[call.sample] if titles else call.title
+            traced = index == 0 and not titles
+            cases.append(Case(f'{part.form.part.text}, {title}', shapes, traced, tuple(rows)))
+    return cases
+
+
+def run_swapped(factory: ModelFactory, samples: Sequence[Any], sessions: Sequence[PartSession]) -> list[Any]:
+    """Return the results of the test path with sessions in place of parts, from a fresh state."""
+    model = factory.make()
+    results = []
+    with swapped(model, sessions):
+        for sample in tracked(samples, len(samples), 'with sessions'):
+            results.append(run_test_path(model, sample))
+    return results
+
+
+def _compare_model(
+    verdict: Verdict,
+    factory: ModelFactory,
+    samples: Sequence[Any],
+    recording: Recording,
+    sessions: Sequence[PartSession],
+    bars: HalfBars | None,
+    lit: Sequence[Case],
+) -> None:
+    try:
+        results = run_swapped(factory, samples, sessions)
+    except (Mm2OnnxError, RuntimeError) as error:
+        text = f'the test path with sessions in place of the parts raises: {one_line(error)[:300]}'
+        verdict.findings.append(Finding('outputs', 'whole model', False, text))
+        return
+    cases, in_order, first = [], [], None
+    for index, (reference, candidate) in enumerate(zip(recording.results, results, strict=True)):
+        matched = match_results('results', reference, candidate, bars)
+        in_order += matched.in_order
+        if not matched.passed and first is None:
+            first = index
+        title = f'whole model, sample {index}'
+        cases.append(Case(title, '', False, tuple(matched.tensors), tuple(matched.detections)))
+    cases += lit
+    if bars is not None:
+        cases, reason = accept_rate(cases, bars)
+        if reason:
+            verdict.findings.append(Finding('outputs', 'whole model', False, reason))
+        failed = [index for index, case in enumerate(cases[: len(samples)]) if not _passed(case)]
+        first = first if reason else min(failed, default=None)
+    verdict.findings += case_findings(cases)
+    if in_order:
+        names = ', '.join(dict.fromkeys(in_order))
+        verdict.notes.append(f'compared in order, since no task has results of this form: {names}')
+    if not any(case.tensors or case.detections for case in cases):
+        verdict.findings.append(
+            Finding('outputs', 'whole model', False, 'no array in its results was compared')
+        )
+    elif not any(row.reference for case in cases for row in case.detections) and not any(
+        case.tensors for case in cases
+    ):
+        text = 'nothing was found in any sample; use samples with objects, or trained weights'
+        verdict.findings.append(Finding('outputs', 'whole model', False, text))
+    if first is not None:
+        verdict.notes.append(
+            f'first difference: {locate(factory, samples[: first + 1], recording, sessions, bars)}'
+        )
+
+
+def _lit_cases(
+    verdict: Verdict,
+    factory: ModelFactory,
+    folder: CutFolder,
+    parts: Sequence[RecordedPart],
+    sample: Any,
+    sessions: Sequence[PartSession],
+) -> tuple[list[Case], list[Case]]:
+    """Return the cases of the parts, and of the whole model, on a dark and a bright view of a sample."""
+    lit = lit_samples(sample)
+    if not lit:
+        verdict.notes.append('no dark and no bright picture: the samples have no images of three channels')
+        return [], []
+    try:
+        steps = [part.form.part for part in parts]
+        recording = record(factory.make(), steps, list(lit.values()), run_test_path)
+        results = run_swapped(factory, list(lit.values()), sessions)
+    except (ConfigError, UsageError) as error:  # a part is not called, or its file does not take the sizes
+        verdict.notes.append(f'no dark and no bright picture: {one_line(error)[:300]}')
+        return [], []
+    except (Mm2OnnxError, RuntimeError) as error:
+        verdict.findings.append(Finding('outputs', ' and '.join(lit), False, one_line(error)[:300]))
+        return [], []
+    called = [dataclasses.replace(part, calls=recording.calls[part.form.part]) for part in parts]
+    whole, bars = [], bars_of(folder.options['precision'])
+    for title, reference, candidate in zip(lit, recording.results, results, strict=True):
+        matched = match_results('results', reference, candidate, bars)
+        rows = tuple(matched.tensors), tuple(matched.detections)
+        whole.append(Case(f'whole model, {title}', '', False, *rows))
+    return _part_cases(factory, folder, called, sessions, list(lit)), whole
+
+
+def _passed(case: Case) -> bool:
+    return all(row.passed for row in (*case.tensors, *case.detections))
+
+
+def locate(
+    factory: ModelFactory,
+    samples: Sequence[Any],
+    recording: Recording,
+    sessions: Sequence[PartSession],
+    bars: HalfBars | None = None,
+) -> str:
+    """Return which part alone makes the results of the last sample differ."""
+    index = len(samples) - 1
+    for session in sessions:
+        results = run_swapped(factory, samples, [session])
+        if not match_results('', recording.results[index], results[-1], bars).passed:
+            return f'sample {index}, by {session.part.text} alone'
+    return f'sample {index}, by the parts together'
+
+
+def bars_text(bars: HalfBars) -> str:
+    """Return the bars of half precision in words."""
+    return (
+        f'judged by bars that are not those of float32: {tensor_text(bars.cosine)}, '
+        f'{100 * bars.match_rate:g} % of the results matched within IoU {bars.iou} or {bars.distance_m} m '
+        f'and score {bars.score}'
+    )
+
+
+def rest_text(factory: ModelFactory, folder: CutFolder) -> str:
+    """Return the names of the model's modules that no part holds."""
+    owners = [step.owner for part in folder.parts for step in part.steps]
+    names = []
+    for name, module in factory.pristine.named_children():
+        inside = [owner for owner in owners if owner.startswith(f'{name}.')]
+        if inside:
+            names.append(f'{name} without {", ".join(inside)}')
+        elif name not in owners and any(True for _ in module.parameters()):
+            names.append(name)
+    return ', '.join([*names, 'code between and after the modules'])

@@ -1,0 +1,158 @@
+"""Recording: the user's own test path runs on samples, and every call of the parts is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.parts.arrays import Entered, recorded_arrays, stacks_of
+from mmdeploy_ext.parts.part import Part, intercepted
+from mmdeploy_ext.parts.tree import Tree, arguments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+RESULT = 'result'
+"""First word of the names of results: 'result', 'result.0', 'result.all_cls_scores'."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCall:
+    """One call of a step.
+
+    Attributes:
+        arguments: copies of the arguments, by parameter.
+        result: copies of what it returned.
+        stacks: key -> array of the metas among the arguments, see `arrays.stacks_of`.
+        entered: arrays that became tensors inside.
+        changed: arguments with values that the call changed in place.
+    """
+
+    arguments: Tree
+    result: Tree
+    stacks: dict[str, np.ndarray]
+    entered: tuple[Entered, ...]
+    changed: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PartCall:
+    """One run of a part: a call of each of its steps, in their order."""
+
+    sample: int
+    number: int
+    steps: tuple[StepCall, ...]
+
+    @property
+    def title(self) -> str:
+        return f'sample {self.sample}' + (f', call {self.number}' if self.number else '')
+
+
+@dataclasses.dataclass
+class Recording:
+    """The run of a test path over samples.
+
+    Attributes:
+        calls: part -> its calls, in their order.
+        results: result of the test path per sample.
+    """
+
+    calls: dict[Part, list[PartCall]]
+    results: list[Any]
+
+
+def named(result: Any) -> dict[str, Any]:
+    """Return a result as a dict, so that each of its tensors has a name."""
+    return {RESULT: result}
+
+
+def record(
+    model: torch.nn.Module,
+    parts: Sequence[Part],
+    samples: Sequence[Any],
+    run: Callable[[torch.nn.Module, Any], Any],
+) -> Recording:
+    """Run the test path on samples and keep the calls of the parts.
+
+    Args:
+        model: the user's model; it is run, so that its memory changes.
+        parts: parts of it.
+        samples: in their order.
+        run: (model, sample) -> the result of the test path.
+
+    Raises:
+        UsageError: a part is not called, or the steps of a part are not called in turn.
+    """
+    recorder = _Recorder(parts)
+    results = []
+    with intercepted(model, recorder.handlers), torch.no_grad():
+        for index, sample in enumerate(tracked(samples, len(samples), 'samples')):
+            recorder.sample = index
+            results.append(_copied(run(model, sample)))
+    for part, calls in recorder.calls.items():
+        if not calls:
+            raise UsageError(f'--parts {part.text}: the test path does not call it')
+    return Recording(recorder.calls, results)
+
+
+def _copied(result: Any) -> Any:
+    return Tree.of(result).copied().nested()
+
+
+class _Recorder:
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.calls: dict[Part, list[PartCall]] = {part: [] for part in parts}
+        self.open: dict[Part, list[StepCall]] = {part: [] for part in parts}
+        self.sample = 0
+        self.handlers = {
+            step: functools.partial(self.handle, part, index)
+            for part in parts
+            for index, step in enumerate(part.steps)
+        }
+
+    def handle(
+        self,
+        part: Part,
+        index: int,
+        original: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        step = part.steps[index]
+        if index != len(self.open[part]):
+            expected = part.steps[len(self.open[part])].text
+            raise UsageError(
+                f'--parts {part.text}: the test path calls {step.text} where {expected} was expected; the '
+                f'steps of a part are called in turn. Cut them into parts of their own'
+            )
+        given = Tree.of(arguments_of(original, args, kwargs))
+        arguments = given.copied()
+        stacks = stacks_of(arguments.nested())
+        with recorded_arrays(stacks) as entered:
+            result = original(*args, **kwargs)
+        changed = tuple(
+            name for name, tensor in given.tensors.items() if not same_values(tensor, arguments.tensors[name])
+        )
+        kept = Tree.of(named(result)).copied()
+        self.open[part].append(StepCall(arguments, kept, stacks, tuple(entered), changed))
+        if index == len(part.steps) - 1:
+            number = sum(call.sample == self.sample for call in self.calls[part])
+            self.calls[part].append(PartCall(self.sample, number, tuple(self.open[part])))
+            self.open[part] = []
+        return result
+
+
+def same_values(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors have the same values; their shapes may differ by axes of one row."""
+    if first.numel() != second.numel() or first.dtype != second.dtype:
+        return False
+    first, second = first.detach().reshape(-1), second.reshape(-1)
+    if first.is_floating_point():
+        return bool(torch.equal(first.nan_to_num(), second.nan_to_num()))
+    return bool(torch.equal(first, second))

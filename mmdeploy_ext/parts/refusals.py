@@ -1,0 +1,119 @@
+"""What a graph of a part cannot hold, found before anything is written."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.contract.comparison import same_bits
+from mmdeploy_ext.core.arrays import to_array
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.parts.graph import PartModule
+from mmdeploy_ext.parts.results import compare_filled
+from mmdeploy_ext.parts.tree import same_leaf
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.parts.graph import PartForm
+    from mmdeploy_ext.parts.record import PartCall
+
+REPEATED_RTOL = 1e-4
+"""Allowed difference of a part that is run again with the arguments of a call."""
+MOST_CALLS = 4
+"""Calls on which constants are exchanged."""
+
+
+def run_part(
+    model: torch.nn.Module,
+    form: PartForm,
+    call: PartCall,
+    tensors: Mapping[str, torch.Tensor],
+    paths: Mapping[str, str],
+) -> dict[str, np.ndarray]:
+    """Return the outputs of a part in PyTorch, with the constants of a call and other tensors."""
+    module = PartModule(model, form, call, paths)
+    with torch.no_grad():
+        outputs = module(*(tensor.clone() for tensor in tensors.values()))
+    return {name: to_array(tensor) for name, tensor in zip(form.outputs, outputs, strict=True)}
+
+
+def check_constants(
+    model: torch.nn.Module, form: PartForm, calls: Sequence[PartCall], paths: Mapping[str, str]
+) -> None:
+    """Refuse a part that remembers, or has a constant that changes from call to call and reaches the results.
+
+    Each call's tensors are run with the constants of the first call; any bit that differs counts.
+    ConfigError names the part, and the key and its values.
+    """
+    first = calls[0]
+    for call in calls[:MOST_CALLS]:
+        tensors = form.inputs_of(call)
+        own = run_part(model, form, call, tensors, paths)
+        again = run_part(model, form, call, tensors, paths)
+        rows = compare_filled(form.outputs_of(call), own, REPEATED_RTOL)
+        wrong = [row.tensor for row in rows if not row.passed]
+        if wrong or not same_bits(own, again):
+            raise ConfigError(
+                f'--parts {form.part.text}: gives another {(wrong or form.outputs)[0]} when it is run again '
+                f'with the arguments of {call.title}: it remembers, or draws random numbers. Cut the parts '
+                f'inside of it'
+            )
+        changing = changing_constants(first, call)
+        if changing and not same_bits(own, run_part(model, form, first, tensors, paths)):
+            _refuse(model, form, (first, call), changing, own, paths)
+
+
+def changing_constants(first: PartCall, call: PartCall) -> dict[str, list[tuple[int, str]]]:
+    """Return key -> steps and names of the constants that differ between two calls."""
+    changing: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
+    for index, (one, other) in enumerate(zip(first.steps, call.steps, strict=True)):
+        others = other.arguments.constants
+        for name, value in one.arguments.constants.items():
+            if name not in others or not same_leaf(value, others[name]):
+                changing[key_of(name)].append((index, name))
+    return changing
+
+
+def key_of(name: str) -> str:
+    """Return the key of a constant: 'img_shape' of 'img_metas.0.img_shape.1'."""
+    words = [word for word in name.split('.') if not word.isdigit()]
+    return words[-1] if words else name
+
+
+def _refuse(
+    model: torch.nn.Module,
+    form: PartForm,
+    calls: tuple[PartCall, PartCall],
+    changing: Mapping[str, list[tuple[int, str]]],
+    own: Mapping[str, np.ndarray],
+    paths: Mapping[str, str],
+) -> None:
+    first, call = calls
+    reaching = []
+    for key, places in changing.items():
+        steps = list(call.steps)
+        for index, name in places:
+            value = first.steps[index].arguments.constants[name]
+            step = steps[index]
+            steps[index] = dataclasses.replace(step, arguments=step.arguments.replace({name: value}))
+        changed = dataclasses.replace(call, steps=tuple(steps))
+        if not same_bits(own, run_part(model, form, changed, form.inputs_of(call), paths)):
+            reaching.append(key)
+    keys = reaching or list(changing)
+    index, name = changing[keys[0]][0]
+    values = [_text(side.steps[index].arguments.constants.get(name)) for side in calls]
+    raise ConfigError(
+        f'--parts {form.part.text}: {name} is a constant of the graph, changes from call to call and reaches '
+        f'the results: {values[0]} in {first.title}, {values[1]} in {call.title} (of {", ".join(keys)}); '
+        f'give samples that agree in it, or cut a part that does not read it'
+    )
+
+
+def _text(value: Any) -> str:
+    text = ' '.join(repr(value).split())
+    return text if len(text) <= 80 else f'{text[:80]}...'

@@ -1,0 +1,163 @@
+"""Samples of a test path: of a function of the user's, pictures, or the data set of the config."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, one_line, root_cause
+from mmdeploy_ext.core.user_modules import users_line
+from mmdeploy_ext.parts.tree import Tree
+from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.proving.inputs.pictures import bright, dark
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+MOST = 6
+"""Samples of a data set that are recorded by default."""
+TURNS = ((1, 1), (1, -1), (-1, 1))
+"""Steps along height and width with which the package's picture is read, so that one gives three samples."""
+
+
+def samples_of(cfg: Any, words: Sequence[str] = (), count: int = MOST) -> tuple[list[dict[str, Any]], str]:
+    """Return the keyword arguments of the test path per sample, and where they come from.
+
+    Args:
+        cfg: mmcv's config.
+        words: `FILE.py:function`, or pictures; (): the config's data set, else the package's picture.
+        count: largest number of samples of a data set.
+    """
+    if len(words) == 1 and words[0].rpartition(':')[0].endswith('.py'):
+        from mmdeploy_ext.proving.modules.loading import make_samples
+
+        samples = make_samples(words[0])
+        for sample in samples:
+            if not isinstance(sample, dict):
+                raise UsageError(
+                    f'--samples {words[0]}: yields a {type(sample).__name__}; expected dicts of '
+                    f'the keyword arguments of the test path'
+                )
+        return samples, words[0]
+    if words:
+        return [picture_sample(cfg, word) for word in words], f'{len(words)} pictures'
+    from mmdeploy_ext.evaluate import evaluation
+
+    try:
+        dataset = evaluation.build_dataset(cfg)
+    except (ConfigError, DataError) as error:
+        return _views(cfg, error), "views of the package's picture"
+    available = min(count, len(dataset))
+    indices = [index * len(dataset) // available for index in range(available)]
+    if scenes_of(dataset):
+        indices = range(available)  # in a row, for models that remember
+    with evaluation.loader_errors():
+        loader = evaluation.build_loader(dataset, list(indices), workers_per_gpu=0)
+        return [dict(data) for data in loader], f'{len(indices)} of {len(dataset)} samples of data.test'
+
+
+def scenes_of(dataset: Any) -> bool:
+    """Return whether a data set has scenes."""
+    infos = getattr(dataset, 'data_infos', None) or [{}]
+    return isinstance(infos[0], dict) and 'scene_token' in infos[0]
+
+
+def _views(cfg: Any, error: Exception) -> list[dict[str, Any]]:
+    from mmdeploy_ext.preprocess.pictures import read_image
+
+    steps = [step['type'] for step in test_pipeline(cfg)]
+    if steps[:1] != ['LoadImageFromFile']:
+        raise UsageError(
+            f'--samples FILE.py:function: is needed, since there is no data set ({one_line(error)}); the '
+            f'function yields the keyword arguments of the test path. Configs of nuScenes read a generated '
+            f'set, too: mm2onnx synthetic nuscenes --root data/nuscenes, then mm2onnx synthetic infos'
+        ) from error
+    picture = read_image(DEFAULT_PICTURE)
+    return [picture_sample(cfg, picture[::rows, ::columns].copy()) for rows, columns in TURNS]
+
+
+def picture_sample(cfg: Any, picture: Any) -> dict[str, Any]:
+    """Return a picture, a path or (h, w, 3) uint8 BGR, prepared by the config's test pipeline."""
+    from mmcv.parallel import collate
+    from mmdet.datasets.pipelines import Compose
+
+    steps = copy.deepcopy(test_pipeline(cfg))
+    if isinstance(picture, str | Path):
+        data = dict(img_info=dict(filename=str(picture)), img_prefix=None)
+    else:
+        steps[0]['type'] = 'LoadImageFromWebcam'
+        data = dict(img=picture)
+    try:
+        return dict(collate([Compose(steps)(data)], samples_per_gpu=1))
+    except Exception as error:
+        raise DataError(f'{picture}: cannot be prepared by the test pipeline: {one_line(error)}') from error
+
+
+def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
+    """Run the model's test path on a copy of a sample; ConfigError: it raises, with the user's line."""
+    from mmdeploy_ext.core.errors import Mm2OnnxError
+
+    try:
+        with torch.no_grad():
+            return model(**opened(sample))
+    except Mm2OnnxError:
+        raise
+    except Exception as error:
+        cause = root_cause(error)
+        raise ConfigError(
+            f'the test path raises {type(cause).__name__}: {one_line(cause)[:300]}{users_line(error)}'
+        ) from error
+
+
+def opened(sample: dict[str, Any]) -> dict[str, Any]:
+    """Return copies of the keyword arguments of a sample, without mmcv's containers."""
+    from mmcv.parallel import DataContainer, scatter_kwargs
+
+    kwargs = copy.deepcopy(sample)
+    if any(isinstance(leaf, DataContainer) for leaf in Tree.of(kwargs).values):
+        _, (kwargs,) = scatter_kwargs((), kwargs, [-1])
+        kwargs.setdefault('rescale', True)
+    kwargs.setdefault('return_loss', False)
+    return kwargs
+
+
+def lit_samples(sample: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return 'dark' and 'bright' -> the sample with its images so; {}: it has no images of three channels."""
+    tree = Tree.of(opened(sample))
+    images = {
+        name: tensor
+        for name, tensor in tree.tensors.items()
+        if name.startswith('img') and tensor.is_floating_point() and tensor.shape[-3:-2] == (3,)
+    }
+    norms = {key: _of_channels(tree, f'img_norm_cfg.{key}') for key in ('mean', 'std')}
+    views = dict(dark=dark, bright=bright) if images else {}
+    return {
+        title: tree.nested({name: _changed(tensor, view, **norms) for name, tensor in images.items()})
+        for title, view in views.items()
+    }
+
+
+def _of_channels(tree: Tree, name: str) -> np.ndarray | None:
+    found = [value for key, value in tree.items() if key.endswith(name) and np.size(value) == 3]
+    return np.asarray(found[0], np.float32) if found else None
+
+
+def _changed(
+    tensor: torch.Tensor,
+    view: Callable[[np.ndarray], np.ndarray],
+    mean: np.ndarray | None,
+    std: np.ndarray | None,
+) -> torch.Tensor:
+    """Return images (..., 3, H, W) changed as pictures in 0..255; without a norm their range is 0..255."""
+    if mean is None or std is None:
+        low, high = float(tensor.min()), float(tensor.max())
+        mean, std = -255 * low / max(high - low, 1e-6), 255 / max(high - low, 1e-6)
+    pictures = tensor.detach().cpu().numpy().reshape(-1, *tensor.shape[-3:]).transpose(0, 2, 3, 1)
+    changed = [view(np.ascontiguousarray(picture * std + mean, np.float32)) for picture in pictures]
+    values = (np.stack(changed) - mean) / std
+    return torch.from_numpy(values.transpose(0, 3, 1, 2).astype(np.float32)).reshape(tensor.shape).to(tensor)

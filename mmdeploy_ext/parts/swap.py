@@ -1,0 +1,134 @@
+"""Sessions in place of the parts of a live model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.core.arrays import to_array
+from mmdeploy_ext.core.errors import ConfigError, shape_text
+from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.graph.passes.round_half import round_half
+from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.parts.arrays import stacks_of
+from mmdeploy_ext.parts.folder import CutFolder, result_of
+from mmdeploy_ext.parts.graph import array_input
+from mmdeploy_ext.parts.part import Part, intercepted
+from mmdeploy_ext.parts.tree import Tree, arguments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+
+class PartSession:
+    """One exported part in ONNX Runtime."""
+
+    def __init__(self, folder: CutFolder, entry: dict[str, Any], round_fp16: bool = False) -> None:
+        """Open a session.
+
+        Args:
+            folder: the exported folder.
+            entry: of the part.
+            round_fp16: round stored float16 values as GPUs do.
+        """
+        self.entry, self.part = entry, Part.parse(entry['part'])
+        graph = load(str(folder.file(entry)))
+        self.runner = Runner(round_half(graph) if round_fp16 else graph, optimization='all')
+        self.taken = {value.name for value in self.runner.index.graph.input}
+
+    def run(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return path -> tensor of the outputs; ConfigError: a tensor is missing or has another shape."""
+        feeds, device = {}, None
+        for entry in self.entry['inputs']:
+            if entry['path'] not in tensors:
+                raise ConfigError(f'{self.part.text}: got no {entry["path"]}, which its graph takes')
+            tensor = tensors[entry['path']]
+            device = tensor.device if device is None and not entry['metas'] else device
+            _check_shape(self.part, entry, tensor)
+            if entry['name'] in self.taken:
+                feeds[entry['name']] = to_array(tensor)
+        results = self.runner.run(feeds)
+        outputs = {}
+        for entry in self.entry['outputs']:
+            tensor = torch.from_numpy(results[entry['name']])
+            outputs[entry['path']] = tensor.to(device=device, dtype=getattr(torch, entry['dtype']))
+        return outputs
+
+
+def _check_shape(part: Part, entry: dict[str, Any], tensor: torch.Tensor) -> None:
+    expected = entry['shape']
+    fits = len(expected) == tensor.dim() and all(
+        isinstance(axis, str) or axis == size for axis, size in zip(expected, tensor.shape, strict=True)
+    )
+    if not fits:
+        raise ConfigError(
+            f'{part.text}: {entry["path"]} is {shape_text(tensor.shape)}, its graph takes '
+            f'{shape_text(expected)}; axes are open if they differ between the samples of the export'
+        )
+
+
+class _Swapped:
+    """Handlers of the steps of one part: the first runs the session, the last gives its results."""
+
+    def __init__(self, session: PartSession) -> None:
+        self.session, self.pending = session, {}
+        steps = session.part.steps
+        self.handlers = {step: functools.partial(self.handle, index) for index, step in enumerate(steps)}
+
+    def handle(
+        self, index: int, original: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        entry = self.session.entry
+        if index == 0:
+            arguments = arguments_of(original, args, kwargs)
+            tensors = dict(Tree.of(arguments).tensors)
+            stacks = stacks_of(arguments)
+            keys = [tensor['path'] for tensor in entry['inputs'] if tensor['metas']]
+            tensors |= {key: array_input(stacks[key]) for key in keys if key in stacks}
+            self.pending = self.session.run(tensors)
+        if index == len(entry['results']) - 1:
+            return result_of(entry['results'][index], self.pending)
+        stand_ins = {
+            leaf['tensor']: torch.zeros(leaf['shape'], dtype=getattr(torch, leaf['dtype']))
+            for leaf in entry['results'][index]['leaves']
+            if 'tensor' in leaf
+        }
+        return result_of(entry['results'][index], stand_ins)
+
+
+def open_sessions(folder: CutFolder, round_fp16: bool = False) -> list[PartSession]:
+    """Return a session per part."""
+    return [PartSession(folder, entry, round_fp16) for entry in folder.entries]
+
+
+@contextlib.contextmanager
+def swapped(model: torch.nn.Module, sessions: Sequence[PartSession]) -> Iterator[None]:
+    """Inside the block the sessions run in place of their parts."""
+    handlers = {}
+    for session in sessions:
+        handlers |= _Swapped(session).handlers
+    with intercepted(model, handlers), torch.no_grad():
+        yield
+
+
+@contextlib.contextmanager
+def with_parts(model: torch.nn.Module, folder: str | Path) -> Iterator[torch.nn.Module]:
+    """Inside the block a model runs with exported parts in place of its own modules.
+
+    Args:
+        model: the model that the parts were cut from, with its weights.
+        folder: of `mm2onnx export --parts`.
+
+    Yields:
+        The model. Its parts run in ONNX Runtime on the CPU; everything else runs as before.
+
+    Raises:
+        UsageError: the folder is none, or the model has no such part.
+        ConfigError: a part is called with other tensors or sizes than at its export.
+    """
+    with swapped(model, open_sessions(CutFolder.read(folder))):
+        yield model

@@ -1,0 +1,140 @@
+"""Parts of a detector that no library knows: inputs, axes, constants, and what is refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import toy_parts
+from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
+from mmdeploy_ext.parts.export import export_folder, names_for, record_parts
+from mmdeploy_ext.parts.listing import candidates_of, proposal_of
+from mmdeploy_ext.parts.proof import prove_folder
+from mmdeploy_ext.parts.results import match_results
+from mmdeploy_ext.parts.samples import run_test_path
+from mmdeploy_ext.parts.swap import with_parts
+
+
+def exported(tmp_path, how, parts, sizes=(8, 8, 8)):
+    return export_folder(toy_parts.ToyDeployment(how), parts, toy_parts.samples(sizes), tmp_path / 'cut')[0]
+
+
+def results_of(folder, sample, how=''):
+    model = toy_parts.ToyDeployment(how).make()
+    expected = run_test_path(model, sample)['logits']
+    with with_parts(model, folder.path):
+        return run_test_path(model, sample)['logits'].numpy(), expected.numpy()
+
+
+def test_an_array_of_the_metas_is_an_input_that_another_rig_changes(tmp_path):
+    folder = exported(tmp_path, '', ['extract_feat()', 'head'])
+    inputs = {tensor['name']: tensor for tensor in folder.entries[1]['inputs']}
+    assert inputs['lidar2img']['shape'] == [1, 4, 4]
+    sample = toy_parts.samples()[2]
+    sample['img_metas'][0]['lidar2img'] = np.eye(4) * 3
+    got, expected = results_of(folder, sample)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('how', ['', 'bright'])
+def test_a_branch_that_only_bright_images_take_is_found_and_its_line_is_named(tmp_path, how):
+    factory, given = toy_parts.ToyDeployment(how), toy_parts.samples()
+    exported_parts = export_folder(factory, ['extract_feat()', 'head'], given, tmp_path / 'cut')
+    verdict = prove_folder(factory, exported_parts[0], given, exported_parts[1:])
+    assert verdict.passed != bool(how), verdict.failures
+    assert any('toy_parts.py' in text for text in verdict.untraced) == bool(how)
+    assert all('bright' in failure for failure in verdict.failures)
+
+
+def test_a_comment_in_a_file_of_the_users_is_a_note(tmp_path):
+    factory, given = toy_parts.ToyDeployment(), toy_parts.samples()
+    folder, *recorded = export_folder(factory, ['extract_feat()', 'head'], given, tmp_path / 'cut')
+    for entry in folder.facts['classes']:
+        entry['sha256'] = 'of the file without the comment'
+    verdict = prove_folder(factory, folder, given, recorded)
+    assert verdict.passed and any('toy_parts.py' in note for note in verdict.notes)
+
+
+def test_inputs_keep_the_order_in_which_the_code_reads_them(tmp_path):
+    folder = exported(tmp_path, 'after', ['head'])
+    assert [tensor['name'] for tensor in folder.entries[0]['inputs']][1:] == ['lidar2img', 'after']
+    got, expected = results_of(folder, toy_parts.samples()[1], 'after')
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_tensors_get_the_names_of_a_file_for_all_parts_or_for_one():
+    form = SimpleNamespace(part=SimpleNamespace(text='head'), inputs=('a', 'b'), outputs=('c',))
+    names = {'a': 'x', 'b': 'y', 'head: b': 'z', 'neck: c': 'n'}
+    assert names_for(form, names) == dict(a='x', b='z', c='c')
+    with pytest.raises(UsageError, match='x would be the name of two tensors'):
+        names_for(form, names | {'c': 'x'})
+
+
+def test_axes_that_differ_between_calls_are_dynamic(tmp_path):
+    folder = exported(tmp_path, '', ['backbone+neck'], sizes=(8, 12, 16))
+    (entry,) = folder.entries
+    assert isinstance(entry['inputs'][0]['shape'][2], str)
+    assert entry['inputs'][0]['shape'][3] == 8
+    got, expected = results_of(folder, toy_parts.samples((20,))[0])
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('how', 'part', 'key'),
+    [
+        ('constant', 'head', r'img_metas\.0\.scale'),
+        ('numpy', 'head', r'toy_parts\.py:\d+'),
+        ('inplace', 'head', r'feats\.0'),
+        ('memory', 'head', 'remembers'),
+        ('between', 'backbone+neck', 'neck'),
+    ],
+)
+def test_what_is_no_graph_is_refused_by_name_and_nothing_is_written(tmp_path, how, part, key):
+    with pytest.raises(ConfigError, match=key):
+        exported(tmp_path, how, [part])
+    assert not (tmp_path / 'cut').exists()
+
+
+def test_an_operator_without_an_onnx_form_is_refused_with_its_line(tmp_path):
+    with pytest.raises(ExportError, match=r'svd.*toy_parts\.py:\d+'):
+        exported(tmp_path, 'operator', ['head'])
+    assert not (tmp_path / 'cut').exists()
+
+
+def test_calls_of_two_forms_are_refused_with_both():
+    with pytest.raises(ConfigError, match=r'float64.*float32'):
+        record_parts(toy_parts.ToyDeployment('two forms'), ['head.linear'], toy_parts.samples())
+
+
+def test_modules_inside_of_a_part_that_exports_are_not_listed():
+    candidates = candidates_of(toy_parts.ToyDeployment('constant'), toy_parts.samples(), {})
+    assert [part.path for part in candidates] == ['backbone', 'neck', 'head', 'head.linear']
+    assert 'scale' in candidates[2].reason
+    assert proposal_of(candidates) == ['backbone+neck', 'head.linear']
+
+
+def test_rows_of_a_ranking_are_matched_in_any_order_and_moved_boxes_are_found():
+    def ranking(order):
+        return [(torch.arange(12.0).reshape(3, 4)[order], torch.full((3,), 0.5), torch.tensor(order))]
+
+    assert match_results('', ranking([0, 1, 2]), ranking([2, 0, 1])).passed
+    wrong = ranking([2, 0, 1])
+    wrong[0][0][1] += 1
+    assert not match_results('', ranking([0, 1, 2]), wrong).passed
+
+
+def map_result(order, prefix):
+    scores = torch.tensor([0.9, 0.7, 0.5])[order]
+    points, labels = torch.arange(12.0).reshape(3, 2, 2)[order], torch.tensor(order)
+    fields = dict(scores_3d=scores, labels_3d=labels, boxes_3d=points.flatten(1), pts_3d=points)
+    return [{f'{prefix}{key}': value for key, value in fields.items()}]
+
+
+@pytest.mark.parametrize('prefix', ['map_', ''])
+def test_rows_of_maps_are_matched_in_any_order_and_moved_points_are_found(prefix):
+    reference = map_result([0, 1, 2], prefix)
+    assert match_results('', reference, map_result([2, 0, 1], prefix)).passed
+    moved = map_result([0, 1, 2], prefix)
+    moved[0][f'{prefix}pts_3d'][1] += 0.1
+    assert not match_results('', reference, moved).passed
