@@ -25,6 +25,10 @@ RUNNER_PARTS = (
     'families.*.options*',
     'families.*.facts',
     'families.*.runtime',
+    'systems.*.options*',
+    'systems.*.facts',
+    'systems.*.runtime',
+    'systems.*.targets',
 )
 TORCH_FREE = (
     *RUNNER_PARTS,

@@ -26,6 +26,7 @@ ORDER = (
     'detector_files',
     'backbone_files',
     'targets',
+    'systems',
     'evaluate',
     'quantize',
     'lint',
@@ -42,6 +43,7 @@ ORDER = (
 """Packages; each imports from those before it alone."""
 REGISTRY = 'mmdeploy_ext.families'
 """It imports nothing, and holds the names of modules as texts."""
+SYSTEMS = 'mmdeploy_ext.systems'
 COMMON = 'common'
 """Folder of families/: what several families need."""
 WRITTEN = {'mmdeploy_ext.weights.convert.mmdet3_model': {'mmdeploy_ext.models.mmdet'}}
@@ -58,7 +60,12 @@ LAZY = {
     },
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.common.upstream_layers'},
     'mmdeploy_ext.contract.registry': {'mmdeploy_ext.families.catalogue'},
-    'mmdeploy_ext.families.catalogue': {'mmdeploy_ext.targets', 'mmdeploy_ext.families'},
+    'mmdeploy_ext.families.catalogue': {
+        'mmdeploy_ext.families',
+        'mmdeploy_ext.targets',
+        'mmdeploy_ext.systems',
+    },
+    'mmdeploy_ext.models.catalogue': {'mmdeploy_ext.systems'},
     'mmdeploy_ext.core.config': {'mmdeploy_ext.models.catalogue'},
 }
 """Module -> modules that it imports later than itself: public names when one is used, the catalogue of
@@ -135,6 +142,28 @@ def test_no_family_imports_another():
         f'{name} imports {target}; what several families need is in {REGISTRY}.{COMMON}'
         for name, target in edges()
         if family_of(name) and family_of(target) not in ('', COMMON, family_of(name))
+    ]
+    assert not wrong, '\n'.join(wrong)
+
+
+def system_of(module: str) -> str:
+    """Return the system of a module below systems/, else ''."""
+    return module.split('.')[2] if module.startswith(f'{SYSTEMS}.') else ''
+
+
+def test_nothing_outside_of_a_system_names_its_modules():
+    assert {system_of(name) for name in modules()} > {'', 'petr', 'bevdet'}
+    wrong = [
+        f'{name} names {target}' for name, target in edges() if system_of(target) and not system_of(name)
+    ]
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_no_system_imports_another():
+    wrong = [
+        f'{name} imports {target}'
+        for name, target in edges()
+        if system_of(name) and system_of(target) not in ('', system_of(name))
     ]
     assert not wrong, '\n'.join(wrong)
 

@@ -1,8 +1,8 @@
 """Families of models by name, without PyTorch.
 
-`register_family` is called in the `__init__` of a family's folder, by an entry point of the group
-`mm2onnx.families`, or by `custom_imports` of a config. Folders of `consumers` register the
-contracts of other programs.
+`register_family` is called in the `__init__` of a folder of families/ or systems/, by an entry point
+of the group `mm2onnx.families`, or by `custom_imports` of a config. Folders of targets/, and targets/ of
+systems, register the contracts of other programs.
 """
 
 from __future__ import annotations

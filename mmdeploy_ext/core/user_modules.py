@@ -24,7 +24,7 @@ from mmdeploy_ext.core.source_code import is_users_file
 PACKAGE = CHECKOUT / 'mmdeploy_ext'
 MACHINERY = (
     *(f'{os.sep}{folder}{os.sep}' for folder in ('importlib', os.path.join('mmcv', 'utils'))),
-    *(f'{PACKAGE / name}{os.sep}' for name in ('compat', 'core', 'models')),
+    *(f'{PACKAGE / name}{os.sep}' for name in ('compat', 'core', 'models', 'systems')),
 )
 """Parts of paths of files that import or register modules."""
 FITTING_VERSIONS = {'mmdet': range(3), 'mmdet3d': range(1, 2), 'mmseg': range(1)}

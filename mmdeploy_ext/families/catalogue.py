@@ -7,15 +7,22 @@ from mmdeploy_ext.core.errors import ConfigError
 
 ENTRY_POINTS = 'mm2onnx.families'
 """Group of entry points; each value is a module that registers families."""
-OWN = 'mmdeploy_ext.families', 'mmdeploy_ext.targets'
+OWN = 'mmdeploy_ext.families', 'mmdeploy_ext.targets', 'mmdeploy_ext.systems'
 """Packages whose folders register families, and programs that load their files."""
 
 
 def import_own() -> None:
     for name in OWN:
-        for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f'{name}.'):
-            if module.ispkg:
-                importlib.import_module(module.name)
+        for folder in folders_of(name):
+            targets = [part for part in folders_of(folder) if part == f'{folder}.targets']
+            for module in targets:  # programs that load the files of a system
+                importlib.import_module(module)
+
+
+def folders_of(name: str) -> list[str]:
+    """Import a package; return the names of the packages in it."""
+    package = importlib.import_module(name)
+    return [module.name for module in pkgutil.iter_modules(package.__path__, f'{name}.') if module.ispkg]
 
 
 def import_installed() -> None:

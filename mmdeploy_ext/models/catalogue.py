@@ -41,11 +41,13 @@ SHARED_3D = {
 """Module -> types; they need mmdet3d."""
 
 
+SYSTEMS = 'mmdeploy_ext.systems'
+
+
 def folders() -> list[ModuleType]:
-    """Return the folders of models that list their own types."""
-    names = [
-        f'{models.__name__}.{module.name}' for module in pkgutil.iter_modules(models.__path__) if module.ispkg
-    ]
+    """Return the models of systems, which list their own types."""
+    systems = importlib.import_module(SYSTEMS)
+    names = [f'{SYSTEMS}.{module.name}.model' for module in pkgutil.iter_modules(systems.__path__)]
     return [importlib.import_module(name) for name in names]
 
 

@@ -1,6 +1,6 @@
 """Seeded weights of PETR and PETRv2 by names and shapes alone.
 
-Source of the rule: FILL.md beside the reference data of PETR; `tests/families/petr/petr_golden.py` reads it.
+Source of the rule: FILL.md beside the reference data of PETR; `tests/systems/petr/petr_golden.py` reads it.
 """
 
 import math

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
-from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
 from mmdeploy_ext.proving.frames import best_scores_row
@@ -21,6 +19,8 @@ from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.synthetic.moments import (
     changed_drive,
 )
+from mmdeploy_ext.systems.bevfusion.graphs import RIG_MATRICES
+from mmdeploy_ext.systems.bevfusion.runtime.frames import FusionRuntime
 from toy_stepper import MEMORY, SPEC, ToyStepper
 from toy_streampetr_deploy import drive
 

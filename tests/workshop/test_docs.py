@@ -19,6 +19,7 @@ PLACES = (
     'docs/*.md',
     'docs/zh-CN/*.md',
     'mmdeploy_ext/families/*/README.md',
+    'mmdeploy_ext/systems/*/README.md',
     'mmdeploy_ext/families/*/*/README.md',
     'projects/*/README.md',
     'demo/checkpoints/README.md',

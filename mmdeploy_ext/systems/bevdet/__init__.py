@@ -1,0 +1,23 @@
+"""BEVDet and BEVDet4D: pictures are lifted into a bird's-eye view, which is added up with views before."""
+
+from mmdeploy_ext.contract.options import own_contract
+from mmdeploy_ext.contract.registry import FILM, register_family
+
+register_family(
+    'bevdet',
+    'mmdeploy_ext.systems.bevdet.family:BevDetFamily',
+    options=(
+        own_contract(
+            'portable',
+            'one graph of plain operators; poses, views of frames before and their motion are inputs',
+        ),
+    ),
+    facts='mmdeploy_ext.systems.bevdet.facts:BevDetFacts',
+    runtime='mmdeploy_ext.systems.bevdet.runtime',
+    library='mmdet3d',
+    claims=('BEVDet', 'BEVDet4D', 'BEVDepth4D'),
+    exports='BEVDet, BEVDet4D and BEVDepth4D with CenterHead (docs/models-cameras.md)',
+    similar_names=('BEVDet', 'BEVDepth', 'BEVStereo', 'LSS'),
+    of_config="size and cameras are the config's",
+    used_by={'': FILM},
+)

@@ -1,0 +1,24 @@
+"""BEVFormer: a bird's-eye view of all cameras, kept from frame to frame, and objects found in it."""
+
+from mmdeploy_ext.contract.options import own_contract
+from mmdeploy_ext.contract.registry import FILM, register_family
+from mmdeploy_ext.families.common.options import GRID_SAMPLE
+
+register_family(
+    'bevformer',
+    'mmdeploy_ext.systems.bevformer.family:BevFormerFamily',
+    options=(
+        own_contract(
+            'portable', "one graph of plain operators; motion and the last bird's-eye view are inputs"
+        ),
+        GRID_SAMPLE,
+    ),
+    facts='mmdeploy_ext.systems.bevformer.facts:BevFormerFacts',
+    runtime='mmdeploy_ext.systems.bevformer.runtime',
+    library='mmdet3d',
+    claims=('BEVFormerHead',),
+    exports='BEVFormer with BEVFormerHead (docs/models-cameras.md)',
+    similar_names=('BEVFormer', 'DETR3D'),
+    of_config="size and cameras are the config's",
+    used_by={'': FILM},
+)

@@ -1,0 +1,42 @@
+"""The frames of BEVFormer, with a record of motion."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.common.camera_data import CameraData
+from mmdeploy_ext.families.common.camera_samples import loaded_frame
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.runtime.bev_motion import CAN_BUS
+from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.synthetic.info_files import generated_dataset
+from mmdeploy_ext.systems.bevformer.runtime import frame_with_record
+
+
+def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return dict(can_bus=rng.uniform(-1, 1, CAN_BUS))
+
+
+class BevFormerData(CameraData):
+    unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
+    frame_of = staticmethod(frame_with_record)
+
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        frame = loaded_frame(data, ('can_bus', 'scene_token'))
+        if frame.can_bus.shape != (CAN_BUS,):
+            raise DataError(f'img_metas: can_bus has shape {frame.can_bus.shape}, expected ({CAN_BUS},)')
+        pose = np.eye(4)
+        pose[:3, 3] = frame.can_bus[:3]
+        return dataclasses.replace(
+            frame,
+            ego_pose=pose if frame.ego_pose is None else frame.ego_pose,
+            timestamp_s=frame.timestamp_s or 0.0,
+        )
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        dataset = dict(type='BevNuScenesDataset')
+        return generated_dataset(folder, cfg, dataset, views=rule, entries=can_bus_entry)

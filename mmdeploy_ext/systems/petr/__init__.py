@@ -1,0 +1,39 @@
+"""PETR and PETRv2: image tokens carry positions in 3D; PETRv2 also sees the frame before."""
+
+from mmdeploy_ext.contract.options import own_contract
+from mmdeploy_ext.contract.registry import FILM, register_family
+
+OPTIONS = (
+    own_contract(
+        'portable',
+        'three graphs, the position embedding is one of its own and the head refuses that of another '
+        'calibration',
+    ),
+)
+
+register_family(
+    'petr',
+    'mmdeploy_ext.systems.petr.family:PETR',
+    options=OPTIONS,
+    facts='mmdeploy_ext.systems.petr.facts:PetrFacts',
+    runtime='mmdeploy_ext.systems.petr.runtime',
+    library='mmdet3d',
+    claims=('PETRHead',),
+    exports='Petr3D with PETRHead or PETRv2Head (docs/models-cameras.md)',
+    similar_names=('PETR', 'DETR3D'),
+    of_config="size and cameras are the config's",
+    used_by={'': FILM},
+)
+register_family(
+    'petrv2',
+    'mmdeploy_ext.systems.petr.family:PETRV2',
+    options=OPTIONS,
+    facts='mmdeploy_ext.systems.petr.facts:PetrFacts',
+    runtime='mmdeploy_ext.systems.petr.runtime',
+    library='mmdet3d',
+    claims=('PETRv2Head',),
+    exports='Petr3D with PETRHead or PETRv2Head (docs/models-cameras.md)',
+    similar_names=('PETR', 'DETR3D'),
+    of_config="size and cameras are the config's",
+    used_by={'': FILM},
+)

@@ -1,0 +1,31 @@
+"""Sparse4D v3: instances of six cameras with a memory and track ids."""
+
+import dataclasses
+
+from mmdeploy_ext.contract.options import CONTRACT, own_contract
+from mmdeploy_ext.contract.registry import FILM, register_family
+from mmdeploy_ext.families.common.options import GRID_SAMPLE
+
+register_family(
+    'sparse4d',
+    'mmdeploy_ext.systems.sparse4d.family:Sparse4DFamily',
+    options=(
+        own_contract('portable', 'one graph of plain operators for all frames'),
+        dataclasses.replace(
+            GRID_SAMPLE,
+            default='gather',
+            help='gather leaves out cameras that do not see an instance (default); operator takes '
+            'GridSample, in graphs of fixed shapes',
+            only_with=('contract', 'portable'),
+            group=CONTRACT.group,
+        ),
+    ),
+    facts='mmdeploy_ext.systems.sparse4d.facts:Sparse4DFacts',
+    runtime='mmdeploy_ext.systems.sparse4d.runtime',
+    library='mmdet3d',
+    claims=('Sparse4D', 'Sparse4DHead'),
+    exports='Sparse4D with Sparse4DHead (docs/models-cameras.md)',
+    similar_names=('Sparse4D', 'SparseDrive'),
+    of_config="size and cameras are the config's",
+    used_by={'': FILM},
+)

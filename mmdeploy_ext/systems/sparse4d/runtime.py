@@ -1,0 +1,82 @@
+"""Sparse4D as a stream: images, calibration, pose and time in, boxes with track ids out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.runtime.frames import Frame, StreamState
+from mmdeploy_ext.runtime.streams import StreamRuntime
+from mmdeploy_ext.systems.sparse4d import memory as bank
+from mmdeploy_ext.systems.sparse4d.memory import InstanceBoxes, TemporalInputs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.contract.metadata import Metadata
+
+FORM = 'sparse4d'
+PREDICTIONS = ('pred_instance_feature', 'pred_anchor', 'pred_class_score', 'pred_quality_score')
+
+
+class Sparse4DOnnx(StreamRuntime):
+    families, files = ('sparse4d',), (FORM,)
+    reads = ('lidar2img', 'ego_pose', 'timestamp_s')
+
+    def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
+        facts = self.metadata.postprocess
+        inputs = bank.temporal_inputs(facts, self.channels, memory, frame)
+        outputs = self.infer(frame, inputs)
+        ids, confidence = bank.tracked(facts, inputs, memory, outputs['pred_class_score'])
+        return dict(outputs, instance_id=ids, confidence=confidence)
+
+    def infer(self, frame: Frame, inputs: TemporalInputs) -> dict[str, np.ndarray]:
+        feeds = dict(
+            img=frame.images,
+            lidar2img=frame.lidar2img.astype(np.float32),
+            time_interval=inputs.time_interval,
+            temp_instance_feature=inputs.feature,
+            temp_anchor=inputs.anchor,
+            mask=inputs.mask,
+            has_temp=np.float32([inputs.exists]),
+        )
+        return self.graphs[FORM].run(feeds)
+
+    @property
+    def channels(self) -> int:
+        return int(self.graphs[self.files[-1]].spec.tensor('pred_instance_feature').axes[-1])
+
+    def next_memory(
+        self, frame: Frame, memory: StreamState | None, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        rows = (outputs[name] for name in (*PREDICTIONS[:2], 'instance_id', 'confidence'))
+        return bank.next_bank(self.metadata.postprocess, memory, *rows)
+
+    def memory_shapes(self) -> dict[str, tuple[int, ...]]:
+        rows = self.metadata.postprocess.num_temp
+        return dict(
+            cached_feature=(1, rows, self.channels),
+            cached_anchor=(1, rows, bank.COLUMNS),
+            confidence=(1, rows),
+            instance_id=(1, rows),
+            prev_id=(1,),
+        )
+
+    def begins_scene(
+        self, last: StreamState | None, timestamp_s: float | None, scene_token: str | None
+    ) -> bool:
+        return last is None
+
+    def starts_anew(self, frame: Frame, memory: StreamState | None) -> bool:
+        return not bank.is_near(self.metadata.postprocess, memory, frame.timestamp_s)
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
+    _, anchor, logits, quality = (outputs.get(name) for name in PREDICTIONS)
+    rows = np.arange(logits.shape[1])[None]
+    return bank.decode(logits, anchor, quality, metadata.postprocess, outputs.get('instance_id', rows))
+
+
+QUANTISED = FORM
+OPENS = Sparse4DOnnx

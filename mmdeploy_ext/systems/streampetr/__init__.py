@@ -1,0 +1,22 @@
+"""StreamPETR: camera-only 3D detection with a temporal memory."""
+
+from mmdeploy_ext.contract.options import own_contract
+from mmdeploy_ext.contract.registry import FILM, register_family
+from mmdeploy_ext.families.common.options import LAYERS
+
+register_family(
+    'streampetr',
+    'mmdeploy_ext.systems.streampetr.family:StreamPetrFamily',
+    options=(
+        own_contract('deploy', 'three graphs, state in the last LiDAR frame'),
+        LAYERS,
+    ),
+    facts='mmdeploy_ext.systems.streampetr.facts:StreamPetrFacts',
+    runtime='mmdeploy_ext.systems.streampetr.runtime',
+    library='mmdet3d',
+    claims=('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX'),
+    exports='Petr3D with StreamPETRHead (docs/models-cameras.md)',
+    similar_names=('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D'),
+    of_config="size and cameras are the config's",
+    used_by={'': FILM},
+)
