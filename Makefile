@@ -117,7 +117,7 @@ test-rotate: $(if $(wildcard .venv-rotate/bin/python),,env-rotate)
 
 # Files are not split: what a file's tests share is made once. The number of processes: tests/conftest.py.
 # `test-fast` has what needs neither a trained model nor long set-ups, `test-workshop` tables and pages.
-FAST := test_layout.py test_guards.py contract core engines evaluate graph lint preprocess weights
+FAST := test_layout.py test_guards.py config contract util engines evaluate graph lint preprocess weights
 test: tests := tests --ignore=tests/workshop
 test-fast: tests := $(addprefix tests/,$(FAST))
 test-matrix: tests := tests -m matrix

@@ -12,7 +12,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import LoadError, UsageError, after_weights
 from mmdeploy_ext.detector import Detector, build, load_weights, prepare_fixed, read_config
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
@@ -21,6 +20,7 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples, read_picture
 from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.util.errors import LoadError, UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

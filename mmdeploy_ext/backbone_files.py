@@ -13,9 +13,6 @@ from pathlib import Path
 from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.detector import Detector
 from mmdeploy_ext.detector_files import plain_options
 from mmdeploy_ext.families.sparse import SparseFamily
@@ -23,6 +20,9 @@ from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.ranges import Ranges
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.files import atomic_path
+from mmdeploy_ext.util.source_code import versions
 
 
 def trace(detector: Detector) -> SparseGraph:

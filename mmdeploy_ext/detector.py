@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.core.config import config_sha256, load_config, refused_by_name, test_dataset, test_pipeline
-from mmdeploy_ext.core.errors import (
+from mmdeploy_ext.config.config import (
+    config_sha256,
+    load_config,
+    refused_by_name,
+    test_dataset,
+    test_pipeline,
+)
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
+from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.util.errors import (
     ConfigError,
     EngineError,
     Mm2OnnxError,
@@ -22,9 +30,7 @@ from mmdeploy_ext.core.errors import (
     UsageError,
     shortened,
 )
-from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
-from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.util.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -33,9 +39,9 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.core.source_code import ModelClass
     from mmdeploy_ext.exporting.export import CodeWarning
     from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
+    from mmdeploy_ext.util.source_code import ModelClass
 
 
 @dataclasses.dataclass

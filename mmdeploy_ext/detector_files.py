@@ -13,11 +13,6 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import Graph
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
-from mmdeploy_ext.core.files import check_writable, will_write
-from mmdeploy_ext.core.folders import check_replaceable, check_replaceable_file, replaced_folder
-from mmdeploy_ext.core.source_code import versions
-from mmdeploy_ext.core.typed_json import Mismatch, plain, read
 from mmdeploy_ext.detector import Detector, check_options, load_weights, rule_of
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
@@ -28,6 +23,11 @@ from mmdeploy_ext.families.hosts import hosted
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
+from mmdeploy_ext.util.errors import ConfigError, ModelFileError, UsageError
+from mmdeploy_ext.util.files import check_writable, will_write
+from mmdeploy_ext.util.folders import check_replaceable, check_replaceable_file, replaced_folder
+from mmdeploy_ext.util.source_code import versions
+from mmdeploy_ext.util.typed_json import Mismatch, plain, read
 
 
 def default_output(family: Family, stem: str, options: Options) -> str:

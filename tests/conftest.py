@@ -13,7 +13,7 @@ if str(REPO) not in sys.path:
     sys.path.insert(0, str(REPO))
 
 from mmdeploy_ext import compat  # noqa: E402
-from mmdeploy_ext.core import cli  # noqa: E402
+from mmdeploy_ext.util import cli  # noqa: E402
 
 WORKER_BYTES = 4 << 30
 cli.wait_passively()

@@ -15,7 +15,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNNER_PARTS = (
-    'core',
+    'util',
+    'config',
     'preprocess',
     'contract',
     'proving.tensors',
@@ -159,7 +160,7 @@ def test_every_config_builds(name):
     import mmdeploy_ext.families.mmdet3d_plugin
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.cli import backend_config
-    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.config.config import load_config
     from mmdeploy_ext.families.base import BACKBONE, find_family
 
     cfg = load_config(str(REPOSITORY / name))

@@ -8,7 +8,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = 'mmdeploy_ext'
 ORDER = (
-    'core',
+    'util',
+    'config',
     'preprocess',
     'contract',
     'graph',
@@ -66,7 +67,7 @@ LAZY = {
         'mmdeploy_ext.systems',
     },
     'mmdeploy_ext.models.catalogue': {'mmdeploy_ext.systems'},
-    'mmdeploy_ext.core.config': {'mmdeploy_ext.models.catalogue'},
+    'mmdeploy_ext.config.config': {'mmdeploy_ext.models.catalogue'},
 }
 """Module -> modules that it imports later than itself: public names when one is used, the catalogue of
 families when the first family is looked up, the catalogue of models when the first config is read."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.util.errors import UsageError
 
 PUBLIC = {
     'Family',

@@ -1,6 +1,6 @@
 # First half of the toy RT-DETR's training: its backbone and encoder under ATSS's head, which learns from
 # every cell. A set loss alone teaches a small backbone too slowly for a CPU; others begin with ImageNet.
-from mmdeploy_ext.core.config import mmdet_config
+from mmdeploy_ext.config.config import mmdet_config
 
 _base_ = [
     '../_base_/models/atss_toy.py',

@@ -1,5 +1,5 @@
 # RTMDet-l on COCO, to export, prove and test checkpoints of mmdet 3 (it is trained there).
-from mmdeploy_ext.core.config import mmdet_config
+from mmdeploy_ext.config.config import mmdet_config
 
 _base_ = [mmdet_config('_base_/default_runtime.py')]
 custom_imports = dict(imports=['mmdeploy_ext.models.mmdet'], allow_failed_imports=False)

@@ -42,7 +42,7 @@ TOOL = ('-m', 'mmdeploy_ext')
 """Words of `mm2onnx`, behind those of Python."""
 PROVEN = ('verdict', 'worst_iou', 'worst_distance', 'worst_score', 'matched')
 """Figures of a proof."""
-CONFIG_ERROR = 'mmdeploy_ext.core.errors.ConfigError: '
+CONFIG_ERROR = 'mmdeploy_ext.util.errors.ConfigError: '
 """Begin of the last line of a traceback, for which the table has what `mm2onnx` begins its line with."""
 EXAMINE = """
 import json, sys, warnings
@@ -54,7 +54,7 @@ replaced = []
 if len(sys.argv) > 1:
     from mmdeploy_ext.cli.options import parse_cfg_options
     from mmdeploy_ext.compat.plain_kernels import flash_attention_notes
-    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.config.config import load_config
     cfg = load_config(sys.argv[1], parse_cfg_options(sys.argv[2:]))
     family = find_family(cfg, DETECTOR)
     model = family.build(cfg)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from docs._pages.tables import table, write_between
-from mmdeploy_ext.core.errors import one_line
-from mmdeploy_ext.core.files import read_json, write_json
+from mmdeploy_ext.util.errors import one_line
+from mmdeploy_ext.util.files import read_json, write_json
 from mmdeploy_ext.zoo.records import (
     EXPORT_KINDS,
     MEMORY,

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.machine import OtherLoad, cores, load_notes, machine
 from mmdeploy_ext.benchmark.measure import Contender
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.distributed import Ranks
-from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, engines_of
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.distributed import Ranks
+from mmdeploy_ext.util.errors import EngineError, Mm2OnnxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmdeploy_ext.core.errors import EngineError
+from mmdeploy_ext.util.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,6 @@ from mmdeploy_ext.benchmark.base import Benchmark, short_labels
 from mmdeploy_ext.benchmark.measure import FUSED, Contender, Run
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.detector import build, load_weights, prepare_fixed, read_config, resolve
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES
@@ -22,6 +21,7 @@ from mmdeploy_ext.preprocess.pictures import list_images
 from mmdeploy_ext.proving.inputs.samples import read_picture
 from mmdeploy_ext.proving.provenance import refuse_other_settings
 from mmdeploy_ext.runtime.detect import results_of
+from mmdeploy_ext.util.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
     import argparse

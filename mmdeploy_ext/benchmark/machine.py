@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.engines.registry import gpu_name
+from mmdeploy_ext.util.source_code import versions
 
 SIMD = ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_int8', 'amx_bf16')
 """Instruction sets that decide how fast matrix products are, as Linux names them."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, OtherLoad
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES, build_backend
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

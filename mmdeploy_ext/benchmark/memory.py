@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.core.errors import EngineError
+from mmdeploy_ext.util.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

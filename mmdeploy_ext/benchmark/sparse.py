@@ -16,7 +16,6 @@ from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.benchmark.base import Benchmark
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.families.base import BACKBONE
@@ -27,6 +26,7 @@ from mmdeploy_ext.sparse import buckets
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.plan import Plan
 from mmdeploy_ext.sparse.rulebook import build
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     import contextlib

@@ -11,7 +11,6 @@ from mmdeploy_ext.benchmark import compiled
 from mmdeploy_ext.benchmark.base import Benchmark, short_labels
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.detector import build, load_weights, read_config, resolve_opset
 from mmdeploy_ext.detector_files import export_files, read_files
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES
@@ -19,6 +18,7 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving.inputs.voxel_sets import points_of
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     import contextlib

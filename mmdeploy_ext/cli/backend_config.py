@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.core.files import check_writable
-from mmdeploy_ext.core.folders import check_replaceable
 from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.engines.registry import DEFAULT, check_engine
+from mmdeploy_ext.util.errors import ConfigError, UsageError
+from mmdeploy_ext.util.files import check_writable
+from mmdeploy_ext.util.folders import check_replaceable
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options

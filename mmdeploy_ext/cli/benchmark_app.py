@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app
-from mmdeploy_ext.core import cli, distributed
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import UsageError, after_weights
-from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.engines.registry import ENGINES, check_names
 from mmdeploy_ext.families.base import BACKBONE, Family, find_family
+from mmdeploy_ext.util import cli, distributed
+from mmdeploy_ext.util.errors import UsageError, after_weights
+from mmdeploy_ext.util.files import check_writable, write_json
 
 if TYPE_CHECKING:
     import argparse

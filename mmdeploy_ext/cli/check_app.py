@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import write_json
 from mmdeploy_ext.contract.registry import folder_checks
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, escape
-from mmdeploy_ext.core.violations import ERROR, NOTE, WARNING
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError, escape
+from mmdeploy_ext.util.violations import ERROR, NOTE, WARNING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.core.violations import Violation
+    from mmdeploy_ext.util.violations import Violation
 
 LONGEST_MESSAGE = 1000
 """Printed characters of a message, and of its nodes' names; --json has all."""

@@ -6,9 +6,9 @@ from typing import Any
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError
 
 
 def convert_mmdet3(args: argparse.Namespace) -> int:

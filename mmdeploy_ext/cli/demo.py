@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse

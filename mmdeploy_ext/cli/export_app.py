@@ -12,10 +12,6 @@ from mmdeploy_ext.api import check_normalisation, check_provable, export_detecto
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, after_weights
-from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.detector import Detector, build, check_options, read_config, resolve
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
@@ -24,6 +20,10 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, after_weights
+from mmdeploy_ext.util.files import will_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,12 +10,12 @@ from mmdeploy_ext.api import check_provable, prove_files, prove_on
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof, ranges
 from mmdeploy_ext.contract import options as choices
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, after_weights, shape_text
-from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.detector import Detector, build, read_config
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proving.inputs.samples import Samples
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError, after_weights, shape_text
+from mmdeploy_ext.util.files import will_write
 
 if TYPE_CHECKING:
     import argparse

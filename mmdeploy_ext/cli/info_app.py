@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract import digest
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ModelFileError, escape, printable
-from mmdeploy_ext.core.files import sha256_file, write_json
 from mmdeploy_ext.runtime.exported import model_files
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import ModelFileError, escape, printable
+from mmdeploy_ext.util.files import sha256_file, write_json
 
 if TYPE_CHECKING:
     import argparse

@@ -3,7 +3,7 @@
 import argparse
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.util import cli
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.kit.judge import PRECISIONS, judge
 from mmdeploy_ext.kit.local_run import ENGINES, run_kit
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.files import write_json
 
 if TYPE_CHECKING:
     import argparse

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.page import add_library, has_page
 from mmdeploy_ext.kit.server import LOOPBACK, serving
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse

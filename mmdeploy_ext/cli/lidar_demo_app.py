@@ -11,12 +11,12 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.cli import demo
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli.run_images import PICTURE_SUFFIXES
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
-from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.runtime.detect import opener
 from mmdeploy_ext.runtime.exported import export_files as files_of
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import ConfigError, UsageError, after_weights
+from mmdeploy_ext.util.files import check_writable
 
 if TYPE_CHECKING:
     import argparse

@@ -9,9 +9,9 @@ from typing import Any
 
 from mmdeploy_ext.contract.options import PRECISIONS, Option
 from mmdeploy_ext.contract.registry import detector_options
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import engine_settings, file_engines
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError
 
 CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
@@ -138,7 +138,7 @@ def parser_for(
     config = next((word for word in words if word.endswith('.py') and Path(word).is_file()), '')
     if config and any(option not in parser._option_string_actions for option in options):
         from mmdeploy_ext import compat
-        from mmdeploy_ext.core.config import load_config
+        from mmdeploy_ext.config.config import load_config
 
         cli.wait_passively()
         compat.apply()

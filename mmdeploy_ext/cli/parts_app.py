@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, after_weights
-from mmdeploy_ext.core.files import write_json
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError, after_weights
+from mmdeploy_ext.util.files import write_json
 
 if TYPE_CHECKING:
     import argparse

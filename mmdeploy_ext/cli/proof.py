@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.commands import command
-from mmdeploy_ext.core.files import check_writable, write_json
-from mmdeploy_ext.core.user_modules import libraries_not_run, not_run_text
+from mmdeploy_ext.config.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.commands import command
+from mmdeploy_ext.util.files import check_writable, write_json
 
 if TYPE_CHECKING:
     import argparse

@@ -8,12 +8,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.commands import command, tool
-from mmdeploy_ext.core.errors import UsageError, after_weights
-from mmdeploy_ext.core.files import check_outputs, write_json
 from mmdeploy_ext.engines.registry import QUANTISED
 from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.commands import command, tool
+from mmdeploy_ext.util.errors import UsageError, after_weights
+from mmdeploy_ext.util.files import check_outputs, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

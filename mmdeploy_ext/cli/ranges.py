@@ -6,9 +6,9 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize import METHODS
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     from mmdeploy_ext.detector import Detector

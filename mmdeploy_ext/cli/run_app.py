@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import run_images
 from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, named
 from mmdeploy_ext.runtime import film
 from mmdeploy_ext.runtime.detect import check_registered, has_runtime, opener, runner_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import DataError, ModelFileError, UsageError, named
 
 if TYPE_CHECKING:
     import argparse

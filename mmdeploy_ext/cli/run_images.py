@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import (
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import (
     DataError,
     EngineError,
     ImageError,
@@ -24,7 +24,7 @@ from mmdeploy_ext.core.errors import (
     one_line,
     printable,
 )
-from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
+from mmdeploy_ext.util.files import check_outputs, check_writable, will_write, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

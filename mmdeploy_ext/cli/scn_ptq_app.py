@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import ranges
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, after_weights
-from mmdeploy_ext.core.files import check_writable, write_json
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError, after_weights
+from mmdeploy_ext.util.files import check_writable, write_json
 
 if TYPE_CHECKING:
     from mmdeploy_ext.detector import Detector

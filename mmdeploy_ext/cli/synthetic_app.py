@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import infos_app
 from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
-from mmdeploy_ext.core import cli
 from mmdeploy_ext.seeded import image as seeded_image
 from mmdeploy_ext.synthetic import coco, monocular, nuscenes
+from mmdeploy_ext.util import cli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

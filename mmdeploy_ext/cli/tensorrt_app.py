@@ -6,9 +6,9 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, one_line
-from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError, one_line
+from mmdeploy_ext.util.files import check_writable, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,22 +14,22 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.cli import backend_config
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli.tested_models import FrameModel, ImageModel, TestedModel, check_dataset
+from mmdeploy_ext.config.config import test_datasets
 from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.core import cli, distributed
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.config import test_datasets
-from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, after_weights
-from mmdeploy_ext.core.files import atomic_path, check_writable
 from mmdeploy_ext.engines import BACKENDS, title_of
+from mmdeploy_ext.util import cli, distributed
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import DataError, ModelFileError, UsageError, after_weights
+from mmdeploy_ext.util.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.core.distributed import Ranks
-    from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.evaluate.loop import Network
+    from mmdeploy_ext.util.distributed import Ranks
+    from mmdeploy_ext.util.dump import DumpWriter
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -212,7 +212,7 @@ def export_if_stale(detector: Detector, tested: TestedModel) -> None:
 
 @contextlib.contextmanager
 def _opened_dump(detector: Detector, tested: TestedModel, ranks: Ranks) -> Iterator[DumpWriter | None]:
-    from mmdeploy_ext.core.dump import DumpWriter, replaced_dump
+    from mmdeploy_ext.util.dump import DumpWriter, replaced_dump
 
     dump, unit = tested.settings['dump'], tested.unit
     if dump is None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.cli import backend_config
-from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.engines import Backend, build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.util.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.evaluate.loop import Network
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.against_dump import DumpComparer
+    from mmdeploy_ext.util.dump import DumpWriter
 
 
 class TestedModel(abc.ABC):

@@ -11,11 +11,11 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app, proof
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.contract.registry import detector_options
-from mmdeploy_ext.core import cli
 from mmdeploy_ext.detector import read_config
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import BACKBONE, Family
 from mmdeploy_ext.proving.inputs.samples import Samples
+from mmdeploy_ext.util import cli
 
 if TYPE_CHECKING:
     import argparse

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli import demo
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
-from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.runtime import film
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import ConfigError, UsageError, after_weights
+from mmdeploy_ext.util.files import check_writable
 
 if TYPE_CHECKING:
     import argparse

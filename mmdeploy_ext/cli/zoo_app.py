@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError, one_line
-from mmdeploy_ext.core.files import check_writable, write_json
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import read_images
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError, one_line
+from mmdeploy_ext.util.files import check_writable, write_json
 from mmdeploy_ext.zoo.records import EXPORT_KINDS, Outcome, summary_line, zoo_content
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from mmdeploy_ext.compat.import_hook import after
-from mmdeploy_ext.core.errors import AbsentPackageError
-from mmdeploy_ext.core.missing_packages import STAND_INS
-from mmdeploy_ext.core.source_code import is_in_package
+from mmdeploy_ext.util.errors import AbsentPackageError
+from mmdeploy_ext.util.missing_packages import STAND_INS
+from mmdeploy_ext.util.source_code import is_in_package
 
 LYFT = 'lyft_dataset_sdk'
 ARGUMENTS = {**STAND_INS, LYFT: f'--no-deps {LYFT}'}

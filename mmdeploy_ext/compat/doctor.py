@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.engines.registry import BACKENDS
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.files import write_json
 
 RUNTIME = {
     'numpy': '1.26.4',

@@ -210,7 +210,7 @@ def regions_without_numbers(module: ModuleType) -> None:
     def roi_align(features: Any, regions: Any, *args: Any) -> Any:
         import torch
 
-        from mmdeploy_ext.core.errors import CheckpointError
+        from mmdeploy_ext.util.errors import CheckpointError
 
         is_read = not features.is_cuda and not torch.compiler.is_compiling()
         if is_read and not regions.isfinite().all():

@@ -19,7 +19,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.util.errors import ConfigError
 
 OLDEST_MMDET = 2, 6
 """Oldest mmdet that families work with."""

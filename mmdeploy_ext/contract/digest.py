@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.util.errors import ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.core.files import AnyPath
+    from mmdeploy_ext.util.files import AnyPath
 
 KEY = f'{PREFIX}digest'
 GRAPH, METADATA, FUNCTIONS = 7, 14, 25

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from mmdeploy_ext.core.typed_json import Bounds, JsonDataclass, Mismatch, optional, plain, read
+from mmdeploy_ext.util.typed_json import Bounds, JsonDataclass, Mismatch, optional, plain, read
 
 __all__ = ['Bounds', 'Facts', 'Mismatch', 'optional', 'plain', 'read']
 

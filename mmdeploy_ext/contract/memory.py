@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.core.typed_json import JsonDataclass
+from mmdeploy_ext.util.typed_json import JsonDataclass
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec

@@ -8,14 +8,14 @@ from typing import Any, Self
 from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.registry import find_registration
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ConfigError, LoadError, ModelFileError, shape_text
-from mmdeploy_ext.core.files import AnyPath, read_onnx
-from mmdeploy_ext.core.typed_json import Mismatch, plain, read
 from mmdeploy_ext.preprocess import cameras
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import VoxelRule
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import ConfigError, LoadError, ModelFileError, shape_text
+from mmdeploy_ext.util.files import AnyPath, read_onnx
+from mmdeploy_ext.util.typed_json import Mismatch, plain, read
 
 PREFIX = 'mm2onnx.'
 GRAPH_RULES = 7
@@ -66,7 +66,7 @@ class Metadata:
         postprocess: see `Family.facts`.
         options: option of the export -> value.
         config_sha256: hash of its model and test pipeline.
-        model_classes: `core.source_code.ModelClass` entries.
+        model_classes: `util.source_code.ModelClass` entries.
         rules: see `GRAPH_RULES`.
         edits: commands that changed the graph since, in order.
     """

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.util.errors import UsageError
 
 DEFAULT_OPSET = 17
 """LayerNormalization is one operator from 17 on; TensorRT 10 gets GridSample of 20 wrong."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.options import CONTRACT, IMAGE, MAX_CANDIDATES, OF_SOME
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

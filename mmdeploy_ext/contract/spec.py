@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ShapeError, shape_text
-from mmdeploy_ext.core.typed_json import JsonDataclass, optional
+from mmdeploy_ext.util.errors import ShapeError, shape_text
+from mmdeploy_ext.util.typed_json import JsonDataclass, optional
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

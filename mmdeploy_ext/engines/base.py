@@ -9,7 +9,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from mmdeploy_ext.core.errors import InferenceError, ShapeError
+from mmdeploy_ext.util.errors import InferenceError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import Metadata, check_graph
-from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, LoadError, ModelFileError
-from mmdeploy_ext.core.files import check_onnx_size
-from mmdeploy_ext.core.heap import resident_bytes
-from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION, providers_with_options
 from mmdeploy_ext.engines.base import Backend, note_run
+from mmdeploy_ext.util.errors import ConfigError, EngineError, InferenceError, LoadError, ModelFileError
+from mmdeploy_ext.util.files import check_onnx_size
+from mmdeploy_ext.util.heap import resident_bytes
+from mmdeploy_ext.util.session_options import GRAPH_OPTIMIZATION, providers_with_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, LoadError, one_line
 from mmdeploy_ext.engines.base import Backend
+from mmdeploy_ext.util.errors import ConfigError, EngineError, InferenceError, LoadError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

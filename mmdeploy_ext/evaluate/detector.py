@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.evaluate.loop import Network, scene_tokens
 from mmdeploy_ext.families.images import batches
 from mmdeploy_ext.preprocess.cam2img import camera_key, square_matrix
 from mmdeploy_ext.preprocess.pictures import PreparedImage, warp_about_middle
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.draw import draw_results, write_picture
+from mmdeploy_ext.util.errors import ShapeError
+from mmdeploy_ext.util.taps import collect_taps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.families.reference import ImageReference
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.detections import Scored
     from mmdeploy_ext.runtime.frames import Stepper
+    from mmdeploy_ext.util.dump import DumpWriter
 
 
 class PublishedDetector(Network):
@@ -162,7 +162,7 @@ class FrameDetector(Network):
 
     Attributes:
         dump: writes tensors, with `model`; or None.
-        model: PyTorch model with taps, see `core/taps.py`.
+        model: PyTorch model with taps, see `util/taps.py`.
         keep_memory: False empties the memory before each frame.
     """
 

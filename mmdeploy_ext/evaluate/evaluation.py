@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ConfigError, DataError, root_cause
 from mmdeploy_ext.evaluate import tracking
+from mmdeploy_ext.util.errors import ConfigError, DataError, root_cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

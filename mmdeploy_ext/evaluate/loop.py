@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.distributed import Ranks, shard_scenes
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors
+from mmdeploy_ext.util.cli import tracked
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.distributed import Ranks, shard_scenes
+from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

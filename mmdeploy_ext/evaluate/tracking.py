@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.files import write_json
+from mmdeploy_ext.util.errors import DataError, UsageError
+from mmdeploy_ext.util.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

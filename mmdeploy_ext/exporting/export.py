@@ -26,10 +26,6 @@ from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import DEFAULT_OPSET, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage
-from mmdeploy_ext.core.cli import suppress_output
-from mmdeploy_ext.core.errors import ExportError, UsageError, root_cause
-from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.core.source_code import copied_file, is_users_file
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
 from mmdeploy_ext.exporting.ops import deform_conv, mmcv_functions  # noqa: F401 - they register themselves
 from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
@@ -57,6 +53,10 @@ from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.rename import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import simplify
+from mmdeploy_ext.util.cli import suppress_output
+from mmdeploy_ext.util.errors import ExportError, UsageError, root_cause
+from mmdeploy_ext.util.files import atomic_path
+from mmdeploy_ext.util.source_code import copied_file, is_users_file
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Exporter -> first and last opset that it writes in torch 2.13 (measured; dynamo writes 18 if asked for 11).

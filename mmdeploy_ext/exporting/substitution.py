@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.compat.patches_vendored import lacks_part_of_mmdet
+from mmdeploy_ext.config.user_modules import import_failure
 from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.registry import (
@@ -22,13 +23,12 @@ from mmdeploy_ext.contract.registry import (
     registered,
     registration_of,
 )
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
-from mmdeploy_ext.core.source_code import ModelClass, model_classes
-from mmdeploy_ext.core.user_modules import import_failure
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.nearest import refusal
 from mmdeploy_ext.models.building import has_head, head_of, names_of_class
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import ConfigError, ModelFileError, UsageError
+from mmdeploy_ext.util.source_code import ModelClass, model_classes
 
 if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
     import torch

@@ -13,8 +13,8 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import CHANNELS, INPUT, OUTPUTS
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, Pixels, Stage, TensorSpec
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.common.image_graphs import clip_size, optional_inputs
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options

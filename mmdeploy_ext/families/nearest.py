@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mmdeploy_ext.config.config import cfg_options, test_pipeline
+from mmdeploy_ext.config.unregistered import missing_types, registered_names, unregistered
 from mmdeploy_ext.contract.registry import Registration, registered, registration_of
-from mmdeploy_ext.core.config import cfg_options, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, did_you_mean
-from mmdeploy_ext.core.unregistered import missing_types, registered_names, unregistered
+from mmdeploy_ext.util.errors import ConfigError, did_you_mean
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
 SENSOR_KEYS, SENSOR_STEPS = ('pts_', 'img_', 'voxel_'), ('Points', 'MultiView')

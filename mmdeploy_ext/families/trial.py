@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, one_line
-from mmdeploy_ext.core.user_modules import users_line
+from mmdeploy_ext.config.user_modules import users_line
 from mmdeploy_ext.families.nearest import PARTS_WAY
+from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

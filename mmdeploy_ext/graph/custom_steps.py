@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
 from mmdeploy_ext.graph.io.index import Index, node_attributes
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import open_session
+from mmdeploy_ext.util.errors import InferenceError, ModelFileError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -5,8 +5,8 @@ import json
 import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io.index import refill
+from mmdeploy_ext.util.errors import ModelFileError
 
 KEY = f'{PREFIX}edits'
 """Key of `metadata_props`: JSON list of the commands that changed the file, in order."""

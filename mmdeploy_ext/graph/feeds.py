@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.core.errors import ShapeError, UsageError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, did_you_mean
+from mmdeploy_ext.util.errors import ShapeError, UsageError
 
 DEFAULT_SIZE = 64
 """Size of a symbolic axis that was given none, except for the first axis of an input, which gets 1."""

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, UsageError
-from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION
 from mmdeploy_ext.graph.feeds import check_feeds
 from mmdeploy_ext.graph.io import files, types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import part
+from mmdeploy_ext.util.errors import ConfigError, InferenceError, ModelFileError, UsageError
+from mmdeploy_ext.util.session_options import GRAPH_OPTIMIZATION
 
 if TYPE_CHECKING:
     import onnxruntime

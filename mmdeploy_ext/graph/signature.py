@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import attributes, changes, constant_change, exact_text
@@ -27,6 +26,7 @@ from mmdeploy_ext.graph.io.index import (
     schema_of,
 )
 from mmdeploy_ext.graph.io.modules import module_path
+from mmdeploy_ext.util.arrays import ArrayDistance
 
 IGNORED_CHANGES = ('metadata',)
 """Kinds of changes that do not make another graph."""

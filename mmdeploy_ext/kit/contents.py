@@ -13,12 +13,12 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.runtime.detect import check_registered, has_runtime, runtime_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.util.errors import DataError, UsageError
+from mmdeploy_ext.util.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

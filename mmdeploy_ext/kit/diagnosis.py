@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.arrays import ArrayDistance
-from mmdeploy_ext.core.errors import shape_text
+from mmdeploy_ext.util.arrays import ArrayDistance
+from mmdeploy_ext.util.errors import shape_text
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import TensorSpec

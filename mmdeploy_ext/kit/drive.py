@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.engines.base import FAILURES
 from mmdeploy_ext.proving.levels.drive_run import MODES, Moment, PairRun, default_bars
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.util.errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

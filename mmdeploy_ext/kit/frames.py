@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, KitCase, KitGraph
@@ -20,6 +18,8 @@ from mmdeploy_ext.proving.drive import NearOrigin
 from mmdeploy_ext.proving.frames import open_sides, read_files
 from mmdeploy_ext.proving.levels.drive_run import snapshot
 from mmdeploy_ext.proving.proof import engine_class, engine_options
+from mmdeploy_ext.util.cli import tracked
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.comparison import compare_tensors, failed_row, order_rows
-from mmdeploy_ext.core.errors import DataError, UsageError, on_inputs, one_line
 from mmdeploy_ext.engines.base import FAILURES
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import MOST_IMAGES, diagnose, misfit
@@ -20,6 +19,7 @@ from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
 from mmdeploy_ext.tasks import half_bars, results, task_module
 from mmdeploy_ext.tasks.matching import in_order_of, lone_low_results
+from mmdeploy_ext.util.errors import DataError, UsageError, on_inputs, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

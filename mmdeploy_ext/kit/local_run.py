@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import EngineError, InferenceError, Mm2OnnxError, UsageError, one_line
-from mmdeploy_ext.core.folders import check_new_folder
 from mmdeploy_ext.engines import registry
 from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph, read_manifest
 from mmdeploy_ext.kit.engine_files import is_dynamic, shape_ranges
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.proving.half_precision import CPU
+from mmdeploy_ext.util.errors import EngineError, InferenceError, Mm2OnnxError, UsageError, one_line
+from mmdeploy_ext.util.folders import check_new_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.digest import check_whole, sealed
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import external_locations, sha256_file
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import for_tensorrt
 from mmdeploy_ext.proving.provenance import facts_checks
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.files import external_locations, sha256_file
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata

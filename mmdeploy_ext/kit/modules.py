@@ -6,7 +6,6 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, ChainedFrame, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.page import write_page
@@ -14,6 +13,7 @@ from mmdeploy_ext.kit.writer import write_kit
 from mmdeploy_ext.proving.modules.calls import FileTensor
 from mmdeploy_ext.proving.modules.proof import ModuleProof
 from mmdeploy_ext.tasks.matching import tied_choices
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, one_line
 from mmdeploy_ext.kit.contents import KIT_HASH, name_of_stem
+from mmdeploy_ext.util.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.files import external_locations
-from mmdeploy_ext.core.folders import replaced_folder
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import read_manifest
 from mmdeploy_ext.tasks import bbox2d, boxed_mask, mask, matching, task_module
+from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.util.files import external_locations
+from mmdeploy_ext.util.folders import replaced_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

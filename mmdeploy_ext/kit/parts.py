@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.kit.contents import ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.writer import write_kit
 from mmdeploy_ext.parts.export import record_parts
+from mmdeploy_ext.util.arrays import to_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.detector import rule_of
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
@@ -17,6 +16,7 @@ from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.pictures import read_picture_file
 from mmdeploy_ext.proving.references import InputReference, options_besides_form
+from mmdeploy_ext.util.cli import tracked
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.page import LIBRARY, check_page
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,14 +9,14 @@ import numpy as np
 
 from mmdeploy_ext.contract.digest import check_whole
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.kit.contents import LIBSPCONV, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proving.levels.sparse_file import read_sparse_file
 from mmdeploy_ext.proving.levels.sparse_layers import HALF_RTOL
 from mmdeploy_ext.sparse import engine, libspconv
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from mmdeploy_ext.core.errors import DataError, UsageError, one_line
+from mmdeploy_ext.util.errors import DataError, UsageError, one_line
 
 NAME, VERSION = 'onnxruntime-web', '1.30.0'
 INTEGRITY = 'sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=='

@@ -8,10 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import write_json
-from mmdeploy_ext.core.folders import check_new_folder
-from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.kit.contents import FORMAT, KIT_HASH, MANIFEST, hashes_of, kit_hash, write_lines
 from mmdeploy_ext.kit.engine_files import write_engine_files
@@ -21,6 +17,10 @@ from mmdeploy_ext.kit.pictures import write_pictures
 from mmdeploy_ext.kit.readme import write_readme
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.voxels import open_interpreted, write_voxels
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.files import write_json
+from mmdeploy_ext.util.folders import check_new_folder
+from mmdeploy_ext.util.source_code import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

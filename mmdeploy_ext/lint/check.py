@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.core.errors import UsageError, one_line
 from mmdeploy_ext.lint.observe import Event, Observer, copies, copy_of, tensors_in
 from mmdeploy_ext.lint.report import Report, make_report
 from mmdeploy_ext.lint.rules import EXPORTERS, check_exporters
 from mmdeploy_ext.lint.trial import Trial, refused, try_export, unknown_operators
+from mmdeploy_ext.util.errors import UsageError, one_line
 
 TRAINED_LAYERS = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
 

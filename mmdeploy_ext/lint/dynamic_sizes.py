@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.core.cli import one_line
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.source_code import file_of, files_of_users_classes, is_in_package
 from mmdeploy_ext.lint.check import check
 from mmdeploy_ext.lint.observe import tensors_in
+from mmdeploy_ext.util.cli import one_line
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.source_code import file_of, files_of_users_classes, is_in_package
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

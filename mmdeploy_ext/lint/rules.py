@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.util.errors import UsageError
 
 # Outcomes of an export. "Other inputs" are inputs that the exporter did not see.
 RIGHT = 'right'

@@ -13,7 +13,7 @@ from types import FrameType
 
 import torch
 
-from mmdeploy_ext.core.source_code import PACKAGE_FOLDERS, is_in_package, is_typed
+from mmdeploy_ext.util.source_code import PACKAGE_FOLDERS, is_in_package, is_typed
 
 LINTER = str(Path(__file__).parent)
 TORCH = str(Path(torch.__file__).parent) + os.sep

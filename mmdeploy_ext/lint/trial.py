@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.core.errors import ExportError, one_line
 from mmdeploy_ext.exporting.export import OPSETS, default_opset, export_module
 from mmdeploy_ext.lint.observe import RANGE, Event, copies, copy_of, tensors_in
 from mmdeploy_ext.lint.sites import site_of_trace
+from mmdeploy_ext.util.errors import ExportError, one_line
 
 FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\S+)')
 SYMBOLIC_OPSETS = range(7, 21)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import users_method
-from mmdeploy_ext.core.unregistered import unregistered
-from mmdeploy_ext.core.user_modules import users_line
+from mmdeploy_ext.config.unregistered import unregistered
+from mmdeploy_ext.config.user_modules import users_line
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.source_code import users_method
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors.mvx_two_stage import MVXTwoStageDetector
 from torch import Tensor
 
-from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.util.taps import tap
 
 
 class CameraDetector(MVXTwoStageDetector):

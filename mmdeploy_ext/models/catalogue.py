@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from unittest import mock
 
 from mmdeploy_ext import models
-from mmdeploy_ext.core.config import types_of
-from mmdeploy_ext.core.source_code import nearest_base
-from mmdeploy_ext.core.unregistered import registries
+from mmdeploy_ext.config.config import types_of
+from mmdeploy_ext.config.unregistered import registries
+from mmdeploy_ext.util.source_code import nearest_base
 
 Class = TypeVar('Class', bound=type)
 

@@ -11,8 +11,8 @@ from mmdet.models import NECKS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.util.errors import ConfigError
 
 
 @registered_if_named(NECKS)

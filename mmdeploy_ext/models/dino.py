@@ -18,8 +18,8 @@ from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.util.errors import ConfigError
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 transformer = mmdet_module('mmdet.models.utils.transformer')

@@ -20,8 +20,8 @@ from mmcv.runner.base_module import BaseModule
 from mmcv.utils import get_logger
 from torch import Tensor
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.util.errors import ConfigError
 
 LAYER_NORM = dict(type='LN')
 FFN_KEYS = dict(feedforward_channels='feedforward_channels', ffn_dropout='ffn_drop', ffn_num_fcs='num_fcs')

@@ -22,8 +22,8 @@ from mmdet.models.detectors import SingleStageDetector
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.util.errors import ConfigError
 
 build_prior_generator = mmdet_module('mmdet.core').build_prior_generator
 CSPLayer = mmdet_module('mmdet.models.utils').CSPLayer

@@ -14,8 +14,8 @@ from mmcv.runner import BaseModule
 from mmdet.models import BACKBONES
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.util.errors import ConfigError
 
 STAGES = ('stage2', 'stage3', 'stage4', 'stage5')
 """Names of the stages for `out_features`, beside 'stem'."""

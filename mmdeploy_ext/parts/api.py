@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import after_weights
 from mmdeploy_ext.parts.export import RecordedPart, export_folder
 from mmdeploy_ext.parts.folder import CutFolder
 from mmdeploy_ext.parts.model import ModelFactory, read_model
 from mmdeploy_ext.parts.proof import prove_folder
 from mmdeploy_ext.parts.record import Recording
 from mmdeploy_ext.parts.samples import samples_of
+from mmdeploy_ext.util.errors import after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mmdeploy_ext.core.source_code import is_users_file
+from mmdeploy_ext.util.source_code import is_users_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -14,9 +14,6 @@ import onnx
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.core.files import atomic_path, check_writable, sha256_file
-from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.exporting.export import default_opset, export_module, save
 from mmdeploy_ext.graph.passes.precision import half
 from mmdeploy_ext.graph.passes.simplify import simplify
@@ -29,6 +26,9 @@ from mmdeploy_ext.parts.refusals import check_constants, run_part
 from mmdeploy_ext.parts.results import kept_results
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.proving.float64 import rounding_of
+from mmdeploy_ext.util.errors import ExportError, UsageError
+from mmdeploy_ext.util.files import atomic_path, check_writable, sha256_file
+from mmdeploy_ext.util.source_code import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -176,7 +176,7 @@ def names_for(form: PartForm, names: Mapping[str, str]) -> dict[str, str]:
 
 def read_names(path: str) -> dict[str, str]:
     """Return the names of a JSON file, path -> name; UsageError: it has other content."""
-    from mmdeploy_ext.core.files import read_json
+    from mmdeploy_ext.util.files import read_json
 
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):

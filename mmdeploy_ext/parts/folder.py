@@ -9,12 +9,12 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from mmdeploy_ext.core.errors import ConfigError, ModelFileError
-from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.parts.graph import PartForm
 from mmdeploy_ext.parts.part import Part
 from mmdeploy_ext.parts.record import RESULT, PartCall
 from mmdeploy_ext.parts.tree import PLAIN, Tree
+from mmdeploy_ext.util.errors import ConfigError, ModelFileError
+from mmdeploy_ext.util.files import read_json, write_json
 
 MANIFEST = 'parts.json'
 RESULTS = 'results.npz'

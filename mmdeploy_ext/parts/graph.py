@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmdeploy_ext.core.arrays import to_array
-from mmdeploy_ext.core.errors import ConfigError, shape_text
 from mmdeploy_ext.parts.arrays import Source, given_arrays
 from mmdeploy_ext.parts.record import PartCall, named, same_values
 from mmdeploy_ext.parts.tree import Tree, call_with
+from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.util.errors import ConfigError, shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

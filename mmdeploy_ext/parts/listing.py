@@ -7,7 +7,6 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, one_line
 from mmdeploy_ext.exporting.export import default_opset
 from mmdeploy_ext.parts.export import DEFAULTS, RecordedPart, names_for, with_place
 from mmdeploy_ext.parts.folder import result_json
@@ -16,6 +15,7 @@ from mmdeploy_ext.parts.part import Part, Step, intercepted
 from mmdeploy_ext.parts.record import PartCall, record, same_values
 from mmdeploy_ext.parts.refusals import check_constants
 from mmdeploy_ext.parts.samples import run_test_path
+from mmdeploy_ext.util.errors import Mm2OnnxError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence

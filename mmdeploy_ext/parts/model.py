@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.core.config import config_sha256, load_config
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.source_code import model_classes
+from mmdeploy_ext.config.config import config_sha256, load_config
 from mmdeploy_ext.exporting.copy import copied, prepare
 from mmdeploy_ext.models.building import build_without_weights, registered_class
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.util.source_code import model_classes
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.core.errors import UsageError, did_you_mean
+from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.util.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

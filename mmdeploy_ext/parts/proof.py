@@ -10,10 +10,6 @@ import numpy as np
 
 from mmdeploy_ext.contract.comparison import failed_row
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.arrays import to_array
-from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, UsageError, one_line, shape_text
-from mmdeploy_ext.core.source_code import changed_files, model_classes
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.parts.export import RecordedPart, record_parts
@@ -28,6 +24,10 @@ from mmdeploy_ext.proving.open_points import warning_lines
 from mmdeploy_ext.proving.verdict import UNSEEN, Finding, Verdict, case_findings, check_finding, graph_finding
 from mmdeploy_ext.tasks.half_bars import bars_of, tensor_text
 from mmdeploy_ext.tasks.results import Case, Check
+from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.util.cli import tracked
+from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, one_line, shape_text
+from mmdeploy_ext.util.source_code import changed_files, model_classes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

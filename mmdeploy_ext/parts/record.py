@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.parts.arrays import Entered, recorded_arrays, stacks_of
 from mmdeploy_ext.parts.part import Part, intercepted
 from mmdeploy_ext.parts.tree import Tree, arguments_of
+from mmdeploy_ext.util.cli import tracked
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,12 +11,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mmdeploy_ext.contract.comparison import TensorRow, compare_named, failed_row
-from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.parts.tree import Tree
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.tasks import half_bars, task_module
 from mmdeploy_ext.tasks.matching import in_order_of
+from mmdeploy_ext.util.arrays import to_array
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, one_line, root_cause
-from mmdeploy_ext.core.user_modules import users_line
+from mmdeploy_ext.config.config import test_pipeline
+from mmdeploy_ext.config.user_modules import users_line
 from mmdeploy_ext.parts.tree import Tree
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import bright, dark
+from mmdeploy_ext.util.errors import ConfigError, DataError, UsageError, one_line, root_cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,7 +100,7 @@ def picture_sample(cfg: Any, picture: Any) -> dict[str, Any]:
 
 def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
     """Run the model's test path on a copy of a sample; ConfigError: it raises, with the user's line."""
-    from mmdeploy_ext.core.errors import Mm2OnnxError
+    from mmdeploy_ext.util.errors import Mm2OnnxError
 
     try:
         with torch.no_grad():

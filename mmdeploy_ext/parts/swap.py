@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.core.arrays import to_array
-from mmdeploy_ext.core.errors import ConfigError, shape_text
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import Runner
@@ -18,6 +16,8 @@ from mmdeploy_ext.parts.folder import CutFolder, result_of
 from mmdeploy_ext.parts.graph import array_input
 from mmdeploy_ext.parts.part import Part, intercepted
 from mmdeploy_ext.parts.tree import Tree, arguments_of
+from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.util.errors import ConfigError, shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, ShapeError
-from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.util.errors import DataError, ShapeError
+from mmdeploy_ext.util.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence

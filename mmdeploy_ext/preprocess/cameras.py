@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch
 from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
 from mmdeploy_ext.preprocess.pictures import check_colours, next_multiples, normalise, resize_cv2
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
+from mmdeploy_ext.util.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch
 
 CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
 """nuScenes' cameras in the order of StreamPETR's info files."""

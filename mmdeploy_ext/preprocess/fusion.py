@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from mmdeploy_ext.core.typed_json import JsonDataclass
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import VoxelRule
+from mmdeploy_ext.util.typed_json import JsonDataclass
 
 POINTS = 'load_dim', 'use_dim', 'sweeps', 'pad_empty_sweeps', 'remove_close'
 AGE = 4

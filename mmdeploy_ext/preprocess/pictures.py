@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ImageError, ShapeError
-from mmdeploy_ext.core.files import IMAGE_SUFFIXES
-from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch, optional
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
+from mmdeploy_ext.util.errors import ImageError, ShapeError
+from mmdeploy_ext.util.files import IMAGE_SUFFIXES
+from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch, optional
 
 DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
 """Warnings of libjpeg after which it decodes wrong pixels."""

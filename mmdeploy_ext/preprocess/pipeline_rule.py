@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.config import cfg_options
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.config.config import cfg_options
 from mmdeploy_ext.preprocess.pictures import RESIZERS, WARP, PreprocessRule, normalise
+from mmdeploy_ext.util.errors import ConfigError
 
 ORDERED = ('Resize', 'AffineResize', 'RandomCenterCropPad', 'Normalize', 'Pad')
 """Steps that change the image, in the order of the rule. Padding before normalising is normalised, too."""

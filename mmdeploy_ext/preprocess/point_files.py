@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.config.config import test_pipeline
 from mmdeploy_ext.preprocess.fusion import AGE, PastSweeps
+from mmdeploy_ext.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch
+from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch
 
 MODES = ('hard', 'dynamic')
 ORDERS = ('xyz', 'zyx')

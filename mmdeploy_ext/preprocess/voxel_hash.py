@@ -8,7 +8,7 @@ P points of D values, n voxels, T most points of a voxel.
 
 import numpy as np
 
-from mmdeploy_ext.core.compiled import njit
+from mmdeploy_ext.util.compiled import njit
 
 EMPTY = np.int64(-1)
 LEAST_SLOTS = 64

@@ -1,4 +1,4 @@
-"""Compare an engine with the tensors of PyTorch's test loop (`core/dump.py`)."""
+"""Compare an engine with the tensors of PyTorch's test loop (`util/dump.py`)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mmdeploy_ext.contract.comparison import TensorRow, compare_tensors
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.dump import list_samples, load_dump
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.pictures import compare_outputs
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks import half_bars, task_module
 from mmdeploy_ext.tasks.results import Case
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.dump import list_samples, load_dump
+from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

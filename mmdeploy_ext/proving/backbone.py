@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.backbone_files import has_precision
 from mmdeploy_ext.contract.comparison import compare_named, failed_row
-from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import one_line
-from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proving.levels import sparse_file
@@ -27,6 +23,10 @@ from mmdeploy_ext.proving.provenance import settings_check
 from mmdeploy_ext.sparse.libspconv import to_node_list
 from mmdeploy_ext.tasks.matching import total_reasons
 from mmdeploy_ext.tasks.results import Case, Pair
+from mmdeploy_ext.util.cli import tracked
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import one_line
+from mmdeploy_ext.util.files import read_json, sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

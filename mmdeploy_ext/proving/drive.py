@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import LoadError
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.frames import (
@@ -30,6 +28,8 @@ from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.tasks import bbox3d, half_bars
 from mmdeploy_ext.tasks.matching import too_few
 from mmdeploy_ext.tasks.results import Case, DetectionRow
+from mmdeploy_ext.util.cli import tracked
+from mmdeploy_ext.util.errors import LoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence

@@ -15,7 +15,6 @@ from mmdeploy_ext import detector_files as files
 from mmdeploy_ext.contract.metadata import OF_SPARSE_GRAPHS, PREFIX
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import written_precision
-from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 from mmdeploy_ext.detector import prepare_fixed
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
@@ -25,6 +24,7 @@ from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.quantize.dense import QUANTISE
 from mmdeploy_ext.tasks.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphResult
+from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.metadata import least_precision
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import LoadError, ModelFileError
-from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.engines.base import Clock, attempt
 from mmdeploy_ext.exporting.substitution import without_limits
@@ -44,6 +41,9 @@ from mmdeploy_ext.tasks import bbox3d, half_bars, task_module
 from mmdeploy_ext.tasks.matching import total_reasons
 from mmdeploy_ext.tasks.results import Case, Check, DetectionRow, Pair, failed_detections
 from mmdeploy_ext.tasks.ties import Ties
+from mmdeploy_ext.util.cli import tracked
+from mmdeploy_ext.util.errors import LoadError, ModelFileError
+from mmdeploy_ext.util.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

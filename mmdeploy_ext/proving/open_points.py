@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.config import test_datasets, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import copied_file, copied_libraries, parts_of, users_class, users_method
+from mmdeploy_ext.config.config import test_datasets, test_pipeline
 from mmdeploy_ext.models.building import data_class, makes_samples
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.source_code import copied_file, copied_libraries, parts_of, users_class, users_method
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence

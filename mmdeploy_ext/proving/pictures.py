@@ -19,9 +19,6 @@ from mmdeploy_ext.contract.comparison import (
 )
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import LoadError, ModelFileError, ShapeError, one_line
-from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.detector import check_options, rule_of
 from mmdeploy_ext.detector_files import make_metadata
 from mmdeploy_ext.engines import build_backend, title_of
@@ -65,6 +62,9 @@ from mmdeploy_ext.tasks import bbox2d, half_bars, task_module
 from mmdeploy_ext.tasks.matching import total_reasons
 from mmdeploy_ext.tasks.results import Case, DetectionRow, Pair, failed_detections
 from mmdeploy_ext.tasks.ties import Ties
+from mmdeploy_ext.util.cli import tracked
+from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
+from mmdeploy_ext.util.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

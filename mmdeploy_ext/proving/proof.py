@@ -8,12 +8,9 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.config.user_modules import libraries_not_run
 from mmdeploy_ext.contract import digest
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
-from mmdeploy_ext.core.errors import one_line
-from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.source_code import changed_files, other_copies, versions, versions_with_places
-from mmdeploy_ext.core.user_modules import libraries_not_run
 from mmdeploy_ext.graph.io import files as graph_files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
@@ -31,6 +28,9 @@ from mmdeploy_ext.proving.provenance import (
 from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
 from mmdeploy_ext.tasks.matching import accept_rest
 from mmdeploy_ext.tasks.results import Check
+from mmdeploy_ext.util.errors import one_line
+from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.util.source_code import changed_files, other_copies, versions, versions_with_places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.core.source_code import ModelClass
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.tasks.results import Case, GraphResult
+    from mmdeploy_ext.util.source_code import ModelClass
 
 AGAIN = 'the model gives other results when the first input is run again at the end'
 """Reason of failure: another result at the end."""

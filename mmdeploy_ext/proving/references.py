@@ -14,7 +14,6 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.errors import ConfigError, one_line
 from mmdeploy_ext.exporting.substitution import observed
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.proving.inputs.inputs import (
@@ -26,6 +25,7 @@ from mmdeploy_ext.proving.inputs.inputs import (
 )
 from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
+from mmdeploy_ext.util.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence

@@ -8,14 +8,14 @@ import numpy as np
 from onnx import numpy_helper
 
 from mmdeploy_ext.contract.comparison import compare_named
-from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.files import sha256_onnx
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.tasks.half_bars import BARS
+from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.util.files import sha256_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

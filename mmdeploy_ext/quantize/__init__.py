@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.util import cli
 
 METHODS = ('mse', 'percentile', 'max')
 """Methods for ranges of sparse graphs, default first: least squared error, percentile, largest |x|."""

@@ -9,8 +9,6 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError, UsageError
-from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, list_images, read_image
 from mmdeploy_ext.preprocess.point_files import PointRule
@@ -18,6 +16,8 @@ from mmdeploy_ext.runtime.detect import BESIDE, has_runtime, make_feeds, opener,
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_frames, read_infos
 from mmdeploy_ext.runtime.sweeps import Sweeps, evenly
+from mmdeploy_ext.util.errors import DataError, ImageError, ModelFileError, UsageError
+from mmdeploy_ext.util.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,8 +8,8 @@ merge; a percentile in the first bin gives its upper edge.
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
+from mmdeploy_ext.util.errors import UsageError
 
 LEVELS = 127
 """Largest code, symmetric as NVIDIA's, so that 0 stays 0."""

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.core.cli import suppress_output
-from mmdeploy_ext.core.errors import ExportError, InferenceError, Mm2OnnxError
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import reads, refill
@@ -25,6 +23,8 @@ from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE, tracked
 from mmdeploy_ext.quantize.calibrators import make_calibrator
 from mmdeploy_ext.quantize.compact import compact
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
+from mmdeploy_ext.util.cli import suppress_output
+from mmdeploy_ext.util.errors import ExportError, InferenceError, Mm2OnnxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto, helper
 
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.io.index import Index, all_nodes, captured, did_you_mean, reads, refill
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import typed_values
+from mmdeploy_ext.util.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

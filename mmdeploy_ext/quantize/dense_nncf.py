@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mmdeploy_ext.core.cli import suppress_output
-from mmdeploy_ext.core.errors import EngineError, InferenceError
 from mmdeploy_ext.quantize import tracked
 from mmdeploy_ext.quantize.dense import INFERRED_KEY
+from mmdeploy_ext.util.cli import suppress_output
+from mmdeploy_ext.util.errors import EngineError, InferenceError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

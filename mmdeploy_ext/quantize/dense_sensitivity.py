@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, ExportError, InferenceError, ModelFileError, one_line
-from mmdeploy_ext.core.typed_json import JsonDataclass
 from mmdeploy_ext.engines.openvino import compiled, readable, require_openvino
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize import tracked
 from mmdeploy_ext.quantize.difference import Difference, severity
+from mmdeploy_ext.util.errors import DataError, ExportError, InferenceError, ModelFileError, one_line
+from mmdeploy_ext.util.typed_json import JsonDataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.core.files import check_writable
-from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.quantize.calibration_sets import IMAGE_INPUT, quantised_graph
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.runtime.exported import files_of_family
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import ModelFileError, UsageError
+from mmdeploy_ext.util.files import check_writable
+from mmdeploy_ext.util.folders import check_replaceable, replaced_folder
 
 if TYPE_CHECKING:
     import onnx

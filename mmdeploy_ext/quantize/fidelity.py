@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.quantize import tracked
 from mmdeploy_ext.quantize.calibrators import LEVELS
 from mmdeploy_ext.quantize.difference import Difference, severity
 from mmdeploy_ext.quantize.simulation import Simulation
 from mmdeploy_ext.sparse.ranges import quantised
+from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

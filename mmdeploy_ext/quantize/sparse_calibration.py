@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.preprocess.point_files import point_rule
 from mmdeploy_ext.quantize import PERCENTILE, tracked
 from mmdeploy_ext.quantize.calibrators import make_calibrator, method_title, weight_amax
@@ -20,6 +19,7 @@ from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, from_amax, graph_digest, quantised, weight_norm
+from mmdeploy_ext.util.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

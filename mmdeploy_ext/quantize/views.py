@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from mmdeploy_ext.core.errors import escape
-from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.util.errors import escape
+from mmdeploy_ext.util.files import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

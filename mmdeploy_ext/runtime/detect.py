@@ -19,14 +19,6 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import Entries
 from mmdeploy_ext.contract.registry import find_registration, program_loop, registered, registration_of
-from mmdeploy_ext.core.errors import (
-    ConfigError,
-    InferenceError,
-    Mm2OnnxError,
-    ModelFileError,
-    UsageError,
-    one_line,
-)
 from mmdeploy_ext.preprocess.cam2img import (
     CAMERA,
     PROJECTION,
@@ -37,6 +29,14 @@ from mmdeploy_ext.preprocess.cam2img import (
     unmoved,
 )
 from mmdeploy_ext.runtime.detections import check_ranges, with_labels
+from mmdeploy_ext.util.errors import (
+    ConfigError,
+    InferenceError,
+    Mm2OnnxError,
+    ModelFileError,
+    UsageError,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

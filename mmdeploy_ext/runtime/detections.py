@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError
+from mmdeploy_ext.util.errors import ConfigError, InferenceError, ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

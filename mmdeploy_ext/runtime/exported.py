@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import PREFIX, read_props
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError
-from mmdeploy_ext.core.files import external_locations
 from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import InferenceError, ModelFileError
+from mmdeploy_ext.util.files import external_locations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.preprocess.cam2img import intrinsics_problem, projection_problem
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.geometry import not_rigid
+from mmdeploy_ext.util.errors import DataError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Collection

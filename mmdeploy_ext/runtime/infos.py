@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core import plain_pickle
-from mmdeploy_ext.core.errors import LONGEST, DataError, printable, shortened
 from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
 from mmdeploy_ext.preprocess.fusion import PastSweep
 from mmdeploy_ext.runtime.geometry import invert_pose, not_rigid, rotation_of
+from mmdeploy_ext.util import plain_pickle
+from mmdeploy_ext.util.errors import LONGEST, DataError, printable, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -8,8 +8,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries, damaged, read_entry, read_props
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import DataError, InferenceError, ModelFileError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -19,6 +17,8 @@ from mmdeploy_ext.sparse.buckets import feeds as table_feeds
 from mmdeploy_ext.sparse.engine import checked_features
 from mmdeploy_ext.sparse.plan import PortableFacts
 from mmdeploy_ext.sparse.rulebook import build
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import DataError, InferenceError, ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

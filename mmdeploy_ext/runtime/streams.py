@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import damaged
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.runtime import frame_checks
@@ -23,6 +22,7 @@ from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.device_graph import HeldGraph, fetch
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+from mmdeploy_ext.util.errors import InferenceError, ModelFileError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, shortened
 from mmdeploy_ext.preprocess.fusion import AGE
 from mmdeploy_ext.runtime.infos import INFOS, find_file, past_sweeps, read_infos, seconds_of
 from mmdeploy_ext.runtime.points import check_plausible, read_points
 from mmdeploy_ext.runtime.voxel_files import read_voxels
+from mmdeploy_ext.util.errors import DataError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

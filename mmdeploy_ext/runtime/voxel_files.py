@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path

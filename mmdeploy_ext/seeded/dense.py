@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.seeded.layers import (
     Numbers,
@@ -22,6 +20,8 @@ from mmdeploy_ext.seeded.layers import (
     rescale,
     targets_of,
 )
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.source_code import nearest_base
 
 
 class NetworkCalibration(NamedTuple):

@@ -4,9 +4,9 @@ import argparse
 
 import numpy as np
 
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.files import atomic_path
 
 
 def run(args: argparse.Namespace) -> int:

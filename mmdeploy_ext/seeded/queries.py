@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.seeded.dense import BACKGROUND, CLASS_TARGET
 from mmdeploy_ext.seeded.layers import Target, outputs_of, rescale, targets_of
 

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.config.config import test_pipeline
 from mmdeploy_ext.contract.registry import seeded_heads_of
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.trial import own_forward
 from mmdeploy_ext.proving.inputs.pictures import bright, dark
@@ -38,6 +36,8 @@ from mmdeploy_ext.seeded.queries import (
 )
 from mmdeploy_ext.seeded.rules import RULES, rule_of
 from mmdeploy_ext.synthetic.scene import make_scene
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import UsageError
 
 PUBLISHED_PREFIXES = {
     'BEVFusionSparseEncoder': 'encoders.lidar.backbone.',
@@ -256,7 +256,7 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
 
 def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
     from mmdeploy_ext import compat
-    from mmdeploy_ext.core.files import check_writable
+    from mmdeploy_ext.util.files import check_writable
 
     cli.check_minimums(args, seed=0)
     if args.seed > LARGEST_SEED:
@@ -275,7 +275,7 @@ def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str
 
     `cfg_options`: dotted key of the config -> value.
     """
-    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.config.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families
     from mmdeploy_ext.weights.convert.conversion import save_checkpoint
 

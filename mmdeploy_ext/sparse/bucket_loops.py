@@ -8,7 +8,7 @@ pattern.
 
 import numpy as np
 
-from mmdeploy_ext.core.compiled import njit
+from mmdeploy_ext.util.compiled import njit
 
 CANDIDATES = 48  # patterns that may become a bucket: the most frequent ones; more gained nothing measurable
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, ExportError
 from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
+from mmdeploy_ext.util.errors import DataError, ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

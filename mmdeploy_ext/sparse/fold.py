@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse.ir import BatchNorm, Relu, SparseConvolution, renumber
+from mmdeploy_ext.util.errors import ExportError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.sparse.ir import Add, Relu, Reshape, ScatterDense, SparseConvolution, Transpose
+from mmdeploy_ext.util.errors import ExportError
 
 if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import SparseGraph

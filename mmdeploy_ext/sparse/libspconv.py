@@ -16,13 +16,13 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper
 
 from mmdeploy_ext.contract.digest import sealed
-from mmdeploy_ext.core.errors import ExportError, ModelFileError
-from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.core.violations import errors
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.ir import ORDERS, TRIPLES, SparseConvolution, SparseGraph
 from mmdeploy_ext.sparse.libspconv_parser import ADDITIONS, EngineParser
+from mmdeploy_ext.util.errors import ExportError, ModelFileError
+from mmdeploy_ext.util.files import atomic_path
+from mmdeploy_ext.util.violations import errors
 
 if TYPE_CHECKING:
     import os

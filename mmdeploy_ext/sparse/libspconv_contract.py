@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 from mmdeploy_ext.graph.io.files import is_sparse, read
 from mmdeploy_ext.sparse import libspconv_measured
 from mmdeploy_ext.sparse.ir import ORDERS
 from mmdeploy_ext.sparse.libspconv_parser import ADDITIONS, GEOMETRY, EngineParser
 from mmdeploy_ext.sparse.plan import dense_output_shape
+from mmdeploy_ext.util.violations import ERROR, WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.core.violations import ERROR, WARNING
+from mmdeploy_ext.util.violations import ERROR, WARNING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 from mmdeploy_ext.graph.io.types import type_name
+from mmdeploy_ext.util.violations import ERROR, WARNING, Violation
 
 GEOMETRY = {'kernel_size': 1, 'stride': 1, 'padding': 0, 'dilation': 1}
 """Attribute with a value per axis -> smallest value."""

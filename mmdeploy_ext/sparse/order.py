@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.sparse.ir import ORDERS, TRIPLES, ScatterDense, SparseConvolution, Transpose, renumber
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Node, SparseGraph

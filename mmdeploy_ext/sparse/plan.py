@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.core.typed_json import JsonDataclass
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, ScatterDense, SparseConvolution, Transpose, Triple
+from mmdeploy_ext.util.errors import ExportError
+from mmdeploy_ext.util.typed_json import JsonDataclass
 
 if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Node, SparseGraph

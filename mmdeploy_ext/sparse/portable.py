@@ -23,11 +23,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.buckets import BEV, FACTS, FORMS, VOXELS, Layout
 from mmdeploy_ext.sparse.node_writer import NodeWriter
 from mmdeploy_ext.sparse.plan import PortableFacts, Table, plan_of
+from mmdeploy_ext.util.errors import ExportError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.sparse.ir import Add, Relu, SparseConvolution
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

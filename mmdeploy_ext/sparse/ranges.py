@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import CheckpointError, UsageError, check_distinct
-from mmdeploy_ext.core.files import atomic_path, read_json
-from mmdeploy_ext.core.typed_json import Bounds, JsonDataclass, Mismatch, optional, read
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import CheckpointError, UsageError, check_distinct
+from mmdeploy_ext.util.files import atomic_path, read_json
+from mmdeploy_ext.util.typed_json import Bounds, JsonDataclass, Mismatch, optional, read
 
 if TYPE_CHECKING:
     import os

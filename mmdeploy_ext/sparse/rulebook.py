@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess import voxel_hash
 from mmdeploy_ext.preprocess.voxel_hash import LEAST_SLOTS, empty_slots
 from mmdeploy_ext.sparse.plan import dense_output_shape
+from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,11 +12,11 @@ import numpy as np
 from pycocotools import mask as mask_codec
 
 from mmdeploy_ext.compat.panoptic_quality import id2rgb
-from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.runtime.detections import bounding_box
 from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.scene import CLASSES, PATTERNS, Instance, colour_pair, layout, make_scene
+from mmdeploy_ext.util.errors import DataError, UsageError
+from mmdeploy_ext.util.files import read_json, write_json
 
 WORLD = 1
 """Version of the pictures."""

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.core.config import test_dataset, test_pipeline, without_augmentation
-from mmdeploy_ext.core.source_code import is_users_class
+from mmdeploy_ext.config.config import test_dataset, test_pipeline, without_augmentation
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.models.building import data_class
 from mmdeploy_ext.preprocess.cameras import CAMERAS
 from mmdeploy_ext.runtime.geometry import invert_pose
+from mmdeploy_ext.util.source_code import is_users_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.core.config import test_dataset, without_augmentation
+from mmdeploy_ext.config.config import test_dataset, without_augmentation
 from mmdeploy_ext.synthetic.info_files import dataset_of_files
 from mmdeploy_ext.synthetic.moments import generated_sweeps
 from mmdeploy_ext.synthetic.scene import make_scene

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.cameras import CAMERAS
 from mmdeploy_ext.runtime.geometry import rotation_of
 from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.synthetic import staging
+from mmdeploy_ext.util.files import atomic_path, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

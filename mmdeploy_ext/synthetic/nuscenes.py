@@ -11,8 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.nuscenes_scene import (
     MAX_FRAMES,
@@ -24,6 +22,8 @@ from mmdeploy_ext.synthetic.nuscenes_scene import (
     write_scene,
 )
 from mmdeploy_ext.synthetic.nuscenes_sensors import CAMERAS, LIDAR
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.files import write_json
 
 WORLD = 2
 """Version of the generator; raise it with the files' content: older sets are refused then."""

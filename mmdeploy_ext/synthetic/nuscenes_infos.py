@@ -16,10 +16,10 @@ import numpy as np
 from pyquaternion import Quaternion
 from rich.progress import track
 
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.files import atomic_path, check_writable
 from mmdeploy_ext.preprocess.cameras import CAMERAS
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import DataError, UsageError
+from mmdeploy_ext.util.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from rich.progress import Progress
 
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.files import check_writable, read_json, write_json
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.util.files import check_writable, read_json, write_json
 
 MANIFEST = 'READY.json'
 """The last file of a finished folder, with its `parameters`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.core.violations import WARNING, Violation
+from mmdeploy_ext.util.violations import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import one_line
+from mmdeploy_ext.util.errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

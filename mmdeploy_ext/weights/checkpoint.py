@@ -19,9 +19,9 @@ from torch import Tensor
 
 from mmdeploy_ext.compat import numpy_checkpoint_globals
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.core.cli import suppress_output
-from mmdeploy_ext.core.errors import CheckpointError, check_distinct, named
-from mmdeploy_ext.core.files import described_kind
+from mmdeploy_ext.util.cli import suppress_output
+from mmdeploy_ext.util.errors import CheckpointError, check_distinct, named
+from mmdeploy_ext.util.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
 
 MAX_KEYS = 10

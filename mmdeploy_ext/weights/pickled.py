@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.core.errors import CheckpointError, named
-from mmdeploy_ext.core.plain_pickle import ALLOWED, PlainUnpickler
+from mmdeploy_ext.util.errors import CheckpointError, named
+from mmdeploy_ext.util.plain_pickle import ALLOWED, PlainUnpickler
 from mmdeploy_ext.weights.checkpoint import plain_tensors
 
 TENSORS = {

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.sparse.folded_norms import Names, match_names
+from mmdeploy_ext.util.errors import CheckpointError
 from mmdeploy_ext.weights import sparse_layouts as layouts
 from mmdeploy_ext.weights.checkpoint import (
     PickledModelError,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from mmdeploy_ext.core.errors import CheckpointError, UsageError
+from mmdeploy_ext.util.errors import CheckpointError, UsageError
 
 LAYOUTS = ('spconv1', 'spconv2', 'spconv2-rskc')
 CHOICES = ('auto', *LAYOUTS)

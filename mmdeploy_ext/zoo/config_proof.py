@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
+from mmdeploy_ext.config.config import load_config, without_augmentation
 from mmdeploy_ext.contract.registry import registered, registration_of
-from mmdeploy_ext.core.config import load_config, without_augmentation
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.detector import Detector, check_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.source_code import versions
 from mmdeploy_ext.zoo.configs import Config, library_of, resize_to
 from mmdeploy_ext.zoo.records import (
     EXPORT_KINDS,

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.heap import keep_freed_memory, resident_bytes
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.heap import keep_freed_memory, resident_bytes
 from mmdeploy_ext.zoo.config_proof import Settings, origin_digest, prove_config
 from mmdeploy_ext.zoo.configs import Config
 from mmdeploy_ext.zoo.records import (

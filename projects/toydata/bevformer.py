@@ -24,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.runtime.bev_motion import motion_since
 from mmdeploy_ext.runtime.infos import read_frames, read_infos

@@ -13,7 +13,7 @@ import toy_centerpoint
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.cli.run_app import COMPILING
 from mmdeploy_ext.contract.registry import contract_class, registered
-from mmdeploy_ext.core import commands
+from mmdeploy_ext.util import commands
 from refusals import refused
 
 REPOSITORY = Path(__file__).resolve().parents[2]

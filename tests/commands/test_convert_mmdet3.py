@@ -12,8 +12,8 @@ import torch
 from mmcv import Config
 
 from marking import in_suite
-from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.config.config import load_config, mmdet_config
+from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_name
 from model_shapes import model_shapes

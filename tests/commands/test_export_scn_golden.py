@@ -12,7 +12,7 @@ import toy_seeded as seeded
 from marking import in_suite
 from mmdeploy_ext import backbone_files as deploy
 from mmdeploy_ext.cli.export_scn_app import main
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.detector import load
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.sparse import libspconv

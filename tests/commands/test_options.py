@@ -11,8 +11,8 @@ import pytest
 
 from mmdeploy_ext.cli import export_app, options
 from mmdeploy_ext.contract.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize.dense_sensitivity import Exclusion
+from mmdeploy_ext.util.errors import UsageError
 from refusals import CHECKPOINT, CONFIG, MODEL, PICTURE
 from toy_engines import parse
 

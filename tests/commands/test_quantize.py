@@ -8,7 +8,7 @@ import pytest
 from mmdeploy_ext.cli import run_images, test_app
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.files import read_json, sha256_file
+from mmdeploy_ext.util.files import read_json, sha256_file
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO
 
 DEMO = REPO / 'demo/atss_toy.onnx'

@@ -7,8 +7,8 @@ import pytest
 
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.quantize.dense_layers import is_quantised
+from mmdeploy_ext.util.files import read_json
 from toy_atss import REPO
 
 DEMO = REPO / 'demo/atss_toy.onnx'

@@ -14,10 +14,10 @@ from mmcv import Config
 
 from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.cli.backend_config import graph_options, read_settings
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.dump import list_samples, load_dump
-from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
+from mmdeploy_ext.util.dump import list_samples, load_dump
+from mmdeploy_ext.util.files import read_json
 from rank_processes import run_ranks
 from toy_atss import CHECKPOINT, CONFIG, REPO
 
@@ -103,7 +103,7 @@ def test_pth_results_equal_mmdet_own_test_loop(pth_run, data):
     from mmdet.apis import single_gpu_test
 
     from mmdeploy_ext.cli.options import parse_cfg_options
-    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.config.config import load_config
     from mmdeploy_ext.evaluate import evaluation
     from toy_atss import load_toy
 

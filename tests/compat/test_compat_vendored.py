@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from mmdeploy_ext.compat import PATCHES
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.util.errors import ConfigError
 
 torch = pytest.importorskip('torch')
 mmcv = pytest.importorskip('mmcv')

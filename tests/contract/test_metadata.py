@@ -13,12 +13,12 @@ from onnx import TensorProto, helper
 
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata, check_graph, read_metadata
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import LoadError, ModelFileError
-from mmdeploy_ext.core.typed_json import JsonDataclass
 from mmdeploy_ext.families.base import load_families
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime.box_coders import Delta
 from mmdeploy_ext.runtime.dense_facts import DenseFacts, Head
+from mmdeploy_ext.util.errors import LoadError, ModelFileError
+from mmdeploy_ext.util.typed_json import JsonDataclass
 
 NAMES = Path(__file__).resolve().parents[1] / 'goldens/metadata_names.json'
 FACTS = DenseFacts(

@@ -8,8 +8,8 @@ import pytest
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Pixels, TensorSpec, with_half_features
-from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.graph.output_comparison import with_half_ends
+from mmdeploy_ext.util.errors import ShapeError
 
 IMAGE = TensorSpec('input', 'float32', ('B', 3, 'H', 'W'), 'pixels', 'pixel')
 SIZES = TensorSpec('img_shape', 'float32', ('B', 2), default=0.0)

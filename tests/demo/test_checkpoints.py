@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmcv import Config
 
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -6,8 +6,6 @@ import onnx
 import pytest
 
 from mmdeploy_ext.cli import tensorrt_app
-from mmdeploy_ext.core.errors import EngineError, ModelFileError
-from mmdeploy_ext.core.files import sha256_onnx
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.tensorrt.record import (
     Record,
@@ -17,6 +15,8 @@ from mmdeploy_ext.engines.tensorrt.record import (
     read_record,
     write_engine,
 )
+from mmdeploy_ext.util.errors import EngineError, ModelFileError
+from mmdeploy_ext.util.files import sha256_onnx
 from toy_engines import two_outputs
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.distributed import Ranks
-from mmdeploy_ext.core.dump import DumpWriter, load_dump
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.evaluate.detector import BackendDetector, TorchDetector
 from mmdeploy_ext.evaluate.loop import collect
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.runtime.detections import Detections, Scored
+from mmdeploy_ext.util.distributed import Ranks
+from mmdeploy_ext.util.dump import DumpWriter, load_dump
+from mmdeploy_ext.util.errors import ConfigError
 
 SPEC = GraphSpec(
     'echo',

@@ -10,9 +10,9 @@ import pytest
 import torch
 from mmdet.datasets import CocoDataset
 
-from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.evaluate.evaluation import build_loader, check_evaluation, evaluate, settings_text
 from mmdeploy_ext.evaluate.loop import Network, run_dataset
+from mmdeploy_ext.util.errors import ConfigError, DataError
 
 
 class Drawing:

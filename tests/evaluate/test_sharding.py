@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdeploy_ext.core.distributed import shard_scenes
+from mmdeploy_ext.util.distributed import shard_scenes
 
 
 @given(

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import toy_nuscenes
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.evaluate import evaluation, tracking
+from mmdeploy_ext.util.errors import DataError
 from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')

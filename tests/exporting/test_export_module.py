@@ -10,10 +10,10 @@ import torch
 
 from mmdeploy_ext.contract.options import EXPORTER, OPSET, SIMPLIFY, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import default_group_norm, default_opset, export_module, export_stages
 from mmdeploy_ext.graph.passes.rename import name_ends
+from mmdeploy_ext.util.errors import ExportError
 
 EXPORTERS = ('torchscript', 'dynamo')
 

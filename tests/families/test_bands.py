@@ -12,13 +12,13 @@ from mmdet.datasets.builder import PIPELINES
 from mmdeploy_ext import detector as deploy
 from mmdeploy_ext.cli.run_app import main as run_main
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import ConfigError, ImageError
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.pictures import with_bands, write_array
 from mmdeploy_ext.proving.inputs.samples import Samples, read_picture
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
+from mmdeploy_ext.util.errors import ConfigError, ImageError
 from proofs import prove_samples
 from toy_atss import CHECKPOINT, CONFIG, PICTURE
 

@@ -5,7 +5,7 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.config.config import load_config, mmdet_config
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proving.ladder import prove

@@ -12,7 +12,6 @@ from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.cli.run_app import main as run_main
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.hosts import DetectionCounts, check, hosted
@@ -23,6 +22,7 @@ from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import results_from_padded, with_labels
 from mmdeploy_ext.targets.plugins.kernels import ENGINE as BACKEND
 from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
+from mmdeploy_ext.util.errors import UsageError
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
 HOSTS = dict(input='uint8-nhwc', channels='bgr', required_inputs=True, outputs='efficient-nms')

@@ -13,11 +13,11 @@ import torch
 import toy_nuscenes
 from marking import in_suite
 from mmdeploy_ext.cli import test_app
-from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
-from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco, ensure_toy_panoptic
 from mmdeploy_ext.synthetic.monocular import write_annotations
+from mmdeploy_ext.util.dump import list_samples, load_dump, save_dump
+from mmdeploy_ext.util.files import read_json
 from toy_atss import REPO
 
 SAMPLES = 3

@@ -16,11 +16,11 @@ from mmdeploy_ext.contract import registry
 from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded.weights import write_seeded
+from mmdeploy_ext.util.errors import ConfigError, InferenceError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUTSIDE = REPOSITORY / 'tests/families/outside_package'

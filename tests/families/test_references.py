@@ -7,7 +7,7 @@ import pytest
 import toy_corner
 import toy_query
 import toy_yolact
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proving.open_points import untraced_methods
 from toy_atss import REPO

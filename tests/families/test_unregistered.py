@@ -7,10 +7,10 @@ from mmcv import Config
 from mmdet.models.backbones import ResNet
 from mmdet.models.builder import BACKBONES
 
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.unregistered import unregistered
+from mmdeploy_ext.config.unregistered import unregistered
 from mmdeploy_ext.families.base import find_family, load_families
 from mmdeploy_ext.models.building import build_without_weights
+from mmdeploy_ext.util.errors import ConfigError
 
 BACKBONE = """
 from mmdet.models import builder

@@ -10,7 +10,7 @@ import toy_yolact
 from image_checks import seeded_detector
 from marking import in_suite
 from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.core.config import without_augmentation
+from mmdeploy_ext.config.config import without_augmentation
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove

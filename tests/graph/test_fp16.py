@@ -7,9 +7,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.output_comparison import spec_of
 from mmdeploy_ext.graph.passes.fp16 import exceeds_half, to_fp16
+from mmdeploy_ext.util.errors import ExportError
 from toy_engines import parse
 
 ROWS, COLUMNS = 4, 8

@@ -8,10 +8,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.run import run
+from mmdeploy_ext.util.errors import ModelFileError
 from toy_graphs import conv_net, model_of, same
 
 

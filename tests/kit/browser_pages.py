@@ -10,12 +10,12 @@ import pytest
 
 import headless
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import sha256_file, write_json
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import FORMAT, MANIFEST, MODEL, KitGraph, hashes_of, kit_hash
 from mmdeploy_ext.kit.page import LIBRARY, write_page
 from mmdeploy_ext.kit.server import serving
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.files import sha256_file, write_json
 
 ENDED = "['equal', 'different', 'failed'].includes(document.body.dataset.state)"
 

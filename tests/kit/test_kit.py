@@ -9,9 +9,9 @@ import pytest
 
 from kits import ATSS
 from mmdeploy_ext.cli import kit_app
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.util.errors import DataError
 from numpy_alone import run_command
 from wrong_outputs import FAULTS, rewritten
 

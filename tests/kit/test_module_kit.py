@@ -11,10 +11,10 @@ from onnx import numpy_helper
 
 from kits import load, run
 from mmdeploy_ext.cli.kit_app import main
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.modules import write_module_kit
 from mmdeploy_ext.kit.runners import run_onnxruntime
+from mmdeploy_ext.util.errors import UsageError
 
 
 def test_samples_are_frames_with_the_state_of_the_module(module_kit):

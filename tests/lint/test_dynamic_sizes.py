@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
+from mmdeploy_ext.util.errors import UsageError
 
 BACKBONES = """
 import torch

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from examples import EXAMPLES
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.lint import RULES, check
 from mmdeploy_ext.lint.observe import tensors_in
 from mmdeploy_ext.lint.rules import FAILS, REFUSED, RIGHT, WRONG, WRONG_AT_ONCE
+from mmdeploy_ext.util.errors import ExportError
 
 FORMS = [(rule, example) for rule, (first, _, more) in EXAMPLES.items() for example in (first, *more)]
 

@@ -12,7 +12,6 @@ from onnx import numpy_helper
 import toy_atss
 from mmdeploy_ext import with_parts
 from mmdeploy_ext.cli import benchmark_app, export_app, kit_app, parts_app, test_app, verify_app
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.parts import proof
@@ -20,6 +19,7 @@ from mmdeploy_ext.parts.folder import CutFolder
 from mmdeploy_ext.parts.proof import prove_folder
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from mmdeploy_ext.util.errors import UsageError
 
 
 def test_a_live_model_runs_with_the_parts(cut_toy):

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import toy_parts
-from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.parts.export import export_folder, names_for, record_parts
 from mmdeploy_ext.parts.listing import candidates_of, proposal_of
 from mmdeploy_ext.parts.proof import prove_folder
 from mmdeploy_ext.parts.results import match_results
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.parts.swap import with_parts
+from mmdeploy_ext.util.errors import ConfigError, ExportError, UsageError
 
 
 def exported(tmp_path, how, parts, sizes=(8, 8, 8)):

@@ -9,8 +9,8 @@ import torch
 from mmcv.cnn import Conv2d
 from torch import nn
 
-from mmdeploy_ext.core.source_code import model_classes
 from mmdeploy_ext.exporting.copy import prepare
+from mmdeploy_ext.util.source_code import model_classes
 
 
 class Head(nn.Module):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import toy_stream_files as stream
-from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.preprocess.cam2img import check_camera, check_projection, square_matrix
 from mmdeploy_ext.runtime.infos import read_frames
+from mmdeploy_ext.util.errors import DataError, ShapeError
 from toy_streampetr_export import RULE
 
 HEIGHT, WIDTH = RULE.source

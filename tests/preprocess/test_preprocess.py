@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from mmdet.datasets.pipelines import Compose
 
-from mmdeploy_ext.core.config import load_config, mmdet_config, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.config.config import load_config, mmdet_config, test_pipeline
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, read_image
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.util.errors import ConfigError
 
 test_pipeline.__test__ = False
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)

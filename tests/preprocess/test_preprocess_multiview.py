@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.typed_json import read
 from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.preprocess.pillow_resize import FILTERS, resize_pillow
+from mmdeploy_ext.util.typed_json import read
 
 STATISTICS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 NORM = dict(STATISTICS, to_rgb=True)

@@ -15,8 +15,8 @@ from mmdeploy_ext.contract.comparison import (
     same_bits,
 )
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.proving.levels import metrics as dataset
+from mmdeploy_ext.util.arrays import ArrayDistance
 
 SPEC = GraphSpec(
     'toy/raw',

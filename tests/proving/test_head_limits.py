@@ -23,7 +23,7 @@ import toy_two_stage
 import toy_yolact
 from image_checks import seeded_detector
 from marking import in_suite
-from mmdeploy_ext.core.config import replaced_entry, without_augmentation
+from mmdeploy_ext.config.config import replaced_entry, without_augmentation
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.common.lidar_parts import parts_of
 from mmdeploy_ext.preprocess.pictures import read_image

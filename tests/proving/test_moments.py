@@ -12,7 +12,7 @@ from mmdet3d.datasets.builder import DATASETS as DATASETS_3D
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from marking import in_suite
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.common import camera_data
 from mmdeploy_ext.preprocess import cameras, fusion

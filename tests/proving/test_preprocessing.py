@@ -13,15 +13,15 @@ import pytest
 from mmdet.datasets import CocoDataset
 
 import toy_atss
+from mmdeploy_ext.config.config import load_config, mmdet_config, without_augmentation
+from mmdeploy_ext.config.config import test_pipeline as steps_of_config
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.config import load_config, mmdet_config, without_augmentation
-from mmdeploy_ext.core.config import test_pipeline as steps_of_config
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.preprocess import pictures, pipeline_rule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, read_image
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.verdict import Results, Verdict
 from mmdeploy_ext.runtime import detect
+from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.zoo import configs
 
 PICTURE = read_image(toy_atss.PICTURE)

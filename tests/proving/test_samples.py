@@ -9,11 +9,11 @@ import pytest
 import toy_centerpoint
 import toy_scn_family
 from mmdeploy_ext.cli import export_scn_app, verify_app
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.proving.inputs.samples import Samples, check_paths, proof_samples
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from mmdeploy_ext.util.errors import DataError, UsageError
+from mmdeploy_ext.util.files import read_json
 from toy_atss import CONFIG, PICTURE
 from verdicts import cases_of
 

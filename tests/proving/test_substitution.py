@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detections import Detections

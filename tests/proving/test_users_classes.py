@@ -13,11 +13,11 @@ from mmdet.datasets import PIPELINES
 
 from marking import in_suite
 from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import load_families
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.util.errors import Mm2OnnxError
 from proofs import samples_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import toy_centerpoint
-from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.engines import build_backend, registry
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.preprocess.pictures import read_image

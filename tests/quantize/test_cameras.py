@@ -13,13 +13,13 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.detector_files import read_files
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.quantize.calibration_sets import camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
+from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.util.files import read_json, sha256_file
 from toy_streampetr_export import FACTS
 
 RIG = CAMERAS[:2]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.quantize.calibration_sets import calibration_images, evenly, image_files
 from mmdeploy_ext.runtime.detect import prepare
+from mmdeploy_ext.util.errors import DataError
 from toy_atss import PICTURE, REPO
 
 

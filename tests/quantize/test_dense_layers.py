@@ -9,11 +9,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.cli.quantize_app import build_parser, int8_layers, quantisation_facts
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.quantize.dense import OPERATORS, DenseQuantiser, finish_model
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.dense_sensitivity import Probe, exclude, rank
+from mmdeploy_ext.util.errors import UsageError
 
 SIZE = 16
 RNG = np.random.default_rng(0)

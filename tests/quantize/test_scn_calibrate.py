@@ -5,12 +5,12 @@ import pytest
 
 import scn_goldens
 import toy_sparse
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.quantize.calibrators import HistogramCalibrator
 from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps, kernels_before_folding
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+from mmdeploy_ext.util.errors import UsageError
 
 SWEEPS = [toy_sparse.voxels(toy_sparse.SMALL_GRID, 60, seed) for seed in range(3)]
 

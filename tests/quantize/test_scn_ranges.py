@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import toy_sparse
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.sparse.ir import SparseConvolution
 from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, from_amax, graph_digest, quantised, weight_norm
+from mmdeploy_ext.util.errors import UsageError
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess.point_files import PointRule
 from mmdeploy_ext.runtime.sweeps import Sweeps
+from mmdeploy_ext.util.errors import DataError
 
 RULE = PointRule(5, (0, 1, 2, 3, 4))
 

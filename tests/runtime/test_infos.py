@@ -5,9 +5,9 @@ import pytest
 from pyquaternion import Quaternion
 
 import toy_stream_files as stream
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess.cameras import CAMERAS
 from mmdeploy_ext.runtime.infos import find_file, read_frames
+from mmdeploy_ext.util.errors import DataError
 from toy_streampetr_export import RULE
 
 

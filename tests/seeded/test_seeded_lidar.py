@@ -9,7 +9,7 @@ import torch
 import toy_anchor3d
 import toy_centerpoint
 from marking import in_suite
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.runtime.geometry import sigmoid
 from mmdeploy_ext.seeded.lidar import EMPTY_LOGIT, SWEEPS, head_outputs

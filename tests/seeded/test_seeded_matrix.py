@@ -9,7 +9,7 @@ from pathlib import Path
 import mmdet
 import pytest
 
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.seeded.dense import build_student, calibration_of, is_supported
 from mmdeploy_ext.seeded.weights import fill_seeded, normalised_photograph
 from mmdeploy_ext.zoo import configs

@@ -10,7 +10,7 @@ torch = pytest.importorskip('torch')
 spconv = pytest.importorskip('spconv.pytorch')
 
 import toy_seeded as seeded  # noqa: E402
-from mmdeploy_ext.core.errors import CheckpointError, UsageError  # noqa: E402
+from mmdeploy_ext.util.errors import CheckpointError, UsageError  # noqa: E402
 from mmdeploy_ext.weights import sparse_layouts as layouts  # noqa: E402
 from mmdeploy_ext.weights.sparse_checkpoint import load_model  # noqa: E402
 from scn_nets import bevfusion, centerpoint, second, sweep  # noqa: E402

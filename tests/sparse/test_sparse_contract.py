@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.core.violations import WARNING, errors
 from mmdeploy_ext.sparse.libspconv_contract import check, order_of_name
+from mmdeploy_ext.util.violations import WARNING, errors
 from scn_files import golden_model, golden_names, node_of, set_attribute
 
 XYZ, INT8 = 'bevfusion.plain.xyz', 'bevfusion.int8.xyz'

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import BatchNorm, Relu, SparseConvolution, SparseGraph
+from mmdeploy_ext.util.errors import ExportError
 
 GRID = (1, 1, 1)
 

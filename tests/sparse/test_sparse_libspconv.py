@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import (
@@ -14,6 +13,7 @@ from mmdeploy_ext.sparse.ir import (
 )
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.precision import apply_precision
+from mmdeploy_ext.util.errors import ExportError
 from scn_nets import traced_small
 
 

@@ -6,11 +6,11 @@ import onnxruntime
 import pytest
 
 import toy_sparse
-from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse import buckets, engine, portable
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
+from mmdeploy_ext.util.errors import ExportError, UsageError
 
 RTOL = 1e-4
 STANDARD = {

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import scn_nets
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
 from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
+from mmdeploy_ext.util.errors import UsageError
 
 
 @pytest.fixture(scope='module')

@@ -8,9 +8,9 @@ import pytest
 
 import scn_goldens
 import toy_sparse
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.sparse.plan import dense_output_shape, plan_of
 from mmdeploy_ext.sparse.rulebook import Level, build, pairs
+from mmdeploy_ext.util.errors import ExportError
 
 GRID = (13, 11, 9)
 ONES = (1, 1, 1)

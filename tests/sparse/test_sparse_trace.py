@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 import scn_nets
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.util.errors import ExportError
 
 GRID = (9, 24, 24)
 

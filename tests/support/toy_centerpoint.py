@@ -204,7 +204,7 @@ SPREAD = dict(
 @made_once
 def exported(variant='sparse', contract='deploy'):
     """Return (detector, folder of graphs, config, checkpoint), made once per process."""
-    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.config.config import load_config
     from mmdeploy_ext.families.base import find_family
 
     register()

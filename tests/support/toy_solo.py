@@ -8,8 +8,8 @@ import functools
 import torch
 
 from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.config.config import load_config, mmdet_config
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.seeded.by_name import solo_weights
 from mmdeploy_ext.synthetic import coco

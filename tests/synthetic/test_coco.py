@@ -67,7 +67,7 @@ def test_masks_boxes_and_areas_agree_and_do_not_overlap(small_set):
 def test_mmdet_reads_the_set_and_gives_the_ground_truth_ap_1(small_set):
     from mmdet.datasets import build_dataset
 
-    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.config.config import load_config
 
     data = load_config(str(REPOSITORY / 'configs/_base_/datasets/toy_coco.py')).data.val
     assert tuple(data.classes) == scene.CLASSES

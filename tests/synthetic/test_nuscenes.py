@@ -11,9 +11,9 @@ import pytest
 from pyquaternion import Quaternion
 
 from mmdeploy_ext.cli.synthetic_app import main as synthetic
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.synthetic import nuscenes as toy
 from mmdeploy_ext.synthetic import nuscenes_sensors
+from mmdeploy_ext.util.errors import DataError
 
 FRAMES = 5
 SMALL = toy.SetOptions(1, 1, FRAMES, seed=3, image_size=(160, 90), sweeps=1)

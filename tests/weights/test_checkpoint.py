@@ -8,7 +8,7 @@ import torch
 from mmcv.runner import load_state_dict
 from torch import nn
 
-from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.util.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmcv import Config
 
-from mmdeploy_ext.core.config import mmdet_config
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.config.config import mmdet_config
+from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 

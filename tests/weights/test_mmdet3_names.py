@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmcv import Config
 
-from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.util.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from mmdeploy_ext.weights.convert.mmdet3 import convert
 from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model

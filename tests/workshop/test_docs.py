@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.core.commands import COMMANDS
+from mmdeploy_ext.util.commands import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLACES = (

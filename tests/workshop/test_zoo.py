@@ -7,8 +7,8 @@ import pytest
 
 from docs._pages import zoo as pages
 from mmdeploy_ext.cli import zoo_app
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.util.files import read_json
 from mmdeploy_ext.zoo import configs, records
 
 REPOSITORY = Path(__file__).resolve().parents[2]

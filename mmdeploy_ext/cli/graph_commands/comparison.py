@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, write_json
 from mmdeploy_ext.cli.options import parse_cfg_options
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ShapeError, UsageError, after_weights
-from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import read_images
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import ShapeError, UsageError, after_weights
+from mmdeploy_ext.util.files import check_writable
 
 if TYPE_CHECKING:
     import argparse

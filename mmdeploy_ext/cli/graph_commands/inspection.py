@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, write_json
-from mmdeploy_ext.core.errors import UsageError, printable
+from mmdeploy_ext.util.errors import UsageError, printable
 
 if TYPE_CHECKING:
     import argparse

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import argument, output, write_json
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError, escape
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import InferenceError, ModelFileError, UsageError, escape
 
 if TYPE_CHECKING:
     import argparse

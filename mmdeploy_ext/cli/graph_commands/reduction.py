@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands import proving
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ShapeError, UsageError, printable
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import ShapeError, UsageError, printable
 
 if TYPE_CHECKING:
     import argparse

@@ -4,7 +4,7 @@ import argparse
 
 from mmdeploy_ext.cli.graph_commands import proving
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument
-from mmdeploy_ext.core.errors import printable
+from mmdeploy_ext.util.errors import printable
 
 COMMANDS = Commands()
 TOLERANCE = 1e-4
@@ -25,7 +25,7 @@ FP16_TOLERANCE = 1e-2
     *proving.proof(TOLERANCE),
 )
 def run_replace(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.core.user_functions import load_module
+    from mmdeploy_ext.config.user_functions import load_module
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.replace import replace
 

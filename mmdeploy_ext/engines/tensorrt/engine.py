@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import helper
 
-from mmdeploy_ext.core.errors import EngineError, ModelFileError
-from mmdeploy_ext.core.files import check_writable, sha256_onnx
 from mmdeploy_ext.engines.tensorrt import package as tensorrt_package
 from mmdeploy_ext.engines.tensorrt import shapes as tensorrt_shapes
 from mmdeploy_ext.engines.tensorrt.binding import Port
@@ -33,6 +31,8 @@ from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import fp32_patterns
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
 from mmdeploy_ext.graph.passes.select import matching_nodes
+from mmdeploy_ext.util.errors import EngineError, ModelFileError
+from mmdeploy_ext.util.files import check_writable, sha256_onnx
 
 if TYPE_CHECKING:
     import os

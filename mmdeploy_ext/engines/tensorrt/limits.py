@@ -14,12 +14,12 @@ from onnx import TensorProto, numpy_helper
 from mmdeploy_ext.contract.metadata import PREFIX, read_entry
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS, check_ordinary
 from mmdeploy_ext.graph.io.index import all_graphs, constant_value, join_names, opsets_of
 from mmdeploy_ext.graph.passes import deform_conv, roi_align
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import EngineError
 
 TURING = 75
 NO_TURING = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import did_you_mean
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 from mmdeploy_ext.exporting.postprocess.suppression import length
+from mmdeploy_ext.util.errors import ShapeError
 
 
 def multi_head(

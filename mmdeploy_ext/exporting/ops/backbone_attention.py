@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.ops.attention import multi_head
+from mmdeploy_ext.util.errors import ExportError
 
 MASKED = -100.0
 """Swin's logit for a pair of cells that only the shift has brought together."""

@@ -9,7 +9,6 @@ import onnx
 import torch
 from onnx import helper, inliner
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.ops.operator import (
     DOMAIN,
     Operator,
@@ -21,6 +20,7 @@ from mmdeploy_ext.exporting.ops.operator import (
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, node_attributes, refill
 from mmdeploy_ext.graph.script import function_of
+from mmdeploy_ext.util.errors import ExportError
 
 Body = Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto]
 """(operator, name of the function, attributes) -> the function."""

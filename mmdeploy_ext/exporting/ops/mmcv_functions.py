@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
+from mmdeploy_ext.util.errors import ExportError
 
 KERNELS = 'mmcv._ext'
 """Module of the compiled kernels."""

@@ -13,9 +13,9 @@ from typing import Any
 import onnx
 import torch
 
-from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.script import Body
 from mmdeploy_ext.graph.script import part as part  # for bodies in packages of others
+from mmdeploy_ext.util.errors import ExportError, UsageError
 
 DOMAIN = 'mm2onnx'
 FORMS = ('standard', 'function', 'plugin')

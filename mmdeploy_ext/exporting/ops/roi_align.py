@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from mmcv.ops import RoIAlign, roi_align
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, register
 from mmdeploy_ext.graph.script import Body
+from mmdeploy_ext.util.errors import ConfigError
 
 
 def _eager(

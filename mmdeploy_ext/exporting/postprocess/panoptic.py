@@ -12,9 +12,9 @@ from onnx import TensorProto
 from torch import nn
 
 from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import Operator, register
 from mmdeploy_ext.graph.script import ZERO
+from mmdeploy_ext.util.errors import ConfigError
 
 OFFSET = 1000
 """Factor of a thing's number in a map."""

@@ -15,7 +15,6 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.core.errors import ExportError, ShapeError
 from mmdeploy_ext.sparse.ir import (
     Add,
     BatchNorm,
@@ -27,6 +26,7 @@ from mmdeploy_ext.sparse.ir import (
     Transpose,
     Triple,
 )
+from mmdeploy_ext.util.errors import ExportError, ShapeError
 
 DEFAULT_BOUND = 200000
 """`output_bound` (most sites) of a convolution without one."""

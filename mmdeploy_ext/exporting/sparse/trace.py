@@ -14,10 +14,10 @@ from torch import nn
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.sparse.recorder import Functions, NoSiteLeftError, Recorder
 from mmdeploy_ext.sparse.ir import ORDERS, SparseConvolution, SparseGraph, Triple, prune, renumber
 from mmdeploy_ext.sparse.plan import name_rulebooks
+from mmdeploy_ext.util.errors import ExportError, UsageError
 
 
 def trace(

@@ -6,9 +6,8 @@ from typing import Any
 from mmdet3d.models.builder import DETECTORS
 from torch import nn
 
+from mmdeploy_ext.config.config import test_cfg_key
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import test_cfg_key
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.centerpoint.facts import NMS_TYPES
@@ -21,6 +20,7 @@ from mmdeploy_ext.families.common.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.runtime.frames import Stepper
+from mmdeploy_ext.util.errors import ConfigError
 
 
 class CenterPointFamily(SweepMethods, SequenceFamily):

@@ -9,9 +9,9 @@ from mmdet.core.bbox.builder import BBOX_CODERS
 from mmdet3d.models.builder import HEADS
 from torch import nn
 
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.models.building import names_of_class
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.source_code import nearest_base
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
 """Anchor generator of heads with a map per class."""

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, limit
+from mmdeploy_ext.util.taps import tap
 
 
 def best_rows(level: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
+from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CODER = 'NMSFreeCoder'

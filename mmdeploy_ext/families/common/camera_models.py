@@ -10,10 +10,8 @@ from mmdet3d.models import build_model
 from mmdet3d.models.builder import MODELS
 from torch import nn
 
+from mmdeploy_ext.config.config import refused_by_name, refused_values, test_pipeline
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import refused_by_name, refused_values, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.samples import result
@@ -21,6 +19,8 @@ from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.models.catalogue import MODULES, register_named
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.streams import StreamRuntime
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.source_code import nearest_base
 
 DEFAULT_CAMERAS = 6
 

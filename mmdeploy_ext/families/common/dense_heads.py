@@ -22,15 +22,15 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_priors import DistanceCoder, LevelPoints
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.config.config import cfg_options
 from mmdeploy_ext.contract.nms import NmsConfig
-from mmdeploy_ext.core.config import cfg_options
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import is_users, nearest_base, place_of
 from mmdeploy_ext.exporting.postprocess.suppression import nms_config, number, positive
 from mmdeploy_ext.families.nearest import copied_class, trial_words
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.box_coders import Coder, Delta
 from mmdeploy_ext.runtime.dense_facts import Head, factor_head
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.source_code import is_users, nearest_base, place_of
 
 coders = mmdet_module('mmdet.core.bbox.coder')
 MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator

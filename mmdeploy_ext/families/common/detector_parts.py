@@ -13,12 +13,12 @@ from mmdet.models.builder import BACKBONES, DETECTORS, build_head
 from mmdet.models.detectors import SingleStageDetector
 from torch import nn
 
+from mmdeploy_ext.config.config import test_datasets
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import test_datasets
-from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
 from mmdeploy_ext.families.trial import own_forward, picture_channels
 from mmdeploy_ext.models.building import registered_class
+from mmdeploy_ext.util.errors import ConfigError, UsageError
 from mmdeploy_ext.weights.checkpoint import undrawn_weights
 
 SIZED_ATTENTION = dict(

@@ -12,10 +12,10 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Stage, TensorSpec
-from mmdeploy_ext.core.errors import ShapeError, UsageError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import capped, hw
 from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.util.errors import ShapeError, UsageError
+from mmdeploy_ext.util.taps import tap
 
 
 def image_input(

@@ -7,15 +7,15 @@ from mmdet3d.models import build_model
 from mmdet3d.models.builder import DETECTORS, HEADS
 from torch import nn
 
+from mmdeploy_ext.config.config import refused_values, test_pipeline
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import refused_values, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.common.pillars import DYNAMIC_ENCODER, ENCODERS, MEANS, SCATTER, has_pillars
 from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.common.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.models.building import build_without_weights, names_of_class
+from mmdeploy_ext.util.errors import ConfigError, UsageError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 
 UNTRACED = (

@@ -9,7 +9,6 @@ import torch
 from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 
 from mmdeploy_ext.compat import single_thread
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.common.lidar_parts import Watch, bev_of, parts_of, watching
 from mmdeploy_ext.families.common.pillars import width_of_points
@@ -19,6 +18,7 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.synthetic.moments import plain_sweep
+from mmdeploy_ext.util.taps import tap
 
 
 class LidarReference(abc.ABC):

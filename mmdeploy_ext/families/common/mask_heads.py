@@ -14,9 +14,9 @@ from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.common.regions import RegionBranch, Regions, part_of, stages_of
+from mmdeploy_ext.util.errors import ConfigError
 
 NormedConv2d = mmdet_module('mmdet.models.utils').NormedConv2d
 

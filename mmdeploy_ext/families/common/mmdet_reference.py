@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.families.common.image_graphs import pasted_size, proposals_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances

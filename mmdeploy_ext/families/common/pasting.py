@@ -16,10 +16,10 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Stage, TensorSpec
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.operator import Operator, register
 from mmdeploy_ext.families.common.mask_heads import side_of
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.taps import tap
 
 
 def check(threshold: float, options: Options) -> None:

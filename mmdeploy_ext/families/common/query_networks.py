@@ -17,12 +17,12 @@ from mmcv.cnn.bricks.transformer import TransformerLayerSequence
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.suppression import hw
 from mmdeploy_ext.families.common.image_graphs import clip_size
 from mmdeploy_ext.families.common.padding import PaddedMap, SinePositions, periods, tokens_of, waves
 from mmdeploy_ext.models.transformer_layers import among_themselves, attend_to, run_layer
+from mmdeploy_ext.util.taps import tap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

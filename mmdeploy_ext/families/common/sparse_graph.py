@@ -9,12 +9,12 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import SPARSE_FORM, Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import CheckpointError, UsageError
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.models.sparse_backbone.model import axes
 from mmdeploy_ext.sparse import portable
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import SparseGraph
+from mmdeploy_ext.util.errors import CheckpointError, UsageError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, listed
 from mmdeploy_ext.weights.sparse_checkpoint import load_model
 

@@ -14,8 +14,6 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     Suppression,
@@ -31,6 +29,8 @@ from mmdeploy_ext.families.common.dense_heads import peak_window
 from mmdeploy_ext.families.common.image_graphs import box_outputs, image_input, optional_inputs
 from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.runtime.box_coders import peaks_of
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.taps import tap
 
 STRIDE = 4
 """Stride of an hourglass, pixels."""

@@ -9,10 +9,8 @@ from mmdet.models.detectors.single_stage import SingleStageDetector
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.config.config import refused_by_name
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.dense_heads import KINDS, kind_of
@@ -23,6 +21,8 @@ from mmdeploy_ext.families.dense.reference import DenseReference
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.source_code import nearest_base
 
 QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
 """Base class of mmdet's query heads: dense heads without priors."""

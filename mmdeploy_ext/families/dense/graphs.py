@@ -14,8 +14,6 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.suppression import hw, length
 from mmdeploy_ext.families.common import detector_parts, image_graphs
@@ -30,6 +28,8 @@ from mmdeploy_ext.families.common.image_graphs import (
 from mmdeploy_ext.families.dense.heads import Decode, check_results, facts_of
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.taps import tap
 
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 """Columns of boxes, and their unit."""

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.common.dense_heads import kind_of, numbers_in_results, place_of_results
 from mmdeploy_ext.families.common.mmdet_reference import given_to
 from mmdeploy_ext.families.common.tried_selection import own_results

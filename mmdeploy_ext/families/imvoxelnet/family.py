@@ -7,9 +7,8 @@ import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelin
 from mmdet3d.models import builder, detectors
 from torch import nn
 
+from mmdeploy_ext.config.config import refused_by_name, test_pipeline
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import refused_by_name, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.anchor_heads import PER_CLASS_HEAD, UNTRACED, check_anchor_head
@@ -21,6 +20,7 @@ from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.models.building import build_without_weights, names_of_class
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
+from mmdeploy_ext.util.errors import ConfigError
 
 FRAME, HEAD = 'LIDAR', 'Anchor3DHead'
 """Supported `coord_type`, and the head or its base."""

@@ -11,7 +11,6 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw, rows_of
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.anchor_heads import anchor_settings, flat_outputs
@@ -20,6 +19,7 @@ from mmdeploy_ext.families.common.image_graphs import image_input
 from mmdeploy_ext.families.common.runtime.anchors3d import OUTPUTS, anchors_of, decode_deltas, turned_yaw
 from mmdeploy_ext.families.imvoxelnet.facts import ImVoxelNetFacts
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
+from mmdeploy_ext.util.taps import tap
 
 MEANINGS = dict(
     cls_score=('class logits of each anchor', 'logit'),

@@ -12,7 +12,7 @@ import torch
 from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 from mmdet3d.models.fusion_layers import point_fusion
 
-from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.families.common.anchor_heads import flat_outputs
 from mmdeploy_ext.families.common.mmdet_reference import batch_of, metas_of
 from mmdeploy_ext.families.common.samples import detections as detections_of

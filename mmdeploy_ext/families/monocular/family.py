@@ -7,9 +7,8 @@ import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelin
 from mmdet3d.models import builder, dense_heads, detectors
 from torch import nn
 
+from mmdeploy_ext.config.config import refused_by_name, test_pipeline
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import refused_by_name, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.images import ImageFamily
@@ -17,6 +16,7 @@ from mmdeploy_ext.families.monocular import cameras, graphs, smoke_graphs
 from mmdeploy_ext.families.monocular.reference import MonocularReference
 from mmdeploy_ext.models.building import build_without_weights, registered_class
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
+from mmdeploy_ext.util.errors import ConfigError
 
 
 def claim_of_head(cfg: Any, head_class: type) -> Claim:

@@ -12,7 +12,6 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, rows_of
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.bev_suppression import best_rows, padded, result_specs, suppressed
@@ -20,6 +19,7 @@ from mmdeploy_ext.families.common.image_graphs import clip_size, image_input, op
 from mmdeploy_ext.families.monocular.facts import Depth, PointsFacts
 from mmdeploy_ext.families.monocular.networks import PointsNetwork, output_names, raw_names
 from mmdeploy_ext.families.monocular.runtime import decoding
+from mmdeploy_ext.util.taps import tap
 
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),

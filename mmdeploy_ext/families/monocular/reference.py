@@ -8,7 +8,7 @@ import torch
 from mmdet3d.core.bbox import Box3DMode, CameraInstance3DBoxes
 from torch import nn
 
-from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.exporting.substitution import PerCall
 from mmdeploy_ext.families.common.mmdet_reference import given_to, metas_of, tested
 from mmdeploy_ext.families.monocular import cameras

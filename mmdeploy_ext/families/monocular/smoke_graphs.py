@@ -11,7 +11,6 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw, rows_of
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.bev_suppression import result_specs
@@ -21,6 +20,7 @@ from mmdeploy_ext.families.monocular.graphs import BOX, camera_input
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, PeaksNetwork
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.runtime.box_coders import peaks_of
+from mmdeploy_ext.util.taps import tap
 
 FULL_NAMES = ('boxes', 'scores', 'labels')
 PEAKS, WINDOW, SCORE_THR = 100, 3, 0.25

@@ -9,8 +9,8 @@ import numpy as np
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
+from mmdeploy_ext.config.config import refused_by_name
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs, pasting
 from mmdeploy_ext.families.common.mask_heads import threshold

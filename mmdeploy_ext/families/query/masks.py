@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
@@ -34,6 +33,7 @@ from mmdeploy_ext.families.common.query_networks import (
 )
 from mmdeploy_ext.families.query.facts import QueryFacts
 from mmdeploy_ext.families.query.postprocess import best_pairs
+from mmdeploy_ext.util.taps import tap
 
 NAMES = ('logits', 'mask_logits')
 MASKS_FULL = ('masks', 'scores', 'labels')

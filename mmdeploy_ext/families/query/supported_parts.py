@@ -8,13 +8,13 @@ from mmcv.ops import multi_scale_deform_attn as deformable
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.core.config import cfg_options
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import nearest_base
+from mmdeploy_ext.config.config import cfg_options
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.dense_heads import chosen_coder
 from mmdeploy_ext.families.common.regions import check_extractor, part_of, stages_of
 from mmdeploy_ext.models import dino
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.source_code import nearest_base
 
 heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 roi_heads = mmdet_module('mmdet.models.roi_heads')

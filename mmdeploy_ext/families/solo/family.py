@@ -7,9 +7,8 @@ from mmdet.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.config.config import refused_by_name
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
@@ -19,6 +18,7 @@ from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.networks import LEVELS
 from mmdeploy_ext.families.solo.reference import SoloReference
 from mmdeploy_ext.models.building import names_of_class
+from mmdeploy_ext.util.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
 from mmdeploy_ext.weights.convert.solo_names import original_head

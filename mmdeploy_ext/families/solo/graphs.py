@@ -11,8 +11,6 @@ from torch import nn
 from mmdeploy_ext.contract.facts import plain
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.source_code import nearest_base
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, mask_config
 from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks, SoftMasks
 from mmdeploy_ext.families.common.image_graphs import (
@@ -24,6 +22,8 @@ from mmdeploy_ext.families.common.image_graphs import (
 )
 from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
+from mmdeploy_ext.util.source_code import nearest_base
+from mmdeploy_ext.util.taps import tap
 
 SIZE_MULTIPLE = 32
 """Divisor of SOLOv2's input sides: its mask branch doubles maps."""

@@ -14,9 +14,8 @@ import torch
 from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.contract.nms import NmsConfig
-from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
 from mmdeploy_ext.families.common.dense_heads import OWN, compares_products, place_of_method
 from mmdeploy_ext.families.common.regions import (
@@ -30,6 +29,7 @@ from mmdeploy_ext.families.common.regions import (
     stages_of,
 )
 from mmdeploy_ext.runtime.geometry import softmax
+from mmdeploy_ext.util.errors import ConfigError
 
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
 INVERTING_CODERS = ('tblr', 'bucket')

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from torch import nn
 
 from mmdeploy_ext.contract.options import LIMITS, Options
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import capped, nms_config
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.proposals import (
@@ -18,6 +17,7 @@ from mmdeploy_ext.families.common.proposals import (
     thresholds,
 )
 from mmdeploy_ext.families.two_stage import boxes
+from mmdeploy_ext.util.errors import UsageError
 
 COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
 

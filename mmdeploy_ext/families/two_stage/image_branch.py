@@ -13,9 +13,9 @@ from mmdet3d.models import build_detector
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.two_stage.checks import check_two_stage
 from mmdeploy_ext.models.building import build_without_weights
+from mmdeploy_ext.util.errors import UsageError
 
 PREFIX = 'img_'
 PARTS = ('backbone', 'neck', 'rpn_head', 'roi_head')

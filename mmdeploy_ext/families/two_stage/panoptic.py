@@ -17,8 +17,6 @@ from torch import nn
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_output
 from mmdeploy_ext.exporting.postprocess.suppression import number
@@ -39,6 +37,8 @@ from mmdeploy_ext.families.two_stage import graphs
 from mmdeploy_ext.families.two_stage.settings import facts_of
 from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.taps import tap
 
 seg_heads = mmdet_module('mmdet.models.seg_heads')
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting.postprocess.suppression import nms_arguments
 from mmdeploy_ext.exporting.substitution import PerCall, substituted
 from mmdeploy_ext.families.common import mmdet_reference

@@ -7,7 +7,6 @@ from mmdet.models.builder import DETECTORS
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import library_failure
 from mmdeploy_ext.families.common.detector_parts import check_settings
 from mmdeploy_ext.families.common.mask_heads import check_flow, points_of, threshold
@@ -21,6 +20,7 @@ from mmdeploy_ext.families.common.regions import (
 )
 from mmdeploy_ext.families.two_stage import boxes, masks
 from mmdeploy_ext.models.building import names_of_class
+from mmdeploy_ext.util.errors import ConfigError
 
 detectors, roi_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.roi_heads')
 dense_heads, seg_heads = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.seg_heads')

@@ -12,7 +12,6 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.nms import pairwise_iou
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
 from mmdeploy_ext.exporting.postprocess.suppression import (
@@ -35,6 +34,7 @@ from mmdeploy_ext.families.common.image_graphs import (
     optional_inputs,
 )
 from mmdeploy_ext.families.yolact.facts import YolactFacts
+from mmdeploy_ext.util.taps import tap
 
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
 FULL_NAMES = ('dets', 'labels', 'masks')

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
 from mmdeploy_ext.graph import run, signature
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
@@ -15,6 +14,7 @@ from mmdeploy_ext.graph.diff.structure import Change, changes
 from mmdeploy_ext.graph.diff.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.util.errors import InferenceError, Mm2OnnxError, UsageError
 
 
 def engine_notes(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.graph.diff.program import SHAPE_READERS
 from mmdeploy_ext.graph.diff.structure import ONLY_HERE, Change
 from mmdeploy_ext.graph.diff.walk import (
@@ -24,6 +23,7 @@ from mmdeploy_ext.graph.diff.walk import (
     is_informative,
 )
 from mmdeploy_ext.graph.io.modules import module_path
+from mmdeploy_ext.util.errors import shape_text
 
 MAX_EVIDENCE = 6
 """Largest number of observations about a difference."""

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.core.errors import InferenceError, one_line
 from mmdeploy_ext.graph.io.index import (
     RANDOM,
     Index,
@@ -19,6 +18,7 @@ from mmdeploy_ext.graph.io.index import (
     operator_name,
 )
 from mmdeploy_ext.graph.run import open_session
+from mmdeploy_ext.util.errors import InferenceError, one_line
 
 SHAPE_READERS = ('Shape', 'Size')
 """Their outputs depend on the shape of the input, not on its values."""

@@ -9,8 +9,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract import digest
-from mmdeploy_ext.core.arrays import ArrayDistance
-from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import (
@@ -20,6 +18,8 @@ from mmdeploy_ext.graph.io.index import (
     operator_name,
     opsets_of,
 )
+from mmdeploy_ext.util.arrays import ArrayDistance
+from mmdeploy_ext.util.errors import shape_text
 
 LONGEST_VALUE = 60
 """Characters of a value in a text."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.core.arrays import ArrayDistance
-from mmdeploy_ext.core.errors import InferenceError, shape_text
 from mmdeploy_ext.graph.diff.program import OUTPUT_TIES, NodeRunner, Program
+from mmdeploy_ext.util.arrays import ArrayDistance
+from mmdeploy_ext.util.errors import InferenceError, shape_text
 
 BORN_RTOL = 1e-5
 """One node on the same inputs: float32 rounding stays below it, a wrong epsilon or weight does not."""

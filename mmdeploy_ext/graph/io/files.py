@@ -13,8 +13,10 @@ import onnx
 from onnx import external_data_helper as external_data
 
 from mmdeploy_ext.contract.digest import check_whole, sealed
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.core.files import (
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, node_label, reads, writes
+from mmdeploy_ext.util.errors import ModelFileError, UsageError
+from mmdeploy_ext.util.files import (
     EXPORT_AGAIN,
     PROTOBUF_LIMIT,
     AnyPath,
@@ -24,8 +26,6 @@ from mmdeploy_ext.core.files import (
     is_special,
     read_onnx,
 )
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, node_label, reads, writes
 
 CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
 """Errors that onnx raises if external data do not fit the model."""

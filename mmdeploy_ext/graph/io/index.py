@@ -11,8 +11,8 @@ import onnx
 from google.protobuf.message import Message
 from onnx import AttributeProto, helper, numpy_helper
 
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import ModelFileError, UsageError, did_you_mean
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import ModelFileError, UsageError, did_you_mean
 
 _DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
 RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)

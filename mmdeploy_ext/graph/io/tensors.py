@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from mmdeploy_ext.core.dump import MANIFEST, load_dump
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.util.dump import MANIFEST, load_dump
+from mmdeploy_ext.util.errors import DataError
 
 CANNOT_READ = (
     ValueError,

@@ -9,8 +9,8 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from mmdeploy_ext.core.errors import ModelFileError, shape_text
 from mmdeploy_ext.graph.io.index import constant_value
+from mmdeploy_ext.util.errors import ModelFileError, shape_text
 
 PACKED_BITS = {'INT2': 2, 'UINT2': 2, 'INT4': 4, 'UINT4': 4, 'FLOAT4E2M1': 4}
 PACKED_BITS |= {'FLOAT6E2M3': 6, 'FLOAT6E3M2': 6}

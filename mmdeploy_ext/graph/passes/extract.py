@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 
 import onnx
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.edits import drop_metadata
 from mmdeploy_ext.graph.io.files import check_ordinary
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import typed_values
+from mmdeploy_ext.util.errors import UsageError
 
 
 def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:

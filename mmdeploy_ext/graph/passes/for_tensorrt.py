@@ -11,11 +11,11 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.errors import UsageError, shape_text
 from mmdeploy_ext.graph import output_comparison
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_graphs, did_you_mean, free_name, refill, writes
 from mmdeploy_ext.graph.passes.simplify import fold
+from mmdeploy_ext.util.errors import UsageError, shape_text
 
 LOOP_CONDITION = 'always'
 """Name of the constant condition of loops without one."""

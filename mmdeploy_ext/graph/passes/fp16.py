@@ -16,7 +16,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.index import (
     bodies,
     captured,
@@ -27,6 +26,7 @@ from mmdeploy_ext.graph.io.index import (
 )
 from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
+from mmdeploy_ext.util.errors import ExportError
 
 HALF, SINGLE, DOUBLE = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE
 """Data types of tensors: float16, float32 and float64."""

@@ -5,9 +5,9 @@ from collections.abc import Collection, Sequence
 
 import onnx
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.index import refill
 from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors
+from mmdeploy_ext.util.errors import ExportError
 
 
 def concatenate(

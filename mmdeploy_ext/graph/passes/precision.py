@@ -13,12 +13,12 @@ import onnx
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata, read_entry
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, constant_value
 from mmdeploy_ext.graph.output_comparison import spec_of, with_half_ends
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS, exceeds_half, to_fp16
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
+from mmdeploy_ext.util.errors import ModelFileError
 
 FACTS = 'fp16.'
 """Prefix of the entries of `metadata_props` about the precision."""

@@ -10,8 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.io.index import all_graphs, all_nodes, bodies, claim_name, refill, writes
+from mmdeploy_ext.util.errors import ExportError, UsageError
 
 
 def all_tensor_names(model: onnx.ModelProto) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import onnx
 
-from mmdeploy_ext.core.errors import UsageError, one_line
+from mmdeploy_ext.util.errors import UsageError, one_line
 
 
 def replace(

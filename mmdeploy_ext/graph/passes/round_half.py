@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.index import bodies, refill
 from mmdeploy_ext.graph.io.types import infer, skeleton
 from mmdeploy_ext.graph.passes.fp16 import HALF, SINGLE
 from mmdeploy_ext.graph.passes.rename import rename_tensors
+from mmdeploy_ext.util.errors import ExportError
 
 
 def round_half(model: onnx.ModelProto) -> onnx.ModelProto:

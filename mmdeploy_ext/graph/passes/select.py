@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 
 import onnx
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index, did_you_mean
 from mmdeploy_ext.graph.io.modules import module_of
+from mmdeploy_ext.util.errors import UsageError
 
 WILDCARDS = '*?['
 """Characters that make a name a pattern."""

@@ -8,11 +8,11 @@ import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.edits import drop_metadata
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import check_ordinary
 from mmdeploy_ext.graph.io.index import Index, all_graphs, did_you_mean
+from mmdeploy_ext.util.errors import ModelFileError, UsageError
 
 OPEN = 'dynamic', 'dynamic_batch'
 """Options of an export that leave axes of its pictures open."""

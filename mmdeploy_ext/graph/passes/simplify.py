@@ -4,10 +4,10 @@ import copy
 
 import onnx
 
-from mmdeploy_ext.core.cli import suppress_output
-from mmdeploy_ext.core.errors import ExportError, one_line
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import refill
+from mmdeploy_ext.util.cli import suppress_output
+from mmdeploy_ext.util.errors import ExportError, one_line
 
 FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
 """Largest numbers of elements of tensors that folding reads and writes (onnxscript's names of them)."""

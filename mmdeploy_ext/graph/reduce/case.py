@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, constants_to_initializers, refill
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.util.errors import InferenceError, ModelFileError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import numpy_helper
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import did_you_mean
 from mmdeploy_ext.graph.io.tensors import save_npz
 from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.case import Candidate
+from mmdeploy_ext.util.errors import UsageError
 
 DEFAULT_TOLERANCE = 1e-4
 """Largest difference that is no fault, relative to the largest expected value of the same output."""

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
-from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.tensors import save_npz
 from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.search import Reduction
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.files import atomic_path, check_writable, write_json
+from mmdeploy_ext.util.folders import check_replaceable, replaced_folder
 
 README = """# A reduced graph
 

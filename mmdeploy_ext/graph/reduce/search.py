@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.reduce.case import Candidate, Case
 from mmdeploy_ext.graph.reduce.checks import Check, Stopped
+from mmdeploy_ext.util.errors import UsageError
 
 MAX_CHECKS = 400
 """Candidates that are checked by default."""

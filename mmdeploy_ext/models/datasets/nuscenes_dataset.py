@@ -11,10 +11,10 @@ from mmdet.datasets import DATASETS
 from mmdet3d.datasets import NuScenesDataset
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import DataError
 
 CAMERA_KEYS = ('img_timestamp', 'img_filename', 'lidar2img', 'intrinsics', 'extrinsics')
 

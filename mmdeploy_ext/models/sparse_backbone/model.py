@@ -11,8 +11,8 @@ from mmcv.ops import DynamicScatter, Voxelization
 from mmdet3d.models.builder import DETECTORS, build_middle_encoder
 from torch import nn
 
-from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.util.errors import DataError, ShapeError
 
 
 @registered_if_named(DETECTORS)

@@ -11,7 +11,6 @@ import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import Stage
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import exported_options
@@ -31,6 +30,7 @@ from mmdeploy_ext.proving.difference.record import record_stages
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.pictures import run_case
 from mmdeploy_ext.proving.references import options_besides_form, references
+from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

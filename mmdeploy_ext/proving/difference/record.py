@@ -15,9 +15,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmdeploy_ext.core.arrays import to_array
-from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.graph.io.modules import plain_path
+from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.util.taps import collect_taps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -9,11 +9,11 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmdeploy_ext.core.errors import ConfigError, DataError, ImageError, UsageError, after_weights, one_line
-from mmdeploy_ext.core.files import IMAGE_SUFFIXES
 from mmdeploy_ext.detector import checked_rule
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import with_bands
+from mmdeploy_ext.util.errors import ConfigError, DataError, ImageError, UsageError, after_weights, one_line
+from mmdeploy_ext.util.files import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

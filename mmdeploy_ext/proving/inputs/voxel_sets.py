@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess.point_files import point_rule
 from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.runtime.sweeps import Sweeps
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 from mmdeploy_ext.sparse.engine import checked_features
 from mmdeploy_ext.sparse.rulebook import Level
+from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,12 +10,12 @@ import numpy as np
 
 from mmdeploy_ext.contract.comparison import compare_tensors, same_bits
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.engines.base import Clock, attempt
 from mmdeploy_ext.proving.levels.memory_rows import Followed, InstancePairing, Moment, RowPairing
 from mmdeploy_ext.tasks import half_bars, task_module
 from mmdeploy_ext.tasks.matching import MAX_REST
 from mmdeploy_ext.tasks.results import SequenceRow
+from mmdeploy_ext.util.errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

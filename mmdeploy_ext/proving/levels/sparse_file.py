@@ -10,9 +10,6 @@ import numpy as np
 from mmdeploy_ext import backbone_files as deploy
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries, entries_of, read_entry
 from mmdeploy_ext.contract.spec import written_precision
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
-from mmdeploy_ext.core.violations import WARNING, errors
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io import files
@@ -34,6 +31,9 @@ from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.ranges import Ranges
 from mmdeploy_ext.tasks.results import SHOWN, Check, GraphResult, first_lines
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.util.violations import WARNING, errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

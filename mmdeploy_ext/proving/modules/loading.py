@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import UsageError, one_line
-from mmdeploy_ext.core.user_functions import load_module
+from mmdeploy_ext.config.user_functions import load_module
 from mmdeploy_ext.graph.io.tensors import CANNOT_READ
+from mmdeploy_ext.util.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

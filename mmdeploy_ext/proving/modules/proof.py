@@ -14,11 +14,6 @@ import torch
 
 from mmdeploy_ext.contract.comparison import compare_named, failed_row, same_bits
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.arrays import to_array
-from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line, shape_text
-from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.exporting.export import CodeWarning, recorded_warnings
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.io.index import count_nodes, opsets_of
@@ -49,6 +44,11 @@ from mmdeploy_ext.proving.open_points import warning_lines
 from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding, graph_finding
 from mmdeploy_ext.tasks.matching import in_order_of, is_other_choice, is_tied, tied_choices
 from mmdeploy_ext.tasks.results import Case, Check, GraphResult
+from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.util.cli import tracked
+from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, one_line, shape_text
+from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.util.source_code import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.config import test_dataset, test_pipeline
-from mmdeploy_ext.core.errors import DataError, Mm2OnnxError, one_line, root_cause
-from mmdeploy_ext.core.source_code import is_users_class
+from mmdeploy_ext.config.config import test_dataset, test_pipeline
 from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, loader_errors
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.models.building import data_class
 from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingResult
+from mmdeploy_ext.util.errors import DataError, Mm2OnnxError, one_line, root_cause
+from mmdeploy_ext.util.source_code import is_users_class
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from mmdeploy_ext.core.config import test_dataset, test_pipeline
-from mmdeploy_ext.core.errors import one_line
+from mmdeploy_ext.config.config import test_dataset, test_pipeline
 from mmdeploy_ext.models.building import data_class, makes_samples
 from mmdeploy_ext.preprocess import pictures
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -25,6 +24,7 @@ from mmdeploy_ext.proving.inputs.pictures import sample_files, write_array
 from mmdeploy_ext.proving.inputs.samples import is_default
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingResult
+from mmdeploy_ext.util.errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

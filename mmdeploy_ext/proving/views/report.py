@@ -6,8 +6,6 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.files import atomic_path, write_json
-from mmdeploy_ext.core.pages import embedded_json, template
 from mmdeploy_ext.proving.views.charts import drift_plot, match_strip
 from mmdeploy_ext.proving.views.table import (
     cosine_text,
@@ -21,6 +19,8 @@ from mmdeploy_ext.proving.views.table import (
 from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.tasks.bev import draw_bev
+from mmdeploy_ext.util.files import atomic_path, write_json
+from mmdeploy_ext.util.pages import embedded_json, template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from mmdeploy_ext.contract.registry import detector_options, registration_of
-from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.families.base import BACKBONE, FAMILIES
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.runtime.detect import runner_of
 from mmdeploy_ext.runtime.detections import candidates_needed
+from mmdeploy_ext.util.commands import command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

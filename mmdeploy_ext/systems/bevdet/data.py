@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.config.config import test_pipeline
 from mmdeploy_ext.families.common.camera_data import CameraData
 from mmdeploy_ext.families.common.camera_samples import camera_frame
 from mmdeploy_ext.families.common.samples import only
@@ -18,6 +17,7 @@ from mmdeploy_ext.runtime.infos import RigFrame
 from mmdeploy_ext.runtime.streams import frame_of_rig
 from mmdeploy_ext.synthetic.info_files import write_infos
 from mmdeploy_ext.systems.bevdet.runtime import rig_in_key_ego
+from mmdeploy_ext.util.errors import DataError
 
 INPUTS = 7
 """Tensors of `img_inputs`."""

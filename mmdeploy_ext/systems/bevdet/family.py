@@ -5,10 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from mmdeploy_ext.config.config import refused_values, test_cfg_key, test_pipeline
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.core.config import refused_values, test_cfg_key, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.cells import CellTables
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.detector_parts import test_cfg_of
@@ -20,6 +19,7 @@ from mmdeploy_ext.systems.bevdet.graphs import VIEWS, facts_of, graphs
 from mmdeploy_ext.systems.bevdet.model.dataset import MEAN, STD, resize_and_crop
 from mmdeploy_ext.systems.bevdet.reference import BevDetReference
 from mmdeploy_ext.systems.bevdet.runtime import FORM, VIEW, BevDetOnnx
+from mmdeploy_ext.util.errors import ConfigError
 
 NMS_TYPES = ('rotate', 'circle')
 PER_TASK = ('nms_type', 'nms_thr', 'nms_rescale_factor')

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.common.runtime.center_boxes import decode
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.runtime.infos import camera_names, pose_of
 from mmdeploy_ext.runtime.streams import StreamRuntime
+from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.common.camera_data import CameraData
 from mmdeploy_ext.families.common.camera_samples import loaded_frame
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
@@ -15,6 +14,7 @@ from mmdeploy_ext.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
 from mmdeploy_ext.systems.bevformer.runtime import frame_with_record
+from mmdeploy_ext.util.errors import DataError
 
 
 def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -8,8 +8,6 @@ from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import users_method
 from mmdeploy_ext.families.common.box_conventions import note_convention, state_convention, stated
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
@@ -22,6 +20,8 @@ from mmdeploy_ext.systems.bevformer.model.head import BEVFormerHead
 from mmdeploy_ext.systems.bevformer.model.transformer import BEVFormerLayer
 from mmdeploy_ext.systems.bevformer.reference import BevFormerReference
 from mmdeploy_ext.systems.bevformer.runtime import FORM, BevFormerOnnx
+from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.source_code import users_method
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 MEMORY = dict(

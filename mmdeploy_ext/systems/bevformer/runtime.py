@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.common.runtime.query_boxes import decode
 from mmdeploy_ext.runtime.bev_motion import (
     CAN_BUS,
@@ -23,6 +22,7 @@ from mmdeploy_ext.runtime.bev_motion import (
 from mmdeploy_ext.runtime.frame_checks import check_pose
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.streams import StreamRuntime, frame_of_rig
+from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,10 +7,8 @@ from typing import Any
 from mmdet3d.models import build_model
 from torch import nn
 
+from mmdeploy_ext.config.config import refused_values
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import refused_values
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.core.source_code import ModelClass
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
@@ -25,6 +23,8 @@ from mmdeploy_ext.systems.bevfusion.model.fusion import check_parts
 from mmdeploy_ext.systems.bevfusion.reference import BEVFusionReference
 from mmdeploy_ext.systems.bevfusion.runtime.model import BEVFusionOnnx
 from mmdeploy_ext.systems.bevfusion.samples import fusion_rule
+from mmdeploy_ext.util.errors import CheckpointError, ConfigError
+from mmdeploy_ext.util.source_code import ModelClass
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'

@@ -23,16 +23,16 @@ from mmcv import Config
 from mmcv.parallel import DataContainer
 
 import mmdeploy_ext
-from mmdeploy_ext.core import plain_pickle
-from mmdeploy_ext.core.config import check_steps
-from mmdeploy_ext.core.errors import ConfigError, InferenceError
-from mmdeploy_ext.core.user_modules import user_folders
+from mmdeploy_ext.config.config import check_steps
+from mmdeploy_ext.config.user_modules import user_folders
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.systems.bevfusion.graphs import TABLES, transform_of
 from mmdeploy_ext.systems.bevfusion.reference import BEVFusionReference, detections
+from mmdeploy_ext.util import plain_pickle
+from mmdeploy_ext.util.errors import ConfigError, InferenceError
 from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
 
 PROGRAM = 'mmdeploy_ext.systems.bevfusion.fork_process'

@@ -20,8 +20,8 @@ import numpy as np
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat.vendored_mmdet3d import executed_operators
-from mmdeploy_ext.core.source_code import model_classes
 from mmdeploy_ext.runtime.calibration import MATRICES
+from mmdeploy_ext.util.source_code import model_classes
 
 compat.apply()
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.compat import single_thread
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.common.lidar_parts import Watch, watching
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
@@ -22,6 +21,7 @@ from mmdeploy_ext.synthetic.moments import fused_frames, plain_moment
 from mmdeploy_ext.systems.bevfusion.graphs import TABLES, transform_of
 from mmdeploy_ext.systems.bevfusion.model.rig import Rig, read_rig
 from mmdeploy_ext.systems.bevfusion.runtime.frames import check_images
+from mmdeploy_ext.util.taps import tap
 
 
 class BEVFusionReference:

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from mmdeploy_ext.config.config import test_pipeline
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.common.box_conventions import note_convention, state_convention
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
@@ -18,6 +17,7 @@ from mmdeploy_ext.systems.petr.facts import FRAME, MODEL, RIG, PetrFacts
 from mmdeploy_ext.systems.petr.graphs import EXACT, FEATURES, graphs
 from mmdeploy_ext.systems.petr.reference import PetrReference
 from mmdeploy_ext.systems.petr.runtime import PORTABLE_FILES, PetrOnnx
+from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)

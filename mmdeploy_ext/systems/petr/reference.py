@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.common.camera_reference import CameraReference
 from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
@@ -16,6 +15,7 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.synthetic.moments import special_drive
 from mmdeploy_ext.systems.petr.graphs import frames_of
 from mmdeploy_ext.systems.petr.runtime import READS, camera_times
+from mmdeploy_ext.util.errors import DataError
 
 GAPS_S, LAG_S = (0.5, 0.05, 1.7, 6.0, 0.5), 0.08
 """Seconds between frames with irregular gaps, and between the pictures of a frame."""

@@ -5,9 +5,8 @@ from typing import Any
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
+from mmdeploy_ext.config.config import refused_by_name
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import positive
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts
@@ -18,6 +17,7 @@ from mmdeploy_ext.systems.rtdetr import graphs, runtime
 from mmdeploy_ext.systems.rtdetr.facts import RtDetrFacts
 from mmdeploy_ext.systems.rtdetr.model.detector import MAX_PER_IMG, STRIDE
 from mmdeploy_ext.systems.rtdetr.reference import RtDetrReference
+from mmdeploy_ext.util.errors import ConfigError, UsageError
 
 PARTS = ('backbone', 'encoder', 'decoder', 'postprocess', 'extract_feat')
 

@@ -12,12 +12,12 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.systems.rtdetr.model.detector import STRIDE
 from mmdeploy_ext.systems.rtdetr.model.layers import RepVggBlock
 from mmdeploy_ext.systems.rtdetr.runtime import SIZES, target_sizes
+from mmdeploy_ext.util.errors import ShapeError
 
 RAW_NAMES = ('logits', 'boxes', 'tokens')
 FULL_NAMES = ('labels', 'boxes', 'scores')

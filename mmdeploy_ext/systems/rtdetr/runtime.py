@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines.base import FEED_CHECKS
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.detections import Detections, results_from_padded
 from mmdeploy_ext.runtime.geometry import sigmoid
+from mmdeploy_ext.util.errors import ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.core.config import test_dataset, test_pipeline
+from mmdeploy_ext.config.config import test_dataset, test_pipeline
 from mmdeploy_ext.families.common.camera_data import CameraData
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame

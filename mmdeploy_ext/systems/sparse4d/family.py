@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.config.config import replaced_entry, test_dataset, test_pipeline
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.core.config import replaced_entry, test_dataset, test_pipeline
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import samples
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels, is_one_of

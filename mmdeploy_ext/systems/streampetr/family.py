@@ -7,7 +7,6 @@ from torch import nn
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
@@ -18,6 +17,7 @@ from mmdeploy_ext.systems.streampetr.graphs import graphs
 from mmdeploy_ext.systems.streampetr.model.live import HEAD_METHODS, check_parts
 from mmdeploy_ext.systems.streampetr.reference import StreamPetrReference
 from mmdeploy_ext.systems.streampetr.runtime import GRAPHS, StreamPetrOnnx
+from mmdeploy_ext.util.errors import ConfigError
 
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.common.runtime import query_boxes
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.runtime.streams import StreamRuntime
 from mmdeploy_ext.systems.streampetr.memory import FIELDS
+from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import one_line, shortened
-from mmdeploy_ext.core.violations import WARNING, Violation
 from mmdeploy_ext.targets.folder_rules import graph_tensors, is_same, node_cells, recorded
 from mmdeploy_ext.targets.plugins.bevdet_kernels import POOL_FIRST, PREPROCESS, network_size
+from mmdeploy_ext.util.errors import one_line, shortened
+from mmdeploy_ext.util.violations import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

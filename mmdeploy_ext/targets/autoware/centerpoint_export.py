@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference
 from mmdeploy_ext.families.common.lidar_graphs import DenseHead, head_spec
 from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of, watching
@@ -30,6 +29,7 @@ from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_t
 from mmdeploy_ext.targets.autoware.nodes import CENTERPOINT, CHANNELS, POINT_WIDTH, POINTS, REMAPPER
 from mmdeploy_ext.targets.autoware.words import in_words_of
 from mmdeploy_ext.targets.folder_rules import node_cells
+from mmdeploy_ext.util.errors import ConfigError
 
 MEANINGS = dict(
     heatmap=('of each class', 'logit'),

@@ -8,8 +8,6 @@ import os
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import ModelFileError, one_line, shortened
-from mmdeploy_ext.core.violations import NOTE, WARNING, Violation, errors
 from mmdeploy_ext.targets.autoware.bevdet_settings import settings_rules
 from mmdeploy_ext.targets.autoware.nodes import NODES, REMAPPER_KEYS
 from mmdeploy_ext.targets.autoware.parameter_file import ParameterFileError, read_parameters
@@ -25,6 +23,8 @@ from mmdeploy_ext.targets.folder_rules import (
     shape_text,
     weight_rules,
 )
+from mmdeploy_ext.util.errors import ModelFileError, one_line, shortened
+from mmdeploy_ext.util.violations import NOTE, WARNING, Violation, errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import shortened
-from mmdeploy_ext.core.violations import ERROR, WARNING
 from mmdeploy_ext.targets.folder_rules import node_cells
 from mmdeploy_ext.targets.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
 from mmdeploy_ext.targets.plugins.kernels import ATTENTION, ROTATE
+from mmdeploy_ext.util.errors import shortened
+from mmdeploy_ext.util.violations import ERROR, WARNING
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import ModelFileError, one_line
+from mmdeploy_ext.util.errors import ModelFileError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

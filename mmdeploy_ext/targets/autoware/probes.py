@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.core.violations import WARNING, Violation
 from mmdeploy_ext.targets.folder_rules import shape_of
+from mmdeploy_ext.util.errors import Mm2OnnxError
+from mmdeploy_ext.util.violations import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, one_line
-from mmdeploy_ext.core.violations import Violation
 from mmdeploy_ext.targets.autoware.probes import convention_rules
 from mmdeploy_ext.targets.folder_rules import fits, graph_tensors, shape_text
+from mmdeploy_ext.util.errors import Mm2OnnxError, one_line
+from mmdeploy_ext.util.violations import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import EngineError, InferenceError
 from mmdeploy_ext.engines.base import Backend
+from mmdeploy_ext.util.errors import EngineError, InferenceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

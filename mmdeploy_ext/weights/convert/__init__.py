@@ -2,7 +2,7 @@
 
 import shlex
 
-from mmdeploy_ext.core.commands import command
+from mmdeploy_ext.util.commands import command
 
 
 def conversion_command(name: str, path: str) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError, root_cause
-from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
+from mmdeploy_ext.util.errors import CheckpointError, ConfigError, UsageError, root_cause
+from mmdeploy_ext.util.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import check_finite, check_types, misfits, undrawn_weights
 
 Tensors = dict[str, torch.Tensor]

@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.core.commands import command, tool
-from mmdeploy_ext.core.errors import UsageError, check_distinct, named
-from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
+from mmdeploy_ext.util.commands import command, tool
+from mmdeploy_ext.util.errors import UsageError, check_distinct, named
+from mmdeploy_ext.util.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 from mmdeploy_ext.weights.convert import conversion
 from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config

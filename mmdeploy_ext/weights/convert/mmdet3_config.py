@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmdeploy_ext.core.config import is_config3
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.config.config import is_config3
+from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
 from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, to_mmdet2_model, without_scope

@@ -7,7 +7,7 @@ mmdet 3 normalises and pads a batch in the model, mmdet 2 a picture in the pipel
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.util.errors import ConfigError
 
 PREPROCESSOR_KEYS = {
     'type', 'mean', 'std', 'bgr_to_rgb', 'rgb_to_bgr', 'pad_size_divisor', 'pad_value', 'non_blocking',

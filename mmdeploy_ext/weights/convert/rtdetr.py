@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.core.config import cfg_options
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError, check_distinct, named
+from mmdeploy_ext.config.config import cfg_options
+from mmdeploy_ext.util.errors import CheckpointError, ConfigError, check_distinct, named
 from mmdeploy_ext.weights.checkpoint import listed, plain_tensors, read_content
 from mmdeploy_ext.weights.convert import conversion
 from mmdeploy_ext.weights.convert import rtdetr_names as names

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import CheckpointError, UsageError, named
-from mmdeploy_ext.core.files import atomic_path, check_writable
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import CheckpointError, UsageError, named
+from mmdeploy_ext.util.files import atomic_path, check_writable
 from mmdeploy_ext.weights.checkpoint import Checkpoint, listed, load_checkpoint
 from mmdeploy_ext.weights.convert import conversion, solo_names
 from mmdeploy_ext.weights.convert.solo_config import check_config, check_head, fit_config

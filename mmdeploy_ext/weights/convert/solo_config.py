@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.util.errors import CheckpointError, ConfigError
 from mmdeploy_ext.weights.convert.solo_names import HEADS
 
 DEPTHS = {

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from mmdeploy_ext.core.errors import CheckpointError, check_distinct
+from mmdeploy_ext.util.errors import CheckpointError, check_distinct
 from mmdeploy_ext.weights.convert import conversion_command
 
 COMMAND = 'convert solo'

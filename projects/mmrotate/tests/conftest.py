@@ -15,7 +15,7 @@ for folder in (REPO / 'tests/support', PROJECT, REPO):
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 from mmdeploy_ext import compat  # noqa: E402
-from mmdeploy_ext.core import cli  # noqa: E402
+from mmdeploy_ext.util import cli  # noqa: E402
 
 cli.wait_passively()
 compat.apply()

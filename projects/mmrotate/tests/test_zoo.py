@@ -9,7 +9,7 @@ import pytest
 from docs._pages import zoo as pages
 from mm2onnx_mmrotate import TRAINING_KEYS
 from mmdeploy_ext.cli import zoo_app
-from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.util.files import read_json
 from mmdeploy_ext.zoo import configs
 from mmdeploy_ext.zoo.records import zoo_records
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from marking import in_suite
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.util.errors import ExportError
 
 OPSETS = 11, 16, 17, 18, 20
 DRAW = torch.Generator().manual_seed(0)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops import forms
 from mmdeploy_ext.exporting.ops.attention import attend
 from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, Operator, Plugin, operators_as, register
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.util.errors import ExportError
 from toy_graphs import run_file, session_of
 
 EXPORTERS = ('torchscript', pytest.param('dynamo', marks=pytest.mark.matrix))

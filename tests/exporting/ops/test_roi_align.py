@@ -6,10 +6,10 @@ import onnxruntime
 import pytest
 import torch
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
 from mmdeploy_ext.graph.io.index import all_nodes
+from mmdeploy_ext.util.errors import ConfigError
 
 BOXES = [[0, 0, 31, 17], [3.3, 5.1, 60, 44], [10, 10, 10, 10], [-8, -8, 90, 80], [5, 5, 6, 7]]
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import toy_anchor3d
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.zoo.configs import installed_folder
 from proofs import prove_outputs
 from toy_centerpoint import ENGINE, paths_of, sweep

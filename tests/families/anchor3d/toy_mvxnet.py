@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.seeded.weights import seeded_model
 from toy_anchor3d import CLASSES, HEAD

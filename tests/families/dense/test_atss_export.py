@@ -11,9 +11,8 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
 from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.config.config import load_config, mmdet_config
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import FAMILIES, find_family
@@ -21,6 +20,7 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.seeded.weights import fill_seeded
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.tasks.bbox2d import match_detections
+from mmdeploy_ext.util.errors import ConfigError, UsageError
 
 PUBLISHED = mmdet_config('atss/atss_r50_fpn_1x_coco.py')
 SMALL = {

@@ -19,8 +19,7 @@ from image_checks import run_stages
 from marking import in_suite
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.cli import run_app
-from mmdeploy_ext.core.config import test_pipeline as pipeline_of
-from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError, UsageError
+from mmdeploy_ext.config.config import test_pipeline as pipeline_of
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.evaluate import detector as test_loop
 from mmdeploy_ext.families.base import find_family
@@ -33,6 +32,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.opening import open_model
+from mmdeploy_ext.util.errors import ConfigError, DataError, ShapeError, UsageError
 from proofs import run_cases
 from toy_monocular import CONFIGS, SIZE, exported, options, picture, seeded, toy
 

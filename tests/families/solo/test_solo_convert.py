@@ -8,7 +8,7 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import solo_golden as golden
 from marking import in_suite
-from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.config.config import load_config, mmdet_config
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.solo import convert
 from mmdeploy_ext.weights.convert.solo_names import converted_names, original_name

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.extract import cut, extract
 from mmdeploy_ext.graph.passes.select import matching_nodes, select_nodes
+from mmdeploy_ext.util.errors import UsageError
 from toy_engines import parse
 from toy_graphs import as_in_whole, conv_net
 

@@ -5,11 +5,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.passes.shapes import set_by_text, set_shapes
 from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.util.errors import ModelFileError
 from toy_graphs import as_in_whole, model_of
 
 

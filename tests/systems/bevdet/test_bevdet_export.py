@@ -20,9 +20,8 @@ import bevdet_golden as golden
 import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.detector import check_options
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.operator import OPERATORS, operators_as
@@ -53,6 +52,7 @@ from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.tables import intervals,
 from mmdeploy_ext.targets.autoware.check import read_manifest
 from mmdeploy_ext.targets.autoware.nodes import BEVDET
 from mmdeploy_ext.targets.plugins import bevdet_kernels as kernels
+from mmdeploy_ext.util.errors import ConfigError, UsageError
 from planting import replaced
 from proofs import drive_row
 

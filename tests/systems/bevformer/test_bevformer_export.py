@@ -12,7 +12,6 @@ from torchvision.transforms.functional import rotate
 import toy_drive_goldens
 from eager_files import eager_row
 from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import bev_motion
@@ -25,6 +24,7 @@ from mmdeploy_ext.systems.bevformer.model.grid import rotate_view
 from mmdeploy_ext.targets.autoware.check import read_manifest, sizes_of
 from mmdeploy_ext.targets.autoware.nodes import BEVFORMER
 from mmdeploy_ext.targets.folder_rules import expected_shape
+from mmdeploy_ext.util.errors import DataError
 from proofs import drive_row
 from toy_frames import BEVFORMER as toy
 

@@ -10,7 +10,7 @@ import pytest
 import bevfusion_golden
 import toy_bevfusion
 from mmdeploy_ext.cli.graph_app import main
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving.ladder import prove

@@ -12,7 +12,7 @@ from mmdet3d.datasets import build_dataset
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_nuscenes
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.evaluate.evaluation import build_loader
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.models.datasets.pipelines.fusion import ImageAug3D

@@ -5,11 +5,11 @@ import pytest
 import toy_bevfusion
 import toy_bevfusion_fork
 from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import settings_check
+from mmdeploy_ext.util.errors import ConfigError
 from verdicts import cases_of, preprocessing_of
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import toy_bevfusion
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 
 PACKAGE = """
 import importlib.metadata

@@ -9,8 +9,8 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import rtdetr_golden as golden
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.util.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert import rtdetr as library
 from mmdeploy_ext.weights.convert import rtdetr_names as names

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import toy_rtdetr
-from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.systems.rtdetr import runtime
+from mmdeploy_ext.util.errors import ConfigError, ShapeError
 from verdicts import matched_of
 
 SIDE = 128

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import toy_rtdetr
-from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.util.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 CONFIG = toy_rtdetr.CONFIG

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from mmdeploy_ext.compat import plain_kernels
-from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.config.config import replaced_entry
 
 if TYPE_CHECKING:
     import contextlib

@@ -14,12 +14,12 @@ from mmdet3d.models import build_model
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import sparse4d_golden as golden
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.taps import collect_taps
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.seeded.sparse4d import sparse4d_weights
 from mmdeploy_ext.systems.sparse4d.model import steps
 from mmdeploy_ext.systems.sparse4d.model.aggregation import Features
 from mmdeploy_ext.systems.sparse4d.model.steps import CENTRE
+from mmdeploy_ext.util.taps import collect_taps
 from sparse4d_border_points import nearest_decision
 
 MODEL = 'projects/configs/_base_/models/sparse4dv3_r50.py'

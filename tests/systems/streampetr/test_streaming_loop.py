@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import toy_nuscenes
-from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
+from mmdeploy_ext.util.dump import list_samples, load_dump, save_dump
 from toy_atss import REPO
 from toy_nuscenes import evaluate, metrics
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from mmdet3d.models import build_model
 
 import streampetr_golden as seeded
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 
 REPOSITORY = Path(__file__).resolve().parents[3]

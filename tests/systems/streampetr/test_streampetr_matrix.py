@@ -9,7 +9,7 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import real_nuscenes
 import streampetr_golden as seeded
 from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proving import ladder

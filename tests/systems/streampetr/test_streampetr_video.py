@@ -7,7 +7,7 @@ import pytest
 import toy_stream_files as files
 from mmdeploy_ext.cli import command, video_app
 from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.util.errors import UsageError
 
 ENGINES = ['torch', 'onnx']
 FRAMES_OF_SCENES = [len(times) for times in files.TIMES_S.values()]

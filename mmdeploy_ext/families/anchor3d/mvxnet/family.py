@@ -7,7 +7,6 @@ import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelin
 from mmdet3d.models import builder
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.family import check_head, check_limits
 from mmdeploy_ext.families.anchor3d.graphs import facts_of
 from mmdeploy_ext.families.anchor3d.mvxnet.data import MvxNetData
@@ -25,6 +24,7 @@ from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import Stepper
+from mmdeploy_ext.util.errors import ConfigError
 
 DETECTOR = 'DynamicMVXFasterRCNN'
 PARTS = dict(

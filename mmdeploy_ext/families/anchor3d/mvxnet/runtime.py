@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.families.common.runtime.anchors3d import decode
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.runtime.exported import check_forms
@@ -22,6 +21,7 @@ from mmdeploy_ext.runtime.frames import FusedFrame, check_matrix
 from mmdeploy_ext.runtime.infos import find_file
 from mmdeploy_ext.runtime.lidar import DYNAMIC_INPUTS, GRAPHS, LidarOnnx
 from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
+from mmdeploy_ext.util.errors import DataError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

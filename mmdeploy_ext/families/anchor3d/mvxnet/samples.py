@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.config import refused_by_name, test_dataset, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.config.config import refused_by_name, test_dataset, test_pipeline
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
 from mmdeploy_ext.families.common.samples import check_dumped, check_given, only, picture_files
 from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
@@ -21,6 +20,7 @@ from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.infos import read_frames
 from mmdeploy_ext.synthetic.kitti import generated_moments
 from mmdeploy_ext.synthetic.moments import plain_moment
+from mmdeploy_ext.util.errors import ConfigError
 
 OF_POINTS = ('LoadPointsFromFile', 'GlobalRotScaleTrans', 'PointsRangeFilter')
 NEUTRAL_OF_POINTS = dict(rot_range=(0, 0), scale_ratio_range=(1, 1), translation_std=(0, 0, 0))

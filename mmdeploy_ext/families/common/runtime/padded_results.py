@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.runtime.detections import check_all_seen, check_cap, results_from_padded
+from mmdeploy_ext.util.errors import ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

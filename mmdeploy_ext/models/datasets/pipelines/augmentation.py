@@ -10,8 +10,8 @@ import numpy as np
 from mmdet.datasets.builder import PIPELINES
 from PIL import Image
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.util.errors import DataError
 
 # What PIL's `resize` without a filter means from Pillow 7 on; StreamPETR names none.
 RESAMPLE = Image.Resampling.BICUBIC

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from mmdet.datasets.builder import PIPELINES
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.datasets.pipelines.augmentation import ImageTransform
 from mmdeploy_ext.models.datasets.pipelines.multi_view_image import NormalizeMultiviewImage
+from mmdeploy_ext.util.errors import DataError
 
 
 @registered_if_named(PIPELINES)

@@ -11,8 +11,8 @@ import torch
 from mmdet.models.backbones.resnet import BasicBlock
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.systems.bevdet.model.encoders import conv_norm_relu
+from mmdeploy_ext.util.errors import ConfigError
 
 VECTOR = 27
 """Numbers of the vector of a camera."""

@@ -17,9 +17,9 @@ from mmdet3d.models.detectors.mvx_two_stage import MVXTwoStageDetector
 from torch import Tensor
 from torch.nn import functional
 
-from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.util.taps import tap
 
 OWN = dict(CenterHead='BEVDetCenterHead', LSSViewTransformer='BEVDetViewTransformer')
 """Type in a config that mmdet3d has, too -> the type that a detector builds."""

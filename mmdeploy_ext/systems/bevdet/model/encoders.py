@@ -15,8 +15,8 @@ from mmdet.models.backbones.resnet import BasicBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.util.errors import ConfigError
 
 
 @registered_if_named(NECKS)

@@ -16,11 +16,11 @@ import torch
 from mmdet.models import NECKS
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.cells import sum_in_order
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.matrices import inverse
 from mmdeploy_ext.systems.bevdet.model.depth_net import DepthNet
+from mmdeploy_ext.util.errors import ConfigError
 
 
 def frustum_points(

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_export import NOTES, SETTINGS, CppFiles
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import BEVDET, BEVDET_CAMERAS
+from mmdeploy_ext.util.errors import ConfigError
 
 SCORE_THRESHOLD = 0.2
 """Score that a box has to reach, the node's default; tune it there."""

@@ -8,10 +8,10 @@ from mmdet.datasets import DATASETS
 from mmdet3d.datasets import NuScenesDataset
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, lidar_to_global, read_calibration
+from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import DataError
 
 
 @registered_if_named(DATASETS)

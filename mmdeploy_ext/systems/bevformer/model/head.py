@@ -16,11 +16,11 @@ from mmdet.models import HEADS
 from mmdet.models.utils import build_transformer
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
 from mmdeploy_ext.systems.bevformer.model.motion import last_view
 from mmdeploy_ext.systems.bevformer.model.steps import decode_objects, encode_view
+from mmdeploy_ext.util.errors import ConfigError
 
 CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 """Loss weights of a box's columns, in checkpoints."""

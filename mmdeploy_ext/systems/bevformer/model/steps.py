@@ -15,11 +15,11 @@ import torch
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor
 
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.transformer_layers import among_themselves, run_layer
 from mmdeploy_ext.systems.bevformer.model import sampling
 from mmdeploy_ext.systems.bevformer.model.grid import cell_centres, pillar_points, project_pillars
 from mmdeploy_ext.systems.bevformer.model.sampling import SeenViews
+from mmdeploy_ext.util.taps import tap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,10 +14,10 @@ from mmcv.runner.base_module import BaseModule
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_decoder import AttentionLayer
 from mmdeploy_ext.systems.bevformer.model.motion import CAN_BUS
+from mmdeploy_ext.util.errors import ConfigError
 
 
 @registered_if_named(TRANSFORMER_LAYER)

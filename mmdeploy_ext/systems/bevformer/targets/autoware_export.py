@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.systems.bevformer.graphs import spec, with_sampling
@@ -24,6 +23,7 @@ from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins.export import (
 )
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import BEVFORMER, CAMERAS
+from mmdeploy_ext.util.errors import ConfigError
 
 SCORE_THRESHOLD = 0.2
 """Score that a box has to exceed: the node's default."""

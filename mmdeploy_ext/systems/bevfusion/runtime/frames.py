@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.runtime.calibration import check_calibration
 from mmdeploy_ext.runtime.exported import Runtime
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.infos import find_file, past_sweeps
 from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
+from mmdeploy_ext.util.errors import DataError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.preprocess.points import pillars
 from mmdeploy_ext.runtime.exported import check_finite, files_by_name
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
@@ -28,6 +27,7 @@ from mmdeploy_ext.systems.bevfusion.facts import Coder
 from mmdeploy_ext.systems.bevfusion.runtime.boxes import filter_boxes, suppress
 from mmdeploy_ext.systems.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
 from mmdeploy_ext.targets.autoware.nodes import BEVFUSION_LIDAR
+from mmdeploy_ext.util.errors import EngineError, ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.common.sparse_graph import backbone_graph
 from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
@@ -31,6 +30,7 @@ from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.export import check_h
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import BEVFUSION_LIDAR
 from mmdeploy_ext.targets.autoware.words import published
+from mmdeploy_ext.util.errors import ConfigError
 
 MAX_SITES = 256_000
 """Most sites of a level in the plug-in's room."""

@@ -17,7 +17,6 @@ from mmdet.models import HEADS
 from mmdet.models.utils import build_transformer
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
 from mmdeploy_ext.systems.petr.model.positions import image_to_lidar, token_corners
@@ -29,6 +28,7 @@ from mmdeploy_ext.systems.petr.model.steps import (
     padding_mask,
     query_positions,
 )
+from mmdeploy_ext.util.errors import ConfigError, DataError
 
 CODE_SIZE = 10
 CAMERAS = 6

@@ -18,12 +18,12 @@ from mmdet.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.core.errors import ConfigError, ShapeError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.boxes_cxcywh import cxcywh_to_xyxy
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.systems.rtdetr.model.attention import DecoderLayer
 from mmdeploy_ext.systems.rtdetr.model.layers import MLP
+from mmdeploy_ext.util.errors import ConfigError, ShapeError
+from mmdeploy_ext.util.taps import tap
 
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 

@@ -15,9 +15,9 @@ from mmdet.core import bbox2result
 from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_neck
 from mmdet.models.detectors.base import BaseDetector
 
-from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.systems.rtdetr.model.decoder import Postprocess
+from mmdeploy_ext.util.errors import ShapeError
 
 STRIDE = 32
 """Stride of the coarsest map, pixels: divisor of the images' sides."""

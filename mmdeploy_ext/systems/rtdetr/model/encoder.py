@@ -13,9 +13,9 @@ from mmcv.runner import BaseModule
 from mmdet.models.builder import NECKS
 from torch import nn
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.systems.rtdetr.model.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
+from mmdeploy_ext.util.errors import ConfigError
 
 REP_BLOCKS = 3
 TEMPERATURE = 10000.0

@@ -16,9 +16,9 @@ from mmcv.cnn.bricks.registry import FEEDFORWARD_NETWORK, PLUGIN_LAYERS, POSITIO
 from mmcv.runner.base_module import BaseModule
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.systems.sparse4d.model.steps import CENTRE, LOG_SIZE, NUMBERS, VELOCITY
+from mmdeploy_ext.util.errors import ConfigError
 
 BEGINS_AT_CENTRE = ((0.0, 0.0, 0.0),)
 """Default fixed key points of a generator: the centre of the box."""

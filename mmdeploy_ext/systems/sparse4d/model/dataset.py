@@ -16,9 +16,9 @@ from mmdet3d.datasets import NuScenesDataset
 from PIL import Image
 from pyquaternion import Quaternion
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.datasets.nuscenes_dataset import read_calibration, read_intrinsics
+from mmdeploy_ext.util.errors import DataError
 
 
 def read_pose(record: dict[str, Any], name: str, title: str) -> np.ndarray:

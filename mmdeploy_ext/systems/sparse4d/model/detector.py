@@ -11,10 +11,10 @@ from mmcv.utils import build_from_cfg
 from mmdet.models import DETECTORS, build_backbone, build_head, build_neck
 from torch import Tensor
 
-from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.systems.sparse4d.model.aggregation import Features, flatten_maps
+from mmdeploy_ext.util.errors import ConfigError, DataError
+from mmdeploy_ext.util.taps import tap
 
 
 @registered_if_named(DETECTORS)

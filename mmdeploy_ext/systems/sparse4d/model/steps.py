@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import multi_head
 from mmdeploy_ext.exporting.ops.deformable_aggregation import aggregate
+from mmdeploy_ext.util.taps import tap
 
 CENTRE, LOG_SIZE, YAW, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 11)
 SINE, COSINE, NUMBERS = 6, 7, 11

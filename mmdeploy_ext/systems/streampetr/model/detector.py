@@ -11,10 +11,10 @@ from mmdet.models import DETECTORS
 from mmdet3d.core import bbox3d2result
 from torch import Tensor
 
-from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.camera_detector import CameraDetector
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.util.errors import ConfigError, DataError
+from mmdeploy_ext.util.taps import tap
 
 
 @registered_if_named(DETECTORS)

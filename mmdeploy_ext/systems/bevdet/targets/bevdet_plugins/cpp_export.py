@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmdeploy_ext.config.config import test_cfg_key
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.core.config import test_cfg_key
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 from mmdeploy_ext.families.common.detector_parts import test_cfg_of
 from mmdeploy_ext.families.common.traced_inputs import with_examples
@@ -38,6 +37,7 @@ from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_loop import (
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.export import REPLACED, TABLES, pooled
 from mmdeploy_ext.targets.folder_rules import node_cells
 from mmdeploy_ext.targets.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
+from mmdeploy_ext.util.errors import ConfigError
 
 SETTINGS = 'bevdet.yaml'
 """File of the program's settings."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 from mmdeploy_ext.families.common.traced_inputs import with_examples
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
@@ -19,6 +18,7 @@ from mmdeploy_ext.systems.bevdet.graphs import Network, output_specs
 from mmdeploy_ext.systems.bevdet.runtime import FORM
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.loop import PoolOnnx
 from mmdeploy_ext.targets.plugins.bevdet_kernels import POOL
+from mmdeploy_ext.util.errors import ConfigError
 
 TABLES = dict(
     ranks_depth=('M', 'index into depth (N, D, h, w)'),

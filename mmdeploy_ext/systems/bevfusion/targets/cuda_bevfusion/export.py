@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.common.lidar_parts import OfModel, Watch
 from mmdeploy_ext.families.common.sparse_graph import backbone_graph, model_spec, traced_encoder
 from mmdeploy_ext.families.contracts import Contract
@@ -40,6 +39,7 @@ from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.loop import (
     UNROUNDED,
     CudaBEVFusion,
 )
+from mmdeploy_ext.util.errors import ConfigError
 
 CAMERAS = 6
 HEAD = dict(

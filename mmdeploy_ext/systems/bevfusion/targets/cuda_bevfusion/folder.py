@@ -14,8 +14,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.violations import WARNING, Violation
 from mmdeploy_ext.targets.folder_rules import (
     expected_shape,
     fits,
@@ -24,6 +22,8 @@ from mmdeploy_ext.targets.folder_rules import (
     shape_text,
     weight_rules,
 )
+from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.util.violations import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
@@ -24,6 +23,7 @@ from mmdeploy_ext.systems.bevfusion.runtime.boxes import filter_boxes, suppress
 from mmdeploy_ext.systems.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion import geometry
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.pooling import pooled, tables_of
+from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

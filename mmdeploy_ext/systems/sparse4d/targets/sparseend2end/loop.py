@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.systems.sparse4d.runtime import Sparse4DOnnx
+from mmdeploy_ext.util.errors import ModelFileError
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.exported import Paths

@@ -1,0 +1,1 @@
+"""Configs, and the modules of users' repositories that they import."""

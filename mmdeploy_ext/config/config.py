@@ -1,0 +1,418 @@
+"""Reading configs with clear errors, and paths into installed OpenMMLab packages."""
+
+import ast
+import contextlib
+import copy
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmdeploy_ext.config.user_modules import (
+    find_modules,
+    import_failure,
+    imported_modules,
+    named_imports,
+    parsed_config,
+    use_libraries_of,
+)
+from mmdeploy_ext.config.yaml_config import SUFFIXES, read_yaml_config
+from mmdeploy_ext.util.commands import command
+from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, printable
+
+SHORTEST_TYPO = 4
+"""Shortest key that may be reported as a typo."""
+CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
+CATALOGUE = 'mmdeploy_ext.models.catalogue'
+READING = (b'_base_', b'import', b'open(')
+"""Words of a config that may read other files."""
+
+
+def mmdet_config(relative: str, library: str = 'mmdet') -> str:
+    """Absolute path of a config of an installed library, for `_base_`; `relative` is below `configs/`."""
+    package = importlib.util.find_spec(library)
+    if package is None or package.origin is None:
+        raise ConfigError(
+            f'{library} is not installed: run `make env`, or install requirements/openmmlab.txt'
+        )
+    root = Path(package.origin).parent
+    for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
+        if (folder / relative).is_file():
+            return str(folder / relative)
+    raise ConfigError(f'configs/{relative}: is not in the installed {library} ({root}); correct the path')
+
+
+def mmdet3d_config(relative: str) -> str:
+    return mmdet_config(relative, 'mmdet3d')
+
+
+@contextlib.contextmanager
+def refused_by_name(cfg: Any) -> Iterator[None]:
+    """Begin each ConfigError in the block with the file name of `cfg`, once.
+
+    `model.test_cfg` in the message becomes the config's own key.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if str(error).startswith(f'{cfg.filename}: '):
+            raise
+        message = str(error).replace('model.test_cfg', test_cfg_key(cfg))
+        raise ConfigError(f'{cfg.filename}: {message}') from error
+
+
+def test_cfg_key(cfg: Any) -> str:
+    """Key of the test settings: in the model or beside it."""
+    is_beside = cfg.get('test_cfg') and not (cfg.get('model') or {}).get('test_cfg')
+    return 'test_cfg' if is_beside else 'model.test_cfg'
+
+
+def cfg_options(values: Mapping[str, Any]) -> str:
+    """Words of a command line that set these values (dotted key -> value)."""
+    return '--cfg-options ' + shlex.join(f'{key}={value}' for key, value in values.items())
+
+
+@contextlib.contextmanager
+def refused_values(cfg: Any, part: str) -> Iterator[None]:
+    """Turn Python errors in the block into a ConfigError that names `part`."""
+    try:
+        yield
+    except Mm2OnnxError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f'{cfg.filename}: {part} cannot be read: {type(error).__name__}: {error}; correct its values'
+        ) from error
+
+
+def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
+    """Read an `mmcv.Config`, import its plugins and apply `--cfg-options` (dotted key -> value).
+
+    ConfigError: missing file, syntax error, failing import, unfitting override, or a config of mmdet 3.
+    """
+    _check_config_file(path)
+    try:
+        use_libraries_of(path)
+        cfg = read_config(path)
+        for note in _mistyped_keys(dict(cfg.items()), overrides or {}):
+            print(printable(f'note: {note}'), file=sys.stderr)
+        _override(cfg, overrides)
+        _check_types(cfg, path)
+        if is_config3(cfg):  # before its modules, which need mmdet 3
+            raise ConfigError(_translate_first(path))
+        catalogue = importlib.import_module(CATALOGUE)
+        with catalogue.giving_way():
+            _import_plugins(cfg, path)
+        catalogue.register_named(cfg)
+    except UsageError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f'{path}: syntax error: {_shortened(error, path)}') from error
+    except Exception as error:
+        if reason := _only_in_mmengine(path):
+            raise ConfigError(_translate_first(path, reason)) from error
+        missing = error.filename if isinstance(error, FileNotFoundError) else ''
+        if missing and not os.path.exists(missing):
+            raise ConfigError(
+                f'{path}: cannot be read: it names {os.path.normpath(missing)}, e.g. as `_base_`: no such '
+                f'file; copy it there, or correct the path'
+            ) from error
+        raise ConfigError(f'{path}: cannot be read: {import_failure(error)}') from error
+    return cfg
+
+
+def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
+    """Read an `mmcv.Config` without importing `custom_imports` and `plugin_dir`; errors of mmcv pass."""
+    from mmcv import Config
+
+    with _closed_temporary_files(), installed_bases():
+        if Path(path).suffix in SUFFIXES and '_base_' not in Path(path).read_text(encoding='utf-8'):
+            cfg = Config(read_yaml_config(path), filename=path)  # as torchpack reads it
+        else:
+            cfg = Config.fromfile(path, import_custom_modules=False)
+    _override(cfg, overrides)
+    return cfg
+
+
+def _check_types(cfg: Any, path: str) -> None:
+    for key in ('model', 'data'):
+        if not isinstance(cfg.get(key) or {}, dict):
+            raise ConfigError(f'{path}: {key}={cfg[key]!r}, expected a dict')
+
+
+def _override(cfg: Any, overrides: Mapping[str, Any] | None) -> None:
+    if overrides:
+        cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv removes `_delete_` from it
+
+
+def _shortened(error: SyntaxError, path: str) -> str:
+    pattern = r'There are syntax errors in config file (.+?): (.+) \(.+, line (\d+)\)'
+    if not (match := re.fullmatch(pattern, str(error), re.DOTALL)):
+        return str(error)
+    file, reason, line = match.groups()
+    is_base = os.path.realpath(file) != os.path.realpath(path)
+    return f'{reason} ({file}, line {line})' if is_base else f'{reason} (line {line})'
+
+
+def _mistyped_keys(cfg: dict[str, Any], overrides: Mapping[str, Any]) -> Iterator[str]:
+    for key in overrides:
+        values, parts = cfg, key.split('.')
+        if parts[0] == 'backend_config':
+            continue
+        for count, part in enumerate(parts, 1):
+            if isinstance(values, list | tuple) and part.isdecimal() and int(part) < len(values):
+                values = values[int(part)]
+                continue
+            if not isinstance(values, dict):
+                break
+            if part not in values:
+                similar = difflib.get_close_matches(part, map(str, values), 1, 0.8)
+                if similar and len(part) >= SHORTEST_TYPO:
+                    typed, meant = '.'.join(parts[:count]), '.'.join([*parts[: count - 1], *similar])
+                    yield f'--cfg-options {key}: {typed} is new in the config; did you mean {meant}?'
+                break
+            values = values[part]
+
+
+def is_config3(cfg: Mapping[str, Any]) -> bool:
+    return 'data_preprocessor' in (cfg.get('model') or ()) or 'test_dataloader' in cfg
+
+
+def _check_config_file(path: str) -> None:
+    if Path(path).is_dir():
+        raise ConfigError(f'{path}: is a folder; give the file of the config in it')
+    if not Path(path).is_file():
+        raise ConfigError(f'{path}: no such config file')
+    if Path(path).suffix not in CONFIG_SUFFIXES:
+        raise ConfigError(
+            f'{path}: is no config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config comes '
+            f'before the checkpoint'
+        )
+
+
+def _only_in_mmengine(path: str) -> str:
+    """Find `_base_.data_root` (`{{_base_.name}}` in mmcv 1.7.2) and `mmdet::_base_/default_runtime.py`."""
+    for node in ast.walk(parsed_config(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
+            return f' (it uses `{ast.unparse(node)}`)'
+        if isinstance(node, ast.Assign) and '_base_' in map(ast.unparse, node.targets):
+            for value in ast.walk(node.value):
+                if isinstance(value, ast.Constant) and '::' in str(value.value):
+                    return f' (it uses `{value.value}`)'
+    return ''
+
+
+def _translate_first(path: str, reason: str = '') -> str:
+    return (
+        f'{path}: is a config of mmdet 3{reason}; translate it first: '
+        f'`{command("convert mmdet3")} {shlex.quote(path)} OUT.py`, and give OUT.py'
+    )
+
+
+CHECKOUTS = {'mmdetection3d/configs/': mmdet3d_config, 'mmdetection/configs/': mmdet_config}
+"""Folder of configs in a checkout -> function that finds them in the installed library."""
+
+
+@contextlib.contextmanager
+def replaced_entry(config: dict[str, Any], key: str, value: Any) -> Iterator[None]:
+    absent = object()
+    before = config.get(key, absent)
+    config[key] = value
+    try:
+        yield
+    finally:
+        config[key] = before
+        if before is absent:
+            del config[key]
+
+
+@contextlib.contextmanager
+def installed_bases() -> Iterator[None]:
+    """Redirect `_base_` paths in a missing checkout of mmdet or mmdet3d to the installed configs.
+
+    Patches `Config._file2dict` of mmcv 1.7.2 inside the block.
+    """
+    from mmcv import Config
+
+    original = vars(Config)['_file2dict']
+
+    def file2dict(filename: str, *args: Any) -> Any:
+        if not Path(filename).is_file():
+            for checkout, installed_config in CHECKOUTS.items():
+                _, in_checkout, relative = Path(filename).as_posix().partition(f'/{checkout}')
+                if in_checkout:
+                    filename = installed_config(relative)
+                    break
+        text = Path(filename).read_bytes()
+        if b'import' in text:
+            find_modules(imported_modules(filename), filename)
+        if not any(word in text for word in READING):
+            path = os.path.abspath(filename)
+            return copy.deepcopy(_dict_of_text(text, original.__func__, path, *args))
+        return original.__func__(filename, *args)
+
+    Config._file2dict = staticmethod(file2dict)
+    try:
+        yield
+    finally:
+        Config._file2dict = original
+
+
+@functools.lru_cache(maxsize=256)
+def _dict_of_text(text: bytes, file2dict: Callable[..., Any], filename: str, *args: Any) -> Any:
+    """`file2dict` of a file with this text; it depends on nothing else since no word is of `READING`."""
+    return file2dict(filename, *args)
+
+
+@contextlib.contextmanager
+def _closed_temporary_files() -> Iterator[None]:
+    """mmcv 1.7.2 leaves a file open when a config raises, which prints a traceback at exit."""
+    try:
+        yield
+    except Exception as error:
+        raised: BaseException | None = error
+        while raised is not None:
+            for frame, _ in traceback.walk_tb(raised.__traceback__):
+                if 'temp_config_file' in frame.f_locals:
+                    with contextlib.suppress(OSError):  # its folder is gone already
+                        frame.f_locals['temp_config_file'].close()
+            raised = raised.__context__
+        raise
+
+
+def _import_plugins(cfg: Any, path: str) -> None:
+    from mmcv import import_modules_from_strings
+
+    if settings := cfg.get('custom_imports'):
+        names = settings.get('imports') or ()
+        with named_imports(path, 'custom_imports', [names] if isinstance(names, str) else names):
+            import_modules_from_strings(**settings)
+    if cfg.get('plugin'):
+        module = '.'.join(Path(cfg.get('plugin_dir') or Path(path).parent).parts)
+        with named_imports(path, 'plugin_dir', [module]):
+            importlib.import_module(module)
+
+
+def config_sha256(cfg: Any) -> str:
+    """SHA-256 (hexadecimal) of model, test settings and test pipeline, without schedules and data paths."""
+    decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
+    if cfg.get('test_cfg'):  # beside the model
+        decisive['test_cfg'] = cfg['test_cfg']
+    return hashlib.sha256(_canonical(decisive).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    if isinstance(value, dict):
+        return '{' + ','.join(f'{key!s}:{_canonical(value[key])}' for key in sorted(value, key=str)) + '}'
+    if isinstance(value, list | tuple):
+        return '[' + ','.join(map(_canonical, value)) + ']'
+    return repr(value)
+
+
+def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
+    """Yield the settings of `data.test`, then of the data sets that it wraps."""
+    return (dataset for _, dataset in _wrapped(cfg, 'test'))
+
+
+def _wrapped(cfg: Any, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    key, dataset = f'data.{section}', (cfg.get('data') or {}).get(section)
+    while dataset:
+        if isinstance(dataset, list | tuple):
+            key, dataset = f'{key}.0', dataset[0]
+        elif isinstance(dataset, dict):
+            yield key, dataset
+            name = 'dataset' if dataset.get('dataset') else 'datasets'
+            key, dataset = f'{key}.{name}', dataset.get(name)
+        else:
+            return
+
+
+def test_dataset(cfg: Any) -> dict[str, Any]:
+    """Settings of the innermost test data set, or {}."""
+    return next(reversed([*test_datasets(cfg)]), {})
+
+
+def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
+    """Steps of `data.test`, else of `data.val`, else `test_pipeline`."""
+    return keyed_test_pipeline(cfg)[1]
+
+
+def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
+    """Key and steps of the test pipeline, such as 'data.test.pipeline'."""
+    filename = getattr(cfg, 'filename', 'the config')
+    for section in ('test', 'val'):
+        for key, dataset in _wrapped(cfg, section):
+            if dataset.get('pipeline'):
+                check_steps(dataset['pipeline'], f'{filename}: the pipeline of data.{section}')
+                return f'{key}.pipeline', dataset['pipeline']
+    pipeline = cfg.get('test_pipeline')
+    if not pipeline:
+        raise ConfigError(
+            f'{filename}: has neither data.test.pipeline nor test_pipeline; add one: sizes and '
+            f'normalisation of pictures are read from it'
+        )
+    check_steps(pipeline, f'{filename}: test_pipeline')
+    return 'test_pipeline', pipeline
+
+
+def check_steps(steps: Any, title: str) -> None:
+    """Raise ConfigError unless each step, also inside `transforms`, is a dict with `type`."""
+    if not isinstance(steps, list | tuple):
+        raise ConfigError(f'{title} is {steps!r}; expected a list of steps, each a dict with `type`')
+    for step in steps:
+        if not isinstance(step, dict) or not isinstance(step.get('type'), str | type):
+            raise ConfigError(f'{title} has the step {step!r}; expected a dict with `type`')
+        if step.get('transforms'):
+            check_steps(step['transforms'], f'{title}: transforms of {step["type"]}')
+
+
+def types_of(part: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
+    """Yield key and name of each textual `type`, such as ('model.neck.type', 'FPN')."""
+    start = f'{prefix}.' if prefix else ''
+    if isinstance(part, dict):
+        if isinstance(part.get('type'), str):
+            yield f'{start}type', part['type']
+        for key, value in part.items():
+            yield from types_of(value, f'{start}{key}')
+    elif isinstance(part, list | tuple):
+        for index, value in enumerate(part):
+            yield from types_of(value, f'{start}{index}')
+
+
+AUGMENTATIONS = ('MultiScaleFlipAug', 'MultiScaleFlipAug3D')
+
+SCALES = dict(img_scale='scales', pts_scale_ratio='scales of points')
+"""Key that may list several scales -> its name in notes."""
+
+
+def without_augmentation(cfg: Any) -> tuple[str, ...]:
+    """Remove test-time augmentation of `data.test` in place (scale 1.0 or the first stays); return notes."""
+    removed = []
+    for step in augmentations(cfg):
+        if step.get('flip'):
+            step['flip'] = False
+            removed.append('flip')
+        for key, name in SCALES.items():
+            scales = step.get(key)
+            if isinstance(scales, list) and len(scales) > 1:
+                step[key] = 1.0 if 1.0 in scales else scales[0]
+                removed.append(name)
+    if not removed:
+        return ()
+    return (f'test-time augmentation left out: {", ".join(dict.fromkeys(removed))}',)
+
+
+def augmentations(cfg: Any) -> Iterator[Any]:
+    dataset = (cfg.get('data') or {}).get('test') or {}
+    while isinstance(dataset, dict):  # a wrapper holds its data set as `dataset`
+        yield from (step for step in dataset.get('pipeline') or () if step.get('type') in AUGMENTATIONS)
+        dataset = dataset.get('dataset')

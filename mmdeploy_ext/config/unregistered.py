@@ -1,0 +1,148 @@
+"""Types of a config that nobody registered, and the user's files that define them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdeploy_ext.config.config import cfg_options, types_of
+
+MOST_FILES = 20_000
+LISTED = 3
+NO_CLASSES = ('.nms.type', '.roi_layer.type', '.conv_op.type')
+"""Ends of keys with functions or module names, which are in no registry."""
+FUNCTIONS = ('nms', 'soft_nms', 'nms_match', 'nms_rotated')
+"""Functions of mmcv that a config may name under any key."""
+SKIPPED_FOLDERS = ('site-packages', 'node_modules', '__pycache__', 'build')
+
+
+def registries(packages: Collection[str] = ()) -> Iterator[Any]:
+    """Yield registries in imported modules, perhaps repeatedly."""
+    from mmcv.utils import Registry
+
+    kinds = {Registry}
+    while not kinds >= (derived := {cls for kind in kinds for cls in kind.__subclasses__()}):
+        kinds |= derived
+    for name, module in list(sys.modules.items()):
+        if packages and name.partition('.')[0] not in packages:
+            continue
+        for value in list(getattr(module, '__dict__', {}).values()):  # None stands for a blocked import
+            if type(value) in kinds:  # isinstance() asks old torch attributes, which warn
+                yield value
+
+
+def python_files(folder: Path) -> Iterator[Path]:
+    for directory, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith('.') and name not in SKIPPED_FOLDERS
+        )
+        yield from (Path(directory, name) for name in sorted(files) if name.endswith('.py'))
+
+
+def files_of_types(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Type -> file below a folder that defines it, preferably one that registers something."""
+    if not (either := '|'.join(map(re.escape, names))):
+        return {}
+    pattern = re.compile(rf'^(?:[ \t]*class|def) ({either})\b', re.MULTILINE)
+    registering: dict[str, Path] = {}
+    not_registering: dict[str, Path] = {}
+    for path in itertools.islice(python_files(folder), MOST_FILES):
+        text = ''
+        with contextlib.suppress(OSError):  # a link to nothing, as editors leave them, or a file of others
+            text = path.read_text(encoding='utf-8', errors='replace')
+        for name in pattern.findall(text):
+            (registering if 'register_module' in text else not_registering).setdefault(name, path)
+    return not_registering | registering
+
+
+def module_to_import(path: Path, folder: Path) -> str:
+    """Module that registers the classes of a file: its package if `__init__.py` names the file."""
+    relative, package = path.relative_to(folder), path.with_name('__init__.py')
+    by_package = False
+    if path.parent != folder and package.is_file():
+        text = package.read_text(encoding='utf-8', errors='replace')
+        by_package = path == package or bool(re.search(rf'\b{re.escape(path.stem)}\b', text))
+    module = relative.parent if by_package else relative.with_suffix('')
+    while by_package and len(module.parts) > 1 and _imports_child(folder / module.parent, module.name):
+        module = module.parent
+    return '.'.join(module.parts)
+
+
+def _imports_child(package: Path, name: str) -> bool:
+    file = package / '__init__.py'
+    text = file.read_text(encoding='utf-8', errors='replace') if file.is_file() else ''
+    return bool(re.search(rf'^from \.{name}\b|^from \. import [^\n]*\b{name}\b', text, re.MULTILINE))
+
+
+def repositories_of(config: str) -> list[Path]:
+    """Folders that may hold the user's modules: roots above the config, and the current folder."""
+    path, current = Path(config).resolve(), Path.cwd()
+    roots = [folder for folder in path.parents if (folder / '.git').exists() or (folder / 'configs').is_dir()]
+    if path.is_relative_to(current):
+        roots.append(current)
+    return [*dict.fromkeys(roots)] or [path.parent]
+
+
+def registered_names() -> set[str]:
+    """Names in all registries, with and without scope (`opera.SOIT`)."""
+    registered: set[str] = set()
+    for registry in registries():
+        registered.update(registry.module_dict, (f'{registry.scope}.{name}' for name in registry.module_dict))
+    return registered
+
+
+def missing_types(cfg: Any) -> dict[str, str]:
+    """Key -> unregistered type in the model of a config, without functions such as `nms`."""
+    registered, types = registered_names(), types_of(cfg.get('model'), 'model')
+    return {
+        key: name
+        for key, name in types
+        if name not in registered and name not in FUNCTIONS and not key.endswith(NO_CLASSES)
+    }
+
+
+def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
+    """Message about unregistered types and how to register them, or ''.
+
+    `failures` are package -> error of its import. The user's tree is searched, not imported.
+    """
+    missing = missing_types(cfg)
+    if not missing:
+        return ''
+    classes = {key: name.rpartition('.')[2] for key, name in missing.items()}  # without a scope
+    files: dict[str, Path] = {}
+    for folder in repositories_of(cfg.filename or ''):
+        files = files or files_of_types(folder, dict.fromkeys(classes.values()))
+        if files:
+            break
+    if not files:
+        return ''
+    keys = sorted(missing, key=lambda key: classes[key] not in files)
+    names = [name for name in dict.fromkeys(classes.values()) if name in files]
+    definitions = _first([f'{name} is in {files[name].relative_to(folder)}' for name in names])
+    listed = _first([f'{key}={missing[key]!r}' for key in keys])
+    said = f'{listed}: registered by no imported module; {definitions}'
+    packages = dict.fromkeys(files[name].relative_to(folder).parts[0] for name in names)
+    for package in packages:
+        if failures and package in failures:
+            return f'{said}: {package} cannot be imported: {failures[package]}; install what it needs'
+        imported = getattr(sys.modules.get(package), '__file__', None)
+        if imported and not Path(imported).resolve().is_relative_to(folder):
+            return f'{said}: its {package} is not imported, but that of {Path(imported).parent}'
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    modules = dict.fromkeys([*imports, *(module_to_import(files[name], folder) for name in names)])
+    words = cfg_options({'custom_imports.imports': ','.join(modules)})
+    own = '; its models are exported by the package mm2onnx-mmrotate' if 'mmrotate' in packages else ''
+    return f'{said}: write custom_imports = dict(imports={[*modules]}) into the config, or type {words}{own}'
+
+
+def _first(texts: Sequence[str]) -> str:
+    joined = ', '.join(texts[:LISTED])
+    return f'{joined} and {len(texts) - LISTED} more' if len(texts) > LISTED else joined

@@ -1,1 +1,0 @@
-"""The lowest layer: errors, files, configs, command lines, processes. No torch, no mmcv."""

@@ -1,0 +1,1 @@
+"""Errors, files, command lines, sources of classes, processes, taps and dumps."""
