@@ -44,7 +44,7 @@ TORCH_FREE = (
 )
 TRACED = ('/export.py', '_export.py', 'tensorrt_plugins/operators.py')
 """Ends of the names of modules of other programs that make graphs, in the parts without torch."""
-ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})
+ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests', 'dev'}, projects={'tools', 'tests'}, tools={'tests'})
 STACK = ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg')
 BLOCKED = """
 import importlib, runpy, sys
@@ -212,7 +212,11 @@ def test_the_runners_import_where_only_their_three_packages_are():
     assert done.returncode == 0, done.stderr
 
 
-TOOLS = [path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / 'tools').rglob('*.py'))]
+TOOLS = [
+    path.relative_to(REPOSITORY).as_posix()
+    for path in sorted((REPOSITORY / 'tools').rglob('*.py'))
+    if '__main__' in path.read_text(encoding='utf-8')
+]
 
 
 @pytest.fixture(scope='module')

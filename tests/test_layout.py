@@ -36,7 +36,6 @@ ORDER = (
     'kit',
     'benchmark',
     'seeded',
-    'zoo',
     'api',
     'cli',
     '__main__',

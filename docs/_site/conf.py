@@ -19,7 +19,7 @@ include_patterns = [
 ]  # fmt: skip
 exclude_patterns = [
     '.*', 'data', 'work_dirs', 'build', 'dist', 'tests', 'tools', 'configs', '**/__pycache__',
-    'docs/_pages', 'docs/_site', 'docs/images', '*.egg-info',
+    'dev/pages', 'docs/_site', 'docs/images', '*.egg-info',
 ]  # fmt: skip
 myst_heading_anchors = 4
 myst_enable_extensions = []

@@ -92,18 +92,6 @@ COMMANDS = {
         needs=STACK,
     ),
 }
-SCRIPTS = {
-    'zoo': _command(
-        'zoo_app', 'Export and prove many configs with seeded weights', 'tools/analysis_tools/zoo.py'
-    ),
-    'sweep': _command(
-        'lidar_demo_app', 'Draw the boxes of a LiDAR sweep from above', 'tools/demo/lidar_demo.py'
-    ),
-    'video': _command(
-        'video_app', "Draw a scene's boxes as a film or pictures", 'tools/demo/streampetr_video.py'
-    ),
-}
-"""Programs that only have a script; no message tells to run them."""
 RUNNERS = {
     'with_postprocess': 'tools/onnx/onnx_with_postprocess.py',
     'no_topk_nms': 'tools/onnx/onnx_no_topk_nms.py',

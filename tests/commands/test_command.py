@@ -110,6 +110,6 @@ def test_the_command_behind_a_proof_is_one_of_mm2onnx_and_takes_its_words(family
 
 
 def test_every_script_of_the_table_is_there():
-    scripts = [entry.script for entry in (*commands.COMMANDS.values(), *commands.SCRIPTS.values())]
+    scripts = [entry.script for entry in commands.COMMANDS.values()]
     for script in filter(None, (*scripts, *commands.RUNNERS.values())):
         assert (REPOSITORY / script).is_file(), script

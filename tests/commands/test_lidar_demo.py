@@ -3,8 +3,8 @@
 import cv2
 import pytest
 
+import lidar_demo_app
 import toy_centerpoint
-from mmdeploy_ext.cli import lidar_demo_app
 
 
 @pytest.fixture(scope='module')

@@ -13,6 +13,7 @@ import pytest
 from mmdet.datasets import CocoDataset
 
 import toy_atss
+from dev.zoo import configs
 from mmdeploy_ext.config.config import load_config, mmdet_config, without_augmentation
 from mmdeploy_ext.config.config import test_pipeline as steps_of_config
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
@@ -22,7 +23,6 @@ from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.verdict import Results, Verdict
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.zoo import configs
 
 PICTURE = read_image(toy_atss.PICTURE)
 SIZES = (None, (256, 320))

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from docs._pages import benchmarks
+from dev.pages import benchmarks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from docs._pages import zoo as pages
-from mmdeploy_ext.cli import zoo_app
+from dev.pages import zoo as pages
+from dev.zoo import app as zoo_app
+from dev.zoo import configs, records
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.util.files import read_json
-from mmdeploy_ext.zoo import configs, records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODYS = "model = dict(type='Nobodys', backbone=dict(type='ResNet'), bbox_head=dict(type='NobodysHead'))\n"

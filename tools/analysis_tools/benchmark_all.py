@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from docs._pages.benchmarks import main
+from dev.pages.benchmarks import main
 
 sys.path.remove(str(Path(__file__).resolve().parents[2]))
 

@@ -24,4 +24,4 @@ toy mask_rcnn full --max-candidates 500 --max-proposals 500
 judged stream_petr projects/configs/StreamPETR/stream_petr_toy.py demo/checkpoints/stream_petr_toy.pth
 judged centerpoint projects/configs/BEVFusion/centerpoint_toy.py demo/checkpoints/centerpoint_toy.pth --sparse-form tables
 judged bevfusion projects/configs/BEVFusion/bevfusion_toy.py demo/checkpoints/bevfusion_toy.pth --sparse-form tables
-"$python" -m docs._pages.judged_kits "$out" "$page"
+"$python" -m dev.pages.judged_kits "$out" "$page"

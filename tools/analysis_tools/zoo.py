@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdeploy_ext.cli.zoo_app import main
+from dev.zoo.app import main
 
 sys.path.remove(str(Path(__file__).resolve().parents[2]))
 

@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from mmdeploy_ext.cli.lidar_demo_app import main
+from lidar_demo_app import main
 
+sys.path.remove(str(Path(__file__).resolve().parent))
 sys.path.remove(str(Path(__file__).resolve().parents[2]))
 
 if __name__ == '__main__':

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from docs._pages import zoo as pages
+from dev.pages import zoo as pages
+from dev.zoo import app as zoo_app
+from dev.zoo import configs
+from dev.zoo.records import zoo_records
 from mm2onnx_mmrotate import TRAINING_KEYS
-from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.util.files import read_json
-from mmdeploy_ext.zoo import configs
-from mmdeploy_ext.zoo.records import zoo_records
 
 MMROTATE = Path(importlib.util.find_spec('mmrotate').origin).parent
 OF_TRAINING = ('loss', 'target', 'train', 'quality')

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from docs._pages.tables import table, write_between
+from dev.pages.tables import table, write_between
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES, engines_of, present, title_of
 from mmdeploy_ext.util.files import read_json, write_json
 

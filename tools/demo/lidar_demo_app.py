@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import drawing as demo
 from mmdeploy_ext import compat
-from mmdeploy_ext.cli import demo
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli.run_images import PICTURE_SUFFIXES
 from mmdeploy_ext.runtime.detect import opener

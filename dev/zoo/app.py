@@ -8,21 +8,21 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dev.zoo.records import EXPORT_KINDS, Outcome, summary_line, zoo_content
 from mmdeploy_ext import compat
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.samples import read_images
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import UsageError, one_line
 from mmdeploy_ext.util.files import check_writable, write_json
-from mmdeploy_ext.zoo.records import EXPORT_KINDS, Outcome, summary_line, zoo_content
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
+    from dev.zoo.configs import Config
     from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.zoo.configs import Config
 
 GIGABYTES = 6.0
 SECONDS = 1800.0
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(_zoo_file(args))
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.zoo import configs
+    from dev.zoo import configs
 
     files = configs.config_files(args.configs)
     reading = cli.tracked(configs.read_configs(files, args.heads), len(files), 'reading')
@@ -107,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prove_all(args: argparse.Namespace, groups: Sequence[Sequence[Config]]) -> int:
+    from dev.zoo import processes
+    from dev.zoo.config_proof import Settings
     from mmdeploy_ext.engines.registry import DEFAULT
-    from mmdeploy_ext.zoo import processes
-    from mmdeploy_ext.zoo.config_proof import Settings
 
     picture = read_images([DEFAULT_PICTURE], 1)[0]
     engine = DEFAULT.runner_options(threads=1) | dict(plan_memory=False)  # a second plan of all tensors

@@ -1,4 +1,4 @@
-"""Write the table of kits that were judged on this machine: python -m docs._pages.judged_kits FOLDER PAGE.
+"""Write the table of kits that were judged on this machine: python -m dev.pages.judged_kits FOLDER PAGE.
 
 `tools/analysis_tools/judge_engines.sh` fills FOLDER: a folder `kit` per model, and for each precision a
 verdict (`fp32.json`), or without one the output of `mm2onnx judge` (`fp32.log`). The table goes between the
@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from docs._pages.tables import table, write_between
+from dev.pages.tables import table, write_between
 
 HEADINGS = ('graph', 'precision', 'inputs', 'frames', 'verdict', 'first failure', 'run by')
 

@@ -1,6 +1,6 @@
 """Write the pages about the zoo: docs/zoo.md, docs/zoo/ and projects/mmrotate/README.md.
 
-`python -m docs._pages.zoo FOLDER...` puts the records of folders, each the `--out` of
+`python -m dev.pages.zoo FOLDER...` puts the records of folders, each the `--out` of
 tools/analysis_tools/zoo.py, into the JSON files of `DATA` and writes the pages. Without FOLDER the pages are
 written from these files.
 """
@@ -15,10 +15,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docs._pages.tables import table, write_between
-from mmdeploy_ext.util.errors import one_line
-from mmdeploy_ext.util.files import read_json, write_json
-from mmdeploy_ext.zoo.records import (
+from dev.pages.tables import table, write_between
+from dev.zoo.records import (
     EXPORT_KINDS,
     MEMORY,
     TIME,
@@ -28,11 +26,13 @@ from mmdeploy_ext.zoo.records import (
     zoo_content,
     zoo_records,
 )
+from mmdeploy_ext.util.errors import one_line
+from mmdeploy_ext.util.files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from mmdeploy_ext.zoo.records import Outcome, Record
+    from dev.zoo.records import Outcome, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 ROTATED = 'mmrotate/'

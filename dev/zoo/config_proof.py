@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dev.zoo.configs import Config, library_of, resize_to
+from dev.zoo.records import EXPORT_KINDS, MAX_CHARACTERS, NOT_PROVEN, Outcome, Record, outcome_of_error
 from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
 from mmdeploy_ext.config.config import load_config, without_augmentation
 from mmdeploy_ext.contract.registry import registered, registration_of
@@ -22,15 +24,6 @@ from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.util.errors import UsageError
 from mmdeploy_ext.util.source_code import versions
-from mmdeploy_ext.zoo.configs import Config, library_of, resize_to
-from mmdeploy_ext.zoo.records import (
-    EXPORT_KINDS,
-    MAX_CHARACTERS,
-    NOT_PROVEN,
-    Outcome,
-    Record,
-    outcome_of_error,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,6 +1,6 @@
 """Export and prove research repositories in their own folders, and write the table of docs/forks.md.
 
-`python -m docs._pages.forks FOLDER [NAME...]` takes a folder with checkouts. forks.json has the rows:
+`python -m dev.pages.forks FOLDER [NAME...]` takes a folder with checkouts. forks.json has the rows:
 repository, commit, config, and overrides that keep a run small. Optional keys of a row: `checkout`, the
 folder's name; `path`, folders of the checkout for PYTHONPATH; `over`, another repository and its commit, into
 a copy of which the row's files are put, at the same paths or at the paths of `copies` (from -> to).
@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from docs._pages.tables import table, write_between
+from dev.pages.tables import table, write_between
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, RESULTS = (Path(__file__).with_name(name) for name in ('forks.json', 'forks_results.json'))

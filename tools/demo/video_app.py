@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import drawing as demo
 from mmdeploy_ext import compat
-from mmdeploy_ext.cli import demo
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family

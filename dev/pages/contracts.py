@@ -1,6 +1,6 @@
 """Write docs/reference/contracts.md: the inputs and outputs of every family's files, from the specs.
 
-    python -m docs._pages.contracts
+    python -m dev.pages.contracts
 
 A spec needs the model of a config, without weights. Sizes of the tables are those of the config.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from docs._pages.tables import table, write_between
+from dev.pages.tables import table, write_between
 from mmdeploy_ext import compat
 
 if TYPE_CHECKING:
