@@ -6,7 +6,10 @@ runs without PyTorch does not import it.
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import moved
 
 if TYPE_CHECKING:
     from mmdeploy_ext.api import export, prove
@@ -51,3 +54,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, '__version__']
+
+
+sys.meta_path.append(moved.Finder)

@@ -8,6 +8,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = 'mmdeploy_ext'
 ORDER = (
+    'moved',
     'util',
     'config',
     'preprocess',

@@ -1,0 +1,127 @@
+"""Modules of mm2onnx 0.2 that have another name since; importing one says the new name."""
+
+from __future__ import annotations
+
+from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PACKAGE = __name__.partition('.')[0]
+MOVED = {
+    'cli.demo': 'tools/demo/drawing.py',
+    'cli.lidar_demo_app': 'tools/demo/lidar_demo.py',
+    'cli.video_app': 'tools/demo/streampetr_video.py',
+    'cli.zoo_app': 'dev.zoo.app',
+    'consumers': 'targets',
+    'consumers.autoware.bevdet_export': 'systems.bevdet.targets.autoware_export',
+    'consumers.autoware.bevformer': 'systems.bevformer.targets.autoware',
+    'consumers.autoware.bevformer_export': 'systems.bevformer.targets.autoware_export',
+    'consumers.autoware.bevfusion': 'systems.bevfusion.targets.autoware',
+    'consumers.autoware.bevfusion_export': 'systems.bevfusion.targets.autoware_export',
+    'consumers.autoware.streampetr': 'systems.streampetr.targets.autoware',
+    'consumers.autoware.streampetr_export': 'systems.streampetr.targets.autoware_export',
+    'consumers.bevdet': 'systems.bevdet.targets',
+    'consumers.bevdet_plugins': 'systems.bevdet.targets.bevdet_plugins',
+    'consumers.bevformer': 'systems.bevformer.targets',
+    'consumers.bevfusion': 'systems.bevfusion.targets',
+    'consumers.cuda_bevfusion': 'systems.bevfusion.targets.cuda_bevfusion',
+    'consumers.dl4agx': 'systems.petr.targets.dl4agx',
+    'consumers.petr': 'systems.petr.targets',
+    'consumers.sparse4d': 'systems.sparse4d.targets',
+    'consumers.sparseend2end': 'systems.sparse4d.targets.sparseend2end',
+    'consumers.streampetr': 'systems.streampetr.targets',
+    'consumers.streampetr_fork': 'systems.streampetr.targets.streampetr_fork',
+    'consumers.tensorrt_plugins': 'systems.bevformer.targets.tensorrt_plugins',
+    'core': 'util',
+    'core.config': 'config.config',
+    'core.unregistered': 'config.unregistered',
+    'core.user_functions': 'config.user_functions',
+    'core.user_modules': 'config.user_modules',
+    'core.yaml_config': 'config.yaml_config',
+    'cutting': 'parts',
+    'cutting.pieces': 'parts.part',
+    'cutting.trees': 'parts.tree',
+    'families.backbone_files': 'backbone_files',
+    'families.bevdet': 'systems.bevdet',
+    'families.bevformer': 'systems.bevformer',
+    'families.bevfusion': 'systems.bevfusion',
+    'families.files': 'detector_files',
+    'families.model': 'detector',
+    'families.parts': 'families.common',
+    'families.petr': 'systems.petr',
+    'families.rtdetr': 'systems.rtdetr',
+    'families.sparse4d': 'systems.sparse4d',
+    'families.streampetr': 'systems.streampetr',
+    'models.bevdet': 'systems.bevdet.model',
+    'models.bevformer': 'systems.bevformer.model',
+    'models.bevfusion': 'systems.bevfusion.model',
+    'models.petr': 'systems.petr.model',
+    'models.rtdetr': 'systems.rtdetr.model',
+    'models.sparse4d': 'systems.sparse4d.model',
+    'models.streampetr': 'systems.streampetr.model',
+    'runtime.held': 'runtime.device_graph',
+    'zoo': 'dev.zoo',
+}
+"""Old name below the package -> new name there, or a place in the checkout; a package is for all below it."""
+
+
+def new_name(name: str) -> str:
+    """Return the name of an old module of this package today, or ''."""
+    words = name.split('.')[1:]
+    for count in range(len(words), 0, -1):
+        if new := MOVED.get('.'.join(words[:count])):
+            home = '' if '/' in new or new.startswith('dev.') else f'{PACKAGE}.'
+            return '.'.join([home + new, *words[count:]])
+    return ''
+
+
+class Finder:
+    """The last finder of imports: it is asked for modules that are not there."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        """Return an empty package for a folder that was moved; ImportError for a module that was."""
+        if not name.startswith(f'{PACKAGE}.'):
+            return None
+        words = name.split('.', 1)[1]
+        if words in FOLDERS:
+            return ModuleSpec(name, None, is_package=True)
+        if new := new_name(name):
+            raise ImportError(f'{name} of mm2onnx 0.2 is {new} now; change the import', name=name)
+        return None
+
+
+FOLDERS = [
+    'consumers',
+    'consumers.autoware',
+    'consumers.bevdet_plugins',
+    'consumers.cuda_bevfusion',
+    'consumers.dl4agx',
+    'consumers.plugins',
+    'consumers.sparseend2end',
+    'consumers.streampetr_fork',
+    'consumers.tensorrt_plugins',
+    'core',
+    'cutting',
+    'families.bevdet',
+    'families.bevformer',
+    'families.bevfusion',
+    'families.bevfusion.runtime',
+    'families.parts',
+    'families.parts.runtime',
+    'families.petr',
+    'families.rtdetr',
+    'families.sparse4d',
+    'families.streampetr',
+    'models.bevdet',
+    'models.bevformer',
+    'models.bevfusion',
+    'models.petr',
+    'models.rtdetr',
+    'models.sparse4d',
+    'models.streampetr',
+    'zoo',
+]
+"""Moved packages; importing one alone is no error, so that the error names the module in it."""
