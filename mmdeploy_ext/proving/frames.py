@@ -277,15 +277,16 @@ def judge_sweep(
     sides: Sides, sweep: Sweep, expected: StepResult, result: StepResult | Exception
 ) -> tuple[Case, list[Pair]]:
     """Return levels 2 and 3 of one sweep, and its picture, or [] if the engine failed."""
-    case = judge_tensors(sides, sweep, expected, result)
     if isinstance(result, Exception):
-        return case, []
+        return judge_tensors(sides, sweep, expected, result), []
+    substituted = match_substituted(sides, result)  # first: PyTorch in float64 is another last sample
+    case = judge_tensors(sides, sweep, expected, result)
     detections = expected.detections, result.detections
     task = task_module(sides.detector.family.task)
     notes = ()
     if not sides.bars and hasattr(sides.reference, 'boxes_of') and not can_be_put_in(sides, result):
         notes = (NOT_PUT_IN,)
-    case = dataclasses.replace(case, substituted=match_substituted(sides, result), whole=True, notes=notes)
+    case = dataclasses.replace(case, substituted=substituted, whole=True, notes=notes)
     settings = sides.bars.of_task(sides.detector.family.task) if sides.bars else {}
     if not sides.bars and not case.chained:
         settings = dict(tied=ties_of(sides, detections, lambda: sides.reference.step(sweep).detections))
