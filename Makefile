@@ -42,14 +42,15 @@ begin = mkdir -p $(STAMPS); start=$$SECONDS; echo "[env] $(1)"
 finish = rm -f $(STAMPS)/$(firstword $(subst -, ,$(@F)))-*; touch $@; echo "[env]     done in $$((SECONDS - start)) s"
 packages_of = $$($(1)/bin/python -c 'import site; print(site.getsitepackages()[0])')
 
-.PHONY: help env env-tensorrt env-mmdet3 env-rotate test test-fast test-matrix test-workshop test-rotate coverage demo \
-    demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
+.PHONY: help env env-tensorrt env-mmdet3 env-rotate test test-fast test-matrix test-rounding test-workshop test-rotate \
+    coverage demo demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 1 to 2 minutes on 2 cores)'
 	echo 'make demo         a small trained ATSS: exported, proven, evaluated, drawn'
 	echo 'make demo-stream, demo-lidar, demo-fusion   the same of StreamPETR, CenterPoint, BEVFusion on a generated nuScenes'
 	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
+	echo 'make test-rounding   the test suite with the roundings of five other CPUs'
 	echo 'make env-tensorrt, env-mmdet3, env-rotate   optional TensorRT-RTX (233 MB), mmdet 3, mmrotate; make test-rotate'
 	echo 'make benchmark    every family on every engine that is here    make zoo   every config of the installed mmdet'
 	echo 'make coverage     the lines of mmdeploy_ext/ that the suite runs'
@@ -125,6 +126,20 @@ test-workshop: tests := tests/workshop -m 'matrix or not matrix'
 test test-fast test-matrix test-workshop coverage: export PYTHONDONTWRITEBYTECODE :=
 test test-fast test-matrix test-workshop coverage: $(ENV)
 	$(RUN) -m pytest $(tests) -n auto --dist loadfile --durations=20 -ra $(PYTEST_ARGS)
+
+# `make test` five times, each with other toys within the rounding of float32: tests/support/disturbed.py.
+test-rounding: tests := tests --ignore=tests/workshop
+test-rounding: seeds := 1 2 3 4 5
+test-rounding: export PYTHONDONTWRITEBYTECODE :=
+test-rounding: $(ENV)
+	@verdicts=''
+	for seed in $(seeds); do
+	    verdict=green
+	    $(RUN) -m pytest $(tests) -n auto --dist loadfile -ra --disturb $$seed $(PYTEST_ARGS) || verdict=red
+	    verdicts+="seed $$seed: $$verdict"$$'\n'
+	done
+	printf '%s' "$$verdicts"
+	[[ $$verdicts != *red* ]]
 
 demo-stream: toy := projects/configs/StreamPETR/stream_petr_toy demo/checkpoints/stream_petr_toy.pth work_dirs/demo_stream 120
 demo-lidar: toy := projects/configs/BEVFusion/centerpoint_toy demo/checkpoints/centerpoint_toy.pth work_dirs/demo_lidar ''

@@ -5,6 +5,7 @@ runs without PyTorch does not import it.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proving.modules.proof import prove_module
     from mmdeploy_ext.runtime.opening import open_model
+
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # ONNX Runtime reads it when it is imported
 
 __version__ = '0.2.0'
 __all__ = [

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.proving.verdict import Verdict
-    from mmdeploy_ext.tasks.results import MetricRow, Pair
+    from mmdeploy_ext.tasks.results import MetricRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +57,11 @@ class Exported:
     deployment: Model
     picture: str | Path = ''
 
-    def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> tuple[Verdict, list[Pair]]:
+    def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> Verdict:
         """Prove the written files against the model in memory.
 
         `engine` is from `engine_settings`, `claims` are of `proving.ladder.prove`. Faults of files are in the
-        verdict.
-
-        Returns:
-            The verdict, and samples with both sides' results for a report.
+        verdict; see `prove`.
         """
         inputs = Samples(self.deployment, (), traced=self.picture).of(self.deployment)
         return prove_on(self.deployment, self.files, inputs, engine or {}, written=True, **claims)
@@ -179,12 +176,8 @@ def prove_files(
     std: Sequence[float] | None = None,
     metrics: Sequence[str] = (),
     **claims: Any,
-) -> tuple[Verdict, list[Pair]]:
-    """Load a model from `read_config`, and prove files that were exported earlier; see `prove`.
-
-    Returns:
-        The verdict, and samples with both sides' results for a report.
-    """
+) -> Verdict:
+    """Load a model from `read_config`, and prove files that were exported earlier; see `prove`."""
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.proving.verdict import metric_finding
 
@@ -201,25 +194,25 @@ def prove_files(
     chosen, rows = inputs.of(deployment), []
     with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
         rows = _metrics(deployment, files, metadata, metrics, engine) if metrics else []
-    verdict, pairs = prove_on(deployment, files, chosen, engine, **claims)
+    verdict = prove_on(deployment, files, chosen, engine, **claims)
     verdict.findings.extend(map(metric_finding, rows))
-    return verdict, pairs
+    return verdict
 
 
 def prove_on(
     deployment: Model, files: Sequence[str], chosen: ChosenSamples, engine: Mapping[str, Any], **claims: Any
-) -> tuple[Verdict, list[Pair]]:
+) -> Verdict:
     """Prove a loaded model's files on samples; errors have exit status 1."""
     from mmdeploy_ext.proving import ladder
 
     if chosen.files:
         claims['picture_files'] = chosen.files
     with after_weights():
-        verdict, pairs = ladder.prove(deployment, files, chosen.samples, engine, **claims)
+        verdict = ladder.prove(deployment, files, chosen.samples, engine, **claims)
     if chosen.origin:
         kind = 'pictures' if chosen.files else 'frames'
         verdict.notes.append(f'{kind}: {chosen.origin}')
-    return verdict, pairs
+    return verdict
 
 
 def prove(
@@ -270,7 +263,8 @@ def prove(
 
     Returns:
         The verdict: `passed`, whether graph, tensors and results agree within the bars of docs/proof.md;
-        `proven`, the same for float32 files and engines alone; `title`; `to_json()`.
+        `proven`, the same for float32 files and engines alone; `title`; `to_json()`; `pairs`, a few samples
+        with both sides' results to draw.
 
     Raises:
         UsageError: refused before the weights load, such as a missing file.
@@ -301,7 +295,7 @@ def prove(
     if family.samples != 'images':
         check_engine_kind(settings['engine'], inference_precision)
     inputs = Samples(deployment, [str(path) for path in samples], frames)
-    verdict, _ = prove_files(
+    return prove_files(
         deployment,
         str(onnx_file),
         inputs,
@@ -314,7 +308,6 @@ def prove(
         library=library,
         strict=strict,
     )
-    return verdict
 
 
 def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:

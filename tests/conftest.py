@@ -29,8 +29,16 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser) -> None:
+    parser.addoption('--disturb', type=int, metavar='SEED', help='toys off by less than a float32 unit')
+
+
+def pytest_configure(config) -> None:
     """ONNX Runtime computes with one thread unless a test asks for more, as PyTorch by OMP_NUM_THREADS."""
+    if config.option.disturb is not None:
+        from disturbed import disturb_toys
+
+        disturb_toys(config.option.disturb)
     session = onnxruntime.InferenceSession
     session.__init__ = one_thread(session.__init__)
 

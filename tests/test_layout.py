@@ -54,10 +54,8 @@ LAZY = {
         'mmdeploy_ext.runtime.opening',
     },
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.parts.upstream_layers'},
-    'mmdeploy_ext.contract.registry': {
-        'mmdeploy_ext.families.catalogue',
-        'mmdeploy_ext.consumers',
-    },
+    'mmdeploy_ext.contract.registry': {'mmdeploy_ext.families.catalogue'},
+    'mmdeploy_ext.families.catalogue': {'mmdeploy_ext.consumers', 'mmdeploy_ext.families'},
     'mmdeploy_ext.core.config': {'mmdeploy_ext.models.catalogue'},
 }
 """Module -> modules that it imports later than itself: public names when one is used, the catalogue of

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.core.folders import check_replaceable
 from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.engines.registry import DEFAULT, check_engine
 
@@ -141,4 +142,4 @@ def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
     """Raise UsageError for a file of metrics in `work_dir`, or a folder of dumps, that cannot be written."""
     check_writable(work_dir / BACKENDS[settings['type']].metrics)
     if settings['dump'] and settings['dump']['dir']:
-        check_writable(Path(settings['dump']['dir']) / 'manifest.json')
+        check_replaceable(settings['dump']['dir'])

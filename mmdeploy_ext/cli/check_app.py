@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import write_json
+from mmdeploy_ext.contract.registry import folder_checks
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, escape
-from mmdeploy_ext.core.violations import ERROR, WARNING, errors
+from mmdeploy_ext.core.violations import ERROR, NOTE, WARNING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def find_contract(args: argparse.Namespace, modules: Mapping[str, str]) -> tuple[str, ModuleType]:
-    """Name of a contract and its module of `consumers`."""
+    """Name of a contract and its module."""
     name = args.contract
     if not name and len(modules) == 1:
         (name,) = modules
@@ -92,9 +93,7 @@ def check_sparse(args: argparse.Namespace) -> int:
 
 
 def check_folder(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.consumers import FOLDERS
-
-    name, module = find_contract(args, FOLDERS)
+    name, module = find_contract(args, folder_checks())
     violations, files = module.check(args.folder)
     names = {key: str(path) for key, path in files.items()}
     facts = dict(folder=args.folder, contract=name, files=names)
@@ -105,7 +104,8 @@ def judge(
     args: argparse.Namespace, violations: Sequence[Violation], facts: dict[str, Any], title: str
 ) -> int:
     """Write and print violations: 0 the contract is kept, 1 it is not."""
-    held = not (violations if args.strict else errors(violations))
+    severities = (ERROR, WARNING) if args.strict else (ERROR,)
+    held = not any(entry.severity in severities for entry in violations)
     write_json(args, dict(facts, kept=held, violations=[dataclasses.asdict(entry) for entry in violations]))
     console = cli.stdout()
     if violations:
@@ -123,7 +123,7 @@ def _print_violations(violations: Sequence[Violation], console: Console) -> None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for title, width in (('', None), ('node', 30), ('rule', None), ('what the engine would do', None)):
         table.add_column(title, overflow='fold', max_width=width)
-    colours = {'error': 'bold red', 'warning': 'yellow'}
+    colours = {ERROR: 'bold red', WARNING: 'yellow', NOTE: 'dim'}
     nodes_of: dict[tuple[str, str, str], list[str]] = {}
     for entry in violations:
         nodes_of.setdefault((entry.severity, entry.rule, entry.message), []).append(entry.node or 'file')

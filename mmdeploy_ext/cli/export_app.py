@@ -137,8 +137,8 @@ def run(args: argparse.Namespace, only: str = '') -> int:
         proof.print_proof_command('verify', [args.config, args.checkpoint, output], args)
         return 0
     claims = dict(library=args.library, strict=args.strict)
-    verdict, pairs = prove_on(deployment, files, chosen, engine, written=True, **claims)
-    return proof.show(verdict, pairs, deployment, args)
+    verdict = prove_on(deployment, files, chosen, engine, written=True, **claims)
+    return proof.show(verdict, deployment, args)
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -105,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
     if args.verify_only:
         claims |= dict(ranges=args.loaded_ranges, edited=args.edited)
         claims['asked'] = json.loads(json.dumps(typed))  # tuples are lists in a file
-        verdict, pairs = prove_files(deployment, args.output_file, inputs, engine, **claims)
-        return proof.show(verdict, pairs, deployment, args)
+        verdict = prove_files(deployment, args.output_file, inputs, engine, **claims)
+        return proof.show(verdict, deployment, args)
 
     args.output_file = output = args.output_file or default_output(family, Path(args.config).stem, options)
     build(deployment)
@@ -131,8 +131,8 @@ def run(args: argparse.Namespace) -> int:
         proof.print_proof_command('export --backbone', words, args)
         return 0
     claims |= dict(written=True, ranges=int8_ranges)
-    verdict, pairs = prove_on(deployment, [output], chosen, engine, **claims)
-    return proof.show(verdict, pairs, deployment, args)
+    verdict = prove_on(deployment, [output], chosen, engine, **claims)
+    return proof.show(verdict, deployment, args)
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract import digest
 from mmdeploy_ext.contract.metadata import PREFIX, check_entries
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ModelFileError, escape, printable
@@ -53,15 +54,18 @@ def run(args: argparse.Namespace) -> int:
     for file in files:
         if 'spec' in file:
             console.print(tensors(file), highlight=False)
+    damaged = [str(file['file']) for file in files if file['state'] == digest.DAMAGED]
+    if damaged:
+        raise ModelFileError(f'{", ".join(damaged)}: damaged: {digest.DAMAGE}')
     return 0
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """`file`, `bytes`, `sha256` (without external weights), and metadata of one file as plain JSON types.
+    """Metadata of a file, `file`, `bytes`, `sha256` (without external weights) and `state` as JSON types.
 
-    Keys are the fields of `contract.metadata.Metadata` and `precision`. A sparse backbone has `voxels`, its
-    `form` is 'libspconv' or 'portable', and `precision`, `spec`, `classes`, `preprocess` and `postprocess`
-    are absent.
+    `state` is of `contract.digest`; further keys are the fields of `contract.metadata.Metadata` and
+    `precision`. A sparse backbone has `voxels`, its `form` is 'libspconv' or 'portable', and `precision`,
+    `spec`, `classes`, `preprocess` and `postprocess` are absent.
     """
     from mmdeploy_ext.contract.metadata import ENTRIES, Metadata, read_props
 
@@ -76,7 +80,8 @@ def describe(path: Path) -> dict[str, Any]:
     values = {name: json.loads(props[PREFIX + name]) for name in names}
     if 'voxels' not in names:  # metadata of a sparse backbone has no precision
         values['precision'] = Metadata.from_props(props, path).precision
-    return dict(file=str(path), bytes=path.stat().st_size, sha256=sha256_file(path), **values)
+    facts = dict(file=str(path), bytes=path.stat().st_size, sha256=sha256_file(path))
+    return dict(facts, state=digest.state(path), **values)
 
 
 def overview(model: str, files: Sequence[Mapping[str, Any]]) -> Table:
@@ -92,6 +97,7 @@ def overview(model: str, files: Sequence[Mapping[str, Any]]) -> Table:
     elif 'kind' in rule:
         sample = 'INFOS.pkl'
     precisions = dict.fromkeys(file.get('precision') or options.get('precision') for file in files)
+    rewritten = [file for file in files if file['state'] == digest.REWRITTEN]
     rows = dict(
         model=f'{last["family"]}: {", ".join(file["form"] for file in files)}',
         file='\n'.join(
@@ -108,6 +114,7 @@ def overview(model: str, files: Sequence[Mapping[str, Any]]) -> Table:
         f'{last["checkpoint_sha256"][:HASH_DIGITS]}',
         made_with=' '.join(f'{name} {version}' for name, version in last['versions'].items()),
         edited='; '.join(edit for file in files for edit in file.get('edits', ())),
+        note='; '.join(f'{file["file"]}: {digest.REWRITE}' for file in rewritten),
         run=f'mm2onnx run {model} {sample}' if 'spec' in last else '',
     )
     for name, text in rows.items():

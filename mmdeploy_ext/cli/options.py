@@ -65,7 +65,11 @@ def add_module_arguments(parser: argparse.ArgumentParser) -> None:
         '--inputs SAMPLE.npz...',
         "one file per sample, with arrays named as the module's arguments or the file's inputs",
     )
-    add('--tolerance RTOL', 'allowed difference, relative to the largest value of an output', DEFAULT_RTOL)
+    add(
+        '--tolerance RTOL',
+        'allowed difference, relative to the largest value of a column or channel; above 1e-3 of an output',
+        DEFAULT_RTOL,
+    )
     add(
         '--state INPUT=OUTPUT...',
         'samples are frames of a sequence: feed OUTPUT to INPUT in the next frame',

@@ -34,11 +34,10 @@ def check_report_targets(args: argparse.Namespace) -> None:
         check_writable(Path(args.report) / 'report.html')
 
 
-def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Model, args: argparse.Namespace) -> int:
+def show(verdict: Verdict, deployment: Model, args: argparse.Namespace) -> int:
     """Write a verdict as JSON and report, and print its table; return the exit status.
 
     A verdict below float32 passes within the tolerances of its precision; its title does not say PROVEN then.
-    `pictures` are results of both engines for the report.
     """
     from mmdeploy_ext.proving.views.table import print_verdict
 
@@ -49,10 +48,10 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Model, args: ar
         from mmdeploy_ext.proving.views.report import write_report
         from mmdeploy_ext.runtime.draw import write_picture
 
-        lines.append(f'report: {write_report(verdict, pictures, deployment.classes, Path(args.report))}')
-        if pictures and deployment.family.task != 'bev':  # a map from above has no detections
+        lines.append(f'report: {write_report(verdict, deployment.classes, Path(args.report))}')
+        if verdict.pairs and deployment.family.task != 'bev':  # a map from above has no detections
             picture = Path(args.report, 'detections.png')
-            write_picture(picture, draw_pairs(pictures, deployment))
+            write_picture(picture, draw_pairs(verdict.pairs, deployment))
             lines.append(f'picture: {picture}')
     print_verdict(verdict, cli.stdout())
     for line in lines:

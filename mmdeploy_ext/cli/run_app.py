@@ -98,6 +98,7 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
             f'{args.model}: family {metadata.family!r} gives no boxes that could be drawn; '
             f'mm2onnx info shows its outputs'
         )
+    run_images.check_damage(model_files(args.model))
     return opens(args.model, providers=args.providers, threads=args.threads or 0)
 
 

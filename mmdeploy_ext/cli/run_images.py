@@ -92,6 +92,7 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
 
     targets = plan_pictures(args.images, args.out)
     check_targets(args, targets.values())
+    check_damage([args.model])
     cameras = read_cameras(args.cameras) if args.cameras else {}
     threads = args.threads or 0
     with OnnxRuntimeBackend(args.model, args.providers, threads, spinning='run') as backend:
@@ -101,6 +102,15 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
         run_sample = functools.partial(run_file, backend, score_thr=args.score_thr, cameras=cameras)
         entries = run_all(targets, run_sample, 'image', args.fail_fast)
         return finish(args, backend.metadata, entries, time.perf_counter() - start)
+
+
+def check_damage(files: Sequence[str | Path]) -> None:
+    """Raise ModelFileError for damaged files; note on stderr those that another tool has rewritten."""
+    from mmdeploy_ext.contract.digest import check_whole
+
+    for file in files:
+        if note := check_whole(file):
+            print(f'note: {note}', file=sys.stderr)
 
 
 def plan_pictures(

@@ -18,7 +18,7 @@ from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import test_datasets
-from mmdeploy_ext.core.errors import ModelFileError, UsageError, after_weights
+from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, after_weights
 from mmdeploy_ext.core.files import atomic_path, check_writable
 from mmdeploy_ext.engines import BACKENDS, title_of
 
@@ -149,7 +149,7 @@ def open_network(deployment: Model, tested: TestedModel, ranks: Ranks) -> Iterat
     from mmdeploy_ext.proving.against_dump import check_dump
 
     if tested.settings['type'] == 'TorchBackend':
-        with tested.in_torch(deployment, _dump(deployment, tested, ranks.rank == 0)) as network:
+        with _opened_dump(deployment, tested, ranks) as dump, tested.in_torch(deployment, dump) as network:
             yield network
         return
     if ranks.rank == 0:
@@ -175,6 +175,7 @@ def threads_per_process() -> int:
 
 def export_if_stale(deployment: Model, tested: TestedModel) -> None:
     """Export unless the files are there with the metadata of a new export."""
+    from mmdeploy_ext.contract import digest
     from mmdeploy_ext.families.files import read_files
     from mmdeploy_ext.proving.provenance import stale_reason
     from mmdeploy_ext.quantize.dense_target import refuse_stale
@@ -191,6 +192,8 @@ def export_if_stale(deployment: Model, tested: TestedModel) -> None:
         reason = stale_reason(exported.metadata, expected[-1])
         if len(exported.paths) != len(expected):
             reason = f'incomplete: {len(exported.paths)} of {len(expected)} graphs'
+        if any(digest.state(path) == digest.DAMAGED for path in exported.paths):
+            reason = 'damaged: its weights are not those that were written'
         if reason and tested.args.onnx:
             raise ModelFileError(
                 f'{target}: is {reason}; --onnx FILE takes an export of this config and checkpoint; export '
@@ -207,18 +210,24 @@ def export_if_stale(deployment: Model, tested: TestedModel) -> None:
     print(f'{target}: was {reason}; exported in {seconds:.1f} s', flush=True)
 
 
-def _dump(deployment: Model, tested: TestedModel, first: bool) -> DumpWriter | None:
-    from mmdeploy_ext.core.dump import DumpWriter
+@contextlib.contextmanager
+def _opened_dump(deployment: Model, tested: TestedModel, ranks: Ranks) -> Iterator[DumpWriter | None]:
+    from mmdeploy_ext.core.dump import DumpWriter, replaced_dump
 
     dump, unit = tested.settings['dump'], tested.unit
     if dump is None:
-        return None
+        yield None
+        return
     folder, samples = Path(dump['dir'] or tested.work_dir / 'dump'), dump[unit]
-    if first:
-        text = f'the first {samples} {unit}' if isinstance(samples, int) else f'{unit} {list(samples)}'
-        print(f'dumping the tensors of {text} to {folder}', flush=True)
     facts = dict(model_facts(deployment), **tested.dump_facts())
-    return DumpWriter(folder, facts, samples, dump['tensors'])
+    with replaced_dump(folder) if ranks.rank == 0 else contextlib.nullcontext() as own:
+        if own is not None:
+            text = f'the first {samples} {unit}' if isinstance(samples, int) else f'{unit} {list(samples)}'
+            print(f'dumping the tensors of {text} to {folder}', flush=True)
+        staging = ranks.gather(own)[0]
+        if not staging.is_dir():
+            raise DataError(f'{folder}: the dump of all processes goes there; share it between the machines')
+        yield DumpWriter(staging, facts, samples, dump['tensors'])
 
 
 def model_facts(deployment: Model) -> dict[str, str]:

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     deployment = read_config(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
     deployment.ignored_keys = tuple(args.ignore_keys or ())
     check_family(args, deployment.family, engine)
-    verdict, pairs = prove_files(
+    verdict = prove_files(
         deployment,
         args.onnx_file,
         Samples(deployment, args.images or (), args.frames),
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         library=args.library,
         strict=args.strict,
     )
-    return proof.show(verdict, pairs, deployment, args)
+    return proof.show(verdict, deployment, args)
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:

@@ -100,6 +100,15 @@ def init_dist_without_gpu(module: ModuleType) -> None:
     module.init_dist = init_dist
 
 
+@after('torch.onnx', versions='torch 2.13')
+def export_flag_in_its_old_place(module: ModuleType) -> bool:
+    """torch.onnx.utils had is_in_onnx_export, which code for older versions asks there."""
+    if hasattr(module.utils, 'is_in_onnx_export'):
+        return False
+    module.utils.is_in_onnx_export = module.is_in_onnx_export
+    return True
+
+
 @after('mmcv.parallel._functions', versions='mmcv-full 1.7.2, torch >= 2.1')
 def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
     """Scatter asks for a copy stream by GPU number; torch 2.1 wants a device: 'int' has no 'type'."""
@@ -192,21 +201,27 @@ def deformable_attention_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.ops.roi_align', versions='mmcv-full 1.7.2')
 def regions_without_numbers(module: ModuleType) -> None:
-    """RoIAlign's kernel ends in an internal assertion if a region is NaN or infinite.
+    """RoIAlign's kernel ends in an internal assertion for regions without numbers, and reads beyond its maps.
 
-    On the CPU such regions are a CheckpointError with their number.
+    On the CPU such regions are a CheckpointError with their number, an IndexError if they are of no image.
     """
     original = module.roi_align
 
     def roi_align(features: Any, regions: Any, *args: Any) -> Any:
+        import torch
+
         from mmdeploy_ext.core.errors import CheckpointError
 
-        if not features.is_cuda and not regions.isfinite().all():
+        is_read = not features.is_cuda and not torch.compiler.is_compiling()
+        if is_read and not regions.isfinite().all():
             lost = int((~regions.isfinite().all(dim=1)).sum())
             raise CheckpointError(
                 f'RoIAlign: {lost} of {len(regions)} regions have coordinates that are no finite numbers; '
                 f'weights that give such boxes are of another model, or damaged: check the checkpoint'
             )
+        if is_read and len(regions) and not 0 <= regions[:, 0].min() <= regions[:, 0].max() < len(features):
+            images = regions[:, 0].unique().tolist()
+            raise IndexError(f'RoIAlign: regions of the images {images[:5]}, maps of {len(features)}')
         return original(features, regions, *args)
 
     module.roi_align = roi_align

@@ -74,6 +74,24 @@ def fits(shape: Shape, expected: Shape) -> bool:
     return len(shape) == len(expected) and all(None in pair or pair[0] == pair[1] for pair in pairs)
 
 
+def node_cells(low: float, high: float, step: float) -> int:
+    """Count cells between two bounds in metres as programs do: a truncated float32 quotient.
+
+    Source: autoware_lidar_centerpoint centerpoint_config.hpp:95-102, bevdet_vendor src/bevdet.cpp.
+    """
+    return int((np.float32(high) - np.float32(low)) / np.float32(step))
+
+
+def is_same(value: Any, expected: Any) -> bool:
+    """Return whether settings agree, numbers within float32."""
+    if isinstance(expected, list | tuple):
+        is_list = isinstance(value, list) and len(value) == len(expected)
+        return is_list and all(map(is_same, value, expected))
+    if isinstance(expected, float | int) and isinstance(value, float | int):
+        return bool(np.isclose(value, expected, rtol=1e-6))
+    return value == expected
+
+
 def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     """Yield a violation for each embedded weight with a NaN."""
     from onnx import external_data_helper, numpy_helper

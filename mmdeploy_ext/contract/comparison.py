@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.slices import distances, worst_value
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import on_inputs, shape_text
+
+NO_ROUNDING = np.zeros((), np.float32)
+Rounding = Callable[[], Mapping[str, np.ndarray]]
+"""Returns tensor -> distances (same shape) of the reference from itself in float64, as far as known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +60,27 @@ def equality_claim(rows: Collection[TensorRow], inputs: int, claim: str = 'EQUAL
 
 
 def compare_tensors(
-    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], spec: GraphSpec
+    reference: Mapping[str, np.ndarray],
+    candidate: Mapping[str, np.ndarray],
+    spec: GraphSpec,
+    rounding: Rounding | None = None,
 ) -> list[TensorRow]:
-    """Compare outputs by value, column group by column group; NaN and missing tensors fail."""
+    """Compare outputs by value, column group by column group, slice by slice (`contract/slices.py`).
+
+    NaN and infinities have to be in the same places; missing tensors fail. `rounding` is called if outputs
+    fail without it.
+    """
     rows: list[TensorRow] = []
+    known: Mapping[str, np.ndarray] | None = None
     for tensor in spec.outputs:
-        if tensor.compare == 'values':
-            rows.extend(_compare_output(tensor, reference.get(tensor.name), candidate.get(tensor.name)))
+        if tensor.compare != 'values':
+            continue
+        sides = reference.get(tensor.name), candidate.get(tensor.name)
+        compared = _compare_output(tensor, *sides, None if rounding is None else NO_ROUNDING)
+        if rounding is not None and not all(row.passed or row.max_abs is None for row in compared):
+            known = rounding() if known is None else known
+            compared = _compare_output(tensor, *sides, known.get(tensor.name))
+        rows += compared
     outputs = ', '.join(spec.output_names)
     for side, tensors in (('the reference', reference), ('the candidate', candidate)):
         reason = f'extra: only {side} has it; outputs of {spec.name} are {outputs}'
@@ -75,20 +94,18 @@ def compare_named(
     candidate: Mapping[str, Any],
     rtol: float,
     title: str = 'the model',
-    atol: Mapping[str, float] | None = None,
+    rounding: Rounding | None = None,
 ) -> list[TensorRow]:
     """Compare outputs by name without a spec; integers, booleans and texts must be equal.
 
-    `rtol` is relative to the output's largest reference value; `atol` is a floor by name.
+    `rtol` is relative to a slice's largest reference value; for `rounding` see `compare_tensors`.
     """
-    atol = atol or {}
     reference, candidate = without_sequences(reference), without_sequences(candidate)
     outputs = []
     for name, array in reference.items():
-        is_float = array.dtype.kind in 'fc'
-        group = ColumnGroup(rtol=rtol if is_float else 0.0, atol=atol.get(name, 0.0) if is_float else 0.0)
+        group = ColumnGroup(rtol=rtol if array.dtype.kind in 'fc' else 0.0)
         outputs.append(TensorSpec(name, array.dtype.name, array.shape, groups=(group,)))
-    return compare_tensors(reference, candidate, GraphSpec(title, (), tuple(outputs)))
+    return compare_tensors(reference, candidate, GraphSpec(title, (), tuple(outputs)), rounding)
 
 
 def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -122,7 +139,10 @@ def failed_row(name: str, reason: str, array: np.ndarray | None = None) -> Tenso
 
 
 def _compare_output(
-    tensor: TensorSpec, reference: np.ndarray | None, candidate: np.ndarray | None
+    tensor: TensorSpec,
+    reference: np.ndarray | None,
+    candidate: np.ndarray | None,
+    rounding: np.ndarray | None,
 ) -> list[TensorRow]:
     reason = _incomparable(reference, candidate)
     if reason:
@@ -135,7 +155,7 @@ def _compare_output(
             reason = f'the spec wants columns {group.columns}, the tensor has {last_axis}'
             rows.append(failed_row(name, reason, reference))
         else:
-            rows.append(_compare_group(name, group, reference, candidate))
+            rows.append(_compare_group(name, group, reference, candidate, rounding))
     uncovered = []
     if all(group.columns is not None for group in groups):
         covered = {column for group in groups for column in group.columns}
@@ -160,45 +180,78 @@ def _incomparable(reference: np.ndarray | None, candidate: np.ndarray | None) ->
     return ''
 
 
-def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candidate: np.ndarray) -> TensorRow:
+def _compare_group(
+    name: str,
+    group: ColumnGroup,
+    reference: np.ndarray,
+    candidate: np.ndarray,
+    rounding: np.ndarray | None,
+) -> TensorRow:
     """An all-zero candidate fails: a dead output looks like that."""
-    columns = slice(None) if group.columns is None else list(group.columns)
-    if reference.ndim:
+    if group.columns is not None and reference.ndim:
+        columns = list(group.columns)
+        if rounding is not None and rounding.shape == reference.shape:
+            rounding = rounding[..., columns]
         reference, candidate = reference[..., columns], candidate[..., columns]
     if reference.size == 0:
         return failed_row(name, 'empty column group: nothing was compared', reference)
-    odd = [_not_finite('candidate', candidate), _not_finite('reference', reference)]
-    if any(odd):
-        hint = 'the reference is no better, so there is nothing to prove' if all(odd) else ''
-        return failed_row(name, '; '.join(filter(None, [*odd, hint])), reference)
-    distance, reason = ArrayDistance(candidate, reference), ''
-    tolerance = max(group.rtol * distance.scale, group.atol)
-    if reference.dtype.kind in 'biu':
-        tolerance = float(np.floor(group.atol))
-    if distance.scale > 0 and not candidate.any():
+    if reference.dtype.kind not in 'fc':
+        return _compare_exactly(name, group, reference, candidate)
+    differences, sizes = distances(reference, candidate)
+    if not np.isfinite(differences).all():
+        return failed_row(name, _not_finite(reference, candidate), reference)
+    if np.isnan(reference).all():
+        return failed_row(name, 'every value is NaN on both sides: nothing was compared', reference)
+    worst = worst_value(differences, sizes, group, rounding, not candidate.any())
+    reason = ''
+    if worst.is_dead:
         reason = 'the candidate is all zero, the reference is not'
-    elif not distance.max_abs <= tolerance:  # a tolerance of NaN allows nothing
-        over = int((distance.differences > tolerance).sum())
-        reason = f'{over} of {candidate.size} values differ by more than {tolerance:.3g}'
-        reason += f' {group.unit}' if group.unit else ''
-    max_rel = distance.max_rel if np.isfinite(distance.max_rel) else None
-    norm_ratio = distance.norm_ratio if np.isfinite(distance.norm_ratio) else None
-    figures = (distance.max_abs, max_rel, distance.cosine, tolerance)
+    elif not worst.ratio <= 1:  # a tolerance of NaN allows nothing
+        bar = f'{worst.tolerance:.3g} {group.unit}'.strip()
+        reason = f'{worst.over} of {candidate.size} values differ by more than {bar}'
+        if worst.place:
+            reason = f'{worst.over} of {candidate.size} values differ, most in {worst.place}: '
+            reason += f'by {worst.difference:.3g}, allowed {bar}'
+    is_special = (sizes == 0) & (reference != 0)
+    usual = ArrayDistance(*(np.where(is_special, 0, side) for side in (candidate, reference)))
+    max_rel = group.rtol * worst.ratio if group.rtol else usual.max_rel
     return TensorRow(
         name,
         shape_text(reference.shape),
-        *figures,
+        worst.difference,
+        max_rel if np.isfinite(max_rel) else None,
+        usual.cosine,
+        worst.tolerance,
         not reason,
         reason,
-        norm_ratio=norm_ratio,
+        norm_ratio=usual.norm_ratio if np.isfinite(usual.norm_ratio) else None,
     )
 
 
-def _not_finite(side: str, values: np.ndarray) -> str:
-    if values.dtype.kind not in 'fc' or np.isfinite(values).all():
-        return ''
-    nans, infinities = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-    return f'{side}: {nans} NaN and {infinities} infinite of {values.size} values'
+def _compare_exactly(
+    name: str, group: ColumnGroup, reference: np.ndarray, candidate: np.ndarray
+) -> TensorRow:
+    """Compare integers, booleans and texts; they have an absolute tolerance alone."""
+    distance, tolerance, reason = ArrayDistance(candidate, reference), float(np.floor(group.atol)), ''
+    if distance.scale > 0 and not candidate.any():
+        reason = 'the candidate is all zero, the reference is not'
+    elif not distance.max_abs <= tolerance:
+        over = int((distance.differences > tolerance).sum())
+        reason = f'{over} of {candidate.size} values differ by more than {tolerance:.3g} {group.unit}'.strip()
+    max_rel, norm_ratio = (
+        figure if np.isfinite(figure) else None for figure in (distance.max_rel, distance.norm_ratio)
+    )
+    figures = (distance.max_abs, max_rel, distance.cosine, tolerance)
+    return TensorRow(name, shape_text(reference.shape), *figures, not reason, reason, norm_ratio=norm_ratio)
+
+
+def _not_finite(reference: np.ndarray, candidate: np.ndarray) -> str:
+    counts = [
+        f'{side} has {int(np.isnan(values).sum())} NaN and {int(np.isinf(values).sum())} infinite'
+        for side, values in (('the candidate', candidate), ('the reference', reference))
+        if not np.isfinite(values).all()
+    ]
+    return f'{", ".join(counts)} of {reference.size} values, which have to be in the same places'
 
 
 def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[TensorRow]:

@@ -37,6 +37,7 @@ ENTRIES = dict(
     model_classes=tuple[Mapping[str, Any], ...],
     rules=int,
     edits=tuple[str, ...],
+    digest=Mapping[str, Any],
     ranges=Mapping[str, Any],
     scn=Mapping[str, Any],
     scn_modules=Mapping[str, str],
@@ -48,10 +49,10 @@ COMMON_ENTRIES = (
 )  # fmt: skip
 OF_SPARSE_GRAPHS = ('scn', 'scn_modules')
 FILE_ENTRIES = dict.fromkeys((*COMMON_ENTRIES, 'spec', 'preprocess', 'classes', 'postprocess'), True)
-FILE_ENTRIES |= dict.fromkeys(OF_SPARSE_GRAPHS, False)
+FILE_ENTRIES |= dict.fromkeys(('digest', *OF_SPARSE_GRAPHS), False)
 """Entry of a detector's file -> whether it is required."""
 BACKBONE_ENTRIES = dict.fromkeys((*COMMON_ENTRIES, 'voxels'), True)
-BACKBONE_ENTRIES |= dict.fromkeys(('ranges', *OF_SPARSE_GRAPHS), False)
+BACKBONE_ENTRIES |= dict.fromkeys(('digest', 'ranges', *OF_SPARSE_GRAPHS), False)
 """Entry of a sparse backbone's file -> whether it is required."""
 
 
@@ -159,10 +160,11 @@ def check_entry_names(
 ) -> None:
     """Raise ModelFileError for other graph rules, missing or unknown entries."""
     if f'{PREFIX}family' not in props:
-        exporter = tool('export' if entries is FILE_ENTRIES else 'export --backbone')
-        raise ModelFileError(
-            f'{path}: has no mm2onnx metadata ({PREFIX}family is missing); export it with {exporter}'
-        )
+        is_sparse = entries is not FILE_ENTRIES
+        advice = f'export it with {tool("export --backbone" if is_sparse else "export")}'
+        if not is_sparse:
+            advice += f', or prove an export of your own with {tool("prove-module")}'
+        raise ModelFileError(f'{path}: has no mm2onnx metadata ({PREFIX}family is missing); {advice}')
     rules = read_entry(props, 'rules', path) if f'{PREFIX}rules' in props else 'not stated'
     if rules != GRAPH_RULES:
         raise ModelFileError(

@@ -1,8 +1,8 @@
 """Families of models by name, without PyTorch.
 
 `register_family` is called in the `__init__` of a family's folder, by an entry point of the group
-`mm2onnx.families`, or by `custom_imports` of a config. Folders of `consumers` register other programs'
-contracts.
+`mm2onnx.families`, or by `custom_imports` of a config. Folders of `consumers` register the
+contracts of other programs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib
 import re
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.facts import Facts
@@ -24,11 +25,22 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Option
 
 CATALOGUE = 'mmdeploy_ext.families.catalogue'
-CONTRACTS = 'mmdeploy_ext.consumers'
 OURS = 'mmdeploy_ext.'
 """Prefix of this package's families."""
 USED_BY = {'': 'graph show {file}'}
 """Default of `register_family(used_by=...)`."""
+FILM, SWEEP = 'run {file} INFOS.pkl --out work_dirs/film.mp4', 'run {file} SWEEP.bin'
+"""Commands for files of frames, and of sweeps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The modules of a program that loads our files; arguments of `register_contract`."""
+
+    contract: str
+    loop: str
+    checks: str = ''
+    tables: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Registration:
     used_by: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(USED_BY))
     own_kernels: tuple[str, ...] = ()
     seeded: str = ''
-    contracts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # of other programs
+    contracts: Mapping[str, Program] = dataclasses.field(default_factory=dict)  # of other programs
 
     def load_family(self) -> Any:
         """Import the family; ConfigError if its module has none of that name."""
@@ -193,6 +205,8 @@ def register_contract(
     help: str,
     fixes: Mapping[str, Any] | None = None,
     options: tuple[Option, ...] = (),
+    checks: str = '',
+    tables: str = '',
 ) -> None:
     """Make the files that another program loads a choice of `--contract`; the family may be registered later.
 
@@ -204,10 +218,21 @@ def register_contract(
         help: what the files are, for `--help`.
         fixes: option -> value that the contract fixes.
         options: options of this contract only.
+        checks: module whose `check(folder)` finds what the program would reject; `PATTERNS` of its files.
+        tables: module whose `write_tables` writes the tables of a rig, see `graph write-tables`.
     """
     if family not in _REGISTERED:
         register_later = functools.partial(
-            register_contract, family, name, contract, loop, help=help, fixes=fixes, options=options
+            register_contract,
+            family,
+            name,
+            contract,
+            loop,
+            help=help,
+            fixes=fixes,
+            options=options,
+            checks=checks,
+            tables=tables,
         )
         _WAITING.setdefault(family, []).append(register_later)
         return
@@ -227,7 +252,7 @@ def register_contract(
     _REGISTERED[family] = dataclasses.replace(
         registration,
         options=(*extended, *contract_options),
-        contracts={**registration.contracts, name: (contract, loop)},
+        contracts={**registration.contracts, name: Program(contract, loop, checks, tables)},
     )
 
 
@@ -239,18 +264,30 @@ def seeded_heads_of(family: str) -> Any:
 
 def contract_class(family: str, name: str) -> Any:
     """Class of another program's contract; None for the family's own files."""
-    paths = _contract_paths(family, name)
-    return _imported(paths[0]) if paths else None
+    program = registration_of(family).contracts.get(name)
+    return _imported(program.contract) if program else None
 
 
 def program_loop(family: str, name: str) -> Any:
     """Class that runs another program's files; None for the family's own files."""
-    paths = _contract_paths(family, name)
-    return _imported(paths[1]) if paths else None
+    program = registration_of(family).contracts.get(name)
+    return _imported(program.loop) if program else None
 
 
-def _contract_paths(family: str, name: str) -> tuple[str, str] | None:
-    return registration_of(family).contracts.get(name)
+def folder_checks() -> dict[str, str]:
+    """Contract -> module that checks a folder."""
+    return {name: program.checks for name, program in _programs() if program.checks}
+
+
+def rig_tables() -> dict[str, str]:
+    """Contract -> module that writes the tables of a rig."""
+    return {name: program.tables for name, program in _programs() if program.tables}
+
+
+def _programs() -> list[tuple[str, Program]]:
+    return sorted(
+        (entry for one in registered().values() for entry in one.contracts.items()), key=itemgetter(0)
+    )
 
 
 def _imported(path: str) -> Any:
@@ -272,7 +309,6 @@ def find_registration(family: str) -> Registration | None:
 @functools.cache
 def _import_own() -> None:
     importlib.import_module(CATALOGUE).import_own()
-    importlib.import_module(CONTRACTS)
 
 
 @functools.cache

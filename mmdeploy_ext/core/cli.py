@@ -21,6 +21,7 @@ from mmdeploy_ext.core.errors import (
     printable,
 )
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
+from mmdeploy_ext.core.folders import restore_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -175,7 +176,7 @@ def _not_installed(error: ModuleNotFoundError) -> str:
     if name in ('', 'mmdeploy_ext'):
         raise error
     if place := _place_in_users_code(error):
-        from mmdeploy_ext.core.user_modules import install_command
+        from mmdeploy_ext.core.missing_packages import install_command
 
         return f'{place} imports {error.name}, which is not there: {install_command(error)}'
     if name in sys.modules and error.name != name:
@@ -289,7 +290,11 @@ def writes(action: argparse.Action, *files: str) -> argparse.Action:
 
 
 def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Register the files of a command line; UsageError if an output is also an input."""
+    """Register the files of a command line; UsageError if an output is also an input.
+
+    Folders that a killed command has left aside come back first.
+    """
+    restore_interrupted(word for value in vars(args).values() for word in _words(value))
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)
         files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)

@@ -103,7 +103,7 @@ SCRIPTS = {
         'video_app', "Draw a scene's boxes as a film or pictures", 'tools/demo/streampetr_video.py'
     ),
 }
-"""Commands that only have a script."""
+"""Programs that only have a script; no message tells to run them."""
 RUNNERS = {
     'with_postprocess': 'tools/onnx/onnx_with_postprocess.py',
     'no_topk_nms': 'tools/onnx/onnx_no_topk_nms.py',
@@ -138,9 +138,6 @@ def command(name: str) -> str:
     key, _, words = name.partition(' ')
     if key in RUNNERS:
         return f'python {RUNNERS[key]}' if _names_scripts else 'mm2onnx run'
-    if key in SCRIPTS:
-        line = f'python {SCRIPTS[key].script if _names_scripts else f"-m {SCRIPTS[key].module}"}'
-    else:
-        script = COMMANDS[key].script or f'-m mmdeploy_ext {key}'
-        line = f'python {script}' if _names_scripts else f'mm2onnx {key}'
+    script = COMMANDS[key].script or f'-m mmdeploy_ext {key}'
+    line = f'python {script}' if _names_scripts else f'mm2onnx {key}'
     return f'{line} {words}' if words else line

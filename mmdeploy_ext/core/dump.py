@@ -1,18 +1,22 @@
 """Named tensors on disk: a NAME_AxBxC.bin for each and a manifest per folder. Needs only numpy."""
 
+import contextlib
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, shape_text
-from mmdeploy_ext.core.files import atomic_path, read_json, write_json
+from mmdeploy_ext.core.files import read_json, write_json
+from mmdeploy_ext.core.folders import replaced_folder
 
 MANIFEST = 'manifest.json'
+SAMPLES = 'samples.json'
+"""Names of the sub-folders of a dump."""
 UNSAFE = re.compile(r'^\.|[%/\\:*?"<>|]')
 """Characters that file names escape, for Linux and Windows."""
 
@@ -34,27 +38,23 @@ def save_dump(
     meanings: Mapping[str, str] | None = None,
     suffixes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors in C order, little endian, and then their manifest; older ones are removed first.
+    """Write tensors in C order, little endian, and their manifest; they take the place of older ones at once.
 
     `facts` are further entries of the manifest; `meanings` has a sentence per tensor.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in [folder / MANIFEST, *folder.glob('*.bin')]:
-        old.unlink(missing_ok=True)
-    entries = {}
-    for name, array in tensors.items():
-        content = np.ascontiguousarray(array).astype(array.dtype.newbyteorder('<'), copy=False).tobytes()
-        with atomic_path(folder / file_name(name, array, suffixes)) as temporary:
-            temporary.write_bytes(content)
-        entries[name] = dict(
-            file=file_name(name, array, suffixes),
-            dtype=str(array.dtype),
-            shape=list(array.shape),
-            sha256=hashlib.sha256(content).hexdigest(),
-            meaning=(meanings or {}).get(name, ''),
-        )
-    write_json(folder / MANIFEST, dict(facts, tensors=entries))
+    entries, outdated = {}, [MANIFEST, *(path.name for path in Path(folder).glob('*.bin'))]
+    with replaced_folder(folder, outdated) as staging:
+        for name, array in tensors.items():
+            content = np.ascontiguousarray(array).astype(array.dtype.newbyteorder('<'), copy=False).tobytes()
+            (staging / file_name(name, array, suffixes)).write_bytes(content)
+            entries[name] = dict(
+                file=file_name(name, array, suffixes),
+                dtype=str(array.dtype),
+                shape=list(array.shape),
+                sha256=hashlib.sha256(content).hexdigest(),
+                meaning=(meanings or {}).get(name, ''),
+            )
+        write_json(staging / MANIFEST, dict(facts, tensors=entries))
 
 
 def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -94,9 +94,35 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+@contextlib.contextmanager
+def replaced_dump(folder: str | Path) -> Iterator[Path]:
+    """Yield a folder for samples (`DumpWriter`) that takes the place of a former dump when it is whole."""
+    outdated = [SAMPLES, *(path.name for path in Path(folder).glob('*') if path.name.isdecimal())]
+    with replaced_folder(folder, outdated) as staging:
+        yield staging
+        samples = sorted(path.parent.name for path in staging.glob(f'*/{MANIFEST}'))
+        write_json(staging / SAMPLES, dict(samples=samples))
+
+
 def list_samples(folder: str | Path) -> list[Path]:
-    """Complete sample folders of a dump, sorted."""
-    return sorted(path.parent for path in Path(folder).glob(f'*/{MANIFEST}'))
+    """Sample folders of a dump, sorted; [] without a dump. DataError: a sample or `SAMPLES` is missing."""
+    folder = Path(folder)
+    found = {path.parent.name for path in folder.glob(f'*/{MANIFEST}')}
+    again = 'dump again with the _pth config'
+    if not (folder / SAMPLES).is_file():
+        if not found:
+            return []
+        raise DataError(
+            f'{folder}: has {len(found)} samples and no {SAMPLES}: its run was interrupted, or an older '
+            f'version made it; {again}'
+        )
+    content = read_json(folder / SAMPLES)
+    names = content.get('samples') if isinstance(content, dict) else None
+    if not isinstance(names, list):
+        raise DataError(f'{folder / SAMPLES}: is not the list of a dump; {again}')
+    if missing := [str(name) for name in names if name not in found]:
+        raise DataError(f'{folder}: misses {", ".join(missing)} of {len(names)} samples; {again}')
+    return [folder / name for name in names]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,10 @@ import contextvars
 import hashlib
 import json
 import os
+import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +58,7 @@ class RunFiles:
             if not str(path).strip():
                 raise UsageError(f"{option} '': expected a name; give one, or leave the option out")
             first_option = self._written.setdefault(_key(path), option)
-            if first_option != option:
+            if first_option != option and not is_special(path):
                 raise UsageError(f'{option} {path}: {first_option} writes this file, too; give another name')
             self.refuse_read(path, option)
 
@@ -67,11 +71,30 @@ class RunFiles:
 
 
 def _key(path: AnyPath) -> tuple[int, int] | str:
+    real = os.path.realpath(path)  # also of NEW/../in.onnx, where NEW is to be made
+    for name in (path, real):
+        with contextlib.suppress(OSError, ValueError):
+            status = os.stat(name)
+            return status.st_dev, status.st_ino
+    return real
+
+
+def is_special(path: AnyPath) -> bool:
+    """Return whether a path is a device, a pipe, a socket or this program's output: written, not replaced."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
+        return False
+    is_ordinary = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    return not is_ordinary or _own_stream(status) is not None
+
+
+def _own_stream(status: os.stat_result) -> int | None:
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # it is closed
+            if os.path.samestat(status, os.fstat(descriptor)):
+                return descriptor
+    return None
 
 
 def external_locations(path: Path) -> set[str]:
@@ -141,20 +164,51 @@ def write_error(target: AnyPath, error: OSError) -> Mm2OnnxError:
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `target`, renamed to it on success and removed on failure.
 
-    UsageError: `target` is an input of this run. Mm2OnnxError: an OSError here or in the body.
+    The target of a link is written, and an older file's permissions stay. What `is_special` gets the content
+    on success.
+
+    UsageError: `target` is an input of this run, or read-only. Mm2OnnxError: an OSError here or in the body.
     """
-    target = Path(target)
-    _refuse_read(target)
-    temporary = target.with_name(f'.{target.name}.{os.getpid()}.part')
+    _refuse_read(Path(target))
+    refuse_read_only(target)
+    real = Path(os.path.realpath(target))
+    temporary = real.with_name(f'.{real.name}.{os.getpid()}.part')
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if is_special(target):
+            with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+                yield Path(folder, 'content')
+                _write_through(Path(folder, 'content'), target)
+            return
+        real.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, target)
+        if real.is_file():
+            shutil.copymode(real, temporary)
+        os.replace(temporary, real)
     except OSError as error:
         raise write_error(target, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _write_through(content: Path, target: AnyPath) -> None:
+    sys.stdout.flush()
+    own = _own_stream(os.stat(target))  # a second description of a file would overwrite what is printed
+    with content.open('rb') as stream, open(target if own is None else os.dup(own), 'wb') as end:
+        shutil.copyfileobj(stream, end)
+
+
+def refuse_read_only(target: AnyPath) -> None:
+    """Raise UsageError for a file or folder that this user, or nobody (root is not asked), may write."""
+    try:
+        mode = os.stat(target).st_mode
+    except (OSError, ValueError):  # a new one; other reasons show when it is written
+        return
+    if not mode & 0o222 or not os.access(target, os.W_OK):
+        raise UsageError(
+            f'{target}: is read-only (mode {stat.S_IMODE(mode):o}); give another name, or permit to write it '
+            f'(chmod u+w)'
+        )
 
 
 def write_json(target: str | os.PathLike[str], content: Any) -> None:
@@ -244,7 +298,11 @@ def check_writable(target: str | os.PathLike[str]) -> None:
     _refuse_read(target)
     if target.is_dir():
         raise UsageError(f'{target}: is a folder; give the name of a file')
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    refuse_read_only(target)
+    if is_special(target):
+        return
+    real = Path(os.path.realpath(target))
+    folder = next(parent for parent in real.parents if parent.exists())
     if not folder.is_dir():
         raise UsageError(f'{target}: {folder} is a file, not a folder')
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -3,12 +3,24 @@
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import AnyPath, check_writable, write_error
+from mmdeploy_ext.core.files import (
+    AnyPath,
+    check_writable,
+    is_special,
+    read_json,
+    refuse_read_only,
+    write_error,
+    write_json,
+)
+
+NEW, OLD, KEPT = 'new', 'old', 'kept.json'
+"""In `.NAME.RANDOM.part`: the folder that is written; the former one; names of its entries that stay."""
 
 
 def check_replaceable(target: AnyPath) -> None:
@@ -19,11 +31,10 @@ def check_replaceable(target: AnyPath) -> None:
     if folder == Path.cwd() or os.path.ismount(folder):
         kind = 'the working folder' if folder == Path.cwd() else 'a mount point'
         raise UsageError(
-            f'{target}: is {kind}; a folder of graphs is replaced as a whole, so give the name of one in it: '
+            f'{target}: is {kind}; the folder is replaced as a whole, so give the name of one in it: '
             f'{Path(target) / "graphs"}'
         )
-    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f'{target}: cannot be written; change its permissions, or choose another folder')
+    refuse_read_only(folder)
     check_writable(folder.with_name(f'.{folder.name}.part'))
 
 
@@ -37,33 +48,55 @@ def check_new_folder(folder: Path) -> None:
         raise UsageError(f'{folder}: {got}; name a new folder')
 
 
+def check_replaceable_file(path: Path) -> None:
+    """Raise UsageError for a file of a folder that is read-only, a link, a device or a pipe."""
+    refuse_read_only(path)
+    if path.is_symlink() or is_special(path):
+        kind = 'a link' if path.is_symlink() else 'no regular file'
+        raise UsageError(
+            f'{path}: is {kind}, and its folder is replaced as a whole; remove it, or choose another folder'
+        )
+
+
 @contextlib.contextmanager
 def replaced_folder(target: AnyPath, outdated: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` if the body succeeds.
 
-    Other entries of the old folder stay, except names in `outdated`.
+    Other entries of the old folder stay, except names in `outdated`. Files keep their permissions. What a
+    killed process has left beside the target comes back first, see `restore_interrupted`.
     """
+    restore_interrupted([target])
     check_replaceable(target)
     folder = Path(target).resolve()
+    for name in outdated:
+        check_replaceable_file(folder / name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp('.part', f'.{folder.name}.', folder.parent))
         try:
-            new, old = beside / 'new', beside / 'old'
-            new.mkdir()
-            yield new
-            _exchange(folder, new, old)
+            (beside / NEW).mkdir()
+            yield beside / NEW
+            _exchange(folder, beside, outdated)
         except BaseException:
-            shutil.rmtree(beside)
+            if not (beside / OLD).exists():  # else `restore_interrupted` needs it
+                shutil.rmtree(beside)
             raise
-        _move_rest(old, folder, outdated)
+        _move_kept(beside, folder)
         shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
         raise write_error(target, error) from error
 
 
-def _exchange(folder: Path, new: Path, old: Path) -> None:
+def _exchange(folder: Path, beside: Path, outdated: Collection[str]) -> None:
+    new, old = beside / NEW, beside / OLD
     if folder.exists():
+        for path in (file for file in new.rglob('*') if file.is_file()):
+            earlier = folder / path.relative_to(new)
+            if os.path.lexists(earlier):
+                check_replaceable_file(earlier)
+                shutil.copymode(earlier, path)
+        names = {path.name for path in folder.iterdir()} - {path.name for path in new.iterdir()}
+        write_json(beside / KEPT, sorted(names - set(outdated)))
         shutil.copymode(folder, new)
         folder.rename(old)
     try:
@@ -74,7 +107,34 @@ def _exchange(folder: Path, new: Path, old: Path) -> None:
         raise
 
 
-def _move_rest(old: Path, folder: Path, outdated: Collection[str]) -> None:
-    for path in list(old.iterdir()) if old.exists() else ():
-        if path.name not in outdated and not os.path.lexists(folder / path.name):
-            path.rename(folder / path.name)
+def _move_kept(beside: Path, folder: Path) -> None:
+    for name in read_json(beside / KEPT) if (beside / KEPT).is_file() else ():
+        if os.path.lexists(beside / OLD / name):
+            (beside / OLD / name).rename(folder / name)
+
+
+def restore_interrupted(paths: Iterable[AnyPath]) -> None:
+    """Bring back what a process that was killed in `replaced_folder` has moved aside, and say so on stderr.
+
+    `paths`: folders, or files in them. A folder that is missing is the former one again; one that was
+    replaced gets its other entries.
+    """
+    real = (Path(os.path.realpath(path)) for path in paths if '\0' not in str(path))
+    folders = {folder for path in real for folder in (path, path.parent)}
+    for parent in {folder.parent for folder in folders}:
+        with contextlib.suppress(OSError):  # of a word that is no path
+            for beside in parent.glob('.*.part'):
+                folder = parent / beside.name[1:].removesuffix('.part').rpartition('.')[0]
+                if folder in folders and (beside / OLD).is_dir():
+                    _restore(beside, folder)
+
+
+def _restore(beside: Path, folder: Path) -> None:
+    if folder.exists():
+        _move_kept(beside, folder)
+        text = 'was replaced by a command that was killed; its other files are in it again'
+    else:
+        (beside / OLD).rename(folder)
+        text = 'a command that was to replace it was killed; the former folder is in its place again'
+    print(f'note: {folder}: {text}', file=sys.stderr)
+    shutil.rmtree(beside, ignore_errors=True)

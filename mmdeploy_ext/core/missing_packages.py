@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,11 @@ DISTRIBUTIONS = {
     'yaml': 'pyyaml',
 }
 """Import name -> argument of `pip install` where the two differ."""
+
+
+def install_command(error: ModuleNotFoundError, modules: Sequence[str] = ()) -> str:
+    """Command that installs all packages that the user's modules lack, see `pip_arguments`."""
+    return shlex.join([sys.executable, '-m', 'pip', 'install', *pip_arguments(error, modules)])
 
 
 def pip_arguments(error: ModuleNotFoundError, modules: Sequence[str] = ()) -> list[str]:

@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import sys
+import sysconfig
 import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,16 @@ def is_typed(file: str) -> bool:
 def is_users_file(path: Path) -> bool:
     """Whether a path is outside of packages, Python's modules and ours; links are not followed."""
     return not is_in_package(path) and not is_ours(path) and not path.is_relative_to(PYTHON)
+
+
+@functools.lru_cache(maxsize=1024)
+def copied_file(file: str) -> tuple[Path, Path] | None:
+    """Folder of a copied OpenMMLab package around a file, and the file of the library that was copied."""
+    for folder in Path(file).parents:
+        if folder.name in DISTRIBUTIONS and (folder / '__init__.py').is_file():
+            installed = Path(sysconfig.get_path('purelib'), Path(file).relative_to(folder.parent))
+            return (folder, installed) if installed.is_file() else None
+    return None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import os
 import re
-import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 from mmdeploy_ext.core.commands import CHECKOUT
 from mmdeploy_ext.core.errors import ConfigError, root_cause
-from mmdeploy_ext.core.missing_packages import pip_arguments
+from mmdeploy_ext.core.missing_packages import install_command
 from mmdeploy_ext.core.source_code import is_users_file
 
 PACKAGE = CHECKOUT / 'mmdeploy_ext'
@@ -213,11 +212,6 @@ def _spec_of(package: str) -> ModuleSpec | None:
 def _is_of(file: Path, folder: Path, package: str) -> bool:
     file = file.resolve()
     return file.is_relative_to((folder / package).resolve()) or file == (folder / f'{package}.py').resolve()
-
-
-def install_command(error: ModuleNotFoundError, modules: Sequence[str] = ()) -> str:
-    """Command that installs all packages that the user's modules lack, see `pip_arguments`."""
-    return shlex.join([sys.executable, '-m', 'pip', 'install', *pip_arguments(error, modules)])
 
 
 def import_failure(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ERROR, WARNING = 'error', 'warning'
+ERROR, WARNING, NOTE = 'error', 'warning', 'note'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Violation:
         attribute: attribute, initializer, tensor, key or node; '' for the whole.
         rule: short name, e.g. 'missing-bias'.
         message: value in the file, expected value, and the engine's behaviour.
-        severity: 'error': wrong or no results; 'warning': probably unintended.
+        severity: 'error': wrong or no results; 'warning': probably unintended; 'note': a fact, no violation.
     """
 
     node: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -21,16 +22,18 @@ from mmdeploy_ext.cutting.folder import MANIFEST, RESULTS, CutFolder, part_json
 from mmdeploy_ext.cutting.graph import PartForm, PartModule, form_of, modules_among
 from mmdeploy_ext.cutting.pieces import parse_parts
 from mmdeploy_ext.cutting.record import PartCall, Recording, record
-from mmdeploy_ext.cutting.refusals import check_constants
+from mmdeploy_ext.cutting.refusals import check_constants, run_part
 from mmdeploy_ext.cutting.results import kept_results
 from mmdeploy_ext.cutting.samples import run_test_path
 from mmdeploy_ext.exporting.export import default_opset, export_module, save
 from mmdeploy_ext.graph.passes.precision import half
 from mmdeploy_ext.graph.passes.simplify import simplify
+from mmdeploy_ext.proving.float64 import rounding_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from mmdeploy_ext.contract.comparison import Rounding
     from mmdeploy_ext.cutting.model import CutModel
 
 PREFIX = 'mm2onnx.'
@@ -73,6 +76,16 @@ class RecordedPart:
         if options['precision'] == 'fp16':
             graph, _ = half(graph, 'fp32', ())
         return graph
+
+    def rounding(self, make: Callable[[], torch.nn.Module], call: PartCall) -> Rounding:
+        """Return the function that compares a call's outputs with those of a model of `make` in float64."""
+
+        def compute() -> Mapping[str, np.ndarray]:
+            model, inputs = make(), self.form.inputs_of(call)
+            run = functools.partial(run_part, model, self.form, call, inputs, self.paths)
+            return rounding_of(model, self.form.outputs_of(call), run)()
+
+        return compute
 
 
 def record_parts(
@@ -135,6 +148,8 @@ def export_folder(
         graphs.append(graph)
         entries.append(entry)
     folder = CutFolder(Path(output), facts, chosen, entries)
+    for path in (folder.path / RESULTS, *map(folder.file, entries)):
+        check_writable(path)
     folder.path.mkdir(parents=True, exist_ok=True)
     for graph, entry in zip(graphs, entries, strict=True):
         save(graph, folder.file(entry))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +12,19 @@ from mmdeploy_ext.contract.comparison import failed_row
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.cli import tracked
-from mmdeploy_ext.core.errors import Mm2OnnxError, one_line, shape_text
+from mmdeploy_ext.core.errors import ConfigError, Mm2OnnxError, UsageError, one_line, shape_text
+from mmdeploy_ext.core.source_code import changed_files, model_classes
 from mmdeploy_ext.cutting.export import RecordedPart, record_parts
 from mmdeploy_ext.cutting.folder import RESULTS
+from mmdeploy_ext.cutting.record import record
 from mmdeploy_ext.cutting.results import compare_filled, history_keys, match_results, with_kept
-from mmdeploy_ext.cutting.samples import run_test_path
+from mmdeploy_ext.cutting.samples import lit_samples, run_test_path
 from mmdeploy_ext.cutting.swap import PartSession, open_sessions, swapped
+from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
 from mmdeploy_ext.proving.half_precision import ROUNDED, accept_rate
+from mmdeploy_ext.proving.open_points import warning_lines
 from mmdeploy_ext.proving.verdict import UNSEEN, Finding, Verdict, case_findings, check_finding, graph_finding
 from mmdeploy_ext.tasks.half_bars import bars_of, tensor_text
 from mmdeploy_ext.tasks.results import Case, Check
@@ -32,11 +37,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.cutting.record import Recording
     from mmdeploy_ext.tasks.half_bars import HalfBars
 
-FACTS = dict(
-    config_sha256='model and test pipeline of the config',
-    checkpoint_sha256='checkpoint',
-    classes='classes of the model',
-)
+FACTS = dict(config_sha256='model and test pipeline of the config', checkpoint_sha256='checkpoint')
 """Fact of the export -> its name in the verdict."""
 
 
@@ -62,11 +63,12 @@ def prove_folder(
     _compare_graphs(verdict, deployment, folder, parts)
     _check_facts(verdict, deployment, folder)
     _compare_kept(verdict, folder, samples, recording)
-    cases = _part_cases(folder, parts, sessions)
-    verdict.findings += case_findings(cases)
+    cases = _part_cases(deployment, folder, parts, sessions)
+    lit_parts, lit_results = _lit_cases(verdict, deployment, folder, parts, samples[0], sessions)
+    verdict.findings += case_findings([*cases, *lit_parts])
     if not any(not case.traced for case in cases):
         verdict.findings.append(Finding('outputs', '', False, UNSEEN))
-    _compare_model(verdict, deployment, samples, recording, sessions, bars)
+    _compare_model(verdict, deployment, samples, recording, sessions, bars, lit_results)
     if bars is not None:
         verdict.notes += [bars_text(bars), ROUNDED]
     verdict.notes.append(f'the rest runs in PyTorch: {rest_text(deployment, folder)}')
@@ -88,7 +90,7 @@ def _subject(deployment: CutModel, folder: CutFolder, samples: Sequence[Any]) ->
 def _compare_graphs(
     verdict: Verdict, deployment: CutModel, folder: CutFolder, parts: Sequence[RecordedPart]
 ) -> None:
-    model = deployment.make_prepared()
+    model, warnings = deployment.make_prepared(), []
     for part, entry in zip(parts, folder.entries, strict=True):
         written = load(str(folder.file(entry)))
         names = folder.names(entry)
@@ -98,9 +100,12 @@ def _compare_graphs(
         def export(fresh: RecordedPart = fresh, names: dict[str, str] = names) -> Any:
             return fresh.export(model, folder.options, names)
 
-        verdict.findings.append(graph_finding(compare_with_fresh_export(written, export, entry['part'])))
+        with recorded_warnings(warnings):
+            graph = compare_with_fresh_export(written, export, entry['part'])
+        verdict.findings.append(graph_finding(graph))
         for check in (check_valid(written), check_not_random(written)):
             verdict.findings.append(check_finding(check))
+    verdict.untraced += [entry.text for entry in warning_lines(warnings)]
 
 
 def _axes_of(entry: dict[str, Any]) -> dict[str, dict[int, str]]:
@@ -118,6 +123,8 @@ def _check_facts(verdict: Verdict, deployment: CutModel, folder: CutFolder) -> N
         is_equal = folder.facts.get(key) == facts[key]
         detail = '' if is_equal else 'differs from the export'
         verdict.findings.append(check_finding(Check(f'{title} as exported', is_equal, detail)))
+    if changed := changed_files(folder.facts.get('classes', ()), model_classes(deployment.pristine)):
+        verdict.notes.append(f'changed since the export: {", ".join(changed)}; results decide')
 
 
 def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], recording: Recording) -> None:
@@ -141,9 +148,14 @@ def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], r
 
 
 def _part_cases(
-    folder: CutFolder, parts: Sequence[RecordedPart], sessions: Sequence[PartSession]
+    deployment: CutModel,
+    folder: CutFolder,
+    parts: Sequence[RecordedPart],
+    sessions: Sequence[PartSession],
+    titles: Sequence[str] = (),
 ) -> list[Case]:
-    cases = []
+    """Return a case per call; `titles` are those of samples that the export did not see."""
+    cases, make = [], functools.cache(deployment.make)
     for part, session in zip(parts, sessions, strict=True):
         for index, call in enumerate(part.calls):
             inputs, reference = part.form.inputs_of(call), part.form.outputs_of(call)
@@ -152,11 +164,14 @@ def _part_cases(
             except Mm2OnnxError as error:
                 rows = [failed_row('all outputs', one_line(error)[:300])]
             else:
-                rows = compare_filled(reference, outputs, DEFAULT_RTOL)
-                if bars := bars_of(folder.options['precision']):
-                    rows = bars.judge(rows)
+                bars = bars_of(folder.options['precision'])
+                rounding = None if bars else part.rounding(make, call)
+                rows = compare_filled(reference, outputs, DEFAULT_RTOL, rounding)
+                rows = bars.judge(rows) if bars else rows
             shapes = ', '.join(shape_text(tensor.shape) for tensor in list(inputs.values())[:3])
-            cases.append(Case(f'{part.form.part.text}, {call.title}', shapes, index == 0, tuple(rows)))
+            title = titles[call.sample] if titles else call.title
+            traced = index == 0 and not titles
+            cases.append(Case(f'{part.form.part.text}, {title}', shapes, traced, tuple(rows)))
     return cases
 
 
@@ -177,6 +192,7 @@ def _compare_model(
     recording: Recording,
     sessions: Sequence[PartSession],
     bars: HalfBars | None,
+    lit: Sequence[Case],
 ) -> None:
     try:
         results = run_swapped(deployment, samples, sessions)
@@ -192,11 +208,12 @@ def _compare_model(
             first = index
         title = f'whole model, sample {index}'
         cases.append(Case(title, '', False, tuple(matched.tensors), tuple(matched.detections)))
+    cases += lit
     if bars is not None:
         cases, reason = accept_rate(cases, bars)
         if reason:
             verdict.findings.append(Finding('outputs', 'whole model', False, reason))
-        failed = [index for index, case in enumerate(cases) if not _passed(case)]
+        failed = [index for index, case in enumerate(cases[: len(samples)]) if not _passed(case)]
         first = first if reason else min(failed, default=None)
     verdict.findings += case_findings(cases)
     if in_order:
@@ -215,6 +232,38 @@ def _compare_model(
         verdict.notes.append(
             f'first difference: {locate(deployment, samples[: first + 1], recording, sessions, bars)}'
         )
+
+
+def _lit_cases(
+    verdict: Verdict,
+    deployment: CutModel,
+    folder: CutFolder,
+    parts: Sequence[RecordedPart],
+    sample: Any,
+    sessions: Sequence[PartSession],
+) -> tuple[list[Case], list[Case]]:
+    """Return the cases of the parts, and of the whole model, on a dark and a bright view of a sample."""
+    lit = lit_samples(sample)
+    if not lit:
+        verdict.notes.append('no dark and no bright picture: the samples have no images of three channels')
+        return [], []
+    try:
+        pieces = [part.form.part for part in parts]
+        recording = record(deployment.make(), pieces, list(lit.values()), run_test_path)
+        results = run_swapped(deployment, list(lit.values()), sessions)
+    except (ConfigError, UsageError) as error:  # a part is not called, or its file does not take the sizes
+        verdict.notes.append(f'no dark and no bright picture: {one_line(error)[:300]}')
+        return [], []
+    except (Mm2OnnxError, RuntimeError) as error:
+        verdict.findings.append(Finding('outputs', ' and '.join(lit), False, one_line(error)[:300]))
+        return [], []
+    called = [dataclasses.replace(part, calls=recording.calls[part.form.part]) for part in parts]
+    whole, bars = [], bars_of(folder.options['precision'])
+    for title, reference, candidate in zip(lit, recording.results, results, strict=True):
+        matched = match_results('results', reference, candidate, bars)
+        rows = tuple(matched.tensors), tuple(matched.detections)
+        whole.append(Case(f'whole model, {title}', '', False, *rows))
+    return _part_cases(deployment, folder, called, sessions, list(lit)), whole
 
 
 def _passed(case: Case) -> bool:

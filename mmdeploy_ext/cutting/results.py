@@ -21,11 +21,12 @@ from mmdeploy_ext.tasks.matching import in_order_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.contract.comparison import Rounding
     from mmdeploy_ext.tasks.half_bars import HalfBars
     from mmdeploy_ext.tasks.results import DetectionRow
 
 RTOL = 1e-4
-"""Allowed difference of arrays that no task matches, relative to the largest value of each."""
+"""Allowed difference of arrays that no task matches, relative to the largest value of a slice."""
 LEAST_COLUMNS = 7
 """x, y, z, sizes and yaw."""
 BOX_COLUMNS = 9
@@ -174,7 +175,10 @@ def _compare(matched: Matched, reference: dict[str, np.ndarray], candidate: dict
 
 
 def compare_filled(
-    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], rtol: float
+    reference: Mapping[str, np.ndarray],
+    candidate: Mapping[str, np.ndarray],
+    rtol: float,
+    rounding: Rounding | None = None,
 ) -> list[TensorRow]:
     """Compare arrays by name; those that are empty on both sides have no row."""
     empty = {
@@ -183,7 +187,7 @@ def compare_filled(
         if not array.size and name in candidate and array.shape == candidate[name].shape
     }
     sides = ({name: side[name] for name in side if name not in empty} for side in (reference, candidate))
-    return compare_named(*sides, rtol)
+    return compare_named(*sides, rtol, rounding=rounding)
 
 
 def _match_scored(matched: Matched, name: str, title: str, reference: Any, candidate: Any) -> DetectionRow:

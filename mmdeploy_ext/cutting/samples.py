@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mmdeploy_ext.core.config import test_pipeline
@@ -13,9 +14,10 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError, one_lin
 from mmdeploy_ext.core.user_modules import users_line
 from mmdeploy_ext.cutting.trees import Tree
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.proving.inputs.pictures import bright, dark
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MOST = 6
 """Samples of a data set that are recorded by default."""
@@ -98,19 +100,11 @@ def picture_sample(cfg: Any, picture: Any) -> dict[str, Any]:
 
 def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
     """Run the model's test path on a copy of a sample; ConfigError: it raises, with the user's line."""
-    from mmcv.parallel import DataContainer, scatter_kwargs
-
     from mmdeploy_ext.core.errors import Mm2OnnxError
 
-    kwargs = copy.deepcopy(sample)
-    holds_containers = any(isinstance(leaf, DataContainer) for leaf in Tree.of(kwargs).values)
-    if holds_containers:
-        _, (kwargs,) = scatter_kwargs((), kwargs, [-1])
-        kwargs.setdefault('rescale', True)
-    kwargs.setdefault('return_loss', False)
     try:
         with torch.no_grad():
-            return model(**kwargs)
+            return model(**opened(sample))
     except Mm2OnnxError:
         raise
     except Exception as error:
@@ -118,3 +112,52 @@ def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
         raise ConfigError(
             f'the test path raises {type(cause).__name__}: {one_line(cause)[:300]}{users_line(error)}'
         ) from error
+
+
+def opened(sample: dict[str, Any]) -> dict[str, Any]:
+    """Return copies of the keyword arguments of a sample, without mmcv's containers."""
+    from mmcv.parallel import DataContainer, scatter_kwargs
+
+    kwargs = copy.deepcopy(sample)
+    if any(isinstance(leaf, DataContainer) for leaf in Tree.of(kwargs).values):
+        _, (kwargs,) = scatter_kwargs((), kwargs, [-1])
+        kwargs.setdefault('rescale', True)
+    kwargs.setdefault('return_loss', False)
+    return kwargs
+
+
+def lit_samples(sample: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return 'dark' and 'bright' -> the sample with its images so; {}: it has no images of three channels."""
+    tree = Tree.of(opened(sample))
+    images = {
+        name: tensor
+        for name, tensor in tree.tensors.items()
+        if name.startswith('img') and tensor.is_floating_point() and tensor.shape[-3:-2] == (3,)
+    }
+    norms = {key: _of_channels(tree, f'img_norm_cfg.{key}') for key in ('mean', 'std')}
+    views = dict(dark=dark, bright=bright) if images else {}
+    return {
+        title: tree.nested({name: _changed(tensor, view, **norms) for name, tensor in images.items()})
+        for title, view in views.items()
+    }
+
+
+def _of_channels(tree: Tree, name: str) -> np.ndarray | None:
+    found = [value for key, value in tree.items() if key.endswith(name) and np.size(value) == 3]
+    return np.asarray(found[0], np.float32) if found else None
+
+
+def _changed(
+    tensor: torch.Tensor,
+    view: Callable[[np.ndarray], np.ndarray],
+    mean: np.ndarray | None,
+    std: np.ndarray | None,
+) -> torch.Tensor:
+    """Return images (..., 3, H, W) changed as pictures in 0..255; without a norm their range is 0..255."""
+    if mean is None or std is None:
+        low, high = float(tensor.min()), float(tensor.max())
+        mean, std = -255 * low / max(high - low, 1e-6), 255 / max(high - low, 1e-6)
+    pictures = tensor.detach().cpu().numpy().reshape(-1, *tensor.shape[-3:]).transpose(0, 2, 3, 1)
+    changed = [view(np.ascontiguousarray(picture * std + mean, np.float32)) for picture in pictures]
+    values = (np.stack(changed) - mean) / std
+    return torch.from_numpy(values.transpose(0, 3, 1, 2).astype(np.float32)).reshape(tensor.shape).to(tensor)

@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,15 +21,17 @@ import onnx
 import torch
 
 from mmdeploy_ext import compat
+from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import DEFAULT_OPSET, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage
 from mmdeploy_ext.core.cli import suppress_output
-from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.core.errors import ExportError, UsageError, root_cause
 from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.core.source_code import is_users_file
+from mmdeploy_ext.core.source_code import copied_file, is_users_file
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
-from mmdeploy_ext.exporting.ops import deform_conv  # noqa: F401 - it registers itself
+from mmdeploy_ext.exporting.ops import deform_conv, mmcv_functions  # noqa: F401 - they register themselves
 from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
 from mmdeploy_ext.exporting.ops.forms import finish
 from mmdeploy_ext.exporting.ops.operator import (
@@ -48,7 +50,7 @@ from mmdeploy_ext.exporting.torch_patches import (
     without_empty_writes,
 )
 from mmdeploy_ext.graph.io.files import is_sparse
-from mmdeploy_ext.graph.io.index import opsets_of
+from mmdeploy_ext.graph.io.index import all_nodes, opsets_of
 from mmdeploy_ext.graph.passes.constants import compute_constants
 from mmdeploy_ext.graph.passes.global_means import split_global_means
 from mmdeploy_ext.graph.passes.merge import concatenate
@@ -162,7 +164,7 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
     except onnx.checker.ValidationError as error:
         raise ExportError(f'{path}: onnx.checker refuses the exported model: {error}') from error
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(sealed(content))
 
 
 @contextlib.contextmanager
@@ -174,9 +176,9 @@ def patched_libraries() -> Iterator[None]:
         yield
 
 
-def check_operators(module: torch.nn.Module, opset: int) -> None:
-    """Raise UsageError for an opset without an operator that the module needs."""
-    for operator in operators_of(module):
+def check_operators(module: torch.nn.Module, opset: int, without: Collection[str] = ()) -> None:
+    """Raise UsageError for an opset without an operator that the module needs, see `operators_of`."""
+    for operator in operators_of(module, without):
         if opset < operator.opset:
             feature, name = operator.title
             raise UsageError(
@@ -185,9 +187,9 @@ def check_operators(module: torch.nn.Module, opset: int) -> None:
             )
 
 
-def default_opset(module: torch.nn.Module, exporter: str) -> int:
+def default_opset(module: torch.nn.Module, exporter: str, without: Collection[str] = ()) -> int:
     lowest = OPSETS.get(exporter, (0,))[0]  # an unknown exporter is refused later
-    return max([DEFAULT_OPSET, lowest, *(operator.opset for operator in operators_of(module))])
+    return max([DEFAULT_OPSET, lowest, *(operator.opset for operator in operators_of(module, without))])
 
 
 def default_group_norm(module: torch.nn.Module) -> str:
@@ -218,7 +220,8 @@ def run(
     try:
         is_dynamic = any(dynamic.get(name) for name in stage.inputs)
         sizes = sizes_traced(stage.module) if is_dynamic else contextlib.nullcontext()
-        with suppress_output(), tracer_warnings(), patched_libraries(), torch.no_grad(), sizes:
+        users = exports_unseen()
+        with suppress_output(), tracer_warnings(), users, patched_libraries(), torch.no_grad(), sizes:
             if stage.exporter == 'dynamo':
                 table = translations()
                 for library_operator in LIBRARY_OPERATORS:
@@ -230,6 +233,8 @@ def run(
                 model = _export_torchscript(stage, args, dynamic, opset)
             return finish(model, stage.exporter, opset, export_module)
     except Exception as error:
+        if isinstance(root_cause(error), ExportError):  # dynamo wraps it in advice of its own
+            raise ExportError(f'stage {stage.name!r} could not be exported: {root_cause(error)}') from error
         later_opset = re.search(r'Support for this operator was added in version (\d+)', str(error))
         advice = f': --opset-version {later_opset[1]}' if later_opset else ''
         raise ExportError(
@@ -287,6 +292,28 @@ def check_written(model: onnx.ModelProto, opset: int) -> None:
             f'opset {opset} was asked for, the exporter wrote {written_opset}; '
             f'choose an opset that it writes, or --exporter torchscript'
         )
+    for node in all_nodes(model):
+        if node.domain == 'mmcv':
+            raise ExportError(
+                f'node {node.name!r}: {node.op_type} is an operator of mmcv that ONNX does not have, and no '
+                f'engine runs: leave it out of the module'
+            )
+        first = None if node.domain not in ('', 'ai.onnx') else first_opset(node.op_type)
+        if first is not None and first > opset:
+            raise ExportError(
+                f'node {node.name!r}: ONNX has {node.op_type} since opset {first}: --opset-version {first}'
+            )
+
+
+@functools.cache
+def first_opset(op_type: str) -> int | None:
+    """Return the first opset with an operator; None: ONNX has none of this name."""
+    versions = [
+        entry.since_version
+        for entry in onnx.defs.get_all_schemas_with_history()
+        if not entry.domain and entry.name == op_type
+    ]
+    return min(versions, default=None)
 
 
 def _export_torchscript(
@@ -369,8 +396,10 @@ def _export_dynamo(
     return program.model_proto
 
 
-SILENT = ('equal', 'allclose', 'is_nonzero')
-"""Functions that return a bool of a tensor's values without a tracer warning."""
+HANDLER, TORCH = '__torch_function__', Path(torch.__file__).parent
+OF_VALUES = ('equal', 'allclose', 'is_nonzero')
+SILENT: dict[Any, tuple[str, ...]] = {torch: OF_VALUES, torch.Tensor: OF_VALUES, torch.jit: ('is_tracing',)}
+"""Owner -> functions that return a bool, of values or of the trace itself, without a tracer warning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,23 +431,78 @@ def recorded_warnings(records: list[CodeWarning]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tracer_warnings() -> Iterator[None]:
-    with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as stack:
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.showwarning = _show
         warnings.simplefilter('ignore')
         warnings.simplefilter('always', torch.jit.TracerWarning)
-        for owner in (torch, torch.Tensor):
-            for name in SILENT:
+        for owner, names in SILENT.items():
+            for name in names:
                 noted = _noted(getattr(owner, name), name)
                 stack.enter_context(mock.patch.object(owner, name, noted))
         yield
-    for warning in caught:
-        text = str(warning.message).partition(' might cause')[0]
-        _record(warning.filename, warning.lineno, f'PyTorch warns "{text} ..."')
+
+
+def _show(message: Warning, _category: type[Warning], file: str, line: int, *_: Any) -> None:
+    text = str(message).partition(' might cause')[0]
+    _record(*_before_modes(file, line), f'PyTorch warns "{text} ..."')
+
+
+def _before_modes(file: str, line: int) -> tuple[str, int]:
+    """Return the place of a warning, behind a `TorchFunctionMode` that has passed the call on."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename != file:
+        frame = frame.f_back
+    if frame is None or frame.f_code.co_name != HANDLER:
+        return file, line
+    while frame.f_code.co_name == HANDLER or Path(frame.f_code.co_filename).is_relative_to(TORCH):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+ASKED = 'is_in_onnx_export'
+_is_in_onnx_export = types.FunctionType(torch.onnx.is_in_onnx_export.__code__, vars(torch.onnx))
+
+
+@contextlib.contextmanager
+def exports_unseen() -> Iterator[None]:
+    """Answer `torch.onnx.is_in_onnx_export()` in the user's files with False, and record their lines.
+
+    So that the graph has the branch that PyTorch runs. Libraries need the answer to be exported at all.
+    """
+    # its code, since files may have imported the function itself
+    with patched(torch.onnx.is_in_onnx_export, __code__=_ask.__code__):
+        yield
+
+
+def _ask() -> bool:
+    """Stand for `torch.onnx.is_in_onnx_export`; it runs with the globals of torch.onnx."""
+    import sys
+
+    from mmdeploy_ext.exporting.export import answer_to
+
+    return answer_to(sys._getframe(1))
+
+
+def answer_to(caller: types.FrameType) -> bool:
+    """Return whether an export runs, as a frame is to see it."""
+    file = caller.f_code.co_filename
+    if not _is_in_onnx_export() or not _is_users_branch(file):
+        return _is_in_onnx_export()
+    _record(file, caller.f_lineno, f'asks {ASKED}(): False, as in PyTorch')
+    return False
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_users_branch(file: str) -> bool:
+    copy = copied_file(file)
+    in_library = copy is not None and ASKED in copy[1].read_text(encoding='utf-8')
+    return is_users_file(Path(file).resolve()) and not in_library
 
 
 def _noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def noted(*args: Any, **kwargs: Any) -> Any:
-        if torch.jit.is_tracing():
+        if torch._C._get_tracing_state() is not None:
             caller = sys._getframe(1)
             _record(
                 caller.f_code.co_filename, caller.f_lineno, f'calls {name}(), of which PyTorch does not warn'

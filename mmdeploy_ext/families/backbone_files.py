@@ -10,6 +10,7 @@ import json
 import time
 from pathlib import Path
 
+from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
@@ -147,7 +148,7 @@ def write_file(
 
     model = to_onnx(graph, form=options.form, metadata=props)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+        temporary.write_bytes(sealed(model.SerializeToString()))
 
 
 def export_file(

@@ -3,17 +3,19 @@
 import importlib
 import pkgutil
 
-from mmdeploy_ext import families
 from mmdeploy_ext.core.errors import ConfigError
 
 ENTRY_POINTS = 'mm2onnx.families'
 """Group of entry points; each value is a module that registers families."""
+OWN = 'mmdeploy_ext.families', 'mmdeploy_ext.consumers'
+"""Packages whose folders register families, and programs that load their files."""
 
 
 def import_own() -> None:
-    for module in pkgutil.iter_modules(families.__path__, f'{families.__name__}.'):
-        if module.ispkg:
-            importlib.import_module(module.name)
+    for name in OWN:
+        for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f'{name}.'):
+            if module.ispkg:
+                importlib.import_module(module.name)
 
 
 def import_installed() -> None:

@@ -29,11 +29,13 @@ class Contract:
 
     Attributes:
         used_by: command for a proven file; '': the family's.
+        replaces: classes of modules whose work the program does, so that no graph has their operators.
         opens: class of the program's loop, path first; None: the family's runtime.
         settings: arguments of `opens` in a proof.
     """
 
     used_by: ClassVar[str] = ''
+    replaces: ClassVar[tuple[str, ...]] = ()
     opens: ClassVar[Any] = None
     settings: ClassVar[Mapping[str, Any]] = {}
 

@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
-from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
+from mmdeploy_ext.core.folders import check_replaceable, check_replaceable_file, replaced_folder
 from mmdeploy_ext.core.source_code import versions
 from mmdeploy_ext.core.typed_json import Mismatch, plain, read
 from mmdeploy_ext.exporting import export
@@ -58,6 +58,8 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
             raise UsageError(f'{option}{output}: is a file, expected a folder')
         check_replaceable(output)
         paths = [Path(output) / f'{name}.onnx' for name in contract.files]
+        for path in paths:
+            check_replaceable_file(path)
     for path in paths:
         check_writable(path)
     will_write(option.strip(' ='), paths)

@@ -27,7 +27,7 @@ from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, fin
 from mmdeploy_ext.families.contracts import contract_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import numpy as np
     import torch
@@ -268,11 +268,11 @@ def check_device(device: str) -> torch.device:
     return parsed
 
 
-def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
+def resolve_opset(options: Options, model: torch.nn.Module, without: Collection[str] = ()) -> Options:
     """Return options with the opset that the file of `model` gets; 0 is `exporter.default_opset`.
 
-    Sparse graphs have no opset. Raises UsageError if the exporter cannot write the opset, or it lacks an
-    operator of the model.
+    Sparse graphs have no opset. `without` as in `operators_of`. Raises UsageError if the exporter cannot
+    write the opset, or it lacks an operator of the model.
     """
     from mmdeploy_ext.exporting.export import check_operators, check_opset, default_opset
 
@@ -280,9 +280,9 @@ def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
         return options
     if 'opset' in options.fixed:
         return options.replace(opset=options.fixed['opset'][1])
-    opset = options.opset or default_opset(model, options.exporter)
+    opset = options.opset or default_opset(model, options.exporter, without)
     check_opset(opset, options.exporter)
-    check_operators(model, opset)
+    check_operators(model, opset, without)
     return options.replace(opset=opset)
 
 
@@ -344,7 +344,8 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
         ConfigError: a setting of the config is not exported; or forward fails or gives other tensors than the
             family states (`check_forward`).
     """
-    resolved = resolve(options, model, family.preprocess_rule(cfg))
+    replaced = contract_of(family, options).replaces
+    resolved = resolve(options, model, family.preprocess_rule(cfg), replaced)
     try:
         with refused_by_name(cfg):
             family.check(cfg, resolved)
@@ -376,13 +377,15 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     return resolved
 
 
-def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
+def resolve(
+    options: Options, model: torch.nn.Module, rule: PreprocessRule, without: Collection[str] = ()
+) -> Options:
     """Return options with opset, height, width (0) and `group_norm` ('') filled in.
 
     The size is a padded picture of the test pipeline in pixels: landscape and filling the test scale if the
     ratio is kept, or of a 640 x 640 picture without a scale. A float32 file gets `default_group_norm`.
     """
-    options, changes = resolve_opset(options, model), {}
+    options, changes = resolve_opset(options, model, without), {}
     if options.get('height') == 0 and options.width == 0:
         long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
         is_stretched = rule.img_scale is not None and not rule.keep_ratio

@@ -114,6 +114,10 @@ class ImageReference:
         """Most rows of any image at an inner limit, by its name in the facts, maybe prefixed 'rpn.'."""
         return {}
 
+    def own_limits(self) -> list[str]:
+        """Lines about limits of the user's own code that no trial reached."""
+        return []
+
     def inner_tensors(
         self, tensors: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:

@@ -48,14 +48,14 @@ def compare_models(
     """Run two models and compare their outputs by name, without ONNX Runtime's optimisations.
 
     - `feeds`: sets of inputs (name -> array) for both models.
-    - `rtol`: relative to the largest absolute finite value of each reference output; outputs other than
-      floats have to be equal.
+    - `rtol`: relative to the largest absolute finite value of a slice (`contract/slices.py`); outputs other
+      than floats have to be equal.
     - `any_float`: cast inputs to the dtypes that each model takes; compare outputs in the width of `before`.
 
     Returns:
         For each set of inputs, a row for each output, or for each tensor of a sequence. An output that one
-            model lacks, that is empty, or has no finite value, fails. Infinities and NaN have to be in the
-            same places.
+            model lacks, that is empty, or is NaN everywhere, fails. Infinities and NaN have to be in the same
+            places.
     """
     runners = []
     for model in (before, after):
@@ -82,18 +82,5 @@ def _compare_outputs(
     for name in reference.keys() & candidate.keys():
         expected, array = reference[name], candidate[name]
         if any_float and expected.dtype.kind == array.dtype.kind == 'f':
-            candidate[name] = array = array.astype(expected.dtype)
-        if expected.dtype.kind == 'f' and np.isfinite(expected).any():
-            reference[name], candidate[name] = without_equal_gaps(expected, array)
+            candidate[name] = array.astype(expected.dtype)
     return compare_named(reference, candidate, rtol)
-
-
-def without_equal_gaps(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays with 0 at NaN and infinities, if these are equal."""
-    kinds = [(array.dtype, array.shape) for array in (reference, candidate)]
-    if reference.dtype.kind != 'f' or kinds[0] != kinds[1]:
-        return reference, candidate
-    special = ~np.isfinite(reference)
-    if not np.array_equal(reference[special], candidate[special], equal_nan=True):
-        return reference, candidate
-    return np.where(special, 0, reference), np.where(special, 0, candidate)

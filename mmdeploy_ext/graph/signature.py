@@ -239,6 +239,11 @@ def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[Grap
     return explained or _unexplained(model, signature, expected)
 
 
+def is_same_structure(model: onnx.ModelProto, reference: onnx.ModelProto) -> bool:
+    """Whether two models are one graph, but for the values of their float constants."""
+    return compute_signature(model).equals(compute_signature(reference))
+
+
 def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[GraphDifference]:
     """Walk both graphs of equal structure back from their outputs, and compare the constants of each pair."""
     constants = Constants()

@@ -27,7 +27,7 @@ MODEL, MANIFEST, LINES, KIT_HASH = 'model.onnx', 'manifest.json', 'manifest.txt'
 """Names of files. Folders of outputs have a `KIT_HASH`, too: the hash of the kit they were computed from."""
 LIBSPCONV = 'libspconv'
 """`engine` in the manifest of a sparse backbone, whose file only NVIDIA's libspconv runs."""
-FORMAT = 2
+FORMAT = 3
 """Format of the manifest; other formats are refused."""
 RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detections3D)}
 """Name in the manifest -> class of the results of an image or frame."""
@@ -148,6 +148,7 @@ class KitCase:
         tensors: PyTorch's values of the outputs that are compared as tensors.
         results: PyTorch's results, one object of `result_classes` per image.
         family: family with a result class of its own, or ''.
+        rounding: distances of `tensors` from PyTorch's in float64, where it runs.
     """
 
     name: str
@@ -159,6 +160,7 @@ class KitCase:
     tensors: dict[str, np.ndarray]
     results: list[Any]
     family: str = ''
+    rounding: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def write(self, folder: ArrayFolder, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the arrays into a kit; return the manifest's entry."""
@@ -167,6 +169,7 @@ class KitCase:
             name, arrays, facts = result_parts(image, self.family)
             fields = folder.write(f'results/{self.name}/{index}', arrays)
             results.append(dict(type=name, fields=fields, facts=facts))
+        rounding = {name: array.astype(np.float32) for name, array in self.rounding.items()}
         return dict(
             name=self.name,
             graph=self.graph,
@@ -175,6 +178,7 @@ class KitCase:
             inputs=folder.write(f'inputs/{self.name}', self.inputs),
             beside=folder.write(f'beside/{self.name}', self.beside),
             tensors=folder.write(f'expected/{self.name}', self.tensors),
+            rounding=folder.write(f'rounding/{self.name}', rounding),
             results=results,
             output_shapes={name: list(np.shape(array)) for name, array in outputs.items()},
         )
@@ -191,7 +195,8 @@ class KitCase:
             classes[image['type']](**read_arrays(folder, image['fields']), **image['facts'])
             for image in entry['results']
         ]
-        parts = {part: read_arrays(folder, entry[part]) for part in ('inputs', 'beside', 'tensors')}
+        names = ('inputs', 'beside', 'tensors', 'rounding')
+        parts = {part: read_arrays(folder, entry[part]) for part in names}
         texts = {name: entry[name] for name in ('name', 'graph', 'title')}
         return cls(**texts, images=tuple(entry['images']), **parts, results=results, family=family)
 

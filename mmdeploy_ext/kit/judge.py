@@ -235,13 +235,13 @@ class _Judge:
     def _compare(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
         spec = self.graphs[case.graph].spec
         if ordered := self.manifest.get('rows'):
-            smallest = {tensor.name: tensor.column_groups[0].atol for tensor in spec.outputs}
-            arrays = in_order_of(case.tensors, arrays, ordered, self.manifest['tolerance'], smallest)
+            arrays = in_order_of(case.tensors, arrays, ordered, self.manifest['tolerance'])
         # outputs without a value on both sides are equal, but show nothing
         empty = {n for n, a in case.tensors.items() if not a.size and arrays[n].shape == a.shape}
         sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
         outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
-        rows = compare_tensors(*sides, dataclasses.replace(spec, outputs=outputs))
+        spec = dataclasses.replace(spec, outputs=outputs)
+        rows = compare_tensors(*sides, spec, lambda: case.rounding)
         return self.bars.judge(rows) if self.bars else rows
 
     def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.digest import check_whole, sealed
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import external_locations, sha256_file
 from mmdeploy_ext.graph.io import files
@@ -31,6 +32,7 @@ def check_facts(deployment: Model, path: str | Path, metadata: Metadata, rule: A
 def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str]:
     """Copy an ONNX file with its external data into a kit; return the hash of the user's file."""
     path, target = Path(path), folder / graph.file
+    check_whole(path)
     model = files.read(path)
     inputs, weights = (
         {value.name for value in side} for side in (model.graph.input, model.graph.initializer)
@@ -40,7 +42,7 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
     if changed == model:
         shutil.copyfile(path, target)
     else:
-        target.write_bytes(changed.SerializeToString())
+        target.write_bytes(sealed(changed.SerializeToString()))
     for name in external_locations(path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / name, folder / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.writer import write_kit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    import torch
 
     from mmdeploy_ext.cutting.export import RecordedPart
     from mmdeploy_ext.cutting.folder import CutFolder
@@ -39,6 +42,8 @@ def write_parts_kit(
     """
     parts, _ = record_parts(deployment, [entry['part'] for entry in folder.entries], samples)
 
+    make = functools.cache(deployment.make)
+
     def write_contents(target: Path) -> dict[str, Any]:
         arrays = ArrayFolder(target)
         graphs: list[dict[str, Any]] = []
@@ -46,7 +51,7 @@ def write_parts_kit(
         for part, entry in zip(parts, folder.entries, strict=True):
             graph = _graph(folder, entry)
             graphs.append(graph.to_json() | copy_model(folder.file(entry), target, graph))
-            cases += [case.write(arrays, case.tensors) for case in _cases(part, entry, graph)]
+            cases += [case.write(arrays, case.tensors) for case in _cases(part, entry, graph, make)]
         return dict(
             graphs=graphs,
             cases=cases,
@@ -80,7 +85,9 @@ def _graph(folder: CutFolder, entry: dict[str, Any]) -> KitGraph:
     return KitGraph(Path(entry['file']).stem, entry['file'], None, GraphSpec('part', *sides, ()))
 
 
-def _cases(part: RecordedPart, entry: dict[str, Any], graph: KitGraph) -> list[KitCase]:
+def _cases(
+    part: RecordedPart, entry: dict[str, Any], graph: KitGraph, make: Callable[[], torch.nn.Module]
+) -> list[KitCase]:
     names = {tensor['path']: tensor['name'] for tensor in (*entry['inputs'], *entry['outputs'])}
     cases = []
     for index, call in enumerate(part.calls):
@@ -88,5 +95,7 @@ def _cases(part: RecordedPart, entry: dict[str, Any], graph: KitGraph) -> list[K
         inputs = {name: inputs[name] for name in graph.spec.input_names}
         outputs = {names[path]: array for path, array in part.form.outputs_of(call).items()}
         name = f'{graph.name}_{index:03}'
-        cases.append(KitCase(name, graph.name, call.title, (), inputs, {}, outputs, []))
+        rounding = {names[path]: array for path, array in part.rounding(make, call)().items()}
+        sides = inputs, {}, outputs, []
+        cases.append(KitCase(name, graph.name, call.title, (), *sides, rounding=rounding))
     return cases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from mmdeploy_ext.families.model import rule_of
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.kit.page import write_page
+from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.pictures import read_picture_file
 from mmdeploy_ext.proving.references import InputReference, options_besides_form
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
@@ -50,10 +52,15 @@ def _case(name: str, reference: InputReference, metadata: Metadata) -> KitCase:
     # not every engine has optional inputs
     inputs = metadata.spec.rounded(metadata.spec.with_defaults(reference.feeds_of(metadata)))
     tensors: dict[str, np.ndarray] = {}
+    rounding: Mapping[str, np.ndarray] = {}
+    code = reference.code
     if any(tensor.compare == 'values' for tensor in metadata.spec.outputs):
         options = options_besides_form(reference.deployment, metadata)
-        tensors = dict(reference.compute(reference.code.tensors, metadata.form, **options))
+        tensors = dict(reference.compute(code.tensors, metadata.form, **options))
         tensors = {name: array for name, array in tensors.items() if name in metadata.spec.output_names}
+        if metadata.precision == 'fp32':
+            run = functools.partial(code.tensors, reference.feeds, metadata.form, **options)
+            rounding = rounding_of(code.model, tensors, run)()
     proof_input = reference.input
     return KitCase(
         name,
@@ -65,4 +72,5 @@ def _case(name: str, reference: InputReference, metadata: Metadata) -> KitCase:
         tensors,
         reference.results,
         metadata.family,
+        dict(rounding),
     )

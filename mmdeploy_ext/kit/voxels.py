@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.digest import check_whole
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import sha256_file
@@ -49,6 +50,7 @@ def write_voxels(deployment: Model, path: str, samples: Collection[VoxelSet], fo
     arrays, family = ArrayFolder(folder), deployment.family
     network = libspconv.read(path)
     graph = KitGraph('backbone', f'lidar.backbone.{network.order}.onnx', None, _spec(network))
+    check_whole(path)
     shutil.copyfile(path, folder / graph.file)
     cases = []
     for index, voxels in enumerate(sets):

@@ -50,7 +50,10 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
         with torch.no_grad():
             outputs = [part(value) for value in inputs]
         if files_of_users_classes(part) and (failure := _failure(part, inputs, outputs[1])):
-            raise UsageError(_refusal(part, inputs, sides, failure))
+            with torch.no_grad():
+                is_random = bool(_difference(part(inputs[1]), outputs[1]))
+            refusal = _refusal_of_random if is_random else _refusal_of_size
+            raise UsageError(refusal(part, inputs, sides, failure))
         inputs = outputs
 
 
@@ -67,6 +70,10 @@ def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str
         except RuntimeError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             return f'fails: {lines[-1].strip()}'
+    return _difference(outputs, expected)
+
+
+def _difference(outputs: Any, expected: Any) -> str:
     maps, references = list(tensors_in(outputs)), list(tensors_in(expected))
     if len(maps) != len(references):
         return f'gives {len(maps)} maps, PyTorch {len(references)}'
@@ -91,13 +98,8 @@ def _untraceable(part: torch.nn.Module, error: Exception) -> str:
     )
 
 
-def _refusal(
-    part: torch.nn.Module, inputs: Sequence[Any], sides: Sequence[Sequence[int]], failure: str
-) -> str:
-    """Message for a part that keeps sizes: the failure and the lines that depend on sizes.
-
-    `inputs` and `sides` (height, width) are of the trace and of the run.
-    """
+def _lines(part: torch.nn.Module, inputs: Sequence[Any], rules: Sequence[str]) -> str:
+    """Return the lines that `lint` finds by these rules, the user's first, or ''."""
     report = check(
         part,
         (inputs[0],),
@@ -106,12 +108,33 @@ def _refusal(
         try_exports=False,
         name=type(part).__name__,
     )
-    findings = [finding for finding in report if finding.rule in RULES and finding.site is not None]
-    # lines of the user's files come first
+    findings = [finding for finding in report if finding.rule in rules and finding.site is not None]
     sites = sorted((finding.site for finding in findings), key=lambda site: bool(site.library))
     lines = list(dict.fromkeys(f'{site.file}:{site.line} `{site.code}`' for site in sites))
     rest = f' and {len(lines) - LISTED} more' if len(lines) > LISTED else ''
-    decides = f'; it decides by sizes in {", ".join(lines[:LISTED])}{rest}' if lines else ''
+    return f'{", ".join(lines[:LISTED])}{rest}'
+
+
+def _refusal_of_random(
+    part: torch.nn.Module, inputs: Sequence[Any], sides: Sequence[Sequence[int]], failure: str
+) -> str:
+    lines = _lines(part, inputs, ['random'])
+    return (
+        f'{type(part).__name__} ({file_of(type(part))}) gives other maps when it runs again on one picture: '
+        f'it draws random numbers{f" in {lines}" if lines else ""}; switch dropout off in a test '
+        f'(F.dropout(x, training=self.training)), or make the noise an input'
+    )
+
+
+def _refusal_of_size(
+    part: torch.nn.Module, inputs: Sequence[Any], sides: Sequence[Sequence[int]], failure: str
+) -> str:
+    """Message for a part that keeps sizes: the failure and the lines that depend on sizes.
+
+    `inputs` and `sides` (height, width) are of the trace and of the run.
+    """
+    lines = _lines(part, inputs, RULES)
+    decides = f'; it decides by sizes in {lines}' if lines else ''
     (height, width), (other_height, other_width) = sides
     return (
         f'--dynamic-export: {type(part).__name__} ({file_of(type(part))}), traced at {height}x{width}, '

@@ -3,63 +3,28 @@
 import contextlib
 import dataclasses
 import importlib
+import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import ModuleType
 from typing import Any, TypeVar
 from unittest import mock
 
+from mmdeploy_ext import models
 from mmdeploy_ext.core.config import types_of
 from mmdeploy_ext.core.source_code import nearest_base
 from mmdeploy_ext.core.unregistered import registries
 
 Class = TypeVar('Class', bound=type)
 
-MODELS_2D = {
+SHARED_2D = {
     'dino': ('DINO', 'DINOHead', 'DinoTransformer', 'DinoTransformerDecoder'),
-    'rtdetr.backbone': ('PResNet',),
-    'rtdetr.decoder': ('RTDETRDecoder',),
-    'rtdetr.detector': ('RTDETR',),
-    'rtdetr.encoder': ('RTDETRHybridEncoder',),
     'rtmdet': ('CSPNeXt', 'CSPNeXtPAFPN', 'RTMDet', 'RTMDetSepBNHead'),
 }
 """Module -> types; they need mmdet."""
-MODELS_3D = {
-    'bevdet.detector': ('BEVDepth4D', 'BEVDet', 'BEVDet4D'),
-    'bevdet.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
-    'bevdet.head': ('BEVDetCenterHead',),
-    'bevdet.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
-    'bevformer.attention': (
-        'CustomMSDeformableAttention',
-        'MSDeformableAttention3D',
-        'SpatialCrossAttention',
-        'TemporalSelfAttention',
-    ),
-    'bevformer.detector': ('BEVFormer',),
-    'bevformer.head': ('BEVFormerHead',),
-    'bevformer.transformer': (
-        'BEVFormerEncoder',
-        'BEVFormerLayer',
-        'DetectionTransformerDecoder',
-        'PerceptionTransformer',
-    ),
-    'bevfusion.center_head': ('BEVFusionCenterHead',),
-    'bevfusion.coder': ('TransFusionBBoxCoder',),
-    'bevfusion.fusion': ('BEVFusion', 'ConvFuser'),
-    'bevfusion.head': ('TransFusionHead',),
-    'bevfusion.neck': ('GeneralizedLSSFPN', 'GeneralizedResNet', 'LSSFPN'),
+SHARED_3D = {
     'cp_fpn': ('CPFPN',),
-    'datasets.bev_nuscenes_dataset': ('BevNuScenesDataset',),
-    'datasets.bevdet_nuscenes_dataset': (
-        'BEVDetNuScenesDataset',
-        'LoadAnnotationsBEVDepth',
-        'PrepareImageInputs',
-    ),
     'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
-    'datasets.track_nuscenes_dataset': (
-        'NuScenes3DDetTrackDataset',
-        'NuScenesSparse4DAdaptor',
-        'ResizeCropFlipImage',
-    ),
     'datasets.pipelines.augmentation': ('ResizeCropFlipRotImage',),
     'datasets.pipelines.fusion': ('ImageAug3D', 'ImageNormalize'),
     'datasets.pipelines.multi_view_image': (
@@ -68,40 +33,39 @@ MODELS_3D = {
         'PadMultiViewImage',
         'RandomScaleImageMultiViewImage',
     ),
-    'petr.detector': ('Petr3D',),
-    'petr.head': ('PETRHead', 'PETRv2Head'),
-    'petr.positions': ('SinePositionalEncoding3D',),
-    'petr.transformer': ('PETRTransformer', 'PETRTransformerDecoderLayer'),
     'query_decoder': ('PETRMultiheadAttention', 'PETRMultiheadFlashAttention', 'PETRTransformerDecoder'),
-    'sparse4d.aggregation': ('DeformableFeatureAggregation',),
-    'sparse4d.bank': ('InstanceBank',),
-    'sparse4d.blocks': (
-        'AsymmetricFFN',
-        'DenseDepthNet',
-        'SparseBox3DEncoder',
-        'SparseBox3DKeyPointsGenerator',
-        'SparseBox3DRefinementModule',
-    ),
-    'sparse4d.detector': ('Sparse4D',),
-    'sparse4d.head': ('Sparse4DHead', 'SparseBox3DDecoder'),
     'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),
     'sparse_backbone.model': ('LidarBackbone',),
-    'streampetr.coder': ('NMSFreeCoder',),
-    'streampetr.detector': ('Petr3D', 'Petr3DONNX', 'Petr3DPTH'),
-    'streampetr.focal_head': ('FocalHead',),
-    'streampetr.head': ('StreamPETRHead', 'StreamPETRHeadONNX', 'StreamPETRHeadPTH'),
-    'streampetr.transformer': ('PETRTemporalDecoderLayer', 'PETRTemporalTransformer'),
     'vovnet': ('VoVNet', 'VoVNetCP'),
 }
 """Module -> types; they need mmdet3d."""
 
 
+def folders() -> list[ModuleType]:
+    """Return the folders of models that list their own types."""
+    names = [
+        f'{models.__name__}.{module.name}' for module in pkgutil.iter_modules(models.__path__) if module.ispkg
+    ]
+    return [importlib.import_module(name) for name in names]
+
+
+def _with_folders(table: str, shared: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    rows = {f'{models.__name__}.{module}': types for module, types in shared.items()}
+    for folder in folders():
+        rows |= {f'{folder.__name__}.{name}': types for name, types in getattr(folder, table, {}).items()}
+    return rows
+
+
+MODELS_2D, MODELS_3D = _with_folders('MODELS_2D', SHARED_2D), _with_folders('MODELS_3D', SHARED_3D)
+"""Full name of a module -> types; they need mmdet, or mmdet3d."""
+
+
 def modules_by_type() -> dict[str, list[str]]:
     """Return type -> the modules that offer it."""
     modules: dict[str, list[str]] = {}
-    for module, names in (MODELS_2D | MODELS_3D).items():
+    for module, names in sorted((MODELS_2D | MODELS_3D).items()):
         for name in names:
-            modules.setdefault(name, []).append(f'mmdeploy_ext.models.{module}')
+            modules.setdefault(name, []).append(module)
     return modules
 
 

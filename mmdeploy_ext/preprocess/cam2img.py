@@ -15,12 +15,18 @@ from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.core.files import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Mapping, Sequence
 
 CAMERA = 'cam2img'
 """Graph input of cameras, for pixels of the network input."""
 PROJECTION = 'lidar2img'
 """Graph input of cameras from the LiDAR frame, for pixels before the resize."""
+SHORTEST_FOCAL = 0.1
+"""Least focal length over the longer side of the picture: a view of 157 degrees."""
+FARTHEST_CENTRE = 0.5
+"""Largest distance of the principal point from the picture, over the picture's side."""
+ROW_ATOL = 1e-3
+"""Tolerance of the third row, and of its length."""
 
 
 def camera_key(names: Container[str]) -> str:
@@ -37,26 +43,71 @@ def square_matrix(matrix: Any) -> np.ndarray:
     return square
 
 
-def check_camera(camera: np.ndarray) -> None:
-    """Raise ShapeError unless a camera (4, 4) is finite, has positive focal lengths and last row 0 0 0 1."""
-    is_positive = camera[0, 0] > 0 and camera[1, 1] > 0
-    if not (np.isfinite(camera).all() and is_positive and np.array_equal(camera[3], (0, 0, 0, 1))):
-        raise ShapeError(
-            f'cam2img: got {camera.tolist()}; expected positive focal lengths, a last row of 0 0 0 1 and '
-            f'finite numbers'
-        )
+def intrinsics_problem(camera: np.ndarray, size: Sequence[int] | None = None) -> str:
+    """Name the wrong entry of intrinsics (3, 3) or (4, 4), or return ''.
+
+    `size` (h, w) is the picture's, in whose pixels the intrinsics are.
+    """
+    for column, expected in enumerate((0, 0, 1)):
+        if not abs(camera[2, column] - expected) <= ROW_ATOL:
+            wrong = f'[2][{column}] is {camera[2, column]:g}, expected {expected}: the third row is 0 0 1'
+            is_transposed = np.allclose(camera[:3, 2], (0, 0, 1), atol=ROW_ATOL)
+            return f'{wrong}; this matrix is transposed' if is_transposed else wrong
+    return _lens_problem((camera[0, 0], camera[1, 1]), camera[:2, 2], size)
 
 
-def check_projection(camera: np.ndarray) -> None:
-    """Raise ShapeError unless a projection (4, 4) from the LiDAR frame is finite with last row 0 0 0 1."""
-    if not (np.isfinite(camera).all() and np.array_equal(camera[3], (0, 0, 0, 1))):
-        raise ShapeError(
-            f'{PROJECTION}: got {camera.tolist()}; expected a last row of 0 0 0 1 and finite numbers'
-        )
+def projection_problem(camera: np.ndarray, size: Sequence[int] | None = None) -> str:
+    """Name the wrong row of intrinsics times a rotation, (3, 3) or (4, 4), or return ''.
+
+    `size`: see `intrinsics_problem`.
+    """
+    rows = camera[:3, :3].astype(np.float64)
+    length = float(np.linalg.norm(rows[2]))
+    if not abs(length - 1) <= ROW_ATOL:
+        return f'[2], the third row, has the length {length:g}, expected 1: a row of the rotation'
+    if np.linalg.det(rows) <= 0:
+        return 'mirrors or is negated: its determinant is below 0'
+    centre = rows[:2] @ rows[2]
+    focal_lengths = np.linalg.norm(rows[:2] - centre[:, None] * rows[2], axis=1)
+    return _lens_problem(focal_lengths, centre, size)
+
+
+def _lens_problem(focal_lengths: Sequence[float], centre: Sequence[float], size: Sequence[int] | None) -> str:
+    least = 0.0 if size is None else SHORTEST_FOCAL * max(size)
+    for axis, focal in enumerate(focal_lengths):
+        if not focal > least:
+            unit = f'more than {least:g} pixels for {size[1]}x{size[0]}' if size else 'a positive number'
+            return f'[{axis}][{axis}] gives the focal length {focal:g}, expected {unit}'
+    for axis, side in enumerate(() if size is None else (size[1], size[0])):
+        if not -FARTHEST_CENTRE * side <= centre[axis] <= (1 + FARTHEST_CENTRE) * side:
+            return (
+                f'[{axis}][2] gives the principal point {"xy"[axis]} = {centre[axis]:g}, expected it near '
+                f'0 to {side}, the picture; is the matrix for another size?'
+            )
+    return ''
+
+
+def check_camera(camera: np.ndarray, size: Sequence[int] | None = None) -> None:
+    """Raise ShapeError for a camera (4, 4) that is no `cam2img` of a picture of `size` (h, w)."""
+    _check_finite(CAMERA, camera)
+    if problem := intrinsics_problem(camera, size):
+        raise ShapeError(f'{CAMERA}{problem}')
+
+
+def check_projection(camera: np.ndarray, size: Sequence[int] | None = None) -> None:
+    """Raise ShapeError for a camera (4, 4) that is no `lidar2img` of a picture of `size` (h, w)."""
+    _check_finite(PROJECTION, camera)
     if np.array_equal(camera[2], (0, 0, 1, 0)):
         raise ShapeError(
             f'{PROJECTION}: got {camera.tolist()}, the intrinsics of a camera; expected them times lidar2cam'
         )
+    if problem := projection_problem(camera, size):
+        raise ShapeError(f'{PROJECTION}{problem if problem[0] == "[" else f" {problem}"}')
+
+
+def _check_finite(name: str, camera: np.ndarray) -> None:
+    if not (np.isfinite(camera).all() and np.array_equal(camera[3], (0, 0, 0, 1))):
+        raise ShapeError(f'{name}: got {camera.tolist()}; expected a last row of 0 0 0 1 and finite numbers')
 
 
 def original(camera: np.ndarray, to_input: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.core.typed_json import JsonDataclass, Mismatch
+from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
 from mmdeploy_ext.preprocess.pictures import check_colours, next_multiples, normalise, resize_cv2
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
@@ -156,6 +157,9 @@ class MultiViewRule(JsonDataclass):
                 problem = '' if np.isfinite(value).all() else 'NaN or infinity'
             if problem:
                 raise DataError(f'{name}: got {problem}, expected finite numbers of shape {shape}')
+        for index, matrix in enumerate(np.asarray(intrinsics, np.float64)):
+            if problem := intrinsics_problem(matrix, self.source):
+                raise DataError(f'intrinsics of {self.camera_name(index)}: {problem}')
         full = np.tile(np.eye(4), (count, 1, 1))
         full[:, :3, :3] = self.crop_matrix() @ np.asarray(intrinsics, np.float64)
         return Calibration(full @ np.asarray(lidar2cam, np.float64), full)

@@ -13,6 +13,7 @@ from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.pictures import compare_outputs
+from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.tasks import half_bars, task_module
 from mmdeploy_ext.tasks.results import Case
@@ -100,22 +101,26 @@ class ImageDumpComparer:
         match = task_module(family.task).match_detections
         detections = tuple(match(name, *pair, **settings) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
-        case = Case(name, shape, False, self._compare_tensors(dumped, outputs, bars), detections)
+        case = Case(name, shape, False, self._compare_tensors(tensors, outputs, bars), detections)
         return half_precision.accept_rate([case], bars)[0][0] if bars else case
 
     def _compare_tensors(
         self,
-        dumped: Mapping[str, np.ndarray],
+        tensors: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
         bars: half_bars.HalfBars | None,
     ) -> tuple[TensorRow, ...]:
-        spec = self.backend.spec
+        spec, metadata = self.backend.spec, self.backend.metadata
         valued = [tensor.name for tensor in spec.outputs if tensor.compare == 'values']
         if not valued:
             return ()
-        expected = {name: dumped[name] for name in valued}
+        expected = {name: tensors[name] for name in valued}
         code = self.deployment.family.reference(self.deployment.model)
-        return compare_outputs(code, expected, outputs, spec, bars)
+
+        def run() -> Mapping[str, np.ndarray]:
+            return code.tensors(tensors, metadata.form, **options_besides_form(self.deployment, metadata))
+
+        return compare_outputs(code, expected, outputs, spec, bars, run)
 
 
 class FrameDumpComparer:

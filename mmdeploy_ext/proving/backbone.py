@@ -57,7 +57,7 @@ def prove_backbone(
     engine: Mapping[str, Any],
     claims: Claims,
     **settings: Any,
-) -> tuple[Verdict, list[Pair]]:
+) -> Verdict:
     """Prove one file of the target 'libspconv' or 'portable' on synthetic and real voxels."""
     proof = check_backbone(deployment, paths, samples, engine, claims, **settings)
     (file,), results, timing = proof.files, proof.results, {}
@@ -66,7 +66,7 @@ def prove_backbone(
     runner = attempt(lambda: runner_class(file, int(proof.engine.get('threads', 0))))
     if isinstance(runner, Exception):
         results.reasons.append(f'the file cannot be run: {one_line(runner)[:300]}')
-        return finish(proof), []
+        return finish(proof)
 
     settings = deployment.settings
     sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *samples]
@@ -80,7 +80,8 @@ def prove_backbone(
         proof.verdict.timing_ms = timing
     if not results.reasons:
         results.reasons += total_reasons(results.cases, proof.verdict.precision)
-    return finish(proof), proof.pairs[::-1][:MAX_DRAWN]
+    proof.verdict.pairs = proof.pairs[::-1][:MAX_DRAWN]
+    return finish(proof)
 
 
 def check_backbone(

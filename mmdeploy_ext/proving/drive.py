@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.proof import Claims, Proof
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-    from mmdeploy_ext.tasks.results import Pair, SequenceRow
+    from mmdeploy_ext.tasks.results import SequenceRow
 
 ADVICE = 'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
 """Advice if too few results of a drive were matched."""
@@ -61,7 +61,7 @@ def prove_frames(
     engine: Mapping[str, Any],
     claims: Claims,
     bars: DriveBars | None = None,
-) -> tuple[Verdict, list[Pair]]:
+) -> Verdict:
     proof = check_frames(deployment, paths, frames, engine, claims)
     family, results, verdict = deployment.family, proof.results, proof.verdict
     contract = contract_of(family, proof.options)
@@ -113,7 +113,8 @@ def prove_frames(
             results.cases += cases
             results.reasons += reasons
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
-    return finish(proof), proof.pairs[:MAX_DRAWN]
+    verdict.pairs = proof.pairs[:MAX_DRAWN]
+    return finish(proof)
 
 
 def drawn_frames(total: int) -> set[int]:

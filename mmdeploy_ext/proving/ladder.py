@@ -20,7 +20,7 @@ def kind_of(family: Any) -> str:
     return 'drive' if family.memory else family.samples
 
 
-def proof_of(family: Any) -> Callable[..., tuple[Verdict, list[Any]]]:
+def proof_of(family: Any) -> Callable[..., Verdict]:
     kind = kind_of(family)
     if kind == 'images':
         from mmdeploy_ext.proving.pictures import prove_pictures
@@ -52,7 +52,7 @@ def prove(
     timed: bool = True,
     strict: bool = False,
     **settings: Any,
-) -> tuple[Verdict, list[Any]]:
+) -> Verdict:
     """Prove the files of one export.
 
     Args:
@@ -72,7 +72,7 @@ def prove(
             backbone.
 
     Returns:
-        The verdict, and `Pair`s of results to draw.
+        The verdict, with the results to draw as `pairs`.
     """
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     claims = Claims(edited, written, asked or {}, library, timed, strict)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import inspect
 import os
 import sys
-import sysconfig
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ import numpy as np
 
 from mmdeploy_ext.core.config import test_datasets, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.source_code import copied_libraries, is_users_file, parts_of, users_class, users_method
+from mmdeploy_ext.core.source_code import copied_file, copied_libraries, parts_of, users_class, users_method
 from mmdeploy_ext.models.building import data_class, makes_samples
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.runtime.panoptic import Segments
@@ -31,12 +29,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.preprocess.points import VoxelRule
     from mmdeploy_ext.tasks.results import Case
-
-
-SWITCHES = ('is_in_onnx_export', 'is_tracing')
-"""Functions by which code differs in an export."""
-OPENMMLAB = ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
-"""Packages that repositories have copies of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,41 +96,14 @@ def warning_lines(records: Iterable[CodeWarning]) -> list[Untraced]:
     """Return a line for each warning, one per copied OpenMMLab package."""
     lines, copied = [], collections.Counter()
     for record in sorted(records, key=lambda record: (record.file, record.line)):
-        if folder := copied_package(record.file):
-            copied[folder] += 1
+        if copy := copied_file(record.file):
+            copied[copy[0]] += 1
         else:
             lines.append(Untraced(f'{shown(record.file)}:{record.line}', record.text))
     for folder, count in copied.items():
         reason = f'a copy of {folder.name}, of which PyTorch warns {count} times'
         lines.append(Untraced(f'{shown(folder)}/', reason))
     return lines
-
-
-def export_switches(model: nn.Module) -> list[Untraced]:
-    """Return a line for each of the user's classes that names one of `SWITCHES`."""
-    lines = []
-    for kind in dict.fromkeys(kind for part in model.modules() for kind in type(part).__mro__):
-        try:
-            file = inspect.getfile(kind)
-            if not is_users_file(Path(file).resolve()) or copied_package(file):
-                continue
-            source, first = inspect.getsourcelines(kind)
-        except (OSError, TypeError):  # built in, or typed at a console
-            continue
-        asked = [f'{name}()' for name in SWITCHES if f'{name}(' in ''.join(source)]
-        if asked:
-            subject = f'{kind.__qualname__} ({shown(file)}:{first})'
-            lines.append(Untraced(subject, f'asks {" and ".join(asked)}'))
-    return lines
-
-
-def copied_package(file: str) -> Path | None:
-    """Return the folder of a copied OpenMMLab package around a file, if the library has the file."""
-    for folder in Path(file).parents:
-        if folder.name in OPENMMLAB and (folder / '__init__.py').is_file():
-            installed = Path(sysconfig.get_path('purelib'), Path(file).relative_to(folder.parent))
-            return folder if installed.is_file() else None
-    return None
 
 
 def shown(path: str | Path) -> str:

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract import digest
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.core.errors import one_line
 from mmdeploy_ext.core.files import sha256_file
@@ -18,7 +19,7 @@ from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
-from mmdeploy_ext.proving.open_points import export_switches, untraced_methods, warning_lines
+from mmdeploy_ext.proving.open_points import untraced_methods, warning_lines
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     class_name_notes,
@@ -29,6 +30,7 @@ from mmdeploy_ext.proving.provenance import (
 )
 from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
 from mmdeploy_ext.tasks.matching import accept_rest
+from mmdeploy_ext.tasks.results import Check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.core.source_code import ModelClass
     from mmdeploy_ext.families.model import Model
-    from mmdeploy_ext.tasks.results import Case, Check, GraphResult
+    from mmdeploy_ext.tasks.results import Case, GraphResult
 
 AGAIN = 'the model gives other results when the first input is run again at the end'
 """Reason of failure: another result at the end."""
@@ -187,6 +189,12 @@ def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> 
     graph = not_compared(file.name, nodes, file.edits, edited=claims.edited, written=claims.written)
     graph = graph or compare()
     proof.results.graphs.append(graph)
+    state = digest.state(file.path)
+    if state in (digest.WHOLE, digest.DAMAGED) and not claims.edited:
+        detail = '' if state == digest.WHOLE else digest.DAMAGE
+        add_checks(proof, file, [Check('whole, by its digest', state == digest.WHOLE, detail)])
+    elif state != digest.UNKNOWN and state != digest.WHOLE:
+        proof.add_notes([f'{file.path}: {digest.DAMAGE if state == digest.DAMAGED else digest.REWRITE}'])
     hashes, notes = hash_checks(proof.deployment, file.hashes, graph.equal)
     add_checks(proof, file, hashes)
     proof.add_notes(notes)
@@ -208,7 +216,7 @@ def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphS
         checks, warnings = check_dialect(file.path, file.model)
         proof.add_notes([*warnings, ROUNDED])
     else:
-        checks = check_structure(file.model, file.metadata)
+        checks = check_structure(file.model, file.metadata, proof.claims.edited)
     add_checks(proof, file, [*checks, *provenance(proof.deployment, file.metadata, rule, contract)])
 
 
@@ -218,7 +226,7 @@ def check_model(proof: Proof) -> None:
     family, model = deployment.family, deployment.model
     traced = getattr(family.facts(model), 'traced', ())
     untraced = untraced_methods(family, model, deployment.cfg, traced)
-    untraced += warning_lines(deployment.code_warnings) + export_switches(deployment.model)
+    untraced += warning_lines(deployment.code_warnings)
     verdict.untraced += [entry.text for entry in untraced]
     proof.results.checks += weights_checks(deployment)
     proof.results.checks += asked_checks(proof.files[-1].options, proof.claims.asked)
@@ -266,9 +274,9 @@ def notes_on_export(deployment: Model, metadata: Metadata) -> list[str]:
     return [*overrides, *class_name_notes(deployment)]
 
 
-def not_loaded(proof: Proof, error: Exception) -> tuple[Verdict, list[Any]]:
+def not_loaded(proof: Proof, error: Exception) -> Verdict:
     proof.verdict.findings.append(Finding('outputs', '', False, one_line(error)[:MAX_MESSAGE_LENGTH]))
-    return finish(proof), []
+    return finish(proof)
 
 
 def finish(proof: Proof) -> Verdict:

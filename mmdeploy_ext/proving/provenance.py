@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.config import cfg_options, config_sha256, test_dataset
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.proving.verdict import AS_IN_CONFIG
 from mmdeploy_ext.tasks.results import Check
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def facts_checks(deployment: Model, metadata: Metadata, rule: Any) -> list[Check
     preprocessing = unequal_entries(metadata.preprocess.to_json(), rule.to_json())
     postprocessing = unequal_entries(metadata.postprocess.to_json(), facts)
     return [
-        Check('preprocessing as in the config', not preprocessing, preprocessing),
+        Check(f'preprocessing {AS_IN_CONFIG}', not preprocessing, preprocessing),
         class_names_check(deployment, metadata.classes),
-        Check('post-processing as in the config', not postprocessing, postprocessing),
+        Check(f'post-processing {AS_IN_CONFIG}', not postprocessing, postprocessing),
     ]
 
 
@@ -113,7 +114,7 @@ def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> lis
 
 def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
     differing = _differing_settings(cfg, overrides)
-    return Check('settings as in the config', not differing, differing)
+    return Check(f'settings {AS_IN_CONFIG}', not differing, differing)
 
 
 def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Check,
         GraphResult,
         MetricRow,
+        Pair,
         PreprocessingResult,
         SequenceRow,
     )
@@ -26,6 +27,9 @@ REQUIRED = dict(
     outputs='nothing was compared',
 )
 """Required level -> failure of a verdict without it."""
+
+AS_IN_CONFIG = 'as in the config'
+"""End of the subject of a finding about settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Verdict:
         timing_ms: title of each side -> median milliseconds.
         model_classes: classes of the model outside of installed libraries.
         series: 'teacher-forced' or 'free-running' -> `SequenceRow.series`.
+        pairs: a few samples with both sides' results, to draw; not in JSON.
     """
 
     subject: dict[str, Any]
@@ -75,6 +80,7 @@ class Verdict:
     timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
     model_classes: list[str] = dataclasses.field(default_factory=list)
     series: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    pairs: list[Pair] = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def precision(self) -> str:
@@ -82,8 +88,11 @@ class Verdict:
 
     @property
     def failures(self) -> list[str]:
+        """Reasons, settings that differ first: they explain nodes, tensors and results that differ."""
+        failed = [finding for finding in self.findings if not finding.passed]
+        failed.sort(key=lambda finding: not finding.subject.endswith(AS_IN_CONFIG))
         absent = [text for level, text in REQUIRED.items() if not self.of(level)]
-        return [finding.line for finding in self.findings if not finding.passed] + absent
+        return [finding.line for finding in failed] + absent
 
     @property
     def passed(self) -> bool:
@@ -136,9 +145,11 @@ class Verdict:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON: `verdict`, the title in small letters, `summary`, and all attributes."""
+        """Return plain JSON: `verdict`, the title in small letters, `summary`, attributes but `pairs`."""
         first = dict(verdict=self.title.lower(), summary=self.summary())
-        return plain_json(first | dataclasses.asdict(self))
+        attributes = dataclasses.asdict(dataclasses.replace(self, pairs=[]))
+        del attributes['pairs']
+        return plain_json(first | attributes)
 
 
 def plain_json(value: Any) -> Any:
@@ -177,6 +188,8 @@ class Results:
         findings += (Finding('outputs', '', False, reason) for reason in self.reasons)
         findings += map(check_finding, self.checks)
         findings.append(preprocessing_finding(self.preprocessing))
+        if self.preprocessing is not None:
+            verdict.notes += [f'preprocessing: compared {gap}' for gap in self.preprocessing.gaps]
         for row in self.sequence:
             findings += sequence_findings(row)
             verdict.series[row.title] = row.series

@@ -49,7 +49,7 @@ class Target:
             return
         folder, family = self.output.parent, read_metadata(str(self.model)).family
         with replaced_folder(folder, files_of_family(folder, family)) as staging:
-            files.save(model, staging / self.output.name)
+            files.save(model, staging / self.output.name, inputs=[self.model])
             for path in self.beside:
                 shutil.copy(path, staging)
 

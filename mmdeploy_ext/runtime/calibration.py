@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
 from mmdeploy_ext.runtime.frames import check_matrix
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
         singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
         if key in INVERTED and len(singular):
             raise DataError(f'{name}: {key}: matrix {singular[0]} has no inverse; mend the calibration')
+    for index, matrix in enumerate(matrices['camera_intrinsics']):
+        if problem := intrinsics_problem(matrix):
+            raise DataError(f'{name}: camera_intrinsics of camera {index}: {problem}')
     # both ways from the LiDAR to a picture have to be the same; the network reads no last row
     cameras_matrices = (
         matrices[key].astype(np.float64) for key in ('camera_intrinsics', 'camera2lidar', 'lidar2image')

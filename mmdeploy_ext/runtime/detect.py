@@ -135,11 +135,11 @@ def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict
     """
     if name == PROJECTION:
         lidar2img = original(camera, prepared.to_input).astype(np.float32)
-        check_projection(lidar2img)
+        check_projection(lidar2img, prepared.ori_shape)
         return {PROJECTION: lidar2img}
-    cam2img = camera.astype(np.float32)
-    check_camera(cam2img)
-    return {CAMERA: cam2img, 'unmoved_cam2img': unmoved(camera, prepared.to_input, prepared.scale_factor)}
+    check_camera(original(camera, prepared.to_input), prepared.ori_shape)
+    unmoved_camera = unmoved(camera, prepared.to_input, prepared.scale_factor)
+    return {CAMERA: camera.astype(np.float32), 'unmoved_cam2img': unmoved_camera}
 
 
 def check_registered(family: str) -> None:

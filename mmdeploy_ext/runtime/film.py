@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import ImageError, UsageError
+from mmdeploy_ext.core.files import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,4 +64,5 @@ def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
         finally:
             video.release()
         if unfinished.exists():  # there is none without a picture
-            unfinished.replace(out)
+            with atomic_path(out) as temporary:
+                shutil.move(unfinished, temporary)

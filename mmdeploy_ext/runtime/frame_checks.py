@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.preprocess.cam2img import intrinsics_problem, projection_problem
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.geometry import not_rigid
 
@@ -26,6 +27,9 @@ def check_fields(frame: Frame, names: Collection[str], num_cameras: int) -> dict
         values['lidar2img'], values['intrinsics'] = check_calibration(calibration, num_cameras)
     elif 'lidar2img' in names:
         values['lidar2img'] = check_matrices('lidar2img', frame.lidar2img, num_cameras)
+        for camera, matrix in enumerate(values['lidar2img']):
+            if problem := projection_problem(matrix):
+                raise DataError(f'lidar2img of camera {camera}: {problem}')
     if 'ego_pose' in names:
         values['ego_pose'] = check_pose(frame.ego_pose)
         if frame.ego_pose_inv is not None:
@@ -72,6 +76,9 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
     lidar2img, intrinsics = calibration
     lidar2img = check_matrices('lidar2img', lidar2img, num_cameras)
     intrinsics = check_matrices('intrinsics', intrinsics, num_cameras)
+    for camera, matrix in enumerate(intrinsics):
+        if problem := intrinsics_problem(matrix):
+            raise DataError(f'calibration: intrinsics of camera {camera}: {problem}')
     for camera, matrix in enumerate(np.linalg.solve(intrinsics, lidar2img)):
         if problem := not_rigid(matrix):
             raise DataError(

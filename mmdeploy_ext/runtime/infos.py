@@ -15,11 +15,12 @@ import numpy as np
 
 from mmdeploy_ext.core import plain_pickle
 from mmdeploy_ext.core.errors import LONGEST, DataError, printable, shortened
+from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
 from mmdeploy_ext.preprocess.fusion import PastSweep
 from mmdeploy_ext.runtime.geometry import invert_pose, not_rigid, rotation_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
@@ -178,7 +179,7 @@ def _frame(
         camera, camera_place = info['cams'][name], f'{place}: {printable(name)}'
         cameras.append(camera)
         cam2lidar.append(pose_of(camera, camera_place, 'sensor2lidar'))
-        intrinsics.append(numbers_of(camera, camera_place, 'cam_intrinsic', (3, 3)))
+        intrinsics.append(intrinsics_of(camera, camera_place, 'cam_intrinsic', rule.source))
     for key in ('token', 'scene_token'):
         if not isinstance(info.get(key), str | int | np.integer | None):
             raise DataError(f'{place}: {key} is {shortened(info[key])}, expected a text')
@@ -218,10 +219,9 @@ def _kitti_frame(
     projection, rectified, lidar = (
         numbers_of(calibration, f'{place}: calib', name, (4, 4)) for name in KITTI_ENTRIES['calib']
     )
+    size = parts['image'].get('image_shape')
     intrinsics = np.eye(4)
-    intrinsics[:3, :3] = projection[:3, :3]
-    if abs(np.linalg.det(intrinsics)) < 1e-12:
-        raise DataError(f'{place}: calib: P2 has no inverse; mend the calibration')
+    intrinsics[:3, :3] = intrinsics_of(calibration, f'{place}: calib', 'P2', size)[:3, :3]
     return RigFrame(
         str(parts['image']['image_idx']),
         (picture(dict(data_path=parts['image']['image_path'])),),
@@ -249,6 +249,16 @@ def numbers_of(values: Mapping[str, Any], place: str, key: str, *shapes: tuple[i
     if numbers is None or array.shape not in shapes or not np.isfinite(numbers).all():
         raise DataError(f'{place}: {key} is {shortened(values[key])}; {expected}')
     return numbers
+
+
+def intrinsics_of(
+    values: Mapping[str, Any], place: str, key: str, size: Sequence[int] | None = None
+) -> np.ndarray:
+    """Intrinsics (3, 3) or (4, 4) float64 of an info for pictures of `size` (h, w)."""
+    matrix = numbers_of(values, place, key, (3, 3), (4, 4))
+    if problem := intrinsics_problem(matrix, size):
+        raise DataError(f'{place}: {key}{problem}')
+    return matrix
 
 
 def seconds_of(values: Mapping[str, Any], place: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.digest import check_whole
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
@@ -62,11 +63,13 @@ def open_model(
         `mmdeploy_ext.runtime.frames`, and `model.reset()`. Close it with `close()` or `with`.
 
     Raises:
-        ModelFileError: missing, not by mm2onnx, unknown family, or an incomplete folder.
+        ModelFileError: missing, damaged, not by mm2onnx, unknown family, or an incomplete folder.
         ConfigError: a family without a runtime.
         EngineError: a missing provider.
     """
     files = model_files(str(path))
+    for file in files:
+        check_whole(file)
     metadata = read_metadata(files[-1])
     if metadata.samples == 'images':
         if len(files) > 1:

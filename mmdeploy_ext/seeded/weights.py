@@ -288,7 +288,5 @@ def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str
         model = seeded_model(cfg, family, seed)
         weights = model.state_dict()
         if getattr(model, 'fork', None):  # a repository of BEVFusion, whose kernels may have another layout
-            from mmdeploy_ext.seeded.fork_weights import weights_of_repository
-
-            weights = weights_of_repository(model)
+            weights = model.fork.weights(model)
     save_checkpoint(out, weights, dict(seed=seed))

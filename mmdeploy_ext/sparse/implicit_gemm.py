@@ -121,6 +121,7 @@ class ImplicitGemm:
                 is_train=0,
                 subm=int(node.subm),
                 transpose=0,
+                do_sort=1,  # the plug-in's default, which nodes since pull request 12631 want to be stated
                 **{name: [int(value) for value in triple] for name, triple in triples.items()},
             )
             self._pairs[key] = outputs[:4]

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
+from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.core.errors import ExportError, ModelFileError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.violations import errors
@@ -58,7 +59,7 @@ def write(
     """Write a folded graph atomically as a libspconv file, see `to_onnx`."""
     model = to_onnx(graph, metadata)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+        temporary.write_bytes(sealed(model.SerializeToString()))
 
 
 def to_onnx(graph: SparseGraph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:

@@ -90,8 +90,10 @@ def generated_dataset(folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any
         (folder / points_path).write_bytes(points.tobytes())
         rotation, intrinsics = np.eye(4), np.eye(4)
         rotation[:3, :3] = Quaternion(axis=[0.2, 1.0, 0.1], degrees=0.5).rotation_matrix
-        intrinsics[:3] = [[700.0, 0, 600, 45], [0, 702, 180, -0.2], [0, 0, 1, 0.003]]
-        camera = make_camera(rng, *picture.shape[:2], 0.0)
+        height, width = picture.shape[:2]
+        to_size = np.diag([width / 1242, height / 375, 1])  # of KITTI's pictures
+        intrinsics[:3] = to_size @ [[700.0, 0, 600, 45], [0, 702, 180, -0.2], [0, 0, 1, 0.003]]
+        camera = make_camera(rng, height, width, 0.0)
         infos.append(
             dict(
                 image=dict(image_idx=index, image_path=str(image_path), image_shape=picture.shape[:2]),

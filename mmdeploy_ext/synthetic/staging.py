@@ -69,16 +69,19 @@ def make_set(
                 f'or replace it with --force'
             )
         target = root.resolve()
-        folder = target.with_name(f'.{target.name}.part')
-        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+        folder, former = (target.with_name(f'.{target.name}.{end}') for end in ('part', 'former'))
+        for rest in (folder, former):
+            shutil.rmtree(rest, ignore_errors=True)  # of an interrupted run
         folder.mkdir(parents=True)
         with Progress(console=cli.stderr(), disable=quiet) as progress:
             task = progress.add_task(f'making {root}', total=total)
             for steps in write(folder):
                 progress.advance(task, steps)
         write_json(folder / MANIFEST, {'parameters': parameters})
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():  # a folder that is removed in part could still have its manifest
+            target.rename(former)
         folder.rename(target)
+        shutil.rmtree(former, ignore_errors=True)
     return True
 
 

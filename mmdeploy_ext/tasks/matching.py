@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.slices import FLOOR
 from mmdeploy_ext.tasks.results import DetectionRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from mmdeploy_ext.tasks.half_bars import HalfBars
     from mmdeploy_ext.tasks.results import Case, Pair
@@ -296,14 +297,12 @@ def in_order_of(
     outputs: Mapping[str, np.ndarray],
     names: Sequence[str],
     rtol: float,
-    atol: Mapping[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return outputs in the order of the reference's rows, if each row has an equal partner.
 
     - `reference`, `outputs`: name -> array (R, ...).
     - `names`: outputs with common rows.
-    - `rtol`: allowed difference, relative to an output's largest reference value.
-    - `atol`: output -> least allowed difference.
+    - `rtol`: allowed difference, relative to an output's largest reference value; at least `FLOOR`.
     """
     counts = {side[name].shape[:1] for side in (reference, outputs) for name in names if name in side}
     if len(counts) != 1 or any(name not in outputs or name not in reference for name in names):
@@ -321,7 +320,7 @@ def in_order_of(
         for column in range(expected.shape[1]):  # all columns at once would be gigabytes
             np.maximum(distance, np.abs(np.subtract.outer(expected[:, column], got[:, column])), distance)
         scale = float(np.abs(expected).max(initial=0))
-        tolerance = max(rtol * scale, (atol or {}).get(name, 0.0))
+        tolerance = max(rtol * scale, FLOOR)
         allowed &= distance <= (tolerance if reference[name].dtype.kind == 'f' else 0)
         nearness -= distance / (scale or 1.0)
     if not has_narrow or allowed.diagonal().all():  # equal rows may be several: their order stays
@@ -331,6 +330,26 @@ def in_order_of(
         return dict(outputs)
     order = [partners[row] for row in range(count)]
     return {name: array[order] if name in names else array for name, array in outputs.items()}
+
+
+def is_tied(array: np.ndarray) -> bool:
+    """Whether floats are the same number along their last axis, as scores of a top-k that took equal ones."""
+    is_row = array.dtype.kind == 'f' and array.ndim > 0 and array.shape[-1] > 1
+    return is_row and bool((np.ptp(array, -1) <= FLOOR).all())
+
+
+def tied_choices(reference: Mapping[str, np.ndarray], scores: Collection[str]) -> set[str]:
+    """Return the outputs of integers with the shape of tied `scores`: a top-k may take any of equal ones."""
+    shapes = {reference[name].shape for name in scores if name in reference and is_tied(reference[name])}
+    return {n for n, array in reference.items() if array.dtype.kind in 'iu' and array.shape in shapes}
+
+
+def is_other_choice(reference: np.ndarray, choice: np.ndarray) -> bool:
+    """Whether integers differ in their order, or in which of several they name, along their last axis."""
+    if choice.shape != reference.shape or choice.dtype != reference.dtype:
+        return False
+    rows, other_rows = (array.reshape(-1, reference.shape[-1]).tolist() for array in (reference, choice))
+    return rows != other_rows and [len({*row}) for row in rows] == [len({*row}) for row in other_rows]
 
 
 def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', columns: int = 4) -> str:

@@ -100,7 +100,8 @@ class PreprocessingResult:
     Attributes:
         samples: titles.
         unit: 'picture', 'frame' or 'sweep'.
-        note: changes of the pipeline, e.g. 'at 608x608', and gaps of the samples.
+        note: changes of the pipeline, e.g. 'at 608x608'.
+        gaps: what of the user's code or data was not compared, each 'without ...'.
         error: why the pipeline or the rule could not run.
         source: reference of the rule.
     """
@@ -109,6 +110,7 @@ class PreprocessingResult:
     unit: str = 'picture'
     differences: tuple[PreprocessingDifference, ...] = ()
     note: str = ''
+    gaps: tuple[str, ...] = ()
     error: str = ''
     source: str = "the config's test pipeline"
 
@@ -118,7 +120,8 @@ class PreprocessingResult:
 
     @property
     def text(self) -> str:
-        pipeline = f'{self.source} {self.note}'.strip()
+        changes = ', '.join(filter(None, (self.note, *self.gaps)))
+        pipeline = f'{self.source} {changes}'.strip()
         if self.error:
             return f'not compared with {pipeline}: {self.error}'
         if not self.samples:

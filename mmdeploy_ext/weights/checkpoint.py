@@ -9,6 +9,7 @@ import itertools
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mmdeploy_ext.core.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
 
 MAX_KEYS = 10
+COPY_AGAIN = 'copy or download it again, and compare its hash with the source'
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types of float weights in a file."""
 
@@ -102,7 +104,10 @@ def read_content(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file')
     try:
+        check_archive(path)
         return _load_tensors(path)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
     except MemoryError:
@@ -120,6 +125,26 @@ def read_content(path: str | Path) -> Any:
                 f'({type(error).__name__}); compare its size and hash with the source'
             )
         raise CheckpointError(message) from error
+
+
+def check_archive(path: str | Path) -> None:
+    """Raise CheckpointError if the content of a checkpoint does not have the CRC-32 that was stored with it.
+
+    Files of PyTorch before 1.6, and of `set_crc32_options(False)`, have none.
+    """
+    with open(path, 'rb') as stream:
+        if stream.read(4) != b'PK\x03\x04' or not zipfile.is_zipfile(stream):
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            has_sums = any(entry.CRC for entry in archive.infolist())
+            entry = archive.testzip() if has_sums else None
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged header: BadZipFile, NotImplementedError, zlib.error
+        raise CheckpointError(f'{path}: is damaged ({error}); {COPY_AGAIN}') from error
+    if entry is not None:
+        raise CheckpointError(f'{path}: is damaged: {entry} does not have its CRC-32; {COPY_AGAIN}')
 
 
 def _load_tensors(path: str) -> Any:

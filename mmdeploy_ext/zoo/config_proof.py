@@ -33,14 +33,13 @@ from mmdeploy_ext.zoo.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     import torch
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.proving.verdict import Verdict
-    from mmdeploy_ext.tasks.results import Pair
 
 WEIGHTS = 'seeded weights'
 """The metadata's checkpoint path."""
@@ -188,18 +187,17 @@ def _prove_export(
             samples, kept = list(family.data.generated_sweeps(rule, settings.sweeps)), {}
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             paths, _ = export_files(deployment, options, str(Path(folder, name)), traced)
-            verdict, pairs = prove(
-                deployment, paths, samples, settings.engine, written=True, timed=False, **kept
-            )
+            verdict = prove(deployment, paths, samples, settings.engine, written=True, timed=False, **kept)
     except Exception as error:
         return dataclasses.replace(outcome_of_error(error), seconds=time.process_time() - start)
     seconds = time.process_time() - start
-    return Outcome(shape=shape, seconds=seconds, **_figures(verdict, pairs))
+    return Outcome(shape=shape, seconds=seconds, **_figures(verdict))
 
 
-def _figures(verdict: Verdict, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _figures(verdict: Verdict) -> dict[str, Any]:
     summary = verdict.summary()
     failure = {}
+    labels_drawn = [getattr(pair.reference, 'labels', ()) for pair in verdict.pairs]
     if not verdict.proven:
         failure = dict(reason=NOT_PROVEN, why='; '.join(verdict.failures)[:MAX_CHARACTERS])
     return dict(
@@ -208,7 +206,7 @@ def _figures(verdict: Verdict, pairs: Sequence[Pair]) -> dict[str, Any]:
         reference=summary['reference'],
         matched=summary['matched'],
         fewest=min((finding.figures['reference'] for finding in verdict.with_figure('image')), default=0),
-        classes=len({int(label) for pair in pairs for label in getattr(pair.reference, 'labels', ())}),
+        classes=len({int(label) for labels in labels_drawn for label in labels}),
         worst_rel=summary['worst_rel'],
         worst_iou=summary['worst_iou'],
         worst_score=summary['worst_score'],

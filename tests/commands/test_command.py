@@ -1,6 +1,8 @@
 """`mm2onnx`: where nothing but the wheel is installed, from another folder; and what it refuses."""
 
+import importlib
 import json
+import shlex
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,7 @@ import installed_wheel
 import toy_centerpoint
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.cli.run_app import COMPILING
+from mmdeploy_ext.contract.registry import contract_class, registered
 from mmdeploy_ext.core import commands
 from refusals import refused
 
@@ -91,6 +94,19 @@ def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
 )
 def test_what_cannot_be_ends_with_status_2_and_one_line(capsys, words, expected):
     assert expected in refused(capsys, command.main, *words)
+
+
+FAMILIES = registered()
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_command_behind_a_proof_is_one_of_mm2onnx_and_takes_its_words(family):
+    texts = [*FAMILIES[family].used_by.values()]
+    texts += filter(None, (contract_class(family, name).used_by for name in FAMILIES[family].contracts))
+    values = dict.fromkeys(('file', 'folder', 'place', 'config', 'checkpoint'), 'x')
+    for text in texts:
+        name, *words = shlex.split(text.format(**values), comments=True)
+        importlib.import_module(commands.COMMANDS[name].module).build_parser().parse_args(words)
 
 
 def test_every_script_of_the_table_is_there():

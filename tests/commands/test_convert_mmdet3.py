@@ -3,13 +3,16 @@
 import json
 import pprint
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from mmcv import Config
 
-from mmdeploy_ext.core.config import load_config
+from marking import in_suite
+from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_name
@@ -77,3 +80,75 @@ def test_a_config_and_then_its_checkpoint_are_converted(config3, tmp_path, capsy
 def test_a_config_of_mmdet_3_is_refused_by_every_tool_with_the_command(config3):
     with pytest.raises(ConfigError, match=rf'tools/convert\.py mmdet3 {config3}'):
         load_config(str(config3))
+
+
+OF_MMDET_2 = [
+    'autoassign/autoassign_r50_fpn_8x2_1x_coco.py',
+    'cascade_rpn/crpn_r50_caffe_fpn_1x_coco.py',
+    'centripetalnet/centripetalnet_hourglass104_mstest_16x6_210e_coco.py',
+    'cornernet/cornernet_hourglass104_mstest_8x6_210e_coco.py',
+    'ddod/ddod_r50_fpn_1x_coco.py',
+    'double_heads/dh_faster_rcnn_r50_fpn_1x_coco.py',
+    'dynamic_rcnn/dynamic_rcnn_r50_fpn_1x_coco.py',
+    'fcos/fcos_r50_caffe_fpn_gn-head_1x_coco.py',
+    'foveabox/fovea_r50_fpn_4x4_1x_coco.py',
+    'fpg/retinanet_r50_fpg_crop640_50e_coco.py',
+    'free_anchor/retinanet_free_anchor_r50_fpn_1x_coco.py',
+    'fsaf/fsaf_r50_fpn_1x_coco.py',
+    'gfl/gfl_r50_fpn_1x_coco.py',
+    'gn/mask_rcnn_r50_fpn_gn-all_2x_coco.py',
+    'grid_rcnn/grid_rcnn_r50_fpn_gn-head_1x_coco.py',
+    'guided_anchoring/ga_retinanet_r50_fpn_1x_coco.py',
+    'guided_anchoring/ga_rpn_r50_fpn_1x_coco.py',
+    'htc/htc_r50_fpn_1x_coco.py',
+    'lad/lad_r101_paa_r50_fpn_coco_1x.py',
+    'ms_rcnn/ms_rcnn_r50_fpn_1x_coco.py',
+    'nas_fcos/nas_fcos_nashead_r50_caffe_fpn_gn-head_4x4_1x_coco.py',
+    'paa/paa_r50_fpn_1x_coco.py',
+    'panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco.py',
+    'pisa/pisa_mask_rcnn_r50_fpn_1x_coco.py',
+    'pisa/pisa_retinanet_r50_fpn_1x_coco.py',
+    'pisa/pisa_ssd300_coco.py',
+    'point_rend/point_rend_r50_caffe_fpn_mstrain_1x_coco.py',
+    'pvt/retinanet_pvt-t_fpn_1x_coco.py',
+    'queryinst/queryinst_r50_fpn_1x_coco.py',
+    'reppoints/reppoints_moment_r50_fpn_1x_coco.py',
+    'sabl/sabl_cascade_rcnn_r50_fpn_1x_coco.py',
+    'sabl/sabl_retinanet_r50_fpn_1x_coco.py',
+    'scnet/scnet_r50_fpn_1x_coco.py',
+    'solo/decoupled_solo_light_r50_fpn_3x_coco.py',
+    'solo/decoupled_solo_r50_fpn_1x_coco.py',
+    'solo/solo_r50_fpn_1x_coco.py',
+    'solov2/solov2_r50_fpn_1x_coco.py',
+    'ssd/ssd300_coco.py',
+    'swin/mask_rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+    'tood/tood_r50_fpn_1x_coco.py',
+    'tridentnet/tridentnet_r50_caffe_1x_coco.py',
+    'vfnet/vfnet_r50_fpn_1x_coco.py',
+    'yolo/yolov3_d53_320_273e_coco.py',
+    'yolof/yolof_r50_c5_8x8_1x_coco.py',
+    'yolox/yolox_s_8x8_300e_coco.py',
+]
+"""mmdet 2.28's configs of further heads and backbones, whose models mmdet 3 has letter by letter."""
+RTMDET, DINO = 'configs/rtmdet/rtmdet_l.py', 'tests/families/query/dino_golden.py'
+
+
+def model_of(name):
+    """Return the model of a config of mmdet 3, as text."""
+    if name in RECORDED:
+        return pprint.pformat(RECORDED[name]['model'])
+    if name == DINO:
+        return pprint.pformat(runpy.run_path(str(REPOSITORY / DINO))['MODEL'])
+    path = str(REPOSITORY / RTMDET) if name == RTMDET else mmdet_config(name)
+    return pprint.pformat(Config.fromfile(path).model.to_dict())
+
+
+@pytest.mark.parametrize('name', in_suite([RTMDET, DINO, *RECORDED, *OF_MMDET_2], RTMDET))
+def test_a_config_of_each_kind_of_head_is_translated_in_a_fresh_process(name, tmp_path):
+    """In this process other tests have imported what registers a model."""
+    source, target = tmp_path / 'config3.py', tmp_path / 'config2.py'
+    source.write_text(f'model = {model_of(name)}\n{PIPELINE}')
+    words = [sys.executable, '-m', 'mmdeploy_ext', 'convert', 'mmdet3', source, target]
+    ran = subprocess.run([*map(str, words)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert load_config(str(target)).model.type == Config.fromfile(str(source)).model.type

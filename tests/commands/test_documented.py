@@ -1,7 +1,9 @@
-"""Commands of README and of the first pages run as they stand there, one after another in one folder."""
+"""Commands of the first pages and the Python of all pages run as they stand there, one after another."""
 
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +14,46 @@ from refusals import REPOSITORY
 VARIABLES = {'$CONFIG': 'configs/demo/atss_toy.py', '$CKPT': 'demo/checkpoints/atss_toy.pth'}
 OWN = 'faster_rcnn_r50_fpn_1x_coco'
 """Config and checkpoint of README's reader: the trained toy stands for them."""
+
+PYTHON_PAGES = [
+    path.relative_to(REPOSITORY).as_posix()
+    for pattern in ('*.md', 'docs/**/*.md', 'projects/*/README.md')
+    for path in sorted(REPOSITORY.glob(pattern))
+    if '```python' in path.read_text(encoding='utf-8')
+]
+IMPORTS = 'from mmdeploy_ext import compat; compat.apply()\nimport mmdeploy_ext\n'
+ATSS = "'configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth'"
+OF_PROOF = """
+import os, shutil
+os.mkdir('work_dirs')
+shutil.copy('demo/atss_toy.onnx', 'work_dirs/full.onnx')
+"""
+BEFORE = {
+    'docs/models-cameras.md': """
+from mmdeploy_ext.cli import command
+command.main(['synthetic', 'nuscenes', '--root', 'data', '--train-scenes', '1', '--val-scenes', '1',
+              '--frames', '2', '--jobs', '1'])
+command.main(['synthetic', 'infos', '--root-path', 'data', '--out-dir', '.', '--extra-tag', 'toy'])
+import os; os.rename('toy_infos_val.pkl', 'infos_val.pkl')
+mmdeploy_ext.export('projects/configs/StreamPETR/stream_petr_toy.py',
+                    'demo/checkpoints/stream_petr_toy.pth', 'work_dirs/model')
+""",
+    'docs/models-lidar.md': """
+import numpy as np
+np.random.default_rng(0).uniform(0, 9, (500, 5)).astype(np.float32).tofile('sweep.bin')
+mmdeploy_ext.export('projects/configs/PointPillars/pointpillars_toy.py',
+                    'demo/checkpoints/pointpillars_toy.pth', 'work_dirs/model')
+""",
+    'docs/parts.md': f"""
+cut = mmdeploy_ext.export_parts({ATSS}, ['backbone+neck'], 'cut')
+from mmcv.parallel import scatter_kwargs
+model = cut.deployment.make()
+_, (data,) = scatter_kwargs((), dict(cut.samples[0]), [-1])
+""",
+    'docs/proof.md': OF_PROOF,
+    'docs/zh-CN/proof.md': OF_PROOF,
+}
+"""Page -> Python that makes what the page takes as given."""
 
 
 def joined(block: str) -> list[str]:
@@ -46,3 +88,16 @@ def test_the_commands_of_a_page(page, tmp_path, monkeypatch, capfd):
         (tmp_path / f'{OWN}.pth').symlink_to(REPOSITORY / VARIABLES['$CKPT'])
     for words in found:
         assert command.main(words) == 0, f'{" ".join(words)}\n{capfd.readouterr().err}'
+
+
+@pytest.mark.parametrize('page', in_suite(PYTHON_PAGES, 'docs/export.md', 'docs/run.md'))
+def test_the_python_of_a_page(page, tmp_path):
+    """In a process of its own: some pages register operators and families."""
+    for name in ('configs', 'demo', 'projects', 'mmdeploy_ext'):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    text = (REPOSITORY / page).read_text(encoding='utf-8')
+    blocks = re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    script = tmp_path / 'page.py'
+    script.write_text('\n'.join([IMPORTS, BEFORE.get(page, ''), *blocks]), encoding='utf-8')
+    ran = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]

@@ -15,7 +15,7 @@ from mmdeploy_ext.consumers.autoware import check as checker
 from mmdeploy_ext.consumers.autoware import trial
 from mmdeploy_ext.consumers.autoware.check import check
 from mmdeploy_ext.core.errors import ModelFileError
-from toy_autoware import LOST, key
+from toy_autoware import LOST, key, setting
 
 ML = 'ml_package.param.yaml'
 REMAPPER = 'detection_class_remapper.param.yaml'
@@ -222,3 +222,92 @@ def test_the_command_ends_with_its_verdict_and_graph_py_knows_the_folder(tmp_pat
     assert main([str(tmp_path / 'nowhere')]) == 2
     (tmp_path / HEAD).write_bytes(b'no graph')
     assert main([str(tmp_path)]) == 1 and HEAD in capsys.readouterr().out
+
+
+PARAMETERS, SETTINGS, LIFTED = 'bevdet.param.yaml', 'bevdet.yaml', 'bevdet_one_lt_d.onnx'
+CAMERAS = toy_autoware.BEVDET['data_params']['cams']
+EXCHANGED = [CAMERAS[1], CAMERAS[0], *CAMERAS[2:]]
+BEVDET = {
+    'no settings': (drop(SETTINGS), SETTINGS, '', 'missing-file'),
+    'mean as B, G, R': (setting('mean', [103.53, 116.28, 123.675]), SETTINGS, 'mean', 'export'),
+    'std as B, G, R': (setting('std', [57.375, 57.12, 58.395]), SETTINGS, 'std', 'export'),
+    'exchanged cameras': (
+        setting('data_config.cams', EXCHANGED),
+        SETTINGS,
+        'data_config.cams',
+        'export',
+    ),
+    "exchanged cameras of the node's": (
+        key(PARAMETERS, 'data_params.cams', EXCHANGED),
+        PARAMETERS,
+        'data_params.cams',
+        'value',
+    ),
+    'another depth step': (
+        setting('grid_config.depth', [1.0, 60.0, 1.0]),
+        SETTINGS,
+        'grid_config.depth',
+        'grid',
+    ),
+    'another first depth': (
+        setting('grid_config.depth', [2.0, 61.0, 0.5]),
+        SETTINGS,
+        'grid_config.depth',
+        'export',
+    ),
+    'fewer frames before': (setting('adj_num', 7), SETTINGS, 'adj_num', 'export'),
+    'another crop': (setting('data_config.crop', [120, 0]), SETTINGS, 'data_config.crop', 'export'),
+    'another grid': (setting('grid_config.x', [-51.2, 51.2, 0.4]), SETTINGS, 'grid_config.x', 'grid'),
+    'a lost entry': (setting('cam_params_size', None), SETTINGS, 'cam_params_size', 'key'),
+    "a path from the node's folder": (key(PARAMETERS, 'onnx_path', LIFTED), PARAMETERS, 'onnx_path', 'path'),
+}
+
+
+@pytest.fixture
+def bevdet(tmp_path):
+    toy_autoware.bevdet(tmp_path)
+    exported_from(LIFTED, **toy_autoware.STATED)(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize('fault', BEVDET)
+def test_settings_of_bevdet_are_read_against_the_file(bevdet, fault):
+    assert check(bevdet)[0] == []
+    change, file, attribute, rule = BEVDET[fault]
+    change(bevdet)
+    found = [one for one in check(bevdet)[0] if one.severity == 'error']
+    assert (file, attribute, rule) in {(one.node, one.attribute, one.rule) for one in found}, found
+
+
+def test_bins_that_the_program_cuts_off_are_errors(bevdet):
+    """(60.1 - 1) / 0.3 is 197, and 196 in float32."""
+    depths = (1 + 0.3 * np.arange(197)).tolist()
+    facts = toy_autoware.STATED['postprocess'] | dict(depths=depths)
+    toy_autoware.bevdet(bevdet)
+    exported_from(LIFTED, **toy_autoware.STATED | dict(postprocess=facts))(bevdet)
+    setting('grid_config.depth', [1.0, 60.1, 0.3])(bevdet)
+    assert [(one.attribute, one.rule) for one in check(bevdet)[0]] == [('grid_config.depth', 'grid')]
+
+
+NODES = {
+    'as upstream': (('debug_mode', 'data_params.camera_count'), ['data_params.camera_count', 'debug_mode']),
+    'newest': (('data_params.CAM_NUM',), []),
+}
+"""Node -> keys that its file lacks, keys of a warning that it fits older nodes alone."""
+
+
+@pytest.mark.parametrize('node', NODES)
+def test_parameters_of_older_and_of_newer_nodes_are_accepted(bevdet, node):
+    lost, warned = NODES[node]
+    for name in lost:
+        key(PARAMETERS, name, LOST)(bevdet)
+    found = check(bevdet)[0]
+    assert sorted(one.attribute for one in found) == warned
+    assert {(one.rule, one.severity) for one in found} <= {('version', 'warning')}
+
+
+def test_a_threshold_that_was_tuned_and_halves_are_warnings(bevdet):
+    setting('test_cfg.score_threshold', 0.3)(bevdet)
+    key(PARAMETERS, 'precision', 'fp16')(bevdet)
+    found = {(one.attribute, one.severity) for one in check(bevdet)[0]}
+    assert found == {('test_cfg.score_threshold', 'warning'), ('precision', 'warning')}

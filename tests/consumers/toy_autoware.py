@@ -7,6 +7,8 @@ import onnx
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+from mmdeploy_ext.consumers.autoware.nodes import BEVDET as BEVDET_NODE
+from mmdeploy_ext.consumers.autoware.nodes import BEVDET_CAMERAS
 from mmdeploy_ext.consumers.autoware.nodes import CENTERPOINT as LIDAR_NODE
 from mmdeploy_ext.consumers.autoware.nodes import REMAPPER as REMAPPER_FILE
 
@@ -121,3 +123,102 @@ def key(file, path, new):
         (folder / file).write_text(yaml.dump(content, Dumper=DUMPER))
 
     return change
+
+
+def setting(path, new):
+    """Return a change of one entry of bevdet.yaml; None removes it."""
+
+    def change(folder):
+        content = yaml.load((folder / BEVDET_NODE.settings).read_text(), Loader=LOADER)
+        *above, last = path.split('.')
+        below = content
+        for name in above:
+            below = below[name]
+        below[last] = new
+        (folder / BEVDET_NODE.settings).write_text(yaml.dump(content, Dumper=DUMPER))
+
+    return change
+
+
+BEVDET = dict(
+    onnx_path='$(var model_path)/$(var model_name).onnx',
+    engine_path='$(var model_path)/$(var model_name).engine',
+    debug_mode=False,
+    data_params=dict(CAM_NUM=6, camera_count=6, cams=list(BEVDET_CAMERAS)),
+    post_process_params=dict(score_threshold=0.2, class_names=['car', 'bus']),
+)
+SETTINGS = dict(
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    use_depth=True,
+    use_adj=True,
+    adj_num=8,
+    transform_size=6,
+    cam_params_size=27,
+    data_config=dict(
+        Ncams=6, cams=list(BEVDET_CAMERAS), src_size=[900, 1600], input_size=[256, 704], crop=[140, 0]
+    ),
+    grid_config=dict(x=[-51.2, 51.2, 0.8], y=[-51.2, 51.2, 0.8], z=[-5.0, 3.0, 8.0], depth=[1.0, 60.0, 0.5]),
+    model=dict(
+        bevpool_channels=80,
+        down_sample=16,
+        common_head=dict(names=['reg', 'height', 'dim', 'rot', 'vel'], channels=[2, 1, 3, 2, 2]),
+        tasks=[dict(num_class=2, class_names=['car', 'bus'])],
+    ),
+    test_cfg=dict(
+        max_per_img=500,
+        post_max_size=500,
+        score_threshold=0.1,
+        nms_thr=[0.2],
+        nms_rescale_factor=[[1.0, 0.7]],
+    ),
+)
+STATED = dict(
+    classes=['car', 'bus'],
+    preprocess=dict(
+        mean=SETTINGS['mean'], std=SETTINGS['std'], cameras=list(BEVDET_CAMERAS), size=[256, 704]
+    ),
+    postprocess=dict(
+        num_classes=[2],
+        max_num=500,
+        post_max_size=500,
+        score_threshold=0.1,
+        nms_thr=0.2,
+        nms_scale=[[1.0, 0.7]],
+        grid_low=[-51.2, -51.2, -5.0],
+        grid_step=[0.8, 0.8, 8.0],
+        depths=(1 + 0.5 * np.arange(118)).tolist(),
+        rows=[0.0] * 16,
+    ),
+)
+"""What an export's metadata state of the graph."""
+
+
+def bevdet(folder):
+    """Write what tensorrt_bevdet loads; the graph has the node's tensors and plug-ins, and no network."""
+    written(folder / BEVDET_NODE.manifest, BEVDET)
+    (folder / BEVDET_NODE.settings).write_text(yaml.dump(SETTINGS, Dumper=DUMPER))
+    (file,) = BEVDET_NODE.files
+    kinds = dict(FLOAT=FLOAT, INT32=TensorProto.INT32)
+
+    def ends(tensors):
+        for tensor in tensors:
+            sizes = [2 if axis == '?' else axis for axis in tensor.axes.split()]
+            shape = [int(size) if str(size).isdigit() else tensor.name for size in sizes]
+            yield value(tensor.name, shape, kinds[tensor.types[0]])
+
+    inputs, outputs = list(ends(file.inputs)), list(ends(file.outputs))
+    names = [one.name for one in inputs]
+    fields = dict(
+        Preprocess=dict(crop_h=140, crop_w=0, resize_radio=0.44),
+        BEVPool=dict(bev_h=128, bev_w=128, n=6),
+        AlignBEV={},
+        GatherBEV={},
+    )
+    made = {name: [f'of_{name}'] for name in fields} | dict(GatherBEV=[one.name for one in outputs])
+    nodes = [
+        helper.make_node(name, names, made[name], name=name, domain='bevdet', **attributes)
+        for name, attributes in fields.items()
+    ]
+    saved(folder / f'{file.name}.onnx', nodes, inputs, outputs, domains=['bevdet'])
+    return folder

@@ -87,7 +87,7 @@ def test_float16_ends_are_written_by_option_and_fed_and_read_in_float32(deployme
 
 
 def test_a_verdict_is_within_bars_and_never_proven(deployment, files):
-    verdict, _ = prove_samples(deployment, files['full'], images(), written=True)
+    verdict = prove_samples(deployment, files['full'], images(), written=True)
     assert verdict.passed and not verdict.proven, verdict.failures
     assert verdict.title == 'WITHIN FP16 BARS'
     cosines = [row.cosine for case in cases_of(verdict) for row in case.tensors]
@@ -113,7 +113,7 @@ def test_a_fault_in_a_float16_file_is_found(deployment, files, tmp_path):
     largest.CopyFrom(numpy_helper.from_array(array[::-1].copy(), largest.name))
     path = str(tmp_path / 'faulty.onnx')
     onnx.save(model, path)
-    verdict, _ = prove_samples(deployment, path, images(), edited=True)
+    verdict = prove_samples(deployment, path, images(), edited=True)
     assert not verdict.passed and verdict.title == 'NOT WITHIN FP16 BARS'
     assert any('below 0.999' in row.reason for case in cases_of(verdict) for row in case.tensors)
 

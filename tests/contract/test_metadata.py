@@ -70,6 +70,11 @@ def test_survives_the_file_through_onnx_and_through_onnxruntime(model, tmp_path)
     assert session.run(None, {'x': np.ones((1, 4), np.float32)})[0].sum() == 4
 
 
+def test_a_file_of_another_exporter_is_refused_with_the_command_that_proves_it(model, tmp_path):
+    with pytest.raises(ModelFileError, match='prove-module'):
+        read_metadata(write(model, tmp_path / 'm.onnx', {}))
+
+
 @pytest.mark.parametrize('rules', [GRAPH_RULES - 1, GRAPH_RULES + 1])
 def test_a_file_of_other_graph_rules_is_refused_with_what_to_do(model, tmp_path, rules):
     props = dict(METADATA.to_props(), **{f'{PREFIX}rules': str(rules), f'{PREFIX}options': '{}'})

@@ -1,11 +1,13 @@
 """Named tensors come back from disk as they were; a damaged dump is refused by name."""
 
 import hashlib
+import os
+import shutil
 
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.dump import load_dump, save_dump
+from mmdeploy_ext.core.dump import list_samples, load_dump, replaced_dump, save_dump
 from mmdeploy_ext.core.errors import DataError
 
 TENSORS = dict(
@@ -37,3 +39,34 @@ def test_changed_content_is_named(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=r'input_1x2x3x4\.bin: .*sha256 differs'):
         load_dump(tmp_path)
+
+
+def dump(folder, samples):
+    with replaced_dump(folder) as staging:
+        for index in range(samples):
+            save_dump(staging / f'{index:06d}', TENSORS, dict(sample=index))
+
+
+def test_a_dump_that_is_interrupted_leaves_the_former_one(tmp_path):
+    dump(tmp_path / 'dump', 3)
+    (tmp_path / 'dump/notes.txt').write_text('of the user')
+    with pytest.raises(KeyboardInterrupt), replaced_dump(tmp_path / 'dump') as staging:
+        save_dump(staging / '000000', TENSORS, {})
+        raise KeyboardInterrupt
+    assert len(list_samples(tmp_path / 'dump')) == 3
+    dump(tmp_path / 'dump', 2)
+    assert sorted(os.listdir(tmp_path / 'dump')) == ['000000', '000001', 'notes.txt', 'samples.json']
+    assert os.listdir(tmp_path) == ['dump'] and len(list_samples(tmp_path / 'dump')) == 2
+
+
+@pytest.mark.parametrize('missing', ['000001', 'samples.json', '000001/manifest.json'])
+def test_a_missing_sample_is_no_smaller_dump(tmp_path, missing):
+    dump(tmp_path, 3)
+    path = tmp_path / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(DataError, match=missing.partition('/')[0]):
+        list_samples(tmp_path)
+
+
+def test_a_folder_without_samples_is_no_dump(tmp_path):
+    assert list_samples(tmp_path / 'none') == list_samples(tmp_path) == []

@@ -1,6 +1,8 @@
 """Files appear whole or not at all, whatever happens while they are written."""
 
 import copy
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import (
     atomic_path,
+    check_outputs,
+    check_writable,
     sha256_file,
     sha256_onnx,
 )
@@ -35,6 +40,59 @@ def test_an_exception_leaves_the_earlier_file_and_nothing_else(error, tmp_path):
         temporary.write_bytes(b'half')
         raise error
     assert (tmp_path / 'target').read_bytes() == b'earlier' and names(tmp_path) == ['target']
+
+
+def write(target: Path) -> None:
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b'new')
+
+
+def test_a_pipe_is_written_through(tmp_path):
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    check_writable(pipe)
+    write(pipe)
+    assert os.read(reader, 9) == b'new' and stat.S_ISFIFO(pipe.stat().st_mode)
+    os.close(reader)
+
+
+def test_the_link_to_an_open_output_is_written_through(tmp_path, capfd):
+    (tmp_path / 'stdout').symlink_to('/proc/self/fd/1')
+    print('before')
+    write(tmp_path / 'stdout')
+    print('after')
+    assert capfd.readouterr().out == 'before\nnewafter\n' and (tmp_path / 'stdout').is_symlink()
+
+
+@pytest.mark.parametrize('earlier', [True, False])
+def test_the_target_of_a_link_is_written(tmp_path, earlier):
+    (tmp_path / 'store').mkdir()
+    if earlier:
+        (tmp_path / 'store/target').write_bytes(b'earlier')
+    (tmp_path / 'link').symlink_to('store/target')
+    write(tmp_path / 'link')
+    assert (tmp_path / 'link').is_symlink() and (tmp_path / 'store/target').read_bytes() == b'new'
+    assert names(tmp_path) == ['link', 'store'] and names(tmp_path / 'store') == ['target']
+
+
+def test_a_file_keeps_its_permissions_and_a_read_only_one_its_content(tmp_path):
+    for mode in (0o600, 0o444):
+        path = tmp_path / f'{mode:o}'
+        path.write_bytes(b'earlier')
+        path.chmod(mode)
+    write(tmp_path / '600')
+    for refuses in (write, check_writable):
+        with pytest.raises(UsageError, match='444'):
+            refuses(tmp_path / '444')
+    modes = {path.name: (oct(path.stat().st_mode)[-3:], path.read_bytes()) for path in tmp_path.iterdir()}
+    assert modes == {'600': ('600', b'new'), '444': ('444', b'earlier')}
+
+
+def test_an_input_is_known_by_its_resolved_path(tmp_path):
+    (tmp_path / 'in.onnx').write_bytes(b'input')
+    with pytest.raises(UsageError, match='never overwritten'):
+        check_outputs({'--output': [tmp_path / 'new/../in.onnx']}, {'the input': [tmp_path / 'in.onnx']})
 
 
 def test_the_digest_of_an_onnx_file_has_the_weights_beside_it(tmp_path):

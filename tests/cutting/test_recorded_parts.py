@@ -10,6 +10,7 @@ import toy_parts
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.cutting.export import export_folder, names_for, record_parts
 from mmdeploy_ext.cutting.listing import candidates_of, proposal_of
+from mmdeploy_ext.cutting.proof import prove_folder
 from mmdeploy_ext.cutting.results import match_results
 from mmdeploy_ext.cutting.samples import run_test_path
 from mmdeploy_ext.cutting.swap import with_parts
@@ -34,6 +35,25 @@ def test_an_array_of_the_metas_is_an_input_that_another_rig_changes(tmp_path):
     sample['img_metas'][0]['lidar2img'] = np.eye(4) * 3
     got, expected = results_of(folder, sample)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('how', ['', 'bright'])
+def test_a_branch_that_only_bright_images_take_is_found_and_its_line_is_named(tmp_path, how):
+    deployment, given = toy_parts.ToyDeployment(how), toy_parts.samples()
+    exported_parts = export_folder(deployment, ['extract_feat()', 'head'], given, tmp_path / 'cut')
+    verdict = prove_folder(deployment, exported_parts[0], given, exported_parts[1:])
+    assert verdict.passed != bool(how), verdict.failures
+    assert any('toy_parts.py' in text for text in verdict.untraced) == bool(how)
+    assert all('bright' in failure for failure in verdict.failures)
+
+
+def test_a_comment_in_a_file_of_the_users_is_a_note(tmp_path):
+    deployment, given = toy_parts.ToyDeployment(), toy_parts.samples()
+    folder, *recorded = export_folder(deployment, ['extract_feat()', 'head'], given, tmp_path / 'cut')
+    for entry in folder.facts['classes']:
+        entry['sha256'] = 'of the file without the comment'
+    verdict = prove_folder(deployment, folder, given, recorded)
+    assert verdict.passed and any('toy_parts.py' in note for note in verdict.notes)
 
 
 def test_inputs_keep_the_order_in_which_the_code_reads_them(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from mmcv.cnn import Conv2d
 from torch import nn
 
+from mmdeploy_ext.core.source_code import model_classes
 from mmdeploy_ext.exporting.copy import prepare
 
 
@@ -57,6 +58,8 @@ class Detector(nn.Module):
         feats = self.backbone(img)
         if self.head.how == 'between':
             feats = feats * 2
+        if self.head.how == 'bright' and img.mean() > 0.7:
+            feats = feats - 1
         return [self.neck(feats)]
 
     def forward(self, img, img_metas, return_loss=False):
@@ -68,6 +71,11 @@ class ToyDeployment:
     """Stands for `CutModel`: makes the detector in its fresh state."""
 
     how: str = ''
+    config = checkpoint = 'toy'
+
+    @property
+    def pristine(self):
+        return self.make()
 
     def make(self):
         return Detector(self.how).eval().requires_grad_(False)
@@ -76,7 +84,8 @@ class ToyDeployment:
         return prepare(self.make())
 
     def facts(self):
-        return dict(config='toy')
+        classes = [entry.to_json() for entry in model_classes(self.make())]
+        return dict(config='toy', config_sha256='', checkpoint_sha256='', classes=classes)
 
 
 def samples(sizes=(8, 8, 8)):

@@ -61,7 +61,7 @@ def bands_file(toy, picture, tmp_path_factory):
 
 
 def test_a_file_of_four_bands_is_proven(toy, picture, bands_file):
-    verdict, _ = prove_samples(toy, [bands_file], [('toy', picture)])
+    verdict = prove_samples(toy, [bands_file], [('toy', picture)])
     assert verdict.proven, verdict.failures
 
 

@@ -115,6 +115,6 @@ def test_a_full_size_file_is_proven(config, cfg_options, changes, tmp_path):
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = deploy.prepare_fixed(deployment.rule, PICTURES[0][1], options.height, options.width)
     export_files(deployment, options, str(tmp_path / 'm.onnx'), [traced])
-    verdict, _ = prove(deployment, str(tmp_path / 'm.onnx'), PICTURES, dict(engine=engine))
+    verdict = prove(deployment, str(tmp_path / 'm.onnx'), PICTURES, dict(engine=engine))
     assert verdict.proven, verdict.failures or verdict.to_json()
     assert matched_of(verdict) >= 50 or options.get('score_form', '') == 'product'

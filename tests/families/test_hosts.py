@@ -9,8 +9,8 @@ import torch
 import toy_two_stage
 from image_checks import run_stages
 from mmdeploy_ext.cli.run_app import main as run_main
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ENGINE as BACKEND
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
+from mmdeploy_ext.consumers.plugins.kernels import ENGINE as BACKEND
+from mmdeploy_ext.consumers.plugins.kernels import open_with_plugins
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
@@ -184,7 +184,7 @@ def test_the_plugin_computes_the_results_of_standard_operators(toy, hosts_backen
 def test_a_file_is_proven(name, options, tmp_path):
     model = deploy.load(f'{REPO}/configs/demo/{name}.py', f'{REPO}/demo/checkpoints/{name}.pth')
     path = export_toy(model, tmp_path / 'hosts.onnx', **(HOSTS | options))
-    verdict, _ = prove(model, [path], [('toy', read_image(PICTURE))])
+    verdict = prove(model, [path], [('toy', read_image(PICTURE))])
     assert verdict.proven, verdict.failures
 
 

@@ -66,5 +66,5 @@ def test_a_file_is_proven(kind, chosen, tmp_path):
     options = deployment.family.choose(height=SIZE[0], width=SIZE[1], opset=17, **chosen)
     picture = deploy.prepare_fixed(deployment.rule, IMAGES[0][1], *SIZE)
     export_files(deployment, options, str(tmp_path / 'm.onnx'), [picture])
-    verdict, _ = prove(deployment, str(tmp_path / 'm.onnx'), IMAGES, timed=False)
+    verdict = prove(deployment, str(tmp_path / 'm.onnx'), IMAGES, timed=False)
     assert verdict.proven, verdict.failures

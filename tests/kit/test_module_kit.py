@@ -6,9 +6,10 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
-from kits import load
+from kits import load, run
 from mmdeploy_ext.cli.kit_app import main
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.judge import judge
@@ -93,3 +94,26 @@ def test_a_file_that_is_not_the_module_makes_no_kit(module_folder, tmp_path):
     with pytest.raises(UsageError, match=r'wrong\.onnx'):
         write_module_kit(code['make'](), tmp_path / 'wrong.onnx', code['samples'](), tmp_path / 'kit')
     assert not (tmp_path / 'kit').exists()
+
+
+class Rounded(torch.nn.Module):
+    """A table of pixels and scores; scores in float32 are 1e-5 from those in float64."""
+
+    def forward(self, x):
+        off = 1e-5 if x.dtype == torch.float32 else 0.0
+        return torch.cat([1000 * x[:, :2], 0.001 * x[:, 2:] + off], 1)
+
+
+def test_a_score_beside_pixels_is_judged_by_three_distances_from_float64(tmp_path):
+    samples, path = (
+        [(torch.rand(4, 3, generator=torch.Generator().manual_seed(s)),) for s in (0, 1)],
+        'm.onnx',
+    )
+    torch.onnx.export(Rounded(), samples[0], str(tmp_path / path), dynamo=False, output_names=['table'])
+    write_module_kit(Rounded().eval(), tmp_path / path, samples, tmp_path / 'kit', generate=False)
+    outputs = run(tmp_path / 'kit', tmp_path / 'outputs')[1]
+    arrays = {file: np.load(file)['table'] for file in outputs.glob('0*.npz')}
+    for off, equal in ((0, True), (2.5e-5, True), (3.5e-5, False)):
+        for file, array in arrays.items():
+            np.savez(file, table=array + np.float32([0, 0, off]))
+        assert judge(tmp_path / 'kit', outputs).equal == equal

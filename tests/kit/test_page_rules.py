@@ -130,6 +130,8 @@ SPEC = GraphSpec(
         TensorSpec('places', 'int64', ('n',)),
         TensorSpec('flags', 'bool', ('n',)),
         TensorSpec('uncovered', 'float32', ('n', 3), groups=GROUPS[:1]),
+        TensorSpec('table', 'float32', ('n', 4)),
+        TensorSpec('maps', 'float32', (1, 'n', 2, 2)),
     ),
 )
 BOXES = np.random.default_rng(3).normal(0, 50, (6, 3)).astype(np.float32)
@@ -139,7 +141,18 @@ TENSORS = dict(
     places=np.arange(6) * 20000,
     flags=BOXES[:, 0] > 0,
     uncovered=BOXES,
+    table=np.float32([[900, 2e5, 0.5, -1e9], [700, 3, 0.25, -1e9], [30, 2, 0.125, -1e9]]),
+    maps=np.float32([900, 500, 300, 100, 0.9, 0.5, 0.3, 0.1]).reshape(1, 2, 2, 2),
 )
+ROUNDING = dict(table=np.full((3, 4), 2e-5, np.float32))
+
+
+def changed(name, place, by):
+    array = TENSORS[name].copy()
+    array[place] += by
+    return {name: array}
+
+
 CHANGES = {
     'nothing': {},
     'NaN': dict(boxes=BOXES * np.nan),
@@ -152,26 +165,41 @@ CHANGES = {
     'shape': dict(boxes=BOXES[:5]),
     'dtype': dict(ids=np.arange(6, dtype=np.int32)),
     'empty': dict(boxes=BOXES[:0]),
+    'a score by three roundings': changed('table', (0, 2), 5.5e-5),
+    'a score by more': changed('table', (0, 2), 7e-5),
+    'beside a larger magnitude': changed('table', (1, 1), 1e-3),
+    'another mask': changed('table', (0, 3), 1e6),
+    'a channel by less than 1e-6 of the largest': changed('maps', (0, 1, 0, 0), 8e-4),
+    'a channel by more': changed('maps', (0, 1, 0, 0), 2e-3),
+    'an infinity': changed('maps', (0, 1, 0, 0), np.inf),
 }
 
 
 def test_tensors_are_compared_as_in_python(page):
     candidates = {name: {**TENSORS, **change} for name, change in CHANGES.items()}
     expected = {
-        name: [[row.tensor, row.passed] for row in compare_tensors(TENSORS, candidate, SPEC)]
+        name: [
+            [row.tensor, row.passed] for row in compare_tensors(TENSORS, candidate, SPEC, lambda: ROUNDING)
+        ]
         for name, candidate in candidates.items()
     }
     body = """
         const [{ compareTensors }, { withGroups }] = await Promise.all(
             ['tensors', 'kit'].map((name) => import(`kit/${name}.js`)));
         withGroups(spec, rtol);
-        const compare = (candidate) => compareTensors(expected, candidate, spec);
+        const compare = (candidate) => compareTensors(expected, candidate, spec, rounding);
         return Object.fromEntries(Object.entries(candidates).map(([name, candidate]) => (
             [name, compare(candidate).map((row) => [row.name, !row.reason])]
         )));
     """
     answer = in_page(
-        page, body, expected=TENSORS, candidates=candidates, spec=SPEC.to_json(), rtol=DEFAULT_RTOL
+        page,
+        body,
+        expected=TENSORS,
+        candidates=candidates,
+        spec=SPEC.to_json(),
+        rounding=ROUNDING,
+        rtol=DEFAULT_RTOL,
     )
     assert answer == expected
     assert not all(passed for rows in expected.values() for _, passed in rows[:-1])

@@ -32,6 +32,11 @@ class Levels(Fixed):
         return (x,) * (1 + int(x.shape[2] > 64))
 
 
+class Dropped(Fixed):
+    def forward(self, x):
+        return (nn.functional.dropout(self.conv(x)),)
+
+
 class Free(Fixed):
     def forward(self, x):
         x = self.conv(x)
@@ -58,12 +63,13 @@ class Detector(nn.Module):
         self.eval()
 
 
-@pytest.mark.parametrize('name', ['Fixed', 'Levels'])
-def test_a_backbone_that_keeps_its_size_is_refused_with_the_line(backbones, name):
+@pytest.mark.parametrize('name', ['Fixed', 'Levels', 'Dropped'])
+def test_a_backbone_that_keeps_its_size_or_draws_numbers_is_refused_with_the_line(backbones, name):
     with pytest.raises(UsageError) as error:
         check_dynamic_parts(Detector(getattr(backbones, name)()))
-    lines = dict(Fixed='side = int(x.shape', Levels='x.shape[2] > 64')
+    lines = dict(Fixed='side = int(x.shape', Levels='x.shape[2] > 64', Dropped='dropout(self.conv(x))')
     assert f'{name} (' in str(error.value) and lines[name] in str(error.value)
+    assert ('random' in str(error.value)) == (name == 'Dropped')
 
 
 def test_a_backbone_of_any_size_passes_and_one_of_mmdet_is_not_tried(backbones, monkeypatch):

@@ -12,7 +12,7 @@ from mmdet3d.datasets import NuScenesDataset
 from pyquaternion import Quaternion
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.models.datasets.bevdet_nuscenes_dataset import BEVDetNuScenesDataset
+from mmdeploy_ext.models.bevdet.dataset import BEVDetNuScenesDataset
 from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, lidar_to_global, rigid_inverse
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 from mmdeploy_ext.synthetic.nuscenes_infos import create_infos

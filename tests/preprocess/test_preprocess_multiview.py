@@ -39,7 +39,8 @@ def rig(size, seed=0):
     """Images, intrinsics (N, 3, 3) and lidar2cam (N, 4, 4) of six cameras."""
     rng = np.random.default_rng(seed)
     images = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(6)]
-    intrinsics = np.tile(np.array([[1266.4, 0, 816.3], [0, 1265.9, 491.5], [0, 0, 1]]), (6, 1, 1))
+    to_size = np.diag([size[1] / 1600, size[0] / 900, 1])
+    intrinsics = np.tile(to_size @ [[1266.4, 0, 816.3], [0, 1265.9, 491.5], [0, 0, 1]], (6, 1, 1))
     lidar2cam = np.tile(np.eye(4, dtype=np.float32), (6, 1, 1))
     lidar2cam[:, :3, 3] = rng.normal(size=(6, 3))
     return images, intrinsics, lidar2cam

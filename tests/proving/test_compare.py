@@ -117,10 +117,11 @@ def test_zeros_equal_zeros_and_what_atol_allows():
     assert failing(memory(0, 0, 0), memory(0, 0, 0), ONE) == {}
     assert failing(memory(0, 0, 0), memory(0, 9e-4, 0), ONE) == {}
     assert set(failing(memory(0, 0, 0), memory(0, 2e-3, 0), ONE)) == {'memory'}
-    zeros, other = dict(logits=np.zeros((1, 6), np.float32)), dict(logits=np.full((1, 6), 1e-9, np.float32))
-    logits = GraphSpec('toy', (), SPEC.outputs[:1])
+    zeros, logits = dict(logits=np.zeros((1, 6), np.float32)), GraphSpec('toy', (), SPEC.outputs[:1])
     assert failing(zeros, zeros, logits) == {}
-    assert set(failing(zeros, other, logits)) == {'logits'}
+    for value, wrong in ((9e-7, set()), (1.1e-6, {'logits'})):
+        other = dict(logits=np.full((1, 6), value, np.float32))
+        assert set(failing(zeros, other, logits)) == wrong
 
 
 def test_the_larger_tolerance_decides_not_the_sum_of_both():
@@ -147,21 +148,73 @@ def test_integers_and_booleans_and_scalars_compare():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(-1e6, 1e6, width=32)),
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(0.5, 20, width=32)),
     st.floats(0.01, 10),
     st.data(),
 )
-def test_a_value_passes_exactly_within_the_tolerance(reference, times, data):
+def test_a_value_passes_exactly_within_the_tolerance_of_its_column_and_its_channel(reference, times, data):
     spec = GraphSpec('toy', (), (TensorSpec('x', 'float64', reference.shape),))
-    scale = np.abs(reference).max()
-    if scale == 0 or abs(times - 1) < 1e-3:
+    if abs(times - 1) < 1e-3:
         return
     expected = reference.astype(np.float64)
-    got = expected.copy()
-    got.flat[data.draw(st.integers(0, got.size - 1))] += times * 1e-4 * float(scale)
+    got, place = expected.copy(), data.draw(st.integers(0, expected.size - 1))
+    index = np.unravel_index(place, expected.shape)
+    axes = {expected.ndim - 1, 1} if expected.ndim > 2 else {expected.ndim - 1}
+    axes = [axis for axis in axes if expected.ndim > 1 and expected.shape[axis] > 1]
+    slices = [np.take(expected, index[axis], axis) for axis in axes] or [expected]
+    got.flat[place] += times * 1e-4 * min(part.max() for part in slices)
     (row,) = compare_tensors(dict(x=expected), dict(x=got), spec)
     assert row.passed == (times < 1)
     assert row.max_rel == pytest.approx(times * 1e-4, rel=1e-3)
+
+
+ROWS = np.float32([[500, 300, 0.5, -1e9], [400, 200, 0.25, -1e9], [40, 20, 0.125, -1e9]])
+
+
+@pytest.mark.parametrize(
+    ('place', 'change', 'rtol', 'passed'),
+    [
+        ((0, 2), 4e-5, 1e-4, True),
+        ((0, 2), 6e-5, 1e-4, False),  # the score's own column
+        ((0, 0), 0.04, 1e-4, True),
+        ((0, 3), 1e6, 1e-4, False),  # another sentinel is no sentinel
+        ((0, 3), np.inf, 1e-4, False),
+        ((0, 2), 1.0, 1e-2, True),  # float16: a tolerance of the whole tensor
+    ],
+)
+def test_each_column_has_its_own_scale(place, change, rtol, passed):
+    candidate = ROWS.copy()
+    candidate[place] += change
+    spec = GraphSpec('toy', (), (TensorSpec('x', 'float32', (3, 4), groups=(ColumnGroup(rtol=rtol),)),))
+    sides = dict(x=ROWS), dict(x=candidate)
+    assert [row.passed for row in compare_tensors(*sides, spec, lambda: dict(x=0 * ROWS))] == [passed]
+
+
+@pytest.mark.parametrize('large', [2e5, -1e4, -3.4e38, -np.inf, np.nan])
+def test_values_of_another_magnitude_do_not_widen_the_tolerance(large):
+    reference = np.float32([large, 1, 2, 3, 0.01])
+    other, rounded = (reference + np.float32([0, 0, 0, value, 0]) for value in (5e-4, 2e-4))
+    rows = [compare_named(dict(x=reference), dict(x=side), 1e-4)[0] for side in (reference, rounded, other)]
+    assert [row.passed for row in rows] == [True, True, False]
+    assert all(row.cosine == pytest.approx(1) for row in rows)
+
+
+def test_what_float32_is_from_float64_is_allowed_three_times_and_asked_for_only_on_failure():
+    reference, asked = np.float32([[100, 0.001], [90, 0.002]]), []
+
+    def rounding(distance):
+        return lambda: asked.append(1) or dict(x=np.full(reference.shape, distance))
+
+    def judged(change, distance):
+        candidate = dict(x=reference + np.float32([0, change]))
+        return compare_named(dict(x=reference), candidate, 1e-4, '', rounding(distance))[0].passed
+
+    assert judged(5e-7, 1e-5) and not asked
+    assert judged(2e-5, 1e-5) and not judged(4e-5, 1e-5) and len(asked) == 2
+    assert not judged(0.02, 1), 'at most 1e-4 of the largest value, or 1e-3 of the own one'
+    unknown = dict(x=reference + np.float32([0, 9e-5])), dict(x=reference + np.float32([0, 2e-4]))
+    rows = [compare_named(dict(x=reference), side, 1e-4, '', lambda: {})[0] for side in unknown]
+    assert [row.passed for row in rows] == [True, False], '1e-6 of the largest value'
 
 
 @pytest.mark.parametrize('value', [-1.0, float('nan')])

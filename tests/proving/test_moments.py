@@ -15,7 +15,7 @@ from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts import camera_data
-from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import BevNuScenesDataset
+from mmdeploy_ext.models.bevformer.dataset import BevNuScenesDataset
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.runtime import infos

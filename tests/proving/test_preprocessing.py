@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import types
 import unittest.mock
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.preprocess import pictures, pipeline_rule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, read_image
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
+from mmdeploy_ext.proving.verdict import Results, Verdict
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.zoo import configs
 
@@ -194,3 +196,22 @@ def test_what_a_users_data_set_does_to_pictures_is_compared(methods):
     kind = type('Mine', (CocoDataset,), methods)
     result = compared(dataset_config(kind))
     assert not result.passed and 'tensor' in {difference.name for difference in result.differences}
+
+
+def test_a_users_data_set_prepares_pictures_of_relative_paths(monkeypatch):
+    monkeypatch.chdir(Path(toy_atss.PICTURE).parent)
+    kind = type('Mine', (CocoDataset,), dict(prepare_test_img=brighter))
+    result = compared(dataset_config(kind), files=[Path(toy_atss.PICTURE).name])
+    assert Path(toy_atss.PICTURE).name in {difference.sample for difference in result.differences}
+    assert not result.gaps
+
+
+@pytest.mark.parametrize('name', ['__init__', 'prepare_test_img'])
+def test_a_users_data_set_that_cannot_run_is_noted_in_the_verdict(name):
+    def fails(*_, **__):
+        raise OSError('no such table')
+
+    kind = type('Mine', (CocoDataset,), dict(prepare_test_img=brighter) | {name: fails})
+    verdict = Verdict({})
+    Results(preprocessing=compared(dataset_config(kind))).add_to(verdict)
+    assert 'Mine' in ' '.join(verdict.notes) and 'no such table' in ' '.join(verdict.notes)

@@ -13,7 +13,14 @@ from rich.console import Console
 from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
-from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings, metric_finding
+from mmdeploy_ext.proving.verdict import (
+    AS_IN_CONFIG,
+    Finding,
+    Results,
+    Verdict,
+    library_findings,
+    metric_finding,
+)
 from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.proving.views.table import next_command, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
@@ -94,7 +101,8 @@ def failed() -> Verdict:
 def test_the_page_has_the_claim_every_reason_and_the_json_and_escapes_text_from_outside(tmp_path):
     verdict = failed()
     image = np.random.default_rng(0).integers(0, 255, (160, 200, 3), np.uint8)
-    path = report.write_report(verdict, [Pair(EVIL, image, FOUND, FOUND)], [EVIL, 'dog'], tmp_path)
+    verdict.pairs = [Pair(EVIL, image, FOUND, FOUND)]
+    path = report.write_report(verdict, [EVIL, 'dog'], tmp_path)
     text = path.read_text(encoding='utf-8')
     (embedded,) = re.findall(r'<script type="application/json" id="verdict">(.*?)</script>', text, re.S)
     assert json.loads(embedded) == json.loads((tmp_path / 'verdict.json').read_text()) == verdict.to_json()
@@ -112,7 +120,8 @@ def test_the_page_of_a_drive_has_the_json_of_its_series(tmp_path):
     frame = next(iter(frames))
     found, images = ToyStepper().step(frame).detections, np.full((6, 32, 96, 3), 90, np.uint8)
     pair = Pair(frame.name, images, found, found, lidar2img=frame.lidar2img)
-    text = report.write_report(verdict, [pair], ['cat', 'ant', 'dog'], tmp_path).read_text(encoding='utf-8')
+    verdict.pairs = [pair]
+    text = report.write_report(verdict, ['cat', 'ant', 'dog'], tmp_path).read_text(encoding='utf-8')
     assert verdict.title in text and json.loads((tmp_path / 'verdict.json').read_text()) == verdict.to_json()
 
 
@@ -138,6 +147,12 @@ def test_nothing_is_proven_without_each_comparison(absent, reason):
     assert verdict.title == 'NOT PROVEN' and any(reason in failure for failure in verdict.failures)
 
 
+def test_settings_that_differ_are_told_before_nodes_that_differ_because_of_them():
+    of_graph = Finding('file', 'graph', False, '#1390 (NonMaxSuppression): iou_threshold')
+    of_settings = Finding('surroundings', f'post-processing {AS_IN_CONFIG}', False, 'file 0.6, config 0.601')
+    assert Verdict({}, [of_graph, of_settings]).failures[:2] == [of_settings.line, of_graph.line]
+
+
 @pytest.mark.parametrize(
     ('accepted', 'title'), [(True, 'PROVEN against the installed mmdet3d 1.0'), (False, 'NOT PROVEN')]
 )
@@ -157,3 +172,13 @@ def test_the_next_command_leaves_out_the_weights_that_the_proof_left_out():
         verdict.subject['ignored_keys'] = ['mask_head.']
         verdict.findings.append(Finding(level, '', False))
         assert '--ignore-keys mask_head.' in next_command(verdict)
+
+
+@pytest.mark.parametrize(('max_rel', 'words'), [(0.1, ' diff c.py c.pth toy.onnx'), (None, 'toy_raw.onnx')])
+def test_the_other_form_is_advised_only_where_no_tensor_of_the_network_differs(max_rel, words):
+    verdict = proven()
+    verdict.subject['form'] = 'full'
+    figures = dict(tensor='cls_score_0' if max_rel else 'dets', max_rel=max_rel)
+    verdict.findings.append(Finding('outputs', 'other image: tensor', False, '', figures))
+    verdict.findings.append(Finding('outputs', 'other image: a.jpg', False, '', dict(image='a.jpg')))
+    assert words in next_command(verdict)

@@ -28,7 +28,7 @@ def said(verdict):
 
 
 def test_the_files_of_an_export_are_proven(paths):
-    verdict, _ = prove(toy.deployment(), paths, toy.drive(12), bars=DriveBars(frames=12))
+    verdict = prove(toy.deployment(), paths, toy.drive(12), bars=DriveBars(frames=12))
     assert verdict.proven, said(verdict)
     teacher, free = sequence_of(verdict)
     for row in (teacher, free):
@@ -45,7 +45,7 @@ def test_another_model_is_refuted(paths):
     deployment = dataclasses.replace(toy.deployment(), model=copy.deepcopy(toy.deployment().model))
     weight = deployment.model.pts_bbox_head.cls_branches[0][6].weight
     weight.data.mul_(1.05)
-    verdict, _ = prove_samples(deployment, paths, toy.drive(2))
+    verdict = prove_samples(deployment, paths, toy.drive(2))
     assert not verdict.proven
     assert 'graph: pts_head_memory: ' in said(verdict) and 'cls_branches' in said(verdict)
     assert 'teacher-forced: all_cls_scores: 2 of 2 frames fail, first scene 0 frame 0' in said(verdict)
@@ -88,7 +88,5 @@ def test_the_ego_motion_in_float32_is_seen_though_the_drive_is_near_the_origin(p
         return (np.linalg.inv(np.float32(pose)) @ np.float32(last)).astype(np.float64)
 
     monkeypatch.setattr(stream, 'relative_motion', motion)
-    verdict, _ = prove(
-        toy.deployment(), paths, toy.drive(2), written=True, bars=DriveBars(frames=2, resets=0)
-    )
+    verdict = prove(toy.deployment(), paths, toy.drive(2), written=True, bars=DriveBars(frames=2, resets=0))
     assert SPECIAL in said(verdict) and 'memory' in said(verdict)

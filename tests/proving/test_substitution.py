@@ -136,7 +136,7 @@ def proven(deployment, path, fault):
     with fault:
         export_toy(deployment, path, height=128, width=160)
     with samples_alone():
-        return prove(deployment, str(path), PICTURES, edited=True, timed=False)[0]
+        return prove(deployment, str(path), PICTURES, edited=True, timed=False)
 
 
 @pytest.mark.parametrize(

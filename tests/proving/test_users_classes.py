@@ -131,7 +131,7 @@ def old_file(repository, tmp_path_factory):
 
 def verdict_on(deployment, path, **claims):
     with samples_alone():
-        return prove(deployment, path, PICTURES, timed=False, **claims)[0]
+        return prove(deployment, path, PICTURES, timed=False, **claims)
 
 
 def test_what_a_graph_does_not_show_is_named_and_alone_fails_a_strict_proof(repository, old_file):

@@ -72,9 +72,9 @@ def test_a_box_that_the_users_simple_test_pts_drops_is_in_no_proven_file():
     deployment, folder, *_ = toy_centerpoint.exported()
     model, paths = deployment.model, toy_centerpoint.paths_of(folder)
     samples = toy_centerpoint.sweeps(3, 5)
-    assert prove_outputs(deployment, paths, samples)[0].title == 'PROVEN'
+    assert prove_outputs(deployment, paths, samples).title == 'PROVEN'
     with replaced_entry(vars(model), 'simple_test_pts', without_last(model.simple_test_pts)):
-        verdict, _ = prove_outputs(deployment, paths, samples)
+        verdict = prove_outputs(deployment, paths, samples)
     assert verdict.title == 'NOT PROVEN'
     rows = [row for case in cases_of(verdict) for row in case.substituted]
     assert rows and all(row.extra == 1 for row in rows)

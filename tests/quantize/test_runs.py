@@ -59,7 +59,7 @@ def test_it_is_within_the_bars_of_int8(made):
     deployment, *_ = toy_anchor3d.exported()
     _, int8, _ = made
     drive = [Sweep(sweep(seed, 500), f'sweep {seed}') for seed in (11, 12)]
-    verdict, _ = prove(deployment, paths_of(int8), drive, ENGINE)
+    verdict = prove(deployment, paths_of(int8), drive, ENGINE)
     assert verdict.passed and not verdict.proven, verdict.failures
     assert matched_of(verdict) >= 20
 

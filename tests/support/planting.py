@@ -102,11 +102,11 @@ def altered(owner: Any, name: str, make: Make) -> Callable[[Any], None]:
 
 
 def when_traced(wrong: Callable) -> Make:
-    """Return what runs `wrong(original, *args)` while torch.onnx traces, and the original otherwise."""
+    """Return what runs `wrong(original, *args)` while an export traces, and the original otherwise."""
 
     def make(original: Callable) -> Callable:
         def chosen(*args: Any, **kwargs: Any) -> Any:
-            if torch.onnx.is_in_onnx_export():
+            if torch.jit.is_tracing() or torch.compiler.is_compiling():
                 return wrong(original, *args, **kwargs)
             return original(*args, **kwargs)
 
@@ -116,7 +116,7 @@ def when_traced(wrong: Callable) -> Make:
 
 
 def traced(make: Make) -> Make:
-    """Return what has the fault while torch.onnx traces, and is the original otherwise."""
+    """Return what has the fault while an export traces, and is the original otherwise."""
 
     def of(original: Callable) -> Callable:
         changed = make(original)

@@ -66,18 +66,18 @@ def check_files(
 ) -> Verdict:
     """Return level 1 alone."""
     with mock.patch.object(file_checks, 'of_images', exported_once):
-        return level_1_alone(deployment, paths, samples, edited=edited, written=written)[0]
+        return level_1_alone(deployment, paths, samples, edited=edited, written=written)
 
 
 def level_1_alone(
     deployment: Any, paths: Any, samples: Any, engine: Any = None, *, asked: Any = None, **claims: Any
-) -> tuple[Verdict, list[Any]]:
+) -> Verdict:
     """Stand for `ladder.prove` where level 1 refuses files, whatever their inputs give."""
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     settings = {name: claims.pop(name) for name in claims.keys() - vars(Claims()).keys()}
     check = CHECKS.get(kind_of(deployment.family), frames.check_frames)
     claims = Claims(asked=asked or {}, **claims)
-    return finish(check(deployment, listed, samples, engine or {}, claims, **settings)), []
+    return finish(check(deployment, listed, samples, engine or {}, claims, **settings))
 
 
 def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:
@@ -99,9 +99,7 @@ def samples_alone() -> Iterator[None]:
         yield
 
 
-def prove_samples(
-    deployment: Any, paths: Any, samples: Any, engine: Any = None, **claims: Any
-) -> tuple[Verdict, list[Any]]:
+def prove_samples(deployment: Any, paths: Any, samples: Any, engine: Any = None, **claims: Any) -> Verdict:
     """Do what `prove` does, on the given pictures, frames or sweeps alone; see `samples_alone`."""
     with samples_alone():
         return prove(deployment, paths, samples, engine, timed=False, **claims)
@@ -112,7 +110,7 @@ def as_exported(model: onnx.ModelProto, export: Any, name: str = '') -> GraphRes
     return GraphResult(name, count_nodes(model), True)
 
 
-def prove_outputs(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> tuple[Verdict, list[Any]]:
+def prove_outputs(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Verdict:
     """Do what `prove_samples` does without a fresh export: for further files of a family."""
     with mock.patch.object(file_checks, 'compare_with_fresh_export', as_exported):
         return prove_samples(deployment, paths, samples, engine)
@@ -124,8 +122,8 @@ OF_OTHER_CONTRACTS = in_suite([prove, prove_outputs], prove_outputs)
 
 def refuted(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Verdict:
     """Return the verdict on files that the given frames or sweeps refute, or else the whole proof's."""
-    verdict, _ = prove_outputs(deployment, paths, samples, engine)
-    return prove(deployment, paths, samples, engine, timed=False)[0] if verdict.passed else verdict
+    verdict = prove_outputs(deployment, paths, samples, engine)
+    return prove(deployment, paths, samples, engine, timed=False) if verdict.passed else verdict
 
 
 def run_cases(known: Iterable[InputReference], backend: Backend) -> Iterator[Case]:

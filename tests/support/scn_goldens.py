@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from toy_seeded import digest, sparse_weights
+
 ROOTS = (
     Path(__file__).resolve().parents[1] / 'goldens/scn',
     Path(__file__).resolve().parents[3] / 'shared/golden/scn',
@@ -36,6 +38,11 @@ def state_dict_net(name):
     """Return one net of state_dict.json: its keys with shapes, its hash."""
     nets = json.loads(existing('state_dict.json').read_text())['nets']
     return next(net for net in nets if net['name'] == name)
+
+
+def fill_sha256(shapes, prefix):
+    """Return the hash of the weights that the rule gives a net of these keys."""
+    return digest(sparse_weights(shapes, prefix))
 
 
 def voxels(name):

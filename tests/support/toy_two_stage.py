@@ -61,10 +61,14 @@ def family_of(kind):
 
 
 def images(count=2, size=SIZE, seed=5):
-    """Return prepared pictures whose contents and scales differ."""
+    """Return prepared pictures whose contents and scales differ.
+
+    Sides of contents are no multiples of 7: a region as large has cells of no whole sides, whose samples mmcv
+    counts by rounding up.
+    """
     found = []
     for index in range(count):
-        content = (size[0] - 16 * (index % 2), size[1] - 24 * ((index + 1) % 2))
+        content = (size[0] - 12 * (index % 2), size[1] - 20 * ((index + 1) % 2))
         tensor = seeded_scene(seed + index, *size)[0].contiguous()  # mmcv's RoIAlign reads strides wrong
         tensor[:, content[0] :] = 0
         tensor[:, :, content[1] :] = 0

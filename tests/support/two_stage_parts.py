@@ -5,18 +5,16 @@ import copy
 from mmcv import ConfigDict
 
 LEVELS, CHANNELS, CLASSES = 5, 32, 6
-MOVED_CHANNELS = 64
-"""At some other widths a region lies where the rounding of the pooling decides between two cells."""
 
 
-def narrow(model, channels=CHANNELS):
+def narrow(model):
     """Give the Mask R-CNN of the demo fewer channels."""
     roi_head = model.roi_head
-    model.neck.out_channels = channels
-    model.rpn_head.update(in_channels=channels, feat_channels=channels)
-    roi_head.bbox_roi_extractor.out_channels = roi_head.mask_roi_extractor.out_channels = channels
-    roi_head.bbox_head.in_channels = channels
-    roi_head.mask_head.update(in_channels=channels, conv_out_channels=channels)
+    model.neck.out_channels = CHANNELS
+    model.rpn_head.update(in_channels=CHANNELS, feat_channels=CHANNELS)
+    roi_head.bbox_roi_extractor.out_channels = roi_head.mask_roi_extractor.out_channels = CHANNELS
+    roi_head.bbox_head.in_channels = CHANNELS
+    roi_head.mask_head.update(in_channels=CHANNELS, conv_out_channels=CHANNELS)
 
 
 def faster(model):
@@ -213,10 +211,9 @@ def soft(model):
 
 def moved(model):
     """Make a Faster R-CNN with modulated deformable pooling of regions."""
-    narrow(model, MOVED_CHANNELS)
     faster(model)
     layer = dict(type='ModulatedDeformRoIPoolPack', output_size=7, deform_fc_channels=64)
-    layer['output_channels'] = MOVED_CHANNELS
+    layer['output_channels'] = CHANNELS
     model.roi_head.bbox_roi_extractor.roi_layer = layer
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: what loads, and what counts as fitting."""
 
 import dataclasses
+import zipfile
 
 import pytest
 import torch
@@ -132,3 +133,27 @@ def test_modules_see_their_version_in_the_file(tmp_path):
     loaded = nn.Sequential(Renamed())
     load_strict(loaded, load_checkpoint(tmp_path / 'w.pth'))
     assert torch.equal(loaded[0].cls.weight, model[0].cls.weight)
+
+
+def test_a_flipped_bit_of_any_tensor_is_found(tmp_path):
+    path = tmp_path / 'w.pth'
+    torch.save({'state_dict': {'first': torch.rand(3, 2), 'last': torch.rand(5)}}, path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if '/data/' in name]
+        places = {name: whole.index(archive.read(name)) for name in names}
+    assert len(places) == 2
+    for name, place in places.items():
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match=name):
+            load_checkpoint(path)
+
+
+def test_a_checkpoint_that_was_saved_without_sums_loads(tmp_path):
+    computes = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({'state_dict': tiny().state_dict()}, tmp_path / 'w.pth')
+    finally:
+        torch.serialization.set_crc32_options(computes)
+    assert load_checkpoint(tmp_path / 'w.pth').state_dict.keys() == tiny().state_dict().keys()

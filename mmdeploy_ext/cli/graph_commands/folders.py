@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli.check_app import find_contract
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
+from mmdeploy_ext.contract.registry import rig_tables
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import check_writable
 
@@ -25,9 +26,7 @@ COMMANDS = Commands()
     takes_file=False,
 )
 def run_tables(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.consumers import TABLES
-
-    name, module = find_contract(args, TABLES)
+    name, module = find_contract(args, rig_tables())
     check_writable(args.output)
     facts = module.write_tables(args.folder, args.calibration, args.output)
     write_json(args, dict(folder=args.folder, contract=name, output=args.output, **facts))

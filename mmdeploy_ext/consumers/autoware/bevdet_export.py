@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mmdeploy_ext.consumers.autoware.contract import AutowareContract, companion_texts
-from mmdeploy_ext.consumers.autoware.nodes import BEVDET, CAMERAS
+from mmdeploy_ext.consumers.autoware.nodes import BEVDET, BEVDET_CAMERAS
 from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import NOTES, SETTINGS, CppFiles
 from mmdeploy_ext.core.errors import ConfigError
 
@@ -23,29 +23,40 @@ NO_POSE = (
 )
 
 
+LAUNCH = (
+    'ros2 launch autoware_tensorrt_bevdet tensorrt_bevdet.launch.xml model_path:={place} '
+    f'model_config:={{place}}/{SETTINGS} param_file:={{place}}/{BEVDET.manifest} precision:=fp32'
+)
+"""Command that gives the node a folder; the launch file's own precision is fp16."""
+
+
 class BevDetFiles(CppFiles):
     """The one graph, the program's settings, and the node's parameters."""
 
-    node, used_by = BEVDET, AutowareContract.used_by
+    node, used_by = BEVDET, f'{AutowareContract.used_by}   # then {LAUNCH}'
     notes = (NO_POSE, *NOTES)
 
     def check(self, cfg: Any) -> None:
         super().check(cfg)
-        cameras = self.family.preprocess_rule(cfg).num_cameras
-        if cameras != CAMERAS:
+        cameras = self.family.preprocess_rule(cfg).cameras
+        is_other_order = sorted(cameras) == sorted(BEVDET_CAMERAS) and cameras != BEVDET_CAMERAS
+        if len(cameras) != len(BEVDET_CAMERAS) or is_other_order:
             raise ConfigError(
-                f'{cfg.filename}: --contract autoware: {cameras} cameras; the node has {CAMERAS}'
+                f"{cfg.filename}: --contract autoware: the cameras are {', '.join(cameras)}; the node's "
+                f'topics are {", ".join(BEVDET_CAMERAS)}, in this order'
             )
 
     def companions(self, model: nn.Module) -> Mapping[str, str]:
         rule = model.rule
-        parameters = dict(
-            onnx_path=f'{self.files[0]}.onnx',
-            engine_path=f'{self.files[0]}.engine',
-            model_config=SETTINGS,
+        parameters = dict(  # keys of the nodes before and since 04e1fee4; the launch file gives model_config
+            onnx_path='$(var model_path)/$(var model_name).onnx',
+            engine_path='$(var model_path)/$(var model_name).engine',
             precision='fp32',
+            debug=False,
             debug_mode=False,
-            data_params=dict(CAM_NUM=rule.num_cameras, cams=list(rule.cameras)),
+            data_params=dict(
+                CAM_NUM=rule.num_cameras, camera_count=rule.num_cameras, cams=list(rule.cameras)
+            ),
             post_process_params=dict(
                 score_threshold=SCORE_THRESHOLD, class_names=[str(name) for name in model.CLASSES]
             ),

@@ -24,9 +24,9 @@ from mmdeploy_ext.consumers.autoware.nodes import (
     POINT_WIDTH,
     POINTS,
     REMAPPER,
-    node_cells,
 )
 from mmdeploy_ext.consumers.autoware.words import in_words_of
+from mmdeploy_ext.consumers.folder_rules import node_cells
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError

@@ -8,8 +8,7 @@ import os
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from mmdeploy_ext.consumers.autoware.bevdet_settings import settings_rules
 from mmdeploy_ext.consumers.autoware.nodes import NODES, REMAPPER_KEYS
 from mmdeploy_ext.consumers.autoware.parameter_file import ParameterFileError, read_parameters
 from mmdeploy_ext.consumers.autoware.trial import trial_rules
@@ -18,20 +17,21 @@ from mmdeploy_ext.consumers.folder_rules import (
     expected_shape,
     fits,
     graph_tensors,
+    is_same,
     mixture_rules,
     recorded,
     shape_text,
     weight_rules,
 )
 from mmdeploy_ext.core.errors import ModelFileError, one_line, shortened
-from mmdeploy_ext.core.violations import WARNING, Violation, errors
+from mmdeploy_ext.core.violations import NOTE, WARNING, Violation, errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import onnx
 
-    from mmdeploy_ext.consumers.autoware.nodes import GraphFile, Node, Tensor, Value
+    from mmdeploy_ext.consumers.autoware.nodes import Change, GraphFile, Node, Tensor, Value
     from mmdeploy_ext.consumers.folder_rules import GraphTensors
 
 PATTERNS = tuple(dict.fromkeys(pattern for node in NODES for pattern in node.patterns))
@@ -77,6 +77,14 @@ def check_node(node: Node, folder: Path) -> tuple[list[Violation], dict[str, Pat
             violations.append(Violation(name, '', 'contract', text))
     violations += mixture_rules(by_file)
     violations += _export_rules(node, values, by_file)
+    if node.settings:
+        path = _settings_file(node, folder, values.get('model_config', ''))
+        if path.is_file():
+            paths[path.name] = path
+            for model in by_file.values():
+                violations += settings_rules(path, model)
+        else:
+            violations.append(_missing(path.name, ', by model_config:= of the launch file'))
     if not errors(violations):
         trials = [
             (models[file.name][0], file.has_boxes)
@@ -108,7 +116,7 @@ def _export_rules(
             value = values[key]
             if entry == 'classes':
                 yield from _label_rules(node, key, value, graph, expected)
-            elif np.shape(value) != np.shape(expected) or not np.allclose(value, expected, rtol=1e-6):
+            elif not is_same(value, expected):
                 message = f'{key} is {value}; {graph} states {expected}, with which it was exported'
                 yield Violation(node.manifest, key, 'export', message)
 
@@ -150,6 +158,14 @@ def _files(node: Node, folder: Path) -> tuple[dict[str, Any], dict[str, Path], l
     return values, paths, violations
 
 
+def _settings_file(node: Node, folder: Path, stated: str) -> Path:
+    if stated and not stated.startswith('$('):
+        return folder / stated
+    expected = folder / node.settings
+    others = [path for path in folder.glob(f'{expected.stem}*.yaml') if path.name != node.manifest]
+    return others[0] if len(others) == 1 else expected
+
+
 def _missing(name: str, note: str = '') -> Violation:
     return Violation(name, '', 'missing-file', f'{name} is not there; the node is given its path{note}')
 
@@ -165,6 +181,11 @@ def _older_layout(folder: Path) -> str:
 def read_manifest(node: Node, folder: Path) -> tuple[dict[str, Any], list[Violation]]:
     """Return parameter -> value of valid parameters, and the violations of the others."""
     values, violations = _parameters(folder / node.manifest, node.keys)
+    for key in [key for key in values if node.variables and key in PATHS]:
+        values[key], problem = _launched(node, values[key])
+        if problem:
+            text = f'{key} is {shortened(values[key])}: {problem}'
+            violations.append(Violation(node.manifest, key, 'path', text))
     everything = dict(values)
     by_last_word = {name.rpartition('.')[2]: name for name in node.keys}
     for rule in node.rules:
@@ -189,9 +210,15 @@ def _parameters(path: Path, keys: Mapping[str, Value]) -> tuple[dict[str, Any], 
         content = read_parameters(path)
     except ParameterFileError as error:
         return {}, [Violation(file, '', 'manifest', f'{file}: {error}')]
-    values, wrong = {}, {}
+    values, wrong, warned = {}, {}, []
     for name, expected in keys.items():
         value, missing = _lookup(content, name)
+        if missing and expected.is_optional:
+            continue
+        if missing and expected.since:
+            text = f'{missing} is not there, which the node since {expected.since} declares without a default'
+            warned.append(Violation(file, missing, 'version', f'{text}; older ones take the file', WARNING))
+            continue
         if missing:
             wrong[missing] = 'key', f'{missing} is not there; the node declares it without a default'
             continue
@@ -200,7 +227,23 @@ def _parameters(path: Path, keys: Mapping[str, Value]) -> tuple[dict[str, Any], 
             wrong[name] = rule, f'{name} is {shortened(value)}, expected {text}'
         else:
             values[name] = value
-    return values, [Violation(file, name, rule, text) for name, (rule, text) in wrong.items()]
+    found = [Violation(file, name, rule, text) for name, (rule, text) in wrong.items()]
+    return values, found + warned
+
+
+PATHS = ('onnx_path', 'engine_path', 'model_config')
+"""Parameters of `Node.variables`."""
+FOLDER = '$(var model_path)'
+
+
+def _launched(node: Node, path: str) -> tuple[str, str]:
+    """Return a path relative to the folder, and a problem or ''."""
+    if not path.startswith('$('):
+        place = f'{FOLDER}/{PurePath(path).name}'
+        return path, f"the node looks for it in its own working folder; write '{place}'"
+    for name, value in node.variables.items():
+        path = path.replace(f'$(var {name})', value)
+    return str(PurePath(path)), ''
 
 
 def _lookup(content: Mapping[str, Any], name: str) -> tuple[Any, str]:
@@ -242,7 +285,7 @@ def _class_rules(node: Node, key: str, names: list[str]) -> Iterator[Violation]:
 def _path_rules(node: Node, folder: Path, values: Mapping[str, Any]) -> Iterator[Violation]:
     earlier: dict[PurePath, str] = {}
     for key, text in values.items():
-        if not key.endswith('_path'):
+        if not key.endswith('_path') or text.startswith('$('):
             continue
         path, is_read = PurePath(text), not key.endswith('engine_path')
         problem = ''
@@ -369,6 +412,7 @@ def _operator_rules(node: Node, file: str, model: onnx.ModelProto) -> Iterator[V
     from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
     from mmdeploy_ext.graph.io.index import all_nodes
 
+    counts: dict[tuple[str, str, Change], list[bool]] = {}
     for entry in all_nodes(model):
         if entry.domain in DEFAULT_DOMAINS:
             continue
@@ -379,10 +423,20 @@ def _operator_rules(node: Node, file: str, model: onnx.ModelProto) -> Iterator[V
             yield Violation(file, entry.name, 'operator', text)
             continue
         attributes = {attribute.name for attribute in entry.attribute}
+        for name, change in node.newer.get(entry.op_type, {}).items():
+            counts.setdefault((entry.op_type, name, change), []).append(name in attributes)
         for name in node.plugins[entry.op_type]:
             if name not in attributes:
                 text = f'{title} has no attribute {name}; the plug-in {operator} is not made without it'
                 yield Violation(file, entry.name, 'attribute', text)
+    for (operator, name, change), found in counts.items():
+        for is_there in sorted(set(found)):
+            text = (
+                f'{file}: {found.count(is_there)} {operator} have {"" if is_there else "no "}{name}, of '
+                f'{change.since}: {change.with_it if is_there else change.without}'
+            )
+            severity = NOTE if is_there == change.is_wanted else WARNING
+            yield Violation(file, name, 'version', text, severity)
     if any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer):
         text = f'{file} holds float16 weights; the nodes build fp16 from float32 files by trt_precision'
         yield Violation(file, '', 'precision', text, WARNING)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmdeploy_ext.consumers.bevdet_plugins.kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import ATTENTION, ROTATE
+from mmdeploy_ext.consumers.folder_rules import node_cells
+from mmdeploy_ext.consumers.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
+from mmdeploy_ext.consumers.plugins.kernels import ATTENTION, ROTATE
 from mmdeploy_ext.core.errors import shortened
 from mmdeploy_ext.core.violations import ERROR, WARNING
 
@@ -33,6 +34,8 @@ class Value:
         choices: allowed values; () for any.
         pattern: of a text.
         also: returns another broken expectation, or ''.
+        since: the first node that declares it without a default; '': all do.
+        is_optional: no node needs it in the file.
     """
 
     type: type
@@ -42,6 +45,8 @@ class Value:
     choices: tuple[Any, ...] = ()
     pattern: str = ''
     also: Callable[[Any], str] = lambda value: ''
+    since: str = ''
+    is_optional: bool = False
 
     def problem(self, value: Any) -> tuple[str, str]:
         """Return the rule that a value breaks and the expected value, or '' and ''."""
@@ -105,6 +110,21 @@ class GraphFile:
     has_boxes: bool = False
 
 
+class Change(NamedTuple):
+    """An attribute of a plug-in that newer nodes have.
+
+    Attributes:
+        since: the change of the node.
+        with_it, without: what nodes do with a file that has the attribute, and with one that has not.
+        is_wanted: whether files should have it.
+    """
+
+    since: str
+    with_it: str
+    without: str
+    is_wanted: bool
+
+
 class Wrong(NamedTuple):
     """A broken rule of several keys: last word of the key, text behind its name, rule, severity."""
 
@@ -121,13 +141,16 @@ class Node:
     Attributes:
         manifest: file name of the parameters.
         patterns: patterns of files by which a folder is recognised.
-        keys: parameter, with dots -> its value; all are required.
+        keys: parameter, with dots -> its value.
+        variables: of the launch file -> their values for a folder; the node has no paths relative to it.
+        settings: file that the node gets the path of by its launch file, and names its rules; '' for none.
         sizes: name -> function of values of the manifest, named by the last words of their keys.
         rules: functions like `sizes`, which yield `Wrong` values.
         classes: class names that the node knows; () for any.
         binds: 'name', 'index', or 'exactly': by name, and no other tensor or axis.
         is_fixed: every axis of a file has to be fixed.
         plugins: operator of the plug-in library -> required attributes.
+        newer: the same -> attribute of newer nodes -> its change of them.
         plugin_domain: domain of these operators; None for any.
         remapper: key of its path, or its file name, or ''.
         handovers: (file, output, file, input): tensors that the node copies.
@@ -139,12 +162,15 @@ class Node:
     patterns: tuple[str, ...]
     files: tuple[GraphFile, ...]
     keys: Mapping[str, Value]
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    settings: str = ''
     sizes: Mapping[str, Callable[..., int]] = dataclasses.field(default_factory=dict)
     rules: tuple[Callable[..., Iterator[Wrong]], ...] = ()
     classes: tuple[str, ...] = ()
     binds: str = 'name'
     is_fixed: bool = False
     plugins: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    newer: Mapping[str, Mapping[str, Change]] = dataclasses.field(default_factory=dict)
     plugin_domain: str | None = 'autoware'
     remapper: str = ''
     handovers: tuple[tuple[str, str, str, str], ...] = ()
@@ -177,14 +203,6 @@ def _is_ascending(value: list[float]) -> str:
 
 CUBOID, INTERVAL = Value(float, 6, also=_is_box), Value(float, 3, also=_is_interval)
 CELL = Value(float, 3, low=1e-3)
-
-
-def node_cells(low: float, high: float, step: float) -> int:
-    """Count cells between two bounds in metres as the node: a truncated float32 quotient.
-
-    Source: autoware_lidar_centerpoint centerpoint_config.hpp:95-102.
-    """
-    return int((np.float32(high) - np.float32(low)) / np.float32(step))
 
 
 def _quotient(key: str, axis: str, low: float, high: float, step: float) -> Iterator[Wrong]:
@@ -481,6 +499,26 @@ BEVFUSION_LIDAR = Node(
         ),
         'QuickCumsumCuda': ('batch_size', 'dimension', 'height', 'width'),
     },
+    newer={
+        'GetIndicePairsImplicitGemm': {
+            'do_sort': Change(
+                'pull request 12631 (May 2026)',
+                'the file fits nodes before and since it',
+                'nodes before it take the file, nodes since it warn, and later ones will not load it; export '
+                'it again',
+                True,
+            )
+        },
+        'ImplicitGemm': {
+            'act_type': Change(
+                'pull request 12658',
+                'nodes since it take the file; nodes before it leave bias and activation out, so that their '
+                'boxes are wrong',
+                'the file fits nodes before and since it',
+                False,
+            )
+        },
+    },
     remapper=REMAPPER,
     exported=dict(
         point_cloud_range='preprocess.voxels.point_cloud_range',
@@ -612,6 +650,23 @@ BEVFORMER = Node(
 
 VIEW = '80 128 128'
 """Channels, rows and columns of the node's views: numbers of its TensorRT profile, as the other sizes."""
+BEVDET_CAMERAS = (
+    *('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT'),
+)
+"""Names in the order of the node's topics."""
+
+
+def _is_of_topics(cams: list[str]) -> str:
+    is_right = sorted(cams) != sorted(BEVDET_CAMERAS) or cams == list(BEVDET_CAMERAS)
+    return '' if is_right else f"the order of the node's topics: {', '.join(BEVDET_CAMERAS)}"
+
+
+def _halves(precision: str) -> Iterator[Wrong]:
+    if precision == 'fp16':
+        text = 'is fp16, with which the library reads halves of transforms as floats; launch with '
+        yield Wrong('precision', f'{text}precision:=fp32', 'precision', WARNING)
+
+
 BEVDET = Node(
     name='tensorrt_bevdet',
     manifest='bevdet.param.yaml',
@@ -645,14 +700,18 @@ BEVDET = Node(
     keys={
         'onnx_path': ONNX_PATH,
         'engine_path': TEXT,
-        'model_config': TEXT,
-        'precision': Value(str, choices=('fp16', 'fp32')),
-        'debug_mode': FLAG,
-        'data_params.CAM_NUM': Value(int, choices=(CAMERAS,)),
-        'data_params.cams': Value(str, CAMERAS),
+        'model_config': Value(str, is_optional=True),
+        'precision': Value(str, choices=('fp16', 'fp32'), is_optional=True),
+        'debug_mode': Value(bool, since='04e1fee4'),
+        'data_params.CAM_NUM': Value(int, choices=(CAMERAS,), is_optional=True),
+        'data_params.camera_count': Value(int, choices=(CAMERAS,), since='04e1fee4'),
+        'data_params.cams': Value(str, CAMERAS, also=_is_of_topics),
         'post_process_params.score_threshold': Value(float, low=0, high=1),
         'post_process_params.class_names': NAMES,
     },
+    variables=dict(model_path='.', model_name='bevdet_one_lt_d'),
+    settings='bevdet.yaml',
+    rules=(_halves,),
     plugins={
         PREPROCESS: ('crop_h', 'crop_w', 'resize_radio'),
         POOL_FIRST: ('bev_h', 'bev_w', 'n'),
@@ -660,7 +719,7 @@ BEVDET = Node(
         GATHER: (),
     },
     plugin_domain=None,
-    exported={'post_process_params.class_names': 'classes'},
+    exported={'post_process_params.class_names': 'classes', 'data_params.cams': 'preprocess.cameras'},
 )
 
 NODES = (CENTERPOINT, STREAMPETR, BEVFUSION_CAMERAS, BEVFUSION_LIDAR, BEVFORMER, BEVDET)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.consumers.autoware.check import read_manifest
-from mmdeploy_ext.consumers.autoware.nodes import CENTERPOINT, node_cells
+from mmdeploy_ext.consumers.autoware.nodes import CENTERPOINT
 from mmdeploy_ext.consumers.autoware.parameter_file import read_parameters
+from mmdeploy_ext.consumers.folder_rules import node_cells
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.violations import errors

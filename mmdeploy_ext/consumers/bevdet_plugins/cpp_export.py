@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,23 +22,26 @@ from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
     normalised,
     picture_places,
 )
-from mmdeploy_ext.consumers.bevdet_plugins.export import TABLES, pooled
-from mmdeploy_ext.consumers.bevdet_plugins.kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
+from mmdeploy_ext.consumers.bevdet_plugins.export import REPLACED, TABLES, pooled
+from mmdeploy_ext.consumers.folder_rules import node_cells
+from mmdeploy_ext.consumers.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 from mmdeploy_ext.families.bevdet.graphs import (
     VIEWS,
     Network,
     adjacent_of,
+    as_list,
     output_specs,
-    sampled,
     view_axes,
 )
 from mmdeploy_ext.families.bevdet.reference import BevDetReference
 from mmdeploy_ext.families.bevdet.runtime import VIEW
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
+from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.models.bevdet.depth_net import VECTOR
 from mmdeploy_ext.runtime.frames import Frame, StepResult
@@ -59,16 +63,22 @@ NOTES = (
 
 
 def _prepared(
-    images: Tensor, mean: Tensor, std: Tensor, crop_h: int, crop_w: int, resize_radio: float
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    crop_h: int,
+    crop_w: int,
+    resize_radio: float,
+    rows: int,
+    columns: int,
 ) -> Tensor:
     words, scales = images.double()[..., None], torch.tensor([2.0**0, 2.0**8, 2.0**16, 2.0**24]).double()
     pixels = torch.floor(words / scales) - 256 * torch.floor(words / (256 * scales))
     pixels = pixels.flatten(3).float()
-    height, width = int(images.shape[2]), 4 * int(images.shape[3])
-    for axis, source, crop in ((2, height, crop_h), (3, width, crop_w)):
-        size = round(source * resize_radio) - crop
+    for axis, size, crop in ((2, rows, crop_h), (3, columns, crop_w)):
         places = torch.floor((torch.arange(size) + crop) / resize_radio + 0.5).long()
-        pixels = pixels.index_select(axis, places)
+        # the example of a trace is smaller than a picture
+        pixels = pixels.index_select(axis, places.clamp(max=pixels.shape[axis] - 1))
     return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
@@ -93,9 +103,17 @@ def _aligned(adj_feats: Tensor, transforms: Tensor) -> Tensor:
     x = torch.arange(columns, dtype=torch.float32)[None, :, None]
     y = torch.arange(rows, dtype=torch.float32)[:, None, None]
     matrices = transforms[0].unflatten(1, (2, 3))[:, None, None]
-    cells = x * matrices[..., 0] + y * matrices[..., 1] + matrices[..., 2]
-    shares = cells * (2 / (torch.tensor([columns, rows]) - 1)) - 1
-    return sampled(adj_feats[0], shares)[None]
+    cells = (x * matrices[..., 0] + y * matrices[..., 1] + matrices[..., 2]).flatten(1, 2)
+    first, views = cells.floor(), adj_feats[0].flatten(2)
+    moved = torch.zeros_like(views)
+    for corner in ((0, 0), (1, 0), (0, 1), (1, 1)):  # GridSample is of opset 16
+        place = first + torch.tensor(corner)
+        column, row = place.unbind(-1)
+        inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+        share = (1 - (cells - place).abs()).prod(-1) * inside
+        index = row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)
+        moved = moved + views.gather(2, index.long()[:, None].expand_as(views)) * share[:, None]
+    return moved.view_as(adj_feats)
 
 
 def _gathered(adj: Tensor, curr: Tensor, flag: Tensor) -> Tensor:
@@ -109,10 +127,13 @@ def _pool_example() -> tuple[Tensor, ...]:
     return torch.rand(1, 2, 2, 3), torch.rand(1, 4, 2, 3), *[entries] * 4, torch.ones_like(entries)
 
 
+SIZES = ('rows', 'columns')
+"""Attributes of operators that the plug-ins compute themselves."""
+
+
 def _operator(name: str, function: Any, inputs: dict[str, str], example: Any) -> Operator:
-    attributes = {
-        argument: argument for argument in function.__annotations__ if argument not in (*inputs, 'return')
-    }
+    without = *inputs, *SIZES, 'return'
+    attributes = {argument: argument for argument in function.__annotations__ if argument not in without}
     plugin = Plugin(name, attributes=attributes, domain='bevdet')
     return register(
         Operator(
@@ -162,7 +183,7 @@ class CppFrame(Network):
         """Return the maps of the head and the present view; the inputs are as `spec` says."""
         *tables, adj_feats, transforms, flag = more
         rule, (_, rows, columns) = self.model.rule, view_axes(self.model)
-        pictures = prepare(images, mean, std, *rule.crop, float(rule.scale))
+        pictures = prepare(images, mean, std, *rule.crop, float(rule.scale), *rule.size)
         lifted = self.lift(pictures, cam_params)
         view = self.processed(pool_first(*lifted, *tables, rows, columns, len(images)))
         joint = gather(align(adj_feats, transforms), view, flag)
@@ -202,7 +223,7 @@ class CppReference(BevDetReference):
 class CppFiles(Contract):
     """The one graph with the plug-ins, and the program's settings."""
 
-    opens, settings, notes = CppOnnx, PUBLISHED, NOTES
+    opens, settings, replaces, notes = CppOnnx, PUBLISHED, REPLACED, NOTES
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -218,6 +239,14 @@ class CppFiles(Contract):
             )
         rule = self.family.preprocess_rule(cfg)
         lengths = tuple(len(places) for places in picture_places(rule))
+        test, head = test_cfg_of(cfg).pts, cfg.model.pts_bbox_head
+        limits = as_list(test.nms_thr, len(head.tasks))
+        if 'circle' in as_list(test.nms_type, len(head.tasks)) or len(set(limits)) > 1:
+            raise ConfigError(
+                f'{cfg.filename}: {test_cfg_key(cfg)}.pts: nms_type={test.nms_type}, nms_thr={test.nms_thr}: '
+                f'the program compares overlaps, with one threshold for all tasks; expected rotate, and one '
+                f'number'
+            )
         if rule.source[1] % 4 or rule.scale > 1 or min(rule.crop) < 0 or lengths != rule.size:
             raise ConfigError(
                 f'{cfg.filename}: data_config: src_size={rule.source}, input_size={rule.size}: the plug-in '
@@ -227,6 +256,17 @@ class CppFiles(Contract):
         grid = cfg.model.img_view_transformer.grid_config
         if list(grid['x']) != list(grid['y']):
             raise ConfigError(f'{cfg.filename}: grid_config: the program decodes square views alone')
+        counts = {axis: round((high - low) / step) for axis, (low, high, step) in grid.items()}
+        counts['depth'] = len(torch.arange(*grid['depth'], dtype=torch.float32))
+        for axis, count in counts.items():
+            low, _, step = grid[axis]
+            steps = node_cells(*interval(low, step, count))
+            if steps != count:
+                raise ConfigError(
+                    f'{cfg.filename}: grid_config.{axis}={list(grid[axis])}: the model has {count} of these '
+                    f'steps, the program {steps}, a quotient of float32 cut off; expected another step or '
+                    f'range'
+                )
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         (graph,) = with_examples(model, [(FILE, CppFrame(model), spec(model))])
@@ -246,16 +286,17 @@ class CppFiles(Contract):
         return {SETTINGS: yaml.safe_dump(settings_of(model, self.family.facts(model)), sort_keys=False)}
 
 
+def interval(low: float, step: float, count: int) -> list[float]:
+    """Return lower and upper bound and step in metres, of numbers of float32."""
+    low, step = (float(str(np.float32(value))) for value in (low, step))
+    return [low, round(low + step * count, 6), step]
+
+
 def settings_of(model: nn.Module, facts: Any) -> dict[str, Any]:
     """Return the program's settings, which it reads from a YAML file."""
     rule, frustum = model.rule, facts.depths
-    step = frustum[1] - frustum[0]
-    grid = {
-        axis: [round(number, 6) for number in (low, low + size * count, size)]
-        for axis, low, size, count in zip(
-            'xyz', facts.grid_low, facts.grid_step, facts.grid_count, strict=True
-        )
-    }
+    axes = zip('xyz', facts.grid_low, facts.grid_step, facts.grid_count, strict=True)
+    grid = {axis: interval(low, size, count) for axis, low, size, count in axes}
     names, tasks = list(model.CLASSES), []
     for count in facts.num_classes:
         tasks.append(dict(num_class=count, class_names=names[:count]))
@@ -276,7 +317,7 @@ def settings_of(model: nn.Module, facts: Any) -> dict[str, Any]:
             input_size=list(rule.size),
             crop=list(rule.crop),
         ),
-        grid_config=dict(grid, depth=[round(number, 6) for number in (frustum[0], frustum[-1] + step, step)]),
+        grid_config=dict(grid, depth=interval(frustum[0], frustum[1] - frustum[0], len(frustum))),
         model=dict(
             bevpool_channels=int(model.img_view_transformer.out_channels),
             down_sample=rule.size[0] // len(facts.rows),

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.consumers.bevdet_plugins.kernels import packed, sampled_places
 from mmdeploy_ext.consumers.bevdet_plugins.loop import PoolOnnx
+from mmdeploy_ext.consumers.plugins.bevdet_kernels import network_size, packed, sampled_places
 from mmdeploy_ext.families.bevdet.runtime import VIEW, BevDetOnnx, camera_poses, cell_motion
 
 if TYPE_CHECKING:
@@ -41,8 +41,11 @@ def normalised(levels: np.ndarray, rule: MultiViewRule) -> np.ndarray:
 
 def picture_places(rule: MultiViewRule) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and columns of a picture as taken that `Preprocess` reads."""
-    axes = zip(rule.size, rule.source, rule.crop, strict=True)
-    rows, columns = (sampled_places(*axis, rule.scale) for axis in axes)
+    axes = zip(rule.source, rule.crop, strict=True)
+    rows, columns = (
+        sampled_places(network_size(source, crop, rule.scale), source, crop, rule.scale)
+        for source, crop in axes
+    )
     return rows, columns
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.consumers.bevdet_plugins.kernels import POOL
 from mmdeploy_ext.consumers.bevdet_plugins.loop import PoolOnnx
+from mmdeploy_ext.consumers.plugins.bevdet_kernels import POOL
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ConfigError
@@ -27,6 +27,10 @@ TABLES = dict(
     interval_starts=('I', 'first entry of a cell'),
     interval_lengths=('I', 'entries of a cell'),
 )
+
+
+REPLACED = ('CellTables',)
+"""Classes of modules whose work the tables do."""
 
 
 def pooled(
@@ -89,7 +93,7 @@ class PooledFrame(Network):
 
 
 class PoolFiles(Contract):
-    opens, settings = PoolOnnx, PUBLISHED
+    opens, settings, replaces = PoolOnnx, PUBLISHED, REPLACED
 
     def check(self, cfg: Any) -> None:
         if cfg.model.type != 'BEVDet':

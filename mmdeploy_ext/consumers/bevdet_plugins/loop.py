@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.consumers.bevdet_plugins.kernels import KERNELS
 from mmdeploy_ext.consumers.bevdet_plugins.tables import intervals, point_cells
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
+from mmdeploy_ext.consumers.plugins.bevdet_kernels import KERNELS
+from mmdeploy_ext.consumers.plugins.kernels import open_with_plugins
 from mmdeploy_ext.families.bevdet.runtime import BevDetOnnx
 
 if TYPE_CHECKING:

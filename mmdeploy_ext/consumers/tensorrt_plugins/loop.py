@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import open_with_plugins
+from mmdeploy_ext.consumers.plugins.kernels import open_with_plugins
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.runtime.bev_motion import motion_since
 

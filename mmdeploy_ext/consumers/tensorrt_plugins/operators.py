@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.consumers.tensorrt_plugins import kernels
+from mmdeploy_ext.consumers.plugins import kernels
 from mmdeploy_ext.exporting.ops.attention import attend
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 from mmdeploy_ext.models.bevformer.grid import rotate_view

@@ -260,7 +260,7 @@ LIBRARY_OPERATORS: list[LibraryOperator] = []
 """Operators with patches for every export; modules of `ops` and families add theirs."""
 
 
-def operators_of(module: torch.nn.Module) -> list[LibraryOperator]:
-    """Return the `LIBRARY_OPERATORS` that a module uses."""
-    names = {base.__name__ for part in module.modules() for base in type(part).__mro__}
+def operators_of(module: torch.nn.Module, without: Collection[str] = ()) -> list[LibraryOperator]:
+    """Return the `LIBRARY_OPERATORS` that a module uses; `without` names module classes that do not count."""
+    names = {base.__name__ for part in module.modules() for base in type(part).__mro__} - {*without}
     return [operator for operator in LIBRARY_OPERATORS if names.intersection(operator.types)]

@@ -1,6 +1,6 @@
 """mmdet3d's one-stage LiDAR detectors with anchors: PointPillars, SECOND."""
 
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.contract.registry import FILM, SWEEP, register_family
 from mmdeploy_ext.families.parts.options import LIDAR_OPTIONS
 
 register_family(
@@ -26,7 +26,7 @@ register_family(
         'SASSD',
     ),
     of_config="the grid is the config's",
-    used_by={'': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'},
+    used_by={'': SWEEP},
 )
 register_family(
     'mvxnet',
@@ -39,5 +39,5 @@ register_family(
     exports='MVX-Net with PointFusion (docs/models-lidar.md)',
     similar_names=('MVX', 'PointFusion', 'VoteFusion'),
     of_config="the grid and the picture are the config's",
-    used_by={'': 'run {file} INFOS.pkl'},
+    used_by={'': FILM},
 )

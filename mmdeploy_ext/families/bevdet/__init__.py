@@ -1,7 +1,7 @@
 """BEVDet and BEVDet4D: pictures are lifted into a bird's-eye view, which is added up with views before."""
 
 from mmdeploy_ext.contract.options import own_contract
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.contract.registry import FILM, register_family
 
 register_family(
     'bevdet',
@@ -19,5 +19,5 @@ register_family(
     exports='BEVDet, BEVDet4D and BEVDepth4D with CenterHead (docs/models-cameras.md)',
     similar_names=('BEVDet', 'BEVDepth', 'BEVStereo', 'LSS'),
     of_config="size and cameras are the config's",
-    used_by={'': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'},
+    used_by={'': FILM},
 )

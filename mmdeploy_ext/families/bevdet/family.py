@@ -7,7 +7,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.core.config import refused_values, test_pipeline
+from mmdeploy_ext.core.config import refused_values, test_cfg_key, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.cells import CellTables
 from mmdeploy_ext.families.bevdet.data import BevDetData
@@ -18,22 +18,32 @@ from mmdeploy_ext.families.bevdet.runtime import FORM, VIEW, BevDetOnnx
 from mmdeploy_ext.families.parts.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.datasets.bevdet_nuscenes_dataset import MEAN, STD, resize_and_crop
+from mmdeploy_ext.models.bevdet.dataset import MEAN, STD, resize_and_crop
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 
 NMS_TYPES = ('rotate', 'circle')
+PER_TASK = ('nms_type', 'nms_thr', 'nms_rescale_factor')
+"""Test settings that may be lists of one value per task."""
 EXACT = ColumnGroup(rtol=0.0, atol=1e-6)
 LOADER = 'PrepareImageInputs'
 
 
 def check_model(cfg: Any) -> None:
     """Raise ConfigError for views and suppressions that are not exported."""
-    test = test_cfg_of(cfg).get('pts') or {}
+    test, tasks = test_cfg_of(cfg).get('pts') or {}, len(cfg.model.pts_bbox_head.tasks)
+    for key in PER_TASK:
+        values = test.get(key)
+        if isinstance(values, list | tuple) and len(values) < tasks:
+            raise ConfigError(
+                f'{cfg.filename}: {test_cfg_key(cfg)}.pts.{key}={list(values)}; expected one value, or one '
+                f'for each of the {tasks} tasks'
+            )
     kinds = test.get('nms_type')
     kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds]
     if len(set(kinds)) != 1 or kinds[0] not in NMS_TYPES:
         raise ConfigError(
-            f'{cfg.filename}: test_cfg.pts.nms_type={kinds}; expected one of {", ".join(NMS_TYPES)}'
+            f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={kinds}; expected one of '
+            f'{", ".join(NMS_TYPES)}'
         )
     if cfg.model.get('img_view_transformer', {}).get('accelerate'):
         raise ConfigError(

@@ -196,6 +196,7 @@ def box_facts(model: nn.Module) -> dict[str, Any]:
     head = model.pts_bbox_head
     coder, test, tasks = head.bbox_coder, head.test_cfg, len(head.num_classes)
     kinds, limits = as_list(test['nms_type'], tasks), as_list(test.get('nms_thr') or 0.0, tasks)
+    limits = [float(limit) for limit in limits]
     scales = []
     for factors, count in zip(
         as_list(test.get('nms_rescale_factor', 1.0), tasks), head.num_classes, strict=True
@@ -212,7 +213,7 @@ def box_facts(model: nn.Module) -> dict[str, Any]:
         norm_bbox=bool(head.norm_bbox),
         with_velocity=bool(head.with_velocity),
         nms_type=str(kinds[0]),
-        nms_thr=float(limits[0]),
+        nms_thr=limits[0] if len(set(limits)) == 1 else limits,
         nms_score_threshold=float(test.get('score_threshold') or 0.0),
         pre_max_size=test.get('pre_max_size'),
         post_max_size=test.get('post_max_size'),
@@ -223,4 +224,4 @@ def box_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def as_list(setting: Any, count: int) -> list[Any]:
-    return list(setting) if isinstance(setting, list | tuple) else [setting] * count
+    return list(setting)[:count] if isinstance(setting, list | tuple) else [setting] * count

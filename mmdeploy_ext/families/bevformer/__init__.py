@@ -1,7 +1,7 @@
 """BEVFormer: a bird's-eye view of all cameras, kept from frame to frame, and objects found in it."""
 
 from mmdeploy_ext.contract.options import own_contract
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.contract.registry import FILM, register_family
 from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 register_family(
@@ -20,5 +20,5 @@ register_family(
     exports='BEVFormer with BEVFormerHead (docs/models-cameras.md)',
     similar_names=('BEVFormer', 'DETR3D'),
     of_config="size and cameras are the config's",
-    used_by={'': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'},
+    used_by={'': FILM},
 )

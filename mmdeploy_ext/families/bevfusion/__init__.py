@@ -1,6 +1,6 @@
 """BEVFusion of cameras and LiDAR."""
 
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.contract.registry import FILM, register_family
 from mmdeploy_ext.families.bevfusion.options import OPTIONS
 
 register_family(
@@ -14,5 +14,5 @@ register_family(
     exports='BEVFusion of cameras and LiDAR (docs/models-lidar.md)',
     similar_names=('TransFusion', 'BEVFusion', 'LSS'),
     of_config="the grid and the cameras are the config's",
-    used_by={'': 'run {file} INFOS.pkl'},
+    used_by={'': FILM},
 )

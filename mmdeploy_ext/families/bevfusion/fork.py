@@ -33,6 +33,7 @@ from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
+from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
 
 PROGRAM = 'mmdeploy_ext.families.bevfusion.fork_process'
 MARK = Path('mmdet3d', 'models', 'fusion_models')
@@ -82,6 +83,17 @@ class Fork:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fork:
         return self
+
+    def weights(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Return name -> weight of `model`, kernels in the layout of the repository's spconv."""
+        weights, shapes = model.state_dict(), self.process.call('weight_shapes', {})
+        encoder = model.encoders['lidar'].encoder if 'lidar' in model.sensors else torch.nn.Module()
+        kernels = {f'{SPARSE_ENCODER}.{key}': kernel for key, kernel in find_kernels(encoder).items()}
+        repository_shapes = {key: tuple(map(int, shapes[key])) for key in kernels if key in shapes}
+        for key, layout in decide_layouts(self.root, repository_shapes, kernels, 'auto').items():
+            repositorys = dataclasses.replace(kernels[key], layout=layout)
+            weights[key] = repositorys.convert(weights[key], kernels[key].layout)
+        return weights
 
 
 def root_of(filename: str | None) -> Path | None:

@@ -1,6 +1,6 @@
 """CenterPoint: mmdet3d's own LiDAR detector, exported as a sparse backbone and a dense head."""
 
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.contract.registry import SWEEP, register_family
 from mmdeploy_ext.families.parts.options import LIDAR_OPTIONS
 
 register_family(
@@ -14,5 +14,5 @@ register_family(
     exports='CenterPoint of points with CenterHead (docs/models-lidar.md)',
     similar_names=('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion'),
     of_config="the grid is the config's",
-    used_by={'': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'},
+    used_by={'': SWEEP},
 )

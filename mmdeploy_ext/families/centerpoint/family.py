@@ -9,6 +9,7 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import test_cfg_key
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.centerpoint.facts import NMS_TYPES
 from mmdeploy_ext.families.centerpoint.graphs import facts_of, graphs
@@ -41,12 +42,14 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         super().check(cfg, options)
-        nms_type = (test_cfg_of(cfg).get('pts') or {}).get('nms_type')
+        test = test_cfg_of(cfg).get('pts') or {}
+        nms_type = test.get('nms_type')
         if nms_type not in NMS_TYPES:
             raise ConfigError(
                 f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={nms_type!r}, expected '
                 f'{" or ".join(NMS_TYPES)}'
             )
+        number('pts.nms_thr', test.get('nms_thr') or 0.0, float)
 
     def num_classes(self, model: nn.Module) -> int:
         return sum(model.pts_bbox_head.num_classes)

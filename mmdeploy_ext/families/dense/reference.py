@@ -16,7 +16,7 @@ from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.dense.graphs import flat_outputs, model_facts, raw_names
 from mmdeploy_ext.families.dense.heads import decoded_outputs
 from mmdeploy_ext.families.dense.runtime import DecodedPriors, num_candidates
-from mmdeploy_ext.families.parts.dense_heads import kind_of
+from mmdeploy_ext.families.parts.dense_heads import kind_of, numbers_in_results, place_of_results
 from mmdeploy_ext.families.parts.mmdet_reference import given_to
 from mmdeploy_ext.families.parts.tried_selection import own_results
 from mmdeploy_ext.families.reference import ImageReference
@@ -130,6 +130,18 @@ class DenseReference(ImageReference):
                 level = batch[image][end - size : end]
                 found = max(found, num_candidates(level, [size], unlimited))
         return dict(nms_pre=found)
+
+    def own_limits(self) -> list[str]:
+        head = self.model.bbox_head
+        limit, place = head.test_cfg.get('nms_pre', -1), place_of_results(head)
+        if limit <= 0 or model_facts(self.model).head.choose != 'all' or not place.startswith('your '):
+            return []
+        numbers = ', '.join(map(str, numbers_in_results(head)))
+        written = f' ({numbers})' if numbers else ''
+        return [
+            f'nms_pre {limit} of the config: {place} does not cut there, and neither does the file; a limit '
+            f'written in your code{written} is compared by the results of these inputs alone'
+        ]
 
     def expected_tensors(
         self,

@@ -14,7 +14,9 @@ def original_camera(image: PreparedImage) -> np.ndarray:
     """Return the camera (4, 4) float32 of the picture on disk, or `lidar_camera`."""
     if image.cam2img is None:
         return lidar_camera(image)
-    return original(image.cam2img, image.to_input).astype(np.float32)
+    camera = original(image.cam2img, image.to_input).astype(np.float32)
+    check_projection(camera, image.ori_shape)
+    return camera
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
@@ -25,8 +27,6 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
     input.
     """
     cameras = np.stack([original_camera(image) for image in images])
-    for camera in cameras:
-        check_projection(camera)
     batch = image_graphs.feeds(images, rescale=True)
     ratios = batch['scale_factor']
     drawn = cameras.astype(np.float64)

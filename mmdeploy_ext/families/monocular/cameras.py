@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmdeploy_ext.families.parts import image_graphs
-from mmdeploy_ext.preprocess.cam2img import check_camera, unmoved
+from mmdeploy_ext.preprocess.cam2img import check_camera, original, unmoved
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.synthetic.picture_cameras import monocular_camera
 
@@ -14,9 +14,8 @@ def camera_of(image: PreparedImage) -> np.ndarray:
     """Return the camera (4, 4) float32 of a prepared picture, in pixels of the network input."""
     if image.cam2img is None:
         return monocular_camera(image)
-    camera = image.cam2img.astype(np.float32)
-    check_camera(camera)
-    return camera
+    check_camera(original(image.cam2img, image.to_input), image.ori_shape)
+    return image.cam2img.astype(np.float32)
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:

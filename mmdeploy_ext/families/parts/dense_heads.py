@@ -11,6 +11,7 @@ import functools
 import inspect
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
+from types import CodeType
 from typing import Any, ClassVar
 
 import torch
@@ -598,11 +599,29 @@ def kind_of(head: nn.Module) -> HeadKind:
 
 def place_of_results(head: nn.Module) -> str:
     """Return the method of `RESULTS` of the head's nearest class (`place_of_method`)."""
-    for base in type(head).__mro__:
-        for name in RESULTS:
-            if name in vars(base):
-                return place_of_method(head, name)
-    return type(head).__name__
+    name = _results_name(head)
+    return place_of_method(head, name) if name else type(head).__name__
+
+
+def _results_name(head: nn.Module) -> str:
+    return next((name for base in type(head).__mro__ for name in RESULTS if name in vars(base)), '')
+
+
+def numbers_in_results(head: nn.Module) -> list[int]:
+    """Return the integers of 10 and more in the code of `place_of_results`."""
+    method = inspect.unwrap(getattr(type(head), _results_name(head)))
+    return whole_numbers(method.__code__)
+
+
+def whole_numbers(code: CodeType) -> list[int]:
+    """Return the integers of 10 and more that code has as constants, in their order."""
+    numbers = []
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            numbers += whole_numbers(constant)
+        elif type(constant) is int and constant >= 10:
+            numbers.append(constant)
+    return list(dict.fromkeys(numbers))
 
 
 def place_of_method(head: nn.Module, path: str) -> str:

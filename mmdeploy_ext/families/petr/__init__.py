@@ -1,7 +1,7 @@
 """PETR and PETRv2: image tokens carry positions in 3D; PETRv2 also sees the frame before."""
 
 from mmdeploy_ext.contract.options import own_contract
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.contract.registry import FILM, register_family
 
 OPTIONS = (
     own_contract(
@@ -22,7 +22,7 @@ register_family(
     exports='Petr3D with PETRHead or PETRv2Head (docs/models-cameras.md)',
     similar_names=('PETR', 'DETR3D'),
     of_config="size and cameras are the config's",
-    used_by={'': 'video {config} {checkpoint} --onnx {folder} --out work_dirs/video'},
+    used_by={'': FILM},
 )
 register_family(
     'petrv2',
@@ -35,5 +35,5 @@ register_family(
     exports='Petr3D with PETRHead or PETRv2Head (docs/models-cameras.md)',
     similar_names=('PETR', 'DETR3D'),
     of_config="size and cameras are the config's",
-    used_by={'': 'video {config} {checkpoint} --onnx {folder} --out work_dirs/video'},
+    used_by={'': FILM},
 )

@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
 from mmdeploy_ext.families.parts.query_networks import content_size, query_head
-from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
+from mmdeploy_ext.models.boxes_cxcywh import cxcywh_to_xyxy
 
 FULL_NAMES = ('dets', 'labels')
 

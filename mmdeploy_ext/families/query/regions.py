@@ -18,7 +18,7 @@ from mmdeploy_ext.families.parts.mask_heads import predicted_class_only
 from mmdeploy_ext.families.parts.query_networks import attend_to
 from mmdeploy_ext.families.parts.regions import Regions, decoded, feature_names, has_masks, stages_of
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, best_pairs
-from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
+from mmdeploy_ext.models.boxes_cxcywh import cxcywh_to_xyxy
 
 NAMES = ('logits', 'boxes')
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from mmdeploy_ext.contract.options import CONTRACT, own_contract
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.contract.registry import FILM, register_family
 from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 register_family(
@@ -27,5 +27,5 @@ register_family(
     exports='Sparse4D with Sparse4DHead (docs/models-cameras.md)',
     similar_names=('Sparse4D', 'SparseDrive'),
     of_config="size and cameras are the config's",
-    used_by={'': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'},
+    used_by={'': FILM},
 )

@@ -1,7 +1,7 @@
 """StreamPETR: camera-only 3D detection with a temporal memory."""
 
 from mmdeploy_ext.contract.options import own_contract
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.contract.registry import FILM, register_family
 from mmdeploy_ext.families.parts.options import LAYERS
 
 register_family(
@@ -18,5 +18,5 @@ register_family(
     exports='Petr3D with StreamPETRHead (docs/models-cameras.md)',
     similar_names=('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D'),
     of_config="size and cameras are the config's",
-    used_by={'': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'},
+    used_by={'': FILM},
 )

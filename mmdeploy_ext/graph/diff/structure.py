@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.contract import digest
 from mmdeploy_ext.core.arrays import ArrayDistance
 from mmdeploy_ext.core.errors import shape_text
 from mmdeploy_ext.graph.diff.program import Alignment, Program
@@ -184,7 +185,7 @@ def _interface_texts(model: onnx.ModelProto) -> dict[str, dict[str, str]]:
         input={value.name: typed(value) + defaults.get(value.name, '') for value in graph.input},
         output={value.name: typed(value) for value in graph.output},
         opset={entry.domain or 'ai.onnx': str(entry.version) for entry in model.opset_import},
-        metadata={entry.key: entry.value for entry in model.metadata_props},
+        metadata={entry.key: entry.value for entry in model.metadata_props if entry.key != digest.KEY},
         function={function.name: f'{len(function.node)} nodes' for function in model.functions},
         domain={node.domain or 'ai.onnx': 'used' for node in all_nodes(model)},
     )

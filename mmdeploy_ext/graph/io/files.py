@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import onnx
 from onnx import external_data_helper as external_data
 
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.contract.digest import check_whole, sealed
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import (
     EXPORT_AGAIN,
     PROTOBUF_LIMIT,
@@ -19,6 +21,7 @@ from mmdeploy_ext.core.files import (
     atomic_path,
     check_outputs,
     check_writable,
+    is_special,
     read_onnx,
 )
 from mmdeploy_ext.graph.io import types
@@ -95,13 +98,20 @@ def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = (
 
     Raises:
         UsageError: `path` is one of `inputs`, which the model was made from, or cannot be written.
-        ModelFileError: the nodes are not in order, or the model is not valid: the checker's message.
+        ModelFileError: the nodes are not in order, the model is not valid (the checker's message), or one of
+            `inputs` is damaged.
         Mm2OnnxError: writing fails, as on a full disk; the older file stays.
     """
     path = Path(path)
     data = path.with_name(f'{path.name}.data')
     targets = [path, data] if is_large(model) else [path]
     check_targets(targets, inputs)
+    for source in inputs:  # a new digest would hide the damage
+        check_whole(source)
+    if len(targets) > 1 and (path.is_symlink() or is_special(path)):
+        raise UsageError(
+            f'{path}: a model of this size has its weights in {data.name} beside it; give a file'
+        )
     check_order(model, path)
     model = with_output_shapes(model)
     if len(targets) > 1:
@@ -109,7 +119,7 @@ def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = (
         return targets
     check_valid(model, path)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+        temporary.write_bytes(sealed(model.SerializeToString()))
     return targets
 
 
@@ -143,8 +153,9 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
             onnx_ir.save(onnx_ir.from_proto(model), new, external_data=data.name, **layout)
             if checked and not is_sparse(model):
                 check_valid(new, path)
-            new.replace(temporary)
-            new_data.replace(temporary_data)
+            new.write_bytes(sealed(new.read_bytes(), new_data))
+            shutil.move(new, temporary)
+            shutil.move(new_data, temporary_data)
 
 
 def is_large(model: onnx.ModelProto) -> bool:
@@ -158,7 +169,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     if is_large(model):
         save_external(model, path, path.with_name(f'{path.name}.data'), checked=False)
     else:
-        path.write_bytes(model.SerializeToString())
+        path.write_bytes(sealed(model.SerializeToString()))
 
 
 @contextlib.contextmanager

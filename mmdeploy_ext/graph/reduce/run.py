@@ -1,12 +1,15 @@
 """Show the fault of the graph in this folder again: `python run.py`."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # before onnxruntime is imported
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -12,6 +12,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <stdexcept>
@@ -28,6 +29,9 @@ int main(int argc, char **argv) try {
     file.get();
     if (!file || magic != "P6" || largest != 255) throw std::runtime_error(std::string(argv[2]) + ": expected P6, 255");
 
+#ifndef _WIN32
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+#endif
     Ort::Env env(ORT_LOGGING_LEVEL_WARNING, "detect");
     Ort::Session session(env, argv[1], Ort::SessionOptions{});
     const Ort::TypeInfo type = session.GetInputTypeInfo(0);

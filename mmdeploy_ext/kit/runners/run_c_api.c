@@ -169,6 +169,7 @@ static Case *case_of(const char *name) {
 
 int main(int argc, char **argv) {
     if (argc != 2) fail("usage", "run_c_api OUTPUTS, from the folder of the kit");
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
     ort = OrtGetApiBase()->GetApi(ORT_API_VERSION);
     if (ort == NULL) fail("ONNX Runtime", "the library is older than its header");
     OrtEnv *env;

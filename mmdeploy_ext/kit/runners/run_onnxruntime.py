@@ -1,6 +1,7 @@
 """Run the inputs of this kit in ONNX Runtime: python run_onnxruntime.py OUTPUTS [PROVIDER...]."""
 
 import json
+import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # before onnxruntime is imported
 KIT = Path(__file__).resolve().parent
 
 

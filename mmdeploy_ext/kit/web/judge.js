@@ -8,7 +8,7 @@ import { compareTensors, failedRow } from 'kit/tensors.js';
 /**
  * Return {tensors, results, failures} of one case: rows as of tensors.js and matching.js, and sentences.
  *
- * @param kitCase with inputs, beside, tensors and results, see `Kit.readCase`.
+ * @param kitCase with inputs, beside, tensors, rounding and results, see `Kit.readCase`.
  * @param outputs object of arrays by name.
  * @param kit with the manifest and the metadata of the file.
  */
@@ -25,7 +25,8 @@ export function judgeCase(kitCase, outputs, kit) {
   }
   if (!tensors.length && Object.keys(kitCase.tensors).length) {
     const outputsWithValues = spec.outputs.filter(({ name }) => !isEmpty(kitCase.tensors[name], typed[name]));
-    tensors.push(...compareTensors(kitCase.tensors, typed, { ...spec, outputs: outputsWithValues }));
+    const compared = { ...spec, outputs: outputsWithValues };
+    tensors.push(...compareTensors(kitCase.tensors, typed, compared, kitCase.rounding));
   }
   const isRight = tensors.every((row) => !row.reason);
   const results = isRight && hasResults(kit) ? matchImages(kitCase, typed, kit) : [];

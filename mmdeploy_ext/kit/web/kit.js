@@ -66,10 +66,10 @@ export class Kit {
     return readFile(`web/ort/${file}`);
   }
 
-  /** Return {name, title, images, inputs, beside, tensors, results} of an entry of the manifest's cases. */
-  async readCase({ name, title, images, inputs, beside, tensors, results }) {
-    const [inputArrays, besideArrays, tensorArrays] = await Promise.all(
-      [inputs, beside, tensors].map((part) => this.readArrays(part)),
+  /** Return {name, title, images, inputs, beside, tensors, rounding, results} of one of the manifest's cases. */
+  async readCase({ name, title, images, inputs, beside, tensors, rounding, results }) {
+    const [inputArrays, besideArrays, tensorArrays, roundingArrays] = await Promise.all(
+      [inputs, beside, tensors, rounding].map((part) => this.readArrays(part)),
     );
     const fields = await Promise.all(results.map((image) => this.readArrays(image.fields)));
     return {
@@ -79,6 +79,7 @@ export class Kit {
       inputs: inputArrays,
       beside: besideArrays,
       tensors: tensorArrays,
+      rounding: roundingArrays,
       results: fields.map(resultsOfKit),
     };
   }

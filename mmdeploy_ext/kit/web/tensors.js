@@ -1,22 +1,35 @@
-/** Compares tensors of an engine with PyTorch's by the column groups and tolerances of the contract. */
+/**
+ * Compares tensors of an engine with PyTorch's by the column groups and tolerances of the contract.
+ *
+ * The rules are those of mmdeploy_ext/contract/slices.py.
+ */
 
 import { isWhole, shapeText, sizeOf } from 'kit/arrays.js';
+
+const [MOST_SLICES, LARGEST_SLICED, SENTINEL] = [128, 1e-3, 1e4];
+const [JUMP, LEAST] = [100, 1e-3];
+const [DEFAULT_RTOL, FLOOR] = [1e-4, 1e-6];
+const [ROUNDINGS, MOST_ROUNDING] = [3, 10];
 
 /**
  * Return a row {name, maxAbs, tolerance, reason} per column group; `reason` is '' if the group passes.
  *
- * `expected` and `outputs` are objects of arrays by name, `spec` is that of the file's metadata.
+ * `expected` and `outputs` are objects of arrays by name, `spec` is that of the file's metadata, `rounding` has
+ * arrays of distances of `expected` from float64.
  */
-export function compareTensors(expected, outputs, spec) {
+export function compareTensors(expected, outputs, spec, rounding = {}) {
   return spec.outputs
     .filter((tensor) => tensor.compare === 'values')
-    .flatMap((tensor) => compareOutput(tensor, expected[tensor.name], outputs[tensor.name]));
+    .flatMap((tensor) => {
+      const { name } = tensor;
+      return compareOutput(tensor, expected[name], outputs[name], rounding[name]);
+    });
 }
 
 /** Return the row of a tensor that could not be compared. */
 export const failedRow = (name, reason) => ({ name, maxAbs: null, tolerance: null, reason });
 
-function compareOutput(tensor, expected, output) {
+function compareOutput(tensor, expected, output, rounding) {
   const reason = incomparable(expected, output);
   if (reason) return [failedRow(tensor.name, reason)];
   const width = expected.shape.at(-1) ?? 1;
@@ -27,7 +40,7 @@ function compareOutput(tensor, expected, output) {
     if (columns.some((column) => column >= width)) {
       return failedRow(name, `the contract has columns ${columns}, the tensor has ${width}`);
     }
-    return compareGroup(name, group, columns, expected, output, width);
+    return compareGroup(name, group, columns, expected, output, rounding);
   });
   const covered = new Set(tensor.groups.flatMap((group) => group.columns ?? all));
   const uncovered = all.filter((column) => !covered.has(column));
@@ -44,37 +57,131 @@ function incomparable(expected, output) {
   return sizeOf(expected.shape) ? '' : `empty (${wanted}): nothing was compared`;
 }
 
-function compareGroup(name, group, columns, expected, output, width) {
+function compareGroup(name, group, columns, expected, output, rounding) {
+  const width = expected.shape.at(-1) ?? 1;
   const rows = [...Array(expected.values.length / width).keys()];
   const places = rows.flatMap((row) => columns.map((column) => row * width + column));
-  const [reference, candidate] = [expected, output].map(({ values }) =>
-    Float64Array.from(places, (place) => Number(values[place])),
+  if (!places.length) return failedRow(name, 'empty column group: nothing was compared');
+  const [reference, candidate, distances] = [expected, output, rounding].map(
+    (array) => array && Float64Array.from(places, (place) => Number(array.values[place])),
   );
-  if (!reference.length) return failedRow(name, 'empty column group: nothing was compared');
-  const odd = [notFinite('candidate', candidate), notFinite('reference', reference)].filter(Boolean);
-  if (odd.length) return failedRow(name, odd.join('; '));
-  const isExact = isWhole(expected.dtype);
-  const smallest = isExact ? 1 : 0; // of a difference: large int64 are equal as float64
-  const scale = reference.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
-  const tolerance = isExact ? Math.floor(group.atol) : Math.max(group.rtol * scale, group.atol);
+  if (isWhole(expected.dtype)) return compareExactly(name, group, places, expected, output);
+  const differences = reference.map((value, index) => differenceOf(value, candidate[index]));
+  if (differences.includes(Infinity)) {
+    return failedRow(name, 'NaN and infinite values have to be in the same places');
+  }
+  if (reference.every(Number.isNaN)) return failedRow(name, 'every value is NaN on both sides');
+  const sizes = reference.map((value, index) => {
+    const size = Math.abs(value);
+    return Number.isFinite(size) && (differences[index] > 0 || size < SENTINEL) ? size : 0;
+  });
+  const shape = expected.shape.length ? [...expected.shape.slice(0, -1), columns.length] : [];
+  const unrounded = new Float64Array(sizes.length);
+  const isDead = candidate.every((value) => value === 0);
+  let worst = worstValue(differences, sizes, shape, group, unrounded, isDead);
+  if (worst.isDead || worst.difference > worst.tolerance) {
+    worst = worstValue(differences, sizes, shape, group, distances, isDead);
+  }
+  let reason = '';
+  if (worst.isDead) {
+    reason = 'the candidate is all zero, the reference is not';
+  } else if (!(worst.difference <= worst.tolerance)) {
+    const bar = `${Number(worst.tolerance.toPrecision(3))} ${group.unit}`.trim();
+    const by = Number(worst.difference.toPrecision(3));
+    reason = `${worst.over} of ${sizes.length} values differ, most by ${by}, allowed ${bar}`;
+  }
+  return { name, maxAbs: worst.difference, tolerance: worst.tolerance, reason };
+}
+
+/** Compare whole numbers: int64 that are equal as float64 differ by 1. */
+function compareExactly(name, group, places, expected, output) {
+  const tolerance = Math.floor(group.atol);
   let [maxAbs, over] = [0, 0];
-  places.forEach((place, index) => {
-    const isSame = expected.values[place] === output.values[place];
-    const difference = isSame ? 0 : Math.max(smallest, Math.abs(reference[index] - candidate[index]));
+  for (const place of places) {
+    const [one, other] = [expected.values[place], output.values[place]];
+    const difference = one === other ? 0 : Math.max(1, Math.abs(Number(one) - Number(other)));
     maxAbs = Math.max(maxAbs, difference);
     over += difference > tolerance;
-  });
-  let reason = '';
-  if (scale > 0 && candidate.every((value) => value === 0)) {
-    reason = 'the candidate is all zero, the reference is not';
-  } else if (over) {
-    const bar = `${Number(tolerance.toPrecision(3))} ${group.unit}`.trim();
-    reason = `${over} of ${reference.length} values differ by more than ${bar}`;
   }
+  const isZero = (array) => places.every((place) => Number(array.values[place]) === 0);
+  let reason = '';
+  if (isZero(output) && !isZero(expected)) reason = 'the candidate is all zero, the reference is not';
+  else if (over) reason = `${over} of ${places.length} values differ by more than ${tolerance}`;
   return { name, maxAbs, tolerance, reason };
 }
 
-function notFinite(side, values) {
-  const bad = values.reduce((count, value) => count + !Number.isFinite(value), 0);
-  return bad ? `${side}: ${bad} of ${values.length} values are NaN or infinite` : '';
+function differenceOf(expected, got) {
+  if (Object.is(expected, got) || expected === got) return 0;
+  const difference = Math.abs(expected - got);
+  return Number.isFinite(difference) ? difference : Infinity;
+}
+
+/** Return the value farthest beyond its tolerance; without `rounding` that of the tensor's size counts. */
+function worstValue(differences, sizes, shape, group, rounding, isZero) {
+  const largest = largestOf(sizes);
+  const share = Math.min(FLOOR, (group.rtol * FLOOR) / DEFAULT_RTOL);
+  const least = rounding ? share : share * Math.max(largest, 1);
+  const rounded = rounding ?? new Float64Array(sizes.length);
+  const relative = (size) => Math.max(group.rtol * size, group.atol);
+  const allowed = (size, distance) =>
+    Math.max(
+      relative(size),
+      least,
+      Math.min(ROUNDINGS * distance, Math.max(MOST_ROUNDING * relative(size), relative(largest))),
+    );
+  const isDead = isZero && largest > Math.max(least, ROUNDINGS * largestOf(rounded));
+  let worst = { difference: 0, tolerance: 0, over: 0, ratio: -1 };
+  for (const slices of slicings(shape, group.rtol, sizes.length)) {
+    const bars = new Float64Array(sizes.length);
+    for (const places of slices) setBars(bars, places, sizes, rounded, allowed);
+    const found = { difference: 0, tolerance: 0, over: 0, ratio: -1 };
+    bars.forEach((tolerance, place) => {
+      const difference = differences[place];
+      const ratio = difference > 0 ? difference / tolerance : 0;
+      found.over += difference > tolerance;
+      if (ratio > found.ratio) Object.assign(found, { difference, tolerance, ratio });
+    });
+    if (found.ratio > worst.ratio) worst = found;
+  }
+  return { ...worst, isDead };
+}
+
+const largestOf = (values) => values.reduce((largest, value) => Math.max(largest, value), 0);
+
+/** Return, for the last axis and axis 1, the places of each entry; or all places. */
+function slicings(shape, rtol, count) {
+  const axes = [];
+  if (shape.length > 1) axes.push(shape.length - 1);
+  if (shape.length > 2) axes.push(1);
+  const isSliced = rtol > 0 && rtol <= LARGEST_SLICED;
+  const found = axes.filter((axis) => isSliced && shape[axis] > 1 && shape[axis] <= MOST_SLICES);
+  if (!found.length) return [[[...Array(count).keys()]]];
+  return found.map((axis) => {
+    const step = sizeOf(shape.slice(axis + 1));
+    const slices = Array.from({ length: shape[axis] }, () => []);
+    for (let place = 0; place < count; place += 1) {
+      slices[Math.floor(place / step) % shape[axis]].push(place);
+    }
+    return slices;
+  });
+}
+
+/** Set the tolerances of a slice: smaller magnitudes have smaller ones. */
+function setBars(bars, places, sizes, rounding, allowed) {
+  const set = (within, top) => {
+    const distance = within.reduce((most, place) => Math.max(most, rounding[place]), 0);
+    const bar = allowed(top, distance);
+    for (const place of within) bars[place] = bar;
+  };
+  const ranked = Float64Array.from(places, (place) => sizes[place]).sort();
+  set(places, ranked.at(-1));
+  for (let index = ranked.length - 2; index >= 0; index -= 1) {
+    const [size, next] = [ranked[index], ranked[index + 1]];
+    if (size > LEAST && next > JUMP * size) {
+      set(
+        places.filter((place) => sizes[place] <= size),
+        size,
+      );
+    }
+  }
 }

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.cells import sum_in_order
 from mmdeploy_ext.models.bevdet.depth_net import DepthNet
-from mmdeploy_ext.models.bevfusion.rig import inverse
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.models.matrices import inverse
 
 
 def frustum_points(

@@ -1,6 +1,6 @@
 """The motion of the car between two frames for BEVFormer in PyTorch, outside of any graph.
 
-`families/parts/runtime/bev_motion.py` is the runtime's own code.
+`runtime/bev_motion.py` is the runtime's own code.
 Source: fundamentalvision/BEVFormer 66b65f3, `modules/transformer.py`.
 """
 

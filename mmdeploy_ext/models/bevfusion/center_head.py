@@ -15,6 +15,7 @@ from mmdet3d.models.dense_heads.centerpoint_head import CenterHead
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.models.bevfusion.coder import boxes_of_cells
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
@@ -83,7 +84,11 @@ class BEVFusionCenterHead(CenterHead):
                 group |= dict(radius=float(radii[task]))
             else:
                 factors = [float(value) for value in scales[task]]
-                group |= dict(overlap=float(test['nms_thr']), first=test.get('pre_max_size'), scales=factors)
+                group |= dict(
+                    overlap=number('nms_thr', test['nms_thr'], float),
+                    first=test.get('pre_max_size'),
+                    scales=factors,
+                )
             groups.append(group)
             first += count
         return groups

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.exporting.ops.cells import LastInCell
+from mmdeploy_ext.models.matrices import inverse
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 
 NEAREST, FARTHEST = 1e-5, 1e5
@@ -48,18 +49,6 @@ def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, camera
         check_calibration(matrices_of_sample, cameras, f'sample {sample}')
     stacked = {name: np.stack([of_sample[name] for of_sample in matrices]) for name in MATRICES}
     return Rig(**{name: torch.from_numpy(value).float().to(device) for name, value in stacked.items()})
-
-
-def inverse(matrix: Tensor) -> Tensor:
-    """Return the inverse (..., 3, 3) by cofactors, in operators of every engine."""
-    first, second, third = matrix.unbind(-2)
-    columns = _cross(second, third), _cross(third, first), _cross(first, second)
-    determinant = (first * columns[0]).sum(-1)[..., None, None]
-    return torch.stack(columns, -1) / determinant
-
-
-def _cross(left: Tensor, right: Tensor) -> Tensor:
-    return left.roll(-1, -1) * right.roll(-2, -1) - left.roll(-2, -1) * right.roll(-1, -1)
 
 
 def _rotated(matrix: Tensor, points: Tensor) -> Tensor:

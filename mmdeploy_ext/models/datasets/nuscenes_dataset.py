@@ -14,6 +14,7 @@ from pyquaternion import Quaternion
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
 
 CAMERA_KEYS = ('img_timestamp', 'img_filename', 'lidar2img', 'intrinsics', 'extrinsics')
 
@@ -113,7 +114,7 @@ def camera_inputs(cameras: dict[str, dict[str, Any]], sample: str) -> dict[str, 
         turn = read_calibration(camera, 'sensor2lidar_rotation', title, (3, 3))
         pose = rigid_matrix(turn, read_calibration(camera, 'sensor2lidar_translation', title, (3,)))
         extrinsic, intrinsic = rigid_inverse(pose), np.eye(4)
-        intrinsic[:3, :3] = read_calibration(camera, 'cam_intrinsic', title, (3, 3))
+        intrinsic[:3, :3] = read_intrinsics(camera, title)
         time_s = camera['timestamp'] / 1e6
         rows.append((time_s, camera['data_path'], intrinsic @ extrinsic, intrinsic, extrinsic))
     return dict(zip(CAMERA_KEYS, map(list, zip(*rows, strict=True)), strict=True))
@@ -131,6 +132,14 @@ def rigid_inverse(matrix: np.ndarray) -> np.ndarray:
     """Return [R^T, -R^T t; 0 1] of a rigid float32 (4, 4)."""
     rotation_t = matrix[:3, :3].T
     return rigid_matrix(rotation_t, -(rotation_t @ matrix[:3, 3]))
+
+
+def read_intrinsics(camera: dict[str, Any], title: str) -> np.ndarray:
+    """Return `cam_intrinsic` (3, 3) of a camera of an info; float64."""
+    matrix = read_calibration(camera, 'cam_intrinsic', title, (3, 3))
+    if problem := intrinsics_problem(matrix):
+        raise DataError(f'{title}: cam_intrinsic{problem}')
+    return matrix
 
 
 def read_calibration(record: dict[str, Any], key: str, title: str, *shapes: tuple[int, ...]) -> np.ndarray:

@@ -20,9 +20,9 @@ from torch import nn
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.models.boxes_cxcywh import cxcywh_to_xyxy
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.rtdetr.attention import DecoderLayer
-from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 from mmdeploy_ext.models.rtdetr.layers import MLP
 
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid

@@ -25,6 +25,7 @@ from mmdeploy_ext.proving.file_checks import (
     check_valid,
     differing_facts,
 )
+from mmdeploy_ext.proving.verdict import AS_IN_CONFIG
 from mmdeploy_ext.quantize.calibrators import weight_amax
 from mmdeploy_ext.quantize.sparse_calibration import checkpoint_ranges
 from mmdeploy_ext.sparse import libspconv, libspconv_contract, portable
@@ -254,4 +255,4 @@ def metadata_check(file: SparseFile) -> Check:
     wrong = [f'{name}: the file says {fact}' for name, fact in facts.items() if fact != expected[name]]
     if file.export_options.int8_fp16_io and file.export_options.precision != 'int8':
         wrong.append('options: int8_fp16_io goes with precision int8')
-    return Check('form and voxels as in the config', not wrong, '; '.join(wrong)[:300])
+    return Check(f'form and voxels {AS_IN_CONFIG}', not wrong, '; '.join(wrong)[:300])

@@ -14,7 +14,7 @@ import torch
 
 from mmdeploy_ext.contract.comparison import compare_named, failed_row, same_bits
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.arrays import ArrayDistance, to_array
+from mmdeploy_ext.core.arrays import to_array
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.core.files import sha256_file
@@ -23,9 +23,10 @@ from mmdeploy_ext.exporting.export import CodeWarning, recorded_warnings
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.io.index import count_nodes, opsets_of
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.graph.signature import differences
+from mmdeploy_ext.graph.signature import differences, is_same_structure
 from mmdeploy_ext.proving.difference.locate import locate
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, unreached_inputs
+from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.modules.calls import (
     FileTensor,
     FlatModule,
@@ -44,10 +45,10 @@ from mmdeploy_ext.proving.modules.generated import (
     other_values,
     resized,
 )
-from mmdeploy_ext.proving.open_points import export_switches, warning_lines
-from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding
-from mmdeploy_ext.tasks.matching import in_order_of
-from mmdeploy_ext.tasks.results import Case, Check
+from mmdeploy_ext.proving.open_points import warning_lines
+from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding, graph_finding
+from mmdeploy_ext.tasks.matching import in_order_of, is_other_choice, is_tied, tied_choices
+from mmdeploy_ext.tasks.results import Case, Check, GraphResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,10 +56,8 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.contract.comparison import TensorRow
+    from mmdeploy_ext.contract.comparison import Rounding, TensorRow
 
-ACROSS_SAMPLES = 0.1
-"""Part of the tolerance that applies to an output's largest value on any sample."""
 Arrays = dict[str, np.ndarray]
 
 
@@ -83,9 +82,9 @@ def prove_module(
         inputs: samples on the CPU: a tensor, a tuple of arguments, or a dict by name. With a state: the
             frames of one sequence, of which the first has the initial state; a single frame does not test the
             state.
-        rtol: allowed difference of floats, relative to an output's largest absolute reference value on this
-            input, or a tenth of it relative to the largest on any sample. Integers and booleans have to be
-            equal.
+        rtol: allowed difference of floats, relative to the largest absolute reference value of a column or
+            channel on this input; at least 1e-6, and 3 times the distance of PyTorch from float64. Above 1e-3
+            relative to the largest value of an output. Integers and booleans have to be equal.
         state: input of the file -> output that is its value in the next frame.
         rows: outputs with common rows (first axis) in any order, such as boxes, scores and labels.
         generate: also compare on generated inputs.
@@ -137,7 +136,8 @@ class ModuleProof:
         inputs: input of the file -> the module's tensor.
         outputs: output of the file -> the module's result.
         comparisons, cases: one per input so far.
-        smallest: output of floats -> least allowed difference, see `ACROSS_SAMPLES`.
+        special: outputs with NaN or infinities on samples.
+        varied: outputs that are not one number in a row on some sample.
     """
 
     def __init__(
@@ -196,7 +196,8 @@ class ModuleProof:
         self._check_sizes()
         self.comparisons: list[CallComparison] = []
         self.cases: list[Case] = []
-        self.smallest: dict[str, float] = {}
+        self.special: set[str] = set()
+        self.varied: set[str] = set()
         self.verdict = Verdict(self._subject())
         for name in results:
             if name not in self.outputs.values():
@@ -276,36 +277,37 @@ class ModuleProof:
         return Check(title, True)
 
     def compare_graph(self, fresh: bool) -> None:
-        """Compare the graph with a fresh export by the same exporter."""
-        nodes, left_out = count_nodes(self.model), self._difference(fresh)
-        figures = dict(nodes=nodes, equal=not left_out, left_out=left_out)
-        text = left_out or f'equal to a fresh export ({nodes:,} nodes)'
-        self.verdict.findings.append(Finding('file', 'graph', True, text, figures))
+        """Compare the graph with a fresh export by the same exporter; other constants alone are a failure."""
+        self.verdict.findings.append(graph_finding(self._graph_result(fresh)))
 
-    def _difference(self, fresh: bool) -> str:
+    def _graph_result(self, fresh: bool) -> GraphResult:
+        result = GraphResult('', count_nodes(self.model), equal=False)
         if not fresh:
-            return 'not compared: not asked for'
+            return dataclasses.replace(result, left_out='not compared: not asked for')
         if self.model.producer_name != 'pytorch':
             writer = self.model.producer_name or 'an unknown program'
-            return f'not compared: written by {writer}; what torch.onnx.export writes would be'
+            reason = f'not compared: written by {writer}; what torch.onnx.export writes would be'
+            return dataclasses.replace(result, left_out=reason)
         warnings: list[CodeWarning] = []
-        left_out = ''
         for plain in (True, False) if self._is_by_dynamo() else (True,):
             try:
                 with recorded_warnings(warnings):
-                    found = differences(self.model, self._export(plain))
+                    export = self._export(plain)
+                    found = tuple(differences(self.model, export))
             except Mm2OnnxError as error:
-                left_out = left_out or f'not compared: {one_line(error)[:300]}'
+                reason = result.left_out or f'not compared: {one_line(error)[:300]}'
+                result = dataclasses.replace(result, left_out=reason)
                 continue
             if not found:
-                left_out = ''
+                result = dataclasses.replace(result, equal=True, left_out='', differences=())
                 break
-            left_out = left_out or self._another_graph(found[0].text)
-        untraced = warning_lines(warnings)
-        if isinstance(self.module, torch.nn.Module):
-            untraced += export_switches(self.module)
-        self.verdict.untraced += [entry.text for entry in untraced]
-        return left_out
+            if is_same_structure(self.model, export):
+                result = dataclasses.replace(result, left_out='', differences=found)
+            elif not result.differences:
+                reason = result.left_out or self._another_graph(found[0].text)
+                result = dataclasses.replace(result, left_out=reason)
+        self.verdict.untraced += [entry.text for entry in warning_lines(warnings)]
+        return result
 
     def _another_graph(self, difference: str) -> str:
         options = f'dynamo={self._is_by_dynamo()}, opset_version={opsets_of(self.model).get("", 0)}'
@@ -344,13 +346,21 @@ class ModuleProof:
             comparisons = list(self._run_sequence())
         else:
             comparisons = [self._compare(call) for call in tracked(self.calls, len(self.calls), 'samples')]
-        scales: dict[str, float] = {}
-        for name, array in (item for one in comparisons for item in one.reference.items()):
-            if array.dtype.kind in 'fc':
-                scales[name] = max(scales.get(name, 0.0), ArrayDistance(array, array).scale)
-        self.smallest = {name: ACROSS_SAMPLES * self.rtol * scale for name, scale in scales.items()}
+        for comparison in comparisons:
+            self.special |= _not_finite(comparison.reference)
+            self.varied |= {name for name, array in comparison.reference.items() if not is_tied(array)}
+        self._name_constant_inputs()
         for comparison in comparisons:
             self.add(comparison)
+
+    def _name_constant_inputs(self) -> None:
+        for name, argument in self.inputs.items():
+            values = torch.cat([call.tensors[argument].flatten() for call in self.calls])
+            if name not in self.state and len(values) and bool((values == values[0]).all()):
+                self.verdict.notes.append(
+                    f'input {name}: {values[0].item():g} everywhere in all samples, so other values were not '
+                    f'tried; give samples in which it differs, or --state of a memory'
+                )
 
     def compare_generated(self) -> None:
         """Compare on generated inputs; refusals and NaN are notes."""
@@ -389,11 +399,8 @@ class ModuleProof:
             return f'{type(error).__name__}: {one_line(error)[:200]}'
         if not results:
             return 'no tensor'
-        odd = [
-            name
-            for name, array in results.items()
-            if array.dtype.kind == 'f' and not np.isfinite(array).all()
-        ]
+        reference = {name: results[result] for name, result in self.outputs.items() if result in results}
+        odd = [name for name in _not_finite(reference) if name not in self.special]
         return f'NaN or infinity in {", ".join(odd)}' if odd else ''
 
     def _run_sequence(self) -> Iterator[CallComparison]:
@@ -455,21 +462,34 @@ class ModuleProof:
             return [failed_row('all outputs', comparison.error)]
         reference, outputs = comparison.reference, comparison.outputs
         if self.rows:
-            outputs = in_order_of(reference, outputs, self.rows, self.rtol, self.smallest)
-        empty = {
+            outputs = in_order_of(reference, outputs, self.rows, self.rtol)
+        left_out = {
             name
             for name, array in reference.items()
             if not array.size and name in outputs and same_bits({'': array}, {'': outputs[name]})
         }
-        sides = ({name: side[name] for name in side if name not in empty} for side in (reference, outputs))
-        rows = []
-        for row in compare_named(*sides, self.rtol, self.path, self.smallest):
-            smallest = self.smallest.get(row.tensor)
-            if smallest and row.passed and row.tolerance == smallest:
-                # relative to the largest value of all samples
-                row = dataclasses.replace(row, max_rel=row.max_abs / smallest * ACROSS_SAMPLES * self.rtol)
-            rows.append(row)
-        return rows
+        choices = {
+            name
+            for name in tied_choices(reference, self.varied)
+            if name in outputs and is_other_choice(reference[name], outputs[name])
+        }
+        if choices:
+            outputs = in_order_of(reference, outputs, [n for n in reference if n not in choices], self.rtol)
+            left_out |= choices
+            self.not_compared(
+                f'{comparison.call.title}: {", ".join(choices)}: which of equal values a top-k takes'
+            )
+        sides = ({n: side[n] for n in side if n not in left_out} for side in (reference, outputs))
+        return compare_named(*sides, self.rtol, self.path, self.rounding(comparison))
+
+    def rounding(self, comparison: CallComparison) -> Rounding:
+        """Return the function that compares the module's results with those in float64."""
+
+        def run() -> Arrays:
+            results = comparison.call.run(self.module)
+            return {name: results[result] for name, result in self.outputs.items() if result in results}
+
+        return rounding_of(self.module, comparison.reference, run)
 
     def conclude(self) -> Verdict:
         """Judge all cases, and locate the first difference; call it once."""
@@ -500,6 +520,10 @@ class ModuleProof:
             if place:
                 verdict.notes.append(f'first difference: {place}')
         return verdict
+
+
+def _not_finite(arrays: Arrays) -> set[str]:
+    return {n for n, array in arrays.items() if array.dtype.kind == 'f' and not np.isfinite(array).all()}
 
 
 def _check_evaluating(module: Callable[..., Any]) -> None:

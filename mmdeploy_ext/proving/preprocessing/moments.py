@@ -76,7 +76,7 @@ def compare_prepared(
     differences = tuple(difference for _, of_moment, _ in compared for difference in of_moment)
     if absent := dict.fromkeys(name for _, _, missing in compared for name in missing):
         notes.append(f'without {", ".join(absent)}, which samples of the data set lack')
-    return PreprocessingResult(titles, unit, differences, ', '.join(notes), error)
+    return PreprocessingResult(titles, unit, differences, gaps=tuple(notes), error=error)
 
 
 class UnreadError(Mm2OnnxError):

@@ -80,7 +80,8 @@ def compare_pictures(
     result = PreprocessingResult(
         tuple(sample.name for sample in samples),
         differences=tuple(difference for found, _ in compared for difference in found),
-        note=', '.join(filter(None, (result.note, pipeline.note))),
+        note=result.note,
+        gaps=tuple(filter(None, [pipeline.gap])),
     )
     return result, [prepared for _, prepared in compared] if result.passed else []
 
@@ -210,12 +211,12 @@ class ConfigPipeline:
         self.takes_planes = any(kind_of(step) == 'LoadMultiChannelImageFromFiles' for step in steps)
         with _without_warnings():
             self.compose = composer(steps)
-            self.dataset, self.note = _users_dataset(cfg, composer)
+            self.dataset, self.gap = _users_dataset(cfg, composer)
 
     def __call__(self, path: str | Path) -> PipelinePicture:
         """Prepare a picture; ValueError: the pipeline makes several."""
         if not self.takes_planes:
-            return self._prepared(str(path))
+            return self._prepared(str(Path(path).absolute()))
         array = pictures.read_image(path, 'unchanged')
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             planes = np.moveaxis(array, 2, 0)
@@ -234,7 +235,7 @@ class ConfigPipeline:
                 try:
                     data = self.dataset.sample(img_info)
                 except Exception as error:  # a user's class raises what it likes, also about annotations
-                    self.note = _note_on(type(self.dataset.dataset), error)
+                    self.gap = self.gap or _gap(type(self.dataset.dataset), error)
             data = data or self.compose(results)
         values = [data['img'], data['img_metas']]
         for index, value in enumerate(values):
@@ -268,11 +269,16 @@ class UsersDataset:
         self.dataset.proposals = [boxes.copy()]
 
     def sample(self, info: Mapping[str, Any]) -> Any:
-        height, width = cv2.imread(str(info['filename'])).shape[:2]
-        file_name = Path(info['filename']).name
-        self.info = dict(info, id=0, file_name=file_name, height=height, width=width)
+        """Return the sample of a picture, `info['filename']`, an absolute path."""
+        path = Path(info['filename'])
+        height, width = cv2.imread(str(path)).shape[:2]
+        self.info = dict(info, id=0, file_name=path.name, height=height, width=width)
+        self.dataset.img_prefix = str(path.parent)
         self.dataset.data_infos = [self.info]
-        return self.dataset[0]
+        sample = self.dataset[0]
+        if sample is None:
+            raise ValueError(f'no sample of {path}')
+        return sample
 
 
 @contextlib.contextmanager
@@ -296,10 +302,10 @@ def _users_dataset(cfg: Any, composer: Composer) -> tuple[UsersDataset | None, s
     try:
         return UsersDataset(kind, copy.deepcopy(settings), composer, BOXES), ''
     except Exception as error:  # a user's class raises what it likes
-        return None, _note_on(kind, error)
+        return None, _gap(kind, error)
 
 
-def _note_on(kind: type, error: BaseException) -> str:
+def _gap(kind: type, error: BaseException) -> str:
     return (
         f'without {kind.__name__} of data.test, which raised {type(error).__name__}: {one_line(error)[:100]}'
     )

@@ -33,16 +33,16 @@ SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1
 """Least drawn score; the second applies if no result has the first."""
 
 
-def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str], folder: Path) -> Path:
+def write_report(verdict: Verdict, classes: Sequence[str], folder: Path) -> Path:
     folder = Path(folder)
-    page = render(verdict, pictures, classes)
+    page = render(verdict, classes)
     write_json(folder / 'verdict.json', verdict.to_json())
     with atomic_path(folder / 'report.html') as temporary:
         temporary.write_text(page, encoding='utf-8')
     return folder / 'report.html'
 
 
-def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -> str:
+def render(verdict: Verdict, classes: Sequence[str]) -> str:
     task = verdict.subject.get('task', 'bbox2d')
     return template(__file__, TEMPLATE, autoescape=True).render(
         verdict=verdict,
@@ -56,8 +56,8 @@ def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -
         short=short,
         figure=figure,
         cosine=cosine_text,
-        pictures=[(pair.title, picture_uri(pair, classes, task)) for pair in pictures],
-        engine=pictures[0].engine if pictures else '',
+        pictures=[(pair.title, picture_uri(pair, classes, task)) for pair in verdict.pairs],
+        engine=verdict.pairs[0].engine if verdict.pairs else '',
         subject=subject_rows(verdict.subject),
         embedded=embedded_json(verdict.to_json()),
         is_bev=task == 'bev',

@@ -174,7 +174,8 @@ def next_command(verdict: Verdict) -> str:
         of_form = (contract and contract.used_by) or used_by.get(form) or used_by['']
         words = f'{runner} {{file}} IMAGE_OR_FOLDER' if runner else of_form
         path = Path(file)
-        values = model | dict(file=file, folder=path.parent if path.suffix == '.onnx' else path)
+        folder = path.parent if path.suffix == '.onnx' else path
+        values = model | dict(file=file, folder=folder, place=folder.resolve())
         quoted = {name: shlex.quote(str(value)) for name, value in values.items()}
         name, _, words = words.partition(' ')
         return f'{command(name)} {words.format(**quoted)}'
@@ -183,6 +184,7 @@ def next_command(verdict: Verdict) -> str:
     others = ('preprocessing', 'untraced')
     if any(f.level in ('file', 'surroundings') and f.subject not in others for f in failed) and not not_run:
         return f'{export_command(subject, file)}   # export it again'
+    tensors = any(finding.figures.get('max_rel') is not None for finding in failed)
     failed = [finding for finding in failed if 'image' in finding.figures]
     limits = [candidates_needed(finding.text) for finding in failed]  # of each failed row, by option
     if limits and all(limits):
@@ -191,6 +193,9 @@ def next_command(verdict: Verdict) -> str:
         again = export_command(subject, file, **larger)
         return f'{again}   # only the number of candidates cut results off'
     if subject.get('form') == 'full' and failed and 'raw' in getattr(family, 'forms', ('raw',)):
+        if tensors:  # before the post-processing: the other form would be as wrong
+            words = shlex.join([*model.values(), file])
+            return f'{command("graph")} diff {words}   # the first tensor that differs'
         again = export_command(subject, f'{file.removesuffix(".onnx")}_raw.onnx', form='raw')
         return f'{again}   # is it the network or the post-processing?'
     words = [*model.values(), file, *_model_words(subject, subject.get('options', {}))]

@@ -1,17 +1,21 @@
 """Steps of every converter: the model's tensors, comparison of keys, the written file."""
 
 import copy
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError, root_cause
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import check_finite, check_types, misfits, undrawn_weights
 
 Tensors = dict[str, torch.Tensor]
+CHECKPOINT_KEYS = 'pretrained', 'teacher_ckpt'
+"""Keys of a model whose files mmdet loads, or downloads, while it builds."""
 FOREIGN_SUFFIXES = ('.py', '.json', '.onnx', '.safetensors')
 """Suffixes that a checkpoint must not have."""
 
@@ -23,9 +27,10 @@ def model_tensors(cfg: Any) -> Tensors:
     if not isinstance(cfg.get('model'), dict):
         raise ConfigError(f'{cfg.filename}: model={cfg.get("model")!r}, expected a dict with `type`')
     model = copy.deepcopy(cfg.model)
-    model.pop('pretrained', None)
+    model.update({key: None for key in CHECKPOINT_KEYS if key in model})
+    rates_on_cpu = functools.partial(torch.linspace, device='cpu')  # backbones read them by item()
     try:
-        with torch.device('meta'), undrawn_weights():
+        with torch.device('meta'), undrawn_weights(), patched(torch, linspace=rates_on_cpu):
             built = build_detector(model)
     except Exception as error:
         raise ConfigError(f'{cfg.filename}: the model cannot be built ({error})') from error

@@ -6,6 +6,7 @@ checkpoint's config, `meta.cfg`, is parsed as data.
 
 import ast
 import copy
+import importlib
 import re
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,7 @@ def to_mmdet2_config(cfg: Any) -> Any:
         pipeline = to_mmdet2_pipeline(without_scope(steps), preprocessor)
         values = dict(model=model2, data=dict(test=_to_mmdet2_dataset(dataset, pipeline)))
         if plugin := PLUGINS.get(model2['type']):
+            importlib.import_module(plugin)
             values['custom_imports'] = dict(imports=[plugin], allow_failed_imports=False)
     except KeyError as error:
         raise ConfigError(

@@ -38,7 +38,7 @@ def models(tmp_path_factory):
 
 def prove(models, name, folder, form):
     """Export a model, and prove the file."""
-    return mmdeploy_ext.export(*models(name), folder / 'model.onnx', form=form, **SIZE).prove()[0]
+    return mmdeploy_ext.export(*models(name), folder / 'model.onnx', form=form, **SIZE).prove()
 
 
 def changed(module, name, change):

@@ -63,5 +63,5 @@ FAULTS = (
 def test_a_file_of_the_trained_toy_with_a_fault_is_not_proven(tmp_path, monkeypatch, fault):
     """The fault is in the code that exports, also in the fresh export of the proof."""
     fault(monkeypatch)
-    verdict, _ = mmdeploy_ext.export(CONFIG, CHECKPOINT, tmp_path / 'model.onnx').prove()
+    verdict = mmdeploy_ext.export(CONFIG, CHECKPOINT, tmp_path / 'model.onnx').prove()
     assert {finding.level for finding in verdict.findings if not finding.passed} == {'outputs'}

@@ -21,7 +21,7 @@ KERNEL, ROUNDING = 5e-6, 1e-12
 NAMES = tuple(DEFORMABLE_AGGREGATION.inputs)
 
 
-def operator_case(name):
+def golden_case(name):
     """Return the arguments of `aggregate`, and the stored arrays, of a case."""
     with np.load(IN_REPOSITORY / 'sparse4d/dfa_op.npz') as file:
         stored = {key[2:]: file[key] for key in file.files if key.startswith(f'{name}_')}
@@ -67,7 +67,7 @@ def in_onnx_runtime(model, case):
 
 @pytest.mark.parametrize('name', CASES)
 def test_pytorch_computes_what_the_kernel_does(name):
-    case, stored = operator_case(name)
+    case, stored = golden_case(name)
     np.testing.assert_allclose(aggregate(*case), stored['out'], rtol=0, atol=KERNEL)
     exact = [values.double() if values.is_floating_point() else values for values in case]
     np.testing.assert_allclose(aggregate(*exact), stored['out_float64'], rtol=0, atol=ROUNDING)
@@ -76,7 +76,7 @@ def test_pytorch_computes_what_the_kernel_does(name):
 
 @pytest.mark.parametrize(('name', 'grid_sample'), [('a', False), ('b', True), ('c', False), ('c', True)])
 def test_a_graph_computes_what_the_kernel_does(name, grid_sample):
-    case, stored = operator_case(name)
+    case, stored = golden_case(name)
     model = exported(case, grid_sample)
     onnx.checker.check_model(model)
     assert {node.domain for node in model.graph.node} == {''}
@@ -85,7 +85,7 @@ def test_a_graph_computes_what_the_kernel_does(name, grid_sample):
 
 def test_the_plugin_gets_the_node_that_its_creator_reads():
     """Name, version and inputs of SparseEnd2End's DeformableAttentionAggrPlugin, which has no attributes."""
-    model = exported(operator_case('a')[0], grid_sample=False, form='plugin')
+    model = exported(golden_case('a')[0], grid_sample=False, form='plugin')
     (node,) = [node for node in model.graph.node if node.domain == 'custom']
     assert node.op_type == 'DeformableAttentionAggrPlugin'
     assert forms.node_attributes(node) == dict(plugin_version=b'1', plugin_namespace=b'')

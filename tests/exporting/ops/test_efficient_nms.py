@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import suppress
+from mmdeploy_ext.consumers.plugins.kernels import suppress
 from mmdeploy_ext.exporting.ops.efficient_nms import EFFICIENT_NMS
 
 

@@ -69,3 +69,8 @@ def test_a_layer_that_the_operator_does_not_compute_is_refused():
     ):
         with pytest.raises(ConfigError, match=said):
             check_layer(layer)
+
+
+def test_regions_of_an_image_that_is_not_there_are_refused():
+    with pytest.raises(IndexError, match='RoIAlign'):
+        mmcv.ops.RoIAlign(2, 1.0, 2)(torch.ones(1, 1, 4, 4), torch.tensor([[7.0, 0, 0, 2, 2]]))

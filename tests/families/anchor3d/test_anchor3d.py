@@ -26,7 +26,7 @@ from verdicts import cases_of, matched_of
 @pytest.mark.parametrize('kind', in_suite(toy_anchor3d.KINDS, 'pointpillars', 'dynamic_voxels'))
 def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
     deployment, folder, *_ = toy_anchor3d.exported(kind)
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE, timed=False)
+    verdict = prove(deployment, paths_of(folder), sweeps(3), ENGINE, timed=False)
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 30
     names = {row.tensor for case in cases_of(verdict) for row in case.tensors}

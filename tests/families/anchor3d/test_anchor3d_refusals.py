@@ -31,7 +31,7 @@ def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
     limit, cells = deployment.rule.max_voxels, len(np.unique(np.floor(points[:, :2] / 0.4), axis=0))
     assert limit in (600, -1) and cells > 600
     assert kind == 'dynamic' or len(voxelise(points, deployment.rule)[0]) == limit
-    verdict, _ = prove_outputs(deployment, paths_of(folder), [Sweep(points, 'full')], ENGINE)
+    verdict = prove_outputs(deployment, paths_of(folder), [Sweep(points, 'full')], ENGINE)
     assert all(case.passed for case in cases_of(verdict))
     assert matched_of(verdict) >= 3
 

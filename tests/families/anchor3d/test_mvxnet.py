@@ -28,7 +28,7 @@ NAMES = 'voxels', 'backbone', 'head'
 
 def test_three_files_are_proven_on_frames_of_other_cameras_and_sizes():
     deployment, folder, *_ = toy_mvxnet.exported()
-    verdict, _ = prove(
+    verdict = prove(
         deployment, paths_of(folder, NAMES), toy_mvxnet.frames(deployment, 2), ENGINE, timed=False
     )
     assert verdict.proven, verdict.failures

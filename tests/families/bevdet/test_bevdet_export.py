@@ -12,6 +12,8 @@ import onnx
 import pytest
 import torch
 import yaml
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+from onnx import helper
 from pyquaternion import Quaternion
 
 import bevdet_golden as golden
@@ -21,8 +23,7 @@ from marking import in_suite
 from mmdeploy_ext.consumers.autoware.bevdet_export import BevDetFiles
 from mmdeploy_ext.consumers.autoware.check import read_manifest
 from mmdeploy_ext.consumers.autoware.nodes import BEVDET
-from mmdeploy_ext.consumers.bevdet_plugins import kernels
-from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import CppFiles
+from mmdeploy_ext.consumers.bevdet_plugins.cpp_export import CppFiles, align, prepare
 from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
     camera_vectors,
     grey_levels,
@@ -31,10 +32,12 @@ from mmdeploy_ext.consumers.bevdet_plugins.cpp_loop import (
 )
 from mmdeploy_ext.consumers.bevdet_plugins.export import PoolFiles
 from mmdeploy_ext.consumers.bevdet_plugins.tables import intervals, point_cells
+from mmdeploy_ext.consumers.plugins import bevdet_kernels as kernels
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.ops.operator import OPERATORS
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.ops.operator import OPERATORS, operators_as
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.bevdet.graphs import view_axes
 from mmdeploy_ext.families.bevdet.runtime import (
@@ -45,6 +48,7 @@ from mmdeploy_ext.families.bevdet.runtime import (
     rig_in_key_ego,
     warp,
 )
+from mmdeploy_ext.families.model import check_options
 from mmdeploy_ext.families.parts.runtime.center_boxes import decode
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import RigFrame, pose_of
@@ -94,7 +98,7 @@ CONTRACTS = [
 
 @pytest.mark.parametrize(('name', 'contract'), in_suite(CONTRACTS, ('bevdet4d', 'portable')))
 def test_the_files_are_proven_as_a_stream(deployed, exports, name, contract):
-    verdict, _ = prove(deployed(name), exports(name, contract), drive(deployed(name)))
+    verdict = prove(deployed(name), exports(name, contract), drive(deployed(name)))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 20
 
@@ -129,7 +133,9 @@ def test_parameters_beside_the_file_are_those_of_the_model(deployed, tmp_path):
     (tmp_path / 'bevdet_one_lt_d.onnx').touch()
     values, violations = read_manifest(BEVDET, tmp_path)
     assert violations == [] and values['data_params.cams'] == list(known.rule.cameras)
-    settings = yaml.safe_load((tmp_path / values['model_config']).read_text())
+    assert values['data_params.CAM_NUM'] == values['data_params.camera_count'] == 6
+    assert values['onnx_path'] == 'bevdet_one_lt_d.onnx' and 'model_config' not in values
+    settings = yaml.safe_load((tmp_path / BEVDET.settings).read_text())
     side, given = [-12.8, 12.8, 0.8], known.cfg.model.test_cfg.pts
     for entry, expected in {
         'grid_config': dict(x=side, y=side, z=[-5.0, 3.0, 8.0], depth=[1.0, 61.0, 3.0]),
@@ -169,6 +175,38 @@ PLUGIN_FIELDS = dict(
 def test_programs_take_models_with_or_without_a_memory_alone(name, files):
     with pytest.raises(ConfigError, match='BEVDepth4D'):
         files(FAMILIES['bevdet']).check(load_config(TOYS[name].config))
+
+
+DEPTHS = 'model.img_view_transformer.grid_config.depth'
+OTHERS = {
+    'bins that the program cuts off': ({DEPTHS: [1.0, 60.0, 0.3]}, 'depth'),
+    'a threshold for each task': (
+        {
+            'model.test_cfg.pts.nms_thr': [0.2, 0.5],
+            'model.pts_bbox_head.tasks': [dict(num_class=5, class_names=[*'abcde'])] * 2,
+        },
+        'nms_thr',
+    ),
+    'circles': ({'model.test_cfg.pts.nms_type': ['circle']}, 'nms_type'),
+    'pictures of another scale': ({'data.test.pipeline.0.data_config.resize_test': 0.1}, 'input_size'),
+}
+"""What the program has no place for -> (changes of the config, the key)."""
+
+
+@pytest.mark.parametrize('other', OTHERS)
+def test_what_the_program_has_no_place_for_is_refused(other):
+    changes, key = OTHERS[other]
+    with pytest.raises(ConfigError, match=key):
+        CppFiles(FAMILIES['bevdet']).check(load_config(TOYS['bevdet4d'].config, changes))
+
+
+def test_the_node_takes_cameras_in_the_order_of_its_topics():
+    cfg = load_config(TOYS['bevdet4d'].config)
+    BevDetFiles(FAMILIES['bevdet']).check(cfg)
+    cameras = cfg.data.test.pipeline[0].data_config.cams
+    cameras[:2] = cameras[1::-1]
+    with pytest.raises(ConfigError, match='cameras'):
+        BevDetFiles(FAMILIES['bevdet']).check(cfg)
 
 
 def test_vectors_and_transforms_are_the_deployments():
@@ -230,7 +268,8 @@ def test_plugins_in_numpy_give_the_results_of_pytorch(name):
     inputs = list(OPERATORS[name].example())
     if name == 'BevDetPreprocess':
         inputs[0] = torch.randint(-(2**31), 2**31 - 1, (2, 3, 10, 3), dtype=torch.int32)
-    expected = OPERATORS[name].eager(*inputs, *attributes.values())
+    sizes = (2, 6) if name == 'BevDetPreprocess' else ()
+    expected = OPERATORS[name].eager(*inputs, *attributes.values(), *sizes)
     actual = kernel(*(value.numpy() for value in inputs), **attributes)
     np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-5)
 
@@ -267,6 +306,89 @@ def test_numpy_decodes_and_suppresses_as_upstream(name):
     np.testing.assert_allclose(found.boxes, stored[f'{name}_boxes_3d'], rtol=0, atol=1e-4)
     np.testing.assert_allclose(found.scores, stored[f'{name}_scores_3d'], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found.labels, stored[f'{name}_labels_3d'])
+
+
+class Prepared(torch.nn.Module):
+    def forward(self, images, mean, std):
+        return prepare(images, mean, std, 140, 0, 0.44, 256, 704)
+
+
+@pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
+def test_the_preprocessing_plugin_is_written_at_the_published_size(exporter):
+    inputs = torch.zeros(1, 3, 900, 400, dtype=torch.int32), torch.zeros(3), torch.ones(3)
+    with operators_as('plugin'):
+        model = export_module(Prepared(), inputs, exporter=exporter, opset=18, output_names=('out',))
+    (node,) = (node for node in model.graph.node if node.domain == 'bevdet')
+    fields = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    assert {name: fields[name] for name in PLUGIN_FIELDS['Preprocess'] - {'resize_radio'}} == dict(
+        crop_h=140, crop_w=0
+    )
+    assert [axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim] == [1, 3, 256, 704]
+
+
+class Aligned(torch.nn.Module):
+    def forward(self, views, transforms):
+        return align(views, transforms)
+
+
+def test_the_plugins_are_written_at_the_opsets_of_their_programs():
+    with operators_as('plugin'):
+        model = export_module(Aligned(), OPERATORS['BevDetAlignBEV'].example(), opset=13)
+    assert [node.op_type for node in model.graph.node] == ['AlignBEV']
+
+
+@pytest.mark.parametrize(
+    ('name', 'contract', 'default'),
+    [('bevdet4d', 'bevdet-cpp', 17), ('bevdet', 'trt-plugin', 17), ('bevdet4d', 'portable', 18)],
+)
+def test_files_with_plugins_need_no_later_opset(deployed, name, contract, default):
+    known = deployed(name)
+
+    def resolved(opset):
+        options = known.family.choose(contract=contract, opset=opset)
+        return check_options(options, known.cfg, known.family, known.model).opset
+
+    assert resolved(0) == default
+    if default == 17:
+        assert resolved(13) == 13
+    else:
+        with pytest.raises(UsageError, match='ScatterElements'):
+            resolved(13)
+
+
+TWO_TASKS = {
+    'model.pts_bbox_head.tasks': [dict(num_class=5, class_names=[*'abcde'])] * 2,
+    'model.test_cfg.pts.nms_type': 'rotate',
+    'model.test_cfg.pts.nms_thr': [0.05, 0.6],
+    'model.test_cfg.pts.nms_rescale_factor': 1.0,
+}
+
+
+def test_each_task_is_suppressed_by_its_own_threshold():
+    cfg = load_config(TOYS['bevdet4d'].config, TWO_TASKS)
+    model, generator = FAMILIES['bevdet'].build(cfg), torch.Generator().manual_seed(0)
+    sizes = dict(reg=2, height=1, dim=3, rot=2, vel=2, heatmap=5)
+    tasks = [
+        [{name: torch.rand(1, size, 16, 16, generator=generator) for name, size in sizes.items()}]
+        for _ in range(2)
+    ]
+    ((boxes, scores, labels),) = model.pts_bbox_head.get_bboxes(
+        tasks, [dict(box_type_3d=LiDARInstance3DBoxes)]
+    )
+    maps = {f'{name}_{task}': value.numpy() for task in (0, 1) for name, value in tasks[task][0].items()}
+    found = decode(maps, FAMILIES['bevdet'].facts(model))
+    order = scores.argsort(descending=True, stable=True)
+    np.testing.assert_allclose(found.boxes, boxes.tensor[order].numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(found.labels, labels[order])
+    counts = [(found.labels < 5).sum(), (found.labels >= 5).sum()]
+    assert counts[0] < counts[1]  # the second threshold leaves more boxes
+
+
+@pytest.mark.parametrize('key', ['nms_type', 'nms_thr'])
+def test_settings_for_fewer_tasks_than_there_are_are_refused(key):
+    test = {f'model.test_cfg.pts.{key}': [dict(nms_type='rotate', nms_thr=0.2)[key]]}
+    with pytest.raises(ConfigError, match=f'{key}.*2 tasks'):
+        FAMILIES['bevdet'].build(load_config(TOYS['bevdet4d'].config, TWO_TASKS | test))
 
 
 def test_the_warp_is_upstreams():
@@ -324,7 +446,7 @@ def test_a_wrong_rule_of_pictures_is_not_proven(deployed, tmp_path, change):
         names = deployment.rule.cameras
         change = dict(cameras=(names[1], names[0], *names[2:]))
     wrong = dataclasses.replace(deployment, rule=dataclasses.replace(deployment.rule, **change))
-    verdict, _ = prove(deployment, TOYS['bevdet'].export(wrong, tmp_path), drive(deployment))
+    verdict = prove(deployment, TOYS['bevdet'].export(wrong, tmp_path), drive(deployment))
     assert not verdict.passed
 
 
@@ -337,7 +459,7 @@ def test_intervals_of_another_rig_are_not_proven(deployed, exports):
         return lambda self, *rig: kept.setdefault('tables', original(self, *rig))
 
     with replaced('mmdeploy_ext.consumers.bevdet_plugins.loop:PoolOnnx.tables', stale):
-        verdict, _ = prove(deployment, exports('bevdet', 'trt-plugin'), drive(deployment))
+        verdict = prove(deployment, exports('bevdet', 'trt-plugin'), drive(deployment))
     assert not verdict.passed
 
 

@@ -20,7 +20,7 @@ deployment, paths = toy.fixtures(contract='autoware')
 
 @pytest.mark.matrix
 def test_the_file_is_proven_through_the_nodes_record(deployment, paths, capsys):
-    verdict, _ = prove_samples(deployment, paths, synthetic_drive(4, deployment.rule))
+    verdict = prove_samples(deployment, paths, synthetic_drive(4, deployment.rule))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 200
     assert main([str(Path(paths[0]).parent)]) == 0, capsys.readouterr().out

@@ -15,10 +15,10 @@ import bevformer_golden as golden
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.taps import collect_taps
+from mmdeploy_ext.models.bevformer.dataset import motion_of_car
 from mmdeploy_ext.models.bevformer.grid import pillar_points, project_pillars, rotate_view, rotated_cells
 from mmdeploy_ext.models.bevformer.motion import last_view
 from mmdeploy_ext.models.bevformer.steps import LastView, encode_view
-from mmdeploy_ext.models.datasets.bev_nuscenes_dataset import motion_of_car
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since
 

@@ -1,12 +1,14 @@
 """BEVFusion of LiDAR alone for Autoware: its file is proven, models without a place are refused."""
 
+import shutil
+
 import onnx
 import pytest
 
 import toy_bevfusion
 from mmdeploy_ext.cli.check_app import check_autoware as main
 from mmdeploy_ext.consumers.autoware import bevfusion
-from mmdeploy_ext.consumers.autoware.check import read_manifest
+from mmdeploy_ext.consumers.autoware.check import check, read_manifest
 from mmdeploy_ext.consumers.autoware.nodes import BEVFUSION_LIDAR
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
@@ -39,7 +41,7 @@ def file(folder):
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
 def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, proof):
     frames = list(known.family.data.generated_sweeps(known.rule, 1))
-    verdict, _ = proof(known, [file(folder)], frames)
+    verdict = proof(known, [file(folder)], frames)
     assert verdict.proven, verdict.failures
     assert verdict.summary()['matched'] >= 30
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {bevfusion.BEV}
@@ -56,7 +58,26 @@ def test_the_node_would_take_the_folder(folder, capsys):
     assert [one.name for one in graph.output] == ['bbox_pred', 'score', 'label_pred']
     assert {node.op_type for node in plugins} == {'GetIndicePairsImplicitGemm', 'ImplicitGemm'}
     for node in plugins:
-        assert {entry.name for entry in node.attribute} == set(BEVFUSION_LIDAR.plugins[node.op_type])
+        names = {entry.name for entry in node.attribute}
+        assert names - {'do_sort'} == set(BEVFUSION_LIDAR.plugins[node.op_type])
+        assert ('do_sort' in names) == (node.op_type == 'GetIndicePairsImplicitGemm')
+
+
+def test_a_file_is_told_which_nodes_it_fits(folder, tmp_path):
+    def found(where):
+        versions = [one for one in check(where)[0] if one.rule == 'version']
+        return {(one.attribute, one.severity) for one in versions}
+
+    assert found(folder) == {('do_sort', 'note'), ('act_type', 'note')}
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    model = onnx.load(file(tmp_path))
+    for node in model.graph.node:
+        for entry in [entry for entry in node.attribute if entry.name == 'do_sort']:
+            node.attribute.remove(entry)
+    products = next(node for node in model.graph.node if node.op_type == 'ImplicitGemm')
+    products.attribute.append(onnx.helper.make_attribute('act_type', 1))
+    onnx.save(model, file(tmp_path))
+    assert found(tmp_path) == {('do_sort', 'warning'), ('act_type', 'warning'), ('act_type', 'note')}
 
 
 def test_models_that_the_node_has_no_place_for_are_refused(tmp_path):

@@ -45,7 +45,7 @@ def paths(folder):
 
 @pytest.mark.matrix
 def test_the_files_are_proven_on_frames_of_other_rigs(known, folder, frames):
-    verdict, _ = prove(known, paths(folder), frames[1:])
+    verdict = prove(known, paths(folder), frames[1:])
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 30 and len(cases_of(verdict)[0].tensors) == 10
 

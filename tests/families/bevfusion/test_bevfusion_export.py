@@ -52,7 +52,7 @@ def test_boxes_of_the_files_are_those_of_pytorch(known, frames, tmp_path):
 @pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
 def test_the_files_are_proven_on_frames_of_other_rigs(known, frames, tmp_path, exporter):
     paths = toy_bevfusion.export(known, tmp_path, exporter=exporter)
-    verdict, _ = prove(known, paths, frames)
+    verdict = prove(known, paths, frames)
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 40
 
@@ -73,6 +73,6 @@ VARIANTS = {
 def test_other_parts_are_proven(frames, tmp_path, variant, contract):
     changes = toy_bevfusion.merged(toy_bevfusion.CHANGES, VARIANTS[variant])
     known = toy_bevfusion.toy(tmp_path, **changes)
-    verdict, _ = prove(known, toy_bevfusion.export(known, tmp_path / 'files', contract=contract), frames)
+    verdict = prove(known, toy_bevfusion.export(known, tmp_path / 'files', contract=contract), frames)
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 40

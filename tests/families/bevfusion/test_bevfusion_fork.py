@@ -33,7 +33,7 @@ def proof_of(toy, root=None):
         deployment = deploy.load(deployment.config, deployment.checkpoint)
         deployment.model.fork.root = str(root)
     frames = list(deployment.family.data.generated_sweeps(deployment.rule, 1))
-    return prove(deployment, paths, frames)[0]
+    return prove(deployment, paths, frames)
 
 
 @pytest.mark.matrix

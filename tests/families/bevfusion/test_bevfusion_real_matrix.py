@@ -47,6 +47,6 @@ def test_a_real_key_frame_is_proven_with_seeded_weights(tmp_path, contract):
     deployment = deploy.load(str(bevfusion_golden.CONFIG), str(tmp_path / 'seeded.pth'))
     frame = real(deployment.rule)
     paths = toy_bevfusion.export(deployment, tmp_path / 'files', contract=contract)
-    verdict, _ = prove(deployment, paths, [frame])
+    verdict = prove(deployment, paths, [frame])
     assert all(graph.passed for graph in graphs_of(verdict))
     assert all(case.passed for case in cases_of(verdict)) and verdict.summary()['matched'] >= 10

@@ -27,7 +27,7 @@ def test_one_sensor_is_exported_in_its_files_and_proven(tmp_path, sensor):
     paths = toy_bevfusion.export(toy, tmp_path / 'files')
     assert [path.rsplit('/', 1)[1] for path in paths] == [f'{name}.onnx' for name in FILES[sensor]]
     frames = list(toy.family.data.generated_sweeps(toy.rule, 3))
-    verdict, _ = prove(toy, paths, frames)
+    verdict = prove(toy, paths, frames)
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 30
     with OPENS(Path(paths[0]).parent) as runtime:

@@ -51,7 +51,7 @@ def points(seed):
 @pytest.mark.matrix  # in the suite: the proof of test_centerpoint_export.py
 def test_the_folder_is_proven_through_the_nodes_loop(toy):
     deployment, folder, *_ = toy
-    verdict, _ = prove(deployment, paths(folder), sweeps(2), ENGINE)
+    verdict = prove(deployment, paths(folder), sweeps(2), ENGINE)
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 10
     assert {row.tensor for row in cases_of(verdict)[0].tensors} == {
@@ -93,7 +93,7 @@ def old_convention(found, *_):
 def test_a_yaw_of_the_old_convention_is_refused(toy):
     deployment, folder, *_ = toy
     with replaced(f'{RUNTIME}.centerpoint:decode', result(old_convention)):
-        verdict, _ = prove_outputs(deployment, paths(folder), sweeps(1, 1), ENGINE)
+        verdict = prove_outputs(deployment, paths(folder), sweeps(1, 1), ENGINE)
     assert all(graph.passed for graph in graphs_of(verdict)) and not cases_of(verdict)[0].passed
 
 

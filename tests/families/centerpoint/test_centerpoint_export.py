@@ -41,7 +41,7 @@ def test_the_reference_is_the_unpatched_detector(toy):
 
 def test_both_files_are_proven_on_unseen_sweeps(toy):
     deployment, folder, *_ = toy
-    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE, timed=False)
+    verdict = prove(deployment, paths_of(folder), sweeps(3), ENGINE, timed=False)
     assert verdict.proven, [check for check in checks_of(verdict) if not check.passed]
     assert cases_of(verdict)[3].name == 'one point'
     names = {row.tensor for case in cases_of(verdict) for row in case.tensors}
@@ -70,6 +70,7 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
     [
         ({"type='HardSimpleVFE', num_features=5": "type='DynamicSimpleVFE'"}, 'pts_voxel_encoder'),
         ({"nms_type='rotate'": "nms_type='soft'"}, 'nms_type'),
+        ({'nms_thr=0.2': 'nms_thr=[0.2, 0.5]'}, 'nms_thr'),
         ({"'CenterPoint',": "'CenterPoint', img_backbone=dict(type='ResNet'),"}, 'img_backbone'),
         ({'sparse_shape=[9, 40, 32]': 'sparse_shape=[9, 40, 40]'}, 'sparse_shape'),
         ({'use_dim=5': 'use_dim=4'}, 'use_dim'),
@@ -99,5 +100,5 @@ def test_the_form_for_engines_that_cannot_split_is_proven_and_found_in_the_file(
     export_files(toy[0], toy[0].family.choose(sparse_form='tables'), str(tmp_path))
     tables = paths_of(tmp_path)
     assert not any(node.op_type == 'Split' for node in onnx.load(tables[0]).graph.node)
-    verdict, _ = prove_outputs(toy[0], tables, sweeps(1), ENGINE)
+    verdict = prove_outputs(toy[0], tables, sweeps(1), ENGINE)
     assert verdict.proven, verdict.failures

@@ -23,7 +23,7 @@ def toy():
 
 def test_both_files_are_proven_on_sweeps_that_were_not_traced(toy):
     deployment, folder, *_ = toy
-    verdict, _ = prove_outputs(deployment, paths_of(folder), sweeps(2), ENGINE)
+    verdict = prove_outputs(deployment, paths_of(folder), sweeps(2), ENGINE)
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 30
     assert {'bev', 'reg_0', 'heatmap_1'} <= {row.tensor for case in cases_of(verdict) for row in case.tensors}

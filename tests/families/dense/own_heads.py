@@ -7,6 +7,7 @@ from mmdet.core.bbox.builder import BBOX_CODERS
 from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import DDODHead, GFLHead, RetinaHead, TOODHead, YOLOV3Head
 from torch import nn
+from torch.onnx import is_in_onnx_export
 
 
 @BBOX_CODERS.register_module()
@@ -66,6 +67,30 @@ class PointGFLHead(GFLHead):
             scores = torch.cat([scores, scores.new_zeros(len(scores), 1)], 1)
             results.append(multiclass_nms(boxes, scores, cfg.score_thr, cfg.nms, cfg.max_per_img))
         return results
+
+
+@HEADS.register_module()
+class PicoHead(PointGFLHead):
+    """As PicoDet's: an export gets the scores and distances of all levels in one tensor each."""
+
+    def forward(self, feats):
+        outputs = super().forward(feats)
+        if torch.onnx.is_in_onnx_export():
+            scores, sides = (torch.cat([level.flatten(2) for level in kind], 2) for kind in outputs)
+            return scores.sigmoid().permute(0, 2, 1), sides.permute(0, 2, 1)
+        return outputs
+
+
+@HEADS.register_module()
+class ScrfdHead(GFLHead):
+    """As SCRFD's: an export gets the scores of a level as rows, by a function that the file imported."""
+
+    def forward_single(self, x, scale):
+        scores, sides = super().forward_single(x, scale)
+        if is_in_onnx_export():
+            columns = ((scores.sigmoid(), self.cls_out_channels), (sides, 4 * (self.reg_max + 1)))
+            return tuple(one.permute(0, 2, 3, 1).reshape(len(one), -1, count) for one, count in columns)
+        return scores, sides
 
 
 class Priors:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from mmdet.models.dense_heads import RepPointsHead, VFNetHead
+from mmdet.models.dense_heads import DDODHead, RepPointsHead, VFNetHead
 
 import dense_heads
 import own_heads
@@ -13,6 +13,7 @@ from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.graphs import DenseFullForm
+from mmdeploy_ext.families.dense.reference import DenseReference
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.opening import open_model
 from mmdeploy_ext.seeded.weights import write_seeded
@@ -28,6 +29,13 @@ model = dict(bbox_head=dict(
     strides=[8, 16, 32, 64, 128], reg_max=7,
     loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True)))
 """
+PICO = POINT_GFL.replace('PointGFLHead', 'PicoHead')
+SCRFD = POINT_GFL.replace(
+    "'PointGFLHead'",
+    """'ScrfdHead', anchor_generator=dict(
+        type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,
+        strides=[8, 16, 32, 64, 128])""",
+).replace('strides=[8, 16, 32, 64, 128], reg_max', "norm_cfg=dict(type='GN', num_groups=8), reg_max")
 LOG_BOXES = RETINA + "model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, type='LogBoxCoder')))\n"
 
 
@@ -59,6 +67,18 @@ def test_a_selection_is_found_by_trying_whatever_the_version_says(name, cls, cho
     facts = heads.facts_of(head)
     assert (facts.head.choose, facts.head.judged) == (choose, judged)
     equal(head)
+
+
+def cut_at_400(self, *args, cfg=None, **kwargs):
+    cfg = copy.deepcopy(self.test_cfg)
+    cfg.nms_pre = 400
+    return DDODHead.get_bboxes(self, *args, cfg=cfg, **kwargs)
+
+
+def test_a_limit_in_the_users_code_is_told_as_unreached():
+    own = changed('DDODHead', type('Cut', (DDODHead,), dict(get_bboxes=cut_at_400)))
+    lines = [DenseReference(detector(head)).own_limits() for head in (own, make_head('DDODHead'))]
+    assert '(400)' in lines[0][0] and lines[1] == []
 
 
 def test_whether_boxes_are_clipped_is_found_by_trying():
@@ -125,6 +145,16 @@ def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
     if text is LOG_BOXES:
         with pytest.raises(ModelFileError, match=r'LogBoxCoder\.decode .*--postprocess decode or full'):
             facts.coder.boxes(None, None, {}, 0)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('text', [PICO, SCRFD], ids=['PicoHead', 'ScrfdHead'])
+def test_a_head_with_other_outputs_in_an_export_is_exported_as_pytorch_runs_it(tmp_path, text, capsys):
+    assert exported(tmp_path, text, '--verify')[0] == 0
+    assert 'own_heads.py' in capsys.readouterr().out
+    words = [str(tmp_path / 'own.py'), str(tmp_path / 'own.pth'), '--output-file', str(tmp_path / 'cut')]
+    assert export_app.main([*words, '--parts', 'backbone+neck', 'bbox_head', '--verify']) == 0
+    assert 'own_heads.py' in capsys.readouterr().out
 
 
 @pytest.mark.matrix

@@ -23,7 +23,7 @@ RAW = dict(form='raw')
 
 @pytest.mark.parametrize('chosen', in_suite([RAW, dict(dynamic=True), dict(batch=2)], RAW))
 def test_a_file_is_proven(chosen):
-    verdict, _ = prove(seeded(KIND), exported(KIND, **chosen), [picture()], timed=False)
+    verdict = prove(seeded(KIND), exported(KIND, **chosen), [picture()], timed=False)
     assert verdict.proven, verdict.failures
     assert verdict.summary()['matched'] > 100
 

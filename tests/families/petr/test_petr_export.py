@@ -10,7 +10,7 @@ import torch
 from mmcv import Config
 
 import petr_golden as golden
-import recorded
+import toy_drive_goldens
 import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
@@ -52,7 +52,7 @@ def drive(deployment, frames=3):
 
 @pytest.mark.parametrize('name', TOYS)
 def test_the_toys_give_the_recorded_numbers(deployments, name):
-    recorded.check(deployments[name])
+    toy_drive_goldens.check(deployments[name])
 
 
 CONTRACTS = [(name, contract) for name in TOYS for contract in ('portable', 'dl4agx')]
@@ -60,7 +60,7 @@ CONTRACTS = [(name, contract) for name in TOYS for contract in ('portable', 'dl4
 
 @pytest.mark.parametrize(('name', 'contract'), in_suite(CONTRACTS, ('petrv2', 'portable')))
 def test_the_files_are_proven_as_a_stream(deployments, exports, name, contract):
-    verdict, _ = prove(deployments[name], exports(name, contract), drive(deployments[name]))
+    verdict = prove(deployments[name], exports(name, contract), drive(deployments[name]))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] == verdict.summary()['reference'] >= 400
 

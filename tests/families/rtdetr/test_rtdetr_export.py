@@ -49,7 +49,7 @@ def raw_backend(raw):
 
 
 def test_the_full_graph_is_proven_at_other_sizes_and_batches(toy, full):
-    verdict, _ = prove(toy, full, [('toy', read_image(toy_rtdetr.PICTURE))], dict(threads=1), timed=False)
+    verdict = prove(toy, full, [('toy', read_image(toy_rtdetr.PICTURE))], dict(threads=1), timed=False)
     assert verdict.proven, verdict.failures
     assert matched_of(verdict) >= 200
     model = onnx.load(full)

@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-import recorded
+import toy_drive_goldens
 from eager_files import eager_row
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
@@ -32,7 +32,7 @@ def drive(deployment, frames=FRAMES, **settings):
 
 
 def test_one_graph_is_proven_as_a_stream(deployment, paths):
-    verdict, _ = prove(deployment, paths, drive(deployment))
+    verdict = prove(deployment, paths, drive(deployment))
     assert verdict.passed, verdict.failures
     assert verdict.summary()['matched'] >= 200
 
@@ -52,7 +52,7 @@ OTHERS = [dict(contract='deploy'), dict(grid_sample='operator', exporter='dynamo
 @pytest.mark.matrix
 @pytest.mark.parametrize('options', OTHERS, ids=str)
 def test_other_files_are_proven(deployment, tmp_path, options):
-    verdict, _ = prove(deployment, toy.export(deployment, tmp_path, **options), drive(deployment))
+    verdict = prove(deployment, toy.export(deployment, tmp_path, **options), drive(deployment))
     assert verdict.passed, verdict.failures
 
 
@@ -71,7 +71,7 @@ def test_the_loop_of_sparseend2end_gives_the_results_of_pytorch(deployment, tmp_
 
 
 def test_the_toy_gives_the_recorded_numbers(tmp_path):
-    recorded.check(SPARSE4D.load(tmp_path))
+    toy_drive_goldens.check(SPARSE4D.load(tmp_path))
 
 
 def test_the_first_frame_takes_any_finite_instances(deployment, paths):

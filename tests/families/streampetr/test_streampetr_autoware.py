@@ -49,7 +49,7 @@ def paths(folder):
 
 @pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
 def test_the_files_are_proven_frame_by_frame_with_a_reset(toy, folder, proof):
-    verdict, _ = proof(toy, paths(folder), deployed.drive(6))
+    verdict = proof(toy, paths(folder), deployed.drive(6))
     assert verdict.proven, verdict.failures
     teacher, free = sequence_of(verdict)
     assert teacher.resets >= 1 and free.matched == free.reference >= 100

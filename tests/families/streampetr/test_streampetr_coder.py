@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-import streampetr_seeded as seeded
+import streampetr_golden as seeded
 from mmdeploy_ext.families.parts.runtime.query_boxes import QueryBoxFacts
 from mmdeploy_ext.families.streampetr.runtime import decode
 from mmdeploy_ext.models.streampetr.coder import NMSFreeCoder

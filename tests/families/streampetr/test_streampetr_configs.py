@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmdet3d.models import build_model
 
-import streampetr_seeded as seeded
+import streampetr_golden as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
 

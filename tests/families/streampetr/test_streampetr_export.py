@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-import recorded
-import streampetr_seeded as seeded
+import streampetr_golden as seeded
+import toy_drive_goldens
 import toy_frames
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
@@ -37,7 +37,7 @@ def check_drive(paths, engine='OnnxRuntimeBackend', layers=slice(None), opens=St
 
 
 def test_the_toy_gives_the_recorded_numbers(tmp_path):
-    recorded.check(toy_frames.STREAMPETR.load(tmp_path))
+    toy_drive_goldens.check(toy_frames.STREAMPETR.load(tmp_path))
 
 
 def test_the_last_layer_alone_is_the_last_of_all():

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-import streampetr_seeded as seeded
+import streampetr_golden as seeded
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported

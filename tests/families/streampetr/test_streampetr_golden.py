@@ -14,7 +14,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.models import build_model
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-import streampetr_seeded as seeded
+import streampetr_golden as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.models.streampetr import memory as temporal

@@ -63,7 +63,8 @@ def random_state(seed=0, fill=None):
 def step_inputs(head, prev_exists=1.0, state=None):
     feats, data = frames(1)[0]
     where = head.embed_positions(data['lidar2img'], data['intrinsics'], SIZE)
-    motion = toy.poses(2)[0][1:] @ torch.linalg.inv(toy.poses(1)[0].double()).float()
+    pose, inverse = toy.poses(2)
+    motion = (inverse[1:].double() @ pose[:1].double()).float()
     state = state or random_state()
     return [feats, *where, *state, motion, torch.tensor([0.5]), torch.tensor([prev_exists])]
 

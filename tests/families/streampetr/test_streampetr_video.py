@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import toy_stream_files as files
-from mmdeploy_ext.cli import video_app
+from mmdeploy_ext.cli import command, video_app
+from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.core.errors import UsageError
 
 ENGINES = ['torch', 'onnx']
@@ -48,6 +49,15 @@ def test_both_engines_are_side_by_side_and_agree(place, tmp_path, capsys):
     upper, lower = (part[28:, :1300] for part in np.split(picture, 2))
     assert np.abs(upper.astype(int) - lower.astype(int)).mean() < 1
     assert sorted(path.name for path in out.parent.iterdir()) == ['scene.mp4']
+
+
+def test_the_command_behind_a_proof_makes_a_film(place, tmp_path, capsys):
+    (infos,) = place.rglob('*val*.pkl')
+    text = registration_of('streampetr').used_by[''].format(file=place / 'deploy')
+    words = text.replace('INFOS.pkl', str(infos)).replace('work_dirs', str(tmp_path)).split()
+    assert command.main(words) == 0
+    film = cv2.VideoCapture(str(tmp_path / 'film.mp4'))
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == sum(FRAMES_OF_SCENES)
 
 
 def test_the_engines_are_those_of_the_given_models_and_a_scene_is_all_its_samples():

@@ -45,7 +45,7 @@ class CenterBoxFacts(Facts):
         norm_bbox: `dim` holds logarithms of the sizes.
         with_velocity: the head has an output `vel`.
         nms_type: 'rotate' or 'circle'.
-        nms_thr: bird's-eye IoU, inclusive ('rotate').
+        nms_thr: bird's-eye IoU, inclusive ('rotate'); of all tasks, or one per task.
         nms_score_threshold: second threshold, inclusive ('rotate').
         pre_max_size: boxes per task before NMS ('rotate'); None takes all.
         post_max_size: boxes per task after NMS; None takes all.
@@ -64,7 +64,7 @@ class CenterBoxFacts(Facts):
     norm_bbox: bool
     with_velocity: bool
     nms_type: Literal['rotate', 'circle']
-    nms_thr: NotNegative
+    nms_thr: NotNegative | Annotated[tuple[NotNegative, ...], Bounds(1)]
     nms_score_threshold: float
     pre_max_size: Limit | None
     post_max_size: Limit | None
@@ -139,7 +139,8 @@ def suppress(detections: Detections3D, task: int, rule: CenterBoxFacts) -> Detec
     if rule.nms_scale:
         factors = np.float32(rule.nms_scale[task])[detections.labels[: rule.pre_max_size]]
         boxes_bev[:, 2:4] *= factors[:, None]
-    detections = detections[rotated_nms(boxes_bev, rule.nms_thr)[: rule.post_max_size]]
+    limit = rule.nms_thr[task] if isinstance(rule.nms_thr, tuple) else rule.nms_thr
+    detections = detections[rotated_nms(boxes_bev, limit)[: rule.post_max_size]]
     if rule.post_center_limit_range:
         detections = detections[in_range(detections.boxes, rule.post_center_limit_range)]
     return detections

@@ -18,7 +18,7 @@ from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.datasets.nuscenes_dataset import read_calibration
+from mmdeploy_ext.models.datasets.nuscenes_dataset import read_calibration, read_intrinsics
 
 
 def read_pose(record: dict[str, Any], name: str, title: str) -> np.ndarray:
@@ -60,7 +60,7 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
         lidar2img = []
         for name, camera in info['cams'].items():
             intrinsic = np.eye(4)
-            intrinsic[:3, :3] = read_calibration(camera, 'cam_intrinsic', f'{title}, {name}', (3, 3))
+            intrinsic[:3, :3] = read_intrinsics(camera, f'{title}, {name}')
             lidar2img.append(intrinsic @ np.linalg.inv(read_pose(camera, 'sensor2lidar', f'{title}, {name}')))
         return dict(
             sample_idx=info['token'],

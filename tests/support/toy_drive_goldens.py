@@ -1,6 +1,6 @@
 """Results of seeded toys over a short drive, recorded when their code equalled upstream's numbers.
 
-`python tests/support/recorded.py` writes the files of all toys again; see tests/goldens/README.md.
+`python tests/support/toy_drive_goldens.py` writes the files of all toys again; see tests/goldens/README.md.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ view.
 
 import numpy as np
 
-from mmdeploy_ext.consumers.tensorrt_plugins.kernels import bilinear
+from mmdeploy_ext.consumers.plugins.kernels import bilinear
 
 POOL = 'bev_pool_v2'
 """Name of the plug-in in the domain `mmdeploy`."""
@@ -53,6 +53,11 @@ def sampled_places(size: int, source: int, crop: int, scale: float) -> np.ndarra
     return places[places < source]
 
 
+def network_size(source: int, crop: int, scale: float) -> int:
+    """Return the number of the network's rows, or columns, that the plug-in makes of `source`."""
+    return int(np.float32(source) * np.float32(scale) - np.float32(crop))
+
+
 def packed(pixels: np.ndarray) -> np.ndarray:
     """Return planes (N, 3, H, W) uint8 as (N, 3, H, W / 4) int32, the first pixel in the lowest byte."""
     return np.ascontiguousarray(pixels).view('<i4')
@@ -65,7 +70,7 @@ def preprocess(
     pixels = np.ascontiguousarray(images).view(np.uint8)
     axes = []
     for count, crop in zip(pixels.shape[2:], (crop_h, crop_w), strict=True):
-        size = int(np.float32(count) * np.float32(resize_radio) - np.float32(crop))
+        size = network_size(count, crop, resize_radio)
         axes.append(sampled_places(size, count, crop, resize_radio))
     chosen = pixels[:, :, axes[0][:, None], axes[1]].astype(np.float32)
     return (chosen - mean[:, None, None]) / std[:, None, None]

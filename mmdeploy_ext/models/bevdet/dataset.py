@@ -16,7 +16,7 @@ from PIL import Image
 from pyquaternion import Quaternion
 
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.datasets.nuscenes_dataset import lidar_to_global, read_calibration
+from mmdeploy_ext.models.datasets.nuscenes_dataset import lidar_to_global, read_calibration, read_intrinsics
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Values of R, G, B, subtracted from B, G, R, as upstream for its published weights."""
@@ -61,7 +61,7 @@ class PrepareImageInputs:
             images.append(torch.from_numpy(normalised).permute(2, 0, 1).contiguous())
             poses.append(matrix_of(camera, 'sensor2ego', name))
             egos.append(matrix_of(camera, 'ego2global', name))
-            intrins.append(np.float32(read_calibration(camera, 'cam_intrinsic', name, (3, 3))))
+            intrins.append(np.float32(read_intrinsics(camera, name)))
             files.append(camera['data_path'])
         rotation, translation = np.diag(np.float32([scale, scale, 1])), np.float32([-left, -top, 0])
         matrices = poses, egos, intrins, [rotation] * len(files), [translation] * len(files)

@@ -1,0 +1,1 @@
+"""Plug-ins of TensorRT in numpy, for the programs that load them."""

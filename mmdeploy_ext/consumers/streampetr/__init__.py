@@ -1,0 +1,49 @@
+"""Programs that load StreamPETR's files."""
+
+from mmdeploy_ext.contract.options import CONTRACT, Option
+from mmdeploy_ext.contract.registry import register_contract
+
+NODE_IMAGES = Option(
+    'node_images',
+    'bgr',
+    'planes of the pictures that the node feeds: bgr up to 0.51.0 (default), rgb after pull request 13167',
+    ('bgr', 'rgb'),
+    key='node_images',
+    group=CONTRACT.group,
+)
+VERSION = Option(
+    'fork_version',
+    '1.0',
+    "the fork's branch: 1.0 has 12 inputs with absolute time (default), 1.1 has 11 with ages",
+    ('1.0', '1.1'),
+    key='fork_version',
+    stated=True,
+    group=CONTRACT.group,
+)
+IMG2LIDAR = Option(
+    'fork_img2lidar',
+    'token',
+    'matrices per token (default), or per token and depth bin',
+    ('token', 'depth'),
+    key='fork_img2lidar',
+    stated=True,
+    group=CONTRACT.group,
+)
+register_contract(
+    'streampetr',
+    'autoware',
+    'mmdeploy_ext.consumers.autoware.streampetr_export:StreamPetrFiles',
+    'mmdeploy_ext.consumers.autoware.streampetr:AutowareStreamPetr',
+    help="the three files that Autoware's camera_streampetr loads, of the last decoder layer",
+    fixes=dict(precision='fp32'),
+    options=(NODE_IMAGES,),
+    checks='mmdeploy_ext.consumers.autoware.check',
+)
+register_contract(
+    'streampetr',
+    'fork',
+    'mmdeploy_ext.consumers.streampetr_fork.export:ForkFiles',
+    'mmdeploy_ext.consumers.streampetr_fork.loop:ForkOnnx',
+    help='the one graph of the StreamPETR deployment fork',
+    options=(VERSION, IMG2LIDAR),
+)

@@ -1,0 +1,145 @@
+"""SHA-256 of the graph of a file, in its metadata: a damaged file is found when it is opened.
+
+The digest covers nodes, weights and external data, and no metadata. The length is stored beside it: damage
+keeps it, tools that rewrite a graph do not. Only protobuf's wire format is read, so this needs no onnx.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.core.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mmdeploy_ext.core.files import AnyPath
+
+KEY = f'{PREFIX}digest'
+GRAPH, METADATA, FUNCTIONS = 7, 14, 25
+"""Fields of onnx.ModelProto."""
+UNKNOWN, WHOLE, DAMAGED, REWRITTEN = 'unknown', 'whole', 'damaged', 'rewritten'
+"""States of a file: without a digest; as written; of the same length and other content; of another length."""
+DAMAGE = (
+    'its nodes and weights are not those that were written (the SHA-256 differs, the length does not): copy '
+    f'the file or export it again; if a tool changed values in it on purpose, remove {KEY} from its metadata'
+)
+REWRITE = 'another tool has rewritten the graph since mm2onnx did; its weights cannot be checked for damage'
+
+
+def _varint(content: Any, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place
+
+
+def _fields(content: Any) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the number of each field of a message, where it starts, and where its content begins and ends."""
+    place = 0
+    while place < len(content):
+        start = place
+        tag, place = _varint(content, place)
+        begin = place
+        if tag & 7 == 2:
+            size, begin = _varint(content, place)
+            place = begin + size
+        elif tag & 7 == 0:
+            _, place = _varint(content, place)
+        else:
+            place += {1: 8, 5: 4}[tag & 7]
+        yield tag >> 3, start, begin, place
+
+
+def _entry(content: bytes) -> dict[int, bytes]:
+    """Key (1) and value (2) of an entry of metadata."""
+    return {number: bytes(content[begin:end]) for number, _, begin, end in _fields(content)}
+
+
+def _digest(content: Any, folder: Path, data: Sequence[str]) -> dict[str, Any]:
+    digest, length = hashlib.sha256(), 0
+    for number, _, begin, end in _fields(content):
+        if number in (GRAPH, FUNCTIONS):
+            digest.update(content[begin:end])
+            length += end - begin
+    for name in data:
+        with open(folder / name, 'rb') as stream:
+            digest.update(hashlib.file_digest(stream, 'sha256').digest())
+        length += (folder / name).stat().st_size
+    return dict(sha256=digest.hexdigest(), bytes=length, data=list(data))
+
+
+def sealed(content: bytes, data: Path | None = None) -> bytes:
+    """Return the bytes of a model with the digest of its graph; those of a file of others stay as they are.
+
+    `data`: file of its external weights, which lies beside the model under this name.
+    """
+    kept, is_ours = [], False
+    for number, start, begin, end in _fields(content):
+        key = _entry(content[begin:end]).get(1, b'').decode() if number == METADATA else ''
+        is_ours |= key.startswith(PREFIX) and key != KEY
+        if key != KEY:
+            kept.append(content[start:end])
+    if not is_ours:
+        return content
+    folder, names = (data.parent, [data.name]) if data else (Path(), [])
+    value = json.dumps(_digest(content, folder, names)).encode()
+    entry = b''.join(_field(number, text) for number, text in ((1, KEY.encode()), (2, value)))
+    return b''.join([*kept, _field(METADATA, entry)])
+
+
+def _field(number: int, content: bytes) -> bytes:
+    length, size = bytearray(), len(content)
+    while size > 127:
+        length.append(size & 127 | 128)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + content
+
+
+def state(path: AnyPath) -> str:
+    """Return the state of a file; a file that is no ONNX is UNKNOWN, and whoever reads it tells more."""
+    try:
+        with open(path, 'rb') as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            entries = [
+                _entry(content[begin:end]) for number, _, begin, end in _fields(content) if number == METADATA
+            ]
+            text = next((entry[2] for entry in entries if entry.get(1) == KEY.encode()), None)
+            if text is None:
+                return UNKNOWN
+            stored = json.loads(text)
+            found = _digest(memoryview(content), Path(path).parent, stored['data'])
+    except (OSError, ValueError, LookupError, TypeError, BufferError):
+        return UNKNOWN
+    if found['bytes'] != stored['bytes']:
+        return REWRITTEN
+    return WHOLE if found['sha256'] == stored['sha256'] else DAMAGED
+
+
+@functools.lru_cache(maxsize=64)
+def _state_of(path: str, size: int, time_ns: int, inode: int) -> str:
+    return state(path)
+
+
+def check_whole(path: AnyPath) -> str:
+    """Raise ModelFileError for a damaged file; return a note on one that another tool has rewritten, or ''.
+
+    A file that does not change is read once by a process.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # whoever opens it says so
+        return ''
+    found = _state_of(os.fspath(path), status.st_size, status.st_mtime_ns, status.st_ino)
+    if found == DAMAGED:
+        raise ModelFileError(f'{path}: is damaged: {DAMAGE}')
+    return f'{path}: {REWRITE}' if found == REWRITTEN else ''

@@ -1,0 +1,147 @@
+"""How far a float may be from its reference: slice by slice, by size, and by the rounding of float32.
+
+A box's score is beside its pixels, a mask's -1e9 beside logits: one tolerance for a whole tensor, relative to
+its largest value, would hide the smaller ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mmdeploy_ext.contract.spec import ColumnGroup
+
+MOST_SLICES = 128
+"""Longer axes are not compared entry by entry."""
+LARGEST_SLICED = 1e-3
+"""Larger relative tolerances, of float16 and INT8, are of the whole tensor."""
+JUMP, LEAST = 100.0, 1e-3
+"""Values are of another magnitude from where the next larger size is `JUMP` times one above `LEAST`."""
+SENTINEL = 1e4
+"""Sizes from here on, if equal on both sides, may be masks: no tolerance is relative to them."""
+FLOOR = 1e-6
+"""Least tolerance with `DEFAULT_RTOL`; without float64, also relative to the tensor's largest value."""
+ROUNDINGS, MOST_ROUNDING = 3.0, 10.0
+"""Distances from float64 that are allowed, up to this multiple of the relative tolerance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorstValue:
+    """The value of a tensor that is farthest beyond, or nearest to, its tolerance.
+
+    Attributes:
+        difference, tolerance: absolute.
+        over: number of values beyond their tolerances, along the axis of `place`.
+        place: 'column 4', 'channel 0', or '' of a tensor without slices.
+        is_dead: all of the candidate is zero, and rounding is no reason.
+    """
+
+    difference: float
+    tolerance: float
+    over: int
+    place: str
+    is_dead: bool
+
+    @property
+    def ratio(self) -> float:
+        """Difference over tolerance."""
+        return self.difference / self.tolerance if self.tolerance else np.inf if self.difference else 0.0
+
+
+def distances(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return absolute differences, and the sizes of the reference's values that tolerances are relative to.
+
+    Equal infinities and pairs of NaN differ by 0, other ones by infinity. NaN, infinities and equal sentinels
+    have the size 0.
+    """
+    wide = np.complex128 if reference.dtype.kind == 'c' else np.float64
+    expected, got = reference.astype(wide), candidate.astype(wide)
+    with np.errstate(invalid='ignore', over='ignore'):
+        differences = np.abs(expected - got)
+    sizes = np.abs(expected)
+    if not np.isfinite(differences).all():
+        is_same = (expected == got) | (np.isnan(expected) & np.isnan(got))
+        differences = np.where(is_same, 0.0, np.where(np.isfinite(differences), differences, np.inf))
+    is_special = ~np.isfinite(sizes) | ((differences == 0) & (sizes >= SENTINEL))
+    return differences, np.where(is_special, 0.0, sizes)
+
+
+def worst_value(
+    differences: np.ndarray,
+    sizes: np.ndarray,
+    group: ColumnGroup,
+    rounding: np.ndarray | float | None = None,
+    is_zero: bool = False,
+) -> WorstValue:
+    """Judge differences by the tolerances of a column group.
+
+    - `differences`, `sizes`: see `distances`.
+    - `rounding`: distances of the reference from itself in float64; None: not known.
+    - `is_zero`: every value of the candidate is zero.
+    """
+    largest = float(sizes.max(initial=0))
+    share = min(FLOOR, group.rtol * FLOOR / DEFAULT_RTOL)  # 0 for exact groups
+    least = share if rounding is not None else share * max(largest, 1.0)
+    known = np.asarray(0 if rounding is None else rounding, np.float64)
+    rounding = np.broadcast_to(known, sizes.shape)
+
+    def relative(size: np.ndarray | float) -> np.ndarray:
+        return np.maximum(group.rtol * size, group.atol)
+
+    def allowed(size: np.ndarray | float, rounded: np.ndarray | float) -> np.ndarray:
+        most = np.maximum(MOST_ROUNDING * relative(size), relative(largest))
+        return np.maximum(np.maximum(relative(size), least), np.minimum(ROUNDINGS * rounded, most))
+
+    worst = None
+    is_dead = is_zero and largest > max(least, ROUNDINGS * float(rounding.max(initial=0)))
+    for title, axis in _axes(sizes.shape, group):
+        split = [_slices(array, axis) for array in (differences, sizes, rounding)]
+        bars = _bars(*split[1:], allowed)
+        ratios = np.divide(split[0], bars, out=np.where(split[0] > 0, np.inf, 0.0), where=bars > 0)
+        row, value = np.unravel_index(ratios.argmax(), ratios.shape)
+        index = row if title != 'column' or group.columns is None else group.columns[row]
+        found = WorstValue(
+            float(split[0][row, value]),
+            float(bars[row, value]),
+            int((split[0] > bars).sum()),
+            f'{title} {index}' if title else '',
+            is_dead,
+        )
+        worst = found if worst is None or found.ratio > worst.ratio else worst
+    return worst
+
+
+def _axes(shape: tuple[int, ...], group: ColumnGroup) -> list[tuple[str, int | None]]:
+    ndim = len(shape)
+    axes = {'column': ndim - 1} if ndim > 1 else {}
+    axes |= {'channel': 1} if ndim > 2 else {}
+    is_sliced = 0 < group.rtol <= LARGEST_SLICED
+    found = [(title, axis) for title, axis in axes.items() if is_sliced and 1 < shape[axis] <= MOST_SLICES]
+    return found or [('', None)]
+
+
+def _slices(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """(slices, values)."""
+    if axis is None:
+        return array.reshape(1, -1)
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+
+
+def _bars(sizes: np.ndarray, rounding: np.ndarray, allowed: Callable[..., Any]) -> np.ndarray:
+    """Tolerances (slices, values)."""
+    tops = sizes.max(axis=1)
+    bars = allowed(tops, rounding.max(axis=1))[:, None].repeat(sizes.shape[1], axis=1)
+    for row in np.flatnonzero(tops > JUMP * LEAST):
+        ranked = np.sort(sizes[row])
+        is_jump = (ranked[1:] > JUMP * ranked[:-1]) & (ranked[:-1] > LEAST)
+        for last in ranked[:-1][is_jump][::-1]:  # from the largest magnitude down
+            smaller = sizes[row] <= last
+            bars[row, smaller] = allowed(last, rounding[row, smaller].max())
+    return bars
