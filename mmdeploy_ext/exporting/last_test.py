@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FEATURES = (
     'extract_feat', 'extract_img_feat', 'extract_pts_feat',
-    'extract_camera_features', 'extract_lidar_features', 'extract_features',
+    'extract_camera_features', 'extract_lidar_features', 'extract_features', 'camera_view', 'lidar_view',
 )  # fmt: skip
 """Methods of a detector that end before its head; the second run has their results of the first."""
 OF_MODULES = {*vars(torch.nn.Module()), 'training'}

@@ -30,7 +30,13 @@ from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.systems.bevfusion.graphs import TABLES, transform_of
-from mmdeploy_ext.systems.bevfusion.reference import BEVFusionReference, detections
+from mmdeploy_ext.systems.bevfusion.model.fusion import lidar_columns
+from mmdeploy_ext.systems.bevfusion.reference import (
+    NAMES,
+    BEVFusionReference,
+    rows_of,
+    values_of_boxes,
+)
 from mmdeploy_ext.util import plain_pickle
 from mmdeploy_ext.util.errors import ConfigError, InferenceError
 from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
@@ -49,8 +55,6 @@ PICTURE_STEPS = 'LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize'
 """Test pipeline steps that read and change pictures."""
 IMAGE_KEYS = 'type', 'final_dim', 'resize_lim', 'bot_pct_lim'
 """Supported keys of ImageAug3D; other keys are for training."""
-OUT_OF_RANGE_M = 1e3
-"""Added to the height of boxes that a coder must drop, metres."""
 BEAMS = 32
 """Beams of nuScenes' LiDAR; a loader with fewer drops points."""
 CONVENTIONS = {
@@ -315,15 +319,15 @@ class ForkReference(BEVFusionReference):
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         head = self.model.heads['object']
-        if 'boxes' not in outputs or not hasattr(head, 'prediction_heads'):
-            return super().boxes_of(outputs)
+        if not hasattr(head, 'prediction_heads'):
+            return of_head(head.suppress(rows_of(outputs)))
         values = values_of_boxes(outputs, head.bbox_coder, head.num_classes)
         return self._detections(self.process.call('boxes_of', values))
 
     def _detections(self, results: Mapping[str, np.ndarray]) -> Detections3D:
         boxes = {name: torch.from_numpy(results[key]) for name, key in NAMES.items()}
         if self.process.facts['box_convention'] == '0.x':
-            return detections(boxes)
+            return of_head(boxes)
         order = boxes['scores'].argsort(descending=True, stable=True)
         return Detections3D(*(boxes[name][order].numpy() for name in NAMES))
 
@@ -346,17 +350,8 @@ class ForkReference(BEVFusionReference):
         return lines
 
 
-NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
-
-
-def values_of_boxes(outputs: Mapping[str, np.ndarray], coder: Any, classes: int) -> dict[str, np.ndarray]:
-    """Return head outputs, each (1, columns, Q), that decode to the graph's boxes, scores and labels."""
-    boxes, scores = outputs['boxes'].astype(np.float64), outputs['scores']
-    dropped, labels = outputs['labels'] < 0, outputs['labels'].clip(min=0)
-    step, low = (np.array(values[:2]) for values in (coder.voxel_size, coder.pc_range))
-    centres = (boxes[:, :2] - low) / (step * coder.out_size_factor)
-    middle = boxes[:, 2] + boxes[:, 5] / 2 + np.where(dropped, OUT_OF_RANGE_M, 0.0)
-    sizes, sine, cosine = np.log(boxes[:, 3:6]), np.sin(boxes[:, 6]), np.cos(boxes[:, 6])
-    values = dict(rot=[sine, cosine], dim=sizes.T, reg=centres.T, height=[middle], vel=boxes[:, 7:].T)
-    score = np.eye(classes, dtype=np.float32)[labels].T * scores
-    return dict(score=score[None], **{name: np.float32(rows)[None] for name, rows in values.items()})
+def of_head(boxes: Mapping[str, torch.Tensor]) -> Detections3D:
+    """Return a head's boxes of one sample, best first, in mmdet3d 1.x's columns."""
+    order = boxes['scores'].argsort(descending=True, stable=True)
+    columns = lidar_columns(boxes['bboxes'][order])
+    return Detections3D(columns.numpy(), *(boxes[name][order].numpy() for name in ('scores', 'labels')))

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 
 from mmdeploy_ext.compat import single_thread
+from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.common.lidar_parts import Watch, watching
+from mmdeploy_ext.families.common.samples import detections
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -23,12 +26,19 @@ from mmdeploy_ext.systems.bevfusion.model.rig import Rig, read_rig
 from mmdeploy_ext.systems.bevfusion.runtime.frames import check_images
 from mmdeploy_ext.util.taps import tap
 
+OUT_OF_RANGE_M = 1e3
+"""Added to the height of boxes that a coder must drop, metres."""
+NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
+"""Entry of a head's boxes -> output of the files."""
+
 
 class BEVFusionReference:
+    """The detector's own test path; hooks read the tensors between its parts."""
+
     state = None  # a stepper's memory between frames; this one has none
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
+        self.model, self.test = model, LastTest(model)
         self.device = next(model.parameters()).device
 
     def reset(self) -> None:
@@ -59,25 +69,48 @@ class BEVFusionReference:
 
     def step(self, frame: FusedFrame) -> StepResult:
         images, cloud = self._inputs(frame)
-        with torch.no_grad(), single_thread(), watching(self.hooks()) as tensors:
-            predictions = self.model.predictions(images, cloud, [frame.calibration])
-            (boxes,) = self.model.heads['object'].get_bboxes(predictions)
+        meta = dict(
+            frame.calibration,
+            box_type_3d=LiDARInstance3DBoxes,
+            box_mode_3d=Box3DMode.LIDAR,
+            sample_idx=frame.name,
+            filename=list(frame.image_files),
+        )
+        data = dict(
+            img_metas=[[meta]],
+            points=None if cloud is None else [cloud],
+            img=None if images is None else [images],
+        )
+        of_head: dict[torch.nn.Module, Watch] = {
+            self.model.heads['object']: lambda _, output: dict(predictions=output)
+        }
+        with torch.no_grad(), single_thread():
+            with watching(of_head) as watched, watching(self.hooks()) as tensors:
+                (result,) = self.test.run(return_loss=False, rescale=True, **data)
             if images is not None:
                 tensors |= self.of_rig(read_rig([frame.calibration], self.device, images.shape[1]))
-            tensors |= self.other_tensors(predictions, cloud)
+            tensors |= self.other_tensors(watched['predictions'], cloud)
         outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
         inputs = {name: frame.calibration[name] for name in MATRICES if name in frame.calibration}
         if frame.images is not None:
             inputs['images'] = frame.images
         for name, array in dict(inputs, points=frame.points, **outputs).items():
             tap(name, torch.from_numpy(np.ascontiguousarray(array)))  # for `collect_taps` around this step
-        return StepResult(outputs, detections(boxes))
+        return StepResult(outputs, detections(result['pts_bbox']))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        rows = outputs['labels'] >= 0
-        names = dict(bboxes='boxes', scores='scores', labels='labels')
-        boxes = {name: torch.from_numpy(outputs[output][rows]) for name, output in names.items()}
-        return detections(self.model.heads['object'].suppress(boxes))
+        """Return the boxes of the last frame, best first, by its test path with outputs of the files."""
+        with single_thread():
+            (result,) = self.test.again(self.of_files(outputs))
+        return detections(result['pts_bbox'])
+
+    def of_files(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return what takes the place of a part of the model, see `substituted`."""
+        head = self.model.heads['object']
+        if not hasattr(head, 'prediction_heads'):  # maps of all cells, of which the files give the best
+            return {'heads.object.get_bboxes': [head.suppress(rows_of(outputs))]}
+        values = values_of_boxes(outputs, head.bbox_coder, head.num_classes)
+        return {'heads.object.forward': predictions_of(values)}
 
     def _inputs(self, frame: FusedFrame) -> tuple[torch.Tensor | None, list[torch.Tensor] | None]:
         images = cloud = None
@@ -110,16 +143,36 @@ class BEVFusionReference:
         return {}
 
 
-def detections(boxes_of_head: dict[str, torch.Tensor]) -> Detections3D:
-    """Return a head's `get_bboxes` of one sample, best first, in mmdet3d 1.0's columns.
+def rows_of(outputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Return the boxes of the files that the coder did not drop, as a head's `suppress` takes them."""
+    rows = outputs['labels'] >= 0
+    return {name: torch.from_numpy(outputs[output][rows]) for name, output in NAMES.items()}
 
-    It shares no code with the runtime's `in_lidar_columns`: the heading comes from its sine and cosine.
+
+def values_of_boxes(outputs: Mapping[str, np.ndarray], coder: Any, classes: int) -> dict[str, np.ndarray]:
+    """Return head outputs, each (1, columns, Q), that decode to the graph's boxes, scores and labels."""
+    boxes, scores = outputs['boxes'].astype(np.float64), outputs['scores']
+    dropped, labels = outputs['labels'] < 0, outputs['labels'].clip(min=0)
+    step, low = (np.array(values[:2]) for values in (coder.voxel_size, coder.pc_range))
+    centres = (boxes[:, :2] - low) / (step * coder.out_size_factor)
+    middle = boxes[:, 2] + boxes[:, 5] / 2 + np.where(dropped, OUT_OF_RANGE_M, 0.0)
+    sizes, sine, cosine = np.log(boxes[:, 3:6]), np.sin(boxes[:, 6]), np.cos(boxes[:, 6])
+    values = dict(rot=[sine, cosine], dim=sizes.T, reg=centres.T, height=[middle], vel=boxes[:, 7:].T)
+    score = np.eye(classes, dtype=np.float32)[labels].T * scores
+    return dict(score=score[None], **{name: np.float32(rows)[None] for name, rows in values.items()})
+
+
+def predictions_of(values: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Return what `TransFusionHead.forward` does, of `score` (1, K, Q), 0 of other classes, and raw values.
+
+    `reg` are centres in cells; see `values_of_boxes`.
     """
-    order = boxes_of_head['scores'].argsort(descending=True, stable=True)
-    boxes, scores, labels = (
-        boxes_of_head[name][order].cpu().numpy() for name in ('bboxes', 'scores', 'labels')
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
+    score, centres = tensors.pop('score'), tensors.pop('reg')
+    return dict(
+        tensors,
+        center=centres,
+        heatmap=score.double().logit(),  # its sigmoid is the score again
+        query_heatmap_score=torch.ones_like(score),
+        query_labels=score.argmax(1),
     )
-    x_y_z, (width, length, height), yaw = boxes[:, :3], boxes[:, 3:6].T, boxes[:, 6]
-    heading = np.arctan2(-np.cos(yaw), -np.sin(yaw))
-    columns = np.stack([length, width, height, heading], axis=1)
-    return Detections3D(np.concatenate([x_y_z, columns, boxes[:, 7:]], axis=1), scores, labels)

@@ -1,6 +1,7 @@
 """BEVFusion whole: four files, proven on generated frames."""
 
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.systems.bevfusion.model.fusion import BEVFusion
 from mmdeploy_ext.systems.bevfusion.model.rig import Rig
 from mmdeploy_ext.systems.bevfusion.runtime.model import OPENS
 from mmdeploy_ext.tasks.bbox3d import match_detections
+from verdicts import cases_of
 
 
 @pytest.fixture(scope='module')
@@ -46,6 +49,38 @@ def test_boxes_of_the_files_are_those_of_pytorch(detector, frames, tmp_path):
     with OPENS(tmp_path) as runtime:
         row = match_detections('frame', expected, runtime.step(frames[1]).detections)
     assert row.passed and row.matched >= 20, row
+
+
+def without_last(method):
+    """Return a detector's `simple_test` that drops the last box of each frame."""
+
+    def shortened(*args, **kwargs):
+        results = method(*args, **kwargs)
+        for result in results:
+            result['pts_bbox'] = {name: values[:-1] for name, values in result['pts_bbox'].items()}
+        return results
+
+    return shortened
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    'contract, sensor',
+    [('portable', 'both'), ('portable', 'centers'), ('cuda-bevfusion', 'both'), ('autoware', 'lidar')],
+)
+def test_a_box_that_the_users_simple_test_drops_is_in_no_proven_file(tmp_path, contract, sensor):
+    if sensor == 'both':
+        detector, samples = toy_bevfusion.whole()
+    else:
+        detector = toy_bevfusion.toy(tmp_path, **toy_bevfusion.alone(sensor))
+        samples = list(detector.family.data.generated_sweeps(detector.rule, 2))
+    paths = toy_bevfusion.export(detector, tmp_path / 'files', contract=contract)
+    assert prove(detector, paths, samples).title == 'PROVEN'
+    with mock.patch.object(BEVFusion, 'simple_test', without_last(BEVFusion.simple_test)):
+        verdict = prove(detector, paths, samples)
+    assert verdict.title == 'NOT PROVEN'
+    rows = [row for case in cases_of(verdict) for row in case.substituted]
+    assert rows and all(row.extra == 1 for row in rows)
 
 
 @pytest.mark.matrix

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
-from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 from mmdeploy_ext.systems.bevfusion.model.rig import Rig, read_rig
 from mmdeploy_ext.systems.bevfusion.model.view_transform import build_view_transform
 from mmdeploy_ext.util.errors import ConfigError, DataError, ShapeError
@@ -181,10 +180,20 @@ class BEVFusion(BaseModule):
         samples = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
         results = []
         for meta, sample in zip(img_metas, samples, strict=True):
-            columns = in_lidar_columns(sample['bboxes'].cpu())
+            columns = lidar_columns(sample['bboxes'].cpu())
             boxes = meta['box_type_3d'](columns, columns.shape[1])
             results.append(dict(pts_bbox=bbox3d2result(boxes, sample['scores'], sample['labels'])))
         return results
+
+
+def lidar_columns(boxes: Tensor) -> Tensor:
+    """Return boxes (n, 7 or 9) of a head in mmdet3d 1.x's columns.
+
+    It shares no code with the runtime's `in_lidar_columns`: the heading comes from its sine and cosine.
+    """
+    x_y_z, (width, length, height), yaw = boxes[:, :3], boxes[:, 3:6].T, boxes[:, 6]
+    heading = torch.atan2(-yaw.cos(), -yaw.sin())
+    return torch.cat([x_y_z, torch.stack([length, width, height, heading], 1), boxes[:, 7:]], 1)
 
 
 def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any]) -> None:

@@ -20,11 +20,10 @@ from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.common.sparse_graph import backbone_graph
 from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
-from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
 from mmdeploy_ext.sparse.ir import SparseGraph
 from mmdeploy_ext.sparse.node_writer import NodeWriter
-from mmdeploy_ext.systems.bevfusion.reference import BEVFusionReference, detections
+from mmdeploy_ext.systems.bevfusion.reference import BEVFusionReference, predictions_of
 from mmdeploy_ext.systems.bevfusion.targets.autoware import BEV, LIDAR, AutowareBEVFusion
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.export import check_head
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
@@ -161,17 +160,15 @@ def encoder_sites(writer: NodeWriter, order: str) -> str:
 
 
 class NodeReference(BEVFusionReference):
-    """The unpatched detector; its head's coder decodes the file's boxes."""
+    """The unpatched detector; its test path decodes the file's boxes."""
 
-    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        head = self.model.heads['object']
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
-        x, y, z, length, width, height, sine, cosine, *velocity = tensors['bbox_pred']
-        scores = torch.nn.functional.one_hot(tensors['label_pred'], head.num_classes).T * tensors['score']
-        rows = [[x, y], [z], [width, length, height], [-cosine, -sine], velocity]
-        values = [scores[None], *(torch.stack(row)[None] for row in rows)]
-        (boxes,) = head.bbox_coder.decode(*values)
-        return detections(head.suppress(boxes))
+    def of_files(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        x, y, z, length, width, height, sine, cosine, *velocity = outputs['bbox_pred']
+        rows = dict(reg=[x, y], height=[z], dim=[width, length, height], rot=[-cosine, -sine], vel=velocity)
+        values = {name: np.stack(columns)[None] for name, columns in rows.items()}
+        classes = self.model.heads['object'].num_classes
+        score = np.eye(classes, dtype=np.float32)[outputs['label_pred']].T * outputs['score']
+        return {'heads.object.forward': predictions_of(dict(values, score=score[None]))}
 
 
 class BEVFusionFiles(AutowareContract):

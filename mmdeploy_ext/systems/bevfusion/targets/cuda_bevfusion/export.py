@@ -20,7 +20,6 @@ from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.lidar_parts import OfModel, Watch
 from mmdeploy_ext.families.common.sparse_graph import backbone_graph, model_spec, traced_encoder
 from mmdeploy_ext.families.contracts import Contract
-from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.layer_sources import layer_sources
@@ -28,7 +27,7 @@ from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.systems.bevfusion.graphs import transform_of
 from mmdeploy_ext.systems.bevfusion.model.fusion import SENSORS
 from mmdeploy_ext.systems.bevfusion.model.rig import Rig
-from mmdeploy_ext.systems.bevfusion.reference import BEVFusionReference, detections
+from mmdeploy_ext.systems.bevfusion.reference import BEVFusionReference, predictions_of
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.loop import (
     CELLS,
     DEPTH,
@@ -172,18 +171,14 @@ class CudaReference(BEVFusionReference):
     """The detector with float16 LiDAR kernels, as in the files, and the tensors between all parts."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__(model)
+        super().__init__(copy.deepcopy(model))
         self.exact = model.encoders['lidar'].encoder
-        self.model = copy.deepcopy(model)
         lidar = self.model.encoders['lidar']
         lidar.set_submodule(lidar.encoder_path, half_encoder(self.exact))
         self.output = backbone_graph(self.exact).output
 
-    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        head, names = self.model.heads['object'], ('score', 'reg', 'height', 'dim', 'rot', 'vel')
-        values = (torch.from_numpy(np.array(outputs[name])) for name in names)
-        (boxes,) = head.bbox_coder.decode(*values)
-        return detections(head.suppress(boxes))
+    def of_files(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {'heads.object.forward': predictions_of({name: outputs[name] for name in HEAD})}
 
     def hooks(self) -> dict[torch.nn.Module, Watch]:
         transform = transform_of(self.model)
