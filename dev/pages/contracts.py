@@ -1,4 +1,4 @@
-"""Write docs/reference/contracts.md: the inputs and outputs of every family's files, from the specs.
+"""Write the inputs and outputs of files from their specs: docs/reference/contracts.md and READMEs of systems.
 
     python -m dev.pages.contracts
 
@@ -75,6 +75,16 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ('ImVoxelNet, full', f'{STREAMS}/ImVoxelNet/imvoxelnet_toy.py', dict(dynamic=True)),
 ]
 """Heading, config, options."""
+SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
+    'bevdet': (f'{STREAMS}/BEVDet/bevdet_r50_4dlongterm_depth_cbgs.py', {}),
+    'bevformer': (f'{STREAMS}/BEVFormer/bevformer_tiny.py', {}),
+    'bevfusion': (f'{STREAMS}/BEVFusion/bevfusion_camera_lidar_r50_nus.py', {}),
+    'petr': (f'{STREAMS}/PETR/petrv2_vovnet_gridmask_p4_800x320.py', {}),
+    'rtdetr': ('configs/rtdetr/rtdetr_r50vd.py', dict(dynamic=True)),
+    'sparse4d': (f'{STREAMS}/Sparse4D/sparse4dv3_temporal_r50_1x8_bs6_256x704.py', {}),
+    'streampetr': (f'{STREAMS}/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py', {}),
+}
+"""Folder of mmdeploy_ext/systems/ -> config and options of the files in its README."""
 
 
 def specs(config: str, chosen: dict[str, Any]) -> list[tuple[str, GraphSpec]]:
@@ -107,10 +117,26 @@ def section(heading: str, config: str, chosen: dict[str, Any]) -> str:
     return '\n'.join(parts)
 
 
+def of_system(config: str, chosen: dict[str, Any]) -> str:
+    """Return the table of a README; tensors without a meaning are left to the page of contracts."""
+    rows = []
+    for name, spec in specs(config, chosen):
+        for side, tensors in (('in', spec.inputs), ('out', spec.outputs)):
+            for tensor in tensors:
+                if tensor.meaning:
+                    cell, _, dtype, shape, _, unit, meaning = row(side, tensor)
+                    meaning += f' ({unit})' if unit else ''
+                    rows.append([f'`{name}`', side, cell, shape, dtype, meaning])
+    return f'`{config}`:\n\n{table(("file", "side", "tensor", "shape", "dtype", "meaning"), rows)}'
+
+
 def main() -> None:
-    """Write the page."""
+    """Write the page and the tables of the READMEs."""
     compat.apply()
     write_between(PAGE, 'contracts', '\n' + '\n'.join(section(*one) for one in ROWS))
+    for name, (config, chosen) in SYSTEMS.items():
+        page = ROOT / 'mmdeploy_ext/systems' / name / 'README.md'
+        write_between(page, 'tensors', f'\n{of_system(config, chosen)}\n')
 
 
 if __name__ == '__main__':

@@ -29,8 +29,16 @@ CONTENTS = {
     },
 }  # fmt: skip
 """Page -> caption -> the pages of its sidebar."""
-BELOW = {'docs/zoo': 'zoo/*', 'docs/reference/index': '*'}
-"""Page -> pattern of the pages that hang under it."""
+SYSTEMS = '/mmdeploy_ext/systems/{}/README'
+CAMERAS = ('streampetr', 'petr', 'bevformer', 'bevdet', 'sparse4d')
+BELOW = {
+    'docs/zoo': 'zoo/*',
+    'docs/reference/index': '*',
+    'docs/models-2d': SYSTEMS.format('rtdetr'),
+    'docs/models-lidar': SYSTEMS.format('bevfusion'),
+    'docs/models-cameras': '\n'.join(map(SYSTEMS.format, CAMERAS)),
+}
+"""Page -> the pages that hang under it, or their pattern."""
 
 
 def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
