@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import sys
 from unittest.mock import MagicMock
 
 import onnx
@@ -112,7 +113,42 @@ def full(name, app):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def replace(monkeypatch):
+    """Return a function that puts a stand-in at a place, until the end of the test.
+
+    A module that is imported in between has the stand-in under its own name; it gets the original as well.
+    """
+    originals = {}
+
+    def put(place, stand_in):
+        owner, _, name = place.rpartition('.')
+        current = getattr(pkgutil.resolve_name(owner), name)
+        originals[id(stand_in)] = stand_in, originals.get(id(current), (None, current))[1]
+        monkeypatch.setattr(place, stand_in)
+
+    yield put
+    for module in modules_of_ours():
+        for name, value in list(vars(module).items()):
+            if id(value) in originals:
+                setattr(module, name, originals[id(value)][1])
+
+
+def modules_of_ours():
+    return [module for name, module in list(sys.modules.items()) if name.startswith('mmdeploy_ext.')]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def nothing_is_left():
+    """After this file's tests no module has a stand-in."""
+    yield
+    for module in modules_of_ours():
+        for name, value in vars(module).items():
+            assert not isinstance(value, MagicMock), f'{module.__name__}.{name}'
+            assert getattr(value, '__module__', '') != __name__, f'{module.__name__}.{name}'
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, replace):
     """Return a function from words to the module of the command, whose costly functions are left out."""
 
     def opened(words):
@@ -120,7 +156,7 @@ def command(tmp_path, monkeypatch):
         for name in (*LEFT_OUT.split(), *RESULTS):
             if not name.startswith('.') or hasattr(app, name.split('.')[1]):
                 result = RESULTS[name] if name in RESULTS else MagicMock()
-                monkeypatch.setattr(full(name, app), MagicMock(return_value=result))
+                replace(full(name, app), MagicMock(return_value=result))
         return app
 
     monkeypatch.chdir(tmp_path)
@@ -129,7 +165,7 @@ def command(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('words', 'place', 'expected'), ROWS, ids=[row[0].split()[0] for row in ROWS])
-def test_an_option_reaches_its_function(words, place, expected, command, monkeypatch):
+def test_an_option_reaches_its_function(words, place, expected, command, replace):
     def record(*args, **kwargs):
         given.update(signature.bind(*args, **kwargs).arguments)
         raise UsageError('reached')
@@ -138,7 +174,7 @@ def test_an_option_reaches_its_function(words, place, expected, command, monkeyp
     given, (owner, _, function) = {}, full(place, app).rpartition('.')
     signature = inspect.signature(getattr(pkgutil.resolve_name(owner), function))
     command(words)
-    monkeypatch.setattr(full(place, app), record)
+    replace(full(place, app), record)
     app.main(words.split()[1:])
     assert {name: given.get(name) for name in expected} == expected
 
