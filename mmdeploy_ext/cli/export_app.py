@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 COMMON = {
-    '-h', '--help-all', '--check', '--parts', '--output-file', '--verify', '--shape', '--dynamic-export',
+    '-h', '--help-all', '--check', '--parts', '--out', '--verify', '--shape', '--dynamic-export',
     '--simplify', '--dynamic-batch', '--postprocess', '--opset-version', '--precision', '--backbone',
     '--test-img', '--cfg-options', '--report',
 }  # fmt: skip
@@ -63,11 +63,12 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
         '--check',
         'print what would be exported, or why it is refused, and write nothing; needs no CHECKPOINT',
     )
-    add(
-        '--output-file OUTPUT_FILE',
+    cli.add_output(
+        parser,
+        '--out --output-file FILE',
         "file to write (default: tmp.onnx); a folder for models of several graphs (default: the config's "
         'name)',
-        writes='{}',
+        dest='output_file',
     )
     add('--input-img INPUT_IMG', 'image that is traced (default: demo/toy.jpg)')
     add(
@@ -83,7 +84,7 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
     )
     shared.add_ignored_keys(parser)
     add('--verify', 'prove the file; exit status 1 if it is not proven')
-    add('--show', "draw both engines' detections to OUTPUT_FILE.png and print the graph")
+    add('--show', "draw both engines' detections to FILE.png and print the graph")
     shared.add_proof_arguments(parser)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)

@@ -34,15 +34,16 @@ def build_parser() -> argparse.ArgumentParser:
         'or to ONNX of standard operators. No GPU is needed, neither to export nor to prove.'
     )
     ranges.add_backbone_arguments(parser)
-    cli.add(parser, '--output-file F', 'file to write (default: lidar.backbone.ORDER.onnx)', writes='{}')
+    text = 'file to write (default: lidar.backbone.ORDER.onnx)'
+    cli.add_output(parser, '--out --output-file FILE', text, dest='output_file')
     shared.add_declared(parser, choices.SPARSE)
     ranges.add_arguments(
-        parser.add_argument_group('ranges of int8', 'measured ranges are written to OUTPUT_FILE.ranges.json')
+        parser.add_argument_group('ranges of int8', 'measured ranges are written to FILE.ranges.json')
     )
     group = parser.add_argument_group('proof')
     add = cli.adder(group)
     add('--verify', 'prove the file; exit status 1 if it is not proven')
-    add('--verify-only', 'prove an existing OUTPUT_FILE, write nothing')
+    add('--verify-only', 'prove an existing FILE of --out, write nothing')
     add(
         '--edited',
         'with --verify-only: the file was edited on purpose; compare results on inputs, not the graph',
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
     if not args.verify:
-        words = [args.config, args.checkpoint, '--output-file', output, '--verify-only']
+        words = [args.config, args.checkpoint, '--out', output, '--verify-only']
         words += ['--weight-layout', layout] if layout != 'auto' else []
         proof.print_proof_command('export --backbone', words, args)
         return 0
@@ -155,7 +156,7 @@ def check_order(output: str, options: Options) -> None:
     order = order_of_name(output)
     if order not in ('', options.order):
         raise UsageError(
-            f'--output-file {output}: the name says {order}, the order is {options.order}; correct '
+            f'--out {output}: the name says {order}, the order is {options.order}; correct '
             f'the name or give --order {order}'
         )
 
@@ -178,7 +179,7 @@ def find_ranges(args: argparse.Namespace, detector: Detector, options: Options) 
 
 def _check_proof(args: argparse.Namespace) -> None:
     if args.verify_only and not args.output_file:
-        raise UsageError('--verify-only: give the file by --output-file')
+        raise UsageError('--verify-only: give the file by --out')
     if args.edited and not args.verify_only:
         raise UsageError('--edited: goes with --verify-only')
     for name in ('report', 'json'):

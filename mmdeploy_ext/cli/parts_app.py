@@ -34,7 +34,10 @@ def build_parser() -> argparse.ArgumentParser:
         'list shows what could be a part',
         required=True,
     )
-    add('--output-file FOLDER', 'folder to write (default: cut)', 'cut', writes='{}/parts.json')
+    text = 'folder to write (default: cut)'
+    cli.add_output(
+        parser, '--out --output-file FOLDER', text, 'cut', dest='output_file', writes='{}/parts.json'
+    )
     add('--verify', 'prove the folder; exit status 1 if it is not proven')
     _add_samples(add)
     add('--names FILE.json', 'names of tensors: {"PATH": "NAME"}')

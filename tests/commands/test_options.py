@@ -13,6 +13,7 @@ import pytest
 from mmdeploy_ext.cli import export_app, options
 from mmdeploy_ext.contract.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
 from mmdeploy_ext.quantize.dense_sensitivity import Exclusion
+from mmdeploy_ext.util.commands import COMMANDS
 from mmdeploy_ext.util.errors import UsageError
 from refusals import CHECKPOINT, CONFIG, MODEL, PICTURE
 from toy_engines import parse
@@ -225,3 +226,42 @@ def test_a_command_repeats_what_was_chosen_and_metadata_have_it():
     fixing = dataclasses.replace(OPSET, fixes={17: dict(simplify=True)}), SIMPLIFY
     with pytest.raises(UsageError, match='is written with True'):
         Options(fixing).check(names=['simplify'])
+
+
+OUTPUTS = (
+    'export c k', 'run m i', 'kit m c k', 'tensorrt m',
+    'quantize m --calibrate i', 'calibrate c k', 'graph extract m --nodes a',
+    'graph set-shape m x=1x1', 'graph replace m --rule r', 'graph simplify m', 'graph fp16 m',
+    'graph reduce m --check nan', 'graph write-tables d k', 'convert solo m --config c',
+    'convert rtdetr m --config c', 'convert mmdet3 m', 'synthetic coco', 'synthetic panoptic',
+    'synthetic nuscenes', 'synthetic monocular', 'synthetic infos', 'synthetic weights c',
+    'synthetic seeded-image --size 1 1 --ori-shape 1 1',
+)  # fmt: skip
+
+
+def parser_of(name, words):
+    return importlib.import_module(COMMANDS[name].module).build_parser()
+
+
+@pytest.mark.parametrize('line', OUTPUTS)
+def test_the_output_of_every_command_is_given_by_out(line, capsys):
+    name, *words = line.split()
+
+    def parsed(*output):
+        return vars(parser_of(name, words).parse_args([*words, *output]))
+
+    given = parsed('--out', 'o.onnx')
+    assert 'o.onnx' in map(str, given.values())
+    others = [
+        '--output',
+        '--output-file',
+        '--root' if line in ('synthetic nuscenes', 'synthetic monocular') else '',
+    ]
+    assert all(parsed(word, 'o.onnx') == given for word in filter(None, others))
+    if name == 'convert' or line == 'synthetic weights c':
+        assert parsed('o.onnx') == given
+    with pytest.raises(SystemExit):
+        parsed('--help')
+    shown = capsys.readouterr().out
+    assert '--out ' in shown and '--output ' not in shown
+    assert ('--output-file' in shown) == (name == 'export')
