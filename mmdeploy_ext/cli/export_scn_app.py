@@ -1,4 +1,4 @@
-"""`export_scn.py`: write a sparse LiDAR backbone, and prove it with `--verify`."""
+"""`mm2onnx export --backbone`: write a sparse LiDAR backbone, and prove it with `--verify`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,8 @@ PRECISIONS = ('fp16', 'int8')
 """Precisions of a layer, and of its output."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(
-        description="Export the sparse-convolution backbone of a LiDAR model: to NVIDIA's libspconv dialect "
-        'or to ONNX of standard operators. No GPU is needed, neither to export nor to prove.'
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add(parser, '--backbone', 'export only the sparse backbone')
     ranges.add_backbone_arguments(parser)
     text = 'file to write (default: lidar.backbone.ORDER.onnx)'
     cli.add_output(parser, '--out --output-file FILE', text, dest='output_file')
@@ -62,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_report_arguments(parser)
     parser.set_defaults(device='cpu', frames=None, eval=None, mean=None, std=None, show=False)
     parser.set_defaults(engine='onnxruntime', providers=None, inference_precision=None)
-    return parser
 
 
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
@@ -189,4 +185,9 @@ def _check_proof(args: argparse.Namespace) -> None:
         raise UsageError(f'{args.node_list}: no such file')
 
 
-main = cli.program(run, build_parser)
+EXPORT = shared.Variant(
+    "Export the sparse-convolution backbone of a LiDAR model: to NVIDIA's libspconv dialect or to ONNX of "
+    'standard operators. No GPU is needed, neither to export nor to prove.',
+    add_arguments,
+    run,
+)

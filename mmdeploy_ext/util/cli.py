@@ -43,11 +43,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
     Attributes:
         elsewhere: option of another tool -> advice.
+        other_kinds: function from an option to advice, '' if no other kind of the command has it.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.elsewhere: dict[str, str] = {}
+        self.other_kinds: Callable[[str], str] = lambda option: ''
         self._output: argparse.Action | None = None
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
@@ -69,12 +71,13 @@ class ArgumentParser(argparse.ArgumentParser):
         if rest:
             options = _option_names(self, parsed)
             unknown = [word.partition('=')[0] for word in rest if word.startswith('--')]
-            hints = ''.join(
-                f'; {word} {self.elsewhere[word]}' if word in self.elsewhere else did_you_mean(word, options)
-                for word in unknown
-            )
+            hints = ''.join(self._hint(word, options) for word in unknown)
             self.error(f'unrecognized arguments: {" ".join(rest)}{hints}')
         return parsed
+
+    def _hint(self, option: str, options: Sequence[str]) -> str:
+        advice = self.elsewhere.get(option) or self.other_kinds(option)
+        return f'; {option} {advice}' if advice else did_you_mean(option, options)
 
     def error(self, message: str) -> NoReturn:
         if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message, re.DOTALL):

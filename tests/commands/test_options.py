@@ -76,7 +76,8 @@ ROWS = [
         claims=dict(edited=True, asked={}, library=None, strict=True))),
     (f'verify {MODELS} m.onnx --engine openvino --inference-precision fp16',
      '.shared.engine_settings', dict(engine='openvino', inference_precision='fp16')),
-    (f'export_scn {MODELS} --output-file m --verify-only --edited --max-voxels 9 --order zyx', '.prove_files',
+    (f'export_scn --backbone {MODELS} --out m --verify-only --edited --max-voxels 9 --order zyx',
+     '.prove_files',
      dict(claims=dict(max_voxels=9, node_list='', library=None, ranges=None, edited=True,
                       asked=dict(order='zyx')))),
     (f'scn_ptq {MODELS} --calibrate D --unfolded a b --data-root R --no-fp16-ranges',
@@ -176,7 +177,8 @@ def test_an_option_reaches_its_function(words, place, expected, command, replace
     signature = inspect.signature(getattr(pkgutil.resolve_name(owner), function))
     command(words)
     replace(full(place, app), record)
-    app.main(words.split()[1:])
+    main = getattr(app, 'main', export_app.main)  # of its variants
+    main(words.split()[1:])
     assert {name: given.get(name) for name in expected} == expected
 
 
@@ -229,7 +231,7 @@ def test_a_command_repeats_what_was_chosen_and_metadata_have_it():
 
 
 OUTPUTS = (
-    'export c k', 'run m i', 'kit m c k', 'tensorrt m',
+    'export c k', 'export c k --backbone', 'export c k --parts p', 'run m i', 'kit m c k', 'tensorrt m',
     'quantize m --calibrate i', 'calibrate c k', 'graph extract m --nodes a',
     'graph set-shape m x=1x1', 'graph replace m --rule r', 'graph simplify m', 'graph fp16 m',
     'graph reduce m --check nan', 'graph write-tables d k', 'convert solo m --config c',
@@ -240,7 +242,8 @@ OUTPUTS = (
 
 
 def parser_of(name, words):
-    return importlib.import_module(COMMANDS[name].module).build_parser()
+    app = importlib.import_module(COMMANDS[name].module)
+    return app.build_parser(*([app.chosen_by(words)] if hasattr(app, 'chosen_by') else []))
 
 
 @pytest.mark.parametrize('line', OUTPUTS)
