@@ -104,7 +104,7 @@ def add_arguments(
             action.help = argparse.SUPPRESS
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, only: str = '') -> int:
     from mmdeploy_ext.detector_files import default_output, load_for
 
     cli.wait_passively()
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     detector = read_config(args.config, args.checkpoint or '', cfg_options, args.device)
     detector.ignored_keys = tuple(args.ignore_keys or ())
     family = detector.family
-    check_family(args, family, engine, args.only)
+    check_family(args, family, engine, only)
     if args.skip_postprocess:
         check_raw_form(family)
     options = family.choose(**values)
@@ -291,7 +291,9 @@ def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple
 
 VARIANTS = {
     shared.DETECTOR: shared.Variant(
-        'Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.', add_arguments, run
+        'Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.',
+        add_arguments,
+        lambda args: run(args, args.only),
     ),
     shared.PARTS: parts_app.EXPORT,
     shared.BACKBONE: export_scn_app.EXPORT,
@@ -302,9 +304,8 @@ chosen_by = functools.partial(shared.variant_by_option, VARIANTS)
 def main(argv: Sequence[str] | None = None, only: str = '') -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     chosen = chosen_by(words)
-    if chosen != shared.DETECTOR:
-        return shared.run_variant(VARIANTS, chosen, words)
     make = functools.partial(
         build_parser, only_check='--check' in words, show_all='--help-all' in words, only=only
     )
-    return shared.run_variant(VARIANTS, chosen, words, functools.partial(shared.parser_for, make, words))
+    parser = functools.partial(shared.parser_for, make, words) if chosen == shared.DETECTOR else None
+    return shared.run_variant(VARIANTS, chosen, words, parser)

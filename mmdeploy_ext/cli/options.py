@@ -71,7 +71,7 @@ def _other_variants(variants: Variants, chosen: str, option: str) -> str:
 
 
 def run_variant(variants: Variants, chosen: str, argv: Sequence[str], parser: Any = None) -> int:
-    """Run a variant, see `cli.run`; `parser`: its own, or a function that makes it."""
+    """Run a variant, see `cli.run`; `parser`: for another parser than `parser_of`, as `cli.run` takes it."""
     asks_for_help = bool({'-h', '--help'}.intersection(argv))
     words = ['--help'] if asks_for_help else argv  # in `--parts --help`, --parts has no value
     return cli.run(variants[chosen].run, parser or parser_of(variants, chosen), words)
