@@ -39,7 +39,7 @@ def default_output(family: Family, stem: str, options: Options) -> str:
     return f'{stem}_{options.contract}.onnx' if family.files else 'tmp.onnx'
 
 
-def check_output(output: str, options: Options, family: Family, option: str = '--output-file ') -> None:
+def check_output(output: str, options: Options, family: Family, option: str = '--out ') -> None:
     """Check and register the output path of an export; `option` is its name in messages.
 
     Raises:

@@ -26,19 +26,19 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, QUICK_PAGE = ROOT / 'docs/benchmarks.md', ROOT / 'work_dirs/benchmark/quick.md'
 LIMIT_S = 3600
 """A command that takes longer has hung."""
-NUSCENES = 'synthetic nuscenes --root {out} --train-scenes 1 --val-scenes 1 --frames 4'
+NUSCENES = 'synthetic nuscenes --out {out} --train-scenes 1 --val-scenes 1 --frames 4'
 DATA = {
     'pictures': 'synthetic coco --out {out} --train-images 8 --val-images 1',
     'frames': f'{NUSCENES} --image-size 1600 900',
     'toy_frames': NUSCENES,
-    'infos': 'synthetic infos --root-path {frames} --out-dir {out}',
+    'infos': 'synthetic infos --root-path {frames} --out {out}',
 }
 """Data set -> words of `mm2onnx` that make it; other commands have its folder as {name}."""
 
 # Label of a file -> its name, and the words of `mm2onnx` that make it.
-EXPORT = 'export {config} {checkpoint} --output-file {out}'
+EXPORT = 'export {config} {checkpoint} --out {out}'
 SIZED = f'{EXPORT} --shape {{shape}} --postprocess'
-CALIBRATED = '--calibrate {pictures}/train2017 --rounds 0 --output {out}'
+CALIBRATED = '--calibrate {pictures}/train2017 --rounds 0 --out {out}'
 RAW = {'raw': ('raw.onnx', f'{SIZED} raw')}
 FULL = {'full': ('full.onnx', f'{SIZED} full')}
 FULL_INT8 = {'full, INT8': ('full.int8.onnx', f'quantize {{folder}}/full.onnx {CALIBRATED}')}
@@ -49,7 +49,7 @@ ALL = {
     'raw, fp16': ('raw.fp16.onnx', f'{SIZED} raw --precision fp16'),
 }
 FORK = f'{EXPORT} --contract fork --fork-img2lidar depth --opset-version 11'
-DEPLOY_INT8 = 'quantize {folder}/deploy --calibrate {frames}/samples --images 4 --rounds 0 --output {out}'
+DEPLOY_INT8 = 'quantize {folder}/deploy --calibrate {frames}/samples --images 4 --rounds 0 --out {out}'
 STREAMPETR = {
     'deploy contract': ('deploy', EXPORT),
     "fork's contract": ('fork.onnx', FORK),
@@ -64,14 +64,14 @@ PORTABLE_INT8 = {
     'portable, INT8': (
         'portable.int8',
         'quantize {folder}/portable --calibrate {infos}/nuscenes_infos_train.pkl --images 4 --rounds 0 '
-        '--output {out}',
+        '--out {out}',
     )
 }
 PORTABLE_HALF = {'portable, fp16': ('portable.fp16', f'{EXPORT} --precision fp16')}
 BACKBONE = {
     'portable': (
         'portable.onnx',
-        'export --backbone {config} {checkpoint} --target portable --output-file {out}',
+        'export --backbone {config} {checkpoint} --target portable --out {out}',
     )
 }
 
@@ -248,7 +248,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     files: dict[str, Path] = {}
     try:
         if not case.checkpoint:
-            make('synthetic weights {config} {out}', folder / 'seeded.pth', places, work)
+            make('synthetic weights {config} --out {out}', folder / 'seeded.pth', places, work)
         for label, (name, command) in case.files.items():
             try:
                 make(command, folder / name, places, work)

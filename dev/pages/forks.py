@@ -206,7 +206,7 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
         verdict = checkpoint.with_suffix('.json')
         verdict.unlink(missing_ok=True)  # files of before would stand for those of an export that fails
         remove(output)
-        words = [*TOOL, 'export', config, str(checkpoint), '--output-file', str(output)]
+        words = [*TOOL, 'export', config, str(checkpoint), '--out', str(output)]
         proof = [] if first else ['--verify', '--json', str(verdict)]
         _, text, seconds = run([*words, *row.get('options', ()), *proof, *overrides], folder, path, log)
         figures['seconds'] = round(seconds)

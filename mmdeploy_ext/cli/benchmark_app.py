@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from mmdeploy_ext.util.files import check_writable, write_json
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from mmdeploy_ext.benchmark.base import Benchmark
 
@@ -26,11 +25,11 @@ WITH_POINTS = ('sweeps', 'fused')
 """Kinds of samples with LiDAR points."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(
-        description='Measure a model in PyTorch and as ONNX graphs: interleaved rounds in one '
-        'process, from prepared images to detections.'
-    )
+def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
+    return shared.parser_of(VARIANTS, chosen)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
     add(
@@ -91,7 +90,6 @@ def build_parser() -> argparse.ArgumentParser:
         'of the model is exported: 5000 20000 60000 120000)',
         type=int,
     )
-    return parser
 
 
 def _check(args: argparse.Namespace) -> list[str]:
@@ -167,8 +165,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else list(argv)
-    if any(word.partition('=')[0] == '--parts' for word in words):
-        return parts_app.main_benchmark(words)
-    return cli.run(run, build_parser(), words)
+VARIANTS = {
+    shared.DETECTOR: shared.Variant(
+        'Measure a model in PyTorch and as ONNX graphs: interleaved rounds in one '
+        'process, from prepared images to detections.',
+        add_arguments,
+        run,
+    ),
+    shared.PARTS: parts_app.BENCHMARK,
+}
+chosen_by = functools.partial(shared.variant_by_option, VARIANTS)
+main = shared.program_of(VARIANTS)

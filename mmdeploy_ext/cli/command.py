@@ -18,7 +18,7 @@ def missing_modules(tool: Command) -> list[str]:
     return [name for name in tool.needs if importlib.util.find_spec(name) is None]
 
 
-def build_parser(command: str = '') -> argparse.ArgumentParser:
+def build_parser(command: str = '', words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
         prog='mm2onnx',
         description='Run, inspect and compare exported detectors; with PyTorch and OpenMMLab also export and '
@@ -31,7 +31,9 @@ def build_parser(command: str = '') -> argparse.ArgumentParser:
         missing = ', '.join(missing_modules(tool))
         commands.add_parser(name, help=tool.help + (f' (not here: it needs {missing})' if missing else ''))
     if command in COMMANDS:
-        commands.choices[command] = importlib.import_module(COMMANDS[command].module).build_parser()
+        app = importlib.import_module(COMMANDS[command].module)
+        chosen = [app.chosen_by(words)] if hasattr(app, 'chosen_by') else []
+        commands.choices[command] = app.build_parser(*chosen)
     return parser
 
 
@@ -41,7 +43,9 @@ def complete() -> None:
         import argcomplete
 
         words = os.environ.get('COMP_LINE', '').split()
-        argcomplete.autocomplete(build_parser(words[1] if len(words) > 1 else ''), print_suppressed=True)
+        argcomplete.autocomplete(
+            build_parser(words[1] if len(words) > 1 else '', words), print_suppressed=True
+        )
 
 
 @contextlib.contextmanager

@@ -16,14 +16,14 @@ def convert_mmdet3(args: argparse.Namespace) -> int:
     from mmdeploy_ext.weights.convert.mmdet3 import convert_file, translate_file
 
     load_families('')  # those of mmdet, which register the classes of models
-    if args.out_file.endswith('.py'):
-        translate_file(args.in_file, args.out_file)
-        print(f'{args.out_file}: a config of mmdet 2.28 to export, prove and test with')
+    if args.out.endswith('.py'):
+        translate_file(args.in_file, args.out)
+        print(f'{args.out}: a config of mmdet 2.28 to export, prove and test with')
         return 0
     if args.config is None:
-        raise UsageError(f'{args.out_file}: a checkpoint to write takes --config, the config of the model')
-    converted = convert_file(args.in_file, args.out_file, load_config(args.config))
-    print(f'{args.out_file}: {size_of(converted)}, {converted.renamed} renamed')
+        raise UsageError(f'{args.out}: a checkpoint to write takes --config, the config of the model')
+    converted = convert_file(args.in_file, args.out, load_config(args.config))
+    print(f'{args.out}: {size_of(converted)}, {converted.renamed} renamed')
     for key in converted.left_out:
         print(f'  left out: {key}')
     print(f'use it with {args.config}')
@@ -36,8 +36,8 @@ def convert_rtdetr(args: argparse.Namespace) -> int:
 
     load_families('')
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
-    converted = convert_file(args.in_file, args.out_file, cfg, args.weights)
-    print(f'{args.out_file}: {size_of(converted)}')
+    converted = convert_file(args.in_file, args.out, cfg, args.weights)
+    print(f'{args.out}: {size_of(converted)}')
     print('\n'.join(f'  {note}' for note in (f'from {converted.origin}', *converted.notes)))
     words = [args.config, *(['--cfg-options', *args.cfg_options] if args.cfg_options else [])]
     print(f'use it with {shlex.join(words)}')
@@ -47,8 +47,8 @@ def convert_rtdetr(args: argparse.Namespace) -> int:
 def convert_solo(args: argparse.Namespace) -> int:
     from mmdeploy_ext.weights.convert.solo import convert_file
 
-    converted, config = convert_file(args.in_file, args.out_file, load_config(args.config))
-    print(f'{args.out_file}: {size_of(converted)}')
+    converted, config = convert_file(args.in_file, args.out, load_config(args.config))
+    print(f'{args.out}: {size_of(converted)}')
     if config is None:
         print(f'use it with {args.config}')
         return 0
@@ -79,7 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
         add = cli.adder(sub)
         is_mmdet3 = name == 'mmdet3'
         add('in_file', 'checkpoint to read' + (', or config to translate' if is_mmdet3 else ''))
-        add('out_file', 'file to write' + (', a config ends with .py' if is_mmdet3 else ''), writes='{}')
+        text = 'file to write' + (', a config ends with .py' if is_mmdet3 else '')
+        sub.take_output_by_position(cli.add_output(sub, '--out FILE', text))
         add('--config CONFIG', 'config of mmdet 2.28 of the same model', required=not is_mmdet3)
         if name == 'rtdetr':
             add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)

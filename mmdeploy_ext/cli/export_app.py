@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.api import check_normalisation, check_provable, export_detector, prove_on
+from mmdeploy_ext.cli import export_scn_app, parts_app, proof
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.cli import proof
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.detector import Detector, build, check_options, read_config, resolve
 from mmdeploy_ext.engines import build_backend
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 COMMON = {
-    '-h', '--help-all', '--check', '--parts', '--output-file', '--verify', '--shape', '--dynamic-export',
+    '-h', '--help-all', '--check', '--parts', '--out', '--verify', '--shape', '--dynamic-export',
     '--simplify', '--dynamic-batch', '--postprocess', '--opset-version', '--precision', '--backbone',
     '--test-img', '--cfg-options', '--report',
 }  # fmt: skip
@@ -44,10 +44,21 @@ IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
 SIZES = {False: 'fixed', True: 'dynamic'}
 
 
-def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(
-        description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
-    )
+def build_parser(chosen: str = shared.DETECTOR, **settings: Any) -> cli.ArgumentParser:
+    """`settings` go to `add_arguments`."""
+    return shared.parser_of(VARIANTS, chosen, **settings)
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, only_check: bool = False, show_all: bool = False, only: str = ''
+) -> None:
+    """Add the options of whole detectors.
+
+    - only_check: CHECKPOINT may be left out.
+    - show_all: the help shows all.
+    - only: family whose configs are taken; '' takes all.
+    """
+    parser.set_defaults(only=only)
     shared.add_model_arguments(parser, needs_checkpoint=not only_check)
     add = cli.adder(parser)
     add('--help-all', 'show all options, also those of one family or contract', action='help')
@@ -63,11 +74,12 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
         '--check',
         'print what would be exported, or why it is refused, and write nothing; needs no CHECKPOINT',
     )
-    add(
-        '--output-file OUTPUT_FILE',
+    cli.add_output(
+        parser,
+        '--out --output-file FILE',
         "file to write (default: tmp.onnx); a folder for models of several graphs (default: the config's "
         'name)',
-        writes='{}',
+        dest='output_file',
     )
     add('--input-img INPUT_IMG', 'image that is traced (default: demo/toy.jpg)')
     add(
@@ -83,14 +95,13 @@ def build_parser(only_check: bool = False, show_all: bool = False) -> argparse.A
     )
     shared.add_ignored_keys(parser)
     add('--verify', 'prove the file; exit status 1 if it is not proven')
-    add('--show', "draw both engines' detections to OUTPUT_FILE.png and print the graph")
+    add('--show', "draw both engines' detections to FILE.png and print the graph")
     shared.add_proof_arguments(parser)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
     for action in parser._actions:
         if not show_all and action.option_strings and not COMMON.intersection(action.option_strings):
             action.help = argparse.SUPPRESS
-    return parser
 
 
 def run(args: argparse.Namespace, only: str = '') -> int:
@@ -278,16 +289,23 @@ def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple
     return *title, str(options.get('opset', '')), *texts
 
 
+VARIANTS = {
+    shared.DETECTOR: shared.Variant(
+        'Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.',
+        add_arguments,
+        lambda args: run(args, args.only),
+    ),
+    shared.PARTS: parts_app.EXPORT,
+    shared.BACKBONE: export_scn_app.EXPORT,
+}
+chosen_by = functools.partial(shared.variant_by_option, VARIANTS)
+
+
 def main(argv: Sequence[str] | None = None, only: str = '') -> int:
     words = sys.argv[1:] if argv is None else list(argv)
-    if '--backbone' in words:
-        from mmdeploy_ext.cli import export_scn_app
-
-        return export_scn_app.main([word for word in words if word != '--backbone'])
-    if any(word.partition('=')[0] == '--parts' for word in words):
-        from mmdeploy_ext.cli import parts_app
-
-        return parts_app.main(words)
-    make = functools.partial(build_parser, '--check' in words, '--help-all' in words)
-    build = functools.partial(shared.parser_for, make, argv)
-    return cli.run(lambda args: run(args, only), build, argv)
+    chosen = chosen_by(words)
+    make = functools.partial(
+        build_parser, only_check='--check' in words, show_all='--help-all' in words, only=only
+    )
+    parser = functools.partial(shared.parser_for, make, words) if chosen == shared.DETECTOR else None
+    return shared.run_variant(VARIANTS, chosen, words, parser)

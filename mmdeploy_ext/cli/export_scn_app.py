@@ -1,4 +1,4 @@
-"""`export_scn.py`: write a sparse LiDAR backbone, and prove it with `--verify`."""
+"""`mm2onnx export --backbone`: write a sparse LiDAR backbone, and prove it with `--verify`."""
 
 from __future__ import annotations
 
@@ -28,21 +28,19 @@ PRECISIONS = ('fp16', 'int8')
 """Precisions of a layer, and of its output."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(
-        description="Export the sparse-convolution backbone of a LiDAR model: to NVIDIA's libspconv dialect "
-        'or to ONNX of standard operators. No GPU is needed, neither to export nor to prove.'
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add(parser, '--backbone', 'export only the sparse backbone')
     ranges.add_backbone_arguments(parser)
-    cli.add(parser, '--output-file F', 'file to write (default: lidar.backbone.ORDER.onnx)', writes='{}')
+    text = 'file to write (default: lidar.backbone.ORDER.onnx)'
+    cli.add_output(parser, '--out --output-file FILE', text, dest='output_file')
     shared.add_declared(parser, choices.SPARSE)
     ranges.add_arguments(
-        parser.add_argument_group('ranges of int8', 'measured ranges are written to OUTPUT_FILE.ranges.json')
+        parser.add_argument_group('ranges of int8', 'measured ranges are written to FILE.ranges.json')
     )
     group = parser.add_argument_group('proof')
     add = cli.adder(group)
     add('--verify', 'prove the file; exit status 1 if it is not proven')
-    add('--verify-only', 'prove an existing OUTPUT_FILE, write nothing')
+    add('--verify-only', 'prove an existing FILE of --out, write nothing')
     add(
         '--edited',
         'with --verify-only: the file was edited on purpose; compare results on inputs, not the graph',
@@ -61,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_report_arguments(parser)
     parser.set_defaults(device='cpu', frames=None, eval=None, mean=None, std=None, show=False)
     parser.set_defaults(engine='onnxruntime', providers=None, inference_precision=None)
-    return parser
 
 
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
@@ -124,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
     if not args.verify:
-        words = [args.config, args.checkpoint, '--output-file', output, '--verify-only']
+        words = [args.config, args.checkpoint, '--out', output, '--verify-only']
         words += ['--weight-layout', layout] if layout != 'auto' else []
         proof.print_proof_command('export --backbone', words, args)
         return 0
@@ -155,7 +152,7 @@ def check_order(output: str, options: Options) -> None:
     order = order_of_name(output)
     if order not in ('', options.order):
         raise UsageError(
-            f'--output-file {output}: the name says {order}, the order is {options.order}; correct '
+            f'--out {output}: the name says {order}, the order is {options.order}; correct '
             f'the name or give --order {order}'
         )
 
@@ -178,7 +175,7 @@ def find_ranges(args: argparse.Namespace, detector: Detector, options: Options) 
 
 def _check_proof(args: argparse.Namespace) -> None:
     if args.verify_only and not args.output_file:
-        raise UsageError('--verify-only: give the file by --output-file')
+        raise UsageError('--verify-only: give the file by --out')
     if args.edited and not args.verify_only:
         raise UsageError('--edited: goes with --verify-only')
     for name in ('report', 'json'):
@@ -188,4 +185,9 @@ def _check_proof(args: argparse.Namespace) -> None:
         raise UsageError(f'{args.node_list}: no such file')
 
 
-main = cli.program(run, build_parser)
+EXPORT = shared.Variant(
+    "Export the sparse-convolution backbone of a LiDAR model: to NVIDIA's libspconv dialect or to ONNX of "
+    'standard operators. No GPU is needed, neither to export nor to prove.',
+    add_arguments,
+    run,
+)

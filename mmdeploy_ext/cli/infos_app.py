@@ -11,7 +11,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
 
     counts = create_infos(
-        args.root_path, args.out_dir or args.root_path, args.extra_tag, args.version, args.max_sweeps
+        args.root_path, args.out or args.root_path, args.extra_tag, args.version, args.max_sweeps
     )
     for path, count in counts.items():
         print(f'{path}: {count} key frames')
@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--root-path DIR', 'folder with the tables and samples/ (default: %(default)s)', 'data/nuscenes'
     )
     cli.writes(root, '')  # the info files of an earlier run are made again
-    add('--out-dir DIR', 'folder of the info files (default: that of the data)', writes='')
+    text = 'folder of the info files (default: that of the data)'
+    cli.add_output(parser, '--out --out-dir DIR', text, writes='')
     add(
         '--extra-tag TAG',
         'writes TAG2d_temporal_infos_*.pkl and TAG_infos_*.pkl (default: %(default)s)',

@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs='?',
     )
     shared.add_model_arguments(parser, needs_config=False, needs_checkpoint=False)
-    add('--out KIT', 'folder to write; new or empty', writes='')
+    cli.add_output(parser, '--out KIT', 'folder to write; new or empty', writes='')
     add(
         '--samples PATH...',
         'pictures or folders of them (default: demo/toy.jpg); sweeps, or an info file of frames (default:'

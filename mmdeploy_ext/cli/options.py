@@ -2,8 +2,10 @@
 
 import argparse
 import ast
+import dataclasses
+import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,73 @@ from mmdeploy_ext.util.errors import UsageError
 CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
 )
+
+
+DETECTOR, PARTS, BACKBONE = (
+    'whole detectors',
+    'parts (export --parts)',
+    'sparse backbones (export --backbone)',
+)
+"""What a command is about; its options depend on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A command for one of `DETECTOR`, `PARTS` and `BACKBONE`.
+
+    Attributes:
+        description: of its help.
+        add_arguments: adds its options to a parser.
+        run: its function from the arguments to the exit status.
+    """
+
+    description: str
+    add_arguments: Callable[..., None]
+    run: Callable[[argparse.Namespace], int]
+
+
+Variants = Mapping[str, Variant]
+
+
+def variant_by_option(variants: Variants, words: Sequence[str]) -> str:
+    """Key of the variant that --backbone or --parts chooses."""
+    options = {word.partition('=')[0] for word in words}
+    chosen = {BACKBONE: '--backbone', PARTS: '--parts'}
+    return next((key for key, option in chosen.items() if key in variants and option in options), DETECTOR)
+
+
+def parser_of(variants: Variants, chosen: str, **settings: Any) -> cli.ArgumentParser:
+    """Parser of a variant, `settings` go to its `add_arguments`.
+
+    Its error about an option of another variant says whose it is.
+    """
+    parser = cli.ArgumentParser(description=variants[chosen].description)
+    variants[chosen].add_arguments(parser, **settings)
+    parser.other_kinds = functools.partial(_other_variants, variants, chosen)
+    return parser
+
+
+def _other_variants(variants: Variants, chosen: str, option: str) -> str:
+    others = [key for key in variants if key != chosen]
+    owners = [key for key in others if option in parser_of(variants, key)._option_string_actions]
+    return f'is an option of {" and ".join(owners)}, not of {chosen}' if owners else ''
+
+
+def run_variant(variants: Variants, chosen: str, argv: Sequence[str], parser: Any = None) -> int:
+    """Run a variant, see `cli.run`; `parser`: for another parser than `parser_of`, as `cli.run` takes it."""
+    asks_for_help = bool({'-h', '--help'}.intersection(argv))
+    words = ['--help'] if asks_for_help else argv  # in `--parts --help`, --parts has no value
+    return cli.run(variants[chosen].run, parser or parser_of(variants, chosen), words)
+
+
+def program_of(variants: Variants) -> Callable[[Sequence[str] | None], int]:
+    """`main(argv=None)` of a command whose variant is chosen by an option."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        words = sys.argv[1:] if argv is None else list(argv)
+        return run_variant(variants, variant_by_option(variants, words), words)
+
+    return main
 
 
 def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') -> dict[str, Any]:
@@ -126,14 +195,12 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add(parser, '--skip-postprocess', 'the same as --postprocess raw')
 
 
-def parser_for(
-    build: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None
-) -> argparse.ArgumentParser:
+def parser_for(build: Callable[[], argparse.ArgumentParser], words: Sequence[str]) -> argparse.ArgumentParser:
     """Parser with the options of a family that the command line's config imports.
 
     `build` is called again after the config has registered its family.
     """
-    parser, words = build(), sys.argv[1:] if argv is None else argv
+    parser = build()
     options = [word.split('=')[0] for word in words if word.startswith('--')]
     config = next((word for word in words if word.endswith('.py') and Path(word).is_file()), '')
     if config and any(option not in parser._option_string_actions for option in options):

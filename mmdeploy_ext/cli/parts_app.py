@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,7 @@ LIST = 'list'
 MANIFEST = 'parts.json'
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(
-        description='Export parts of any detector as separate files, from its test path. Exit '
-        'status 0 exported or proven, 1 not proven, 2 usage.'
-    )
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
     add(
@@ -34,7 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
         'list shows what could be a part',
         required=True,
     )
-    add('--output-file FOLDER', 'folder to write (default: cut)', 'cut', writes='{}/parts.json')
+    text = 'folder to write (default: cut)'
+    cli.add_output(
+        parser, '--out --output-file FOLDER', text, 'cut', dest='output_file', writes='{}/parts.json'
+    )
     add('--verify', 'prove the folder; exit status 1 if it is not proven')
     _add_samples(add)
     add('--names FILE.json', 'names of tensors: {"PATH": "NAME"}')
@@ -43,19 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
     add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
     add('--simplify', 'simplify the graphs')
     add('--json FILE', 'write the verdict as JSON')
-    return parser
 
 
-def build_verify_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(
-        description='Prove a folder of `mm2onnx export --parts`: exit status 0 proven, 1 not, 2 usage.'
-    )
+def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
     add('folder', 'the exported folder')
     _add_samples(add)
     add('--json FILE', 'write the verdict as JSON')
-    return parser
 
 
 def _add_samples(add: object) -> None:
@@ -139,30 +132,12 @@ def show(verdict: object, json_file: str | None) -> int:
     return 0 if verdict.passed else 1
 
 
-def _words(argv: Sequence[str] | None) -> list[str]:
-    words = sys.argv[1:] if argv is None else list(argv)
-    asks_for_help = bool({'-h', '--help'}.intersection(words))
-    return ['--help'] if asks_for_help else words  # in `--parts --help`, --parts has no value
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), _words(argv))
-
-
-def main_verify(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run_verify, build_verify_parser(), _words(argv))
-
-
-def build_test_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(
-        description='Evaluate a detector on its data set with exported parts in place of its own modules.'
-    )
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
     add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
     add('--eval METRIC...', 'metrics of the data set, e.g. bbox', required=True)
     add('--json FILE', 'write the metrics of both engines as JSON')
-    return parser
 
 
 def run_test(args: argparse.Namespace) -> int:
@@ -180,15 +155,7 @@ def run_test(args: argparse.Namespace) -> int:
     return 0 if rows and all(row.passed for row in rows) else 1
 
 
-def main_test(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run_test, build_test_parser(), _words(argv))
-
-
-def build_benchmark_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(
-        description='Measure the test path of a detector in PyTorch, and with exported parts in place of its '
-        'own modules, in turns.'
-    )
+def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
     add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
@@ -196,7 +163,6 @@ def build_benchmark_parser() -> argparse.ArgumentParser:
     add('--max-iter N', 'measured rounds (default: 20)', 20)
     add('--warmup N', 'warm-up rounds (default: 3)', 3)
     add('--json FILE', 'write all figures as JSON')
-    return parser
 
 
 def run_benchmark(args: argparse.Namespace) -> int:
@@ -217,10 +183,6 @@ def run_benchmark(args: argparse.Namespace) -> int:
     return 0
 
 
-def main_benchmark(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run_benchmark, build_benchmark_parser(), _words(argv))
-
-
 def is_folder(path: str) -> bool:
     return Path(path, MANIFEST).is_file()
 
@@ -229,3 +191,27 @@ def refuse_folder(path: str | None, advice: str) -> None:
     """Raise UsageError for a folder of parts where another file is expected."""
     if path and is_folder(path):
         raise UsageError(f'{path}: is a folder of `mm2onnx export --parts`; {advice}')
+
+
+EXPORT = shared.Variant(
+    'Export parts of any detector as separate files, from its test path. Exit status 0 exported or proven, 1 '
+    'not proven, 2 usage.',
+    add_export_arguments,
+    run,
+)
+VERIFY = shared.Variant(
+    'Prove a folder of `mm2onnx export --parts`: exit status 0 proven, 1 not, 2 usage.',
+    add_verify_arguments,
+    run_verify,
+)
+TEST = shared.Variant(
+    'Evaluate a detector on its data set with exported parts in place of its own modules.',
+    add_test_arguments,
+    run_test,
+)
+BENCHMARK = shared.Variant(
+    'Measure the test path of a detector in PyTorch, and with exported parts in place of its own modules, in '
+    'turns.',
+    add_benchmark_arguments,
+    run_benchmark,
+)

@@ -45,10 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
         'several graphs, one of which is quantised: of cameras the image backbone, of LiDAR sweeps the one '
         'behind the points, of both that of the frame; the others are copied unchanged',
     )
-    add(
-        '--output F',
+    cli.add_output(
+        parser,
+        '--out FILE',
         'file to write (default: MODEL with .int8.onnx), of a folder a folder (default: MODEL.int8)',
-        writes='{}',
     )
     add(
         '--engine',
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.quantize.dense_target import find_target
 
     _check_numbers(args)
-    target = find_target(args.model, args.output)
+    target = find_target(args.model, args.out)
     _check_reports(args, target)
     model = files.load(target.model)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, target.model)
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_reports(args: argparse.Namespace, target: Target) -> None:
     outputs = [target.output, *(target.output.parent / path.name for path in target.beside)]
-    check_outputs({'--output': outputs}, {'the input': [target.model, *target.beside]})
+    check_outputs({'--out': outputs}, {'the input': [target.model, *target.beside]})
 
 
 def _quantisers(

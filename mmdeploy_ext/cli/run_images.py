@@ -56,8 +56,7 @@ def make_parser(
         'folder of the drawn pictures, NAME_det; or, for one image, a .jpg or .png file (default: '
         '%(default)s). Small images are drawn enlarged; --json is in pixels of the image'
     )
-    out = parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='PATH', help=text)
-    cli.writes(out, '')
+    cli.add_output(parser, '--out PATH', text, DEFAULT_OUT, writes='')
     text = 'draw and count boxes of at least this score, 0..1 (default: %(default)s)'
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S', help=text)
     parser.add_argument('--json', metavar='FILE', help='write all detections as JSON, also below --score-thr')

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         'modules with weight ranges of the unfolded kernel (default, with --int8-fp16-input-output: '
         'conv_input.0 of CenterPoint, as the reference)',
     )
-    add('--output FILE', f'where ranges are written (default: {DEFAULT_OUTPUT})', writes='{}')
+    cli.add_output(group, '--out FILE', f'where ranges are written (default: {DEFAULT_OUTPUT})')
 
     add = cli.adder(parser.add_argument_group('fidelity'))
     add(
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace) -> None:
     from mmdeploy_ext.runtime.sweeps import sweep_items
 
-    if args.fidelity is None and not args.calibrate and not args.output:
+    if args.fidelity is None and not args.calibrate and not args.out:
         raise UsageError('nothing to do: give --calibrate DIR|INFOS, or --fidelity DIR|INFOS')
     if args.fidelity == '' and not args.calibrate:
         raise UsageError('--fidelity: expected a folder of sweeps or infos, or --calibrate')
@@ -73,8 +73,8 @@ def check(args: argparse.Namespace) -> None:
     ranges.check(args)
     if args.fidelity:
         sweep_items(args.fidelity)
-    if args.output or args.calibrate:
-        check_writable(args.output or DEFAULT_OUTPUT)
+    if args.out or args.calibrate:
+        check_writable(args.out or DEFAULT_OUTPUT)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,7 +99,7 @@ def _ranges(args: argparse.Namespace, detector: Detector) -> Ranges:
     int8_ranges = ranges.find(
         args,
         detector,
-        args.output or DEFAULT_OUTPUT,
+        args.out or DEFAULT_OUTPUT,
         percentile=args.percentile,
         add_method=args.add_method,
         unfolded=None if args.unfolded is None else tuple(args.unfolded),
@@ -107,8 +107,8 @@ def _ranges(args: argparse.Namespace, detector: Detector) -> Ranges:
     )
     if int8_ranges is None:
         raise UsageError(f'{args.checkpoint}: has no ranges; give --calibrate DIR|INFOS or --ranges FILE')
-    if args.output and not args.calibrate:
-        ranges.save(int8_ranges, args.output)
+    if args.out and not args.calibrate:
+        ranges.save(int8_ranges, args.out)
     return int8_ranges
 
 

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def add_seeded(parser: argparse.ArgumentParser) -> None:
+def add_seeded(parser: cli.ArgumentParser) -> None:
     parser.add_argument('config')
-    cli.writes(parser.add_argument('out', type=Path))
+    output = cli.add_output(parser, '--out FILE', 'checkpoint to write; never overwritten', type=Path)
+    parser.take_output_by_position(output)
     parser.add_argument('--seed', type=int, default=0)
     cli.adder(parser)('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
 

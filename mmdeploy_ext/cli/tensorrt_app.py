@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = cli.adder(parser)
     add('onnx', 'ONNX file, or an engine (.engine) to check and describe')
-    add('--output F', 'engine to write (default: ONNX with .engine)', writes=('{}', '{}.json'))
+    text = 'engine to write (default: ONNX with .engine)'
+    cli.add_output(parser, '--out FILE', text, writes=('{}', '{}.json'))
     add(
         '--sm N...',
         'architectures of one engine, e.g. 86 for SM 8.6 (default: the GPU at hand)',
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         return _describe(args)
     if args.keep_fp32 and not args.fp16:
         raise UsageError('--keep-fp32 goes with --fp16')
-    output = args.output or f'{args.onnx.removesuffix(".onnx")}.engine'
+    output = args.out or f'{args.onnx.removesuffix(".onnx")}.engine'
     job = engine.prepare(
         args.onnx,
         fp16=args.fp16,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.cli import backend_config
+from mmdeploy_ext.cli import backend_config, parts_app
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli.tested_models import FrameModel, ImageModel, TestedModel, check_dataset
 from mmdeploy_ext.config.config import test_datasets
@@ -24,7 +24,7 @@ from mmdeploy_ext.util.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.evaluate.loop import Network
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.util.dump import DumpWriter
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(
-        description='Evaluate a detector with PyTorch, or its exported file with an ONNX engine.'
-    )
+def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
+    return shared.parser_of(VARIANTS, chosen)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser, device='auto')
     add = cli.adder(parser)
     engine = parser.add_mutually_exclusive_group()
@@ -65,7 +66,6 @@ def build_parser() -> argparse.ArgumentParser:
     add('--gpu-collect', 'collect results through the GPUs')
     add('--launcher', '', 'none', choices=('none', *distributed.STARTERS))
     add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
-    return parser
 
 
 def resolve_device(device: str) -> str:
@@ -296,10 +296,11 @@ def finish(
     return 0 if agrees else 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else list(argv)
-    if any(word.partition('=')[0] == '--parts' for word in words):
-        from mmdeploy_ext.cli import parts_app
-
-        return parts_app.main_test(words)
-    return cli.run(run, build_parser(), words)
+VARIANTS = {
+    shared.DETECTOR: shared.Variant(
+        'Evaluate a detector with PyTorch, or its exported file with an ONNX engine.', add_arguments, run
+    ),
+    shared.PARTS: parts_app.TEST,
+}
+chosen_by = functools.partial(shared.variant_by_option, VARIANTS)
+main = shared.program_of(VARIANTS)

@@ -35,11 +35,11 @@ DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'devic
 """Options that sparse backbones do not have."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(
-        description='Prove that an exported ONNX file is the model of CONFIG and CHECKPOINT: '
-        'exit status 0 proven, 1 not, 2 usage.'
-    )
+def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
+    return shared.parser_of(VARIANTS, chosen)
+
+
+def add_arguments(parser: cli.ArgumentParser) -> None:
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
     add('onnx_file m.onnx', 'file, or folder of graphs, that mm2onnx exported')
@@ -63,7 +63,6 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_report_arguments(parser)
     reason = 'is an option of export; leave it out, the file keeps its value'
     parser.elsewhere = {option.typed: reason for option in detector_options()}
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,8 +104,21 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
     check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
 
+VARIANTS = {
+    shared.DETECTOR: shared.Variant(
+        'Prove that an exported ONNX file is the model of CONFIG and CHECKPOINT: exit status 0 '
+        'proven, 1 not, 2 usage.',
+        add_arguments,
+        run,
+    ),
+    shared.PARTS: parts_app.VERIFY,
+}
+
+
+def chosen_by(words: Sequence[str]) -> str:
+    return shared.PARTS if any(map(parts_app.is_folder, words)) else shared.DETECTOR
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
-    if any(map(parts_app.is_folder, words)):
-        return parts_app.main_verify(words)
-    return cli.run(run, build_parser(), words)
+    return shared.run_variant(VARIANTS, chosen_by(words), words)

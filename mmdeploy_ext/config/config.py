@@ -214,7 +214,7 @@ def _only_in_mmengine(path: str) -> str:
 def _translate_first(path: str, reason: str = '') -> str:
     return (
         f'{path}: is a config of mmdet 3{reason}; translate it first: '
-        f'`{command("convert mmdet3")} {shlex.quote(path)} OUT.py`, and give OUT.py'
+        f'`{command("convert mmdet3")} {shlex.quote(path)} --out OUT.py`, and give OUT.py'
     )
 
 

@@ -445,7 +445,7 @@ SPARSE = (
     Option(
         'order',
         '',
-        "axis order of coordinates and weights (default: as in OUTPUT_FILE's name, else the reference's)",
+        "axis order of coordinates and weights (default: as in the name of --out, else the reference's)",
         ('', 'xyz', 'zyx'),
     ),
     Option(

@@ -75,7 +75,7 @@ def _views(cfg: Any, error: Exception) -> list[dict[str, Any]]:
         raise UsageError(
             f'--samples FILE.py:function: is needed, since there is no data set ({one_line(error)}); the '
             f'function yields the keyword arguments of the test path. Configs of nuScenes read a generated '
-            f'set, too: mm2onnx synthetic nuscenes --root data/nuscenes, then mm2onnx synthetic infos'
+            f'set, too: mm2onnx synthetic nuscenes --out data/nuscenes, then mm2onnx synthetic infos'
         ) from error
     picture = read_image(DEFAULT_PICTURE)
     return [picture_sample(cfg, picture[::rows, ::columns].copy()) for rows, columns in TURNS]

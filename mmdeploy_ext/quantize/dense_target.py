@@ -67,9 +67,9 @@ def find_target(model: str, output: str | None) -> Target:
     named = source if source.name not in ('', '..') else source.resolve()
     folder = Path(output) if output else named.with_name(f'{source.resolve().name}{SUFFIX}')
     if folder.suffix == '.onnx' or folder.is_file():
-        raise UsageError(f'--output {folder}: is a file; {model} is a folder of graphs, give a folder')
+        raise UsageError(f'--out {folder}: is a file; {model} is a folder of graphs, give a folder')
     if folder.resolve() == source.resolve():
-        raise UsageError(f'--output {folder}: is the input; it is never overwritten, give another name')
+        raise UsageError(f'--out {folder}: is the input; it is never overwritten, give another name')
     paths = sorted(source.glob('*.onnx'))
     metadata_of = {path: read_metadata(str(path)) for path in paths}
     graphs = [

@@ -32,4 +32,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--size', **size, required=True, help='of the network input, multiples of 32')
     parser.add_argument('--img-shape', **size, help='of the content before padding (default: --size)')
     parser.add_argument('--ori-shape', **size, required=True, help='of the original image, which masks get')
-    cli.writes(parser.add_argument('--out', required=True, metavar='FILE.npz'))
+    cli.add_output(parser, '--out FILE.npz', 'file to write', required=True)

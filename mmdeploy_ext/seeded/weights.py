@@ -1,4 +1,4 @@
-"""Seeded weights of full-size models: `mm2onnx synthetic weights CONFIG OUT.pth`."""
+"""Seeded weights of full-size models: `mm2onnx synthetic weights CONFIG --out OUT.pth`."""
 
 import argparse
 import functools

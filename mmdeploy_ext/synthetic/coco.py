@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    staging.add_folder(parser, '--out', 'data/toy_coco')
+    staging.add_folder(parser, 'data/toy_coco')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
     parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
@@ -227,4 +227,4 @@ def run_panoptic(args: argparse.Namespace) -> int:
 
 
 def add_panoptic_arguments(parser: argparse.ArgumentParser) -> None:
-    staging.add_folder(parser, '--out', 'data/toy_coco')
+    staging.add_folder(parser, 'data/toy_coco')

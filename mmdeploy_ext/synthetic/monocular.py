@@ -1,4 +1,4 @@
-"""Annotations of single pictures of a generated drive: `mm2onnx synthetic monocular --root DIR`.
+"""Annotations of single pictures of a generated drive: `mm2onnx synthetic monocular --out DIR`.
 
 - `nuscenes_infos_{train,val}_mono3d.coco.json`: the six pictures of every key frame with cameras and poses,
   for `NuScenesMonoDataset`;
@@ -257,11 +257,11 @@ def write_annotations(root: Path) -> dict[str, int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    root = Path(args.root)
+    root = Path(args.out)
     for name, count in write_annotations(root).items():
         print(f'{root / name}: {count} pictures')
     return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    staging.add_folder(parser, '--root', 'data/toy_nuscenes')
+    staging.add_folder(parser, 'data/toy_nuscenes')

@@ -1,4 +1,4 @@
-"""A generated drive in nuScenes' format: `mm2onnx synthetic nuscenes --root data/toy_nuscenes`."""
+"""A generated drive in nuScenes' format: `mm2onnx synthetic nuscenes --out data/toy_nuscenes`."""
 
 import argparse
 import os
@@ -130,18 +130,18 @@ def ensure_toy_nuscenes(
 def run(args: argparse.Namespace) -> int:
     args.image_size = tuple(args.image_size)
     options = SetOptions(**{field.name: getattr(args, field.name) for field in fields(SetOptions)})
-    was_made = ensure_toy_nuscenes(args.root, options, jobs=args.jobs, force=args.force)
+    was_made = ensure_toy_nuscenes(args.out, options, jobs=args.jobs, force=args.force)
     scenes = f'{args.train_scenes} training and {args.val_scenes} validation scenes'
-    print(f'{args.root}: {f"{scenes} of {args.frames} key frames made" if was_made else staging.EXISTS}')
+    print(f'{args.out}: {f"{scenes} of {args.frames} key frames made" if was_made else staging.EXISTS}')
     return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    staging.add_folder(parser, '--root', 'data/toy_nuscenes')
+    staging.add_folder(parser, 'data/toy_nuscenes')
     for (name, metavar, text), field in zip(OPTIONS, fields(SetOptions), strict=True):
         value = (
             dict(type=int, nargs=2) if isinstance(field.default, tuple) else dict(type=type(field.default))
         )
         parser.add_argument(name, default=field.default, metavar=metavar, help=text, **value)
     parser.add_argument('--jobs', type=int, default=2, metavar='N', help='processes (default: %(default)s)')
-    parser.add_argument('--force', action='store_true', help='replace a generated set at --root')
+    parser.add_argument('--force', action='store_true', help='replace a generated set at --out')

@@ -85,9 +85,9 @@ def make_set(
     return True
 
 
-def add_folder(parser: argparse.ArgumentParser, option: str, default: str) -> None:
+def add_folder(parser: argparse.ArgumentParser, default: str) -> None:
     text = 'folder of the set (default: %(default)s)'
-    cli.writes(parser.add_argument(option, default=default, help=text), '')
+    cli.add_output(parser, '--out DIR', text, default, hidden=['--root'], writes='')
 
 
 def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Item = TypeVar('Item')
 CLOSED_PIPE = 141
 """Exit status when stdout is closed: a shell's for SIGPIPE."""
+OUTPUT_SPELLINGS = ('--output', '--output-file')
+"""Other spellings of --out, which the help does not show."""
 EXTRAS = dict(matplotlib='draw', openvino='openvino', nncf='nncf')
 """Package -> extra of this project that installs it."""
 
@@ -41,24 +43,41 @@ class ArgumentParser(argparse.ArgumentParser):
 
     Attributes:
         elsewhere: option of another tool -> advice.
+        other_kinds: function from an option to advice, '' if no other kind of the command has it.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.elsewhere: dict[str, str] = {}
+        self.other_kinds: Callable[[str], str] = lambda option: ''
+        self._output: argparse.Action | None = None
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+    def take_output_by_position(self, output: argparse.Action) -> None:
+        """Take the value of `output`, see `add_output`, as last positional argument, too."""
+        output.required, self._output = True, output
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        output, spelled = self._output, {word.partition('=')[0] for word in words}
+        if output is not None and not spelled & {'-h', '--help', '--out', *OUTPUT_SPELLINGS}:
+            output.required, self._output = False, None
+            position = self.add_argument(output.dest, type=output.type, metavar='--out')
+            position.writes = ()  # `output` says it
+        return super().parse_known_args(words, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             options = _option_names(self, parsed)
             unknown = [word.partition('=')[0] for word in rest if word.startswith('--')]
-            hints = ''.join(
-                f'; {word} {self.elsewhere[word]}' if word in self.elsewhere else did_you_mean(word, options)
-                for word in unknown
-            )
+            hints = ''.join(self._hint(word, options) for word in unknown)
             self.error(f'unrecognized arguments: {" ".join(rest)}{hints}')
         return parsed
+
+    def _hint(self, option: str, options: Sequence[str]) -> str:
+        advice = self.elsewhere.get(option) or self.other_kinds(option)
+        return f'; {option} {advice}' if advice else did_you_mean(option, options)
 
     def error(self, message: str) -> NoReturn:
         if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message, re.DOTALL):
@@ -275,6 +294,20 @@ def add(parser: Any, names: str, text: str = '', default: Any = None, **settings
     return action if files is None else writes(action, *([files] if isinstance(files, str) else files))
 
 
+def add_output(
+    parser: Any, names: str, text: str, default: Any = None, *, hidden: Sequence[str] = (), **settings: Any
+) -> argparse.Action:
+    """Add the output of a command, '--out FILE', and return it.
+
+    `OUTPUT_SPELLINGS` and the words of `hidden` are taken, too, and not in the help.
+    '--out --out-dir DIR' has the word of mmdet in its help, too. `settings`: see `add`.
+    """
+    action = add(parser, names, text, default, **{'writes': '{}', **settings})
+    for spelling in (*OUTPUT_SPELLINGS, *hidden):
+        parser._option_string_actions.setdefault(spelling, action)
+    return action
+
+
 def adder(parser: Any) -> Callable[..., argparse.Action]:
     """Bind `add` to a parser or argument group."""
     return functools.partial(add, parser)
@@ -298,7 +331,7 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)
         files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)
-        option = action.option_strings[-1] if action.option_strings else action.dest
+        option = action.option_strings[0] if action.option_strings else action.dest
         if files is None:
             title = 'input' if action.dest in ('file', 'files', 'in_file') else action.dest.replace('_', ' ')
             name = f'what {option} names' if action.option_strings else f'the {title}'

@@ -89,11 +89,35 @@ def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
         (('judge', MODEL, 'x'), 'folder'),
         (('info', PICTURE), 'JPEG'),
         (('kit', MODEL), '--out'),
+        (('export', 'c', 'k', '--node-list', 'n'), '--node-list is an option of sparse backbones'),
+        (('export', 'c', 'k', '--parts', 'p', '--shape', '9'), '--shape is an option of whole detectors'),
+        (('export', '--backbone', 'c', 'k', '--names', 'n'), '--names is an option of parts'),
+        (('verify', 'c', 'k', MODEL, '--samples', 's'), '--samples is an option of parts'),
+        (('test', 'c', 'k', '--parts', 'p', '--eval', 'e', '--torch'), '--torch is an option of whole'),
     ],
     ids=str,
 )
 def test_what_cannot_be_ends_with_status_2_and_one_line(capsys, words, expected):
     assert expected in refused(capsys, command.main, *words)
+
+
+@pytest.mark.parametrize(
+    ('words', 'option'),
+    [
+        ('export --parts', '--names'),
+        ('export --parts p', '--names'),
+        ('export --backbone', '--node-list'),
+        ('export', '--dynamic-export'),
+        ('test --parts', '--parts'),
+        ('benchmark --parts', '--warmup'),
+    ],
+)
+def test_the_help_is_that_of_the_kind_of_export(capsys, words, option):
+    with pytest.raises(SystemExit) as left:
+        command.main([*words.split(), '--help'])
+    shown = capsys.readouterr().out
+    assert left.value.code == 0 and f'{option} ' in shown
+    assert ('--dynamic-export' in shown) == (words == 'export')
 
 
 FAMILIES = registered()

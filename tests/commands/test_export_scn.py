@@ -10,8 +10,7 @@ import pytest
 import toy_scn_family
 from marking import in_suite
 from mmdeploy_ext import backbone_files as deploy
-from mmdeploy_ext.cli import info_app
-from mmdeploy_ext.cli.export_scn_app import main
+from mmdeploy_ext.cli import export_app, info_app
 from mmdeploy_ext.detector import load
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proving.ladder import prove
@@ -33,7 +32,7 @@ def models(tmp_path_factory) -> dict[str, tuple[str, str]]:
 
 def export(*words) -> int:
     try:
-        return main([str(word) for word in words])
+        return export_app.main(['--backbone', *map(str, words)])
     except SystemExit as error:
         return error.code
 
@@ -197,5 +196,5 @@ def test_what_cannot_be_meant_is_refused_in_one_line(models, tmp_path, case, cap
     words = [word.format(config=config, folder=tmp_path) for word in words]
     if '--output-file' not in words:
         words += ['--output-file', tmp_path / 'x.onnx']
-    assert message in refused(capsys, main, config, checkpoint, *words)
+    assert message in refused(capsys, export_app.main, '--backbone', config, checkpoint, *words)
     assert not list(tmp_path.iterdir())

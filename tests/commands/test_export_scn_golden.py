@@ -11,7 +11,7 @@ import torch
 import toy_seeded as seeded
 from marking import in_suite
 from mmdeploy_ext import backbone_files as deploy
-from mmdeploy_ext.cli.export_scn_app import main
+from mmdeploy_ext.cli.export_app import main
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.detector import load
 from mmdeploy_ext.families.base import BACKBONE, find_family
@@ -55,8 +55,8 @@ def seeded_ranges(traced, net):
 @pytest.mark.parametrize('golden', in_suite(FULL, 'centerpoint.int8.zyx'))
 def test_the_full_networks_equal_the_reference_within_ten_seconds(golden, tmp_path, capsys):
     config, checkpoint, ranges = full_model(golden.partition('.')[0], tmp_path)
-    path, words = tmp_path / 'lidar.onnx', [*FULL[golden], '--ranges', ranges]
-    assert main([str(word) for word in (config, checkpoint, '--output-file', path, *words)]) == 0
+    path, words = tmp_path / 'lidar.onnx', [config, checkpoint, *FULL[golden], '--ranges', ranges]
+    assert main([*map(str, ('--backbone', *words, '--out', path))]) == 0
     seconds = float(capsys.readouterr().out.split('exported in ')[1].split()[0])
     assert seconds <= 10
     wanted = json.loads((NODES / f'{golden}.json').read_text())

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import sys
 from unittest.mock import MagicMock
 
 import onnx
@@ -12,6 +13,7 @@ import pytest
 from mmdeploy_ext.cli import export_app, options
 from mmdeploy_ext.contract.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
 from mmdeploy_ext.quantize.dense_sensitivity import Exclusion
+from mmdeploy_ext.util.commands import COMMANDS
 from mmdeploy_ext.util.errors import UsageError
 from refusals import CHECKPOINT, CONFIG, MODEL, PICTURE
 from toy_engines import parse
@@ -74,7 +76,8 @@ ROWS = [
         claims=dict(edited=True, asked={}, library=None, strict=True))),
     (f'verify {MODELS} m.onnx --engine openvino --inference-precision fp16',
      '.shared.engine_settings', dict(engine='openvino', inference_precision='fp16')),
-    (f'export_scn {MODELS} --output-file m --verify-only --edited --max-voxels 9 --order zyx', '.prove_files',
+    (f'export_scn --backbone {MODELS} --out m --verify-only --edited --max-voxels 9 --order zyx',
+     '.prove_files',
      dict(claims=dict(max_voxels=9, node_list='', library=None, ranges=None, edited=True,
                       asked=dict(order='zyx')))),
     (f'scn_ptq {MODELS} --calibrate D --unfolded a b --data-root R --no-fp16-ranges',
@@ -112,7 +115,42 @@ def full(name, app):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def replace(monkeypatch):
+    """Return a function that puts a stand-in at a place, until the end of the test.
+
+    A module that is imported in between has the stand-in under its own name; it gets the original as well.
+    """
+    originals = {}
+
+    def put(place, stand_in):
+        owner, _, name = place.rpartition('.')
+        current = getattr(pkgutil.resolve_name(owner), name)
+        originals[id(stand_in)] = stand_in, originals.get(id(current), (None, current))[1]
+        monkeypatch.setattr(place, stand_in)
+
+    yield put
+    for module in modules_of_ours():
+        for name, value in list(vars(module).items()):
+            if id(value) in originals:
+                setattr(module, name, originals[id(value)][1])
+
+
+def modules_of_ours():
+    return [module for name, module in list(sys.modules.items()) if name.startswith('mmdeploy_ext.')]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def nothing_is_left():
+    """After this file's tests no module has a stand-in."""
+    yield
+    for module in modules_of_ours():
+        for name, value in vars(module).items():
+            assert not isinstance(value, MagicMock), f'{module.__name__}.{name}'
+            assert getattr(value, '__module__', '') != __name__, f'{module.__name__}.{name}'
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, replace):
     """Return a function from words to the module of the command, whose costly functions are left out."""
 
     def opened(words):
@@ -120,7 +158,7 @@ def command(tmp_path, monkeypatch):
         for name in (*LEFT_OUT.split(), *RESULTS):
             if not name.startswith('.') or hasattr(app, name.split('.')[1]):
                 result = RESULTS[name] if name in RESULTS else MagicMock()
-                monkeypatch.setattr(full(name, app), MagicMock(return_value=result))
+                replace(full(name, app), MagicMock(return_value=result))
         return app
 
     monkeypatch.chdir(tmp_path)
@@ -129,7 +167,7 @@ def command(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('words', 'place', 'expected'), ROWS, ids=[row[0].split()[0] for row in ROWS])
-def test_an_option_reaches_its_function(words, place, expected, command, monkeypatch):
+def test_an_option_reaches_its_function(words, place, expected, command, replace):
     def record(*args, **kwargs):
         given.update(signature.bind(*args, **kwargs).arguments)
         raise UsageError('reached')
@@ -138,8 +176,9 @@ def test_an_option_reaches_its_function(words, place, expected, command, monkeyp
     given, (owner, _, function) = {}, full(place, app).rpartition('.')
     signature = inspect.signature(getattr(pkgutil.resolve_name(owner), function))
     command(words)
-    monkeypatch.setattr(full(place, app), record)
-    app.main(words.split()[1:])
+    replace(full(place, app), record)
+    main = getattr(app, 'main', export_app.main)  # of its variants
+    main(words.split()[1:])
     assert {name: given.get(name) for name in expected} == expected
 
 
@@ -189,3 +228,43 @@ def test_a_command_repeats_what_was_chosen_and_metadata_have_it():
     fixing = dataclasses.replace(OPSET, fixes={17: dict(simplify=True)}), SIMPLIFY
     with pytest.raises(UsageError, match='is written with True'):
         Options(fixing).check(names=['simplify'])
+
+
+OUTPUTS = (
+    'export c k', 'export c k --backbone', 'export c k --parts p', 'run m i', 'kit m c k', 'tensorrt m',
+    'quantize m --calibrate i', 'calibrate c k', 'graph extract m --nodes a',
+    'graph set-shape m x=1x1', 'graph replace m --rule r', 'graph simplify m', 'graph fp16 m',
+    'graph reduce m --check nan', 'graph write-tables d k', 'convert solo m --config c',
+    'convert rtdetr m --config c', 'convert mmdet3 m', 'synthetic coco', 'synthetic panoptic',
+    'synthetic nuscenes', 'synthetic monocular', 'synthetic infos', 'synthetic weights c',
+    'synthetic seeded-image --size 1 1 --ori-shape 1 1',
+)  # fmt: skip
+
+
+def parser_of(name, words):
+    app = importlib.import_module(COMMANDS[name].module)
+    return app.build_parser(*([app.chosen_by(words)] if hasattr(app, 'chosen_by') else []))
+
+
+@pytest.mark.parametrize('line', OUTPUTS)
+def test_the_output_of_every_command_is_given_by_out(line, capsys):
+    name, *words = line.split()
+
+    def parsed(*output):
+        return vars(parser_of(name, words).parse_args([*words, *output]))
+
+    given = parsed('--out', 'o.onnx')
+    assert 'o.onnx' in map(str, given.values())
+    others = [
+        '--output',
+        '--output-file',
+        '--root' if line in ('synthetic nuscenes', 'synthetic monocular') else '',
+    ]
+    assert all(parsed(word, 'o.onnx') == given for word in filter(None, others))
+    if name == 'convert' or line == 'synthetic weights c':
+        assert parsed('o.onnx') == given
+    with pytest.raises(SystemExit):
+        parsed('--help')
+    shown = capsys.readouterr().out
+    assert '--out ' in shown and '--output ' not in shown
+    assert ('--output-file' in shown) == (name == 'export')

@@ -11,7 +11,7 @@ def test_the_demo_model_is_what_the_current_code_exports_but_for_versions(tmp_pa
     path = export_toy(load_toy(), tmp_path / 'fresh.onnx')
     assert not differences(onnx.load(SHIPPED), onnx.load(path)), (
         'export it again: python tools/deployment/pytorch2onnx.py configs/demo/atss_toy.py '
-        'demo/checkpoints/atss_toy.pth --output-file demo/atss_toy.onnx --dynamic-export --verify'
+        'demo/checkpoints/atss_toy.pth --out demo/atss_toy.onnx --dynamic-export --verify'
     )
     fresh, shipped = (read_metadata(str(one)).to_props() for one in (path, SHIPPED))
     for props in (fresh, shipped):

@@ -8,7 +8,7 @@ import pytest
 
 import toy_scn_family
 from mmdeploy_ext.cli import kit_app
-from mmdeploy_ext.cli.export_scn_app import main as export
+from mmdeploy_ext.cli.export_app import main as export
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.voxels import open_interpreted
@@ -32,7 +32,7 @@ def voxels(tmp_path_factory):
 
 
 def exported(model, path, *options):
-    assert export([*map(str, (*model, '--output-file', path)), *options]) == 0
+    assert export(['--backbone', *map(str, (*model, '--output-file', path)), *options]) == 0
     return path
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import toy_centerpoint
 import toy_scn_family
-from mmdeploy_ext.cli import export_scn_app, verify_app
+from mmdeploy_ext.cli import export_app, verify_app
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.proving.inputs.samples import Samples, check_paths, proof_samples
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
@@ -114,7 +114,7 @@ def test_a_sparse_backbone_is_proven_by_verify_too(tmp_path, capsys):
     points = np.random.default_rng(0).uniform(-8, 8, (2000, 5)) * [1, 1, 0.4, 1, 1]
     points.astype(np.float32).tofile(tmp_path / 'sweep.bin')
     path, report = str(tmp_path / 'lidar.backbone.xyz.onnx'), str(tmp_path / 'v.json')
-    assert export_scn_app.main([config, checkpoint, '--output-file', path]) == 0
+    assert export_app.main(['--backbone', config, checkpoint, '--output-file', path]) == 0
     words = [config, checkpoint, path, '--images', str(tmp_path / 'sweep.bin'), '--json', report]
     assert verify_app.main(words) == 0
     assert cases_of(read_json(report))[-1].name == 'sweep.bin: 2000 points'

@@ -51,8 +51,6 @@ def commands(page: str) -> list[list[str]]:
 
 def module_of(words: list[str]) -> str:
     """Return the module of a command of ours; '' for another command."""
-    if words[:2] == ['mm2onnx', 'export'] and '--backbone' in words:
-        return 'mmdeploy_ext.cli.export_scn_app'
     if words[:1] == ['mm2onnx']:
         return COMMANDS[words[1]].module if words[1] in COMMANDS else ''
     script = next((word for word in words if word.startswith('tools/')), '')
@@ -65,10 +63,11 @@ def module_of(words: list[str]) -> str:
 
 
 @functools.cache
-def options_of(module: str) -> set[str]:
+def options_of(module: str, variant: str) -> set[str]:
     """Return the options that a tool has, with those of its sub-commands."""
     loaded = importlib.import_module(module)
-    parser = loaded.build_parser() if hasattr(loaded, 'build_parser') else loaded.make_parser('')
+    build = getattr(loaded, 'build_parser', None) or functools.partial(loaded.make_parser, '')
+    parser = build(*([variant] if variant else []))
     subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     parsers = [parser, *(command for action in subparsers for command in action.choices.values())]
     return {option for found in parsers for option in found._option_string_actions}
@@ -87,6 +86,7 @@ def test_options_and_make_targets_in_commands_exist(page):
     for words in commands(page):
         if module := module_of(words):
             used = {word.split('=')[0] for word in words if word.startswith('--')}
-            assert used <= {'--backbone', *options_of(module)}, ' '.join(words)
+            chosen_by = getattr(importlib.import_module(module), 'chosen_by', lambda words: '')
+            assert used <= options_of(module, chosen_by(words)), ' '.join(words)
     for target in re.findall(r'(?:^|`)make ([a-z0-9-]+)', text(page), re.M):
         assert re.search(rf'^([\w-]+ )*{target}( [\w-]+)*:', text('Makefile'), re.M), target

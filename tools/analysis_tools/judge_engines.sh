@@ -7,7 +7,7 @@ python=$1 engine=$2 page=$3 out=work_dirs/judged_$2
 judged() { # NAME CONFIG CHECKPOINT [EXPORT OPTIONS]
     local name=$1 config=$2 checkpoint=$3 file=$out/$1/model; shift 3
     case $name in */*) file=$file.onnx;; esac
-    "$python" tools/deployment/pytorch2onnx.py "$config" "$checkpoint" "$@" --output-file "$file"
+    "$python" tools/deployment/pytorch2onnx.py "$config" "$checkpoint" "$@" --out "$file"
     "$python" -m mmdeploy_ext kit "$file" "$config" "$checkpoint" --out "$out/$name/kit"
     for precision in fp32 fp16; do
         "$python" -m mmdeploy_ext judge "$out/$name/kit" "$out/$name/$precision" --run "$engine" --precision $precision \

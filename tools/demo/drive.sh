@@ -2,12 +2,12 @@
 # A trained toy on the generated nuScenes: both metrics, export, proof and a film: drive.sh PYTHON CONFIG CHECKPOINT OUT FRAMES
 set -euo pipefail
 python=$1 config=$2 checkpoint=$3 out=$4 frames=$5
-"$python" -m mmdeploy_ext synthetic nuscenes --root data/toy_nuscenes
+"$python" -m mmdeploy_ext synthetic nuscenes --out data/toy_nuscenes
 [ -f data/toy_nuscenes/toy_nuscenes_infos_val.pkl ] || \
     "$python" tools/create_data.py nuscenes --root-path data/toy_nuscenes --extra-tag toy_nuscenes
 "$python" tools/test.py "${config}_pth.py" "$checkpoint" --eval bbox
 "$python" tools/test.py "${config}_onnx.py" "$checkpoint" --eval bbox
-"$python" tools/deployment/pytorch2onnx.py "$config.py" "$checkpoint" --output-file "$out/graphs" --verify \
+"$python" tools/deployment/pytorch2onnx.py "$config.py" "$checkpoint" --out "$out/graphs" --verify \
     ${frames:+--frames "$frames"} --report "$out"
 case $config in
     *centerpoint*)

@@ -17,8 +17,10 @@ def argument(*words: Any, **settings: Any) -> AddArgument:
 
 
 def output(metavar: str, text: str, *files: str) -> AddArgument:
-    """Required argument --output, with `text` as its help."""
-    return argument(f'--output {metavar}', text, required=True, writes=files)
+    """Required argument --out, with `text` as its help."""
+    return lambda parser: cli.add_output(
+        parser, f'--out {metavar}', text, required=True, writes=files or '{}'
+    )
 
 
 @dataclasses.dataclass(frozen=True)

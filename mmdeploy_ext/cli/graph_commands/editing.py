@@ -20,7 +20,7 @@ OUTPUT = output('y.onnx', 'file to write, not the input')
 def _load(args: argparse.Namespace) -> onnx.ModelProto:
     from mmdeploy_ext.graph.io import files
 
-    files.check_targets([args.output], [args.file])
+    files.check_targets([args.out], [args.file])
     return files.load(args.file)
 
 
@@ -28,11 +28,11 @@ def _finish(args: argparse.Namespace, before: onnx.ModelProto, after: onnx.Model
     from mmdeploy_ext.graph import summary
     from mmdeploy_ext.graph.io import files
 
-    paths = files.save(after, args.output, inputs=[args.file])
+    paths = files.save(after, args.out, inputs=[args.file])
     nodes = [len(before.graph.node), len(after.graph.node)]
     content = summary.describe(after)
     written = [str(path) for path in paths]
-    write_json(args, dict(file=args.file, output=args.output, written=written, nodes=nodes))
+    write_json(args, dict(file=args.file, output=args.out, written=written, nodes=nodes))
     print(printable(f'{" and ".join(written)}: {nodes[1]} of {nodes[0]} nodes'))
     for line in list(summary.lines(content))[:2]:
         print(printable(line))

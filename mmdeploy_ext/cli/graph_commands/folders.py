@@ -27,9 +27,9 @@ COMMANDS = Commands()
 )
 def run_tables(args: argparse.Namespace) -> int:
     name, module = find_contract(args, rig_tables())
-    check_writable(args.output)
-    facts = module.write_tables(args.folder, args.calibration, args.output)
-    write_json(args, dict(folder=args.folder, contract=name, output=args.output, **facts))
+    check_writable(args.out)
+    facts = module.write_tables(args.folder, args.calibration, args.out)
+    write_json(args, dict(folder=args.folder, contract=name, output=args.out, **facts))
     counts = ', '.join(f'{count} {fact.replace("_", " ")}' for fact, count in facts.items())
-    cli.say(cli.stdout(), f'{args.output}: {counts}')
+    cli.say(cli.stdout(), f'{args.out}: {counts}')
     return 0

@@ -38,7 +38,7 @@ FEEDS = (
 
 
 def proof(tolerance: float) -> tuple[AddArgument, ...]:
-    """--output and the arguments of the comparison with the input file."""
+    """--out and the arguments of the comparison with the input file."""
     return (
         output('OUT.onnx', 'file to write; the input file is never touched'),
         *FEEDS,
@@ -124,26 +124,26 @@ def finish(
                 f'{args.file}: {error}; it was run on random values: give inputs of a real run with --inputs'
             ) from error
     equal = args.no_proof or is_equal(rows)
-    content = dict(file=args.file, output=args.output if equal else None, **content)
+    content = dict(file=args.file, output=args.out if equal else None, **content)
     content['proof'] = None if args.no_proof else rows_json(rows, args.tolerance)
     if equal:
-        files.save(after, args.output, inputs=[args.file])
+        files.save(after, args.out, inputs=[args.file])
     write_json(args, content)
     if args.no_proof:
-        cli.say(console, f'{args.output}: written, the numbers may differ', 'NOT COMPARED', 'yellow')
+        cli.say(console, f'{args.out}: written, the numbers may differ', 'NOT COMPARED', 'yellow')
         return 0
     print_rows(rows, console)
     claim = equality_claim(rows, len(feeds))
     if not equal:
         reasons = dict.fromkeys(f'{row.tensor}: {row.reason}' for row in rows if not row.passed)
         failed = '; '.join(reasons) or 'the graph has no outputs, nothing was compared'
-        cli.say(console, f'{args.output} was not written: {failed}; {hint}', claim, 'bold red')
+        cli.say(console, f'{args.out} was not written: {failed}; {hint}', claim, 'bold red')
         return 1
     worst = max(row.max_rel or 0 for row in rows)
     text = f'largest difference {worst:.2g} of the largest value, allowed {args.tolerance:g}'
     if is_exact(rows):
         text = 'no value of any output differs'
-    cli.say(console, f'{args.output}: {text}', claim, 'bold green')
+    cli.say(console, f'{args.out}: {text}', claim, 'bold green')
     return 0
 
 
@@ -164,11 +164,11 @@ def load(path: str) -> onnx.ModelProto:
 
 
 def begin(args: argparse.Namespace) -> onnx.ModelProto:
-    """The model of `args.file`, after checks of --tolerance and --output."""
+    """The model of `args.file`, after checks of --tolerance and --out."""
     from mmdeploy_ext.graph.io import files
 
     check_tolerance(args.tolerance)
-    files.check_targets([args.output], [args.file])
+    files.check_targets([args.out], [args.file])
     return load(args.file)
 
 

@@ -55,7 +55,7 @@ def run_reduce(args: argparse.Namespace) -> int:
     if not args.timeout > 0:
         raise UsageError(f'--timeout {args.timeout:g}: expected a positive number of seconds')
     cli.check_minimums(args, max_checks=1)
-    check_folder(args.output)
+    check_folder(args.out)
     text = parse_check(args.check)
     feeds, case = _case(args)
     check = _check(args, text, case, feeds)
@@ -67,8 +67,8 @@ def run_reduce(args: argparse.Namespace) -> int:
         reduction = reduce(case, check, most_checks=args.max_checks, progress=report)
     expected = check.expected(reduction.candidate, case.values)
     source = Path(args.file).name
-    save_folder(reduction, args.output, check.facts(), expected, meaning=check.meaning, source=source)
-    write_json(args, dict(file=args.file, output=args.output, check=args.check, **_content(reduction)))
+    save_folder(reduction, args.out, check.facts(), expected, meaning=check.meaning, source=source)
+    write_json(args, dict(file=args.file, output=args.out, check=args.check, **_content(reduction)))
     _print(args, reduction)
     return 0
 
@@ -123,7 +123,7 @@ def _print(args: argparse.Namespace, reduction: Reduction) -> None:
         print(printable(f'  {node.name or "(no name)"} {node.op_type}: {reads} -> {writes}'))
     if reduction.stopped:
         print(f'stopped early: {reduction.stopped}; this is the smallest part so far')
-    print(f'{args.output}: see README.md in it; python {args.output}/run.py shows the fault again')
+    print(f'{args.out}: see README.md in it; python {args.out}/run.py shows the fault again')
 
 
 def _content(reduction: Reduction) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def check_targets(targets: Sequence[AnyPath], inputs: Sequence[AnyPath]) -> None:
     """Raise UsageError if one of `targets` is one of `inputs` or its external data, or cannot be written."""
-    check_outputs({'--output': targets}, {'the input': inputs})
+    check_outputs({'--out': targets}, {'the input': inputs})
     for target in targets:
         check_writable(target)
 

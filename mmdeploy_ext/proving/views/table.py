@@ -210,7 +210,7 @@ def next_command(verdict: Verdict) -> str:
 def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str:
     family, options = FAMILIES.get(subject.get('family')), {**subject.get('options', {}), **changes}
     name = 'export --backbone' if family is not None and family.product == BACKBONE else 'export'
-    words = [*_model_of(subject).values(), '--verify', '--output-file', file]
+    words = [*_model_of(subject).values(), '--verify', '--out', file]
     for option in detector_options() if family is None else family.options:
         words += option.words(options) if option.name in options else []
     return f'{command(name)} {shlex.join(words + _model_words(subject, options))}'
