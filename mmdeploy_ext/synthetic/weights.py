@@ -35,10 +35,12 @@ LEAST_VALUES, MOST_VALUES = 16, 1 << 14
 """Values of a channel that have a mean of their own, and that are measured, evenly spread."""
 LEAST_SPREAD = 1e-3
 """Spread about the means, relative to all values; less is rounding."""
-OBJECTS, SHARE = 300, 1 / 20
-"""Scores above `LOW` in a run: at most this many, and this share of all."""
-LOW, HIGH = 0.3, 0.95
-"""Scores of the last and of the first of these objects."""
+OBJECTS, SHARE = 200, 1 / 20
+"""Objects of a run: at most this many scores, and this share of all."""
+OTHERS = 5
+"""Scores above `SEEN`, per object."""
+SEEN, LOW, HIGH = 0.05, 0.3, 0.95
+"""Score of the last of the others, of the last and of the first object."""
 LARGEST_GAIN = 8.0
 SOFTMAX_GAIN = 2.0
 """Spread of the logits of a softmax."""
@@ -230,7 +232,7 @@ class _Hooks:
             values = _standardise(module, values)
         layer = self.layers.setdefault(module, Layer(module))
         if not layer.is_inner:
-            layer.outputs.append(_rows(module, values))
+            layer.outputs.append(_rows(module, values).clone())  # which code may change in place
         self.flow.origins[values] = {(layer, False)}
         return values if isinstance(output, torch.Tensor) else output.replace_feature(values)
 
@@ -310,11 +312,13 @@ def _set_last(layer: Layer, larger: Collection[Layer]) -> None:
 
 
 def _score_moments(logits: torch.Tensor) -> tuple[float, float]:
-    """Return factor and addend by which the highest logits are of scores `LOW` to `HIGH`."""
+    """Return factor and addend by which the highest logits are of scores `SEEN` to `HIGH`."""
     count = max(min(OBJECTS, int(len(logits) * SHARE)), 1)
-    best = logits.topk(count).values
-    low, high = (math.log(score / (1 - score)) for score in (LOW, HIGH))
-    difference = float(best[0] - best[-1])
-    gain = min(max((high - low) / difference, 1.0), LARGEST_GAIN) if difference > 0 else 1.0
-    gain = float(f'{gain:.1e}')
-    return gain, round(low - gain * float(best[-1]), 1)
+    best = logits.topk(min(OTHERS * count, len(logits))).values
+    first, object_, other = (float(best[index]) for index in (0, count - 1, -1))
+    seen, low, high = (math.log(score / (1 - score)) for score in (SEEN, LOW, HIGH))
+    gains = [1.0]
+    if other < object_ < first:
+        gains += [(high - low) / (first - object_), (low - seen) / (object_ - other)]
+    gain = float(f'{min(max(gains), LARGEST_GAIN):.1e}')
+    return gain, round(low - gain * object_, 1)
