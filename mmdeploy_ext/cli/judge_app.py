@@ -13,7 +13,7 @@ from mmdeploy_ext.util.files import write_json
 if TYPE_CHECKING:
     import argparse
 
-    from mmdeploy_ext.tasks.results import SequenceRow
+    from mmdeploy_ext.verdict.results import SequenceRow
 
 MAX_FAILURES = 8
 """Printed failures; --json has all."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import compare_tensors, failed_row, order_rows
 from mmdeploy_ext.engines.base import FAILURES
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import MOST_IMAGES, diagnose, misfit
@@ -17,15 +16,18 @@ from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
-from mmdeploy_ext.tasks import half_bars, results, task_module
-from mmdeploy_ext.tasks.matching import in_order_of, lone_low_results
+from mmdeploy_ext.tasks import match_bars, task_module
 from mmdeploy_ext.util.errors import DataError, UsageError, on_inputs, one_line
+from mmdeploy_ext.verdict import results
+from mmdeploy_ext.verdict.bars import bars_of
+from mmdeploy_ext.verdict.comparison import compare_tensors, failed_row, order_rows
+from mmdeploy_ext.verdict.matching import in_order_of, lone_low_results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.verdict.comparison import TensorRow
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
 
@@ -124,7 +126,7 @@ class _Judge:
         # a file for libspconv has no precision in its metadata
         of_files = self.manifest.get('precision', of_files)
         self.judgement = Judgement(told, precision or of_files)
-        self.bars = half_bars.bars_of(self.judgement.precision)
+        self.bars = bars_of(self.judgement.precision)
         if not is_named:
             self.judgement.notes.append(
                 'the outputs have no kit.txt: nothing shows that they are of this kit'
@@ -246,7 +248,7 @@ class _Judge:
 
     def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
         metadata, task = self.graphs[case.graph].metadata, self.manifest['task']
-        settings = self.bars.of_task(task) if self.bars else {}
+        settings = match_bars(task, self.bars)
         runtime = runtime_of(metadata.family)
         try:
             if hasattr(runtime, 'boxes_of_outputs'):

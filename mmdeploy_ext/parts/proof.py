@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import failed_row
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.graph.io.files import load
@@ -21,13 +20,14 @@ from mmdeploy_ext.parts.swap import PartSession, open_sessions, swapped
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
 from mmdeploy_ext.proving.half_precision import ROUNDED, accept_rate
 from mmdeploy_ext.proving.open_points import warning_lines
-from mmdeploy_ext.proving.verdict import UNSEEN, Finding, Verdict, case_findings, check_finding, graph_finding
-from mmdeploy_ext.tasks.half_bars import bars_of, tensor_text
-from mmdeploy_ext.tasks.results import Case, Check
 from mmdeploy_ext.util.arrays import to_array
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.util.source_code import changed_files, model_classes
+from mmdeploy_ext.verdict.bars import bars_of, tensor_text
+from mmdeploy_ext.verdict.comparison import failed_row
+from mmdeploy_ext.verdict.results import Case, Check
+from mmdeploy_ext.verdict.verdict import UNSEEN, Finding, Verdict, case_findings, check_finding, graph_finding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.parts.folder import CutFolder
     from mmdeploy_ext.parts.model import ModelFactory
     from mmdeploy_ext.parts.record import Recording
-    from mmdeploy_ext.tasks.half_bars import HalfBars
+    from mmdeploy_ext.verdict.bars import HalfBars
 
 FACTS = dict(config_sha256='model and test pipeline of the config', checkpoint_sha256='checkpoint')
 """Fact of the export -> its name in the verdict."""

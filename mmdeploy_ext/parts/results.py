@@ -10,20 +10,21 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from mmdeploy_ext.contract.comparison import TensorRow, compare_named, failed_row
 from mmdeploy_ext.parts.tree import Tree
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.tasks import half_bars, task_module
-from mmdeploy_ext.tasks.matching import in_order_of
+from mmdeploy_ext.tasks import match_bars, task_module
 from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.verdict import bars as precisions
+from mmdeploy_ext.verdict.comparison import TensorRow, compare_named, failed_row
+from mmdeploy_ext.verdict.matching import in_order_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.comparison import Rounding
-    from mmdeploy_ext.tasks.half_bars import HalfBars
-    from mmdeploy_ext.tasks.results import DetectionRow
+    from mmdeploy_ext.verdict.bars import HalfBars
+    from mmdeploy_ext.verdict.comparison import Rounding
+    from mmdeploy_ext.verdict.results import DetectionRow
 
 RTOL = 1e-4
 """Allowed difference of arrays that no task matches, relative to the largest value of a slice."""
@@ -51,7 +52,7 @@ class Matched:
 
     @property
     def rtol(self) -> float:
-        return half_bars.RTOL if self.bars else RTOL
+        return precisions.RTOL if self.bars else RTOL
 
     @property
     def passed(self) -> bool:
@@ -192,7 +193,7 @@ def compare_filled(
 
 def _match_scored(matched: Matched, name: str, title: str, reference: Any, candidate: Any) -> DetectionRow:
     task = task_module(name)
-    settings = matched.bars.of_task(name) if matched.bars else {}
+    settings = match_bars(name, matched.bars)
     thr = getattr(task, 'SCORE_THR', 0.05)
     if len(reference.scores) and not (reference.scores >= thr).any():
         settings['score_thr'] = float(np.median(reference.scores))  # seeded weights find nothing

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import TensorRow, compare_tensors
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.pictures import compare_outputs
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.tasks import half_bars, task_module
-from mmdeploy_ext.tasks.results import Case
+from mmdeploy_ext.tasks import match_bars, task_module
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.dump import list_samples, load_dump
 from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.verdict.bars import HalfBars, bars_of
+from mmdeploy_ext.verdict.comparison import TensorRow, compare_tensors
+from mmdeploy_ext.verdict.results import Case
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,13 +92,13 @@ class ImageDumpComparer:
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
         _require(tensors, needed + backend.spec.output_names)
         feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
-        bars = half_bars.bars_of(backend.computes_in or backend.metadata.precision)
+        bars = bars_of(backend.computes_in or backend.metadata.precision)
         outputs = backend.infer(feeds)
         dumped = {key: tensors[key] for key in outputs}
         both = (dumped, outputs) if backend.metadata.form == 'full' else ()
         results = [results_of(family.name, backend.metadata, side, {**tensors, **feeds}) for side in both]
         pairs = zip(*results, strict=True)
-        settings = bars.of_task(family.task) if bars else {}
+        settings = match_bars(family.task, bars)
         match = task_module(family.task).match_detections
         detections = tuple(match(name, *pair, **settings) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
@@ -108,7 +109,7 @@ class ImageDumpComparer:
         self,
         tensors: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
-        bars: half_bars.HalfBars | None,
+        bars: HalfBars | None,
     ) -> tuple[TensorRow, ...]:
         spec, metadata = self.backend.spec, self.backend.metadata
         valued = [tensor.name for tensor in spec.outputs if tensor.compare == 'values']
@@ -131,7 +132,7 @@ class FrameDumpComparer:
 
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], detector: Detector) -> None:
         self.stepper, self.family, last = stepper, detector.family, metadata[-1]
-        self.bars = half_bars.bars_of(last.precision)
+        self.bars = bars_of(last.precision)
         specs = {tensor.name: tensor for file in metadata for tensor in file.spec.outputs}
         compared = self.family.data.compared or last.spec.output_names
         self.names = tuple(name for name in compared if name in specs)

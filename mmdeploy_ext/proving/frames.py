@@ -8,7 +8,6 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.metadata import least_precision
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.engines import title_of
@@ -37,13 +36,15 @@ from mmdeploy_ext.proving.proof import (
     start,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
-from mmdeploy_ext.tasks import bbox3d, half_bars, task_module
-from mmdeploy_ext.tasks.matching import total_reasons
-from mmdeploy_ext.tasks.results import Case, Check, DetectionRow, Pair, failed_detections
-from mmdeploy_ext.tasks.ties import Ties
+from mmdeploy_ext.tasks import bbox3d, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError
 from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.verdict.bars import HalfBars, bars_of
+from mmdeploy_ext.verdict.comparison import compare_tensors
+from mmdeploy_ext.verdict.matching import total_reasons
+from mmdeploy_ext.verdict.results import Case, Check, DetectionRow, Pair, failed_detections
+from mmdeploy_ext.verdict.ties import Ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -54,10 +55,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.contracts import Contract
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
-    from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
-    from mmdeploy_ext.tasks.results import PreprocessingResult
+    from mmdeploy_ext.verdict.results import PreprocessingResult
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 ADVICE = 'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
 """Advice if too few results of sweeps were matched."""
@@ -85,7 +86,7 @@ class Sides:
     reference: Stepper
     runner: Stepper
     spec: GraphSpec
-    bars: half_bars.HalfBars | None
+    bars: HalfBars | None
 
     def run(self, sweep: Sweep) -> tuple[StepResult, StepResult | Exception]:
         return self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
@@ -227,7 +228,7 @@ def open_sides(
         contract.reference(model),
         open_runner(contract, files, engine, stack),
         output_spec(metadata, contract.runner_outputs(model, options)),
-        half_bars.bars_of(least_precision(metadata)),
+        bars_of(least_precision(metadata)),
     )
 
 
@@ -286,7 +287,7 @@ def judge_sweep(
     if not sides.bars and hasattr(sides.reference, 'boxes_of') and not can_be_put_in(sides, result):
         notes = (NOT_PUT_IN,)
     case = dataclasses.replace(case, substituted=match_substituted(sides, result), whole=True, notes=notes)
-    settings = sides.bars.of_task(sides.detector.family.task) if sides.bars else {}
+    settings = match_bars(sides.detector.family.task, sides.bars)
     if not sides.bars and not case.chained:
         settings = dict(tied=ties_of(sides, detections, lambda: sides.reference.step(sweep).detections))
     row = task.match_detections('boxes', *detections, **settings)

@@ -6,14 +6,15 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.engines import BACKENDS
-from mmdeploy_ext.tasks.half_bars import BARS, MASKS, HalfBars, bars_of
+from mmdeploy_ext.tasks import place_text
+from mmdeploy_ext.verdict.bars import BARS, MASKS, HalfBars, bars_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.comparison import TensorRow
-    from mmdeploy_ext.proving.verdict import Results, Verdict
-    from mmdeploy_ext.tasks.results import Case, DetectionRow
+    from mmdeploy_ext.verdict.comparison import TensorRow
+    from mmdeploy_ext.verdict.results import Case, DetectionRow
+    from mmdeploy_ext.verdict.verdict import Results, Verdict
 
 CPU = 'CPUExecutionProvider'
 
@@ -82,7 +83,7 @@ def judge_match_rate(results: Results, verdict: Verdict, rounded: bool) -> None:
         results.reasons.append(reason)
     verdict.notes.append(
         f'{verdict.precision}: judged by bars of its own, which are not those of float32: '
-        f'{bars.text(str(verdict.subject.get("task")))}'
+        f'{bars.text(place_text(str(verdict.subject.get("task")), bars))}'
     )
     if rounded:
         verdict.notes.append(ROUNDED)

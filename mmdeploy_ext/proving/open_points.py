@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.export import CodeWarning
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.preprocess.points import VoxelRule
-    from mmdeploy_ext.tasks.results import Case
+    from mmdeploy_ext.verdict.results import Case
 
 
 @dataclasses.dataclass(frozen=True)

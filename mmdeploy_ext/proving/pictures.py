@@ -10,13 +10,6 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.contract.comparison import (
-    compare_named,
-    compare_tensors,
-    count_rows,
-    order_rows,
-    shape_rows,
-)
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.detector import check_options, rule_of
@@ -58,13 +51,21 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
-from mmdeploy_ext.tasks import bbox2d, half_bars, task_module
-from mmdeploy_ext.tasks.matching import total_reasons
-from mmdeploy_ext.tasks.results import Case, DetectionRow, Pair, failed_detections
-from mmdeploy_ext.tasks.ties import Ties
+from mmdeploy_ext.tasks import bbox2d, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.verdict.bars import bars_of
+from mmdeploy_ext.verdict.comparison import (
+    compare_named,
+    compare_tensors,
+    count_rows,
+    order_rows,
+    shape_rows,
+)
+from mmdeploy_ext.verdict.matching import total_reasons
+from mmdeploy_ext.verdict.results import Case, DetectionRow, Pair, failed_detections
+from mmdeploy_ext.verdict.ties import Ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +74,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
@@ -83,8 +83,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
-    from mmdeploy_ext.proving.verdict import Verdict
-    from mmdeploy_ext.tasks.half_bars import HalfBars
+    from mmdeploy_ext.verdict.bars import HalfBars
+    from mmdeploy_ext.verdict.comparison import TensorRow
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 MAX_DRAWN = 8
 """Largest number of pictures in the report."""
@@ -300,7 +301,7 @@ def judge_outputs(
     """
     code, metadata = reference.code, backend.metadata
     proof_input, expected = reference.input, reference.results
-    bars = half_bars.bars_of(backend.computes_in or metadata.precision)
+    bars = bars_of(backend.computes_in or metadata.precision)
     shape = 'x'.join(map(str, reference.feeds[metadata.spec.input_names[0]].shape))
     case = Case(proof_input.name, shape, proof_input.traced)
     rows: tuple[TensorRow, ...] = ()
@@ -411,7 +412,7 @@ def match_images(
     `bars`: None for float32; `settings`: of the post-processing, to excuse results beside a tie.
     """
     task = task_module(reference.detector.family.task)
-    chosen = bars.of_task(reference.detector.family.task) if bars else {}
+    chosen = match_bars(reference.detector.family.task, bars)
     if settings is None:
         titles = [title for title, _ in reference.input.sources]
         match = functools.partial(task.match_detections, **chosen)
@@ -550,7 +551,7 @@ def _cosines_of_results(
 ) -> tuple[TensorRow, ...]:
     rows = []
     for index, sides in enumerate(zip(expected, results, strict=True)):
-        pairs = task_module(task).pair_up(*sides, **bars.of_task(task)).matched
+        pairs = task_module(task).pair_up(*sides, **match_bars(task, bars)).matched
         suffix = f' of image {index}' if len(expected) > 1 else ''
         rows += [
             dataclasses.replace(row, tensor=row.tensor + suffix) for row in bars.matched_rows(*sides, pairs)

@@ -25,12 +25,12 @@ from mmdeploy_ext.proving.provenance import (
     provenance,
     weights_checks,
 )
-from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
-from mmdeploy_ext.tasks.matching import accept_rest
-from mmdeploy_ext.tasks.results import Check
 from mmdeploy_ext.util.errors import one_line
 from mmdeploy_ext.util.files import sha256_file
 from mmdeploy_ext.util.source_code import changed_files, other_copies, versions, versions_with_places
+from mmdeploy_ext.verdict.matching import accept_rest
+from mmdeploy_ext.verdict.results import Check
+from mmdeploy_ext.verdict.verdict import Finding, Results, Verdict, library_findings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.tasks.results import Case, GraphResult
     from mmdeploy_ext.util.source_code import ModelClass
+    from mmdeploy_ext.verdict.results import Case, GraphResult
 
 AGAIN = 'the model gives other results when the first input is run again at the end'
 """Reason of failure: another result at the end."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.tasks import matching
-from mmdeploy_ext.tasks.results import Pair
+from mmdeploy_ext.verdict import matching
+from mmdeploy_ext.verdict.results import Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Sweep
-    from mmdeploy_ext.tasks.half_bars import HalfBars
-    from mmdeploy_ext.tasks.matching import Pairing
-    from mmdeploy_ext.tasks.results import DetectionRow
+    from mmdeploy_ext.verdict.bars import HalfBars
+    from mmdeploy_ext.verdict.matching import Pairing
+    from mmdeploy_ext.verdict.results import DetectionRow
 
 RESULTS, PLACE = 'boxes', 'worst Δm'
 SCORE_THR = 0.1

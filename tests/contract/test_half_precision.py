@@ -10,13 +10,13 @@ from onnx import TensorProto, numpy_helper
 
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.cli import export_app
-from mmdeploy_ext.contract.comparison import TensorRow
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.half_precision import accept_masks, accept_rate
-from mmdeploy_ext.tasks.half_bars import BARS
-from mmdeploy_ext.tasks.results import Case, DetectionRow
+from mmdeploy_ext.verdict.bars import BARS
+from mmdeploy_ext.verdict.comparison import TensorRow
+from mmdeploy_ext.verdict.results import Case, DetectionRow
 from proofs import check_files, prove_samples
 from toy_atss import CONFIG, PICTURE, export_toy, load_toy
 from verdicts import cases_of, checks_of

@@ -10,8 +10,8 @@ import pytest
 import toy_nuscenes
 from mmdeploy_ext.cli import test_app, verify_app
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
-from mmdeploy_ext.tasks.half_bars import BARS, MASKS, METRIC
 from mmdeploy_ext.util.files import read_json
+from mmdeploy_ext.verdict.bars import BARS, MASKS, METRIC
 from verdicts import cases_of, sequence_of
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext.contract.comparison import compare_named
 from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.tasks.half_bars import bars_of, widened
-from mmdeploy_ext.tasks.matching import MIN_INPUTS, MIN_MATCHED, too_few, total_reasons
-from mmdeploy_ext.tasks.results import Case, DetectionRow
+from mmdeploy_ext.verdict.bars import bars_of, widened
+from mmdeploy_ext.verdict.comparison import compare_named
+from mmdeploy_ext.verdict.matching import MIN_INPUTS, MIN_MATCHED, too_few, total_reasons
+from mmdeploy_ext.verdict.results import Case, DetectionRow
 
 
 def case(matched, name='other image', passed=True, low=0, alone=0):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.tasks.results import DetectionRow, Pair
+    from mmdeploy_ext.verdict.results import DetectionRow, Pair
 
 RESULTS, PLACE = bbox3d.RESULTS, bbox3d.PLACE
 SCORE_BAR = 1e-4

@@ -14,12 +14,12 @@ from rich.table import Table
 from mmdeploy_ext.engines import BACKENDS, title_of
 from mmdeploy_ext.evaluate.evaluation import build_dataset, evaluate
 from mmdeploy_ext.evaluate.loop import run_dataset
-from mmdeploy_ext.tasks.half_bars import bars_of
-from mmdeploy_ext.tasks.results import MetricRow
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import UsageError
 from mmdeploy_ext.util.files import read_json, write_json
+from mmdeploy_ext.verdict.bars import bars_of
+from mmdeploy_ext.verdict.results import MetricRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.contract.comparison import compare_named, failed_row, same_bits
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.exporting.export import CodeWarning, recorded_warnings
 from mmdeploy_ext.graph.io.files import load
@@ -41,14 +40,15 @@ from mmdeploy_ext.proving.modules.generated import (
     resized,
 )
 from mmdeploy_ext.proving.open_points import warning_lines
-from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding, graph_finding
-from mmdeploy_ext.tasks.matching import in_order_of, is_other_choice, is_tied, tied_choices
-from mmdeploy_ext.tasks.results import Case, Check, GraphResult
 from mmdeploy_ext.util.arrays import to_array
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.util.files import sha256_file
 from mmdeploy_ext.util.source_code import versions
+from mmdeploy_ext.verdict.comparison import compare_named, failed_row, same_bits
+from mmdeploy_ext.verdict.matching import in_order_of, is_other_choice, is_tied, tied_choices
+from mmdeploy_ext.verdict.results import Case, Check, GraphResult
+from mmdeploy_ext.verdict.verdict import Finding, Verdict, case_findings, check_finding, graph_finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.contract.comparison import Rounding, TensorRow
+    from mmdeploy_ext.verdict.comparison import Rounding, TensorRow
 
 Arrays = dict[str, np.ndarray]
 

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.contract.comparison import TensorRow
-    from mmdeploy_ext.graph.signature import GraphDifference
+    from mmdeploy_ext.verdict.comparison import TensorRow
 
 
 AS_WRITTEN, EDITED, QUANTIZED = 'as written', 'edited, not compared', 'quantized, not compared'
@@ -23,6 +22,30 @@ NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences that are at a node."""
 SHOWN = 3
 """Listed entries of each kind in a text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphDifference:
+    """One difference of a graph from its reference.
+
+    Attributes:
+        kind: see `graph.diff.structure.Change`.
+        where: node, tensor, or name of an input, output or opset.
+        module: PyTorch module of the node, or ''.
+        more: number of other nodes that have the same difference.
+    """
+
+    kind: str
+    where: str
+    module: str
+    detail: str
+    more: int = 0
+
+    @property
+    def text(self) -> str:
+        module = f' (module {self.module})' if self.module else ''
+        nodes = f' and {self.more} more' if self.more else ''
+        return f'{self.where}{module}{nodes}: {self.detail}'
 
 
 @dataclasses.dataclass(frozen=True)

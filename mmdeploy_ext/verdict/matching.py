@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.slices import FLOOR
-from mmdeploy_ext.tasks.results import DetectionRow
+from mmdeploy_ext.verdict.results import DetectionRow
+from mmdeploy_ext.verdict.slices import FLOOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from mmdeploy_ext.tasks.half_bars import HalfBars
-    from mmdeploy_ext.tasks.results import Case, Pair
+    from mmdeploy_ext.verdict.bars import HalfBars
+    from mmdeploy_ext.verdict.results import Case, Pair
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import compare_named
-from mmdeploy_ext.tasks import NEEDED_BY_HALF, task_module
+from mmdeploy_ext.verdict.comparison import compare_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.contract.spec import ColumnGroup
+    from mmdeploy_ext.verdict.comparison import TensorRow
 
 COSINE = 0.999
 """Smallest cosine of every output; `norm_bar` follows from it."""
@@ -48,9 +47,6 @@ class HalfBars:
     match_rate: float = 0.9
     metric: float = METRIC
 
-    def of_task(self, task: str) -> dict[str, float]:
-        return task_module(task, NEEDED_BY_HALF).half_bars(self)
-
     def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
         judged = []
         for row in rows:
@@ -75,8 +71,8 @@ class HalfBars:
         rows = compare_named(*sides, RTOL, 'matched results')
         return self.judge([dataclasses.replace(row, norm_ratio=None) for row in rows])
 
-    def text(self, task: str) -> str:
-        place = task_module(task, NEEDED_BY_HALF).half_text(self)
+    def text(self, place: str) -> str:
+        """Return the bars in words; `place`: those of results in space."""
         return (
             f'{tensor_text(self.cosine)}, {100 * self.match_rate:g} % of the results matched within {place} '
             f'and score {self.score}'

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.slices import distances, worst_value
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.util.arrays import ArrayDistance
 from mmdeploy_ext.util.errors import on_inputs, shape_text
+from mmdeploy_ext.verdict.slices import distances, worst_value
 
 NO_ROUNDING = np.zeros((), np.float32)
 Rounding = Callable[[], Mapping[str, np.ndarray]]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.tasks.results import (
+    from mmdeploy_ext.verdict.results import (
         Case,
         Check,
         GraphResult,
