@@ -14,7 +14,8 @@ from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.util.errors import ExportError
-from mmdeploy_ext.verdict.comparison import TensorRow, compare_named, without_sequences
+from mmdeploy_ext.verdict.comparison import compare_named, without_sequences
+from mmdeploy_ext.verdict.results import TensorRow
 
 
 def spec_of(model: onnx.ModelProto) -> GraphSpec:

@@ -14,12 +14,11 @@ from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_mani
 from mmdeploy_ext.kit.diagnosis import MOST_IMAGES, diagnose, misfit
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
-from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
 from mmdeploy_ext.tasks import match_bars, task_module
 from mmdeploy_ext.util.errors import DataError, UsageError, on_inputs, one_line
 from mmdeploy_ext.verdict import results
-from mmdeploy_ext.verdict.bars import bars_of
+from mmdeploy_ext.verdict.bars import accept_rate, bars_of
 from mmdeploy_ext.verdict.comparison import compare_tensors, failed_row, order_rows
 from mmdeploy_ext.verdict.matching import in_order_of, lone_low_results
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.verdict.comparison import TensorRow
+    from mmdeploy_ext.verdict.results import TensorRow
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
 
@@ -159,10 +158,9 @@ class _Judge:
             self._judge_drive(frames, is_chained)
         elif is_chained:
             judgement.cases += [self._judge(self.cases[frame.last_case], frame.outputs) for frame in frames]
-        if self.bars:
-            judgement.cases, reason = half_precision.accept_rate(judgement.cases, self.bars)
-            judgement.reasons += [reason] if reason else []
-        else:
+        judgement.cases, reason = accept_rate(judgement.cases, self.bars)
+        judgement.reasons += [reason] if reason else []
+        if self.bars.is_float32:
             rows = [row for case in judgement.cases for row in case.detections]
             low, alone = sum(row.low for row in rows), sum(row.low_alone for row in rows)
             judgement.reasons += lone_low_results(low, alone)
@@ -243,8 +241,7 @@ class _Judge:
         sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
         outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
         spec = dataclasses.replace(spec, outputs=outputs)
-        rows = compare_tensors(*sides, spec, lambda: case.rounding)
-        return self.bars.judge(rows) if self.bars else rows
+        return compare_tensors(*sides, spec, lambda: case.rounding, self.bars)
 
     def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
         metadata, task = self.graphs[case.graph].metadata, self.manifest['task']

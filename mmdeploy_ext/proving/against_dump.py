@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.pictures import compare_outputs
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.runtime.detect import results_of
@@ -15,9 +14,9 @@ from mmdeploy_ext.tasks import match_bars, task_module
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.dump import list_samples, load_dump
 from mmdeploy_ext.util.errors import DataError
-from mmdeploy_ext.verdict.bars import HalfBars, bars_of
-from mmdeploy_ext.verdict.comparison import TensorRow, compare_tensors
-from mmdeploy_ext.verdict.results import Case
+from mmdeploy_ext.verdict.bars import Bars, accept_rate, bars_of
+from mmdeploy_ext.verdict.comparison import compare_tensors
+from mmdeploy_ext.verdict.results import Case, TensorRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,13 +102,13 @@ class ImageDumpComparer:
         detections = tuple(match(name, *pair, **settings) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
         case = Case(name, shape, False, self._compare_tensors(tensors, outputs, bars), detections)
-        return half_precision.accept_rate([case], bars)[0][0] if bars else case
+        return accept_rate([case], bars)[0][0]
 
     def _compare_tensors(
         self,
         tensors: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
-        bars: HalfBars | None,
+        bars: Bars,
     ) -> tuple[TensorRow, ...]:
         spec, metadata = self.backend.spec, self.backend.metadata
         valued = [tensor.name for tensor in spec.outputs if tensor.compare == 'values']
@@ -162,8 +161,8 @@ class FrameDumpComparer:
         # a file may give the last decoder layer alone
         reference = {key: tensors[key][-outputs[key].shape[0] :] for key in self.names}
         compared = {key: outputs[key] for key in self.names}
-        rows = compare_tensors(reference, compared, far_spec(self.spec, distance))
-        return Case(name, '', False, tuple(self.bars.judge(rows) if self.bars else rows), ())
+        rows = compare_tensors(reference, compared, far_spec(self.spec, distance), bars=self.bars)
+        return Case(name, '', False, tuple(rows))
 
 
 def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:

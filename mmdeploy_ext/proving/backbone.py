@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.levels.sparse_layers import SparseReference
     from mmdeploy_ext.proving.proof import Claims, Proof
     from mmdeploy_ext.sparse.ranges import Ranges
-    from mmdeploy_ext.verdict.comparison import TensorRow
+    from mmdeploy_ext.verdict.results import TensorRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
     Runner = DialectRunner | PortableRunner

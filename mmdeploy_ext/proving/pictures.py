@@ -63,7 +63,7 @@ from mmdeploy_ext.verdict.comparison import (
     order_rows,
     shape_rows,
 )
-from mmdeploy_ext.verdict.matching import total_reasons
+from mmdeploy_ext.verdict.matching import matched_rows, total_reasons
 from mmdeploy_ext.verdict.results import Case, DetectionRow, Pair, failed_detections
 from mmdeploy_ext.verdict.ties import Ties
 
@@ -83,8 +83,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
-    from mmdeploy_ext.verdict.bars import HalfBars
-    from mmdeploy_ext.verdict.comparison import TensorRow
+    from mmdeploy_ext.verdict.bars import Bars
+    from mmdeploy_ext.verdict.results import TensorRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
 MAX_DRAWN = 8
@@ -330,17 +330,17 @@ def judge_outputs(
         titles = [title for title, _ in proof_input.sources]
         failed = (failed_detections(*pair, error) for pair in zip(titles, expected, strict=True))
         return dataclasses.replace(case, tensors=rows, detections=tuple(failed)), []
-    if bars and not rows:
+    if not bars.is_float32 and not rows:
         rows = _cosines_of_results(reference.detector.family.task, expected, results, bars)
     counts = {**counts_of_images(expected, outputs), **code.counts(tensors)}
     case, settings = dataclasses.replace(case, tensors=rows, counts=counts), metadata.postprocess.to_json()
-    if bars:
-        case = dataclasses.replace(case, detections=match_images(reference, expected, results, bars))
-    else:
+    if bars.is_float32:
         case = judge_parts(case, reference, metadata, outputs, inner, own_results)
         if of_runtime:
             case = dataclasses.replace(case, engines=match_engines(reference, own_results, results, settings))
         case = judge_results_of_images(case, reference, tensors, results, settings)
+    else:
+        case = dataclasses.replace(case, detections=match_images(reference, expected, results, bars))
     return case, _pictures(reference, results, title_of(type(backend).__name__))
 
 
@@ -404,12 +404,12 @@ def match_images(
     reference: InputReference,
     expected: Sequence[Any],
     results: Sequence[Any],
-    bars: HalfBars | None,
+    bars: Bars,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[DetectionRow, ...]:
     """Return level 3 of one case: every image's results, matched with PyTorch's.
 
-    `bars`: None for float32; `settings`: of the post-processing, to excuse results beside a tie.
+    `settings`: of the post-processing, to excuse results beside a tie.
     """
     task = task_module(reference.detector.family.task)
     chosen = match_bars(reference.detector.family.task, bars)
@@ -533,28 +533,27 @@ def _contract_rows(
     reference: InputReference,
     metadata: Metadata,
     outputs: Mapping[str, np.ndarray],
-    bars: HalfBars | None,
+    bars: Bars,
 ) -> list[TensorRow]:
     if 'labels' not in outputs:
         return []
     family, model = reference.detector.family, reference.detector.model
     rows = order_rows(outputs, family.num_classes(model))
     if limits := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
-        slack = bars.score if bars else DEFAULT_RTOL
-        bounds = reference.compute(reference.code.candidate_bounds, slack, **limits)
+        bounds = reference.compute(reference.code.candidate_bounds, bars.score, **limits)
         rows += count_rows(outputs, bounds)
     return rows
 
 
 def _cosines_of_results(
-    task: str, expected: Sequence[Any], results: Sequence[Any], bars: HalfBars
+    task: str, expected: Sequence[Any], results: Sequence[Any], bars: Bars
 ) -> tuple[TensorRow, ...]:
     rows = []
     for index, sides in enumerate(zip(expected, results, strict=True)):
         pairs = task_module(task).pair_up(*sides, **match_bars(task, bars)).matched
         suffix = f' of image {index}' if len(expected) > 1 else ''
         rows += [
-            dataclasses.replace(row, tensor=row.tensor + suffix) for row in bars.matched_rows(*sides, pairs)
+            dataclasses.replace(row, tensor=row.tensor + suffix) for row in matched_rows(*sides, pairs, bars)
         ]
     return tuple(rows)
 
@@ -567,7 +566,7 @@ def _compare_tensors(
     reference: InputReference,
     metadata: Metadata,
     tensors: Mapping[str, np.ndarray],
-    bars: HalfBars | None,
+    bars: Bars,
 ) -> tuple[TensorRow, ...]:
     if not compares_values(metadata):
         return ()
@@ -591,17 +590,16 @@ def compare_outputs(
     expected: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
     spec: GraphSpec,
-    bars: HalfBars | None,
+    bars: Bars,
     run: Callable[[], Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[TensorRow, ...]:
     """Compare tensors by name; rows of a top-k in any order.
 
-    `bars`: None for float32. `run` computes `expected` again.
+    `run` computes `expected` again.
     """
     sides = code.in_order(expected), code.in_order(outputs)
     rounding = run and rounding_of(code.model, sides[0], lambda: code.in_order(run()))
-    rows = compare_tensors(*sides, spec, None if bars else rounding)
-    return tuple(bars.judge(rows) if bars else rows)
+    return tuple(compare_tensors(*sides, spec, rounding, bars))
 
 
 def _pictures(reference: InputReference, results: Sequence[Any], engine: str) -> list[Pair]:

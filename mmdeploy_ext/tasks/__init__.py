@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
-    from mmdeploy_ext.verdict.bars import HalfBars
+    from mmdeploy_ext.verdict.bars import Bars
 
 
 TASKS = {name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask', 'mask', 'panoptic')}
@@ -38,11 +38,11 @@ def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
     return module
 
 
-def match_bars(task: str, bars: HalfBars | None) -> dict[str, float]:
+def match_bars(task: str, bars: Bars) -> dict[str, float]:
     """Return the bars of a task's `match_detections`; {} for float32, whose bars are its defaults."""
-    return task_module(task, NEEDED_BY_HALF).half_bars(bars) if bars else {}
+    return {} if bars.is_float32 else task_module(task, NEEDED_BY_HALF).half_bars(bars)
 
 
-def place_text(task: str, bars: HalfBars) -> str:
+def place_text(task: str, bars: Bars) -> str:
     """Return how near a pair of results has to be."""
     return task_module(task, NEEDED_BY_HALF).half_text(bars)

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.verdict.comparison import TensorRow
-
 
 AS_WRITTEN, EDITED, QUANTIZED = 'as written', 'edited, not compared', 'quantized, not compared'
 """Why a graph is not compared; INT8 files are judged by outputs."""
@@ -154,6 +152,32 @@ class PreprocessingResult:
             return f'equal to {pipeline} ({len(self.samples)} {self.unit}{plural})'
         texts = [difference.text for difference in self.differences]
         return f'differs from {pipeline}: {first_lines(texts)}'
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRow:
+    """One column group of one output, ONNX against PyTorch.
+
+    Attributes:
+        shape: of the group in the reference, '1x80x76x76', or '-'.
+        max_abs: None, like the other figures, if not compared.
+        max_rel: `max_abs` over the group's largest absolute reference value.
+        tolerance: allowed absolute difference; None if judged by cosine.
+        passed: finite, same shape and dtype, not empty, within tolerance, and zero only if the reference is.
+        at: frame of the figures, if the row is the worst of a sequence.
+        norm_ratio: norm over the reference's norm.
+    """
+
+    tensor: str
+    shape: str
+    max_abs: float | None
+    max_rel: float | None
+    cosine: float | None
+    tolerance: float | None
+    passed: bool
+    reason: str = ''
+    at: str = ''
+    norm_ratio: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

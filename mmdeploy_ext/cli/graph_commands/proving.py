@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmdeploy_ext.cli.graph_commands.command import AddArgument
-    from mmdeploy_ext.verdict.comparison import TensorRow
+    from mmdeploy_ext.verdict.results import TensorRow
 
 SEEDS = 2
 """Sets of random inputs of a comparison."""

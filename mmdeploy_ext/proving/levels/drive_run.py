@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.memory import MemorySpec
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-    from mmdeploy_ext.verdict.comparison import TensorRow
-    from mmdeploy_ext.verdict.results import DetectionRow
+    from mmdeploy_ext.verdict.results import DetectionRow, TensorRow
 
 MODES = ('teacher', 'free')
 """Modes of a candidate: teacher-forced and free-running."""
@@ -73,10 +72,10 @@ SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
 
 def default_bars(precision: str) -> DriveBars:
     """Return the bars for 'fp32', 'fp16', 'bf16' or 'int8'."""
-    half = bars_of(precision)
-    if half is None:
+    bars = bars_of(precision)
+    if bars.is_float32:
         return SHORT_DRIVE
-    same = {name: getattr(half, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
+    same = {name: getattr(bars, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
     return dataclasses.replace(SHORT_DRIVE, **same, near_counts=True, tie=2e-3)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.proving.levels.sparse_file import SparseFile
-    from mmdeploy_ext.verdict.comparison import TensorRow
+    from mmdeploy_ext.verdict.results import TensorRow
 
 EXACT_RTOL = 1e-4
 """Tolerance of float32, relative to the largest reference value."""

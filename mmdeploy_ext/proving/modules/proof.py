@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.verdict.comparison import Rounding, TensorRow
+    from mmdeploy_ext.verdict.comparison import Rounding
+    from mmdeploy_ext.verdict.results import TensorRow
 
 Arrays = dict[str, np.ndarray]
 
