@@ -272,9 +272,6 @@ class Case:
         rows += [(f"{row.image}, by the file's own tensors", row) for row in self.substituted]
         return [f'{self.name}: {title}: {row.reason}' for title, row in rows if not row.passed]
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | dict(passed=self.passed)
-
 
 @dataclasses.dataclass(frozen=True)
 class MetricRow:
