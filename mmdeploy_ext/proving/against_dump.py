@@ -17,6 +17,7 @@ from mmdeploy_ext.util.errors import DataError
 from mmdeploy_ext.verdict.bars import Bars, accept_rate, bars_of
 from mmdeploy_ext.verdict.comparison import compare_tensors
 from mmdeploy_ext.verdict.results import Case, TensorRow
+from mmdeploy_ext.verdict.verdict import AGREES, Finding, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,11 +40,15 @@ class DumpComparer(Protocol):
         """Run one sample and compare its outputs."""
 
 
-def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> bool:
-    """Run an engine on a dump; print a line per sample and return whether none differs."""
-    agrees, samples = True, list_samples(folder)
+def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> Verdict:
+    """Run an engine on a dump and print a line per sample; the verdict has the claim `AGREES`.
+
+    A missing dump is a note, and a sample that cannot be compared is no failure.
+    """
+    verdict, samples = Verdict(dict(file=str(folder)), claim=AGREES), list_samples(folder)
+    cases: list[Case] = []
     if not samples:
-        print(
+        verdict.notes.append(
             f'no dump in {folder}: to have its tensors compared, first run it with --torch --cfg-options '
             f'backend_config.dump={{}}'
         )
@@ -55,22 +60,29 @@ def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> bool
                     raise DataError(f'it was dumped from another {key.removesuffix("_sha256")}')
             case = comparer.compare(sample.name, tensors, manifest)
         except DataError as error:
-            print(f'{sample}: not compared: {error}')
-            continue
-        agrees &= case.passed
-        reasons = [f'{row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
-        reasons += [row.reason for row in case.detections if not row.passed]
-        errors = [row.max_abs for row in case.tensors if row.max_abs is not None]
-        worst = f'worst {max(errors):.2g}, ' if errors else ''
-        count = len(case.tensors) + len(case.detections)
-        verdict = 'agrees' if case.passed else f'DIFFERS: {reasons[0]}'
-        print(f'{sample}: {verdict} ({worst}compared: {count})')
-    if not agrees:
-        print(
+            verdict.findings.append(Finding('outputs', str(sample), None, f'not compared: {error}'))
+            print(verdict.findings[-1].line)
+        else:
+            cases.append(case)
+            print(f'{sample}: {_text(case)}')
+    verdict.add_outputs(cases)
+    if not verdict.passed:
+        verdict.notes.append(
             'NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
             f'{tool("verify")}, or set backend_config.check_dump=False to evaluate all the same'
         )
-    return agrees
+    for note in verdict.notes:
+        print(note)
+    return verdict
+
+
+def _text(case: Case) -> str:
+    reasons = [f'{row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
+    reasons += [row.reason for row in case.detections if not row.passed]
+    errors = [row.max_abs for row in case.tensors if row.max_abs is not None]
+    worst = f'worst {max(errors):.2g}, ' if errors else ''
+    word = 'agrees' if case.passed else f'DIFFERS: {reasons[0]}'
+    return f'{word} ({worst}compared: {len(case.tensors) + len(case.detections)})'
 
 
 def _require(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
