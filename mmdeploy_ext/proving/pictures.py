@@ -55,7 +55,7 @@ from mmdeploy_ext.tasks import bbox2d, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.util.files import sha256_file
-from mmdeploy_ext.verdict.bars import bars_of
+from mmdeploy_ext.verdict.bars import FLOAT32, bars_of
 from mmdeploy_ext.verdict.comparison import (
     compare_named,
     compare_tensors,
@@ -378,12 +378,12 @@ def judge_results_of_images(
 ) -> Case:
     """Return the case with an engine's results, matched with PyTorch's end to end."""
     excused = None if case.chained else settings
-    detections = match_images(reference, reference.results, results, None, excused)
+    detections = match_images(reference, reference.results, results, FLOAT32, excused)
     ranking = {} if all(row.passed for row in detections) else reference.code.ranking(tensors)
     if not ranking:
         return dataclasses.replace(case, detections=detections)
     with substituted(reference.detector.model, ranking):
-        detections = match_images(reference, reference.run(), results, None, excused)
+        detections = match_images(reference, reference.run(), results, FLOAT32, excused)
     note = f"{case.name}: PyTorch's queries have the ranks of the file, see its scores"
     return dataclasses.replace(case, detections=detections, notes=(*case.notes, note))
 
