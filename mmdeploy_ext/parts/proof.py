@@ -18,7 +18,7 @@ from mmdeploy_ext.parts.samples import lit_samples, run_test_path
 from mmdeploy_ext.parts.swap import PartSession, open_sessions, swapped
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
 from mmdeploy_ext.proving.half_precision import ROUNDED
-from mmdeploy_ext.proving.open_points import warning_lines
+from mmdeploy_ext.proving.open_points import add_code
 from mmdeploy_ext.util.arrays import to_array
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, one_line, shape_text
@@ -26,7 +26,7 @@ from mmdeploy_ext.util.source_code import changed_files, model_classes
 from mmdeploy_ext.verdict.bars import accept_rate, bars_of, tensor_text
 from mmdeploy_ext.verdict.comparison import failed_row
 from mmdeploy_ext.verdict.results import Case, Check
-from mmdeploy_ext.verdict.verdict import UNSEEN, Finding, Verdict, case_findings, check_finding, graph_finding
+from mmdeploy_ext.verdict.verdict import UNSEEN, Verdict, check_finding, graph_finding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,9 +64,9 @@ def prove_folder(
     _compare_kept(verdict, folder, samples, recording)
     cases = _part_cases(factory, folder, parts, sessions)
     lit_parts, lit_results = _lit_cases(verdict, factory, folder, parts, samples[0], sessions)
-    verdict.findings += case_findings([*cases, *lit_parts])
-    if not any(not case.traced for case in cases):
-        verdict.findings.append(Finding('outputs', '', False, UNSEEN))
+    verdict.add_outputs([*cases, *lit_parts])
+    if all(case.traced for case in cases):
+        verdict.add_failures([UNSEEN])
     _compare_model(verdict, factory, samples, recording, sessions, bars, lit_results)
     if not bars.is_float32:
         verdict.notes += [bars_text(bars), ROUNDED]
@@ -104,7 +104,7 @@ def _compare_graphs(
         verdict.findings.append(graph_finding(graph))
         for check in (check_valid(written), check_not_random(written)):
             verdict.findings.append(check_finding(check))
-    verdict.untraced += [entry.text for entry in warning_lines(warnings)]
+    add_code(verdict, model_classes(factory.pristine), warnings)
 
 
 def _axes_of(entry: dict[str, Any]) -> dict[str, dict[int, str]]:
@@ -194,7 +194,7 @@ def _compare_model(
         results = run_swapped(factory, samples, sessions)
     except (Mm2OnnxError, RuntimeError) as error:
         text = f'the test path with sessions in place of the parts raises: {one_line(error)[:300]}'
-        verdict.findings.append(Finding('outputs', 'whole model', False, text))
+        verdict.add_failures([text], 'whole model')
         return
     cases, in_order, first = [], [], None
     for index, (reference, candidate) in enumerate(zip(recording.results, results, strict=True)):
@@ -207,23 +207,20 @@ def _compare_model(
     cases += lit
     if not bars.is_float32:
         cases, reason = accept_rate(cases, bars)
-        if reason:
-            verdict.findings.append(Finding('outputs', 'whole model', False, reason))
+        verdict.add_failures(filter(None, [reason]), 'whole model')
         failed = [index for index, case in enumerate(cases[: len(samples)]) if not _passed(case)]
         first = first if reason else min(failed, default=None)
-    verdict.findings += case_findings(cases)
+    verdict.add_outputs(cases)
     if in_order:
         names = ', '.join(dict.fromkeys(in_order))
         verdict.notes.append(f'compared in order, since no task has results of this form: {names}')
     if not any(case.tensors or case.detections for case in cases):
-        verdict.findings.append(
-            Finding('outputs', 'whole model', False, 'no array in its results was compared')
-        )
+        verdict.add_failures(['no array in its results was compared'], 'whole model')
     elif not any(row.reference for case in cases for row in case.detections) and not any(
         case.tensors for case in cases
     ):
         text = 'nothing was found in any sample; use samples with objects, or trained weights'
-        verdict.findings.append(Finding('outputs', 'whole model', False, text))
+        verdict.add_failures([text], 'whole model')
     if first is not None:
         verdict.notes.append(
             f'first difference: {locate(factory, samples[: first + 1], recording, sessions, bars)}'
@@ -251,7 +248,7 @@ def _lit_cases(
         verdict.notes.append(f'no dark and no bright picture: {one_line(error)[:300]}')
         return [], []
     except (Mm2OnnxError, RuntimeError) as error:
-        verdict.findings.append(Finding('outputs', ' and '.join(lit), False, one_line(error)[:300]))
+        verdict.add_failures([one_line(error)[:300]], ' and '.join(lit))
         return [], []
     called = [dataclasses.replace(part, calls=recording.calls[part.form.part]) for part in parts]
     whole, bars = [], bars_of(folder.options['precision'])

@@ -146,8 +146,8 @@ class Verdict:
             self.series[row.title] = row.series
         self.findings += case_findings(cases)
 
-    def add_failures(self, reasons: Iterable[str], level: str = 'outputs', subject: str = '') -> None:
-        self.findings += (Finding(level, subject, False, reason) for reason in reasons)
+    def add_failures(self, reasons: Iterable[str], subject: str = '') -> None:
+        self.findings += (Finding('outputs', subject, False, reason) for reason in reasons)
 
     def of(self, level: str) -> list[Finding]:
         """Return the findings of a level."""
