@@ -17,7 +17,9 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples, read_picture
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util.errors import LoadError, UsageError, after_weights
@@ -54,11 +56,11 @@ class Exported:
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> Verdict:
         """Prove the written files against the model in memory.
 
-        `engine` is from `engine_settings`, `claims` are of `proving.ladder.prove`. Faults of files are in the
+        `engine` is from `engine_settings`, `claims` are attributes of `Claims`. Faults of files are in the
         verdict; see `prove`.
         """
         inputs = Samples(self.detector, (), traced=self.picture).of(self.detector)
-        return prove_on(self.detector, self.files, inputs, engine or {}, written=True, **claims)
+        return prove_on(self.detector, self.files, inputs, engine or {}, Claims(written=True, **claims))
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -165,11 +167,11 @@ def prove_files(
     onnx_file: str,
     inputs: Samples,
     engine: dict[str, Any],
+    claims: Claims,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     metrics: Sequence[str] = (),
-    **claims: Any,
 ) -> Verdict:
     """Load a model from `read_config`, and prove files that were exported earlier; see `prove`."""
     from mmdeploy_ext.evaluate import evaluation
@@ -188,21 +190,23 @@ def prove_files(
     chosen, rows = inputs.of(detector), []
     with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
         rows = _metrics(detector, files, metadata, metrics, engine) if metrics else []
-    verdict = prove_on(detector, files, chosen, engine, **claims)
+    verdict = prove_on(detector, files, chosen, engine, claims)
     verdict.findings.extend(map(metric_finding, rows))
     return verdict
 
 
 def prove_on(
-    detector: Detector, files: Sequence[str], chosen: ChosenSamples, engine: Mapping[str, Any], **claims: Any
+    detector: Detector,
+    files: Sequence[str],
+    chosen: ChosenSamples,
+    engine: Mapping[str, Any],
+    claims: Claims,
 ) -> Verdict:
     """Prove a loaded model's files on samples; errors have exit status 1."""
-    from mmdeploy_ext.proving import ladder
-
     if chosen.files:
-        claims['picture_files'] = chosen.files
+        claims = dataclasses.replace(claims, settings=dict(claims.settings, picture_files=chosen.files))
     with after_weights():
-        verdict = ladder.prove(detector, files, chosen.samples, engine, **claims)
+        verdict = kind_of(detector.family).prove(detector, files, chosen.samples, engine, claims)
     if chosen.origin:
         kind = 'pictures' if chosen.files else 'frames'
         verdict.notes.append(f'{kind}: {chosen.origin}')
@@ -294,13 +298,10 @@ def prove(
         str(onnx_file),
         inputs,
         settings,
+        Claims(edited, asked=dict(asked or {}), library=library, strict=strict),
         mean=mean,
         std=std,
         metrics=metrics,
-        edited=edited,
-        asked=dict(asked or {}),
-        library=library,
-        strict=strict,
     )
 
 

@@ -36,6 +36,7 @@ ORDER = (
     'parts',
     'kit',
     'benchmark',
+    'kinds',
     'seeded',
     'api',
     'cli',

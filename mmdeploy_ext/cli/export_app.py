@@ -18,6 +18,7 @@ from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
@@ -136,8 +137,8 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     if not args.verify:
         proof.print_proof_command('verify', [args.config, args.checkpoint, output], args)
         return 0
-    claims = dict(library=args.library, strict=args.strict)
-    verdict = prove_on(detector, files, chosen, engine, written=True, **claims)
+    claims = Claims(written=True, library=args.library, strict=args.strict)
+    verdict = prove_on(detector, files, chosen, engine, claims)
     return proof.show(verdict, detector, args)
 
 

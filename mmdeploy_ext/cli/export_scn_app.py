@@ -12,6 +12,7 @@ from mmdeploy_ext.cli import proof, ranges
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.detector import Detector, build, read_config
 from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import UsageError, after_weights, shape_text
@@ -99,11 +100,12 @@ def run(args: argparse.Namespace) -> int:
     if args.verify:
         check_provable(family)
     inputs = Samples(detector, args.test_img, option='--input')
-    claims = dict(max_voxels=args.max_voxels, node_list=args.node_list or '', library=args.library)
+    of_backbones = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
     if args.verify_only:
-        claims |= dict(ranges=args.loaded_ranges, edited=args.edited)
-        claims['asked'] = json.loads(json.dumps(typed))  # tuples are lists in a file
-        verdict = prove_files(detector, args.output_file, inputs, engine, **claims)
+        of_backbones['ranges'] = args.loaded_ranges
+        asked = json.loads(json.dumps(typed))  # tuples are lists in a file
+        claims = Claims(args.edited, asked=asked, library=args.library, settings=of_backbones)
+        verdict = prove_files(detector, args.output_file, inputs, engine, claims)
         return proof.show(verdict, detector, args)
 
     args.output_file = output = args.output_file or default_output(family, Path(args.config).stem, options)
@@ -128,8 +130,9 @@ def run(args: argparse.Namespace) -> int:
         words += ['--weight-layout', layout] if layout != 'auto' else []
         proof.print_proof_command('export --backbone', words, args)
         return 0
-    claims |= dict(written=True, ranges=int8_ranges)
-    verdict = prove_on(detector, [output], chosen, engine, **claims)
+    of_backbones['ranges'] = int8_ranges
+    claims = Claims(written=True, library=args.library, settings=of_backbones)
+    verdict = prove_on(detector, [output], chosen, engine, claims)
     return proof.show(verdict, detector, args)
 
 

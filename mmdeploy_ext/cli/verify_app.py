@@ -14,6 +14,7 @@ from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.detector import read_config
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import BACKBONE, Family
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.util import cli
 
@@ -80,13 +81,15 @@ def run(args: argparse.Namespace) -> int:
         args.onnx_file,
         Samples(detector, args.images or (), args.frames),
         engine,
+        Claims(
+            args.edited,
+            asked=shared.option_values(args, EXPORT_OPTIONS),
+            library=args.library,
+            strict=args.strict,
+        ),
         mean=args.mean,
         std=args.std,
         metrics=args.eval or (),
-        edited=args.edited,
-        asked=shared.option_values(args, EXPORT_OPTIONS),
-        library=args.library,
-        strict=args.strict,
     )
     return proof.show(verdict, detector, args)
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.tasks.results import Case, GraphResult
     from mmdeploy_ext.util.source_code import ModelClass
 
@@ -87,16 +88,6 @@ class ExportedFile:
     @property
     def model_classes(self) -> Sequence[Mapping[str, Any]]:
         return self.metadata.model_classes
-
-
-@dataclasses.dataclass(frozen=True)
-class Claims:
-    edited: bool = False
-    written: bool = False
-    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    library: str | None = None
-    timed: bool = True
-    strict: bool = False
 
 
 @dataclasses.dataclass

@@ -11,6 +11,7 @@ import pytest
 
 from mmdeploy_ext.cli import export_app, options
 from mmdeploy_ext.contract.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.quantize.dense_sensitivity import Exclusion
 from mmdeploy_ext.util.errors import UsageError
 from refusals import CHECKPOINT, CONFIG, MODEL, PICTURE
@@ -68,15 +69,15 @@ ROWS = [
      '.Samples', dict(paths=['a'], frames=3, traced='b')),
     (f'export {MODELS} {NORMAL}', '.build', OF_NORMAL),
     (f'export {MODELS} --verify --strict --library installed {ENGINE}', '.prove_on',
-     dict(engine=SETTINGS, claims=dict(library='installed', strict=True, written=True))),
+     dict(engine=SETTINGS, claims=Claims(library='installed', strict=True, written=True))),
     (f'verify {MODELS} m.onnx {NORMAL} --eval bbox --strict --edited {ENGINE}', '.prove_files', dict(
         OF_NORMAL, metrics=['bbox'], engine=SETTINGS,
-        claims=dict(edited=True, asked={}, library=None, strict=True))),
+        claims=Claims(edited=True, strict=True))),
     (f'verify {MODELS} m.onnx --engine openvino --inference-precision fp16',
      '.shared.engine_settings', dict(engine='openvino', inference_precision='fp16')),
     (f'export_scn {MODELS} --output-file m --verify-only --edited --max-voxels 9 --order zyx', '.prove_files',
-     dict(claims=dict(max_voxels=9, node_list='', library=None, ranges=None, edited=True,
-                      asked=dict(order='zyx')))),
+     dict(claims=Claims(edited=True, asked=dict(order='zyx'),
+                        settings=dict(max_voxels=9, node_list='', ranges=None)))),
     (f'scn_ptq {MODELS} --calibrate D --unfolded a b --data-root R --no-fp16-ranges',
      'quantize.sparse_calibration.Calibration', dict(unfolded=('a', 'b'), root='R', half=False)),
     (f'scn_ptq {MODELS} --fidelity F --target 0.9 --no-advice',
