@@ -59,7 +59,8 @@ class Exported:
         `engine` is from `engine_settings`, `claims` are attributes of `Claims`. Faults of files are in the
         verdict; see `prove`.
         """
-        inputs = Samples(self.detector, (), traced=self.picture).of(self.detector)
+        kind = kind_of(self.detector.family)
+        inputs = kind.samples(self.detector, traced=self.picture).of(self.detector)
         return prove_on(self.detector, self.files, inputs, engine or {}, Claims(written=True, **claims))
 
 
@@ -292,7 +293,7 @@ def prove(
     )
     if family.samples != 'images':
         check_engine_kind(settings['engine'], inference_precision)
-    inputs = Samples(detector, [str(path) for path in samples], frames)
+    inputs = kind_of(family).samples(detector, [str(path) for path in samples], frames)
     return prove_files(
         detector,
         str(onnx_file),

@@ -17,9 +17,9 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.claims import Claims
-from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
@@ -118,7 +118,8 @@ def run(args: argparse.Namespace, only: str = '') -> int:
         check_provable(family)
     output = args.output_file or default_output(family, Path(args.config).stem, options)
     picture = args.input_img or DEFAULT_PICTURE
-    inputs = Samples(detector, args.test_img or [], args.frames, '--test-img', traced=picture)
+    kind = kind_of(family)
+    inputs = kind.samples(detector, args.test_img or [], args.frames, '--test-img', traced=picture)
 
     build(detector, args.mean, args.std)
     if args.show:

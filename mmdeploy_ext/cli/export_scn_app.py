@@ -12,8 +12,8 @@ from mmdeploy_ext.cli import proof, ranges
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.detector import Detector, build, read_config
 from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.proving.claims import Claims
-from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import UsageError, after_weights, shape_text
 from mmdeploy_ext.util.files import will_write
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     proof.print_libraries_not_run(detector.cfg, args)
     if args.verify:
         check_provable(family)
-    inputs = Samples(detector, args.test_img, option='--input')
+    inputs = kind_of(family).samples(detector, args.test_img, option='--input')
     of_backbones = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
     if args.verify_only:
         of_backbones['ranges'] = args.loaded_ranges

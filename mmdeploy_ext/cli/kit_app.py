@@ -108,16 +108,15 @@ def _write(args: argparse.Namespace) -> int:
 
 def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     from mmdeploy_ext.detector import build, load_weights, read_config
+    from mmdeploy_ext.kinds import kind_of
     from mmdeploy_ext.kit.writer import write_detector_kit
-    from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-    from mmdeploy_ext.proving.inputs.samples import Samples
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     detector = read_config(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
     if args.frames and detector.family.samples == 'images':
         raise UsageError('--frames: goes with models of frames and sweeps only')
-    default = [DEFAULT_PICTURE] if detector.family.samples == 'images' else []  # a kit may be published
-    inputs = Samples(detector, args.samples or default, args.frames, '--samples')
+    kind = kind_of(detector.family)
+    inputs = kind.samples(detector, args.samples or kind.public_samples, args.frames, '--samples')
     build(detector, args.mean, args.std)
     load_weights(detector)
     chosen = inputs.of(detector)

@@ -14,8 +14,8 @@ from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.detector import read_config
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import BACKBONE, Family
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.proving.claims import Claims
-from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.util import cli
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     verdict = prove_files(
         detector,
         args.onnx_file,
-        Samples(detector, args.images or (), args.frames),
+        kind_of(detector.family).samples(detector, args.images or (), args.frames),
         engine,
         Claims(
             args.edited,

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.proving.verdict import Verdict
 
 
@@ -20,9 +22,31 @@ class Kind(abc.ABC):
 
     Attributes:
         name: 'images', 'sequence' or 'backbone'.
+        public_samples: samples of a kit, which may be published, where the user names none.
     """
 
     name: ClassVar[str]
+    public_samples: ClassVar[Sequence[str]] = ()
+
+    @abc.abstractmethod
+    def samples(
+        self,
+        detector: Detector,
+        paths: Sequence[str] = (),
+        frames: int | None = None,
+        option: str = '--images',
+        *,
+        traced: str | Path = '',
+    ) -> Samples:
+        """Check the samples of a proof before the weights load.
+
+        Args:
+            detector: read, but not built.
+            paths: files and folders; (): the package's picture, the config's data set, or generated samples.
+            frames: most frames, or sweeps of each of `paths`; None: 12.
+            option: the option that named the files, for messages.
+            traced: picture before the pictures of `paths`.
+        """
 
     @abc.abstractmethod
     def prove(

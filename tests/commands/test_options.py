@@ -24,15 +24,15 @@ ENGINE = '--threads 3 --providers CPUExecutionProvider'
 SETTINGS = dict(engine='OnnxRuntimeBackend', threads=3, providers=['CPUExecutionProvider'])
 NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 6])
 LEFT_OUT = """
-    .build .check_dataset .check_family .ImageModel .measure .open_network .Samples
-    .proof.print_libraries_not_run .quantisation_facts .read_config .show ._title .title_of
+    .build .check_dataset .check_family .ImageModel .measure .open_network
+    .proof.print_libraries_not_run .quantisation_facts .show ._title .title_of
     parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
     evaluate.loop.run_dataset backbone_files.make_graph backbone_files.trace
     detector_files.load_for detector.build detector.load detector.load_weights
     proving.modules.loading.make_module proving.modules.loading.make_samples
     quantize.dense.DenseQuantiser.calibrate quantize.dense.DenseQuantiser.network quantize.dense.finish_model
     quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_sensitivity.Probe
-    quantize.dense_sensitivity.rank quantize.dense_target.Target.save
+    proving.inputs.samples.PictureSamples quantize.dense_sensitivity.rank quantize.dense_target.Target.save
     quantize.sparse_calibration.checkpoint_ranges quantize.sparse_calibration.config_sweeps
     runtime.sweeps.sweep_items
 """
@@ -40,6 +40,7 @@ RESULTS = {
     '.export_detector': ([], 0.0),
     '.int8_layers': ['a', 'b', 'c'],
     '.model_facts': {},
+    '.read_config': MagicMock(**{'family.samples': 'images'}),
     '.run_facts': {},
     'cli.lint_parts.parts_of': [MagicMock(exporters=())],
     'parts.samples.samples_of': ([], ''),
@@ -66,7 +67,7 @@ ROWS = [
     (f'kit m.onnx --module m.py:f --out kit {MODULE} --licence CC0', 'kit.modules.write_module_kit',
      dict(OF_MODULE, pictures=[dict(name='m.py:f', licence='CC0')])),
     (f'export {MODELS} --test-img a --frames 3 --input-img b --verify',
-     '.Samples', dict(paths=['a'], frames=3, traced='b')),
+     'kinds.images.Images.samples', dict(paths=['a'], frames=3, traced='b')),
     (f'export {MODELS} {NORMAL}', '.build', OF_NORMAL),
     (f'export {MODELS} --verify --strict --library installed {ENGINE}', '.prove_on',
      dict(engine=SETTINGS, claims=Claims(library='installed', strict=True, written=True))),

@@ -11,11 +11,11 @@ import pytest
 import toy_frames
 from kits import FRAMES, GENERATED, run
 from mmdeploy_ext.cli import judge_app
+from mmdeploy_ext.kinds.sequence_samples import proof_samples
 from mmdeploy_ext.kit.contents import read_array
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.writer import write_detector_kit
-from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.util.errors import UsageError
 from numpy_alone import run_command

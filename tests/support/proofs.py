@@ -71,7 +71,7 @@ def check_files(
         return level_1_alone(detector, listed(paths), samples, {}, claims)
 
 
-def prove(detector: Any, paths: Any, samples: Any, engine: Any = None, **claims: Any) -> Verdict:
+def prove(detector: Any, paths: Any, samples: Any = (), engine: Any = None, **claims: Any) -> Verdict:
     """Prove one file or several, with `Claims` and their settings as keywords."""
     return kind_of(detector.family).prove(
         detector, listed(paths), samples, dict(engine or {}), claims_of(**claims)

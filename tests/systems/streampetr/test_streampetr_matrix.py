@@ -13,7 +13,7 @@ from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proving.inputs.samples import proof_samples
+from mmdeploy_ext.kinds.sequence_samples import proof_samples
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, SHORT_DRIVE
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from verdicts import sequence_of
