@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.api import check_normalisation, check_provable, export_detector, prove_on
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
-from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.detector import Detector, build, check_options, read_config, resolve
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.kinds import kind_of
@@ -41,7 +39,6 @@ COMMON = {
     '--test-img', '--cfg-options', '--report',
 }  # fmt: skip
 """Options that `--help` shows; `--help-all` shows all."""
-IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
 SIZES = {False: 'fixed', True: 'dynamic'}
 
 
@@ -157,10 +154,8 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
             f'{args.config}: is a config of family {family.name!r}, expected {only!r}; '
             f'use {tool("export")} for it'
         )
-    if family.samples != 'images':
-        reason = f'family {family.name!r} has no such option; {registration_of(family.name).of_config}'
-        shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
-        check_engine_kind(engine['engine'], engine.get('inference_precision'))
+    shared.refuse_of_kind(args, build_parser(), 'export', family)
+    kind_of(family).check_engine(engine)
 
 
 def check_raw_form(family: Family) -> None:

@@ -12,8 +12,7 @@ from mmdeploy_ext.cli import parts_app, proof
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.detector import read_config
-from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.families.base import BACKBONE, Family
+from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.util import cli
@@ -30,10 +29,6 @@ EXPORT_OPTIONS = tuple(
     for option in (FORM, OPSET, MAX_CANDIDATES, MAX_PROPOSALS)
 )
 """Options of the export that may be repeated for a proof."""
-IMAGE_OPTIONS = ('mean', 'std')
-"""Options of single pictures only."""
-DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'device')
-"""Options that sparse backbones do not have."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,13 +94,8 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
     parser, of_family = build_parser(), {option.name for option in family.options}
     foreign = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
     shared.refuse_options(args, parser, foreign, f'exports of family {family.name!r} have no such option')
-    if family.samples == 'images':  # which all engines run
-        shared.refuse_options(args, parser, ('frames',), 'goes with streaming models only')
-        return
-    shared.refuse_options(args, parser, IMAGE_OPTIONS, 'goes with models of single pictures only')
-    if family.product == BACKBONE:
-        shared.refuse_options(args, parser, DETECTOR_OPTIONS, 'sparse backbones do not have it')
-    check_engine_kind(engine['engine'], engine.get('inference_precision'))
+    shared.refuse_of_kind(args, parser, 'verify', family)
+    kind_of(family).check_engine(engine)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

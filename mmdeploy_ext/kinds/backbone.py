@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.kinds.base import Kind
+from mmdeploy_ext.engines.registry import check_engine_kind
+from mmdeploy_ext.kinds.base import OF_PICTURES, Kind
 from mmdeploy_ext.kinds.sequence_samples import SequenceSamples
 from mmdeploy_ext.proving.inputs.samples import ChosenSamples
 from mmdeploy_ext.util.errors import after_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
+    from mmdeploy_ext.benchmark.base import Benchmark
     from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.kit.local_run import Run
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.proving.verdict import Verdict
+
+
+NOT_OF_BACKBONES = 'sparse backbones do not have it'
 
 
 class BackboneSamples(SequenceSamples):
@@ -34,6 +41,10 @@ class BackboneSamples(SequenceSamples):
 
 class Backbones(Kind):
     name = 'backbone'
+    refuses: ClassVar = {
+        'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES)
+        | dict.fromkeys(('eval', 'engine', 'providers', 'inference_precision', 'device'), NOT_OF_BACKBONES),
+    }
 
     def samples(
         self,
@@ -57,3 +68,25 @@ class Backbones(Kind):
         from mmdeploy_ext.proving.backbone import prove_backbone
 
         return prove_backbone(detector, paths, list(samples), engine, claims, **claims.settings)
+
+    def kit_contents(
+        self, detector: Detector, path: str, samples: Collection[Any], folder: Path
+    ) -> dict[str, Any]:
+        from mmdeploy_ext.kit.voxels import write_voxels
+
+        return write_voxels(detector, path, samples, folder) | dict(task=None)
+
+    def kit_opens(self) -> Callable[[Path], Run]:
+        from mmdeploy_ext.kit.voxels import open_interpreted
+
+        return open_interpreted
+
+    def benchmark(
+        self, family: Family, voxels: Sequence[int] | None, files: Sequence[str]
+    ) -> type[Benchmark]:
+        from mmdeploy_ext.benchmark.sparse import SparseBenchmark
+
+        return SparseBenchmark
+
+    def check_engine(self, engine: Mapping[str, Any]) -> None:
+        check_engine_kind(engine['engine'], engine.get('inference_precision'))

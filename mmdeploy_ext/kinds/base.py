@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import abc
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mmdeploy_ext.contract.registry import registration_of
+from mmdeploy_ext.util.commands import tool
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    import argparse
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
+    from mmdeploy_ext.benchmark.base import Benchmark
     from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.kinds.tested import TestedModel
+    from mmdeploy_ext.kit.local_run import Run
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.proving.verdict import Verdict
+
+
+OF_PICTURES = 'goes with models of single pictures only'
 
 
 class Kind(abc.ABC):
@@ -22,10 +34,15 @@ class Kind(abc.ABC):
 
     Attributes:
         name: 'images', 'sequence' or 'backbone'.
+        unit: what `backend_config.dump` counts: 'samples' or 'frames'.
+        refuses: command -> option -> why these models do not take it; `entry` is the family's registration,
+            `drawn_by` the command that draws its results.
         public_samples: samples of a kit, which may be published, where the user names none.
     """
 
     name: ClassVar[str]
+    unit: ClassVar[str] = 'frames'
+    refuses: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     public_samples: ClassVar[Sequence[str]] = ()
 
     @abc.abstractmethod
@@ -70,3 +87,57 @@ class Kind(abc.ABC):
         Returns:
             The verdict, with the results to draw as `pairs`.
         """
+
+    @abc.abstractmethod
+    def kit_contents(
+        self, detector: Detector, path: str, samples: Collection[Any], folder: Path
+    ) -> dict[str, Any]:
+        """Write files and cases of a kit; return entries of the manifest, see `kit/contents.py`."""
+
+    def kit_opens(self) -> Callable[[Path], Run]:
+        """Return file -> function that runs it here, from inputs to outputs by name."""
+        from mmdeploy_ext.kit.runners import run_onnxruntime
+
+        return run_onnxruntime.open_file
+
+    def kit(
+        self,
+        detector: Detector,
+        path: str,
+        samples: Collection[Any],
+        out: str | Path,
+        pictures: Sequence[dict[str, str]],
+    ) -> dict[str, Any]:
+        """Write the kit of an exported file, or folder; return its manifest.
+
+        `samples` as in `prove`; `pictures` are `name` and `licence` of each picture, or one entry for all
+        frames, sweeps or voxels.
+        """
+        from mmdeploy_ext.kit.writer import write_detector_kit
+
+        write = functools.partial(self.kit_contents, detector, path, samples)
+        return write_detector_kit(detector, path, write, out, pictures, self.kit_opens())
+
+    @abc.abstractmethod
+    def benchmark(
+        self, family: Family, voxels: Sequence[int] | None, files: Sequence[str]
+    ) -> type[Benchmark]:
+        """Return the class that measures models of a family.
+
+        `voxels` are the user's sizes of scenes, `files` the user's exports.
+        """
+
+    def tested(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> TestedModel:
+        """Return the model of the test loop; `args` are those of `mm2onnx test`."""
+        raise NotImplementedError(f'family {family.name!r} has no results that a data set could evaluate')
+
+    def refused(self, command: str, family: Family) -> dict[str, str]:
+        """Return option of a command -> why models of a family do not take it."""
+        entry = registration_of(family.name)
+        drawn_by = tool((entry.used_by.get('') or 'run').split()[0])
+        reasons = self.refuses.get(command, {})
+        return {name: reason.format(entry=entry, drawn_by=drawn_by) for name, reason in reasons.items()}
+
+    @abc.abstractmethod
+    def check_engine(self, engine: Mapping[str, Any]) -> None:
+        """Raise UsageError for an engine, of `engine_settings`, that does not run such models."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.kinds.base import Kind
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
+    from mmdeploy_ext.benchmark.base import Benchmark
     from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.proving.verdict import Verdict
@@ -19,6 +23,11 @@ if TYPE_CHECKING:
 
 class Images(Kind):
     name = 'images'
+    unit = 'samples'
+    refuses: ClassVar = {
+        'verify': {'frames': 'goes with streaming models only'},
+        'kit': {'frames': 'goes with models of frames and sweeps only'},
+    }
     public_samples = (str(DEFAULT_PICTURE),)
 
     def samples(
@@ -45,3 +54,25 @@ class Images(Kind):
         from mmdeploy_ext.proving.pictures import prove_pictures
 
         return prove_pictures(detector, paths, list(samples), engine, claims, **claims.settings)
+
+    def kit_contents(
+        self, detector: Detector, path: str, samples: Collection[Any], folder: Path
+    ) -> dict[str, Any]:
+        from mmdeploy_ext.kit.pictures import write_pictures
+
+        return write_pictures(detector, path, samples, folder) | dict(task=detector.family.task)
+
+    def benchmark(
+        self, family: Family, voxels: Sequence[int] | None, files: Sequence[str]
+    ) -> type[Benchmark]:
+        from mmdeploy_ext.benchmark.images import ImageBenchmark
+
+        return ImageBenchmark
+
+    def tested(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> TestedModel:
+        from mmdeploy_ext.kinds.tested import ImageModel
+
+        return ImageModel(cfg, family, args, work_dir)
+
+    def check_engine(self, engine: Mapping[str, Any]) -> None:
+        """All engines run models of pictures."""

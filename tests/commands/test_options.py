@@ -24,7 +24,7 @@ ENGINE = '--threads 3 --providers CPUExecutionProvider'
 SETTINGS = dict(engine='OnnxRuntimeBackend', threads=3, providers=['CPUExecutionProvider'])
 NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 6])
 LEFT_OUT = """
-    .build .check_dataset .check_family .ImageModel .measure .open_network
+    .build .check_dataset .check_family .measure .open_network
     .proof.print_libraries_not_run .quantisation_facts .show ._title .title_of
     parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
     evaluate.loop.run_dataset backbone_files.make_graph backbone_files.trace
@@ -32,7 +32,8 @@ LEFT_OUT = """
     proving.modules.loading.make_module proving.modules.loading.make_samples
     quantize.dense.DenseQuantiser.calibrate quantize.dense.DenseQuantiser.network quantize.dense.finish_model
     quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_sensitivity.Probe
-    proving.inputs.samples.PictureSamples quantize.dense_sensitivity.rank quantize.dense_target.Target.save
+    kinds.tested.ImageModel proving.inputs.samples.PictureSamples
+    quantize.dense_sensitivity.rank quantize.dense_target.Target.save
     quantize.sparse_calibration.checkpoint_ranges quantize.sparse_calibration.config_sweeps
     runtime.sweeps.sweep_items
 """
