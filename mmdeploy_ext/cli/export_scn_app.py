@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import check_provable, prove_files, prove_on
+from mmdeploy_ext.api import ProofRequest, prove_on, prove_read
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof, ranges
 from mmdeploy_ext.contract import options as choices
@@ -98,16 +98,24 @@ def run(args: argparse.Namespace) -> int:
     options.check(names=[*typed, 'order'])
     proof.print_libraries_not_run(detector.cfg, args)
     if args.verify:
-        check_provable(family)
-    inputs = kind_of(family).samples(detector, args.test_img, option='--input')
+        kind_of(family).check_provable(family)
     of_backbones = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
     if args.verify_only:
-        of_backbones['ranges'] = args.loaded_ranges
-        asked = json.loads(json.dumps(typed))  # tuples are lists in a file
-        claims = Claims(args.edited, asked=asked, library=args.library, settings=of_backbones)
-        verdict = prove_files(detector, args.output_file, inputs, engine, claims)
-        return proof.show(verdict, detector, args)
+        request = ProofRequest(
+            args.config,
+            args.checkpoint,
+            args.output_file,
+            samples=args.test_img,
+            threads=args.threads,
+            edited=args.edited,
+            asked=json.loads(json.dumps(typed)),  # tuples are lists in a file
+            library=args.library,
+            option='--input',
+            settings=dict(of_backbones, ranges=args.loaded_ranges),
+        )
+        return proof.show(prove_read(detector, request), detector, args)
 
+    inputs = kind_of(family).samples(detector, args.test_img, option='--input')
     args.output_file = output = args.output_file or default_output(family, Path(args.config).stem, options)
     build(detector)
     check_order(output, options)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 
 NOT_OF_BACKBONES = 'sparse backbones do not have it'
+ONNX_RUNTIME_ALONE = (
+    'sparse backbones do not have it: they run in ONNX Runtime on the CPU, and have no detections that a '
+    'data set could evaluate; leave it out'
+)
 
 
 class BackboneSamples(SequenceSamples):
@@ -44,6 +48,9 @@ class Backbones(Kind):
     refuses: ClassVar = {
         'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES)
         | dict.fromkeys(('eval', 'engine', 'providers', 'inference_precision', 'device'), NOT_OF_BACKBONES),
+        'prove': dict.fromkeys(
+            ('metrics', 'engine', 'providers', 'inference_precision', 'device'), ONNX_RUNTIME_ALONE
+        ),
     }
 
     def samples(
@@ -90,3 +97,13 @@ class Backbones(Kind):
 
     def check_engine(self, engine: Mapping[str, Any]) -> None:
         check_engine_kind(engine['engine'], engine.get('inference_precision'))
+
+    def check_provable(self, family: Family) -> None:
+        """Maps from above are compared without a task."""
+
+    def read(self, path: str) -> tuple[list[str], None]:
+        from mmdeploy_ext.graph.io.files import read
+        from mmdeploy_ext.proving.levels.sparse_file import file_options
+
+        file_options(read(path), path)
+        return [path], None

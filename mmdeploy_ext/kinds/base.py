@@ -7,6 +7,7 @@ import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract.registry import registration_of
+from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util.commands import tool
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.benchmark.base import Benchmark
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.kinds.tested import TestedModel
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.tasks.results import MetricRow
 
 
 OF_PICTURES = 'goes with models of single pictures only'
@@ -141,3 +145,31 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def check_engine(self, engine: Mapping[str, Any]) -> None:
         """Raise UsageError for an engine, of `engine_settings`, that does not run such models."""
+
+    def check_provable(self, family: Family) -> None:
+        """Raise ConfigError if a family lacks its task, or for pictures its runtime."""
+        task_module(family.task)
+
+    def export(
+        self, detector: Detector, options: Options, output: str, samples: Samples
+    ) -> tuple[list[str], float]:
+        """Export a loaded model with resolved options; return the paths of its graphs and the seconds."""
+        from mmdeploy_ext.detector_files import export_files
+
+        return export_files(detector, options, output)
+
+    def read(self, path: str) -> tuple[list[str], Metadata | None]:
+        """Return the files of an export in the order of use, and the metadata of the last."""
+        from mmdeploy_ext.detector_files import read_files
+        from mmdeploy_ext.graph.io.files import load
+
+        files = read_files(path)
+        for file in files.paths:
+            load(file)
+        return files.paths, files.metadata
+
+    def metrics(
+        self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
+    ) -> list[MetricRow]:
+        """Return metrics of the data set by both engines."""
+        raise NotImplementedError(f'{detector.family.name!r} has no results that a data set could evaluate')

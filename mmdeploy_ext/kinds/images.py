@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.benchmark.base import Benchmark
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.tasks.results import MetricRow
 
 
 class Images(Kind):
@@ -76,3 +78,40 @@ class Images(Kind):
 
     def check_engine(self, engine: Mapping[str, Any]) -> None:
         """All engines run models of pictures."""
+
+    def check_provable(self, family: Family) -> None:
+        from mmdeploy_ext.runtime.detect import runtime_of
+
+        super().check_provable(family)
+        runtime_of(family.name)
+
+    def export(
+        self, detector: Detector, options: Options, output: str, samples: Samples
+    ) -> tuple[list[str], float]:
+        from mmdeploy_ext.detector import prepare_fixed
+        from mmdeploy_ext.detector_files import export_files
+        from mmdeploy_ext.families.images import picture_of
+        from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
+
+        (_, traced), *_ = samples.pictures
+        images = [prepare_fixed(detector.rule, traced, options.height, options.width)]
+        if options.dynamic and options.exporter == 'torchscript':
+            picture = picture_of(detector.family, detector.model, options)
+            check_dynamic_parts(detector.model, picture.multiple, picture.smallest)
+        return export_files(detector, options, output, images)
+
+    def metrics(
+        self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
+    ) -> list[MetricRow]:
+        from mmdeploy_ext.engines import build_backend
+        from mmdeploy_ext.evaluate.detector import BackendDetector, PublishedDetector
+        from mmdeploy_ext.proving.levels.metrics import compare_metrics
+
+        with build_backend(path=paths[0], **engine) as backend:
+            metadata = backend.metadata
+            detectors = (
+                PublishedDetector(detector.model),
+                BackendDetector(backend, detector.family, metadata),
+            )
+            precision = backend.computes_in or metadata.precision
+            return compare_metrics(detector.cfg, *detectors, names, precision)

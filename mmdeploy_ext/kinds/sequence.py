@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.tasks.results import MetricRow
 
 
 NO_SUCH_OPTION = 'family {entry.name!r} has no such option; {entry.of_config}'
@@ -89,6 +90,20 @@ class Sequences(Kind):
 
     def check_engine(self, engine: Mapping[str, Any]) -> None:
         check_engine_kind(engine['engine'], engine.get('inference_precision'))
+
+    def metrics(
+        self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
+    ) -> list[MetricRow]:
+        from mmdeploy_ext.contract.metadata import least_precision, read_metadata
+        from mmdeploy_ext.evaluate.detector import FrameDetector
+        from mmdeploy_ext.families.contracts import contract_of
+        from mmdeploy_ext.proving.levels.metrics import compare_metrics
+
+        family, metadata = detector.family, [read_metadata(path) for path in paths]
+        contract = contract_of(family, metadata[-1].options)
+        networks = (family.reference(detector.model), contract.runner(paths, engine))
+        detectors = (FrameDetector(network, family) for network in networks)
+        return compare_metrics(detector.cfg, *detectors, names, least_precision(metadata))
 
 
 def is_portable(path: str) -> bool:

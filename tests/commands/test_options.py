@@ -9,6 +9,7 @@ from unittest.mock import MagicMock
 import onnx
 import pytest
 
+from mmdeploy_ext.api import ProofRequest
 from mmdeploy_ext.cli import export_app, options
 from mmdeploy_ext.contract.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
 from mmdeploy_ext.proving.claims import Claims
@@ -26,19 +27,20 @@ NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 
 LEFT_OUT = """
     .build .check_dataset .check_family .measure .open_network
     .proof.print_libraries_not_run .quantisation_facts .show ._title .title_of
-    parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
+    api.build parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
     evaluate.loop.run_dataset backbone_files.make_graph backbone_files.trace
     detector_files.load_for detector.build detector.load detector.load_weights
     proving.modules.loading.make_module proving.modules.loading.make_samples
     quantize.dense.DenseQuantiser.calibrate quantize.dense.DenseQuantiser.network quantize.dense.finish_model
     quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_sensitivity.Probe
-    kinds.tested.ImageModel proving.inputs.samples.PictureSamples
+    kinds.images.Images.check_provable kinds.tested.ImageModel proving.inputs.samples.PictureSamples
     quantize.dense_sensitivity.rank quantize.dense_target.Target.save
     quantize.sparse_calibration.checkpoint_ranges quantize.sparse_calibration.config_sweeps
     runtime.sweeps.sweep_items
 """
 RESULTS = {
-    '.export_detector': ([], 0.0),
+    'api.read_config': MagicMock(**{'family.samples': 'images'}),
+    'kinds.images.Images.export': ([], 0.0),
     '.int8_layers': ['a', 'b', 'c'],
     '.model_facts': {},
     '.read_config': MagicMock(**{'family.samples': 'images'}),
@@ -69,17 +71,18 @@ ROWS = [
      dict(OF_MODULE, pictures=[dict(name='m.py:f', licence='CC0')])),
     (f'export {MODELS} --test-img a --frames 3 --input-img b --verify',
      'kinds.images.Images.samples', dict(paths=['a'], frames=3, traced='b')),
-    (f'export {MODELS} {NORMAL}', '.build', OF_NORMAL),
-    (f'export {MODELS} --verify --strict --library installed {ENGINE}', '.prove_on',
+    (f'export {MODELS} {NORMAL}', 'api.build', OF_NORMAL),
+    (f'export {MODELS} --verify --strict --library installed {ENGINE}', 'api.prove_on',
      dict(engine=SETTINGS, claims=Claims(library='installed', strict=True, written=True))),
-    (f'verify {MODELS} m.onnx {NORMAL} --eval bbox --strict --edited {ENGINE}', '.prove_files', dict(
-        OF_NORMAL, metrics=['bbox'], engine=SETTINGS,
-        claims=Claims(edited=True, strict=True))),
+    (f'verify {MODELS} m.onnx {NORMAL} --eval bbox --strict --edited {ENGINE}', '.prove_read', dict(
+        request=ProofRequest(str(CONFIG), str(CHECKPOINT), 'm.onnx', **OF_NORMAL, cfg_options={}, threads=3,
+                             providers=['CPUExecutionProvider'], metrics=['bbox'], edited=True, asked={},
+                             strict=True))),
     (f'verify {MODELS} m.onnx --engine openvino --inference-precision fp16',
-     '.shared.engine_settings', dict(engine='openvino', inference_precision='fp16')),
-    (f'export_scn {MODELS} --output-file m --verify-only --edited --max-voxels 9 --order zyx', '.prove_files',
-     dict(claims=Claims(edited=True, asked=dict(order='zyx'),
-                        settings=dict(max_voxels=9, node_list='', ranges=None)))),
+     'api.engine_settings', dict(engine='openvino', inference_precision='fp16')),
+    (f'export_scn {MODELS} --output-file m --verify-only --edited --max-voxels 9 --order zyx', '.prove_read',
+     dict(request=ProofRequest(str(CONFIG), str(CHECKPOINT), 'm', [], edited=True, asked=dict(order='zyx'),
+                               option='--input', settings=dict(max_voxels=9, node_list='', ranges=None)))),
     (f'scn_ptq {MODELS} --calibrate D --unfolded a b --data-root R --no-fp16-ranges',
      'quantize.sparse_calibration.Calibration', dict(unfolded=('a', 'b'), root='R', half=False)),
     (f'scn_ptq {MODELS} --fidelity F --target 0.9 --no-advice',
