@@ -243,7 +243,6 @@ OUTPUTS = (
     'graph reduce m --check nan', 'graph write-tables d k', 'convert solo m --config c',
     'convert rtdetr m --config c', 'convert mmdet3 m', 'synthetic coco', 'synthetic panoptic',
     'synthetic nuscenes', 'synthetic monocular', 'synthetic infos', 'synthetic weights c',
-    'synthetic seeded-image --size 1 1 --ori-shape 1 1',
 )  # fmt: skip
 
 
