@@ -15,10 +15,10 @@ from mmdeploy_ext.kit.diagnosis import MOST_IMAGES, diagnose, misfit
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
-from mmdeploy_ext.tasks import match_bars, task_module
+from mmdeploy_ext.tasks import match
 from mmdeploy_ext.util.errors import DataError, UsageError, on_inputs, one_line
 from mmdeploy_ext.verdict import results
-from mmdeploy_ext.verdict.bars import accept_rate, bars_of
+from mmdeploy_ext.verdict.bars import accept_rate
 from mmdeploy_ext.verdict.comparison import compare_tensors, failed_row, order_rows
 from mmdeploy_ext.verdict.matching import in_order_of, lone_low_results
 from mmdeploy_ext.verdict.verdict import EQUAL, NOTHING_COMPARED, Verdict
@@ -92,7 +92,7 @@ class _Judge:
         of_files = self.manifest.get('precision', of_files)
         subject = dict(told=told, precision=precision or of_files, ran='', inputs=len(self.cases), frames=0)
         self.verdict = Verdict(subject, claim=EQUAL)
-        self.bars = bars_of(self.verdict.precision)
+        self.bars = self.verdict.bars
         if not is_named:
             self.verdict.notes.append('the outputs have no kit.txt: nothing shows that they are of this kit')
         if self.manifest.get('teacher_forced'):
@@ -216,7 +216,6 @@ class _Judge:
 
     def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
         metadata, task = self.graphs[case.graph].metadata, self.manifest['task']
-        settings = match_bars(task, self.bars)
         runtime = runtime_of(metadata.family)
         try:
             if hasattr(runtime, 'boxes_of_outputs'):
@@ -227,14 +226,14 @@ class _Judge:
             if len(candidates) != len(case.results):
                 raise DataError(f'got results of {len(candidates)} images, expected {len(case.results)}')
 
-            def match(images: list[Any]) -> tuple[results.DetectionRow, ...]:
+            def matched(images: list[Any]) -> tuple[results.DetectionRow, ...]:
                 sides = zip(case.images, case.results, images, strict=True)
-                return tuple(task_module(task).match_detections(*side, **settings) for side in sides)
+                return tuple(match(task, *side, self.bars) for side in sides)
 
-            rows = match(candidates)
+            rows = matched(candidates)
             is_wrong = 2 <= len(rows) <= MOST_IMAGES and not all(row.passed for row in rows)
             for images in itertools.permutations(candidates) if is_wrong else ():
-                if all(row.passed for row in match(list(images))):
+                if all(row.passed for row in matched(list(images))):
                     reason = 'the images of the batch are exchanged'
                     return tuple(dataclasses.replace(row, reason=f'{row.reason}; {reason}') for row in rows)
             return rows

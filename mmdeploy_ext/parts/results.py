@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.parts.tree import Tree
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.tasks import match_bars, task_module
+from mmdeploy_ext.tasks import match, task_module
 from mmdeploy_ext.util.arrays import to_array
 from mmdeploy_ext.verdict.bars import FLOAT32, Bars
 from mmdeploy_ext.verdict.comparison import compare_named, failed_row
@@ -187,12 +187,10 @@ def compare_filled(
 
 
 def _match_scored(matched: Matched, name: str, title: str, reference: Any, candidate: Any) -> DetectionRow:
-    task = task_module(name)
-    settings = match_bars(name, matched.bars)
-    thr = getattr(task, 'SCORE_THR', 0.05)
+    settings, thr = {}, getattr(task_module(name), 'SCORE_THR', 0.05)
     if len(reference.scores) and not (reference.scores >= thr).any():
         settings['score_thr'] = float(np.median(reference.scores))  # seeded weights find nothing
-    return task.match_detections(title, reference, candidate, **settings)
+    return match(name, title, reference, candidate, matched.bars, **settings)
 
 
 def _is_boxes(value: Any) -> bool:

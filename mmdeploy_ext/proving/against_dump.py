@@ -10,7 +10,7 @@ import numpy as np
 from mmdeploy_ext.proving.pictures import compare_outputs
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.tasks import match_bars, task_module
+from mmdeploy_ext.tasks import match
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.dump import list_samples, load_dump
 from mmdeploy_ext.util.errors import DataError
@@ -109,9 +109,7 @@ class ImageDumpComparer:
         both = (dumped, outputs) if backend.metadata.form == 'full' else ()
         results = [results_of(family.name, backend.metadata, side, {**tensors, **feeds}) for side in both]
         pairs = zip(*results, strict=True)
-        settings = match_bars(family.task, bars)
-        match = task_module(family.task).match_detections
-        detections = tuple(match(name, *pair, **settings) for pair in pairs)
+        detections = tuple(match(family.task, name, *pair, bars) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
         case = Case(name, shape, False, self._compare_tensors(tensors, outputs, bars), detections)
         return accept_rate([case], bars)[0][0]

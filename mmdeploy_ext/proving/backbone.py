@@ -80,7 +80,7 @@ def prove_backbone(
     if claims.timed:
         proof.verdict.timing_ms = timing
     if not results.reasons:
-        results.reasons += total_reasons(results.cases, proof.verdict.precision)
+        results.reasons += total_reasons(results.cases, proof.verdict.bars)
     proof.verdict.pairs = proof.pairs[::-1][:MAX_DRAWN]
     return finish(proof)
 

@@ -75,7 +75,7 @@ def prove_frames(
         except LoadError as error:
             return not_loaded(proof, error)
         memory = family.memory_spec(sides.metadata.postprocess)
-        if verdict.precision != 'fp32':
+        if not verdict.bars.is_float32:
             memory = memory.judged_by(sides.spec)
         modes_of = functools.partial(Modes, sides.reference, spec=sides.spec, memory=memory, task=family.task)
         modes = modes_of(dict(teacher=teacher, free=sides.runner), bars=bars)
@@ -108,7 +108,7 @@ def prove_frames(
         verdict.notes += notes_on_drive(proof, modes, bars, memory)
         verdict.notes += [*notes_on_sides(sides), *drive.notes]
 
-        if verdict.precision == 'fp32' and first is not None:
+        if verdict.bars.is_float32 and first is not None:
             runner = Shifted(sides.runner, **FAR) if contract.ignores_places else sides.runner
             samples = sides.reference.special_samples(detector.rule, first)
             cases, reasons = special_frames(samples, runner, modes_of, bars, shape)

@@ -36,7 +36,7 @@ from mmdeploy_ext.proving.proof import (
     start,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
-from mmdeploy_ext.tasks import bbox3d, match_bars, task_module
+from mmdeploy_ext.tasks import bbox3d, match, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError
 from mmdeploy_ext.util.files import sha256_file
@@ -127,7 +127,7 @@ def prove_sweeps(
         judge_results(proof)
         verdict.timing_ms = clock.medians(*titles) if claims.timed else {}
         if not results.reasons:
-            results.reasons += total_reasons(results.cases, verdict.precision, 'sweep', 'sweep', ADVICE)
+            results.reasons += total_reasons(results.cases, verdict.bars, 'sweep', 'sweep', ADVICE)
         verdict.notes += notes_on_sides(sides)
         proof.add_notes(dict.fromkeys(note for case in results.cases for note in case.notes))
         if first is not None:
@@ -284,15 +284,14 @@ def judge_sweep(
     substituted = match_substituted(sides, result)  # first: PyTorch in float64 is another last sample
     case = judge_tensors(sides, sweep, expected, result)
     detections = expected.detections, result.detections
-    task = task_module(sides.detector.family.task)
     notes = ()
     if sides.bars.is_float32 and hasattr(sides.reference, 'boxes_of') and not can_be_put_in(sides, result):
         notes = (NOT_PUT_IN,)
     case = dataclasses.replace(case, substituted=substituted, whole=True, notes=notes)
-    settings = match_bars(sides.detector.family.task, sides.bars)
+    settings = {}
     if sides.bars.is_float32 and not case.chained:
         settings = dict(tied=ties_of(sides, detections, lambda: sides.reference.step(sweep).detections))
-    row = task.match_detections('boxes', *detections, **settings)
+    row = match(sides.detector.family.task, 'boxes', *detections, sides.bars, **settings)
     case = dataclasses.replace(case, detections=(row,))
     title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
     return case, [bbox3d.pair_of(sweep, sides.detector.rule, title, *detections)]
@@ -326,10 +325,10 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
     if not sides.bars.is_float32 or not can_be_put_in(sides, result):
         return ()
     detections = sides.reference.boxes_of(result.outputs), result.detections
-    task = task_module(sides.detector.family.task)
-    one_to_one = getattr(task, 'ONE_TO_ONE', {})
+    task = sides.detector.family.task
+    one_to_one = getattr(task_module(task), 'ONE_TO_ONE', {})
     tied = ties_of(sides, detections, lambda: sides.reference.boxes_of(result.outputs), **one_to_one)
-    return (task.match_detections('boxes', *detections, tied=tied, **one_to_one),)
+    return (match(task, 'boxes', *detections, tied=tied, **one_to_one),)
 
 
 def ties_of(sides: Sides, detections: tuple[Any, Any], run: Callable[[], Any], **one_to_one: float) -> Ties:

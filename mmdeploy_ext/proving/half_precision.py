@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.tasks import place_text
-from mmdeploy_ext.verdict.bars import accept_masks, accept_rate, bars_of
+from mmdeploy_ext.verdict.bars import accept_masks, accept_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,7 @@ def judge_match_rate(results: Results, verdict: Verdict, rounded: bool) -> None:
 
     `rounded`: `proof_engine` rounded float16, which is noted.
     """
-    bars = bars_of(verdict.precision)
+    bars = verdict.bars
     results.cases, reason = accept_rate(accept_masks(results.cases, bars), bars)
     if reason:
         results.reasons.append(reason)

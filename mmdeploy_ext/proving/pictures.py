@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import statistics
 import time
 from typing import TYPE_CHECKING
@@ -51,7 +50,7 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
-from mmdeploy_ext.tasks import bbox2d, match_bars, task_module
+from mmdeploy_ext.tasks import bbox2d, match, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.util.files import sha256_file
@@ -113,7 +112,7 @@ def prove_pictures(
             return not_loaded(proof, error)
         verdict.subject['precision'] = backend.computes_in or file.metadata.precision
         beside = None
-        if verdict.precision == 'fp32' and not shows_inner(proof.engine):
+        if verdict.bars.is_float32 and not shows_inner(proof.engine):
             beside = open_beside(file, stack)
 
         inputs, notes = picture_inputs(detector, file, proof.options, pictures, cache)
@@ -137,9 +136,9 @@ def prove_pictures(
         if claims.timed and all(case.passed for case in results.cases):
             verdict.timing_ms = timing(first, backend)
     if not results.reasons:
-        results.reasons += total_reasons(results.cases, verdict.precision)
+        results.reasons += total_reasons(results.cases, verdict.bars)
     verdict.notes += [*normalisation_notes(detector), *notes_on_export(detector, file.metadata)]
-    if verdict.precision == 'fp32':
+    if verdict.bars.is_float32:
         verdict.notes += substitution_notes(first.code, results.cases)
     if left_out := first.code.results_left_out(file.options):
         verdict.notes.append(left_out)
@@ -412,12 +411,10 @@ def match_images(
 
     `settings`: of the post-processing, to excuse results beside a tie.
     """
-    task = task_module(reference.detector.family.task)
-    chosen = match_bars(reference.detector.family.task, bars)
     if settings is None:
-        titles = [title for title, _ in reference.input.sources]
-        match = functools.partial(task.match_detections, **chosen)
-        return tuple(itertools.starmap(match, zip(titles, expected, results, strict=True)))
+        task, titles = reference.detector.family.task, [title for title, _ in reference.input.sources]
+        sides = zip(titles, expected, results, strict=True)
+        return tuple(match(task, *side, bars) for side in sides)
     return match_with_ties(reference, expected, results, reference.run, settings, {})
 
 

@@ -236,7 +236,7 @@ def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
 def judge_results(proof: Proof) -> None:
     """Judge all results together: what is left end to end; below float32 a rate decides."""
     results, verdict = proof.results, proof.verdict
-    if verdict.precision != 'fp32':
+    if not verdict.bars.is_float32:
         half_precision.judge_match_rate(results, verdict, bool(proof.engine.get('round_fp16')))
         return
     results.cases, alone = accept_rest(results.cases)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.verdict.bars import FLOAT32
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
     from mmdeploy_ext.verdict.bars import Bars
+    from mmdeploy_ext.verdict.results import DetectionRow
 
 
 TASKS = {name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask', 'mask', 'panoptic')}
@@ -36,6 +38,14 @@ def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
     if missing := [attribute for attribute in needed if not hasattr(module, attribute)]:
         raise ConfigError(f'task {name!r}: {module.__file__} has no {", ".join(missing)}')
     return module
+
+
+def match(
+    task: str, title: str, reference: Any, candidate: Any, bars: Bars = FLOAT32, **settings: Any
+) -> DetectionRow:
+    """Match two lists of results one to one, by the rules of a task and the bars of a precision."""
+    settings = {**match_bars(task, bars), **settings}
+    return task_module(task).match_detections(title, reference, candidate, **settings)
 
 
 def match_bars(task: str, bars: Bars) -> dict[str, float]:

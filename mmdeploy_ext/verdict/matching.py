@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.verdict.bars import FLOAT32, Bars
 from mmdeploy_ext.verdict.comparison import compare_named
 from mmdeploy_ext.verdict.results import DetectionRow
 from mmdeploy_ext.verdict.slices import FLOOR
@@ -15,7 +16,6 @@ from mmdeploy_ext.verdict.slices import FLOOR
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from mmdeploy_ext.verdict.bars import Bars
     from mmdeploy_ext.verdict.results import Case, Pair, TensorRow
 
 
@@ -457,7 +457,7 @@ def _accepted(row: DetectionRow) -> DetectionRow:
 
 def total_reasons(
     cases: Sequence[Case],
-    precision: str = 'fp32',
+    bars: Bars = FLOAT32,
     unit: str = 'input',
     found_in: str = 'image',
     advice: str = ADVICE_FOR_IMAGES,
@@ -477,7 +477,7 @@ def total_reasons(
     reasons = too_few(matched, unit, advice)
     judged = [case for case in cases if not (case.chained and rest_is_small(cases))]
     low, alone = (sum(getattr(row, key) for case in judged for row in case.detections) for key in LOW)
-    if precision == 'fp32' and alone:
+    if bars.is_float32 and alone:
         reasons.append(
             f'{alone} of {low} results below the score threshold have no partner on '
             f'the other side, and are beside no tie'

@@ -7,7 +7,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.verdict.bars import bars_of
+
 if TYPE_CHECKING:
+    from mmdeploy_ext.verdict.bars import Bars
     from mmdeploy_ext.verdict.results import (
         Case,
         Check,
@@ -36,9 +39,6 @@ class Claim:
 
     word: str
     needs: Mapping[str, str]
-
-    def text(self, precision: str) -> str:
-        return self.word if precision == 'fp32' else f'WITHIN {precision.upper()} BARS'
 
 
 NOTHING_COMPARED = 'nothing was compared'
@@ -115,6 +115,10 @@ class Verdict:
         return str(self.subject.get('precision') or 'fp32')
 
     @property
+    def bars(self) -> Bars:
+        return bars_of(self.precision)
+
+    @property
     def failures(self) -> list[str]:
         """Reasons, settings that differ first: they explain nodes, tensors and results that differ."""
         failed = [finding for finding in self.findings if finding.passed is False]
@@ -129,11 +133,11 @@ class Verdict:
     @property
     def proven(self) -> bool:
         """Whether the proof passed by float32's bars; other precisions are never proven."""
-        return self.passed and self.precision == 'fp32'
+        return self.passed and self.bars.is_float32
 
     @property
     def title(self) -> str:
-        claim = self.claim.text(self.precision)
+        claim = self.claim.word if self.bars.is_float32 else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:
             return f'NOT {claim}'
         if not_run := self.subject.get('libraries_not_run'):

@@ -40,7 +40,7 @@ def test_one_matched_result_in_a_proof_with_images_is_no_proof():
 def test_low_results_without_partner_add_up_over_the_proof():
     cases = [case(20, low=100, alone=1)] * 3
     assert 'results below the score threshold' in total_reasons(cases)[0]
-    assert total_reasons(cases, 'fp16') == []
+    assert total_reasons(cases, bars_of('fp16')) == []
 
 
 VALUES = np.float32([[3, -4, 12], [84, 0.5, -1]])

@@ -97,7 +97,7 @@ def outputs_text(verdict: Verdict) -> str:
     if verdict.series:
         texts = [f'{summary["sequence_frames"]} frames {" and ".join(verdict.series)}']
     cosines = [finding.figures['cosine'] for finding in verdict.with_figure('cosine')]
-    if verdict.precision != 'fp32' and (measured := [cosine for cosine in cosines if cosine is not None]):
+    if not verdict.bars.is_float32 and (measured := [cosine for cosine in cosines if cosine is not None]):
         texts.append(f'cosine {cosine_text(min(measured))} or more')
     elif summary['worst_rel'] is not None:
         texts.append(f'tensors within {short(summary["worst_rel"])}')
