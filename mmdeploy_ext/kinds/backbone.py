@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.benchmark.base import Benchmark
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.kit.local_run import Run
@@ -107,3 +108,7 @@ class Backbones(Kind):
 
         file_options(read(path), path)
         return [path], None
+
+    def default_output(self, family: Family, stem: str, options: Options) -> str:
+        target = '' if options.target == 'libspconv' else f'{options.target}.'
+        return f'lidar.backbone.{target}{options.order}.onnx'
