@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.kinds.base import OF_PICTURES, Kind
+from mmdeploy_ext.kinds.base import INPUTS_INSTEAD, OF_PICTURES, Kind
 from mmdeploy_ext.kinds.sequence_samples import SequenceSamples
 from mmdeploy_ext.proving.inputs.samples import ChosenSamples
 from mmdeploy_ext.util.errors import after_weights
@@ -49,6 +49,7 @@ class Backbones(Kind):
     refuses: ClassVar = {
         'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES)
         | dict.fromkeys(('eval', 'engine', 'providers', 'inference_precision', 'device'), NOT_OF_BACKBONES),
+        'graph diff': {'images': INPUTS_INSTEAD},
         'prove': dict.fromkeys(
             ('metrics', 'engine', 'providers', 'inference_precision', 'device'), ONNX_RUNTIME_ALONE
         ),

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.kit.local_run import Run
     from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.difference.locate import GraphSide
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.tasks.results import MetricRow
 
 
 OF_PICTURES = 'goes with models of single pictures only'
+INPUTS_INSTEAD = 'goes with image models; give others real inputs with --input'
 
 
 class Kind(abc.ABC):
@@ -196,3 +198,9 @@ class Kind(abc.ABC):
         `picture` is a file, for models of pictures.
         """
         return []
+
+    def side_of_difference(self, detector: Detector, paths: Sequence[str]) -> GraphSide:
+        """Return PyTorch's side of the first difference of a file; `paths` are pictures."""
+        from mmdeploy_ext.proving.difference.locate import GraphSide
+
+        return GraphSide()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.difference.locate import GraphSide
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.tasks.results import MetricRow
@@ -130,3 +131,9 @@ class Images(Kind):
 
         ((_, image),) = read_images([picture], 1, detector.rule)
         return observed_inputs(detector, options, image)
+
+    def side_of_difference(self, detector: Detector, paths: Sequence[str]) -> GraphSide:
+        from mmdeploy_ext.proving.difference.locate import PictureSide
+        from mmdeploy_ext.proving.inputs.samples import read_images
+
+        return PictureSide(read_images(paths, rule=detector.rule))
