@@ -165,9 +165,8 @@ def chosen_options(detector: Detector, request: ExportRequest) -> Options:
 
 def output_of(detector: Detector, options: Options, request: ExportRequest) -> str:
     """Return the file or folder of an export: the user's, or the default."""
-    from mmdeploy_ext.detector_files import default_output
-
-    return str(request.output_file) or default_output(detector.family, Path(request.config).stem, options)
+    family, stem = detector.family, Path(request.config).stem
+    return str(request.output_file) or kind_of(family).default_output(family, stem, options)
 
 
 def export_read(

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.config.config import (
-    config_sha256,
     load_config,
     refused_by_name,
     test_dataset,
     test_pipeline,
 )
-from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
+from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.util.errors import (
     ConfigError,
@@ -112,9 +111,7 @@ class Detector:
     @property
     def config_sha256(self) -> str:
         """The digest of the config's entries that the results depend on."""
-        if self.family.product == BACKBONE:  # which the model alone decides
-            return config_sha256(dict(model=self.cfg.model, test_pipeline=[dict(type='points')]))
-        return config_sha256(self.cfg)
+        return self.family.config_sha256(self.cfg)
 
 
 def read_config(
@@ -178,22 +175,17 @@ def build(
     family, cfg = detector.family, detector.cfg
     mean, std = (None if values is None else [*map(float, values)] for values in (mean, std))
     for name, values in dict(mean=mean, std=std).items():
-        if values and family.samples != 'images':
-            raise UsageError(
-                f'{name}={values}: goes with models of single pictures; family '
-                f'{family.name!r} normalises as its config states: leave {name} out'
-            )
+        if values:
+            family.check_normalisation(name, values)
     check_device(detector.device)
     detector.rule = checked_rule(cfg, family)
     if detector.checkpoint and not Path(detector.checkpoint).is_file():
         load_checkpoint(detector.checkpoint)  # raises the error about the path
     detector.unbuilt_cfg = copy.deepcopy(cfg)
     detector.model = family.build(cfg)
-    if family.product == BACKBONE:
-        detector.settings = family.settings(cfg, detector.model)
+    detector.settings = family.settings(cfg, detector.model)
     detector.normalise_with(mean, std)
-    if family.samples == 'images':
-        detector.model.picture_channels = detector.rule.bands
+    family.note_rule(detector.model, detector.rule)
 
 
 def checked_rule(cfg: Any, family: Family) -> Any:
@@ -219,14 +211,10 @@ def load_weights(detector: Detector) -> None:
         CheckpointError: the checkpoint cannot be read, or is of another model.
         ConfigError, UsageError: see `class_names`.
     """
-    from mmdeploy_ext.weights.checkpoint import load_checkpoint
-
     family, model = detector.family, detector.model
-    if family.product == BACKBONE:
-        detector.report = family.load(model, detector.checkpoint, detector.weight_layout)
-    else:
-        detector.report = load_checkpoint(detector.checkpoint).without(detector.ignored_keys)
-        family.load_weights(model, detector.report)
+    detector.report = family.load_file(
+        model, detector.checkpoint, detector.weight_layout, detector.ignored_keys
+    )
     meta = getattr(detector.report, 'meta', {})
     detector.classes = class_names(detector.cfg, meta, family.num_classes(model))
     detector.checkpoint_sha256 = sha256_file(detector.checkpoint)
@@ -364,24 +352,7 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
             check_forward(family, model, resolved.replace(form='raw'))
         raise
     contract_of(family, resolved).check(cfg)
-    if family.samples == 'images':
-        from mmdeploy_ext.families import hosts
-
-        spec, facts = family.spec(model, resolved), family.facts(model)
-        hosts.check(resolved, family.preprocess_rule(cfg), spec, facts)
-    if family.samples == 'images' and resolved.dynamic:
-        from mmdeploy_ext.families.images import picture_of
-
-        smallest = picture_of(family, model, resolved).smallest
-        if min(resolved.height, resolved.width) < smallest:
-            raise UsageError(
-                f'--shape {resolved.height} {resolved.width}: a file of any size takes sides of at least '
-                f'{smallest} pixels for this model, and is traced with a size that it takes'
-            )
-    if family.samples == 'images':
-        from mmdeploy_ext.families.trial import check_forward
-
-        check_forward(family, model, resolved)
+    family.check_export(cfg, resolved, model)
     return resolved
 
 

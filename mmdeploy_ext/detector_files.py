@@ -17,9 +17,8 @@ from mmdeploy_ext.detector import Detector, check_options, load_weights, rule_of
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
-from mmdeploy_ext.families.base import BACKBONE, FAMILIES, Family, exported_options
+from mmdeploy_ext.families.base import FAMILIES, Family, exported_options
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.hosts import hosted
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
@@ -28,15 +27,6 @@ from mmdeploy_ext.util.files import check_writable, will_write
 from mmdeploy_ext.util.folders import check_replaceable, check_replaceable_file, replaced_folder
 from mmdeploy_ext.util.source_code import versions
 from mmdeploy_ext.util.typed_json import Mismatch, plain, read
-
-
-def default_output(family: Family, stem: str, options: Options) -> str:
-    if family.product == BACKBONE:
-        target = '' if options.target == 'libspconv' else f'{options.target}.'
-        return f'lidar.backbone.{target}{options.order}.onnx'
-    if not contract_of(family, options).one_file:
-        return stem
-    return f'{stem}_{options.contract}.onnx' if family.files else 'tmp.onnx'
 
 
 def check_output(output: str, options: Options, family: Family, option: str = '--out ') -> None:
@@ -94,7 +84,7 @@ def make_metadata(detector: Detector, options: Options, graph: Graph | None = No
     facts = family.facts(detector.model)
     check_facts(family.name, facts)
     graph = graph or contract_of(family, options).graphs(detector.model, options)[-1]
-    graph = hosted(family, graph, options, detector.rule, detector.model)
+    graph = family.hosted(graph, options, detector.rule, detector.model)
     return Metadata(
         family=family.name,
         form=graph.name,
@@ -151,12 +141,9 @@ def export_graphs(
     """
     family, exported = detector.family, []
     device = next(detector.model.parameters()).device
-    inputs = {}
-    if family.samples == 'images':
-        batch = [images[index % len(images)] for index in range(options.batch)]
-        inputs = family.feeds(batch, rescale=True)
+    inputs = family.traced_feeds(images, options.get('batch', 1))
     for graph in contract_of(family, options).graphs(prepared(detector.model), options):
-        hosted_graph = hosted(family, graph, options, detector.rule, detector.model)
+        hosted_graph = family.hosted(graph, options, detector.rule, detector.model)
         example = graph.example
         if not example:  # optional inputs that no picture gives have their defaults
             spec = hosted_graph.spec

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
 
 PACKAGE = __name__.partition('.')[0]
 MOVED = {
+    'cli.backend_config': 'evaluate.backend_config',
     'cli.demo': 'tools/demo/drawing.py',
     'cli.lidar_demo_app': 'tools/demo/lidar_demo.py',
+    'cli.tested_models': 'kinds.tested',
     'cli.video_app': 'tools/demo/streampetr_video.py',
     'cli.zoo_app': 'dev.zoo.app',
     'consumers': 'targets',
@@ -63,6 +65,7 @@ MOVED = {
     'models.rtdetr': 'systems.rtdetr.model',
     'models.sparse4d': 'systems.sparse4d.model',
     'models.streampetr': 'systems.streampetr.model',
+    'proving.ladder': 'kinds',
     'proving.verdict': 'verdict.verdict',
     'runtime.held': 'runtime.device_graph',
     'tasks.half_bars': 'verdict.bars',

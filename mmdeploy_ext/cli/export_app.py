@@ -270,13 +270,11 @@ def _part_types(cfg: Any) -> dict[str, str]:
 def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple[str, ...]:
     size = f'{options.get("height")} x {options.get("width")}' if 'height' in options else ''
     title = options.get('form', ''), f'{SIZES.get(options.get("dynamic"), "")} {size}'.strip()
-    from mmdeploy_ext.families.hosts import hosted
-
     try:
         options.check()
         options = check_options(options, cfg, family, model)
         graphs = contract_of(family, options).graphs(model, options)
-        graphs = [hosted(family, graph, options, family.preprocess_rule(cfg), model) for graph in graphs]
+        graphs = [family.hosted(graph, options, family.preprocess_rule(cfg), model) for graph in graphs]
     except Mm2OnnxError as error:
         return *title, '', '', str(error)
     texts = [

@@ -80,7 +80,7 @@ def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str],
 
 def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.backbone_files import export_file
-    from mmdeploy_ext.detector_files import default_output, load_for
+    from mmdeploy_ext.detector_files import load_for
     from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
     cli.wait_passively()
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         return proof.show(prove_read(detector, request), detector, args)
 
     inputs = kind_of(family).samples(detector, args.test_img, option='--input')
-    args.output_file = output = args.output_file or default_output(family, Path(args.config).stem, options)
+    args.output_file = output = args.output_file or kind_of(family).default_output(family, '', options)
     build(detector)
     check_order(output, options)
     if args.calibrate:

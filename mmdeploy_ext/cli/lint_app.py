@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import after_weights
 from mmdeploy_ext.util.files import write_json
@@ -91,12 +92,8 @@ def lint(
     from mmdeploy_ext.cli.lint_parts import parts_of
     from mmdeploy_ext.lint import check
 
-    options, (height, width) = detector.family.choose(), shape
-    if detector.family.samples == 'images':
-        # opset 0 is the default: no stage depends on it, and trials have that of --opset-version
-        options = detector.family.choose(
-            form=args.postprocess, opset=0, height=height, width=width, dynamic=args.dynamic_export
-        )
+    family = detector.family
+    options = kind_of(family).observed_options(family, args.postprocess, shape, args.dynamic_export)
     tries_exports = not args.no_export
     for part in parts_of(detector, options, args.input_img):
         part_exporters = part.exporters or exporters

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from mmdeploy_ext.detector import prepare_fixed, resolve
+from mmdeploy_ext.detector import resolve
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.pictures import other_view
-from mmdeploy_ext.proving.inputs.samples import read_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
 
 Feeds = dict[str, torch.Tensor]
 """Tensors by name: inputs of a graph, and outputs of stages that have run."""
-
-LARGER = 128
-"""Pixels by which the second picture is higher; a multiple of every part's divisor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,32 +50,10 @@ def parts_of(detector: Detector, options: Options, picture: str | None = None) -
     `picture` is the file of an image model's input, by default the demo's.
     """
     options = resolve(options, detector.model, detector.rule)
-    runs: list[Feeds] = []
-    if detector.family.samples == 'images':
-        ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1, detector.rule)
-        device = next(detector.model.parameters()).device
-        for arrays in observed_inputs(detector, options, image):
-            runs.append({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
+    device, runs = next(detector.model.parameters()).device, []
+    for arrays in kind_of(detector.family).observed(detector, options, picture or DEFAULT_PICTURE):
+        runs.append({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
     yield from _stages(detector, options, runs)
-
-
-def observed_inputs(
-    detector: Detector, options: Options, image_bgr: np.ndarray
-) -> list[dict[str, np.ndarray]]:
-    """Inputs of two runs of a model of pictures, by name, always with `border`.
-
-    `border` (B, 2) are pixels of padding above and left. `image_bgr` is (h, w, 3) uint8.
-    """
-    family, runs = detector.family, []
-    reference = family.reference(detector.model)
-    larger = LARGER if options.dynamic else 0
-    for view, extra in ((image_bgr, 0), (other_view(image_bgr), larger)):
-        size = options.height + extra, options.width + 2 * extra
-        image = prepare_fixed(detector.rule, view, *size)
-        feeds = family.feeds([image], rescale=True)
-        feeds.setdefault('border', np.zeros((1, 2), np.float32))  # left out of feeds where it is zero
-        runs.append(feeds | reference.inner_inputs(feeds, options.form))
-    return runs
 
 
 def _stages(detector: Detector, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:

@@ -58,9 +58,7 @@ def check(options: Options, rule: PreprocessRule, spec: GraphSpec, facts: Any) -
 
 
 def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule, model: nn.Module) -> Graph:
-    """Return a graph with what `FOR_HOSTS` ask for; graphs of other samples than pictures stay."""
-    if family.samples != 'images':
-        return graph
+    """Return a graph with what `FOR_HOSTS` ask for."""
     spec = graph.spec
     if rule is not None and rule.bands != 3 and spec.inputs[0].axes[1] == 3:
         picture, *others = spec.inputs

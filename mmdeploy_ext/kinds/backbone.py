@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.kinds.base import OF_PICTURES, Kind
+from mmdeploy_ext.kinds.base import INPUTS_INSTEAD, OF_PICTURES, Kind
 from mmdeploy_ext.kinds.sequence_samples import SequenceSamples
 from mmdeploy_ext.proving.inputs.samples import ChosenSamples
 from mmdeploy_ext.util.errors import after_weights
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.benchmark.base import Benchmark
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.kit.local_run import Run
@@ -48,6 +49,7 @@ class Backbones(Kind):
     refuses: ClassVar = {
         'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES)
         | dict.fromkeys(('eval', 'engine', 'providers', 'inference_precision', 'device'), NOT_OF_BACKBONES),
+        'graph diff': {'images': INPUTS_INSTEAD},
         'prove': dict.fromkeys(
             ('metrics', 'engine', 'providers', 'inference_precision', 'device'), ONNX_RUNTIME_ALONE
         ),
@@ -107,3 +109,7 @@ class Backbones(Kind):
 
         file_options(read(path), path)
         return [path], None
+
+    def default_output(self, family: Family, stem: str, options: Options) -> str:
+        target = '' if options.target == 'libspconv' else f'{options.target}.'
+        return f'lidar.backbone.{target}{options.order}.onnx'

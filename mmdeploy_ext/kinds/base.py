@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
+
     from mmdeploy_ext.benchmark.base import Benchmark
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
     from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.kit.local_run import Run
     from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.difference.locate import GraphSide
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.verdict.results import MetricRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
 
 OF_PICTURES = 'goes with models of single pictures only'
+INPUTS_INSTEAD = 'goes with image models; give others real inputs with --input'
 
 
 class Kind(abc.ABC):
@@ -173,3 +177,30 @@ class Kind(abc.ABC):
     ) -> list[MetricRow]:
         """Return metrics of the data set by both engines."""
         raise NotImplementedError(f'{detector.family.name!r} has no results that a data set could evaluate')
+
+    def default_output(self, family: Family, stem: str, options: Options) -> str:
+        """Return the file or folder of an export that the user did not name; `stem` is the config's."""
+        from mmdeploy_ext.families.contracts import contract_of
+
+        if not contract_of(family, options).one_file:
+            return stem
+        return f'{stem}_{options.contract}.onnx' if family.files else 'tmp.onnx'
+
+    def observed_options(self, family: Family, form: str, size: tuple[int, int], dynamic: bool) -> Options:
+        """Return options of the graphs that lint observes; `form`, `size` (height, width) of pictures."""
+        return family.choose()
+
+    def observed(
+        self, detector: Detector, options: Options, picture: str | Path
+    ) -> Sequence[Mapping[str, np.ndarray]]:
+        """Return inputs by name of the runs that lint observes; []: examples of the graphs.
+
+        `picture` is a file, for models of pictures.
+        """
+        return []
+
+    def side_of_difference(self, detector: Detector, paths: Sequence[str]) -> GraphSide:
+        """Return PyTorch's side of the first difference of a file; `paths` are pictures."""
+        from mmdeploy_ext.proving.difference.locate import GraphSide
+
+        return GraphSide()

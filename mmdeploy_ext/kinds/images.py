@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
+
     from mmdeploy_ext.benchmark.base import Benchmark
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.difference.locate import GraphSide
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.verdict.results import MetricRow
     from mmdeploy_ext.verdict.verdict import Verdict
@@ -115,3 +118,22 @@ class Images(Kind):
             )
             precision = backend.computes_in or metadata.precision
             return compare_metrics(detector.cfg, *detectors, names, precision)
+
+    def observed_options(self, family: Family, form: str, size: tuple[int, int], dynamic: bool) -> Options:
+        # opset 0 is the default: no stage depends on it, and trials have that of --opset-version
+        return family.choose(form=form, opset=0, height=size[0], width=size[1], dynamic=dynamic)
+
+    def observed(
+        self, detector: Detector, options: Options, picture: str | Path
+    ) -> Sequence[Mapping[str, np.ndarray]]:
+        from mmdeploy_ext.proving.inputs.observed import observed_inputs
+        from mmdeploy_ext.proving.inputs.samples import read_images
+
+        ((_, image),) = read_images([picture], 1, detector.rule)
+        return observed_inputs(detector, options, image)
+
+    def side_of_difference(self, detector: Detector, paths: Sequence[str]) -> GraphSide:
+        from mmdeploy_ext.proving.difference.locate import PictureSide
+        from mmdeploy_ext.proving.inputs.samples import read_images
+
+        return PictureSide(read_images(paths, rule=detector.rule))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.kinds.base import OF_PICTURES, Kind
+from mmdeploy_ext.kinds.base import INPUTS_INSTEAD, OF_PICTURES, Kind
 
 if TYPE_CHECKING:
     import argparse
@@ -32,6 +32,7 @@ class Sequences(Kind):
         'export': dict.fromkeys(('input_img', 'mean', 'std', 'show'), NO_SUCH_OPTION),
         'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES),
         'test': dict.fromkeys(('show_dir', 'show_score_thr'), 'these models are drawn by {drawn_by}'),
+        'graph diff': {'images': INPUTS_INSTEAD},
         'lint': dict.fromkeys(('input_img', 'shape', 'dynamic_export', 'postprocess'), SIZES_OF_CONFIG),
     }
 

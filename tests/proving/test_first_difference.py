@@ -16,7 +16,7 @@ from mmdeploy_ext.detector_files import export_graphs
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.difference.locate import Search, Subject, subject_of
+from mmdeploy_ext.proving.difference.locate import PictureSide, Search, Subject, subject_of
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +27,7 @@ def toy():
     picture = read_image(toy_atss.PICTURE)
     traced = detectors.prepare_fixed(detector.rule, picture, options.height, options.width)
     model, metadata = export_graphs(detector, options, [traced])[0]
-    subject = subject_of(detector, metadata, [('toy.jpg', picture)])
+    subject = subject_of(detector, metadata, PictureSide([('toy.jpg', picture)]))
     subject = dataclasses.replace(subject, fresh_export=lambda: toy_faults.copy_of(model))
     return model, Search(subject, findings.Bars()), traced.tensor[None]
 

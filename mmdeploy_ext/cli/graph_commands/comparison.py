@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, write_json
 from mmdeploy_ext.cli.options import parse_cfg_options
-from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.samples import read_images
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import ShapeError, UsageError, after_weights
 from mmdeploy_ext.util.files import check_writable
@@ -110,18 +109,16 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     feeds = load_tensors(args.input) if args.input else None
 
     detector = read_config(config, checkpoint, cfg_options)
-    takes_pictures = detector.family.samples == 'images'
+    kind = kind_of(detector.family)
     metadata.require(path, detector.family.name)
     refuse_other_settings(detector.cfg, metadata.options.get('cfg_options', {}), path)
-    if args.images and not takes_pictures:
-        raise UsageError('--images: goes with image models; give others real inputs with --input')
+    refused = kind.refused('graph diff', detector.family)
+    if args.images and 'images' in refused:
+        raise UsageError(f'--images: {refused["images"]}')
     build(detector)
-    images = []
-    if takes_pictures:
-        images = read_images(args.images or [DEFAULT_PICTURE], rule=detector.rule)
+    side = kind.side_of_difference(detector, args.images or kind.public_samples)
     load_weights(detector)
-    if takes_pictures:
-        detector.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)
+    side.prepare(detector, metadata)
     default = HALF if metadata.options.get('precision') == 'fp16' else Bars()
     with after_weights():
-        return first_difference(detector, path, images, feeds, default.at(args.rtol), fresh=not args.no_fresh)
+        return first_difference(detector, path, side, feeds, default.at(args.rtol), fresh=not args.no_fresh)

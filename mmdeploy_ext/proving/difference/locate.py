@@ -15,7 +15,6 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.hosts import hosted
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.files import engine_notes
@@ -60,15 +59,14 @@ class Subject:
 def first_difference(
     detector: Detector,
     path: str,
-    images: Sequence[tuple[str, np.ndarray]] = (),
+    side: GraphSide,
     feeds: Mapping[str, np.ndarray] | None = None,
     bars: findings.Bars | None = None,
     fresh: bool = True,
 ) -> findings.Comparison:
     """Compare a file with its PyTorch model, tensor by tensor.
 
-    - `images`: (title, (h, w, 3) uint8 BGR) for models of pictures; the last input of `proof_inputs` is
-      compared. Other models get seeded numbers like the trace's.
+    - `side`: the modules and inputs of PyTorch's side.
     - `feeds`: name -> array of every input, instead.
     - `bars`: None: the bars of the file's precision.
     - `fresh`: export the modules again, to tell which tensor is which.
@@ -76,7 +74,7 @@ def first_difference(
     model = files.load(path)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
     metadata.require(path, detector.family.name)
-    subject = subject_of(detector, metadata, images, feeds)
+    subject = subject_of(detector, metadata, side, feeds)
     bars = bars or (findings.HALF if metadata.options.get('precision') == 'fp16' else findings.Bars())
     search = Search(subject, bars)
     comparison = search.compare(model, fresh)
@@ -100,9 +98,9 @@ def first_difference(
         else:
             graph = file_checks.compare_with_fresh_export(model, subject.fresh_export)
             comparison.graph = '' if graph.passed else graph.text
-    comparison.notes += _upstream_notes(detector, metadata, subject, search, bars)
-    if detector.family.samples == 'images' and feeds is None and comparison.equal:
-        comparison.results = _differing_results(detector, metadata, path, images)
+    comparison.notes += side.upstream_notes(detector, metadata, subject, search, bars)
+    if feeds is None and comparison.equal:
+        comparison.results = side.differing_results(detector, metadata, path)
     if metadata.checkpoint_sha256 != detector.checkpoint_sha256:
         comparison.notes.append('the file says that it was made from another checkpoint')
     return comparison
@@ -111,57 +109,15 @@ def first_difference(
 def subject_of(
     detector: Detector,
     metadata: Metadata,
-    images: Sequence[tuple[str, np.ndarray]] = (),
+    side: GraphSide,
     feeds: Mapping[str, np.ndarray] | None = None,
 ) -> Subject:
     """Return the modules that a file was exported from, and the inputs of the comparison."""
-    make_subject = _subject_of_images if detector.family.samples == 'images' else _subject_of_graph
-    subject = make_subject(detector, metadata, images)
+    subject = side.subject(detector, metadata)
     if feeds is not None:
         subject = dataclasses.replace(subject, feeds=dict(feeds), title='given inputs')
     metadata.spec.check_feeds(subject.feeds)
     return subject
-
-
-def _subject_of_images(
-    detector: Detector, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
-) -> Subject:
-    family, options = detector.family, exported_options(detector.family, metadata.options)
-    inputs = proof_inputs(detector, options, images)
-    unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
-    arrays = family.feeds(unseen_input.images, rescale=True)
-    arrays |= family.reference(detector.model).inner_inputs(arrays, options.form)
-    (graph,) = family.graphs(prepared(detector.model), options)
-    feeds = {name: arrays[name] for name in metadata.spec.input_names if name in arrays}
-    return Subject(
-        hosted(family, graph, options, detector.rule, detector.model).stages,
-        metadata.spec.rounded(metadata.spec.with_required(feeds)),
-        file_checks.of_images(detector, options, images[0][1]),
-        f'{unseen_input.name} ({unseen_input.sources[0][0]})',
-        arrays,
-    )
-
-
-def _subject_of_graph(
-    detector: Detector, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
-) -> Subject:
-    options = exported_options(detector.family, metadata.options)
-    graphs = {
-        graph.name: graph
-        for graph in contract_of(detector.family, options).graphs(prepared(detector.model), options)
-    }
-    graph = graphs.get(metadata.form)
-    if graph is None or graph.module is None:
-        comparable = ', '.join(name for name, graph in graphs.items() if graph.module) or 'none'
-        raise UsageError(
-            f'the graph {metadata.form!r} cannot be compared with PyTorch tensor by tensor; of this model '
-            f'that goes for {comparable}'
-        )
-    stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
-    examples = enumerate(graph.example.items())
-    feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
-    fresh = functools.partial(file_checks.of_graphs(detector, options), metadata.form)
-    return Subject([stage], feeds, fresh, 'seeded numbers like those of the trace')
 
 
 def unseen(example: np.ndarray, seed: int) -> np.ndarray:
@@ -256,19 +212,6 @@ def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, 
     return ', '.join([*parts, *first.evidence[:1]])
 
 
-def _differing_results(
-    detector: Detector, metadata: Metadata, path: str, images: Sequence[tuple[str, np.ndarray]]
-) -> str:
-    """Run the user's test path; return the first result that the file lacks, or ''."""
-    options = exported_options(detector.family, metadata.options, path)
-    with build_backend('OnnxRuntimeBackend', path=path) as backend:
-        for reference in references(detector, options, images[:1]):
-            case, _ = run_case(reference, backend)
-            if case.failures:
-                return case.failures[0]
-    return ''
-
-
 def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:
     parameters = (parameter for stage in subject.stages for parameter in stage.module.parameters())
     device = next((parameter.device for parameter in parameters), torch.device('cpu'))
@@ -296,24 +239,108 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
     return references
 
 
-def _upstream_notes(
-    detector: Detector, metadata: Metadata, subject: Subject, search: Search, bars: findings.Bars
-) -> list[str]:
-    family = detector.family
-    output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
-    if family.samples != 'images' or not output_names:
-        return []
-    options = options_besides_form(detector, metadata)
-    feeds = {**subject.beside, **subject.feeds}
-    expected = family.reference(detector.model).tensors(feeds, metadata.form, **options)
-    stage_outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []
-    for name in output_names:
-        if name not in expected or name not in stage_outputs:
-            continue
-        error, reason = compare(search.named[name].value, expected[name])
-        if error is not None and error > bars.free:
-            notes.append(
-                f'output {name}: the exported modules themselves leave the unpatched model '
-                f'(relative error {error:.2e}{"; " + reason if reason else ""}); look there first'
+class GraphSide:
+    """PyTorch's side of a graph of frames, sweeps or voxels: seeded numbers like the trace's."""
+
+    def prepare(self, detector: Detector, metadata: Metadata) -> None:
+        """Set a loaded model as the file's metadata say."""
+
+    def subject(self, detector: Detector, metadata: Metadata) -> Subject:
+        options = exported_options(detector.family, metadata.options)
+        graphs = {
+            graph.name: graph
+            for graph in contract_of(detector.family, options).graphs(prepared(detector.model), options)
+        }
+        graph = graphs.get(metadata.form)
+        if graph is None or graph.module is None:
+            comparable = ', '.join(name for name, graph in graphs.items() if graph.module) or 'none'
+            raise UsageError(
+                f'the graph {metadata.form!r} cannot be compared with PyTorch tensor by tensor; of this '
+                f'model that goes for {comparable}'
             )
-    return notes
+        stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
+        examples = enumerate(graph.example.items())
+        feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
+        fresh = functools.partial(file_checks.of_graphs(detector, options), metadata.form)
+        return Subject([stage], feeds, fresh, 'seeded numbers like those of the trace')
+
+    def upstream_notes(
+        self,
+        detector: Detector,
+        metadata: Metadata,
+        subject: Subject,
+        search: Search,
+        bars: findings.Bars,
+    ) -> list[str]:
+        """Return notes on outputs in which the exported modules leave the unpatched model."""
+        return []
+
+    def differing_results(self, detector: Detector, metadata: Metadata, path: str) -> str:
+        """Run the user's test path; return the first result that the file lacks, or ''."""
+        return ''
+
+
+class PictureSide(GraphSide):
+    """PyTorch's side of a graph of pictures: the last input of `proof_inputs`.
+
+    `images` are (title, (h, w, 3) uint8 BGR).
+    """
+
+    def __init__(self, images: Sequence[tuple[str, np.ndarray]]) -> None:
+        self.images = images
+
+    def prepare(self, detector: Detector, metadata: Metadata) -> None:
+        detector.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)
+
+    def subject(self, detector: Detector, metadata: Metadata) -> Subject:
+        family, options = detector.family, exported_options(detector.family, metadata.options)
+        inputs = proof_inputs(detector, options, self.images)
+        unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
+        arrays = family.feeds(unseen_input.images, rescale=True)
+        arrays |= family.reference(detector.model).inner_inputs(arrays, options.form)
+        (graph,) = family.graphs(prepared(detector.model), options)
+        feeds = {name: arrays[name] for name in metadata.spec.input_names if name in arrays}
+        return Subject(
+            family.hosted(graph, options, detector.rule, detector.model).stages,
+            metadata.spec.rounded(metadata.spec.with_required(feeds)),
+            file_checks.of_images(detector, options, self.images[0][1]),
+            f'{unseen_input.name} ({unseen_input.sources[0][0]})',
+            arrays,
+        )
+
+    def upstream_notes(
+        self,
+        detector: Detector,
+        metadata: Metadata,
+        subject: Subject,
+        search: Search,
+        bars: findings.Bars,
+    ) -> list[str]:
+        family = detector.family
+        output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
+        if not output_names:
+            return []
+        options = options_besides_form(detector, metadata)
+        feeds = {**subject.beside, **subject.feeds}
+        expected = family.reference(detector.model).tensors(feeds, metadata.form, **options)
+        stage_outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []
+        for name in output_names:
+            if name not in expected or name not in stage_outputs:
+                continue
+            error, reason = compare(search.named[name].value, expected[name])
+            if error is not None and error > bars.free:
+                notes.append(
+                    f'output {name}: the exported modules themselves leave the unpatched model '
+                    f'(relative error {error:.2e}{"; " + reason if reason else ""}); look there first'
+                )
+        return notes
+
+    def differing_results(self, detector: Detector, metadata: Metadata, path: str) -> str:
+        """Run the user's test path; return the first result that the file lacks, or ''."""
+        options = exported_options(detector.family, metadata.options, path)
+        with build_backend('OnnxRuntimeBackend', path=path) as backend:
+            for reference in references(detector, options, self.images[:1]):
+                case, _ = run_case(reference, backend)
+                if case.failures:
+                    return case.failures[0]
+        return ''
