@@ -111,6 +111,13 @@ def test_outputs_of_other_programs_are_judged_equal(request, tmp_path, name, run
     assert bool(judgement.subject['frames']) is (runtime is not trtexec)
 
 
+def test_an_option_is_no_folder_of_outputs(tmp_path):
+    words = [sys.executable, RUNNERS / 'run_onnxruntime.py', '--help']
+    done = subprocess.run(list(map(str, words)), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and 'OUTPUTS' in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_mixed_up_batch_is_refused(atss, tmp_path):
     """The pictures of the batch go in in another order, as from a queue that lost one."""
     kit = Path(shutil.copytree(atss[0], tmp_path / 'kit'))

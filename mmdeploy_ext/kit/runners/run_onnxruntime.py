@@ -42,7 +42,7 @@ def open_file(path: Path, *providers: str) -> Callable[[dict], dict]:
 
 
 def main(*words: str, kit: Path = KIT, opens: Callable = open_file, say: Callable = print) -> None:
-    if not words:
+    if not words or words[0].startswith('-'):
         sys.exit(f'usage: python {Path(sys.argv[0]).name} OUTPUTS [OPTION...]')
     outputs, *options = words
     manifest, folder = json.loads((kit / 'manifest.json').read_text()), Path(outputs)
