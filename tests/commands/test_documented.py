@@ -47,7 +47,7 @@ mmdeploy_ext.export('projects/configs/PointPillars/pointpillars_toy.py',
     'docs/parts.md': f"""
 cut = mmdeploy_ext.export_parts({ATSS}, ['backbone+neck'], 'cut')
 from mmcv.parallel import scatter_kwargs
-model = cut.deployment.make()
+model = cut.factory.make()
 _, (data,) = scatter_kwargs((), dict(cut.samples[0]), [-1])
 """,
     'docs/proof.md': OF_PROOF,
