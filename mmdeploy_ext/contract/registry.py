@@ -150,7 +150,7 @@ def register_family(
         used_by: form -> command behind `mm2onnx` for a proven file, with {file}, {folder}, {config} and
             {checkpoint}; '' for other forms.
         own_kernels: layers or heads with an operator whose library has no CPU kernel; ours runs in PyTorch.
-        seeded: `'module:function'` for heads that `mm2onnx synthetic seeded` does not know, see
+        seeded: `'module:function'` for heads that the zoo's weights do not know, see
             `seeded.weights.steps_of_family`.
 
     Raises:

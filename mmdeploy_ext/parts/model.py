@@ -63,11 +63,16 @@ class ModelFactory:
         """Return a model with parts in forms that the exporters take."""
         return prepare(self.make())
 
-    def _build(self) -> torch.nn.Module:
+    def build(self) -> torch.nn.Module:
+        """Return the model without its weights, in evaluation mode."""
         model = build_without_weights(copy.deepcopy(self.cfg), _builder(self.cfg))
-        load_strict(model, load_checkpoint(self.checkpoint))
         model.eval()
         model.requires_grad_(False)  # the tracer refuses weights among arguments that need gradients
+        return model
+
+    def _build(self) -> torch.nn.Module:
+        model = self.build()
+        load_strict(model, load_checkpoint(self.checkpoint))
         return model
 
     def facts(self) -> dict[str, Any]:

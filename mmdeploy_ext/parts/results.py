@@ -19,7 +19,7 @@ from mmdeploy_ext.tasks.matching import in_order_of
 from mmdeploy_ext.util.arrays import to_array
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mmdeploy_ext.contract.comparison import Rounding
     from mmdeploy_ext.tasks.half_bars import HalfBars
@@ -272,6 +272,34 @@ def _array(value: Any) -> np.ndarray | None:
         array = np.asarray(value)
         return array if array.dtype.kind in 'fiub' else None
     return None
+
+
+def scores_of(result: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores (n,) and labels (n,) of the objects in a result of any test path; labels may be ()."""
+    found = [found for found in _scored(plain(result)) if found[0].ndim == 1]
+    scores, labels = zip(*found, strict=True) if found else ((np.zeros(0),), ())
+    return np.concatenate(scores), np.concatenate([*labels, np.zeros(0, int)])
+
+
+def _scored(value: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if hasattr(value, 'detections'):
+        value = value.detections
+    if hasattr(value, 'scores'):
+        yield value.scores, value.labels
+    elif _is_boxes(value):
+        boxes = _boxes(value)
+        yield boxes.scores, boxes.labels
+    elif _is_boxes_and_masks(value):
+        yield from _scored(value[0])
+    elif isinstance(value, dict):
+        for key in (key for key in value if 'scores' in str(key) and isinstance(value[key], np.ndarray)):
+            labels = value.get(str(key).replace('scores', 'labels'))
+            yield value[key], labels if isinstance(labels, np.ndarray) else np.zeros(0, int)
+        for entry in value.values():
+            yield from _scored(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _scored(entry)
 
 
 def flat_arrays(result: Any) -> dict[str, np.ndarray]:

@@ -88,7 +88,7 @@ COMMANDS = {
     ),
     'synthetic': _command(
         'synthetic_app',
-        'Generate a COCO set, a nuScenes set, info files, or seeded weights',
+        'Generate a COCO set, a nuScenes set, info files, or weights',
         needs=STACK,
     ),
 }

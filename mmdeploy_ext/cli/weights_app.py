@@ -1,0 +1,166 @@
+"""`mm2onnx synthetic weights`: a checkpoint for the config of any detector, to try an export without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+
+    from mmdeploy_ext.detector import Detector
+
+DESCRIPTION = (
+    ' Weights are drawn from the seed, and set in one run of the test path so that the model finds objects. '
+    'No family has to know the model. The same seed and samples give the same file.'
+)
+LARGEST_SEED = (1 << 63) - 1
+"""Largest seed: PyTorch refuses 2^64 and more."""
+SCORE = 0.05
+"""Smallest score of an object that is counted."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = cli.adder(parser)
+    add('config', 'mmcv config, mmdet 2.x or mmdet3d 1.x')
+    output = cli.add_output(parser, '--out FILE', 'checkpoint to write; never overwritten', type=Path)
+    parser.take_output_by_position(output)
+    add('--seed SEED', 'of the drawn weights (default: 0)', 0)
+    add(
+        '--samples SAMPLE...',
+        'pictures, or FILE.py:function, which yields the keyword arguments of the test path; the first is '
+        "run (default: the config's data set, else the package's picture, or a generated drive or sweep)",
+        (),
+    )
+    add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmdeploy_ext.util.files import check_writable
+
+    cli.check_minimums(args, seed=0)
+    if args.seed > LARGEST_SEED:
+        raise UsageError(f'--seed {args.seed}: expected at most {LARGEST_SEED}')
+    check_writable(args.out)
+    if args.out.exists():
+        raise UsageError(f'{args.out}: is there already, and is never overwritten; give another name')
+    cli.wait_passively()
+    options = parse_cfg_options(args.cfg_options)
+    scores, labels = write_weights(args.config, args.out, args.seed, options, args.samples)
+    size = f'{args.out.stat().st_size / 1e6:.1f} MB'
+    print(f'{args.out}: weights of {args.config}, {size}; {_found(scores, labels)} in the sample')
+    return 0
+
+
+def _found(scores: Sequence[float], labels: int) -> str:
+    if not len(scores):
+        return f'no object of score {SCORE} or more'
+    classes = f' of {labels} classes' if labels else ''
+    return f'{len(scores)} objects{classes}, scores {min(scores):.2f} to {max(scores):.2f},'
+
+
+def write_weights(
+    config: str,
+    out: Path,
+    seed: int = 0,
+    cfg_options: Mapping[str, Any] | None = None,
+    samples: Sequence[str] = (),
+) -> tuple[list[float], int]:
+    """Write a checkpoint for the config of any detector, by `synthetic.weights.calibrate`.
+
+    Args:
+        config: mmcv config.
+        out: the file; the seed is in its `meta`.
+        seed: of the weights.
+        cfg_options: dotted key of the config -> value.
+        samples: pictures or 'FILE.py:function', see `parts.samples.samples_of`.
+
+    Returns:
+        The scores of the objects in the result of the first sample, and the number of their classes.
+    """
+    import torch
+
+    from mmdeploy_ext import compat
+    from mmdeploy_ext.parts.results import scores_of
+    from mmdeploy_ext.synthetic.weights import calibrate
+    from mmdeploy_ext.weights.convert.conversion import save_checkpoint
+
+    compat.apply()
+    torch.manual_seed(seed)
+    model, test = model_and_test(config, cfg_options, samples)
+    with compat.single_thread():
+        calibrate(model, test, seed)
+        result = test()
+    fork = getattr(model, 'fork', None)  # a repository whose kernels may have another layout
+    save_checkpoint(out, fork.weights(model) if fork else model.state_dict(), dict(seed=seed))
+    found, classes = scores_of(result)
+    is_sure = found >= SCORE
+    return found[is_sure].tolist(), len({*classes[is_sure]} if len(classes) == len(found) else ())
+
+
+def model_and_test(
+    config: str, cfg_options: Mapping[str, Any] | None = None, samples: Sequence[str] = ()
+) -> tuple[torch.nn.Module, Callable[[], Any]]:
+    """Return the model of a config without weights, and a function that runs its test path on a sample."""
+    from mmdeploy_ext.parts.samples import run_test_path, samples_of
+
+    detector = _of_family(config, cfg_options)
+    if detector is not None and not samples:
+        return detector.model, _test_of_family(detector)
+    if detector is not None:
+        model, cfg = detector.model, detector.cfg
+    else:
+        from mmdeploy_ext.parts.model import read_model
+
+        unloaded = read_model(config, '', cfg_options)
+        model, cfg = unloaded.build(), unloaded.cfg
+    sample = samples_of(cfg, samples, 1)[0][0]
+    return model, lambda: run_test_path(model, sample)
+
+
+def _of_family(config: str, cfg_options: Mapping[str, Any] | None) -> Detector | None:
+    """Return the built model of a family; None: no family takes the config."""
+    from mmdeploy_ext.detector import build, read_config
+    from mmdeploy_ext.families.base import BACKBONE, DETECTOR
+
+    for product in (DETECTOR, BACKBONE):
+        try:
+            detector = read_config(config, '', cfg_options, product=product)
+            build(detector)
+        except ConfigError:
+            continue
+        detector.model.eval()
+        return detector
+    return None
+
+
+def _test_of_family(detector: Detector) -> Callable[[], Any]:
+    from mmdeploy_ext.families.base import BACKBONE
+    from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+    from mmdeploy_ext.proving.inputs.inputs import ProofInput
+    from mmdeploy_ext.proving.inputs.samples import proof_samples, read_picture
+    from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
+    from mmdeploy_ext.proving.references import InputReference
+
+    family, model, rule = detector.family, detector.model, detector.rule
+    if family.product == BACKBONE:
+        settings = detector.settings
+        voxels = proof_sets(settings.spatial_shape, settings.in_channels)[-1]
+        return lambda: family.run_encoder(model, voxels.features, voxels.coordinates)
+    if family.samples == 'images':
+        picture = read_picture(DEFAULT_PICTURE, rule)
+        sample = ProofInput('sample', (rule.apply(picture),), (('sample', picture),), rescale=True)
+        return lambda: InputReference(detector, sample).run()
+    (sample, *_), _ = proof_samples(detector, 2)
+
+    def step() -> Any:
+        return family.reference(model).step(sample)
+
+    return step

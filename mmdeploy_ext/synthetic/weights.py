@@ -1,0 +1,324 @@
+"""Weights for any detector without a checkpoint: drawn by name, then calibrated in one run of its test path.
+
+In the run each layer gets outputs of mean 0 and variance about 1, in the order in which it is called (as in
+Mishkin and Matas, All you need is a good init, 2016). Operators between the layers are watched: layers whose
+outputs are ranked (sorted, top-k) make scores, and get few high ones; other last layers make boxes and masks.
+
+Another CPU or number of threads writes the same bytes: measured factors are powers of two, measured means
+multiples of an eighth, factors of last layers have two digits, and what a constructor drew 8 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+DRAWN_STEP = 2**-10
+"""Step of drawn numbers: tails of numpy's normal numbers depend on the C library's log."""
+MEAN_STEP = 1 / 8
+"""Step of means, in spreads of the layer."""
+LEAST_VALUES, MOST_VALUES = 16, 1 << 14
+"""Values of a channel that have a mean of their own, and that are measured, evenly spread."""
+LEAST_SPREAD = 1e-3
+"""Spread about the means, relative to all values; less is rounding."""
+OBJECTS, SHARE = 200, 1 / 20
+"""Objects of a run: at most this many scores, and this share of all."""
+OTHERS = 5
+"""Scores above `SEEN`, per object."""
+SEEN, LOW, HIGH = 0.05, 0.3, 0.95
+"""Score of the last of the others, of the last and of the first object."""
+LARGEST_GAIN = 8.0
+SOFTMAX_GAIN = 2.0
+"""Spread of the logits of a softmax."""
+DELTA_GAIN = 0.5
+"""Spread of last outputs with exponents: sizes of boxes."""
+DISTANCE = 2.0
+"""Mean of last outputs whose negative values are cut off, in spreads."""
+
+MIXING = {'convolution', '_convolution', 'mm', 'addmm', 'bmm', 'baddbmm', 'addbmm', 'addmv', 'mv', 'linear'}
+"""Operators that compute new features, as layers do."""
+REDUCING = {'sum', 'mean', 'var', 'std', 'norm', 'linalg_vector_norm'}
+RANKING = {'topk', 'sort', 'argsort', 'argmax', 'nms'}
+PICKING = {'index', 'index_select', 'gather', 'grid_sampler_2d', 'take_along_dim', 'masked_select'}
+"""Operators with values and places: the results are of the values alone."""
+
+
+def draw(model: nn.Module, seed: int) -> None:
+    """Draw all parameters of a model in place, each from the seed and its name.
+
+    Weights get a variance of 1 / inputs, embeddings and other tables 1, biases 0; the rest stays as it was
+    built, in 8 bits.
+    """
+    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        if parameter.dim() >= 2:
+            rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            drawn = np.round(rng.standard_normal(parameter.shape) / DRAWN_STEP) * DRAWN_STEP
+            is_weight = name.endswith('weight') and id(parameter) not in embeddings
+            scale = (parameter.shape[0] / parameter.numel()) ** 0.5 if is_weight else 1.0
+            parameter.copy_(torch.from_numpy(drawn * scale))
+        elif name.endswith('bias'):
+            parameter.zero_()
+        else:
+            parameter.copy_(parameter.bfloat16())
+
+
+@dataclasses.dataclass(eq=False)
+class Layer:
+    """A layer with weights, and what became of its outputs.
+
+    Attributes:
+        module: convolution, linear layer or normalisation.
+        outputs: of each call, calibrated, (n, channels); none if another layer takes them.
+        is_inner: whether another layer takes its outputs.
+        is_ranked: whether values of its outputs were ranked.
+        steps: operators that its outputs went through.
+        partners: layers whose probabilities were multiplied with its own.
+    """
+
+    module: nn.Module
+    outputs: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    is_inner: bool = False
+    is_ranked: bool = False
+    steps: set[str] = dataclasses.field(default_factory=set)
+    partners: set[Layer] = dataclasses.field(default_factory=set)
+
+    @property
+    def size(self) -> int:
+        return sum(output.numel() for output in self.outputs)
+
+    def take(self) -> None:
+        self.is_inner = True
+        self.outputs.clear()
+
+
+Origin = tuple[Layer, bool]
+"""A layer that a tensor comes from, and whether its values became probabilities on the way."""
+
+
+class _Flow(TorchDispatchMode):
+    """Follows outputs of layers through the operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.origins = WeakTensorKeyDictionary()
+
+    def of(self, value: Any) -> set[Origin]:
+        tensors = (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+        return set().union(*(self.origins.get(tensor, ()) for tensor in tensors))
+
+    def begin(self, tensor: torch.Tensor, layer: Layer) -> None:
+        self.origins[tensor] = {(layer, False)}
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        name = operator.overloadpacket.__name__.rstrip('_') or operator.overloadpacket.__name__
+        self._rank(operator, name, args)
+        if name in ('gt', 'ge'):
+            result = self._fewer(result, args[0])
+        origins = self.of(args[:1] if name in PICKING else (args, kwargs))
+        for layer, _ in origins:
+            if not layer.is_ranked:
+                layer.steps.add('relu' if name in ('clamp_min', 'clamp') and args[1:] == (0,) else name)
+            if name in MIXING:
+                layer.take()
+        if name == 'mul':
+            self._pair(args)
+        if name in ('sigmoid', '_softmax', '_log_softmax'):
+            origins = {(layer, True) for layer, _ in origins}
+        if name not in MIXING | REDUCING:
+            for tensor in pytree.tree_leaves(result):
+                if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and origins:
+                    self.origins[tensor] = origins
+        return result
+
+    def _rank(self, operator: Any, name: str, args: Sequence[Any]) -> None:
+        is_best = name == 'max' and 'dim' in operator._overloadname
+        if name in RANKING or is_best:
+            origins = self.of(args[1] if name == 'nms' else args[0])
+            probabilities = {layer for layer, is_probability in origins if is_probability}
+            for layer in probabilities or {layer for layer, _ in origins if not is_best}:
+                layer.is_ranked = True
+
+    def _fewer(self, passed: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Of probabilities beyond a threshold leave the largest: most pass before last layers are set."""
+        if passed.numel() <= OBJECTS or not any(is_probability for _, is_probability in self.of(values)):
+            return passed
+        return passed & (values >= values.flatten().topk(OBJECTS).values[-1])
+
+    def _pair(self, args: Sequence[Any]) -> None:
+        sides = [{layer for layer, is_probability in self.of(value) if is_probability} for value in args[:2]]
+        for first, second in itertools.product(*sides):
+            if first is not second and not (first.is_ranked and second.is_ranked):
+                first.partners.add(second)
+                second.partners.add(first)
+
+
+def calibrate(model: nn.Module, run: Callable[[], Any], seed: int = 0) -> nn.Module:
+    """Draw the weights of a model and calibrate them in one run, in place; return the model.
+
+    Args:
+        model: any network in evaluation mode.
+        run: runs its test path on a sample.
+        seed: of the weights.
+    """
+    with torch.no_grad():
+        draw(model, seed)
+        with _Hooks().on(model) as layers:
+            run()
+        last = [layer for layer in layers if not layer.is_inner]
+        for index, layer in enumerate(last):
+            larger = {other for other in last if other.size > layer.size} | set(last[:index])
+            _set_last(layer, layer.partners & {other for other in larger if other.size >= layer.size})
+    return model
+
+
+class _Hooks:
+    """Calibrates each layer of a model when it is called first.
+
+    Attributes:
+        layers: module -> layer, as they are called first.
+        done: parameters and normalisations that are set; modules may share them.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[nn.Module, Layer] = {}
+        self.done: set[Any] = set()
+        self.flow = _Flow()
+
+    @contextlib.contextmanager
+    def on(self, model: nn.Module) -> Iterator[Collection[Layer]]:
+        with contextlib.ExitStack() as stack:
+            for module in model.modules():
+                weight = module._parameters.get('weight')
+                if getattr(module, 'running_mean', None) is not None:
+                    stack.callback(module.register_forward_pre_hook(self.before_norm).remove)
+                elif weight is not None and weight.dim() >= 2 and weight.is_floating_point():
+                    stack.callback(module.register_forward_hook(self.after_layer).remove)
+            stack.enter_context(self.flow)
+            yield self.layers.values()
+
+    def before_norm(self, module: nn.Module, args: Any) -> None:
+        if module not in self.done and args and isinstance(args[0], torch.Tensor):
+            self.done.add(module)
+            _set_statistics(module, args[0])
+
+    def after_layer(self, module: nn.Module, args: Any, output: Any) -> Any:
+        given, values = [_values_of(value) for value in args], _values_of(output)
+        if values is None or not any(tensor is not None and tensor.is_floating_point() for tensor in given):
+            return output  # of an embedding
+        for layer, _ in self.flow.of(given):
+            layer.take()
+        if id(module.weight) not in self.done:
+            self.done.add(id(module.weight))
+            values = _standardise(module, values)
+        layer = self.layers.setdefault(module, Layer(module))
+        if not layer.is_inner:
+            layer.outputs.append(_rows(module, values).clone())  # which code may change in place
+        self.flow.origins[values] = {(layer, False)}
+        return values if isinstance(output, torch.Tensor) else output.replace_feature(values)
+
+
+def _values_of(value: Any) -> torch.Tensor | None:
+    """Return a tensor, or the features of a sparse one."""
+    values = getattr(value, 'features', value)
+    return values if isinstance(values, torch.Tensor) else None
+
+
+def _channel_axis(module: nn.Module, values: torch.Tensor) -> int:
+    return 1 if values.dim() == module.weight.dim() > 2 else values.dim() - 1
+
+
+def _rows(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    axis = _channel_axis(module, values)
+    return values.movedim(axis, -1).reshape(-1, values.shape[axis])
+
+
+def _moments(rows: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return means (channels,) in steps of the spread, and the factor, a power of two, to spread 1."""
+    rows = rows[:: -(-len(rows) // MOST_VALUES) or 1].double()
+    mean, size = rows.new_zeros(rows.shape[1]), float(rows.square().mean().sqrt()) if rows.numel() else 0.0
+    if not math.isfinite(size) or size == 0:
+        return mean, 1.0
+    spread = size
+    if len(rows) >= LEAST_VALUES:
+        centre = rows.mean(0)
+        spread = float((rows - centre).square().mean().sqrt())
+        mean = centre if spread > LEAST_SPREAD * size else mean
+        spread = spread if spread > LEAST_SPREAD * size else size
+    gain = 2.0 ** -round(math.log2(spread))
+    return (mean * gain / MEAN_STEP).round() * (MEAN_STEP / gain), gain
+
+
+def _standardise(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """Scale the weights, set the bias if there is one, and return the new outputs."""
+    mean, gain = _moments(_rows(module, values))
+    bias = module._parameters.get('bias')
+    mean = (mean * gain).to(values) if bias is not None and bias.shape == mean.shape else None
+    module.weight.mul_(gain)
+    values = values * gain
+    if mean is None:
+        return values
+    bias.copy_(-mean)
+    axes = [1] * values.dim()
+    axes[_channel_axis(module, values)] = -1
+    return values - mean.view(axes)
+
+
+def _set_statistics(norm: nn.Module, values: torch.Tensor) -> None:
+    mean, gain = _moments(values.movedim(1, -1).reshape(-1, values.shape[1]))
+    norm.running_mean.copy_(mean)
+    norm.running_var.fill_(gain**-2)
+
+
+def _set_last(layer: Layer, larger: Collection[Layer]) -> None:
+    """Set mean and spread of a last layer; `larger`: scores that it is a factor of."""
+    gain, shift = 1.0, 0.0
+    if layer.is_ranked:
+        if larger or 'exp' in layer.steps:  # a quality, or scores and boxes of one layer
+            return
+        rows = torch.cat(layer.outputs).double()
+        mean = (rows.mean(0) / MEAN_STEP).round() * MEAN_STEP
+        gain = SOFTMAX_GAIN
+        if not layer.steps & {'_softmax', '_log_softmax'}:
+            gain, shift = _score_moments((rows - mean).flatten())
+        shift = shift - gain * mean
+    elif 'relu' in layer.steps:
+        shift = DISTANCE
+    elif 'exp' in layer.steps:
+        gain = DELTA_GAIN
+    layer.module.weight.mul_(gain)
+    bias = layer.module._parameters.get('bias')
+    if bias is not None:
+        bias.copy_(bias * gain + shift)
+
+
+def _score_moments(logits: torch.Tensor) -> tuple[float, float]:
+    """Return factor and addend by which the highest logits are of scores `SEEN` to `HIGH`."""
+    count = max(min(OBJECTS, int(len(logits) * SHARE)), 1)
+    best = logits.topk(min(OTHERS * count, len(logits))).values
+    first, object_, other = (float(best[index]) for index in (0, count - 1, -1))
+    seen, low, high = (math.log(score / (1 - score)) for score in (SEEN, LOW, HIGH))
+    gains = [1.0]
+    if other < object_ < first:
+        gains += [(high - low) / (first - object_), (low - seen) / (object_ - other)]
+    gain = float(f'{min(max(gains), LARGEST_GAIN):.1e}')
+    return gain, round(low - gain * object_, 1)

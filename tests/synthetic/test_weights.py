@@ -1,0 +1,118 @@
+"""`mm2onnx synthetic weights`: a detector with a family, one without, the same bytes for the same seed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmdeploy_ext.cli import synthetic_app, weights_app
+from mmdeploy_ext.synthetic.weights import calibrate
+from mmdeploy_ext.weights.checkpoint import load_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STREAM_PETR = REPOSITORY / 'projects/configs/StreamPETR/stream_petr_toy.py'
+
+MODULE = '''
+import torch
+from mmdet.models import DETECTORS
+from torch import nn
+
+
+@DETECTORS.register_module()
+class NoFamilysDetector(nn.Module):
+    """Ten classes and a box for each of 14 x 14 places; the class layer has no bias if asked."""
+
+    def __init__(self, bias=True, train_cfg=None, test_cfg=None):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3 if not i else 16, 16, 3, bias=False) for i in range(9)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(16) for _ in range(9)])
+        self.cls, self.box = nn.Conv2d(16, 10, 1, bias=bias), nn.Conv2d(16, 4, 1)
+
+    def forward(self, img, return_loss=False):
+        for layer, norm in zip(self.layers, self.norms):
+            img = norm(layer(img)).relu()
+        scores = self.cls(img).sigmoid().permute(0, 2, 3, 1).flatten()
+        sides = self.box(img).relu().permute(0, 2, 3, 1).reshape(-1, 4)
+        best, index = scores.topk(100)
+        kept = best > 0.05
+        rows = torch.cat([sides[index // 10], best[:, None]], 1)[kept].numpy()
+        return [[rows[(index[kept] % 10 == label).numpy()] for label in range(10)]]
+'''
+SAMPLES = """
+import numpy as np
+import torch
+
+
+def make():
+    yield dict(img=torch.from_numpy(np.random.default_rng(0).random((1, 3, 32, 32), np.float32)))
+"""
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('plain')
+    (folder / 'no_familys_detector.py').write_text(MODULE)
+    (folder / 'samples.py').write_text(SAMPLES)
+    path = folder / 'config.py'
+    path.write_text(
+        f'import sys\nsys.path.insert(0, {str(folder)!r})\n'
+        "custom_imports = dict(imports=['no_familys_detector'])\n"
+        "model = dict(type='NoFamilysDetector')\n"
+        'data = dict(test=dict(pipeline=[]))\n'
+    )
+    return str(path)
+
+
+def written(config, out, seed=0, **options):
+    """Return the scores and the number of classes in the sample, and the weights."""
+    samples = f'{Path(config).with_name("samples.py")}:make'
+    scores, classes = weights_app.write_weights(config, out, seed, options, [samples])
+    return scores, classes, load_checkpoint(out).state_dict
+
+
+def test_a_detector_without_a_family_finds_objects_of_several_classes(config, tmp_path):
+    scores, classes, _ = written(config, tmp_path / 'k.pth')
+    assert 50 <= len(scores) <= 100
+    assert classes > 3
+    assert max(scores) > 0.8
+    assert min(scores) < 0.5
+
+
+def test_a_detector_with_a_family_finds_objects_on_generated_frames(tmp_path):
+    scores, classes = weights_app.write_weights(str(STREAM_PETR), tmp_path / 'k.pth')
+    assert len(scores) >= 20
+    assert classes > 1
+    assert max(scores) > 0.5
+
+
+def test_layers_without_a_bias_are_scaled(config, tmp_path):
+    scores, _, tensors = written(config, tmp_path / 'k.pth', **{'model.bias': False})
+    assert 'cls.bias' not in tensors
+    assert scores
+
+
+@pytest.mark.filterwarnings('ignore:TF32')
+def test_a_seed_gives_the_same_bytes_with_other_kernels_and_another_seed_others(config, tmp_path):
+    *_, first = written(config, tmp_path / 'a.pth')
+    with torch.backends.mkldnn.flags(enabled=False):
+        *_, second = written(config, tmp_path / 'b.pth')
+    *_, other = written(config, tmp_path / 'c.pth', 1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first['cls.weight'], other['cls.weight'])
+
+
+def test_outputs_of_deep_networks_keep_their_spread():
+    layers = [part for _ in range(40) for part in (nn.Linear(32, 32), nn.ReLU())]
+    network, given = nn.Sequential(*layers, nn.Linear(32, 8)), torch.rand(64, 32) * 100
+    with torch.no_grad():
+        outputs = calibrate(network, lambda: network(given))(given)
+    assert 0.6 < outputs.std() < 1.6
+    assert outputs.mean(0).abs().max() < 0.2
+
+
+def test_the_command_overwrites_nothing(config, tmp_path):
+    out = tmp_path / 'k.pth'
+    out.touch()
+    assert synthetic_app.main(['weights', config, str(out)]) == 2
+    assert out.stat().st_size == 0
