@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.proving.verdict import Verdict
-    from mmdeploy_ext.tasks.results import MetricRow
+    from mmdeploy_ext.verdict.results import MetricRow
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ def prove_files(
 ) -> Verdict:
     """Load a model from `read_config`, and prove files that were exported earlier; see `prove`."""
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.proving.verdict import metric_finding
+    from mmdeploy_ext.verdict.verdict import metric_finding
 
     family = detector.family
     files, metadata = _read(family, onnx_file)

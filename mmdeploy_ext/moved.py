@@ -40,6 +40,8 @@ MOVED = {
     'core.user_functions': 'config.user_functions',
     'core.user_modules': 'config.user_modules',
     'core.yaml_config': 'config.yaml_config',
+    'contract.comparison': 'verdict.comparison',
+    'contract.slices': 'verdict.slices',
     'cutting': 'parts',
     'cutting.pieces': 'parts.part',
     'cutting.trees': 'parts.tree',
@@ -61,7 +63,12 @@ MOVED = {
     'models.rtdetr': 'systems.rtdetr.model',
     'models.sparse4d': 'systems.sparse4d.model',
     'models.streampetr': 'systems.streampetr.model',
+    'proving.verdict': 'verdict.verdict',
     'runtime.held': 'runtime.device_graph',
+    'tasks.half_bars': 'verdict.bars',
+    'tasks.matching': 'verdict.matching',
+    'tasks.results': 'verdict.results',
+    'tasks.ties': 'verdict.ties',
     'zoo': 'dev.zoo',
 }
 """Old name below the package -> new name there, or a place in the checkout; a package is for all below it."""

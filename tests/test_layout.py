@@ -13,6 +13,7 @@ ORDER = (
     'config',
     'preprocess',
     'contract',
+    'verdict',
     'graph',
     'engines',
     'sparse',

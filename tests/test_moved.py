@@ -16,6 +16,7 @@ from mmdeploy_ext import moved
         ('consumers.autoware.streampetr_export', 'mmdeploy_ext.systems.streampetr.targets.autoware_export'),
         ('cutting.api', 'mmdeploy_ext.parts.api'),
         ('families.model', 'mmdeploy_ext.detector'),
+        ('tasks.half_bars', 'mmdeploy_ext.verdict.bars'),
     ],
 )
 def test_the_import_of_a_moved_module_says_its_new_name(old, new):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 WEIGHTS = 'seeded weights'
 """The metadata's checkpoint path."""

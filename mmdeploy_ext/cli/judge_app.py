@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.kit.judge import PRECISIONS, judge
+from mmdeploy_ext.kit.judge import PRECISIONS, judge, title_of, to_json
 from mmdeploy_ext.kit.local_run import ENGINES, run_kit
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import UsageError
@@ -12,8 +13,9 @@ from mmdeploy_ext.util.files import write_json
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.tasks.results import SequenceRow
+    from mmdeploy_ext.verdict.verdict import Finding
 
 MAX_FAILURES = 8
 """Printed failures; --json has all."""
@@ -45,30 +47,37 @@ def run(args: argparse.Namespace) -> int:
         if args.told:
             raise UsageError('--told: does not go with --run, which tells what ran')
         ran = run_kit(args.kit, args.outputs, args.run, fp16=args.precision == 'fp16')
-    judgement = judge(args.kit, args.outputs, told=args.told, precision=args.precision)
-    judgement.ran = ran
+    verdict = judge(args.kit, args.outputs, told=args.told, precision=args.precision)
+    verdict.subject['ran'] = ran
     if args.json:
-        write_json(args.json, judgement.to_json())
-    for case in judgement.cases:
-        matched = sum(row.matched for row in case.detections)
-        results = f', {matched} results matched' if case.detections else ''
-        print(f'{"ok    " if case.passed else "FAILED"} {case.name}: {len(case.tensors)} tensors{results}')
-    for row in judgement.sequences:
-        print_drift(row)
-    for note in judgement.notes:
+        write_json(args.json, to_json(verdict))
+    for _, found in itertools.groupby(verdict.with_figure('case'), lambda finding: finding.figures['case']):
+        print_case(list(found))
+    for finding in verdict.with_figure('frames'):
+        print_drift(finding, verdict.series[finding.subject])
+    for note in verdict.notes:
         print(f'note: {note}')
-    for failure in judgement.failures[:MAX_FAILURES]:
+    for failure in verdict.failures[:MAX_FAILURES]:
         print(f'differs: {failure}')
-    if (hidden := len(judgement.failures) - MAX_FAILURES) > 0:
+    if (hidden := len(verdict.failures) - MAX_FAILURES) > 0:
         print(f'differs: {hidden} more; --json has them all')
-    print(judgement.title)
-    return 0 if judgement.equal else 1
+    print(title_of(verdict))
+    return 0 if verdict.passed else 1
 
 
-def print_drift(row: SequenceRow) -> None:
+def print_case(found: Sequence[Finding]) -> None:
+    """Print how many tensors and results of one input were compared."""
+    tensors = sum('tensor' in finding.figures for finding in found)
+    matched = [finding.figures['matched'] for finding in found if 'image' in finding.figures]
+    results = f', {sum(matched)} results matched' if matched else ''
+    passed = all(finding.passed for finding in found)
+    print(f'{"ok    " if passed else "FAILED"} {found[0].figures["input"]}: {tensors} tensors{results}')
+
+
+def print_drift(finding: Finding, series: Mapping[str, Any]) -> None:
     """Print a drive's worst tensor by tolerance, and matched results."""
-    print(f'{"ok    " if row.passed else "FAILED"} {row.title}: {row.frames} frames, {row.resets} resets')
-    series = row.series
+    frames, resets = (finding.figures[name] for name in ('frames', 'resets'))
+    print(f'{"ok    " if finding.passed else "FAILED"} {finding.subject}: {frames} frames, {resets} resets')
     for index, name in enumerate(series['name']):
         ratios = {tensor: values[index] for tensor, values in series['ratios'].items() if index < len(values)}
         worst, ratio = max(

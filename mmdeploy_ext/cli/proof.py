@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.proving.verdict import Verdict
-    from mmdeploy_ext.tasks.results import Pair
+    from mmdeploy_ext.verdict.results import Pair
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 PICTURE_WIDTH = 1100
 """Width of the picture of `draw_pairs`, pixels."""

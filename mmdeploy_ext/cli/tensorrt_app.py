@@ -159,10 +159,10 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _verify(engine_path: str, onnx_path: str | None) -> int:
-    from mmdeploy_ext.contract.comparison import equality_claim, is_equal
     from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
     from mmdeploy_ext.engines.tensorrt.record import read_record
     from mmdeploy_ext.proving import tensorrt as tensorrt_proof
+    from mmdeploy_ext.verdict.comparison import equality_claim, is_equal
 
     if onnx_path is None:
         raise UsageError('--verify: give the ONNX file, so that the engine can be compared with it')

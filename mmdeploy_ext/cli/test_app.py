@@ -162,7 +162,7 @@ def open_network(detector: Detector, tested: TestedModel, ranks: Ranks) -> Itera
         agrees = True
         if ranks.rank == 0 and tested.settings.get('check_dump', True):
             folder = tested.settings.get('dump_dir') or tested.work_dir / 'dump'
-            agrees = check_dump(dumped, detector, Path(folder))
+            agrees = check_dump(dumped, detector, Path(folder)).passed
         agrees = all(ranks.gather(agrees))
         detector.model = None
         yield network if agrees else None

@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.contract.comparison import TensorRow, compare_named, without_sequences
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec, as_float16
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.util.errors import ExportError
+from mmdeploy_ext.verdict.comparison import compare_named, without_sequences
+from mmdeploy_ext.verdict.results import TensorRow
 
 
 def spec_of(model: onnx.ModelProto) -> GraphSpec:

@@ -27,6 +27,7 @@ from mmdeploy_ext.graph.io.index import (
 )
 from mmdeploy_ext.graph.io.modules import module_path
 from mmdeploy_ext.util.arrays import ArrayDistance
+from mmdeploy_ext.verdict.results import GraphDifference
 
 IGNORED_CHANGES = ('metadata',)
 """Kinds of changes that do not make another graph."""
@@ -190,30 +191,6 @@ def _typed(value: onnx.ValueInfoProto) -> str:
 
 def _names(values: Iterable[str | onnx.ValueInfoProto]) -> list[str]:
     return [value if isinstance(value, str) else value.name for value in values]
-
-
-@dataclasses.dataclass(frozen=True)
-class GraphDifference:
-    """One difference of a graph from its reference.
-
-    Attributes:
-        kind: see `diff.structure.Change`.
-        where: node, tensor, or name of an input, output or opset.
-        module: PyTorch module of the node, or ''.
-        more: number of other nodes that have the same difference.
-    """
-
-    kind: str
-    where: str
-    module: str
-    detail: str
-    more: int = 0
-
-    @property
-    def text(self) -> str:
-        module = f' (module {self.module})' if self.module else ''
-        nodes = f' and {self.more} more' if self.more else ''
-        return f'{self.where}{module}{nodes}: {self.detail}'
 
 
 def differences(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[GraphDifference]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph
-    from mmdeploy_ext.tasks.results import SequenceRow
+    from mmdeploy_ext.verdict.results import SequenceRow
 
 NOTHING = np.zeros(0, np.float32)
 LARGEST_DRIFT = 100.0

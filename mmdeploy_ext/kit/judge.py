@@ -9,79 +9,44 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import compare_tensors, failed_row, order_rows
 from mmdeploy_ext.engines.base import FAILURES
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import MOST_IMAGES, diagnose, misfit
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
-from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
-from mmdeploy_ext.tasks import half_bars, results, task_module
-from mmdeploy_ext.tasks.matching import in_order_of, lone_low_results
+from mmdeploy_ext.tasks import match_bars, task_module
 from mmdeploy_ext.util.errors import DataError, UsageError, on_inputs, one_line
+from mmdeploy_ext.verdict import results
+from mmdeploy_ext.verdict.bars import accept_rate, bars_of
+from mmdeploy_ext.verdict.comparison import compare_tensors, failed_row, order_rows
+from mmdeploy_ext.verdict.matching import in_order_of, lone_low_results
+from mmdeploy_ext.verdict.verdict import EQUAL, NOTHING_COMPARED, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.verdict.results import TensorRow
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
 
 
-@dataclasses.dataclass
-class Judgement:
-    """Result of `judge`.
+def title_of(verdict: Verdict) -> str:
+    """Return the claim of a judge's verdict with the numbers of inputs and frames, and the device."""
+    subject = verdict.subject
+    device = f'{subject["told"]}, as told' if subject['told'] else subject['ran']
+    suffix = f' ({device})' if device else ''
+    if not verdict.passed:
+        return f'{verdict.title}{suffix}'
+    frames = f' AND {subject["frames"]} FRAMES' if subject['frames'] else ''
+    return f'{verdict.title} {on_inputs(subject["inputs"])}{frames}{suffix}'
 
-    Attributes:
-        told: the user's words about device, engine and version; unchecked.
-        precision: 'fp32', 'fp16' or 'int8': chooses the tolerances.
-        ran: device and engine of `run_kit`; '' if the outputs came from elsewhere.
-        inputs: number of judged inputs.
-        frames: number of judged frames of files that ran one after the other.
-        cases: one per input and frame; of inputs in `sequences` only outputs of a wrong form.
-        sequences: teacher-forced and free-running drives of an exported model with a memory.
-        reasons: failures of all cases together.
-        notes: unchecked things.
-    """
 
-    told: str
-    precision: str
-    ran: str = ''
-    inputs: int = 0
-    frames: int = 0
-    cases: list[results.Case] = dataclasses.field(default_factory=list)
-    sequences: list[results.SequenceRow] = dataclasses.field(default_factory=list)
-    reasons: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def equal(self) -> bool:
-        matched = sum(row.matched for case in self.cases for row in case.detections)
-        compared = matched or any(row.tensors for row in (*self.cases, *self.sequences))
-        return bool(compared) and not self.failures
-
-    @property
-    def title(self) -> str:
-        claim = 'EQUAL' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
-        device = f'{self.told}, as told' if self.told else self.ran
-        suffix = f' ({device})' if device else ''
-        if not self.equal:
-            return f'NOT {claim}{suffix}'
-        frames = f' AND {self.frames} FRAMES' if self.frames else ''
-        return f'{claim} {on_inputs(self.inputs)}{frames}{suffix}'
-
-    @property
-    def failures(self) -> list[str]:
-        of_sequences = [f'{row.title}: {reason}' for row in self.sequences for reason in row.reasons]
-        of_cases = [failure for case in self.cases for failure in case.failures]
-        return [*self.reasons, *of_sequences, *of_cases]
-
-    def to_json(self) -> dict[str, Any]:
-        """`verdict`, `equal`, `failures` and all attributes as plain JSON types."""
-        content = dataclasses.asdict(self) | dict(cases=[case.to_json() for case in self.cases])
-        return dict(verdict=self.title, equal=self.equal, failures=self.failures) | content
+def to_json(verdict: Verdict) -> dict[str, Any]:
+    """Return `verdict`, `equal`, `failures`, facts of the subject, and the verdict as plain JSON types."""
+    first = dict(verdict=title_of(verdict), equal=verdict.passed, failures=verdict.failures)
+    return verdict.to_json() | verdict.subject | first
 
 
 def promised_rows(metadata: Metadata, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
@@ -91,7 +56,7 @@ def promised_rows(metadata: Metadata, arrays: Mapping[str, np.ndarray]) -> list[
     return order_rows(arrays, getattr(metadata.postprocess, 'num_classes', len(metadata.classes)))
 
 
-def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: str | None = None) -> Judgement:
+def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: str | None = None) -> Verdict:
     """Compare the outputs of an engine with PyTorch's results in a kit.
 
     Args:
@@ -102,7 +67,9 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
             files the first that is not 'fp32'.
 
     Returns:
-        The judgement. Missing or unreadable outputs, and wrong names, dtypes or shapes, are failures in it;
+        A verdict with the claim `EQUAL`; in its subject `told` and `precision`, `ran` (engine and device of
+        `run_kit`, or ''), numbers of `inputs` and of `frames` of files that ran one after the other. Missing
+        or unreadable outputs, and wrong names, dtypes or shapes, are failures in it;
         integers may have another integer dtype or bool.
     """
     if precision not in (None, *PRECISIONS):
@@ -123,20 +90,19 @@ class _Judge:
         of_files = next((name for name in precisions if name != 'fp32'), 'fp32')
         # a file for libspconv has no precision in its metadata
         of_files = self.manifest.get('precision', of_files)
-        self.judgement = Judgement(told, precision or of_files)
-        self.bars = half_bars.bars_of(self.judgement.precision)
+        subject = dict(told=told, precision=precision or of_files, ran='', inputs=len(self.cases), frames=0)
+        self.verdict = Verdict(subject, claim=EQUAL)
+        self.bars = bars_of(self.verdict.precision)
         if not is_named:
-            self.judgement.notes.append(
-                'the outputs have no kit.txt: nothing shows that they are of this kit'
-            )
+            self.verdict.notes.append('the outputs have no kit.txt: nothing shows that they are of this kit')
         if self.manifest.get('teacher_forced'):
-            self.judgement.notes.append(
+            self.verdict.notes.append(
                 "the memory is updated outside of the files: every frame ran on PyTorch's, so drift and the "
                 'code that updates it were not looked at'
             )
 
-    def judge(self) -> Judgement:
-        judgement, frames = self.judgement, [*map(ChainedFrame.from_json, self.manifest['frames'])]
+    def judge(self) -> Verdict:
+        verdict, frames = self.verdict, [*map(ChainedFrame.from_json, self.manifest['frames'])]
         runs = [*self.cases, *(frame.outputs for frame in frames)]
         if not any(has_outputs(self.outputs, run) for run in runs):
             raise DataError(
@@ -145,32 +111,38 @@ class _Judge:
             )
         is_chained = any(has_outputs(self.outputs, frame.outputs) for frame in frames)
         if frames and not is_chained:
-            judgement.notes.append(
+            verdict.notes.append(
                 f'{len(frames)} frames one after the other: no {frames[0].outputs} and so on; not looked at'
             )
-        judgement.inputs = len(self.cases)
-        judgement.frames = len(frames) if is_chained else 0
         has_memory = 'memory' in self.manifest
         of_drive = {frame.last_case for frame in frames} if has_memory else set()
-        judgement.cases = [self._judge(self.cases[name], name) for name in self.cases if name not in of_drive]
+        cases = [self._judge(self.cases[name], name) for name in self.cases if name not in of_drive]
+        sequences: list[results.SequenceRow] = []
+        if is_chained:
+            verdict.subject['frames'] = len(frames)
         if has_memory:
-            self._judge_drive(frames, is_chained)
+            sequences = self._judge_drive(frames, is_chained, cases)
         elif is_chained:
-            judgement.cases += [self._judge(self.cases[frame.last_case], frame.outputs) for frame in frames]
-        if self.bars:
-            judgement.cases, reason = half_precision.accept_rate(judgement.cases, self.bars)
-            judgement.reasons += [reason] if reason else []
-        else:
-            rows = [row for case in judgement.cases for row in case.detections]
-            low, alone = sum(row.low for row in rows), sum(row.low_alone for row in rows)
-            judgement.reasons += lone_low_results(low, alone)
-        if not judgement.failures and not judgement.equal:
-            judgement.reasons.append('nothing was compared: PyTorch has no result in these inputs')
-        return judgement
+            cases += [self._judge(self.cases[frame.last_case], frame.outputs) for frame in frames]
+        cases, reason = accept_rate(cases, self.bars)
+        verdict.add_failures(filter(None, [reason]))
+        rows = [row for case in cases for row in case.detections]
+        if self.bars.is_float32:
+            verdict.add_failures(
+                lone_low_results(sum(row.low for row in rows), sum(row.low_alone for row in rows))
+            )
+        verdict.add_outputs(cases, sequences)
+        has_values = any(row.matched for row in rows) or any(row.tensors for row in (*cases, *sequences))
+        if verdict.passed and not has_values:
+            verdict.add_failures([f'{NOTHING_COMPARED}: PyTorch has no result in these inputs'])
+        return verdict
 
-    def _judge_drive(self, frames: list[ChainedFrame], is_chained: bool) -> None:
+    def _judge_drive(
+        self, frames: list[ChainedFrame], is_chained: bool, cases: list[results.Case]
+    ) -> list[results.SequenceRow]:
+        """Return the modes that ran; `cases` get outputs of a wrong form."""
         last = list(self.graphs.values())[-1]
-        drive = DriveJudge(self.manifest, last, self.judgement.precision)
+        drive = DriveJudge(self.manifest, last, self.verdict.precision)
         for mode in ('teacher', 'free') if is_chained else ('teacher',):
             for frame in frames:
                 entry = self.cases[frame.last_case]
@@ -178,10 +150,10 @@ class _Judge:
                 case = self._case(entry)
                 arrays, rows = self._read(entry, name)
                 if rows:
-                    self.judgement.cases.append(results.Case(f'{name} {case.title}', '', False, tuple(rows)))
+                    cases.append(results.Case(f'{name} {case.title}', '', False, tuple(rows)))
                 else:
                     drive.add(mode, frame, case, arrays)
-        self.judgement.sequences = drive.finish()
+        return drive.finish()
 
     def _case(self, entry: Mapping[str, Any]) -> KitCase:
         metadata = self.graphs[entry['graph']].metadata
@@ -229,8 +201,7 @@ class _Judge:
         if case.results and all(row.passed for row in rows):
             detections = self._match(case, arrays)
             rows += promised_rows(self.graphs[case.graph].metadata, arrays)
-        shapes = ', '.join('x'.join(map(str, array.shape)) for array in case.inputs.values())
-        return results.Case(f'{name} {case.title}', shapes, False, tuple(rows), detections)
+        return results.Case(f'{name} {case.title}', '', False, tuple(rows), detections)
 
     def _compare(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
         spec = self.graphs[case.graph].spec
@@ -241,12 +212,11 @@ class _Judge:
         sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
         outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
         spec = dataclasses.replace(spec, outputs=outputs)
-        rows = compare_tensors(*sides, spec, lambda: case.rounding)
-        return self.bars.judge(rows) if self.bars else rows
+        return compare_tensors(*sides, spec, lambda: case.rounding, self.bars)
 
     def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
         metadata, task = self.graphs[case.graph].metadata, self.manifest['task']
-        settings = self.bars.of_task(task) if self.bars else {}
+        settings = match_bars(task, self.bars)
         runtime = runtime_of(metadata.family)
         try:
             if hasattr(runtime, 'boxes_of_outputs'):

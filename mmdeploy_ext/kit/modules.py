@@ -12,8 +12,8 @@ from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.kit.writer import write_kit
 from mmdeploy_ext.proving.modules.calls import FileTensor
 from mmdeploy_ext.proving.modules.proof import ModuleProof
-from mmdeploy_ext.tasks.matching import tied_choices
 from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.verdict.matching import tied_choices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import read_manifest
-from mmdeploy_ext.tasks import bbox2d, boxed_mask, mask, matching, task_module
+from mmdeploy_ext.tasks import bbox2d, boxed_mask, mask, task_module
 from mmdeploy_ext.util.errors import DataError
 from mmdeploy_ext.util.files import external_locations
 from mmdeploy_ext.util.folders import replaced_folder
+from mmdeploy_ext.verdict import matching
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

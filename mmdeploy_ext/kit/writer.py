@@ -103,9 +103,9 @@ def write_kit(
         write_json(folder / MANIFEST, manifest)
         (folder / KIT_HASH).write_text(manifest['kit_sha256'] + '\n', encoding='utf-8')
         run_onnxruntime.main(str(outputs), kit=folder, opens=opens)
-        judgement = judge(folder, outputs, told='the CPU of this machine')
-        if not judgement.equal:
-            failures = '; '.join(judgement.failures[:3])
+        verdict = judge(folder, outputs, told='the CPU of this machine')
+        if not verdict.passed:
+            failures = '; '.join(verdict.failures[:3])
             raise UsageError(f"{path}: run on this machine, it does not give PyTorch's results: {failures}")
         if out.exists():
             out.rmdir()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.parts.folder import CutFolder
     from mmdeploy_ext.parts.model import ModelFactory
-    from mmdeploy_ext.tasks.results import MetricRow
+    from mmdeploy_ext.verdict.results import MetricRow
 
 
 class OneByOneDetector(PublishedDetector):

@@ -33,8 +33,8 @@ from mmdeploy_ext.util.source_code import versions
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.contract.comparison import Rounding
     from mmdeploy_ext.parts.model import ModelFactory
+    from mmdeploy_ext.verdict.comparison import Rounding
 
 PREFIX = 'mm2onnx.'
 """Prefix of the entries of `metadata_props` about a part."""

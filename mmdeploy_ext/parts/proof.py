@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import failed_row
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.parts.export import RecordedPart, record_parts
@@ -19,15 +17,16 @@ from mmdeploy_ext.parts.results import compare_filled, history_keys, match_resul
 from mmdeploy_ext.parts.samples import lit_samples, run_test_path
 from mmdeploy_ext.parts.swap import PartSession, open_sessions, swapped
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
-from mmdeploy_ext.proving.half_precision import ROUNDED, accept_rate
-from mmdeploy_ext.proving.open_points import warning_lines
-from mmdeploy_ext.proving.verdict import UNSEEN, Finding, Verdict, case_findings, check_finding, graph_finding
-from mmdeploy_ext.tasks.half_bars import bars_of, tensor_text
-from mmdeploy_ext.tasks.results import Case, Check
+from mmdeploy_ext.proving.half_precision import ROUNDED
+from mmdeploy_ext.proving.open_points import add_code
 from mmdeploy_ext.util.arrays import to_array
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.util.source_code import changed_files, model_classes
+from mmdeploy_ext.verdict.bars import accept_rate, bars_of, tensor_text
+from mmdeploy_ext.verdict.comparison import failed_row
+from mmdeploy_ext.verdict.results import Case, Check
+from mmdeploy_ext.verdict.verdict import UNSEEN, Verdict, check_finding, graph_finding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.parts.folder import CutFolder
     from mmdeploy_ext.parts.model import ModelFactory
     from mmdeploy_ext.parts.record import Recording
-    from mmdeploy_ext.tasks.half_bars import HalfBars
+    from mmdeploy_ext.verdict.bars import Bars
 
 FACTS = dict(config_sha256='model and test pipeline of the config', checkpoint_sha256='checkpoint')
 """Fact of the export -> its name in the verdict."""
@@ -59,17 +58,17 @@ def prove_folder(
     parts, recording = recorded or record_parts(factory, texts, samples)
     verdict = Verdict(_subject(factory, folder, samples))
     bars = bars_of(folder.options['precision'])
-    sessions = open_sessions(folder, round_fp16=bars is not None)
+    sessions = open_sessions(folder, round_fp16=not bars.is_float32)
     _compare_graphs(verdict, factory, folder, parts)
     _check_facts(verdict, factory, folder)
     _compare_kept(verdict, folder, samples, recording)
     cases = _part_cases(factory, folder, parts, sessions)
     lit_parts, lit_results = _lit_cases(verdict, factory, folder, parts, samples[0], sessions)
-    verdict.findings += case_findings([*cases, *lit_parts])
-    if not any(not case.traced for case in cases):
-        verdict.findings.append(Finding('outputs', '', False, UNSEEN))
+    verdict.add_outputs([*cases, *lit_parts])
+    if all(case.traced for case in cases):
+        verdict.add_failures([UNSEEN])
     _compare_model(verdict, factory, samples, recording, sessions, bars, lit_results)
-    if bars is not None:
+    if not bars.is_float32:
         verdict.notes += [bars_text(bars), ROUNDED]
     verdict.notes.append(f'the rest runs in PyTorch: {rest_text(factory, folder)}')
     return verdict
@@ -105,7 +104,7 @@ def _compare_graphs(
         verdict.findings.append(graph_finding(graph))
         for check in (check_valid(written), check_not_random(written)):
             verdict.findings.append(check_finding(check))
-    verdict.untraced += [entry.text for entry in warning_lines(warnings)]
+    add_code(verdict, model_classes(factory.pristine), warnings)
 
 
 def _axes_of(entry: dict[str, Any]) -> dict[str, dict[int, str]]:
@@ -155,7 +154,7 @@ def _part_cases(
     titles: Sequence[str] = (),
 ) -> list[Case]:
     """Return a case per call; `titles` are those of samples that the export did not see."""
-    cases, make = [], functools.cache(factory.make)
+    cases, make, bars = [], functools.cache(factory.make), bars_of(folder.options['precision'])
     for part, session in zip(parts, sessions, strict=True):
         for index, call in enumerate(part.calls):
             inputs, reference = part.form.inputs_of(call), part.form.outputs_of(call)
@@ -164,10 +163,7 @@ def _part_cases(
             except Mm2OnnxError as error:
                 rows = [failed_row('all outputs', one_line(error)[:300])]
             else:
-                bars = bars_of(folder.options['precision'])
-                rounding = None if bars else part.rounding(make, call)
-                rows = compare_filled(reference, outputs, DEFAULT_RTOL, rounding)
-                rows = bars.judge(rows) if bars else rows
+                rows = compare_filled(reference, outputs, rounding=part.rounding(make, call), bars=bars)
             shapes = ', '.join(shape_text(tensor.shape) for tensor in list(inputs.values())[:3])
             title = titles[call.sample] if titles else call.title
             traced = index == 0 and not titles
@@ -191,14 +187,14 @@ def _compare_model(
     samples: Sequence[Any],
     recording: Recording,
     sessions: Sequence[PartSession],
-    bars: HalfBars | None,
+    bars: Bars,
     lit: Sequence[Case],
 ) -> None:
     try:
         results = run_swapped(factory, samples, sessions)
     except (Mm2OnnxError, RuntimeError) as error:
         text = f'the test path with sessions in place of the parts raises: {one_line(error)[:300]}'
-        verdict.findings.append(Finding('outputs', 'whole model', False, text))
+        verdict.add_failures([text], 'whole model')
         return
     cases, in_order, first = [], [], None
     for index, (reference, candidate) in enumerate(zip(recording.results, results, strict=True)):
@@ -209,25 +205,22 @@ def _compare_model(
         title = f'whole model, sample {index}'
         cases.append(Case(title, '', False, tuple(matched.tensors), tuple(matched.detections)))
     cases += lit
-    if bars is not None:
+    if not bars.is_float32:
         cases, reason = accept_rate(cases, bars)
-        if reason:
-            verdict.findings.append(Finding('outputs', 'whole model', False, reason))
+        verdict.add_failures(filter(None, [reason]), 'whole model')
         failed = [index for index, case in enumerate(cases[: len(samples)]) if not _passed(case)]
         first = first if reason else min(failed, default=None)
-    verdict.findings += case_findings(cases)
+    verdict.add_outputs(cases)
     if in_order:
         names = ', '.join(dict.fromkeys(in_order))
         verdict.notes.append(f'compared in order, since no task has results of this form: {names}')
     if not any(case.tensors or case.detections for case in cases):
-        verdict.findings.append(
-            Finding('outputs', 'whole model', False, 'no array in its results was compared')
-        )
+        verdict.add_failures(['no array in its results was compared'], 'whole model')
     elif not any(row.reference for case in cases for row in case.detections) and not any(
         case.tensors for case in cases
     ):
         text = 'nothing was found in any sample; use samples with objects, or trained weights'
-        verdict.findings.append(Finding('outputs', 'whole model', False, text))
+        verdict.add_failures([text], 'whole model')
     if first is not None:
         verdict.notes.append(
             f'first difference: {locate(factory, samples[: first + 1], recording, sessions, bars)}'
@@ -255,7 +248,7 @@ def _lit_cases(
         verdict.notes.append(f'no dark and no bright picture: {one_line(error)[:300]}')
         return [], []
     except (Mm2OnnxError, RuntimeError) as error:
-        verdict.findings.append(Finding('outputs', ' and '.join(lit), False, one_line(error)[:300]))
+        verdict.add_failures([one_line(error)[:300]], ' and '.join(lit))
         return [], []
     called = [dataclasses.replace(part, calls=recording.calls[part.form.part]) for part in parts]
     whole, bars = [], bars_of(folder.options['precision'])
@@ -275,7 +268,7 @@ def locate(
     samples: Sequence[Any],
     recording: Recording,
     sessions: Sequence[PartSession],
-    bars: HalfBars | None = None,
+    bars: Bars,
 ) -> str:
     """Return which part alone makes the results of the last sample differ."""
     index = len(samples) - 1
@@ -286,7 +279,7 @@ def locate(
     return f'sample {index}, by the parts together'
 
 
-def bars_text(bars: HalfBars) -> str:
+def bars_text(bars: Bars) -> str:
     """Return the bars of half precision in words."""
     return (
         f'judged by bars that are not those of float32: {tensor_text(bars.cosine)}, '

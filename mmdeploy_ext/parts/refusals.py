@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.contract.comparison import same_bits
 from mmdeploy_ext.parts.graph import PartModule
 from mmdeploy_ext.parts.results import compare_filled
 from mmdeploy_ext.parts.tree import same_leaf
 from mmdeploy_ext.util.arrays import to_array
 from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.verdict.comparison import same_bits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

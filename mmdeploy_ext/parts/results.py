@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from mmdeploy_ext.contract.comparison import TensorRow, compare_named, failed_row
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.parts.tree import Tree
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.tasks import half_bars, task_module
-from mmdeploy_ext.tasks.matching import in_order_of
+from mmdeploy_ext.tasks import match_bars, task_module
 from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.verdict.bars import FLOAT32, Bars
+from mmdeploy_ext.verdict.comparison import compare_named, failed_row
+from mmdeploy_ext.verdict.matching import in_order_of
+from mmdeploy_ext.verdict.results import TensorRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.contract.comparison import Rounding
-    from mmdeploy_ext.tasks.half_bars import HalfBars
-    from mmdeploy_ext.tasks.results import DetectionRow
+    from mmdeploy_ext.verdict.comparison import Rounding
+    from mmdeploy_ext.verdict.results import DetectionRow
 
-RTOL = 1e-4
-"""Allowed difference of arrays that no task matches, relative to the largest value of a slice."""
 LEAST_COLUMNS = 7
 """x, y, z, sizes and yaw."""
 BOX_COLUMNS = 9
@@ -38,27 +38,23 @@ class Matched:
     """The comparison of two results of a test path.
 
     Attributes:
-        bars: bars of half precision; None for float32.
+        bars: those of the precision of the parts.
         detections: rows of boxes and masks, matched in any order.
         tensors: rows of other arrays.
         in_order: names of arrays that were compared in their order.
     """
 
-    bars: HalfBars | None = None
+    bars: Bars = FLOAT32
     detections: list[DetectionRow] = dataclasses.field(default_factory=list)
     tensors: list[TensorRow] = dataclasses.field(default_factory=list)
     in_order: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def rtol(self) -> float:
-        return half_bars.RTOL if self.bars else RTOL
 
     @property
     def passed(self) -> bool:
         return all(row.passed for row in (*self.detections, *self.tensors))
 
 
-def match_results(title: str, reference: Any, candidate: Any, bars: HalfBars | None = None) -> Matched:
+def match_results(title: str, reference: Any, candidate: Any, bars: Bars = FLOAT32) -> Matched:
     """Compare the results of a test path for one sample, ONNX against PyTorch."""
     matched = Matched(bars)
     _match(matched, title, plain(reference), plain(candidate))
@@ -88,7 +84,7 @@ def _match(matched: Matched, title: str, reference: Any, candidate: Any) -> None
         _match_dict(matched, title, reference, candidate)
     elif _is_ranking(reference) and _is_ranking(candidate):
         sides = [{f'{title}.{index}': array for index, array in enumerate(s)} for s in (reference, candidate)]
-        _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), matched.rtol))
+        _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), matched.bars.rtol))
     elif isinstance(reference, list | tuple):
         if len(reference) != len(candidate):
             reason = f'got {len(candidate)} entries, expected {len(reference)}'
@@ -147,7 +143,7 @@ def _match_rows(
         return
     for key in names:
         remaining.pop(key, None)
-    _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), matched.rtol))
+    _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), matched.bars.rtol))
 
 
 def _scores_of(key: Any, score_keys: Sequence[Any]) -> Any:
@@ -170,15 +166,15 @@ def _match_leaf(matched: Matched, name: str, reference: Any, candidate: Any) -> 
 
 
 def _compare(matched: Matched, reference: dict[str, np.ndarray], candidate: dict[str, np.ndarray]) -> None:
-    rows = compare_filled(reference, candidate, RTOL)
-    matched.tensors += matched.bars.judge(rows) if matched.bars else rows
+    matched.tensors += compare_filled(reference, candidate, bars=matched.bars)
 
 
 def compare_filled(
     reference: Mapping[str, np.ndarray],
     candidate: Mapping[str, np.ndarray],
-    rtol: float,
+    rtol: float = DEFAULT_RTOL,
     rounding: Rounding | None = None,
+    bars: Bars = FLOAT32,
 ) -> list[TensorRow]:
     """Compare arrays by name; those that are empty on both sides have no row."""
     empty = {
@@ -187,12 +183,12 @@ def compare_filled(
         if not array.size and name in candidate and array.shape == candidate[name].shape
     }
     sides = ({name: side[name] for name in side if name not in empty} for side in (reference, candidate))
-    return compare_named(*sides, rtol, rounding=rounding)
+    return compare_named(*sides, rtol, rounding=rounding, bars=bars)
 
 
 def _match_scored(matched: Matched, name: str, title: str, reference: Any, candidate: Any) -> DetectionRow:
     task = task_module(name)
-    settings = matched.bars.of_task(name) if matched.bars else {}
+    settings = match_bars(name, matched.bars)
     thr = getattr(task, 'SCORE_THR', 0.05)
     if len(reference.scores) and not (reference.scores >= thr).any():
         settings['score_thr'] = float(np.median(reference.scores))  # seeded weights find nothing

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import TensorRow, compare_tensors
-from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.pictures import compare_outputs
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.tasks import half_bars, task_module
-from mmdeploy_ext.tasks.results import Case
+from mmdeploy_ext.tasks import match_bars, task_module
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.dump import list_samples, load_dump
 from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.verdict.bars import Bars, accept_rate, bars_of
+from mmdeploy_ext.verdict.comparison import compare_tensors
+from mmdeploy_ext.verdict.results import Case, TensorRow
+from mmdeploy_ext.verdict.verdict import AGREES, Finding, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,11 +40,15 @@ class DumpComparer(Protocol):
         """Run one sample and compare its outputs."""
 
 
-def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> bool:
-    """Run an engine on a dump; print a line per sample and return whether none differs."""
-    agrees, samples = True, list_samples(folder)
+def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> Verdict:
+    """Run an engine on a dump and print a line per sample; the verdict has the claim `AGREES`.
+
+    A missing dump is a note, and a sample that cannot be compared is no failure.
+    """
+    verdict, samples = Verdict(dict(file=str(folder)), claim=AGREES), list_samples(folder)
+    cases: list[Case] = []
     if not samples:
-        print(
+        verdict.notes.append(
             f'no dump in {folder}: to have its tensors compared, first run it with --torch --cfg-options '
             f'backend_config.dump={{}}'
         )
@@ -55,22 +60,29 @@ def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> bool
                     raise DataError(f'it was dumped from another {key.removesuffix("_sha256")}')
             case = comparer.compare(sample.name, tensors, manifest)
         except DataError as error:
-            print(f'{sample}: not compared: {error}')
-            continue
-        agrees &= case.passed
-        reasons = [f'{row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
-        reasons += [row.reason for row in case.detections if not row.passed]
-        errors = [row.max_abs for row in case.tensors if row.max_abs is not None]
-        worst = f'worst {max(errors):.2g}, ' if errors else ''
-        count = len(case.tensors) + len(case.detections)
-        verdict = 'agrees' if case.passed else f'DIFFERS: {reasons[0]}'
-        print(f'{sample}: {verdict} ({worst}compared: {count})')
-    if not agrees:
-        print(
+            verdict.findings.append(Finding('outputs', str(sample), None, f'not compared: {error}'))
+            print(verdict.findings[-1].line)
+        else:
+            cases.append(case)
+            print(f'{sample}: {_text(case)}')
+    verdict.add_outputs(cases)
+    if not verdict.passed:
+        verdict.notes.append(
             'NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
             f'{tool("verify")}, or set backend_config.check_dump=False to evaluate all the same'
         )
-    return agrees
+    for note in verdict.notes:
+        print(note)
+    return verdict
+
+
+def _text(case: Case) -> str:
+    reasons = [f'{row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
+    reasons += [row.reason for row in case.detections if not row.passed]
+    errors = [row.max_abs for row in case.tensors if row.max_abs is not None]
+    worst = f'worst {max(errors):.2g}, ' if errors else ''
+    word = 'agrees' if case.passed else f'DIFFERS: {reasons[0]}'
+    return f'{word} ({worst}compared: {len(case.tensors) + len(case.detections)})'
 
 
 def _require(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
@@ -91,24 +103,24 @@ class ImageDumpComparer:
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
         _require(tensors, needed + backend.spec.output_names)
         feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
-        bars = half_bars.bars_of(backend.computes_in or backend.metadata.precision)
+        bars = bars_of(backend.computes_in or backend.metadata.precision)
         outputs = backend.infer(feeds)
         dumped = {key: tensors[key] for key in outputs}
         both = (dumped, outputs) if backend.metadata.form == 'full' else ()
         results = [results_of(family.name, backend.metadata, side, {**tensors, **feeds}) for side in both]
         pairs = zip(*results, strict=True)
-        settings = bars.of_task(family.task) if bars else {}
+        settings = match_bars(family.task, bars)
         match = task_module(family.task).match_detections
         detections = tuple(match(name, *pair, **settings) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
         case = Case(name, shape, False, self._compare_tensors(tensors, outputs, bars), detections)
-        return half_precision.accept_rate([case], bars)[0][0] if bars else case
+        return accept_rate([case], bars)[0][0]
 
     def _compare_tensors(
         self,
         tensors: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
-        bars: half_bars.HalfBars | None,
+        bars: Bars,
     ) -> tuple[TensorRow, ...]:
         spec, metadata = self.backend.spec, self.backend.metadata
         valued = [tensor.name for tensor in spec.outputs if tensor.compare == 'values']
@@ -131,7 +143,7 @@ class FrameDumpComparer:
 
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], detector: Detector) -> None:
         self.stepper, self.family, last = stepper, detector.family, metadata[-1]
-        self.bars = half_bars.bars_of(last.precision)
+        self.bars = bars_of(last.precision)
         specs = {tensor.name: tensor for file in metadata for tensor in file.spec.outputs}
         compared = self.family.data.compared or last.spec.output_names
         self.names = tuple(name for name in compared if name in specs)
@@ -161,8 +173,8 @@ class FrameDumpComparer:
         # a file may give the last decoder layer alone
         reference = {key: tensors[key][-outputs[key].shape[0] :] for key in self.names}
         compared = {key: outputs[key] for key in self.names}
-        rows = compare_tensors(reference, compared, far_spec(self.spec, distance))
-        return Case(name, '', False, tuple(self.bars.judge(rows) if self.bars else rows), ())
+        rows = compare_tensors(reference, compared, far_spec(self.spec, distance), bars=self.bars)
+        return Case(name, '', False, tuple(rows))
 
 
 def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:

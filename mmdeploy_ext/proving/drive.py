@@ -25,11 +25,12 @@ from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, NOTHING_FOUND, Mod
 from mmdeploy_ext.proving.open_points import unreached
 from mmdeploy_ext.proving.proof import finish, not_loaded
 from mmdeploy_ext.runtime.geometry import invert_pose
-from mmdeploy_ext.tasks import bbox3d, half_bars
-from mmdeploy_ext.tasks.matching import too_few
-from mmdeploy_ext.tasks.results import Case, DetectionRow
+from mmdeploy_ext.tasks import bbox3d
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError
+from mmdeploy_ext.verdict.bars import tensor_text
+from mmdeploy_ext.verdict.matching import too_few
+from mmdeploy_ext.verdict.results import Case, DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.proving.levels.drive_run import DriveBars
     from mmdeploy_ext.proving.proof import Claims, Proof
-    from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-    from mmdeploy_ext.tasks.results import SequenceRow
+    from mmdeploy_ext.verdict.results import SequenceRow
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 ADVICE = 'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
 """Advice if too few results of a drive were matched."""
@@ -148,7 +149,7 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
         notes.append('no scene changed in these frames, so that the reset was not shown')
     if bars.cosine is not None:
         notes.append(
-            f'judged by bars that are not those of float32: {half_bars.tensor_text(bars.cosine)}, '
+            f'judged by bars that are not those of float32: {tensor_text(bars.cosine)}, '
             f'{100 * bars.match_rate:g} % of the results matched within {bars.distance_m} m and score '
             f'{bars.score}; pairs that are only near count as matched'
         )

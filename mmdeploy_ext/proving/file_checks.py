@@ -21,10 +21,9 @@ from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
-from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.quantize.dense import QUANTISE
-from mmdeploy_ext.tasks.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphResult
 from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
+from mmdeploy_ext.verdict.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphDifference, GraphResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

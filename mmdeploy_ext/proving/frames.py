@@ -8,7 +8,6 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.metadata import least_precision
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.engines import title_of
@@ -37,13 +36,15 @@ from mmdeploy_ext.proving.proof import (
     start,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
-from mmdeploy_ext.tasks import bbox3d, half_bars, task_module
-from mmdeploy_ext.tasks.matching import total_reasons
-from mmdeploy_ext.tasks.results import Case, Check, DetectionRow, Pair, failed_detections
-from mmdeploy_ext.tasks.ties import Ties
+from mmdeploy_ext.tasks import bbox3d, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError
 from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.verdict.bars import Bars, bars_of
+from mmdeploy_ext.verdict.comparison import compare_tensors
+from mmdeploy_ext.verdict.matching import total_reasons
+from mmdeploy_ext.verdict.results import Case, Check, DetectionRow, Pair, failed_detections
+from mmdeploy_ext.verdict.ties import Ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -54,10 +55,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.contracts import Contract
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
-    from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
-    from mmdeploy_ext.tasks.results import PreprocessingResult
+    from mmdeploy_ext.verdict.results import PreprocessingResult
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 ADVICE = 'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
 """Advice if too few results of sweeps were matched."""
@@ -77,7 +78,7 @@ class Sides:
         reference: PyTorch's side.
         runner: the files on their engine.
         spec: outputs and state of all files together.
-        bars: of half precision or INT8; None for float32.
+        bars: of the least precision of the files.
     """
 
     detector: Detector
@@ -85,7 +86,7 @@ class Sides:
     reference: Stepper
     runner: Stepper
     spec: GraphSpec
-    bars: half_bars.HalfBars | None
+    bars: Bars
 
     def run(self, sweep: Sweep) -> tuple[StepResult, StepResult | Exception]:
         return self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
@@ -227,7 +228,7 @@ def open_sides(
         contract.reference(model),
         open_runner(contract, files, engine, stack),
         output_spec(metadata, contract.runner_outputs(model, options)),
-        half_bars.bars_of(least_precision(metadata)),
+        bars_of(least_precision(metadata)),
     )
 
 
@@ -284,11 +285,11 @@ def judge_sweep(
     detections = expected.detections, result.detections
     task = task_module(sides.detector.family.task)
     notes = ()
-    if not sides.bars and hasattr(sides.reference, 'boxes_of') and not can_be_put_in(sides, result):
+    if sides.bars.is_float32 and hasattr(sides.reference, 'boxes_of') and not can_be_put_in(sides, result):
         notes = (NOT_PUT_IN,)
     case = dataclasses.replace(case, substituted=substituted, whole=True, notes=notes)
-    settings = sides.bars.of_task(sides.detector.family.task) if sides.bars else {}
-    if not sides.bars and not case.chained:
+    settings = match_bars(sides.detector.family.task, sides.bars)
+    if sides.bars.is_float32 and not case.chained:
         settings = dict(tied=ties_of(sides, detections, lambda: sides.reference.step(sweep).detections))
     row = task.match_detections('boxes', *detections, **settings)
     case = dataclasses.replace(case, detections=(row,))
@@ -304,11 +305,11 @@ def judge_tensors(sides: Sides, sweep: Sweep, expected: StepResult, result: Step
             case, detections=(failed_detections(sweep.name, expected.detections, result),)
         )
     rounding = None
-    if not sides.bars and not sides.detector.family.memory:
+    if not sides.detector.family.memory:
         run = functools.partial(sides.reference.step, sweep)
         rounding = rounding_of(sides.detector.model, expected.outputs, lambda: run().outputs)
-    rows = compare_tensors(expected.outputs, result.outputs, sides.spec, rounding)
-    return dataclasses.replace(case, tensors=tuple(sides.bars.judge(rows) if sides.bars else rows))
+    rows = compare_tensors(expected.outputs, result.outputs, sides.spec, rounding, sides.bars)
+    return dataclasses.replace(case, tensors=tuple(rows))
 
 
 def can_be_put_in(sides: Sides, result: StepResult) -> bool:
@@ -321,7 +322,7 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
 
     Returns () below float32, and for outputs other than the head's.
     """
-    if sides.bars or not can_be_put_in(sides, result):
+    if not sides.bars.is_float32 or not can_be_put_in(sides, result):
         return ()
     detections = sides.reference.boxes_of(result.outputs), result.detections
     task = task_module(sides.detector.family.task)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 
 def kind_of(family: Any) -> str:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.export import CodeWarning
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.preprocess.points import VoxelRule
-    from mmdeploy_ext.tasks.results import Case
+    from mmdeploy_ext.util.source_code import ModelClass
+    from mmdeploy_ext.verdict.results import Case
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,25 @@ def warning_lines(records: Iterable[CodeWarning]) -> list[Untraced]:
         reason = f'a copy of {folder.name}, of which PyTorch warns {count} times'
         lines.append(Untraced(f'{shown(folder)}/', reason))
     return lines
+
+
+def add_code(
+    verdict: Verdict,
+    classes: Iterable[ModelClass],
+    warnings: Iterable[CodeWarning],
+    methods: Iterable[Untraced] = (),
+) -> None:
+    """Add the classes of a model, and what of its code no graph shows, to a verdict."""
+    verdict.model_classes = class_lines(classes)
+    verdict.untraced += [entry.text for entry in (*methods, *warning_lines(warnings))]
+
+
+def class_lines(classes: Iterable[ModelClass]) -> list[str]:
+    """Return a line for each class outside of installed libraries, the user's first."""
+    lines = {False: [], True: []}
+    for entry in classes:
+        lines[entry.ours].append(f'{entry.name} ({entry.place})')
+    return [*lines[False], *(f'{line}, our implementation' for line in lines[True])]
 
 
 def shown(path: str | Path) -> str:

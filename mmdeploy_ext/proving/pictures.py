@@ -10,13 +10,6 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.contract.comparison import (
-    compare_named,
-    compare_tensors,
-    count_rows,
-    order_rows,
-    shape_rows,
-)
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.detector import check_options, rule_of
@@ -58,13 +51,21 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
-from mmdeploy_ext.tasks import bbox2d, half_bars, task_module
-from mmdeploy_ext.tasks.matching import total_reasons
-from mmdeploy_ext.tasks.results import Case, DetectionRow, Pair, failed_detections
-from mmdeploy_ext.tasks.ties import Ties
+from mmdeploy_ext.tasks import bbox2d, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.verdict.bars import FLOAT32, bars_of
+from mmdeploy_ext.verdict.comparison import (
+    compare_named,
+    compare_tensors,
+    count_rows,
+    order_rows,
+    shape_rows,
+)
+from mmdeploy_ext.verdict.matching import matched_rows, total_reasons
+from mmdeploy_ext.verdict.results import Case, DetectionRow, Pair, failed_detections
+from mmdeploy_ext.verdict.ties import Ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +74,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
@@ -83,8 +83,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
-    from mmdeploy_ext.proving.verdict import Verdict
-    from mmdeploy_ext.tasks.half_bars import HalfBars
+    from mmdeploy_ext.verdict.bars import Bars
+    from mmdeploy_ext.verdict.results import TensorRow
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 MAX_DRAWN = 8
 """Largest number of pictures in the report."""
@@ -300,7 +301,7 @@ def judge_outputs(
     """
     code, metadata = reference.code, backend.metadata
     proof_input, expected = reference.input, reference.results
-    bars = half_bars.bars_of(backend.computes_in or metadata.precision)
+    bars = bars_of(backend.computes_in or metadata.precision)
     shape = 'x'.join(map(str, reference.feeds[metadata.spec.input_names[0]].shape))
     case = Case(proof_input.name, shape, proof_input.traced)
     rows: tuple[TensorRow, ...] = ()
@@ -329,17 +330,17 @@ def judge_outputs(
         titles = [title for title, _ in proof_input.sources]
         failed = (failed_detections(*pair, error) for pair in zip(titles, expected, strict=True))
         return dataclasses.replace(case, tensors=rows, detections=tuple(failed)), []
-    if bars and not rows:
+    if not bars.is_float32 and not rows:
         rows = _cosines_of_results(reference.detector.family.task, expected, results, bars)
     counts = {**counts_of_images(expected, outputs), **code.counts(tensors)}
     case, settings = dataclasses.replace(case, tensors=rows, counts=counts), metadata.postprocess.to_json()
-    if bars:
-        case = dataclasses.replace(case, detections=match_images(reference, expected, results, bars))
-    else:
+    if bars.is_float32:
         case = judge_parts(case, reference, metadata, outputs, inner, own_results)
         if of_runtime:
             case = dataclasses.replace(case, engines=match_engines(reference, own_results, results, settings))
         case = judge_results_of_images(case, reference, tensors, results, settings)
+    else:
+        case = dataclasses.replace(case, detections=match_images(reference, expected, results, bars))
     return case, _pictures(reference, results, title_of(type(backend).__name__))
 
 
@@ -377,12 +378,12 @@ def judge_results_of_images(
 ) -> Case:
     """Return the case with an engine's results, matched with PyTorch's end to end."""
     excused = None if case.chained else settings
-    detections = match_images(reference, reference.results, results, None, excused)
+    detections = match_images(reference, reference.results, results, FLOAT32, excused)
     ranking = {} if all(row.passed for row in detections) else reference.code.ranking(tensors)
     if not ranking:
         return dataclasses.replace(case, detections=detections)
     with substituted(reference.detector.model, ranking):
-        detections = match_images(reference, reference.run(), results, None, excused)
+        detections = match_images(reference, reference.run(), results, FLOAT32, excused)
     note = f"{case.name}: PyTorch's queries have the ranks of the file, see its scores"
     return dataclasses.replace(case, detections=detections, notes=(*case.notes, note))
 
@@ -403,15 +404,15 @@ def match_images(
     reference: InputReference,
     expected: Sequence[Any],
     results: Sequence[Any],
-    bars: HalfBars | None,
+    bars: Bars,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[DetectionRow, ...]:
     """Return level 3 of one case: every image's results, matched with PyTorch's.
 
-    `bars`: None for float32; `settings`: of the post-processing, to excuse results beside a tie.
+    `settings`: of the post-processing, to excuse results beside a tie.
     """
     task = task_module(reference.detector.family.task)
-    chosen = bars.of_task(reference.detector.family.task) if bars else {}
+    chosen = match_bars(reference.detector.family.task, bars)
     if settings is None:
         titles = [title for title, _ in reference.input.sources]
         match = functools.partial(task.match_detections, **chosen)
@@ -532,28 +533,27 @@ def _contract_rows(
     reference: InputReference,
     metadata: Metadata,
     outputs: Mapping[str, np.ndarray],
-    bars: HalfBars | None,
+    bars: Bars,
 ) -> list[TensorRow]:
     if 'labels' not in outputs:
         return []
     family, model = reference.detector.family, reference.detector.model
     rows = order_rows(outputs, family.num_classes(model))
     if limits := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
-        slack = bars.score if bars else DEFAULT_RTOL
-        bounds = reference.compute(reference.code.candidate_bounds, slack, **limits)
+        bounds = reference.compute(reference.code.candidate_bounds, bars.score, **limits)
         rows += count_rows(outputs, bounds)
     return rows
 
 
 def _cosines_of_results(
-    task: str, expected: Sequence[Any], results: Sequence[Any], bars: HalfBars
+    task: str, expected: Sequence[Any], results: Sequence[Any], bars: Bars
 ) -> tuple[TensorRow, ...]:
     rows = []
     for index, sides in enumerate(zip(expected, results, strict=True)):
-        pairs = task_module(task).pair_up(*sides, **bars.of_task(task)).matched
+        pairs = task_module(task).pair_up(*sides, **match_bars(task, bars)).matched
         suffix = f' of image {index}' if len(expected) > 1 else ''
         rows += [
-            dataclasses.replace(row, tensor=row.tensor + suffix) for row in bars.matched_rows(*sides, pairs)
+            dataclasses.replace(row, tensor=row.tensor + suffix) for row in matched_rows(*sides, pairs, bars)
         ]
     return tuple(rows)
 
@@ -566,7 +566,7 @@ def _compare_tensors(
     reference: InputReference,
     metadata: Metadata,
     tensors: Mapping[str, np.ndarray],
-    bars: HalfBars | None,
+    bars: Bars,
 ) -> tuple[TensorRow, ...]:
     if not compares_values(metadata):
         return ()
@@ -590,17 +590,16 @@ def compare_outputs(
     expected: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
     spec: GraphSpec,
-    bars: HalfBars | None,
+    bars: Bars,
     run: Callable[[], Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[TensorRow, ...]:
     """Compare tensors by name; rows of a top-k in any order.
 
-    `bars`: None for float32. `run` computes `expected` again.
+    `run` computes `expected` again.
     """
     sides = code.in_order(expected), code.in_order(outputs)
     rounding = run and rounding_of(code.model, sides[0], lambda: code.in_order(run()))
-    rows = compare_tensors(*sides, spec, None if bars else rounding)
-    return tuple(bars.judge(rows) if bars else rows)
+    return tuple(compare_tensors(*sides, spec, rounding, bars))
 
 
 def _pictures(reference: InputReference, results: Sequence[Any], engine: str) -> list[Pair]:

@@ -16,7 +16,7 @@ from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
-from mmdeploy_ext.proving.open_points import untraced_methods, warning_lines
+from mmdeploy_ext.proving.open_points import add_code, untraced_methods
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     class_name_notes,
@@ -25,12 +25,12 @@ from mmdeploy_ext.proving.provenance import (
     provenance,
     weights_checks,
 )
-from mmdeploy_ext.proving.verdict import Finding, Results, Verdict, library_findings
-from mmdeploy_ext.tasks.matching import accept_rest
-from mmdeploy_ext.tasks.results import Check
 from mmdeploy_ext.util.errors import one_line
 from mmdeploy_ext.util.files import sha256_file
 from mmdeploy_ext.util.source_code import changed_files, other_copies, versions, versions_with_places
+from mmdeploy_ext.verdict.matching import accept_rest
+from mmdeploy_ext.verdict.results import Check
+from mmdeploy_ext.verdict.verdict import Finding, Results, Verdict, library_findings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.tasks.results import Case, GraphResult
-    from mmdeploy_ext.util.source_code import ModelClass
+    from mmdeploy_ext.verdict.results import Case, GraphResult
 
 AGAIN = 'the model gives other results when the first input is run again at the end'
 """Reason of failure: another result at the end."""
@@ -222,12 +221,10 @@ def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphS
 
 def check_model(proof: Proof) -> None:
     detector, verdict = proof.detector, proof.verdict
-    verdict.model_classes = class_lines(detector.model_classes)
     family, model = detector.family, detector.model
     traced = getattr(family.facts(model), 'traced', ())
-    untraced = untraced_methods(family, model, detector.cfg, traced)
-    untraced += warning_lines(detector.code_warnings)
-    verdict.untraced += [entry.text for entry in untraced]
+    methods = untraced_methods(family, model, detector.cfg, traced)
+    add_code(verdict, detector.model_classes, detector.code_warnings, methods)
     proof.results.checks += weights_checks(detector)
     proof.results.checks += asked_checks(proof.files[-1].options, proof.claims.asked)
     verdict.notes += [
@@ -238,14 +235,6 @@ def check_model(proof: Proof) -> None:
     if detector.ignored_keys:
         ignored = ', '.join(detector.ignored_keys)
         verdict.notes.append(f'weights of the checkpoint that were left out by --ignore-keys: {ignored}')
-
-
-def class_lines(classes: Iterable[ModelClass]) -> list[str]:
-    """Return a line for each class outside of installed libraries, the user's first."""
-    lines = {False: [], True: []}
-    for entry in classes:
-        lines[entry.ours].append(f'{entry.name} ({entry.place})')
-    return [*lines[False], *(f'{line}, our implementation' for line in lines[True])]
 
 
 def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
@@ -275,7 +264,7 @@ def notes_on_export(detector: Detector, metadata: Metadata) -> list[str]:
 
 
 def not_loaded(proof: Proof, error: Exception) -> Verdict:
-    proof.verdict.findings.append(Finding('outputs', '', False, one_line(error)[:MAX_MESSAGE_LENGTH]))
+    proof.verdict.add_failures([one_line(error)[:MAX_MESSAGE_LENGTH]])
     return finish(proof)
 
 

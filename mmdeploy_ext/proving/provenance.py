@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.config.config import cfg_options, config_sha256, test_dataset
-from mmdeploy_ext.proving.verdict import AS_IN_CONFIG
-from mmdeploy_ext.tasks.results import Check
 from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.verdict.results import Check
+from mmdeploy_ext.verdict.verdict import AS_IN_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import numpy_helper
 
-from mmdeploy_ext.contract.comparison import compare_named
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.tasks.half_bars import BARS
 from mmdeploy_ext.util.errors import ModelFileError
 from mmdeploy_ext.util.files import sha256_onnx
+from mmdeploy_ext.verdict.bars import FLOAT32, HALF
+from mmdeploy_ext.verdict.comparison import compare_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import onnx
 
-    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.engines.tensorrt.record import Record
+    from mmdeploy_ext.verdict.results import TensorRow
 
 LARGEST_DIFFERENCE = 1e-3
 """Tolerance of float32, relative to an output's largest value: GPUs sum in other orders."""
@@ -61,8 +61,8 @@ def compare_outputs(
 ) -> list[TensorRow]:
     """Compare outputs by name in the reference's dtype: TensorRT narrows float64 and int64."""
     outputs = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
-    rows = compare_named(reference, outputs, LARGEST_DIFFERENCE, 'the ONNX file')
-    return BARS.judge(rows) if half else rows
+    bars = HALF if half else FLOAT32
+    return compare_named(reference, outputs, LARGEST_DIFFERENCE, 'the ONNX file', bars=bars)
 
 
 def row_text(row: TensorRow) -> str:

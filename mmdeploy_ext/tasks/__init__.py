@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
+    from mmdeploy_ext.verdict.bars import Bars
+
 
 TASKS = {name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask', 'mask', 'panoptic')}
 NEEDED = ('match_detections', 'pair_up', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
@@ -34,3 +36,13 @@ def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
     if missing := [attribute for attribute in needed if not hasattr(module, attribute)]:
         raise ConfigError(f'task {name!r}: {module.__file__} has no {", ".join(missing)}')
     return module
+
+
+def match_bars(task: str, bars: Bars) -> dict[str, float]:
+    """Return the bars of a task's `match_detections`; {} for float32, whose bars are its defaults."""
+    return {} if bars.is_float32 else task_module(task, NEEDED_BY_HALF).half_bars(bars)
+
+
+def place_text(task: str, bars: Bars) -> str:
+    """Return how near a pair of results has to be."""
+    return task_module(task, NEEDED_BY_HALF).half_text(bars)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.tasks import matching
-from mmdeploy_ext.tasks.results import Pair
+from mmdeploy_ext.verdict import matching
+from mmdeploy_ext.verdict.results import Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Sweep
-    from mmdeploy_ext.tasks.half_bars import HalfBars
-    from mmdeploy_ext.tasks.matching import Pairing
-    from mmdeploy_ext.tasks.results import DetectionRow
+    from mmdeploy_ext.verdict.bars import Bars
+    from mmdeploy_ext.verdict.matching import Pairing
+    from mmdeploy_ext.verdict.results import DetectionRow
 
 RESULTS, PLACE = 'boxes', 'worst Δm'
 SCORE_THR = 0.1
@@ -34,11 +34,11 @@ PAIR_DISTANCE = 1.0
 """Metres between the centres of one object outside the bars."""
 
 
-def half_bars(bars: HalfBars) -> dict[str, float]:
+def half_bars(bars: Bars) -> dict[str, float]:
     return dict(distance_bar=bars.distance_m, corner_bar=bars.distance_m, score_bar=bars.score)
 
 
-def half_text(bars: HalfBars) -> str:
+def half_text(bars: Bars) -> str:
     return f'{bars.distance_m} m (corners, too)'
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.tasks.results import Pair
+    from mmdeploy_ext.verdict.results import Pair
 
 PANEL, BAND, GAP = 420, 46, 8
 """Pixels: longer side of a map, height of the text above it, room between maps."""

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.tasks import bbox2d, mask, matching
+from mmdeploy_ext.tasks import bbox2d, mask
+from mmdeploy_ext.verdict import matching
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Instances
-    from mmdeploy_ext.tasks.matching import Pairing
+    from mmdeploy_ext.verdict.matching import Pairing
 
 RESULTS, PLACE = 'masks', 'worst IoU'
 half_bars, half_text = matching.overlap_bars, matching.overlap_text

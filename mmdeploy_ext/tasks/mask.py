@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.tasks import bbox2d, matching
+from mmdeploy_ext.tasks import bbox2d
+from mmdeploy_ext.verdict import matching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.runtime.detections import Instances
-    from mmdeploy_ext.tasks.matching import Pairing
-    from mmdeploy_ext.tasks.results import Pair
+    from mmdeploy_ext.verdict.matching import Pairing
+    from mmdeploy_ext.verdict.results import Pair
 
 RESULTS, PLACE = 'masks', 'worst IoU'
 half_bars, half_text = matching.overlap_bars, matching.overlap_text

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.runtime.panoptic import OFFSET
-from mmdeploy_ext.tasks import mask, matching
+from mmdeploy_ext.tasks import mask
 from mmdeploy_ext.tasks.mask import fit_pair
+from mmdeploy_ext.verdict import matching
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.panoptic import Segments
-    from mmdeploy_ext.tasks.matching import Pairing
+    from mmdeploy_ext.verdict.matching import Pairing
 
 __all__ = [
     'ONE_TO_ONE',

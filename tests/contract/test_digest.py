@@ -15,8 +15,8 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.proving import proof
-from mmdeploy_ext.tasks.results import GraphResult
 from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.verdict.results import GraphResult
 from toy_atss import PICTURE, load_demo
 
 DEMO = Path(__file__).resolve().parents[2] / 'demo/atss_toy.onnx'

@@ -10,13 +10,11 @@ from onnx import TensorProto, numpy_helper
 
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.cli import export_app
-from mmdeploy_ext.contract.comparison import TensorRow
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.half_precision import accept_masks, accept_rate
-from mmdeploy_ext.tasks.half_bars import BARS
-from mmdeploy_ext.tasks.results import Case, DetectionRow
+from mmdeploy_ext.verdict.bars import HALF, accept_masks, accept_rate
+from mmdeploy_ext.verdict.results import Case, DetectionRow, TensorRow
 from proofs import check_files, prove_samples
 from toy_atss import CONFIG, PICTURE, export_toy, load_toy
 from verdicts import cases_of, checks_of
@@ -135,15 +133,15 @@ def test_options_that_do_nothing_are_refused_before_the_weights_load(given, mess
 @pytest.mark.parametrize(('other', 'passes'), [(0.9995, True), (0.98, False)])
 def test_yes_or_no_masks_are_judged_over_all_inputs(other, passes):
     rows = [
-        TensorRow('matched masks', '2x4x4', 1.0, 1.0, cosine, None, cosine >= BARS.cosine)
+        TensorRow('matched masks', '2x4x4', 1.0, 1.0, cosine, None, cosine >= HALF.cosine)
         for cosine in (0.9989, other)
     ]
     cases = [Case('input', '1x3x4x4', traced=False, tensors=(row,)) for row in rows]
-    assert all(case.passed for case in accept_masks(cases, BARS)) == passes
+    assert all(case.passed for case in accept_masks(cases, HALF)) == passes
 
 
 @pytest.mark.parametrize(('missing', 'extra', 'passes'), [(5, 5, True), (12, 0, False), (0, 12, False)])
 def test_results_are_judged_by_the_matched_share_of_the_longer_list(missing, extra, passes):
     row = DetectionRow('input', 100, 100 - missing, missing, extra, 1.0, 0.0, False, '')
-    cases, failure = accept_rate([Case('input', '1x3x4x4', traced=False, detections=(row,))], BARS)
+    cases, failure = accept_rate([Case('input', '1x3x4x4', traced=False, detections=(row,))], HALF)
     assert cases[0].passed == passes == (not failure)

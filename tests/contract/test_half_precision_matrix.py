@@ -10,8 +10,8 @@ import pytest
 import toy_nuscenes
 from mmdeploy_ext.cli import test_app, verify_app
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
-from mmdeploy_ext.tasks.half_bars import BARS, MASKS, METRIC
 from mmdeploy_ext.util.files import read_json
+from mmdeploy_ext.verdict.bars import HALF, MASKS, METRIC
 from verdicts import cases_of, sequence_of
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
@@ -58,7 +58,7 @@ def prove(config, checkpoint, path, folder, *options):
     assert verdict['verdict'] == 'within fp16 bars'
     rows = [row for case in cases_of(verdict) for row in case.tensors if row.cosine is not None]
     worst = min(row.cosine for row in rows if not row.tensor.startswith(MASKS))
-    assert worst >= BARS.cosine
+    assert worst >= HALF.cosine
     found = vars(sequence_of(verdict)[-1]) if sequence_of(verdict) else verdict['summary']
     near = found.get('outside', 0)  # pairs whose size, yaw or velocity differs by more than 0.01
     return f'{worst:.6f} | {found["matched"] + near} of {found["reference"]}, {near} of them near'

@@ -12,7 +12,7 @@ import toy_frames
 from kits import FRAMES, GENERATED, run
 from mmdeploy_ext.cli import judge_app
 from mmdeploy_ext.kit.contents import read_array
-from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.judge import judge, title_of
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.writer import write_detector_kit
 from mmdeploy_ext.proving.inputs.samples import proof_samples
@@ -34,14 +34,13 @@ def changed(outputs, folder, change, names='*'):
 
 def test_a_drive_is_equal_frame_by_frame_and_free_running(stream):
     judgement = judge(*stream)
-    assert judgement.title == f'EQUAL ON {2 * FRAMES + 1} INPUTS AND {FRAMES} FRAMES', judgement.failures
-    teacher, free = judgement.sequences
-    assert (teacher.mode, free.mode) == ('teacher', 'free')
-    for row in (teacher, free):
-        assert row.frames == FRAMES and row.series['reset'] == [True, False, True, False]
-        assert row.match_rate == 1 and row.matched > 20
-        assert len(row.series['errors']['memory velo']) == FRAMES
-    assert any(free.series['errors']['memory embedding'])
+    assert title_of(judgement) == f'EQUAL ON {2 * FRAMES + 1} INPUTS AND {FRAMES} FRAMES', judgement.failures
+    assert [*judgement.series] == ['teacher-forced', 'free-running']
+    for found, series in zip(judgement.with_figure('frames'), judgement.series.values(), strict=True):
+        assert found.figures['frames'] == FRAMES and series['reset'] == [True, False, True, False]
+        assert found.figures['match_rate'] == 1 and found.figures['matched'] > 20
+        assert len(series['errors']['memory velo']) == FRAMES
+    assert any(series['errors']['memory embedding'])
 
 
 def test_the_first_frame_and_tensor_that_differ_are_named(stream, tmp_path, capsys):
@@ -79,9 +78,9 @@ def test_a_frozen_memory_is_refused_by_frame(stream, tmp_path):
     shutil.copytree(kit, copy)
     (copy / 'manifest.json').write_text(json.dumps(manifest))
     judgement = judge(kit, run(copy, tmp_path / 'outputs')[1])
-    assert not judgement.equal and any('frame 001' in failure for failure in judgement.failures)
-    free = judgement.sequences[1]
-    assert free.matched < free.reference
+    assert not judgement.passed and any('frame 001' in failure for failure in judgement.failures)
+    free = judgement.with_figure('frames')[1].figures
+    assert free['matched'] < free['reference']
 
 
 @pytest.mark.parametrize(
@@ -99,16 +98,18 @@ def test_a_free_memory_that_is_another_one_fails_though_all_results_match(
         arrays['post_memory_embedding'] = embedding + np.float32(share * np.abs(embedding).max())
 
     judgement = judge(kit, changed(outputs, tmp_path / 'o', drifted, names))
-    teacher, free = judgement.sequences
-    assert teacher.passed and free.match_rate == 1
-    assert judgement.equal is free.passed is equal
-    assert equal or any('memory embedding' in reason and names[-3:] in reason for reason in free.reasons)
+    teacher, free = judgement.with_figure('frames')
+    assert teacher.passed and free.figures['match_rate'] == 1
+    assert judgement.passed is free.passed is equal
+    assert equal or any(
+        'memory embedding' in reason and names[-3:] in reason for reason in judgement.failures
+    )
 
 
 def test_sweeps_go_through_both_files_alone_and_one_after_the_other(sweeps):
     judgement = judge(*sweeps)
-    assert judgement.title == 'EQUAL ON 4 INPUTS AND 2 FRAMES', judgement.failures
-    assert sum(row.matched for case in judgement.cases for row in case.detections) > 20
+    assert title_of(judgement) == 'EQUAL ON 4 INPUTS AND 2 FRAMES', judgement.failures
+    assert judgement.summary()['matched'] > 20
     manifest = json.loads((sweeps[0] / 'manifest.json').read_text())
     cases = {case['name']: case for case in manifest['cases']}
     bev = cases['backbone_000']['tensors']['bev'], cases['head_000']['inputs']['bev']
@@ -138,7 +139,7 @@ def exploded(arrays):
 def test_wrong_outputs_of_a_file_fail_by_name(sweeps, tmp_path, fault, names, name):
     kit, outputs = sweeps
     judgement = judge(kit, changed(outputs, tmp_path / 'o', fault, names))
-    assert not judgement.equal
+    assert not judgement.passed
     assert any(name in failure for failure in judgement.failures), judgement.failures
 
 
@@ -149,7 +150,7 @@ def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_pat
     source, (drive, _) = str(tmp_path / 'sparse4d'), proof_samples(detector, 3)
     write_detector_kit(detector, source, drive, kit, GENERATED)
     judgement = judge(*run(kit, tmp_path / 'outputs'))
-    assert judgement.title == 'EQUAL ON 6 INPUTS AND 3 FRAMES', judgement.failures
+    assert title_of(judgement) == 'EQUAL ON 6 INPUTS AND 3 FRAMES', judgement.failures
 
     shutil.copytree(kit, tmp_path / 'copy')
     last = json.loads((kit / 'manifest.json').read_text())['cases'][-1]
@@ -174,7 +175,7 @@ def test_a_file_that_runs_for_the_frame_before_gets_the_tensors_of_that_frame(tm
     second = dataclasses.replace(rest[0], scene_token=frame.scene_token, lidar2img=lidar2img)
     write_detector_kit(detector, str(tmp_path / 'petrv2'), [frame, second, rest[1]], kit, GENERATED)
     judgement = judge(*run(kit, tmp_path / 'outputs'))
-    assert judgement.title == 'EQUAL ON 10 INPUTS AND 3 FRAMES', judgement.failures
+    assert title_of(judgement) == 'EQUAL ON 10 INPUTS AND 3 FRAMES', judgement.failures
 
 
 def test_judge_runs_a_kit_on_an_engine_of_this_machine(sweeps, tmp_path, capsys):

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from kits import load, run
 from mmdeploy_ext.cli.kit_app import main
-from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.judge import judge, title_of
 from mmdeploy_ext.kit.modules import write_module_kit
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.util.errors import UsageError
@@ -19,7 +19,7 @@ from mmdeploy_ext.util.errors import UsageError
 
 def test_samples_are_frames_with_the_state_of_the_module(module_kit):
     kit, judgement = module_kit[0], judge(*module_kit)
-    assert judgement.title == 'EQUAL ON 3 INPUTS AND 3 FRAMES', judgement.failures
+    assert title_of(judgement) == 'EQUAL ON 3 INPUTS AND 3 FRAMES', judgement.failures
     manifest = json.loads((kit / 'manifest.json').read_text())
     assert [frame['reset'] for frame in manifest['frames']] == [True, False, False]
     first, second, _ = manifest['cases']
@@ -61,7 +61,7 @@ def resized(inputs):
 def test_wrong_inputs_of_a_program_are_refused(module_kit, tmp_path, fault):
     kit = module_kit[0]
     judgement = judge(kit, run_changed(kit, tmp_path / 'o', fault))
-    assert judgement.title == 'NOT EQUAL' and any('out/logits' in text for text in judgement.failures)
+    assert title_of(judgement) == 'NOT EQUAL' and any('out/logits' in text for text in judgement.failures)
 
 
 @pytest.mark.parametrize(('precision', 'factor'), [('fp16', 1.01), ('fp16', 2), ('int8', 1.1)])
@@ -74,9 +74,9 @@ def test_outputs_times_a_factor_are_beyond_the_bars_of_float16_and_int8(
     judgement = judge(module_kit[0], tmp_path, precision=precision)
     claim = f'WITHIN {precision.upper()} BARS'
     if factor in (1.01, 1.1):
-        assert judgement.title == f'{claim} ON 3 INPUTS', judgement.failures
+        assert title_of(judgement) == f'{claim} ON 3 INPUTS', judgement.failures
     else:
-        assert judgement.title == f'NOT {claim}'
+        assert title_of(judgement) == f'NOT {claim}'
 
 
 def test_a_folder_of_parts_takes_no_module(tmp_path, capsys):
@@ -116,4 +116,4 @@ def test_a_score_beside_pixels_is_judged_by_three_distances_from_float64(tmp_pat
     for off, equal in ((0, True), (2.5e-5, True), (3.5e-5, False)):
         for file, array in arrays.items():
             np.savez(file, table=array + np.float32([0, 0, off]))
-        assert judge(tmp_path / 'kit', outputs).equal == equal
+        assert judge(tmp_path / 'kit', outputs).passed == equal

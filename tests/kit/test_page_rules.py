@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from browser_pages import COUNTS, address_of, counts, in_page, opened_browser, write_empty_kit
-from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.kit.contents import result_parts
 from mmdeploy_ext.kit.page import bars_of
@@ -12,6 +11,7 @@ from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.verdict.comparison import compare_tensors
 
 pytestmark = pytest.mark.matrix
 

@@ -64,7 +64,7 @@ def c_api(kit, outputs):
 def test_the_commands_for_trtexec_give_equal_outputs(module_kit, tmp_path):
     trtexec(module_kit[0], tmp_path / 'outputs')
     judgement = judge(module_kit[0], tmp_path / 'outputs')
-    assert judgement.equal and not judgement.frames, judgement.failures
+    assert judgement.passed and not judgement.subject['frames'], judgement.failures
 
 
 def test_engines_are_told_the_sizes_of_all_cases_and_the_types():
@@ -107,8 +107,8 @@ def test_outputs_of_other_programs_are_judged_equal(request, tmp_path, name, run
         pytest.skip('the stand-in reads no tables of a sparse backbone')
     runtime(kit, tmp_path / 'outputs')
     judgement = judge(kit, tmp_path / 'outputs', told=runtime.__name__)
-    assert judgement.equal, judgement.failures
-    assert bool(judgement.frames) is (runtime is not trtexec)
+    assert judgement.passed, judgement.failures
+    assert bool(judgement.subject['frames']) is (runtime is not trtexec)
 
 
 def test_a_mixed_up_batch_is_refused(atss, tmp_path):
@@ -119,5 +119,5 @@ def test_a_mixed_up_batch_is_refused(atss, tmp_path):
     for entry in case['inputs'].values():
         np.flip(read_array(kit, entry), 0).tofile(kit / entry['file'])
     judgement = judge(atss[0], run(kit, tmp_path / 'outputs')[1])
-    assert not judgement.equal and judgement.failures[0].startswith(case['name'])
+    assert not judgement.passed and judgement.failures[0].startswith(case['name'])
     assert any('exchanged' in failure for failure in judgement.failures)

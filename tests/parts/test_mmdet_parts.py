@@ -124,9 +124,9 @@ def test_a_kit_of_a_folder_of_parts_is_judged_on_the_device(cut_toy, tmp_path):
     assert kit_app.main(words) == 0
     run_onnxruntime.main(str(outputs), kit=kit)
     judgement = judge(kit, outputs)
-    assert judgement.equal and judgement.inputs == 2 * len(cut_toy.samples)
+    assert judgement.passed and judgement.subject['inputs'] == 2 * len(cut_toy.samples)
     case = outputs / 'bbox_head_001.npz'
     arrays = dict(np.load(case))
     first = next(iter(arrays))
     run_onnxruntime.save(case, {**arrays, first: arrays[first] + 0.1})
-    assert not judge(kit, outputs).equal
+    assert not judge(kit, outputs).passed

@@ -44,6 +44,7 @@ def test_a_branch_that_only_bright_images_take_is_found_and_its_line_is_named(tm
     verdict = prove_folder(factory, exported_parts[0], given, exported_parts[1:])
     assert verdict.passed != bool(how), verdict.failures
     assert any('toy_parts.py' in text for text in verdict.untraced) == bool(how)
+    assert any('toy_parts.py' in text for text in verdict.model_classes)
     assert all('bright' in failure for failure in verdict.failures)
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.tasks import match_bars, task_module
 from mmdeploy_ext.tasks.bbox3d import match_detections
-from mmdeploy_ext.tasks.half_bars import bars_of
-from mmdeploy_ext.tasks.matching import maximum_matching
+from mmdeploy_ext.verdict.bars import bars_of
+from mmdeploy_ext.verdict.matching import maximum_matching
 
 
 def make(count=12, seed=0):
@@ -86,7 +86,7 @@ def test_results_below_the_threshold_are_matched_by_the_same_bars_and_counted(co
 def test_below_float32_places_corners_and_velocities_count(column, by, passes):
     boxes = np.float32([[5, 6, -1, 4, 2, 1.5, 0.5, 1, 2]])  # a corner is 2.24 m from the middle
     reference = Detections3D(boxes, np.float32([0.5]), np.zeros(1, np.int64))
-    bars = bars_of('bf16').of_task('bbox3d')
+    bars = match_bars('bbox3d', bars_of('bf16'))
     assert match_detections('f', reference, changed(reference, 0, column, by), **bars).passed == passes
 
 

@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mmdeploy_ext.contract.comparison import (
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.proving.levels import metrics as dataset
+from mmdeploy_ext.util.arrays import ArrayDistance
+from mmdeploy_ext.verdict.comparison import (
     compare_named,
     compare_tensors,
     equality_claim,
@@ -14,9 +17,6 @@ from mmdeploy_ext.contract.comparison import (
     is_exact,
     same_bits,
 )
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proving.levels import metrics as dataset
-from mmdeploy_ext.util.arrays import ArrayDistance
 
 SPEC = GraphSpec(
     'toy/raw',

@@ -20,9 +20,9 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.preprocess import pictures, pipeline_rule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, read_image
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
-from mmdeploy_ext.proving.verdict import Results, Verdict
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.verdict.verdict import Results, Verdict
 
 PICTURE = read_image(toy_atss.PICTURE)
 SIZES = (None, (256, 320))

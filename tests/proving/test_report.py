@@ -10,29 +10,29 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mmdeploy_ext.contract.comparison import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
-from mmdeploy_ext.proving.verdict import (
-    AS_IN_CONFIG,
-    Finding,
-    Results,
-    Verdict,
-    library_findings,
-    metric_finding,
-)
 from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.proving.views.table import next_command, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.tasks.bbox2d import match_detections
-from mmdeploy_ext.tasks.results import (
+from mmdeploy_ext.verdict.comparison import compare_tensors
+from mmdeploy_ext.verdict.results import (
     Case,
     Check,
     GraphResult,
     MetricRow,
     Pair,
     PreprocessingResult,
+)
+from mmdeploy_ext.verdict.verdict import (
+    AS_IN_CONFIG,
+    Finding,
+    Results,
+    Verdict,
+    library_findings,
+    metric_finding,
 )
 from proofs import run_modes
 from toy_stepper import MEMORY, ToyStepper

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.proving.file_checks import check_interface, check_structure, not_compared
-from mmdeploy_ext.tasks.results import AS_WRITTEN, EDITED, QUANTIZED
+from mmdeploy_ext.verdict.results import AS_WRITTEN, EDITED, QUANTIZED
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext.contract.comparison import compare_named
 from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.tasks.half_bars import bars_of, widened
-from mmdeploy_ext.tasks.matching import MIN_INPUTS, MIN_MATCHED, too_few, total_reasons
-from mmdeploy_ext.tasks.results import Case, DetectionRow
+from mmdeploy_ext.verdict.bars import bars_of, widened
+from mmdeploy_ext.verdict.comparison import compare_named
+from mmdeploy_ext.verdict.matching import MIN_INPUTS, MIN_MATCHED, matched_rows, too_few, total_reasons
+from mmdeploy_ext.verdict.results import Case, DetectionRow
 
 
 def case(matched, name='other image', passed=True, low=0, alone=0):
@@ -65,7 +65,7 @@ def test_a_constant_factor_is_beyond_the_bars_though_no_cosine_changes(values, p
 
 def test_bars_follow_from_the_precision():
     half, int8, group = bars_of('fp16'), bars_of('int8'), ColumnGroup(rtol=1e-4, atol=0.1)
-    assert bars_of('bf16') == half and bars_of('fp32') is None
+    assert bars_of('bf16') == half and bars_of('fp32').is_float32
     assert (half.metric, int8.metric) == (1e-3, 1e-2)
     assert widened([group], 'fp32') == (group,)
     assert [(one.rtol, one.atol) for one in widened([group, ColumnGroup()], 'fp16')] == [
@@ -74,4 +74,4 @@ def test_bars_follow_from_the_precision():
     ]
     boxes, scores = np.float32([[0, 1, 90, 50], [70, 9, 80, 40]]), np.float32([0.9, 0.2])
     one, other = (Detections(boxes[rows], scores[rows], np.zeros(2)) for rows in ([0, 1], [1, 0]))
-    assert all(row.passed for row in half.matched_rows(one, other, {0: 1, 1: 0}))
+    assert all(row.passed for row in matched_rows(one, other, {0: 1, 1: 0}, half))

@@ -6,7 +6,7 @@ import numpy as np
 
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
 from mmdeploy_ext.proving.open_points import count_voxels, counts_of_images, limits_of, unreached
-from mmdeploy_ext.tasks.results import Case
+from mmdeploy_ext.verdict.results import Case
 
 
 def test_a_limit_is_named_if_something_was_counted_and_less_than_it():

@@ -18,7 +18,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.pictures import open_backend, read_picture_file, run_case
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.tasks.matching import total_reasons
+from mmdeploy_ext.verdict.matching import total_reasons
 from proofs import prove_outputs
 from toy_atss import PICTURE, load_demo, toy_file
 from verdicts import cases_of

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mmdeploy_ext.runtime.frames import Frame
-    from mmdeploy_ext.tasks.results import SequenceRow
+    from mmdeploy_ext.verdict.results import SequenceRow
 
 
 class EagerFile(Backend):

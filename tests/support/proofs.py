@@ -22,16 +22,16 @@ from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE, Modes
 from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, picture_inputs, run_case
 from mmdeploy_ext.proving.proof import Claims, finish
 from mmdeploy_ext.proving.references import InputReference
-from mmdeploy_ext.tasks.results import GraphResult
+from mmdeploy_ext.verdict.results import GraphResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper
-    from mmdeploy_ext.tasks.results import Case, SequenceRow
+    from mmdeploy_ext.verdict.results import Case, SequenceRow
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 UTM_M = 7e5, 4e6, 500.0
 """x, y, z: metres as in UTM coordinates."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.tasks.results import Pair
+    from mmdeploy_ext.verdict.results import Pair
 
 ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
 """Value of --engine, but for 'both' -> title."""

@@ -136,7 +136,7 @@ def show(
     """
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.tasks import bbox3d
-    from mmdeploy_ext.tasks.results import Pair
+    from mmdeploy_ext.verdict.results import Pair
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
     pair = Pair(title, points, detections.get('torch'), detections.get('onnx'))

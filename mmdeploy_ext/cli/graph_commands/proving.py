@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmdeploy_ext.cli.graph_commands.command import AddArgument
-    from mmdeploy_ext.contract.comparison import TensorRow
+    from mmdeploy_ext.verdict.results import TensorRow
 
 SEEDS = 2
 """Sets of random inputs of a comparison."""
@@ -104,9 +104,9 @@ def finish(
     Returns:
         0: written. 1: the numbers of an output differ, nothing was written.
     """
-    from mmdeploy_ext.contract.comparison import equality_claim, is_equal, is_exact
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.output_comparison import compare_models
+    from mmdeploy_ext.verdict.comparison import equality_claim, is_equal, is_exact
 
     console, rows, feeds = cli.stdout(), [], []
     if not args.no_proof:
@@ -148,7 +148,7 @@ def finish(
 
 
 def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
-    from mmdeploy_ext.contract.comparison import is_equal, is_exact
+    from mmdeploy_ext.verdict.comparison import is_equal, is_exact
 
     outputs = [{name: getattr(row, name) for name in JSON_FIELDS} for row in rows]
     return dict(equal=is_equal(rows), exact=is_exact(rows), tolerance=tolerance, outputs=outputs)

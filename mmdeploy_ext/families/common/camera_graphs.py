@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec
 from mmdeploy_ext.families.common.traced_inputs import with_examples
-from mmdeploy_ext.tasks.half_bars import widened
+from mmdeploy_ext.verdict.bars import widened
 
 
 def camera_graphs(

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.tasks.results import DetectionRow, Pair
+    from mmdeploy_ext.verdict.results import DetectionRow, Pair
 
 RESULTS, PLACE = bbox3d.RESULTS, bbox3d.PLACE
 SCORE_BAR = 1e-4
 fit_pair = bbox2d.fit_pair
 """(pair) -> the pair, scaled to a size with legible labels."""
 problem, half_bars, half_text = bbox3d.problem, bbox3d.half_bars, bbox3d.half_text
-"""(reference, candidate) -> why two lists cannot be compared, or ''; keywords of `HalfBars`; their words."""
+"""(reference, candidate) -> why two lists cannot be compared, or ''; keywords of `Bars`; their words."""
 pair_up = functools.partial(bbox3d.pair_up, score_bar=SCORE_BAR)
 """(reference, candidate, bars by keyword) -> `Pairing`, as `bbox3d.pair_up` pairs boxes within a class."""
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.families.monocular.runtime.results import draw
-from mmdeploy_ext.tasks import bbox2d, bbox3d, matching
+from mmdeploy_ext.tasks import bbox2d, bbox3d
+from mmdeploy_ext.verdict import matching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
-    from mmdeploy_ext.tasks.half_bars import HalfBars
-    from mmdeploy_ext.tasks.matching import Pairing
-    from mmdeploy_ext.tasks.results import DetectionRow, Pair
+    from mmdeploy_ext.verdict.bars import Bars
+    from mmdeploy_ext.verdict.matching import Pairing
+    from mmdeploy_ext.verdict.results import DetectionRow, Pair
 
 RESULTS, PLACE = 'boxes', bbox3d.PLACE
 fit_pair = bbox2d.fit_pair
@@ -36,7 +37,7 @@ problem = functools.partial(matching.broken_boxes, name='boxes', columns=9)
 """(reference, candidate) -> why two lists cannot be compared, or ''."""
 
 
-def half_bars(bars: HalfBars) -> dict[str, float]:
+def half_bars(bars: Bars) -> dict[str, float]:
     """Return arguments of `match_detections` and `pair_up` for float16 and INT8 files.
 
     `distance_m` is also the bar of radians and m/s; 2D boxes are in effect not compared.
@@ -44,7 +45,7 @@ def half_bars(bars: HalfBars) -> dict[str, float]:
     return dict(distance_bar=bars.distance_m, other_bar=bars.distance_m, score_bar=bars.score, pixel_bar=1e6)
 
 
-def half_text(bars: HalfBars) -> str:
+def half_text(bars: Bars) -> str:
     bar = bars.distance_m
     return f'{bar} m (sizes, too, yaws within {bar} rad and velocities within {bar} m/s)'
 

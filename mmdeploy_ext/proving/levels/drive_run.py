@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.comparison import compare_tensors, same_bits
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.engines.base import Clock, attempt
 from mmdeploy_ext.proving.levels.memory_rows import Followed, InstancePairing, Moment, RowPairing
-from mmdeploy_ext.tasks import half_bars, task_module
-from mmdeploy_ext.tasks.matching import MAX_REST
-from mmdeploy_ext.tasks.results import SequenceRow
+from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util.errors import one_line
+from mmdeploy_ext.verdict.bars import bars_of, out_of_bars
+from mmdeploy_ext.verdict.comparison import compare_tensors, same_bits
+from mmdeploy_ext.verdict.matching import MAX_REST
+from mmdeploy_ext.verdict.results import SequenceRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.contract.memory import MemorySpec
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-    from mmdeploy_ext.tasks.results import DetectionRow
+    from mmdeploy_ext.verdict.results import DetectionRow, TensorRow
 
 MODES = ('teacher', 'free')
 """Modes of a candidate: teacher-forced and free-running."""
@@ -72,10 +72,10 @@ SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
 
 def default_bars(precision: str) -> DriveBars:
     """Return the bars for 'fp32', 'fp16', 'bf16' or 'int8'."""
-    half = half_bars.bars_of(precision)
-    if half is None:
+    bars = bars_of(precision)
+    if bars.is_float32:
         return SHORT_DRIVE
-    same = {name: getattr(half, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
+    same = {name: getattr(bars, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
     return dataclasses.replace(SHORT_DRIVE, **same, near_counts=True, tie=2e-3)
 
 
@@ -191,7 +191,7 @@ class Modes:
             {tensor.name: result.outputs[tensor.name] for tensor in compared} for result in (first, second)
         )
         for row in compare_tensors(*sides, GraphSpec('', (), compared)):
-            near = min_cosine is not None and not half_bars.out_of_bars(row, min_cosine)
+            near = min_cosine is not None and not out_of_bars(row, min_cosine)
             if not row.passed and not near:
                 fault = (
                     f'the {side} gives another {row.tensor} when the first frame is run again after a reset'
@@ -435,7 +435,7 @@ class WorstRows:
             if self.free:
                 passed, reason = True, ''
             elif self.cosine is not None:
-                reason = half_bars.out_of_bars(row, self.cosine)
+                reason = out_of_bars(row, self.cosine)
                 passed = not reason
         ratio = error_ratio(row) if row.max_abs is not None and row.tolerance else None
         for key, value in (('errors', row.max_abs), ('ratios', ratio)):

@@ -14,12 +14,12 @@ from rich.table import Table
 from mmdeploy_ext.engines import BACKENDS, title_of
 from mmdeploy_ext.evaluate.evaluation import build_dataset, evaluate
 from mmdeploy_ext.evaluate.loop import run_dataset
-from mmdeploy_ext.tasks.half_bars import bars_of
-from mmdeploy_ext.tasks.results import MetricRow
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import UsageError
 from mmdeploy_ext.util.files import read_json, write_json
+from mmdeploy_ext.verdict.bars import bars_of
+from mmdeploy_ext.verdict.results import MetricRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,13 +46,6 @@ NO_VALUES = 'every metric is NaN or -1 on both sides, as the data set has no obj
 """Reason why nothing was compared although the evaluator gives metrics."""
 HEADLINE = re.compile(r'(^|[/_])(NDS|mAP|AP|PQ|AMOTA|mAP_0\.\d+|Overall_3D(_AP\d+)?_moderate)$')
 """Metrics of a summary: COCO, VOC, LVIS, nuScenes, panoptic maps, indoor sets and KITTI."""
-METRIC_BAR = 0.0005
-"""Largest difference of a metric in 0..1."""
-
-
-def metric_bar(precision: str) -> float:
-    bars = bars_of(precision)
-    return bars.metric if bars else METRIC_BAR
 
 
 def metric_rows(
@@ -89,7 +82,7 @@ def compare_metrics(
         results = run_dataset(network, cfg, dataset)
         with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
             values.append(evaluate(cfg, dataset, results, metrics))
-    return proof_rows(*values, metric_bar(precision))
+    return proof_rows(*values, bars_of(precision).metric)
 
 
 def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
@@ -145,7 +138,7 @@ def keep_metrics(
         raise UsageError(
             f'{reference_path}: is not what the run in PyTorch writes; delete it, run it with --torch again'
         )
-    rows = metric_rows(values, metrics, metric_bar(precision))
+    rows = metric_rows(values, metrics, bars_of(precision).metric)
     if not rows:
         print(f'NOT PROVEN: nothing was compared, neither PyTorch nor this engine has a metric: {NO_METRICS}')
         return False

@@ -15,14 +15,12 @@ from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
-from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.file_checks import (
     check_inference,
     check_not_random,
     check_valid,
     differing_facts,
 )
-from mmdeploy_ext.proving.verdict import AS_IN_CONFIG
 from mmdeploy_ext.quantize.calibrators import weight_amax
 from mmdeploy_ext.quantize.sparse_calibration import checkpoint_ranges
 from mmdeploy_ext.sparse import libspconv, libspconv_contract, portable
@@ -30,10 +28,11 @@ from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.ranges import Ranges
-from mmdeploy_ext.tasks.results import SHOWN, Check, GraphResult, first_lines
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.util.violations import WARNING, errors
+from mmdeploy_ext.verdict.results import SHOWN, Check, GraphDifference, GraphResult, first_lines
+from mmdeploy_ext.verdict.verdict import AS_IN_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.contract.comparison import compare_named, failed_row
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order
 from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.sparse import engine
@@ -21,15 +20,16 @@ from mmdeploy_ext.sparse.layer_sources import LayerSource, layer_sources
 from mmdeploy_ext.sparse.libspconv import read
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
+from mmdeploy_ext.verdict.comparison import compare_named, failed_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
 
-    from mmdeploy_ext.contract.comparison import TensorRow
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.proving.levels.sparse_file import SparseFile
+    from mmdeploy_ext.verdict.results import TensorRow
 
 EXACT_RTOL = 1e-4
 """Tolerance of float32, relative to the largest reference value."""

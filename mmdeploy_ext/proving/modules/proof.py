@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.contract.comparison import compare_named, failed_row, same_bits
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.exporting.export import CodeWarning, recorded_warnings
 from mmdeploy_ext.graph.io.files import load
@@ -40,15 +39,16 @@ from mmdeploy_ext.proving.modules.generated import (
     other_values,
     resized,
 )
-from mmdeploy_ext.proving.open_points import warning_lines
-from mmdeploy_ext.proving.verdict import Finding, Verdict, case_findings, check_finding, graph_finding
-from mmdeploy_ext.tasks.matching import in_order_of, is_other_choice, is_tied, tied_choices
-from mmdeploy_ext.tasks.results import Case, Check, GraphResult
+from mmdeploy_ext.proving.open_points import add_code
 from mmdeploy_ext.util.arrays import to_array
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.util.files import sha256_file
-from mmdeploy_ext.util.source_code import versions
+from mmdeploy_ext.util.source_code import model_classes, versions
+from mmdeploy_ext.verdict.comparison import compare_named, failed_row, same_bits
+from mmdeploy_ext.verdict.matching import in_order_of, is_other_choice, is_tied, tied_choices
+from mmdeploy_ext.verdict.results import Case, Check, GraphResult
+from mmdeploy_ext.verdict.verdict import Verdict, check_finding, graph_finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.contract.comparison import Rounding, TensorRow
+    from mmdeploy_ext.verdict.comparison import Rounding
+    from mmdeploy_ext.verdict.results import TensorRow
 
 Arrays = dict[str, np.ndarray]
 
@@ -206,9 +207,6 @@ class ModuleProof:
     def not_compared(self, what: str) -> None:
         self.verdict.notes.append(f'not compared: {what}')
 
-    def fail(self, reason: str) -> None:
-        self.verdict.findings.append(Finding('outputs', '', False, reason))
-
     def _subject(self) -> dict[str, Any]:
         try:
             source = inspect.getsourcefile(inspect.unwrap(forward_of(self.module)))
@@ -278,9 +276,12 @@ class ModuleProof:
 
     def compare_graph(self, fresh: bool) -> None:
         """Compare the graph with a fresh export by the same exporter; other constants alone are a failure."""
-        self.verdict.findings.append(graph_finding(self._graph_result(fresh)))
+        warnings: list[CodeWarning] = []
+        self.verdict.findings.append(graph_finding(self._graph_result(fresh, warnings)))
+        is_model = isinstance(self.module, torch.nn.Module)
+        add_code(self.verdict, model_classes(self.module) if is_model else (), warnings)
 
-    def _graph_result(self, fresh: bool) -> GraphResult:
+    def _graph_result(self, fresh: bool, warnings: list[CodeWarning]) -> GraphResult:
         result = GraphResult('', count_nodes(self.model), equal=False)
         if not fresh:
             return dataclasses.replace(result, left_out='not compared: not asked for')
@@ -288,7 +289,6 @@ class ModuleProof:
             writer = self.model.producer_name or 'an unknown program'
             reason = f'not compared: written by {writer}; what torch.onnx.export writes would be'
             return dataclasses.replace(result, left_out=reason)
-        warnings: list[CodeWarning] = []
         for plain in (True, False) if self._is_by_dynamo() else (True,):
             try:
                 with recorded_warnings(warnings):
@@ -306,7 +306,6 @@ class ModuleProof:
             elif not result.differences:
                 reason = result.left_out or self._another_graph(found[0].text)
                 result = dataclasses.replace(result, left_out=reason)
-        self.verdict.untraced += [entry.text for entry in warning_lines(warnings)]
         return result
 
     def _another_graph(self, difference: str) -> str:
@@ -496,20 +495,18 @@ class ModuleProof:
         verdict, references = self.verdict, [one.reference for one in self.comparisons if one.outputs]
         seen = {row.tensor for case in self.cases for row in case.tensors if row.max_abs is not None}
         if unseen := [name for name in self.outputs if references and name not in seen]:
-            self.fail(f'{", ".join(unseen)}: empty on every input, nothing of it was compared')
+            verdict.add_failures([f'{", ".join(unseen)}: empty on every input, nothing of it was compared'])
         if len(self.cases) > 1 and all(same_bits(references[0], other) for other in references[1:]):
-            self.fail(
-                'the module gives the same results for all inputs: nothing shows that inputs are used; '
-                'give samples that differ'
-            )
+            reason = 'the module gives the same results for all inputs: nothing shows that inputs are used; '
+            verdict.add_failures([f'{reason}give samples that differ'])
         if self.cases and self.cases[0].passed:
             again = self._compare(self.calls[0])
             repeated = compare_named(references[0], again.reference, self.rtol)
             if not all(
                 row.passed or not references[0][row.tensor].size for row in (*self._rows(again), *repeated)
             ):
-                self.fail('the first sample gives other results when it is run again at the end')
-        verdict.findings += case_findings(self.cases)
+                verdict.add_failures(['the first sample gives other results when it is run again at the end'])
+        verdict.add_outputs(self.cases)
         failed = (one for one, case in zip(self.comparisons, self.cases, strict=True) if not case.passed)
         if first := next(failed, None):
             flat = FlatModule(self.module, first.call, self.inputs, self.outputs).eval()

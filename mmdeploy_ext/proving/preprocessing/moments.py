@@ -15,9 +15,9 @@ from mmdeploy_ext.config.config import test_dataset, test_pipeline
 from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, loader_errors
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.models.building import data_class
-from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingResult
 from mmdeploy_ext.util.errors import DataError, Mm2OnnxError, one_line, root_cause
 from mmdeploy_ext.util.source_code import is_users_class
+from mmdeploy_ext.verdict.results import PreprocessingDifference, PreprocessingResult
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

@@ -23,8 +23,8 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.proving.inputs.pictures import sample_files, write_array
 from mmdeploy_ext.proving.inputs.samples import is_default
 from mmdeploy_ext.runtime import detect
-from mmdeploy_ext.tasks.results import PreprocessingDifference, PreprocessingResult
 from mmdeploy_ext.util.errors import one_line
+from mmdeploy_ext.verdict.results import PreprocessingDifference, PreprocessingResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

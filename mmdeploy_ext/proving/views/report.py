@@ -25,8 +25,8 @@ from mmdeploy_ext.util.pages import embedded_json, template
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.proving.verdict import Finding, Verdict
-    from mmdeploy_ext.tasks.results import Pair
+    from mmdeploy_ext.verdict.results import Pair
+    from mmdeploy_ext.verdict.verdict import Finding, Verdict
 
 TEMPLATE = 'report.html.j2'
 SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.proving.verdict import Verdict
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 
 WIDTH = 14

@@ -9,9 +9,9 @@ import pytest
 from mm2onnx_mmrotate import readings, task
 from mm2onnx_mmrotate.detections import RotatedDetections, corners_of
 from mmdeploy_ext.runtime.draw import class_colour, draw_results
-from mmdeploy_ext.tasks import task_module
-from mmdeploy_ext.tasks.half_bars import BARS
-from mmdeploy_ext.tasks.results import Pair
+from mmdeploy_ext.tasks import match_bars, place_text, task_module
+from mmdeploy_ext.verdict.bars import bars_of
+from mmdeploy_ext.verdict.results import Pair
 
 HALF = np.pi / 2
 GREY = np.full((200, 300, 3), 127, np.uint8)
@@ -154,11 +154,11 @@ def test_broken_lists_fail():
 
 
 def test_below_float32_every_reading_of_a_near_rectangle_passes():
-    bars = BARS.of_task('mm2onnx_mmrotate.task')
+    bars = match_bars('mm2onnx_mmrotate.task', bars_of('fp16'))
     box = (50, 60, 40, 20, 0.4)
     assert match(detections(box), detections(turned((50.2, 60, 40, 20, 0.41), 2)), **bars).passed
     assert not match(detections(box), detections((50, 60, 20, 40, 0.4)), **bars).passed
-    assert 'IoU 0.9' in BARS.text('mm2onnx_mmrotate.task')
+    assert 'IoU 0.9' in place_text('mm2onnx_mmrotate.task', bars_of('fp16'))
 
 
 def test_results_as_json_and_in_the_format_of_mmrotate():

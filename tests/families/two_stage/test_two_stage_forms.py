@@ -11,11 +11,11 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from image_checks import EXPORTERS, check, exported, matched, run_stages
 from marking import in_suite
-from mmdeploy_ext.contract.comparison import compare_tensors, count_rows
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.common.pasting import Paste
 from mmdeploy_ext.families.common.runtime.pasted_masks import paste
+from mmdeploy_ext.verdict.comparison import compare_tensors, count_rows
 from toy_two_stage import family_of, images, options_of, seeded, toy
 
 EXPORTED = ('mask', 'torchscript')

@@ -9,7 +9,6 @@ import onnx.parser
 import pytest
 
 from mmdeploy_ext.cli.graph_commands.proving import read_feeds
-from mmdeploy_ext.contract.comparison import compare_named, is_equal, is_exact
 from mmdeploy_ext.graph import edits, run
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends
@@ -17,6 +16,7 @@ from mmdeploy_ext.graph.passes.extract import extract
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
 from mmdeploy_ext.graph.summary import describe, node_rows
+from mmdeploy_ext.verdict.comparison import compare_named, is_equal, is_exact
 
 SHAPED = """
   one = Constant<value = float {1}>()

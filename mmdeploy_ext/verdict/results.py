@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.contract.comparison import TensorRow
-    from mmdeploy_ext.graph.signature import GraphDifference
-
 
 AS_WRITTEN, EDITED, QUANTIZED = 'as written', 'edited, not compared', 'quantized, not compared'
 """Why a graph is not compared; INT8 files are judged by outputs."""
@@ -23,6 +20,30 @@ NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences that are at a node."""
 SHOWN = 3
 """Listed entries of each kind in a text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphDifference:
+    """One difference of a graph from its reference.
+
+    Attributes:
+        kind: see `graph.diff.structure.Change`.
+        where: node, tensor, or name of an input, output or opset.
+        module: PyTorch module of the node, or ''.
+        more: number of other nodes that have the same difference.
+    """
+
+    kind: str
+    where: str
+    module: str
+    detail: str
+    more: int = 0
+
+    @property
+    def text(self) -> str:
+        module = f' (module {self.module})' if self.module else ''
+        nodes = f' and {self.more} more' if self.more else ''
+        return f'{self.where}{module}{nodes}: {self.detail}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +155,32 @@ class PreprocessingResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class TensorRow:
+    """One column group of one output, ONNX against PyTorch.
+
+    Attributes:
+        shape: of the group in the reference, '1x80x76x76', or '-'.
+        max_abs: None, like the other figures, if not compared.
+        max_rel: `max_abs` over the group's largest absolute reference value.
+        tolerance: allowed absolute difference; None if judged by cosine.
+        passed: finite, same shape and dtype, not empty, within tolerance, and zero only if the reference is.
+        at: frame of the figures, if the row is the worst of a sequence.
+        norm_ratio: norm over the reference's norm.
+    """
+
+    tensor: str
+    shape: str
+    max_abs: float | None
+    max_rel: float | None
+    cosine: float | None
+    tolerance: float | None
+    passed: bool
+    reason: str = ''
+    at: str = ''
+    norm_ratio: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DetectionRow:
     """Detections of one image or frame, ONNX against PyTorch, matched by class and place.
 
@@ -224,9 +271,6 @@ class Case:
         rows += [(row.image, row) for row in (*self.inner, *self.engines)]
         rows += [(f"{row.image}, by the file's own tensors", row) for row in self.substituted]
         return [f'{self.name}: {title}: {row.reason}' for title, row in rows if not row.passed]
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | dict(passed=self.passed)
 
 
 @dataclasses.dataclass(frozen=True)

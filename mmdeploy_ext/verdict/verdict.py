@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.tasks.results import (
+    from mmdeploy_ext.verdict.results import (
         Case,
         Check,
         GraphResult,
@@ -21,15 +21,40 @@ if TYPE_CHECKING:
 
 LEVELS = 'file', 'surroundings', 'outputs', 'metrics'
 """Level of a finding: graphs; metadata, preprocessing and weights; tensors and results; a data set."""
-REQUIRED = dict(
-    file='the graph was not compared with a fresh export',
-    surroundings='the file was not checked',
-    outputs='nothing was compared',
-)
-"""Required level -> failure of a verdict without it."""
-
 AS_IN_CONFIG = 'as in the config'
 """End of the subject of a finding about settings."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a verdict claims.
+
+    Attributes:
+        word: the claim in float32.
+        needs: level -> failure of a verdict without a finding of it.
+    """
+
+    word: str
+    needs: Mapping[str, str]
+
+    def text(self, precision: str) -> str:
+        return self.word if precision == 'fp32' else f'WITHIN {precision.upper()} BARS'
+
+
+NOTHING_COMPARED = 'nothing was compared'
+PROVEN = Claim(
+    'PROVEN',
+    dict(
+        file='the graph was not compared with a fresh export',
+        surroundings='the file was not checked',
+        outputs=NOTHING_COMPARED,
+    ),
+)
+"""Of a file and its model."""
+EQUAL = Claim('EQUAL', dict(outputs=NOTHING_COMPARED))
+"""Of an engine's outputs and PyTorch's results in a kit."""
+AGREES = Claim('AGREES', {})
+"""Of an engine and the dump of a test loop, which may be missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +64,7 @@ class Finding:
     Attributes:
         level: one of `LEVELS`.
         subject: such as 'other size, batch 2 1x3x320x448: cls_score_0'; or ''.
+        passed: None: it was not compared, which is no failure.
         text: why it failed, or the finding.
         figures: of a tensor `tensor` and the figures of `TensorRow`; of results `image` (or `substituted`,
             `inner`, `engine`) and the figures of `DetectionRow`; with `case`, `input`, `input_shape`
@@ -47,7 +73,7 @@ class Finding:
 
     level: str
     subject: str
-    passed: bool
+    passed: bool | None
     text: str = ''
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -58,7 +84,7 @@ class Finding:
 
 @dataclasses.dataclass
 class Verdict:
-    """The result of one proof.
+    """The result of one proof, of a judge of outputs, or of a comparison with a dump.
 
     Attributes:
         subject: file, family, task, precision, config, checkpoint, hashes, versions, engine.
@@ -70,6 +96,7 @@ class Verdict:
         model_classes: classes of the model outside of installed libraries.
         series: 'teacher-forced' or 'free-running' -> `SequenceRow.series`.
         pairs: a few samples with both sides' results, to draw; not in JSON.
+        claim: what it says; not in JSON.
     """
 
     subject: dict[str, Any]
@@ -81,6 +108,7 @@ class Verdict:
     model_classes: list[str] = dataclasses.field(default_factory=list)
     series: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     pairs: list[Pair] = dataclasses.field(default_factory=list, repr=False)
+    claim: Claim = PROVEN
 
     @property
     def precision(self) -> str:
@@ -89,9 +117,9 @@ class Verdict:
     @property
     def failures(self) -> list[str]:
         """Reasons, settings that differ first: they explain nodes, tensors and results that differ."""
-        failed = [finding for finding in self.findings if not finding.passed]
+        failed = [finding for finding in self.findings if finding.passed is False]
         failed.sort(key=lambda finding: not finding.subject.endswith(AS_IN_CONFIG))
-        absent = [text for level, text in REQUIRED.items() if not self.of(level)]
+        absent = [text for level, text in self.claim.needs.items() if not self.of(level)]
         return [finding.line for finding in failed] + absent
 
     @property
@@ -105,12 +133,21 @@ class Verdict:
 
     @property
     def title(self) -> str:
-        claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
+        claim = self.claim.text(self.precision)
         if not self.passed:
             return f'NOT {claim}'
         if not_run := self.subject.get('libraries_not_run'):
             claim = f'{claim} against the installed {" and ".join(not_run.values())}'
         return claim
+
+    def add_outputs(self, cases: Iterable[Case], sequences: Iterable[SequenceRow] = ()) -> None:
+        for row in sequences:
+            self.findings += sequence_findings(row)
+            self.series[row.title] = row.series
+        self.findings += case_findings(cases)
+
+    def add_failures(self, reasons: Iterable[str], subject: str = '') -> None:
+        self.findings += (Finding('outputs', subject, False, reason) for reason in reasons)
 
     def of(self, level: str) -> list[Finding]:
         """Return the findings of a level."""
@@ -145,10 +182,10 @@ class Verdict:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON: `verdict`, the title in small letters, `summary`, attributes but `pairs`."""
+        """Return plain JSON: `verdict`, the title in small letters, `summary`, and attributes in JSON."""
         first = dict(verdict=self.title.lower(), summary=self.summary())
         attributes = dataclasses.asdict(dataclasses.replace(self, pairs=[]))
-        del attributes['pairs']
+        del attributes['pairs'], attributes['claim']
         return plain_json(first | attributes)
 
 
@@ -185,17 +222,14 @@ class Results:
     def add_to(self, verdict: Verdict) -> None:
         findings = verdict.findings
         findings += map(graph_finding, self.graphs)
-        findings += (Finding('outputs', '', False, reason) for reason in self.reasons)
+        verdict.add_failures(self.reasons)
         findings += map(check_finding, self.checks)
         findings.append(preprocessing_finding(self.preprocessing))
         if self.preprocessing is not None:
             verdict.notes += [f'preprocessing: compared {gap}' for gap in self.preprocessing.gaps]
-        for row in self.sequence:
-            findings += sequence_findings(row)
-            verdict.series[row.title] = row.series
-        findings += case_findings(self.cases)
+        verdict.add_outputs(self.cases, self.sequence)
         if all(case.traced for case in self.cases):
-            findings.append(Finding('outputs', '', False, UNSEEN))
+            verdict.add_failures([UNSEEN])
 
 
 def graph_finding(graph: GraphResult) -> Finding:

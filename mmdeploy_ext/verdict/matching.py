@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.slices import FLOOR
-from mmdeploy_ext.tasks.results import DetectionRow
+from mmdeploy_ext.verdict.comparison import compare_named
+from mmdeploy_ext.verdict.results import DetectionRow
+from mmdeploy_ext.verdict.slices import FLOOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from mmdeploy_ext.tasks.half_bars import HalfBars
-    from mmdeploy_ext.tasks.results import Case, Pair
+    from mmdeploy_ext.verdict.bars import Bars
+    from mmdeploy_ext.verdict.results import Case, Pair, TensorRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,28 @@ MAX_LISTED = 20
 """Listed results without a partner."""
 
 
-def overlap_bars(bars: HalfBars) -> dict[str, float]:
+def overlap_bars(bars: Bars) -> dict[str, float]:
     """Return `match_detections`' bars for tasks that match by IoU."""
     return dict(iou_bar=bars.iou, score_bar=bars.score)
 
 
-def overlap_text(bars: HalfBars) -> str:
+def matched_rows(reference: Any, candidate: Any, pairs: Mapping[int, int], bars: Bars) -> list[TensorRow]:
+    """Return rows with the cosines of an image's matched boxes, masks and scores, below float32."""
+    if not pairs:
+        return []
+    sides = [
+        {
+            f'matched {name}': np.asarray(getattr(results, name), np.float32)[list(order)]
+            for name in ('bboxes_xyxy', 'masks', 'scores')
+            if getattr(results, name, None) is not None
+        }
+        for results, order in ((reference, pairs.keys()), (candidate, pairs.values()))
+    ]
+    rows = compare_named(*sides, bars.rtol, 'matched results')
+    return bars.judge([dataclasses.replace(row, norm_ratio=None) for row in rows])
+
+
+def overlap_text(bars: Bars) -> str:
     return f'IoU {bars.iou}'
 
 

@@ -1,47 +1,22 @@
-"""Comparison of tensors of two engines by groups of columns. Needs numpy only."""
+"""Comparison of tensors of two engines by groups of columns."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.slices import distances, worst_value
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.util.arrays import ArrayDistance
 from mmdeploy_ext.util.errors import on_inputs, shape_text
+from mmdeploy_ext.verdict.bars import FLOAT32, Bars
+from mmdeploy_ext.verdict.results import TensorRow
+from mmdeploy_ext.verdict.slices import distances, worst_value
 
 NO_ROUNDING = np.zeros((), np.float32)
 Rounding = Callable[[], Mapping[str, np.ndarray]]
 """Returns tensor -> distances (same shape) of the reference from itself in float64, as far as known."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorRow:
-    """One column group of one output, ONNX against PyTorch.
-
-    Attributes:
-        shape: of the group in the reference, '1x80x76x76', or '-'.
-        max_abs: None, like the other figures, if not compared.
-        max_rel: `max_abs` over the group's largest absolute reference value.
-        tolerance: allowed absolute difference; None if judged by cosine.
-        passed: finite, same shape and dtype, not empty, within tolerance, and zero only if the reference is.
-        at: frame of the figures, if the row is the worst of a sequence.
-        norm_ratio: norm over the reference's norm.
-    """
-
-    tensor: str
-    shape: str
-    max_abs: float | None
-    max_rel: float | None
-    cosine: float | None
-    tolerance: float | None
-    passed: bool
-    reason: str = ''
-    at: str = ''
-    norm_ratio: float | None = None
 
 
 def is_equal(rows: Collection[TensorRow]) -> bool:
@@ -64,12 +39,14 @@ def compare_tensors(
     candidate: Mapping[str, np.ndarray],
     spec: GraphSpec,
     rounding: Rounding | None = None,
+    bars: Bars = FLOAT32,
 ) -> list[TensorRow]:
-    """Compare outputs by value, column group by column group, slice by slice (`contract/slices.py`).
+    """Compare outputs by value, column group by column group, slice by slice (`slices.py`).
 
     NaN and infinities have to be in the same places; missing tensors fail. `rounding` is called if outputs
-    fail without it.
+    fail without it, in float32 alone.
     """
+    rounding = rounding if bars.is_float32 else None
     rows: list[TensorRow] = []
     distances: Mapping[str, np.ndarray] | None = None
     for tensor in spec.outputs:
@@ -86,7 +63,7 @@ def compare_tensors(
         reason = f'extra: only {side} has it; outputs of {spec.name} are {outputs}'
         unknown = [name for name in tensors if name not in spec.output_names]
         rows.extend(failed_row(name, reason, tensors[name]) for name in unknown)
-    return rows
+    return bars.judge(rows)
 
 
 def compare_named(
@@ -95,6 +72,7 @@ def compare_named(
     rtol: float,
     title: str = 'the model',
     rounding: Rounding | None = None,
+    bars: Bars = FLOAT32,
 ) -> list[TensorRow]:
     """Compare outputs by name without a spec; integers, booleans and texts must be equal.
 
@@ -105,7 +83,7 @@ def compare_named(
     for name, array in reference.items():
         group = ColumnGroup(rtol=rtol if array.dtype.kind in 'fc' else 0.0)
         outputs.append(TensorSpec(name, array.dtype.name, array.shape, groups=(group,)))
-    return compare_tensors(reference, candidate, GraphSpec(title, (), tuple(outputs)), rounding)
+    return compare_tensors(reference, candidate, GraphSpec(title, (), tuple(outputs)), rounding, bars)
 
 
 def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
