@@ -12,25 +12,97 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.detector import Detector, build, load_weights, prepare_fixed, read_config
-from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
-from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family
-from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.detector import Detector, build, load_weights, read_config
+from mmdeploy_ext.engines.registry import engine_settings
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples, read_picture
-from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.util.errors import LoadError, UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
-
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.verdict.results import MetricRow
+    from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
     from mmdeploy_ext.verdict.verdict import Verdict
+
+
+@dataclasses.dataclass
+class ExportRequest:
+    """The arguments of `export`, whose text describes them.
+
+    Attributes:
+        ignored_keys: prefixes of checkpoint keys that are left out.
+        options: options of the graph that are not at their default.
+    """
+
+    config: str | Path
+    checkpoint: str | Path
+    output_file: str | Path = ''
+    picture: str | Path = ''
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    cfg_options: Mapping[str, Any] | None = None
+    device: str = 'cpu'
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ignored_keys: Sequence[str] = ()
+
+
+@dataclasses.dataclass
+class ProofRequest:
+    """The arguments of `prove`, whose text describes them.
+
+    Attributes:
+        ignored_keys: prefixes of checkpoint keys that are left out.
+        option: the option that named `samples`, for messages.
+        settings: `Claims.settings`.
+    """
+
+    config: str | Path
+    checkpoint: str | Path
+    onnx_file: str | Path
+    samples: Sequence[str | Path] = ()
+    frames: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    cfg_options: Mapping[str, Any] | None = None
+    device: str = 'cpu'
+    engine: str = 'onnxruntime'
+    providers: Sequence[str] | None = None
+    threads: int = 0
+    inference_precision: str | None = None
+    metrics: Sequence[str] = ()
+    edited: bool = False
+    asked: Mapping[str, Any] | None = None
+    library: str | None = None
+    strict: bool = False
+    ignored_keys: Sequence[str] = ()
+    option: str = '--images'
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise UsageError for what is refused without the config."""
+        check_normalisation(self.mean, self.std)
+        self.build_settings()
+
+    def build_settings(self) -> dict[str, Any]:
+        """Return arguments of `build_backend` besides the path."""
+        return engine_settings(
+            self.engine,
+            threads=self.threads,
+            providers=self.providers,
+            inference_precision=self.inference_precision,
+        )
+
+    @property
+    def claims(self) -> Claims:
+        return Claims(
+            self.edited,
+            asked=dict(self.asked or {}),
+            library=self.library,
+            strict=self.strict,
+            settings=self.settings,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +115,7 @@ class Exported:
         seconds: exporting and writing.
         detector: the PyTorch model with weights.
         picture: traced picture; '': the package's.
+        samples: samples of a proof; None: those of the config's data set, or generated.
     """
 
     files: list[str]
@@ -50,15 +123,19 @@ class Exported:
     seconds: float
     detector: Detector
     picture: str | Path = ''
+    samples: ChosenSamples | None = None
 
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> Verdict:
         """Prove the written files against the model in memory.
 
-        `engine` is from `engine_settings`, `claims` are of `proving.ladder.prove`. Faults of files are in the
+        `engine` is from `engine_settings`, `claims` are attributes of `Claims`. Faults of files are in the
         verdict; see `prove`.
         """
-        inputs = Samples(self.detector, (), traced=self.picture).of(self.detector)
-        return prove_on(self.detector, self.files, inputs, engine or {}, written=True, **claims)
+        chosen = self.samples
+        if chosen is None:
+            kind = kind_of(self.detector.family)
+            chosen = kind.samples(self.detector, traced=self.picture).of(self.detector)
+        return prove_on(self.detector, self.files, chosen, engine or {}, Claims(written=True, **claims))
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -71,35 +148,44 @@ def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | Non
             raise UsageError(f'--{name} {" ".join(map(str, numbers))}: expected three {kind} numbers')
 
 
-def check_provable(family: Family) -> None:
-    """Raise ConfigError if a family lacks its task, or for pictures its runtime."""
-    from mmdeploy_ext.families.images import ImageFamily
-    from mmdeploy_ext.runtime.detect import runtime_of
-
-    if family.product == DETECTOR:
-        task_module(family.task)
-    if isinstance(family, ImageFamily):
-        runtime_of(family.name)
+def read_detector(request: ExportRequest | ProofRequest, file: str = '') -> Detector:
+    """Read the config of a request; `file` as in `read_config`."""
+    check_normalisation(request.mean, request.std)
+    detector = read_config(request.config, request.checkpoint, request.cfg_options, request.device, file=file)
+    detector.ignored_keys = tuple(request.ignored_keys)
+    return detector
 
 
-def export_detector(
-    detector: Detector, options: Options, output: str, image_bgr: np.ndarray | None
-) -> tuple[list[str], float]:
-    """Export a loaded model; return the paths of its graphs and the seconds.
+def chosen_options(detector: Detector, request: ExportRequest) -> Options:
+    """Return the options of an export; UsageError: the family lacks one, or a value is wrong."""
+    options = detector.family.choose(**{'opset': 0, **request.options})
+    options.check(names=request.options)
+    return options
 
-    `image_bgr` is the traced picture, (h, w, 3) uint8; None for frames and sweeps.
+
+def output_of(detector: Detector, options: Options, request: ExportRequest) -> str:
+    """Return the file or folder of an export: the user's, or the default."""
+    from mmdeploy_ext.detector_files import default_output
+
+    return str(request.output_file) or default_output(detector.family, Path(request.config).stem, options)
+
+
+def export_read(
+    detector: Detector, options: Options, request: ExportRequest, inputs: Samples, proves: bool = False
+) -> Exported:
+    """Build a detector of `read_detector`, load its weights and export it.
+
+    `inputs` are of `Kind.samples`, the first picture is traced; `proves`: read the rest before the export.
     """
-    from mmdeploy_ext.detector_files import export_files
-    from mmdeploy_ext.families.images import picture_of
-    from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
+    from mmdeploy_ext.detector_files import load_for
 
-    images = []
-    if image_bgr is not None:
-        images = [prepare_fixed(detector.rule, image_bgr, options.height, options.width)]
-        if options.dynamic and options.exporter == 'torchscript':
-            picture = picture_of(detector.family, detector.model, options)
-            check_dynamic_parts(detector.model, picture.multiple, picture.smallest)
-    return export_files(detector, options, output, images)
+    output = output_of(detector, options, request)
+    build(detector, request.mean, request.std)
+    options = load_for(detector, options, output)
+    chosen = inputs.of(detector) if proves else None
+    with after_weights():
+        files, seconds = kind_of(detector.family).export(detector, options, output, inputs)
+    return Exported(files, options, seconds, detector, request.picture, chosen)
 
 
 def export(
@@ -142,67 +228,51 @@ def export(
             `keep_fp32` pattern that fits no node.
         ExportError: the exporter failed, or the file differs from the options.
     """
-    from mmdeploy_ext.detector_files import default_output, load_for
-
-    check_normalisation(mean, std)
-    detector = read_config(config, checkpoint, cfg_options, device)
-    family = detector.family
-    export_options = family.choose(**{'opset': 0, **options})
-    export_options.check(names=options)
-    output = str(output_file) or default_output(family, Path(config).stem, export_options)
-    build(detector, mean, std)
-    image_bgr = None
-    if family.samples == 'images':
-        image_bgr = read_picture(picture or DEFAULT_PICTURE, detector.rule)
-    export_options = load_for(detector, export_options, output)
-    with after_weights():
-        files, seconds = export_detector(detector, export_options, output, image_bgr)
-    return Exported(files, export_options, seconds, detector, picture)
+    request = ExportRequest(config, checkpoint, output_file, picture, mean, std, cfg_options, device, options)
+    detector = read_detector(request)
+    chosen = chosen_options(detector, request)
+    inputs = kind_of(detector.family).samples(detector, traced=picture or DEFAULT_PICTURE)
+    return export_read(detector, chosen, request, inputs)
 
 
-def prove_files(
-    detector: Detector,
-    onnx_file: str,
-    inputs: Samples,
-    engine: dict[str, Any],
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    metrics: Sequence[str] = (),
-    **claims: Any,
-) -> Verdict:
-    """Load a model from `read_config`, and prove files that were exported earlier; see `prove`."""
+def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
+    """Prove the files of a request with a detector of `read_detector`; see `prove`."""
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.verdict.verdict import metric_finding
 
-    family = detector.family
-    files, metadata = _read(family, onnx_file)
-    build(detector, mean, std)
-    check_provable(family)
+    family, kind, engine = detector.family, kind_of(detector.family), request.build_settings()
+    kind.check_engine(engine)
+    inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)
+    path, metrics = str(request.onnx_file), request.metrics
+    files, metadata = kind.read(path)
+    build(detector, request.mean, request.std)
+    kind.check_provable(family)
     if metadata is not None:
-        metadata.require(onnx_file, family.name, getattr(family, 'forms', ()))
+        metadata.require(path, family.name, getattr(family, 'forms', ()))
     if metrics:
         cfg = detector.unbuilt_cfg
         evaluation.check_evaluation(cfg, evaluation.build_dataset(cfg), metrics)
     load_weights(detector)
     chosen, rows = inputs.of(detector), []
     with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
-        rows = _metrics(detector, files, metadata, metrics, engine) if metrics else []
-    verdict = prove_on(detector, files, chosen, engine, **claims)
+        rows = kind.metrics(detector, files, metrics, engine) if metrics else []
+    verdict = prove_on(detector, files, chosen, engine, request.claims)
     verdict.findings.extend(map(metric_finding, rows))
     return verdict
 
 
 def prove_on(
-    detector: Detector, files: Sequence[str], chosen: ChosenSamples, engine: Mapping[str, Any], **claims: Any
+    detector: Detector,
+    files: Sequence[str],
+    chosen: ChosenSamples,
+    engine: Mapping[str, Any],
+    claims: Claims,
 ) -> Verdict:
     """Prove a loaded model's files on samples; errors have exit status 1."""
-    from mmdeploy_ext.proving import ladder
-
     if chosen.files:
-        claims['picture_files'] = chosen.files
+        claims = dataclasses.replace(claims, settings=dict(claims.settings, picture_files=chosen.files))
     with after_weights():
-        verdict = ladder.prove(detector, files, chosen.samples, engine, **claims)
+        verdict = kind_of(detector.family).prove(detector, files, chosen.samples, engine, claims)
     if chosen.origin:
         kind = 'pictures' if chosen.files else 'frames'
         verdict.notes.append(f'{kind}: {chosen.origin}')
@@ -264,80 +334,15 @@ def prove(
         UsageError: refused before the weights load, such as a missing file.
         Mm2OnnxError: a sample cannot be read or run, or the file is one of several graphs; exit status 1.
     """
+    request = ProofRequest(**locals())
     for name, value in dict(samples=samples, metrics=metrics).items():
         if isinstance(value, str | Path):  # its letters would be taken for the entries
             raise UsageError(f'{name}={str(value)!r}: expected a list, [{str(value)!r}]')
-    check_normalisation(mean, std)
-    detector = read_config(config, checkpoint, cfg_options, device, file=str(onnx_file))
-    family = detector.family
-    if family.product == BACKBONE:
-        of_detectors = dict(
-            metrics=list(metrics),
-            engine='' if engine == 'onnxruntime' else engine,
-            providers=providers,
-            inference_precision=inference_precision,
-            device='' if device == 'cpu' else device,
-        )
-        if refused := [f'{name}={value!r}' for name, value in of_detectors.items() if value]:
-            raise UsageError(
-                f'{", ".join(refused)}: sparse backbones do not have it: they run in ONNX Runtime on the '
-                f'CPU, and have no detections that a data set could evaluate; leave it out'
-            )
-    settings = engine_settings(
-        engine, threads=threads, providers=providers, inference_precision=inference_precision
-    )
-    if family.samples != 'images':
-        check_engine_kind(settings['engine'], inference_precision)
-    inputs = Samples(detector, [str(path) for path in samples], frames)
-    return prove_files(
-        detector,
-        str(onnx_file),
-        inputs,
-        settings,
-        mean=mean,
-        std=std,
-        metrics=metrics,
-        edited=edited,
-        asked=dict(asked or {}),
-        library=library,
-        strict=strict,
-    )
-
-
-def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
-    from mmdeploy_ext.detector_files import read_files
-    from mmdeploy_ext.graph.io.files import load, read
-    from mmdeploy_ext.proving.levels.sparse_file import file_options
-
-    if family.product == BACKBONE:
-        file_options(read(path), path)
-        return [path], None
-    files = read_files(path)
-    for file in files.paths:
-        load(file)
-    return files.paths, files.metadata
-
-
-def _metrics(
-    detector: Detector,
-    paths: Sequence[str],
-    metadata: Metadata,
-    metrics: Sequence[str],
-    engine: dict[str, Any],
-) -> list[MetricRow]:
-    from mmdeploy_ext.contract.metadata import least_precision, read_metadata
-    from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
-    from mmdeploy_ext.proving.levels.metrics import compare_metrics
-
-    family = detector.family
-    if family.samples != 'images':
-        metadata = [read_metadata(path) for path in paths]
-        contract = contract_of(family, metadata[-1].options)
-        networks = (family.reference(detector.model), contract.runner(paths, engine))
-        detectors = (FrameDetector(network, family) for network in networks)
-        precision = least_precision(metadata)
-        return compare_metrics(detector.cfg, *detectors, metrics, precision)
-    with build_backend(path=paths[0], **engine) as backend:
-        detectors = PublishedDetector(detector.model), BackendDetector(backend, family, metadata)
-        precision = backend.computes_in or metadata.precision
-        return compare_metrics(detector.cfg, *detectors, metrics, precision)
+    detector = read_detector(request, str(onnx_file))
+    reasons = kind_of(detector.family).refused('prove', detector.family)
+    defaults = {field.name: field.default for field in dataclasses.fields(ProofRequest)}
+    given = {name: value for name in reasons if (value := getattr(request, name)) and value != defaults[name]}
+    if given:
+        listed = ', '.join(f'{name}={value!r}' for name, value in given.items())
+        raise UsageError(f'{listed}: {reasons[next(iter(given))]}')
+    return prove_read(detector, request)

@@ -159,9 +159,10 @@ def parameters(model: str) -> int:
 def test_every_config_builds(name):
     import mmdeploy_ext.families.mmdet3d_plugin
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.cli import backend_config
     from mmdeploy_ext.config.config import load_config
+    from mmdeploy_ext.evaluate import backend_config
     from mmdeploy_ext.families.base import BACKBONE, find_family
+    from mmdeploy_ext.kinds import kind_of
 
     cfg = load_config(str(REPOSITORY / name))
     family = find_family(cfg)
@@ -170,7 +171,8 @@ def test_every_config_builds(name):
         assert family.settings(cfg, family.build(cfg)).in_channels == rule.in_channels
         return
     if cfg.get('backend_config'):  # X_onnx.py and X_pth.py have the model of X.py
-        backend_config.graph_options(cfg, backend_config.read_settings(cfg, family), family)
+        settings = backend_config.read_settings(cfg, family, kind_of(family).unit)
+        backend_config.graph_options(cfg, settings, family)
         return
     model, test = cfg.model.to_dict(), cfg.data.test.to_dict()
     assert parameters(repr(dict(model=model, data=dict(test=test)))) > 50

@@ -37,6 +37,7 @@ ORDER = (
     'parts',
     'kit',
     'benchmark',
+    'kinds',
     'seeded',
     'api',
     'cli',

@@ -21,7 +21,8 @@ from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.images import picture_of
-from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.kinds import kind_of
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.util.errors import UsageError
 from mmdeploy_ext.util.source_code import versions
 
@@ -180,7 +181,9 @@ def _prove_export(
             samples, kept = list(family.data.generated_sweeps(rule, settings.sweeps)), {}
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             paths, _ = export_files(detector, options, str(Path(folder, name)), traced)
-            verdict = prove(detector, paths, samples, settings.engine, written=True, timed=False, **kept)
+            claims = Claims(written=True, timed=False, settings=kept)
+            engine = dict(settings.engine or {})
+            verdict = kind_of(family).prove(detector, paths, samples, engine, claims)
     except Exception as error:
         return dataclasses.replace(outcome_of_error(error), seconds=time.process_time() - start)
     seconds = time.process_time() - start

@@ -44,7 +44,7 @@ class ImageBenchmark(Benchmark):
 
     kind = 'images'
     models = 'models of single images'
-    foreign = ('voxels',)
+    foreign = ('voxels', 'sweep')
 
     def load(self) -> None:
         args = self.args

@@ -112,6 +112,12 @@ class StreamBenchmark(Benchmark):
         return 'x'.join(map(str, array.shape))
 
 
+class FrameBenchmark(StreamBenchmark):
+    """Frames of cameras alone."""
+
+    foreign = (*StreamBenchmark.foreign, 'sweep')
+
+
 def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
     """Contender that runs PyTorch; the time outside the timed parts counts as 'head'."""
 

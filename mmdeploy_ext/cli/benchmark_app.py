@@ -11,18 +11,14 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.engines.registry import ENGINES, check_names
-from mmdeploy_ext.families.base import BACKBONE, Family, find_family
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.util import cli, distributed
 from mmdeploy_ext.util.errors import UsageError, after_weights
 from mmdeploy_ext.util.files import check_writable, write_json
 
 if TYPE_CHECKING:
     import argparse
-
-    from mmdeploy_ext.benchmark.base import Benchmark
-
-WITH_POINTS = ('sweeps', 'fused')
-"""Kinds of samples with LiDAR points."""
 
 
 def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
@@ -113,26 +109,6 @@ def _check(args: argparse.Namespace) -> list[str]:
     return engines
 
 
-def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
-    from mmdeploy_ext.benchmark.images import ImageBenchmark
-    from mmdeploy_ext.benchmark.sparse import SparseBenchmark
-    from mmdeploy_ext.benchmark.streams import StreamBenchmark
-
-    if family.samples == 'images':
-        return ImageBenchmark
-    if family.product == BACKBONE:
-        return SparseBenchmark
-    backbone = args.voxels or any(map(is_portable, args.onnx))
-    return SparseBenchmark if backbone and family.samples == 'sweeps' else StreamBenchmark
-
-
-def is_portable(path: str) -> bool:
-    """Whether a file is an export of a sparse backbone alone, in standard operators."""
-    from mmdeploy_ext.contract.metadata import PREFIX, read_props
-
-    return Path(path).is_file() and read_props(path).get(f'{PREFIX}form') == '"portable"'
-
-
 def run(args: argparse.Namespace) -> int:
     engines = _check(args)
 
@@ -142,11 +118,10 @@ def run(args: argparse.Namespace) -> int:
 
     args.cfg_options = shared.parse_cfg_options(args.cfg_options)
     family = find_family(load_config(args.config, args.cfg_options))
-    kind = benchmark_of(family, args)
-    foreign = kind.foreign if family.samples in WITH_POINTS else (*kind.foreign, 'sweep')
-    shared.refuse_options(args, build_parser(), foreign, f'{kind.models} do not have it')
+    measured = kind_of(family).benchmark(family, args.voxels, args.onnx)
+    shared.refuse_options(args, build_parser(), measured.foreign, f'{measured.models} do not have it')
     with distributed.join(args.launcher, args.local_rank) as ranks:
-        benchmark = kind(args, engines, ranks)
+        benchmark = measured(args, engines, ranks)
         torch.set_num_threads(benchmark.threads[0])
         cv2.setNumThreads(benchmark.threads[0])
         benchmark.load()

@@ -8,17 +8,22 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import check_normalisation, check_provable, export_detector, prove_on
+from mmdeploy_ext.api import (
+    ExportRequest,
+    check_normalisation,
+    chosen_options,
+    export_read,
+    output_of,
+    read_detector,
+)
 from mmdeploy_ext.cli import export_scn_app, parts_app, proof
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.detector import Detector, build, check_options, read_config, resolve
+from mmdeploy_ext.detector import Detector, build, check_options, resolve
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
@@ -40,7 +45,6 @@ COMMON = {
     '--test-img', '--cfg-options', '--report',
 }  # fmt: skip
 """Options that `--help` shows; `--help-all` shows all."""
-IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
 SIZES = {False: 'fixed', True: 'dynamic'}
 
 
@@ -105,50 +109,49 @@ def add_arguments(
 
 
 def run(args: argparse.Namespace, only: str = '') -> int:
-    from mmdeploy_ext.detector_files import default_output, load_for
-
     cli.wait_passively()
-    engine, values = shared.engine_options(args), {'opset': 0, **shared.graph_values(args)}
+    engine, values = shared.engine_options(args), shared.graph_values(args)
     check_arguments(args)
-    cfg_options = shared.parse_cfg_options(args.cfg_options)
+    request = ExportRequest(
+        args.config,
+        args.checkpoint or '',
+        args.output_file or '',
+        picture=args.input_img or '',
+        mean=args.mean,
+        std=args.std,
+        cfg_options=shared.parse_cfg_options(args.cfg_options),
+        device=args.device,
+        options=values,
+        ignored_keys=args.ignore_keys or (),
+    )
     proof.check_report_targets(args)
 
-    detector = read_config(args.config, args.checkpoint or '', cfg_options, args.device)
-    detector.ignored_keys = tuple(args.ignore_keys or ())
-    family = detector.family
+    detector = read_detector(request)
+    family, kind = detector.family, kind_of(detector.family)
     check_family(args, family, engine, only)
     if args.skip_postprocess:
         check_raw_form(family)
-    options = family.choose(**values)
-    options.check(names=values)
+    options = chosen_options(detector, request)
     proof.print_libraries_not_run(detector.cfg, args)
     if args.check:
         return print_exports(detector, options)
     if args.verify:
-        check_provable(family)
-    output = args.output_file or default_output(family, Path(args.config).stem, options)
-    picture = args.input_img or DEFAULT_PICTURE
-    inputs = Samples(detector, args.test_img or [], args.frames, '--test-img', traced=picture)
-
-    build(detector, args.mean, args.std)
+        kind.check_provable(family)
+    output, picture = output_of(detector, options, request), args.input_img or DEFAULT_PICTURE
+    inputs = kind.samples(detector, args.test_img or [], args.frames, '--test-img', traced=picture)
     if args.show:
         will_write('--show', [f'{output}.png'])
-    options = load_for(detector, options, output)
-
-    chosen = inputs.of(detector) if args.verify else None
-    with after_weights():
-        image = inputs.pictures[0][1] if inputs.pictures else None
-        files, seconds = export_detector(detector, options, output, image)
-    print(f'{output}: {_title(family, options, len(files))}, exported in {seconds:.1f} s')
+    exported = export_read(detector, options, request, inputs, args.verify)
+    title = _title(family, exported.options, len(exported.files))
+    print(f'{output}: {title}, exported in {exported.seconds:.1f} s')
     if args.show:
         with after_weights():
-            _show(detector, files[0], inputs.pictures[0], engine)
+            _show(detector, exported.files[0], inputs.pictures[0], engine)
 
     if not args.verify:
         proof.print_proof_command('verify', [args.config, args.checkpoint, output], args)
         return 0
-    claims = dict(library=args.library, strict=args.strict)
-    verdict = prove_on(detector, files, chosen, engine, written=True, **claims)
+    verdict = exported.prove(engine, library=args.library, strict=args.strict)
     return proof.show(verdict, detector, args)
 
 
@@ -166,10 +169,8 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
             f'{args.config}: is a config of family {family.name!r}, expected {only!r}; '
             f'use {tool("export")} for it'
         )
-    if family.samples != 'images':
-        reason = f'family {family.name!r} has no such option; {registration_of(family.name).of_config}'
-        shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
-        check_engine_kind(engine['engine'], engine.get('inference_precision'))
+    shared.refuse_of_kind(args, build_parser(), 'export', family)
+    kind_of(family).check_engine(engine)
 
 
 def check_raw_form(family: Family) -> None:

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import check_provable, prove_files, prove_on
+from mmdeploy_ext.api import ProofRequest, prove_on, prove_read
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof, ranges
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.detector import Detector, build, read_config
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.proving.inputs.samples import Samples
+from mmdeploy_ext.kinds import kind_of
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import UsageError, after_weights, shape_text
 from mmdeploy_ext.util.files import will_write
@@ -94,15 +95,24 @@ def run(args: argparse.Namespace) -> int:
     options.check(names=[*typed, 'order'])
     proof.print_libraries_not_run(detector.cfg, args)
     if args.verify:
-        check_provable(family)
-    inputs = Samples(detector, args.test_img, option='--input')
-    claims = dict(max_voxels=args.max_voxels, node_list=args.node_list or '', library=args.library)
+        kind_of(family).check_provable(family)
+    of_backbones = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
     if args.verify_only:
-        claims |= dict(ranges=args.loaded_ranges, edited=args.edited)
-        claims['asked'] = json.loads(json.dumps(typed))  # tuples are lists in a file
-        verdict = prove_files(detector, args.output_file, inputs, engine, **claims)
-        return proof.show(verdict, detector, args)
+        request = ProofRequest(
+            args.config,
+            args.checkpoint,
+            args.output_file,
+            samples=args.test_img,
+            threads=args.threads,
+            edited=args.edited,
+            asked=json.loads(json.dumps(typed)),  # tuples are lists in a file
+            library=args.library,
+            option='--input',
+            settings=dict(of_backbones, ranges=args.loaded_ranges),
+        )
+        return proof.show(prove_read(detector, request), detector, args)
 
+    inputs = kind_of(family).samples(detector, args.test_img, option='--input')
     args.output_file = output = args.output_file or default_output(family, Path(args.config).stem, options)
     build(detector)
     check_order(output, options)
@@ -125,8 +135,9 @@ def run(args: argparse.Namespace) -> int:
         words += ['--weight-layout', layout] if layout != 'auto' else []
         proof.print_proof_command('export --backbone', words, args)
         return 0
-    claims |= dict(written=True, ranges=int8_ranges)
-    verdict = prove_on(detector, [output], chosen, engine, **claims)
+    of_backbones['ranges'] = int8_ranges
+    claims = Claims(written=True, library=args.library, settings=of_backbones)
+    verdict = prove_on(detector, [output], chosen, engine, claims)
     return proof.show(verdict, detector, args)
 
 

@@ -108,16 +108,13 @@ def _write(args: argparse.Namespace) -> int:
 
 def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     from mmdeploy_ext.detector import build, load_weights, read_config
-    from mmdeploy_ext.kit.writer import write_detector_kit
-    from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-    from mmdeploy_ext.proving.inputs.samples import Samples
+    from mmdeploy_ext.kinds import kind_of
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     detector = read_config(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
-    if args.frames and detector.family.samples == 'images':
-        raise UsageError('--frames: goes with models of frames and sweeps only')
-    default = [DEFAULT_PICTURE] if detector.family.samples == 'images' else []  # a kit may be published
-    inputs = Samples(detector, args.samples or default, args.frames, '--samples')
+    shared.refuse_of_kind(args, build_parser(), 'kit', detector.family)
+    kind = kind_of(detector.family)
+    inputs = kind.samples(detector, args.samples or kind.public_samples, args.frames, '--samples')
     build(detector, args.mean, args.std)
     load_weights(detector)
     chosen = inputs.of(detector)
@@ -125,7 +122,7 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     inputs_of_backbones = ', '.join(args.samples or ['synthetic voxels'])
     names = [name for name, _ in inputs.pictures] or [chosen.origin or inputs_of_backbones]
     pictures = [dict(name=name, licence=licence) for name in names]
-    return write_detector_kit(detector, args.onnx_file, chosen.samples, args.out, pictures)
+    return kind.kit(detector, args.onnx_file, chosen.samples, args.out, pictures)
 
 
 def write_of_parts(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.lint.report import Report
 
 BOTH = 'both'
-IMAGE_OPTIONS = ('input_img', 'shape', 'dynamic_export', 'postprocess')
-"""Options that streaming and LiDAR models do not have."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
     height, width = shared.parse_shape(args.shape)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     detector = read_config(args.config, args.checkpoint, cfg_options, args.device)
-    if detector.family.samples != 'images':
-        reason = 'streaming and LiDAR models do not have it; their config decides on graphs and sizes'
-        shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
+    shared.refuse_of_kind(args, build_parser(), 'lint', detector.family)
     build(detector)
     load_weights(detector)
     reports: list[Report] = []

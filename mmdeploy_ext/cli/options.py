@@ -1,5 +1,7 @@
 """Options that several tools share, named as in mmdet."""
 
+from __future__ import annotations
+
 import argparse
 import ast
 import dataclasses
@@ -7,13 +9,17 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.options import PRECISIONS, Option
 from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.engines.registry import engine_settings, file_engines
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.pixels import parse_shape
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.families.base import Family
 
 CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
@@ -287,19 +293,6 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
-    """Height and width of one or two numbers; None gives 0, 0 (default)."""
-    if shape is None:
-        return 0, 0
-    sizes = list(shape) if isinstance(shape, list | tuple) else [shape]
-    text = f'{option} {" ".join(map(str, sizes))}'
-    if len(sizes) not in (1, 2):
-        raise UsageError(f'{text}: expected one or two numbers, height and width')
-    if not all(type(size) is int and size > 0 for size in sizes):  # a config may have True
-        raise UsageError(f'{text}: expected positive sizes in pixels')
-    return sizes[0], sizes[-1]
-
-
 def add_library_argument(parser: argparse.ArgumentParser) -> None:
     cli.add(
         parser,
@@ -317,6 +310,16 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         writes=('{}/report.html', '{}/verdict.json', '{}/detections.png'),
     )
     cli.add(parser, '--json FILE', 'write the verdict as JSON')
+
+
+def refuse_of_kind(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, command: str, family: Family
+) -> None:
+    """Raise UsageError for options of a command that models of a family do not take."""
+    from mmdeploy_ext.kinds import kind_of
+
+    for name, reason in kind_of(family).refused(command, family).items():
+        refuse_options(args, parser, [name], reason)
 
 
 def refuse_options(

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.cli import backend_config, parts_app
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.cli.tested_models import FrameModel, ImageModel, TestedModel, check_dataset
+from mmdeploy_ext.cli import parts_app
 from mmdeploy_ext.config.config import test_datasets
-from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.engines import BACKENDS, title_of
+from mmdeploy_ext.evaluate import backend_config
+from mmdeploy_ext.kinds import kind_of
+from mmdeploy_ext.kinds.tested import TestedModel, check_dataset
 from mmdeploy_ext.util import cli, distributed
-from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import DataError, ModelFileError, UsageError, after_weights
 from mmdeploy_ext.util.files import atomic_path, check_writable
 
@@ -107,11 +107,8 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     work_dir = Path(
         args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}'
     )
-    kind = ImageModel if family.samples == 'images' else FrameModel
-    if family.samples != 'images':
-        reason = f'these models are drawn by {tool(registration_of(family.name).used_by[""].split()[0])}'
-        shared.refuse_options(args, build_parser(), ('show_dir', 'show_score_thr'), reason)
-    tested = kind(cfg, family, args, work_dir)
+    shared.refuse_of_kind(args, build_parser(), 'test', family)
+    tested = kind_of(family).tested(cfg, family, args, work_dir)
     if ranks.rank == 0:
         print(f'engine: {engine_text(cfg, tested)}', flush=True)
     ranks.gather()

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mmdeploy_ext.api import check_normalisation, prove_files
+from mmdeploy_ext.api import ProofRequest, prove_read, read_detector
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app, proof
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.contract.registry import detector_options
-from mmdeploy_ext.detector import read_config
-from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.families.base import BACKBONE, Family
-from mmdeploy_ext.proving.inputs.samples import Samples
+from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.util import cli
 
 if TYPE_CHECKING:
@@ -29,10 +26,6 @@ EXPORT_OPTIONS = tuple(
     for option in (FORM, OPSET, MAX_CANDIDATES, MAX_PROPOSALS)
 )
 """Options of the export that may be repeated for a proof."""
-IMAGE_OPTIONS = ('mean', 'std')
-"""Options of single pictures only."""
-DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'device')
-"""Options that sparse backbones do not have."""
 
 
 def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
@@ -67,41 +60,40 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
-    check_normalisation(args.mean, args.std)
-    engine = shared.engine_options(args)
-    proof.check_report_targets(args)
-    cfg_options = shared.parse_cfg_options(args.cfg_options)
-    detector = read_config(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
-    detector.ignored_keys = tuple(args.ignore_keys or ())
-    check_family(args, detector.family, engine)
-    verdict = prove_files(
-        detector,
+    request = ProofRequest(
+        args.config,
+        args.checkpoint,
         args.onnx_file,
-        Samples(detector, args.images or (), args.frames),
-        engine,
+        samples=args.images or (),
+        frames=args.frames,
         mean=args.mean,
         std=args.std,
+        cfg_options=shared.parse_cfg_options(args.cfg_options),
+        device=args.device,
+        engine=args.engine,
+        providers=args.providers,
+        threads=args.threads,
+        inference_precision=args.inference_precision,
         metrics=args.eval or (),
         edited=args.edited,
         asked=shared.option_values(args, EXPORT_OPTIONS),
         library=args.library,
         strict=args.strict,
+        ignored_keys=args.ignore_keys or (),
     )
-    return proof.show(verdict, detector, args)
+    request.check()
+    proof.check_report_targets(args)
+    detector = read_detector(request, args.onnx_file)
+    check_family(args, detector.family)
+    return proof.show(prove_read(detector, request), detector, args)
 
 
-def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
-    """Raise UsageError for options that do not go with a family, or an engine that runs no such models."""
+def check_family(args: argparse.Namespace, family: Family) -> None:
+    """Raise UsageError for options that do not go with a family."""
     parser, of_family = build_parser(), {option.name for option in family.options}
     foreign = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
     shared.refuse_options(args, parser, foreign, f'exports of family {family.name!r} have no such option')
-    if family.samples == 'images':  # which all engines run
-        shared.refuse_options(args, parser, ('frames',), 'goes with streaming models only')
-        return
-    shared.refuse_options(args, parser, IMAGE_OPTIONS, 'goes with models of single pictures only')
-    if family.product == BACKBONE:
-        shared.refuse_options(args, parser, DETECTOR_OPTIONS, 'sparse backbones do not have it')
-    check_engine_kind(engine['engine'], engine.get('inference_precision'))
+    shared.refuse_of_kind(args, parser, 'verify', family)
 
 
 VARIANTS = {

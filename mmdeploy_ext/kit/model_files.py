@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.kit.contents import KitGraph
 
 
-def check_facts(detector: Detector, path: str | Path, metadata: Metadata, rule: Any) -> None:
-    """Raise UsageError if a file's classes, preparation or post-processing differ from the model's."""
+def check_facts(detector: Detector, path: str | Path, metadata: Metadata, rule: Any, hint: str = '') -> None:
+    """Raise UsageError if a file's classes, preparation or post-processing differ from the model's.
+
+    `hint` ends the message about the preparation.
+    """
     for check in facts_checks(detector, metadata, rule):
         if not check.passed:
-            hint = ''
-            if check.name.startswith('preprocessing') and detector.family.samples == 'images':
-                hint = '; of an export with --mean and --std give these here, too'
-            raise UsageError(f'{path}: not {check.name}: {check.detail}; export it again{hint}')
+            advice = hint if check.name.startswith('preprocessing') else ''
+            raise UsageError(f'{path}: not {check.name}: {check.detail}; export it again{advice}')
 
 
 def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str]:

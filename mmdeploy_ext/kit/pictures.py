@@ -32,7 +32,8 @@ def write_pictures(detector: Detector, path: str, samples: Collection[Any], fold
     `samples` are (title, picture as the rule takes it); the first counts as the traced picture.
     """
     file, options = read_picture_file(detector, path)
-    check_facts(detector, path, file.metadata, rule_of(detector, options))
+    hint = '; of an export with --mean and --std give these here, too'
+    check_facts(detector, path, file.metadata, rule_of(detector, options), hint)
     inputs = proof_inputs(detector, options, list(samples))
     graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)
     entry = graph.to_json() | copy_model(path, folder, graph)

@@ -8,22 +8,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.kit.contents import FORMAT, KIT_HASH, MANIFEST, hashes_of, kit_hash, write_lines
 from mmdeploy_ext.kit.engine_files import write_engine_files
-from mmdeploy_ext.kit.frames import write_frames
 from mmdeploy_ext.kit.judge import judge
-from mmdeploy_ext.kit.pictures import write_pictures
 from mmdeploy_ext.kit.readme import write_readme
 from mmdeploy_ext.kit.runners import run_onnxruntime
-from mmdeploy_ext.kit.voxels import open_interpreted, write_voxels
 from mmdeploy_ext.util.errors import UsageError
 from mmdeploy_ext.util.files import write_json
 from mmdeploy_ext.util.folders import check_new_folder
 from mmdeploy_ext.util.source_code import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.kit.local_run import Run
@@ -32,37 +28,28 @@ if TYPE_CHECKING:
 def write_detector_kit(
     detector: Detector,
     path: str,
-    samples: Collection[Any],
+    write: Callable[[Path], dict[str, Any]],
     out: str | Path,
     pictures: Sequence[dict[str, str]],
+    opens: Callable[[Path], Run] = run_onnxruntime.open_file,
 ) -> dict[str, Any]:
     """Write the kit of an exported detector; return its manifest.
 
     Args:
         detector: PyTorch model.
         path: ONNX file, or folder of an export.
-        samples: (title, (h, w, 3) uint8 BGR), the first traced; `Frame`s, `Sweep`s or `VoxelSet`s.
+        write: writes files and cases into a folder; returns the entries of the manifest that depend on the
+            kind of samples, with `task`.
         out: folder, see `write_kit`.
         pictures: `name` and `licence` of each picture, or one entry for all frames, sweeps or voxels.
+        opens: see `write_kit`.
     """
-    from mmdeploy_ext.detector_files import read_files
-
-    family, opens = detector.family, run_onnxruntime.open_file
-    if family.product == BACKBONE:
-        opens = open_interpreted
 
     def write_contents(folder: Path) -> dict[str, Any]:
-        if family.product == BACKBONE:
-            contents = write_voxels(detector, path, samples, folder)
-        elif family.samples == 'images':
-            contents = write_pictures(detector, path, samples, folder)
-        else:
-            contents = write_frames(detector, read_files(path).paths, samples, folder)
-        return contents | dict(
-            title=f'{family.name}, {Path(path).name}',
+        return write(folder) | dict(
+            title=f'{detector.family.name}, {Path(path).name}',
             origin=f'Its config is `{detector.config}`, its weights have the SHA-256 '
             f'`{detector.checkpoint_sha256}`.',
-            task=None if family.product == BACKBONE else family.task,
             config=detector.config,
             checkpoint_sha256=detector.checkpoint_sha256,
             pictures=list(pictures),

@@ -1,1 +1,1 @@
-"""Proofs of exported files; `ladder.prove` is the entry."""
+"""Proofs of exported files; `kinds` chooses one by the samples of a model."""

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.proving.levels.sparse_file import SparseFile
     from mmdeploy_ext.proving.levels.sparse_layers import SparseReference
-    from mmdeploy_ext.proving.proof import Claims, Proof
+    from mmdeploy_ext.proving.proof import Proof
     from mmdeploy_ext.sparse.ranges import Ranges
     from mmdeploy_ext.verdict.results import TensorRow
     from mmdeploy_ext.verdict.verdict import Verdict

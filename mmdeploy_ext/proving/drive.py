@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.memory import MemorySpec
     from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.levels.drive_run import DriveBars
-    from mmdeploy_ext.proving.proof import Claims, Proof
+    from mmdeploy_ext.proving.proof import Proof
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
     from mmdeploy_ext.verdict.results import SequenceRow
     from mmdeploy_ext.verdict.verdict import Verdict

@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.contracts import Contract
-    from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
+    from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.proof import ExportedFile, Proof
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
     from mmdeploy_ext.verdict.results import PreprocessingResult

@@ -81,8 +81,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.reference import ImageReference
     from mmdeploy_ext.preprocess.pictures import PreparedImage
+    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
-    from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
+    from mmdeploy_ext.proving.proof import ExportedFile, Proof
     from mmdeploy_ext.verdict.bars import Bars
     from mmdeploy_ext.verdict.results import TensorRow
     from mmdeploy_ext.verdict.verdict import Verdict

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.verdict.results import Case, GraphResult
 
 AGAIN = 'the model gives other results when the first input is run again at the end'
@@ -86,16 +87,6 @@ class ExportedFile:
     @property
     def model_classes(self) -> Sequence[Mapping[str, Any]]:
         return self.metadata.model_classes
-
-
-@dataclasses.dataclass(frozen=True)
-class Claims:
-    edited: bool = False
-    written: bool = False
-    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    library: str | None = None
-    timed: bool = True
-    strict: bool = False
 
 
 @dataclasses.dataclass

@@ -13,10 +13,10 @@ from mmdeploy_ext import backbone_files as deploy
 from mmdeploy_ext.cli import export_app, info_app
 from mmdeploy_ext.detector import load
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.levels.sparse_file import compare_node_lists
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.util.errors import UsageError
+from proofs import prove
 from refusals import refused
 from scn_files import node_of, set_attribute
 from verdicts import cases_of, graphs_of

@@ -10,8 +10,10 @@ from unittest.mock import MagicMock
 import onnx
 import pytest
 
+from mmdeploy_ext.api import ProofRequest
 from mmdeploy_ext.cli import export_app, options
 from mmdeploy_ext.contract.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.quantize.dense_sensitivity import Exclusion
 from mmdeploy_ext.util.commands import COMMANDS
 from mmdeploy_ext.util.errors import UsageError
@@ -25,22 +27,25 @@ ENGINE = '--threads 3 --providers CPUExecutionProvider'
 SETTINGS = dict(engine='OnnxRuntimeBackend', threads=3, providers=['CPUExecutionProvider'])
 NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 6])
 LEFT_OUT = """
-    .build .check_dataset .check_family .ImageModel .measure .open_network .Samples
-    .proof.print_libraries_not_run .quantisation_facts .read_config .show ._title .title_of
-    parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
+    .build .check_dataset .check_family .measure .open_network
+    .proof.print_libraries_not_run .quantisation_facts .show ._title .title_of
+    api.build parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
     evaluate.loop.run_dataset backbone_files.make_graph backbone_files.trace
     detector_files.load_for detector.build detector.load detector.load_weights
     proving.modules.loading.make_module proving.modules.loading.make_samples
     quantize.dense.DenseQuantiser.calibrate quantize.dense.DenseQuantiser.network quantize.dense.finish_model
     quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_sensitivity.Probe
+    kinds.images.Images.check_provable kinds.tested.ImageModel proving.inputs.samples.PictureSamples
     quantize.dense_sensitivity.rank quantize.dense_target.Target.save
     quantize.sparse_calibration.checkpoint_ranges quantize.sparse_calibration.config_sweeps
     runtime.sweeps.sweep_items
 """
 RESULTS = {
-    '.export_detector': ([], 0.0),
+    'api.read_config': MagicMock(**{'family.samples': 'images'}),
+    'kinds.images.Images.export': ([], 0.0),
     '.int8_layers': ['a', 'b', 'c'],
     '.model_facts': {},
+    '.read_config': MagicMock(**{'family.samples': 'images'}),
     '.run_facts': {},
     'cli.lint_parts.parts_of': [MagicMock(exporters=())],
     'parts.samples.samples_of': ([], ''),
@@ -67,19 +72,20 @@ ROWS = [
     (f'kit m.onnx --module m.py:f --out kit {MODULE} --licence CC0', 'kit.modules.write_module_kit',
      dict(OF_MODULE, pictures=[dict(name='m.py:f', licence='CC0')])),
     (f'export {MODELS} --test-img a --frames 3 --input-img b --verify',
-     '.Samples', dict(paths=['a'], frames=3, traced='b')),
-    (f'export {MODELS} {NORMAL}', '.build', OF_NORMAL),
-    (f'export {MODELS} --verify --strict --library installed {ENGINE}', '.prove_on',
-     dict(engine=SETTINGS, claims=dict(library='installed', strict=True, written=True))),
-    (f'verify {MODELS} m.onnx {NORMAL} --eval bbox --strict --edited {ENGINE}', '.prove_files', dict(
-        OF_NORMAL, metrics=['bbox'], engine=SETTINGS,
-        claims=dict(edited=True, asked={}, library=None, strict=True))),
+     'kinds.images.Images.samples', dict(paths=['a'], frames=3, traced='b')),
+    (f'export {MODELS} {NORMAL}', 'api.build', OF_NORMAL),
+    (f'export {MODELS} --verify --strict --library installed {ENGINE}', 'api.prove_on',
+     dict(engine=SETTINGS, claims=Claims(library='installed', strict=True, written=True))),
+    (f'verify {MODELS} m.onnx {NORMAL} --eval bbox --strict --edited {ENGINE}', '.prove_read', dict(
+        request=ProofRequest(str(CONFIG), str(CHECKPOINT), 'm.onnx', **OF_NORMAL, cfg_options={}, threads=3,
+                             providers=['CPUExecutionProvider'], metrics=['bbox'], edited=True, asked={},
+                             strict=True))),
     (f'verify {MODELS} m.onnx --engine openvino --inference-precision fp16',
-     '.shared.engine_settings', dict(engine='openvino', inference_precision='fp16')),
+     'api.engine_settings', dict(engine='openvino', inference_precision='fp16')),
     (f'export_scn --backbone {MODELS} --out m --verify-only --edited --max-voxels 9 --order zyx',
-     '.prove_files',
-     dict(claims=dict(max_voxels=9, node_list='', library=None, ranges=None, edited=True,
-                      asked=dict(order='zyx')))),
+     '.prove_read',
+     dict(request=ProofRequest(str(CONFIG), str(CHECKPOINT), 'm', [], edited=True, asked=dict(order='zyx'),
+                               option='--input', settings=dict(max_voxels=9, node_list='', ranges=None)))),
     (f'scn_ptq {MODELS} --calibrate D --unfolded a b --data-root R --no-fp16-ranges',
      'quantize.sparse_calibration.Calibration', dict(unfolded=('a', 'b'), root='R', half=False)),
     (f'scn_ptq {MODELS} --fidelity F --target 0.9 --no-advice',

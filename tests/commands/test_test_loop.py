@@ -13,8 +13,8 @@ import pytest
 from mmcv import Config
 
 from mmdeploy_ext.cli import test_app
-from mmdeploy_ext.cli.backend_config import graph_options, read_settings
 from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.evaluate.backend_config import graph_options, read_settings
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.util.dump import list_samples, load_dump
 from mmdeploy_ext.util.files import read_json
@@ -222,7 +222,7 @@ def test_options_of_the_graph_in_a_config_are_taken():
     options = dict(opset_version=13, postprocess='raw', precision='fp16', exporter='torchscript')
     cfg = load_config(ONNX, {f'backend_config.{name}': value for name, value in options.items()})
     family = find_family(cfg, DETECTOR)
-    chosen = graph_options(cfg, read_settings(cfg, family), family)
+    chosen = graph_options(cfg, read_settings(cfg, family, 'samples'), family)
     assert (chosen.opset, chosen.form, chosen.precision) == (13, 'raw', 'fp16')
     for settings, expected in (
         (dict(shape=(96, 160), precision='fp16', keep_fp32='a*'), (96, 160, False, ('a*',))),

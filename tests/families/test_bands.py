@@ -16,7 +16,7 @@ from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.pictures import with_bands, write_array
-from mmdeploy_ext.proving.inputs.samples import Samples, read_picture
+from mmdeploy_ext.proving.inputs.samples import PictureSamples, read_picture
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.util.errors import ConfigError, ImageError
 from proofs import prove_samples
@@ -127,7 +127,7 @@ def test_another_number_of_bands_is_refused(toy, bands_file, tmp_path, capsys):
     assert run_main([bands_file, str(PICTURE), '--out', str(tmp_path)]) != 0
     assert 'preprocess.mean' in capsys.readouterr().err
     with pytest.raises(ImageError, match='mean of Normalize'):
-        Samples(toy, [str(PICTURE)])
+        PictureSamples(toy, [str(PICTURE)])
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.hosts import DetectionCounts, check, hosted
 from mmdeploy_ext.graph.passes.shapes import set_by_text, with_fixed_metadata
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import results_from_padded, with_labels
 from mmdeploy_ext.targets.plugins.kernels import ENGINE as BACKEND
 from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
 from mmdeploy_ext.util.errors import UsageError
+from proofs import prove
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
 HOSTS = dict(input='uint8-nhwc', channels='bgr', required_inputs=True, outputs='efficient-nms')

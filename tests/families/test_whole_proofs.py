@@ -13,7 +13,7 @@ from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.config.config import without_augmentation
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import prove
+from proofs import prove
 from toy_atss import PICTURE, REPO
 
 SIZE = (128, 192)

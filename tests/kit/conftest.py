@@ -59,14 +59,15 @@ def module_kit(module_folder):
 def stream(tmp_path_factory):
     """A kit of the toy StreamPETR: four frames, of which the third is of another scene."""
     import toy_streampetr_deploy as toy
-    from mmdeploy_ext.kit.writer import write_detector_kit
+    from mmdeploy_ext.kinds import kind_of
 
     folder = tmp_path_factory.mktemp('stream')
     (folder / 'deploy').mkdir()
     for path in toy.files():
         shutil.copy(path, folder / 'deploy')
     drive = toy.drive(FRAMES, scenes=2)
-    write_detector_kit(toy.detector(), str(folder / 'deploy'), drive, folder / 'kit', GENERATED)
+    detector, files = toy.detector(), str(folder / 'deploy')
+    kind_of(detector.family).kit(detector, files, drive, folder / 'kit', GENERATED)
     return run(folder / 'kit', folder / 'outputs')
 
 
@@ -74,11 +75,11 @@ def stream(tmp_path_factory):
 def sweeps(tmp_path_factory):
     """A kit of the tiny CenterPoint with two sweeps."""
     import toy_centerpoint
-    from mmdeploy_ext.kit.writer import write_detector_kit
+    from mmdeploy_ext.kinds import kind_of
     from mmdeploy_ext.runtime.frames import Sweep
 
     folder = tmp_path_factory.mktemp('sweeps')
     detector, files, _, _ = toy_centerpoint.exported()
     samples = [Sweep(toy_centerpoint.sweep(seed), f'sweep {seed}') for seed in range(2)]
-    write_detector_kit(detector, str(files), samples, folder / 'kit', GENERATED)
+    kind_of(detector.family).kit(detector, str(files), samples, folder / 'kit', GENERATED)
     return run(folder / 'kit', folder / 'outputs')

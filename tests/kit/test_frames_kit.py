@@ -11,11 +11,11 @@ import pytest
 import toy_frames
 from kits import FRAMES, GENERATED, run
 from mmdeploy_ext.cli import judge_app
+from mmdeploy_ext.kinds import SEQUENCE
+from mmdeploy_ext.kinds.sequence_samples import proof_samples
 from mmdeploy_ext.kit.contents import read_array
 from mmdeploy_ext.kit.judge import judge, title_of
 from mmdeploy_ext.kit.runners import run_onnxruntime
-from mmdeploy_ext.kit.writer import write_detector_kit
-from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.util.errors import UsageError
 from numpy_alone import run_command
@@ -148,7 +148,7 @@ def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_pat
     detector, kit = toy_frames.SPARSE4D.load(tmp_path), tmp_path / 'kit'
     toy_frames.SPARSE4D.export(detector, tmp_path, contract='deploy')
     source, (drive, _) = str(tmp_path / 'sparse4d'), proof_samples(detector, 3)
-    write_detector_kit(detector, source, drive, kit, GENERATED)
+    SEQUENCE.kit(detector, source, drive, kit, GENERATED)
     judgement = judge(*run(kit, tmp_path / 'outputs'))
     assert title_of(judgement) == 'EQUAL ON 6 INPUTS AND 3 FRAMES', judgement.failures
 
@@ -161,7 +161,7 @@ def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_pat
     assert failures and all(last['title'] in failure for failure in failures)
     first, _ = proof_samples(detector, 1)
     with pytest.raises(UsageError, match=r'--frames'):
-        write_detector_kit(detector, source, first, tmp_path / 'short', GENERATED)
+        SEQUENCE.kit(detector, source, first, tmp_path / 'short', GENERATED)
 
 
 @pytest.mark.matrix
@@ -173,7 +173,7 @@ def test_a_file_that_runs_for_the_frame_before_gets_the_tensors_of_that_frame(tm
     lidar2img = np.array(frame.lidar2img)
     lidar2img[:, 0] *= 1.01
     second = dataclasses.replace(rest[0], scene_token=frame.scene_token, lidar2img=lidar2img)
-    write_detector_kit(detector, str(tmp_path / 'petrv2'), [frame, second, rest[1]], kit, GENERATED)
+    SEQUENCE.kit(detector, str(tmp_path / 'petrv2'), [frame, second, rest[1]], kit, GENERATED)
     judgement = judge(*run(kit, tmp_path / 'outputs'))
     assert title_of(judgement) == 'EQUAL ON 10 INPUTS AND 3 FRAMES', judgement.failures
 

@@ -26,13 +26,12 @@ from marking import in_suite
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.pictures import open_backend, picture_inputs, read_picture_file, run_case
 from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.util.errors import Mm2OnnxError
 from planting import arguments, replaced, result
-from proofs import check_files, few_inputs, samples_alone
+from proofs import check_files, few_inputs, prove, samples_alone
 from toy_atss import CHECKPOINT, PICTURE, load_demo
 from toy_faults import set_attribute
 from verdicts import cases_of

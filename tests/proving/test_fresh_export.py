@@ -7,8 +7,8 @@ import torch
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.cli import graph_app, verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.kinds import IMAGES
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving import ladder
 from proofs import check_files, level_1_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy, toy_file
 from verdicts import checks_of, graphs_of, preprocessing_of
@@ -96,7 +96,7 @@ def test_a_file_whose_sizes_were_fixed_is_one_of_that_size(detector, tmp_path):
 
 
 def test_what_was_asked_for_decides_not_what_the_file_says(capsys, monkeypatch):
-    monkeypatch.setattr(ladder, 'prove', level_1_alone)
+    monkeypatch.setattr(IMAGES, 'prove', level_1_alone)
     asked = ('--postprocess', 'full', '--opset-version', '18')
     assert verify_app.main([CONFIG, CHECKPOINT, toy_file('raw'), *asked]) == 1
     out = capsys.readouterr().out

@@ -10,9 +10,8 @@ from onnx import numpy_helper
 from marking import in_suite
 from mmdeploy_ext.cli import verify_app
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.util.files import read_json
-from proofs import check_files, samples_alone
+from proofs import check_files, prove, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, load_toy, toy_file
 from verdicts import cases_of, checks_of, graphs_of, matched_of
 

@@ -10,7 +10,8 @@ import toy_centerpoint
 import toy_scn_family
 from mmdeploy_ext.cli import export_app, verify_app
 from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.proving.inputs.samples import Samples, check_paths, proof_samples
+from mmdeploy_ext.kinds import kind_of
+from mmdeploy_ext.kinds.sequence_samples import check_paths, proof_samples
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 from mmdeploy_ext.util.errors import DataError, UsageError
 from mmdeploy_ext.util.files import read_json
@@ -19,7 +20,7 @@ from verdicts import cases_of
 
 MEMORY = types.SimpleNamespace(memory=True, samples='frames')
 SWEEPS = types.SimpleNamespace(memory=False, samples='sweeps')
-IMAGES = types.SimpleNamespace(memory=False, samples='images', preprocess_rule=lambda cfg: None)
+IMAGES = types.SimpleNamespace(product='detector', samples='images', preprocess_rule=lambda cfg: None)
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +81,7 @@ def test_sweeps_are_read_from_files_folders_and_infos(toy, folder):
 
 def test_a_sweep_that_cannot_be_read_once_the_weights_are_loaded_has_exit_status_1(toy, tmp_path):
     (tmp_path / 'a.bin').write_bytes(bytes(7))
-    samples = Samples(toy[0], [str(tmp_path / 'a.bin')])
+    samples = kind_of(toy[0].family).samples(toy[0], [str(tmp_path / 'a.bin')])
     with pytest.raises(DataError, match=r'a.bin') as error:
         samples.of(toy[0])
     assert error.value.exit_code == 1
@@ -95,7 +96,7 @@ def test_pictures_of_the_data_set_are_added_where_it_is_there_and_the_user_names
             'data.test.img_prefix': f'{root}/val2017/',
         }
         detector = types.SimpleNamespace(cfg=load_config(CONFIG, options), family=IMAGES, rule=None)
-        found = Samples(detector, paths).of(detector)
+        found = kind_of(IMAGES).samples(detector, paths).of(detector)
         return [name for name, _ in found.samples], found.origin
 
     assert chosen() == (['toy.jpg'], '')

@@ -16,9 +16,8 @@ from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import load_families
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.util.errors import Mm2OnnxError
-from proofs import samples_alone
+from proofs import prove, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE
 
 PLUGIN = """

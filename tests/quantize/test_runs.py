@@ -8,12 +8,12 @@ import pytest
 import toy_anchor3d
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import least_precision, read_metadata
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.quantize.dense_target import find_target
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.tasks.bbox3d import match_detections
 from mmdeploy_ext.util.files import sha256_file
+from proofs import prove
 from toy_centerpoint import sweep
 from verdicts import matched_of
 

@@ -13,14 +13,15 @@ from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.graph.io.index import count_nodes
+from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.proving import drive, file_checks, frames, pictures
 from mmdeploy_ext.proving.backbone import check_backbone
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.proving.file_checks import of_images
 from mmdeploy_ext.proving.frames import output_spec
-from mmdeploy_ext.proving.ladder import kind_of, prove
 from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE, Modes
 from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, picture_inputs, run_case
-from mmdeploy_ext.proving.proof import Claims, finish
+from mmdeploy_ext.proving.proof import finish
 from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.verdict.results import GraphResult
 
@@ -39,8 +40,8 @@ LATE_S = 1.6e9 + 20 * 60
 """Seconds: a time stamp of these days, twenty minutes into a drive."""
 
 
-CHECKS = dict(images=check_pictures, voxels=check_backbone)
-"""Level 1 by the kind of a model's inputs, see `kind_of`; of all others it is `check_frames`."""
+CHECKS = dict(images=check_pictures, backbone=check_backbone, sequence=frames.check_frames)
+"""Level 1 by the name of the kind."""
 
 
 EXPORTS: dict[tuple[int, str], tuple[Any, onnx.ModelProto]] = {}
@@ -66,18 +67,30 @@ def check_files(
 ) -> Verdict:
     """Return level 1 alone."""
     with mock.patch.object(file_checks, 'of_images', exported_once):
-        return level_1_alone(detector, paths, samples, edited=edited, written=written)
+        claims = Claims(edited, written)
+        return level_1_alone(detector, listed(paths), samples, {}, claims)
 
 
-def level_1_alone(
-    detector: Any, paths: Any, samples: Any, engine: Any = None, *, asked: Any = None, **claims: Any
-) -> Verdict:
-    """Stand for `ladder.prove` where level 1 refuses files, whatever their inputs give."""
-    listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
-    settings = {name: claims.pop(name) for name in claims.keys() - vars(Claims()).keys()}
-    check = CHECKS.get(kind_of(detector.family), frames.check_frames)
-    claims = Claims(asked=asked or {}, **claims)
-    return finish(check(detector, listed, samples, engine or {}, claims, **settings))
+def prove(detector: Any, paths: Any, samples: Any = (), engine: Any = None, **claims: Any) -> Verdict:
+    """Prove one file or several, with `Claims` and their settings as keywords."""
+    return kind_of(detector.family).prove(
+        detector, listed(paths), samples, dict(engine or {}), claims_of(**claims)
+    )
+
+
+def listed(paths: Any) -> list[str]:
+    return [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
+
+
+def claims_of(**values: Any) -> Claims:
+    settings = {name: values.pop(name) for name in values.keys() - vars(Claims()).keys()}
+    return Claims(**values, settings=settings)
+
+
+def level_1_alone(detector: Any, paths: Any, samples: Any, engine: Any, claims: Claims) -> Verdict:
+    """Stand for `Kind.prove` where level 1 refuses files, whatever their inputs give."""
+    check = CHECKS[kind_of(detector.family).name]
+    return finish(check(detector, paths, samples, engine, claims, **claims.settings))
 
 
 def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:

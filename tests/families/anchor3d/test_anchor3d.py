@@ -17,8 +17,8 @@ from mmdeploy_ext.families.common.lidar_parts import parts_of
 from mmdeploy_ext.families.common.pillars import DynamicPillars
 from mmdeploy_ext.families.common.runtime import anchors3d as runtime
 from mmdeploy_ext.preprocess.points import VoxelRule, assigned
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.util.errors import ConfigError
+from proofs import prove
 from toy_centerpoint import ENGINE, paths_of, sweep, sweeps
 from verdicts import cases_of, matched_of
 

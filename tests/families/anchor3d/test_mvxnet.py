@@ -17,9 +17,9 @@ from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, sort
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import assigned
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import read_frames
 from mmdeploy_ext.util.errors import ConfigError
+from proofs import prove
 from toy_centerpoint import ENGINE, paths_of
 from verdicts import cases_of, matched_of
 

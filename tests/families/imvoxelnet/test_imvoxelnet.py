@@ -7,8 +7,8 @@ from marking import in_suite
 from mmdeploy_ext.evaluate import detector as test_loop
 from mmdeploy_ext.families.imvoxelnet import reference, samples
 from mmdeploy_ext.preprocess.cam2img import check_projection
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.util.errors import ConfigError, ShapeError
+from proofs import prove
 from toy_monocular import exported, options, picture, seeded, toy
 
 KIND = 'imvoxelnet'

@@ -28,12 +28,11 @@ from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.opening import open_model
 from mmdeploy_ext.util.errors import ConfigError, DataError, ShapeError, UsageError
-from proofs import run_cases
+from proofs import prove, run_cases
 from toy_monocular import CONFIGS, SIZE, exported, options, picture, seeded, toy
 
 SMOKE = ('smoke', dict(form='full', dynamic=True))

@@ -27,7 +27,6 @@ from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.operator import OPERATORS, operators_as
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.common.runtime.center_boxes import decode
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.infos import RigFrame, pose_of
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.bevdet.graphs import view_axes
@@ -54,7 +53,7 @@ from mmdeploy_ext.targets.autoware.nodes import BEVDET
 from mmdeploy_ext.targets.plugins import bevdet_kernels as kernels
 from mmdeploy_ext.util.errors import ConfigError, UsageError
 from planting import replaced
-from proofs import drive_row
+from proofs import drive_row, prove
 
 TOYS = dict(bevdet=toy_frames.BEVDET, bevdet4d=toy_frames.BEVDET4D)
 

@@ -13,7 +13,6 @@ import toy_drive_goldens
 from eager_files import eager_row
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.graph.io.files import load
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import bev_motion
 from mmdeploy_ext.runtime.bev_motion import can_bus_record, record_of_pose
 from mmdeploy_ext.runtime.frames import Frame, StreamState
@@ -25,7 +24,7 @@ from mmdeploy_ext.targets.autoware.check import read_manifest, sizes_of
 from mmdeploy_ext.targets.autoware.nodes import BEVFORMER
 from mmdeploy_ext.targets.folder_rules import expected_shape
 from mmdeploy_ext.util.errors import DataError
-from proofs import drive_row
+from proofs import drive_row, prove
 from toy_frames import BEVFORMER as toy
 
 FRAMES = 3

@@ -7,11 +7,11 @@ import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 import bevformer_golden as golden
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.bev_motion import rotation_ties
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins import operators
 from mmdeploy_ext.targets.plugins import kernels
+from proofs import prove
 from toy_frames import BEVFORMER as toy
 
 detector, paths = toy.fixtures(contract='trt-plugin')

@@ -13,10 +13,10 @@ from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion import loop as cuda
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.folder import check
 from mmdeploy_ext.tasks.bbox3d import match_detections
+from proofs import prove
 from verdicts import cases_of
 
 CONTRACT = dict(contract='cuda-bevfusion')

@@ -10,10 +10,10 @@ import bevfusion_golden
 import toy_bevfusion
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.infos import RigFrame
 from mmdeploy_ext.systems.bevfusion.runtime.frames import frame_of_rig
+from proofs import prove
 from real_nuscenes import NUSCENES
 from verdicts import cases_of, graphs_of
 

@@ -15,13 +15,12 @@ import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.petr import runtime
 from mmdeploy_ext.systems.petr.family import PETR, PETRV2, SWEEPS, check_sweeps, start_gap_s
 from mmdeploy_ext.util.errors import ConfigError, InferenceError
 from planting import replaced
-from proofs import drive_row
+from proofs import drive_row, prove
 
 TOYS = dict(petr=toy_frames.PETR, petrv2=toy_frames.PETRV2)
 ENGINE = dict(engine='OnnxRuntimeBackend')

@@ -12,10 +12,10 @@ import toy_rtdetr
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.systems.rtdetr import runtime
 from mmdeploy_ext.util.errors import ConfigError, ShapeError
+from proofs import prove
 from verdicts import matched_of
 
 SIDE = 128

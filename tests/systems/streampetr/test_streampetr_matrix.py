@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+import proofs
 import real_nuscenes
 import streampetr_golden as seeded
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proving import ladder
-from mmdeploy_ext.proving.inputs.samples import proof_samples
+from mmdeploy_ext.kinds.sequence_samples import proof_samples
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, SHORT_DRIVE
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from verdicts import sequence_of
@@ -50,7 +50,7 @@ def prove(checkpoint, paths, infos, bars):
     detector = detectors.load(CONFIG, checkpoint, settings)
     frames, title = proof_samples(detector, bars.frames)
     assert title == f'{bars.frames} of {bars.frames} frames of data.test'
-    verdict = ladder.prove(detector, paths, frames, bars=bars)
+    verdict = proofs.prove(detector, paths, frames, bars=bars)
     for row in sequence_of(verdict):
         print(row.title, row.matched, row.reference, row.worst_distance, row.worst_score, row.ties)
     return verdict
@@ -69,7 +69,7 @@ def test_four_real_key_frames_are_proven(contract, checkpoint, exported, tmp_pat
 def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint, exported):
     detector = detectors.load(CONFIG, checkpoint)
     drive = synthetic_drive(FULL_DRIVE.frames, detector.rule)
-    verdict = ladder.prove(detector, exported[contract], drive, bars=FULL_DRIVE)
+    verdict = proofs.prove(detector, exported[contract], drive, bars=FULL_DRIVE)
     assert verdict.proven, verdict.failures
     teacher, free = sequence_of(verdict)
     assert (free.frames, free.resets, free.time_jumps) == (100, 2, 1) and free.match_rate >= 0.999

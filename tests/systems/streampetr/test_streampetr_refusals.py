@@ -5,7 +5,7 @@ import pytest
 import toy_stream_files as files
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.cli import export_app, test_app
-from mmdeploy_ext.proving.inputs.samples import proof_samples
+from mmdeploy_ext.kinds.sequence_samples import proof_samples
 from refusals import refused, snapshot
 
 

@@ -7,9 +7,9 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.cli import backend_config
 from mmdeploy_ext.engines import Backend, build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
+from mmdeploy_ext.evaluate import backend_config
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
@@ -51,7 +51,7 @@ class TestedModel(abc.ABC):
     def __init__(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> None:
         self.args, self.work_dir = args, work_dir
         onnx = False if args.torch else None if args.onnx is None else True
-        self.settings = backend_config.read_settings(cfg, family, onnx)
+        self.settings = backend_config.read_settings(cfg, family, self.unit, onnx)
         self.options = backend_config.graph_options(cfg, self.settings, family)
         backend_config.check_targets(self.settings, work_dir)
         default = work_dir / f'{work_dir.name}_{self.file_suffix()}'

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.engines.registry import DEFAULT, check_engine
 from mmdeploy_ext.util.errors import ConfigError, UsageError
 from mmdeploy_ext.util.files import check_writable
 from mmdeploy_ext.util.folders import check_replaceable
+from mmdeploy_ext.util.pixels import parse_shape
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
@@ -28,8 +28,10 @@ def graph_keys(family: Family) -> tuple[str, ...]:
     return (*keys, 'memory') if family.memory else keys
 
 
-def read_settings(cfg: Any, family: Family, onnx: bool | None = None) -> dict[str, Any]:
+def read_settings(cfg: Any, family: Family, unit: str, onnx: bool | None = None) -> dict[str, Any]:
     """Read `backend_config` of a config; without one PyTorch runs.
+
+    `unit` is what a dump counts, 'samples' or 'frames'.
 
     Returns:
         The keys of the config, `type`, and `dump`, the tensors that a run in PyTorch writes: None, or
@@ -56,7 +58,7 @@ def read_settings(cfg: Any, family: Family, onnx: bool | None = None) -> dict[st
         raise ConfigError(f'{prefix} has unknown keys {sorted(unknown)}; {kind} takes {sorted(keys)}')
     if isinstance(settings.get('providers'), str):
         settings['providers'] = [settings['providers']]
-    settings['dump'] = _read_dump(f'{prefix}.dump', settings.get('dump'), family)
+    settings['dump'] = _read_dump(f'{prefix}.dump', settings.get('dump'), unit)
     if onnx is not None:
         settings = _of_chosen_side(settings, onnx, family)
     if settings['type'] != 'TorchBackend':
@@ -76,8 +78,8 @@ def _of_chosen_side(settings: dict[str, Any], onnx: bool, family: Family) -> dic
     return kept
 
 
-def _read_dump(prefix: str, dump: Any, family: Family) -> dict[str, Any] | None:
-    keys = ('samples' if family.samples == 'images' else 'frames', 'tensors', 'dir')
+def _read_dump(prefix: str, dump: Any, unit: str) -> dict[str, Any] | None:
+    keys = (unit, 'tensors', 'dir')
     if dump is None or dump is False:
         return None
     if not isinstance(dump, dict):
@@ -118,7 +120,7 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
         raise ConfigError(f'{prefix}memory={settings["memory"]!r}, expected {" or ".join(MEMORY)}')
     if 'shape' in graph_keys(family):
         values.setdefault('dynamic', values.get('height') is None)
-        values['height'], values['width'] = shared.parse_shape(values.get('height'), f'{prefix}shape')
+        values['height'], values['width'] = parse_shape(values.get('height'), f'{prefix}shape')
     options = family.choose(**values)
     try:
         options.check(prefix)

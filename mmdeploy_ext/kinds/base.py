@@ -1,0 +1,175 @@
+"""The kinds of samples: what the commands do differently for each, and nothing else."""
+
+from __future__ import annotations
+
+import abc
+import functools
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext.contract.registry import registration_of
+from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.util.commands import tool
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.benchmark.base import Benchmark
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.kinds.tested import TestedModel
+    from mmdeploy_ext.kit.local_run import Run
+    from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.inputs.samples import Samples
+    from mmdeploy_ext.verdict.results import MetricRow
+    from mmdeploy_ext.verdict.verdict import Verdict
+
+
+OF_PICTURES = 'goes with models of single pictures only'
+
+
+class Kind(abc.ABC):
+    """What the commands do with models of one kind of samples; it keeps no state.
+
+    Methods import torch and mmcv themselves.
+
+    Attributes:
+        name: 'images', 'sequence' or 'backbone'.
+        unit: what `backend_config.dump` counts: 'samples' or 'frames'.
+        refuses: command -> option -> why these models do not take it; `entry` is the family's registration,
+            `drawn_by` the command that draws its results.
+        public_samples: samples of a kit, which may be published, where the user names none.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str] = 'frames'
+    refuses: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    public_samples: ClassVar[Sequence[str]] = ()
+
+    @abc.abstractmethod
+    def samples(
+        self,
+        detector: Detector,
+        paths: Sequence[str] = (),
+        frames: int | None = None,
+        option: str = '--images',
+        *,
+        traced: str | Path = '',
+    ) -> Samples:
+        """Check the samples of a proof before the weights load.
+
+        Args:
+            detector: read, but not built.
+            paths: files and folders; (): the package's picture, the config's data set, or generated samples.
+            frames: most frames, or sweeps of each of `paths`; None: 12.
+            option: the option that named the files, for messages.
+            traced: picture before the pictures of `paths`.
+        """
+
+    @abc.abstractmethod
+    def prove(
+        self,
+        detector: Detector,
+        paths: Sequence[str],
+        samples: Collection[Any],
+        engine: Mapping[str, Any],
+        claims: Claims,
+    ) -> Verdict:
+        """Prove the files of one export.
+
+        Args:
+            detector: the config and checkpoint of the files.
+            paths: in the order in which a sample goes through them.
+            samples: (title, (h, w, 3) uint8 BGR), the first traced; with a memory the `Frame`s of a drive,
+                read once; else `Sweep`s, `FusedFrame`s or `VoxelSet`s.
+            engine: `engine`, the name of its class, and its options; {}: ONNX Runtime on the CPU.
+            claims: what is claimed of the files.
+
+        Returns:
+            The verdict, with the results to draw as `pairs`.
+        """
+
+    @abc.abstractmethod
+    def kit_contents(
+        self, detector: Detector, path: str, samples: Collection[Any], folder: Path
+    ) -> dict[str, Any]:
+        """Write files and cases of a kit; return entries of the manifest, see `kit/contents.py`."""
+
+    def kit_opens(self) -> Callable[[Path], Run]:
+        """Return file -> function that runs it here, from inputs to outputs by name."""
+        from mmdeploy_ext.kit.runners import run_onnxruntime
+
+        return run_onnxruntime.open_file
+
+    def kit(
+        self,
+        detector: Detector,
+        path: str,
+        samples: Collection[Any],
+        out: str | Path,
+        pictures: Sequence[dict[str, str]],
+    ) -> dict[str, Any]:
+        """Write the kit of an exported file, or folder; return its manifest.
+
+        `samples` as in `prove`; `pictures` are `name` and `licence` of each picture, or one entry for all
+        frames, sweeps or voxels.
+        """
+        from mmdeploy_ext.kit.writer import write_detector_kit
+
+        write = functools.partial(self.kit_contents, detector, path, samples)
+        return write_detector_kit(detector, path, write, out, pictures, self.kit_opens())
+
+    @abc.abstractmethod
+    def benchmark(
+        self, family: Family, voxels: Sequence[int] | None, files: Sequence[str]
+    ) -> type[Benchmark]:
+        """Return the class that measures models of a family.
+
+        `voxels` are the user's sizes of scenes, `files` the user's exports.
+        """
+
+    def tested(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> TestedModel:
+        """Return the model of the test loop; `args` are those of `mm2onnx test`."""
+        raise NotImplementedError(f'family {family.name!r} has no results that a data set could evaluate')
+
+    def refused(self, command: str, family: Family) -> dict[str, str]:
+        """Return option of a command -> why models of a family do not take it."""
+        entry = registration_of(family.name)
+        drawn_by = tool((entry.used_by.get('') or 'run').split()[0])
+        reasons = self.refuses.get(command, {})
+        return {name: reason.format(entry=entry, drawn_by=drawn_by) for name, reason in reasons.items()}
+
+    @abc.abstractmethod
+    def check_engine(self, engine: Mapping[str, Any]) -> None:
+        """Raise UsageError for an engine, of `engine_settings`, that does not run such models."""
+
+    def check_provable(self, family: Family) -> None:
+        """Raise ConfigError if a family lacks its task, or for pictures its runtime."""
+        task_module(family.task)
+
+    def export(
+        self, detector: Detector, options: Options, output: str, samples: Samples
+    ) -> tuple[list[str], float]:
+        """Export a loaded model with resolved options; return the paths of its graphs and the seconds."""
+        from mmdeploy_ext.detector_files import export_files
+
+        return export_files(detector, options, output)
+
+    def read(self, path: str) -> tuple[list[str], Metadata | None]:
+        """Return the files of an export in the order of use, and the metadata of the last."""
+        from mmdeploy_ext.detector_files import read_files
+        from mmdeploy_ext.graph.io.files import load
+
+        files = read_files(path)
+        for file in files.paths:
+            load(file)
+        return files.paths, files.metadata
+
+    def metrics(
+        self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
+    ) -> list[MetricRow]:
+        """Return metrics of the data set by both engines."""
+        raise NotImplementedError(f'{detector.family.name!r} has no results that a data set could evaluate')

@@ -1,0 +1,117 @@
+"""Models of single pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext.kinds.base import Kind
+from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.benchmark.base import Benchmark
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.kinds.tested import TestedModel
+    from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.inputs.samples import Samples
+    from mmdeploy_ext.verdict.results import MetricRow
+    from mmdeploy_ext.verdict.verdict import Verdict
+
+
+class Images(Kind):
+    name = 'images'
+    unit = 'samples'
+    refuses: ClassVar = {
+        'verify': {'frames': 'goes with streaming models only'},
+        'kit': {'frames': 'goes with models of frames and sweeps only'},
+    }
+    public_samples = (str(DEFAULT_PICTURE),)
+
+    def samples(
+        self,
+        detector: Detector,
+        paths: Sequence[str] = (),
+        frames: int | None = None,
+        option: str = '--images',
+        *,
+        traced: str | Path = '',
+    ) -> Samples:
+        from mmdeploy_ext.proving.inputs.samples import PictureSamples
+
+        return PictureSamples(detector, paths, traced)
+
+    def prove(
+        self,
+        detector: Detector,
+        paths: Sequence[str],
+        samples: Collection[Any],
+        engine: Mapping[str, Any],
+        claims: Claims,
+    ) -> Verdict:
+        from mmdeploy_ext.proving.pictures import prove_pictures
+
+        return prove_pictures(detector, paths, list(samples), engine, claims, **claims.settings)
+
+    def kit_contents(
+        self, detector: Detector, path: str, samples: Collection[Any], folder: Path
+    ) -> dict[str, Any]:
+        from mmdeploy_ext.kit.pictures import write_pictures
+
+        return write_pictures(detector, path, samples, folder) | dict(task=detector.family.task)
+
+    def benchmark(
+        self, family: Family, voxels: Sequence[int] | None, files: Sequence[str]
+    ) -> type[Benchmark]:
+        from mmdeploy_ext.benchmark.images import ImageBenchmark
+
+        return ImageBenchmark
+
+    def tested(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> TestedModel:
+        from mmdeploy_ext.kinds.tested import ImageModel
+
+        return ImageModel(cfg, family, args, work_dir)
+
+    def check_engine(self, engine: Mapping[str, Any]) -> None:
+        """All engines run models of pictures."""
+
+    def check_provable(self, family: Family) -> None:
+        from mmdeploy_ext.runtime.detect import runtime_of
+
+        super().check_provable(family)
+        runtime_of(family.name)
+
+    def export(
+        self, detector: Detector, options: Options, output: str, samples: Samples
+    ) -> tuple[list[str], float]:
+        from mmdeploy_ext.detector import prepare_fixed
+        from mmdeploy_ext.detector_files import export_files
+        from mmdeploy_ext.families.images import picture_of
+        from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
+
+        (_, traced), *_ = samples.pictures
+        images = [prepare_fixed(detector.rule, traced, options.height, options.width)]
+        if options.dynamic and options.exporter == 'torchscript':
+            picture = picture_of(detector.family, detector.model, options)
+            check_dynamic_parts(detector.model, picture.multiple, picture.smallest)
+        return export_files(detector, options, output, images)
+
+    def metrics(
+        self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
+    ) -> list[MetricRow]:
+        from mmdeploy_ext.engines import build_backend
+        from mmdeploy_ext.evaluate.detector import BackendDetector, PublishedDetector
+        from mmdeploy_ext.proving.levels.metrics import compare_metrics
+
+        with build_backend(path=paths[0], **engine) as backend:
+            metadata = backend.metadata
+            detectors = (
+                PublishedDetector(detector.model),
+                BackendDetector(backend, detector.family, metadata),
+            )
+            precision = backend.computes_in or metadata.precision
+            return compare_metrics(detector.cfg, *detectors, names, precision)
