@@ -109,11 +109,12 @@ def model_and_test(
     config: str, cfg_options: Mapping[str, Any] | None = None, samples: Sequence[str] = ()
 ) -> tuple[torch.nn.Module, Callable[[], Any]]:
     """Return the model of a config without weights, and a function that runs its test path on a sample."""
+    from mmdeploy_ext.kinds import kind_of
     from mmdeploy_ext.parts.samples import run_test_path, samples_of
 
     detector = _of_family(config, cfg_options)
     if detector is not None and not samples:
-        return detector.model, _test_of_family(detector)
+        return detector.model, kind_of(detector.family).test_of_sample(detector)
     if detector is not None:
         model, cfg = detector.model, detector.cfg
     else:
@@ -139,28 +140,3 @@ def _of_family(config: str, cfg_options: Mapping[str, Any] | None) -> Detector |
         detector.model.eval()
         return detector
     return None
-
-
-def _test_of_family(detector: Detector) -> Callable[[], Any]:
-    from mmdeploy_ext.families.base import BACKBONE
-    from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-    from mmdeploy_ext.proving.inputs.inputs import ProofInput
-    from mmdeploy_ext.proving.inputs.samples import proof_samples, read_picture
-    from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
-    from mmdeploy_ext.proving.references import InputReference
-
-    family, model, rule = detector.family, detector.model, detector.rule
-    if family.product == BACKBONE:
-        settings = detector.settings
-        voxels = proof_sets(settings.spatial_shape, settings.in_channels)[-1]
-        return lambda: family.run_encoder(model, voxels.features, voxels.coordinates)
-    if family.samples == 'images':
-        picture = read_picture(DEFAULT_PICTURE, rule)
-        sample = ProofInput('sample', (rule.apply(picture),), (('sample', picture),), rescale=True)
-        return lambda: InputReference(detector, sample).run()
-    (sample, *_), _ = proof_samples(detector, 2)
-
-    def step() -> Any:
-        return family.reference(model).step(sample)
-
-    return step

@@ -66,6 +66,13 @@ class Backbones(Kind):
     ) -> Samples:
         return BackboneSamples(detector.family, paths, frames, option)
 
+    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
+        from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
+
+        settings = detector.settings
+        voxels = proof_sets(settings.spatial_shape, settings.in_channels)[-1]
+        return lambda: detector.family.run_encoder(detector.model, voxels.features, voxels.coordinates)
+
     def prove(
         self,
         detector: Detector,

@@ -74,6 +74,10 @@ class Kind(abc.ABC):
         """
 
     @abc.abstractmethod
+    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
+        """Return a function that runs the test path of a built model on one sample."""
+
+    @abc.abstractmethod
     def prove(
         self,
         detector: Detector,

@@ -9,7 +9,7 @@ from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -47,6 +47,16 @@ class Images(Kind):
         from mmdeploy_ext.proving.inputs.samples import PictureSamples
 
         return PictureSamples(detector, paths, traced)
+
+    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
+        from mmdeploy_ext.proving.inputs.inputs import ProofInput
+        from mmdeploy_ext.proving.inputs.samples import read_picture
+        from mmdeploy_ext.proving.references import InputReference
+
+        picture = read_picture(DEFAULT_PICTURE, detector.rule)
+        images, sources = (detector.rule.apply(picture),), (('sample', picture),)
+        sample = ProofInput('sample', images, sources, rescale=True)
+        return lambda: InputReference(detector, sample).run()
 
     def prove(
         self,

@@ -10,7 +10,7 @@ from mmdeploy_ext.kinds.base import INPUTS_INSTEAD, OF_PICTURES, Kind
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from mmdeploy_ext.benchmark.base import Benchmark
     from mmdeploy_ext.detector import Detector
@@ -48,6 +48,12 @@ class Sequences(Kind):
         from mmdeploy_ext.kinds.sequence_samples import SequenceSamples
 
         return SequenceSamples(detector.family, paths, frames, option)
+
+    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
+        from mmdeploy_ext.kinds.sequence_samples import proof_samples
+
+        (sample, *_), _ = proof_samples(detector, 2)
+        return lambda: detector.family.reference(detector.model).step(sample)
 
     def prove(
         self,
