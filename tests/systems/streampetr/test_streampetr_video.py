@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import toy_stream_files as files
-from mmdeploy_ext.cli import command, video_app
+import video_app
+from mmdeploy_ext.cli import command
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.util.errors import UsageError
 
