@@ -7,7 +7,6 @@ import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util.commands import tool
 
 if TYPE_CHECKING:
@@ -156,6 +155,8 @@ class Kind(abc.ABC):
 
     def check_provable(self, family: Family) -> None:
         """Raise ConfigError if a family lacks its task, or for pictures its runtime."""
+        from mmdeploy_ext.tasks import task_module
+
         task_module(family.task)
 
     def export(

@@ -136,12 +136,13 @@ def _slices(array: np.ndarray, axis: int | None) -> np.ndarray:
 
 def _bars(sizes: np.ndarray, rounding: np.ndarray, allowed: Callable[..., Any]) -> np.ndarray:
     """Tolerances (slices, values)."""
-    tops = sizes.max(axis=1)
+    tops, usual = sizes.max(axis=1), np.median(rounding, axis=1)
     bars = allowed(tops, rounding.max(axis=1))[:, None].repeat(sizes.shape[1], axis=1)
     for row in np.flatnonzero(tops > JUMP * LEAST):
         ranked = np.sort(sizes[row])
         is_jump = (ranked[1:] > JUMP * ranked[:-1]) & (ranked[:-1] > LEAST)
         for last in ranked[:-1][is_jump][::-1]:  # from the largest magnitude down
             smaller = sizes[row] <= last
-            bars[row, smaller] = allowed(last, rounding[row, smaller].max())
+            # a value that is small by chance has the rounding of the values beside it
+            bars[row, smaller] = allowed(last, max(rounding[row, smaller].max(), usual[row]))
     return bars

@@ -15,6 +15,7 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.proving import proof
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.util.errors import ModelFileError
 from mmdeploy_ext.verdict.results import GraphResult
 from toy_atss import PICTURE, load_demo
@@ -88,7 +89,7 @@ def test_a_damaged_file_is_not_used(damaged, tmp_path, capsys):
 @pytest.mark.parametrize('edited', [False, True])
 def test_a_damaged_file_is_not_proven_unless_it_was_edited_on_purpose(damaged, edited):
     file = proof.open_file(str(damaged))
-    found = proof.start(load_demo('atss'), [file], {}, {}, proof.Claims(edited), {})
+    found = proof.start(load_demo('atss'), [file], {}, {}, Claims(edited), {})
     proof.check_graph(found, file, lambda: GraphResult('', 1, True))
     failed = [check.name for check in found.results.checks if not check.passed]
     notes = [note for note in found.verdict.notes if digest.KEY in note]

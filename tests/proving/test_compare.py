@@ -199,6 +199,19 @@ def test_values_of_another_magnitude_do_not_widen_the_tolerance(large):
     assert all(row.cosine == pytest.approx(1) for row in rows)
 
 
+def test_a_value_that_is_small_by_chance_has_the_rounding_of_the_values_beside_it():
+    reference = np.float32([4, 0.02, 5, 3, 6])
+    candidate = reference + np.float32([0, 4e-6, 0, 0, 0])
+
+    def judged(usual):
+        distances = np.array([usual, 1e-7, usual, usual, usual])  # of one value, by luck
+        return compare_named(dict(x=reference), dict(x=candidate), 1e-4, '', lambda: dict(x=distances))[
+            0
+        ].passed
+
+    assert judged(2e-6) and not judged(1e-7)
+
+
 def test_what_float32_is_from_float64_is_allowed_three_times_and_asked_for_only_on_failure():
     reference, asked = np.float32([[100, 0.001], [90, 0.002]]), []
 

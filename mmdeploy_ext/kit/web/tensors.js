@@ -168,8 +168,9 @@ function slicings(shape, rtol, count) {
 
 /** Set the tolerances of a slice: smaller magnitudes have smaller ones. */
 function setBars(bars, places, sizes, rounding, allowed) {
+  const usual = median(Float64Array.from(places, (place) => rounding[place]));
   const set = (within, top) => {
-    const distance = within.reduce((most, place) => Math.max(most, rounding[place]), 0);
+    const distance = within.reduce((most, place) => Math.max(most, rounding[place]), usual);
     const bar = allowed(top, distance);
     for (const place of within) bars[place] = bar;
   };
@@ -184,4 +185,9 @@ function setBars(bars, places, sizes, rounding, allowed) {
       );
     }
   }
+}
+
+function median(values) {
+  const [ranked, half] = [values.sort(), values.length / 2];
+  return (ranked[Math.ceil(half) - 1] + ranked[Math.floor(half)]) / 2;
 }

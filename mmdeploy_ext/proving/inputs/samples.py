@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmdeploy_ext.detector import checked_rule
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.pictures import with_bands
 from mmdeploy_ext.util.errors import ConfigError, ImageError, one_line
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ def read_images(
 def read_picture(path: str | Path, rule: PreprocessRule | None = None) -> np.ndarray:
     """Return a picture as `rule` takes it; the package's picture gets the bands that it lacks."""
     from mmdeploy_ext.preprocess.pictures import read_image
+    from mmdeploy_ext.proving.inputs.pictures import with_bands
 
     if rule is None or rule.color_type != 'unchanged':
         return read_image(path)
