@@ -72,7 +72,6 @@ MOVED = {
     'tasks.matching': 'verdict.matching',
     'tasks.results': 'verdict.results',
     'tasks.ties': 'verdict.ties',
-    'seeded': 'dev.seeded',
     'zoo': 'dev.zoo',
 }
 """Old name below the package -> new name there, or a place in the checkout; a package is for all below it."""
@@ -133,7 +132,6 @@ FOLDERS = [
     'models.rtdetr',
     'models.sparse4d',
     'models.streampetr',
-    'seeded',
     'zoo',
 ]
 """Moved packages; importing one alone is no error, so that the error names the module in it."""

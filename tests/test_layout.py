@@ -38,6 +38,7 @@ ORDER = (
     'kit',
     'benchmark',
     'kinds',
+    'seeded',
     'api',
     'cli',
     '__main__',
