@@ -46,6 +46,8 @@ SOFTMAX_GAIN = 2.0
 """Spread of the logits of a softmax."""
 DELTA_GAIN = 0.5
 """Spread of last outputs with exponents: sizes of boxes."""
+REFINEMENT_GAIN = 0.1
+"""Spread of what is added to reference points: large steps amplify rounding from layer to layer."""
 DISTANCE = 2.0
 """Mean of last outputs whose negative values are cut off, in spreads."""
 
@@ -303,6 +305,8 @@ def _set_last(layer: Layer, larger: Collection[Layer]) -> None:
         shift = shift - gain * mean
     elif 'relu' in layer.steps:
         shift = DISTANCE
+    elif {'add', 'sigmoid'} <= layer.steps:
+        gain = REFINEMENT_GAIN
     elif 'exp' in layer.steps:
         gain = DELTA_GAIN
     layer.module.weight.mul_(gain)
