@@ -44,8 +44,10 @@ SEEN, LOW, HIGH = 0.05, 0.3, 0.95
 LARGEST_GAIN = 8.0
 SOFTMAX_GAIN = 2.0
 """Spread of the logits of a softmax."""
-DELTA_GAIN = 0.5
-"""Spread of last outputs with exponents: sizes of boxes."""
+DELTA_GAIN, LARGEST_DELTA = 0.5, 2.0
+"""Spread and bound of last outputs with exponents: sizes of boxes."""
+REFINEMENT_GAIN = 0.1
+"""Spread of what is added to reference points: large steps amplify rounding from layer to layer."""
 DISTANCE = 2.0
 """Mean of last outputs whose negative values are cut off, in spreads."""
 
@@ -303,8 +305,11 @@ def _set_last(layer: Layer, larger: Collection[Layer]) -> None:
         shift = shift - gain * mean
     elif 'relu' in layer.steps:
         shift = DISTANCE
+    elif {'add', 'sigmoid'} <= layer.steps:
+        gain = REFINEMENT_GAIN
     elif 'exp' in layer.steps:
-        gain = DELTA_GAIN
+        largest = max(float(output.abs().max()) for output in layer.outputs)
+        gain = float(f'{min(DELTA_GAIN, LARGEST_DELTA / max(largest, 1.0)):.1e}')
     layer.module.weight.mul_(gain)
     bias = layer.module._parameters.get('bias')
     if bias is not None:
