@@ -114,7 +114,8 @@ def test_another_engine_is_not_proven_without_a_step_of_the_users_or_with_other_
 
 def test_another_engine_runs_beside_onnx_runtime_whose_tensors_give_results_that_count():
     case = case_of_other_engine()
-    assert case.passed and case.chained and all(row.matched for row in (*case.substituted, *case.engines))
+    assert case.passed and case.chained and case.substituted and case.engines
+    assert all(row.matched for row in (*case.substituted, *case.engines))
     few = dataclasses.replace(case.detections[0], matched=2, reference=2)
     cases = [dataclasses.replace(case, detections=(few,), substituted=())] * 3
     assert 'only 6 results' in total_reasons(cases)[0]
