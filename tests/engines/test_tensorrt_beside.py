@@ -1,4 +1,4 @@
-"""TensorRT as an engine of the test loop and the ladder: which engine an ONNX file gets."""
+"""TensorRT as an engine of the test loop and the proof: which engine an ONNX file gets."""
 
 import types
 

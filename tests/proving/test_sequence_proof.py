@@ -1,4 +1,4 @@
-"""The ladder on real files of a toy StreamPETR: proven, refuted for another model, exact on long drives."""
+"""The proof of real files of a toy StreamPETR: proven, refuted for another model, exact on long drives."""
 
 import copy
 import dataclasses
