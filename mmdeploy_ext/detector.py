@@ -62,6 +62,7 @@ class Detector:
         report: the checkpoint; a `LoadReport` for a sparse backbone.
         ignored_keys: prefixes of checkpoint keys that are left out.
         collected: entries that the test pipeline collects of a picture, after a proof ran it.
+        recording: an `Ask` or a `Recording`, around the calls of `forward` in a proof, or None.
         code_warnings: PyTorch's warnings about the user's code in exports.
     """
 
@@ -82,6 +83,7 @@ class Detector:
     report: Any = None
     ignored_keys: tuple[str, ...] = ()
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recording: Any = None
     code_warnings: list[CodeWarning] = dataclasses.field(default_factory=list, init=False, repr=False)
 
     def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:

@@ -33,6 +33,7 @@ ORDER = (
     'evaluate',
     'quantize',
     'lint',
+    'recorded',
     'proving',
     'parts',
     'kit',
