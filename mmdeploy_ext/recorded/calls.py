@@ -126,7 +126,7 @@ class Recording:
                 return run()
             outputs: list[tuple[str, Any]] = []
             heads = {entry['name'] for entry in call['modules']}
-            with _outputs(model, heads, outputs):
+            with record.watched(model, heads, outputs):
                 own = run()
             with np.load(self.folder / call['file']) as file:
                 arrays = dict(file)
@@ -195,20 +195,6 @@ def _calls(
 
     with replaced_entry(vars(model), 'forward', instead):
         yield
-
-
-@contextlib.contextmanager
-def _outputs(model: torch.nn.Module, names: set[str], outputs: list[tuple[str, Any]]) -> Iterator[None]:
-    def hook_of(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: outputs.append((name, output))
-
-    parts = dict(model.named_modules())
-    hooks = [parts[name].register_forward_hook(hook_of(name)) for name in names if name in parts]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _arrays(name: str, value: Any) -> dict[str, np.ndarray]:

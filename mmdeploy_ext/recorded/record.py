@@ -8,6 +8,7 @@ mmcv 1 (mmdet 2, mmdet3d 0.x to 1.0) or mmengine (mmdet 3, mmdet3d 1.1 and newer
 """
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import importlib
@@ -449,25 +450,42 @@ def heads_of(model, names):
     return list(dict.fromkeys([name for name in HEADS if name in parts] + list(names)))
 
 
+@contextlib.contextmanager
+def watched(model, names, calls):
+    """Inside the block (name, result) of each call of a module's `forward` is appended to `calls`.
+
+    mmdet calls `head.forward(...)` itself, which runs no hook.
+    """
+    parts = dict(model.named_modules())
+    heads = [(name, parts[name]) for name in names if name in parts]
+
+    def watching(name, forward):
+        def instead(*args, **kwargs):
+            outputs = forward(*args, **kwargs)
+            calls.append((name, outputs))
+            return outputs
+
+        return instead
+
+    for name, part in heads:
+        part.__dict__['forward'] = watching(name, part.forward)
+    try:
+        yield
+    finally:
+        for _, part in heads:
+            del part.__dict__['forward']
+
+
 def recorded(side, arguments, names):
     """Run the model; return JSON of its result and of its heads' outputs, their arrays, and the seconds."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     calls = []
-    parts = dict(side.model.named_modules())
-    hooks = [
-        parts[name].register_forward_hook(lambda _, inputs, outputs, name=name: calls.append((name, outputs)))
-        for name in names
-    ]
-    try:
-        with torch.no_grad():
-            start = time.time()
-            result = side.run(arguments)
-            seconds = time.time() - start
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(side.model, names, calls), torch.no_grad():
+        start = time.time()
+        result = side.run(arguments)
+        seconds = time.time() - start
     tree = Tree()
     entry = dict(result=tree.put(result), seconds=round(seconds, 4))
     entry['modules'] = [dict(name=name, outputs=tree.put(outputs)) for name, outputs in calls]
