@@ -300,4 +300,4 @@ VARIANTS = {
     shared.PARTS: parts_app.TEST,
 }
 chosen_by = functools.partial(shared.variant_by_option, VARIANTS)
-main = shared.program_of(VARIANTS)
+main = shared.program_of(VARIANTS, chosen_by)

@@ -79,10 +79,16 @@ def test_outputs_times_a_factor_are_beyond_the_bars_of_float16_and_int8(
         assert title_of(judgement) == f'NOT {claim}'
 
 
-def test_a_folder_of_parts_takes_no_module(tmp_path, capsys):
+@pytest.mark.parametrize(
+    'option', ['--module m.py:make', '--frames 3', '--mean 1 2 3', '--std 1 2 3', '--seed 1']
+)
+def test_a_folder_of_parts_takes_the_options_of_parts_alone(tmp_path, capsys, option):
     (tmp_path / 'parts.json').touch()
-    assert main([str(tmp_path), '--module', 'm.py:make', '--out', str(tmp_path / 'kit')]) == 2
-    assert '--module' in capsys.readouterr().err
+    words = [str(tmp_path), 'c.py', 'c.pth', '--out', str(tmp_path / 'kit'), *option.split()]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert option.split()[0] in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_the_module_makes_no_kit(module_folder, tmp_path):
