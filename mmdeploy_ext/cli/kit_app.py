@@ -120,7 +120,7 @@ def _write(args: argparse.Namespace, write: Callable[[argparse.Namespace], dict[
 
 
 def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
-    from mmdeploy_ext.detector import build, load_weights, read_config
+    from mmdeploy_ext.detector import read_config
     from mmdeploy_ext.kinds import kind_of
 
     overrides = shared.parse_cfg_options(args.cfg_options)
@@ -128,8 +128,8 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     shared.refuse_of_kind(args, build_parser(), 'kit', detector.family)
     kind = kind_of(detector.family)
     inputs = kind.samples(detector, args.samples or kind.public_samples, args.frames, '--samples')
-    build(detector, args.mean, args.std)
-    load_weights(detector)
+    kind.build(detector, args.mean, args.std)
+    kind.load_weights(detector)
     chosen = inputs.of(detector)
     licence = args.licence or (NOT_STATED if args.samples or 'data.test' in chosen.origin else GENERATED)
     inputs_of_backbones = ', '.join(args.samples or ['synthetic voxels'])

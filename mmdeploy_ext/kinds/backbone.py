@@ -66,6 +66,22 @@ class Backbones(Kind):
     ) -> Samples:
         return BackboneSamples(detector.family, paths, frames, option)
 
+    def build(
+        self,
+        detector: Detector,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        from mmdeploy_ext import backbone_files
+
+        super().build(detector, mean, std)
+        backbone_files.read_settings(detector)
+
+    def load_weights(self, detector: Detector) -> None:
+        from mmdeploy_ext import backbone_files
+
+        backbone_files.load_weights(detector)
+
     def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
         from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
 

@@ -48,6 +48,21 @@ class Images(Kind):
 
         return PictureSamples(detector, paths, traced)
 
+    def build(
+        self,
+        detector: Detector,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        from mmdeploy_ext.detector import build
+
+        build(detector, mean, std)
+
+    def check(self, detector: Detector, options: Options) -> Options:
+        from mmdeploy_ext.detector import check_picture_options
+
+        return check_picture_options(options, detector.unbuilt_cfg, detector.family, detector.model)
+
     def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
         from mmdeploy_ext.proving.inputs.inputs import ProofInput
         from mmdeploy_ext.proving.inputs.samples import read_picture

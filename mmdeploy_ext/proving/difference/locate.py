@@ -15,6 +15,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.hosts import hosted
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.files import engine_notes
@@ -301,7 +302,7 @@ class PictureSide(GraphSide):
         (graph,) = family.graphs(prepared(detector.model), options)
         feeds = {name: arrays[name] for name in metadata.spec.input_names if name in arrays}
         return Subject(
-            family.hosted(graph, options, detector.rule, detector.model).stages,
+            hosted(family, graph, options, detector.rule, detector.model).stages,
             metadata.spec.rounded(metadata.spec.with_required(feeds)),
             file_checks.of_images(detector, options, self.images[0][1]),
             f'{unseen_input.name} ({unseen_input.sources[0][0]})',
