@@ -277,10 +277,10 @@ def find_family(cfg: Any, product: str = '') -> Family:
             f'keys of overrides begin as those of the config'
         )
     load_candidates(cfg)
-    best = _closest(cfg, product)
+    best = claiming_families(cfg, product)
     if not best:
         load_families()
-        best = _closest(cfg, product)
+        best = claiming_families(cfg, product)
     if len(best) > 1:
         raise ConfigError(
             f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
@@ -291,7 +291,8 @@ def find_family(cfg: Any, product: str = '') -> Family:
     return best[0].for_config(cfg)
 
 
-def _closest(cfg: Any, product: str) -> list[Family]:
+def claiming_families(cfg: Any, product: str) -> list[Family]:
+    """Return the imported families that claim most of a config's model; '' takes any product."""
     families = [family for family in FAMILIES.values() if product in ('', family.product)]
     claims = {family: family.claims(cfg) for family in families}
     highest = max(claims.values(), default=Claim.NO)
@@ -300,7 +301,7 @@ def _closest(cfg: Any, product: str) -> list[Family]:
 
 def _refuse(cfg: Any, product: str) -> NoReturn:
     reason = LACKING[product]
-    if claiming := _closest(cfg, ''):
+    if claiming := claiming_families(cfg, ''):
         reason += f' as a {product}; only its {claiming[0].product} is exported ({tool("export --backbone")})'
     reason += ''.join(f'; {missing}' for missing in missing_operators(cfg.model))
     libraries = {registration.library for registration in registered().values()} - {''}
