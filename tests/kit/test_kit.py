@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
+from few_packages import run_command
 from kits import ATSS
 from mmdeploy_ext.cli import kit_app
 from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge, title_of, to_json
 from mmdeploy_ext.util.errors import DataError
-from numpy_alone import run_command
 from wrong_outputs import FAULTS, rewritten
 
 LARGEST_BYTES = 20_000_000
