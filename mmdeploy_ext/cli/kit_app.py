@@ -157,6 +157,7 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
     from mmdeploy_ext import compat
     from mmdeploy_ext.kit.modules import write_module_kit
     from mmdeploy_ext.proving.modules.loading import make_module, make_samples, read_samples
+    from mmdeploy_ext.proving.modules.proof import ModuleProof
 
     compat.apply()  # before the file of the user imports the libraries that it is for
     samples = read_samples(args.inputs or ())
@@ -164,18 +165,10 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
     for function in args.samples or ():
         samples += make_samples(function)
     names = [*(args.inputs or ()), *(args.samples or ())]
-    return write_module_kit(
-        module,
-        args.onnx_file,
-        samples,
-        args.out,
-        rtol=args.tolerance,
-        state=shared.parse_state(args.state),
-        rows=args.rows or (),
-        generate=not args.no_generated,
-        seed=args.seed,
-        pictures=[dict(name=name, licence=args.licence or NOT_STATED) for name in names],
-    )
+    pictures = [dict(name=name, licence=args.licence or NOT_STATED) for name in names]
+    state, rows = shared.parse_state(args.state), args.rows or ()
+    proof = ModuleProof(module, args.onnx_file, samples, args.tolerance, state, rows, args.seed)
+    return write_module_kit(proof, args.out, pictures, generate=not args.no_generated)
 
 
 VARIANTS = {

@@ -33,7 +33,7 @@ LEFT_OUT = """
     evaluate.loop.run_dataset backbone_files.make_graph backbone_files.trace
     backbone_files.load detector.build detector.load_weights kinds.base.Kind.load
     kinds.images.Images.build
-    proving.modules.loading.make_module proving.modules.loading.make_samples
+    proving.modules.loading.make_module proving.modules.loading.make_samples proving.modules.proof.ModuleProof
     quantize.dense.DenseQuantiser.calibrate quantize.dense.DenseQuantiser.network quantize.dense.finish_model
     quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_sensitivity.Probe
     kinds.images.Images.check_provable kinds.tested.ImageModel proving.inputs.samples.PictureSamples
@@ -70,8 +70,10 @@ ROWS = [
     (f'{QUANTIZE} --max-error 0.2', 'quantize.dense.layers_in_int8', dict(layers=['a', 'c'])),
     (f'prove_module m.py:f --onnx m.onnx {MODULE} --no-fresh-export',
      'proving.modules.proof.prove_module', dict(OF_MODULE, fresh=False)),
+    (f'kit m.onnx --module m.py:f --out kit {MODULE}', 'proving.modules.proof.ModuleProof',
+     dict(rtol=0.5, rows=['r', 's'], seed=3)),
     (f'kit m.onnx --module m.py:f --out kit {MODULE} --licence CC0', 'kit.modules.write_module_kit',
-     dict(OF_MODULE, pictures=[dict(name='m.py:f', licence='CC0')])),
+     dict(generate=False, pictures=[dict(name='m.py:f', licence='CC0')])),
     (f'export {MODELS} --test-img a --frames 3 --input-img b --verify',
      'kinds.images.Images.samples', dict(paths=['a'], frames=3, traced='b')),
     (f'export {MODELS} {NORMAL}', 'kinds.images.Images.build', OF_NORMAL),

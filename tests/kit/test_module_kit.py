@@ -14,6 +14,7 @@ from mmdeploy_ext.cli.kit_app import main
 from mmdeploy_ext.kit.judge import judge, title_of
 from mmdeploy_ext.kit.modules import write_module_kit
 from mmdeploy_ext.kit.runners import run_onnxruntime
+from mmdeploy_ext.proving.modules.proof import ModuleProof
 from mmdeploy_ext.util.errors import UsageError
 
 
@@ -98,7 +99,8 @@ def test_a_file_that_is_not_the_module_makes_no_kit(module_folder, tmp_path):
     onnx.save(model, tmp_path / 'wrong.onnx')
     code = load(module_folder)
     with pytest.raises(UsageError, match=r'wrong\.onnx'):
-        write_module_kit(code['make'](), tmp_path / 'wrong.onnx', code['samples'](), tmp_path / 'kit')
+        proof = ModuleProof(code['make'](), tmp_path / 'wrong.onnx', code['samples']())
+        write_module_kit(proof, tmp_path / 'kit')
     assert not (tmp_path / 'kit').exists()
 
 
@@ -116,7 +118,8 @@ def test_a_score_beside_pixels_is_judged_by_three_distances_from_float64(tmp_pat
         'm.onnx',
     )
     torch.onnx.export(Rounded(), samples[0], str(tmp_path / path), dynamo=False, output_names=['table'])
-    write_module_kit(Rounded().eval(), tmp_path / path, samples, tmp_path / 'kit', generate=False)
+    proof = ModuleProof(Rounded().eval(), tmp_path / path, samples)
+    write_module_kit(proof, tmp_path / 'kit', generate=False)
     outputs = run(tmp_path / 'kit', tmp_path / 'outputs')[1]
     arrays = {file: np.load(file)['table'] for file in outputs.glob('0*.npz')}
     for off, equal in ((0, True), (2.5e-5, True), (3.5e-5, False)):
