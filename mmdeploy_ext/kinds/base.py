@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.results import MetricRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
+    Channels = Sequence[float] | None
+    """`mean` or `std` by channel, see `api.export`."""
+
 
 OF_PICTURES = 'goes with models of single pictures only'
 INPUTS_INSTEAD = 'goes with image models; give others real inputs with --input'
@@ -73,12 +76,7 @@ class Kind(abc.ABC):
             traced: picture before the pictures of `paths`.
         """
 
-    def build(
-        self,
-        detector: Detector,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> None:
+    def build(self, detector: Detector, mean: Channels = None, std: Channels = None) -> None:
         """Build a read detector without weights; raises as `detector.build`.
 
         `mean` and `std` of the user replace the config's; UsageError: samples are no single pictures.

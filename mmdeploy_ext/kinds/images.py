@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.kinds.base import Channels
     from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.difference.locate import GraphSide
@@ -48,12 +49,7 @@ class Images(Kind):
 
         return PictureSamples(detector, paths, traced)
 
-    def build(
-        self,
-        detector: Detector,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> None:
+    def build(self, detector: Detector, mean: Channels = None, std: Channels = None) -> None:
         from mmdeploy_ext.detector import build
 
         build(detector, mean, std)
