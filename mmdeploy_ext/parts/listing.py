@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.exporting.export import default_opset
 from mmdeploy_ext.parts.export import DEFAULTS, RecordedPart, names_for, with_place
 from mmdeploy_ext.parts.folder import result_json
-from mmdeploy_ext.parts.graph import form_of, modules_among
+from mmdeploy_ext.parts.graph import modules_among
 from mmdeploy_ext.parts.part import Part, Step, intercepted
 from mmdeploy_ext.parts.record import PartCall, record, same_values
-from mmdeploy_ext.parts.refusals import check_constants
+from mmdeploy_ext.parts.refusals import checked_form
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.util.errors import Mm2OnnxError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     import torch
     from rich.console import Console
@@ -103,7 +103,7 @@ def candidates_of(
             path = part.text
             weights = sum(parameter.numel() for parameter in model.get_submodule(path).parameters())
             candidate = Candidate(path, shares[path], weights, calls)
-            candidate.reason = reason_against(part, calls, (model, fresh, prepared), chosen)
+            candidate.reason = reason_against(part, calls, (model, fresh, prepared), factory.make, chosen)
             found.append(candidate)
             if candidate.reason:
                 failed.append(path)
@@ -123,17 +123,17 @@ def reason_against(
     part: Part,
     calls: list[PartCall],
     models: tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module],
+    make: Callable[[], torch.nn.Module],
     options: Mapping[str, Any],
 ) -> str:
     """Return why a part cannot be exported; '' if it can."""
     model, fresh, prepared = models
     try:
-        form = form_of(part, calls)
         result_json(part, calls[0].steps[-1].result)
-        recorded = RecordedPart(form, calls, modules_among(calls[0], model))
-        check_constants(fresh, form, calls, recorded.paths)
+        paths = modules_among(calls[0], model)
+        recorded = RecordedPart(checked_form(fresh, part, calls, paths), calls, paths)
         try:
-            recorded.export(prepared, options, names_for(form, {}))
+            recorded.export(prepared, options, names_for(recorded.form, {}), make)
         except Mm2OnnxError as error:
             return one_line(with_place(error, recorded, prepared))
     except Mm2OnnxError as error:

@@ -64,6 +64,22 @@ def test_inputs_keep_the_order_in_which_the_code_reads_them(tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_arrays_of_equal_values_are_inputs_of_their_own_keys(tmp_path):
+    folder = exported(tmp_path, 'rig', ['head'])
+    names = [tensor['name'] for tensor in folder.entries[0]['inputs']]
+    assert names[1:] == ['lidar2img', 'ego2global', 'lidar2ego']
+    sample = toy_parts.samples()[1]
+    sample['img_metas'][0]['lidar2ego'] = np.diag([1.0, 2.0, 3.0, 4.0])
+    got, expected = results_of(folder, sample, 'rig')
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_a_graph_that_is_wrong_on_other_arguments_is_not_written(tmp_path):
+    with pytest.raises(ExportError, match='logits'):
+        exported(tmp_path, 'large', ['head'], sizes=(8, 12))
+    assert not (tmp_path / 'cut').exists()
+
+
 def test_tensors_get_the_names_of_a_file_for_all_parts_or_for_one():
     form = SimpleNamespace(part=SimpleNamespace(text='head'), inputs=('a', 'b'), outputs=('c',))
     names = {'a': 'x', 'b': 'y', 'head: b': 'z', 'neck: c': 'n'}
