@@ -131,6 +131,15 @@ def test_modules_inside_of_a_part_that_exports_are_not_listed():
     assert proposal_of(candidates) == ['backbone+neck', 'head.linear']
 
 
+def test_methods_and_entries_of_lists_are_listed_where_no_forward_is_called():
+    candidates = candidates_of(toy_parts.ToyDeployment('regions'), toy_parts.samples(), {})
+    exported = {part.path: not part.reason for part in candidates}
+    assert exported['regions.simple_test()'] is False
+    assert exported['regions.stages.0'] and exported['regions.stages.1']
+    assert 'regions.described()' not in exported
+    assert proposal_of(candidates)[-1] == 'regions.stages.1'
+
+
 def test_rows_of_a_ranking_are_matched_in_any_order_and_moved_boxes_are_found():
     def ranking(order):
         return [(torch.arange(12.0).reshape(3, 4)[order], torch.full((3,), 0.5), torch.tensor(order))]

@@ -54,6 +54,22 @@ class Head(nn.Module):
         return out
 
 
+class Regions(nn.Module):
+    """A second stage whose methods are called, as MV2D's and StageInteractor's `roi_head`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))])
+
+    def simple_test(self, logits):
+        for stage in self.stages:
+            logits = stage(logits)
+        return logits, self.described(logits)
+
+    def described(self, logits):
+        return logits.numpy()
+
+
 class Detector(nn.Module):
     """Backbone, neck and head; `between` is code between backbone and neck."""
 
@@ -63,6 +79,7 @@ class Detector(nn.Module):
         self.backbone = nn.Conv2d(3, 4, 3, padding=1)
         self.neck = Conv2d(4, 4, 1)  # exported as torch's, which names its argument otherwise
         self.head = Head(how)
+        self.regions = Regions()
 
     def extract_feat(self, img):
         feats = self.backbone(img)
@@ -73,7 +90,10 @@ class Detector(nn.Module):
         return [self.neck(feats)]
 
     def forward(self, img, img_metas, return_loss=False):
-        return self.head(self.extract_feat(img), img_metas)
+        results = self.head(self.extract_feat(img), img_metas)
+        if self.head.how == 'regions':
+            results['regions'] = self.regions.simple_test(results['logits'])[0]
+        return results
 
 
 @dataclasses.dataclass
