@@ -276,6 +276,14 @@ def find_family(cfg: Any, product: str = '') -> Family:
             f'{cfg.filename}: has test_cfg, beside the model, and model.test_cfg; expected one of them: the '
             f'keys of overrides begin as those of the config'
         )
+    family = claiming_family(cfg, product)
+    if family is None:
+        _refuse(cfg, product or DETECTOR)
+    return family.for_config(cfg)
+
+
+def claiming_family(cfg: Any, product: str = '') -> Family | None:
+    """Return the family that claims most of the model of a config, or None; ConfigError: two claim it."""
     load_candidates(cfg)
     best = claiming_families(cfg, product)
     if not best:
@@ -286,9 +294,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
             f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
             f'equally; correct what their `claims` return'
         )
-    if not best:
-        _refuse(cfg, product or DETECTOR)
-    return best[0].for_config(cfg)
+    return best[0] if best else None
 
 
 def claiming_families(cfg: Any, product: str) -> list[Family]:
