@@ -10,8 +10,11 @@ B batch, C channels, H, W size of a map, R regions, h, w size of a pooled region
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -555,6 +558,7 @@ class PlainExtension(ModuleType):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
         for form in (*FORMS, *GPU_FORMS):
             setattr(self, form.__name__, _recorded(form))
         self.get_compiler_version = self.get_compiling_cuda_version = lambda: 'none'
@@ -565,8 +569,8 @@ class PlainExtension(ModuleType):
 
         def refuse(*args: Any, **kwargs: Any) -> None:
             raise NotImplementedError(
-                f'mmcv.ops: {name} has no form in PyTorch, and mmcv is installed without compiled operators: '
-                f'`make env` without PLAIN=1 compiles them'
+                f'mmcv.ops: {name} has no kernel, since mmcv is installed without compiled operators, and no form '
+                f'in PyTorch: `make env PLAIN=0` compiles it'
             )
 
         return refuse
@@ -580,12 +584,31 @@ def use_on_cpu(extension: ModuleType) -> None:
 
 
 def _recorded(form: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(form)
+    numbers = [name for name, given in signature.parameters.items() if given.annotation != 'Tensor']
+
     @functools.wraps(form)
     def operator(*args: Any, **kwargs: Any) -> Any:
         executed[form.__name__] = None
-        return form(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        with untraced():
+            for name in numbers:
+                if isinstance(given.arguments.get(name), Tensor):  # a size of a traced tensor
+                    given.arguments[name] = given.arguments[name].item()
+            return form(*given.args, **given.kwargs)
 
     return operator
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Let PyTorch's tracer see nothing, as of a compiled operator."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def _dispatched(plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
