@@ -26,7 +26,7 @@ def cells_of_points(
     """
     low, high = (points.new_tensor(list(side)) for side in (limits[:axes], limits[axes:]))
     size = points.new_tensor(list(voxel_size))
-    count = ((high - low) / size).round()
+    count = ((high - low) / size + 0.5).floor()  # C's round: halves away from zero
     cells = ((points[:, :axes] - low) / size).floor()
     return cells.long(), ((cells >= 0) & (cells < count)).all(1)
 
