@@ -11,7 +11,7 @@ O channels before and after, C channels of a feature, L intervals.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -220,16 +220,3 @@ def bev_pool_v2_forward(
         products = weights * features.flatten(0, -2)[feature_ranks.long()]
         sums = torch.segment_reduce(products, 'sum', lengths=lengths.long())
         views.view(-1, views.shape[-1])[cells[starts.long()].long()] = sums
-
-
-MODULES: dict[str, dict[str, Callable[..., object]]] = {
-    'voxel_layer': dict(hard_voxelize=hard_voxelize, dynamic_voxelize=dynamic_voxelize),
-    'sparse_conv_ext': dict(
-        get_indice_pairs_2d=get_indice_pairs,
-        get_indice_pairs_3d=get_indice_pairs,
-        indice_conv_fp32=indice_conv,
-    ),
-    'bev_pool_ext': dict(bev_pool_forward=bev_pool_forward),
-    'bev_pool_v2_ext': dict(bev_pool_v2_forward=bev_pool_v2_forward),
-}
-"""Extension module of mmdet3d copies -> its functions by name."""
