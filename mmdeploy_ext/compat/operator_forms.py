@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,66 +27,97 @@ BODY = re.compile(r'\s*(?:const|noexcept)?\s*\{')
 CLASS = re.compile(r'\b(?:struct|class)\s+(\w+)[^;{}()=]*\{')
 CONSTANT = re.compile(r'^(?:\w+ +)*?const(?:expr)? +(?:\w+ +)*(\w+) *=[^;]*;', re.MULTILINE)
 MACRO = re.compile(r'^[ \t]*#[ \t]*define[ \t]+(\w+)(?:.*\\\n)*.*$', re.MULTILINE)
+MODULE = 'PYBIND11_MODULE'
+ENDS_OF_NAMES = re.compile(r'(ext|_cuda|_C|_layer)$')
+"""Of names of extensions."""
 KEYWORDS = ('if', 'for', 'while', 'switch', 'catch', 'return')
 
-executed: dict[str, None] = {}
+NOT_COMPILED = (
+    'it is not compiled, and its source has no form in PyTorch that is known: build the operators of the '
+    'repository, or export the parts around it (--parts)'
+)
+executed_operators: dict[str, None] = {}
 """Operators whose form ran in this process, for reports: 'dynamic_voxelize (source 9c96d5c3852a)'."""
 
 
-def form_near(file: Path, operator: str) -> Callable[..., Any] | None:
-    """Form of an operator of the extension that a user's Python file imports, see `form_of`."""
-    return form_of(sources_near(file, operator), operator)
+def is_compiled(name: str, file: str) -> bool:
+    """Whether a name that a Python file imports is an extension, whose sources are near it."""
+    if not sources_near(Path(file)):
+        return False
+    for folder in Path(file).resolve().parents:
+        setup = folder / 'setup.py'
+        if setup.is_file():
+            text = setup.read_text(encoding='utf-8', errors='replace')
+            if re.search(rf'[\'"](?:[\w.]+\.)?{re.escape(name)}[\'"]', text):
+                return True
+        if (folder / '.git').exists():
+            break
+    return bool(ENDS_OF_NAMES.search(name))
+
+
+def functions_of(file: str) -> dict[str, Callable[..., Any]]:
+    """Operator -> its form, for the extensions whose sources are near a Python file that imports them."""
+    return functions_of_sources(sources_near(Path(file)))
+
+
+def functions_of_sources(sources: Iterable[str | Path]) -> dict[str, Callable[..., Any]]:
+    """Operator that C++ and CUDA files bind -> its form, where there is one; calls are noted."""
+    paths = [Path(source) for source in sources]
+    names = {name for path in paths for name in re.findall(BINDING.format(r'(\w+)'), _text(path))}
+    forms_of_names = {name: form_of(paths, name) for name, _ in names}
+    return {name: form for name, form in forms_of_names.items() if form is not None}
 
 
 def form_of(sources: Sequence[Path], operator: str) -> Callable[..., Any] | None:
-    """Form of the operator that C++ and CUDA files bind to a name, or None; a call is noted in `executed`."""
+    """Form of the operator that C++ and CUDA files bind to a name, or None; calls are noted."""
     digest = source_hash(sources, operator)
     form = FORMS.get(operator, {}).get(digest)
     if form is None:
         return None
 
     def in_pytorch(*args: Any, **options: Any) -> Any:
-        executed[f'{operator} (source {digest})'] = None
+        executed_operators[f'{operator} (source {digest})'] = None
         return form(*args, **options)
 
     return in_pytorch
 
 
-def missing(sources: Path | Sequence[Path], operator: str) -> str:
-    """Why an operator has no form; `sources` are its files, or the Python file that imports it."""
-    files = sources_near(sources, operator) if isinstance(sources, Path) else sources
-    digest = source_hash(files, operator)
+def missing(file: str, operator: str) -> str:
+    """Why an operator of an extension that a Python file imports has no form."""
+    sources = sources_near(Path(file))
+    digest = source_hash(sources, operator)
     if not digest:
         return f'no one source of {operator} was found, and forms in PyTorch are chosen by their source'
-    return f'{operator} of {_binding_files(files, operator)[0]} (source {digest}) has no form in PyTorch'
+    return f'{operator} of {_binding_files(sources, operator)[0]} (source {digest}) has no form in PyTorch'
 
 
-def sources_near(file: Path, operator: str) -> list[Path]:
-    """C++ and CUDA files of the extension that binds an operator, below a Python file's folder or one above.
+def sources_near(file: Path) -> list[Path]:
+    """C++ and CUDA files of extensions, below a Python file's folder or one above.
 
-    Folders above count while they are packages or have a setup.py. Empty where several extensions bind the
-    name.
+    Folders above count while they are packages or have a setup.py.
     """
-    for folder in Path(file).resolve().parents[: FOLDERS_ABOVE + 1]:
-        if folder != Path(file).resolve().parent and not any(
-            (folder / name).is_file() for name in ('__init__.py', 'setup.py')
-        ):
-            return []
-        files = sorted(path for path in folder.rglob('*') if path.suffix in SUFFIXES)
-        if bound := _binding_files(files, operator):
-            is_only_one = sum('PYBIND11_MODULE' in _text(path) for path in files) == 1
-            own = files if is_only_one else [path for path in files if path.parent == bound[0].parent]
-            return own if len(bound) == 1 else []
+    for folder in file.resolve().parents[: FOLDERS_ABOVE + 1]:
+        is_package = any((folder / name).is_file() for name in ('__init__.py', 'setup.py'))
+        if folder != file.resolve().parent and not is_package:
+            break
+        files = sorted(path for path in folder.rglob('*') if path.suffix in SUFFIXES and path.is_file())
+        if any(MODULE in _text(path) for path in files):
+            return files
     return []
 
 
 def source_hash(sources: Sequence[Path], operator: str) -> str:
-    """First digits of the SHA-256 of an operator's function and all that it calls; '' without a source."""
+    """First digits of the SHA-256 of an operator's function and all that it calls.
+
+    '' unless one extension binds the operator; the files of several have to be in folders of their own.
+    """
     bound = _binding_files(sources, operator)
-    if not bound:
+    if len(bound) != 1:
         return ''
+    is_alone = sum(MODULE in _text(path) for path in sources) == 1
+    own = [path for path in sources if is_alone or path.parent == bound[0].parent]
     found = re.search(BINDING.format(operator), _text(bound[0]))
-    definitions = _definitions(tuple(sources))
+    definitions = _definitions(tuple(own))
     called: dict[str, list[str]] = {}
     waiting = [found[1].rpartition('::')[2]]
     while waiting:

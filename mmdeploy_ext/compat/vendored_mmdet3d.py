@@ -10,7 +10,6 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -43,9 +42,9 @@ class OperatorModule(ModuleType):
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith('__'):
             raise AttributeError(name)
-        from mmdeploy_ext.compat.operator_forms import form_near, missing
+        from mmdeploy_ext.compat.operator_forms import functions_of, missing
 
-        package = Path(sys.modules[self.__name__.rpartition('.')[0]].__file__ or '')
+        package = sys.modules[self.__name__.rpartition('.')[0]].__file__ or ''
 
         def refuse(*args: Any, **options: Any) -> NoReturn:
             raise NotImplementedError(
@@ -53,7 +52,7 @@ class OperatorModule(ModuleType):
                 f'the repository (python setup.py develop), or export the parts around it (--parts)'
             )
 
-        return form_near(package, name) or refuse
+        return functions_of(package).get(name, refuse)
 
 
 class OperatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -252,7 +252,7 @@ def line_of(error: Exception) -> str:
 def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
     with np.load(request['input']) as arrays:
         np.savez(request['output'], **REQUESTS[request['method']](fork, dict(arrays)))
-    return dict(operators=list(operator_forms.executed))
+    return dict(operators=list(operator_forms.executed_operators))
 
 
 def main(argv: list[str] | None = None) -> int:
