@@ -74,6 +74,26 @@ def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
     return is_lifted
 
 
+@after('numba', versions='numba 0.68 with mmdet3d 0.11.0, 0.15.0 and 0.16.0')
+def numba_errors_in_their_old_place(module: ModuleType) -> bool:
+    """numba 0.49 moved numba.errors, from which mmdet3d before 1.0 imports a warning."""
+    if importlib.util.find_spec('numba.errors') is not None:
+        return False
+    sys.modules['numba.errors'] = module.errors = importlib.import_module('numba.core.errors')
+    return True
+
+
+@after('mmdet.models.builder', versions='mmdet3d 0.11.0 with mmdet 2.28.2')
+def builder_of_older_mmdet(module: ModuleType) -> bool:
+    """mmdet before 2.11 had one function that builds a part from its registry; mmdet3d 0.11 imports it."""
+    if hasattr(module, 'build'):
+        return False
+    from mmcv.cnn import build_model_from_cfg
+
+    module.build = build_model_from_cfg
+    return True
+
+
 @after('mmdet.core.anchor.anchor_generator', versions='mmdet 2.6.0, 2.10.0, 2.11.0 and 2.14.0')
 def priors_of_a_level(module: ModuleType) -> bool | None:
     """Before mmdet 2.18 the priors of a level were float32 anchors; families ask for priors of a type.

@@ -70,6 +70,22 @@ def not_run_text(not_run: Mapping[str, str]) -> str:
     )
 
 
+def older_library(library: str) -> str:
+    """'mmdet3d 0.15.0' if a repository's own copy is used that is older than families work with, or ''."""
+    spec = _spec_of(library)
+    folder = Path(spec.origin or '').resolve().parents[1] if spec is not None and spec.origin else None
+    if library not in FITTING_VERSIONS or folder is None or not is_older_copy(folder, library):
+        return ''
+    return f'{library} {_version(folder / library)}'.strip()
+
+
+def import_older_models() -> None:
+    """Import the models of a repository's own older library, which no family imports."""
+    for library in FITTING_VERSIONS:
+        if older_library(library):
+            importlib.import_module(f'{library}.models')
+
+
 def has_own_models(folder: Path, library: str, config: str) -> bool:
     """Whether an older copy defines types of a config's model that the installed library lacks."""
     from mmdeploy_ext.config.config import read_config, types_of
