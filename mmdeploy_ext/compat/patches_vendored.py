@@ -94,6 +94,22 @@ def builder_of_older_mmdet(module: ModuleType) -> bool:
     return True
 
 
+@after('mmcv.runner.base_module', versions='mmdet3d 0.11.0 with mmcv-full 1.7.2')
+def weights_of_older_mmdet(module: ModuleType) -> None:
+    """Before mmdet 2.11 detectors called init_weights with a file of weights when they were built.
+
+    mmcv's takes no file: such a call does nothing, since a checkpoint follows.
+    """
+    original = module.BaseModule.init_weights
+
+    @functools.wraps(original)
+    def init_weights(self: Any, *of_older: Any, **options_of_older: Any) -> None:
+        if not of_older and not options_of_older:
+            original(self)
+
+    module.BaseModule.init_weights = init_weights
+
+
 @after('mmdet.core.anchor.anchor_generator', versions='mmdet 2.6.0, 2.10.0, 2.11.0 and 2.14.0')
 def priors_of_a_level(module: ModuleType) -> bool | None:
     """Before mmdet 2.18 the priors of a level were float32 anchors; families ask for priors of a type.
