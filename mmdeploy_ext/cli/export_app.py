@@ -132,7 +132,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     if args.skip_postprocess:
         check_raw_form(family)
     options = chosen_options(detector, request)
-    proof.print_libraries_not_run(detector.cfg, args)
+    proof.print_surroundings(detector.cfg, args)
     if args.check:
         return print_exports(detector, options)
     if args.verify:
