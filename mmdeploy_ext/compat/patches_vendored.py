@@ -55,20 +55,21 @@ def version_checks(module: ModuleType, execute: Execute) -> bool:
     if module.__name__ == 'mmdet':
         _refuse_too_old(Path(module.__spec__.origin or '').parent)
     limits = _string_constants(module)
-    changed = False
+    newer: dict[ModuleType, str] = {}
+    for name in ('mmcv', *CHECKING):
+        lowest, highest = (
+            limits.get(f'{name}_{bound}imum_version') or limits.get(f'{name.upper()}_{bound.upper()}')
+            for bound in ('min', 'max')
+        )
+        if highest and importlib.util.find_spec(name) is not None:
+            library = importlib.import_module(name)  # all of them before one seems older
+            if _release(library.__version__) > _release(highest):
+                newer[library] = lowest or highest
     with contextlib.ExitStack() as stack:
-        for name in ('mmcv', *CHECKING):
-            lowest, highest = (
-                limits.get(f'{name}_{bound}imum_version') or limits.get(f'{name.upper()}_{bound.upper()}')
-                for bound in ('min', 'max')
-            )
-            if highest and importlib.util.find_spec(name) is not None:
-                library = importlib.import_module(name)
-                if _release(library.__version__) > _release(highest):
-                    stack.enter_context(patched(library, __version__=lowest or highest))
-                    changed = True
+        for library, version in newer.items():
+            stack.enter_context(patched(library, __version__=version))
         execute()
-    return changed
+    return bool(newer)
 
 
 def _refuse_too_old(folder: Path) -> None:
