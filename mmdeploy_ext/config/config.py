@@ -20,6 +20,7 @@ from typing import Any
 from mmdeploy_ext.config.user_modules import (
     find_modules,
     import_failure,
+    import_older_models,
     imported_modules,
     named_imports,
     parsed_config,
@@ -109,6 +110,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         _check_types(cfg, path)
         if is_config3(cfg):  # before its modules, which need mmdet 3
             raise ConfigError(_translate_first(path))
+        import_older_models()
         _import_plugins(cfg, path)
         importlib.import_module(CATALOGUE).register_named(cfg)
     except UsageError:
