@@ -61,7 +61,7 @@ class Lack:
 lacks: dict[str, Lack] = {}
 """Name -> what modules of the user's got a stand-in for in this process."""
 fallbacks: dict[str, str] = {}
-"""FILE:LINE of an import that failed in a `try` of the user's -> what it imports."""
+"""What imports in a `try` of the user's did not find -> FILE:LINE of the first."""
 failed: dict[str, str] = {}
 """Module that failed when a module of the user's imported it -> why."""
 
@@ -201,7 +201,7 @@ def _full_name(name: str, globals: Any, level: int) -> str:
 def _stays(full: str, error: BaseException, body: FrameType) -> bool:
     """Whether an error of an import is raised: in a `try`, of a library, or while a config is read."""
     if place := _tried_at(body, type(error)):
-        fallbacks.setdefault(place, getattr(error, 'name', None) or full)
+        _note_fallback(getattr(error, 'name', None) or full, place)
         return True
     frame: FrameType | None = body
     while frame is not None:
@@ -213,6 +213,11 @@ def _stays(full: str, error: BaseException, body: FrameType) -> bool:
         return False
     is_copy = is_users(getattr(sys.modules.get(package), '__file__', None) or '')
     return full == package or not (is_copy or _is_absent(full, error))
+
+
+def _note_fallback(name: str, place: str) -> None:
+    if name.partition('.')[0] not in sys.stdlib_module_names:  # names of Python 2
+        fallbacks.setdefault(name, place)
 
 
 def _is_absent(full: str, error: BaseException) -> bool:
@@ -239,7 +244,7 @@ def _member(module: ModuleType, name: str, body: FrameType) -> Any:
             if not _is_absent(full, error):
                 return StandIn(full, _lack_of(full, error, body))
     if place := _tried_at(body, ImportError):
-        fallbacks.setdefault(place, full)
+        _note_fallback(full, place)
         return None
     older = importlib.import_module(OLDER_OPERATORS).older_member(full, body.f_code.co_filename)
     if older is not None:
