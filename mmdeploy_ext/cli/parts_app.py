@@ -43,6 +43,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
     add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
     add('--simplify', 'simplify the graphs')
+    add('--seeded', 'random numbers that a part draws are constants of its graph')
     add('--json FILE', 'write the verdict as JSON')
 
 
@@ -144,7 +145,11 @@ def run(args: argparse.Namespace) -> int:
         check_opset(args.opset_version, args.exporter)
     factory, samples = open_model(args)
     options = dict(
-        opset=args.opset_version, exporter=args.exporter, precision=args.precision, simplify=args.simplify
+        opset=args.opset_version,
+        exporter=args.exporter,
+        precision=args.precision,
+        simplify=args.simplify,
+        seeded=args.seeded,
     )
     if args.parts == [LIST]:
         print_parts(factory, samples, options, cli.stdout())

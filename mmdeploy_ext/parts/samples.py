@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,12 +78,15 @@ def _views(cfg: Any, error: Exception) -> list[dict[str, Any]]:
             f'function yields the keyword arguments of the test path. Configs of nuScenes read a generated '
             f'set, too: mm2onnx synthetic nuscenes --out data/nuscenes, then mm2onnx synthetic infos'
         ) from error
-    picture = read_image(DEFAULT_PICTURE)
-    return [picture_sample(cfg, picture[::rows, ::columns].copy()) for rows, columns in TURNS]
+    picture, path = read_image(DEFAULT_PICTURE), Path(DEFAULT_PICTURE)
+    return [
+        picture_sample(cfg, picture[::rows, ::columns].copy(), f'{path.stem}_{index}{path.suffix}')
+        for index, (rows, columns) in enumerate(TURNS)
+    ]
 
 
-def picture_sample(cfg: Any, picture: Any) -> dict[str, Any]:
-    """Return a picture, a path or (h, w, 3) uint8 BGR, prepared by the config's test pipeline."""
+def picture_sample(cfg: Any, picture: Any, name: str = '') -> dict[str, Any]:
+    """Return a picture, a path or (h, w, 3) uint8 BGR with a name, prepared by the config's test pipeline."""
     from mmcv.parallel import collate
     from mmdet.datasets.pipelines import Compose
 
@@ -91,6 +95,7 @@ def picture_sample(cfg: Any, picture: Any) -> dict[str, Any]:
         data = dict(img_info=dict(filename=str(picture)), img_prefix=None)
     else:
         steps[0]['type'] = 'LoadImageFromWebcam'
+        steps.insert(1, functools.partial(dict, filename=name, ori_filename=name))
         data = dict(img=picture)
     try:
         return dict(collate([Compose(steps)(data)], samples_per_gpu=1))
