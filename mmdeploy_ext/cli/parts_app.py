@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.parts.model import ModelFactory
 
-LIST = 'list'
+LIST, SAMPLES = 'list', 'samples'
+"""Words in place of parts."""
 MANIFEST = 'parts.json'
 
 
@@ -29,7 +30,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--parts PART...',
         "modules by path, joined by + ('backbone+neck'), or methods ('extract_feat()'); "
-        'list shows what could be a part',
+        'list shows what could be a part; samples prints a file for --samples',
         required=True,
     )
     text = 'folder to write (default: cut)'
@@ -143,6 +144,13 @@ def run(args: argparse.Namespace) -> int:
         from mmdeploy_ext.exporting.export import check_opset
 
         check_opset(args.opset_version, args.exporter)
+    if args.parts == [SAMPLES]:
+        from mmdeploy_ext.parts.model import read_model
+        from mmdeploy_ext.parts.skeleton import skeleton_of
+
+        overrides = shared.parse_cfg_options(args.cfg_options)
+        print(skeleton_of(read_model(args.config, args.checkpoint, overrides).cfg), end='')
+        return 0
     factory, samples = open_model(args)
     options = dict(
         opset=args.opset_version,
