@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.parts.model import ModelFactory
 
-LIST = 'list'
+LIST, SAMPLES = 'list', 'samples'
+"""Words in place of parts."""
 MANIFEST = 'parts.json'
 
 
@@ -30,7 +31,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--parts PART...',
         "modules by path, joined by + ('backbone+neck'), or methods ('extract_feat()'); "
-        'list shows what could be a part',
+        'list shows what could be a part; samples prints a file for --samples',
         required=True,
     )
     text = 'folder to write (default: cut)'
@@ -44,6 +45,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
     add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
     add('--simplify', 'simplify the graphs')
+    add('--seeded', 'random numbers that a part draws are constants of its graph')
     add('--json FILE', 'write the verdict as JSON')
 
 
@@ -119,19 +121,28 @@ def parts_of_refused(args: argparse.Namespace) -> PartsOfRefused | None:
 
 
 def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str, Any]) -> list[str]:
-    """Return the words of the parts of a detector that export; without a checkpoint weights are drawn."""
+    """Return the words of the parts of a detector that export.
+
+    Without a checkpoint weights are drawn; without a data set samples are those of `--parts samples`.
+    """
     from mmdeploy_ext.cli.weights_app import write_weights
     from mmdeploy_ext.parts.listing import candidates_of, proposal_of
     from mmdeploy_ext.parts.model import read_model
     from mmdeploy_ext.parts.samples import samples_of
+    from mmdeploy_ext.parts.skeleton import skeleton_of
 
+    cfg, words = read_model(config, '', overrides).cfg, []
     with tempfile.TemporaryDirectory(prefix='mm2onnx_') as folder:
+        try:
+            samples, _ = samples_of(cfg, count=2)
+        except UsageError:
+            Path(folder, 'samples.py').write_text(skeleton_of(cfg))
+            words = [f'{folder}/samples.py:make']
+            samples, _ = samples_of(cfg, words)
         if not checkpoint:
             checkpoint = f'{folder}/drawn.pth'
-            write_weights(config, Path(checkpoint), cfg_options=overrides)
-        factory = read_model(config, checkpoint, overrides)
-        samples, _ = samples_of(factory.cfg, count=2)
-        return proposal_of(candidates_of(factory, samples, {}))
+            write_weights(config, Path(checkpoint), cfg_options=overrides, samples=words)
+        return proposal_of(candidates_of(read_model(config, checkpoint, overrides), samples[:2], {}))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -144,9 +155,20 @@ def run(args: argparse.Namespace) -> int:
         from mmdeploy_ext.exporting.export import check_opset
 
         check_opset(args.opset_version, args.exporter)
+    if args.parts == [SAMPLES]:
+        from mmdeploy_ext.parts.model import read_model
+        from mmdeploy_ext.parts.skeleton import skeleton_of
+
+        overrides = shared.parse_cfg_options(args.cfg_options)
+        print(skeleton_of(read_model(args.config, args.checkpoint, overrides).cfg), end='')
+        return 0
     factory, samples = open_model(args)
     options = dict(
-        opset=args.opset_version, exporter=args.exporter, precision=args.precision, simplify=args.simplify
+        opset=args.opset_version,
+        exporter=args.exporter,
+        precision=args.precision,
+        simplify=args.simplify,
+        seeded=args.seeded,
     )
     if args.parts == [LIST]:
         print_parts(factory, samples, options, cli.stdout())
