@@ -569,8 +569,8 @@ class PlainExtension(ModuleType):
 
         def refuse(*args: Any, **kwargs: Any) -> None:
             raise NotImplementedError(
-                f'mmcv.ops: {name} has no kernel, since mmcv is installed without compiled operators, and no form '
-                f'in PyTorch: `make env PLAIN=0` compiles it'
+                f'mmcv.ops: {name} has no kernel, since mmcv is installed without compiled operators, and no '
+                f'form in PyTorch: `make env PLAIN=0` compiles it'
             )
 
         return refuse
