@@ -237,8 +237,11 @@ def export(
 def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     """Prove the files of a request with a detector of `read_detector`; see `prove`."""
     from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.recorded.calls import Recording
+    from mmdeploy_ext.recorded.judging import judge_recording
     from mmdeploy_ext.verdict.verdict import metric_finding
 
+    recording = Recording(request.recorded) if request.recorded else None
     family, kind, engine = detector.family, kind_of(detector.family), request.build_settings()
     kind.check_engine(engine)
     inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)
@@ -255,15 +258,10 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     chosen, rows = inputs.of(detector), []
     with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
         rows = kind.metrics(detector, files, metrics, engine) if metrics else []
-    if request.recorded:
-        from mmdeploy_ext.recorded.calls import Recording
-
-        detector.recording = Recording(request.recorded)
+    detector.recording = recording
     verdict = prove_on(detector, files, chosen, engine, request.claims)
     verdict.findings.extend(map(metric_finding, rows))
-    if request.recorded:
-        from mmdeploy_ext.recorded.judging import judge_recording
-
+    if recording is not None:
         judge_recording(verdict, detector, chosen.files)
     return verdict
 
@@ -276,8 +274,8 @@ def ask_read(detector: Detector, request: ProofRequest, out: str | Path) -> int:
     kind = kind_of(detector.family)
     inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)
     files, _ = kind.read(str(request.onnx_file))
-    build(detector, request.mean, request.std)
-    load_weights(detector)
+    kind.build(detector, request.mean, request.std)
+    kind.load_weights(detector)
     chosen = inputs.of(detector)
     with after_weights(), replaced_folder(out, ()) as folder:
         detector.recording = Ask(folder)
