@@ -9,6 +9,7 @@ from typing import Any
 from mmdeploy_ext.compat import operator_forms, stand_ins
 
 CUDA = 'mmdeploy_ext.compat.cuda_as_cpu'
+"""It needs PyTorch."""
 
 
 def facts() -> dict[str, Any]:
@@ -19,12 +20,11 @@ def facts() -> dict[str, Any]:
     - operators: functions of compiled extensions that ran in PyTorch.
     - cuda_as_cpu: each FILE:LINE where CUDA meant the CPU.
     """
-    cuda = getattr(sys.modules.get(CUDA), 'places', {})
     found: dict[str, Any] = dict(
         stand_ins={lack.name: lack.used for lack in stand_ins.lacks.values()},
         fallbacks=dict(stand_ins.fallbacks),
         operators=list(operator_forms.executed_operators),
-        cuda_as_cpu=list(cuda),
+        cuda_as_cpu=list(getattr(sys.modules.get(CUDA), 'places', ())),
     )
     return {name: values for name, values in found.items() if values}
 
