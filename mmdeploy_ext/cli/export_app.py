@@ -27,7 +27,7 @@ from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, after_weights
+from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, after_weights
 from mmdeploy_ext.util.files import will_write
 
 if TYPE_CHECKING:
@@ -109,6 +109,18 @@ def add_arguments(
 
 
 def run(args: argparse.Namespace, only: str = '') -> int:
+    try:
+        return _run(args, only)
+    except ConfigError as error:
+        parts = parts_app.parts_of_refused(args)
+        if parts is None:  # the config cannot be read at all
+            raise
+        advised = ConfigError(f'{error}; {parts.advice}')
+        advised.exit_code = 1 if parts.words else error.exit_code
+        raise advised from error
+
+
+def _run(args: argparse.Namespace, only: str) -> int:
     cli.wait_passively()
     engine, values = shared.engine_options(args), shared.graph_values(args)
     check_arguments(args)
@@ -132,7 +144,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     if args.skip_postprocess:
         check_raw_form(family)
     options = chosen_options(detector, request)
-    proof.print_libraries_not_run(detector.cfg, args)
+    proof.print_surroundings(detector.cfg, args)
     if args.check:
         return print_exports(detector, options)
     if args.verify:

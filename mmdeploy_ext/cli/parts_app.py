@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError, after_weights
+from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, after_weights, one_line
 from mmdeploy_ext.util.files import write_json
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.parts.model import ModelFactory
 
@@ -68,11 +72,67 @@ def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, A
         raise UsageError(f'--device {args.device}: parts run on the CPU')
     cli.wait_passively()
     factory = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    for line in replaced.lines(replaced.facts()):
+        print(line)
     if not hasattr(args, 'samples'):
         return factory, []
     samples, origin = samples_of(factory.cfg, args.samples or ())
     print(f'samples: {origin}')
     return factory, samples
+
+
+@dataclasses.dataclass(frozen=True)
+class PartsOfRefused:
+    """Parts of a detector that is refused as a whole.
+
+    Attributes:
+        advice: the command for them.
+        words: those that export; () if none was tried.
+    """
+
+    advice: str
+    words: tuple[str, ...] = ()
+
+
+def parts_of_refused(args: argparse.Namespace) -> PartsOfRefused | None:
+    """Return the parts of a refused config, tried with `--check`; None: the config cannot be read."""
+    from mmdeploy_ext.parts.model import read_model
+
+    overrides = shared.parse_cfg_options(args.cfg_options)
+    try:
+        read_model(args.config, args.checkpoint or '', overrides)
+    except Mm2OnnxError:
+        return None
+    command = f'mm2onnx export {args.config} {args.checkpoint or "CHECKPOINT"}'
+    if args.cfg_options:
+        command += f' --cfg-options {shlex.join(args.cfg_options)}'
+    if not args.check:
+        return PartsOfRefused(f'for parts of it: {command} --parts list')
+    try:
+        words = exporting_parts(args.config, args.checkpoint, overrides)
+    except Exception as error:  # also of the user's code
+        reason = one_line(error)[:300]
+        return PartsOfRefused(f'parts were not tried, since {reason}; for them: {command} --parts list')
+    if not words:
+        return PartsOfRefused(f'no part exports; for the reasons: {command} --parts list')
+    print(f'parts: {", ".join(words)} (exports)')
+    return PartsOfRefused(f'for parts of it: {command} --parts {" ".join(words)}', tuple(words))
+
+
+def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str, Any]) -> list[str]:
+    """Return the words of the parts of a detector that export; without a checkpoint weights are drawn."""
+    from mmdeploy_ext.cli.weights_app import write_weights
+    from mmdeploy_ext.parts.listing import candidates_of, proposal_of
+    from mmdeploy_ext.parts.model import read_model
+    from mmdeploy_ext.parts.samples import samples_of
+
+    with tempfile.TemporaryDirectory(prefix='mm2onnx_') as folder:
+        if not checkpoint:
+            checkpoint = f'{folder}/drawn.pth'
+            write_weights(config, Path(checkpoint), cfg_options=overrides)
+        factory = read_model(config, checkpoint, overrides)
+        samples, _ = samples_of(factory.cfg, count=2)
+        return proposal_of(candidates_of(factory, samples, {}))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.compat.patches_vendored import lacks_part_of_mmdet
-from mmdeploy_ext.config.user_modules import import_failure
+from mmdeploy_ext.config.user_modules import import_failure, older_library
 from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.registry import (
@@ -252,9 +252,11 @@ def _type_names(cfg: Any) -> set[str]:
 
 @functools.cache
 def library_failure(library: str) -> str:
-    """Return the import error of a library, or ''."""
+    """Return the import error of a library, or that a repository's own one is too old, or ''."""
     if importlib.util.find_spec(library) is None:
         return NOT_INSTALLED
+    if older := older_library(library):
+        return f"the repository's own {older} runs; they are written for 1.0.0rc6"
     try:
         importlib.import_module(library)
     except (ImportError, AssertionError) as error:
@@ -276,6 +278,14 @@ def find_family(cfg: Any, product: str = '') -> Family:
             f'{cfg.filename}: has test_cfg, beside the model, and model.test_cfg; expected one of them: the '
             f'keys of overrides begin as those of the config'
         )
+    family = claiming_family(cfg, product)
+    if family is None:
+        _refuse(cfg, product or DETECTOR)
+    return family.for_config(cfg)
+
+
+def claiming_family(cfg: Any, product: str = '') -> Family | None:
+    """Return the family that claims most of the model of a config, or None; ConfigError: two claim it."""
     load_candidates(cfg)
     best = claiming_families(cfg, product)
     if not best:
@@ -286,9 +296,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
             f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
             f'equally; correct what their `claims` return'
         )
-    if not best:
-        _refuse(cfg, product or DETECTOR)
-    return best[0].for_config(cfg)
+    return best[0] if best else None
 
 
 def claiming_families(cfg: Any, product: str) -> list[Family]:
@@ -322,6 +330,7 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
             f' (mmdet {mmdet.__version__} of {Path(mmdet.__file__).parent} {problem} for the families '
             f'{", ".join(LEFT_OUT)}: {first})'
         )
+    failures = {library: failure for library, failure in failures.items() if not older_library(library)}
     raise refusal(
         cfg, [family for family in FAMILIES.values() if family.product == product], reason, failures
     )

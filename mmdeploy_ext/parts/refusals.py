@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.parts.graph import PartModule
+from mmdeploy_ext.parts.graph import PartModule, form_of, with_keys
 from mmdeploy_ext.parts.results import compare_filled
 from mmdeploy_ext.parts.tree import same_leaf
 from mmdeploy_ext.util.arrays import to_array
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.parts.graph import PartForm
+    from mmdeploy_ext.parts.part import Part
     from mmdeploy_ext.parts.record import PartCall
 
 REPEATED_RTOL = 1e-4
@@ -42,10 +43,45 @@ def run_part(
     return {name: to_array(tensor) for name, tensor in zip(form.outputs, outputs, strict=True)}
 
 
+def checked_form(
+    model: torch.nn.Module, part: Part, calls: Sequence[PartCall], paths: Mapping[str, str]
+) -> PartForm:
+    """Return the form of a part that is one graph; `model` is in its fresh state.
+
+    ConfigError: see `form_of`, `with_keys`, `check_repeated`, `check_constants`.
+    """
+    form = form_of(part, calls)
+    check_repeated(model, form, calls, paths)
+    form = with_keys(form, calls, model)
+    check_constants(model, form, calls, paths)
+    return form
+
+
+def check_repeated(
+    model: torch.nn.Module, form: PartForm, calls: Sequence[PartCall], paths: Mapping[str, str]
+) -> None:
+    """Raise ConfigError for a part that gives other outputs when it is run again."""
+    for call in calls[:MOST_CALLS]:
+        own, again = (run_part(model, form, call, form.inputs_of(call), paths) for _ in range(2))
+        wrong = _differing(form, call, own)
+        if wrong or not same_bits(own, again):
+            raise ConfigError(
+                f'--parts {form.part.text}: gives another {wrong or form.outputs[0]} when it is run again '
+                f'with the arguments of {call.title}: it remembers, or draws random numbers. Cut the parts '
+                f'inside of it'
+            )
+
+
+def _differing(form: PartForm, call: PartCall, outputs: Mapping[str, np.ndarray]) -> str:
+    """Return the first output that is not as recorded, or ''."""
+    rows = compare_filled(form.outputs_of(call), outputs, REPEATED_RTOL)
+    return next((row.tensor for row in rows if not row.passed), '')
+
+
 def check_constants(
     model: torch.nn.Module, form: PartForm, calls: Sequence[PartCall], paths: Mapping[str, str]
 ) -> None:
-    """Refuse a part that remembers, or has a constant that changes from call to call and reaches the results.
+    """Refuse a part with a constant that changes from call to call and reaches the results.
 
     Each call's tensors are run with the constants of the first call; any bit that differs counts.
     ConfigError names the part, and the key and its values.
@@ -54,14 +90,10 @@ def check_constants(
     for call in calls[:MOST_CALLS]:
         tensors = form.inputs_of(call)
         own = run_part(model, form, call, tensors, paths)
-        again = run_part(model, form, call, tensors, paths)
-        rows = compare_filled(form.outputs_of(call), own, REPEATED_RTOL)
-        wrong = [row.tensor for row in rows if not row.passed]
-        if wrong or not same_bits(own, again):
+        if wrong := _differing(form, call, own):
             raise ConfigError(
-                f'--parts {form.part.text}: gives another {(wrong or form.outputs)[0]} when it is run again '
-                f'with the arguments of {call.title}: it remembers, or draws random numbers. Cut the parts '
-                f'inside of it'
+                f'--parts {form.part.text}: gives another {wrong} with {", ".join(form.keys)} of '
+                f'{call.title} in float32, which has too few digits for it. Cut the parts inside of it'
             )
         changing = changing_constants(first, call)
         if changing and not same_bits(own, run_part(model, form, first, tensors, paths)):

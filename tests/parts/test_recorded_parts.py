@@ -64,6 +64,22 @@ def test_inputs_keep_the_order_in_which_the_code_reads_them(tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_arrays_of_equal_values_are_inputs_of_their_own_keys(tmp_path):
+    folder = exported(tmp_path, 'rig', ['head'])
+    names = [tensor['name'] for tensor in folder.entries[0]['inputs']]
+    assert names[1:] == ['lidar2img', 'ego2global', 'lidar2ego']
+    sample = toy_parts.samples()[1]
+    sample['img_metas'][0]['lidar2ego'] = np.diag([1.0, 2.0, 3.0, 4.0])
+    got, expected = results_of(folder, sample, 'rig')
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_a_graph_that_is_wrong_on_other_arguments_is_not_written(tmp_path):
+    with pytest.raises(ExportError, match='logits'):
+        exported(tmp_path, 'large', ['head'], sizes=(8, 12))
+    assert not (tmp_path / 'cut').exists()
+
+
 def test_tensors_get_the_names_of_a_file_for_all_parts_or_for_one():
     form = SimpleNamespace(part=SimpleNamespace(text='head'), inputs=('a', 'b'), outputs=('c',))
     names = {'a': 'x', 'b': 'y', 'head: b': 'z', 'neck: c': 'n'}
@@ -113,6 +129,15 @@ def test_modules_inside_of_a_part_that_exports_are_not_listed():
     assert [part.path for part in candidates] == ['backbone', 'neck', 'head', 'head.linear']
     assert 'scale' in candidates[2].reason
     assert proposal_of(candidates) == ['backbone+neck', 'head.linear']
+
+
+def test_methods_and_entries_of_lists_are_listed_where_no_forward_is_called():
+    candidates = candidates_of(toy_parts.ToyDeployment('regions'), toy_parts.samples(), {})
+    exported = {part.path: not part.reason for part in candidates}
+    assert exported['regions.simple_test()'] is False
+    assert exported['regions.stages.0'] and exported['regions.stages.1']
+    assert 'regions.described()' not in exported
+    assert proposal_of(candidates)[-1] == 'regions.stages.1'
 
 
 def test_rows_of_a_ranking_are_matched_in_any_order_and_moved_boxes_are_found():
