@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +31,8 @@ def cells_of_points(
     size = points.new_tensor(list(voxel_size))
     count = (high - low) / size
     cells = ((points[:, :axes] - low) / size).floor()
-    return cells.long(), (count.ceil() if rounded_up else count.round()).long()
+    count = count.ceil() if rounded_up else (count + 0.5).floor()  # C's round: halves away from zero
+    return cells.long(), count.long()
 
 
 def dynamic_voxelize(
@@ -355,46 +355,3 @@ def geometric_kernel_attention(
     sampled = values.permute(0, 2, 1, 3).gather(2, flat).unflatten(2, cells.shape[2:])
     sums = (sampled * weights.permute(0, 2, 1, 3, 4)[..., None]).sum((3, 4))
     return sums.permute(0, 2, 1, 3).flatten(2)
-
-
-FORMS: dict[str, dict[str, Callable[..., object]]] = {
-    'dynamic_voxelize': {
-        '41333e557c4c': dynamic_voxelize,  # bevfusion
-        'e81b09e55892': dynamic_voxelize,  # IS-Fusion's copy of it, MapTR
-        'e05aecf53d04': partial(dynamic_voxelize, z_first=True),  # mmdet3d 0.11 to 0.16
-        '14e5d2fa068f': partial(dynamic_voxelize, z_first=True),  # 0.17.0
-        'b2b585d0cb84': partial(dynamic_voxelize, z_first=True),  # 0.17.1 to 1.0.0rc0, IS-Fusion
-        'd29405b7abb9': partial(dynamic_voxelize, z_first=True),  # imvoxelnet
-        '668e680c010d': partial(dynamic_voxelize, z_first=True, moved=True),  # SST
-    },
-    'hard_voxelize': {
-        '97270234053b': hard_voxelize,
-        'edc53c6407a5': hard_voxelize,
-        'f9ddd2ceb7fb': partial(hard_voxelize, z_first=True, stops=True),  # 0.11 and 0.12
-        '4f6e2b4fb23d': partial(hard_voxelize, z_first=True, stops=True),
-        '335e4b45b456': partial(hard_voxelize, z_first=True),  # 0.14 to 0.16
-        '79583cebcc35': partial(hard_voxelize, z_first=True),
-        'b4698ad251eb': partial(hard_voxelize, z_first=True),
-        '943e4ae87b9f': partial(hard_voxelize, z_first=True, moved=True),
-    },
-    'dynamic_point_to_voxel_forward': {
-        '08b4e3c28827': dynamic_point_to_voxel,  # 0.11
-        'bc16abfe9122': dynamic_point_to_voxel,  # TransFusion
-        '84d89557e006': dynamic_point_to_voxel,  # 0.12
-        '9b5a97799ace': partial(dynamic_point_to_voxel, without_first=True),  # 0.14 to 0.17.0, SST
-        'a3e60e45da3f': dynamic_point_to_voxel,
-        '36492e0721cc': dynamic_point_to_voxel,
-    },
-    'points_in_boxes_gpu': {'06e157eeb038': points_in_boxes_gpu},  # 0.11 to 0.18
-    'points_in_boxes_batch': {'5e34e8d6cdc6': points_in_boxes_batch},
-    'points_in_boxes_cpu': {'b820dc70a3c0': points_in_boxes_cpu},
-    'boxes_iou_bev_gpu': {'681d0b169579': boxes_iou_bev, '435d9f6cebd2': boxes_iou_bev},
-    'nms_gpu': {'44c0372f2dcb': nms_of_turned_boxes, '2d142f0b4fb3': nms_of_turned_boxes},
-    'get_indice_pairs_2d': {'14b5dbcc7339': get_indice_pairs},
-    'get_indice_pairs_3d': {'14b5dbcc7339': get_indice_pairs},
-    'indice_conv_fp32': {'b4840077ea43': indice_conv},
-    'bev_pool_forward': {'0a049383e5a5': bev_pool_forward},
-    'bev_pool_v2_forward': {'c8d50a85cce8': bev_pool_v2_forward},
-    'geometric_kernel_attn_cuda_forward': {'88cb847a5c5b': geometric_kernel_attention},
-}
-"""Operator -> hash of its source -> its form; repeated comments name the repository once."""

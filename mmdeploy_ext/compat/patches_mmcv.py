@@ -1,6 +1,7 @@
 """Patches of torchvision and mmcv-full 1.7.2 for today's PyTorch and numpy, each with its reason."""
 
 import functools
+import importlib.util
 import inspect
 import sys
 import warnings
@@ -89,6 +90,21 @@ def _rank(registered: Any) -> int:
     if package in ('mmcv', 'mmdet', 'mmdet3d', 'mmseg'):
         return 1
     return 0 if package == __name__.partition('.')[0] else 2
+
+
+@after('mmcv.utils.ext_loader', versions='mmcv-full 1.7.2')
+def operators_without_kernels(module: ModuleType) -> None:
+    """mmcv has operators for a GPU alone, and without a compiler has none: `mmcv.ops` cannot be imported.
+
+    The CPU gets forms in PyTorch and numba, which `mmcv_operators` lists.
+    """
+    from mmdeploy_ext.compat import mmcv_operators
+
+    name = 'mmcv._ext'
+    if importlib.util.find_spec(name) is not None:
+        mmcv_operators.use_on_cpu(importlib.import_module(name))
+    else:
+        sys.modules[name] = mmcv_operators.PlainExtension(name)
 
 
 @after('mmcv.runner.dist_utils', versions='mmcv-full 1.7.2', without_gpu=True)

@@ -110,7 +110,7 @@ def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> t
     try:
         return build()
     except Exception as error:
-        if checkpoints and NOT_REGISTERED not in str(error):
+        if (checkpoints or isinstance(error, OSError)) and NOT_REGISTERED not in str(error):
             backbone.update(checkpoints)
             with _empty_checkpoints():
                 return build()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.compat import mmdet3d_operators, operator_forms, stand_ins
+from mmdeploy_ext.compat import operator_forms, stand_ins
 
 compat.apply()
 
@@ -60,7 +60,7 @@ def test_an_operator_of_the_repositorys_copy_runs_by_the_form_of_its_source(impo
         (tmp_path / 'mmdetection3d/mmdet3d/ops' / name).write_text(content)
     source = tmp_path / 'mmdetection3d/mmdet3d/ops/bev_pool/src/pool.cpp'
     digest = operator_forms.source_hash([source], 'pool')
-    monkeypatch.setitem(mmdet3d_operators.FORMS, 'pool', {digest: lambda x: x + 1})
+    monkeypatch.setitem(operator_forms.known_forms(), 'pool', {digest: lambda x: x + 1})
     module = imported('from mmdet3d.ops import bev_pool\n')
     assert module.bev_pool(3) == 4
     assert f'pool (source {digest})' in operator_forms.executed_operators
