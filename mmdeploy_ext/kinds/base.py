@@ -11,7 +11,7 @@ from mmdeploy_ext.util.commands import tool
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -73,8 +73,8 @@ class Kind(abc.ABC):
         """
 
     @abc.abstractmethod
-    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
-        """Return a function that runs the test path of a built model on one sample."""
+    def test(self, detector: Detector) -> Iterator[Any]:
+        """Run the test path of a built model, and yield the result of each sample."""
 
     @abc.abstractmethod
     def prove(
