@@ -12,13 +12,14 @@ from mmdeploy_ext.proving.inputs.samples import ChosenSamples
 from mmdeploy_ext.util.errors import after_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mmdeploy_ext.benchmark.base import Benchmark
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.kinds.base import Channels
     from mmdeploy_ext.kit.local_run import Run
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.samples import Samples
@@ -66,12 +67,23 @@ class Backbones(Kind):
     ) -> Samples:
         return BackboneSamples(detector.family, paths, frames, option)
 
-    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
+    def build(self, detector: Detector, mean: Channels = None, std: Channels = None) -> None:
+        from mmdeploy_ext import backbone_files
+
+        super().build(detector, mean, std)
+        backbone_files.read_settings(detector)
+
+    def load_weights(self, detector: Detector) -> None:
+        from mmdeploy_ext import backbone_files
+
+        backbone_files.load_weights(detector)
+
+    def test(self, detector: Detector) -> Iterator[Any]:
         from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
 
         settings = detector.settings
         voxels = proof_sets(settings.spatial_shape, settings.in_channels)[-1]
-        return lambda: detector.family.run_encoder(detector.model, voxels.features, voxels.coordinates)
+        yield detector.family.run_encoder(detector.model, voxels.features, voxels.coordinates)
 
     def prove(
         self,

@@ -9,7 +9,7 @@ from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.kinds.base import Channels
     from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.difference.locate import GraphSide
@@ -48,7 +49,17 @@ class Images(Kind):
 
         return PictureSamples(detector, paths, traced)
 
-    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
+    def build(self, detector: Detector, mean: Channels = None, std: Channels = None) -> None:
+        from mmdeploy_ext.detector import build
+
+        build(detector, mean, std)
+
+    def check(self, detector: Detector, options: Options) -> Options:
+        from mmdeploy_ext.detector import check_picture_options
+
+        return check_picture_options(options, detector.unbuilt_cfg, detector.family, detector.model)
+
+    def test(self, detector: Detector) -> Iterator[Any]:
         from mmdeploy_ext.proving.inputs.inputs import ProofInput
         from mmdeploy_ext.proving.inputs.samples import read_picture
         from mmdeploy_ext.proving.references import InputReference
@@ -56,7 +67,7 @@ class Images(Kind):
         picture = read_picture(DEFAULT_PICTURE, detector.rule)
         images, sources = (detector.rule.apply(picture),), (('sample', picture),)
         sample = ProofInput('sample', images, sources, rescale=True)
-        return lambda: InputReference(detector, sample).run()
+        yield InputReference(detector, sample).run()
 
     def prove(
         self,
