@@ -1,6 +1,6 @@
 """Weights for any detector without a checkpoint: drawn by name, then calibrated in one run of its test path.
 
-In the run each layer gets outputs of mean 0 and variance about 1, in the order in which it is called (as in
+In the run each layer gets outputs of mean near 0 and variance about 1, in the order in which it is called (as in
 Mishkin and Matas, All you need is a good init, 2016). Operators between the layers are watched: layers whose
 outputs are ranked (sorted, top-k) make scores, and get few high ones; other last layers make boxes and masks.
 Residual branches and narrow layers, which make places and sizes, get less: otherwise a random network doubles
@@ -329,7 +329,7 @@ class _Hooks:
         module.weight.mul_(gain)
         if bias is None or bias.shape != mean.shape:
             return values * gain
-        shift = _spread_of(module) * self.offsets.setdefault(bias, bias.clone()) - (mean * gain).to(values)
+        shift = self.offsets.setdefault(bias, bias.clone()) - (mean * gain).to(values)
         bias.copy_(bias * gain + shift)
         axes = [1] * values.dim()
         axes[_channel_axis(module, values)] = -1
