@@ -38,7 +38,6 @@ ORDER = (
     'kit',
     'benchmark',
     'kinds',
-    'seeded',
     'api',
     'cli',
     '__main__',
