@@ -18,7 +18,7 @@ from mmdeploy_ext.api import (
 )
 from mmdeploy_ext.cli import export_scn_app, parts_app, proof
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.detector import Detector, build, check_options, resolve
+from mmdeploy_ext.detector import Detector, resolve
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
@@ -27,7 +27,7 @@ from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, after_weights
+from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, after_weights
 from mmdeploy_ext.util.files import will_write
 
 if TYPE_CHECKING:
@@ -109,6 +109,18 @@ def add_arguments(
 
 
 def run(args: argparse.Namespace, only: str = '') -> int:
+    try:
+        return _run(args, only)
+    except ConfigError as error:
+        parts = parts_app.parts_of_refused(args)
+        if parts is None:  # the config cannot be read at all
+            raise
+        advised = ConfigError(f'{error}; {parts.advice}')
+        advised.exit_code = 1 if parts.words else error.exit_code
+        raise advised from error
+
+
+def _run(args: argparse.Namespace, only: str) -> int:
     cli.wait_passively()
     engine, values = shared.engine_options(args), shared.graph_values(args)
     check_arguments(args)
@@ -126,7 +138,10 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     )
     proof.check_report_targets(args)
 
-    detector = read_detector(request)
+    try:
+        detector = read_detector(request)
+    finally:
+        proof.print_replaced()
     family, kind = detector.family, kind_of(detector.family)
     check_family(args, family, engine, only)
     if args.skip_postprocess:
@@ -229,7 +244,7 @@ def print_exports(detector: Detector, options: Options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    build(detector)
+    kind_of(detector.family).build(detector)
     family, cfg, model = detector.family, detector.unbuilt_cfg, detector.model
     resolved = resolve(options, model, detector.rule)
     console = Console(width=150)
@@ -247,12 +262,12 @@ def print_exports(detector: Detector, options: Options) -> int:
             changes = {} if form is None else dict(form=form)
             if dynamic is not None:
                 changes['dynamic'] = dynamic
-            rows.append(_export_row(cfg, family, model, resolved.replace(**changes)))
+            rows.append(_export_row(detector, resolved.replace(**changes)))
     if len({row[2:] for row in rows}) > 1 or rows[0][2]:  # else all are refused for one reason
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    options = check_options(options, cfg, family, model)
+    options = kind_of(family).check(detector, options)
     contract_of(family, options).graphs(model, options)
     return 0
 
@@ -267,14 +282,17 @@ def _part_types(cfg: Any) -> dict[str, str]:
     return types
 
 
-def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple[str, ...]:
+def _export_row(detector: Detector, options: Options) -> tuple[str, ...]:
+    from mmdeploy_ext.families.hosts import hosted
+
+    family, model = detector.family, detector.model
     size = f'{options.get("height")} x {options.get("width")}' if 'height' in options else ''
     title = options.get('form', ''), f'{SIZES.get(options.get("dynamic"), "")} {size}'.strip()
     try:
         options.check()
-        options = check_options(options, cfg, family, model)
+        options = kind_of(family).check(detector, options)
         graphs = contract_of(family, options).graphs(model, options)
-        graphs = [family.hosted(graph, options, family.preprocess_rule(cfg), model) for graph in graphs]
+        graphs = [hosted(family, graph, options, detector.rule, model) for graph in graphs]
     except Mm2OnnxError as error:
         return *title, '', '', str(error)
     texts = [

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.cli.proof import print_replaced
 from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError, after_weights
+from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, after_weights, one_line
 from mmdeploy_ext.util.files import write_json
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.parts.model import ModelFactory
 
-LIST = 'list'
+LIST, SAMPLES = 'list', 'samples'
+"""Words in place of parts."""
 MANIFEST = 'parts.json'
 
 
@@ -26,7 +31,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--parts PART...',
         "modules by path, joined by + ('backbone+neck'), or methods ('extract_feat()'); "
-        'list shows what could be a part',
+        'list shows what could be a part; samples prints a file for --samples',
         required=True,
     )
     text = 'folder to write (default: cut)'
@@ -34,12 +39,13 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         parser, '--out --output-file FOLDER', text, 'cut', dest='output_file', writes='{}/parts.json'
     )
     add('--verify', 'prove the folder; exit status 1 if it is not proven')
-    _add_samples(add)
+    add_samples(add)
     add('--names FILE.json', 'names of tensors: {"PATH": "NAME"}')
     add('--opset-version OPSET', 'opset (default: the lowest that the parts need, at least 17)', 0)
     add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
     add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
     add('--simplify', 'simplify the graphs')
+    add('--seeded', 'random numbers that a part draws are constants of its graph')
     add('--json FILE', 'write the verdict as JSON')
 
 
@@ -47,11 +53,11 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
     add('folder', 'the exported folder')
-    _add_samples(add)
+    add_samples(add)
     add('--json FILE', 'write the verdict as JSON')
 
 
-def _add_samples(add: object) -> None:
+def add_samples(add: Any) -> None:
     add(
         '--samples SAMPLE...',
         'pictures, or FILE.py:function, which yields the keyword arguments of the test path (default: the '
@@ -68,11 +74,75 @@ def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, A
         raise UsageError(f'--device {args.device}: parts run on the CPU')
     cli.wait_passively()
     factory = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    print_replaced()
     if not hasattr(args, 'samples'):
         return factory, []
     samples, origin = samples_of(factory.cfg, args.samples or ())
     print(f'samples: {origin}')
     return factory, samples
+
+
+@dataclasses.dataclass(frozen=True)
+class PartsOfRefused:
+    """Parts of a detector that is refused as a whole.
+
+    Attributes:
+        advice: the command for them.
+        words: those that export; () if none was tried.
+    """
+
+    advice: str
+    words: tuple[str, ...] = ()
+
+
+def parts_of_refused(args: argparse.Namespace) -> PartsOfRefused | None:
+    """Return the parts of a refused config, tried with `--check`; None: the config cannot be read."""
+    from mmdeploy_ext.parts.model import read_model
+
+    overrides = shared.parse_cfg_options(args.cfg_options)
+    try:
+        read_model(args.config, args.checkpoint or '', overrides)
+    except Mm2OnnxError:
+        return None
+    command = f'mm2onnx export {args.config} {args.checkpoint or "CHECKPOINT"}'
+    if args.cfg_options:
+        command += f' --cfg-options {shlex.join(args.cfg_options)}'
+    if not args.check:
+        return PartsOfRefused(f'for parts of it: {command} --parts list')
+    try:
+        words = exporting_parts(args.config, args.checkpoint, overrides)
+    except Exception as error:  # also of the user's code
+        reason = one_line(error)[:300]
+        return PartsOfRefused(f'parts were not tried, since {reason}; for them: {command} --parts list')
+    if not words:
+        return PartsOfRefused(f'no part exports; for the reasons: {command} --parts list')
+    print(f'parts: {", ".join(words)} (exports)')
+    return PartsOfRefused(f'for parts of it: {command} --parts {" ".join(words)}', tuple(words))
+
+
+def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str, Any]) -> list[str]:
+    """Return the words of the parts of a detector that export.
+
+    Without a checkpoint weights are drawn; without a data set samples are those of `--parts samples`.
+    """
+    from mmdeploy_ext.cli.weights_app import write_weights
+    from mmdeploy_ext.parts.listing import candidates_of, proposal_of
+    from mmdeploy_ext.parts.model import read_model
+    from mmdeploy_ext.parts.samples import samples_of
+    from mmdeploy_ext.parts.skeleton import skeleton_of
+
+    cfg, words = read_model(config, '', overrides).cfg, []
+    with tempfile.TemporaryDirectory(prefix='mm2onnx_') as folder:
+        try:
+            samples, _ = samples_of(cfg, count=2)
+        except UsageError:
+            Path(folder, 'samples.py').write_text(skeleton_of(cfg))
+            words = [f'{folder}/samples.py:make']
+            samples, _ = samples_of(cfg, words)
+        if not checkpoint:
+            checkpoint = f'{folder}/drawn.pth'
+            write_weights(config, Path(checkpoint), cfg_options=overrides, samples=words)
+        return proposal_of(candidates_of(read_model(config, checkpoint, overrides), samples[:2], {}))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,9 +155,20 @@ def run(args: argparse.Namespace) -> int:
         from mmdeploy_ext.exporting.export import check_opset
 
         check_opset(args.opset_version, args.exporter)
+    if args.parts == [SAMPLES]:
+        from mmdeploy_ext.parts.model import read_model
+        from mmdeploy_ext.parts.skeleton import skeleton_of
+
+        overrides = shared.parse_cfg_options(args.cfg_options)
+        print(skeleton_of(read_model(args.config, args.checkpoint, overrides).cfg), end='')
+        return 0
     factory, samples = open_model(args)
     options = dict(
-        opset=args.opset_version, exporter=args.exporter, precision=args.precision, simplify=args.simplify
+        opset=args.opset_version,
+        exporter=args.exporter,
+        precision=args.precision,
+        simplify=args.simplify,
+        seeded=args.seeded,
     )
     if args.parts == [LIST]:
         print_parts(factory, samples, options, cli.stdout())
@@ -159,7 +240,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
     add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
-    _add_samples(add)
+    add_samples(add)
     add('--max-iter N', 'measured rounds (default: 20)', 20)
     add('--warmup N', 'warm-up rounds (default: 3)', 3)
     add('--json FILE', 'write all figures as JSON')
@@ -185,6 +266,11 @@ def run_benchmark(args: argparse.Namespace) -> int:
 
 def is_folder(path: str) -> bool:
     return Path(path, MANIFEST).is_file()
+
+
+def chosen_by(words: Sequence[str]) -> str:
+    """Return the variant that a folder of parts among the words of a command chooses."""
+    return shared.PARTS if any(map(is_folder, words)) else shared.DETECTOR
 
 
 def refuse_folder(path: str | None, advice: str) -> None:

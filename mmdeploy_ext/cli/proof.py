@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.config.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import command
+from mmdeploy_ext.util.errors import printable
 from mmdeploy_ext.util.files import check_writable, write_json
 
 if TYPE_CHECKING:
@@ -71,6 +73,12 @@ def draw_pairs(pictures: Sequence[Pair], detector: Detector) -> np.ndarray:
         size = PICTURE_WIDTH, round(row.shape[0] * PICTURE_WIDTH / row.shape[1])
         rows.append(cv2.resize(row, size, interpolation=cv2.INTER_AREA))
     return np.concatenate(rows)
+
+
+def print_replaced() -> None:
+    """Print what stands in for parts of the user's code."""
+    for line in replaced.lines(replaced.facts()):
+        print(printable(line))
 
 
 def print_libraries_not_run(cfg: Any, args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ imported, if it is needed.
 """
 
 from mmdeploy_ext.compat import (  # noqa: F401 - they register
-    absent_packages,
+    imports,
     patches_mmcv,
     patches_mmdet,
     patches_spconv,
@@ -27,6 +27,5 @@ def apply() -> list[Patch]:
 
     Returns all patches, needed or not.
     """
-    absent_packages.offer()
-    vendored_mmdet3d.offer()
+    imports.offer()
     return PATCHES.apply()

@@ -1,9 +1,11 @@
 """Patches of torchvision and mmcv-full 1.7.2 for today's PyTorch and numpy, each with its reason."""
 
 import functools
+import importlib.util
 import inspect
 import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -66,7 +68,8 @@ def scopes_without_registries(module: ModuleType) -> None:
 def names_that_libraries_took_later(module: ModuleType) -> None:
     """A repository's class cannot be registered if a later library has its name: EfficientNet of MapTR.
 
-    The repository's class replaces the library's, as in the version that it was written for.
+    The repository's class replaces the library's, as in the version that it was written for. Classes of this
+    package give way to those of repositories and libraries.
     """
     registry = module.Registry
     original = registry._register_module
@@ -75,14 +78,33 @@ def names_that_libraries_took_later(module: ModuleType) -> None:
     def register(self: Any, module: Any, module_name: Any = None, force: bool = False) -> None:
         names = [module_name or module.__name__] if isinstance(module_name, str | None) else module_name
         taken = [self._module_dict[name] for name in names if name in self._module_dict]
-        is_older = not _is_of_openmmlab(module) and all(map(_is_of_openmmlab, taken))
-        original(self, module, module_name, force or is_older)
+        gives_way = all(_rank(owner) < _rank(module) for owner in taken)
+        original(self, module, module_name, force or gives_way)
 
     registry._register_module = register
 
 
-def _is_of_openmmlab(cls: Any) -> bool:
-    return cls.__module__.partition('.')[0] in ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
+def _rank(registered: Any) -> int:
+    """0 for classes and functions of this package, 1 for those of OpenMMLab, 2 for those of users."""
+    package = registered.__module__.partition('.')[0]
+    if package in ('mmcv', 'mmdet', 'mmdet3d', 'mmseg'):
+        return 1
+    return 0 if package == __name__.partition('.')[0] else 2
+
+
+@after('mmcv.utils.ext_loader', versions='mmcv-full 1.7.2')
+def operators_without_kernels(module: ModuleType) -> None:
+    """mmcv has operators for a GPU alone, and without a compiler has none: `mmcv.ops` cannot be imported.
+
+    The CPU gets forms in PyTorch and numba, which `mmcv_operators` lists.
+    """
+    from mmdeploy_ext.compat import mmcv_operators
+
+    name = 'mmcv._ext'
+    if importlib.util.find_spec(name) is not None:
+        mmcv_operators.use_on_cpu(importlib.import_module(name))
+    else:
+        sys.modules[name] = mmcv_operators.PlainExtension(name)
 
 
 @after('mmcv.runner.dist_utils', versions='mmcv-full 1.7.2', without_gpu=True)
@@ -155,6 +177,43 @@ def numpy_aliases(module: ModuleType, execute: Execute) -> bool:
     vars(np).update(missing)
     execute()
     return bool(missing)
+
+
+@after('mmcv._ext', versions='mmcv-full 1.7.2')
+def kernels_of_contiguous_tensors(module: ModuleType) -> None:
+    """Compiled operators such as RoIAlign and deformable convolution are wrong for channels_last inputs.
+
+    They read the memory of any tensor as if it were contiguous, and beyond it. They get contiguous copies,
+    and what they write into these is copied back.
+    """
+    for name, kernel in list(vars(module).items()):
+        if inspect.isbuiltin(kernel):
+            setattr(module, name, _of_contiguous(kernel))
+
+
+def _of_contiguous(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    @functools.wraps(kernel)
+    def call(*args: Any, **options: Any) -> Any:
+        copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for value in (*args, *options.values()):
+            if isinstance(value, torch.Tensor) and not value.is_contiguous():
+                copies[id(value)] = value, value.contiguous()
+        if not copies:
+            return kernel(*args, **options)
+        args = tuple(copies[id(value)][1] if id(value) in copies else value for value in args)
+        options = {
+            name: copies[id(value)][1] if id(value) in copies else value for name, value in options.items()
+        }
+        result = kernel(*args, **options)
+        for tensor, copied in copies.values():
+            is_same = (copied == tensor) | ((copied != copied) & (tensor != tensor))
+            if not is_same.all():
+                tensor.copy_(copied)
+        return result
+
+    return call
 
 
 @after('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')

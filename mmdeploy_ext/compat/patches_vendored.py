@@ -42,15 +42,37 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts if part.isdigit())
 
 
-@patch('mmdet', versions='mmdet 2.11.0, 2.14.0 and 2.25.3 with mmcv-full 1.7.2')
-def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
-    """A copy of mmdet in a repository asserts an mmcv of its time.
+CHECKING = ('mmcls', 'mmdet', 'mmdet3d', 'mmfewshot', 'mmocr', 'mmpose', 'mmrotate', 'mmseg', 'mmtrack')
+"""Packages of OpenMMLab that assert versions of each other."""
 
-    It sees the newest version that it takes. ConfigError: mmdet before `OLDEST_MMDET`.
+
+@patch(*CHECKING, versions='mmdet 2.11.0 to 2.25.3, mmdet3d 0.11 to 1.0.0rc6, with mmcv-full 1.7.2')
+def version_checks(module: ModuleType, execute: Execute) -> bool:
+    """Packages of OpenMMLab assert versions of each other of their time.
+
+    They see the oldest that they take. ConfigError: mmdet before `OLDEST_MMDET`.
     """
-    import mmcv
+    if module.__name__ == 'mmdet':
+        _refuse_too_old(Path(module.__spec__.origin or '').parent)
+    limits = _string_constants(module)
+    newer: dict[ModuleType, str] = {}
+    for name in ('mmcv', *CHECKING):
+        lowest, highest = (
+            limits.get(f'{name}_{bound}imum_version') or limits.get(f'{name.upper()}_{bound.upper()}')
+            for bound in ('min', 'max')
+        )
+        if highest and importlib.util.find_spec(name) is not None:
+            library = importlib.import_module(name)  # all of them before one seems older
+            if _release(library.__version__) > _release(highest):
+                newer[library] = lowest or highest
+    with contextlib.ExitStack() as stack:
+        for library, version in newer.items():
+            stack.enter_context(patched(library, __version__=version))
+        execute()
+    return bool(newer)
 
-    folder = Path(module.__spec__.origin or '').parent
+
+def _refuse_too_old(folder: Path) -> None:
     text = (folder / 'version.py').read_text('utf-8') if (folder / 'version.py').is_file() else ''
     version = re.search(r'^__version__\s*=\s*[\'"](\d+\.\d+[^\'"]*)', text, re.MULTILINE)
     if version and _release(version[1])[:2] < OLDEST_MMDET:
@@ -59,13 +81,42 @@ def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
             f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put the modules of your own '
             f'beside such a version, and name them in custom_imports of the config'
         )
-    newest = _string_constants(module).get('mmcv_maximum_version', mmcv.__version__)
-    if _release(mmcv.__version__) <= _release(newest):
-        execute()
+
+
+@after('numba', versions='numba 0.68 with mmdet3d 0.11.0, 0.15.0 and 0.16.0')
+def numba_errors_in_their_old_place(module: ModuleType) -> bool:
+    """numba 0.49 moved numba.errors, from which mmdet3d before 1.0 imports a warning."""
+    if importlib.util.find_spec('numba.errors') is not None:
         return False
-    with patched(mmcv, __version__=newest):
-        execute()
+    sys.modules['numba.errors'] = module.errors = importlib.import_module('numba.core.errors')
     return True
+
+
+@after('mmdet.models.builder', versions='mmdet3d 0.11.0 with mmdet 2.28.2')
+def builder_of_older_mmdet(module: ModuleType) -> bool:
+    """mmdet before 2.11 had one function that builds a part from its registry; mmdet3d 0.11 imports it."""
+    if hasattr(module, 'build'):
+        return False
+    from mmcv.cnn import build_model_from_cfg
+
+    module.build = build_model_from_cfg
+    return True
+
+
+@after('mmcv.runner.base_module', versions='mmdet3d 0.11.0 with mmcv-full 1.7.2')
+def weights_of_older_mmdet(module: ModuleType) -> None:
+    """Before mmdet 2.11 detectors called init_weights with a file of weights when they were built.
+
+    mmcv's takes no file: such a call does nothing, since a checkpoint follows.
+    """
+    original = module.BaseModule.init_weights
+
+    @functools.wraps(original)
+    def init_weights(self: Any, *of_older: Any, **options_of_older: Any) -> None:
+        if not of_older and not options_of_older:
+            original(self)
+
+    module.BaseModule.init_weights = init_weights
 
 
 @after('mmdet.core.anchor.anchor_generator', versions='mmdet 2.6.0, 2.10.0, 2.11.0 and 2.14.0')

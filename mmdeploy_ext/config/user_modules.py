@@ -6,19 +6,22 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import linecache
 import os
 import re
 import sys
+import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from mmdeploy_ext.config.type_files import files_of_types
 from mmdeploy_ext.util.commands import CHECKOUT
 from mmdeploy_ext.util.errors import ConfigError, root_cause
-from mmdeploy_ext.util.missing_packages import install_command
+from mmdeploy_ext.util.missing_packages import not_installed
 from mmdeploy_ext.util.source_code import is_users_file
 
 PACKAGE = CHECKOUT / 'mmdeploy_ext'
@@ -29,6 +32,8 @@ MACHINERY = (
 """Parts of paths of files that import or register modules."""
 FITTING_VERSIONS = {'mmdet': range(3), 'mmdet3d': range(1, 2), 'mmseg': range(1)}
 """Library -> major versions that families work with; only mmdet3d has older copies."""
+OLDEST_COPY = 0, 11
+"""Oldest mmdet3d of a repository that is read for its own models, which no family takes."""
 
 
 def has_copy(folder: Path, library: str) -> bool:
@@ -65,6 +70,33 @@ def not_run_text(not_run: Mapping[str, str]) -> str:
         f"the repository's own {own} did not run: the installed {installed} ran in its place"
         for own, installed in not_run.items()
     )
+
+
+def older_library(library: str) -> str:
+    """'mmdet3d 0.15.0' if a repository's own copy is used that is older than families work with, or ''."""
+    spec = _spec_of(library)
+    folder = Path(spec.origin or '').resolve().parents[1] if spec is not None and spec.origin else None
+    if library not in FITTING_VERSIONS or folder is None or not is_older_copy(folder, library):
+        return ''
+    return f'{library} {_version(folder / library)}'.strip()
+
+
+def import_older_models() -> None:
+    """Import the models of a repository's own older library, which no family imports."""
+    for library in FITTING_VERSIONS:
+        if older_library(library):
+            importlib.import_module(f'{library}.models')
+
+
+def has_own_models(folder: Path, library: str, types: Callable[[], Iterable[str]]) -> bool:
+    """Whether an older copy defines types of a config's model that the installed library lacks."""
+    if tuple(map(int, re.findall(r'\d+', _version(folder / library))[:2])) < OLDEST_COPY:
+        return False
+    with contextlib.suppress(Exception):  # it is read again, and then refused
+        installed = Path(sysconfig.get_path('purelib'), library)
+        own = files_of_types(folder / library, types())
+        return not own.keys() <= files_of_types(installed, own).keys()
+    return False
 
 
 def _major_version(package_folder: Path) -> int | None:
@@ -113,7 +145,7 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         if not isinstance(cause, ModuleNotFoundError) or not cause.name:
             raise
         package = cause.name.partition('.')[0]
-        advice = install_command(cause, [str(name) for name in names])
+        advice = not_installed(package, path)
         if cause.name != package:
             advice = f'the {package} that is imported has no such module; change the import'
         elif package in {str(name).partition('.')[0] for name in names}:
@@ -151,15 +183,20 @@ def user_folders(path: str) -> list[Path]:
     return [*folders, CHECKOUT] if current == CHECKOUT or config.is_relative_to(CHECKOUT) else folders
 
 
-def use_libraries_of(path: str) -> None:
-    """Prefer a repository's own mmdet, mmdet3d or mmseg to the installed one, unless it is too old."""
+def use_libraries_of(path: str, types: Callable[[], Iterable[str]]) -> None:
+    """Prefer a repository's own mmdet, mmdet3d or mmseg to the installed one.
+
+    A copy of mmdet3d before 1.0 runs only for models that the installed one lacks; `types()` are the types of
+    the config's model.
+    """
     fitting, older, folders = [], [], user_folders(path)
     for library in FITTING_VERSIONS:
         for folder in folders:
-            if is_older_copy(folder, library):
+            is_older = is_older_copy(folder, library)
+            if is_older and not has_own_models(folder, library, types):
                 older.append(library)
                 break
-            if has_copy(folder, library):
+            if is_older or has_copy(folder, library):
                 _take_first(library, folder, f'{path}: is a config of the repository {folder}')
                 fitting.append(library)
                 break
@@ -220,7 +257,7 @@ def import_failure(error: BaseException) -> str:
     users, all_places = _places(cause)
     message = f'{type(cause).__name__}: {cause}{_raised_in(cause, users or all_places)}'
     if isinstance(cause, ModuleNotFoundError) and users and importlib.util.find_spec(_package(cause)) is None:
-        message += f'; {install_command(cause)}'
+        message += f'; {not_installed(_package(cause), users[-1][0].co_filename)}'
     return message
 
 
@@ -232,6 +269,13 @@ def users_line(error: BaseException) -> str:
     """` (raised in FILE:LINE)` for the last line of the user's code, or ''."""
     cause = root_cause(error)
     return _raised_in(cause, _places(cause)[0])
+
+
+def users_source(error: BaseException) -> str:
+    """`: SOURCE` of the last line of the user's code, or ''."""
+    places = _places(root_cause(error))[0]
+    source = linecache.getline(places[-1][0].co_filename, places[-1][1]).strip() if places else ''
+    return f': {source}' if source else ''
 
 
 def _places(error: BaseException) -> tuple[list[tuple[CodeType, int]], list[tuple[CodeType, int]]]:

@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from mmdeploy_ext.util.source_code import is_users_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from mmdeploy_ext.parts.tree import Tree
 
 CREATORS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 """Functions by which arrays enter torch, besides `torch.from_numpy`."""
@@ -24,6 +26,8 @@ LEAST_VALUES = 3
 """Smaller arrays of whole numbers equal some meta by chance."""
 DEEPEST = 2
 """Axes of a key's stack that code may index before an array enters torch: sample and camera."""
+MARK = 0.05
+"""Share by which numbers are changed so that no two arrays are equal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Entered:
 
     Attributes:
         array: a copy.
-        sources: keys of the metas that hold the same values.
+        sources: places in the metas that hold the same values, by chance or not.
         place: FILE:LINE of the user's code.
     """
 
@@ -156,16 +160,21 @@ def recorded_arrays(stacks: Mapping[str, np.ndarray]) -> Iterator[list[Entered]]
 
 
 @contextlib.contextmanager
-def given_arrays(sources: Sequence[Source | None], inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Inside the block the arrays with a source are taken from `inputs`, key -> tensor of the stack."""
-    remaining = iter(sources)
+def given_arrays(
+    stacks: Mapping[str, np.ndarray], inputs: Mapping[str, torch.Tensor], taken: set[str]
+) -> Iterator[None]:
+    """Inside the block arrays with the values of a stack are taken from `inputs`, key -> tensor of the stack.
+
+    The values are those of `marked`, so that each tells where it comes from. The keys go into `taken`.
+    """
 
     def enter(array: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
-        source = next(remaining, None)
-        if source is None:
+        found = sources_of(array, stacks)
+        if not found:
             return tensor
-        value = inputs[source.key]
-        for index in source.index:
+        value = inputs[found[0].key]
+        taken.add(found[0].key)
+        for index in found[0].index:
             value = value[index]
         if tuple(value.shape) != tuple(tensor.shape):
             value = value.reshape(tensor.shape)
@@ -173,6 +182,19 @@ def given_arrays(sources: Sequence[Source | None], inputs: Mapping[str, torch.Te
 
     with entering(enter):
         yield
+
+
+def marked(arguments: Tree, keys: Collection[str], seed: int = 0) -> Tree:
+    """Return arguments with other numbers under some keys of the metas, no two of them equal."""
+    generator = np.random.default_rng(seed)
+    changed = {}
+    for name, value in arguments.constants.items():
+        if any(word in keys for word in name.split('.')) and (array := as_array(value)) is not None:
+            numbers = array + MARK * (1 + np.abs(array)) * generator.uniform(1, 2, array.shape)
+            if array.dtype.kind != 'f':
+                numbers = array + generator.integers(1, 1000, array.shape)
+            changed[name] = numbers.astype(array.dtype) if isinstance(value, np.ndarray) else numbers.item()
+    return arguments.replace(changed)
 
 
 def users_place() -> str:

@@ -17,16 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmdeploy_ext.exporting.export import default_opset, export_module, save
 from mmdeploy_ext.graph.passes.precision import half
 from mmdeploy_ext.graph.passes.simplify import simplify
+from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.parts import arrays
 from mmdeploy_ext.parts.folder import MANIFEST, RESULTS, CutFolder, part_json
-from mmdeploy_ext.parts.graph import PartForm, PartModule, form_of, modules_among
+from mmdeploy_ext.parts.graph import PartForm, PartModule, modules_among
 from mmdeploy_ext.parts.part import parse_parts
 from mmdeploy_ext.parts.record import PartCall, Recording, record
-from mmdeploy_ext.parts.refusals import check_constants, run_part
-from mmdeploy_ext.parts.results import kept_results
+from mmdeploy_ext.parts.refusals import checked_form, run_part
+from mmdeploy_ext.parts.results import compare_filled, kept_results
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.proving.float64 import rounding_of
-from mmdeploy_ext.util.errors import ExportError, UsageError
+from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.util.errors import ExportError, Mm2OnnxError, UsageError
 from mmdeploy_ext.util.files import atomic_path, check_writable, sha256_file
 from mmdeploy_ext.util.source_code import versions
 
@@ -38,8 +40,13 @@ if TYPE_CHECKING:
 
 PREFIX = 'mm2onnx.'
 """Prefix of the entries of `metadata_props` about a part."""
-DEFAULTS = dict(opset=0, exporter='torchscript', precision='fp32', simplify=False)
-"""Options of an export of parts; opset 0 is the lowest that the part needs, at least 17."""
+DEFAULTS = dict(opset=0, exporter='torchscript', precision='fp32', simplify=False, seeded=False)
+"""Options of an export of parts.
+
+Opset 0 is the lowest that the part needs, at least 17; `seeded` makes random numbers constants.
+"""
+OTHER = 0.9
+"""Factor of the numbers of a part that is called once, for a second run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +58,22 @@ class RecordedPart:
     paths: dict[str, str]
 
     def export(
-        self, model: torch.nn.Module, options: Mapping[str, Any], names: Mapping[str, str]
+        self,
+        model: torch.nn.Module,
+        options: Mapping[str, Any],
+        names: Mapping[str, str],
+        make: Callable[[], torch.nn.Module] | None = None,
     ) -> onnx.ModelProto:
         """Return the graph of a part.
 
         Args:
-            model: a model prepared for exports, see `CutModel.make_prepared`.
+            model: a model prepared for exports, see `ModelFactory.make_prepared`.
             options: see `DEFAULTS`; `opset` is decided.
             names: path of a tensor -> its name in the file.
+            make: makes the model in its fresh state; given, the graph is run on other arguments.
+
+        Raises:
+            ExportError: the exporter failed, or the graph gives other outputs than PyTorch.
         """
         form, call = self.form, self.calls[0]
         module = PartModule(model, form, call, self.paths).eval()
@@ -71,37 +86,82 @@ class RecordedPart:
             output_names=[names.get(name, name) for name in form.outputs],
             dynamic={names.get(name, name): axes for name, axes in form.dynamic.items()},
         )
+        if make is not None:
+            self._run_again(graph, names, make)
         if options['simplify']:
             graph = simplify(graph)
         if options['precision'] == 'fp16':
             graph, _ = half(graph, 'fp32', ())
         return graph
 
-    def rounding(self, make: Callable[[], torch.nn.Module], call: PartCall) -> Rounding:
-        """Return the function that compares a call's outputs with those of a model of `make` in float64."""
+    def _run_again(
+        self, graph: onnx.ModelProto, names: Mapping[str, str], make: Callable[[], torch.nn.Module]
+    ) -> None:
+        """Compare a graph with PyTorch on the last call; a single one gets other numbers."""
+        call, inputs = self.calls[-1], self.form.inputs_of(self.calls[-1])
+        if len(self.calls) == 1:
+            inputs = {
+                name: tensor * OTHER if tensor.is_floating_point() else tensor
+                for name, tensor in inputs.items()
+            }
+        try:
+            runner = Runner(graph, optimization='all')
+        except Mm2OnnxError:  # an operator that this engine lacks
+            return
+        try:
+            reference = run_part(make(), self.form, call, inputs, self.paths)
+        except Exception:  # PyTorch itself takes no such numbers
+            return
+        taken = {value.name for value in runner.index.graph.input}
+        feeds = {names.get(name, name): to_array(tensor) for name, tensor in inputs.items()}
+        results = runner.run({name: array for name, array in feeds.items() if name in taken})
+        outputs = {name: results[names.get(name, name)] for name in reference}
+        rows = compare_filled(reference, outputs, rounding=self.rounding(make, call, inputs))
+        wrong = [f'{row.tensor}: {row.reason}' for row in rows if not row.passed]
+        if wrong:
+            raise ExportError(
+                f'the graph gives other results than PyTorch on the arguments of {call.title}: {wrong[0]}; '
+                f'nothing was written. Cut the parts inside of it'
+            )
+
+    def rounding(
+        self,
+        make: Callable[[], torch.nn.Module],
+        call: PartCall,
+        inputs: Mapping[str, torch.Tensor] | None = None,
+    ) -> Rounding | None:
+        """Return the function that compares a call's outputs with those of a model of `make` in float64.
+
+        `inputs` replace those of the call. None: random numbers are others in float64.
+        """
+        if self.form.seeded:
+            return None
+        given = self.form.inputs_of(call) if inputs is None else inputs
 
         def compute() -> Mapping[str, np.ndarray]:
-            model, inputs = make(), self.form.inputs_of(call)
-            run = functools.partial(run_part, model, self.form, call, inputs, self.paths)
-            return rounding_of(model, self.form.outputs_of(call), run)()
+            model = make()
+            run = functools.partial(run_part, model, self.form, call, given, self.paths)
+            outputs = self.form.outputs_of(call) if inputs is None else run()
+            return rounding_of(model, outputs, run)()
 
         return compute
 
 
 def record_parts(
-    factory: ModelFactory, texts: Sequence[str], samples: Sequence[Any]
+    factory: ModelFactory, texts: Sequence[str], samples: Sequence[Any], is_seeded: bool = False
 ) -> tuple[list[RecordedPart], Recording]:
-    """Record the parts on samples and check that each is one graph; ConfigError, UsageError: it is not."""
+    """Record the parts on samples and check that each is one graph; ConfigError, UsageError: it is not.
+
+    `is_seeded`: random numbers are those of one seed.
+    """
     model = factory.make()
     parts = parse_parts(list(texts), model)
-    recording = record(model, parts, samples, run_test_path)
+    recording = record(model, parts, samples, run_test_path, is_seeded)
     fresh = factory.make()
     recorded = []
     for part, calls in recording.calls.items():
-        form = form_of(part, calls)
         paths = modules_among(calls[0], model)
-        check_constants(fresh, form, calls, paths)
-        recorded.append(RecordedPart(form, calls, paths))
+        recorded.append(RecordedPart(checked_form(fresh, part, calls, paths, is_seeded), calls, paths))
     return recorded, recording
 
 
@@ -128,8 +188,8 @@ def export_folder(
         ExportError: the exporter failed; the message has the operator and the line of the user's code.
     """
     check_writable(Path(output) / MANIFEST)
-    recorded, recording = record_parts(factory, texts, samples)
     chosen = {**DEFAULTS, **(options or {})}
+    recorded, recording = record_parts(factory, texts, samples, chosen['seeded'])
     model = factory.make_prepared()
     if not chosen['opset']:
         chosen['opset'] = default_opset(model, chosen['exporter'])
@@ -138,7 +198,7 @@ def export_folder(
     for part in recorded:
         own_names = names_for(part.form, names or {})
         try:
-            graph = part.export(model, chosen, own_names)
+            graph = part.export(model, chosen, own_names, factory.make)
         except ExportError as error:
             raise ExportError(f'--parts {part.form.part.text}: {with_place(error, part, model)}') from error
         entry = part_json(part.form, part.calls[0], own_names)

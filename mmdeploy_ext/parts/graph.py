@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from mmdeploy_ext.parts.arrays import Source, given_arrays
+from mmdeploy_ext.parts.arrays import given_arrays, marked, stacks_of
+from mmdeploy_ext.parts.random_numbers import random_constants
 from mmdeploy_ext.parts.record import PartCall, named, same_values
 from mmdeploy_ext.parts.tree import Tree, call_with
 from mmdeploy_ext.util.arrays import to_array
@@ -45,8 +47,8 @@ class PartForm:
         keys: keys of the metas whose arrays are inputs -> index of the step that gets them.
         outputs: names of the tensors among the results of the last step.
         links: per step, where its tensors come from; of the first step nothing.
-        sources: per step, for each array that enters torch where it comes from, or None.
         dynamic: tensor name -> axis -> name of its size, for axes that differ between calls.
+        seeded: random numbers are those of one seed.
     """
 
     part: Part
@@ -54,8 +56,8 @@ class PartForm:
     keys: dict[str, int]
     outputs: tuple[str, ...]
     links: tuple[tuple[Link, ...], ...]
-    sources: tuple[tuple[Source | None, ...], ...]
     dynamic: dict[str, dict[int, str]]
+    seeded: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -81,10 +83,10 @@ def array_input(array: np.ndarray) -> torch.Tensor:
 
 
 def form_of(part: Part, calls: Sequence[PartCall]) -> PartForm:
-    """Return the form of a part.
+    """Return the form of a part, without the arrays of metas, see `with_keys`.
 
-    ConfigError: two calls have different forms, code between the steps changes values, an input is changed
-    in place, or an array that changes from call to call is computed in numpy.
+    ConfigError: two calls have different forms, code between the steps changes values, or an input is changed
+    in place.
     """
     first = calls[0]
     for call in calls[1:]:
@@ -98,19 +100,49 @@ def form_of(part: Part, calls: Sequence[PartCall]) -> PartForm:
                 )
     if not first.steps[-1].result.tensors:
         raise ConfigError(f'--parts {part.text}: returns no tensor, which a graph could compute')
-    sources = tuple(_sources(part, calls, index) for index in range(len(part.steps)))
-    keys: dict[str, int] = {}
-    for index, of_step in enumerate(sources):
-        for source in of_step:
-            if source is not None:
-                keys.setdefault(source.key, index)
     arguments = tuple(first.steps[0].arguments.tensors)
-    if not arguments and not keys:
-        raise ConfigError(f'--parts {part.text}: gets no tensor, so that a graph would have no input')
     outputs = tuple(first.steps[-1].result.tensors)
     links = tuple(_links(part, calls, index) for index in range(len(part.steps)))
-    form = PartForm(part, arguments, keys, outputs, links, sources, {})
+    return PartForm(part, arguments, {}, outputs, links, {})
+
+
+def with_keys(form: PartForm, calls: Sequence[PartCall], model: torch.nn.Module) -> PartForm:
+    """Return a form with the arrays of metas that are inputs; `model` runs the first call again.
+
+    ConfigError: an array that changes from call to call is computed in numpy, or there is no input at all.
+    """
+    form = dataclasses.replace(form, keys=_keys(form, calls[0], model))
+    for index in range(len(form.part.steps)):
+        _check_arrays(form, calls, index)
+    if not form.inputs:
+        raise ConfigError(f'--parts {form.part.text}: gets no tensor, so that a graph would have no input')
     return dataclasses.replace(form, dynamic=_dynamic_axes(form, calls))
+
+
+def _keys(form: PartForm, call: PartCall, model: torch.nn.Module) -> dict[str, int]:
+    """Return the keys of metas whose arrays enter torch and are read in no other way -> index of their step.
+
+    Equal values tell which keys may enter. For each the part runs twice with other numbers in the metas and
+    the same tensor for them: the tensor has to be taken, and the results have to be the same.
+    """
+    candidates: dict[str, int] = {}
+    for index, step in enumerate(call.steps):
+        for source in (source for entered in step.entered for source in entered.sources):
+            candidates.setdefault(source.key, index)
+    keys = {}
+    for key, index in candidates.items():
+        trial = dataclasses.replace(form, keys={key: index})
+        modules = [PartModule(model, trial, call, modules_among(call, model), seed) for seed in (1, 2)]
+        inputs = list(trial.inputs_of(call).values())
+        try:
+            with torch.no_grad():
+                first, second = (module(*(tensor.clone() for tensor in inputs)) for module in modules)
+        except Exception:  # it is read as a size or an index, too
+            continue
+        is_taken = all(key in module.taken for module in modules)
+        if is_taken and all(map(same_values, first, second)):
+            keys[key] = index
+    return keys
 
 
 def _check_same_form(part: Part, first: PartCall, call: PartCall) -> None:
@@ -161,23 +193,22 @@ def _links(part: Part, calls: Sequence[PartCall], index: int) -> tuple[Link, ...
     return tuple(links)
 
 
-def _sources(part: Part, calls: Sequence[PartCall], index: int) -> tuple[Source | None, ...]:
-    first = calls[0].steps[index]
-    sources: list[Source | None] = []
-    for place, entered in enumerate(first.entered):
-        others = [call.steps[index].entered for call in calls[1:]]
-        same = [arrays[place] for arrays in others if place < len(arrays)]
-        common = [source for source in entered.sources if all(source in other.sources for other in same)]
-        sources.append(common[0] if common else None)
-        if not common and len(same) == len(others):
-            changed = [other for other in same if not np.array_equal(other.array, entered.array)]
-            if changed:
+def _check_arrays(form: PartForm, calls: Sequence[PartCall], index: int) -> None:
+    """Refuse an array that is no input and enters torch at the same place with other values."""
+    before: dict[tuple[str, int], np.ndarray] = {}
+    for call in calls:
+        counts: collections.Counter[str] = collections.Counter()
+        for entered in call.steps[index].entered:
+            place = entered.place, counts[entered.place]
+            counts[entered.place] += 1
+            if any(source.key in form.keys for source in entered.sources):
+                continue
+            if not np.array_equal(before.setdefault(place, entered.array), entered.array):
                 raise ConfigError(
-                    f'--parts {part.text}: an array of shape {shape_text(entered.array.shape)} that changes '
-                    f'from call to call is computed in numpy and enters torch at {entered.place or "?"}; '
-                    f'cut the part behind that line'
+                    f'--parts {form.part.text}: an array of shape {shape_text(entered.array.shape)} that '
+                    f'changes from call to call is computed in numpy and enters torch at '
+                    f'{entered.place or "?"}; cut the part behind that line'
                 )
-    return tuple(sources)
 
 
 def _dynamic_axes(form: PartForm, calls: Sequence[PartCall]) -> dict[str, dict[int, str]]:
@@ -200,7 +231,12 @@ class PartModule(torch.nn.Module):
     """A part of a model that takes and returns flat tensors."""
 
     def __init__(
-        self, model: torch.nn.Module, form: PartForm, call: PartCall, modules_of: Mapping[str, str]
+        self,
+        model: torch.nn.Module,
+        form: PartForm,
+        call: PartCall,
+        modules_of: Mapping[str, str],
+        seed: int = 0,
     ) -> None:
         """Bind a part.
 
@@ -209,6 +245,7 @@ class PartModule(torch.nn.Module):
             form: of the part.
             call: gives the values of everything that is no input.
             modules_of: name of a module among the arguments -> its path in `model`.
+            seed: of the numbers that mark the arrays of `form.keys`.
         """
         super().__init__()
         owners = [step.owner_in(model) for step in form.part.steps]
@@ -225,6 +262,9 @@ class PartModule(torch.nn.Module):
             for step in call.steps
         ]
 
+        self.taken: set[str] = set()
+        taken = self.taken
+
         def run(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
             given = dict(zip(form.inputs, tensors, strict=True))
             results: list[dict[str, torch.Tensor]] = []
@@ -234,9 +274,10 @@ class PartModule(torch.nn.Module):
                     value = results[link.step][link.result]
                     shape = arguments[index].tensors[link.argument].shape
                     values[link.argument] = value if value.dim() == len(shape) else value.reshape(shape)
-                constants = arguments[index].copied().constants
-                nested = arguments[index].nested({**constants, **values})
-                with given_arrays(form.sources[index], given):
+                own = marked(arguments[index].copied(), form.keys, seed)
+                nested = own.nested(values)
+                stacks = {key: stack for key, stack in stacks_of(nested).items() if key in form.keys}
+                with given_arrays(stacks, given, taken), random_constants(form.seeded):
                     results.append(Tree.of(named(call_with(method, nested))).tensors)
             return distinct([results[-1][name] for name in form.outputs], tensors)
 

@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import time
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.exporting.export import default_opset
 from mmdeploy_ext.parts.export import DEFAULTS, RecordedPart, names_for, with_place
 from mmdeploy_ext.parts.folder import result_json
-from mmdeploy_ext.parts.graph import form_of, modules_among
-from mmdeploy_ext.parts.part import Part, Step, intercepted
+from mmdeploy_ext.parts.graph import modules_among
+from mmdeploy_ext.parts.part import FORWARD, Part, Step, intercepted
 from mmdeploy_ext.parts.record import PartCall, record, same_values
-from mmdeploy_ext.parts.refusals import check_constants
+from mmdeploy_ext.parts.refusals import checked_form
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.util.errors import Mm2OnnxError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     import torch
     from rich.console import Console
 
     from mmdeploy_ext.parts.model import ModelFactory
 
-DEEPEST = 3
-"""Depth of the modules that are tried."""
+USUAL, DEEPEST = 3, 6
+"""Depth of the modules that are tried, and of those that are tried while less than `NAMED` is."""
+NAMED = 0.95
+"""Share of the time that is enough."""
 LONGEST = 150
 """Letters of a reason in the table."""
 
 
 @dataclasses.dataclass
 class Candidate:
-    """A module that could be a part.
+    """A module, or a method of one whose `forward` is not called, that could be a part.
 
     Attributes:
-        path: path in the model.
+        path: as it is typed: 'backbone', 'roi_head.bbox_head.0', 'rpn_head.simple_test_rpn()'.
         share: share of the time of the test path, 0 to 1.
         weights: number of parameters.
         calls: recorded calls.
@@ -62,78 +65,112 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> str:
     return ', '.join([*texts[:2], f'{len(texts) - 2} more'] if len(texts) > 3 else texts)
 
 
-def shares_of(factory: ModelFactory, samples: Sequence[Any]) -> dict[str, float]:
-    """Return path -> share of the time of the test path, of the modules that it calls, in their order."""
-    model = factory.make()
-    seconds: dict[str, float] = {}
+def shares_of(factory: ModelFactory, samples: Sequence[Any]) -> dict[Step, float]:
+    """Return step -> share of the time of the test path, in the order of the calls.
 
-    def timed(path: str, original: Any, args: Any, kwargs: Any) -> Any:
+    Steps are the modules that are called. Of one that is not, they are the methods that other modules call.
+    """
+    model = factory.make()
+    seconds: dict[Step, float] = {}
+    running: list[str] = []
+
+    def timed(step: Step, original: Any, args: Any, kwargs: Any) -> Any:
+        if step.method != FORWARD and step.owner in running:  # by a method of its own
+            return original(*args, **kwargs)
         start = time.perf_counter()
-        seconds.setdefault(path, 0.0)
-        result = original(*args, **kwargs)
-        seconds[path] += time.perf_counter() - start
+        seconds.setdefault(step, 0.0)
+        running.append(step.owner)
+        try:
+            result = original(*args, **kwargs)
+        finally:
+            running.pop()
+        seconds[step] += time.perf_counter() - start
         return result
 
-    paths = [path for path, _ in model.named_modules() if path and path.count('.') < DEEPEST]
-    handlers = {Step(path): functools.partial(timed, path) for path in paths}
-    with intercepted(model, handlers):
+    steps = [
+        Step(path, name)
+        for path, module in model.named_modules()
+        if path and path.count('.') < DEEPEST
+        for name in (FORWARD, *_methods(type(module)))
+    ]
+    whole = 0.0
+    with intercepted(model, {step: functools.partial(timed, step) for step in steps}):
         for sample in samples:
             start = time.perf_counter()
             run_test_path(model, sample)
-            seconds[''] = seconds.get('', 0.0) + time.perf_counter() - start
-    whole = seconds.pop('')
-    return {path: value / whole for path, value in seconds.items()}
+            whole += time.perf_counter() - start
+    called = {step.owner for step in seconds if step.method == FORWARD}
+    return {
+        step: value / whole
+        for step, value in seconds.items()
+        if step.method == FORWARD or step.owner not in called
+    }
+
+
+def _methods(kind: type) -> list[str]:
+    """Return the names of methods that PyTorch and mmcv do not define for all modules."""
+    own = [base for base in kind.__mro__ if base.__module__.partition('.')[0] not in ('torch', 'builtins')]
+    names = (name for base in own for name, value in vars(base).items() if inspect.isfunction(value))
+    return [name for name in dict.fromkeys(names) if name != FORWARD and not name.startswith('__')]
 
 
 def candidates_of(
     factory: ModelFactory, samples: Sequence[Any], options: Mapping[str, Any]
 ) -> list[Candidate]:
-    """Return the modules that the test path calls; inside of those that export nothing is tried."""
+    """Return what the test path calls; inside of those that export nothing is tried."""
     shares = shares_of(factory, samples)
     prepared, fresh, found = factory.make_prepared(), factory.make(), []
     chosen = {**DEFAULTS, **options}
     chosen['opset'] = chosen['opset'] or default_opset(prepared, chosen['exporter'])
-    open_paths = [path for path in shares if '.' not in path]
-    while open_paths:
+    owners = {step.owner for step in shares}
+    opened = ['']
+    while opened:
+        named = sum(candidate.share for candidate in found if not candidate.reason)
+        deepest = USUAL if named >= NAMED else DEEPEST
+        steps = [
+            step
+            for step in shares
+            if _owner_around(step.owner, owners) in opened and step.owner.count('.') < deepest
+        ]
+        if not steps:
+            break
         model = factory.make()
-        parts = [Part((Step(path),)) for path in open_paths]
-        recording = record(model, parts, samples, run_test_path)
-        failed = []
+        recording = record(model, [Part((step,)) for step in steps], samples, run_test_path, chosen['seeded'])
+        opened = []
         for part, calls in recording.calls.items():
-            path = part.text
-            weights = sum(parameter.numel() for parameter in model.get_submodule(path).parameters())
-            candidate = Candidate(path, shares[path], weights, calls)
-            candidate.reason = reason_against(part, calls, (model, fresh, prepared), chosen)
+            (step,) = part.steps
+            weights = sum(parameter.numel() for parameter in step.owner_in(model).parameters())
+            candidate = Candidate(part.text, shares[step], weights, calls)
+            candidate.reason = reason_against(part, calls, (model, fresh, prepared), factory.make, chosen)
             found.append(candidate)
             if candidate.reason:
-                failed.append(path)
-        open_paths = [
-            path for path in shares if path.rpartition('.')[0] in failed or _is_listed(path, failed, shares)
-        ]
+                opened.append(step.owner)
     return found
 
 
-def _is_listed(path: str, failed: Sequence[str], called: Container[str]) -> bool:
-    """Whether a module is an entry of a list of a module that failed: `layers.0`."""
-    owner, _, index = path.rpartition('.')
-    return index.isdigit() and owner not in called and owner.rpartition('.')[0] in failed
+def _owner_around(path: str, owners: Container[str]) -> str:
+    """Return the nearest module around a module that is called, or has a method that is; '' is the model."""
+    while path := path.rpartition('.')[0]:
+        if path in owners:
+            return path
+    return ''
 
 
 def reason_against(
     part: Part,
     calls: list[PartCall],
     models: tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module],
+    make: Callable[[], torch.nn.Module],
     options: Mapping[str, Any],
 ) -> str:
     """Return why a part cannot be exported; '' if it can."""
     model, fresh, prepared = models
     try:
-        form = form_of(part, calls)
         result_json(part, calls[0].steps[-1].result)
-        recorded = RecordedPart(form, calls, modules_among(calls[0], model))
-        check_constants(fresh, form, calls, recorded.paths)
+        paths = modules_among(calls[0], model)
+        recorded = RecordedPart(checked_form(fresh, part, calls, paths, options['seeded']), calls, paths)
         try:
-            recorded.export(prepared, options, names_for(form, {}))
+            recorded.export(prepared, options, names_for(recorded.form, {}), make)
         except Mm2OnnxError as error:
             return one_line(with_place(error, recorded, prepared))
     except Mm2OnnxError as error:
@@ -167,23 +204,24 @@ def _flows(first: Candidate, second: Candidate) -> bool:
 def print_parts(
     factory: ModelFactory, samples: Sequence[Any], options: Mapping[str, Any], console: Console
 ) -> None:
-    """Print the modules of a model with their tensors and shares of the time, and propose a cut."""
+    """Print modules and methods by their share of the time, with their tensors, and propose a cut."""
     from rich.table import Table
 
     candidates = candidates_of(factory, samples, options)
     table = Table(title=f'{factory.config}: parts')
     for title in ('part', 'tensors', 'time', 'weights', 'exports'):
         table.add_column(title, overflow='fold')
-    for candidate in candidates:
+    named = 0.0
+    by_share = sorted(candidates, key=lambda candidate: -candidate.share)
+    for index, candidate in enumerate(by_share):
         reason = candidate.reason[:LONGEST]
         share, weights = f'{100 * candidate.share:.0f} %', f'{candidate.weights:,}'
-        table.add_row(
-            candidate.path,
-            candidate.tensors_text,
-            share,
-            weights,
-            f'does not: {reason}' if reason else 'exports',
-        )
+        exports = f'does not: {reason}' if reason else 'exports'
+        table.add_row(candidate.path, candidate.tensors_text, share, weights, exports)
+        named += 0 if reason else candidate.share
+        if named >= NAMED and index + 1 < len(by_share):
+            table.add_row(f'{len(by_share) - index - 1} more', '', '', '', '')
+            break
     console.print(table)
     words = proposal_of(candidates)
     share = sum(candidate.share for candidate in candidates if not candidate.reason)

@@ -14,6 +14,7 @@ import torch
 from mmdeploy_ext import compat
 from mmdeploy_ext.config.config import config_sha256, load_config
 from mmdeploy_ext.exporting.copy import copied, prepare
+from mmdeploy_ext.families.base import DETECTOR, claiming_family
 from mmdeploy_ext.models.building import build_without_weights, registered_class
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.util.files import sha256_file
@@ -71,8 +72,12 @@ class ModelFactory:
         return model
 
     def _build(self) -> torch.nn.Module:
-        model = self.build()
-        load_strict(model, load_checkpoint(self.checkpoint))
+        model, family = self.build(), claiming_family(self.cfg, DETECTOR)
+        checkpoint = load_checkpoint(self.checkpoint)
+        if family is None or self.cfg.get('fork'):
+            load_strict(model, checkpoint)
+        else:  # sparse kernels of any layout
+            family.load_weights(model, checkpoint)
         return model
 
     def facts(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from mmdet.models.backbones import ResNet
 from mmdet.models.builder import BACKBONES, HEADS
 from mmdet.models.dense_heads import ATSSHead
 
-from mmdeploy_ext.cli import export_app
+from mmdeploy_ext.cli import export_app, parts_app
 from toy_atss import REPO
 
 TOY = f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n"
@@ -42,6 +42,12 @@ class BackboneOfOneSize(ResNet):
     def forward(self, picture):
         assert picture.shape[2:] == (160, 160)
         return super().forward(picture)
+
+
+@pytest.fixture(autouse=True)
+def no_parts(monkeypatch):
+    """Try no parts of what is refused, see tests/parts/test_parts_of_refused.py."""
+    monkeypatch.setattr(parts_app, 'exporting_parts', lambda *given: [])
 
 
 def checked(tmp_path, content, *words):

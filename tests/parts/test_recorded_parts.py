@@ -1,5 +1,6 @@
 """Parts of a detector that no library knows: inputs, axes, constants, and what is refused."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,12 +9,18 @@ import torch
 
 import toy_parts
 from mmdeploy_ext.parts.export import export_folder, names_for, record_parts
+from mmdeploy_ext.parts.folder import CutFolder
 from mmdeploy_ext.parts.listing import candidates_of, proposal_of
 from mmdeploy_ext.parts.proof import prove_folder
 from mmdeploy_ext.parts.results import match_results
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.parts.swap import with_parts
 from mmdeploy_ext.util.errors import ConfigError, ExportError, UsageError
+
+
+def line_of(words):
+    lines = Path(toy_parts.__file__).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if words in line)
 
 
 def exported(tmp_path, how, parts, sizes=(8, 8, 8)):
@@ -64,6 +71,22 @@ def test_inputs_keep_the_order_in_which_the_code_reads_them(tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_arrays_of_equal_values_are_inputs_of_their_own_keys(tmp_path):
+    folder = exported(tmp_path, 'rig', ['head'])
+    names = [tensor['name'] for tensor in folder.entries[0]['inputs']]
+    assert names[1:] == ['lidar2img', 'ego2global', 'lidar2ego']
+    sample = toy_parts.samples()[1]
+    sample['img_metas'][0]['lidar2ego'] = np.diag([1.0, 2.0, 3.0, 4.0])
+    got, expected = results_of(folder, sample, 'rig')
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_a_graph_that_is_wrong_on_other_arguments_is_not_written(tmp_path):
+    with pytest.raises(ExportError, match='logits'):
+        exported(tmp_path, 'large', ['head'], sizes=(8, 12))
+    assert not (tmp_path / 'cut').exists()
+
+
 def test_tensors_get_the_names_of_a_file_for_all_parts_or_for_one():
     form = SimpleNamespace(part=SimpleNamespace(text='head'), inputs=('a', 'b'), outputs=('c',))
     names = {'a': 'x', 'b': 'y', 'head: b': 'z', 'neck: c': 'n'}
@@ -87,7 +110,10 @@ def test_axes_that_differ_between_calls_are_dynamic(tmp_path):
         ('constant', 'head', r'img_metas\.0\.scale'),
         ('numpy', 'head', r'toy_parts\.py:\d+'),
         ('inplace', 'head', r'feats\.0'),
-        ('memory', 'head', 'remembers'),
+        ('memory', 'head', r'head\.memory'),
+        ('random', 'head', rf'toy_parts\.py:{line_of("torch.rand_like")}\b.*--seeded'),
+        ('numpy random', 'head', rf'toy_parts\.py:{line_of("np.random.rand(")}\b.*--seeded'),
+        ('nan', 'head', '4 of 4 values of result.logits are NaN'),
         ('between', 'backbone+neck', 'neck'),
     ],
 )
@@ -95,6 +121,14 @@ def test_what_is_no_graph_is_refused_by_name_and_nothing_is_written(tmp_path, ho
     with pytest.raises(ConfigError, match=key):
         exported(tmp_path, how, [part])
     assert not (tmp_path / 'cut').exists()
+
+
+@pytest.mark.parametrize('how', ['random', 'numpy random'])
+def test_random_numbers_are_constants_if_they_are_seeded(tmp_path, how):
+    factory, given = toy_parts.ToyDeployment(how), toy_parts.samples()
+    exported_parts = export_folder(factory, ['head'], given, tmp_path / 'cut', dict(seeded=True))
+    assert prove_folder(factory, exported_parts[0], given, exported_parts[1:]).passed
+    assert prove_folder(factory, CutFolder.read(tmp_path / 'cut'), given).passed
 
 
 def test_an_operator_without_an_onnx_form_is_refused_with_its_line(tmp_path):
@@ -113,6 +147,15 @@ def test_modules_inside_of_a_part_that_exports_are_not_listed():
     assert [part.path for part in candidates] == ['backbone', 'neck', 'head', 'head.linear']
     assert 'scale' in candidates[2].reason
     assert proposal_of(candidates) == ['backbone+neck', 'head.linear']
+
+
+def test_methods_and_entries_of_lists_are_listed_where_no_forward_is_called():
+    candidates = candidates_of(toy_parts.ToyDeployment('regions'), toy_parts.samples(), {})
+    exported = {part.path: not part.reason for part in candidates}
+    assert exported['regions.simple_test()'] is False
+    assert exported['regions.stages.0'] and exported['regions.stages.1']
+    assert 'regions.described()' not in exported
+    assert proposal_of(candidates)[-1] == 'regions.stages.1'
 
 
 def test_rows_of_a_ranking_are_matched_in_any_order_and_moved_boxes_are_found():

@@ -39,9 +39,41 @@ class Head(nn.Module):
         if self.how == 'memory':
             out = out if self.memory is None else out + self.memory
             self.memory = out
+        out = self.changed(out, feats, img_metas)
         if self.how == 'operator':
             out = torch.linalg.svd(out)[1]
         return dict(logits=out)
+
+    def changed(self, out, feats, img_metas):
+        if self.how == 'rig':  # linspace of a size enters torch only where it is traced
+            steps = torch.linspace(0.0, 1.0, feats[0].shape[3]).mean()
+            for weight, key in enumerate(('ego2global', 'lidar2ego')):
+                out = out + (weight + steps) * out @ feats[0].new_tensor(img_metas[0][key])
+        if self.how == 'random':
+            out = out + torch.rand_like(out) + torch.empty_like(out).normal_()
+        if self.how == 'numpy random':
+            out = out + feats[0].new_tensor(np.random.rand(4))
+        if self.how == 'nan':
+            out = out * float('nan')
+        if self.how == 'large' and feats[0].shape[2] > 8:
+            out = -out
+        return out
+
+
+class Regions(nn.Module):
+    """A second stage whose methods are called, as MV2D's and StageInteractor's `roi_head`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))])
+
+    def simple_test(self, logits):
+        for stage in self.stages:
+            logits = stage(logits)
+        return logits, self.described(logits)
+
+    def described(self, logits):
+        return logits.numpy()
 
 
 class Detector(nn.Module):
@@ -53,6 +85,7 @@ class Detector(nn.Module):
         self.backbone = nn.Conv2d(3, 4, 3, padding=1)
         self.neck = Conv2d(4, 4, 1)  # exported as torch's, which names its argument otherwise
         self.head = Head(how)
+        self.regions = Regions()
 
     def extract_feat(self, img):
         feats = self.backbone(img)
@@ -63,7 +96,10 @@ class Detector(nn.Module):
         return [self.neck(feats)]
 
     def forward(self, img, img_metas, return_loss=False):
-        return self.head(self.extract_feat(img), img_metas)
+        results = self.head(self.extract_feat(img), img_metas)
+        if self.head.how == 'regions':
+            results['regions'] = self.regions.simple_test(results['logits'])[0]
+        return results
 
 
 @dataclasses.dataclass
@@ -95,6 +131,7 @@ def samples(sizes=(8, 8, 8)):
         rng = np.random.default_rng(seed)
         lidar2img, after = np.eye(4) + rng.random((4, 4)), rng.random((4, 4))
         meta = dict(lidar2img=lidar2img, after=after, scale=1.0 + seed, filename=f'{seed}.jpg')
+        meta |= dict(ego2global=np.eye(4), lidar2ego=np.eye(4))
         img = torch.from_numpy(rng.random((1, 3, size, 8), dtype=np.float32))
         result.append(dict(img=img, img_metas=[meta]))
     return result

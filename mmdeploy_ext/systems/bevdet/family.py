@@ -40,10 +40,10 @@ def check_model(cfg: Any) -> None:
             )
     kinds = test.get('nms_type')
     kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds]
-    if len(set(kinds)) != 1 or kinds[0] not in NMS_TYPES:
+    if not set(kinds) <= {*NMS_TYPES}:
         raise ConfigError(
-            f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={kinds}; expected one of '
-            f'{", ".join(NMS_TYPES)}'
+            f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={kinds}; expected {" or ".join(NMS_TYPES)}, '
+            f'or a list of them'
         )
     if cfg.model.get('img_view_transformer', {}).get('accelerate'):
         raise ConfigError(

@@ -195,8 +195,8 @@ def box_facts(model: nn.Module) -> dict[str, Any]:
     """Return the fields of `CenterBoxFacts`."""
     head = model.pts_bbox_head
     coder, test, tasks = head.bbox_coder, head.test_cfg, len(head.num_classes)
-    kinds, limits = as_list(test['nms_type'], tasks), as_list(test.get('nms_thr') or 0.0, tasks)
-    limits = [float(limit) for limit in limits]
+    kinds = [str(kind) for kind in as_list(test['nms_type'], tasks)]
+    limits = [float(limit) for limit in as_list(test.get('nms_thr') or 0.0, tasks)]
     scales = []
     for factors, count in zip(
         as_list(test.get('nms_rescale_factor', 1.0), tasks), head.num_classes, strict=True
@@ -212,7 +212,7 @@ def box_facts(model: nn.Module) -> dict[str, Any]:
         post_center_range=[float(value) for value in coder.post_center_range],
         norm_bbox=bool(head.norm_bbox),
         with_velocity=bool(head.with_velocity),
-        nms_type=str(kinds[0]),
+        nms_type=kinds[0] if len(set(kinds)) == 1 else kinds,
         nms_thr=limits[0] if len(set(limits)) == 1 else limits,
         nms_score_threshold=float(test.get('score_threshold') or 0.0),
         pre_max_size=test.get('pre_max_size'),

@@ -87,7 +87,7 @@ class BEVFusionFamily(SequenceFamily):
                 f'{checkpoint.path}: {DEPTH_KERNEL} takes six depth channels, as mit-han-lab/bevfusion has '
                 f'after db75150; this model takes one: use a published checkpoint, or one trained by db75150'
             )
-        if model.fork:
+        if getattr(model, 'fork', None):
             model.fork.checkpoint = str(Path(checkpoint.path).resolve())
         if 'lidar' in model.sensors:
             load_whole(model, checkpoint, SPARSE_ENCODER)

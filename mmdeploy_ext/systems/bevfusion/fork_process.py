@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.compat.vendored_mmdet3d import executed_operators
+from mmdeploy_ext.compat.operator_forms import executed_operators
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.util.source_code import model_classes
 

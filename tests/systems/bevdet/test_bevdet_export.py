@@ -367,8 +367,10 @@ TWO_TASKS = {
 }
 
 
-def test_each_task_is_suppressed_by_its_own_threshold():
-    cfg = load_config(TOYS['bevdet4d'].config, TWO_TASKS)
+@pytest.mark.parametrize('kinds', ['rotate', ['circle', 'rotate']])
+def test_each_task_is_suppressed_by_its_own_kind_and_threshold(kinds):
+    changes = {'model.test_cfg.pts.nms_type': kinds, 'model.test_cfg.pts.min_radius': [25.0, 1.0]}
+    cfg = load_config(TOYS['bevdet4d'].config, TWO_TASKS | changes)
     model, generator = FAMILIES['bevdet'].build(cfg), torch.Generator().manual_seed(0)
     sizes = dict(reg=2, height=1, dim=3, rot=2, vel=2, heatmap=5)
     tasks = [
@@ -379,7 +381,8 @@ def test_each_task_is_suppressed_by_its_own_threshold():
         tasks, [dict(box_type_3d=LiDARInstance3DBoxes)]
     )
     maps = {f'{name}_{task}': value.numpy() for task in (0, 1) for name, value in tasks[task][0].items()}
-    found = decode(maps, FAMILIES['bevdet'].facts(model))
+    facts = FAMILIES['bevdet'].facts(model)
+    found = decode(maps, type(facts).from_json(facts.to_json()))
     order = scores.argsort(descending=True, stable=True)
     np.testing.assert_allclose(found.boxes, boxes.tensor[order].numpy(), rtol=0, atol=1e-5)
     np.testing.assert_array_equal(found.labels, labels[order])

@@ -44,7 +44,7 @@ class CenterBoxFacts(Facts):
         post_center_range: lowest x, y, z, then highest, of the boxes' middles in metres, ends included.
         norm_bbox: `dim` holds logarithms of the sizes.
         with_velocity: the head has an output `vel`.
-        nms_type: 'rotate' or 'circle'.
+        nms_type: 'rotate' or 'circle', of all tasks, or one per task.
         nms_thr: bird's-eye IoU, inclusive ('rotate'); of all tasks, or one per task.
         nms_score_threshold: second threshold, inclusive ('rotate').
         pre_max_size: boxes per task before NMS ('rotate'); None takes all.
@@ -63,7 +63,7 @@ class CenterBoxFacts(Facts):
     post_center_range: Range
     norm_bbox: bool
     with_velocity: bool
-    nms_type: Literal['rotate', 'circle']
+    nms_type: Literal['rotate', 'circle'] | Annotated[tuple[Literal['rotate', 'circle'], ...], Bounds(1)]
     nms_thr: NotNegative | Annotated[tuple[NotNegative, ...], Bounds(1)]
     nms_score_threshold: float
     pre_max_size: Limit | None
@@ -130,7 +130,10 @@ def task_boxes(maps: Mapping[str, np.ndarray], rule: CenterBoxFacts) -> Detectio
 
 def suppress(detections: Detections3D, task: int, rule: CenterBoxFacts) -> Detections3D:
     """Return the boxes of one task that NMS keeps, best first, whatever their class."""
-    if rule.nms_type == 'circle':
+    kind, limit = (
+        value[task] if isinstance(value, tuple) else value for value in (rule.nms_type, rule.nms_thr)
+    )
+    if kind == 'circle':
         rows = circle_nms(detections.boxes[:, :2], rule.min_radius[task])
         return detections[rows[: rule.post_max_size]]
     if rule.nms_score_threshold > 0:
@@ -139,7 +142,6 @@ def suppress(detections: Detections3D, task: int, rule: CenterBoxFacts) -> Detec
     if rule.nms_scale:
         factors = np.float32(rule.nms_scale[task])[detections.labels[: rule.pre_max_size]]
         boxes_bev[:, 2:4] *= factors[:, None]
-    limit = rule.nms_thr[task] if isinstance(rule.nms_thr, tuple) else rule.nms_thr
     detections = detections[rotated_nms(boxes_bev, limit)[: rule.post_max_size]]
     if rule.post_center_limit_range:
         detections = detections[in_range(detections.boxes, rule.post_center_limit_range)]

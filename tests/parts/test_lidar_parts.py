@@ -1,0 +1,20 @@
+"""Parts of LiDAR models load their checkpoint as the whole model does."""
+
+import pytest
+import torch
+
+import toy_centerpoint
+from mmdeploy_ext.parts.model import read_model
+
+
+@pytest.mark.matrix
+def test_sparse_kernels_of_spconv_1_are_loaded(tmp_path):
+    toy_centerpoint.register()
+    config = toy_centerpoint.write_config(tmp_path)
+    weights = read_model(config, '').build().state_dict()
+    stored = {
+        key: value.permute(1, 2, 3, 4, 0) if value.ndim == 5 else value for key, value in weights.items()
+    }
+    torch.save(dict(state_dict=stored), tmp_path / 'spconv1.pth')
+    loaded = read_model(config, str(tmp_path / 'spconv1.pth')).pristine.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in weights.items())
