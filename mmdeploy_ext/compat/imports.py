@@ -80,7 +80,7 @@ def import_(
 
 def _gets_stand_ins(body: FrameType) -> bool:
     name = body.f_globals.get('__name__')
-    return name != '__main__' and (is_users(body.f_code.co_filename) or name in LIBRARY_MODULES)
+    return name not in (None, '__main__') and (is_users(body.f_code.co_filename) or name in LIBRARY_MODULES)
 
 
 def _stays(full: str, error: BaseException, body: FrameType) -> bool:

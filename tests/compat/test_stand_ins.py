@@ -296,3 +296,4 @@ def test_functions_and_libraries_get_the_truth(write):
     assert not isinstance(error.value, AbsentPackageError)
     with pytest.raises(ModuleNotFoundError):
         exec(compile('import absent', importlib.__file__, 'exec'), dict(__name__='library'))
+    exec(compile('import math', module.__file__, 'exec'), {})  # has no name, and no stand-ins
