@@ -105,7 +105,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """
     _check_config_file(path)
     try:
-        use_libraries_of(path)
+        use_libraries_of(path, lambda: {name for _, name in types_of(read_config(path).get('model'))})
         cfg = read_config(path)
         for note in _mistyped_keys(dict(cfg.items()), overrides or {}):
             print(printable(f'note: {note}'), file=sys.stderr)
