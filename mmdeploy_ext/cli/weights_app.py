@@ -105,7 +105,7 @@ def write_weights(
 
     from mmdeploy_ext import compat
     from mmdeploy_ext.parts.results import scores_of
-    from mmdeploy_ext.synthetic.weights import calibrate
+    from mmdeploy_ext.synthetic.weights import calibrate, has_nan, initialise
     from mmdeploy_ext.weights.convert.conversion import save_checkpoint
 
     compat.apply()
@@ -113,6 +113,8 @@ def write_weights(
     model, test = model_and_test(config, cfg_options, samples)
     with compat.single_thread():
         calibrate(model, test, seed)
+        if has_nan(model):  # its code takes the logarithm of a parameter, such as a size
+            initialise(model, seed)
         result = test()
     fork = getattr(model, 'fork', None)  # a repository whose kernels may have another layout
     save_checkpoint(out, fork.weights(model) if fork else model.state_dict(), dict(seed=seed))

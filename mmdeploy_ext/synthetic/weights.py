@@ -24,6 +24,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mmdeploy_ext.util.cli import suppress_output
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -191,6 +193,22 @@ def calibrate(model: nn.Module, run: Callable[[], Any], seed: int = 0) -> nn.Mod
             larger = {other for other in last if other.size > layer.size} | set(last[:index])
             _set_last(layer, layer.partners & {other for other in larger if other.size >= layer.size})
     return model
+
+
+def initialise(model: nn.Module, seed: int = 0) -> None:
+    """Give a model the weights with which its training begins, of a seed, in place."""
+    torch.manual_seed(seed)
+    with torch.no_grad(), suppress_output():  # mmcv lists each parameter
+        for part in model.modules():
+            if callable(getattr(part, 'reset_parameters', None)):
+                part.reset_parameters()
+        if callable(getattr(model, 'init_weights', None)):
+            model.init_weights()
+
+
+def has_nan(model: nn.Module) -> bool:
+    """Whether a weight or a buffer of a model is NaN."""
+    return any(bool(value.isnan().any()) for value in model.state_dict().values())
 
 
 class _Hooks:
