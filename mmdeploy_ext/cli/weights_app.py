@@ -89,7 +89,7 @@ def write_weights(
 
     from mmdeploy_ext import compat
     from mmdeploy_ext.parts.results import scores_of
-    from mmdeploy_ext.synthetic.weights import calibrate
+    from mmdeploy_ext.synthetic.weights import calibrate, has_nan, initialise_again
     from mmdeploy_ext.weights.convert.conversion import save_checkpoint
 
     compat.apply()
@@ -97,6 +97,8 @@ def write_weights(
     model, test = model_and_test(config, cfg_options, samples)
     with compat.single_thread():
         calibrate(model, test, seed)
+        if has_nan(model):  # its code takes the logarithm of a parameter, such as a size
+            initialise_again(model, seed)
         *_, result = test()
     fork = getattr(model, 'fork', None)  # a repository whose kernels may have another layout
     save_checkpoint(out, fork.weights(model) if fork else model.state_dict(), dict(seed=seed))

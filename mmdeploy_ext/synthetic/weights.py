@@ -265,6 +265,21 @@ def calibrate(model: nn.Module, test: Callable[[], Iterator[Any]], seed: int = 0
     return model
 
 
+def initialise_again(model: nn.Module, seed: int = 0) -> None:
+    """Give a model the weights with which its training begins, of a seed, in place."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for part in model.modules():
+            if callable(getattr(part, 'reset_parameters', None)):
+                part.reset_parameters()
+    initialise(model)
+
+
+def has_nan(model: nn.Module) -> bool:
+    """Whether a weight or a buffer of a model is NaN."""
+    return any(bool(value.isnan().any()) for value in model.state_dict().values())
+
+
 class _Hooks:
     """Calibrates each layer of a model when it is called first for a sample.
 
