@@ -10,6 +10,7 @@ from mmdeploy_ext.compat import operator_forms, stand_ins
 
 CUDA = 'mmdeploy_ext.compat.cuda_as_cpu'
 MMCV = 'mmdeploy_ext.compat.mmcv_operators'
+"""They need PyTorch."""
 
 
 def facts() -> dict[str, Any]:
@@ -20,13 +21,12 @@ def facts() -> dict[str, Any]:
     - operators: functions of compiled extensions that ran in PyTorch: 'mmcv nms'.
     - cuda_as_cpu: each FILE:LINE where CUDA meant the CPU.
     """
-    of_mmcv = getattr(sys.modules.get(MMCV), 'executed', {})
-    cuda = getattr(sys.modules.get(CUDA), 'places', {})
+    of_mmcv = getattr(sys.modules.get(MMCV), 'executed', ())
     found: dict[str, Any] = dict(
         stand_ins={lack.name: lack.used for lack in stand_ins.lacks.values()},
         fallbacks=dict(stand_ins.fallbacks),
         operators=[*operator_forms.executed_operators, *(f'mmcv {name}' for name in of_mmcv)],
-        cuda_as_cpu=list(cuda),
+        cuda_as_cpu=list(getattr(sys.modules.get(CUDA), 'places', ())),
     )
     return {name: values for name, values in found.items() if values}
 
