@@ -1,7 +1,8 @@
-"""PyTorch forms of the compiled operators of mmdet3d copies, for inference on the CPU.
+"""PyTorch forms of compiled operators of research repositories, for inference on the CPU.
 
-Sources: mit-han-lab/bevfusion 326653d (cells x first; mmdet3d's `voxel_layer` has z first), BEVDet f71858d
-(`bev_pool_v2_ext` of HuangJunJie2017/BEVDet). No code is shared with `preprocess/points.py` and
+`operator_forms` binds each to the sources that it replaces. They compute what the CUDA kernels compute, which
+the checkpoints were trained with. Sources: mmdet3d 0.11 to 0.18, mit-han-lab/bevfusion 326653d, tusen-ai/SST
+7c95376, BEVDet f71858d, hustvl/MapTR a6872d8. No code is shared with `preprocess/points.py` and
 `sparse/rulebook.py`, so that a proof finds mistakes in these two.
 
 P points of V values, D axes of a grid, N voxels before and M after a convolution, K cells of a kernel, I and
@@ -11,32 +12,47 @@ O channels before and after, C channels of a feature, L intervals.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
 def cells_of_points(
-    points: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int
+    points: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int, rounded_up: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Cell of each point (P, D) int64, x first, and whether it is in the grid (P,).
+    """Cell of each point (P, D) int64, x first, and the number of cells (D,).
 
-    `points` (P, V), coordinates first; `limits` are low, then high ends. The number of voxels is rounded.
+    `points` (P, V), coordinates first; `limits` are low, then high ends. The number of voxels is rounded, or
+    `rounded_up`.
     """
     low, high = (points.new_tensor(list(side)) for side in (limits[:axes], limits[axes:]))
     size = points.new_tensor(list(voxel_size))
-    count = ((high - low) / size).round()
+    count = (high - low) / size
     cells = ((points[:, :axes] - low) / size).floor()
-    return cells.long(), ((cells >= 0) & (cells < count)).all(1)
+    return cells.long(), (count.ceil() if rounded_up else count.round()).long()
 
 
 def dynamic_voxelize(
-    points: Tensor, cells: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int = 3
+    points: Tensor,
+    cells: Tensor,
+    voxel_size: Sequence[float],
+    limits: Sequence[float],
+    axes: int = 3,
+    *,
+    z_first: bool = False,
+    moved: bool = False,
 ) -> None:
-    """Write the cell of each point (P, V) into `cells` (P, D), x first; -1 outside of the grid."""
-    point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
-    cells.copy_(torch.where(inside[:, None], point_cells, -1))
+    """Write the cell of each point (P, V) into `cells` (P, D); -1 outside of the grid.
+
+    `moved`: points outside are `moved` into the next cell, and the number of cells is rounded up.
+    """
+    point_cells, count = cells_of_points(points, voxel_size, limits, axes, rounded_up=moved)
+    inside = ((point_cells >= 0) & (point_cells < count)).all(1)
+    point_cells = torch.minimum(point_cells.clamp(min=0), count - 1) if moved else point_cells
+    point_cells = point_cells if moved else torch.where(inside[:, None], point_cells, -1)
+    cells.copy_(point_cells.flip(1) if z_first else point_cells)
 
 
 def hard_voxelize(
@@ -50,13 +66,17 @@ def hard_voxelize(
     max_voxels: int,
     axes: int = 3,
     deterministic: bool = True,
+    *,
+    z_first: bool = False,
+    moved: bool = False,
+    stops: bool = False,
 ) -> int:
     """Group points by voxel, in order of appearance; return the number of voxels.
 
     Args:
         points: (P, V), coordinates first; points outside of the grid are dropped.
         voxels: (max_voxels, max_points, V) zeros, filled.
-        cells: (max_voxels, D), filled, x first.
+        cells: (max_voxels, D), filled.
         counts: (max_voxels,) points per voxel, filled.
         voxel_size: per axis.
         limits: low, then high ends.
@@ -64,8 +84,14 @@ def hard_voxelize(
         max_voxels: later voxels are dropped; -1 is no limit.
         axes: D.
         deterministic: unused.
+        z_first: cells are z, y, x.
+        moved: points outside are moved into the next cell.
+        stops: all points after the first of a dropped voxel are dropped.
     """
-    point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
+    point_cells, cell_counts = cells_of_points(points, voxel_size, limits, axes)
+    if moved:
+        point_cells = torch.minimum(point_cells.clamp(min=0), cell_counts - 1)
+    inside = ((point_cells >= 0) & (point_cells < cell_counts)).all(1)
     points, point_cells = points[inside], point_cells[inside]
     if not len(points):
         return 0
@@ -81,12 +107,15 @@ def hard_voxelize(
     slot = torch.empty_like(voxel)
     slot[by_voxel] = order - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     count = len(distinct_cells) if max_voxels == -1 else min(len(distinct_cells), max_voxels)
-    fits = voxel < count
+    kept = voxel < count
+    if stops and count < len(distinct_cells):
+        kept &= order < first[appearance[count]]
     if max_points != -1:
-        fits &= slot < max_points
-    voxels[voxel[fits], slot[fits]] = points[fits]
-    cells[:count] = distinct_cells[appearance[:count]].to(cells.dtype)
-    counts[:count] = torch.bincount(voxel[fits], minlength=count)[:count].to(counts.dtype)
+        kept &= slot < max_points
+    voxels[voxel[kept], slot[kept]] = points[kept]
+    kept_cells = distinct_cells[appearance[:count]]
+    cells[:count] = (kept_cells.flip(1) if z_first else kept_cells).to(cells.dtype)
+    counts[:count] = torch.bincount(voxel[kept], minlength=count).to(counts.dtype)
     return count
 
 
@@ -222,14 +251,106 @@ def bev_pool_v2_forward(
         views.view(-1, views.shape[-1])[cells[starts.long()].long()] = sums
 
 
-MODULES: dict[str, dict[str, Callable[..., object]]] = {
-    'voxel_layer': dict(hard_voxelize=hard_voxelize, dynamic_voxelize=dynamic_voxelize),
-    'sparse_conv_ext': dict(
-        get_indice_pairs_2d=get_indice_pairs,
-        get_indice_pairs_3d=get_indice_pairs,
-        indice_conv_fp32=indice_conv,
-    ),
-    'bev_pool_ext': dict(bev_pool_forward=bev_pool_forward),
-    'bev_pool_v2_ext': dict(bev_pool_v2_forward=bev_pool_v2_forward),
-}
-"""Extension module of mmdet3d copies -> its functions by name."""
+def dynamic_point_to_voxel(
+    features: Tensor, cells: Tensor, reduction: str, *, without_first: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features (N, C) and cells (N, D) of voxels in ascending order, voxel of each point, points per voxel.
+
+    `features` (P, C) and `cells` (P, D) of points; a point with a negative cell has voxel -1. `reduction` is
+    'max', 'sum' or 'mean'. `without_first`: the first of all cells is taken for the negative one, and left
+    out, also where no cell is negative.
+    """
+    if not len(features):
+        empty = cells.new_empty(0, dtype=torch.int32)
+        return features.clone(), cells.clone(), empty, empty.clone()
+    cells = cells.masked_fill((cells < 0).any(1, keepdim=True), -1)
+    distinct_cells, voxel, counts = torch.unique(cells, dim=0, return_inverse=True, return_counts=True)
+    left_out = int(without_first or bool(distinct_cells[0, 0] < 0))
+    kept = voxel >= left_out
+    mode = {'max': 'amax', 'sum': 'sum', 'mean': 'mean'}[reduction]
+    index = (voxel[kept] - left_out)[:, None].expand(-1, features.shape[1])
+    sums = features.new_zeros(len(distinct_cells) - left_out, features.shape[1])
+    sums = sums.scatter_reduce(0, index, features[kept], mode, include_self=False)
+    return sums, distinct_cells[left_out:], (voxel - left_out).int(), counts[left_out:].int()
+
+
+def are_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
+    """Whether points (B, P, 3) are in boxes (B, T, 7): (B, P, T).
+
+    Boxes of mmdet3d before 1.0: x, y and z of the bottom's centre, width, length, height and yaw, clockwise
+    from the negative y-axis.
+    """
+    centre, width, length, height, yaw = boxes[:, None].split([3, 1, 1, 1, 1], dim=-1)
+    moved = points[:, :, None] - centre
+    angle = yaw[..., 0] + math.pi / 2
+    ahead = moved[..., 0] * angle.cos() - moved[..., 1] * angle.sin()
+    aside = moved[..., 0] * angle.sin() + moved[..., 1] * angle.cos()
+    above = (moved[..., 2] - height[..., 0] / 2).abs()
+    is_inside = (ahead.abs() < length[..., 0] / 2) & (aside.abs() < width[..., 0] / 2)
+    return is_inside & (above <= height[..., 0] / 2)
+
+
+def points_in_boxes_gpu(boxes: Tensor, points: Tensor, box_of_points: Tensor) -> int:
+    """Write the first box (B, T, 7) of each point (B, P, 3) into `box_of_points` (B, P), which holds -1."""
+    inside = are_in_boxes(points, boxes)
+    if inside.shape[2]:
+        box_of_points[inside.any(2)] = inside.int().argmax(2)[inside.any(2)].to(box_of_points.dtype)
+    return 1
+
+
+def points_in_boxes_batch(boxes: Tensor, points: Tensor, are_inside: Tensor) -> int:
+    """Write 1 into `are_inside` (B, P, T) for each box (B, T, 7) of a point (B, P, 3)."""
+    are_inside[are_in_boxes(points, boxes)] = 1
+    return 1
+
+
+def points_in_boxes_cpu(boxes: Tensor, points: Tensor, are_inside: Tensor) -> int:
+    """Write into `are_inside` (T, P) whether points (P, 3) are in boxes (T, 7)."""
+    are_inside.copy_(are_in_boxes(points[None], boxes[None])[0].t())
+    return 1
+
+
+def _turned(boxes: Tensor) -> Tensor:
+    """x, y, width, height, angle of boxes (N, 5) x1, y1, x2, y2, angle clockwise."""
+    low, high = boxes[:, :2], boxes[:, 2:4]
+    return torch.cat([(low + high) / 2, high - low, -boxes[:, 4:]], dim=1)
+
+
+def boxes_iou_bev(first: Tensor, second: Tensor, ious: Tensor) -> int:
+    """Write the IoU of turned boxes (M, 5) and (N, 5) x1, y1, x2, y2, angle into `ious` (M, N)."""
+    from mmcv.ops import box_iou_rotated
+
+    ious.copy_(box_iou_rotated(_turned(first), _turned(second)))
+    return 1
+
+
+def nms_of_turned_boxes(boxes: Tensor, kept: Tensor, threshold: float, device: int | None = None) -> int:
+    """Write rows that NMS keeps of boxes (N, 5), best first, into `kept` (N,); return their number."""
+    ious = boxes.new_zeros(len(boxes), len(boxes))
+    boxes_iou_bev(boxes, boxes, ious)
+    dropped, rows = torch.zeros(len(boxes), dtype=torch.bool), []
+    for row in range(len(boxes)):
+        if not dropped[row]:
+            rows.append(row)
+            dropped |= ious[row] > threshold
+    kept[: len(rows)] = kept.new_tensor(rows)
+    return len(rows)
+
+
+def geometric_kernel_attention(
+    values: Tensor, shapes: Tensor, starts: Tensor, places: Tensor, weights: Tensor, im2col_step: int
+) -> Tensor:
+    """Weighted sums (B, Q, H * D) of cells of L maps.
+
+    `values` (B, sum of h * w, H, D); `shapes` (L, 2) h, w; `starts` (L,); `places` (B, Q, H, L, P, 2) x, y in
+    cells, moved into the map; `weights` (B, Q, H, L, P).
+    """
+    columns, rows = places.unbind(-1)
+    height, width = shapes[:, :1], shapes[:, 1:]
+    columns = torch.minimum(columns.clamp(min=0), width - 1)
+    rows = torch.minimum(rows.clamp(min=0), height - 1)
+    cells = (starts[:, None] + rows * width + columns).permute(0, 2, 1, 3, 4)  # B, H, Q, L, P
+    flat = cells.flatten(2)[..., None].expand(-1, -1, -1, values.shape[-1])
+    sampled = values.permute(0, 2, 1, 3).gather(2, flat).unflatten(2, cells.shape[2:])
+    sums = (sampled * weights.permute(0, 2, 1, 3, 4)[..., None]).sum((3, 4))
+    return sums.permute(0, 2, 1, 3).flatten(2)

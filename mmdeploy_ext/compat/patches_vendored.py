@@ -42,29 +42,55 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts if part.isdigit())
 
 
-@patch('mmdet', versions='mmdet 2.11.0, 2.14.0 and 2.25.3 with mmcv-full 1.7.2')
+@patch(
+    *('mmdet', 'mmdet3d', 'mmseg', 'mmcls', 'mmfewshot', 'mmrotate', 'mmtrack'),
+    versions='mmdet 2.11.0, 2.14.0 and 2.25.3, mmdet3d 0.11.0, 0.15.0 and 0.16.0 with mmcv-full 1.7.2',
+)
 def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
-    """A copy of mmdet in a repository asserts an mmcv of its time.
+    """A copy of mmdet or mmdet3d in a repository asserts an mmcv, mmdet and mmseg of its time.
 
     It sees the newest version that it takes. ConfigError: mmdet before `OLDEST_MMDET`.
     """
-    import mmcv
-
     folder = Path(module.__spec__.origin or '').parent
     text = (folder / 'version.py').read_text('utf-8') if (folder / 'version.py').is_file() else ''
     version = re.search(r'^__version__\s*=\s*[\'"](\d+\.\d+[^\'"]*)', text, re.MULTILINE)
-    if version and _release(version[1])[:2] < OLDEST_MMDET:
+    if module.__name__ == 'mmdet' and version and _release(version[1])[:2] < OLDEST_MMDET:
         oldest = '.'.join(map(str, OLDEST_MMDET))
         raise ConfigError(
             f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put the modules of your own '
             f'beside such a version, and name them in custom_imports of the config'
         )
-    newest = _string_constants(module).get('mmcv_maximum_version', mmcv.__version__)
-    if _release(mmcv.__version__) <= _release(newest):
+    is_lifted = False
+    with contextlib.ExitStack() as stack:
+        for name, newest in _string_constants(module).items():
+            library = name.removesuffix('_maximum_version')
+            if library == name or not newest[:1].isdecimal():
+                continue
+            imported = importlib.import_module(library)
+            if _release(imported.__version__) > _release(newest):
+                stack.enter_context(patched(imported, __version__=newest))
+                is_lifted = True
         execute()
+    return is_lifted
+
+
+@after('numba', versions='numba 0.68 with mmdet3d 0.11.0, 0.15.0 and 0.16.0')
+def numba_errors_in_their_old_place(module: ModuleType) -> bool:
+    """numba 0.49 moved numba.errors, from which mmdet3d before 1.0 imports a warning."""
+    if importlib.util.find_spec('numba.errors') is not None:
         return False
-    with patched(mmcv, __version__=newest):
-        execute()
+    sys.modules['numba.errors'] = module.errors = importlib.import_module('numba.core.errors')
+    return True
+
+
+@after('mmdet.models.builder', versions='mmdet3d 0.11.0 with mmdet 2.28.2')
+def builder_of_older_mmdet(module: ModuleType) -> bool:
+    """mmdet before 2.11 had one function that builds a part from its registry; mmdet3d 0.11 imports it."""
+    if hasattr(module, 'build'):
+        return False
+    from mmcv.cnn import build_model_from_cfg
+
+    module.build = build_model_from_cfg
     return True
 
 

@@ -11,7 +11,7 @@ import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from mmdeploy_ext.compat.import_hook import Execute, patch
 
@@ -31,35 +31,28 @@ COMPILED = (
     'sparse_conv_ext',
     'voxel_layer',
 )
-"""Extension modules of copies; functions outside of `mmdet3d_operators.MODULES` cannot be called."""
-
-executed_operators: dict[str, None] = {}
-"""Operators of `mmdet3d_operators` that ran in this process, for reports: 'voxel_layer.hard_voxelize'."""
+"""Extension modules of copies."""
 
 
 class OperatorModule(ModuleType):
-    """An extension module with functions of `mmdet3d_operators`; others raise NotImplementedError."""
+    """An extension module with forms of `operator_forms`; others raise NotImplementedError when called."""
 
     __path__: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith('__'):
             raise AttributeError(name)
-        from mmdeploy_ext.compat.mmdet3d_operators import MODULES
+        from mmdeploy_ext.compat.operator_forms import functions_of, missing
 
-        module = self.__name__.rpartition('.')[2]
-        function = MODULES.get(module, {}).get(name)
+        package = sys.modules[self.__name__.rpartition('.')[0]].__file__ or ''
 
-        def operator(*args: Any, **options: Any) -> Any:
-            if function is None:
-                raise NotImplementedError(
-                    f'{self.__name__}.{name}: this operator is not compiled, and has no form in PyTorch; '
-                    f'build the operators of the repository (python setup.py develop)'
-                )
-            executed_operators[f'{module}.{name}'] = None
-            return function(*args, **options)
+        def refuse(*args: Any, **options: Any) -> NoReturn:
+            raise NotImplementedError(
+                f'{self.__name__}.{name} is not compiled: {missing(package, name)}; build the operators of '
+                f'the repository (python setup.py develop), or export the parts around it (--parts)'
+            )
 
-        return operator
+        return functions_of(package).get(name, refuse)
 
 
 class OperatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -20,6 +20,7 @@ from typing import Any
 from mmdeploy_ext.config.user_modules import (
     find_modules,
     import_failure,
+    import_older_models,
     imported_modules,
     named_imports,
     parsed_config,
@@ -111,6 +112,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
             raise ConfigError(_translate_first(path))
         catalogue = importlib.import_module(CATALOGUE)
         with catalogue.giving_way():
+            import_older_models()
             _import_plugins(cfg, path)
         catalogue.register_named(cfg)
     except UsageError:

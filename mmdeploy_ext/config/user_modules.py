@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
@@ -29,6 +30,8 @@ MACHINERY = (
 """Parts of paths of files that import or register modules."""
 FITTING_VERSIONS = {'mmdet': range(3), 'mmdet3d': range(1, 2), 'mmseg': range(1)}
 """Library -> major versions that families work with; only mmdet3d has older copies."""
+OLDEST_COPY = 0, 11
+"""Oldest mmdet3d of a repository that is read for its own models, which no family takes."""
 
 
 def has_copy(folder: Path, library: str) -> bool:
@@ -65,6 +68,37 @@ def not_run_text(not_run: Mapping[str, str]) -> str:
         f"the repository's own {own} did not run: the installed {installed} ran in its place"
         for own, installed in not_run.items()
     )
+
+
+def older_library(library: str) -> str:
+    """'mmdet3d 0.15.0' if a repository's own copy is used that is older than families work with, or ''."""
+    spec = _spec_of(library)
+    folder = Path(spec.origin or '').resolve().parents[1] if spec is not None and spec.origin else None
+    if library not in FITTING_VERSIONS or folder is None or not is_older_copy(folder, library):
+        return ''
+    return f'{library} {_version(folder / library)}'.strip()
+
+
+def import_older_models() -> None:
+    """Import the models of a repository's own older library, which no family imports."""
+    for library in FITTING_VERSIONS:
+        if older_library(library):
+            importlib.import_module(f'{library}.models')
+
+
+def has_own_models(folder: Path, library: str, config: str) -> bool:
+    """Whether an older copy defines types of a config's model that the installed library lacks."""
+    from mmdeploy_ext.config.config import read_config, types_of
+    from mmdeploy_ext.config.unregistered import files_of_types
+
+    if tuple(map(int, re.findall(r'\d+', _version(folder / library))[:2])) < OLDEST_COPY:
+        return False
+    with contextlib.suppress(Exception):  # it is read again, and then refused
+        names = {name for _, name in types_of(read_config(config).get('model'))}
+        installed = Path(sysconfig.get_path('purelib'), library)
+        own = files_of_types(folder / library, names)
+        return not own.keys() <= files_of_types(installed, own).keys()
+    return False
 
 
 def _major_version(package_folder: Path) -> int | None:
@@ -152,14 +186,18 @@ def user_folders(path: str) -> list[Path]:
 
 
 def use_libraries_of(path: str) -> None:
-    """Prefer a repository's own mmdet, mmdet3d or mmseg to the installed one, unless it is too old."""
+    """Prefer a repository's own mmdet, mmdet3d or mmseg to the installed one.
+
+    A copy of mmdet3d before 1.0 runs only for models that the installed one lacks.
+    """
     fitting, older, folders = [], [], user_folders(path)
     for library in FITTING_VERSIONS:
         for folder in folders:
-            if is_older_copy(folder, library):
+            is_older = is_older_copy(folder, library)
+            if is_older and not has_own_models(folder, library, path):
                 older.append(library)
                 break
-            if has_copy(folder, library):
+            if is_older or has_copy(folder, library):
                 _take_first(library, folder, f'{path}: is a config of the repository {folder}')
                 fitting.append(library)
                 break

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.compat.patches_vendored import lacks_part_of_mmdet
 from mmdeploy_ext.config.config import config_sha256
-from mmdeploy_ext.config.user_modules import import_failure
+from mmdeploy_ext.config.user_modules import import_failure, older_library
 from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.registry import (
@@ -298,9 +298,11 @@ def _type_names(cfg: Any) -> set[str]:
 
 @functools.cache
 def library_failure(library: str) -> str:
-    """Return the import error of a library, or ''."""
+    """Return the import error of a library, or that a repository's own one is too old, or ''."""
     if importlib.util.find_spec(library) is None:
         return NOT_INSTALLED
+    if older := older_library(library):
+        return f"the repository's own {older} runs; they are written for 1.0.0rc6"
     try:
         importlib.import_module(library)
     except (ImportError, AssertionError) as error:
@@ -373,6 +375,7 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
             f' (mmdet {mmdet.__version__} of {Path(mmdet.__file__).parent} {problem} for the families '
             f'{", ".join(LEFT_OUT)}: {first})'
         )
+    failures = {library: failure for library, failure in failures.items() if not older_library(library)}
     raise refusal(
         cfg, [family for family in FAMILIES.values() if family.product == product], reason, failures
     )

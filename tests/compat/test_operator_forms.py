@@ -1,0 +1,151 @@
+"""Forms of compiled operators are chosen by the source that they replace, and compute what it computes."""
+
+import math
+import sys
+
+import pytest
+import torch
+
+from mmdeploy_ext.compat import mmdet3d_operators as forms
+from mmdeploy_ext.compat import operator_forms, vendored_mmdet3d
+
+KERNEL = """
+#include <torch/extension.h>
+#define TWICE(x) ((x) * 2)
+const float START = 0.5;
+struct Step { __device__ float operator()(float x) const { return x + START; } };
+inline float part(float x) { return TWICE(x); }
+namespace ours {
+at::Tensor pool_forward(at::Tensor x, int n) { for (int i = 0; i < n; i++) { Step s; } part(1); return x; }
+}
+float neighbour() { return 1; }
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("pool_forward", &ours::pool_forward, "pools"); }
+"""
+
+
+def package(folder, kernel=KERNEL):
+    (folder / 'src').mkdir(parents=True)
+    (folder / '__init__.py').touch()
+    (folder / 'pool.py').write_text('from . import pool_ext\n')
+    (folder / 'src/pool.cu').write_text(kernel)
+    return operator_forms.sources_near(folder / 'pool.py')
+
+
+def test_a_form_is_found_by_what_its_operator_computes(tmp_path, monkeypatch):
+    digest = operator_forms.source_hash(package(tmp_path / 'a'), 'pool_forward')
+    same = KERNEL.replace('x + START', 'x  +\n START /* sums */').replace('return 1;', 'return 2;')
+    assert operator_forms.source_hash(package(tmp_path / 'b', same), 'pool_forward') == digest
+    monkeypatch.setitem(operator_forms.FORMS, 'pool_forward', {digest: lambda x, n: x + n})
+    assert operator_forms.functions_of(str(tmp_path / 'b/pool.py'))['pool_forward'](1, 2) == 3
+    assert f'pool_forward (source {digest})' in operator_forms.executed_operators
+    changes = [('(x) * 2', '(x) * 3'), ('0.5;', '0.25;'), ('x + START', 'x - START'), ('TWICE(x);', 'x;')]
+    for number, (before, after) in enumerate(changes):
+        folder = tmp_path / f'other{number}'
+        package(folder, KERNEL.replace(before, after))
+        assert operator_forms.functions_of(str(folder / 'pool.py')) == {}
+
+
+def test_an_operator_that_two_extensions_bind_has_no_form(tmp_path):
+    assert package(tmp_path / 'a')
+    (tmp_path / 'a/more').mkdir()
+    (tmp_path / 'a/more/pool.cpp').write_text(KERNEL)
+    sources = operator_forms.sources_near(tmp_path / 'a/pool.py')
+    assert len(sources) == 2 and not operator_forms.source_hash(sources, 'pool_forward')
+
+
+def test_an_operator_of_another_source_names_it(tmp_path, monkeypatch):
+    folder = tmp_path / 'mmdet3d/ops/voxel'
+    package(folder, KERNEL.replace('pool_forward', 'dynamic_voxelize'))
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'mmdet3d']:
+        monkeypatch.delitem(sys.modules, name)
+    (folder.parent / '__init__.py').touch()
+    (tmp_path / 'mmdet3d/__init__.py').touch()
+    (folder / 'voxelize.py').write_text('from .voxel_layer import dynamic_voxelize\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    vendored_mmdet3d.offer()
+    from mmdet3d.ops.voxel.voxelize import dynamic_voxelize
+
+    digest = operator_forms.source_hash([folder / 'src/pool.cu'], 'dynamic_voxelize')
+    assert digest
+    with pytest.raises(NotImplementedError, match=rf'dynamic_voxelize .*{digest}.*--parts'):
+        dynamic_voxelize(torch.zeros(1, 3), torch.zeros(1, 3))
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'mmdet3d']:
+        monkeypatch.delitem(sys.modules, name)
+
+
+SIZE, LIMITS = [1.0, 1.0, 2.0], [0.0, 0.0, 0.0, 3.0, 2.0, 4.0]
+POINTS = torch.tensor([[2.5, 0.5, 3.0], [-4.0, 1.5, 9.0], [0.5, 0.5, 0.5], [2.5, 0.5, 2.5]])
+
+
+def test_cells_are_z_first_and_points_outside_dropped_or_moved():
+    cells = torch.zeros(4, 3, dtype=torch.int32)
+    forms.dynamic_voxelize(POINTS, cells, SIZE, LIMITS)
+    assert cells.tolist() == [[2, 0, 1], [-1, -1, -1], [0, 0, 0], [2, 0, 1]]
+    forms.dynamic_voxelize(POINTS, cells, SIZE, LIMITS, z_first=True)
+    assert cells.tolist() == [[1, 0, 2], [-1, -1, -1], [0, 0, 0], [1, 0, 2]]
+    forms.dynamic_voxelize(POINTS, cells, SIZE, LIMITS, z_first=True, moved=True)
+    assert cells.tolist() == [[1, 0, 2], [1, 1, 0], [0, 0, 0], [1, 0, 2]]
+
+
+@pytest.mark.parametrize(('options', 'expected'), [({}, [2]), (dict(stops=True), [1])])
+def test_points_behind_a_dropped_voxel_are_dropped_in_mmdet3d_0_11(options, expected):
+    voxels, cells = torch.zeros(1, 5, 3), torch.zeros(1, 3, dtype=torch.int32)
+    counts = torch.zeros(1, dtype=torch.int32)
+    size = forms.hard_voxelize(POINTS, voxels, cells, counts, SIZE, LIMITS, 5, 1, z_first=True, **options)
+    assert (size, cells.tolist(), counts.tolist()) == (1, [[1, 0, 2]], expected)
+
+
+def test_point_features_are_reduced_by_voxel():
+    features = torch.tensor([[1.0], [2.0], [4.0], [8.0]])
+    cells = torch.tensor([[1, 0], [0, 3], [-1, 2], [1, 0]])
+    sums, voxels, of_points, counts = forms.dynamic_point_to_voxel(features, cells, 'mean')
+    assert (sums.tolist(), voxels.tolist()) == ([[2.0], [4.5]], [[0, 3], [1, 0]])
+    assert (of_points.tolist(), counts.tolist()) == ([1, 0, -1, 1], [1, 2])
+    inside = cells[[0, 1, 3]]
+    sums, voxels, of_points, _ = forms.dynamic_point_to_voxel(
+        features[[0, 1, 3]], inside, 'max', without_first=True
+    )
+    assert (sums.tolist(), voxels.tolist(), of_points.tolist()) == ([[8.0]], [[1, 0]], [0, -1, 0])
+
+
+def test_boxes_of_mmdet3d_0_hold_points_by_their_yaw():
+    boxes = torch.tensor([[[1.0, 0, 0, 2, 6, 2, 0], [1.0, 0, 0, 2, 6, 2, math.pi / 2]]])  # long in y, in x
+    points = torch.tensor([[[1.0, 2.5, 1], [3.5, 0, 1], [1.0, 0, 2.1], [1, 0, 0]]])
+    expected = [[True, False], [False, True], [False, False], [True, True]]
+    assert forms.are_in_boxes(points, boxes)[0].tolist() == expected
+    first = torch.full((1, 4), -1, dtype=torch.int32)
+    forms.points_in_boxes_gpu(boxes, points, first)
+    assert first.tolist() == [[0, 1, -1, 0]]
+    yaw = 0.4  # clockwise: the length's axis, from -y at yaw 0, turns to -x
+    ahead = torch.tensor([[[1 - 2.5 * math.sin(yaw), -2.5 * math.cos(yaw), 1]]])
+    turned = boxes[:, :1].clone()
+    turned[..., 6] = yaw
+    assert forms.are_in_boxes(ahead, turned).tolist() == [[[True]]]
+
+
+def test_nms_of_turned_boxes_measures_their_overlap():
+    boxes = torch.tensor(
+        [[0.0, 0, 4, 2, 0.3], [0, 0, 4, 2, 0.3], [0, 0, 4, 2, math.pi / 2 + 0.3], [9, 9, 10, 10, 0]]
+    )
+    ious = torch.zeros(4, 4)
+    forms.boxes_iou_bev(boxes, boxes, ious)
+    expected = torch.tensor([1, 1, 4 / 12, 0])  # a cross of 2 by 2 cells
+    torch.testing.assert_close(ious[0], expected, atol=1e-5, rtol=0)
+    kept = torch.zeros(4, dtype=torch.long)
+    assert kept[: forms.nms_of_turned_boxes(boxes, kept, 0.5)].tolist() == [0, 2, 3]
+
+
+def test_kernel_attention_sums_cells_of_all_levels():
+    generator = torch.Generator().manual_seed(0)
+    shapes, starts = torch.tensor([[2, 3], [1, 2]]), torch.tensor([0, 6])
+    values = torch.rand(2, 8, 2, 4, generator=generator)
+    places = torch.randint(-1, 4, (2, 5, 2, 2, 3, 2), generator=generator)
+    weights = torch.rand(2, 5, 2, 2, 3, generator=generator)
+    expected = torch.zeros(2, 5, 2, 4)
+    for index in torch.cartesian_prod(*map(torch.arange, places.shape[:-1])).tolist():
+        sample, query, head, level, _ = index
+        (height, width), (x, y) = shapes[level].tolist(), places[tuple(index)].tolist()
+        cell = int(starts[level]) + min(max(y, 0), height - 1) * width + min(max(x, 0), width - 1)
+        expected[sample, query, head] += values[sample, cell, head] * weights[tuple(index)]
+    sums = forms.geometric_kernel_attention(values, shapes, starts, places, weights, 64)
+    torch.testing.assert_close(sums, expected.flatten(2))
