@@ -2,6 +2,8 @@
 #
 #   TORCH_INDEX=URL   pip index for torch and torchvision, for example https://download.pytorch.org/whl/cpu
 #                     (without it the default index serves torch, which on Linux is the 3 GB CUDA build)
+#   PLAIN=1           no compiler: mmcv's operators run in PyTorch and numba; no Sphinx; an environment stays as it
+#                     was made until it is made with PLAIN=0
 #   MMCV_CUDA=1       compile mmcv's CUDA operators too (needs nvcc of torch's CUDA version)
 #   MAX_JOBS=N        compiler processes for mmcv-full (default: one per core, about 1.2 GB each)
 #   PYTHON=PATH       use this interpreter for test, demo, doctor and lint; no environment is made
@@ -21,6 +23,8 @@ BASE_PYTHON ?= python3.11
 MMCV_CUDA ?= 0
 VENV := .venv
 STAMPS := $(VENV)/.stamps
+PLAIN ?= $(if $(wildcard $(STAMPS)/3-plain-*),1)
+PLAIN := $(filter 1,$(PLAIN))
 RUN := $(or $(PYTHON),$(VENV)/bin/python)
 ENV := $(if $(PYTHON),,env)
 
@@ -28,8 +32,10 @@ ENV := $(if $(PYTHON),,env)
 hash = $(shell { cat $(1); echo '$(2)'; } | sha256sum | cut -c1-12)
 STAGE_VENV := $(STAMPS)/0-venv
 STAGE_TORCH := $(STAMPS)/1-torch-$(call hash,$(R)/build.txt $(R)/torch.txt,$(TORCH_INDEX))
-STAGE_LIBS := $(STAMPS)/2-libraries-$(call hash,requirements.txt $(R)/test.txt $(R)/docs.txt $(R)/lock.txt)
-STAGE_MMCV := $(STAMPS)/3-mmcv-$(call hash,$(R)/build.txt $(R)/torch.txt,$(call pin,mmcv-full) $(TORCH_INDEX) $(MMCV_CUDA))
+LIBS := requirements.txt $(R)/test.txt $(if $(PLAIN),,$(R)/docs.txt)
+STAGE_LIBS := $(STAMPS)/2-libraries-$(call hash,$(LIBS) $(R)/lock.txt)
+STAGE_MMCV := $(STAMPS)/3-$(if $(PLAIN),plain,mmcv)-$(call hash,$(R)/build.txt $(R)/torch.txt,$(call pin,mmcv-full) \
+    $(TORCH_INDEX) $(MMCV_CUDA))
 STAGE_MMLAB := $(STAMPS)/4-openmmlab-$(call hash,$(R)/openmmlab.txt pyproject.toml)
 
 # $(1): arguments. Shows what is downloaded; pip's own words come out only when it fails.
@@ -47,6 +53,7 @@ packages_of = $$($(1)/bin/python -c 'import site; print(site.getsitepackages()[0
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 1 to 2 minutes on 2 cores)'
+	echo 'make env PLAIN=1  the same without a compiler: no Sphinx, and mmcv computes in PyTorch and numba'
 	echo 'make demo         a small trained ATSS: exported, proven, evaluated, drawn'
 	echo 'make demo-stream, demo-lidar, demo-fusion   the same of StreamPETR, CenterPoint, BEVFusion on a generated nuScenes'
 	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
@@ -76,18 +83,20 @@ $(STAGE_TORCH): | $(STAGE_VENV)
 
 $(STAGE_LIBS): | $(STAGE_TORCH)
 	@$(call begin,2/4 libraries)
-	$(call pip,-r requirements.txt -r $(R)/test.txt -c $(R)/build.txt)
+	$(call pip,$(addprefix -r ,$(LIBS)) -c $(R)/build.txt)
 	$(finish)
 
+# Distribution `mmcv` has the files of `mmcv-full` without its compiled module.
 $(STAGE_MMCV): | $(STAGE_LIBS)
-	@$(call begin,3/4 mmcv-full $(call pin,mmcv-full) with compiled operators)
-	wheel=$$($(R)/build_mmcv.sh $(VENV)/bin/python mmcv-full $(call pin,mmcv-full) $(MMCV_CUDA))
-	$(call pip,--no-deps --force-reinstall "$$wheel")
+	@$(call begin,3/4 mmcv $(call pin,mmcv-full) with$(if $(PLAIN),out) compiled operators)
+	$(VENV)/bin/python -m pip uninstall --quiet --yes mmcv mmcv-full 2>/dev/null
+	wheel=$(if $(PLAIN),mmcv==$(call pin,mmcv-full),$$($(R)/build_mmcv.sh $(VENV)/bin/python mmcv-full $(call pin,mmcv-full) $(MMCV_CUDA)))
+	$(call pip,--no-deps --no-build-isolation "$$wheel")
 	$(finish)
 
 $(STAGE_MMLAB): | $(STAGE_MMCV)
 	@$(call begin,4/4 mmdet$(comma) mmsegmentation and mmdet3d without their outdated pins$(comma) and mm2onnx of this checkout)
-	$(call pip,--no-deps --no-build-isolation -r $(R)/openmmlab.txt -e .)
+	$(call pip,--no-deps --no-build-isolation $(shell grep -v -e '^#' -e '^mmcv' $(R)/openmmlab.txt) -e .)
 	$(finish)
 
 # Optional. Constraints keep every pinned package as it is; mmdet 3 and mmrotate stand beside the libraries of .venv/.

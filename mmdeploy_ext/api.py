@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.detector import Detector, build, load_weights, read_config
+from mmdeploy_ext.detector import Detector, read_config
 from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
@@ -176,14 +176,12 @@ def export_read(
 
     `inputs` are of `Kind.samples`, the first picture is traced; `proves`: read the rest before the export.
     """
-    from mmdeploy_ext.detector_files import load_for
-
-    output = output_of(detector, options, request)
-    build(detector, request.mean, request.std)
-    options = load_for(detector, options, output)
+    output, kind = output_of(detector, options, request), kind_of(detector.family)
+    kind.build(detector, request.mean, request.std)
+    options = kind.load(detector, options, output)
     chosen = inputs.of(detector) if proves else None
     with after_weights():
-        files, seconds = kind_of(detector.family).export(detector, options, output, inputs)
+        files, seconds = kind.export(detector, options, output, inputs)
     return Exported(files, options, seconds, detector, request.picture, chosen)
 
 
@@ -244,14 +242,14 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)
     path, metrics = str(request.onnx_file), request.metrics
     files, metadata = kind.read(path)
-    build(detector, request.mean, request.std)
+    kind.build(detector, request.mean, request.std)
     kind.check_provable(family)
     if metadata is not None:
         metadata.require(path, family.name, getattr(family, 'forms', ()))
     if metrics:
         cfg = detector.unbuilt_cfg
         evaluation.check_evaluation(cfg, evaluation.build_dataset(cfg), metrics)
-    load_weights(detector)
+    kind.load_weights(detector)
     chosen, rows = inputs.of(detector), []
     with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
         rows = kind.metrics(detector, files, metrics, engine) if metrics else []

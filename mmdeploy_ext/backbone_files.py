@@ -8,13 +8,17 @@ sites of a layer that an engine makes room for.
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.detector import Detector
 from mmdeploy_ext.detector_files import plain_options
+from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.families.sparse import SparseFamily
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
@@ -23,6 +27,43 @@ from mmdeploy_ext.sparse.ranges import Ranges
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.util.files import atomic_path
 from mmdeploy_ext.util.source_code import versions
+
+
+def build(detector: Detector) -> None:
+    """Build as `detector.build`, and read the settings."""
+    detectors.build(detector)
+    read_settings(detector)
+
+
+def read_settings(detector: Detector) -> None:
+    """Read how a built encoder reads its voxels; the config's model alone decides on the results.
+
+    Raises ConfigError for grids that disagree.
+    """
+    cfg = detector.cfg
+    detector.settings = detector.family.settings(cfg, detector.model)
+    detector.decisive = dict(model=cfg.model, test_pipeline=[dict(type='points')])
+
+
+def load_weights(detector: Detector) -> None:
+    """Load the weights of the encoder, and of the rest of the model if the checkpoint has them."""
+    detector.report = detector.family.load(detector.model, detector.checkpoint, detector.weight_layout)
+    detectors.finish_loading(detector)
+
+
+def load(
+    config: str | Path,
+    checkpoint: str | Path,
+    cfg_options: Mapping[str, Any] | None = None,
+    weight_layout: str = 'auto',
+) -> Detector:
+    """Return the backbone of a config with its weights; `weight_layout` as in `detector.read_config`."""
+    detector = detectors.read_config(
+        config, checkpoint, cfg_options, product=BACKBONE, weight_layout=weight_layout
+    )
+    build(detector)
+    load_weights(detector)
+    return detector
 
 
 def trace(detector: Detector) -> SparseGraph:

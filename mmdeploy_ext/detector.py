@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.config.config import (
+    config_sha256,
     load_config,
     refused_by_name,
     test_dataset,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.export import CodeWarning
+    from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
     from mmdeploy_ext.util.source_code import ModelClass
 
@@ -54,7 +56,8 @@ class Detector:
         weight_layout: kernel layout of a sparse backbone's checkpoint, or 'auto'.
         model: upstream's model in evaluation mode, since `build`; with weights since `load_weights`.
         rule: result of `Family.preprocess_rule`; a `PreprocessRule` for images.
-        settings: result of `SparseFamily.settings`, or None.
+        settings: result of `SparseFamily.settings`, since `backbone_files.build`.
+        decisive: entries of a config that the results depend on; None: all of `cfg`.
         unbuilt_cfg: `cfg` before `build`: mmcv removes entries such as `fallback_on_stride`.
         normalisation: `mean` and `std` that replace the config's.
         classes: names by label, since `load_weights`; () for a backbone.
@@ -75,6 +78,7 @@ class Detector:
     model: Any = None
     rule: Any = None
     settings: Any = None
+    decisive: Mapping[str, Any] | None = None
     unbuilt_cfg: Any = None
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] = ()
@@ -89,7 +93,8 @@ class Detector:
         from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
         given = dict(mean=mean, std=std)
-        self.normalisation = {name: tuple(values) for name, values in given.items() if values}
+        given = {name: tuple(map(float, values)) for name, values in given.items() if values is not None}
+        self.normalisation = {name: values for name, values in given.items() if values}
         if self.normalisation:
             cfg = copy.deepcopy(self.cfg)
             for step in steps_of(test_pipeline(cfg), 'Normalize', 'RandomCenterCropPad'):
@@ -111,7 +116,7 @@ class Detector:
     @property
     def config_sha256(self) -> str:
         """The digest of the config's entries that the results depend on."""
-        return self.family.config_sha256(self.cfg)
+        return config_sha256(self.decisive or self.cfg)
 
 
 def read_config(
@@ -164,28 +169,24 @@ def build(
 ) -> None:
     """Build the module and its preprocessing rule, without weights; `mean`, `std` as in `normalise_with`.
 
+    `Kind.build` does it for a model of any kind.
+
     Raises:
         EngineError: no such device.
         ConfigError: the model cannot be built, or a file cannot describe its test pipeline.
         CheckpointError: no such checkpoint.
-        UsageError: `mean` or `std` for a model that takes no single pictures.
     """
     from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
     family, cfg = detector.family, detector.cfg
-    mean, std = (None if values is None else [*map(float, values)] for values in (mean, std))
-    for name, values in dict(mean=mean, std=std).items():
-        if values:
-            family.check_normalisation(name, values)
     check_device(detector.device)
     detector.rule = checked_rule(cfg, family)
     if detector.checkpoint and not Path(detector.checkpoint).is_file():
         load_checkpoint(detector.checkpoint)  # raises the error about the path
     detector.unbuilt_cfg = copy.deepcopy(cfg)
     detector.model = family.build(cfg)
-    detector.settings = family.settings(cfg, detector.model)
     detector.normalise_with(mean, std)
-    family.note_rule(detector.model, detector.rule)
+    detector.model.picture_channels = getattr(detector.rule, 'bands', 3)  # others take no pictures
 
 
 def checked_rule(cfg: Any, family: Family) -> Any:
@@ -211,12 +212,18 @@ def load_weights(detector: Detector) -> None:
         CheckpointError: the checkpoint cannot be read, or is of another model.
         ConfigError, UsageError: see `class_names`.
     """
+    from mmdeploy_ext.weights.checkpoint import load_checkpoint
+
     family, model = detector.family, detector.model
-    detector.report = family.load_file(
-        model, detector.checkpoint, detector.weight_layout, detector.ignored_keys
-    )
-    meta = getattr(detector.report, 'meta', {})
-    detector.classes = class_names(detector.cfg, meta, family.num_classes(model))
+    detector.report = load_checkpoint(detector.checkpoint).without(detector.ignored_keys)
+    family.load_weights(model, detector.report)
+    detector.classes = class_names(detector.cfg, detector.report.meta, family.num_classes(model))
+    finish_loading(detector)
+
+
+def finish_loading(detector: Detector) -> None:
+    """Complete a detector whose model has its weights, and move the model to its device."""
+    model = detector.model
     detector.checkpoint_sha256 = sha256_file(detector.checkpoint)
     model.CLASSES = detector.classes
     model.eval()  # by itself, since the `train` of some detectors returns None
@@ -233,13 +240,8 @@ def load(
     checkpoint: str | Path,
     cfg_options: Mapping[str, Any] | None = None,
     device: str = 'cpu',
-    *,
-    product: str = DETECTOR,
-    weight_layout: str = 'auto',
 ) -> Detector:
-    detector = read_config(
-        config, checkpoint, cfg_options, device, product=product, weight_layout=weight_layout
-    )
+    detector = read_config(config, checkpoint, cfg_options, device)
     build(detector)
     load_weights(detector)
     return detector
@@ -335,10 +337,8 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     """Check the options of an export against the model, and fill in open ones by `resolve`.
 
     Raises:
-        UsageError: an option does not fit this model, or a height or width is too small to trace a dynamic
-            file.
-        ConfigError: a setting of the config is not exported; or forward fails or gives other tensors than the
-            family states (`check_forward`).
+        UsageError: an option does not fit this model.
+        ConfigError: a setting of the config is not exported.
     """
     replaced = contract_of(family, options).replaces
     resolved = resolve(options, model, family.preprocess_rule(cfg), replaced)
@@ -352,7 +352,19 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
             check_forward(family, model, resolved.replace(form='raw'))
         raise
     contract_of(family, resolved).check(cfg)
-    family.check_export(cfg, resolved, model)
+    return resolved
+
+
+def check_picture_options(options: Options, cfg: Any, family: ImageFamily, model: torch.nn.Module) -> Options:
+    """Return checked options, as `check_options`, of a model of pictures; raises as `check_options`.
+
+    UsageError also for a height or width that is too small to trace a dynamic file. ConfigError also for a
+    forward that fails or gives other tensors than the family states (`trial.check_forward`).
+    """
+    from mmdeploy_ext.families.trial import check_export
+
+    resolved = check_options(options, cfg, family, model)
+    check_export(family, cfg, resolved, model)
     return resolved
 
 

@@ -13,12 +13,14 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import Graph
-from mmdeploy_ext.detector import Detector, check_options, load_weights, rule_of
+from mmdeploy_ext.detector import Detector, rule_of
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families.base import FAMILIES, Family, exported_options
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.hosts import hosted
+from mmdeploy_ext.families.images import traced_feeds
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
@@ -55,14 +57,6 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
     will_write(option.strip(' ='), paths)
 
 
-def load_for(detector: Detector, options: Options, output: str) -> Options:
-    """Check options and output, load the weights; return resolved options."""
-    options = check_options(options, detector.unbuilt_cfg, detector.family, detector.model)
-    check_output(output, options, detector.family)
-    load_weights(detector)
-    return options
-
-
 def check_facts(name: str, facts: Any) -> None:
     """Raise ConfigError unless the family's registered class of facts can read `facts`."""
     registration, returned = registration_of(name), type(facts)
@@ -84,7 +78,7 @@ def make_metadata(detector: Detector, options: Options, graph: Graph | None = No
     facts = family.facts(detector.model)
     check_facts(family.name, facts)
     graph = graph or contract_of(family, options).graphs(detector.model, options)[-1]
-    graph = family.hosted(graph, options, detector.rule, detector.model)
+    graph = hosted(family, graph, options, detector.rule, detector.model)
     return Metadata(
         family=family.name,
         form=graph.name,
@@ -141,9 +135,9 @@ def export_graphs(
     """
     family, exported = detector.family, []
     device = next(detector.model.parameters()).device
-    inputs = family.traced_feeds(images, options.get('batch', 1))
+    inputs = traced_feeds(family, images, options.get('batch', 1))
     for graph in contract_of(family, options).graphs(prepared(detector.model), options):
-        hosted_graph = family.hosted(graph, options, detector.rule, detector.model)
+        hosted_graph = hosted(family, graph, options, detector.rule, detector.model)
         example = graph.example
         if not example:  # optional inputs that no picture gives have their defaults
             spec = hosted_graph.spec

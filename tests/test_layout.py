@@ -1,5 +1,6 @@
 """The order of the packages: each imports from those before it alone, and no two files import in a ring."""
 
+import ast
 import functools
 import re
 from graphlib import TopologicalSorter
@@ -69,10 +70,28 @@ LAZY = {
         'mmdeploy_ext.systems',
     },
     'mmdeploy_ext.models.catalogue': {'mmdeploy_ext.systems'},
-    'mmdeploy_ext.config.config': {'mmdeploy_ext.models.catalogue'},
+    'mmdeploy_ext.config.config': {'mmdeploy_ext.compat.cuda_as_cpu', 'mmdeploy_ext.models.catalogue'},
 }
 """Module -> modules that it imports later than itself: public names when one is used, the catalogue of
-families when the first family is looked up, the catalogue of models when the first config is read."""
+families when the first family is looked up, the catalogue of models and what CUDA means when the first config
+is read."""
+
+OF_FILES = {
+    'mmdeploy_ext.benchmark.images',
+    'mmdeploy_ext.cli.run_app',
+    'mmdeploy_ext.graph.passes.shapes',
+    'mmdeploy_ext.kit.judge',
+    'mmdeploy_ext.quantize.calibration_sets',
+    'mmdeploy_ext.runtime.opening',
+}
+"""Modules that know files alone, and ask their metadata for the kind of sample."""
+WORDS = {
+    'mmdeploy_ext.families.base': 'lists families of a product',
+    'mmdeploy_ext.families.nearest': 'lists families of a kind of sample',
+    'mmdeploy_ext.proving.open_points': 'names pictures or samples',
+    'mmdeploy_ext.proving.views.table': 'names the command of a product',
+}
+"""Module -> what the kind of sample or the product decides there, which is no function."""
 
 
 @functools.lru_cache
@@ -169,6 +188,37 @@ def test_no_system_imports_another():
         if system_of(name) and system_of(target) not in ('', system_of(name))
     ]
     assert not wrong, '\n'.join(wrong)
+
+
+def asked(tree: ast.AST) -> list[str]:
+    """Return expressions OBJECT.samples and OBJECT.product that are compared, matched or looked up."""
+    parts: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            parts += [node.left, *node.comparators]
+        elif isinstance(node, ast.Subscript):
+            parts.append(node.slice)
+        elif isinstance(node, ast.Match):
+            parts.append(node.subject)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == 'get':
+            parts += node.args
+    texts = [ast.unparse(part) for part in parts if getattr(part, 'attr', '') in ('samples', 'product')]
+    return [text for text in texts if not text.startswith(('self.', 'args.'))]
+
+
+def test_functions_are_chosen_by_the_kind_of_sample_in_kinds_alone():
+    wrong, asking = [], set()
+    for name, path in modules().items():
+        text = path.read_text(encoding='utf-8')
+        if package_of(name) == 'kinds' or not re.search(r'\.(samples|product)\b', text):
+            continue
+        found = asked(ast.parse(text))
+        asking |= {name} if found else set()
+        if name not in WORDS:
+            allowed = 'metadata.samples' if name in OF_FILES else ''
+            wrong += [f'{name} asks {one}; make it a method of Kind' for one in found if one != allowed]
+    assert not wrong, '\n'.join(wrong)
+    assert asking == OF_FILES | WORDS.keys()
 
 
 def test_no_modules_import_each_other():

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from dev.zoo.configs import Config, library_of, resize_to
 from dev.zoo.records import EXPORT_KINDS, MAX_CHARACTERS, NOT_PROVEN, Outcome, Record, outcome_of_error
+from mmdeploy_ext.backbone_files import read_settings
 from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
 from mmdeploy_ext.config.config import load_config, without_augmentation
 from mmdeploy_ext.contract.registry import registered, registration_of
-from mmdeploy_ext.detector import Detector, check_options, class_names, prepare_fixed, resolve_opset
+from mmdeploy_ext.detector import Detector, check_picture_options, class_names, prepare_fixed, resolve_opset
 from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
@@ -126,7 +127,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> Detector:
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
         digest.update(tensor.numpy().tobytes())
-    return Detector(
+    detector = Detector(
         cfg=cfg,
         config=config.path,
         cfg_options={},
@@ -136,8 +137,10 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> Detector:
         checkpoint_sha256=digest.hexdigest(),
         classes=model.CLASSES,
         rule=rule,
-        settings=family.settings(cfg, model) if family.product == BACKBONE else None,
     )
+    if family.product == BACKBONE:
+        read_settings(detector)
+    return detector
 
 
 def _takes_pictures(family: Family) -> bool:
@@ -161,7 +164,7 @@ def _options_at(detector: Detector, size: tuple[int, int], dynamic: bool) -> Opt
     options = resolve_opset(_image_options(family, size, dynamic), model)
     multiple = picture_of(family, model, options).multiple
     height, width = (-(-side // multiple) * multiple for side in size)
-    return check_options(options.replace(height=height, width=width), detector.cfg, family, model)
+    return check_picture_options(options.replace(height=height, width=width), detector.cfg, family, model)
 
 
 def _prove_export(

@@ -72,11 +72,11 @@ class SparseBenchmark(Benchmark):
         self.detector = detectors.read_config(
             args.config, args.checkpoint, args.cfg_options, product=BACKBONE
         )
-        detectors.build(self.detector)
+        deploy.build(self.detector)
         rule, cfg, settings = self.detector.rule, self.detector.cfg, self.detector.settings
         for path in args.sweep:
             self.sweeps += sweep_sets(path, rule, cfg, settings, limit=1)
-        detectors.load_weights(self.detector)
+        deploy.load_weights(self.detector)
         self.graph = fold(deploy.trace(self.detector), 'fp32')
         self.scenes = synthetic_sets(self.detector, args.voxels or DEFAULT_SIZES)
 

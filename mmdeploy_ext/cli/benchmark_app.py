@@ -150,4 +150,4 @@ VARIANTS = {
     shared.PARTS: parts_app.BENCHMARK,
 }
 chosen_by = functools.partial(shared.variant_by_option, VARIANTS)
-main = shared.program_of(VARIANTS)
+main = shared.program_of(VARIANTS, chosen_by)

@@ -18,7 +18,7 @@ from mmdeploy_ext.api import (
 )
 from mmdeploy_ext.cli import export_scn_app, parts_app, proof
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.detector import Detector, build, check_options, resolve
+from mmdeploy_ext.detector import Detector, resolve
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
@@ -144,7 +144,7 @@ def _run(args: argparse.Namespace, only: str) -> int:
     if args.skip_postprocess:
         check_raw_form(family)
     options = chosen_options(detector, request)
-    proof.print_libraries_not_run(detector.cfg, args)
+    proof.print_surroundings(detector.cfg, args)
     if args.check:
         return print_exports(detector, options)
     if args.verify:
@@ -241,7 +241,7 @@ def print_exports(detector: Detector, options: Options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    build(detector)
+    kind_of(detector.family).build(detector)
     family, cfg, model = detector.family, detector.unbuilt_cfg, detector.model
     resolved = resolve(options, model, detector.rule)
     console = Console(width=150)
@@ -259,12 +259,12 @@ def print_exports(detector: Detector, options: Options) -> int:
             changes = {} if form is None else dict(form=form)
             if dynamic is not None:
                 changes['dynamic'] = dynamic
-            rows.append(_export_row(cfg, family, model, resolved.replace(**changes)))
+            rows.append(_export_row(detector, resolved.replace(**changes)))
     if len({row[2:] for row in rows}) > 1 or rows[0][2]:  # else all are refused for one reason
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    options = check_options(options, cfg, family, model)
+    options = kind_of(family).check(detector, options)
     contract_of(family, options).graphs(model, options)
     return 0
 
@@ -279,14 +279,17 @@ def _part_types(cfg: Any) -> dict[str, str]:
     return types
 
 
-def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple[str, ...]:
+def _export_row(detector: Detector, options: Options) -> tuple[str, ...]:
+    from mmdeploy_ext.families.hosts import hosted
+
+    family, model = detector.family, detector.model
     size = f'{options.get("height")} x {options.get("width")}' if 'height' in options else ''
     title = options.get('form', ''), f'{SIZES.get(options.get("dynamic"), "")} {size}'.strip()
     try:
         options.check()
-        options = check_options(options, cfg, family, model)
+        options = kind_of(family).check(detector, options)
         graphs = contract_of(family, options).graphs(model, options)
-        graphs = [family.hosted(graph, options, family.preprocess_rule(cfg), model) for graph in graphs]
+        graphs = [hosted(family, graph, options, detector.rule, model) for graph in graphs]
     except Mm2OnnxError as error:
         return *title, '', '', str(error)
     texts = [

@@ -10,7 +10,7 @@ from mmdeploy_ext.api import ProofRequest, prove_on, prove_read
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof, ranges
 from mmdeploy_ext.contract import options as choices
-from mmdeploy_ext.detector import Detector, build, read_config
+from mmdeploy_ext.detector import Detector, read_config
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.proving.claims import Claims
@@ -80,7 +80,6 @@ def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str],
 
 def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.backbone_files import export_file
-    from mmdeploy_ext.detector_files import load_for
     from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
     cli.wait_passively()
@@ -90,12 +89,12 @@ def run(args: argparse.Namespace) -> int:
 
     layout = args.weight_layout
     detector = read_config(args.config, args.checkpoint, cfg_options, product=BACKBONE, weight_layout=layout)
-    family = detector.family
+    family, kind = detector.family, kind_of(detector.family)
     options = family.choose(**{'order': order_of_name(args.output_file or ''), **typed})
     options.check(names=[*typed, 'order'])
-    proof.print_libraries_not_run(detector.cfg, args)
+    proof.print_surroundings(detector.cfg, args)
     if args.verify:
-        kind_of(family).check_provable(family)
+        kind.check_provable(family)
     of_backbones = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
     if args.verify_only:
         request = ProofRequest(
@@ -112,13 +111,13 @@ def run(args: argparse.Namespace) -> int:
         )
         return proof.show(prove_read(detector, request), detector, args)
 
-    inputs = kind_of(family).samples(detector, args.test_img, option='--input')
-    args.output_file = output = args.output_file or kind_of(family).default_output(family, '', options)
-    build(detector)
+    inputs = kind.samples(detector, args.test_img, option='--input')
+    args.output_file = output = args.output_file or kind.default_output(family, '', options)
+    kind.build(detector)
     check_order(output, options)
     if args.calibrate:
         will_write('--calibrate', [f'{output}.ranges.json'])
-    options = load_for(detector, options, output)
+    options = kind.load(detector, options, output)
 
     chosen = inputs.of(detector) if args.verify else None
     with after_weights():

@@ -83,12 +83,14 @@ def run_variant(variants: Variants, chosen: str, argv: Sequence[str], parser: An
     return cli.run(variants[chosen].run, parser or parser_of(variants, chosen), words)
 
 
-def program_of(variants: Variants) -> Callable[[Sequence[str] | None], int]:
-    """`main(argv=None)` of a command whose variant is chosen by an option."""
+def program_of(
+    variants: Variants, chosen_by: Callable[[Sequence[str]], str]
+) -> Callable[[Sequence[str] | None], int]:
+    """`main(argv=None)` of a command whose words choose the variant."""
 
     def main(argv: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if argv is None else list(argv)
-        return run_variant(variants, variant_by_option(variants, words), words)
+        return run_variant(variants, chosen_by(words), words)
 
     return main
 

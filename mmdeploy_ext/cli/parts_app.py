@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, after_weights, one_line
 from mmdeploy_ext.util.files import write_json
@@ -37,7 +38,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         parser, '--out --output-file FOLDER', text, 'cut', dest='output_file', writes='{}/parts.json'
     )
     add('--verify', 'prove the folder; exit status 1 if it is not proven')
-    _add_samples(add)
+    add_samples(add)
     add('--names FILE.json', 'names of tensors: {"PATH": "NAME"}')
     add('--opset-version OPSET', 'opset (default: the lowest that the parts need, at least 17)', 0)
     add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
@@ -50,11 +51,11 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
     add('folder', 'the exported folder')
-    _add_samples(add)
+    add_samples(add)
     add('--json FILE', 'write the verdict as JSON')
 
 
-def _add_samples(add: object) -> None:
+def add_samples(add: Any) -> None:
     add(
         '--samples SAMPLE...',
         'pictures, or FILE.py:function, which yields the keyword arguments of the test path (default: the '
@@ -71,6 +72,8 @@ def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, A
         raise UsageError(f'--device {args.device}: parts run on the CPU')
     cli.wait_passively()
     factory = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
+    for line in replaced.lines(replaced.facts()):
+        print(line)
     if not hasattr(args, 'samples'):
         return factory, []
     samples, origin = samples_of(factory.cfg, args.samples or ())
@@ -216,7 +219,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
     add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
-    _add_samples(add)
+    add_samples(add)
     add('--max-iter N', 'measured rounds (default: 20)', 20)
     add('--warmup N', 'warm-up rounds (default: 3)', 3)
     add('--json FILE', 'write all figures as JSON')
@@ -242,6 +245,11 @@ def run_benchmark(args: argparse.Namespace) -> int:
 
 def is_folder(path: str) -> bool:
     return Path(path, MANIFEST).is_file()
+
+
+def chosen_by(words: Sequence[str]) -> str:
+    """Return the variant that a folder of parts among the words of a command chooses."""
+    return shared.PARTS if any(map(is_folder, words)) else shared.DETECTOR
 
 
 def refuse_folder(path: str | None, advice: str) -> None:

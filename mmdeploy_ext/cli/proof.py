@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.config.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
@@ -73,8 +74,10 @@ def draw_pairs(pictures: Sequence[Pair], detector: Detector) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def print_libraries_not_run(cfg: Any, args: argparse.Namespace) -> None:
-    """Print which libraries of the user's repository do not run, if any."""
+def print_surroundings(cfg: Any, args: argparse.Namespace) -> None:
+    """Print what stands in for parts of the user's code, and which libraries of the repository do not run."""
+    for line in replaced.lines(replaced.facts()):
+        print(line)
     if not_run := libraries_not_run(cfg):
         advice = '' if args.library else '; a proof of it takes --library installed'
         print(not_run_text(not_run) + advice)

@@ -70,12 +70,6 @@ def run(args: argparse.Namespace) -> int:
         )
     metadata = Metadata.from_props(props, files[-1])
     check_inputs(args, metadata.samples)
-    if metadata.samples == 'images':
-        if len(files) > 1:
-            raise ModelFileError(f'{args.model}: has {len(files)} image models; name one of the files')
-        args.model = str(files[0])
-        runner = runner_of(metadata.family, metadata.form, metadata.spec.input_names)
-        return run_images.run_files(args, runner)
     return RUNS[metadata.samples](args, metadata)
 
 
@@ -100,6 +94,16 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
         )
     run_images.check_damage(model_files(args.model))
     return opens(args.model, providers=args.providers, threads=args.threads or 0)
+
+
+def run_pictures(args: argparse.Namespace, metadata: Metadata) -> int:
+    """Draw the results of each picture; 1 if a picture could not be used."""
+    files = model_files(args.model)
+    if len(files) > 1:
+        raise ModelFileError(f'{args.model}: has {len(files)} image models; name one of the files')
+    args.model = str(files[0])
+    runner = runner_of(metadata.family, metadata.form, metadata.spec.input_names)
+    return run_images.run_files(args, runner)
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:
@@ -224,7 +228,7 @@ def once(note: str) -> Callable[[Callable[[], Any]], None]:
     return run_first
 
 
-RUNS = dict(sweeps=run_sweeps, frames=run_frames, fused=run_frames)
+RUNS = dict(images=run_pictures, sweeps=run_sweeps, frames=run_frames, fused=run_frames)
 
 
 def entry_of(

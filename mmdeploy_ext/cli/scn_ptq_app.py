@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import ranges
-from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import UsageError, after_weights
@@ -81,12 +80,10 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.detector import load
+    from mmdeploy_ext.backbone_files import load
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
-    detector = load(
-        args.config, args.checkpoint, cfg_options, product=BACKBONE, weight_layout=args.weight_layout
-    )
+    detector = load(args.config, args.checkpoint, cfg_options, args.weight_layout)
     cli.say(cli.stderr(), detector.report.summary())
     with after_weights():
         int8_ranges = _ranges(args, detector)

@@ -108,7 +108,8 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
         args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}'
     )
     shared.refuse_of_kind(args, build_parser(), 'test', family)
-    tested = kind_of(family).tested(cfg, family, args, work_dir)
+    kind = kind_of(family)
+    tested = kind.tested(cfg, family, args, work_dir)
     if ranks.rank == 0:
         print(f'engine: {engine_text(cfg, tested)}', flush=True)
     ranks.gather()
@@ -117,7 +118,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     if args.eval:
         evaluation.check_evaluation(cfg, dataset, args.eval)
     build(detector)
-    tested.check(detector)
+    tested.check(detector, kind.check)
     load_weights(detector)
     with after_weights():
         with open_network(detector, tested, ranks) as network:
@@ -300,4 +301,4 @@ VARIANTS = {
     shared.PARTS: parts_app.TEST,
 }
 chosen_by = functools.partial(shared.variant_by_option, VARIANTS)
-main = shared.program_of(VARIANTS)
+main = shared.program_of(VARIANTS, chosen_by)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.api import ProofRequest, prove_read, read_detector
@@ -16,7 +15,6 @@ from mmdeploy_ext.util import cli
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
 
 EXPORT_OPTIONS = tuple(
@@ -107,10 +105,5 @@ VARIANTS = {
 }
 
 
-def chosen_by(words: Sequence[str]) -> str:
-    return shared.PARTS if any(map(parts_app.is_folder, words)) else shared.DETECTOR
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else list(argv)
-    return shared.run_variant(VARIANTS, chosen_by(words), words)
+chosen_by = parts_app.chosen_by
+main = shared.program_of(VARIANTS, chosen_by)

@@ -144,13 +144,14 @@ def model_and_test(
 
 def _of_family(config: str, cfg_options: Mapping[str, Any] | None) -> Detector | None:
     """Return the built model of a family; None: no family takes the config."""
-    from mmdeploy_ext.detector import build, read_config
+    from mmdeploy_ext.detector import read_config
     from mmdeploy_ext.families.base import BACKBONE, DETECTOR
+    from mmdeploy_ext.kinds import kind_of
 
     for product in (DETECTOR, BACKBONE):
         try:
             detector = read_config(config, '', cfg_options, product=product)
-            build(detector)
+            kind_of(detector.family).build(detector)
         except ConfigError:
             continue
         detector.model.eval()

@@ -33,6 +33,8 @@ FROZEN = {'mmcv-full': '1.7.2', 'mmdet': '2.28.2', 'mmsegmentation': '0.30.0', '
 """Distribution -> version of requirements*.txt."""
 
 PATCHES = 'compat patches in effect'
+OPERATORS = 'mmcv operators'
+PLAIN = "plain (mmcv's operators in PyTorch and numba)"
 BUILD_MMCV = (
     'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
     'mmcv-full==1.7.2'
@@ -75,10 +77,11 @@ _PROBES = {
         'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "none")',
         'reinstall torch from https://download.pytorch.org/whl/cpu or the index of your CUDA version',
     ),
-    'mmcv compiled operators': (
-        _COMPAT + 'import torch; from mmcv.ops import nms\n'
+    OPERATORS: (
+        _COMPAT
+        + 'import torch; from mmcv.ops import nms; from mmcv.utils.ext_loader import check_ops_exist\n'
         'kept = nms(torch.tensor([[0., 0, 9, 9], [0, 0, 9, 8], [20, 20, 30, 30]]), torch.ones(3), 0.5)[1]\n'
-        'assert len(kept) == 2, kept; print("run")',
+        f'assert len(kept) == 2, kept; print("compiled" if check_ops_exist() else {PLAIN!r})',
         BUILD_MMCV,
     ),
     'mmdet imports': (_COMPAT + 'import mmdet.apis, mmdet.datasets; print("yes")', 'make env'),
@@ -114,6 +117,8 @@ def check_version(distribution: str, expected: str, frozen: bool = False) -> Fin
     install = f'pip install {"--no-deps --no-build-isolation " if frozen else ""}{distribution}=={expected}'
     if distribution == 'mmcv-full':
         install = BUILD_MMCV
+        if installed_version(distribution) is None and installed_version('mmcv'):
+            distribution = 'mmcv'  # the same files without compiled operators
     installed = installed_version(distribution)
     if installed is None:
         return Finding(distribution, 'not installed', expected, 'problem', install)
@@ -187,11 +192,13 @@ def print_report(findings: Sequence[Finding]) -> None:
 
 def summary(findings: Sequence[Finding]) -> str:
     differing = [f'{f.name} {f.found} for {f.expected}' for f in findings if f.verdict == 'differs']
+    healthy = 'healthy'
+    if any(f.name == OPERATORS and f.found == PLAIN for f in findings):
+        healthy = f'healthy, {PLAIN}'
     if not differing:
-        return 'healthy'
-    return (
-        f'healthy, with other versions than those tried: {", ".join(differing)}; the checks passed with them'
-    )
+        return healthy
+    others = ', '.join(differing)
+    return f'{healthy}, with other versions than those tried: {others}; the checks passed with them'
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -31,7 +31,8 @@ def cells_of_points(
     size = points.new_tensor(list(voxel_size))
     count = (high - low) / size
     cells = ((points[:, :axes] - low) / size).floor()
-    return cells.long(), (count.ceil() if rounded_up else count.round()).long()
+    count = count.ceil() if rounded_up else (count + 0.5).floor()  # C's round: halves away from zero
+    return cells.long(), count.long()
 
 
 def dynamic_voxelize(

@@ -62,7 +62,7 @@ def functions_of(file: str) -> dict[str, Callable[..., Any]]:
 
 def functions_of_sources(sources: Iterable[str | Path]) -> dict[str, Callable[..., Any]]:
     """Operator that C++ and CUDA files bind -> its form, where there is one; calls are noted."""
-    paths = [Path(source) for source in sources]
+    paths = [path for path in map(Path, sources) if path.is_file()]
     names = {name for path in paths for name in re.findall(BINDING.format(r'(\w+)'), _text(path))}
     forms_of_names = {name: form_of(paths, name) for name, _ in names}
     return {name: form for name, form in forms_of_names.items() if form is not None}

@@ -1,6 +1,7 @@
 """Patches of torchvision and mmcv-full 1.7.2 for today's PyTorch and numpy, each with its reason."""
 
 import functools
+import importlib.util
 import inspect
 import sys
 import warnings
@@ -66,7 +67,8 @@ def scopes_without_registries(module: ModuleType) -> None:
 def names_that_libraries_took_later(module: ModuleType) -> None:
     """A repository's class cannot be registered if a later library has its name: EfficientNet of MapTR.
 
-    The repository's class replaces the library's, as in the version that it was written for.
+    The repository's class replaces the library's, as in the version that it was written for. Classes of this
+    package give way to those of repositories and libraries.
     """
     registry = module.Registry
     original = registry._register_module
@@ -75,14 +77,33 @@ def names_that_libraries_took_later(module: ModuleType) -> None:
     def register(self: Any, module: Any, module_name: Any = None, force: bool = False) -> None:
         names = [module_name or module.__name__] if isinstance(module_name, str | None) else module_name
         taken = [self._module_dict[name] for name in names if name in self._module_dict]
-        is_older = not _is_of_openmmlab(module) and all(map(_is_of_openmmlab, taken))
-        original(self, module, module_name, force or is_older)
+        gives_way = all(_rank(owner) < _rank(module) for owner in taken)
+        original(self, module, module_name, force or gives_way)
 
     registry._register_module = register
 
 
-def _is_of_openmmlab(cls: Any) -> bool:
-    return cls.__module__.partition('.')[0] in ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
+def _rank(registered: Any) -> int:
+    """0 for classes and functions of this package, 1 for those of OpenMMLab, 2 for those of users."""
+    package = registered.__module__.partition('.')[0]
+    if package in ('mmcv', 'mmdet', 'mmdet3d', 'mmseg'):
+        return 1
+    return 0 if package == __name__.partition('.')[0] else 2
+
+
+@after('mmcv.utils.ext_loader', versions='mmcv-full 1.7.2')
+def operators_without_kernels(module: ModuleType) -> None:
+    """mmcv has operators for a GPU alone, and without a compiler has none: `mmcv.ops` cannot be imported.
+
+    The CPU gets forms in PyTorch and numba, which `mmcv_operators` lists.
+    """
+    from mmdeploy_ext.compat import mmcv_operators
+
+    name = 'mmcv._ext'
+    if importlib.util.find_spec(name) is not None:
+        mmcv_operators.use_on_cpu(importlib.import_module(name))
+    else:
+        sys.modules[name] = mmcv_operators.PlainExtension(name)
 
 
 @after('mmcv.runner.dist_utils', versions='mmcv-full 1.7.2', without_gpu=True)

@@ -7,7 +7,6 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from mmdeploy_ext.compat.absent_packages import LYFT, AbsentModule
 from mmdeploy_ext.compat.import_hook import Execute, after, has_gpu, patch, patched
 
 RARELY_USED = {
@@ -78,39 +77,6 @@ def panoptic_without_panopticapi(module: ModuleType) -> bool | None:
     module.panopticapi = panoptic_quality
     for name in ('PQStat', 'rgb2id', 'id2rgb', 'VOID', 'OFFSET'):
         setattr(module, name, getattr(panoptic_quality, name))
-
-
-@patch('mmdet3d', versions='mmdet3d 1.0.0rc6 with mmcv-full 1.7.1 and 1.7.2')
-def mmdet3d_version_check(module: ModuleType, execute: Execute) -> bool:
-    """mmdet3d asserts mmcv <= 1.7.0; 1.7.1 and 1.7.2 only fixed bugs."""
-    import mmcv
-
-    if mmcv.__version__ not in ('1.7.1', '1.7.2'):
-        execute()
-        return False
-    with patched(mmcv, __version__='1.7.0'):
-        execute()
-    return True
-
-
-@patch('mmdet3d.core.evaluation.lyft_eval', 'mmdet3d.datasets.lyft_dataset', versions='mmdet3d 1.0.0rc6')
-def mmdet3d_without_lyft(module: ModuleType, execute: Execute) -> bool:
-    """mmdet3d imports lyft_dataset_sdk even for nuScenes, and that package pins libraries of 2019.
-
-    A use of the stand-in raises with the pip command.
-    """
-    if importlib.util.find_spec(LYFT) is not None:
-        execute()
-        return False
-    names = [LYFT, f'{LYFT}.eval', f'{LYFT}.eval.detection', f'{LYFT}.eval.detection.mAP_evaluation']
-    names += [f'{LYFT}.lyftdataset', f'{LYFT}.utils', f'{LYFT}.utils.data_classes']
-    sys.modules.update({name: AbsentModule(name) for name in names})
-    try:
-        execute()
-    finally:
-        for name in names:
-            sys.modules.pop(name, None)
-    return True
 
 
 @after('mmdet.models.dense_heads.solo_head', 'mmdet.models.dense_heads.solov2_head', versions='mmdet 2.28.2')

@@ -42,36 +42,45 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts if part.isdigit())
 
 
-@patch(
-    *('mmdet', 'mmdet3d', 'mmseg', 'mmcls', 'mmfewshot', 'mmrotate', 'mmtrack'),
-    versions='mmdet 2.11.0, 2.14.0 and 2.25.3, mmdet3d 0.11.0, 0.15.0 and 0.16.0 with mmcv-full 1.7.2',
-)
-def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
-    """A copy of mmdet or mmdet3d in a repository asserts an mmcv, mmdet and mmseg of its time.
+CHECKING = ('mmcls', 'mmdet', 'mmdet3d', 'mmfewshot', 'mmocr', 'mmpose', 'mmrotate', 'mmseg', 'mmtrack')
+"""Packages of OpenMMLab that assert versions of each other."""
 
-    It sees the newest version that it takes. ConfigError: mmdet before `OLDEST_MMDET`.
+
+@patch(*CHECKING, versions='mmdet 2.11.0 to 2.25.3, mmdet3d 0.11 to 1.0.0rc6, with mmcv-full 1.7.2')
+def version_checks(module: ModuleType, execute: Execute) -> bool:
+    """Packages of OpenMMLab assert versions of each other of their time.
+
+    They see the oldest that they take. ConfigError: mmdet before `OLDEST_MMDET`.
     """
-    folder = Path(module.__spec__.origin or '').parent
+    if module.__name__ == 'mmdet':
+        _refuse_too_old(Path(module.__spec__.origin or '').parent)
+    limits = _string_constants(module)
+    newer: dict[ModuleType, str] = {}
+    for name in ('mmcv', *CHECKING):
+        lowest, highest = (
+            limits.get(f'{name}_{bound}imum_version') or limits.get(f'{name.upper()}_{bound.upper()}')
+            for bound in ('min', 'max')
+        )
+        if highest and importlib.util.find_spec(name) is not None:
+            library = importlib.import_module(name)  # all of them before one seems older
+            if _release(library.__version__) > _release(highest):
+                newer[library] = lowest or highest
+    with contextlib.ExitStack() as stack:
+        for library, version in newer.items():
+            stack.enter_context(patched(library, __version__=version))
+        execute()
+    return bool(newer)
+
+
+def _refuse_too_old(folder: Path) -> None:
     text = (folder / 'version.py').read_text('utf-8') if (folder / 'version.py').is_file() else ''
     version = re.search(r'^__version__\s*=\s*[\'"](\d+\.\d+[^\'"]*)', text, re.MULTILINE)
-    if module.__name__ == 'mmdet' and version and _release(version[1])[:2] < OLDEST_MMDET:
+    if version and _release(version[1])[:2] < OLDEST_MMDET:
         oldest = '.'.join(map(str, OLDEST_MMDET))
         raise ConfigError(
             f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put the modules of your own '
             f'beside such a version, and name them in custom_imports of the config'
         )
-    is_lifted = False
-    with contextlib.ExitStack() as stack:
-        for name, newest in _string_constants(module).items():
-            library = name.removesuffix('_maximum_version')
-            if library == name or not newest[:1].isdecimal():
-                continue
-            imported = importlib.import_module(library)
-            if _release(imported.__version__) > _release(newest):
-                stack.enter_context(patched(imported, __version__=newest))
-                is_lifted = True
-        execute()
-    return is_lifted
 
 
 @after('numba', versions='numba 0.68 with mmdet3d 0.11.0, 0.15.0 and 0.16.0')
@@ -92,6 +101,22 @@ def builder_of_older_mmdet(module: ModuleType) -> bool:
 
     module.build = build_model_from_cfg
     return True
+
+
+@after('mmcv.runner.base_module', versions='mmdet3d 0.11.0 with mmcv-full 1.7.2')
+def weights_of_older_mmdet(module: ModuleType) -> None:
+    """Before mmdet 2.11 detectors called init_weights with a file of weights when they were built.
+
+    mmcv's takes no file: such a call does nothing, since a checkpoint follows.
+    """
+    original = module.BaseModule.init_weights
+
+    @functools.wraps(original)
+    def init_weights(self: Any, *of_older: Any, **options_of_older: Any) -> None:
+        if not of_older and not options_of_older:
+            original(self)
+
+    module.BaseModule.init_weights = init_weights
 
 
 @after('mmdet.core.anchor.anchor_generator', versions='mmdet 2.6.0, 2.10.0, 2.11.0 and 2.14.0')

@@ -110,11 +110,9 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         _check_types(cfg, path)
         if is_config3(cfg):  # before its modules, which need mmdet 3
             raise ConfigError(_translate_first(path))
-        catalogue = importlib.import_module(CATALOGUE)
-        with catalogue.giving_way():
-            import_older_models()
-            _import_plugins(cfg, path)
-        catalogue.register_named(cfg)
+        import_older_models()
+        _import_plugins(cfg, path)
+        importlib.import_module(CATALOGUE).register_named(cfg)
     except UsageError:
         raise
     except SyntaxError as error:
@@ -294,13 +292,18 @@ def _closed_temporary_files() -> Iterator[None]:
 def _import_plugins(cfg: Any, path: str) -> None:
     from mmcv import import_modules_from_strings
 
+    from mmdeploy_ext.compat.cuda_as_cpu import cuda_as_cpu
+
     if settings := cfg.get('custom_imports'):
         names = settings.get('imports') or ()
-        with named_imports(path, 'custom_imports', [names] if isinstance(names, str) else names):
+        with (
+            named_imports(path, 'custom_imports', [names] if isinstance(names, str) else names),
+            cuda_as_cpu(),
+        ):
             import_modules_from_strings(**settings)
     if cfg.get('plugin'):
         module = '.'.join(Path(cfg.get('plugin_dir') or Path(path).parent).parts)
-        with named_imports(path, 'plugin_dir', [module]):
+        with named_imports(path, 'plugin_dir', [module]), cuda_as_cpu():
             importlib.import_module(module)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from mmdeploy_ext.util.commands import CHECKOUT
 from mmdeploy_ext.util.errors import ConfigError, root_cause
-from mmdeploy_ext.util.missing_packages import install_command
+from mmdeploy_ext.util.missing_packages import not_installed
 from mmdeploy_ext.util.source_code import is_users_file
 
 PACKAGE = CHECKOUT / 'mmdeploy_ext'
@@ -147,7 +147,7 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         if not isinstance(cause, ModuleNotFoundError) or not cause.name:
             raise
         package = cause.name.partition('.')[0]
-        advice = install_command(cause, [str(name) for name in names])
+        advice = not_installed(package, path)
         if cause.name != package:
             advice = f'the {package} that is imported has no such module; change the import'
         elif package in {str(name).partition('.')[0] for name in names}:
@@ -258,7 +258,7 @@ def import_failure(error: BaseException) -> str:
     users, all_places = _places(cause)
     message = f'{type(cause).__name__}: {cause}{_raised_in(cause, users or all_places)}'
     if isinstance(cause, ModuleNotFoundError) and users and importlib.util.find_spec(_package(cause)) is None:
-        message += f'; {install_command(cause)}'
+        message += f'; {not_installed(_package(cause), users[-1][0].co_filename)}'
     return message
 
 

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.util.protobuf import METADATA, entry, fields, metadata_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from mmdeploy_ext.util.files import AnyPath
 
 KEY = f'{PREFIX}digest'
-GRAPH, METADATA, FUNCTIONS = 7, 14, 25
+GRAPH, FUNCTIONS = 7, 25
 """Fields of onnx.ModelProto."""
 UNKNOWN, WHOLE, DAMAGED, REWRITTEN = 'unknown', 'whole', 'damaged', 'rewritten'
 """States of a file: without a digest; as written; of the same length and other content; of another length."""
@@ -34,41 +35,9 @@ DAMAGE = (
 REWRITE = 'another tool has rewritten the graph since mm2onnx did; its weights cannot be checked for damage'
 
 
-def _varint(content: Any, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = content[place]
-        value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 128:
-            return value, place
-
-
-def _fields(content: Any) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the number of each field of a message, where it starts, and where its content begins and ends."""
-    place = 0
-    while place < len(content):
-        start = place
-        tag, place = _varint(content, place)
-        begin = place
-        if tag & 7 == 2:
-            size, begin = _varint(content, place)
-            place = begin + size
-        elif tag & 7 == 0:
-            _, place = _varint(content, place)
-        else:
-            place += {1: 8, 5: 4}[tag & 7]
-        yield tag >> 3, start, begin, place
-
-
-def _entry(content: bytes) -> dict[int, bytes]:
-    """Key (1) and value (2) of an entry of metadata."""
-    return {number: bytes(content[begin:end]) for number, _, begin, end in _fields(content)}
-
-
 def _digest(content: Any, folder: Path, data: Sequence[str]) -> dict[str, Any]:
     digest, length = hashlib.sha256(), 0
-    for number, _, begin, end in _fields(content):
+    for number, _, begin, end in fields(content):
         if number in (GRAPH, FUNCTIONS):
             digest.update(content[begin:end])
             length += end - begin
@@ -85,8 +54,8 @@ def sealed(content: bytes, data: Path | None = None) -> bytes:
     `data`: file of its external weights, which lies beside the model under this name.
     """
     kept, is_ours = [], False
-    for number, start, begin, end in _fields(content):
-        key = _entry(content[begin:end]).get(1, b'').decode() if number == METADATA else ''
+    for number, start, begin, end in fields(content):
+        key = entry(content[begin:end]).get(1, b'').decode() if number == METADATA else ''
         is_ours |= key.startswith(PREFIX) and key != KEY
         if key != KEY:
             kept.append(content[start:end])
@@ -94,8 +63,8 @@ def sealed(content: bytes, data: Path | None = None) -> bytes:
         return content
     folder, names = (data.parent, [data.name]) if data else (Path(), [])
     value = json.dumps(_digest(content, folder, names)).encode()
-    entry = b''.join(_field(number, text) for number, text in ((1, KEY.encode()), (2, value)))
-    return b''.join([*kept, _field(METADATA, entry)])
+    digest = b''.join(_field(number, text) for number, text in ((1, KEY.encode()), (2, value)))
+    return b''.join([*kept, _field(METADATA, digest)])
 
 
 def _field(number: int, content: bytes) -> bytes:
@@ -109,14 +78,11 @@ def _field(number: int, content: bytes) -> bytes:
 def state(path: AnyPath) -> str:
     """Return the state of a file; a file that is no ONNX is UNKNOWN, and whoever reads it tells more."""
     try:
+        text = metadata_of(path).get(KEY)
+        if text is None:
+            return UNKNOWN
+        stored = json.loads(text)
         with open(path, 'rb') as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            entries = [
-                _entry(content[begin:end]) for number, _, begin, end in _fields(content) if number == METADATA
-            ]
-            text = next((entry[2] for entry in entries if entry.get(1) == KEY.encode()), None)
-            if text is None:
-                return UNKNOWN
-            stored = json.loads(text)
             found = _digest(memoryview(content), Path(path).parent, stored['data'])
     except (OSError, ValueError, LookupError, TypeError, BufferError):
         return UNKNOWN

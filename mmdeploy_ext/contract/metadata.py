@@ -14,7 +14,8 @@ from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import ConfigError, LoadError, ModelFileError, shape_text
-from mmdeploy_ext.util.files import AnyPath, read_onnx
+from mmdeploy_ext.util.files import AnyPath, check_onnx_file, unreadable_onnx
+from mmdeploy_ext.util.protobuf import metadata_of
 from mmdeploy_ext.util.typed_json import Mismatch, plain, read
 
 PREFIX = 'mm2onnx.'
@@ -252,5 +253,9 @@ def least_precision(files: Iterable[Metadata]) -> str:
 
 
 def read_props(path: AnyPath) -> dict[str, str]:
-    """Read `metadata_props`; ModelFileError: missing or corrupt."""
-    return {entry.key: entry.value for entry in read_onnx(path).metadata_props}
+    """Read `metadata_props` without onnx; ModelFileError: missing or corrupt."""
+    check_onnx_file(path)
+    try:
+        return metadata_of(path)
+    except (LookupError, OSError, ValueError) as error:
+        raise unreadable_onnx(path, error) from error

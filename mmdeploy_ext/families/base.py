@@ -9,12 +9,11 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.compat.patches_vendored import lacks_part_of_mmdet
-from mmdeploy_ext.config.config import config_sha256
 from mmdeploy_ext.config.user_modules import import_failure, older_library
 from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.options import Option, Options
@@ -32,11 +31,8 @@ from mmdeploy_ext.util.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.util.source_code import ModelClass, model_classes
 
 if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
-    import numpy as np
     import torch
 
-    from mmdeploy_ext.contract.spec import Graph
-    from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
@@ -129,48 +125,6 @@ class Family(abc.ABC):
         from mmdeploy_ext.weights.checkpoint import load_strict
 
         load_strict(model, checkpoint, self.ignored_prefixes)
-
-    def load_file(
-        self, model: torch.nn.Module, path: str, weight_layout: str = 'auto', ignored: Sequence[str] = ()
-    ) -> Any:
-        """Read a checkpoint and load it by `load_weights`; return it.
-
-        `weight_layout` is that of a sparse backbone; `ignored` are prefixes of keys that are left out.
-        """
-        from mmdeploy_ext.weights.checkpoint import load_checkpoint
-
-        checkpoint = load_checkpoint(path).without(ignored)
-        self.load_weights(model, checkpoint)
-        return checkpoint
-
-    def config_sha256(self, cfg: Any) -> str:
-        """Return the digest of the entries of a config that the results depend on."""
-        return config_sha256(cfg)
-
-    def settings(self, cfg: Any, model: torch.nn.Module) -> Any:
-        """Return how the model reads its samples, where the preprocessing rule does not say it."""
-        return None
-
-    def note_rule(self, model: torch.nn.Module, rule: Any) -> None:  # noqa: B027
-        """Write what graphs need of the preprocessing rule into the model."""
-
-    def check_normalisation(self, name: str, values: Sequence[float]) -> None:
-        """Raise UsageError for a `mean` or `std` of the user, if samples are no single pictures."""
-        raise UsageError(
-            f'{name}={values}: goes with models of single pictures; family {self.name!r} normalises as its '
-            f'config states: leave {name} out'
-        )
-
-    def check_export(self, cfg: Any, options: Options, model: torch.nn.Module) -> None:  # noqa: B027
-        """Check resolved options against the model, before weights load; raises as `check`."""
-
-    def traced_feeds(self, images: Sequence[PreparedImage], batch: int) -> dict[str, np.ndarray]:
-        """Return inputs by name of a graph that is traced with `batch` pictures; {}: graphs have some."""
-        return {}
-
-    def hosted(self, graph: Graph, options: Options, rule: Any, model: torch.nn.Module) -> Graph:
-        """Return a graph with what options for other programs ask for."""
-        return graph
 
     @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> Any:
@@ -333,10 +287,10 @@ def find_family(cfg: Any, product: str = '') -> Family:
 def claiming_family(cfg: Any, product: str = '') -> Family | None:
     """Return the family that claims most of the model of a config, or None; ConfigError: two claim it."""
     load_candidates(cfg)
-    best = _closest(cfg, product)
+    best = claiming_families(cfg, product)
     if not best:
         load_families()
-        best = _closest(cfg, product)
+        best = claiming_families(cfg, product)
     if len(best) > 1:
         raise ConfigError(
             f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
@@ -345,7 +299,8 @@ def claiming_family(cfg: Any, product: str = '') -> Family | None:
     return best[0] if best else None
 
 
-def _closest(cfg: Any, product: str) -> list[Family]:
+def claiming_families(cfg: Any, product: str) -> list[Family]:
+    """Return the imported families that claim most of a config's model; '' takes any product."""
     families = [family for family in FAMILIES.values() if product in ('', family.product)]
     claims = {family: family.claims(cfg) for family in families}
     highest = max(claims.values(), default=Claim.NO)
@@ -354,7 +309,7 @@ def _closest(cfg: Any, product: str) -> list[Family]:
 
 def _refuse(cfg: Any, product: str) -> NoReturn:
     reason = LACKING[product]
-    if claiming := _closest(cfg, ''):
+    if claiming := claiming_families(cfg, ''):
         reason += f' as a {product}; only its {claiming[0].product} is exported ({tool("export --backbone")})'
     reason += ''.join(f'; {missing}' for missing in missing_operators(cfg.model))
     libraries = {registration.library for registration in registered().values()} - {''}

@@ -57,15 +57,15 @@ def check(options: Options, rule: PreprocessRule, spec: GraphSpec, facts: Any) -
         raise UsageError(f'{typed}: the test pipeline resizes in float32 (to_float32=True); set it to False')
 
 
-def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule, model: nn.Module) -> Graph:
-    """Return a graph with what `FOR_HOSTS` ask for."""
-    spec = graph.spec
-    if rule is not None and rule.bands != 3 and spec.inputs[0].axes[1] == 3:
+def hosted(family: Family, graph: Graph, options: Options, rule: Any, model: nn.Module) -> Graph:
+    """Return a graph with what `FOR_HOSTS` ask for, and the bands of a rule of pictures."""
+    spec, bands = graph.spec, getattr(rule, 'bands', 3)
+    if bands != 3 and spec.inputs[0].axes[1] == 3:
         picture, *others = spec.inputs
-        picture = dataclasses.replace(picture, axes=(picture.axes[0], rule.bands, *picture.axes[2:]))
+        picture = dataclasses.replace(picture, axes=(picture.axes[0], bands, *picture.axes[2:]))
         spec = dataclasses.replace(spec, inputs=(picture, *others))
         graph = dataclasses.replace(graph, spec=spec)
-    if options.input != INPUT.default:
+    if options.get('input', INPUT.default) != INPUT.default:
         check(options, rule, spec, family.facts(model))
         pixels = pixels_of(options, rule)
         normalised = spec.inputs[0].name
@@ -83,12 +83,12 @@ def hosted(family: Family, graph: Graph, options: Options, rule: PreprocessRule,
                 *(_reading(stage, normalised, f'{normalised}_normalised') for stage in stages()),
             ],
         )
-    if options.outputs != OUTPUTS.default:
+    if options.get('outputs', OUTPUTS.default) != OUTPUTS.default:
         graph = _with_counts(graph, spec, _most_results(spec, family.facts(model)))
         spec = graph.spec
     if options.get('nms_plugin'):
         graph = dataclasses.replace(graph, make=lambda stages=graph.make: _with_plugin(stages()))
-    if options.required_inputs:
+    if options.get('required_inputs'):
         inputs = tuple(
             tensor if tensor.default is None else dataclasses.replace(tensor, required=True)
             for tensor in spec.inputs

@@ -107,35 +107,6 @@ class ImageFamily(Family):
             feeds['scale_factor'] = np.stack([image.scale_factor for image in images]).astype(np.float32)
         return feeds
 
-    def note_rule(self, model: torch.nn.Module, rule: PreprocessRule) -> None:
-        model.picture_channels = rule.bands
-
-    def check_normalisation(self, name: str, values: Sequence[float]) -> None:
-        """All pictures can be normalised by other values."""
-
-    def check_export(self, cfg: Any, options: Options, model: torch.nn.Module) -> None:
-        """Check size, options for other programs, and tensors (`check_forward`)."""
-        from mmdeploy_ext.families import hosts
-        from mmdeploy_ext.families.trial import check_forward
-
-        hosts.check(options, self.preprocess_rule(cfg), self.spec(model, options), self.facts(model))
-        if options.dynamic:
-            smallest = picture_of(self, model, options).smallest
-            if min(options.height, options.width) < smallest:
-                raise UsageError(
-                    f'--shape {options.height} {options.width}: a file of any size takes sides of at least '
-                    f'{smallest} pixels for this model, and is traced with a size that it takes'
-                )
-        check_forward(self, model, options)
-
-    def traced_feeds(self, images: Sequence[PreparedImage], batch: int) -> dict[str, np.ndarray]:
-        return self.feeds([images[index % len(images)] for index in range(batch)], rescale=True)
-
-    def hosted(self, graph: Graph, options: Options, rule: Any, model: torch.nn.Module) -> Graph:
-        from mmdeploy_ext.families.hosts import hosted
-
-        return hosted(self, graph, options, rule, model)
-
     @abc.abstractmethod
     def reference(self, model: torch.nn.Module) -> ImageReference:
         """Return the user's own test path of the model."""
@@ -147,6 +118,13 @@ def picture_of(family: ImageFamily, model: torch.nn.Module, options: Options) ->
     if first.axes[1] == 3:
         return first
     return family.spec(model, options.replace(form=family.forms[0])).inputs[0]
+
+
+def traced_feeds(family: ImageFamily, images: Sequence[PreparedImage], batch: int) -> dict[str, np.ndarray]:
+    """Return the feeds of a trace of `batch` pictures; {} without `images`: graphs have examples."""
+    if not images:
+        return {}
+    return family.feeds([images[index % len(images)] for index in range(batch)], rescale=True)
 
 
 def batches(family: ImageFamily, images: Sequence[PreparedImage]) -> list[list[int]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.config.config import config_sha256
 from mmdeploy_ext.contract.options import SPARSE, Options
 from mmdeploy_ext.families.base import BACKBONE, Family
 from mmdeploy_ext.preprocess.points import VoxelRule
@@ -105,15 +104,6 @@ class SparseFamily(Family):
         `weight_layout` is 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'. The report has layouts, ranges of a
         PTQ file and unused keys. Raises CheckpointError for a missing or damaged file, or a missing key.
         """
-
-    def load_file(
-        self, model: torch.nn.Module, path: str, weight_layout: str = 'auto', ignored: Sequence[str] = ()
-    ) -> LoadReport:
-        return self.load(model, path, weight_layout)
-
-    def config_sha256(self, cfg: Any) -> str:
-        """Return the digest of the model, which alone decides."""
-        return config_sha256(dict(model=cfg.model, test_pipeline=[dict(type='points')]))
 
     def num_classes(self, model: torch.nn.Module) -> int:
         return 0

@@ -12,13 +12,16 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.config.user_modules import users_line
+from mmdeploy_ext.families import hosts
+from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.nearest import PARTS_WAY
-from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, one_line
+from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.families.images import ImageFamily
 
 SIDE = 128
 """Longest side of a trial's first picture, pixels: the coarsest maps of most detectors are one cell."""
@@ -76,6 +79,24 @@ def _failure(family: Any, model: nn.Module, options: Options) -> Mm2OnnxError | 
         except Mm2OnnxError as failure:
             error = failure
     return error
+
+
+def check_export(family: ImageFamily, cfg: Any, options: Options, model: nn.Module) -> None:
+    """Check resolved options of a picture model: for other programs, size, and tensors (`check_forward`).
+
+    Raises:
+        UsageError: an option does not go with the model.
+        ConfigError: as `check_forward`.
+    """
+    hosts.check(options, family.preprocess_rule(cfg), family.spec(model, options), family.facts(model))
+    if options.dynamic:
+        smallest = picture_of(family, model, options).smallest
+        if min(options.height, options.width) < smallest:
+            raise UsageError(
+                f'--shape {options.height} {options.width}: a file of any size takes sides of at least '
+                f'{smallest} pixels for this model, and is traced with a size that it takes'
+            )
+    check_forward(family, model, options)
 
 
 def picture_channels(model: nn.Module) -> int:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.kinds.base import Channels
     from mmdeploy_ext.kit.local_run import Run
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.samples import Samples
@@ -65,6 +66,17 @@ class Backbones(Kind):
         traced: str | Path = '',
     ) -> Samples:
         return BackboneSamples(detector.family, paths, frames, option)
+
+    def build(self, detector: Detector, mean: Channels = None, std: Channels = None) -> None:
+        from mmdeploy_ext import backbone_files
+
+        super().build(detector, mean, std)
+        backbone_files.read_settings(detector)
+
+    def load_weights(self, detector: Detector) -> None:
+        from mmdeploy_ext import backbone_files
+
+        backbone_files.load_weights(detector)
 
     def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
         from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.verdict.results import MetricRow
     from mmdeploy_ext.verdict.verdict import Verdict
+
+    Channels = Sequence[float] | None
+    """`mean` or `std` by channel, see `api.export`."""
 
 
 OF_PICTURES = 'goes with models of single pictures only'
@@ -71,6 +75,45 @@ class Kind(abc.ABC):
             option: the option that named the files, for messages.
             traced: picture before the pictures of `paths`.
         """
+
+    def build(self, detector: Detector, mean: Channels = None, std: Channels = None) -> None:
+        """Build a read detector without weights; raises as `detector.build`.
+
+        `mean` and `std` of the user replace the config's; UsageError: samples are no single pictures.
+        """
+        from mmdeploy_ext.detector import build
+
+        for name, values in dict(mean=mean, std=std).items():
+            if values is not None and len(values):
+                raise UsageError(
+                    f'{name}={[*map(float, values)]}: goes with models of single pictures; family '
+                    f'{detector.family.name!r} normalises as its config states: leave {name} out'
+                )
+        build(detector)
+
+    def check(self, detector: Detector, options: Options) -> Options:
+        """Check options of an export against a built model; return them resolved.
+
+        Raises UsageError or ConfigError, see `detector.check_options`.
+        """
+        from mmdeploy_ext.detector import check_options
+
+        return check_options(options, detector.unbuilt_cfg, detector.family, detector.model)
+
+    def load(self, detector: Detector, options: Options, output: str) -> Options:
+        """Check options and output of a built model, load its weights; return resolved options."""
+        from mmdeploy_ext.detector_files import check_output
+
+        options = self.check(detector, options)
+        check_output(output, options, detector.family)
+        self.load_weights(detector)
+        return options
+
+    def load_weights(self, detector: Detector) -> None:
+        """Load the checkpoint strictly into a built model; raises as `detector.load_weights`."""
+        from mmdeploy_ext.detector import load_weights
+
+        load_weights(detector)
 
     @abc.abstractmethod
     def test_of_sample(self, detector: Detector) -> Callable[[], Any]:

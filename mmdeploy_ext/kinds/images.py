@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.kinds.base import Channels
     from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.difference.locate import GraphSide
@@ -47,6 +48,16 @@ class Images(Kind):
         from mmdeploy_ext.proving.inputs.samples import PictureSamples
 
         return PictureSamples(detector, paths, traced)
+
+    def build(self, detector: Detector, mean: Channels = None, std: Channels = None) -> None:
+        from mmdeploy_ext.detector import build
+
+        build(detector, mean, std)
+
+    def check(self, detector: Detector, options: Options) -> Options:
+        from mmdeploy_ext.detector import check_picture_options
+
+        return check_picture_options(options, detector.unbuilt_cfg, detector.family, detector.model)
 
     def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
         from mmdeploy_ext.proving.inputs.inputs import ProofInput

@@ -17,7 +17,7 @@ from mmdeploy_ext.util.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from torch.utils.data import Dataset
@@ -71,14 +71,16 @@ class TestedModel(abc.ABC):
             options.check()
         return options
 
-    def check(self, detector: Detector) -> None:
-        """Complete the options by the model; refuse, before the weights load, what cannot be exported."""
-        from mmdeploy_ext.detector import check_options
+    def check(self, detector: Detector, resolve: Callable[[Detector, Options], Options]) -> None:
+        """Complete the options by the model; refuse, before the weights load, what cannot be exported.
+
+        `resolve` is `Kind.check`.
+        """
         from mmdeploy_ext.detector_files import check_output
 
         cfg, family = detector.unbuilt_cfg, detector.family
         try:
-            self.options = check_options(self.options, cfg, family, detector.model)
+            self.options = resolve(detector, self.options)
             if self.settings['type'] != 'TorchBackend' and not self.args.onnx:
                 check_output(self.target, self.options, family, 'onnx_file=')
         except UsageError as error:

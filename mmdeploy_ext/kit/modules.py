@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, ChainedFrame, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.page import write_page
@@ -16,7 +16,7 @@ from mmdeploy_ext.util.errors import UsageError
 from mmdeploy_ext.verdict.matching import tied_choices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -37,31 +37,20 @@ def _graph_spec(proof: ModuleProof) -> GraphSpec:
 
 
 def write_module_kit(
-    module: Callable[..., Any],
-    path: str | Path,
-    inputs: Iterable[Any],
-    out: str | Path,
-    *,
-    rtol: float = DEFAULT_RTOL,
-    state: Mapping[str, str] | None = None,
-    rows: Sequence[str] = (),
-    generate: bool = True,
-    seed: int = 0,
-    pictures: Sequence[dict[str, str]] = (),
+    proof: ModuleProof, out: str | Path, pictures: Sequence[dict[str, str]] = (), generate: bool = True
 ) -> dict[str, Any]:
     """Write the kit of a PyTorch module and an ONNX file; return its manifest.
 
-    For arguments see `prove_module`.
+    `generate`: also on generated inputs.
     """
-    proof = ModuleProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
     proof.compare_samples()
-    if generate and not state:
+    if generate and not proof.state:
         proof.compare_generated()
     verdict = proof.conclude()
     if wrong := [finding.line for finding in verdict.of('outputs') if not finding.passed]:
         failures = '; '.join(wrong[:3])
-        raise UsageError(f'{path}: does not compute what the module computes here: {failures}')
-    return write_kit(out, str(path), functools.partial(_write_contents, proof, pictures))
+        raise UsageError(f'{proof.path}: does not compute what the module computes here: {failures}')
+    return write_kit(out, proof.path, functools.partial(_write_contents, proof, pictures))
 
 
 def _write_contents(proof: ModuleProof, pictures: Sequence[dict[str, str]], folder: Path) -> dict[str, Any]:

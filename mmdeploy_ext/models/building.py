@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.config.unregistered import unregistered
 from mmdeploy_ext.config.user_modules import users_line
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.errors import AbsentPackageError, ConfigError
 from mmdeploy_ext.util.source_code import users_method
 
 if TYPE_CHECKING:
@@ -126,22 +126,24 @@ def build_without_weights(
     cfg: Any, build: Callable[..., torch.nn.Module], backbone: str = ''
 ) -> torch.nn.Module:
     """Return the model of a config in evaluation mode, without pretrained weights."""
+    from mmdeploy_ext.compat.cuda_as_cpu import cuda_as_cpu, start_for
     from mmdeploy_ext.compat.plain_kernels import use_plain_attention
 
     model_cfg = cfg.model.copy()
     model_cfg.pop('pretrained', None)
     part = model_cfg.get(backbone) or {}  # a part that is None is not there
     try:
-        with warnings.catch_warnings(), _without_progress():
+        with warnings.catch_warnings(), _without_progress(), cuda_as_cpu():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
             model = built_unpretrained(lambda: build(model_cfg, test_cfg=cfg.get('test_cfg')), part)
             model.eval()  # returns None for ImVoteNet of mmdet3d 1.0.0rc6
             use_plain_attention(model)
-            return model
+        start_for(model)
+        return model
     except Exception as error:
         if NOT_REGISTERED in str(error) and (missing := unregistered(cfg)):
             raise ConfigError(f'{cfg.filename}: {missing}') from error
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError | AbsentPackageError):
             why = str(error)
         elif NOT_REGISTERED in str(error):
             why = f'{type(error).__name__}: {error}; name the module that registers it in custom_imports'

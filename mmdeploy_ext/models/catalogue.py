@@ -1,14 +1,12 @@
 """Models of this package by their config type, registered only if no other code has the type."""
 
-import contextlib
 import dataclasses
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
-from unittest import mock
 
 from mmdeploy_ext import models
 from mmdeploy_ext.config.config import types_of
@@ -160,22 +158,3 @@ def register_named(cfg: Any) -> None:
 
 def register_all(modules: dict[str, tuple[str, ...]]) -> None:
     register(name for names in modules.values() for name in names)
-
-
-@contextlib.contextmanager
-def giving_way() -> Iterator[None]:
-    """Let classes that register themselves in the block replace this package's."""
-    from mmcv.utils import Registry
-
-    original = vars(Registry)['_register_module']
-
-    def register_module(registry: Any, module: Any, module_name: Any = None, force: bool = False) -> None:
-        names = [module_name] if isinstance(module_name, str) else module_name or [module.__name__]
-        for name in names:
-            present = registry.module_dict.get(name)
-            if present is not module and any(present is offer.cls for offer in _OFFERS.get(name, ())):
-                del registry.module_dict[name]
-        original(registry, module, module_name, force)
-
-    with mock.patch.object(Registry, '_register_module', register_module):
-        yield

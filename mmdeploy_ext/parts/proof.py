@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.parts.export import RecordedPart, record_parts
@@ -71,6 +72,7 @@ def prove_folder(
     if not bars.is_float32:
         verdict.notes += [bars_text(bars), ROUNDED]
     verdict.notes.append(f'the rest runs in PyTorch: {rest_text(factory, folder)}')
+    verdict.subject['replaced'] = replaced.facts()
     return verdict
 
 

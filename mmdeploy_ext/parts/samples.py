@@ -14,7 +14,14 @@ from mmdeploy_ext.config.user_modules import users_line
 from mmdeploy_ext.parts.tree import Tree
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import bright, dark
-from mmdeploy_ext.util.errors import ConfigError, DataError, UsageError, one_line, root_cause
+from mmdeploy_ext.util.errors import (
+    AbsentPackageError,
+    ConfigError,
+    DataError,
+    UsageError,
+    one_line,
+    root_cause,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -109,6 +116,8 @@ def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
         raise
     except Exception as error:
         cause = root_cause(error)
+        if isinstance(cause, AbsentPackageError):
+            raise ConfigError(f'the test path: {cause}') from error
         raise ConfigError(
             f'the test path raises {type(cause).__name__}: {one_line(cause)[:300]}{users_line(error)}'
         ) from error

@@ -56,7 +56,8 @@ class VoxelRule(JsonDataclass):
     @property
     def grid_size(self) -> tuple[int, int, int]:
         low, high = np.array(self.point_cloud_range, np.float32).reshape(2, 3)
-        return tuple(int(cells) for cells in np.rint((high - low) / np.array(self.voxel_size, np.float32)))
+        cells = (high - low) / np.array(self.voxel_size, np.float32)
+        return tuple(int(count) for count in np.floor(cells + 0.5))  # C's round: halves away from zero
 
 
 def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.detector import check_options, rule_of
+from mmdeploy_ext.detector import check_picture_options, rule_of
 from mmdeploy_ext.detector_files import make_metadata
 from mmdeploy_ext.engines import build_backend, title_of
 from mmdeploy_ext.engines.base import FAILURES, attempt
@@ -198,7 +198,7 @@ def read_picture_file(detector: Detector, path: str) -> tuple[ExportedFile, Opti
         )
     with file_checks.option_errors(path):
         options.check()
-        check_options(options, detector.cfg, family, detector.model)
+        check_picture_options(options, detector.cfg, family, detector.model)
     return file, options
 
 

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.config.user_modules import libraries_not_run
 from mmdeploy_ext.contract import digest
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
@@ -261,6 +262,7 @@ def not_loaded(proof: Proof, error: Exception) -> Verdict:
 
 def finish(proof: Proof) -> Verdict:
     verdict, claims = proof.verdict, proof.claims
+    verdict.subject['replaced'] = replaced.facts()
     verdict.findings += library_findings(verdict.subject['libraries_not_run'], claims.library == 'installed')
     proof.results.add_to(verdict)
     if claims.strict:

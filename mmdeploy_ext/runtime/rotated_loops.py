@@ -162,13 +162,12 @@ def convex_hulls(points, counts):
 
 
 @njit(cache=True, nogil=True)
-def iou(box, other_box, corners, other_corners, points):
-    """IoU, float32, of two boxes (5,) float32, rounded as mmcv's kernel (0 to 3 for almost equal boxes).
+def overlap(box, other_box, corners, other_corners, points):
+    """Common area, float32, of two boxes (5,) float32, rounded as in mmcv's kernel; 0 without an area.
 
     corners, other_corners (4, 2) and points (`POINTS`, 2) float32 are overwritten.
     """
-    area, other_area = box[2] * box[3], other_box[2] * other_box[3]
-    if area < NO_AREA or other_area < NO_AREA:
+    if box[2] * box[3] < NO_AREA or other_box[2] * other_box[3] < NO_AREA:
         return ZERO
     middle_x, middle_y = (box[0] + other_box[0]) * HALF, (box[1] + other_box[1]) * HALF
     _write_corners(box, box[0] - middle_x, box[1] - middle_y, corners)
@@ -176,22 +175,33 @@ def iou(box, other_box, corners, other_corners, points):
     count = _add_crossings(corners, other_corners, points)
     count = _add_inner_corners(corners, other_corners, points, count)
     count = _add_inner_corners(other_corners, corners, points, count)
-    overlap = ZERO
+    area = ZERO
     if count > 2:
         _move_to_lowest(points, count)
         _sort_around_first(points, count)
         for i in range(1, _scan_hull(points, count) - 1):
-            overlap += abs(_cross(points[i, 0], points[i, 1], points[i + 1, 0], points[i + 1, 1]))
-        overlap = overlap * HALF
-    return overlap / (area + other_area - overlap)
+            area += abs(_cross(points[i, 0], points[i, 1], points[i + 1, 0], points[i + 1, 1]))
+        area = area * HALF
+    return area
 
 
 @njit(cache=True, nogil=True)
-def ious(boxes, other_boxes):
+def iou(box, other_box, corners, other_corners, points):
+    """IoU, float32, of two boxes, see `overlap` (0 to 3 for almost equal boxes)."""
+    area, other_area = box[2] * box[3], other_box[2] * other_box[3]
+    if area < NO_AREA or other_area < NO_AREA:
+        return ZERO
+    shared = overlap(box, other_box, corners, other_corners, points)
+    return shared / (area + other_area - shared)
+
+
+@njit(cache=True, nogil=True)
+def overlaps(boxes, other_boxes):
+    """Common areas (n,) float32 of pairs of boxes (n, 5) float32."""
     corners, other_corners = np.empty((4, 2), np.float32), np.empty((4, 2), np.float32)
     points, values = np.empty((POINTS, 2), np.float32), np.empty(len(boxes), np.float32)
     for i in range(len(boxes)):
-        values[i] = iou(boxes[i], other_boxes[i], corners, other_corners, points)
+        values[i] = overlap(boxes[i], other_boxes[i], corners, other_corners, points)
     return values
 
 

@@ -220,13 +220,13 @@ def _find_step(pipeline: Sequence[Any], step_type: str) -> Any:
 
 def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
     """Return published key -> weights of a config's separately exported sparse backbone."""
-    from mmdeploy_ext.families.base import BACKBONE, FAMILIES, load_families
+    from mmdeploy_ext.families.base import BACKBONE, claiming_families, load_families
 
     load_families()
-    backbone_families = (family for family in FAMILIES.values() if family.product == BACKBONE)
-    family = next((family for family in backbone_families if family.claims(cfg)), None)
-    if family is None:
+    families = claiming_families(cfg, BACKBONE)
+    if not families:
         return None
+    family = families[0]
     torch.manual_seed(seed)
     model = family.build(cfg)
     path = f'{family.settings(cfg, model).path}.'

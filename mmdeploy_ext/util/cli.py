@@ -195,9 +195,9 @@ def _not_installed(error: ModuleNotFoundError) -> str:
     if name in ('', 'mmdeploy_ext'):
         raise error
     if place := _place_in_users_code(error):
-        from mmdeploy_ext.util.missing_packages import install_command
+        from mmdeploy_ext.util.missing_packages import not_installed
 
-        return f'{place} imports {error.name}, which is not there: {install_command(error)}'
+        return f'{place} imports {error.name}: {not_installed(name, place.partition(":")[0])}'
     if name in sys.modules and error.name != name:
         package = sys.modules[name]
         return f'{name} {getattr(package, "__version__", "")} has no module {error.name}'

@@ -258,6 +258,15 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
     """Read an ONNX file, also with a broken graph, without its external data."""
     import onnx
 
+    check_onnx_file(path)
+    try:
+        return onnx.load(os.fspath(path), load_external_data=False)
+    except Exception as error:  # of protobuf
+        raise unreadable_onnx(path, error) from error
+
+
+def check_onnx_file(path: AnyPath) -> None:
+    """Raise ModelFileError for a path that is no ONNX file by its size."""
     if os.path.isdir(path):
         raise ModelFileError(f'{path}: is a folder, expected an ONNX file')
     if not os.path.isfile(path):
@@ -265,15 +274,15 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
     if not os.path.getsize(path):
         raise ModelFileError(f'{path}: is empty, expected an ONNX file; {EXPORT_AGAIN}')
     check_onnx_size(path)
-    try:
-        return onnx.load(os.fspath(path), load_external_data=False)
-    except Exception as error:  # of protobuf
-        if kind := described_kind(path, 'ONNX'):
-            raise ModelFileError(f'{path}: is not a readable ONNX file: it {kind}') from error
-        raise ModelFileError(
-            f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of '
-            f'another kind: {EXPORT_AGAIN}'
-        ) from error
+
+
+def unreadable_onnx(path: AnyPath, error: Exception) -> ModelFileError:
+    if kind := described_kind(path, 'ONNX'):
+        return ModelFileError(f'{path}: is not a readable ONNX file: it {kind}')
+    return ModelFileError(
+        f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of another '
+        f'kind: {EXPORT_AGAIN}'
+    )
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

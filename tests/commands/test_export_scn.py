@@ -11,8 +11,6 @@ import toy_scn_family
 from marking import in_suite
 from mmdeploy_ext import backbone_files as deploy
 from mmdeploy_ext.cli import export_app, info_app
-from mmdeploy_ext.detector import load
-from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proving.levels.sparse_file import compare_node_lists
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.util.errors import UsageError
@@ -39,7 +37,7 @@ def export(*words) -> int:
 
 @pytest.fixture(scope='module')
 def detector(models):
-    return load(*models['bevfusion'], product=BACKBONE)
+    return deploy.load(*models['bevfusion'])
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,6 @@ from marking import in_suite
 from mmdeploy_ext import backbone_files as deploy
 from mmdeploy_ext.cli.export_app import main
 from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.detector import load
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.fold import fold
@@ -36,7 +35,7 @@ def full_model(net, folder):
     encoder = family.encoder(family.build(cfg))
     seeded.fill_sparse_module(encoder, PREFIXES[net])
     torch.save(dict(state_dict=encoder.state_dict(prefix=PREFIXES[net])), checkpoint)
-    ranges = seeded_ranges(deploy.trace(load(config, checkpoint, product=BACKBONE)), net)
+    ranges = seeded_ranges(deploy.trace(deploy.load(config, checkpoint)), net)
     ranges.save(folder / f'{net}.json')
     return config, checkpoint, folder / f'{net}.json'
 

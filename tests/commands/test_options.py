@@ -28,11 +28,12 @@ SETTINGS = dict(engine='OnnxRuntimeBackend', threads=3, providers=['CPUExecution
 NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 6])
 LEFT_OUT = """
     .build .check_dataset .check_family .measure .open_network
-    .proof.print_libraries_not_run .quantisation_facts .show ._title .title_of
-    api.build parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
+    .proof.print_surroundings .quantisation_facts .show ._title .title_of
+    parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
     evaluate.loop.run_dataset backbone_files.make_graph backbone_files.trace
-    detector_files.load_for detector.build detector.load detector.load_weights
-    proving.modules.loading.make_module proving.modules.loading.make_samples
+    backbone_files.load detector.build detector.load_weights kinds.base.Kind.load
+    kinds.images.Images.build
+    proving.modules.loading.make_module proving.modules.loading.make_samples proving.modules.proof.ModuleProof
     quantize.dense.DenseQuantiser.calibrate quantize.dense.DenseQuantiser.network quantize.dense.finish_model
     quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_sensitivity.Probe
     kinds.images.Images.check_provable kinds.tested.ImageModel proving.inputs.samples.PictureSamples
@@ -69,11 +70,13 @@ ROWS = [
     (f'{QUANTIZE} --max-error 0.2', 'quantize.dense.layers_in_int8', dict(layers=['a', 'c'])),
     (f'prove_module m.py:f --onnx m.onnx {MODULE} --no-fresh-export',
      'proving.modules.proof.prove_module', dict(OF_MODULE, fresh=False)),
+    (f'kit m.onnx --module m.py:f --out kit {MODULE}', 'proving.modules.proof.ModuleProof',
+     dict(rtol=0.5, rows=['r', 's'], seed=3)),
     (f'kit m.onnx --module m.py:f --out kit {MODULE} --licence CC0', 'kit.modules.write_module_kit',
-     dict(OF_MODULE, pictures=[dict(name='m.py:f', licence='CC0')])),
+     dict(generate=False, pictures=[dict(name='m.py:f', licence='CC0')])),
     (f'export {MODELS} --test-img a --frames 3 --input-img b --verify',
      'kinds.images.Images.samples', dict(paths=['a'], frames=3, traced='b')),
-    (f'export {MODELS} {NORMAL}', 'api.build', OF_NORMAL),
+    (f'export {MODELS} {NORMAL}', 'kinds.images.Images.build', OF_NORMAL),
     (f'export {MODELS} --verify --strict --library installed {ENGINE}', 'api.prove_on',
      dict(engine=SETTINGS, claims=Claims(library='installed', strict=True, written=True))),
     (f'verify {MODELS} m.onnx {NORMAL} --eval bbox --strict --edited {ENGINE}', '.prove_read', dict(
@@ -91,7 +94,7 @@ ROWS = [
     (f'scn_ptq {MODELS} --fidelity F --target 0.9 --no-advice',
      'quantize.fidelity.fidelity', dict(target=0.9, advise=False)),
     (f'scn_ptq {MODELS} --output r --weight-layout spconv1',
-     'detector.load', dict(weight_layout='spconv1')),
+     'backbone_files.load', dict(weight_layout='spconv1')),
     (f'parts {MODELS} --parts p --opset-version 18 --exporter dynamo --precision fp16 --simplify',
      'parts.export.export_folder',
      dict(options=dict(opset=18, exporter='dynamo', precision='fp16', simplify=True))),

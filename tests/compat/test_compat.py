@@ -117,15 +117,16 @@ def test_masked_conv_is_that_of_its_definition():
         np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
-def test_a_repositorys_class_replaces_one_of_its_name_that_a_library_took_later():
+def test_a_repositorys_class_replaces_one_of_its_name_of_a_library_or_of_this_package():
     compat.apply()
     from mmcv.utils import Registry
     from mmdet.models.backbones import EfficientNet
 
     own, another = (type('EfficientNet', (), dict(__module__='projects.models')) for _ in range(2))
+    ours = type('EfficientNet', (), dict(__module__='mmdeploy_ext.models.efficientnet'))
     registry = Registry('backbones')
-    registry.register_module(module=EfficientNet)
-    registry.register_module(module=own)
+    for kind in (ours, EfficientNet, own):  # a copy of mmdet may register it, too
+        registry.register_module(module=kind)
     assert registry.get('EfficientNet') is own
     with pytest.raises(KeyError, match='EfficientNet'):
         registry.register_module(module=another)

@@ -31,7 +31,7 @@ def run_patched(tmp_path, name, source):
     return module
 
 
-@pytest.mark.parametrize(('newest', 'seen'), [('1.4.0', '1.4.0'), ('1.8.0', mmcv.__version__)])
+@pytest.mark.parametrize(('newest', 'seen'), [('1.4.0', '1.2.4'), ('1.8.0', mmcv.__version__)])
 def test_a_copy_of_mmdet_that_refuses_this_mmcv_is_imported(tmp_path, newest, seen):
     before = mmcv.__version__
     assert run_patched(tmp_path, 'mmdet', VERSION_CHECK.format(newest=newest)).seen == seen

@@ -42,6 +42,14 @@ def test_version_verdicts(monkeypatch, found, frozen, verdict):
     assert ('--no-deps' in finding.fix) == (frozen and verdict != 'ok')
 
 
+def test_an_environment_without_a_compiler_has_mmcv_under_another_name_and_says_so(monkeypatch):
+    monkeypatch.setattr(doctor, 'installed_version', dict(mmcv='1.7.2').get)
+    finding = doctor.check_version('mmcv-full', '1.7.2', frozen=True)
+    assert (finding.name, finding.found, finding.verdict) == ('mmcv', '1.7.2', 'ok')
+    operators = [Finding(doctor.OPERATORS, found) for found in ('compiled', doctor.PLAIN)]
+    assert [doctor.PLAIN in doctor.summary([finding, probe]) for probe in operators] == [False, True]
+
+
 @pytest.mark.parametrize(('verdict', 'status'), [('differs', 0), ('absent', 0), ('problem', 1)])
 def test_exit_status_report_and_json(monkeypatch, capsys, tmp_path, verdict, status):
     monkeypatch.setattr(

@@ -142,4 +142,4 @@ def test_configs_with_another_number_of_bands_are_refused(changes, key):
     model = deploy.read_config(CONFIG, cfg_options={**BANDS, **changes})
     with pytest.raises(ConfigError, match=key):
         deploy.build(model)
-        deploy.check_options(model.family.choose(), model.unbuilt_cfg, model.family, model.model)
+        deploy.check_picture_options(model.family.choose(), model.unbuilt_cfg, model.family, model.model)

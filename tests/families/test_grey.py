@@ -58,4 +58,4 @@ def test_a_grey_file_finds_the_objects_of_pytorch_in_a_picture(toy, grey_file):
 
 def test_grey_files_take_no_pixels(toy):
     with pytest.raises(UsageError, match='grayscale'):
-        deploy.check_options(toy.family.choose(input='uint8'), toy.unbuilt_cfg, toy.family, toy.model)
+        deploy.check_picture_options(toy.family.choose(input='uint8'), toy.unbuilt_cfg, toy.family, toy.model)

@@ -131,7 +131,7 @@ def test_options_that_do_not_go_together_are_refused(options, said):
     detector = detectors.read_config(CONFIG, CHECKPOINT, changes)
     detectors.build(detector)
     with pytest.raises(UsageError, match=said):
-        detectors.check_options(
+        detectors.check_picture_options(
             detector.family.choose(**options), detector.unbuilt_cfg, detector.family, detector.model
         )
 

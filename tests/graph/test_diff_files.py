@@ -9,7 +9,7 @@ import toy_faults
 from mmdeploy_ext.graph import output_comparison
 from mmdeploy_ext.graph.diff import files as diff
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.findings import Bars
+from mmdeploy_ext.graph.diff.findings import DiffBars
 from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
@@ -148,4 +148,4 @@ def test_an_output_more_or_fewer_is_a_difference(tmp_path):
     found, other = diff.diff_files(few, many), diff.diff_files(many, few)
     assert (found.additional, other.missing) == (['s'], ['s'])
     assert not found.equal and not other.equal
-    assert [Bars().at(rtol) for rtol in (0.5, 1e-6)] == [Bars(0.5, 0.5), Bars(1e-6, 1e-4)]
+    assert [DiffBars().at(rtol) for rtol in (0.5, 1e-6)] == [DiffBars(0.5, 0.5), DiffBars(1e-6, 1e-4)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import toy_frames
+from few_packages import run_command
 from kits import FRAMES, GENERATED, run
 from mmdeploy_ext.cli import judge_app
 from mmdeploy_ext.kinds import SEQUENCE
@@ -18,7 +19,6 @@ from mmdeploy_ext.kit.judge import judge, title_of
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.util.errors import UsageError
-from numpy_alone import run_command
 
 
 def changed(outputs, folder, change, names='*'):

@@ -7,15 +7,17 @@ import numpy as np
 import onnx
 import pytest
 
+from few_packages import run_command
 from kits import ATSS
 from mmdeploy_ext.cli import kit_app
 from mmdeploy_ext.kit.diagnosis import diagnose
-from mmdeploy_ext.kit.judge import judge, title_of
+from mmdeploy_ext.kit.judge import judge, title_of, to_json
 from mmdeploy_ext.util.errors import DataError
-from numpy_alone import run_command
 from wrong_outputs import FAULTS, rewritten
 
 LARGEST_BYTES = 20_000_000
+PUBLISHED = {'verdict', 'equal', 'failures', 'told', 'precision', 'ran', 'inputs', 'frames', 'notes'}
+"""Keys of `judge --json` since 0.2.0."""
 
 
 def test_a_kit_is_small_and_its_own_script_gives_equal_outputs(atss):
@@ -29,7 +31,17 @@ def test_a_kit_is_small_and_its_own_script_gives_equal_outputs(atss):
 def test_the_command_judges_with_numpy_alone(atss, tmp_path):
     done = run_command('judge', *atss, '--told', 'x', '--json', tmp_path / 'v.json')
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / 'v.json').read_text())['equal']
+    verdict = json.loads((tmp_path / 'v.json').read_text())
+    assert verdict.keys() >= PUBLISHED
+    assert verdict['equal'] is True and verdict['failures'] == [] and verdict['told'] == 'x'
+
+
+def test_a_verdict_that_is_not_equal_has_the_published_keys_and_its_failures(atss, tmp_path):
+    shutil.copyfile(atss[1] / 'kit.txt', tmp_path / 'kit.txt')
+    np.savez(tmp_path / min(atss[1].glob('*.npz')).name, dets=np.zeros(3))
+    verdict = to_json(judge(atss[0], tmp_path))
+    assert verdict.keys() >= PUBLISHED
+    assert verdict['equal'] is False and len(verdict['failures']) > 1
 
 
 def as_trtexec(target, arrays):

@@ -14,6 +14,7 @@ from mmdeploy_ext.cli.kit_app import main
 from mmdeploy_ext.kit.judge import judge, title_of
 from mmdeploy_ext.kit.modules import write_module_kit
 from mmdeploy_ext.kit.runners import run_onnxruntime
+from mmdeploy_ext.proving.modules.proof import ModuleProof
 from mmdeploy_ext.util.errors import UsageError
 
 
@@ -79,10 +80,16 @@ def test_outputs_times_a_factor_are_beyond_the_bars_of_float16_and_int8(
         assert title_of(judgement) == f'NOT {claim}'
 
 
-def test_a_folder_of_parts_takes_no_module(tmp_path, capsys):
+@pytest.mark.parametrize(
+    'option', ['--module m.py:make', '--frames 3', '--mean 1 2 3', '--std 1 2 3', '--seed 1']
+)
+def test_a_folder_of_parts_takes_the_options_of_parts_alone(tmp_path, capsys, option):
     (tmp_path / 'parts.json').touch()
-    assert main([str(tmp_path), '--module', 'm.py:make', '--out', str(tmp_path / 'kit')]) == 2
-    assert '--module' in capsys.readouterr().err
+    words = [str(tmp_path), 'c.py', 'c.pth', '--out', str(tmp_path / 'kit'), *option.split()]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert option.split()[0] in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_the_module_makes_no_kit(module_folder, tmp_path):
@@ -92,7 +99,8 @@ def test_a_file_that_is_not_the_module_makes_no_kit(module_folder, tmp_path):
     onnx.save(model, tmp_path / 'wrong.onnx')
     code = load(module_folder)
     with pytest.raises(UsageError, match=r'wrong\.onnx'):
-        write_module_kit(code['make'](), tmp_path / 'wrong.onnx', code['samples'](), tmp_path / 'kit')
+        proof = ModuleProof(code['make'](), tmp_path / 'wrong.onnx', code['samples']())
+        write_module_kit(proof, tmp_path / 'kit')
     assert not (tmp_path / 'kit').exists()
 
 
@@ -110,7 +118,8 @@ def test_a_score_beside_pixels_is_judged_by_three_distances_from_float64(tmp_pat
         'm.onnx',
     )
     torch.onnx.export(Rounded(), samples[0], str(tmp_path / path), dynamo=False, output_names=['table'])
-    write_module_kit(Rounded().eval(), tmp_path / path, samples, tmp_path / 'kit', generate=False)
+    proof = ModuleProof(Rounded().eval(), tmp_path / path, samples)
+    write_module_kit(proof, tmp_path / 'kit', generate=False)
     outputs = run(tmp_path / 'kit', tmp_path / 'outputs')[1]
     arrays = {file: np.load(file)['table'] for file in outputs.glob('0*.npz')}
     for off, equal in ((0, True), (2.5e-5, True), (3.5e-5, False)):

@@ -50,6 +50,14 @@ def test_hard_voxels_equal_mmcvs(max_points, max_voxels):
     assert np.allclose(features, means, rtol=1e-5, atol=1e-5)
 
 
+def test_half_a_cell_at_the_end_of_the_range_is_a_cell_as_in_mmcv():
+    rule = VoxelRule((0.0, 0.0, 0.0, 8.5, 4.0, 2.0), (1.0, 1.0, 2.0), 10, 100, 'zyx', 5)
+    points = np.float32([[8.2, 1, 1, 0, 0], [8.9, 2, 1, 0, 0], [9.1, 3, 1, 0, 0]])
+    _, coordinates = voxelise(points, rule)
+    assert np.array_equal(coordinates[:, 1:], mmcv_hard(points, rule)[1])
+    assert len(coordinates) == 2
+
+
 @pytest.mark.parametrize(('max_points', 'max_voxels'), [(10, 160000), (3, 700)])
 def test_pillars_keep_the_points_that_mmcv_keeps(max_points, max_voxels):
     rule, points = dataclasses.replace(RULE, max_points=max_points, max_voxels=max_voxels), sweep()

@@ -29,7 +29,7 @@ def toy():
     model, metadata = export_graphs(detector, options, [traced])[0]
     subject = subject_of(detector, metadata, PictureSide([('toy.jpg', picture)]))
     subject = dataclasses.replace(subject, fresh_export=lambda: toy_faults.copy_of(model))
-    return model, Search(subject, findings.Bars()), traced.tensor[None]
+    return model, Search(subject, findings.DiffBars()), traced.tensor[None]
 
 
 @pytest.mark.parametrize('fresh', [True, pytest.param(False, marks=pytest.mark.matrix)])
@@ -62,7 +62,7 @@ def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(toy, fault):
     model, search, example = toy
     broken, node = toy_faults.plant(model, fault, example)
     subject = dataclasses.replace(search.subject, fresh_export=lambda: broken)
-    found = Search(subject, findings.Bars()).compare(broken)
+    found = Search(subject, findings.DiffBars()).compare(broken)
     assert found.first.node == node
     assert 'a fresh export has it, too' in ' '.join(found.first.evidence)
     assert not found.changes
@@ -111,7 +111,7 @@ def searched(module):
 
     feeds = dict(x=np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32))
     subject = Subject([Stage('', module, ('x',), OUTPUTS)], feeds, export, 'seeded numbers')
-    return export(), Search(subject, findings.Bars())
+    return export(), Search(subject, findings.DiffBars())
 
 
 @pytest.mark.parametrize('fresh', [True, pytest.param(False, marks=pytest.mark.matrix)])

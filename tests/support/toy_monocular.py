@@ -48,7 +48,7 @@ def options(kind, **values):
     detector = seeded(kind)
     values = dict(dict(opset=0, height=SIZE[0], width=SIZE[1]), **values)
     chosen = detector.family.choose(**values)
-    return detectors.check_options(chosen, detector.cfg, detector.family, detector.model)
+    return detectors.check_picture_options(chosen, detector.cfg, detector.family, detector.model)
 
 
 @functools.cache

@@ -40,7 +40,7 @@ def export_toy(detector: detectors.Detector, path: Path, **options) -> str:
     given = {'dynamic': True, 'opset': 17, 'height': 192, 'width': 256, **options}
     options = detector.family.choose(**given)
     options.check()
-    detectors.check_options(options, detector.cfg, detector.family, detector.model)
+    detectors.check_picture_options(options, detector.cfg, detector.family, detector.model)
     picture = detectors.prepare_fixed(detector.rule, read_image(PICTURE), options.height, options.width)
     export_files(detector, options, str(path), [picture])
     return str(path)

@@ -98,7 +98,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     compat.apply()
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.detector import build, load_weights, read_config
-    from mmdeploy_ext.graph.diff.findings import HALF, Bars
+    from mmdeploy_ext.graph.diff.findings import diff_bars_of
     from mmdeploy_ext.graph.io.tensors import load_tensors
     from mmdeploy_ext.proving.difference.locate import first_difference
     from mmdeploy_ext.proving.provenance import refuse_other_settings
@@ -119,6 +119,6 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     side = kind.side_of_difference(detector, args.images or kind.public_samples)
     load_weights(detector)
     side.prepare(detector, metadata)
-    default = HALF if metadata.options.get('precision') == 'fp16' else Bars()
+    default = diff_bars_of(metadata.options.get('precision'))
     with after_weights():
         return first_difference(detector, path, side, feeds, default.at(args.rtol), fresh=not args.no_fresh)

@@ -8,7 +8,7 @@ import onnx
 from mmdeploy_ext.graph import run, signature
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.findings import Bars, Comparison
+from mmdeploy_ext.graph.diff.findings import Comparison, DiffBars
 from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import Change, changes
 from mmdeploy_ext.graph.diff.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
@@ -18,7 +18,7 @@ from mmdeploy_ext.util.errors import InferenceError, Mm2OnnxError, UsageError
 
 
 def engine_notes(
-    model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], walk: Walk, bars: Bars
+    model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], walk: Walk, bars: DiffBars
 ) -> list[str]:
     """Return how outputs of the fully optimised model differ from the node-by-node run `walk`."""
     try:
@@ -44,11 +44,11 @@ def diff_files(
     """Compare the structure of two files, and their tensors on the same inputs.
 
     - `feeds`: input -> array, by the reference's names; None: random, from `seed`.
-    - `rtol`: error of one node above which it is at fault, see `Bars.at`; None: the bars of the precision.
+    - `rtol`: error of one node above which it is at fault, see `DiffBars.at`; None: bars by precision.
     """
     constants, runner = Constants(), NodeRunner()
     reference, candidate = (Program(files.load(file), constants) for file in (reference_path, path))
-    bars = (findings.HALF if reference.is_half() or candidate.is_half() else Bars()).at(rtol)
+    bars = (findings.HALF_DIFF if reference.is_half() or candidate.is_half() else DiffBars()).at(rtol)
     pairs = align(candidate, reference)
     structure = changes(candidate, reference, pairs)
     if all(change.kind in signature.IGNORED_CHANGES for change in structure):

@@ -36,7 +36,7 @@ NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
 
 
 @dataclasses.dataclass(frozen=True)
-class Bars:
+class DiffBars:
     """Relative errors above which values differ, see `walk.compare`.
 
     Attributes:
@@ -47,13 +47,17 @@ class Bars:
     born: float = BORN_RTOL
     free: float = FREE_RTOL
 
-    def at(self, rtol: float | None) -> Bars:
+    def at(self, rtol: float | None) -> DiffBars:
         """Return bars with `rtol` for one node, and at least `rtol` for the whole model."""
-        return self if rtol is None else Bars(rtol, max(self.free, rtol))
+        return self if rtol is None else DiffBars(rtol, max(self.free, rtol))
 
 
-HALF = Bars(born=3e-3, free=2e-2)
+HALF_DIFF = DiffBars(born=3e-3, free=2e-2)
 """The bars if one of the two models is float16."""
+
+
+def diff_bars_of(precision: str | None) -> DiffBars:
+    return HALF_DIFF if precision == 'fp16' else DiffBars()
 
 
 @dataclasses.dataclass
@@ -135,7 +139,7 @@ class Comparison:
     outputs: list[Entry]
     changes: list[dict[str, Any]]
     notes: list[str]
-    bars: Bars
+    bars: DiffBars
     guessed: bool = False
     missing: list[str] = dataclasses.field(default_factory=list)
     additional: list[str] = dataclasses.field(default_factory=list)
@@ -184,7 +188,7 @@ class Comparison:
 
 def comparison_of(
     walk: Walk,
-    bars: Bars,
+    bars: DiffBars,
     structure: Sequence[Change],
     subject: Mapping[str, Any],
     notes: Sequence[str] = (),

@@ -15,6 +15,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.hosts import hosted
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.files import engine_notes
@@ -61,7 +62,7 @@ def first_difference(
     path: str,
     side: GraphSide,
     feeds: Mapping[str, np.ndarray] | None = None,
-    bars: findings.Bars | None = None,
+    bars: findings.DiffBars | None = None,
     fresh: bool = True,
 ) -> findings.Comparison:
     """Compare a file with its PyTorch model, tensor by tensor.
@@ -75,7 +76,7 @@ def first_difference(
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
     metadata.require(path, detector.family.name)
     subject = subject_of(detector, metadata, side, feeds)
-    bars = bars or (findings.HALF if metadata.options.get('precision') == 'fp16' else findings.Bars())
+    bars = bars or findings.diff_bars_of(metadata.options.get('precision'))
     search = Search(subject, bars)
     comparison = search.compare(model, fresh)
     comparison.subject = dict(
@@ -133,7 +134,7 @@ def unseen(example: np.ndarray, seed: int) -> np.ndarray:
 class Search:
     """PyTorch's side of a comparison, run once; several graphs can be compared with it."""
 
-    def __init__(self, subject: Subject, bars: findings.Bars) -> None:
+    def __init__(self, subject: Subject, bars: findings.DiffBars) -> None:
         self.subject, self.bars = subject, bars
         self.constants, self.runner = Constants(), NodeRunner()
         self.records = _record(subject, bars)
@@ -196,7 +197,7 @@ def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, 
     difference.
     """
     stage = Stage('', module, tuple(feeds), tuple(value.name for value in model.graph.output))
-    search = Search(Subject([stage], dict(feeds), None, ''), findings.Bars())
+    search = Search(Subject([stage], dict(feeds), None, ''), findings.DiffBars())
     first = search.compare(model, fresh=False).first
     if first is None:
         return ''
@@ -212,7 +213,7 @@ def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, 
     return ', '.join([*parts, *first.evidence[:1]])
 
 
-def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:
+def _record(subject: Subject, bars: findings.DiffBars) -> RecordIndex:
     parameters = (parameter for stage in subject.stages for parameter in stage.module.parameters())
     device = next((parameter.device for parameter in parameters), torch.device('cpu'))
     inputs = {name: torch.tensor(array, device=device) for name, array in subject.feeds.items()}  # copies
@@ -270,7 +271,7 @@ class GraphSide:
         metadata: Metadata,
         subject: Subject,
         search: Search,
-        bars: findings.Bars,
+        bars: findings.DiffBars,
     ) -> list[str]:
         """Return notes on outputs in which the exported modules leave the unpatched model."""
         return []
@@ -301,7 +302,7 @@ class PictureSide(GraphSide):
         (graph,) = family.graphs(prepared(detector.model), options)
         feeds = {name: arrays[name] for name in metadata.spec.input_names if name in arrays}
         return Subject(
-            family.hosted(graph, options, detector.rule, detector.model).stages,
+            hosted(family, graph, options, detector.rule, detector.model).stages,
             metadata.spec.rounded(metadata.spec.with_required(feeds)),
             file_checks.of_images(detector, options, self.images[0][1]),
             f'{unseen_input.name} ({unseen_input.sources[0][0]})',
@@ -314,7 +315,7 @@ class PictureSide(GraphSide):
         metadata: Metadata,
         subject: Subject,
         search: Search,
-        bars: findings.Bars,
+        bars: findings.DiffBars,
     ) -> list[str]:
         family = detector.family
         output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']

@@ -100,7 +100,7 @@ def prove_module(
             is in training mode.
         ModelFileError: the file is missing, damaged, or ONNX Runtime cannot load it.
     """
-    proof = ModuleProof(module, str(path), list(inputs), rtol, dict(state or {}), tuple(rows), seed)
+    proof = ModuleProof(module, path, inputs, rtol, state, rows, seed)
     proof.compare_graph(fresh)
     proof.check_structure()
     proof.compare_samples()
@@ -129,7 +129,7 @@ class CallComparison:
 
 
 class ModuleProof:
-    """One proof of a module and a file; `prove_module` calls its methods.
+    """One proof of a module and a file; `prove_module` calls its methods and describes the arguments.
 
     Attributes:
         file_inputs: inputs of the file without a default, by name.
@@ -144,13 +144,14 @@ class ModuleProof:
     def __init__(
         self,
         module: Callable[..., Any],
-        path: str,
-        samples: Sequence[Any],
-        rtol: float,
-        state: Mapping[str, str],
-        rows: Sequence[str],
-        seed: int,
+        path: str | Path,
+        inputs: Iterable[Any],
+        rtol: float = DEFAULT_RTOL,
+        state: Mapping[str, str] | None = None,
+        rows: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
+        path, samples, state, rows = str(path), list(inputs), dict(state or {}), tuple(rows)
         self.module, self.path, self.rtol, self.seed = module, path, rtol, seed
         self.state, self.rows = state, rows
         if not 0 <= rtol < 1:

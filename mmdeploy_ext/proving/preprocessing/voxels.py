@@ -78,7 +78,7 @@ def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
     rng = np.random.default_rng(0)
     low, high = np.array(rule['point_cloud_range']).reshape(2, 3)
     size = np.array(rule['voxel_size'])
-    grid = np.rint((high - low) / size).astype(np.int64)
+    grid = np.floor((high - low) / size + 0.5).astype(np.int64)
     limit = rule['max_voxels'] if rule['mode'] == 'hard' else 1000
     count = min(limit + limit // 20 + 10, int(np.prod(grid)) // 2 + 1, MAX_GENERATED_VOXELS)
     cells = rng.permutation(np.unique(rng.integers(0, int(np.prod(grid)), 4 * count)))[:count]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.contract.registry import detector_options, registration_of
 from mmdeploy_ext.families.base import BACKBONE, FAMILIES
 from mmdeploy_ext.families.contracts import contract_of
@@ -32,6 +33,8 @@ MAX_CHARACTERS = 260
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
+    for line in replaced.lines(verdict.subject.get('replaced', {})):
+        console.print(escape(line), soft_wrap=True, highlight=False)
     for finding in verdict.findings:
         if 'installed' in finding.figures:
             console.print(f'[red]{escape(finding.subject)} {escape(finding.text)}[/red]', soft_wrap=True)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.compat import operator_forms
+from mmdeploy_ext.compat.operator_forms import executed_operators
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.util.source_code import model_classes
 
@@ -252,7 +252,7 @@ def line_of(error: Exception) -> str:
 def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
     with np.load(request['input']) as arrays:
         np.savez(request['output'], **REQUESTS[request['method']](fork, dict(arrays)))
-    return dict(operators=list(operator_forms.executed_operators))
+    return dict(operators=list(executed_operators))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import small_models
 import torch
 
 from mm2onnx_mmrotate import task
-from mmdeploy_ext.detector import check_options, resolve_opset
+from mmdeploy_ext.detector import check_picture_options, resolve_opset
 from mmdeploy_ext.exporting import copy
 from mmdeploy_ext.exporting.export import export_stages
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -137,7 +137,7 @@ def test_only_files_of_any_size_refuse_maps_that_are_smaller_than_a_kernel():
     )
     smallest = 2 * small_models.STRIDES[-1] + 1
     assert [family.spec(model, options).inputs[0].smallest for options in (fixed, dynamic)] == [1, smallest]
-    check_options(fixed, cfg, family, model)
-    check_options(dynamic.replace(height=smallest), cfg, family, model)
+    check_picture_options(fixed, cfg, family, model)
+    check_picture_options(dynamic.replace(height=smallest), cfg, family, model)
     with pytest.raises(UsageError, match=r'--shape 128 192: a file of any size takes .* 129 pixels'):
-        check_options(dynamic, cfg, family, model)
+        check_picture_options(dynamic, cfg, family, model)

@@ -125,7 +125,10 @@ def test_the_exported_suppression_of_a_batch_keeps_what_mmcv_keeps(exporter):
 
 def test_the_loops_without_pytorch_are_mmcvs_to_the_bit(pairs):
     first, second = (torch.cat([pair[side] for pair in pairs.values()]) for side in (0, 1))
-    iou = rotated_loops.ious(first.numpy(), second.numpy())
+    shared = rotated_loops.overlaps(first.numpy(), second.numpy())
+    areas = (first[:, 2] * first[:, 3]).numpy(), (second[:, 2] * second[:, 3]).numpy()
+    has_area = (areas[0] >= rotated_loops.NO_AREA) & (areas[1] >= rotated_loops.NO_AREA)
+    iou = np.divide(shared, areas[0] + areas[1] - shared, out=np.zeros_like(shared), where=has_area)
     np.testing.assert_array_equal(iou, box_iou_rotated(first, second, aligned=True).numpy())
     for count in (0, 1, 400):
         boxes = crowd(count, 20)

@@ -218,4 +218,4 @@ def test_what_cannot_be_exported_is_refused_by_name(cfg_options, changes, messag
         options.check()
         model = detectors.read_config(PUBLISHED, '', copy.deepcopy({**SMALL, **cfg_options}))
         detectors.build(model)
-        detectors.check_options(options, model.unbuilt_cfg, model.family, model.model)
+        detectors.check_picture_options(options, model.unbuilt_cfg, model.family, model.model)

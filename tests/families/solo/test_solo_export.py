@@ -69,7 +69,7 @@ def check_instances(detector, metadata, feeds, outputs, images, expected=None):
 def eager(detector, images, **chosen):
     """Return what a file would say of itself, feeds, and outputs of the modules that are exported."""
     family, model, options = detector.family, detector.model, options_for(batch=len(images), **chosen)
-    metadata = make_metadata(detector, detectors.check_options(options, detector.cfg, family, model))
+    metadata = make_metadata(detector, detectors.check_picture_options(options, detector.cfg, family, model))
     feeds = family.feeds(images, True)
     outputs = run_stages(family.stages(model, options), feeds)
     return metadata, feeds, {name: outputs[name] for name in metadata.spec.output_names}

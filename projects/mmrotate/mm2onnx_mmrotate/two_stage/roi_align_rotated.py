@@ -43,10 +43,10 @@ PLACES = ('begin', 'map_height', 'map_width')
 
 
 def _eager(table: Tensor, geometry: Tensor, places: Tensor, height: int, width: int) -> Tensor:
-    from mm2onnx_mmrotate.two_stage import rotated_region_loops
+    from mmdeploy_ext.compat import rotated_region_loops
 
     arrays = (tensor.detach().cpu().contiguous().numpy() for tensor in (table, geometry, places))
-    return torch.from_numpy(rotated_region_loops.pooled_regions(*arrays, height, width)).to(table)
+    return torch.from_numpy(rotated_region_loops.pooled_regions(*arrays, height, width, False)).to(table)
 
 
 def _rotated_regions(op: Any) -> Callable[..., Any]:

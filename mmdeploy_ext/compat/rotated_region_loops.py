@@ -1,16 +1,19 @@
-"""Rotated regions pooled by a compiled loop, the eager form of `roi_align_rotated.py`. Needs numba.
+"""Rotated regions pooled by a compiled loop: mmcv's CPU kernel, operation by operation, in float32.
 
-Everything is float32, in the order of mmcv's kernel, as in the graph: 1,000 regions of 7 x 7 cells with 256
-channels and 4 samples take PyTorch's gathers 2.7 s of CPU time.
+1,000 regions of 7 x 7 cells with 256 channels and 4 samples take PyTorch's gathers 2.7 s of CPU time. Source:
+mmcv 1.7.2 `ops/csrc/pytorch/cpu/roi_align_rotated.cpp`.
 """
 # ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types; the docstrings give them
 
 import math
 
 import numpy as np
-from numba import njit
+
+from mmdeploy_ext.util.compiled import njit
 
 ZERO, HALF, UNIT = np.float32(0), np.float32(0.5), np.float32(1)
+NO_SAMPLE = np.float32(-10000)
+"""Largest sample of a cell without samples."""
 
 
 @njit(cache=True, nogil=True)
@@ -24,7 +27,19 @@ def _neighbours(place, size):
 
 
 @njit(cache=True, nogil=True)
-def pooled_regions(table, geometry, places, height, width):
+def _pool_sample(total, table, rows, weights, is_largest):
+    for channel in range(len(total)):
+        value = weights[0] * table[rows[0], channel] + weights[1] * table[rows[1], channel]
+        value = value + weights[2] * table[rows[2], channel]
+        value = value + weights[3] * table[rows[3], channel]
+        if is_largest:
+            total[channel] = max(total[channel], value)
+        else:
+            total[channel] += value
+
+
+@njit(cache=True, nogil=True)
+def pooled_regions(table, geometry, places, height, width, is_largest):
     """Return pooled features (R, height * width, C) float32.
 
     Args:
@@ -37,9 +52,10 @@ def pooled_regions(table, geometry, places, height, width):
             map.
         height: rows of output cells.
         width: columns of output cells.
+        is_largest: pool the largest sample, and not the mean.
     """
     channels = table.shape[1]
-    pooled = np.zeros((len(places), height * width, channels), np.float32)
+    pooled = np.full((len(places), height * width, channels), NO_SAMPLE if is_largest else ZERO)
     for region in range(len(places)):
         centre_x, centre_y, cos, sin, start_x, start_y, side_x, side_y, samples_x, samples_y = geometry[
             region
@@ -56,21 +72,18 @@ def pooled_regions(table, geometry, places, height, width):
                     xx = base_x + (np.float32(step_x) + HALF) * side_x / samples_x
                     y = yy * cos - xx * sin + centre_y
                     x = yy * sin + xx * cos + centre_x
-                    if not (-UNIT <= y <= end_y and -UNIT <= x <= end_x):
-                        continue
+                    used = UNIT if -UNIT <= y <= end_y and -UNIT <= x <= end_x else ZERO
                     y0, y1, part_y = _neighbours(y, end_y)
                     x0, x1, part_x = _neighbours(x, end_x)
-                    rest_y, rest_x = UNIT - part_y, UNIT - part_x
-                    weight1, weight2 = rest_y * rest_x, rest_y * part_x
-                    weight3, weight4 = part_y * rest_x, part_y * part_x
+                    rest_y, rest_x = (UNIT - part_y) * used, UNIT - part_x
+                    part_y = part_y * used
+                    weights = rest_y * rest_x, rest_y * part_x, part_y * rest_x, part_y * part_x
                     above, below = begin + np.int64(y0) * map_width, begin + np.int64(y1) * map_width
                     left, right = np.int64(x0), np.int64(x1)
-                    row1, row2 = table[above + left], table[above + right]
-                    row3, row4 = table[below + left], table[below + right]
-                    for channel in range(channels):
-                        value = weight1 * row1[channel] + weight2 * row2[channel]
-                        value = value + weight3 * row3[channel]
-                        total[channel] += value + weight4 * row4[channel]
+                    rows = above + left, above + right, below + left, below + right
+                    _pool_sample(total, table, rows, weights, is_largest)
+            if is_largest:
+                continue
             count = max(samples_y * samples_x, UNIT)
             for channel in range(channels):
                 total[channel] = total[channel] / count

@@ -1,0 +1,45 @@
+"""What stood in for parts of the user's code in this process, for first lines of commands and verdicts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from mmdeploy_ext.compat import operator_forms, stand_ins
+
+CUDA = 'mmdeploy_ext.compat.cuda_as_cpu'
+
+
+def facts() -> dict[str, Any]:
+    """Return what stood in so far, without what did not.
+
+    - stand_ins: name -> FILE:LINE of its first use, or ''.
+    - fallbacks: FILE:LINE of an import that failed in a `try` -> what it imports.
+    - operators: functions of compiled extensions that ran in PyTorch.
+    - cuda_as_cpu: each FILE:LINE where CUDA meant the CPU.
+    """
+    cuda = getattr(sys.modules.get(CUDA), 'places', {})
+    found: dict[str, Any] = dict(
+        stand_ins={lack.name: lack.used for lack in stand_ins.lacks.values()},
+        fallbacks=dict(stand_ins.fallbacks),
+        operators=list(operator_forms.executed_operators),
+        cuda_as_cpu=list(cuda),
+    )
+    return {name: values for name, values in found.items() if values}
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """Return `facts` in words: 'stand-ins: wandb, av2 (not called)'."""
+    names = found.get('stand_ins', {})
+    unused = ', '.join(name for name, used in names.items() if not used)
+    texts = {
+        'stand-ins': [
+            *([f'{unused} (not called)'] if unused else []),
+            *(f'{name} (called by {used})' for name, used in names.items() if used),
+        ],
+        'fallbacks': [f'{name} ({place})' for place, name in found.get('fallbacks', {}).items()],
+        'operators in PyTorch': found.get('operators', []),
+        'CUDA is the CPU': found.get('cuda_as_cpu', []),
+    }
+    return [f'{title}: {", ".join(values)}' for title, values in texts.items() if values]
