@@ -33,8 +33,8 @@ ENDS_OF_NAMES = re.compile(r'(ext|_cuda|_C|_layer)$')
 KEYWORDS = ('if', 'for', 'while', 'switch', 'catch', 'return')
 
 NOT_COMPILED = (
-    'it is not compiled, and its source has no form in PyTorch that is known: build the operators of the '
-    'repository, or export the parts around it (--parts)'
+    'it is not compiled, and has no form in PyTorch: build the operators of the repository, or export the '
+    'parts around it (--parts)'
 )
 executed_operators: dict[str, None] = {}
 """Operators whose form ran in this process, for reports: 'dynamic_voxelize (source 9c96d5c3852a)'."""
@@ -75,8 +75,14 @@ def form_of(sources: Sequence[Path], operator: str) -> Callable[..., Any] | None
     if form is None:
         return None
 
+    return noted(f'{operator} (source {digest})', form)
+
+
+def noted(title: str, form: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that notes its calls in `executed_operators`."""
+
     def in_pytorch(*args: Any, **options: Any) -> Any:
-        executed_operators[f'{operator} (source {digest})'] = None
+        executed_operators[title] = None
         return form(*args, **options)
 
     return in_pytorch
@@ -87,8 +93,8 @@ def missing(file: str, operator: str) -> str:
     sources = sources_near(Path(file))
     digest = source_hash(sources, operator)
     if not digest:
-        return f'no one source of {operator} was found, and forms in PyTorch are chosen by their source'
-    return f'{operator} of {_binding_files(sources, operator)[0]} (source {digest}) has no form in PyTorch'
+        return f'no one source of {operator} was found, and forms are chosen by their source'
+    return f'{operator} of {_binding_files(sources, operator)[0]} (source {digest}) is unknown'
 
 
 def sources_near(file: Path) -> list[Path]:

@@ -37,6 +37,8 @@ FAULTS = (UsageError, SyntaxError, NameError, KeyError)
 """Errors of imports that pass: faults of the code, and names that are registered twice."""
 NEW_ENOUGH = '99.0.0'
 """Version of what is not there."""
+OLDER_OPERATORS = 'mmdeploy_ext.compat.older_operators'
+"""Module of names that mmdet3d had before 1.0; it needs PyTorch."""
 COMPAT = f'{os.path.dirname(__file__)}{os.sep}'
 
 
@@ -169,6 +171,9 @@ def import_(
     except Exception as error:
         if _stays(full, error, body):
             raise
+        older = importlib.import_module(OLDER_OPERATORS).older_module(full, body.f_code.co_filename)
+        if older is not None and members:
+            return older
         if not members or full not in sys.modules:
             return _instead_of(full, _lack_of(full, error, body), body, members)
         module = sys.modules[full]  # one of its members is a module that fails
@@ -236,6 +241,9 @@ def _member(module: ModuleType, name: str, body: FrameType) -> Any:
     if place := _tried_at(body, ImportError):
         fallbacks.setdefault(place, full)
         return None
+    older = importlib.import_module(OLDER_OPERATORS).older_member(full, body.f_code.co_filename)
+    if older is not None:
+        return older
     if full in failed:
         return StandIn(full, _lack(full, failed[full], body))
     is_own = is_users(getattr(module, '__file__', None) or '')
@@ -386,7 +394,11 @@ class StandIn:
     def _use(self, how: str) -> NoReturn:
         where = users_place(sys._getframe(2)) or self._lack.imported
         self._lack.used = self._lack.used or where
-        raise AbsentPackageError(f'{where} {how} {self._path}: {self._lack.reason}', name=self._lack.name)
+        reason = self._lack.reason
+        if reason == operator_forms.NOT_COMPILED:
+            file, operator = self._lack.imported.rpartition(':')[0], self._path.rpartition('.')[2]
+            reason = f'{operator_forms.missing(file, operator)}; {reason}'
+        raise AbsentPackageError(f'{where} {how} {self._path}: {reason}', name=self._lack.name)
 
     def __getattr__(self, name: str) -> Any:
         if name == '__version__':
