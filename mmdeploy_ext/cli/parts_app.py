@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.parts.model import ModelFactory
 
-LIST = 'list'
+LIST, SAMPLES = 'list', 'samples'
+"""Words in place of parts."""
 MANIFEST = 'parts.json'
 
 
@@ -30,7 +31,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--parts PART...',
         "modules by path, joined by + ('backbone+neck'), or methods ('extract_feat()'); "
-        'list shows what could be a part',
+        'list shows what could be a part; samples prints a file for --samples',
         required=True,
     )
     text = 'folder to write (default: cut)'
@@ -44,6 +45,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
     add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
     add('--simplify', 'simplify the graphs')
+    add('--seeded', 'random numbers that a part draws are constants of its graph')
     add('--json FILE', 'write the verdict as JSON')
 
 
@@ -145,9 +147,20 @@ def run(args: argparse.Namespace) -> int:
         from mmdeploy_ext.exporting.export import check_opset
 
         check_opset(args.opset_version, args.exporter)
+    if args.parts == [SAMPLES]:
+        from mmdeploy_ext.parts.model import read_model
+        from mmdeploy_ext.parts.skeleton import skeleton_of
+
+        overrides = shared.parse_cfg_options(args.cfg_options)
+        print(skeleton_of(read_model(args.config, args.checkpoint, overrides).cfg), end='')
+        return 0
     factory, samples = open_model(args)
     options = dict(
-        opset=args.opset_version, exporter=args.exporter, precision=args.precision, simplify=args.simplify
+        opset=args.opset_version,
+        exporter=args.exporter,
+        precision=args.precision,
+        simplify=args.simplify,
+        seeded=args.seeded,
     )
     if args.parts == [LIST]:
         print_parts(factory, samples, options, cli.stdout())

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import linecache
 import os
 import re
 import sys
@@ -270,6 +271,13 @@ def users_line(error: BaseException) -> str:
     """` (raised in FILE:LINE)` for the last line of the user's code, or ''."""
     cause = root_cause(error)
     return _raised_in(cause, _places(cause)[0])
+
+
+def users_source(error: BaseException) -> str:
+    """`: SOURCE` of the last line of the user's code, or ''."""
+    places = _places(root_cause(error))[0]
+    source = linecache.getline(places[-1][0].co_filename, places[-1][1]).strip() if places else ''
+    return f': {source}' if source else ''
 
 
 def _places(error: BaseException) -> tuple[list[tuple[CodeType, int]], list[tuple[CodeType, int]]]:

@@ -64,7 +64,8 @@ def export_parts(
             the package's picture. Two or more are needed for a proof.
         names: path of a tensor, such as 'mlvl_feats.0', -> its name in the files.
         cfg_options: dotted key -> value that replaces the config's.
-        options: `opset`, `exporter` ('torchscript', 'dynamo'), `precision` ('fp32', 'fp16'), `simplify`.
+        options: `opset`, `exporter` ('torchscript', 'dynamo'), `precision` ('fp32', 'fp16'), `simplify`,
+            `seeded`.
 
     Raises:
         UsageError: the config cannot be read, or the model has no such part.

@@ -40,8 +40,11 @@ if TYPE_CHECKING:
 
 PREFIX = 'mm2onnx.'
 """Prefix of the entries of `metadata_props` about a part."""
-DEFAULTS = dict(opset=0, exporter='torchscript', precision='fp32', simplify=False)
-"""Options of an export of parts; opset 0 is the lowest that the part needs, at least 17."""
+DEFAULTS = dict(opset=0, exporter='torchscript', precision='fp32', simplify=False, seeded=False)
+"""Options of an export of parts.
+
+Opset 0 is the lowest that the part needs, at least 17; `seeded` makes random numbers constants.
+"""
 OTHER = 0.9
 """Factor of the numbers of a part that is called once, for a second run."""
 
@@ -126,11 +129,13 @@ class RecordedPart:
         make: Callable[[], torch.nn.Module],
         call: PartCall,
         inputs: Mapping[str, torch.Tensor] | None = None,
-    ) -> Rounding:
+    ) -> Rounding | None:
         """Return the function that compares a call's outputs with those of a model of `make` in float64.
 
-        `inputs` replace those of the call.
+        `inputs` replace those of the call. None: random numbers are others in float64.
         """
+        if self.form.seeded:
+            return None
         given = self.form.inputs_of(call) if inputs is None else inputs
 
         def compute() -> Mapping[str, np.ndarray]:
@@ -143,17 +148,20 @@ class RecordedPart:
 
 
 def record_parts(
-    factory: ModelFactory, texts: Sequence[str], samples: Sequence[Any]
+    factory: ModelFactory, texts: Sequence[str], samples: Sequence[Any], is_seeded: bool = False
 ) -> tuple[list[RecordedPart], Recording]:
-    """Record the parts on samples and check that each is one graph; ConfigError, UsageError: it is not."""
+    """Record the parts on samples and check that each is one graph; ConfigError, UsageError: it is not.
+
+    `is_seeded`: random numbers are those of one seed.
+    """
     model = factory.make()
     parts = parse_parts(list(texts), model)
-    recording = record(model, parts, samples, run_test_path)
+    recording = record(model, parts, samples, run_test_path, is_seeded)
     fresh = factory.make()
     recorded = []
     for part, calls in recording.calls.items():
         paths = modules_among(calls[0], model)
-        recorded.append(RecordedPart(checked_form(fresh, part, calls, paths), calls, paths))
+        recorded.append(RecordedPart(checked_form(fresh, part, calls, paths, is_seeded), calls, paths))
     return recorded, recording
 
 
@@ -180,8 +188,8 @@ def export_folder(
         ExportError: the exporter failed; the message has the operator and the line of the user's code.
     """
     check_writable(Path(output) / MANIFEST)
-    recorded, recording = record_parts(factory, texts, samples)
     chosen = {**DEFAULTS, **(options or {})}
+    recorded, recording = record_parts(factory, texts, samples, chosen['seeded'])
     model = factory.make_prepared()
     if not chosen['opset']:
         chosen['opset'] = default_opset(model, chosen['exporter'])

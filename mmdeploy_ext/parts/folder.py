@@ -79,7 +79,7 @@ class CutFolder:
     Attributes:
         path: the folder.
         facts: config, checkpoint, classes and versions of the export.
-        options: opset, exporter, precision, simplify.
+        options: opset, exporter, precision, simplify, seeded.
         entries: entry of each part, see `part_json`.
     """
 
@@ -91,6 +91,11 @@ class CutFolder:
     @property
     def parts(self) -> list[Part]:
         return [Part.parse(entry['part']) for entry in self.entries]
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether random numbers are constants; files of older versions have none."""
+        return bool(self.options.get('seeded'))
 
     def file(self, entry: dict[str, Any]) -> Path:
         return self.path / entry['file']

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.parts.arrays import given_arrays, marked, stacks_of
+from mmdeploy_ext.parts.random_numbers import random_constants
 from mmdeploy_ext.parts.record import PartCall, named, same_values
 from mmdeploy_ext.parts.tree import Tree, call_with
 from mmdeploy_ext.util.arrays import to_array
@@ -47,6 +48,7 @@ class PartForm:
         outputs: names of the tensors among the results of the last step.
         links: per step, where its tensors come from; of the first step nothing.
         dynamic: tensor name -> axis -> name of its size, for axes that differ between calls.
+        seeded: random numbers are those of one seed.
     """
 
     part: Part
@@ -55,6 +57,7 @@ class PartForm:
     outputs: tuple[str, ...]
     links: tuple[tuple[Link, ...], ...]
     dynamic: dict[str, dict[int, str]]
+    seeded: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -274,7 +277,7 @@ class PartModule(torch.nn.Module):
                 own = marked(arguments[index].copied(), form.keys, seed)
                 nested = own.nested(values)
                 stacks = {key: stack for key, stack in stacks_of(nested).items() if key in form.keys}
-                with given_arrays(stacks, given, taken):
+                with given_arrays(stacks, given, taken), random_constants(form.seeded):
                     results.append(Tree.of(named(call_with(method, nested))).tensors)
             return distinct([results[-1][name] for name in form.outputs], tensors)
 

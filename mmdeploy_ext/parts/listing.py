@@ -135,7 +135,7 @@ def candidates_of(
         if not steps:
             break
         model = factory.make()
-        recording = record(model, [Part((step,)) for step in steps], samples, run_test_path)
+        recording = record(model, [Part((step,)) for step in steps], samples, run_test_path, chosen['seeded'])
         opened = []
         for part, calls in recording.calls.items():
             (step,) = part.steps
@@ -168,7 +168,7 @@ def reason_against(
     try:
         result_json(part, calls[0].steps[-1].result)
         paths = modules_among(calls[0], model)
-        recorded = RecordedPart(checked_form(fresh, part, calls, paths), calls, paths)
+        recorded = RecordedPart(checked_form(fresh, part, calls, paths, options['seeded']), calls, paths)
         try:
             recorded.export(prepared, options, names_for(recorded.form, {}), make)
         except Mm2OnnxError as error:

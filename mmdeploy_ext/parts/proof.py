@@ -13,6 +13,7 @@ from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.parts.export import RecordedPart, record_parts
 from mmdeploy_ext.parts.folder import RESULTS
+from mmdeploy_ext.parts.random_numbers import seeded
 from mmdeploy_ext.parts.record import record
 from mmdeploy_ext.parts.results import compare_filled, history_keys, match_results, with_kept
 from mmdeploy_ext.parts.samples import lit_samples, run_test_path
@@ -26,6 +27,7 @@ from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, one_
 from mmdeploy_ext.util.source_code import changed_files, model_classes
 from mmdeploy_ext.verdict.bars import accept_rate, bars_of, tensor_text
 from mmdeploy_ext.verdict.comparison import failed_row
+from mmdeploy_ext.verdict.matching import accept_rest
 from mmdeploy_ext.verdict.results import Case, Check
 from mmdeploy_ext.verdict.verdict import UNSEEN, Verdict, check_finding, graph_finding
 
@@ -56,7 +58,7 @@ def prove_folder(
         recorded: result of `record_parts` on these samples, if it was just run.
     """
     texts = [entry['part'] for entry in folder.entries]
-    parts, recording = recorded or record_parts(factory, texts, samples)
+    parts, recording = recorded or record_parts(factory, texts, samples, folder.is_seeded)
     verdict = Verdict(_subject(factory, folder, samples))
     bars = bars_of(folder.options['precision'])
     sessions = open_sessions(folder, round_fp16=not bars.is_float32)
@@ -68,7 +70,8 @@ def prove_folder(
     verdict.add_outputs([*cases, *lit_parts])
     if all(case.traced for case in cases):
         verdict.add_failures([UNSEEN])
-    _compare_model(verdict, factory, samples, recording, sessions, bars, lit_results)
+    is_whole = all(case.passed for case in (*cases, *lit_parts))
+    _compare_model(verdict, factory, samples, recording, sessions, bars, lit_results, is_whole)
     if not bars.is_float32:
         verdict.notes += [bars_text(bars), ROUNDED]
     verdict.notes.append(f'the rest runs in PyTorch: {rest_text(factory, folder)}')
@@ -169,17 +172,20 @@ def _part_cases(
             shapes = ', '.join(shape_text(tensor.shape) for tensor in list(inputs.values())[:3])
             title = titles[call.sample] if titles else call.title
             traced = index == 0 and not titles
-            cases.append(Case(f'{part.form.part.text}, {title}', shapes, traced, tuple(rows)))
+            sample = titles[call.sample] if titles else f'sample {call.sample}'
+            name = f'{part.form.part.text}, {title}'
+            cases.append(Case(name, shapes, traced, tuple(rows), sample=sample))
     return cases
 
 
 def run_swapped(factory: ModelFactory, samples: Sequence[Any], sessions: Sequence[PartSession]) -> list[Any]:
     """Return the results of the test path with sessions in place of parts, from a fresh state."""
-    model = factory.make()
+    model, is_seeded = factory.make(), any(session.is_seeded for session in sessions)
     results = []
     with swapped(model, sessions):
         for sample in tracked(samples, len(samples), 'with sessions'):
-            results.append(run_test_path(model, sample))
+            with seeded(is_seeded):
+                results.append(run_test_path(model, sample))
     return results
 
 
@@ -191,27 +197,35 @@ def _compare_model(
     sessions: Sequence[PartSession],
     bars: Bars,
     lit: Sequence[Case],
+    is_whole: bool,
 ) -> None:
+    """Compare the whole model; `is_whole`: each part gives PyTorch's tensors.
+
+    The rest of the test path is PyTorch's, so that rounding explains results without a partner, if they are
+    few (`accept_rest`).
+    """
     try:
         results = run_swapped(factory, samples, sessions)
     except (Mm2OnnxError, RuntimeError) as error:
         text = f'the test path with sessions in place of the parts raises: {one_line(error)[:300]}'
         verdict.add_failures([text], 'whole model')
         return
-    cases, in_order, first = [], [], None
+    cases, in_order, reason = [], [], ''
     for index, (reference, candidate) in enumerate(zip(recording.results, results, strict=True)):
-        matched = match_results('results', reference, candidate, bars)
-        in_order += matched.in_order
-        if not matched.passed and first is None:
-            first = index
-        title = f'whole model, sample {index}'
-        cases.append(Case(title, '', False, tuple(matched.tensors), tuple(matched.detections)))
-    cases += lit
-    if not bars.is_float32:
+        case, names = _whole_case(f'sample {index}', reference, candidate, bars)
+        in_order += names
+        cases.append(case)
+    failed = [index for index, case in enumerate(cases) if not case.passed]
+    cases = [dataclasses.replace(case, whole=is_whole) for case in (*cases, *lit)]
+    if bars.is_float32:
+        cases, alone = accept_rest(cases)
+        verdict.notes += [f'without a partner end to end: {line}' for line in alone]
+    else:
         cases, reason = accept_rate(cases, bars)
         verdict.add_failures(filter(None, [reason]), 'whole model')
-        failed = [index for index, case in enumerate(cases[: len(samples)]) if not _passed(case)]
-        first = first if reason else min(failed, default=None)
+    if not reason:
+        failed = [index for index in failed if not cases[index].passed]
+    first = min(failed, default=None)
     verdict.add_outputs(cases)
     if in_order:
         names = ', '.join(dict.fromkeys(in_order))
@@ -244,7 +258,7 @@ def _lit_cases(
         return [], []
     try:
         steps = [part.form.part for part in parts]
-        recording = record(factory.make(), steps, list(lit.values()), run_test_path)
+        recording = record(factory.make(), steps, list(lit.values()), run_test_path, folder.is_seeded)
         results = run_swapped(factory, list(lit.values()), sessions)
     except (ConfigError, UsageError) as error:  # a part is not called, or its file does not take the sizes
         verdict.notes.append(f'no dark and no bright picture: {one_line(error)[:300]}')
@@ -255,14 +269,17 @@ def _lit_cases(
     called = [dataclasses.replace(part, calls=recording.calls[part.form.part]) for part in parts]
     whole, bars = [], bars_of(folder.options['precision'])
     for title, reference, candidate in zip(lit, recording.results, results, strict=True):
-        matched = match_results('results', reference, candidate, bars)
-        rows = tuple(matched.tensors), tuple(matched.detections)
-        whole.append(Case(f'whole model, {title}', '', False, *rows))
+        whole.append(_whole_case(title, reference, candidate, bars)[0])
     return _part_cases(factory, folder, called, sessions, list(lit)), whole
 
 
-def _passed(case: Case) -> bool:
-    return all(row.passed for row in (*case.tensors, *case.detections))
+def _whole_case(sample: str, reference: Any, candidate: Any, bars: Bars) -> tuple[Case, list[str]]:
+    """Return the case of the results of one sample, and the names of arrays that were compared in order."""
+    matched = match_results('results', reference, candidate, bars)
+    own = match_results('results', candidate, candidate, bars)  # the test path on the files' tensors
+    rows = dict(detections=tuple(matched.detections), substituted=tuple(own.detections))
+    case = Case(f'whole model, {sample}', '', False, tuple(matched.tensors), **rows, sample=sample)
+    return case, matched.in_order
 
 
 def locate(

@@ -11,6 +11,7 @@ import torch
 
 from mmdeploy_ext.parts.arrays import Entered, recorded_arrays, stacks_of
 from mmdeploy_ext.parts.part import Part, intercepted
+from mmdeploy_ext.parts.random_numbers import seeded
 from mmdeploy_ext.parts.tree import Tree, arguments_of
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import UsageError
@@ -77,6 +78,7 @@ def record(
     parts: Sequence[Part],
     samples: Sequence[Any],
     run: Callable[[torch.nn.Module, Any], Any],
+    is_seeded: bool = False,
 ) -> Recording:
     """Run the test path on samples and keep the calls of the parts.
 
@@ -85,16 +87,18 @@ def record(
         parts: parts of it.
         samples: in their order.
         run: (model, sample) -> the result of the test path.
+        is_seeded: each sample, and each step of a part, draws the random numbers of one seed.
 
     Raises:
         UsageError: a part is not called, or the steps of a part are not called in turn.
     """
-    recorder = _Recorder(parts)
+    recorder = _Recorder(parts, is_seeded)
     results = []
     with intercepted(model, recorder.handlers), torch.no_grad():
         for index, sample in enumerate(tracked(samples, len(samples), 'samples')):
             recorder.sample = index
-            results.append(_copied(run(model, sample)))
+            with seeded(is_seeded):
+                results.append(_copied(run(model, sample)))
     for part, calls in recorder.calls.items():
         if not calls:
             raise UsageError(f'--parts {part.text}: the test path does not call it')
@@ -106,7 +110,8 @@ def _copied(result: Any) -> Any:
 
 
 class _Recorder:
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part], is_seeded: bool) -> None:
+        self.is_seeded = is_seeded
         self.calls: dict[Part, list[PartCall]] = {part: [] for part in parts}
         self.open: dict[Part, list[StepCall]] = {part: [] for part in parts}
         self.sample = 0
@@ -134,7 +139,7 @@ class _Recorder:
         given = Tree.of(arguments_of(original, args, kwargs))
         arguments = given.copied()
         stacks = stacks_of(arguments.nested())
-        with recorded_arrays(stacks) as entered:
+        with recorded_arrays(stacks) as entered, seeded(self.is_seeded):
             result = original(*args, **kwargs)
         changed = tuple(
             name for name, tensor in given.tensors.items() if not same_values(tensor, arguments.tensors[name])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mmdeploy_ext.parts.graph import PartModule, form_of, with_keys
+from mmdeploy_ext.parts.random_numbers import place_of_draw, seeded
 from mmdeploy_ext.parts.results import compare_filled
 from mmdeploy_ext.parts.tree import same_leaf
 from mmdeploy_ext.util.arrays import to_array
@@ -17,7 +19,7 @@ from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.verdict.comparison import same_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.parts.graph import PartForm
     from mmdeploy_ext.parts.part import Part
@@ -44,13 +46,17 @@ def run_part(
 
 
 def checked_form(
-    model: torch.nn.Module, part: Part, calls: Sequence[PartCall], paths: Mapping[str, str]
+    model: torch.nn.Module,
+    part: Part,
+    calls: Sequence[PartCall],
+    paths: Mapping[str, str],
+    is_seeded: bool = False,
 ) -> PartForm:
     """Return the form of a part that is one graph; `model` is in its fresh state.
 
     ConfigError: see `form_of`, `with_keys`, `check_repeated`, `check_constants`.
     """
-    form = form_of(part, calls)
+    form = dataclasses.replace(form_of(part, calls), seeded=is_seeded)
     check_repeated(model, form, calls, paths)
     form = with_keys(form, calls, model)
     check_constants(model, form, calls, paths)
@@ -60,16 +66,58 @@ def checked_form(
 def check_repeated(
     model: torch.nn.Module, form: PartForm, calls: Sequence[PartCall], paths: Mapping[str, str]
 ) -> None:
-    """Raise ConfigError for a part that gives other outputs when it is run again."""
+    """Raise ConfigError for a part that gives NaN, or other outputs when it is run again."""
     for call in calls[:MOST_CALLS]:
-        own, again = (run_part(model, form, call, form.inputs_of(call), paths) for _ in range(2))
+        run = functools.partial(run_part, model, form, call, form.inputs_of(call), paths)
+        own, again = run(), run()
         wrong = _differing(form, call, own)
-        if wrong or not same_bits(own, again):
+        if not wrong and same_bits(own, again):
+            continue
+        name = f'--parts {form.part.text}'
+        if nan := _nan(form.outputs_of(call)):
             raise ConfigError(
-                f'--parts {form.part.text}: gives another {wrong or form.outputs[0]} when it is run again '
-                f'with the arguments of {call.title}: it remembers, or draws random numbers. Cut the parts '
-                f'inside of it'
+                f'{name}: {nan} are NaN in PyTorch ({call.title}); check the weights and the samples'
             )
+        changed = f'{name}: gives another {wrong or form.outputs[0]} when it is run again with the arguments '
+        changed += f'of {call.title}: it'
+        if not same_bits(own, again) and same_bits(_of_one_seed(run), _of_one_seed(run)):
+            place = place_of_draw(run)
+            raise ConfigError(
+                f'{changed} draws random numbers{f" at {place}" if place else ""}. --seeded makes them '
+                f'constants of the graph; or cut the parts inside of it'
+            )
+        attribute = _changed_attribute(model, run)
+        raise ConfigError(
+            f'{changed} remembers{f" by {attribute}" if attribute else ""}. Cut the parts inside of it'
+        )
+
+
+def _of_one_seed(run: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    with seeded():
+        return run()
+
+
+def _nan(outputs: Mapping[str, np.ndarray]) -> str:
+    """Return '3 of 12 values of result.0', or ''."""
+    for name, array in outputs.items():
+        if array.dtype.kind == 'f' and (count := int(np.isnan(array).sum())):
+            return f'{count} of {array.size} values of {name}'
+    return ''
+
+
+def _changed_attribute(model: torch.nn.Module, run: Callable[[], Any]) -> str:
+    """Return the path of an attribute that a run sets, 'head.memory', or ''."""
+
+    def values() -> dict[str, Any]:
+        return {
+            f'{path}.{name}'.lstrip('.'): value
+            for path, module in model.named_modules()
+            for name, value in {**vars(module), **module._buffers}.items()
+        }
+
+    before = values()
+    run()
+    return next((name for name, value in values().items() if before.get(name) is not value), '')
 
 
 def _differing(form: PartForm, call: PartCall, outputs: Mapping[str, np.ndarray]) -> str:

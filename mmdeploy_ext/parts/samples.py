@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +13,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.config.config import test_pipeline
-from mmdeploy_ext.config.user_modules import users_line
+from mmdeploy_ext.config.user_modules import users_line, users_source
 from mmdeploy_ext.parts.tree import Tree
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import bright, dark
@@ -18,6 +21,7 @@ from mmdeploy_ext.util.errors import (
     AbsentPackageError,
     ConfigError,
     DataError,
+    Mm2OnnxError,
     UsageError,
     one_line,
     root_cause,
@@ -81,15 +85,19 @@ def _views(cfg: Any, error: Exception) -> list[dict[str, Any]]:
     if steps[:1] != ['LoadImageFromFile']:
         raise UsageError(
             f'--samples FILE.py:function: is needed, since there is no data set ({one_line(error)}); the '
-            f'function yields the keyword arguments of the test path. Configs of nuScenes read a generated '
-            f'set, too: mm2onnx synthetic nuscenes --out data/nuscenes, then mm2onnx synthetic infos'
+            f'function yields the keyword arguments of the test path; --parts samples > samples.py writes a '
+            f'file with their keys. Configs of nuScenes read a generated set, too: '
+            f'mm2onnx synthetic nuscenes --out data/nuscenes, then mm2onnx synthetic infos'
         ) from error
-    picture = read_image(DEFAULT_PICTURE)
-    return [picture_sample(cfg, picture[::rows, ::columns].copy()) for rows, columns in TURNS]
+    picture, path = read_image(DEFAULT_PICTURE), Path(DEFAULT_PICTURE)
+    return [
+        picture_sample(cfg, picture[::rows, ::columns].copy(), f'{path.stem}_{index}{path.suffix}')
+        for index, (rows, columns) in enumerate(TURNS)
+    ]
 
 
-def picture_sample(cfg: Any, picture: Any) -> dict[str, Any]:
-    """Return a picture, a path or (h, w, 3) uint8 BGR, prepared by the config's test pipeline."""
+def picture_sample(cfg: Any, picture: Any, name: str = '') -> dict[str, Any]:
+    """Return a picture, a path or (h, w, 3) uint8 BGR with a name, prepared by the config's test pipeline."""
     from mmcv.parallel import collate
     from mmdet.datasets.pipelines import Compose
 
@@ -98,6 +106,7 @@ def picture_sample(cfg: Any, picture: Any) -> dict[str, Any]:
         data = dict(img_info=dict(filename=str(picture)), img_prefix=None)
     else:
         steps[0]['type'] = 'LoadImageFromWebcam'
+        steps.insert(1, functools.partial(dict, filename=name, ori_filename=name))
         data = dict(img=picture)
     try:
         return dict(collate([Compose(steps)(data)], samples_per_gpu=1))
@@ -106,9 +115,10 @@ def picture_sample(cfg: Any, picture: Any) -> dict[str, Any]:
 
 
 def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
-    """Run the model's test path on a copy of a sample; ConfigError: it raises, with the user's line."""
-    from mmdeploy_ext.util.errors import Mm2OnnxError
+    """Run the model's test path on a copy of a sample.
 
+    ConfigError: it raises; with the user's line, and what it asks for that the sample lacks.
+    """
     try:
         with torch.no_grad():
             return model(**opened(sample))
@@ -120,7 +130,48 @@ def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
             raise ConfigError(f'the test path: {cause}') from error
         raise ConfigError(
             f'the test path raises {type(cause).__name__}: {one_line(cause)[:300]}{users_line(error)}'
+            f'{users_source(error)}{_lacking(model, sample)}'
         ) from error
+
+
+class _Asked(dict):
+    """A dict of a sample that keeps the keys that it lacks and code asks for."""
+
+    def __init__(self, content: dict[Any, Any], absent: list[str]) -> None:
+        super().__init__(content)
+        self.absent = absent
+
+    def __missing__(self, key: Any) -> Any:
+        self.absent.append(str(key))
+        raise KeyError(key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if key not in self:
+            self.absent.append(str(key))
+        return super().get(key, default)
+
+
+def _lacking(model: torch.nn.Module, sample: dict[str, Any]) -> str:
+    """Run the test path again, and return what it asks for that the sample lacks, in words."""
+    absent: dict[str, list[str]] = {}
+
+    def watched(value: Any, name: str) -> Any:
+        if isinstance(value, dict):
+            entries = {key: watched(entry, name) for key, entry in value.items()}
+            return _Asked(entries, absent.setdefault(name, []))
+        return type(value)(watched(entry, name) for entry in value) if type(value) in (list, tuple) else value
+
+    kwargs = opened(sample)
+    with contextlib.suppress(Exception), torch.no_grad():
+        model(**{name: watched(value, name) for name, value in kwargs.items()})
+    texts = [f'{name} lacks {", ".join(dict.fromkeys(keys))}' for name, keys in absent.items() if keys]
+    methods = (getattr(model, name, None) for name in ('simple_test', 'forward_test'))
+    taken = {key: None for method in methods if method for key in inspect.signature(method).parameters}
+    others = [key for key in taken if key not in kwargs and key not in ('kwargs', 'args')]
+    if others:
+        texts.append(f'the test path also takes {", ".join(others)}')
+    advice = '--parts samples > samples.py writes a file for --samples samples.py:make'
+    return f'; of the sample: {"; ".join([*texts, advice])}'
 
 
 def opened(sample: dict[str, Any]) -> dict[str, Any]:

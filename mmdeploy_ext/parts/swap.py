@@ -35,7 +35,7 @@ class PartSession:
             entry: of the part.
             round_fp16: round stored float16 values as GPUs do.
         """
-        self.entry, self.part = entry, Part.parse(entry['part'])
+        self.entry, self.part, self.is_seeded = entry, Part.parse(entry['part']), folder.is_seeded
         graph = load(str(folder.file(entry)))
         self.runner = Runner(round_half(graph) if round_fp16 else graph, optimization='all')
         self.taken = {value.name for value in self.runner.index.graph.input}

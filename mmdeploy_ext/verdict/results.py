@@ -237,6 +237,7 @@ class Case:
         whole: all tensors that the user's code was given were compared by themselves.
         notes: remarks; no failure.
         counts: name of a limit -> largest count in the input.
+        sample: name of the input, where several cases are of one.
     """
 
     name: str
@@ -250,6 +251,7 @@ class Case:
     whole: bool = False
     notes: tuple[str, ...] = ()
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    sample: str = ''
 
     @property
     def passed(self) -> bool:

@@ -68,7 +68,7 @@ class Finding:
         text: why it failed, or the finding.
         figures: of a tensor `tensor` and the figures of `TensorRow`; of results `image` (or `substituted`,
             `inner`, `engine`) and the figures of `DetectionRow`; with `case`, `input`, `input_shape`
-            and `traced`.
+            and `traced`, and `sample` where several cases are of one input.
     """
 
     level: str
@@ -161,7 +161,10 @@ class Verdict:
         return [finding for finding in self.findings if name in finding.figures]
 
     def summary(self) -> dict[str, Any]:
-        inputs = {f.figures['case']: f.figures['traced'] for f in self.with_figure('case')}
+        inputs: dict[Any, bool] = {}
+        for figures_of_case in (finding.figures for finding in self.with_figure('case')):
+            key = figures_of_case.get('sample', figures_of_case['case'])
+            inputs[key] = inputs.get(key, False) or figures_of_case['traced']
         images = [finding.figures for finding in self.with_figure('image')]
         frames = [finding.figures['frames'] for finding in self.with_figure('frames')]
 
@@ -282,6 +285,8 @@ def case_findings(cases: Iterable[Case]) -> Iterator[Finding]:
         title = f'{case.name} {case.input_shape}'.strip()
         shape = case.input_shape
         common = dict(case=index, input=case.name, input_shape=shape, traced=case.traced)
+        if case.sample:
+            common['sample'] = case.sample
         for row in case.tensors:
             figures = common | _fields(row, 'passed', 'reason')
             yield Finding('outputs', f'{title}: {row.tensor}', row.passed, row.reason, figures)

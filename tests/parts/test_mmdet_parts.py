@@ -91,9 +91,33 @@ def test_verify_proves_a_folder_within_the_whole_model(cut_toy, tmp_path, monkey
     assert verify_app.main(words) == 0
     content = json.loads((tmp_path / 'v.json').read_text())
     assert content['verdict'] == 'proven' and content['summary']['matched'] > 100
+    assert content['summary']['inputs'] == len(cut_toy.samples) + len(['dark', 'bright'])
+    assert content['summary']['unseen_inputs'] == content['summary']['inputs'] - 1
     (verdict,) = made
     verdict.subject['precision'] = 'fp16'  # within its bars, never proven
     assert (verdict.proven, parts_app.show(verdict, None)) == (False, 0)
+
+
+@pytest.mark.parametrize(('share', 'passed'), [(0.05, True), (0.2, False)])
+@pytest.mark.matrix
+def test_results_that_rounding_leaves_are_listed_if_they_are_few(cut_toy, monkeypatch, share, passed):
+    run = proof.run_swapped
+
+    def with_others(*given):
+        results = run(*given)
+        for (classes,) in results:
+            max(classes, key=len)[: int(share * sum(map(len, classes))), :4] += 500
+        return results
+
+    monkeypatch.setattr(proof, 'run_swapped', with_others)
+    verdict = prove_folder(cut_toy.factory, cut_toy.folder, cut_toy.samples[:2])
+    assert verdict.passed == passed
+    assert any('without a partner' in note for note in verdict.notes) == passed
+
+
+def test_pictures_of_the_package_have_names(cut_toy):
+    names = [sample['img_metas'][0].data[0][0]['filename'] for sample in cut_toy.samples]
+    assert names == ['toy_0.jpg', 'toy_1.jpg', 'toy_2.jpg']
 
 
 @pytest.mark.parametrize(('parts', 'key'), [('neckk', 'neck'), ('bbox_head+backbone', 'bbox_head')])

@@ -1,5 +1,6 @@
 """Parts of a detector that no library knows: inputs, axes, constants, and what is refused."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,12 +9,18 @@ import torch
 
 import toy_parts
 from mmdeploy_ext.parts.export import export_folder, names_for, record_parts
+from mmdeploy_ext.parts.folder import CutFolder
 from mmdeploy_ext.parts.listing import candidates_of, proposal_of
 from mmdeploy_ext.parts.proof import prove_folder
 from mmdeploy_ext.parts.results import match_results
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.parts.swap import with_parts
 from mmdeploy_ext.util.errors import ConfigError, ExportError, UsageError
+
+
+def line_of(words):
+    lines = Path(toy_parts.__file__).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if words in line)
 
 
 def exported(tmp_path, how, parts, sizes=(8, 8, 8)):
@@ -103,7 +110,10 @@ def test_axes_that_differ_between_calls_are_dynamic(tmp_path):
         ('constant', 'head', r'img_metas\.0\.scale'),
         ('numpy', 'head', r'toy_parts\.py:\d+'),
         ('inplace', 'head', r'feats\.0'),
-        ('memory', 'head', 'remembers'),
+        ('memory', 'head', r'head\.memory'),
+        ('random', 'head', rf'toy_parts\.py:{line_of("torch.rand_like")}\b.*--seeded'),
+        ('numpy random', 'head', rf'toy_parts\.py:{line_of("np.random.rand(")}\b.*--seeded'),
+        ('nan', 'head', '4 of 4 values of result.logits are NaN'),
         ('between', 'backbone+neck', 'neck'),
     ],
 )
@@ -111,6 +121,14 @@ def test_what_is_no_graph_is_refused_by_name_and_nothing_is_written(tmp_path, ho
     with pytest.raises(ConfigError, match=key):
         exported(tmp_path, how, [part])
     assert not (tmp_path / 'cut').exists()
+
+
+@pytest.mark.parametrize('how', ['random', 'numpy random'])
+def test_random_numbers_are_constants_if_they_are_seeded(tmp_path, how):
+    factory, given = toy_parts.ToyDeployment(how), toy_parts.samples()
+    exported_parts = export_folder(factory, ['head'], given, tmp_path / 'cut', dict(seeded=True))
+    assert prove_folder(factory, exported_parts[0], given, exported_parts[1:]).passed
+    assert prove_folder(factory, CutFolder.read(tmp_path / 'cut'), given).passed
 
 
 def test_an_operator_without_an_onnx_form_is_refused_with_its_line(tmp_path):
