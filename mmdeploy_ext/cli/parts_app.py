@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.compat import replaced
+from mmdeploy_ext.cli.proof import print_replaced
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, after_weights, one_line
 from mmdeploy_ext.util.files import write_json
@@ -74,8 +74,7 @@ def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, A
         raise UsageError(f'--device {args.device}: parts run on the CPU')
     cli.wait_passively()
     factory = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
-    for line in replaced.lines(replaced.facts()):
-        print(line)
+    print_replaced()
     if not hasattr(args, 'samples'):
         return factory, []
     samples, origin = samples_of(factory.cfg, args.samples or ())
@@ -122,19 +121,28 @@ def parts_of_refused(args: argparse.Namespace) -> PartsOfRefused | None:
 
 
 def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str, Any]) -> list[str]:
-    """Return the words of the parts of a detector that export; without a checkpoint weights are drawn."""
+    """Return the words of the parts of a detector that export.
+
+    Without a checkpoint weights are drawn; without a data set samples are those of `--parts samples`.
+    """
     from mmdeploy_ext.cli.weights_app import write_weights
     from mmdeploy_ext.parts.listing import candidates_of, proposal_of
     from mmdeploy_ext.parts.model import read_model
     from mmdeploy_ext.parts.samples import samples_of
+    from mmdeploy_ext.parts.skeleton import skeleton_of
 
+    cfg, words = read_model(config, '', overrides).cfg, []
     with tempfile.TemporaryDirectory(prefix='mm2onnx_') as folder:
+        try:
+            samples, _ = samples_of(cfg, count=2)
+        except UsageError:
+            Path(folder, 'samples.py').write_text(skeleton_of(cfg))
+            words = [f'{folder}/samples.py:make']
+            samples, _ = samples_of(cfg, words)
         if not checkpoint:
             checkpoint = f'{folder}/drawn.pth'
-            write_weights(config, Path(checkpoint), cfg_options=overrides)
-        factory = read_model(config, checkpoint, overrides)
-        samples, _ = samples_of(factory.cfg, count=2)
-        return proposal_of(candidates_of(factory, samples, {}))
+            write_weights(config, Path(checkpoint), cfg_options=overrides, samples=words)
+        return proposal_of(candidates_of(read_model(config, checkpoint, overrides), samples[:2], {}))
 
 
 def run(args: argparse.Namespace) -> int:

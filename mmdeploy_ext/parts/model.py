@@ -73,10 +73,11 @@ class ModelFactory:
 
     def _build(self) -> torch.nn.Module:
         model, family = self.build(), claiming_family(self.cfg, DETECTOR)
+        checkpoint = load_checkpoint(self.checkpoint)
         if family is None or self.cfg.get('fork'):
-            load_strict(model, load_checkpoint(self.checkpoint))
-        else:  # sparse kernels of any layout, older names
-            family.load_file(model, self.checkpoint)
+            load_strict(model, checkpoint)
+        else:  # sparse kernels of any layout
+            family.load_weights(model, checkpoint)
         return model
 
     def facts(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_an_operator_of_the_repositorys_copy_runs_by_the_form_of_its_source(impo
         (tmp_path / 'mmdetection3d/mmdet3d/ops' / name).write_text(content)
     source = tmp_path / 'mmdetection3d/mmdet3d/ops/bev_pool/src/pool.cpp'
     digest = operator_forms.source_hash([source], 'pool')
-    monkeypatch.setitem(operator_forms.FORMS, 'pool', {digest: lambda x: x + 1})
+    monkeypatch.setitem(operator_forms.known_forms(), 'pool', {digest: lambda x: x + 1})
     module = imported('from mmdet3d.ops import bev_pool\n')
     assert module.bev_pool(3) == 4
     assert f'pool (source {digest})' in operator_forms.executed_operators

@@ -37,7 +37,7 @@ def test_a_form_is_found_by_what_its_operator_computes(tmp_path, monkeypatch):
     digest = operator_forms.source_hash(package(tmp_path / 'a'), 'pool_forward')
     same = KERNEL.replace('x + START', 'x  +\n START /* sums */').replace('return 1;', 'return 2;')
     assert operator_forms.source_hash(package(tmp_path / 'b', same), 'pool_forward') == digest
-    monkeypatch.setitem(operator_forms.FORMS, 'pool_forward', {digest: lambda x, n: x + n})
+    monkeypatch.setitem(operator_forms.known_forms(), 'pool_forward', {digest: lambda x, n: x + n})
     assert operator_forms.functions_of(str(tmp_path / 'b/pool.py'))['pool_forward'](1, 2) == 3
     assert f'pool_forward (source {digest})' in operator_forms.executed_operators
     changes = [('(x) * 2', '(x) * 3'), ('0.5;', '0.25;'), ('x + START', 'x - START'), ('TWICE(x);', 'x;')]
