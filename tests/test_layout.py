@@ -40,7 +40,6 @@ ORDER = (
     'kit',
     'benchmark',
     'kinds',
-    'seeded',
     'api',
     'cli',
     '__main__',

@@ -11,16 +11,15 @@ from mmdeploy_ext.util.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
 
     from mmdeploy_ext.detector import Detector
 
 DESCRIPTION = (
-    ' Weights are drawn from the seed, and set so that the model finds objects: by the rule of its head if '
-    'the package has one, else, or with --samples, in one run of the test path. No family has to know the '
-    'model. The same seed and samples give the same file.'
+    ' Weights are drawn from the seed, and set in one run of the test path so that the model finds objects. '
+    'No family has to know the model. The same seed and samples give the same file.'
 )
 LARGEST_SEED = (1 << 63) - 1
 """Largest seed: PyTorch refuses 2^64 and more."""
@@ -54,25 +53,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'{args.out}: is there already, and is never overwritten; give another name')
     cli.wait_passively()
     options = parse_cfg_options(args.cfg_options)
-    found = '' if args.samples else _by_head(args.config, args.out, args.seed, options)
-    if not found:
-        scores, labels = write_weights(args.config, args.out, args.seed, options, args.samples)
-        found = f'{_found(scores, labels)} in the sample'
-    print(f'{args.out}: weights of {args.config}, {args.out.stat().st_size / 1e6:.1f} MB; {found}')
+    scores, labels = write_weights(args.config, args.out, args.seed, options, args.samples)
+    size = f'{args.out.stat().st_size / 1e6:.1f} MB'
+    print(f'{args.out}: weights of {args.config}, {size}; {_found(scores, labels)} in the sample')
     return 0
-
-
-def _by_head(config: str, out: Path, seed: int, cfg_options: Mapping[str, Any] | None) -> str:
-    """Write weights by the rule of a head that `seeded` knows, and say so; '': it knows none."""
-    from mmdeploy_ext import compat
-    from mmdeploy_ext.seeded.weights import write_seeded
-
-    compat.apply()
-    try:
-        write_seeded(config, out, seed, cfg_options)
-    except ConfigError:
-        return ''
-    return 'by the rule of its head'
 
 
 def _found(scores: Sequence[float], labels: int) -> str:
@@ -105,7 +89,7 @@ def write_weights(
 
     from mmdeploy_ext import compat
     from mmdeploy_ext.parts.results import scores_of
-    from mmdeploy_ext.synthetic.weights import calibrate
+    from mmdeploy_ext.synthetic.weights import calibrate, has_nan, initialise_again
     from mmdeploy_ext.weights.convert.conversion import save_checkpoint
 
     compat.apply()
@@ -113,7 +97,9 @@ def write_weights(
     model, test = model_and_test(config, cfg_options, samples)
     with compat.single_thread():
         calibrate(model, test, seed)
-        result = test()
+        if has_nan(model):  # its code takes the logarithm of a parameter, such as a size
+            initialise_again(model, seed)
+        *_, result = test()
     fork = getattr(model, 'fork', None)  # a repository whose kernels may have another layout
     save_checkpoint(out, fork.weights(model) if fork else model.state_dict(), dict(seed=seed))
     found, classes = scores_of(result)
@@ -123,14 +109,14 @@ def write_weights(
 
 def model_and_test(
     config: str, cfg_options: Mapping[str, Any] | None = None, samples: Sequence[str] = ()
-) -> tuple[torch.nn.Module, Callable[[], Any]]:
-    """Return the model of a config without weights, and a function that runs its test path on a sample."""
+) -> tuple[torch.nn.Module, Callable[[], Iterator[Any]]]:
+    """Return the model of a config without weights, and a function that yields results of its test path."""
     from mmdeploy_ext.kinds import kind_of
     from mmdeploy_ext.parts.samples import run_test_path, samples_of
 
     detector = _of_family(config, cfg_options)
     if detector is not None and not samples:
-        return detector.model, kind_of(detector.family).test_of_sample(detector)
+        return detector.model, lambda: kind_of(detector.family).test(detector)
     if detector is not None:
         model, cfg = detector.model, detector.cfg
     else:
@@ -139,7 +125,7 @@ def model_and_test(
         unloaded = read_model(config, '', cfg_options)
         model, cfg = unloaded.build(), unloaded.cfg
     sample = samples_of(cfg, samples, 1)[0][0]
-    return model, lambda: run_test_path(model, sample)
+    return model, lambda: map(run_test_path, [model], [sample])
 
 
 def _of_family(config: str, cfg_options: Mapping[str, Any] | None) -> Detector | None:
