@@ -1,4 +1,4 @@
-"""mmcv 2's `_ext`: the operators that mmcv-full 1.7.2 compiled for .venv/; the Makefile copies it to mmcv/_ext.py."""
+"""mmcv 2's `_ext`: the operators that mmcv-full 1.7.2 compiled for .venv/; make copies it to mmcv/_ext.py."""
 
 import importlib.util
 import sys
@@ -15,7 +15,7 @@ spec.loader.exec_module(operators)
 
 
 def __getattr__(name):  # noqa: ANN001, ANN202
-    def absent(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202, ARG001
+    def absent(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
         raise NotImplementedError(f'mmcv-full 1.7.2 has no operator {name}, which mmcv 2.1 calls')
 
     return getattr(operators, name, absent)
