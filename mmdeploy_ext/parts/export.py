@@ -138,11 +138,11 @@ class RecordedPart:
             return None
         given = self.form.inputs_of(call) if inputs is None else inputs
 
-        def compute() -> Mapping[str, np.ndarray]:
+        def compute(draws: int) -> Mapping[str, np.ndarray]:
             model = make()
             run = functools.partial(run_part, model, self.form, call, given, self.paths)
             outputs = self.form.outputs_of(call) if inputs is None else run()
-            return rounding_of(model, outputs, run)()
+            return rounding_of(model, outputs, run)(draws)
 
         return compute
 
