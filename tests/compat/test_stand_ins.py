@@ -83,6 +83,7 @@ TRAPS = {
         'use = lambda: (HAS, DYN)',
         (False, False),
     ),
+    'a call of __import__': ('__import__("absent")', ImportError),
     'hasattr': (
         'import absent\nEXT = getattr(absent, "fast", None)\n'
         'def use(): return "fallback" if EXT is None else EXT(3)',
@@ -220,6 +221,7 @@ def test_a_module_that_imports_what_is_not_there(trap, write):
     if isinstance(expected, type) and 'use' not in code:
         with pytest.raises(expected):
             load()
+        assert not stand_ins.lacks or 'int(' in code
         return
     use = getattr(load(), 'use', lambda: None)
     if expected is AbsentPackageError:
