@@ -59,7 +59,7 @@ def import_(
     if known and tried_at(body, ImportError):
         known = set()
     if full in known:
-        return _instead_of(StandIn(full, _lack(full, failed[full], body)), body, members)
+        return _instead_of(_of_failed(full, body), body, members)
     wanted = tuple(member for member in members if f'{full}.{member}' not in known)
     try:
         module = _import(name, globals, locals, wanted or (members and ('__name__',)), level)
@@ -137,7 +137,7 @@ def _member(module: ModuleType, name: str, body: FrameType) -> Any:
     if (older := _older('older_member', full, body)) is not None:
         return older
     if full in failed:
-        return StandIn(full, _lack(full, failed[full], body))
+        return _of_failed(full, body)
     if is_users(getattr(module, '__file__', None) or ''):
         return _extension(full, body)
     return StandIn(full, _lack(full, _without(full), body))
@@ -182,11 +182,22 @@ def _stand_in(full: str, error: BaseException, body: FrameType) -> StandIn:
     name, package = getattr(error, 'name', None) or full, full.partition('.')[0]
     if not _is_absent(full, error):
         _note_failure(full, error)
-        return StandIn(full, _lack(full, failed[full], body))
+        return _of_failed(full, body)
     if (extension := _extension(full, body)) is not None:
         return extension
     reason = not_installed(package, body.f_code.co_filename) if name == package else _without(name)
     return StandIn(full, _lack(name, reason, body))
+
+
+def _of_failed(full: str, body: FrameType) -> StandIn:
+    """The stand-in of a module that failed; operators that it would have compiled run by their forms."""
+    lack = _lack(full, failed[full], body)
+    try:
+        origin = getattr(importlib.util.find_spec(full), 'origin', None)
+    except (ImportError, ValueError):  # of a module below one that failed
+        origin = None
+    functions = forms.functions_of(origin) if origin and is_users(origin) else {}
+    return Extension(full, lack, functions) if functions else StandIn(full, lack)
 
 
 def _instead_of(stand_in: StandIn, body: FrameType, members: Sequence[str]) -> Any:
