@@ -114,8 +114,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         if is_config3(cfg):  # before its modules, which need mmdet 3
             raise ConfigError(_translate_first(path))
         import_older_models()
-        _import_plugins(cfg, path)
-        importlib.import_module(CATALOGUE).register_named(cfg)
+        importlib.import_module(CATALOGUE).register_after(lambda: _import_plugins(cfg, path), cfg)
     except UsageError:
         raise
     except SyntaxError as error:
@@ -333,18 +332,13 @@ def _closed_temporary_files() -> Iterator[None]:
 def _import_plugins(cfg: Any, path: str) -> None:
     from mmcv import import_modules_from_strings
 
-    from mmdeploy_ext.compat.cuda_as_cpu import cuda_as_cpu
-
     if settings := cfg.get('custom_imports'):
         names = settings.get('imports') or ()
-        with (
-            named_imports(path, 'custom_imports', [names] if isinstance(names, str) else names),
-            cuda_as_cpu(),
-        ):
+        with named_imports(path, 'custom_imports', [names] if isinstance(names, str) else names):
             import_modules_from_strings(**settings)
     if cfg.get('plugin'):
         module = '.'.join(Path(cfg.get('plugin_dir') or Path(path).parent).parts)
-        with named_imports(path, 'plugin_dir', [module]), cuda_as_cpu():
+        with named_imports(path, 'plugin_dir', [module]):
             importlib.import_module(module)
 
 
