@@ -105,7 +105,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """
     _check_config_file(path)
     try:
-        use_libraries_of(path, lambda: {name for _, name in types_of(read_config(path).get('model'))})
+        use_libraries_of(path, lambda: _types_of_others(path))
         cfg = read_config(path)
         for note in _mistyped_keys(dict(cfg.items()), overrides or {}):
             print(printable(f'note: {note}'), file=sys.stderr)
@@ -327,6 +327,12 @@ def _closed_temporary_files() -> Iterator[None]:
                         frame.f_locals['temp_config_file'].close()
             raised = raised.__context__
         raise
+
+
+def _types_of_others(path: str) -> set[str]:
+    """Types of a config's model that this package does not offer."""
+    types = {name for _, name in types_of(read_config(path).get('model'))}
+    return types - importlib.import_module(CATALOGUE).MODULES.keys()
 
 
 def _import_plugins(cfg: Any, path: str) -> None:
