@@ -50,7 +50,8 @@ def import_(
 ) -> Any:
     """Import as `__import__` does; statements of the user's modules get stand-ins for what is not there."""
     body = sys._getframe(1)
-    if body.f_code.co_name != '<module>' or not _gets_stand_ins(body):
+    is_statement = globals is body.f_globals and not isinstance(fromlist, list)  # or a call, by C as well
+    if body.f_code.co_name != '<module>' or not is_statement or not _gets_stand_ins(body):
         return _import(name, globals, locals, fromlist, level)
     package = body.f_globals.get('__package__') or body.f_globals['__name__'].rpartition('.')[0]
     full, members = importlib.util.resolve_name('.' * level + name, package), tuple(fromlist or ())
@@ -80,7 +81,7 @@ def import_(
 
 def _gets_stand_ins(body: FrameType) -> bool:
     name = body.f_globals.get('__name__')
-    return name != '__main__' and (is_users(body.f_code.co_filename) or name in LIBRARY_MODULES)
+    return name not in (None, '__main__') and (is_users(body.f_code.co_filename) or name in LIBRARY_MODULES)
 
 
 def _stays(full: str, error: BaseException, body: FrameType) -> bool:
