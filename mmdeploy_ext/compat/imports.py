@@ -55,12 +55,12 @@ def import_(
         return _import(name, globals, locals, fromlist, level)
     package = body.f_globals.get('__package__') or body.f_globals['__name__'].rpartition('.')[0]
     full, members = importlib.util.resolve_name('.' * level + name, package), tuple(fromlist or ())
-    known = {full, *(f'{full}.{member}' for member in members)} & failed.keys()
-    if known and tried_at(body, ImportError):
-        known = set()
-    if full in known:
-        return _instead_of(_of_failed(full, body), body, members)
-    wanted = tuple(member for member in members if f'{full}.{member}' not in known)
+    failing = {full, *(f'{full}.{member}' for member in members)} & failed.keys()
+    if failing and tried_at(body, ImportError):
+        failing = set()
+    if full in failing:
+        return _instead_of(StandIn(full, _lack(full, failed[full], body)), body, members)
+    wanted = tuple(member for member in members if f'{full}.{member}' not in failing)
     try:
         module = _import(name, globals, locals, wanted or (members and ('__name__',)), level)
     except Exception as error:
