@@ -146,14 +146,15 @@ def _member(module: ModuleType, name: str, body: FrameType) -> Any:
 def _extension(full: str, body: FrameType) -> Extension | None:
     """A compiled extension that is not there, or None: no sources of such an extension are near."""
     file = body.f_code.co_filename
-    if not forms.is_compiled(full.rpartition('.')[2], file):
+    name = full.rpartition('.')[2]
+    if not forms.is_compiled(name, file):
         return None
-    lack = _lack(full, functools.partial(_not_compiled, file), body)
-    return Extension(full, lack, forms.functions_of(file))
+    lack = _lack(full, functools.partial(_not_compiled, file, name), body)
+    return Extension(full, lack, forms.functions_of(file, name))
 
 
-def _not_compiled(file: str, operator: str) -> str:
-    return f'{forms.missing(file, operator)}; {forms.NOT_COMPILED}'
+def _not_compiled(file: str, extension: str, operator: str) -> str:
+    return f'{forms.missing(file, operator, extension)}; {forms.NOT_COMPILED}'
 
 
 def _older(find: str, full: str, body: FrameType) -> Any:

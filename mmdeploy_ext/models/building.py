@@ -44,7 +44,8 @@ def data_classes(kind: Any, registry: str) -> list[type]:
     from mmdet.datasets import builder
 
     builders = filter(None, (sys.modules.get('mmdet3d.datasets.builder'), builder))
-    classes = (vars(module)[registry].get(str(kind)) for module in builders)
+    registries = [vars(module)[registry] for module in builders if registry in vars(module)]
+    classes = (found.get(str(kind)) for found in registries)  # mmdet3d before 1.0 has those of mmdet
     return [registered for registered in classes if isinstance(registered, type)]
 
 
