@@ -138,13 +138,16 @@ def _run(args: argparse.Namespace, only: str) -> int:
     )
     proof.check_report_targets(args)
 
-    detector = read_detector(request)
+    try:
+        detector = read_detector(request)
+    finally:
+        proof.print_replaced()
     family, kind = detector.family, kind_of(detector.family)
     check_family(args, family, engine, only)
     if args.skip_postprocess:
         check_raw_form(family)
     options = chosen_options(detector, request)
-    proof.print_surroundings(detector.cfg, args)
+    proof.print_libraries_not_run(detector.cfg, args)
     if args.check:
         return print_exports(detector, options)
     if args.verify:

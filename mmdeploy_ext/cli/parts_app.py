@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.compat import replaced
+from mmdeploy_ext.cli.proof import print_replaced
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, after_weights, one_line
 from mmdeploy_ext.util.files import write_json
@@ -74,8 +74,7 @@ def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, A
         raise UsageError(f'--device {args.device}: parts run on the CPU')
     cli.wait_passively()
     factory = read_model(args.config, args.checkpoint, shared.parse_cfg_options(args.cfg_options))
-    for line in replaced.lines(replaced.facts()):
-        print(line)
+    print_replaced()
     if not hasattr(args, 'samples'):
         return factory, []
     samples, origin = samples_of(factory.cfg, args.samples or ())

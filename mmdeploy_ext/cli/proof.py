@@ -12,6 +12,7 @@ from mmdeploy_ext.config.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import command
+from mmdeploy_ext.util.errors import printable
 from mmdeploy_ext.util.files import check_writable, write_json
 
 if TYPE_CHECKING:
@@ -74,10 +75,14 @@ def draw_pairs(pictures: Sequence[Pair], detector: Detector) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def print_surroundings(cfg: Any, args: argparse.Namespace) -> None:
-    """Print what stands in for parts of the user's code, and which libraries of the repository do not run."""
+def print_replaced() -> None:
+    """Print what stands in for parts of the user's code."""
     for line in replaced.lines(replaced.facts()):
-        print(line)
+        print(printable(line))
+
+
+def print_libraries_not_run(cfg: Any, args: argparse.Namespace) -> None:
+    """Print which libraries of the user's repository do not run, if any."""
     if not_run := libraries_not_run(cfg):
         advice = '' if args.library else '; a proof of it takes --library installed'
         print(not_run_text(not_run) + advice)

@@ -11,7 +11,7 @@ from mmdeploy_ext.util.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
 
@@ -105,7 +105,7 @@ def write_weights(
 
     from mmdeploy_ext import compat
     from mmdeploy_ext.parts.results import scores_of
-    from mmdeploy_ext.synthetic.weights import calibrate, has_nan, initialise
+    from mmdeploy_ext.synthetic.weights import calibrate
     from mmdeploy_ext.weights.convert.conversion import save_checkpoint
 
     compat.apply()
@@ -113,9 +113,7 @@ def write_weights(
     model, test = model_and_test(config, cfg_options, samples)
     with compat.single_thread():
         calibrate(model, test, seed)
-        if has_nan(model):  # its code takes the logarithm of a parameter, such as a size
-            initialise(model, seed)
-        result = test()
+        *_, result = test()
     fork = getattr(model, 'fork', None)  # a repository whose kernels may have another layout
     save_checkpoint(out, fork.weights(model) if fork else model.state_dict(), dict(seed=seed))
     found, classes = scores_of(result)
@@ -125,14 +123,14 @@ def write_weights(
 
 def model_and_test(
     config: str, cfg_options: Mapping[str, Any] | None = None, samples: Sequence[str] = ()
-) -> tuple[torch.nn.Module, Callable[[], Any]]:
-    """Return the model of a config without weights, and a function that runs its test path on a sample."""
+) -> tuple[torch.nn.Module, Callable[[], Iterator[Any]]]:
+    """Return the model of a config without weights, and a function that yields results of its test path."""
     from mmdeploy_ext.kinds import kind_of
     from mmdeploy_ext.parts.samples import run_test_path, samples_of
 
     detector = _of_family(config, cfg_options)
     if detector is not None and not samples:
-        return detector.model, kind_of(detector.family).test_of_sample(detector)
+        return detector.model, lambda: kind_of(detector.family).test(detector)
     if detector is not None:
         model, cfg = detector.model, detector.cfg
     else:
@@ -141,7 +139,7 @@ def model_and_test(
         unloaded = read_model(config, '', cfg_options)
         model, cfg = unloaded.build(), unloaded.cfg
     sample = samples_of(cfg, samples, 1)[0][0]
-    return model, lambda: run_test_path(model, sample)
+    return model, lambda: map(run_test_path, [model], [sample])
 
 
 def _of_family(config: str, cfg_options: Mapping[str, Any] | None) -> Detector | None:

@@ -5,11 +5,11 @@ imported, if it is needed.
 """
 
 from mmdeploy_ext.compat import (  # noqa: F401 - they register
+    imports,
     patches_mmcv,
     patches_mmdet,
     patches_spconv,
     patches_vendored,
-    stand_ins,
     vendored_mmdet3d,
 )
 from mmdeploy_ext.compat.import_hook import PATCHES, Patch
@@ -27,5 +27,5 @@ def apply() -> list[Patch]:
 
     Returns all patches, needed or not.
     """
-    stand_ins.offer()
+    imports.offer()
     return PATCHES.apply()

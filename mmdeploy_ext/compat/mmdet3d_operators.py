@@ -329,7 +329,7 @@ def nms_of_turned_boxes(boxes: Tensor, kept: Tensor, threshold: float, device: i
     """Write rows that NMS keeps of boxes (N, 5), best first, into `kept` (N,); return their number."""
     ious = boxes.new_zeros(len(boxes), len(boxes))
     boxes_iou_bev(boxes, boxes, ious)
-    dropped, rows = torch.zeros(len(boxes), dtype=torch.bool), []
+    dropped, rows = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device), []
     for row in range(len(boxes)):
         if not dropped[row]:
             rows.append(row)

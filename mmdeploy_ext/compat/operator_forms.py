@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.compat import mmdet3d_operators as forms
-
 SUFFIXES = ('.cc', '.cpp', '.cu', '.cuh', '.h', '.hpp')
 FOLDERS_ABOVE = 3
 """Folders above a file that imports an extension whose sources may hold it."""
@@ -33,8 +31,8 @@ ENDS_OF_NAMES = re.compile(r'(ext|_cuda|_C|_layer)$')
 KEYWORDS = ('if', 'for', 'while', 'switch', 'catch', 'return')
 
 NOT_COMPILED = (
-    'it is not compiled, and its source has no form in PyTorch that is known: build the operators of the '
-    'repository, or export the parts around it (--parts)'
+    'it is not compiled, and has no form in PyTorch: build the operators of the repository, or export the '
+    'parts around it (--parts)'
 )
 executed_operators: dict[str, None] = {}
 """Operators whose form ran in this process, for reports: 'dynamic_voxelize (source 9c96d5c3852a)'."""
@@ -71,12 +69,18 @@ def functions_of_sources(sources: Iterable[str | Path]) -> dict[str, Callable[..
 def form_of(sources: Sequence[Path], operator: str) -> Callable[..., Any] | None:
     """Form of the operator that C++ and CUDA files bind to a name, or None; calls are noted."""
     digest = source_hash(sources, operator)
-    form = FORMS.get(operator, {}).get(digest)
+    form = known_forms().get(operator, {}).get(digest)
     if form is None:
         return None
 
+    return noted(f'{operator} (source {digest})', form)
+
+
+def noted(title: str, form: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that notes its calls in `executed_operators`."""
+
     def in_pytorch(*args: Any, **options: Any) -> Any:
-        executed_operators[f'{operator} (source {digest})'] = None
+        executed_operators[title] = None
         return form(*args, **options)
 
     return in_pytorch
@@ -87,8 +91,8 @@ def missing(file: str, operator: str) -> str:
     sources = sources_near(Path(file))
     digest = source_hash(sources, operator)
     if not digest:
-        return f'no one source of {operator} was found, and forms in PyTorch are chosen by their source'
-    return f'{operator} of {_binding_files(sources, operator)[0]} (source {digest}) has no form in PyTorch'
+        return f'no one source of {operator} was found, and forms are chosen by their source'
+    return f'{operator} of {_binding_files(sources, operator)[0]} (source {digest}) is unknown'
 
 
 def sources_near(file: Path) -> list[Path]:
@@ -171,44 +175,48 @@ def _end(text: str, start: int, opening: str, closing: str) -> int:
     return len(text)
 
 
-FORMS: dict[str, dict[str, Callable[..., Any]]] = {
-    'dynamic_voxelize': {
-        '41333e557c4c': forms.dynamic_voxelize,  # bevfusion
-        'e81b09e55892': forms.dynamic_voxelize,  # IS-Fusion's copy of it, MapTR
-        'e05aecf53d04': partial(forms.dynamic_voxelize, z_first=True),  # mmdet3d 0.11 to 0.16
-        '14e5d2fa068f': partial(forms.dynamic_voxelize, z_first=True),  # 0.17.0
-        'b2b585d0cb84': partial(forms.dynamic_voxelize, z_first=True),  # 0.17.1 to 1.0.0rc0, IS-Fusion
-        'd29405b7abb9': partial(forms.dynamic_voxelize, z_first=True),  # imvoxelnet
-        '668e680c010d': partial(forms.dynamic_voxelize, z_first=True, moved=True),  # SST
-    },
-    'hard_voxelize': {
-        '97270234053b': forms.hard_voxelize,
-        'edc53c6407a5': forms.hard_voxelize,
-        'f9ddd2ceb7fb': partial(forms.hard_voxelize, z_first=True, stops=True),  # 0.11 and 0.12
-        '4f6e2b4fb23d': partial(forms.hard_voxelize, z_first=True, stops=True),
-        '335e4b45b456': partial(forms.hard_voxelize, z_first=True),  # 0.14 to 0.16
-        '79583cebcc35': partial(forms.hard_voxelize, z_first=True),
-        'b4698ad251eb': partial(forms.hard_voxelize, z_first=True),
-        '943e4ae87b9f': partial(forms.hard_voxelize, z_first=True, moved=True),
-    },
-    'dynamic_point_to_voxel_forward': {
-        '08b4e3c28827': forms.dynamic_point_to_voxel,  # 0.11
-        'bc16abfe9122': forms.dynamic_point_to_voxel,  # TransFusion
-        '84d89557e006': forms.dynamic_point_to_voxel,  # 0.12
-        '9b5a97799ace': partial(forms.dynamic_point_to_voxel, without_first=True),  # 0.14 to 0.17.0, SST
-        'a3e60e45da3f': forms.dynamic_point_to_voxel,
-        '36492e0721cc': forms.dynamic_point_to_voxel,
-    },
-    'points_in_boxes_gpu': {'06e157eeb038': forms.points_in_boxes_gpu},  # 0.11 to 0.18
-    'points_in_boxes_batch': {'5e34e8d6cdc6': forms.points_in_boxes_batch},
-    'points_in_boxes_cpu': {'b820dc70a3c0': forms.points_in_boxes_cpu},
-    'boxes_iou_bev_gpu': {'681d0b169579': forms.boxes_iou_bev, '435d9f6cebd2': forms.boxes_iou_bev},
-    'nms_gpu': {'44c0372f2dcb': forms.nms_of_turned_boxes, '2d142f0b4fb3': forms.nms_of_turned_boxes},
-    'get_indice_pairs_2d': {'14b5dbcc7339': forms.get_indice_pairs},
-    'get_indice_pairs_3d': {'14b5dbcc7339': forms.get_indice_pairs},
-    'indice_conv_fp32': {'b4840077ea43': forms.indice_conv},
-    'bev_pool_forward': {'0a049383e5a5': forms.bev_pool_forward},
-    'bev_pool_v2_forward': {'c8d50a85cce8': forms.bev_pool_v2_forward},
-    'geometric_kernel_attn_cuda_forward': {'88cb847a5c5b': forms.geometric_kernel_attention},
-}
-"""Operator -> hash of its source -> its form; repeated comments name the repository once."""
+@functools.cache
+def known_forms() -> dict[str, dict[str, Callable[..., Any]]]:
+    """Operator -> hash of its source -> its form; repeated comments name the repository once."""
+    from mmdeploy_ext.compat import mmdet3d_operators as forms
+
+    return {
+        'dynamic_voxelize': {
+            '41333e557c4c': forms.dynamic_voxelize,  # bevfusion
+            'e81b09e55892': forms.dynamic_voxelize,  # IS-Fusion's copy of it, MapTR
+            'e05aecf53d04': partial(forms.dynamic_voxelize, z_first=True),  # mmdet3d 0.11 to 0.16
+            '14e5d2fa068f': partial(forms.dynamic_voxelize, z_first=True),  # 0.17.0
+            'b2b585d0cb84': partial(forms.dynamic_voxelize, z_first=True),  # 0.17.1 to 1.0.0rc0, IS-Fusion
+            'd29405b7abb9': partial(forms.dynamic_voxelize, z_first=True),  # imvoxelnet
+            '668e680c010d': partial(forms.dynamic_voxelize, z_first=True, moved=True),  # SST
+        },
+        'hard_voxelize': {
+            '97270234053b': forms.hard_voxelize,
+            'edc53c6407a5': forms.hard_voxelize,
+            'f9ddd2ceb7fb': partial(forms.hard_voxelize, z_first=True, stops=True),  # 0.11 and 0.12
+            '4f6e2b4fb23d': partial(forms.hard_voxelize, z_first=True, stops=True),
+            '335e4b45b456': partial(forms.hard_voxelize, z_first=True),  # 0.14 to 0.16
+            '79583cebcc35': partial(forms.hard_voxelize, z_first=True),
+            'b4698ad251eb': partial(forms.hard_voxelize, z_first=True),
+            '943e4ae87b9f': partial(forms.hard_voxelize, z_first=True, moved=True),
+        },
+        'dynamic_point_to_voxel_forward': {
+            '08b4e3c28827': forms.dynamic_point_to_voxel,  # 0.11
+            'bc16abfe9122': forms.dynamic_point_to_voxel,  # TransFusion
+            '84d89557e006': forms.dynamic_point_to_voxel,  # 0.12
+            '9b5a97799ace': partial(forms.dynamic_point_to_voxel, without_first=True),  # 0.14 to 0.17.0, SST
+            'a3e60e45da3f': forms.dynamic_point_to_voxel,
+            '36492e0721cc': forms.dynamic_point_to_voxel,
+        },
+        'points_in_boxes_gpu': {'06e157eeb038': forms.points_in_boxes_gpu},  # 0.11 to 0.18
+        'points_in_boxes_batch': {'5e34e8d6cdc6': forms.points_in_boxes_batch},
+        'points_in_boxes_cpu': {'b820dc70a3c0': forms.points_in_boxes_cpu},
+        'boxes_iou_bev_gpu': {'681d0b169579': forms.boxes_iou_bev, '435d9f6cebd2': forms.boxes_iou_bev},
+        'nms_gpu': {'44c0372f2dcb': forms.nms_of_turned_boxes, '2d142f0b4fb3': forms.nms_of_turned_boxes},
+        'get_indice_pairs_2d': {'14b5dbcc7339': forms.get_indice_pairs},
+        'get_indice_pairs_3d': {'14b5dbcc7339': forms.get_indice_pairs},
+        'indice_conv_fp32': {'b4840077ea43': forms.indice_conv},
+        'bev_pool_forward': {'0a049383e5a5': forms.bev_pool_forward},
+        'bev_pool_v2_forward': {'c8d50a85cce8': forms.bev_pool_v2_forward},
+        'geometric_kernel_attn_cuda_forward': {'88cb847a5c5b': forms.geometric_kernel_attention},
+    }

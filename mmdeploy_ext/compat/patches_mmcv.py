@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -176,6 +177,43 @@ def numpy_aliases(module: ModuleType, execute: Execute) -> bool:
     vars(np).update(missing)
     execute()
     return bool(missing)
+
+
+@after('mmcv._ext', versions='mmcv-full 1.7.2')
+def kernels_of_contiguous_tensors(module: ModuleType) -> None:
+    """Compiled operators such as RoIAlign and deformable convolution are wrong for channels_last inputs.
+
+    They read the memory of any tensor as if it were contiguous, and beyond it. They get contiguous copies,
+    and what they write into these is copied back.
+    """
+    for name, kernel in list(vars(module).items()):
+        if inspect.isbuiltin(kernel):
+            setattr(module, name, _of_contiguous(kernel))
+
+
+def _of_contiguous(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    @functools.wraps(kernel)
+    def call(*args: Any, **options: Any) -> Any:
+        copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for value in (*args, *options.values()):
+            if isinstance(value, torch.Tensor) and not value.is_contiguous():
+                copies[id(value)] = value, value.contiguous()
+        if not copies:
+            return kernel(*args, **options)
+        args = tuple(copies[id(value)][1] if id(value) in copies else value for value in args)
+        options = {
+            name: copies[id(value)][1] if id(value) in copies else value for name, value in options.items()
+        }
+        result = kernel(*args, **options)
+        for tensor, copied in copies.values():
+            is_same = (copied == tensor) | ((copied != copied) & (tensor != tensor))
+            if not is_same.all():
+                tensor.copy_(copied)
+        return result
+
+    return call
 
 
 @after('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')

@@ -9,22 +9,22 @@ from typing import Any
 from mmdeploy_ext.compat import operator_forms, stand_ins
 
 CUDA = 'mmdeploy_ext.compat.cuda_as_cpu'
+"""It needs PyTorch."""
 
 
 def facts() -> dict[str, Any]:
     """Return what stood in so far, without what did not.
 
     - stand_ins: name -> FILE:LINE of its first use, or ''.
-    - fallbacks: FILE:LINE of an import that failed in a `try` -> what it imports.
+    - fallbacks: what imports in a `try` of the user's did not find -> FILE:LINE of the first.
     - operators: functions of compiled extensions that ran in PyTorch.
     - cuda_as_cpu: each FILE:LINE where CUDA meant the CPU.
     """
-    cuda = getattr(sys.modules.get(CUDA), 'places', {})
     found: dict[str, Any] = dict(
         stand_ins={lack.name: lack.used for lack in stand_ins.lacks.values()},
         fallbacks=dict(stand_ins.fallbacks),
         operators=list(operator_forms.executed_operators),
-        cuda_as_cpu=list(cuda),
+        cuda_as_cpu=list(getattr(sys.modules.get(CUDA), 'places', ())),
     )
     return {name: values for name, values in found.items() if values}
 
@@ -38,7 +38,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             *([f'{unused} (not called)'] if unused else []),
             *(f'{name} (called by {used})' for name, used in names.items() if used),
         ],
-        'fallbacks': [f'{name} ({place})' for place, name in found.get('fallbacks', {}).items()],
+        'fallbacks': [f'{name} ({place})' for name, place in found.get('fallbacks', {}).items()],
         'operators in PyTorch': found.get('operators', []),
         'CUDA is the CPU': found.get('cuda_as_cpu', []),
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.config.user_modules import (
+    FITTING_VERSIONS,
     find_modules,
     import_failure,
     import_older_models,
@@ -25,6 +26,7 @@ from mmdeploy_ext.config.user_modules import (
     named_imports,
     parsed_config,
     use_libraries_of,
+    user_folders,
 )
 from mmdeploy_ext.config.yaml_config import SUFFIXES, read_yaml_config
 from mmdeploy_ext.util.commands import command
@@ -34,6 +36,7 @@ SHORTEST_TYPO = 4
 """Shortest key that may be reported as a typo."""
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
+DUPLICATE = 'Duplicate key is not allowed among bases'
 READING = (b'_base_', b'import', b'open(')
 """Words of a config that may read other files."""
 
@@ -102,7 +105,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """
     _check_config_file(path)
     try:
-        use_libraries_of(path)
+        use_libraries_of(path, lambda: {name for _, name in types_of(read_config(path).get('model'))})
         cfg = read_config(path)
         for note in _mistyped_keys(dict(cfg.items()), overrides or {}):
             print(printable(f'note: {note}'), file=sys.stderr)
@@ -126,7 +129,10 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
                 f'{path}: cannot be read: it names {os.path.normpath(missing)}, e.g. as `_base_`: no such '
                 f'file; copy it there, or correct the path'
             ) from error
-        raise ConfigError(f'{path}: cannot be read: {import_failure(error)}') from error
+        advice = ''
+        if DUPLICATE in str(error):
+            advice = '; mmcv 1.7.2 takes no key that two files of one `_base_` set: keep it in one of them'
+        raise ConfigError(f'{path}: cannot be read: {import_failure(error)}{advice}') from error
     return cfg
 
 
@@ -237,7 +243,7 @@ def replaced_entry(config: dict[str, Any], key: str, value: Any) -> Iterator[Non
 
 @contextlib.contextmanager
 def installed_bases() -> Iterator[None]:
-    """Redirect `_base_` paths in a missing checkout of mmdet or mmdet3d to the installed configs.
+    """Redirect `_base_` files that are missing, see `_base_elsewhere`.
 
     Patches `Config._file2dict` of mmcv 1.7.2 inside the block.
     """
@@ -247,11 +253,7 @@ def installed_bases() -> Iterator[None]:
 
     def file2dict(filename: str, *args: Any) -> Any:
         if not Path(filename).is_file():
-            for checkout, installed_config in CHECKOUTS.items():
-                _, in_checkout, relative = Path(filename).as_posix().partition(f'/{checkout}')
-                if in_checkout:
-                    filename = installed_config(relative)
-                    break
+            filename = _base_elsewhere(os.path.normpath(os.path.abspath(filename)))
         text = Path(filename).read_bytes()
         if b'import' in text:
             find_modules(imported_modules(filename), filename)
@@ -265,6 +267,45 @@ def installed_bases() -> Iterator[None]:
         yield
     finally:
         Config._file2dict = original
+
+
+def _base_elsewhere(missing: str) -> str:
+    """A file for a missing one of `_base_`, which is said; `missing` itself if there is none.
+
+    A path in a checkout of mmdet or mmdet3d is of the installed one. Else a file of the same name
+    (`_base_/schedules/schedule_1x.py`) is looked for in the folders of configs above, then in the installed
+    libraries, first those that the repository has a copy of.
+    """
+    path = Path(missing).as_posix()
+    for checkout, installed_config in CHECKOUTS.items():
+        _, in_checkout, relative = path.partition(f'/{checkout}')
+        if in_checkout:
+            return installed_config(relative)
+    above, separator, name = path.rpartition('/_base_/')
+    if separator:
+        name = f'_base_/{name}'
+    else:
+        above, _, name = path.rpartition('/configs/')
+    folders = [folder for folder in Path(above).parents if 'configs' in folder.parts]
+    found = next((str(folder / name) for folder in folders if (folder / name).is_file()), '')
+    copies = [
+        library
+        for library in FITTING_VERSIONS
+        for folder in user_folders(missing)
+        if (folder / library).is_dir()
+    ]
+    for library in () if found or not name else dict.fromkeys([*copies, *FITTING_VERSIONS]):
+        with contextlib.suppress(ConfigError):
+            found = mmdet_config(name, library)
+            break
+    if found:
+        _note(f'{missing}, a file of _base_, is missing: {found} is read in its place')
+    return found or missing
+
+
+@functools.cache
+def _note(text: str) -> None:
+    print(printable(f'note: {text}'), file=sys.stderr)
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.config.config import cfg_options, types_of
+from mmdeploy_ext.config.type_files import files_of_types
 
-MOST_FILES = 20_000
 LISTED = 3
 NO_CLASSES = ('.nms.type', '.roi_layer.type', '.conv_op.type')
 """Ends of keys with functions or module names, which are in no registry."""
 FUNCTIONS = ('nms', 'soft_nms', 'nms_match', 'nms_rotated')
 """Functions of mmcv that a config may name under any key."""
-SKIPPED_FOLDERS = ('site-packages', 'node_modules', '__pycache__', 'build')
 
 
 def registries(packages: Collection[str] = ()) -> Iterator[Any]:
@@ -35,30 +31,6 @@ def registries(packages: Collection[str] = ()) -> Iterator[Any]:
         for value in list(getattr(module, '__dict__', {}).values()):  # None stands for a blocked import
             if type(value) in kinds:  # isinstance() asks old torch attributes, which warn
                 yield value
-
-
-def python_files(folder: Path) -> Iterator[Path]:
-    for directory, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name for name in folders if not name.startswith('.') and name not in SKIPPED_FOLDERS
-        )
-        yield from (Path(directory, name) for name in sorted(files) if name.endswith('.py'))
-
-
-def files_of_types(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Type -> file below a folder that defines it, preferably one that registers something."""
-    if not (either := '|'.join(map(re.escape, names))):
-        return {}
-    pattern = re.compile(rf'^(?:[ \t]*class|def) ({either})\b', re.MULTILINE)
-    registering: dict[str, Path] = {}
-    not_registering: dict[str, Path] = {}
-    for path in itertools.islice(python_files(folder), MOST_FILES):
-        text = ''
-        with contextlib.suppress(OSError):  # a link to nothing, as editors leave them, or a file of others
-            text = path.read_text(encoding='utf-8', errors='replace')
-        for name in pattern.findall(text):
-            (registering if 'register_module' in text else not_registering).setdefault(name, path)
-    return not_registering | registering
 
 
 def module_to_import(path: Path, folder: Path) -> str:

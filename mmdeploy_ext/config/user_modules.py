@@ -12,12 +12,13 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from mmdeploy_ext.config.type_files import files_of_types
 from mmdeploy_ext.util.commands import CHECKOUT
 from mmdeploy_ext.util.errors import ConfigError, root_cause
 from mmdeploy_ext.util.missing_packages import not_installed
@@ -87,17 +88,13 @@ def import_older_models() -> None:
             importlib.import_module(f'{library}.models')
 
 
-def has_own_models(folder: Path, library: str, config: str) -> bool:
+def has_own_models(folder: Path, library: str, types: Callable[[], Iterable[str]]) -> bool:
     """Whether an older copy defines types of a config's model that the installed library lacks."""
-    from mmdeploy_ext.config.config import read_config, types_of
-    from mmdeploy_ext.config.unregistered import files_of_types
-
     if tuple(map(int, re.findall(r'\d+', _version(folder / library))[:2])) < OLDEST_COPY:
         return False
     with contextlib.suppress(Exception):  # it is read again, and then refused
-        names = {name for _, name in types_of(read_config(config).get('model'))}
         installed = Path(sysconfig.get_path('purelib'), library)
-        own = files_of_types(folder / library, names)
+        own = files_of_types(folder / library, types())
         return not own.keys() <= files_of_types(installed, own).keys()
     return False
 
@@ -186,16 +183,17 @@ def user_folders(path: str) -> list[Path]:
     return [*folders, CHECKOUT] if current == CHECKOUT or config.is_relative_to(CHECKOUT) else folders
 
 
-def use_libraries_of(path: str) -> None:
+def use_libraries_of(path: str, types: Callable[[], Iterable[str]]) -> None:
     """Prefer a repository's own mmdet, mmdet3d or mmseg to the installed one.
 
-    A copy of mmdet3d before 1.0 runs only for models that the installed one lacks.
+    A copy of mmdet3d before 1.0 runs only for models that the installed one lacks; `types()` are the types of
+    the config's model.
     """
     fitting, older, folders = [], [], user_folders(path)
     for library in FITTING_VERSIONS:
         for folder in folders:
             is_older = is_older_copy(folder, library)
-            if is_older and not has_own_models(folder, library, path):
+            if is_older and not has_own_models(folder, library, types):
                 older.append(library)
                 break
             if is_older or has_copy(folder, library):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.metadata import Metadata, check_graph
 from mmdeploy_ext.engines.base import Backend, note_run
 from mmdeploy_ext.util.errors import ConfigError, EngineError, InferenceError, LoadError, ModelFileError
-from mmdeploy_ext.util.files import check_onnx_size
+from mmdeploy_ext.util.files import check_onnx_file
 from mmdeploy_ext.util.heap import resident_bytes
 from mmdeploy_ext.util.session_options import GRAPH_OPTIMIZATION, providers_with_options
 
@@ -129,9 +128,7 @@ class OnnxRuntimeBackend(Backend):
                 f'execution provider {", ".join(missing)} was asked for; this ONNX Runtime '
                 f'{onnxruntime.__version__} has {", ".join(available)}'
             )
-        if not os.path.isfile(self.path):
-            raise ModelFileError(f'{self.path}: no such ONNX file')
-        check_onnx_size(self.path)
+        check_onnx_file(self.path)
         try:
             self.path.encode()
         except UnicodeEncodeError as error:

@@ -12,7 +12,7 @@ from mmdeploy_ext.proving.inputs.samples import ChosenSamples
 from mmdeploy_ext.util.errors import after_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mmdeploy_ext.benchmark.base import Benchmark
@@ -78,12 +78,12 @@ class Backbones(Kind):
 
         backbone_files.load_weights(detector)
 
-    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
+    def test(self, detector: Detector) -> Iterator[Any]:
         from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
 
         settings = detector.settings
         voxels = proof_sets(settings.spatial_shape, settings.in_channels)[-1]
-        return lambda: detector.family.run_encoder(detector.model, voxels.features, voxels.coordinates)
+        yield detector.family.run_encoder(detector.model, voxels.features, voxels.coordinates)
 
     def prove(
         self,

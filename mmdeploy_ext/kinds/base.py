@@ -12,7 +12,7 @@ from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -116,8 +116,8 @@ class Kind(abc.ABC):
         load_weights(detector)
 
     @abc.abstractmethod
-    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
-        """Return a function that runs the test path of a built model on one sample."""
+    def test(self, detector: Detector) -> Iterator[Any]:
+        """Run the test path of a built model, and yield the result of each sample."""
 
     @abc.abstractmethod
     def prove(

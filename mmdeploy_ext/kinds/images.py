@@ -9,7 +9,7 @@ from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -59,7 +59,7 @@ class Images(Kind):
 
         return check_picture_options(options, detector.unbuilt_cfg, detector.family, detector.model)
 
-    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
+    def test(self, detector: Detector) -> Iterator[Any]:
         from mmdeploy_ext.proving.inputs.inputs import ProofInput
         from mmdeploy_ext.proving.inputs.samples import read_picture
         from mmdeploy_ext.proving.references import InputReference
@@ -67,7 +67,7 @@ class Images(Kind):
         picture = read_picture(DEFAULT_PICTURE, detector.rule)
         images, sources = (detector.rule.apply(picture),), (('sample', picture),)
         sample = ProofInput('sample', images, sources, rescale=True)
-        return lambda: InputReference(detector, sample).run()
+        yield InputReference(detector, sample).run()
 
     def prove(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +11,7 @@ from mmdeploy_ext.kinds.base import INPUTS_INSTEAD, OF_PICTURES, Kind
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.benchmark.base import Benchmark
     from mmdeploy_ext.detector import Detector
@@ -49,11 +50,13 @@ class Sequences(Kind):
 
         return SequenceSamples(detector.family, paths, frames, option)
 
-    def test_of_sample(self, detector: Detector) -> Callable[[], Any]:
+    def test(self, detector: Detector) -> Iterator[Any]:
         from mmdeploy_ext.kinds.sequence_samples import proof_samples
 
-        (sample, *_), _ = proof_samples(detector, 2)
-        return lambda: detector.family.reference(detector.model).step(sample)
+        frames, _ = proof_samples(detector, 2)
+        frames = [*itertools.islice(frames, 2)]
+        for _ in range(2 if detector.family.memory else 1):  # the second time with layers of the first
+            yield from map(detector.family.reference(detector.model).step, frames)
 
     def prove(
         self,

@@ -103,6 +103,13 @@ def _empty_checkpoints() -> Iterator[None]:
         yield
 
 
+def initialise(model: torch.nn.Module) -> None:
+    """Run a model's own `init_weights`, without pretrained weights, as far as it goes."""
+    with warnings.catch_warnings(), _without_progress(), _empty_checkpoints(), contextlib.suppress(Exception):
+        warnings.simplefilter('ignore')
+        model.init_weights()
+
+
 def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> torch.nn.Module:
     checkpoints = {key: backbone[key] for key in ('pretrained', 'init_cfg') if backbone and backbone.get(key)}
     for key in checkpoints:
@@ -110,7 +117,7 @@ def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> t
     try:
         return build()
     except Exception as error:
-        if checkpoints and NOT_REGISTERED not in str(error):
+        if (checkpoints or isinstance(error, OSError)) and NOT_REGISTERED not in str(error):
             backbone.update(checkpoints)
             with _empty_checkpoints():
                 return build()

@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdeploy_ext.exporting.export import default_opset, export_module, save
+from mmdeploy_ext.exporting.torch_patches import constant_linspace
 from mmdeploy_ext.graph.passes.precision import half
 from mmdeploy_ext.graph.passes.simplify import simplify
 from mmdeploy_ext.graph.run import Runner
@@ -77,15 +78,16 @@ class RecordedPart:
         """
         form, call = self.form, self.calls[0]
         module = PartModule(model, form, call, self.paths).eval()
-        graph = export_module(
-            module,
-            list(form.inputs_of(call).values()),
-            exporter=options['exporter'],
-            opset=options['opset'],
-            input_names=[names.get(name, name) for name in form.inputs],
-            output_names=[names.get(name, name) for name in form.outputs],
-            dynamic={names.get(name, name): axes for name, axes in form.dynamic.items()},
-        )
+        with constant_linspace():
+            graph = export_module(
+                module,
+                list(form.inputs_of(call).values()),
+                exporter=options['exporter'],
+                opset=options['opset'],
+                input_names=[names.get(name, name) for name in form.inputs],
+                output_names=[names.get(name, name) for name in form.outputs],
+                dynamic={names.get(name, name): axes for name, axes in form.dynamic.items()},
+            )
         if make is not None:
             self._run_again(graph, names, make)
         if options['simplify']:

@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as mask_codec
 
 from mmdeploy_ext.compat.panoptic_quality import id2rgb
 from mmdeploy_ext.runtime.detections import bounding_box
@@ -61,6 +60,8 @@ def sample(
 
 
 def _annotation(instance: Instance) -> dict[str, Any]:
+    from pycocotools import mask as mask_codec
+
     rle = mask_codec.encode(np.asfortranarray(instance.mask.astype(np.uint8)))
     return {
         'category_id': instance.label + 1,

@@ -3,6 +3,8 @@
 In the run each layer gets outputs of mean 0 and variance about 1, in the order in which it is called (as in
 Mishkin and Matas, All you need is a good init, 2016). Operators between the layers are watched: layers whose
 outputs are ranked (sorted, top-k) make scores, and get few high ones; other last layers make boxes and masks.
+Residual branches and narrow layers, which make places and sizes, get less: otherwise a random network doubles
+its rounding from block to block and from frame to frame.
 
 Another CPU or number of threads writes the same bytes: measured factors are powers of two, measured means
 multiples of an eighth, factors of last layers have two digits, and what a constructor drew 8 bits.
@@ -24,34 +26,43 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mmdeploy_ext.util.cli import suppress_output
+from mmdeploy_ext.models.building import initialise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
 DRAWN_STEP = 2**-10
 """Step of drawn numbers: tails of numpy's normal numbers depend on the C library's log."""
+BIAS = 0.5
+"""Spread of biases: without one, normalised layers amplify inputs near 0."""
 MEAN_STEP = 1 / 8
 """Step of means, in spreads of the layer."""
 LEAST_VALUES, MOST_VALUES = 16, 1 << 14
 """Values of a channel that have a mean of their own, and that are measured, evenly spread."""
-LEAST_SPREAD = 1e-3
-"""Spread about the means, relative to all values; less is rounding."""
+LEAST_SPREAD, ROUNDING = 1 / 4, 1e-3
+"""Spread about the means, relative to all values, that is scaled up: with less, small differences of large
+values become large ones, and their rounding, too. Less than the second is rounding alone.
+"""
 OBJECTS, SHARE = 200, 1 / 20
 """Objects of a run: at most this many scores, and this share of all."""
 OTHERS = 5
 """Scores above `SEEN`, per object."""
 SEEN, LOW, HIGH = 0.05, 0.3, 0.95
 """Score of the last of the others, of the last and of the first object."""
-LARGEST_GAIN = 8.0
+LARGEST_GAIN = 2.0
 SOFTMAX_GAIN = 2.0
 """Spread of the logits of a softmax."""
-DELTA_GAIN, LARGEST_DELTA = 0.5, 2.0
+DELTA_GAIN, LARGEST_DELTA = 0.25, 1.0
 """Spread and bound of last outputs with exponents: sizes of boxes."""
 REFINEMENT_GAIN = 0.1
 """Spread of what is added to reference points: large steps amplify rounding from layer to layer."""
 DISTANCE = 2.0
 """Mean of last outputs whose negative values are cut off, in spreads."""
+LEAST_STREAM, NARROW_SPREAD = 16, 0.25
+"""Least channels of a stream of features, and spread of narrower layers: boxes, or steps of boxes."""
+BRANCH_GAIN = 0.25
+"""Spread of what a residual branch adds to its input: branches as large amplify rounding from block to block.
+"""
 
 MIXING = {'convolution', '_convolution', 'mm', 'addmm', 'bmm', 'baddbmm', 'addbmm', 'addmv', 'mv', 'linear'}
 """Operators that compute new features, as layers do."""
@@ -59,28 +70,55 @@ REDUCING = {'sum', 'mean', 'var', 'std', 'norm', 'linalg_vector_norm'}
 RANKING = {'topk', 'sort', 'argsort', 'argmax', 'nms'}
 PICKING = {'index', 'index_select', 'gather', 'grid_sampler_2d', 'take_along_dim', 'masked_select'}
 """Operators with values and places: the results are of the values alone."""
+RESHAPING = {
+    'view', '_unsafe_view', 'permute', 'transpose', 't', 'unsqueeze', 'squeeze', 'clone', 'alias', 'detach'
+}  # fmt: skip
 
 
 def draw(model: nn.Module, seed: int) -> None:
     """Draw all parameters of a model in place, each from the seed and its name.
 
-    Weights get a variance of 1 / inputs, embeddings and other tables 1, biases 0; the rest stays as it was
-    built, in 8 bits.
+    Weights get a variance of 1 / inputs, biases of layers a spread of `BIAS`, others 0, embeddings and other
+    tables a variance of 1, or uniform numbers of 0 to 1 if the model's own initialisation puts them there:
+    places. Tables that are not trained stay as they were built; the rest, too, in 8 bits.
     """
+    places = _tables_of_places(model)
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    for name, parameter in model.named_parameters():
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         if not parameter.is_floating_point():
             continue
         if parameter.dim() >= 2:
-            rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            drawn = np.round(rng.standard_normal(parameter.shape) / DRAWN_STEP) * DRAWN_STEP
             is_weight = name.endswith('weight') and id(parameter) not in embeddings
+            if not (is_weight or parameter.requires_grad or name in places):
+                continue
+            drawn = rng.random(parameter.shape) if name in places else rng.standard_normal(parameter.shape)
+            drawn = np.round(drawn / DRAWN_STEP) * DRAWN_STEP
             scale = (parameter.shape[0] / parameter.numel()) ** 0.5 if is_weight else 1.0
             parameter.copy_(torch.from_numpy(drawn * scale))
         elif name.endswith('bias'):
             parameter.zero_()
+            if getattr(parameters.get(f'{name[:-4]}weight'), 'ndim', 0) >= 2:
+                drawn = np.round(rng.standard_normal(parameter.shape) / DRAWN_STEP) * DRAWN_STEP
+                parameter.copy_(torch.from_numpy(drawn * BIAS))
         else:
             parameter.copy_(parameter.bfloat16())
+
+
+def _tables_of_places(model: nn.Module) -> set[str]:
+    """Return the names of parameters (rows, columns) that the model's own initialisation puts in 0 to 1."""
+    tensors = [*model.parameters(), *model.buffers()]
+    built = [tensor.clone() for tensor in tensors]
+    initialise(model)
+    ranges = {
+        name: (float(table.min()), float(table.max()))
+        for name, table in model.named_parameters()
+        if table.dim() == 2 and table.numel()
+    }
+    for tensor, value in zip(tensors, built, strict=True):
+        tensor.copy_(value)
+    return {name for name, (least, largest) in ranges.items() if 0 <= least < largest <= 1}
 
 
 @dataclasses.dataclass(eq=False)
@@ -94,6 +132,7 @@ class Layer:
         is_ranked: whether values of its outputs were ranked.
         steps: operators that its outputs went through.
         partners: layers whose probabilities were multiplied with its own.
+        before: layers that its inputs were computed by.
     """
 
     module: nn.Module
@@ -102,6 +141,7 @@ class Layer:
     is_ranked: bool = False
     steps: set[str] = dataclasses.field(default_factory=set)
     partners: set[Layer] = dataclasses.field(default_factory=set)
+    before: set[Layer] = dataclasses.field(default_factory=set)
 
     @property
     def size(self) -> int:
@@ -119,40 +159,63 @@ Origin = tuple[Layer, bool]
 class _Flow(TorchDispatchMode):
     """Follows outputs of layers through the operators."""
 
-    def __init__(self) -> None:
+    def __init__(self, calm: set[nn.Module]) -> None:
         super().__init__()
         self.origins = WeakTensorKeyDictionary()
+        self.makers = WeakTensorKeyDictionary()
+        self.calm, self.calmed = calm, {*calm}
 
     def of(self, value: Any) -> set[Origin]:
         tensors = (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
         return set().union(*(self.origins.get(tensor, ()) for tensor in tensors))
 
-    def begin(self, tensor: torch.Tensor, layer: Layer) -> None:
-        self.origins[tensor] = {(layer, False)}
-
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = operator(*args, **(kwargs or {}))
         name = operator.overloadpacket.__name__.rstrip('_') or operator.overloadpacket.__name__
+        if name == 'add':
+            self._calm(*args[:2])
+        result = operator(*args, **(kwargs or {}))
+        if name in RESHAPING and args[0] in self.makers:
+            self.makers[result] = self.makers[args[0]]
         self._rank(operator, name, args)
         if name in ('gt', 'ge'):
             result = self._fewer(result, args[0])
-        origins = self.of(args[:1] if name in PICKING else (args, kwargs))
+        if name == 'mul':
+            self._pair(args)
+        self._follow(name, self.of(args[:1] if name in PICKING else (args, kwargs)), args, result)
+        return result
+
+    def _follow(self, name: str, origins: set[Origin], args: Sequence[Any], result: Any) -> None:
         for layer, _ in origins:
             if not layer.is_ranked:
                 layer.steps.add('relu' if name in ('clamp_min', 'clamp') and args[1:] == (0,) else name)
             if name in MIXING:
                 layer.take()
-        if name == 'mul':
-            self._pair(args)
         if name in ('sigmoid', '_softmax', '_log_softmax'):
             origins = {(layer, True) for layer, _ in origins}
         if name not in MIXING | REDUCING:
             for tensor in pytree.tree_leaves(result):
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and origins:
                     self.origins[tensor] = origins
-        return result
+
+    def _calm(self, *sides: Any) -> None:
+        """Scale the branch of a residual block and the layer that made it, before it is added."""
+        for branch, stream in (sides, sides[::-1]):
+            if not isinstance(branch, torch.Tensor) or branch not in self.makers:
+                continue
+            module, made = self.makers[branch], {layer for layer, _ in self.of(branch)}
+            given = {layer for layer, _ in self.of(stream)}
+            if module in self.calmed or len(made) != 1 or not given or branch.shape != stream.shape:
+                continue
+            (layer,) = made
+            if given <= layer.before and _spread_of(layer.module) == 1:
+                self.calmed.add(module)
+                if module is not layer.module:
+                    self.calm.add(module)
+                for tensor in (branch, module.weight, module.bias):
+                    if tensor is not None:
+                        tensor.mul_(BRANCH_GAIN)
 
     def _rank(self, operator: Any, name: str, args: Sequence[Any]) -> None:
         is_best = name == 'max' and 'dim' in operator._overloadname
@@ -176,61 +239,56 @@ class _Flow(TorchDispatchMode):
                 second.partners.add(first)
 
 
-def calibrate(model: nn.Module, run: Callable[[], Any], seed: int = 0) -> nn.Module:
-    """Draw the weights of a model and calibrate them in one run, in place; return the model.
+def calibrate(model: nn.Module, test: Callable[[], Iterator[Any]], seed: int = 0) -> nn.Module:
+    """Draw the weights of a model and calibrate them in a run of its test path, in place; return the model.
 
     Args:
         model: any network in evaluation mode.
-        run: runs its test path on a sample.
+        test: runs the test path and yields a result for each sample. Each calibrates anew, so that those of
+            a memory are measured with a memory.
         seed: of the weights.
     """
     with torch.no_grad():
         draw(model, seed)
-        with _Hooks().on(model) as layers:
-            run()
-        last = [layer for layer in layers if not layer.is_inner]
+        hooks, results = _Hooks(), iter(test())
+        last: list[Layer] = []
+        while True:
+            with hooks.on(model) as layers:
+                if next(results, hooks) is hooks:
+                    break
+            last = [layer for layer in layers if not layer.is_inner]
         for index, layer in enumerate(last):
             larger = {other for other in last if other.size > layer.size} | set(last[:index])
             _set_last(layer, layer.partners & {other for other in larger if other.size >= layer.size})
     return model
 
 
-def initialise(model: nn.Module, seed: int = 0) -> None:
-    """Give a model the weights with which its training begins, of a seed, in place."""
-    torch.manual_seed(seed)
-    with torch.no_grad(), suppress_output():  # mmcv lists each parameter
-        for part in model.modules():
-            if callable(getattr(part, 'reset_parameters', None)):
-                part.reset_parameters()
-        if callable(getattr(model, 'init_weights', None)):
-            model.init_weights()
-
-
-def has_nan(model: nn.Module) -> bool:
-    """Whether a weight or a buffer of a model is NaN."""
-    return any(bool(value.isnan().any()) for value in model.state_dict().values())
-
-
 class _Hooks:
-    """Calibrates each layer of a model when it is called first.
+    """Calibrates each layer of a model when it is called first for a sample.
 
     Attributes:
         layers: module -> layer, as they are called first.
         done: parameters and normalisations that are set; modules may share them.
+        offsets: bias -> as it was drawn.
+        calm: normalisations that are last in a residual branch, and scaled.
     """
 
     def __init__(self) -> None:
-        self.layers: dict[nn.Module, Layer] = {}
-        self.done: set[Any] = set()
-        self.flow = _Flow()
+        self.offsets: dict[nn.Parameter, torch.Tensor] = {}
+        self.calm: set[nn.Module] = set()
 
     @contextlib.contextmanager
     def on(self, model: nn.Module) -> Iterator[Collection[Layer]]:
+        self.layers: dict[nn.Module, Layer] = {}
+        self.done: set[Any] = set()
+        self.flow = _Flow(self.calm)
         with contextlib.ExitStack() as stack:
             for module in model.modules():
                 weight = module._parameters.get('weight')
                 if getattr(module, 'running_mean', None) is not None:
                     stack.callback(module.register_forward_pre_hook(self.before_norm).remove)
+                    if weight is not None:
+                        stack.callback(module.register_forward_hook(self.after_norm).remove)
                 elif weight is not None and weight.dim() >= 2 and weight.is_floating_point():
                     stack.callback(module.register_forward_hook(self.after_layer).remove)
             stack.enter_context(self.flow)
@@ -241,20 +299,45 @@ class _Hooks:
             self.done.add(module)
             _set_statistics(module, args[0])
 
+    def after_norm(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            self.flow.makers[output] = module
+
     def after_layer(self, module: nn.Module, args: Any, output: Any) -> Any:
         given, values = [_values_of(value) for value in args], _values_of(output)
         if values is None or not any(tensor is not None and tensor.is_floating_point() for tensor in given):
             return output  # of an embedding
-        for layer, _ in self.flow.of(given):
+        before = {layer for layer, _ in self.flow.of(given)}
+        for layer in before:
             layer.take()
         if id(module.weight) not in self.done:
             self.done.add(id(module.weight))
-            values = _standardise(module, values)
+            values = self._standardise(module, values)
         layer = self.layers.setdefault(module, Layer(module))
+        layer.before |= before.union(*(one.before for one in before))
         if not layer.is_inner:
             layer.outputs.append(_rows(module, values).clone())  # which code may change in place
         self.flow.origins[values] = {(layer, False)}
+        self.flow.makers[values] = module
         return values if isinstance(output, torch.Tensor) else output.replace_feature(values)
+
+    def _standardise(self, module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+        """Scale the weights, set the bias if there is one, and return the new outputs."""
+        mean, gain = _moments(_rows(module, values))
+        gain *= _spread_of(module)
+        bias = module._parameters.get('bias')
+        module.weight.mul_(gain)
+        if bias is None or bias.shape != mean.shape:
+            return values * gain
+        shift = _spread_of(module) * self.offsets.setdefault(bias, bias.clone()) - (mean * gain).to(values)
+        bias.copy_(bias * gain + shift)
+        axes = [1] * values.dim()
+        axes[_channel_axis(module, values)] = -1
+        return values * gain + shift.view(axes)
+
+
+def _spread_of(module: nn.Module) -> float:
+    return 1.0 if len(module.weight) >= LEAST_STREAM else NARROW_SPREAD
 
 
 def _values_of(value: Any) -> torch.Tensor | None:
@@ -282,25 +365,10 @@ def _moments(rows: torch.Tensor) -> tuple[torch.Tensor, float]:
     if len(rows) >= LEAST_VALUES:
         centre = rows.mean(0)
         spread = float((rows - centre).square().mean().sqrt())
-        mean = centre if spread > LEAST_SPREAD * size else mean
-        spread = spread if spread > LEAST_SPREAD * size else size
+        mean = centre if spread > ROUNDING * size else mean
+        spread = max(spread, LEAST_SPREAD * size) if spread > ROUNDING * size else size
     gain = 2.0 ** -round(math.log2(spread))
     return (mean * gain / MEAN_STEP).round() * (MEAN_STEP / gain), gain
-
-
-def _standardise(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
-    """Scale the weights, set the bias if there is one, and return the new outputs."""
-    mean, gain = _moments(_rows(module, values))
-    bias = module._parameters.get('bias')
-    mean = (mean * gain).to(values) if bias is not None and bias.shape == mean.shape else None
-    module.weight.mul_(gain)
-    values = values * gain
-    if mean is None:
-        return values
-    bias.copy_(-mean)
-    axes = [1] * values.dim()
-    axes[_channel_axis(module, values)] = -1
-    return values - mean.view(axes)
 
 
 def _set_statistics(norm: nn.Module, values: torch.Tensor) -> None:
@@ -311,7 +379,7 @@ def _set_statistics(norm: nn.Module, values: torch.Tensor) -> None:
 
 def _set_last(layer: Layer, larger: Collection[Layer]) -> None:
     """Set mean and spread of a last layer; `larger`: scores that it is a factor of."""
-    gain, shift = 1.0, 0.0
+    gain, shift, spread = 1.0, 0.0, _spread_of(layer.module)
     if layer.is_ranked:
         if larger or 'exp' in layer.steps:  # a quality, or scores and boxes of one layer
             return
@@ -319,15 +387,16 @@ def _set_last(layer: Layer, larger: Collection[Layer]) -> None:
         mean = (rows.mean(0) / MEAN_STEP).round() * MEAN_STEP
         gain = SOFTMAX_GAIN
         if not layer.steps & {'_softmax', '_log_softmax'}:
-            gain, shift = _score_moments((rows - mean).flatten())
+            gain, shift = _score_moments((rows - mean).flatten() / spread)
+        gain /= spread
         shift = shift - gain * mean
     elif 'relu' in layer.steps:
-        shift = DISTANCE
+        gain, shift = 1 / spread, DISTANCE
     elif {'add', 'sigmoid'} <= layer.steps:
-        gain = REFINEMENT_GAIN
+        gain = REFINEMENT_GAIN / spread
     elif 'exp' in layer.steps:
         largest = max(float(output.abs().max()) for output in layer.outputs)
-        gain = float(f'{min(DELTA_GAIN, LARGEST_DELTA / max(largest, 1.0)):.1e}')
+        gain = float(f'{min(DELTA_GAIN / spread, LARGEST_DELTA / max(largest, spread)):.1e}')
     layer.module.weight.mul_(gain)
     bias = layer.module._parameters.get('bias')
     if bias is not None:
@@ -340,8 +409,8 @@ def _score_moments(logits: torch.Tensor) -> tuple[float, float]:
     best = logits.topk(min(OTHERS * count, len(logits))).values
     first, object_, other = (float(best[index]) for index in (0, count - 1, -1))
     seen, low, high = (math.log(score / (1 - score)) for score in (SEEN, LOW, HIGH))
-    gains = [1.0]
+    gain = 1.0
     if other < object_ < first:
-        gains += [(high - low) / (first - object_), (low - seen) / (object_ - other)]
-    gain = float(f'{min(max(gains), LARGEST_GAIN):.1e}')
+        gain = max((high - low) / (first - object_), (low - seen) / (object_ - other))
+    gain = float(f'{min(gain, LARGEST_GAIN):.1e}')
     return gain, round(low - gain * object_, 1)

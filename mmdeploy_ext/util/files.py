@@ -228,15 +228,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UsageError(f'{path}: is not valid JSON ({error})') from error
 
 
-def check_onnx_size(path: AnyPath) -> None:
-    """Raise ModelFileError if a file exceeds `PROTOBUF_LIMIT`."""
-    if (size_bytes := os.stat(path).st_size) > PROTOBUF_LIMIT:
-        raise ModelFileError(
-            f'{path}: has {size_bytes} bytes, expected an ONNX file of at most {PROTOBUF_LIMIT}; larger '
-            f'models have their weights in a file beside it'
-        )
-
-
 def described_kind(path: AnyPath, *expected: str) -> str:
     """Describe a file by its first bytes, such as 'is a PNG picture', or ''.
 
@@ -266,14 +257,19 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
 
 
 def check_onnx_file(path: AnyPath) -> None:
-    """Raise ModelFileError for a path that is no ONNX file by its size."""
+    """Raise ModelFileError for a path that is no ONNX file, by its size of 1 byte to `PROTOBUF_LIMIT`."""
     if os.path.isdir(path):
         raise ModelFileError(f'{path}: is a folder, expected an ONNX file')
     if not os.path.isfile(path):
         raise ModelFileError(f'{path}: no such ONNX file')
-    if not os.path.getsize(path):
+    size_bytes = os.path.getsize(path)
+    if not size_bytes:
         raise ModelFileError(f'{path}: is empty, expected an ONNX file; {EXPORT_AGAIN}')
-    check_onnx_size(path)
+    if size_bytes > PROTOBUF_LIMIT:
+        raise ModelFileError(
+            f'{path}: has {size_bytes} bytes, expected an ONNX file of at most {PROTOBUF_LIMIT}; larger '
+            f'models have their weights in a file beside it'
+        )
 
 
 def unreadable_onnx(path: AnyPath, error: Exception) -> ModelFileError:

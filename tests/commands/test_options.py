@@ -28,7 +28,7 @@ SETTINGS = dict(engine='OnnxRuntimeBackend', threads=3, providers=['CPUExecution
 NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 6])
 LEFT_OUT = """
     .build .check_dataset .check_family .measure .open_network
-    .proof.print_surroundings .quantisation_facts .show ._title .title_of
+    .proof.print_libraries_not_run .quantisation_facts .show ._title .title_of
     parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
     evaluate.loop.run_dataset backbone_files.make_graph backbone_files.trace
     backbone_files.load detector.build detector.load_weights kinds.base.Kind.load

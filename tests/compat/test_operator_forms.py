@@ -1,12 +1,15 @@
 """Forms of compiled operators are chosen by the source that they replace, and compute what it computes."""
 
 import math
+import sys
 
 import pytest
 import torch
 
+from mmdeploy_ext import compat
 from mmdeploy_ext.compat import mmdet3d_operators as forms
 from mmdeploy_ext.compat import operator_forms
+from mmdeploy_ext.util.errors import AbsentPackageError
 
 KERNEL = """
 #include <torch/extension.h>
@@ -34,7 +37,7 @@ def test_a_form_is_found_by_what_its_operator_computes(tmp_path, monkeypatch):
     digest = operator_forms.source_hash(package(tmp_path / 'a'), 'pool_forward')
     same = KERNEL.replace('x + START', 'x  +\n START /* sums */').replace('return 1;', 'return 2;')
     assert operator_forms.source_hash(package(tmp_path / 'b', same), 'pool_forward') == digest
-    monkeypatch.setitem(operator_forms.FORMS, 'pool_forward', {digest: lambda x, n: x + n})
+    monkeypatch.setitem(operator_forms.known_forms(), 'pool_forward', {digest: lambda x, n: x + n})
     assert operator_forms.functions_of(str(tmp_path / 'b/pool.py'))['pool_forward'](1, 2) == 3
     assert f'pool_forward (source {digest})' in operator_forms.executed_operators
     changes = [('(x) * 2', '(x) * 3'), ('0.5;', '0.25;'), ('x + START', 'x - START'), ('TWICE(x);', 'x;')]
@@ -52,11 +55,18 @@ def test_an_operator_that_two_extensions_bind_has_no_form(tmp_path):
     assert len(sources) == 2 and not operator_forms.source_hash(sources, 'pool_forward')
 
 
-def test_an_operator_of_another_source_names_it(tmp_path):
-    package(tmp_path / 'voxel', KERNEL.replace('pool_forward', 'dynamic_voxelize'))
-    digest = operator_forms.source_hash([tmp_path / 'voxel/src/pool.cu'], 'dynamic_voxelize')
-    assert operator_forms.functions_of(str(tmp_path / 'voxel/pool.py')) == {}
-    assert f'(source {digest})' in operator_forms.missing(str(tmp_path / 'voxel/pool.py'), 'dynamic_voxelize')
+def test_an_operator_of_another_source_is_named_with_it(tmp_path, monkeypatch):
+    package(tmp_path / 'unknown_pools', KERNEL.replace('pool_forward', 'dynamic_voxelize'))
+    (tmp_path / 'unknown_pools/pool.py').write_text('from .pool_ext import dynamic_voxelize\n')
+    digest = operator_forms.source_hash([tmp_path / 'unknown_pools/src/pool.cu'], 'dynamic_voxelize')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    compat.apply()
+    from unknown_pools.pool import dynamic_voxelize
+
+    with pytest.raises(AbsentPackageError, match=rf'dynamic_voxelize .*{digest}.*--parts'):
+        dynamic_voxelize(1, 2)
+    for name in ('unknown_pools', 'unknown_pools.pool'):
+        del sys.modules[name]
 
 
 SIZE, LIMITS = [1.0, 1.0, 2.0], [0.0, 0.0, 0.0, 3.0, 2.0, 4.0]

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -148,3 +150,11 @@ def test_mmdets_evaluator_gives_the_panoptic_quality_of_the_paper(small_set, dat
     missed = (same - 1) / (same - 1 + 0.5) if same > 1 else 0.0
     assert found['PQ'] == pytest.approx(100 * (len(classes) - 1 + missed) / len(classes))
     assert found['PQ_st'] == 100 and found['PQ_th'] < 100
+
+
+def test_the_help_needs_no_pycocotools():
+    code = (
+        'import sys; sys.modules["pycocotools"] = None\n'
+        'from mmdeploy_ext.cli import synthetic_app; synthetic_app.build_parser()'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
