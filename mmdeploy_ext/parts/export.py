@@ -29,7 +29,7 @@ from mmdeploy_ext.parts.results import compare_filled, kept_results
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.util.arrays import to_array
-from mmdeploy_ext.util.errors import ExportError, Mm2OnnxError, UsageError
+from mmdeploy_ext.util.errors import ExportError, Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.util.files import atomic_path, check_writable, sha256_file
 from mmdeploy_ext.util.source_code import versions
 
@@ -46,8 +46,9 @@ DEFAULTS = dict(opset=0, exporter='torchscript', precision='fp32', simplify=Fals
 
 Opset 0 is the lowest that the part needs, at least 17; `seeded` makes random numbers constants.
 """
-OTHER = 0.9
-"""Factor of the numbers of a part that is called once, for a second run."""
+OTHER = 0.05
+"""Share by which numbers are changed for a second run."""
+INSIDE = 'it is not written. Cut the parts inside of it'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,32 +100,48 @@ class RecordedPart:
     def _run_again(
         self, graph: onnx.ModelProto, names: Mapping[str, str], make: Callable[[], torch.nn.Module]
     ) -> None:
-        """Compare a graph with PyTorch on the last call; a single one gets other numbers."""
-        call, inputs = self.calls[-1], self.form.inputs_of(self.calls[-1])
-        if len(self.calls) == 1:
-            inputs = {
-                name: tensor * OTHER if tensor.is_floating_point() else tensor
-                for name, tensor in inputs.items()
-            }
+        """Compare a graph with PyTorch on the last call, then with other numbers in the arrays of metas.
+
+        A single call gets other numbers, too.
+        """
         try:
             runner = Runner(graph, optimization='all')
         except Mm2OnnxError:  # an operator that this engine lacks
             return
+        call, inputs = self.calls[-1], self.form.inputs_of(self.calls[-1])
+        if len(self.calls) == 1:
+            inputs = {name: _other(tensor) for name, tensor in inputs.items()}
+        title = f'on the arguments of {call.title}'
+        self._compare(runner, call, inputs, names, make, title)
+        if self.form.keys:
+            changed = {key: _other(inputs[key]) for key in self.form.keys}
+            title += f' with other numbers in {", ".join(changed)}'
+            self._compare(runner, call, {**inputs, **changed}, names, make, title)
+
+    def _compare(
+        self,
+        runner: Runner,
+        call: PartCall,
+        inputs: Mapping[str, torch.Tensor],
+        names: Mapping[str, str],
+        make: Callable[[], torch.nn.Module],
+        title: str,
+    ) -> None:
         try:
             reference = run_part(make(), self.form, call, inputs, self.paths)
         except Exception:  # PyTorch itself takes no such numbers
             return
         taken = {value.name for value in runner.index.graph.input}
         feeds = {names.get(name, name): to_array(tensor) for name, tensor in inputs.items()}
-        results = runner.run({name: array for name, array in feeds.items() if name in taken})
+        try:
+            results = runner.run({name: array for name, array in feeds.items() if name in taken})
+        except Mm2OnnxError as error:
+            raise ExportError(f'the graph does not run {title}: {one_line(error)[:300]}; {INSIDE}') from error
         outputs = {name: results[names.get(name, name)] for name in reference}
         rows = compare_filled(reference, outputs, rounding=self.rounding(make, call, inputs))
         wrong = [f'{row.tensor}: {row.reason}' for row in rows if not row.passed]
         if wrong:
-            raise ExportError(
-                f'the graph gives other results than PyTorch on the arguments of {call.title}: {wrong[0]}; '
-                f'nothing was written. Cut the parts inside of it'
-            )
+            raise ExportError(f'the graph gives other results than PyTorch {title}: {wrong[0]}; {INSIDE}')
 
     def rounding(
         self,
@@ -147,6 +164,14 @@ class RecordedPart:
             return rounding_of(model, outputs, run)()
 
         return compute
+
+
+def _other(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with other numbers; a common factor would leave projections as they are."""
+    if not tensor.is_floating_point():
+        return tensor
+    turns = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
+    return tensor * (1 + OTHER * torch.sin(1.7 * turns))
 
 
 def record_parts(

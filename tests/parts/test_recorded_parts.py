@@ -82,10 +82,10 @@ def test_arrays_of_equal_values_are_inputs_of_their_own_keys(tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_places_of_a_grid_are_of_the_type_that_they_have_in_pytorch(tmp_path):
-    folder = exported(tmp_path, 'grid', ['head'])
-    got, expected = results_of(folder, toy_parts.samples()[1], 'grid')
-    np.testing.assert_allclose(got, expected, rtol=1e-5)
+def test_a_graph_for_one_rig_alone_is_not_written(tmp_path):
+    with pytest.raises(ExportError, match='lidar2ego'):
+        exported(tmp_path, 'visible', ['head'])
+    assert not (tmp_path / 'cut').exists()
 
 
 def test_a_graph_that_is_wrong_on_other_arguments_is_not_written(tmp_path):
