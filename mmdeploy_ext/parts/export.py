@@ -51,6 +51,18 @@ OTHER = 0.05
 INSIDE = 'it is not written. Cut the parts inside of it'
 
 
+class RigError(ExportError):
+    """A graph that is right for the arrays of metas with which it was traced alone.
+
+    Attributes:
+        keys: of the metas.
+    """
+
+    def __init__(self, message: str, keys: Sequence[str]) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
+
+
 @dataclasses.dataclass(frozen=True)
 class RecordedPart:
     """A part with its calls, checked: everything that an export of it needs."""
@@ -76,6 +88,7 @@ class RecordedPart:
 
         Raises:
             ExportError: the exporter failed, or the graph gives other outputs than PyTorch.
+            RigError: it does so with other arrays of metas alone.
         """
         form, call = self.form, self.calls[0]
         module = PartModule(model, form, call, self.paths).eval()
@@ -113,10 +126,22 @@ class RecordedPart:
             inputs = {name: _other(tensor) for name, tensor in inputs.items()}
         title = f'on the arguments of {call.title}'
         self._compare(runner, call, inputs, names, make, title)
-        if self.form.keys:
-            changed = {key: _other(inputs[key]) for key in self.form.keys}
-            title += f' with other numbers in {", ".join(changed)}'
-            self._compare(runner, call, {**inputs, **changed}, names, make, title)
+        failures = {}
+        for key in self.form.keys:
+            changed = {**inputs, key: _other(inputs[key])}
+            try:
+                self._compare(runner, call, changed, names, make, f'{title} with other numbers in {key}')
+            except ExportError as error:
+                failures[key] = str(error)
+        if failures:
+            raise RigError(next(iter(failures.values())), list(failures))
+
+    def of_one_rig(self, model: torch.nn.Module, keys: Sequence[str]) -> RecordedPart:
+        """Return the part with the arrays of some keys as constants; ConfigError: they change."""
+        form = self.form
+        fixed = (*form.fixed, *keys)
+        form = checked_form(model, form.part, self.calls, self.paths, form.seeded, fixed)
+        return dataclasses.replace(self, form=form)
 
     def _compare(
         self,
@@ -175,11 +200,15 @@ def _other(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def record_parts(
-    factory: ModelFactory, texts: Sequence[str], samples: Sequence[Any], is_seeded: bool = False
+    factory: ModelFactory,
+    texts: Sequence[str],
+    samples: Sequence[Any],
+    is_seeded: bool = False,
+    fixed: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[RecordedPart], Recording]:
     """Record the parts on samples and check that each is one graph; ConfigError, UsageError: it is not.
 
-    `is_seeded`: random numbers are those of one seed.
+    `is_seeded`: random numbers are those of one seed; `fixed`: see `CutFolder`.
     """
     model = factory.make()
     parts = parse_parts(list(texts), model)
@@ -188,7 +217,8 @@ def record_parts(
     recorded = []
     for part, calls in recording.calls.items():
         paths = modules_among(calls[0], model)
-        recorded.append(RecordedPart(checked_form(fresh, part, calls, paths, is_seeded), calls, paths))
+        form = checked_form(fresh, part, calls, paths, is_seeded, (fixed or {}).get(part.text, ()))
+        recorded.append(RecordedPart(form, calls, paths))
     return recorded, recording
 
 
@@ -222,12 +252,12 @@ def export_folder(
         chosen['opset'] = default_opset(model, chosen['exporter'])
     facts = dict(factory.facts(), versions=versions(), samples=len(samples))
     graphs, entries = [], []
-    for part in recorded:
-        own_names = names_for(part.form, names or {})
+    for index, part in enumerate(recorded):
         try:
-            graph = part.export(model, chosen, own_names, factory.make)
+            part, graph = exported_part(part, model, chosen, names or {}, factory.make)
         except ExportError as error:
             raise ExportError(f'--parts {part.form.part.text}: {with_place(error, part, model)}') from error
+        recorded[index], own_names = part, names_for(part.form, names or {})
         entry = part_json(part.form, part.calls[0], own_names)
         described = {key: entry[key] for key in ('part', 'constants')} | dict(versions=facts['versions'])
         props = {f'{PREFIX}{key}': json.dumps(value) for key, value in described.items()}
@@ -245,6 +275,21 @@ def export_folder(
         np.savez(stream, **kept_results(samples, recording.results))
     folder.write()
     return folder, recorded, recording
+
+
+def exported_part(
+    part: RecordedPart,
+    model: torch.nn.Module,
+    options: Mapping[str, Any],
+    names: Mapping[str, str],
+    make: Callable[[], torch.nn.Module],
+) -> tuple[RecordedPart, onnx.ModelProto]:
+    """Return a part and its graph, of one rig if it is right for no other; arguments as of `export`."""
+    try:
+        return part, part.export(model, options, names_for(part.form, names), make)
+    except RigError as error:
+        part = part.of_one_rig(make(), error.keys)
+        return part, part.export(model, options, names_for(part.form, names), make)
 
 
 def names_for(form: PartForm, names: Mapping[str, str]) -> dict[str, str]:
