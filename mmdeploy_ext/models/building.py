@@ -14,7 +14,7 @@ from mmdeploy_ext.compat.stand_ins import failed
 from mmdeploy_ext.config.unregistered import unregistered
 from mmdeploy_ext.config.user_modules import users_line
 from mmdeploy_ext.util.errors import AbsentPackageError, ConfigError
-from mmdeploy_ext.util.source_code import users_method
+from mmdeploy_ext.util.source_code import is_users, users_method
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +68,20 @@ def registered_class(registry: Any, name: Any) -> type | None:
     models = getattr(builder, 'MODELS', None)
     registered = registry.get(str(name)) or (models and models.get(str(name)))
     return registered if isinstance(registered, type) else None
+
+
+def users_builder(name: Any) -> Callable[[Any], torch.nn.Module] | None:
+    """Return the `build_detector` of the package of a user's detector; it may take keys out of the config."""
+    from mmdet.models.builder import DETECTORS
+
+    kind = registered_class(DETECTORS, name)
+    package = kind.__module__ if kind else ''
+    while '.' in package:
+        package = package.rpartition('.')[0]
+        build = vars(sys.modules[package]).get('build_detector')
+        if build is not None:
+            return build if is_users(build) else None
+    return None
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Module:
@@ -143,7 +157,13 @@ def build_without_weights(
     try:
         with warnings.catch_warnings(), _without_progress(), cuda_as_cpu():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-            model = built_unpretrained(lambda: build(model_cfg, test_cfg=cfg.get('test_cfg')), part)
+            try:
+                model = built_unpretrained(lambda: build(model_cfg, test_cfg=cfg.get('test_cfg')), part)
+            except TypeError as error:
+                if 'unexpected keyword' not in str(error) or not (own := users_builder(cfg.model.type)):
+                    raise
+                with _empty_checkpoints():
+                    model = own(model_cfg)
             model.eval()  # returns None for ImVoteNet of mmdet3d 1.0.0rc6
             use_plain_attention(model)
         start_for(model)

@@ -5,7 +5,7 @@ import sys
 import pytest
 from mmcv import Config
 from mmdet.models.backbones import ResNet
-from mmdet.models.builder import BACKBONES
+from mmdet.models.builder import BACKBONES, DETECTORS, build_detector
 
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.config.unregistered import unregistered
@@ -93,6 +93,23 @@ def test_a_backbone_that_reads_pretrained_is_built_without_weights(monkeypatch, 
     cfg = Config(dict(model=dict(type='RPN', backbone=dict(type='Net', depth=18, **given), rpn_head=None)))
     build = lambda model, test_cfg: BACKBONES.build(model.backbone)  # noqa: E731
     assert type(build_without_weights(cfg, build, 'backbone')) is Net
+
+
+def test_keys_that_the_users_own_builder_takes_out_of_the_config_do_not_stop_the_build(tmp_path, monkeypatch):
+    (tmp_path / 'few_code' / 'nets').mkdir(parents=True)
+    (tmp_path / 'few_code' / '__init__.py').write_text(
+        'def build_detector(cfg):\n    from few_code.nets import Few\n    return Few(cfg.pop("frozen"))\n'
+    )
+    (tmp_path / 'few_code' / 'nets' / '__init__.py').write_text(
+        'import torch\nclass Few(torch.nn.Module):\n'
+        '    def __init__(self, depth):\n        super().__init__()\n        self.depth = depth\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from few_code.nets import Few
+
+    monkeypatch.setitem(DETECTORS.module_dict, 'Few', Few)
+    cfg = Config(dict(model=dict(type='Few', frozen=3)))
+    assert build_without_weights(cfg, build_detector).depth == 3
 
 
 def test_a_type_whose_module_fails_when_it_is_imported_is_refused_with_that_error(repository, monkeypatch):
