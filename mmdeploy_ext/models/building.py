@@ -71,16 +71,24 @@ def registered_class(registry: Any, name: Any) -> type | None:
 
 
 def users_builder(name: Any) -> Callable[[Any], torch.nn.Module] | None:
-    """Return the `build_detector` of the package of a user's detector; it may take keys out of the config."""
-    from mmdet.models.builder import DETECTORS
+    """Return the `build_detector` or `build_model` of the package of a user's detector, of any registry.
 
-    kind = registered_class(DETECTORS, name)
-    package = kind.__module__ if kind else ''
-    while '.' in package:
-        package = package.rpartition('.')[0]
-        build = vars(sys.modules[package]).get('build_detector')
-        if build is not None:
-            return build if is_users(build) else None
+    It may take keys out of the config, and trackers have registries of their own.
+    """
+    from mmcv.utils import Registry
+
+    names = [getattr(module, '__dict__', {}) for module in list(sys.modules.values())]
+    values = (value for module in names for value in list(module.values()))
+    registries = {id(value): value for value in values if isinstance(value, Registry)}
+    kinds = (registry.module_dict.get(str(name)) for registry in registries.values())
+    for kind in kinds:
+        package = kind.__module__ if isinstance(kind, type) and is_users(kind) else ''
+        while '.' in package:
+            package = package.rpartition('.')[0]
+            for key in ('build_detector', 'build_model'):
+                build = getattr(sys.modules[package], key, None)
+                if build is not None and is_users(build):
+                    return build
     return None
 
 
@@ -159,8 +167,10 @@ def build_without_weights(
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
             try:
                 model = built_unpretrained(lambda: build(model_cfg, test_cfg=cfg.get('test_cfg')), part)
-            except TypeError as error:
-                if 'unexpected keyword' not in str(error) or not (own := users_builder(cfg.model.type)):
+            except (KeyError, TypeError) as error:
+                refused = f"'{cfg.model.type} {NOT_REGISTERED}", 'unexpected keyword'
+                own = any(text in str(error) for text in refused) and users_builder(cfg.model.type)
+                if not own:
                     raise
                 with _empty_checkpoints():
                     model = own(model_cfg)

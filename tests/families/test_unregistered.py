@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from mmcv import Config
+from mmcv.utils import Registry
 from mmdet.models.backbones import ResNet
 from mmdet.models.builder import BACKBONES, DETECTORS, build_detector
 
@@ -95,7 +96,8 @@ def test_a_backbone_that_reads_pretrained_is_built_without_weights(monkeypatch, 
     assert type(build_without_weights(cfg, build, 'backbone')) is Net
 
 
-def test_keys_that_the_users_own_builder_takes_out_of_the_config_do_not_stop_the_build(tmp_path, monkeypatch):
+@pytest.mark.parametrize('registry', [DETECTORS, Registry('model')], ids=['of mmdet', 'of the user'])
+def test_a_detector_that_the_users_own_builder_builds_from_its_keys(registry, tmp_path, monkeypatch):
     (tmp_path / 'few_code' / 'nets').mkdir(parents=True)
     (tmp_path / 'few_code' / '__init__.py').write_text(
         'def build_detector(cfg):\n    from few_code.nets import Few\n    return Few(cfg.pop("frozen"))\n'
@@ -107,7 +109,8 @@ def test_keys_that_the_users_own_builder_takes_out_of_the_config_do_not_stop_the
     monkeypatch.syspath_prepend(tmp_path)
     from few_code.nets import Few
 
-    monkeypatch.setitem(DETECTORS.module_dict, 'Few', Few)
+    monkeypatch.setattr(sys.modules['few_code'], 'MODELS', registry, raising=False)
+    monkeypatch.setitem(registry.module_dict, 'Few', Few)
     cfg = Config(dict(model=dict(type='Few', frozen=3)))
     assert build_without_weights(cfg, build_detector).depth == 3
 
