@@ -40,6 +40,17 @@ def export(exporter, **options):
     return export_module(Ends(), (torch.rand(3, 4),), exporter=exporter, opset=18, **options)
 
 
+class OneOfTwo(torch.nn.Module):
+    def forward(self, x, unused):
+        return x * 2
+
+
+def test_axes_of_an_input_that_the_graph_lacks_are_left_out():
+    given, axes = (torch.rand(3, 4), torch.rand(3)), {'x': {0: 'N'}, 'y': {0: 'N'}}
+    model = export_module(OneOfTwo(), given, input_names=('x', 'y'), opset=18, dynamic=axes)
+    assert sizes(model.graph.input) == {'x': ['N', 4]}
+
+
 @pytest.mark.parametrize('exporter', EXPORTERS)
 def test_names_of_ends_and_axes_are_the_same_with_both_exporters(exporter):
     names = ['a', 'b', 'output_2', 'output_3']
