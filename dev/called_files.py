@@ -1,7 +1,6 @@
 """Count the files of mmdeploy_ext that a command calls into; calls while a module is imported are left out.
 
-`python -m dev.called_files` runs `mm2onnx export`, `verify` and `run` of the demo, each in its own process;
-`python -m dev.called_files WORD...` runs another command and lists its files.
+`python -m dev.called_files [WORD...]` runs `mm2onnx WORD...`, or export, verify and run of the demo.
 """
 
 import os

@@ -39,7 +39,6 @@ ORDER = (
     'kit',
     'benchmark',
     'kinds',
-    'seeded',
     'api',
     'cli',
     '__main__',

@@ -427,7 +427,7 @@ def psamask_forward(
     Type 0 collects: [b, cell, y, x] is the weight of `cell` at (y, x); type 1 distributes: the transpose.
     """
     maps = output.new_zeros(num_, h_feature, w_feature, h_feature + h_mask, w_feature + w_mask)
-    weights = input.view(num_, h_mask, w_mask, h_feature, w_feature).permute(0, 3, 4, 1, 2)
+    weights = input.reshape(num_, h_mask, w_mask, h_feature, w_feature).permute(0, 3, 4, 1, 2)
     for y, x in np.ndindex(h_feature, w_feature):
         maps[:, y, x, y : y + h_mask, x : x + w_mask] = weights[:, y, x]
     inner = maps[..., half_h_mask : half_h_mask + h_feature, half_w_mask : half_w_mask + w_feature]

@@ -179,6 +179,7 @@ def _end(text: str, start: int, opening: str, closing: str) -> int:
 def known_forms() -> dict[str, dict[str, Callable[..., Any]]]:
     """Operator -> hash of its source -> its form; repeated comments name the repository once."""
     from mmdeploy_ext.compat import mmdet3d_operators as forms
+    from mmdeploy_ext.compat.plain_kernels import attention_at_points, dcnv3_forward
 
     return {
         'dynamic_voxelize': {
@@ -219,4 +220,17 @@ def known_forms() -> dict[str, dict[str, Callable[..., Any]]]:
         'bev_pool_forward': {'0a049383e5a5': forms.bev_pool_forward},
         'bev_pool_v2_forward': {'c8d50a85cce8': forms.bev_pool_v2_forward},
         'geometric_kernel_attn_cuda_forward': {'88cb847a5c5b': forms.geometric_kernel_attention},
+        'nms_normal_gpu': {
+            '1883f348d6a7': forms.nms_of_upright_boxes,
+            'f0d88b7813a5': forms.nms_of_upright_boxes,
+        },
+        'voxel_pooling_forward_wrapper': {  # OccFormer, of BEVDepth and BEVStereo
+            '2b6fe63e96a5': forms.voxel_pooling,
+            'c4e3020c3d1f': forms.voxel_pooling,
+        },
+        'voxel_pooling_train_forward_wrapper': {'392573295b79': forms.voxel_pooling},  # BEVDepth
+        'similar_forward': {'d719ab7cffd8': forms.local_similarity},  # DeepInteraction
+        'weighting_forward': {'f0ca0effa8f0': forms.local_sums},
+        'ms_deform_attn_forward': {'7e01a9d53dc3': attention_at_points},  # Deformable DETR, IS-Fusion
+        'dcnv3_forward': {'0290507c95d1': dcnv3_forward},  # InternImage's detection, FB-BEV
     }

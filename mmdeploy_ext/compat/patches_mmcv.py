@@ -167,9 +167,9 @@ def numpy_checkpoint_globals() -> list[Any]:
 OPENMMLAB = 'mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6'
 
 
-@patch('mmcv.ops.pixel_group', 'mmdet', 'mmdet3d', versions=f'{OPENMMLAB} with numpy >= 1.24')
+@patch('mmcv', 'mmdet', 'mmdet3d', versions=f'{OPENMMLAB} with numpy >= 1.24')
 def numpy_aliases(module: ModuleType, execute: Execute) -> bool:
-    """numpy 1.24 removed np.bool, np.int, np.float and np.long; data sets and evaluators use them."""
+    """numpy 1.24 removed np.bool, np.int, np.float and np.long; libraries and repositories use them."""
     import numpy as np
 
     aliases = dict(bool=bool, int=int, float=float, long=int)

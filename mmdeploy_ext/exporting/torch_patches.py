@@ -110,6 +110,19 @@ def _literal(values: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
+def products_with_flags() -> Iterator[None]:
+    """Multiply numbers by 1 or 0 in place of True or False, for which a trace has no operator (BEVFormer)."""
+    multiply = torch.Tensor.__mul__
+
+    def by_number(tensor: torch.Tensor, other: Any) -> torch.Tensor:
+        is_flag = isinstance(other, bool) and tensor.dtype != torch.bool
+        return multiply(tensor, int(other) if is_flag else other)
+
+    with patched(torch.Tensor, __mul__=by_number, __rmul__=by_number):
+        yield
+
+
+@contextlib.contextmanager
 def with_a_batch() -> Iterator[None]:
     """Pool maps (C, ...) (`POOLED_AXES`) as a batch of one, which TorchScript needs."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.compat.stand_ins import failed
 from mmdeploy_ext.config.unregistered import unregistered
 from mmdeploy_ext.config.user_modules import users_line
 from mmdeploy_ext.util.errors import AbsentPackageError, ConfigError
@@ -148,7 +149,7 @@ def build_without_weights(
         start_for(model)
         return model
     except Exception as error:
-        if NOT_REGISTERED in str(error) and (missing := unregistered(cfg)):
+        if NOT_REGISTERED in str(error) and (missing := unregistered(cfg, failed)):
             raise ConfigError(f'{cfg.filename}: {missing}') from error
         if isinstance(error, ConfigError | AbsentPackageError):
             why = str(error)

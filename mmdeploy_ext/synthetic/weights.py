@@ -1,7 +1,7 @@
 """Weights for any detector without a checkpoint: drawn by name, then calibrated in one run of its test path.
 
-In the run each layer gets outputs of mean 0 and variance about 1, in the order in which it is called (as in
-Mishkin and Matas, All you need is a good init, 2016). Operators between the layers are watched: layers whose
+In the run each layer gets outputs of mean near 0 and variance about 1, in the order in which it is called (as
+in Mishkin and Matas, All you need is a good init, 2016). Operators between layers are watched: layers whose
 outputs are ranked (sorted, top-k) make scores, and get few high ones; other last layers make boxes and masks.
 Residual branches and narrow layers, which make places and sizes, get less: otherwise a random network doubles
 its rounding from block to block and from frame to frame.
@@ -58,8 +58,10 @@ REFINEMENT_GAIN = 0.1
 """Spread of what is added to reference points: large steps amplify rounding from layer to layer."""
 DISTANCE = 2.0
 """Mean of last outputs whose negative values are cut off, in spreads."""
-LEAST_STREAM, NARROW_SPREAD = 16, 0.25
-"""Least channels of a stream of features, and spread of narrower layers: boxes, or steps of boxes."""
+LEAST_STREAM, NARROW_SPREAD, NARROW_BIAS = 16, 1 / 8, 1 / 2
+"""Least channels of a stream of features; spread, and factor of the biases, of narrower layers: boxes, or
+steps of boxes.
+"""
 BRANCH_GAIN = 0.25
 """Spread of what a residual branch adds to its input: branches as large amplify rounding from block to block.
 """
@@ -263,6 +265,21 @@ def calibrate(model: nn.Module, test: Callable[[], Iterator[Any]], seed: int = 0
     return model
 
 
+def initialise_again(model: nn.Module, seed: int = 0) -> None:
+    """Give a model the weights with which its training begins, of a seed, in place."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for part in model.modules():
+            if callable(getattr(part, 'reset_parameters', None)):
+                part.reset_parameters()
+    initialise(model)
+
+
+def has_nan(model: nn.Module) -> bool:
+    """Whether a weight or a buffer of a model is NaN."""
+    return any(bool(value.isnan().any()) for value in model.state_dict().values())
+
+
 class _Hooks:
     """Calibrates each layer of a model when it is called first for a sample.
 
@@ -329,7 +346,8 @@ class _Hooks:
         module.weight.mul_(gain)
         if bias is None or bias.shape != mean.shape:
             return values * gain
-        shift = _spread_of(module) * self.offsets.setdefault(bias, bias.clone()) - (mean * gain).to(values)
+        drawn = self.offsets.setdefault(bias, bias.clone())
+        shift = drawn * (1.0 if _spread_of(module) == 1 else NARROW_BIAS) - (mean * gain).to(values)
         bias.copy_(bias * gain + shift)
         axes = [1] * values.dim()
         axes[_channel_axis(module, values)] = -1

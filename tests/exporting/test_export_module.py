@@ -59,6 +59,21 @@ def test_names_of_ends_and_axes_are_the_same_with_both_exporters(exporter):
     assert [array.shape for array in found.values()] == [(5, 4), (10, 4), (5, 4), (5, 4)]
 
 
+class TimesFlags(torch.nn.Module):
+    """BEVFormer's `can_bus * self.use_can_bus`."""
+
+    def forward(self, x):
+        return x * True + False * x
+
+
+@pytest.mark.parametrize('exporter', EXPORTERS)
+def test_a_product_with_a_flag_is_one_with_a_number(exporter):
+    x = torch.rand(3, 4)
+    model = export_module(TimesFlags(), (x,), exporter=exporter, opset=18)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    np.testing.assert_array_equal(session.run(None, dict(input_0=x.numpy()))[0], x)
+
+
 class Folded(torch.nn.Module):
     def forward(self, x):
         return torch.nn.functional.fold(x, (4, 4), 2)

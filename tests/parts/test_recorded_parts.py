@@ -1,5 +1,6 @@
 """Parts of a detector that no library knows: inputs, axes, constants, and what is refused."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,7 +147,10 @@ def test_modules_inside_of_a_part_that_exports_are_not_listed():
     candidates = candidates_of(toy_parts.ToyDeployment('constant'), toy_parts.samples(), {})
     assert [part.path for part in candidates] == ['backbone', 'neck', 'head', 'head.linear']
     assert 'scale' in candidates[2].reason
-    assert proposal_of(candidates) == ['backbone+neck', 'head.linear']
+    even = [dataclasses.replace(part, share=0.25) for part in candidates]
+    assert proposal_of(even) == ['backbone+neck', 'head.linear']
+    even[-1].share = 0.02  # 95 % of what exports is named without it
+    assert proposal_of(even) == ['backbone+neck']
 
 
 def test_methods_and_entries_of_lists_are_listed_where_no_forward_is_called():
@@ -155,7 +159,8 @@ def test_methods_and_entries_of_lists_are_listed_where_no_forward_is_called():
     assert exported['regions.simple_test()'] is False
     assert exported['regions.stages.0'] and exported['regions.stages.1']
     assert 'regions.described()' not in exported
-    assert proposal_of(candidates)[-1] == 'regions.stages.1'
+    even = [dataclasses.replace(part, share=0.1) for part in candidates]
+    assert proposal_of(even)[-1] == 'regions.stages.1'
 
 
 def test_rows_of_a_ranking_are_matched_in_any_order_and_moved_boxes_are_found():
