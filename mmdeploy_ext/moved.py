@@ -68,6 +68,7 @@ MOVED = {
     'proving.ladder': 'kinds',
     'proving.verdict': 'verdict.verdict',
     'runtime.held': 'runtime.device_graph',
+    'seeded': 'dev.seeded',
     'tasks.half_bars': 'verdict.bars',
     'tasks.matching': 'verdict.matching',
     'tasks.results': 'verdict.results',
@@ -132,6 +133,7 @@ FOLDERS = [
     'models.rtdetr',
     'models.sparse4d',
     'models.streampetr',
+    'seeded',
     'zoo',
 ]
 """Moved packages; importing one alone is no error, so that the error names the module in it."""

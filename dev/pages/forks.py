@@ -52,12 +52,15 @@ compat.apply()
 from mmdeploy_ext.families.base import DETECTOR, find_family, load_families
 replaced = []
 if len(sys.argv) > 1:
+    from mmdeploy_ext.compat.stand_ins import lacks
     from mmdeploy_ext.cli.options import parse_cfg_options
     from mmdeploy_ext.compat.plain_kernels import flash_attention_notes
     from mmdeploy_ext.config.config import load_config
     cfg = load_config(sys.argv[1], parse_cfg_options(sys.argv[2:]))
     family = find_family(cfg, DETECTOR)
     model = family.build(cfg)
+    if lacks:
+        replaced.append('stand_ins')
     if flash_attention_notes(model):
         replaced.append('flash_attention')
     if getattr(model, 'fork', None):

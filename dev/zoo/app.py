@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def seeded(cfg: Any, family: Family) -> torch.nn.Module:
     """Detector of a config with seeded, repeatable random weights."""
-    from mmdeploy_ext.seeded.weights import seeded_model
+    from dev.seeded.weights import seeded_model
 
     return seeded_model(cfg, family)
 

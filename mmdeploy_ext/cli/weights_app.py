@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.detector import Detector
 
 DESCRIPTION = (
-    ' Weights are drawn from the seed, and set so that the model finds objects: by the rule of its head if '
-    'the package has one, else, or with --samples, in one run of the test path. No family has to know the '
-    'model. The same seed and samples give the same file.'
+    ' Weights are drawn from the seed, and set in one run of the test path so that the model finds objects. '
+    'No family has to know the model. The same seed and samples give the same file.'
 )
 LARGEST_SEED = (1 << 63) - 1
 """Largest seed: PyTorch refuses 2^64 and more."""
@@ -54,25 +53,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'{args.out}: is there already, and is never overwritten; give another name')
     cli.wait_passively()
     options = parse_cfg_options(args.cfg_options)
-    found = '' if args.samples else _by_head(args.config, args.out, args.seed, options)
-    if not found:
-        scores, labels = write_weights(args.config, args.out, args.seed, options, args.samples)
-        found = f'{_found(scores, labels)} in the sample'
-    print(f'{args.out}: weights of {args.config}, {args.out.stat().st_size / 1e6:.1f} MB; {found}')
+    scores, labels = write_weights(args.config, args.out, args.seed, options, args.samples)
+    size = f'{args.out.stat().st_size / 1e6:.1f} MB'
+    print(f'{args.out}: weights of {args.config}, {size}; {_found(scores, labels)} in the sample')
     return 0
-
-
-def _by_head(config: str, out: Path, seed: int, cfg_options: Mapping[str, Any] | None) -> str:
-    """Write weights by the rule of a head that `seeded` knows, and say so; '': it knows none."""
-    from mmdeploy_ext import compat
-    from mmdeploy_ext.seeded.weights import write_seeded
-
-    compat.apply()
-    try:
-        write_seeded(config, out, seed, cfg_options)
-    except ConfigError:
-        return ''
-    return 'by the rule of its head'
 
 
 def _found(scores: Sequence[float], labels: int) -> str:
@@ -105,7 +89,7 @@ def write_weights(
 
     from mmdeploy_ext import compat
     from mmdeploy_ext.parts.results import scores_of
-    from mmdeploy_ext.synthetic.weights import calibrate
+    from mmdeploy_ext.synthetic.weights import calibrate, has_nan, initialise_again
     from mmdeploy_ext.weights.convert.conversion import save_checkpoint
 
     compat.apply()
@@ -113,6 +97,8 @@ def write_weights(
     model, test = model_and_test(config, cfg_options, samples)
     with compat.single_thread():
         calibrate(model, test, seed)
+        if has_nan(model):  # its code takes the logarithm of a parameter, such as a size
+            initialise_again(model, seed)
         *_, result = test()
     fork = getattr(model, 'fork', None)  # a repository whose kernels may have another layout
     save_checkpoint(out, fork.weights(model) if fork else model.state_dict(), dict(seed=seed))

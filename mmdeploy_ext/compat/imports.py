@@ -32,8 +32,9 @@ LIBRARIES = ('torch', 'torchvision', 'numpy', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg
 """Packages that have to be there, and whose own modules have to run."""
 LIBRARY_MODULES = ('mmdet3d.core.evaluation.lyft_eval', 'mmdet3d.datasets.lyft_dataset')
 """Modules of libraries that get stand-ins: of lyft_dataset_sdk, which pins libraries of 2019."""
-FAULTS = (UsageError, SyntaxError, NameError, KeyError)
-"""Errors of imports that pass: faults of the code, and names that are registered twice."""
+TWICE = 'is already registered'
+"""Part of the message of mmcv's registries."""
+OLDER_OPERATORS = 'mmdet3d.ops'
 
 
 def offer() -> None:
@@ -49,22 +50,23 @@ def import_(
 ) -> Any:
     """Import as `__import__` does; statements of the user's modules get stand-ins for what is not there."""
     body = sys._getframe(1)
-    if body.f_code.co_name != '<module>' or not _gets_stand_ins(body):
+    is_statement = globals is body.f_globals and not isinstance(fromlist, list)  # or a call, by C as well
+    if body.f_code.co_name != '<module>' or not is_statement or not _gets_stand_ins(body):
         return _import(name, globals, locals, fromlist, level)
     package = body.f_globals.get('__package__') or body.f_globals['__name__'].rpartition('.')[0]
     full, members = importlib.util.resolve_name('.' * level + name, package), tuple(fromlist or ())
-    known = [] if tried_at(body, ImportError) else [full, *(f'{full}.{member}' for member in members)]
-    if full in failed and known:
+    failing = {full, *(f'{full}.{member}' for member in members)} & failed.keys()
+    if failing and tried_at(body, ImportError):
+        failing = set()
+    if full in failing:
         return _instead_of(StandIn(full, _lack(full, failed[full], body)), body, members)
-    wanted = tuple(member for member in members if f'{full}.{member}' not in failed or not known)
+    wanted = tuple(member for member in members if f'{full}.{member}' not in failing)
     try:
         module = _import(name, globals, locals, wanted or (members and ('__name__',)), level)
-    except FAULTS:
-        raise
     except Exception as error:
         if _stays(full, error, body):
             raise
-        if members and (older := _older_operators().older_module(full, body.f_code.co_filename)) is not None:
+        if members and (older := _older('older_module', full, body)) is not None:
             return older
         if not members or full not in sys.modules:
             return _instead_of(_stand_in(full, error, body), body, members)
@@ -79,13 +81,15 @@ def import_(
 
 def _gets_stand_ins(body: FrameType) -> bool:
     name = body.f_globals.get('__name__')
-    return name != '__main__' and (is_users(body.f_code.co_filename) or name in LIBRARY_MODULES)
+    return name not in (None, '__main__') and (is_users(body.f_code.co_filename) or name in LIBRARY_MODULES)
 
 
 def _stays(full: str, error: BaseException, body: FrameType) -> bool:
-    """Whether an error of an import is raised: in a `try`, of a library, or while a config is read."""
-    if place := tried_at(body, type(error)):
-        _note_fallback(getattr(error, 'name', None) or full, place)
+    """Whether an error of an import is raised: in a `try`, of a library, while a config is read, a fault."""
+    if taken := tried_at(body, type(error)):
+        _note_fallback(getattr(error, 'name', None) or full, taken)
+        return True
+    if isinstance(error, UsageError | SyntaxError) or TWICE in str(error):
         return True
     frame: FrameType | None = body
     while frame is not None:
@@ -122,18 +126,18 @@ def _member(module: ModuleType, name: str, body: FrameType) -> Any:
     if full not in failed and hasattr(module, '__path__'):
         try:
             return importlib.import_module(full)
-        except FAULTS:
-            raise
         except Exception as error:
             if not _is_absent(full, error):
+                if _stays(full, error, body):
+                    raise
                 return _stand_in(full, error, body)
-    if place := tried_at(body, ImportError):
-        _note_fallback(full, place)
+    if taken := tried_at(body, ImportError):
+        _note_fallback(full, taken)
         return None
-    if (older := _older_operators().older_member(full, body.f_code.co_filename)) is not None:
+    if (older := _older('older_member', full, body)) is not None:
         return older
     if full in failed:
-        return StandIn(full, _lack(full, failed[full], body))
+        return _of_failed(full, body)
     if is_users(getattr(module, '__file__', None) or ''):
         return _extension(full, body)
     return StandIn(full, _lack(full, _without(full), body))
@@ -142,16 +146,24 @@ def _member(module: ModuleType, name: str, body: FrameType) -> Any:
 def _extension(full: str, body: FrameType) -> Extension | None:
     """A compiled extension that is not there, or None: no sources of such an extension are near."""
     file = body.f_code.co_filename
-    if not forms.is_compiled(full.rpartition('.')[2], file):
+    name = full.rpartition('.')[2]
+    if not forms.is_compiled(name, file):
         return None
-    lack = _lack(full, lambda operator: f'{forms.missing(file, operator)}; {forms.NOT_COMPILED}', body)
-    return Extension(full, lack, forms.functions_of(file))
+    lack = _lack(full, functools.partial(_not_compiled, file, name), body)
+    return Extension(full, lack, forms.functions_of(file, name))
 
 
-def _older_operators() -> ModuleType:
-    from mmdeploy_ext.compat import older_operators  # which needs PyTorch
+def _not_compiled(file: str, extension: str, operator: str) -> str:
+    return f'{forms.missing(file, operator, extension)}; {forms.NOT_COMPILED}'
 
-    return older_operators
+
+def _older(find: str, full: str, body: FrameType) -> Any:
+    """A name that mmdet3d had before 1.0, or None."""
+    if not full.startswith(OLDER_OPERATORS):
+        return None
+    from mmdeploy_ext.compat import older_operators  # it needs PyTorch
+
+    return getattr(older_operators, find)(full, body.f_code.co_filename)
 
 
 def _without(full: str) -> str:
@@ -171,11 +183,22 @@ def _stand_in(full: str, error: BaseException, body: FrameType) -> StandIn:
     name, package = getattr(error, 'name', None) or full, full.partition('.')[0]
     if not _is_absent(full, error):
         _note_failure(full, error)
-        return StandIn(full, _lack(full, failed[full], body))
+        return _of_failed(full, body)
     if (extension := _extension(full, body)) is not None:
         return extension
     reason = not_installed(package, body.f_code.co_filename) if name == package else _without(name)
     return StandIn(full, _lack(name, reason, body))
+
+
+def _of_failed(full: str, body: FrameType) -> StandIn:
+    """The stand-in of a module that failed; operators that it would have compiled run by their forms."""
+    lack = _lack(full, failed[full], body)
+    try:
+        origin = getattr(importlib.util.find_spec(full), 'origin', None)
+    except (ImportError, ValueError):  # of a module below one that failed
+        origin = None
+    functions = forms.functions_of(origin) if origin and is_users(origin) else {}
+    return Extension(full, lack, functions) if functions else StandIn(full, lack)
 
 
 def _instead_of(stand_in: StandIn, body: FrameType, members: Sequence[str]) -> Any:
@@ -233,18 +256,20 @@ def _note_failure(full: str, error: BaseException) -> None:
 def _withdraw(failing: str, line: int, names: Mapping[str, Any]) -> None:
     """Remove the names that a failed file registers, so that no library's class of that name is built.
 
-    Files that it would have imported behind `line` count, too.
+    Files that it would have imported behind `line`, and nothing else has, count, too.
     """
     from mmdeploy_ext.config.unregistered import registries
 
-    waiting, files = [Path(failing)], set()
+    seen = {getattr(module, '__file__', None) for module in list(sys.modules.values())} - {failing}
+    waiting = [Path(failing)]
     while waiting:
         file = waiting.pop()
-        if file in files or not file.is_file():
+        if str(file) in seen or not file.is_file():
             continue
-        files.add(file)
+        seen.add(str(file))
         for node in parsed(str(file)).body:
-            if isinstance(node, ast.ImportFrom) and node.level and (len(files) > 1 or node.lineno > line):
+            is_unread = str(file) != failing or node.lineno > line
+            if isinstance(node, ast.ImportFrom) and node.level and is_unread:
                 place = file.parents[node.level - 1].joinpath(*(node.module or '').split('.'))
                 inside = ['__init__', *(alias.name for alias in node.names)]
                 waiting += [place.with_suffix('.py'), *(place / f'{name}.py' for name in inside)]

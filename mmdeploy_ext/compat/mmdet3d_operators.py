@@ -2,7 +2,8 @@
 
 `operator_forms` binds each to the sources that it replaces. They compute what the CUDA kernels compute, which
 the checkpoints were trained with. Sources: mmdet3d 0.11 to 0.18, mit-han-lab/bevfusion 326653d, tusen-ai/SST
-7c95376, BEVDet f71858d, hustvl/MapTR a6872d8. No code is shared with `preprocess/points.py` and
+7c95376, BEVDet f71858d, hustvl/MapTR a6872d8, BEVDepth d78c7b5 (`voxel_pooling`), haoranD/DeepInteraction
+(`local_similarity`). No code is shared with `preprocess/points.py` and
 `sparse/rulebook.py`, so that a proof finds mistakes in these two.
 
 P points of V values, D axes of a grid, N voxels before and M after a convolution, K cells of a kernel, I and
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def cells_of_points(
@@ -355,3 +357,64 @@ def geometric_kernel_attention(
     sampled = values.permute(0, 2, 1, 3).gather(2, flat).unflatten(2, cells.shape[2:])
     sums = (sampled * weights.permute(0, 2, 1, 3, 4)[..., None]).sum((3, 4))
     return sums.permute(0, 2, 1, 3).flatten(2)
+
+
+def nms_of_upright_boxes(boxes: Tensor, kept: Tensor, threshold: float, device: int | None = None) -> int:
+    """Write rows that NMS keeps of boxes (N, 5), best first, into `kept` (N,); their angle is not read."""
+    from torchvision.ops import nms
+
+    rows = nms(boxes[:, :4].contiguous(), torch.arange(len(boxes), 0, -1).to(boxes), threshold)
+    kept[: len(rows)] = rows.to(kept)
+    return len(rows)
+
+
+def voxel_pooling(
+    samples: int,
+    points: int,
+    channels: int,
+    columns: int,
+    rows: int,
+    levels: int,
+    cells: Tensor,
+    features: Tensor,
+    sums: Tensor,
+    places: Tensor,
+) -> int:
+    """Add features (samples, points, C) into `sums` (samples, rows, columns, C) at their cells.
+
+    `cells` (samples, points, 3) column, row, level; those of points in the grid go into `places`, as sample,
+    row and column. Levels are summed.
+    """
+    count = cells.new_tensor([int(columns), int(rows), int(levels)])
+    inside = ((cells >= 0) & (cells < count)).all(-1)
+    column, row, _ = cells[inside].unbind(-1)
+    sample = inside.nonzero()[:, 0].to(cells)
+    places[inside] = torch.stack([sample, row, column], dim=-1).to(places)
+    number = (sample * int(rows) + row) * int(columns) + column
+    sums.view(-1, sums.shape[-1]).index_add_(0, number.long(), features[inside])
+    return 1
+
+
+def _windows(maps: Tensor, height: int, width: int) -> Tensor:
+    """Values (B, C, K, H * W) of maps (B, C, H, W) around each cell, row by row, zeros beyond."""
+    padding = height // 2, width // 2
+    return functional.unfold(maps, (height, width), padding=padding).unflatten(1, (maps.shape[1], -1))
+
+
+def local_similarity(maps: Tensor, others: Tensor, height: int, width: int) -> Tensor:
+    """Products (B, H, W, height * width) of each cell of maps (B, C, H, W) with those around it of others."""
+    products = (maps.flatten(2)[:, :, None] * _windows(others, height, width)).sum(1)
+    return products.unflatten(2, maps.shape[2:]).permute(0, 2, 3, 1).contiguous()
+
+
+def local_sums(maps: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
+    """Sums (B, C, H, W) of the cells around each one, by weights (B, H, W, height * width)."""
+    shares = weights.flatten(1, 2).transpose(1, 2)[:, None]
+    return (_windows(maps, height, width) * shares).sum(2).unflatten(2, maps.shape[2:])
+
+
+def places_in_groups(groups: Tensor, places: Tensor) -> None:
+    """Write for each entry of `groups` (N,) how many before it are of its group into `places` (N,)."""
+    order = groups.argsort(stable=True)
+    ordered = groups[order]
+    places[order] = torch.arange(len(groups)).to(places) - torch.searchsorted(ordered, ordered).to(places)

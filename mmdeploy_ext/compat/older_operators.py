@@ -95,7 +95,7 @@ OF_MMCV = {
 def older_module(name: str, file: str) -> ModuleType | None:
     """Return what a user's file imports as a module below `mmdet3d.ops` that the imported mmdet3d lacks."""
     package, _, below = name.removeprefix(f'{PACKAGE}.').partition('.')
-    if not name.startswith(f'{PACKAGE}.'):
+    if not name.startswith(f'{PACKAGE}.') or f'{PACKAGE}.{package}' in sys.modules:
         return None
     if (folder := _own_folder(package, Path(file))) is not None:
         return importlib.import_module('.'.join(filter(None, [_named(folder), below])))

@@ -9,7 +9,8 @@ from typing import Any
 from mmdeploy_ext.compat import operator_forms, stand_ins
 
 CUDA = 'mmdeploy_ext.compat.cuda_as_cpu'
-"""It needs PyTorch."""
+MMCV = 'mmdeploy_ext.compat.mmcv_operators'
+"""They need PyTorch."""
 
 
 def facts() -> dict[str, Any]:
@@ -17,13 +18,14 @@ def facts() -> dict[str, Any]:
 
     - stand_ins: name -> FILE:LINE of its first use, or ''.
     - fallbacks: what imports in a `try` of the user's did not find -> FILE:LINE of the first.
-    - operators: functions of compiled extensions that ran in PyTorch.
+    - operators: functions of compiled extensions that ran in PyTorch: 'mmcv nms'.
     - cuda_as_cpu: each FILE:LINE where CUDA meant the CPU.
     """
+    of_mmcv = getattr(sys.modules.get(MMCV), 'executed', ())
     found: dict[str, Any] = dict(
         stand_ins={lack.name: lack.used for lack in stand_ins.lacks.values()},
         fallbacks=dict(stand_ins.fallbacks),
-        operators=list(operator_forms.executed_operators),
+        operators=[*operator_forms.executed_operators, *(f'mmcv {name}' for name in of_mmcv)],
         cuda_as_cpu=list(getattr(sys.modules.get(CUDA), 'places', ())),
     )
     return {name: values for name, values in found.items() if values}

@@ -47,8 +47,8 @@ failed: dict[str, str] = {}
 
 def forget() -> None:
     """Forget what this process has read so far, for tests."""
-    for known in (lacks, fallbacks, failed):
-        known.clear()
+    for entries in (lacks, fallbacks, failed):
+        entries.clear()
 
 
 class Partly(ModuleType):
@@ -189,7 +189,9 @@ class Extension(StandIn):
     def __getattr__(self, name: str) -> Any:
         if name in vars(self).get('_functions', ()):
             return self._functions[name]
-        return super().__getattr__(name)
+        member = super().__getattr__(name)
+        is_stand_in = type(member) is StandIn  # perhaps the extension that a module which failed compiles
+        return Extension(member._path, self._lack, self._functions) if is_stand_in else member
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._path, self._lack, self._functions)

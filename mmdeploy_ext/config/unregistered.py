@@ -82,7 +82,7 @@ def missing_types(cfg: Any) -> dict[str, str]:
 def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     """Message about unregistered types and how to register them, or ''.
 
-    `failures` are package -> error of its import. The user's tree is searched, not imported.
+    `failures` are package or module -> why it cannot be imported. The user's tree is searched, not imported.
     """
     missing = missing_types(cfg)
     if not missing:
@@ -100,10 +100,12 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     definitions = _first([f'{name} is in {files[name].relative_to(folder)}' for name in names])
     listed = _first([f'{key}={missing[key]!r}' for key in keys])
     said = f'{listed}: registered by no imported module; {definitions}'
-    packages = dict.fromkeys(files[name].relative_to(folder).parts[0] for name in names)
+    places = [files[name].relative_to(folder).with_suffix('').parts for name in names]
+    on_the_way = ['.'.join(parts[:count]) for parts in places for count in range(len(parts), 0, -1)]
+    if failing := next((module for module in on_the_way if module in (failures or {})), ''):
+        return f'{said}: {failures[failing]}'
+    packages = dict.fromkeys(parts[0] for parts in places)
     for package in packages:
-        if failures and package in failures:
-            return f'{said}: {package} cannot be imported: {failures[package]}; install what it needs'
         imported = getattr(sys.modules.get(package), '__file__', None)
         if imported and not Path(imported).resolve().is_relative_to(folder):
             return f'{said}: its {package} is not imported, but that of {Path(imported).parent}'

@@ -151,7 +151,7 @@ def register_family(
             {checkpoint}; '' for other forms.
         own_kernels: layers or heads with an operator whose library has no CPU kernel; ours runs in PyTorch.
         seeded: `'module:function'` for heads that the zoo's weights do not know, see
-            `seeded.weights.steps_of_family`.
+            `dev.seeded.weights.steps_of_family`.
 
     Raises:
         ConfigError: the name is taken, `name` or `family` is malformed, or a default is no choice.

@@ -41,6 +41,7 @@ from mmdeploy_ext.exporting.torch_patches import (
     linspace_of_its_type,
     linspace_of_one_step,
     listed_values,
+    products_with_flags,
     with_a_batch,
     without_checkpoints,
     without_empty_writes,
@@ -282,7 +283,8 @@ def export_module(
     named_axes = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
     model = run(stage, tuple(args), named_axes, opset, plain=plain)
     check_written(model, opset)
-    return name_ends(model, stage.outputs, dynamic)
+    unused = {*names} - {value.name for value in model.graph.input}
+    return name_ends(model, stage.outputs, {name: dynamic[name] for name in dynamic if name not in unused})
 
 
 def check_written(model: onnx.ModelProto, opset: int) -> None:
@@ -330,7 +332,8 @@ def _export_torchscript(
     has_dynamic_sizes = any(axis > 0 for name in stage.inputs for axis in dynamic.get(name, {}))
     steps = linspace_of_one_step() if has_dynamic_sizes else linspace_of_its_type()
     writes = contextlib.nullcontext() if has_dynamic_sizes else without_empty_writes()
-    with steps, writes, with_a_batch(), without_graph, split, listed_values():
+    numbers = products_with_flags()
+    with steps, writes, numbers, with_a_batch(), without_graph, split, listed_values():
         torch.onnx.export(
             stage.module,
             args,

@@ -82,7 +82,7 @@ def linspace_of_one_step() -> Iterator[None]:
 
     def divided(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
         if not isinstance(steps, torch.Tensor):
-            return linspace(start, end, steps, **options)
+            return _literal(linspace(start, end, steps, **options))
         dtype = options.pop('dtype', None) or torch.get_default_dtype()
         step = (end - start) / torch.clamp(steps - 1, min=1)
         return torch.arange(steps, **options).to(dtype) * step + start
@@ -97,13 +97,47 @@ def linspace_of_its_type() -> Iterator[None]:
     linspace = torch.linspace
 
     def constant(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
-        dtype = options.get('dtype') or torch.get_default_dtype()
-        if not isinstance(steps, torch.Tensor) or not any(isinstance(value, float) for value in (start, end)):
+        if isinstance(steps, torch.Tensor) and not any(isinstance(value, float) for value in (start, end)):
             return linspace(start, end, steps, **options)
-        values = linspace(start, float(end), int(steps), **options)
-        return torch.tensor(values.tolist(), dtype=dtype, device=values.device)
+        return _literal(linspace(float(start), float(end), int(steps), **options))
 
     with mock.patch.object(torch, 'linspace', constant):
+        yield
+
+
+def _literal(values: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values.tolist(), dtype=values.dtype, device=values.device)
+
+
+@contextlib.contextmanager
+def constant_linspace() -> Iterator[None]:
+    """Make a traced `torch.linspace` of numbers a constant of its type; TorchScript writes float64."""
+    linspace = torch.linspace
+
+    def constant(start: Any, end: Any, steps: Any, *args: Any, **options: Any) -> torch.Tensor:
+        state = torch._C._get_tracing_state()
+        if state is None or any(isinstance(value, torch.Tensor) for value in (start, end, steps)):
+            return linspace(start, end, steps, *args, **options)
+        torch._C._set_tracing_state(None)
+        try:
+            return linspace(start, end, steps, *args, **options)
+        finally:
+            torch._C._set_tracing_state(state)
+
+    with mock.patch.object(torch, 'linspace', constant):
+        yield
+
+
+@contextlib.contextmanager
+def products_with_flags() -> Iterator[None]:
+    """Multiply numbers by 1 or 0 in place of True or False, for which a trace has no operator (BEVFormer)."""
+    multiply = torch.Tensor.__mul__
+
+    def by_number(tensor: torch.Tensor, other: Any) -> torch.Tensor:
+        is_flag = isinstance(other, bool) and tensor.dtype != torch.bool
+        return multiply(tensor, int(other) if is_flag else other)
+
+    with patched(torch.Tensor, __mul__=by_number, __rmul__=by_number):
         yield
 
 

@@ -330,7 +330,11 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
             f' (mmdet {mmdet.__version__} of {Path(mmdet.__file__).parent} {problem} for the families '
             f'{", ".join(LEFT_OUT)}: {first})'
         )
-    failures = {library: failure for library, failure in failures.items() if not older_library(library)}
+    failures = {
+        library: f'{library} cannot be imported: {failure}; install what it needs'
+        for library, failure in failures.items()
+        if not older_library(library)
+    }
     raise refusal(
         cfg, [family for family in FAMILIES.values() if family.product == product], reason, failures
     )

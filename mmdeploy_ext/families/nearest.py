@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mmdeploy_ext.compat.stand_ins import failed
 from mmdeploy_ext.config.config import cfg_options, test_pipeline
 from mmdeploy_ext.config.unregistered import missing_types, registered_names, unregistered
 from mmdeploy_ext.contract.registry import Registration, registered, registration_of
@@ -57,7 +58,7 @@ def refusal(
         reason: predicate of the message, e.g. 'belongs to no family that mm2onnx exports'.
         failures: package -> import error, of libraries of families.
     """
-    if missing := unregistered(cfg, failures):
+    if missing := unregistered(cfg, {**(failures or {}), **failed}):
         return ConfigError(f'{cfg.filename}: {missing}')
     model = cfg.get('model')
     parts = part_types(model)

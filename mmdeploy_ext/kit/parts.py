@@ -41,7 +41,9 @@ def write_parts_kit(
         out: the folder, see `write_kit`.
         pictures: `name` and `licence` of the source of the samples.
     """
-    parts, _ = record_parts(factory, [entry['part'] for entry in folder.entries], samples, folder.is_seeded)
+    parts, _ = record_parts(
+        factory, [entry['part'] for entry in folder.entries], samples, folder.is_seeded, folder.fixed
+    )
 
     make = functools.cache(factory.make)
 

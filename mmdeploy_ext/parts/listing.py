@@ -9,14 +9,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.exporting.export import default_opset
-from mmdeploy_ext.parts.export import DEFAULTS, RecordedPart, names_for, with_place
+from mmdeploy_ext.parts.export import DEFAULTS, RecordedPart, exported_part, with_place
 from mmdeploy_ext.parts.folder import result_json
 from mmdeploy_ext.parts.graph import modules_among
 from mmdeploy_ext.parts.part import FORWARD, Part, Step, intercepted
 from mmdeploy_ext.parts.record import PartCall, record, same_values
 from mmdeploy_ext.parts.refusals import checked_form
 from mmdeploy_ext.parts.samples import run_test_path
-from mmdeploy_ext.util.errors import Mm2OnnxError, one_line
+from mmdeploy_ext.util.errors import ExportError, Mm2OnnxError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
@@ -34,7 +34,7 @@ LONGEST = 150
 """Letters of a reason in the table."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Candidate:
     """A module, or a method of one whose `forward` is not called, that could be a part.
 
@@ -170,8 +170,8 @@ def reason_against(
         paths = modules_among(calls[0], model)
         recorded = RecordedPart(checked_form(fresh, part, calls, paths, options['seeded']), calls, paths)
         try:
-            recorded.export(prepared, options, names_for(recorded.form, {}), make)
-        except Mm2OnnxError as error:
+            exported_part(recorded, prepared, options, {}, make)
+        except ExportError as error:
             return one_line(with_place(error, recorded, prepared))
     except Mm2OnnxError as error:
         return one_line(error).removeprefix(f'--parts {part.text}: ')
@@ -179,16 +179,27 @@ def reason_against(
 
 
 def proposal_of(candidates: Sequence[Candidate]) -> list[str]:
-    """Return the cut with the largest share: all that exports, joined where tensors flow on unchanged."""
+    """Return the cut with the largest share, joined where tensors flow on unchanged.
+
+    Of all that exports, separate parts of the least share are left out while `NAMED` of the time stays.
+    """
+    exporting = [candidate for candidate in candidates if candidate.weights and not candidate.reason]
+    whole, named = sum(candidate.share for candidate in exporting), 0.0
+    chosen: list[Candidate] = []
+    for candidate in sorted(exporting, key=lambda candidate: -candidate.share):
+        if named >= NAMED * whole:
+            break
+        chosen.append(candidate)
+        named += candidate.share
     words: list[str] = []
     last: Candidate | None = None
-    for candidate in candidates:
-        if candidate.reason or not candidate.weights:
-            continue
+    for candidate in exporting:
         if last is not None and '.' not in candidate.path and _flows(last, candidate):
             words[-1] += f'+{candidate.path}'
-        else:
+        elif candidate in chosen:
             words.append(candidate.path)
+        else:
+            continue
         last = candidate
     return words
 
@@ -224,7 +235,8 @@ def print_parts(
             break
     console.print(table)
     words = proposal_of(candidates)
-    share = sum(candidate.share for candidate in candidates if not candidate.reason)
+    named_words = {word for text in words for word in text.split('+')}
+    share = sum(candidate.share for candidate in candidates if candidate.path in named_words)
     if words:
         parts = ' '.join(words)
         console.print(f'{100 * share:.0f} % of the time: --parts {parts}', highlight=False, soft_wrap=True)

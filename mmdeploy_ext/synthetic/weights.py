@@ -1,7 +1,7 @@
 """Weights for any detector without a checkpoint: drawn by name, then calibrated in one run of its test path.
 
-In the run each layer gets outputs of mean 0 and variance about 1, in the order in which it is called (as in
-Mishkin and Matas, All you need is a good init, 2016). Operators between the layers are watched: layers whose
+In the run each layer gets outputs of mean near 0 and variance about 1, in the order in which it is called (as
+in Mishkin and Matas, All you need is a good init, 2016). Operators between layers are watched: layers whose
 outputs are ranked (sorted, top-k) make scores, and get few high ones; other last layers make boxes and masks.
 Residual branches and narrow layers, which make places and sizes, get less: otherwise a random network doubles
 its rounding from block to block and from frame to frame.
@@ -58,8 +58,10 @@ REFINEMENT_GAIN = 0.1
 """Spread of what is added to reference points: large steps amplify rounding from layer to layer."""
 DISTANCE = 2.0
 """Mean of last outputs whose negative values are cut off, in spreads."""
-LEAST_STREAM, NARROW_SPREAD = 16, 0.25
-"""Least channels of a stream of features, and spread of narrower layers: boxes, or steps of boxes."""
+LEAST_STREAM, NARROW_SPREAD, NARROW_BIAS = 16, 1 / 8, 1 / 2
+"""Least channels of a stream of features; spread, and factor of the biases, of narrower layers: boxes, or
+steps of boxes.
+"""
 BRANCH_GAIN = 0.25
 """Spread of what a residual branch adds to its input: branches as large amplify rounding from block to block.
 """
@@ -80,7 +82,8 @@ def draw(model: nn.Module, seed: int) -> None:
 
     Weights get a variance of 1 / inputs, biases of layers a spread of `BIAS`, others 0, embeddings and other
     tables a variance of 1, or uniform numbers of 0 to 1 if the model's own initialisation puts them there:
-    places. Tables that are not trained stay as they were built; the rest, too, in 8 bits.
+    places. Buffers that the model's own initialisation writes keep its values. Tables that are not trained
+    stay as they were built; the rest, too, in 8 bits.
     """
     places = _tables_of_places(model)
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
@@ -107,17 +110,22 @@ def draw(model: nn.Module, seed: int) -> None:
 
 
 def _tables_of_places(model: nn.Module) -> set[str]:
-    """Return the names of parameters (rows, columns) that the model's own initialisation puts in 0 to 1."""
-    tensors = [*model.parameters(), *model.buffers()]
-    built = [tensor.clone() for tensor in tensors]
-    initialise(model)
+    """Return the names of parameters (rows, columns) that the model's own initialisation puts in 0 to 1.
+
+    Parameters are as before afterwards; buffers are initialised.
+    """
+    parameters = list(model.parameters())
+    built = [parameter.clone() for parameter in parameters]
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        initialise(model)
     ranges = {
         name: (float(table.min()), float(table.max()))
         for name, table in model.named_parameters()
         if table.dim() == 2 and table.numel()
     }
-    for tensor, value in zip(tensors, built, strict=True):
-        tensor.copy_(value)
+    for parameter, value in zip(parameters, built, strict=True):
+        parameter.copy_(value)
     return {name for name, (least, largest) in ranges.items() if 0 <= least < largest <= 1}
 
 
@@ -263,6 +271,21 @@ def calibrate(model: nn.Module, test: Callable[[], Iterator[Any]], seed: int = 0
     return model
 
 
+def initialise_again(model: nn.Module, seed: int = 0) -> None:
+    """Give a model the weights with which its training begins, of a seed, in place."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for part in model.modules():
+            if callable(getattr(part, 'reset_parameters', None)):
+                part.reset_parameters()
+    initialise(model)
+
+
+def has_nan(model: nn.Module) -> bool:
+    """Whether a weight or a buffer of a model is NaN."""
+    return any(bool(value.isnan().any()) for value in model.state_dict().values())
+
+
 class _Hooks:
     """Calibrates each layer of a model when it is called first for a sample.
 
@@ -329,7 +352,8 @@ class _Hooks:
         module.weight.mul_(gain)
         if bias is None or bias.shape != mean.shape:
             return values * gain
-        shift = _spread_of(module) * self.offsets.setdefault(bias, bias.clone()) - (mean * gain).to(values)
+        drawn = self.offsets.setdefault(bias, bias.clone())
+        shift = drawn * (1.0 if _spread_of(module) == 1 else NARROW_BIAS) - (mean * gain).to(values)
         bias.copy_(bias * gain + shift)
         axes = [1] * values.dim()
         axes[_channel_axis(module, values)] = -1

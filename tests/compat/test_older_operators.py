@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.compat import operator_forms, stand_ins
+from mmdeploy_ext.compat import older_operators, operator_forms, stand_ins
 
 compat.apply()
 
@@ -64,3 +64,12 @@ def test_an_operator_of_the_repositorys_copy_runs_by_the_form_of_its_source(impo
     module = imported('from mmdet3d.ops import bev_pool\n')
     assert module.bev_pool(3) == 4
     assert f'pool (source {digest})' in operator_forms.executed_operators
+
+
+def test_a_package_that_is_imported_is_not_read_again(imported, tmp_path):
+    folder = tmp_path / 'mmdetection3d/mmdet3d/ops/spconv'
+    folder.mkdir(parents=True)
+    (folder / '__init__.py').write_text('')
+    importlib.import_module('mmdet3d.ops.spconv')
+    file = str(tmp_path / 'mmdetection3d/mmdet3d/ops/spconv/ops.py')
+    assert older_operators.older_module('mmdet3d.ops.spconv.sparse_conv_ext', file) is None

@@ -1,5 +1,6 @@
 """Forms of compiled operators are chosen by the source that they replace, and compute what it computes."""
 
+import itertools
 import math
 import sys
 
@@ -53,6 +54,34 @@ def test_an_operator_that_two_extensions_bind_has_no_form(tmp_path):
     (tmp_path / 'a/more/pool.cpp').write_text(KERNEL)
     sources = operator_forms.sources_near(tmp_path / 'a/pool.py')
     assert len(sources) == 2 and not operator_forms.source_hash(sources, 'pool_forward')
+
+
+def test_of_several_extensions_it_is_the_one_that_a_setup_builds_by_that_name(tmp_path):
+    (tmp_path / 'ops/kernels').mkdir(parents=True)
+    for folder in ('ops', 'ops/used'):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / '__init__.py').touch()
+    for name in ('first', 'second'):
+        package(tmp_path / 'ops/kernels' / name, KERNEL.replace('x + START', f'x + START + {len(name)}'))
+        (tmp_path / 'ops/kernels' / name / 'src/pool.cu').rename(
+            tmp_path / 'ops/kernels' / name / f'{name}.cu'
+        )
+    (tmp_path / 'ops/kernels/setup.py').write_text(
+        "E('pool_of_one', ['./first/first.cu'])\n"
+        "E(name='x.pool_of_two', module='x', sources=['second/second.cu'])\n"
+    )
+    file = str(tmp_path / 'ops/used/user.py')
+    for name, place in dict(pool_of_one='first', pool_of_two='second').items():
+        assert operator_forms.sources_of(file, name) == [tmp_path / 'ops/kernels' / place / f'{place}.cu']
+        assert operator_forms.is_compiled(name, file)
+    assert operator_forms.sources_of(file, 'pool') == [] and not operator_forms.is_compiled('pool', file)
+
+
+def test_places_in_groups_count_the_entries_before():
+    groups = torch.tensor([3, 1, 3, 3, 0, 1])
+    places = torch.zeros_like(groups)
+    forms.places_in_groups(groups, places)
+    assert places.tolist() == [0, 0, 1, 2, 0, 1]
 
 
 def test_an_operator_of_another_source_is_named_with_it(tmp_path, monkeypatch):
@@ -145,3 +174,47 @@ def test_kernel_attention_sums_cells_of_all_levels():
         expected[sample, query, head] += values[sample, cell, head] * weights[tuple(index)]
     sums = forms.geometric_kernel_attention(values, shapes, starts, places, weights, 64)
     torch.testing.assert_close(sums, expected.flatten(2))
+
+
+def test_operators_of_a_module_that_fails_without_cuda_run(tmp_path, monkeypatch):
+    folder = tmp_path / 'fails_without_cuda'
+    package(folder)
+    (folder / '__init__.py').write_text('raise OSError("needs cuda")\npool_ext = load("pool_ext")\n')
+    (tmp_path / 'uses_cuda.py').write_text('import fails_without_cuda as ops\n')
+    digest = operator_forms.source_hash([folder / 'src/pool.cu'], 'pool_forward')
+    monkeypatch.setitem(operator_forms.known_forms(), 'pool_forward', {digest: lambda x, n: x + n})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    compat.apply()
+    from uses_cuda import ops
+
+    assert ops.pool_ext.pool_forward(1, 2) == 3
+    with pytest.raises(AbsentPackageError, match='needs cuda'):
+        ops.pool_ext.other(1)
+    del sys.modules['uses_cuda']
+
+
+def test_bev_features_are_summed_per_cell():
+    cells = torch.tensor([[[1, 0, 0], [1, 0, 1], [5, 0, 0]], [[0, 1, 0], [0, 1, 0], [0, -1, 0]]])
+    features, sums = torch.arange(12.0).reshape(2, 3, 2), torch.zeros(2, 2, 2, 2)
+    places = torch.full((2, 3, 3), -1)
+    forms.voxel_pooling(2, 3, 2, torch.tensor(2), 2, 2, cells, features, sums, places)
+    assert sums[0, 0, 1].tolist() == [2, 4] and sums[1, 1, 0].tolist() == [14, 16]
+    assert sums.sum() == 36 and places[0].tolist() == [[0, 0, 1], [0, 0, 1], [-1, -1, -1]]
+
+
+def test_local_attention_is_a_loop_over_the_cells_around():
+    generator = torch.Generator().manual_seed(0)
+    maps, others = torch.rand(2, 2, 3, 4, 5, generator=generator)
+    products = forms.local_similarity(maps, others, 3, 5)
+    weights = torch.rand(2, 4, 5, 15, generator=generator)
+    sums = forms.local_sums(maps, weights, 3, 5)
+    for row, column in itertools.product(range(4), range(5)):
+        expected = torch.zeros(2, 3)
+        for cell, (down, right) in enumerate(itertools.product(range(-1, 2), range(-2, 3))):
+            y, x = row + down, column + right
+            inside = 0 <= y < 4 and 0 <= x < 5
+            product = (maps[:, :, row, column] * others[:, :, y, x]).sum(1) if inside else torch.zeros(2)
+            torch.testing.assert_close(products[:, row, column, cell], product)
+            if inside:
+                expected += maps[:, :, y, x] * weights[:, row, column, cell, None]
+        torch.testing.assert_close(sums[:, :, row, column], expected)

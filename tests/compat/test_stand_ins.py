@@ -18,6 +18,7 @@ FILES = dict(
     'class Thing: pass\nraise OSError("CUDA_HOME environment variable is not set")\n',
     inner='import absent_inner\ndef thing(): return absent_inner.f()\n',
     names='x = 1\n',
+    half='try: from absent import Base\nexcept ImportError: pass\nclass Net(Base): pass\n',
 )
 """Modules beside the one that is tried."""
 TRAPS = {
@@ -51,6 +52,10 @@ TRAPS = {
         'use = lambda: ext.forward(3)',
         AbsentPackageError,
     ),
+    'a name of a fallback': (
+        'from . import half\nuse = lambda: raised(half.Net)',
+        'AbsentPackageError',
+    ),
     'asks for CUDA': ('import torch\nassert torch.cuda.is_available(), "needs cuda"', AssertionError),
     'decorators': (
         'import absent\n@absent.jit\ndef f(x): return x\n@absent.jit(cache=True)\ndef g(x): return x\n'
@@ -78,6 +83,7 @@ TRAPS = {
         'use = lambda: (HAS, DYN)',
         (False, False),
     ),
+    'a call of __import__': ('__import__("absent")', ImportError),
     'hasattr': (
         'import absent\nEXT = getattr(absent, "fast", None)\n'
         'def use(): return "fallback" if EXT is None else EXT(3)',
@@ -215,6 +221,7 @@ def test_a_module_that_imports_what_is_not_there(trap, write):
     if isinstance(expected, type) and 'use' not in code:
         with pytest.raises(expected):
             load()
+        assert not stand_ins.lacks or 'int(' in code
         return
     use = getattr(load(), 'use', lambda: None)
     if expected is AbsentPackageError:
@@ -266,15 +273,15 @@ def test_a_package_of_the_same_name_that_the_repository_builds_is_its_folder(wri
 
 def test_a_class_of_a_module_that_fails_is_not_taken_from_a_library(write):
     files = dict(
-        nets='import torch\nassert torch.cuda.is_available()\nfrom .pyramid import FPN\n',
+        nets='raise OSError\nfrom .pyramid import FPN\nfrom .registry import NETS\n',
         pyramid='from .registry import NETS\n@NETS.register_module(force=True)\nclass FPN: pass\n',
-        registry=REGISTRY + '@NETS.register_module()\nclass FPN: pass\n',
+        registry=REGISTRY
+        + '@NETS.register_module()\nclass FPN: pass\n@NETS.register_module()\nclass Net: pass\n',
     )
-    code = 'from .registry import NETS\nfrom . import nets\nuse = lambda: NETS.get("FPN")'
+    code = 'from .registry import NETS\nfrom . import nets\nuse = lambda: list(NETS.module_dict)'
     package, load = write(code, files)
-    if not importlib.import_module('torch').cuda.is_available():
-        assert load().use() is None
-        assert 'AssertionError' in stand_ins.failed[f'{package}.nets']
+    assert load().use() == ['Net']
+    assert 'OSError' in stand_ins.failed[f'{package}.nets']
 
 
 def test_a_name_that_is_registered_twice_is_no_stand_in(write):
@@ -291,3 +298,22 @@ def test_functions_and_libraries_get_the_truth(write):
     assert not isinstance(error.value, AbsentPackageError)
     with pytest.raises(ModuleNotFoundError):
         exec(compile('import absent', importlib.__file__, 'exec'), dict(__name__='library'))
+    exec(compile('import math', module.__file__, 'exec'), {})  # has no name, and no stand-ins
+
+
+def test_they_are_the_first_line_of_a_check_and_of_a_verdict(write, tmp_path, capsys, monkeypatch):
+    from rich.console import Console
+
+    from mmdeploy_ext.cli import export_app
+    from mmdeploy_ext.proving.views.table import print_verdict
+    from mmdeploy_ext.verdict.verdict import Verdict
+
+    package, _ = write('import wandb, av2')
+    config = f"custom_imports = dict(imports=['{package}.tried'])\nmodel = dict(type='NoSuchDetector')\n"
+    (tmp_path / 'config.py').write_text(config)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    assert export_app.main(['--check', str(tmp_path / 'config.py')]) == 2
+    first = 'stand-ins: wandb, av2 (not called)'
+    assert capsys.readouterr().out.splitlines()[0] == first
+    print_verdict(Verdict(dict(replaced=replaced.facts())), Console(width=150))
+    assert capsys.readouterr().out.splitlines()[0] == first

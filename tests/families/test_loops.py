@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import toy_nuscenes
+from dev.seeded.weights import write_seeded
 from marking import in_suite
 from mmdeploy_ext.cli import test_app
-from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco, ensure_toy_panoptic
 from mmdeploy_ext.synthetic.monocular import write_annotations
 from mmdeploy_ext.util.dump import list_samples, load_dump, save_dump

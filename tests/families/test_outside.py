@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext
+from dev.seeded.weights import write_seeded
 from mmdeploy_ext import register_family
 from mmdeploy_ext.cli import command, export_app
 from mmdeploy_ext.contract import registry
@@ -19,7 +20,6 @@ from mmdeploy_ext.contract.options import Option
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.util.errors import ConfigError, InferenceError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

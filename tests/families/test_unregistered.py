@@ -7,6 +7,7 @@ from mmcv import Config
 from mmdet.models.backbones import ResNet
 from mmdet.models.builder import BACKBONES
 
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.config.unregistered import unregistered
 from mmdeploy_ext.families.base import find_family, load_families
 from mmdeploy_ext.models.building import build_without_weights
@@ -92,3 +93,17 @@ def test_a_backbone_that_reads_pretrained_is_built_without_weights(monkeypatch, 
     cfg = Config(dict(model=dict(type='RPN', backbone=dict(type='Net', depth=18, **given), rpn_head=None)))
     build = lambda model, test_cfg: BACKBONES.build(model.backbone)  # noqa: E731
     assert type(build_without_weights(cfg, build, 'backbone')) is Net
+
+
+def test_a_type_whose_module_fails_when_it_is_imported_is_refused_with_that_error(repository, monkeypatch):
+    plugin = repository / 'failing_code'
+    plugin.mkdir()
+    (plugin / '__init__.py').write_text('from . import user_net\n')
+    (plugin / 'user_net.py').write_text(BACKBONE.replace('UserNet', 'FailingNet'))
+    path = repository / 'configs' / 'own.py'
+    text = MODEL.format(detector='MaskRCNN').replace('UserNet', 'FailingNet')
+    path.write_text(f"{text}custom_imports = dict(imports=['failing_code'])\n")
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    cfg = load_config(str(path))
+    with pytest.raises(ConfigError, match=r'failing_code\.user_net fails.*RuntimeError.*user_net\.py:4\)'):
+        find_family(cfg).build(cfg)

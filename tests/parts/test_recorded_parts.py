@@ -1,5 +1,6 @@
 """Parts of a detector that no library knows: inputs, axes, constants, and what is refused."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +82,18 @@ def test_arrays_of_equal_values_are_inputs_of_their_own_keys(tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_a_graph_for_one_rig_alone_refuses_another_rig(tmp_path):
+    factory, given = toy_parts.ToyDeployment('visible'), toy_parts.samples()
+    folder = exported(tmp_path, 'visible', ['head'])
+    (entry,) = folder.entries
+    assert list(entry['rig']) == ['lidar2ego'] and entry['inputs'][-1]['name'] == 'lidar2img'
+    verdict = prove_folder(factory, folder, given)
+    assert verdict.passed and any('lidar2ego' in note for note in verdict.notes)
+    given[0]['img_metas'][0]['lidar2ego'] = np.eye(4) * 1.1
+    with pytest.raises(ConfigError, match='lidar2ego'):
+        results_of(folder, given[0], 'visible')
+
+
 def test_a_graph_that_is_wrong_on_other_arguments_is_not_written(tmp_path):
     with pytest.raises(ExportError, match='logits'):
         exported(tmp_path, 'large', ['head'], sizes=(8, 12))
@@ -146,7 +159,10 @@ def test_modules_inside_of_a_part_that_exports_are_not_listed():
     candidates = candidates_of(toy_parts.ToyDeployment('constant'), toy_parts.samples(), {})
     assert [part.path for part in candidates] == ['backbone', 'neck', 'head', 'head.linear']
     assert 'scale' in candidates[2].reason
-    assert proposal_of(candidates) == ['backbone+neck', 'head.linear']
+    even = [dataclasses.replace(part, share=0.25) for part in candidates]
+    assert proposal_of(even) == ['backbone+neck', 'head.linear']
+    even[-1].share = 0.02  # 95 % of what exports is named without it
+    assert proposal_of(even) == ['backbone+neck']
 
 
 def test_methods_and_entries_of_lists_are_listed_where_no_forward_is_called():
@@ -155,7 +171,8 @@ def test_methods_and_entries_of_lists_are_listed_where_no_forward_is_called():
     assert exported['regions.simple_test()'] is False
     assert exported['regions.stages.0'] and exported['regions.stages.1']
     assert 'regions.described()' not in exported
-    assert proposal_of(candidates)[-1] == 'regions.stages.1'
+    even = [dataclasses.replace(part, share=0.1) for part in candidates]
+    assert proposal_of(even)[-1] == 'regions.stages.1'
 
 
 def test_rows_of_a_ranking_are_matched_in_any_order_and_moved_boxes_are_found():

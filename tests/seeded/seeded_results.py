@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from mmdeploy_ext.seeded.weights import normalised_photograph, seeded_picture
+from dev.seeded.weights import normalised_photograph, seeded_picture
 
 ROUNDING = 2e-7
 """Relative change of each output of a layer: up to three units in the last place of float32."""

@@ -7,8 +7,8 @@ import torch
 from mmcv import Config
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.seeded.dense import build_student
-from mmdeploy_ext.seeded.weights import fill_seeded, normalised_photograph
+from dev.seeded.dense import build_student
+from dev.seeded.weights import fill_seeded, normalised_photograph
 from seeded_results import CALM, amplified, find
 
 PIPELINE = [

@@ -8,12 +8,12 @@ import torch
 
 import toy_anchor3d
 import toy_centerpoint
+from dev.seeded.lidar import EMPTY_LOGIT, SWEEPS, head_outputs
+from dev.seeded.weights import seeded_model, write_seeded
 from marking import in_suite
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.runtime.geometry import sigmoid
-from mmdeploy_ext.seeded.lidar import EMPTY_LOGIT, SWEEPS, head_outputs
-from mmdeploy_ext.seeded.weights import seeded_model, write_seeded
 
 KINDS = [
     *(('anchor3d', kind) for kind in toy_anchor3d.KINDS),

@@ -9,10 +9,10 @@ from pathlib import Path
 import mmdet
 import pytest
 
+from dev.seeded.dense import build_student, calibration_of, is_supported
+from dev.seeded.weights import fill_seeded, normalised_photograph
 from dev.zoo import configs
 from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.seeded.dense import build_student, calibration_of, is_supported
-from mmdeploy_ext.seeded.weights import fill_seeded, normalised_photograph
 from seeded_results import CALM, amplified, find
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1200)]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.seeded.bevdet import bevdet_weights
-from mmdeploy_ext.seeded.by_name import name_rng
+from dev.seeded.bevdet import bevdet_weights
+from dev.seeded.by_name import name_rng
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

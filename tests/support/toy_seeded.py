@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from mmdeploy_ext.seeded.by_name import COUNTER, fill_sparse_module, sparse_weights
+from dev.seeded.by_name import COUNTER, fill_sparse_module, sparse_weights
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 
 __all__ = [

@@ -7,11 +7,11 @@ import functools
 
 import torch
 
+from dev.seeded.by_name import solo_weights
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.config.config import load_config, mmdet_config
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.seeded.by_name import solo_weights
 from mmdeploy_ext.synthetic import coco
 
 TRACED = (128, 160)

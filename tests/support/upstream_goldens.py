@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.seeded.by_name import name_rng
+from dev.seeded.by_name import name_rng
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.cli import synthetic_app, weights_app
-from mmdeploy_ext.synthetic.weights import calibrate
+from mmdeploy_ext.synthetic.weights import BIAS, calibrate
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,8 +23,9 @@ from torch import nn
 class NoFamilysDetector(nn.Module):
     """Ten classes and a box for each of 14 x 14 places; the class layer has no bias if asked."""
 
-    def __init__(self, bias=True, train_cfg=None, test_cfg=None):
+    def __init__(self, bias=True, sizes=False, train_cfg=None, test_cfg=None):
         super().__init__()
+        self.sizes = nn.Embedding(1, 16) if sizes else None
         self.layers = nn.ModuleList([nn.Conv2d(3 if not i else 16, 16, 3, bias=False) for i in range(9)])
         self.norms = nn.ModuleList([nn.BatchNorm2d(16) for _ in range(9)])
         self.cls, self.box = nn.Conv2d(16, 10, 1, bias=bias), nn.Conv2d(16, 4, 1)
@@ -32,12 +33,17 @@ class NoFamilysDetector(nn.Module):
     def forward(self, img, return_loss=False):
         for layer, norm in zip(self.layers, self.norms):
             img = norm(layer(img)).relu()
+        if self.sizes is not None:
+            img = img + self.sizes.weight.log()[..., None, None]
         scores = self.cls(img).sigmoid().permute(0, 2, 3, 1).flatten()
         sides = self.box(img).relu().permute(0, 2, 3, 1).reshape(-1, 4)
         best, index = scores.topk(100)
         kept = best > 0.05
         rows = torch.cat([sides[index // 10], best[:, None]], 1)[kept].numpy()
         return [[rows[(index[kept] % 10 == label).numpy()] for label in range(10)]]
+
+    def init_weights(self):
+        nn.init.constant_(self.sizes.weight, 0.5)
 '''
 SAMPLES = """
 import numpy as np
@@ -86,6 +92,23 @@ def test_a_detector_with_a_family_finds_objects_on_generated_frames(tmp_path):
     assert max(scores) > 0.5
 
 
+def test_a_model_that_takes_no_drawn_sizes_gets_the_weights_that_its_training_begins_with(config, tmp_path):
+    _, _, tensors = written(config, tmp_path / 'k.pth', **{'model.sizes': True})
+    assert (tensors['sizes.weight'] == 0.5).all()
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_buffers_that_the_models_own_initialisation_writes_keep_its_values():
+    class Queries(nn.Linear):
+        def init_weights(self):
+            self.centres.fill_(0.5)
+
+    network = Queries(16, 16)
+    network.register_buffer('centres', torch.zeros(2))
+    calibrate(network, lambda: map(network, [torch.rand(64, 16)]))
+    assert (network.centres == 0.5).all()
+
+
 def test_layers_without_a_bias_are_scaled(config, tmp_path):
     scores, _, tensors = written(config, tmp_path / 'k.pth', **{'model.bias': False})
     assert 'cls.bias' not in tensors
@@ -108,7 +131,7 @@ def test_outputs_of_deep_networks_keep_their_spread():
     with torch.no_grad():
         outputs = calibrate(network, lambda: map(network, [given]))(given)
     assert 0.6 < outputs.std() < 1.6
-    assert outputs.mean(0).abs().max() < 0.2
+    assert outputs.mean(0).abs().max() < 4 * BIAS
 
 
 def test_the_command_overwrites_nothing(config, tmp_path):

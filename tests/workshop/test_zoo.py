@@ -25,7 +25,7 @@ data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), flips]))
 
 def seeded(cfg, family):
     """Return a model with seeded weights; configs whose name says so end badly."""
-    from mmdeploy_ext.seeded.weights import seeded_model
+    from dev.seeded.weights import seeded_model
 
     name = Path(cfg.filename).stem
     if name == 'raises':

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from mmcv import Config
 
+from dev.seeded.weights import seeded_model
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.seeded.weights import seeded_model
 
 STRIDES = [8, 16, 32, 64]
 CHANNELS, CLASSES = 16, 3

@@ -8,12 +8,12 @@ import torch
 from two_stage_toys import KINDS, toy
 
 import mm2onnx_mmrotate  # noqa: F401 registers the families
+from dev.seeded.weights import seeded_model, seeded_picture
 from mm2onnx_mmrotate.polygons import bounds_of_box, box_of_polygon, box_of_upright
 from mm2onnx_mmrotate.reference import equal_scores_by_index, rotated_boxes_of_classes
 from mm2onnx_mmrotate.two_stage.heads import midpoint_settings
 from mm2onnx_mmrotate.two_stage.runtime import detections
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.seeded.weights import seeded_model, seeded_picture
 from mmdeploy_ext.util.errors import ConfigError, UsageError
 
 VERSIONS = ('le90', 'le135', 'oc')

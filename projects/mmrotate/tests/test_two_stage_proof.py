@@ -15,11 +15,11 @@ from test_two_stage_faults import (
 from two_stage_toys import CONFIG, KINDS, toy
 
 import mmdeploy_ext
+from dev.seeded.weights import seeded_model
 from dev.zoo.config_proof import Settings, prove_config
 from dev.zoo.configs import Config
 from mmdeploy_ext.engines.registry import DEFAULT
 from mmdeploy_ext.proving.inputs.samples import read_images
-from mmdeploy_ext.seeded.weights import seeded_model
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 SIZE = (192, 256)

@@ -9,11 +9,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from dev.seeded.by_name import name_rng
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops import forms
 from mmdeploy_ext.exporting.ops.deformable_aggregation import DEFORMABLE_AGGREGATION, aggregate
 from mmdeploy_ext.exporting.ops.operator import operators_as
-from mmdeploy_ext.seeded.by_name import name_rng
 from upstream_goldens import IN_REPOSITORY
 
 CASES = 'abc'

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils import checkpoint
 
 from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.torch_patches import linspace_of_its_type, linspace_of_one_step
 
 WINDOW = 4
 
@@ -106,3 +107,16 @@ def test_a_file_equals_the_module(case):
         with torch.no_grad():
             expected = module(x).numpy()
         np.testing.assert_allclose(session.run(None, {'input_0': x.numpy()})[0], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize('patch', [linspace_of_its_type, linspace_of_one_step])
+@pytest.mark.filterwarnings('ignore')
+def test_places_of_a_fixed_number_are_traced_as_numbers(patch):
+    """TorchScript writes `aten::linspace` in float64 where it does not compute it beforehand."""
+
+    def centres(x):
+        return x + torch.linspace(0.5, 3.5, 4, dtype=x.dtype)
+
+    with patch():
+        graph = torch.jit.trace(centres, torch.zeros(4)).graph
+    assert not graph.findAllNodes('aten::linspace')

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import toy_nuscenes
+from dev.seeded.weights import write_seeded
 from mmdeploy_ext.cli import export_app, run_app
-from mmdeploy_ext.seeded.weights import write_seeded
 from mmdeploy_ext.synthetic.monocular import write_annotations
 from toy_atss import REPO
 

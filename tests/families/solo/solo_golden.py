@@ -16,8 +16,8 @@ import torch
 from mmdet.models import build_detector
 from pycocotools import mask as mask_codec
 
+from dev.seeded.by_name import solo_image, solo_weights
 from mmdeploy_ext.config.config import load_config, mmdet_config
-from mmdeploy_ext.seeded.by_name import solo_image, solo_weights
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 from mmdeploy_ext.weights.convert.solo import convert
 from mmdeploy_ext.weights.convert.solo_names import original_name

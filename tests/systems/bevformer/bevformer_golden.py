@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 import upstream_goldens
-from mmdeploy_ext.seeded.bevformer import bevformer_weights
-from mmdeploy_ext.seeded.by_name import name_rng
+from dev.seeded.bevformer import bevformer_weights
+from dev.seeded.by_name import name_rng
 from upstream_goldens import fill_sha256, normal
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import upstream_goldens
-from mmdeploy_ext.seeded.petr import petr_weights
+from dev.seeded.petr import petr_weights
 from projects.configs.petr_model import VOVNET_99, petr
 from upstream_goldens import fill_sha256
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dev.seeded.by_name import name_rng, rtdetr_weights
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.seeded.by_name import name_rng, rtdetr_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'goldens/rtdetr'
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import upstream_goldens
-from mmdeploy_ext.seeded.by_name import name_rng
+from dev.seeded.by_name import name_rng
 from upstream_goldens import fill_sha256
 
 __all__ = ['arrays', 'features', 'fill_sha256', 'frame_arrays', 'metas', 'pictures']

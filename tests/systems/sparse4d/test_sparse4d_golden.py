@@ -14,8 +14,8 @@ from mmdet3d.models import build_model
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import sparse4d_golden as golden
+from dev.seeded.sparse4d import sparse4d_weights
 from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.seeded.sparse4d import sparse4d_weights
 from mmdeploy_ext.systems.sparse4d.model import steps
 from mmdeploy_ext.systems.sparse4d.model.aggregation import Features
 from mmdeploy_ext.systems.sparse4d.model.steps import CENTRE

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import toy_nuscenes
-from mmdeploy_ext.seeded.weights import write_seeded
+from dev.seeded.weights import write_seeded
 from toy_frames import SPARSE4D
 
 pytestmark = pytest.mark.matrix

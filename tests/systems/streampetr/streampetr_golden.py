@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 import upstream_goldens
+from dev.seeded.by_name import streampetr_weights
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.seeded.by_name import streampetr_weights
 from upstream_goldens import fill_sha256
 
 __all__ = ['fill_sha256', 'golden_frame', 'golden_images', 'golden_keys', 'seeded_state_dict']

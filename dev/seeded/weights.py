@@ -10,13 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.config.config import test_pipeline
-from mmdeploy_ext.contract.registry import seeded_heads_of
-from mmdeploy_ext.families.base import Family
-from mmdeploy_ext.families.trial import own_forward
-from mmdeploy_ext.proving.inputs.pictures import bright, dark
-from mmdeploy_ext.seeded.by_name import fill_sparse_module
-from mmdeploy_ext.seeded.dense import (
+from dev.seeded.by_name import fill_sparse_module
+from dev.seeded.dense import (
     bound_logits,
     build_student,
     calibration_of,
@@ -27,14 +22,14 @@ from mmdeploy_ext.seeded.dense import (
     scale_outputs,
     scale_prototypes,
 )
-from mmdeploy_ext.seeded.layers import calibrate_norms, fill_network, norms_of, outputs_of_all, rescale
-from mmdeploy_ext.seeded.queries import (
-    is_query,
-    is_regional,
-    scale_queries,
-    scale_region_queries,
-)
-from mmdeploy_ext.seeded.rules import RULES, rule_of
+from dev.seeded.layers import calibrate_norms, fill_network, norms_of, outputs_of_all, rescale
+from dev.seeded.queries import is_query, is_regional, scale_queries, scale_region_queries
+from dev.seeded.rules import RULES, rule_of
+from mmdeploy_ext.config.config import test_pipeline
+from mmdeploy_ext.contract.registry import seeded_heads_of
+from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.families.trial import own_forward
+from mmdeploy_ext.proving.inputs.pictures import bright, dark
 from mmdeploy_ext.synthetic.scene import make_scene
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import UsageError
@@ -108,7 +103,7 @@ def _head_steps(
     if is_regional(model):
         return functools.partial(scale_region_queries, model, pictures), lambda maps: None
     if head is None:
-        from mmdeploy_ext.seeded.regions import run_heads, scale_heads  # imports mmdet
+        from dev.seeded.regions import run_heads, scale_heads  # imports mmdet
 
         return functools.partial(run_heads, model, pictures), functools.partial(scale_heads, model, pictures)
 
@@ -131,7 +126,7 @@ def steps_of_family(
     a function that runs the head; and last layer -> mean and deviation of its outputs (numbers or one per
     channel), perhaps with the largest value in dark and bright pictures.
     """
-    from mmdeploy_ext.seeded.regions import regions_of  # imports mmdet
+    from dev.seeded.regions import regions_of  # imports mmdet
 
     regions = regions_of(pictures)
 

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.compat import single_thread
-from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.seeded.by_name import fill_sparse_module
-from mmdeploy_ext.seeded.dense import DELTA_TARGET
-from mmdeploy_ext.seeded.layers import (
+from dev.seeded.by_name import fill_sparse_module
+from dev.seeded.dense import DELTA_TARGET
+from dev.seeded.layers import (
     Target,
     calibrate_norms,
     fill_network,
@@ -24,6 +22,8 @@ from mmdeploy_ext.seeded.layers import (
     outputs_of_all,
     rescale,
 )
+from mmdeploy_ext.compat import single_thread
+from mmdeploy_ext.families.sequence import SequenceFamily
 
 if TYPE_CHECKING:
     from mmdeploy_ext.families.common.lidar_parts import Parts

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.seeded.dense import bound_logits
-from mmdeploy_ext.seeded.layers import Target, outputs_of, rescale
-from mmdeploy_ext.seeded.weights import HeadStep, fill_seeded, normalised_photograph
+from dev.seeded.dense import bound_logits
+from dev.seeded.layers import Target, outputs_of, rescale
+from dev.seeded.weights import HeadStep, fill_seeded, normalised_photograph
 
 LOGITS = {True: Target(-2.6, 0.9), False: Target(-4.2, 1.3)}
 """Target of class logits, for SMOKE or others: a few of a hundred scores pass."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.seeded import by_name
+from dev.seeded import by_name
 
 SCALED = (
     (r'level_embeds|cams_embeds', 0.2),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.seeded import by_name
+from dev.seeded import by_name
 
 CODE_WEIGHTS = 'pts_bbox_head.code_weights'
 """Key of the factors of box columns in the loss."""

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from dev.seeded.layers import calibrate_norms, fill_network, norms_of
+from dev.seeded.lidar import scale_last_layers
+from dev.seeded.weights import normalised_photograph, seeded_scene
 from mmdeploy_ext.families.common.lidar_parts import Parts
 from mmdeploy_ext.families.imvoxelnet.graphs import Network
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.seeded.layers import calibrate_norms, fill_network, norms_of
-from mmdeploy_ext.seeded.lidar import scale_last_layers
-from mmdeploy_ext.seeded.weights import normalised_photograph, seeded_scene
 from mmdeploy_ext.synthetic.picture_cameras import lidar_camera
 
 PICTURES, SIZE = 2, (192, 640)

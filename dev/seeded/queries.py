@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dev.seeded.dense import BACKGROUND, CLASS_TARGET
+from dev.seeded.layers import Target, outputs_of, rescale, targets_of
 from mmdeploy_ext.config.config import replaced_entry
-from mmdeploy_ext.seeded.dense import BACKGROUND, CLASS_TARGET
-from mmdeploy_ext.seeded.layers import Target, outputs_of, rescale, targets_of
 
 SCALES = (
     (r'level_embed\.weight', 0.3, False),
@@ -244,8 +244,8 @@ def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Seq
 
     `pictures` (B, 3, H, W) give the size; `features` of each level (B, C, h, w).
     """
+    from dev.seeded.regions import STEP, TARGETS
     from mmdeploy_ext.families.query.regions import RegionsFullForm, RegionsNetwork  # imports mmdet
-    from mmdeploy_ext.seeded.regions import STEP, TARGETS
 
     generator, learned = torch.Generator().manual_seed(1), model.rpn_head
     low, high = map(math.log, REGION_SIDES)

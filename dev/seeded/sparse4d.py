@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.seeded import by_name
+from dev.seeded import by_name
 
 INPUT_BIASES = dict(pos_fc=15.0, size_fc=1.0, yaw_fc=0.5, vel_fc=2.0)
 """Network of the anchors' embedding -> deviation of its first biases."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.seeded import by_name
+from dev.seeded import by_name
 
 OF_CAMERA = 'img_view_transformer.depth_net.bn'
 """Normalisation of the camera vectors."""

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dev.seeded.dense import BACKGROUND, for_head, scale_outputs
+from dev.seeded.dense import stages_of as stages_of_proposals
+from dev.seeded.layers import Target, outputs_of_all, rescale
 from mmdeploy_ext.families.common.mask_heads import heads_of, judge_of, mask_logits_module, points_of
 from mmdeploy_ext.families.common.proposals import generator_of
 from mmdeploy_ext.families.common.proposals import outputs_of as outputs_of_proposals
@@ -18,9 +21,6 @@ from mmdeploy_ext.families.common.regions import RegionBranch, grid_of, region_m
 from mmdeploy_ext.families.two_stage.boxes import Grid, last_head
 from mmdeploy_ext.families.two_stage.masks import Masks
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
-from mmdeploy_ext.seeded.dense import BACKGROUND, for_head, scale_outputs
-from mmdeploy_ext.seeded.dense import stages_of as stages_of_proposals
-from mmdeploy_ext.seeded.layers import Target, outputs_of_all, rescale
 
 REGIONS = 96
 """Regions of each calibration picture."""
