@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from mmdeploy_ext.compat.frames import is_users
 from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
 
 
@@ -85,11 +86,11 @@ def names_that_libraries_took_later(module: ModuleType) -> None:
 
 
 def _rank(registered: Any) -> int:
-    """0 for classes and functions of this package, 1 for those of OpenMMLab, 2 for those of users."""
+    """0 of this package, 1 of OpenMMLab, 2 of a repository's copy of that, 3 of other code."""
     package = registered.__module__.partition('.')[0]
     if package in ('mmcv', 'mmdet', 'mmdet3d', 'mmseg'):
-        return 1
-    return 0 if package == __name__.partition('.')[0] else 2
+        return 1 + is_users(getattr(sys.modules.get(registered.__module__), '__file__', None) or '')
+    return 0 if package == __name__.partition('.')[0] else 3
 
 
 @after('mmcv.utils.ext_loader', versions='mmcv-full 1.7.2')

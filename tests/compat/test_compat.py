@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -117,16 +118,21 @@ def test_masked_conv_is_that_of_its_definition():
         np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
-def test_a_repositorys_class_replaces_one_of_its_name_of_a_library_or_of_this_package():
+def test_a_repositorys_class_replaces_one_of_its_name_of_a_library_or_of_this_package(monkeypatch, tmp_path):
     compat.apply()
     from mmcv.utils import Registry
     from mmdet.models.backbones import EfficientNet
 
     own, another = (type('EfficientNet', (), dict(__module__='projects.models')) for _ in range(2))
     ours = type('EfficientNet', (), dict(__module__='mmdeploy_ext.models.efficientnet'))
+    copied = type('EfficientNet', (), dict(__module__='mmdet.models.copied'))
+    (tmp_path / 'copied.py').touch()
+    module = types.ModuleType(copied.__module__)
+    module.__file__ = str(tmp_path / 'copied.py')
+    monkeypatch.setitem(sys.modules, copied.__module__, module)
     registry = Registry('backbones')
-    for kind in (ours, EfficientNet, own):  # a copy of mmdet may register it, too
+    for kind in (ours, EfficientNet, copied, own):
         registry.register_module(module=kind)
-    assert registry.get('EfficientNet') is own
+        assert registry.get('EfficientNet') is kind
     with pytest.raises(KeyError, match='EfficientNet'):
         registry.register_module(module=another)
