@@ -299,6 +299,7 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     from mmcv import list_from_file
 
     from mmdeploy_ext.models.building import data_class
+    from mmdeploy_ext.util.source_code import users_method
 
     dataset = test_dataset(cfg)
     dataset_class = data_class(dataset.get('type'), 'DATASETS')
@@ -315,6 +316,8 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
             try:
                 names = list_from_file(names)
             except (OSError, UnicodeError) as error:
+                if dataset_class and users_method(dataset_class, 'get_classes'):  # BASE_CLASSES, for example
+                    continue
                 raise ConfigError(
                     f'data.test.classes={names!r}: this file of class names cannot be read ({error}); '
                     f'correct the path, or give the names themselves'
