@@ -69,11 +69,10 @@ LAZY = {
         'mmdeploy_ext.systems',
     },
     'mmdeploy_ext.models.catalogue': {'mmdeploy_ext.systems'},
-    'mmdeploy_ext.config.config': {'mmdeploy_ext.compat.cuda_as_cpu', 'mmdeploy_ext.models.catalogue'},
+    'mmdeploy_ext.config.config': {'mmdeploy_ext.models.catalogue'},
 }
 """Module -> modules that it imports later than itself: public names when one is used, the catalogue of
-families when the first family is looked up, the catalogue of models and what CUDA means when the first config
-is read."""
+families when the first family is looked up, the catalogue of models when the first config is read."""
 
 OF_FILES = {
     'mmdeploy_ext.benchmark.images',

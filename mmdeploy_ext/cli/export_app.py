@@ -112,12 +112,13 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     try:
         return _run(args, only)
     except ConfigError as error:
-        parts = parts_app.parts_of_refused(args)
-        if parts is None:  # the config cannot be read at all
-            raise
-        advised = ConfigError(f'{error}; {parts.advice}')
-        advised.exit_code = 1 if parts.words else error.exit_code
-        raise advised from error
+        refused = error
+    parts = parts_app.parts_of_refused(args)  # behind the block: its errors are not caused by this one
+    if parts is None:  # the config cannot be read at all
+        raise refused
+    advised = ConfigError(f'{refused}; {parts.advice}')
+    advised.exit_code = 1 if parts.words else refused.exit_code
+    raise advised from refused
 
 
 def _run(args: argparse.Namespace, only: str) -> int:

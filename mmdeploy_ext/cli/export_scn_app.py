@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     family, kind = detector.family, kind_of(detector.family)
     options = family.choose(**{'order': order_of_name(args.output_file or ''), **typed})
     options.check(names=[*typed, 'order'])
+    proof.print_replaced()
     proof.print_libraries_not_run(detector.cfg, args)
     if args.verify:
         kind.check_provable(family)

@@ -41,33 +41,27 @@ class CudaAsCpu(TorchFunctionMode):
     """Functions of PyTorch get the CPU where they are asked for CUDA."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, with_index = dict(kwargs or {}), function in TAKE_INDEX
-        asked = [value for value in (*args, *kwargs.values()) if _is_cuda(value, with_index)]
-        if function is torch.Tensor.cuda or asked or _is_cuda(kwargs.get('device'), True):
-            if place := users_place(sys._getframe(1)):
-                places[place] = None
-            if function is torch.device:
-                return torch.device('cpu')
-            if function is torch.Tensor.cuda:
-                return args[0]
-            args = tuple(_on_cpu(value) if _is_cuda(value, with_index) else value for value in args)
-            kwargs = {
-                name: _on_cpu(value) if _is_cuda(value, name == 'device') else value
-                for name, value in kwargs.items()
-            }
-        return function(*args, **kwargs)
+        kwargs, with_index = kwargs or {}, function in TAKE_INDEX
+        on_cpu = [_on_cpu(value, with_index) for value in args]
+        named = {name: _on_cpu(value, name == 'device') for name, value in kwargs.items()}
+        pairs = zip([*args, *kwargs.values()], [*on_cpu, *named.values()], strict=True)
+        is_asked = any(old is not new for old, new in pairs)
+        if (is_asked or function is torch.Tensor.cuda) and (place := users_place(sys._getframe(1))):
+            places[place] = None
+        if function is torch.Tensor.cuda:
+            return args[0]
+        if is_asked and function is torch.device:
+            return torch.device('cpu')
+        return function(*on_cpu, **named)
 
 
-def _is_cuda(value: Any, with_index: bool) -> bool:
-    if isinstance(value, str):
-        return value.startswith(('cuda', 'torch.cuda.'))
+def _on_cpu(value: Any, with_index: bool) -> Any:
+    """A device, a name of one or of a type, or with `with_index` the number of a GPU, on the CPU."""
+    if isinstance(value, str) and value.startswith('torch.cuda.'):
+        return value.replace('.cuda', '')
+    is_name = isinstance(value, str) and value.startswith('cuda')
     is_device = isinstance(value, torch.device) and value.type == 'cuda'
-    return is_device or (with_index and type(value) is int)
-
-
-def _on_cpu(value: Any) -> Any:
-    is_type = isinstance(value, str) and value.startswith('torch.cuda.')
-    return value.replace('.cuda', '') if is_type else 'cpu'
+    return 'cpu' if is_name or is_device or (with_index and type(value) is int) else value
 
 
 @contextlib.contextmanager

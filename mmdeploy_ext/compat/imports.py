@@ -50,16 +50,17 @@ def import_(
 ) -> Any:
     """Import as `__import__` does; statements of the user's modules get stand-ins for what is not there."""
     body = sys._getframe(1)
-    if body.f_code.co_name != '<module>' or not _gets_stand_ins(body):
+    is_statement = globals is body.f_globals and not isinstance(fromlist, list)  # or a call, by C as well
+    if body.f_code.co_name != '<module>' or not is_statement or not _gets_stand_ins(body):
         return _import(name, globals, locals, fromlist, level)
     package = body.f_globals.get('__package__') or body.f_globals['__name__'].rpartition('.')[0]
     full, members = importlib.util.resolve_name('.' * level + name, package), tuple(fromlist or ())
-    known = {full, *(f'{full}.{member}' for member in members)} & failed.keys()
-    if known and tried_at(body, ImportError):
-        known = set()
-    if full in known:
-        return _instead_of(_of_failed(full, body), body, members)
-    wanted = tuple(member for member in members if f'{full}.{member}' not in known)
+    failing = {full, *(f'{full}.{member}' for member in members)} & failed.keys()
+    if failing and tried_at(body, ImportError):
+        failing = set()
+    if full in failing:
+        return _instead_of(StandIn(full, _lack(full, failed[full], body)), body, members)
+    wanted = tuple(member for member in members if f'{full}.{member}' not in failing)
     try:
         module = _import(name, globals, locals, wanted or (members and ('__name__',)), level)
     except Exception as error:
@@ -145,14 +146,15 @@ def _member(module: ModuleType, name: str, body: FrameType) -> Any:
 def _extension(full: str, body: FrameType) -> Extension | None:
     """A compiled extension that is not there, or None: no sources of such an extension are near."""
     file = body.f_code.co_filename
-    if not forms.is_compiled(full.rpartition('.')[2], file):
+    name = full.rpartition('.')[2]
+    if not forms.is_compiled(name, file):
         return None
-    lack = _lack(full, functools.partial(_not_compiled, file), body)
-    return Extension(full, lack, forms.functions_of(file))
+    lack = _lack(full, functools.partial(_not_compiled, file, name), body)
+    return Extension(full, lack, forms.functions_of(file, name))
 
 
-def _not_compiled(file: str, operator: str) -> str:
-    return f'{forms.missing(file, operator)}; {forms.NOT_COMPILED}'
+def _not_compiled(file: str, extension: str, operator: str) -> str:
+    return f'{forms.missing(file, operator, extension)}; {forms.NOT_COMPILED}'
 
 
 def _older(find: str, full: str, body: FrameType) -> Any:

@@ -377,10 +377,11 @@ def rotated_feature_align_forward(
 ) -> None:
     """Fill `output` (B, C, H, W): features, and samples at the centre and (5 points) corners of each box.
 
-    `best_bboxes` (B, H, W, 5) are read as y, x of the centre, two sizes, radians.
+    `best_bboxes` (B, H, W, 5), or as many in one list, are read as y, x of the centre, two sizes, radians.
     """
-    y, x, width, height = (best_bboxes[..., :4] * spatial_scale).flatten(1, 2).unbind(2)
-    cos, sin = best_bboxes[..., 4].flatten(1).cos(), best_bboxes[..., 4].flatten(1).sin()
+    boxes = best_bboxes.reshape(len(features), -1, 5)
+    y, x, width, height = (boxes[..., :4] * spatial_scale).unbind(2)
+    cos, sin = boxes[..., 4].cos(), boxes[..., 4].sin()
     along_x, along_y, across_x, across_y = (
         cos * width / 2,
         sin * width / 2,
@@ -553,6 +554,27 @@ GPU_FORMS: tuple[Callable[..., Any], ...] = (
 """Operators that a compiled mmcv has on a GPU alone."""
 
 
+def ms_deform_attn_forward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int = 64,
+) -> Tensor:
+    """Deformable attention, see `plain_kernels.attention_at_points`."""
+    from mmdeploy_ext.compat.plain_kernels import attention_at_points
+
+    executed[ms_deform_attn_forward.__name__] = None
+    return attention_at_points(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, im2col_step
+    )
+
+
+TRACED_FORMS: tuple[Callable[..., Any], ...] = (ms_deform_attn_forward,)
+"""Operators of a GPU alone that repositories call by themselves, and whose graph is exported."""
+
+
 class PlainExtension(ModuleType):
     """`mmcv._ext` without a compiler; an operator without a form raises NotImplementedError when called."""
 
@@ -561,6 +583,8 @@ class PlainExtension(ModuleType):
         self.__spec__ = ModuleSpec(name, None)
         for form in (*FORMS, *GPU_FORMS):
             setattr(self, form.__name__, _recorded(form))
+        for form in TRACED_FORMS:
+            setattr(self, form.__name__, form)
         self.get_compiler_version = self.get_compiling_cuda_version = lambda: 'none'
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -578,9 +602,10 @@ class PlainExtension(ModuleType):
 
 def use_on_cpu(extension: ModuleType) -> None:
     """Let operators that a compiled extension has on a GPU alone take tensors on the CPU, too."""
-    for form in GPU_FORMS:
-        compiled = getattr(extension, form.__name__)
-        setattr(extension, form.__name__, _dispatched(_recorded(form), compiled))
+    for name, form in {form.__name__: _recorded(form) for form in GPU_FORMS}.items():
+        setattr(extension, name, _dispatched(form, getattr(extension, name)))
+    for form in TRACED_FORMS:
+        setattr(extension, form.__name__, _dispatched(form, getattr(extension, form.__name__)))
 
 
 def _recorded(form: Callable[..., Any]) -> Callable[..., Any]:

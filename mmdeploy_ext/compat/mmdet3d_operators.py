@@ -411,3 +411,10 @@ def local_sums(maps: Tensor, weights: Tensor, height: int, width: int) -> Tensor
     """Sums (B, C, H, W) of the cells around each one, by weights (B, H, W, height * width)."""
     shares = weights.flatten(1, 2).transpose(1, 2)[:, None]
     return (_windows(maps, height, width) * shares).sum(2).unflatten(2, maps.shape[2:])
+
+
+def places_in_groups(groups: Tensor, places: Tensor) -> None:
+    """Write for each entry of `groups` (N,) how many before it are of its group into `places` (N,)."""
+    order = groups.argsort(stable=True)
+    ordered = groups[order]
+    places[order] = torch.arange(len(groups)).to(places) - torch.searchsorted(ordered, ordered).to(places)

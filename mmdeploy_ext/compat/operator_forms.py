@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = ('.cc', '.cpp', '.cu', '.cuh', '.h', '.hpp')
-FOLDERS_ABOVE = 3
+FOLDERS_ABOVE, PARENTS = 3, 8
 """Folders above a file that imports an extension whose sources may hold it."""
 HASH_DIGITS = 12
 BINDING = r'\.def\(\s*"{}"\s*,\s*&?\s*([\w:]+)'
@@ -50,12 +50,38 @@ def is_compiled(name: str, file: str) -> bool:
                 return True
         if (folder / '.git').exists():
             break
-    return bool(ENDS_OF_NAMES.search(name))
+    return bool(ENDS_OF_NAMES.search(name) or _is_named_with_sources(name, file))
 
 
-def functions_of(file: str) -> dict[str, Callable[..., Any]]:
-    """Operator -> its form, for the extensions whose sources are near a Python file that imports them."""
-    return functions_of_sources(sources_near(Path(file)))
+def _is_named_with_sources(name: str, file: str) -> bool:
+    sources = sources_near(Path(file))
+    return len(sources) > len(sources_of(file, name)) > 0
+
+
+def functions_of(file: str, extension: str = '') -> dict[str, Callable[..., Any]]:
+    """Operator -> its form, for an extension that a Python file imports and whose sources are near it."""
+    return functions_of_sources(sources_of(file, extension))
+
+
+def sources_of(file: str, extension: str = '') -> list[Path]:
+    """C++ and CUDA files of an extension that a Python file imports.
+
+    Of several extensions near it, it is the one whose name and sources a setup.py has, if any.
+    """
+    sources = sources_near(Path(file))
+    modules = [path for path in sources if MODULE in _text(path)]
+    if len(modules) <= 1:
+        return sources
+    for setup in dict.fromkeys(
+        folder / 'setup.py' for path in [*modules, Path(file).resolve()] for folder in path.parents[:PARENTS]
+    ):
+        text = setup.read_text(encoding='utf-8', errors='replace') if setup.is_file() and extension else ''
+        named = re.search(rf'[\'"](?:[\w.]+\.)?{re.escape(extension)}[\'"][^\[]*\[([^\]]*)\]', text)
+        names = {Path(name).name for name in re.findall(r'[\'"]([^\'"]+)[\'"]', named[1])} if named else set()
+        own = [module for module in modules if module.name in names]
+        if len(own) == 1:
+            return [path for path in sources if path.parent == own[0].parent]
+    return []
 
 
 def functions_of_sources(sources: Iterable[str | Path]) -> dict[str, Callable[..., Any]]:
@@ -86,9 +112,9 @@ def noted(title: str, form: Callable[..., Any]) -> Callable[..., Any]:
     return in_pytorch
 
 
-def missing(file: str, operator: str) -> str:
+def missing(file: str, operator: str, extension: str = '') -> str:
     """Why an operator of an extension that a Python file imports has no form."""
-    sources = sources_near(Path(file))
+    sources = sources_of(file, extension)
     digest = source_hash(sources, operator)
     if not digest:
         return f'no one source of {operator} was found, and forms are chosen by their source'
@@ -229,6 +255,7 @@ def known_forms() -> dict[str, dict[str, Callable[..., Any]]]:
             'c4e3020c3d1f': forms.voxel_pooling,
         },
         'voxel_pooling_train_forward_wrapper': {'392573295b79': forms.voxel_pooling},  # BEVDepth
+        'forward': {'6196ce57465f': forms.places_in_groups},  # ingroup_indices of IS-Fusion's TorchEx
         'similar_forward': {'d719ab7cffd8': forms.local_similarity},  # DeepInteraction
         'weighting_forward': {'f0ca0effa8f0': forms.local_sums},
         'ms_deform_attn_forward': {'7e01a9d53dc3': attention_at_points},  # Deformable DETR, IS-Fusion

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from mmdeploy_ext.compat.frames import is_users
 from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
 
 
@@ -24,6 +25,23 @@ def torchvision_without_operators(module: ModuleType, execute: Execute) -> bool:
         execute()
         return False
     return True
+
+
+@after('mmcv', 'torch.onnx.symbolic_helper', versions='torch 2.13.0')
+def registry_of_symbolic_functions(module: ModuleType) -> bool:
+    """Forks of mmdet for OpenVINO ask the registry of torch.onnx 1.12 when their operators are called."""
+    if module.__name__ != 'mmcv':
+        vars(module).setdefault('_export_onnx_opset_version', 9)
+    elif importlib.util.find_spec('torch.onnx.symbolic_registry') is None:
+        functions: dict[tuple[str, str, int], Any] = {}
+        registry = ModuleType('torch.onnx.symbolic_registry')
+        registry.register_op = lambda name, function, domain, opset: functions.update(
+            {(name, domain, opset): function}
+        )
+        registry.is_registered_op = lambda *key: key in functions
+        registry.get_registered_op = lambda *key: functions[key]
+        sys.modules[registry.__name__] = registry
+    return False  # it adds names
 
 
 @patch('mmcv', 'mmcv.cnn.bricks.transformer', versions='mmcv-full 1.7.2')
@@ -85,11 +103,11 @@ def names_that_libraries_took_later(module: ModuleType) -> None:
 
 
 def _rank(registered: Any) -> int:
-    """0 for classes and functions of this package, 1 for those of OpenMMLab, 2 for those of users."""
+    """0 of this package, 1 of OpenMMLab, 2 of a repository's copy of that, 3 of other code."""
     package = registered.__module__.partition('.')[0]
     if package in ('mmcv', 'mmdet', 'mmdet3d', 'mmseg'):
-        return 1
-    return 0 if package == __name__.partition('.')[0] else 2
+        return 1 + is_users(getattr(sys.modules.get(registered.__module__), '__file__', None) or '')
+    return 0 if package == __name__.partition('.')[0] else 3
 
 
 @after('mmcv.utils.ext_loader', versions='mmcv-full 1.7.2')

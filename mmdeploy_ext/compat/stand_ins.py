@@ -47,8 +47,8 @@ failed: dict[str, str] = {}
 
 def forget() -> None:
     """Forget what this process has read so far, for tests."""
-    for known in (lacks, fallbacks, failed):
-        known.clear()
+    for entries in (lacks, fallbacks, failed):
+        entries.clear()
 
 
 class Partly(ModuleType):

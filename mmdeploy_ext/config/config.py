@@ -105,7 +105,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """
     _check_config_file(path)
     try:
-        use_libraries_of(path, lambda: {name for _, name in types_of(read_config(path).get('model'))})
+        use_libraries_of(path, lambda: _types_of_others(path))
         cfg = read_config(path)
         for note in _mistyped_keys(dict(cfg.items()), overrides or {}):
             print(printable(f'note: {note}'), file=sys.stderr)
@@ -114,8 +114,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         if is_config3(cfg):  # before its modules, which need mmdet 3
             raise ConfigError(_translate_first(path))
         import_older_models()
-        _import_plugins(cfg, path)
-        importlib.import_module(CATALOGUE).register_named(cfg)
+        importlib.import_module(CATALOGUE).register_after(lambda: _import_plugins(cfg, path), cfg)
     except UsageError:
         raise
     except SyntaxError as error:
@@ -330,21 +329,22 @@ def _closed_temporary_files() -> Iterator[None]:
         raise
 
 
+def _types_of_others(path: str) -> set[str]:
+    """Types of a config's model that this package does not offer."""
+    types = {name for _, name in types_of(read_config(path).get('model'))}
+    return types - importlib.import_module(CATALOGUE).MODULES.keys()
+
+
 def _import_plugins(cfg: Any, path: str) -> None:
     from mmcv import import_modules_from_strings
 
-    from mmdeploy_ext.compat.cuda_as_cpu import cuda_as_cpu
-
     if settings := cfg.get('custom_imports'):
         names = settings.get('imports') or ()
-        with (
-            named_imports(path, 'custom_imports', [names] if isinstance(names, str) else names),
-            cuda_as_cpu(),
-        ):
+        with named_imports(path, 'custom_imports', [names] if isinstance(names, str) else names):
             import_modules_from_strings(**settings)
     if cfg.get('plugin'):
         module = '.'.join(Path(cfg.get('plugin_dir') or Path(path).parent).parts)
-        with named_imports(path, 'plugin_dir', [module]), cuda_as_cpu():
+        with named_imports(path, 'plugin_dir', [module]):
             importlib.import_module(module)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import itertools
 import logging
 import sys
 import warnings
@@ -11,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.compat.stand_ins import failed
-from mmdeploy_ext.config.unregistered import unregistered
+from mmdeploy_ext.config.unregistered import registries, unregistered
 from mmdeploy_ext.config.user_modules import users_line
 from mmdeploy_ext.util.errors import AbsentPackageError, ConfigError
-from mmdeploy_ext.util.source_code import users_method
+from mmdeploy_ext.util.source_code import DISTRIBUTIONS, OURS, users_method
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,8 @@ def data_classes(kind: Any, registry: str) -> list[type]:
     from mmdet.datasets import builder
 
     builders = filter(None, (sys.modules.get('mmdet3d.datasets.builder'), builder))
-    classes = (vars(module)[registry].get(str(kind)) for module in builders)
+    registries = [vars(module)[registry] for module in builders if registry in vars(module)]
+    classes = (found.get(str(kind)) for found in registries)  # mmdet3d before 1.0 has those of mmdet
     return [registered for registered in classes if isinstance(registered, type)]
 
 
@@ -130,6 +133,28 @@ def built_unpretrained(build: Callable[[], torch.nn.Module], backbone: Any) -> t
         return build()
 
 
+def own_builder(kind: Any) -> Callable[..., torch.nn.Module] | None:
+    """Return `build_model` or `build_detector` of the repository that has a model's type, or None.
+
+    Some have a registry of their own, or keys that their `builder` takes from the config first.
+    """
+    from mmdet.models.builder import DETECTORS
+
+    found = itertools.chain([DETECTORS], registries())  # the search takes a tenth of a second
+    kinds = (registry.module_dict.get(str(kind)) for registry in found)
+    module = next((cls.__module__ for cls in kinds if isinstance(cls, type)), '')
+    while module.partition('.')[0] not in ('', OURS.name, *DISTRIBUTIONS):
+        module = module.rpartition('.')[0]
+        builder = vars(sys.modules.get(f'{module}.builder', object))
+        for name in ('build_model', 'build_detector'):
+            if function := builder.get(name):
+                takes = inspect.signature(function).parameters
+                return lambda cfg, **given: function(
+                    cfg, **{key: given[key] for key in given if key in takes}
+                )
+    return None
+
+
 def build_without_weights(
     cfg: Any, build: Callable[..., torch.nn.Module], backbone: str = ''
 ) -> torch.nn.Module:
@@ -143,7 +168,8 @@ def build_without_weights(
     try:
         with warnings.catch_warnings(), _without_progress(), cuda_as_cpu():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-            model = built_unpretrained(lambda: build(model_cfg, test_cfg=cfg.get('test_cfg')), part)
+            build = own_builder(model_cfg.get('type')) or build
+            model = built_unpretrained(lambda: build(model_cfg.copy(), test_cfg=cfg.get('test_cfg')), part)
             model.eval()  # returns None for ImVoteNet of mmdet3d 1.0.0rc6
             use_plain_attention(model)
         start_for(model)

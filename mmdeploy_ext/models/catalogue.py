@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from mmdeploy_ext import models
+from mmdeploy_ext.compat.cuda_as_cpu import cuda_as_cpu
 from mmdeploy_ext.config.config import types_of
 from mmdeploy_ext.config.unregistered import registries
 from mmdeploy_ext.util.source_code import nearest_base
@@ -154,6 +155,13 @@ def register_named(cfg: Any) -> None:
             pending.append(kind)
     types = sorted(named | {base for name, base in nearest_types.items() if name in named})
     register(types, types)
+
+
+def register_after(import_modules: Callable[[], None], cfg: Any) -> None:
+    """Import a config's own modules, where CUDA means the CPU without a GPU, and then `register_named`."""
+    with cuda_as_cpu():
+        import_modules()
+    register_named(cfg)
 
 
 def register_all(modules: dict[str, tuple[str, ...]]) -> None:

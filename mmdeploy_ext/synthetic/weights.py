@@ -84,7 +84,8 @@ def draw(model: nn.Module, seed: int) -> None:
 
     Weights get a variance of 1 / inputs, biases of layers a spread of `BIAS`, others 0, embeddings and other
     tables a variance of 1, or uniform numbers of 0 to 1 if the model's own initialisation puts them there:
-    places. Tables that are not trained stay as they were built; the rest, too, in 8 bits.
+    places. Buffers that the model's own initialisation writes keep its values. Tables that are not trained
+    stay as they were built; the rest, too, in 8 bits.
     """
     places = _tables_of_places(model)
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
@@ -111,17 +112,22 @@ def draw(model: nn.Module, seed: int) -> None:
 
 
 def _tables_of_places(model: nn.Module) -> set[str]:
-    """Return the names of parameters (rows, columns) that the model's own initialisation puts in 0 to 1."""
-    tensors = [*model.parameters(), *model.buffers()]
-    built = [tensor.clone() for tensor in tensors]
-    initialise(model)
+    """Return the names of parameters (rows, columns) that the model's own initialisation puts in 0 to 1.
+
+    Parameters are as before afterwards; buffers are initialised.
+    """
+    parameters = list(model.parameters())
+    built = [parameter.clone() for parameter in parameters]
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        initialise(model)
     ranges = {
         name: (float(table.min()), float(table.max()))
         for name, table in model.named_parameters()
         if table.dim() == 2 and table.numel()
     }
-    for tensor, value in zip(tensors, built, strict=True):
-        tensor.copy_(value)
+    for parameter, value in zip(parameters, built, strict=True):
+        parameter.copy_(value)
     return {name for name, (least, largest) in ranges.items() if 0 <= least < largest <= 1}
 
 

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,13 @@ CODES = dict(
         'for module in (solo_head, solov2_head):\n'
         '    print(*module.F.interpolate(torch.zeros(1, 0, 4, 4), size=(8, 6), mode="bilinear").shape)'
     ),
+    symbolic=(
+        'import mmcv, torch.onnx.symbolic_helper as helper\n'
+        'from torch.onnx.symbolic_registry import get_registered_op, is_registered_op, register_op\n'
+        'key = "nms", "custom", helper._export_onnx_opset_version\n'
+        'before = is_registered_op(*key); register_op(key[0], len, *key[1:])\n'
+        'print(before, is_registered_op(*key), get_registered_op(*key) is len)'
+    ),
 )
 """Name -> code that fails with the bare libraries."""
 RESULTS = dict(
@@ -49,6 +57,7 @@ RESULTS = dict(
     checkpoint='0.5 [0.0, 1.0, 2.0] a',
     mmdet3d='pip install --no-deps lyft_dataset_sdk',
     solo='1 0 8 6',
+    symbolic='False True True',
 )
 """What they give with the patches."""
 
@@ -117,16 +126,21 @@ def test_masked_conv_is_that_of_its_definition():
         np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
-def test_a_repositorys_class_replaces_one_of_its_name_of_a_library_or_of_this_package():
+def test_a_repositorys_class_replaces_one_of_its_name_of_a_library_or_of_this_package(monkeypatch, tmp_path):
     compat.apply()
     from mmcv.utils import Registry
     from mmdet.models.backbones import EfficientNet
 
     own, another = (type('EfficientNet', (), dict(__module__='projects.models')) for _ in range(2))
     ours = type('EfficientNet', (), dict(__module__='mmdeploy_ext.models.efficientnet'))
+    copied = type('EfficientNet', (), dict(__module__='mmdet.models.copied'))
+    (tmp_path / 'copied.py').touch()
+    module = types.ModuleType(copied.__module__)
+    module.__file__ = str(tmp_path / 'copied.py')
+    monkeypatch.setitem(sys.modules, copied.__module__, module)
     registry = Registry('backbones')
-    for kind in (ours, EfficientNet, own):  # a copy of mmdet may register it, too
+    for kind in (ours, EfficientNet, copied, own):
         registry.register_module(module=kind)
-    assert registry.get('EfficientNet') is own
+        assert registry.get('EfficientNet') is kind
     with pytest.raises(KeyError, match='EfficientNet'):
         registry.register_module(module=another)

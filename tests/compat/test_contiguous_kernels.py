@@ -49,3 +49,16 @@ def test_a_kernel_reads_tensors_of_any_layout(name):
         for laid_out in layouts:
             result = operator(*tensors[:index], laid_out, *tensors[index + 1 :])
             torch.testing.assert_close(result, expected)
+
+
+def test_attention_that_a_repository_calls_by_itself_runs_on_a_cpu():
+    values, shapes, starts = (
+        drawn(2, 9 * 11 + 20, 2, 4),
+        torch.tensor([[9, 11], [4, 5]]),
+        torch.tensor([0, 99]),
+    )
+    places, weights = drawn(2, 7, 2, 2, 3, 2), drawn(2, 7, 2, 2, 3)
+    extension = ops.multi_scale_deform_attn.ext_module
+    result = extension.ms_deform_attn_forward(values, shapes, starts, places, weights, im2col_step=64)
+    plain = ops.multi_scale_deform_attn.multi_scale_deformable_attn_pytorch
+    torch.testing.assert_close(result, plain(values, shapes, places, weights))

@@ -56,6 +56,34 @@ def test_an_operator_that_two_extensions_bind_has_no_form(tmp_path):
     assert len(sources) == 2 and not operator_forms.source_hash(sources, 'pool_forward')
 
 
+def test_of_several_extensions_it_is_the_one_that_a_setup_builds_by_that_name(tmp_path):
+    (tmp_path / 'ops/kernels').mkdir(parents=True)
+    for folder in ('ops', 'ops/used'):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / '__init__.py').touch()
+    for name in ('first', 'second'):
+        package(tmp_path / 'ops/kernels' / name, KERNEL.replace('x + START', f'x + START + {len(name)}'))
+        (tmp_path / 'ops/kernels' / name / 'src/pool.cu').rename(
+            tmp_path / 'ops/kernels' / name / f'{name}.cu'
+        )
+    (tmp_path / 'ops/kernels/setup.py').write_text(
+        "E('pool_of_one', ['./first/first.cu'])\n"
+        "E(name='x.pool_of_two', module='x', sources=['second/second.cu'])\n"
+    )
+    file = str(tmp_path / 'ops/used/user.py')
+    for name, place in dict(pool_of_one='first', pool_of_two='second').items():
+        assert operator_forms.sources_of(file, name) == [tmp_path / 'ops/kernels' / place / f'{place}.cu']
+        assert operator_forms.is_compiled(name, file)
+    assert operator_forms.sources_of(file, 'pool') == [] and not operator_forms.is_compiled('pool', file)
+
+
+def test_places_in_groups_count_the_entries_before():
+    groups = torch.tensor([3, 1, 3, 3, 0, 1])
+    places = torch.zeros_like(groups)
+    forms.places_in_groups(groups, places)
+    assert places.tolist() == [0, 0, 1, 2, 0, 1]
+
+
 def test_an_operator_of_another_source_is_named_with_it(tmp_path, monkeypatch):
     package(tmp_path / 'unknown_pools', KERNEL.replace('pool_forward', 'dynamic_voxelize'))
     (tmp_path / 'unknown_pools/pool.py').write_text('from .pool_ext import dynamic_voxelize\n')

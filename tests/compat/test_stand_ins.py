@@ -83,6 +83,7 @@ TRAPS = {
         'use = lambda: (HAS, DYN)',
         (False, False),
     ),
+    'a call of __import__': ('__import__("absent")', ImportError),
     'hasattr': (
         'import absent\nEXT = getattr(absent, "fast", None)\n'
         'def use(): return "fallback" if EXT is None else EXT(3)',
@@ -220,6 +221,7 @@ def test_a_module_that_imports_what_is_not_there(trap, write):
     if isinstance(expected, type) and 'use' not in code:
         with pytest.raises(expected):
             load()
+        assert not stand_ins.lacks or 'int(' in code
         return
     use = getattr(load(), 'use', lambda: None)
     if expected is AbsentPackageError:
@@ -297,3 +299,21 @@ def test_functions_and_libraries_get_the_truth(write):
     with pytest.raises(ModuleNotFoundError):
         exec(compile('import absent', importlib.__file__, 'exec'), dict(__name__='library'))
     exec(compile('import math', module.__file__, 'exec'), {})  # has no name, and no stand-ins
+
+
+def test_they_are_the_first_line_of_a_check_and_of_a_verdict(write, tmp_path, capsys, monkeypatch):
+    from rich.console import Console
+
+    from mmdeploy_ext.cli import export_app
+    from mmdeploy_ext.proving.views.table import print_verdict
+    from mmdeploy_ext.verdict.verdict import Verdict
+
+    package, _ = write('import wandb, av2')
+    config = f"custom_imports = dict(imports=['{package}.tried'])\nmodel = dict(type='NoSuchDetector')\n"
+    (tmp_path / 'config.py').write_text(config)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    assert export_app.main(['--check', str(tmp_path / 'config.py')]) == 2
+    first = 'stand-ins: wandb, av2 (not called)'
+    assert capsys.readouterr().out.splitlines()[0] == first
+    print_verdict(Verdict(dict(replaced=replaced.facts())), Console(width=150))
+    assert capsys.readouterr().out.splitlines()[0] == first

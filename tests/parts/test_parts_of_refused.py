@@ -55,3 +55,14 @@ def test_check_names_the_parts_that_export(tmp_path, capsys):
     captured = capsys.readouterr()
     assert 'parts: head (exports)' in captured.out
     assert captured.err.rstrip().endswith('CHECKPOINT --parts head')
+
+
+def test_a_test_path_that_raises_is_told_and_not_the_refusal_again(tmp_path, capsys, monkeypatch):
+    def simple_test(self, img, img_metas, rescale=False):
+        raise RuntimeError('not compiled')
+
+    monkeypatch.setattr(DetectorOfPoints, 'simple_test', simple_test)
+    (tmp_path / 'user.py').write_text(CONFIG)
+    assert export_app.main([str(tmp_path / 'user.py'), '--check']) == 2
+    _, _, reason = capsys.readouterr().err.partition('parts were not tried')
+    assert 'RuntimeError: not compiled' in reason and 'no family' not in reason

@@ -99,6 +99,17 @@ def test_a_model_that_takes_no_drawn_sizes_gets_the_weights_that_its_training_be
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
+def test_buffers_that_the_models_own_initialisation_writes_keep_its_values():
+    class Queries(nn.Linear):
+        def init_weights(self):
+            self.centres.fill_(0.5)
+
+    network = Queries(16, 16)
+    network.register_buffer('centres', torch.zeros(2))
+    calibrate(network, lambda: map(network, [torch.rand(64, 16)]))
+    assert (network.centres == 0.5).all()
+
+
 def test_layers_without_a_bias_are_scaled(config, tmp_path):
     scores, _, tensors = written(config, tmp_path / 'k.pth', **{'model.bias': False})
     assert 'cls.bias' not in tensors
