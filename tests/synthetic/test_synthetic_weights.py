@@ -137,7 +137,8 @@ def test_outputs_of_deep_networks_keep_their_spread():
 
 def test_deformable_convolutions_keep_rounding_small():
     layers = [ModulatedDeformConv2dPack(16, 16, 3, padding=1, bias=False) for _ in range(9)]
-    network = nn.Sequential(*(part for layer in layers for part in (layer, nn.BatchNorm2d(16), nn.ReLU()))).eval()
+    blocks = (nn.Sequential(layer, nn.BatchNorm2d(16), nn.ReLU()) for layer in layers)
+    network = nn.Sequential(*blocks).eval()
     given = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         calibrate(network, lambda: map(network, [given]))
