@@ -96,7 +96,7 @@ TRAPS = {
     ),
     'compared later': ('import absent\nuse = lambda: absent.MODE == 3', AbsentPackageError),
     'names of libraries': (
-        'from torch.onnx import symbolic_registry\nfrom mmcv.ops import nms, not_there\n'
+        'from torch.onnx import no_such_registry\nfrom mmcv.ops import nms, not_there\n'
         'from mmdet.core import no_such as ns\nuse = lambda: (callable(nms), raised(ns, 3))',
         (True, 'AbsentPackageError'),
     ),
@@ -132,7 +132,7 @@ TRAPS = {
         1,
     ),
     'a name in try': (
-        'try:\n    from torch.onnx import symbolic_registry as OLD\nexcept ImportError: OLD = False\n'
+        'try:\n    from torch.onnx import no_such_registry as OLD\nexcept ImportError: OLD = False\n'
         'use = lambda: OLD',
         False,
     ),
@@ -230,7 +230,7 @@ def test_a_module_that_imports_what_is_not_there(trap, write):
     else:
         inserted = re.sub(r'\{package\}', package, repr(expected))
         assert repr(use()) == inserted
-    assert not {'absent', 'absent_inner', 'torch.onnx.symbolic_registry'} & sys.modules.keys()
+    assert not {'absent', 'absent_inner', 'torch.onnx.no_such_registry'} & sys.modules.keys()
     assert importlib.util.find_spec('absent') is None
 
 
