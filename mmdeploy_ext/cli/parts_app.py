@@ -178,6 +178,8 @@ def run(args: argparse.Namespace) -> int:
     )
     for entry in folder.entries:
         print(f'{folder.file(entry)}: {tensors_text(entry["inputs"])} -> {tensors_text(entry["outputs"])}')
+        if entry['rig']:
+            print(f'{folder.file(entry)}: for one rig: {", ".join(entry["rig"])} is a constant')
     if not args.verify:
         words = f'{args.config} {args.checkpoint} {args.output_file}'
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  mm2onnx verify {words}')

@@ -377,10 +377,11 @@ def rotated_feature_align_forward(
 ) -> None:
     """Fill `output` (B, C, H, W): features, and samples at the centre and (5 points) corners of each box.
 
-    `best_bboxes` (B, H, W, 5) are read as y, x of the centre, two sizes, radians.
+    `best_bboxes` (B, H, W, 5), or as many in one list, are read as y, x of the centre, two sizes, radians.
     """
-    y, x, width, height = (best_bboxes[..., :4] * spatial_scale).flatten(1, 2).unbind(2)
-    cos, sin = best_bboxes[..., 4].flatten(1).cos(), best_bboxes[..., 4].flatten(1).sin()
+    boxes = best_bboxes.reshape(len(features), -1, 5)
+    y, x, width, height = (boxes[..., :4] * spatial_scale).unbind(2)
+    cos, sin = boxes[..., 4].cos(), boxes[..., 4].sin()
     along_x, along_y, across_x, across_y = (
         cos * width / 2,
         sin * width / 2,

@@ -27,6 +27,30 @@ def torchvision_without_operators(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
+@after('mmcv', 'torch.onnx.symbolic_helper', versions='torch 2.13.0')
+def registry_of_symbolic_functions(module: ModuleType) -> bool:
+    """Forks of mmdet for OpenVINO ask the registry of torch.onnx 1.12 when their operators are called."""
+    if module.__name__ != 'mmcv':
+        vars(module).setdefault('_export_onnx_opset_version', 9)
+    elif importlib.util.find_spec('torch.onnx.symbolic_registry') is None:
+        functions: dict[tuple[str, str, int], Any] = {}
+        registry = ModuleType('torch.onnx.symbolic_registry')
+        registry.register_op = lambda name, function, domain, opset: functions.update(
+            {(name, domain, opset): function}
+        )
+        registry.is_registered_op = lambda *key: key in functions
+        registry.get_registered_op = lambda *key: functions[key]
+        sys.modules[registry.__name__] = registry
+    return False  # it adds names
+
+
+@after('mmcv.ops.nms', versions='mmcv-full 1.7.2')
+def suppression_without_threshold_and_limit(module: ModuleType) -> bool:
+    """Forks of mmdet call the suppression of mmcv 1.2, which had no threshold and limit of its own."""
+    module.NMSop.forward.__defaults__ = (0.0, -1)
+    return False  # calls with all arguments are as before
+
+
 @patch('mmcv', 'mmcv.cnn.bricks.transformer', versions='mmcv-full 1.7.2')
 def mmcv_import_warnings(module: ModuleType, execute: Execute) -> bool:
     """At every import mmcv warns that version 2 comes in 2023, and that a class has moved inside it."""

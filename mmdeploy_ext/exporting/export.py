@@ -283,7 +283,8 @@ def export_module(
     named_axes = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
     model = run(stage, tuple(args), named_axes, opset, plain=plain)
     check_written(model, opset)
-    return name_ends(model, stage.outputs, dynamic)
+    unused = {*names} - {value.name for value in model.graph.input}
+    return name_ends(model, stage.outputs, {name: dynamic[name] for name in dynamic if name not in unused})
 
 
 def check_written(model: onnx.ModelProto, opset: int) -> None:

@@ -110,6 +110,25 @@ def _literal(values: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
+def constant_linspace() -> Iterator[None]:
+    """Make a traced `torch.linspace` of numbers a constant of its type; TorchScript writes float64."""
+    linspace = torch.linspace
+
+    def constant(start: Any, end: Any, steps: Any, *args: Any, **options: Any) -> torch.Tensor:
+        state = torch._C._get_tracing_state()
+        if state is None or any(isinstance(value, torch.Tensor) for value in (start, end, steps)):
+            return linspace(start, end, steps, *args, **options)
+        torch._C._set_tracing_state(None)
+        try:
+            return linspace(start, end, steps, *args, **options)
+        finally:
+            torch._C._set_tracing_state(state)
+
+    with mock.patch.object(torch, 'linspace', constant):
+        yield
+
+
+@contextlib.contextmanager
 def products_with_flags() -> Iterator[None]:
     """Multiply numbers by 1 or 0 in place of True or False, for which a trace has no operator (BEVFormer)."""
     multiply = torch.Tensor.__mul__

@@ -212,7 +212,7 @@ class _Judge:
         sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
         outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
         spec = dataclasses.replace(spec, outputs=outputs)
-        return compare_tensors(*sides, spec, lambda: case.rounding, self.bars)
+        return compare_tensors(*sides, spec, lambda _: case.rounding, self.bars)
 
     def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
         metadata, task = self.graphs[case.graph].metadata, self.manifest['task']

@@ -14,6 +14,7 @@ from mmdeploy_ext.proving.modules.calls import FileTensor
 from mmdeploy_ext.proving.modules.proof import ModuleProof
 from mmdeploy_ext.util.errors import UsageError
 from mmdeploy_ext.verdict.matching import tied_choices
+from mmdeploy_ext.verdict.slices import DRAWS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,8 @@ def _write_contents(proof: ModuleProof, pictures: Sequence[dict[str, str]], fold
             continue  # another engine may take others of equal values
         title = comparison.call.title.removesuffix(', teacher-forced')
         sides = comparison.feeds, {}, comparison.reference, []
-        case = KitCase(f'{index:03}', 'model', title, (), *sides, rounding=proof.rounding(comparison)())
+        rounding = proof.rounding(comparison)(DRAWS)
+        case = KitCase(f'{index:03}', 'model', title, (), *sides, rounding=rounding)
         cases.append(case.write(arrays, comparison.outputs))
     frames = []
     for index, case in enumerate(cases if proof.state else ()):

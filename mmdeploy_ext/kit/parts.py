@@ -13,6 +13,7 @@ from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.writer import write_kit
 from mmdeploy_ext.parts.export import record_parts
 from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.verdict.slices import DRAWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +41,9 @@ def write_parts_kit(
         out: the folder, see `write_kit`.
         pictures: `name` and `licence` of the source of the samples.
     """
-    parts, _ = record_parts(factory, [entry['part'] for entry in folder.entries], samples, folder.is_seeded)
+    parts, _ = record_parts(
+        factory, [entry['part'] for entry in folder.entries], samples, folder.is_seeded, folder.fixed
+    )
 
     make = functools.cache(factory.make)
 
@@ -95,7 +98,7 @@ def _cases(
         inputs = {name: inputs[name] for name in graph.spec.input_names}
         outputs = {names[path]: array for path, array in part.form.outputs_of(call).items()}
         name = f'{graph.name}_{index:03}'
-        rounding = {names[path]: array for path, array in part.rounding(make, call)().items()}
+        rounding = {names[path]: array for path, array in part.rounding(make, call)(DRAWS).items()}
         sides = inputs, {}, outputs, []
         cases.append(KitCase(name, graph.name, call.title, (), *sides, rounding=rounding))
     return cases

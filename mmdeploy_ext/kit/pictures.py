@@ -17,6 +17,7 @@ from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.pictures import read_picture_file
 from mmdeploy_ext.proving.references import InputReference, options_besides_form
 from mmdeploy_ext.util.cli import tracked
+from mmdeploy_ext.verdict.slices import DRAWS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -61,7 +62,7 @@ def _case(name: str, reference: InputReference, metadata: Metadata) -> KitCase:
         tensors = {name: array for name, array in tensors.items() if name in metadata.spec.output_names}
         if metadata.precision == 'fp32':
             run = functools.partial(code.tensors, reference.feeds, metadata.form, **options)
-            rounding = rounding_of(code.model, tensors, run)()
+            rounding = rounding_of(code.model, tensors, run)(DRAWS)
     proof_input = reference.input
     return KitCase(
         name,

@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdeploy_ext.exporting.export import default_opset, export_module, save
+from mmdeploy_ext.exporting.torch_patches import constant_linspace
 from mmdeploy_ext.graph.passes.precision import half
 from mmdeploy_ext.graph.passes.simplify import simplify
 from mmdeploy_ext.graph.run import Runner
@@ -28,7 +29,7 @@ from mmdeploy_ext.parts.results import compare_filled, kept_results
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.util.arrays import to_array
-from mmdeploy_ext.util.errors import ExportError, Mm2OnnxError, UsageError
+from mmdeploy_ext.util.errors import ExportError, Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.util.files import atomic_path, check_writable, sha256_file
 from mmdeploy_ext.util.source_code import versions
 
@@ -45,8 +46,21 @@ DEFAULTS = dict(opset=0, exporter='torchscript', precision='fp32', simplify=Fals
 
 Opset 0 is the lowest that the part needs, at least 17; `seeded` makes random numbers constants.
 """
-OTHER = 0.9
-"""Factor of the numbers of a part that is called once, for a second run."""
+OTHER = 0.05
+"""Share by which numbers are changed for a second run."""
+INSIDE = 'it is not written. Cut the parts inside of it'
+
+
+class RigError(ExportError):
+    """A graph that is right for the arrays of metas with which it was traced alone.
+
+    Attributes:
+        keys: of the metas.
+    """
+
+    def __init__(self, message: str, keys: Sequence[str]) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +88,20 @@ class RecordedPart:
 
         Raises:
             ExportError: the exporter failed, or the graph gives other outputs than PyTorch.
+            RigError: it does so with other arrays of metas alone.
         """
         form, call = self.form, self.calls[0]
         module = PartModule(model, form, call, self.paths).eval()
-        graph = export_module(
-            module,
-            list(form.inputs_of(call).values()),
-            exporter=options['exporter'],
-            opset=options['opset'],
-            input_names=[names.get(name, name) for name in form.inputs],
-            output_names=[names.get(name, name) for name in form.outputs],
-            dynamic={names.get(name, name): axes for name, axes in form.dynamic.items()},
-        )
+        with constant_linspace():
+            graph = export_module(
+                module,
+                list(form.inputs_of(call).values()),
+                exporter=options['exporter'],
+                opset=options['opset'],
+                input_names=[names.get(name, name) for name in form.inputs],
+                output_names=[names.get(name, name) for name in form.outputs],
+                dynamic={names.get(name, name): axes for name, axes in form.dynamic.items()},
+            )
         if make is not None:
             self._run_again(graph, names, make)
         if options['simplify']:
@@ -97,32 +113,60 @@ class RecordedPart:
     def _run_again(
         self, graph: onnx.ModelProto, names: Mapping[str, str], make: Callable[[], torch.nn.Module]
     ) -> None:
-        """Compare a graph with PyTorch on the last call; a single one gets other numbers."""
-        call, inputs = self.calls[-1], self.form.inputs_of(self.calls[-1])
-        if len(self.calls) == 1:
-            inputs = {
-                name: tensor * OTHER if tensor.is_floating_point() else tensor
-                for name, tensor in inputs.items()
-            }
+        """Compare a graph with PyTorch on the last call, then with other numbers in the arrays of metas.
+
+        A single call gets other numbers, too.
+        """
         try:
             runner = Runner(graph, optimization='all')
         except Mm2OnnxError:  # an operator that this engine lacks
             return
+        call, inputs = self.calls[-1], self.form.inputs_of(self.calls[-1])
+        if len(self.calls) == 1:
+            inputs = {name: _other(tensor) for name, tensor in inputs.items()}
+        title = f'on the arguments of {call.title}'
+        self._compare(runner, call, inputs, names, make, title)
+        failures = {}
+        for key in self.form.keys:
+            changed = {**inputs, key: _other(inputs[key])}
+            try:
+                self._compare(runner, call, changed, names, make, f'{title} with other numbers in {key}')
+            except ExportError as error:
+                failures[key] = str(error)
+        if failures:
+            raise RigError(next(iter(failures.values())), list(failures))
+
+    def of_one_rig(self, model: torch.nn.Module, keys: Sequence[str]) -> RecordedPart:
+        """Return the part with the arrays of some keys as constants; ConfigError: they change."""
+        form = self.form
+        fixed = (*form.fixed, *keys)
+        form = checked_form(model, form.part, self.calls, self.paths, form.seeded, fixed)
+        return dataclasses.replace(self, form=form)
+
+    def _compare(
+        self,
+        runner: Runner,
+        call: PartCall,
+        inputs: Mapping[str, torch.Tensor],
+        names: Mapping[str, str],
+        make: Callable[[], torch.nn.Module],
+        title: str,
+    ) -> None:
         try:
             reference = run_part(make(), self.form, call, inputs, self.paths)
         except Exception:  # PyTorch itself takes no such numbers
             return
         taken = {value.name for value in runner.index.graph.input}
         feeds = {names.get(name, name): to_array(tensor) for name, tensor in inputs.items()}
-        results = runner.run({name: array for name, array in feeds.items() if name in taken})
+        try:
+            results = runner.run({name: array for name, array in feeds.items() if name in taken})
+        except Mm2OnnxError as error:
+            raise ExportError(f'the graph does not run {title}: {one_line(error)[:300]}; {INSIDE}') from error
         outputs = {name: results[names.get(name, name)] for name in reference}
         rows = compare_filled(reference, outputs, rounding=self.rounding(make, call, inputs))
         wrong = [f'{row.tensor}: {row.reason}' for row in rows if not row.passed]
         if wrong:
-            raise ExportError(
-                f'the graph gives other results than PyTorch on the arguments of {call.title}: {wrong[0]}; '
-                f'nothing was written. Cut the parts inside of it'
-            )
+            raise ExportError(f'the graph gives other results than PyTorch {title}: {wrong[0]}; {INSIDE}')
 
     def rounding(
         self,
@@ -138,21 +182,33 @@ class RecordedPart:
             return None
         given = self.form.inputs_of(call) if inputs is None else inputs
 
-        def compute() -> Mapping[str, np.ndarray]:
+        def compute(draws: int) -> Mapping[str, np.ndarray]:
             model = make()
             run = functools.partial(run_part, model, self.form, call, given, self.paths)
             outputs = self.form.outputs_of(call) if inputs is None else run()
-            return rounding_of(model, outputs, run)()
+            return rounding_of(model, outputs, run)(draws)
 
         return compute
 
 
+def _other(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with other numbers; a common factor would leave projections as they are."""
+    if not tensor.is_floating_point():
+        return tensor
+    turns = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
+    return tensor * (1 + OTHER * torch.sin(1.7 * turns))
+
+
 def record_parts(
-    factory: ModelFactory, texts: Sequence[str], samples: Sequence[Any], is_seeded: bool = False
+    factory: ModelFactory,
+    texts: Sequence[str],
+    samples: Sequence[Any],
+    is_seeded: bool = False,
+    fixed: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[RecordedPart], Recording]:
     """Record the parts on samples and check that each is one graph; ConfigError, UsageError: it is not.
 
-    `is_seeded`: random numbers are those of one seed.
+    `is_seeded`: random numbers are those of one seed; `fixed`: see `CutFolder`.
     """
     model = factory.make()
     parts = parse_parts(list(texts), model)
@@ -161,7 +217,8 @@ def record_parts(
     recorded = []
     for part, calls in recording.calls.items():
         paths = modules_among(calls[0], model)
-        recorded.append(RecordedPart(checked_form(fresh, part, calls, paths, is_seeded), calls, paths))
+        form = checked_form(fresh, part, calls, paths, is_seeded, (fixed or {}).get(part.text, ()))
+        recorded.append(RecordedPart(form, calls, paths))
     return recorded, recording
 
 
@@ -195,12 +252,12 @@ def export_folder(
         chosen['opset'] = default_opset(model, chosen['exporter'])
     facts = dict(factory.facts(), versions=versions(), samples=len(samples))
     graphs, entries = [], []
-    for part in recorded:
-        own_names = names_for(part.form, names or {})
+    for index, part in enumerate(recorded):
         try:
-            graph = part.export(model, chosen, own_names, factory.make)
+            part, graph = exported_part(part, model, chosen, names or {}, factory.make)
         except ExportError as error:
             raise ExportError(f'--parts {part.form.part.text}: {with_place(error, part, model)}') from error
+        recorded[index], own_names = part, names_for(part.form, names or {})
         entry = part_json(part.form, part.calls[0], own_names)
         described = {key: entry[key] for key in ('part', 'constants')} | dict(versions=facts['versions'])
         props = {f'{PREFIX}{key}': json.dumps(value) for key, value in described.items()}
@@ -218,6 +275,21 @@ def export_folder(
         np.savez(stream, **kept_results(samples, recording.results))
     folder.write()
     return folder, recorded, recording
+
+
+def exported_part(
+    part: RecordedPart,
+    model: torch.nn.Module,
+    options: Mapping[str, Any],
+    names: Mapping[str, str],
+    make: Callable[[], torch.nn.Module],
+) -> tuple[RecordedPart, onnx.ModelProto]:
+    """Return a part and its graph, of one rig if it is right for no other; arguments as of `export`."""
+    try:
+        return part, part.export(model, options, names_for(part.form, names), make)
+    except RigError as error:
+        part = part.of_one_rig(make(), error.keys)
+        return part, part.export(model, options, names_for(part.form, names), make)
 
 
 def names_for(form: PartForm, names: Mapping[str, str]) -> dict[str, str]:

@@ -69,6 +69,9 @@ def part_json(form: PartForm, call: PartCall, names: dict[str, str]) -> dict[str
         keys=form.keys,
         results=[result_json(form.part, step.result) for step in call.steps],
         constants=constants,
+        rig={
+            key: step.stacks[key].tolist() for key in form.fixed for step in call.steps if key in step.stacks
+        },
     )
 
 
@@ -96,6 +99,11 @@ class CutFolder:
     def is_seeded(self) -> bool:
         """Whether random numbers are constants; files of older versions have none."""
         return bool(self.options.get('seeded'))
+
+    @property
+    def fixed(self) -> dict[str, tuple[str, ...]]:
+        """Part -> keys of metas whose arrays are constants; files of older versions have none."""
+        return {entry['part']: tuple(entry.get('rig', ())) for entry in self.entries}
 
     def file(self, entry: dict[str, Any]) -> Path:
         return self.path / entry['file']

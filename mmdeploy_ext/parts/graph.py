@@ -49,6 +49,7 @@ class PartForm:
         links: per step, where its tensors come from; of the first step nothing.
         dynamic: tensor name -> axis -> name of its size, for axes that differ between calls.
         seeded: random numbers are those of one seed.
+        fixed: keys of metas whose arrays are constants, since the graph is for one rig.
     """
 
     part: Part
@@ -58,6 +59,7 @@ class PartForm:
     links: tuple[tuple[Link, ...], ...]
     dynamic: dict[str, dict[int, str]]
     seeded: bool = False
+    fixed: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -131,6 +133,8 @@ def _keys(form: PartForm, call: PartCall, model: torch.nn.Module) -> dict[str, i
             candidates.setdefault(source.key, index)
     keys = {}
     for key, index in candidates.items():
+        if key in form.fixed:
+            continue
         trial = dataclasses.replace(form, keys={key: index})
         modules = [PartModule(model, trial, call, modules_among(call, model), seed) for seed in (1, 2)]
         inputs = list(trial.inputs_of(call).values())
@@ -201,7 +205,7 @@ def _check_arrays(form: PartForm, calls: Sequence[PartCall], index: int) -> None
         for entered in call.steps[index].entered:
             place = entered.place, counts[entered.place]
             counts[entered.place] += 1
-            if any(source.key in form.keys for source in entered.sources):
+            if any(source.key in form.keys or source.key in form.fixed for source in entered.sources):
                 continue
             if not np.array_equal(before.setdefault(place, entered.array), entered.array):
                 raise ConfigError(

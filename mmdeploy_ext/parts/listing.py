@@ -9,14 +9,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.exporting.export import default_opset
-from mmdeploy_ext.parts.export import DEFAULTS, RecordedPart, names_for, with_place
+from mmdeploy_ext.parts.export import DEFAULTS, RecordedPart, exported_part, with_place
 from mmdeploy_ext.parts.folder import result_json
 from mmdeploy_ext.parts.graph import modules_among
 from mmdeploy_ext.parts.part import FORWARD, Part, Step, intercepted
 from mmdeploy_ext.parts.record import PartCall, record, same_values
 from mmdeploy_ext.parts.refusals import checked_form
 from mmdeploy_ext.parts.samples import run_test_path
-from mmdeploy_ext.util.errors import Mm2OnnxError, one_line
+from mmdeploy_ext.util.errors import ExportError, Mm2OnnxError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
@@ -170,8 +170,8 @@ def reason_against(
         paths = modules_among(calls[0], model)
         recorded = RecordedPart(checked_form(fresh, part, calls, paths, options['seeded']), calls, paths)
         try:
-            recorded.export(prepared, options, names_for(recorded.form, {}), make)
-        except Mm2OnnxError as error:
+            exported_part(recorded, prepared, options, {}, make)
+        except ExportError as error:
             return one_line(with_place(error, recorded, prepared))
     except Mm2OnnxError as error:
         return one_line(error).removeprefix(f'--parts {part.text}: ')

@@ -58,7 +58,7 @@ def prove_folder(
         recorded: result of `record_parts` on these samples, if it was just run.
     """
     texts = [entry['part'] for entry in folder.entries]
-    parts, recording = recorded or record_parts(factory, texts, samples, folder.is_seeded)
+    parts, recording = recorded or record_parts(factory, texts, samples, folder.is_seeded, folder.fixed)
     verdict = Verdict(_subject(factory, folder, samples))
     bars = bars_of(folder.options['precision'])
     sessions = open_sessions(folder, round_fp16=not bars.is_float32)
@@ -74,6 +74,11 @@ def prove_folder(
     _compare_model(verdict, factory, samples, recording, sessions, bars, lit_results, is_whole)
     if not bars.is_float32:
         verdict.notes += [bars_text(bars), ROUNDED]
+    verdict.notes += [
+        f'{part}: for one rig: {", ".join(keys)} of the samples is a constant of the graph'
+        for part, keys in folder.fixed.items()
+        if keys
+    ]
     verdict.notes.append(f'the rest runs in PyTorch: {rest_text(factory, folder)}')
     verdict.subject['replaced'] = replaced.facts()
     return verdict

@@ -51,12 +51,13 @@ def checked_form(
     calls: Sequence[PartCall],
     paths: Mapping[str, str],
     is_seeded: bool = False,
+    fixed: Sequence[str] = (),
 ) -> PartForm:
-    """Return the form of a part that is one graph; `model` is in its fresh state.
+    """Return the form of a part that is one graph; `model` is in its fresh state, `fixed` as in `PartForm`.
 
     ConfigError: see `form_of`, `with_keys`, `check_repeated`, `check_constants`.
     """
-    form = dataclasses.replace(form_of(part, calls), seeded=is_seeded)
+    form = dataclasses.replace(form_of(part, calls), seeded=is_seeded, fixed=tuple(fixed))
     check_repeated(model, form, calls, paths)
     form = with_keys(form, calls, model)
     check_constants(model, form, calls, paths)

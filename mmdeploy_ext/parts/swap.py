@@ -6,6 +6,7 @@ import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mmdeploy_ext.graph.io.files import load
@@ -71,6 +72,15 @@ def _check_shape(part: Part, entry: dict[str, Any], tensor: torch.Tensor) -> Non
         )
 
 
+def _check_rig(part: Part, rig: Mapping[str, Any], stacks: Mapping[str, np.ndarray]) -> None:
+    for key, values in rig.items():
+        if key in stacks and not np.array_equal(stacks[key], values):
+            raise ConfigError(
+                f'{part.text}: its graph is for the rig of its export, whose {key} is another one; export it '
+                f'with samples of this rig'
+            )
+
+
 class _Swapped:
     """Handlers of the steps of one part: the first runs the session, the last gives its results."""
 
@@ -87,6 +97,7 @@ class _Swapped:
             arguments = arguments_of(original, args, kwargs)
             tensors = dict(Tree.of(arguments).tensors)
             stacks = stacks_of(arguments)
+            _check_rig(self.session.part, entry.get('rig', {}), stacks)
             keys = [tensor['path'] for tensor in entry['inputs'] if tensor['metas']]
             tensors |= {key: array_input(stacks[key]) for key in keys if key in stacks}
             self.pending = self.session.run(tensors)

@@ -1,8 +1,14 @@
-"""PyTorch's results in float64: two right computations in float32 may be as far apart as it is from them."""
+"""PyTorch's results in float64, and draws of float32: how far apart two right computations may be.
+
+PyTorch's own distance from float64 is one draw: small by chance in a slice of few values, and without what an
+engine rounds in another way. Draws are computed in float64 with roundings put in by chance, so that they do
+not depend on the CPU. Source: D. Stott Parker, Monte Carlo Arithmetic, 1997.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +30,30 @@ WIDER = {
 WRITING = ('__setitem__', '__iadd__', '__isub__', '__imul__', '__itruediv__')
 """Functions that write into their first argument, besides those with a last underscore."""
 
+WEIGHTED = (
+    *('linear', 'bilinear', 'conv1d', 'conv2d', 'conv3d'),
+    *('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'),
+)
+"""Functions that add as many terms as an entry of their second tensor has values."""
+ALONG_ROWS = (
+    *('matmul', 'mm', 'bmm', '__matmul__', '__rmatmul__', 'multi_head_attention_forward'),
+    *('scaled_dot_product_attention', 'sum', 'mean', 'var', 'std', 'norm', 'cumsum', 'layer_norm'),
+)
+"""Functions that add as many terms as a row of their first tensor has values, about."""
+OF_FEW = (
+    *('addmm', 'baddbmm', 'einsum', 'group_norm', 'batch_norm', 'instance_norm'),
+    *('interpolate', 'grid_sample'),
+)
+"""Functions that add few terms, or of an unknown number."""
+TIMES_SIGMOID = ('silu', 'gelu')
+BESIDE_ONE = ('sigmoid', *TIMES_SIGMOID)
+"""Functions that engines compute as a half and a rest: small values have the rounding of 1.
+
+ONNX Runtime's Sigmoid is off by up to 1.7e-7, at any value.
+"""
+UNIT = 2.0**-23
+"""Of float32, relative."""
+
 
 class _Wider(TorchFunctionMode):
     """Gives float64 in place of float32 to every operation, but for a tensor that it writes into."""
@@ -38,6 +68,68 @@ class _Wider(TorchFunctionMode):
         return WIDER.get(func, func)(*written, *args, **kwargs)
 
 
+class _Rounded(_Wider):
+    """Rounds what operations give as another right computation in float32 might."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, '__name__', '')
+        kwargs = kwargs or {}
+        if name in (*WEIGHTED, *ALONG_ROWS, *OF_FEW):
+            args, kwargs = self._in_another_order(name, *pytree.tree_map(_wider, (args, kwargs)))
+        results = super().__torch_function__(func, types, args, kwargs)
+        given = {_place(value) for value in pytree.tree_leaves((args, kwargs)) if _is_float64(value)}
+        unit = UNIT * (args[0].abs() if name in TIMES_SIGMOID else 1.0) if name in BESIDE_ONE else 0.0
+
+        def rounded(value: Any) -> Any:
+            # views and tensors that were written into stay the caller's
+            if not _is_float64(value) or _place(value) in given:
+                return value
+            if name in BESIDE_ONE:
+                value = value + unit * self._noise(value)
+                value = value if name in TIMES_SIGMOID else value.clamp(min=0)
+            # a quarter of a unit: what is exact in float32 stays
+            return (value * (1 + UNIT / 4 * self._noise(value))).float().double()
+
+        return pytree.tree_map(rounded, results)
+
+    def _in_another_order(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Disturb the first factor as much as n terms, one added after another, are rounded.
+
+        Their partial sums are rounded n times; they have half the variance of the sum.
+        """
+        leaves, tree = pytree.tree_flatten((args, kwargs))
+        places = [index for index, leaf in enumerate(leaves) if _is_float64(leaf)]
+        factors = [leaves[place] for place in places]
+        if any(not torch.equal(factor, factor.round()) for factor in factors):  # else the sum is exact
+            terms = 2
+            if name in WEIGHTED:
+                terms = factors[1][0].numel()
+            elif name in ALONG_ROWS:
+                terms = factors[0].shape[-1] if factors[0].ndim else 1
+            size = UNIT / 2 * max(terms / 2, 1) ** 0.5
+            leaves[places[0]] = factors[0] * (1 + size * self._noise(factors[0]))
+        return pytree.tree_unflatten(leaves, tree)
+
+    def _noise(self, value: torch.Tensor) -> torch.Tensor:
+        """From -1 to 1."""
+        noise = torch.rand(value.shape, dtype=torch.float32, generator=self.generator)
+        return (2 * noise - 1).to(value.device)
+
+
+def _is_float64(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float64
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 def _wider(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(WIDER[value.dtype]) if value.dtype in WIDER else value
@@ -45,10 +137,10 @@ def _wider(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def in_float64(module: Any) -> Iterator[None]:
+def in_float64(module: Any, seed: int | None = None) -> Iterator[None]:
     """Run PyTorch in float64, with the weights of a module and all that is float32; restore them.
 
-    Operators of other libraries get float64 weights and may raise.
+    `seed`: of a draw's roundings; None: none. Operators of other libraries get float64 weights and may raise.
     """
     modules = list(module.modules()) if isinstance(module, torch.nn.Module) else []
     parameters = {id(p): (p, p.data) for part in modules for p in part.parameters(recurse=False)}
@@ -60,7 +152,7 @@ def in_float64(module: Any) -> Iterator[None]:
         for part, named in buffers:
             part._buffers.update({name: _copied(buffer) for name, buffer in named.items()})
         torch.set_default_dtype(torch.float64)
-        with torch.no_grad(), _Wider():
+        with torch.no_grad(), _Wider() if seed is None else _Rounded(seed):
             yield
     finally:
         torch.set_default_dtype(default)
@@ -77,22 +169,30 @@ def _copied(buffer: torch.Tensor | None) -> torch.Tensor | None:
 def rounding_of(
     module: Any, reference: Mapping[str, np.ndarray], run: Callable[[], Mapping[str, np.ndarray]]
 ) -> Rounding:
-    """Return the function that runs a module in float64 and compares `reference` with the results.
+    """Return the function that runs a module in float64 and gives the distances of float32 from it.
 
-    A tensor of another shape there has the distance 0; where the run fails, nothing is known.
+    The largest of `reference` and of a number of draws, value by value. A tensor of another shape there has
+    the distance 0; where the run fails, nothing is known.
     """
 
-    def compute() -> dict[str, np.ndarray]:
+    @functools.cache
+    def results_of(seed: int | None) -> Mapping[str, np.ndarray]:
         try:
-            with in_float64(module):
-                results = run()
+            with in_float64(module, seed):
+                return run()
         except Exception:  # an operator of float32 alone, or code that asks for it
             return {}
-        return {
-            name: distance_of(array, results[name]) for name, array in reference.items() if name in results
-        }
 
-    return compute
+    def distances(draws: int) -> dict[str, np.ndarray]:
+        exact = results_of(None)
+        found = {name: distance_of(reference[name], exact[name]) for name in reference if name in exact}
+        for drawn in map(results_of, range(draws) if exact else ()):
+            for name in found.keys() & drawn.keys():
+                if found[name].shape == exact[name].shape == drawn[name].shape:
+                    found[name] = np.maximum(found[name], distance_of(drawn[name], exact[name]))
+        return found
+
+    return distances
 
 
 def distance_of(array: np.ndarray, exact: np.ndarray) -> np.ndarray:

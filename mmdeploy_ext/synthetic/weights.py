@@ -60,8 +60,10 @@ DISTANCE = 2.0
 """Mean of last outputs whose negative values are cut off, in spreads."""
 LEAST_STREAM, NARROW_SPREAD, NARROW_BIAS = 16, 1 / 8, 1 / 2
 """Least channels of a stream of features; spread, and factor of the biases, of narrower layers: boxes, or
-steps of boxes.
+steps of boxes; and of those of `OFFSET`.
 """
+OFFSET = 'offset'
+"""Part of the names of layers that make steps to places, at which deformable operators read."""
 BRANCH_GAIN = 0.25
 """Spread of what a residual branch adds to its input: branches as large amplify rounding from block to block.
 """
@@ -82,7 +84,8 @@ def draw(model: nn.Module, seed: int) -> None:
 
     Weights get a variance of 1 / inputs, biases of layers a spread of `BIAS`, others 0, embeddings and other
     tables a variance of 1, or uniform numbers of 0 to 1 if the model's own initialisation puts them there:
-    places. Tables that are not trained stay as they were built; the rest, too, in 8 bits.
+    places. Buffers that the model's own initialisation writes keep its values. Tables that are not trained
+    stay as they were built; the rest, too, in 8 bits.
     """
     places = _tables_of_places(model)
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
@@ -109,17 +112,22 @@ def draw(model: nn.Module, seed: int) -> None:
 
 
 def _tables_of_places(model: nn.Module) -> set[str]:
-    """Return the names of parameters (rows, columns) that the model's own initialisation puts in 0 to 1."""
-    tensors = [*model.parameters(), *model.buffers()]
-    built = [tensor.clone() for tensor in tensors]
-    initialise(model)
+    """Return the names of parameters (rows, columns) that the model's own initialisation puts in 0 to 1.
+
+    Parameters are as before afterwards; buffers are initialised.
+    """
+    parameters = list(model.parameters())
+    built = [parameter.clone() for parameter in parameters]
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        initialise(model)
     ranges = {
         name: (float(table.min()), float(table.max()))
         for name, table in model.named_parameters()
         if table.dim() == 2 and table.numel()
     }
-    for tensor, value in zip(tensors, built, strict=True):
-        tensor.copy_(value)
+    for parameter, value in zip(parameters, built, strict=True):
+        parameter.copy_(value)
     return {name for name, (least, largest) in ranges.items() if 0 <= least < largest <= 1}
 
 
@@ -135,9 +143,11 @@ class Layer:
         steps: operators that its outputs went through.
         partners: layers whose probabilities were multiplied with its own.
         before: layers that its inputs were computed by.
+        spread: of its outputs.
     """
 
     module: nn.Module
+    spread: float = 1.0
     outputs: list[torch.Tensor] = dataclasses.field(default_factory=list)
     is_inner: bool = False
     is_ranked: bool = False
@@ -211,7 +221,7 @@ class _Flow(TorchDispatchMode):
             if module in self.calmed or len(made) != 1 or not given or branch.shape != stream.shape:
                 continue
             (layer,) = made
-            if given <= layer.before and _spread_of(layer.module) == 1:
+            if given <= layer.before and layer.spread == 1:
                 self.calmed.add(module)
                 if module is not layer.module:
                     self.calm.add(module)
@@ -286,6 +296,7 @@ class _Hooks:
     Attributes:
         layers: module -> layer, as they are called first.
         done: parameters and normalisations that are set; modules may share them.
+        narrow: layers that make places and sizes.
         offsets: bias -> as it was drawn.
         calm: normalisations that are last in a residual branch, and scaled.
     """
@@ -297,11 +308,14 @@ class _Hooks:
     @contextlib.contextmanager
     def on(self, model: nn.Module) -> Iterator[Collection[Layer]]:
         self.layers: dict[nn.Module, Layer] = {}
+        self.narrow: set[nn.Module] = set()
         self.done: set[Any] = set()
         self.flow = _Flow(self.calm)
         with contextlib.ExitStack() as stack:
-            for module in model.modules():
+            for name, module in model.named_modules():
                 weight = module._parameters.get('weight')
+                if weight is not None and (len(weight) < LEAST_STREAM or OFFSET in name.rpartition('.')[2]):
+                    self.narrow.add(module)
                 if getattr(module, 'running_mean', None) is not None:
                     stack.callback(module.register_forward_pre_hook(self.before_norm).remove)
                     if weight is not None:
@@ -330,7 +344,7 @@ class _Hooks:
         if id(module.weight) not in self.done:
             self.done.add(id(module.weight))
             values = self._standardise(module, values)
-        layer = self.layers.setdefault(module, Layer(module))
+        layer = self.layers.setdefault(module, Layer(module, self.spread_of(module)))
         layer.before |= before.union(*(one.before for one in before))
         if not layer.is_inner:
             layer.outputs.append(_rows(module, values).clone())  # which code may change in place
@@ -341,21 +355,20 @@ class _Hooks:
     def _standardise(self, module: nn.Module, values: torch.Tensor) -> torch.Tensor:
         """Scale the weights, set the bias if there is one, and return the new outputs."""
         mean, gain = _moments(_rows(module, values))
-        gain *= _spread_of(module)
+        gain *= self.spread_of(module)
         bias = module._parameters.get('bias')
         module.weight.mul_(gain)
         if bias is None or bias.shape != mean.shape:
             return values * gain
         drawn = self.offsets.setdefault(bias, bias.clone())
-        shift = drawn * (1.0 if _spread_of(module) == 1 else NARROW_BIAS) - (mean * gain).to(values)
+        shift = drawn * (NARROW_BIAS if module in self.narrow else 1.0) - (mean * gain).to(values)
         bias.copy_(bias * gain + shift)
         axes = [1] * values.dim()
         axes[_channel_axis(module, values)] = -1
         return values * gain + shift.view(axes)
 
-
-def _spread_of(module: nn.Module) -> float:
-    return 1.0 if len(module.weight) >= LEAST_STREAM else NARROW_SPREAD
+    def spread_of(self, module: nn.Module) -> float:
+        return NARROW_SPREAD if module in self.narrow else 1.0
 
 
 def _values_of(value: Any) -> torch.Tensor | None:
@@ -397,7 +410,7 @@ def _set_statistics(norm: nn.Module, values: torch.Tensor) -> None:
 
 def _set_last(layer: Layer, larger: Collection[Layer]) -> None:
     """Set mean and spread of a last layer; `larger`: scores that it is a factor of."""
-    gain, shift, spread = 1.0, 0.0, _spread_of(layer.module)
+    gain, shift, spread = 1.0, 0.0, layer.spread
     if layer.is_ranked:
         if larger or 'exp' in layer.steps:  # a quality, or scores and boxes of one layer
             return

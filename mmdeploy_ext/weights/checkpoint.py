@@ -315,7 +315,8 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         if key.startswith(ignored) and built[key].is_floating_point():
             built[key].fill_(float('nan'))
     needed = [key for key in result.missing_keys if not key.endswith('num_batches_tracked')]
-    both = weights.keys() & built.keys()  # `misfits` compares their shapes
+    # `misfits` compares the shapes of these; others are missing if a module took their name for an older one
+    both = (weights.keys() & built.keys()) - fitting.keys()
     missing, unexpected = (
         [key for key in keys if not key.startswith(ignored) and key not in both]
         for keys in (needed, result.unexpected_keys)

@@ -103,8 +103,9 @@ def soft(method, count=60, offset=0):
     return mmcv.ops.soft_nms(places, scores, 0.3, 0.5, 0.05, method, offset)
 
 
-def aligned_features(count):
+def aligned_features(count, in_a_list=False):
     best = torch.cat([random(2, 5 * 6, 2, seed=1) * 60, random(2, 5 * 6, 3, seed=2) * 20], 2).view(2, 5, 6, 5)
+    best = best.view(-1, 5) if in_a_list else best
     return mmcv.ops.rotated_feature_align(random(2, 3, 5, 6), best, 0.125, count)
 
 
@@ -184,7 +185,11 @@ CASES = {
     ]
     + [larger_offsets],
     'active_rotated_filter_forward': [turned_kernels],
-    'rotated_feature_align_forward': [lambda: aligned_features(1), lambda: aligned_features(5)],
+    'rotated_feature_align_forward': [
+        lambda: aligned_features(1),
+        lambda: aligned_features(5),
+        lambda: aligned_features(5, True),
+    ],
     'psamask_forward': [
         lambda kind=kind: mmcv.ops.PSAMask(kind, (3, 5))(random(2, 15, 4, 6))
         for kind in ('collect', 'distribute')

@@ -12,6 +12,7 @@ from mmdeploy_ext.contract.options import EXPORTER, OPSET, SIMPLIFY, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import default_group_norm, default_opset, export_module, export_stages
+from mmdeploy_ext.exporting.torch_patches import constant_linspace
 from mmdeploy_ext.graph.passes.rename import name_ends
 from mmdeploy_ext.util.errors import ExportError
 
@@ -39,6 +40,17 @@ def export(exporter, **options):
     return export_module(Ends(), (torch.rand(3, 4),), exporter=exporter, opset=18, **options)
 
 
+class OneOfTwo(torch.nn.Module):
+    def forward(self, x, unused):
+        return x * 2
+
+
+def test_axes_of_an_input_that_the_graph_lacks_are_left_out():
+    given, axes = (torch.rand(3, 4), torch.rand(3)), {'x': {0: 'N'}, 'y': {0: 'N'}}
+    model = export_module(OneOfTwo(), given, input_names=('x', 'y'), opset=18, dynamic=axes)
+    assert sizes(model.graph.input) == {'x': ['N', 4]}
+
+
 @pytest.mark.parametrize('exporter', EXPORTERS)
 def test_names_of_ends_and_axes_are_the_same_with_both_exporters(exporter):
     names = ['a', 'b', 'output_2', 'output_3']
@@ -57,6 +69,21 @@ def test_names_of_ends_and_axes_are_the_same_with_both_exporters(exporter):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     found = dict(zip(names, session.run(names, dict(input_0=x)), strict=True))
     assert [array.shape for array in found.values()] == [(5, 4), (10, 4), (5, 4), (5, 4)]
+
+
+class Places(torch.nn.Module):
+    """The places of a grid whose size is a number, as BEVFormer's."""
+
+    def forward(self, x):
+        return x + torch.linspace(0.5, 3.5, 4, dtype=x.dtype)
+
+
+def test_places_of_a_grid_are_a_constant_of_a_trace():
+    x = torch.rand(3, 4)
+    with constant_linspace():
+        traced = torch.jit.trace(Places(), x)
+    assert 'aten::linspace' not in {node.kind() for node in traced.graph.nodes()}
+    assert torch.equal(traced(x + 1), Places()(x + 1))
 
 
 class TimesFlags(torch.nn.Module):

@@ -179,7 +179,7 @@ def test_tensors_are_compared_as_in_python(page):
     candidates = {name: {**TENSORS, **change} for name, change in CHANGES.items()}
     expected = {
         name: [
-            [row.tensor, row.passed] for row in compare_tensors(TENSORS, candidate, SPEC, lambda: ROUNDING)
+            [row.tensor, row.passed] for row in compare_tensors(TENSORS, candidate, SPEC, lambda _: ROUNDING)
         ]
         for name, candidate in candidates.items()
     }

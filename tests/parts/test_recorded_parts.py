@@ -82,6 +82,18 @@ def test_arrays_of_equal_values_are_inputs_of_their_own_keys(tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_a_graph_for_one_rig_alone_refuses_another_rig(tmp_path):
+    factory, given = toy_parts.ToyDeployment('visible'), toy_parts.samples()
+    folder = exported(tmp_path, 'visible', ['head'])
+    (entry,) = folder.entries
+    assert list(entry['rig']) == ['lidar2ego'] and entry['inputs'][-1]['name'] == 'lidar2img'
+    verdict = prove_folder(factory, folder, given)
+    assert verdict.passed and any('lidar2ego' in note for note in verdict.notes)
+    given[0]['img_metas'][0]['lidar2ego'] = np.eye(4) * 1.1
+    with pytest.raises(ConfigError, match='lidar2ego'):
+        results_of(folder, given[0], 'visible')
+
+
 def test_a_graph_that_is_wrong_on_other_arguments_is_not_written(tmp_path):
     with pytest.raises(ExportError, match='logits'):
         exported(tmp_path, 'large', ['head'], sizes=(8, 12))

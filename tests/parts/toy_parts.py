@@ -49,6 +49,9 @@ class Head(nn.Module):
             steps = torch.linspace(0.0, 1.0, feats[0].shape[3]).mean()
             for weight, key in enumerate(('ego2global', 'lidar2ego')):
                 out = out + (weight + steps) * out @ feats[0].new_tensor(img_metas[0][key])
+        if self.how == 'visible':  # BEVFormer's lists of the points that a camera sees
+            seen = (feats[0].new_tensor(img_metas[0]['lidar2ego']) > 0.99).nonzero()
+            out = out + len(seen)
         if self.how == 'random':
             out = out + torch.rand_like(out) + torch.empty_like(out).normal_()
         if self.how == 'numpy random':

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.proving.float64 import in_float64, rounding_of
+from mmdeploy_ext.verdict.comparison import compare_named
 
 
 class Careless(nn.Module):
@@ -47,14 +48,62 @@ def test_code_that_asks_for_float32_runs_in_float64_and_leaves_nothing_behind():
 def test_the_distance_is_0_of_another_shape_and_unknown_where_the_code_fails():
     reference = dict(a=np.float32([1, 2, np.inf]), b=np.float32([[1]]), c=np.int64([4]))
     results = dict(a=np.array([1.5, 2, np.inf]), b=np.array([1.0, 2.0]), c=np.array([4]))
-    found = rounding_of(None, reference, lambda: results)()
+    found = rounding_of(None, reference, lambda: results)(1)
     assert {name: array.tolist() for name, array in found.items()} == dict(a=[0.5, 0, 0], b=[[0]], c=[0])
 
     def refuses():
         assert torch.ones(1, dtype=torch.float32).dtype == torch.float32
         return results
 
-    assert rounding_of(None, reference, refuses)() == {}
+    assert rounding_of(None, reference, refuses)(1) == {}
     with pytest.raises(AssertionError), in_float64(None):
         refuses()
     assert torch.get_default_dtype() == torch.float32
+
+
+class Scores(nn.Module):
+    """Column 1 of `raw` is small beside its terms; `scores` are roots of small Sigmoids."""
+
+    def __init__(self):
+        super().__init__()
+        rng = np.random.default_rng(5)
+        self.linear, self.x = nn.Linear(64, 3), torch.from_numpy(rng.normal(size=(1, 64)).astype(np.float32))
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.from_numpy(rng.normal(size=(3, 64)) * 8))
+            self.linear.bias.zero_()
+            self.linear.bias[1] = 0.02 - self.linear(self.x)[0, 1]
+
+    def forward(self):
+        raw = self.linear(self.x)
+        return dict(raw=raw, scores=(raw.sin() / 4 - 10).sigmoid().sqrt())
+
+
+def in_another_way(module):
+    """Results in float32: terms added one after another, and Sigmoid as a half and a rest."""
+    weight, bias = (parameter.detach().numpy() for parameter in module.linear.parameters())
+    raw = np.cumsum(weight * module.x.numpy(), axis=1, dtype=np.float32)[:, -1] + bias
+    half = np.float32(0.5)
+    sigmoid = half + half * np.tanh(half * (np.sin(raw) / np.float32(4) - np.float32(10)))
+    return dict(raw=raw[None], scores=np.sqrt(sigmoid)[None])
+
+
+def test_a_distance_that_is_small_by_chance_refuses_no_right_result_and_allows_no_wrong_one():
+    module = Scores()
+
+    def run():
+        return {name: tensor.detach().numpy() for name, tensor in module().items()}
+
+    with in_float64(module):
+        reference = {name: array.astype(np.float32) for name, array in run().items()}
+    rounding = rounding_of(module, reference, run)
+
+    def compared(candidate, draws):
+        rows = compare_named(reference, candidate, 1e-4, rounding=lambda most: rounding(min(most, draws)))
+        return {row.tensor: row.passed for row in rows}
+
+    right = in_another_way(module)
+    assert compared(right, 0) == dict(raw=False, scores=False)
+    assert compared(right, 3) == dict(raw=True, scores=True)
+    for name in reference:
+        wrong = {**right, name: right[name] * np.float32([1, 1.01, 1])}
+        assert compared(wrong, 3) == {**dict(raw=True, scores=True), name: False}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmcv.ops import ModulatedDeformConv2dPack
 from torch import nn
 
 from mmdeploy_ext.cli import synthetic_app, weights_app
@@ -98,6 +99,17 @@ def test_a_model_that_takes_no_drawn_sizes_gets_the_weights_that_its_training_be
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
+def test_buffers_that_the_models_own_initialisation_writes_keep_its_values():
+    class Queries(nn.Linear):
+        def init_weights(self):
+            self.centres.fill_(0.5)
+
+    network = Queries(16, 16)
+    network.register_buffer('centres', torch.zeros(2))
+    calibrate(network, lambda: map(network, [torch.rand(64, 16)]))
+    assert (network.centres == 0.5).all()
+
+
 def test_layers_without_a_bias_are_scaled(config, tmp_path):
     scores, _, tensors = written(config, tmp_path / 'k.pth', **{'model.bias': False})
     assert 'cls.bias' not in tensors
@@ -121,6 +133,18 @@ def test_outputs_of_deep_networks_keep_their_spread():
         outputs = calibrate(network, lambda: map(network, [given]))(given)
     assert 0.6 < outputs.std() < 1.6
     assert outputs.mean(0).abs().max() < 4 * BIAS
+
+
+def test_deformable_convolutions_keep_rounding_small():
+    layers = [ModulatedDeformConv2dPack(16, 16, 3, padding=1, bias=False) for _ in range(9)]
+    blocks = (nn.Sequential(layer, nn.BatchNorm2d(16), nn.ReLU()) for layer in layers)
+    network = nn.Sequential(*blocks).eval()
+    given = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        calibrate(network, lambda: map(network, [given]))
+        outputs, moved = network(given), network(given + 1e-5)
+    assert outputs.std() > 0.1
+    assert (outputs - moved).abs().max() < 1e-2
 
 
 def test_the_command_overwrites_nothing(config, tmp_path):

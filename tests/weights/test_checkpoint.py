@@ -10,6 +10,7 @@ from torch import nn
 
 from mmdeploy_ext.util.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
+from mmdeploy_ext.weights.convert.conversion import save_checkpoint
 
 
 def tiny() -> nn.Module:
@@ -133,6 +134,14 @@ def test_modules_see_their_version_in_the_file(tmp_path):
     loaded = nn.Sequential(Renamed())
     load_strict(loaded, load_checkpoint(tmp_path / 'w.pth'))
     assert torch.equal(loaded[0].cls.weight, model[0].cls.weight)
+    save_checkpoint(tmp_path / 'saved.pth', model.state_dict(), {})
+    load_strict(loaded, load_checkpoint(tmp_path / 'saved.pth'))
+
+
+def test_a_weight_whose_name_is_taken_for_an_older_one_is_missing():
+    weights = Renamed().state_dict()
+    with pytest.raises(CheckpointError, match=r'missing keys 1 \(cls\.weight\)'):
+        load_strict(Renamed(), Checkpoint('w.pth', dict(weights), {}))
 
 
 def test_a_flipped_bit_of_any_tensor_is_found(tmp_path):

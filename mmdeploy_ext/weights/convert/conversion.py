@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,14 @@ def check_output(source: str | Path, target: str | Path, config: str | Path | No
 def save_checkpoint(
     target: str | Path, state_dict: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
 ) -> None:
-    """Write `{'meta': ..., 'state_dict': ...}` atomically."""
+    """Write `{'meta': ..., 'state_dict': ...}` atomically, with the versions of modules if there are any."""
+    versions = getattr(state_dict, '_metadata', None)
+    weights: dict[str, torch.Tensor] = dict(state_dict) if versions is None else OrderedDict(state_dict)
+    if versions is not None:  # without them mmdet's heads take `cls` for an older name
+        weights._metadata = versions  # type: ignore[attr-defined]
     with atomic_path(target) as temporary, open(temporary, 'wb') as stream:
         try:
-            torch.save({'meta': dict(meta), 'state_dict': dict(state_dict)}, stream)
+            torch.save({'meta': dict(meta), 'state_dict': weights}, stream)
         except RuntimeError as error:  # torch raises it when a write fails
             cause = root_cause(error)
             raise cause if isinstance(cause, OSError) else OSError(f'torch: {error}') from error
