@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = ('.cc', '.cpp', '.cu', '.cuh', '.h', '.hpp')
+WITHOUT_SOURCES = ('data', 'work_dirs', 'build')
 FOLDERS_ABOVE, PARENTS = 3, 8
 """Folders above a file that imports an extension whose sources may hold it."""
 HASH_DIGITS = 12
@@ -98,7 +100,6 @@ def form_of(sources: Sequence[Path], operator: str) -> Callable[..., Any] | None
     form = known_forms().get(operator, {}).get(digest)
     if form is None:
         return None
-
     return noted(f'{operator} (source {digest})', form)
 
 
@@ -130,10 +131,17 @@ def sources_near(file: Path) -> list[Path]:
         is_package = any((folder / name).is_file() for name in ('__init__.py', 'setup.py'))
         if folder != file.resolve().parent and not is_package:
             break
-        files = sorted(path for path in folder.rglob('*') if path.suffix in SUFFIXES and path.is_file())
+        files = sorted(_source_files(folder))
         if any(MODULE in _text(path) for path in files):
             return files
     return []
+
+
+def _source_files(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith('.') and name not in WITHOUT_SOURCES]
+        paths = (Path(place, name) for name in names if name.endswith(SUFFIXES))
+        yield from filter(Path.is_file, paths)  # and no link to nothing
 
 
 def source_hash(sources: Sequence[Path], operator: str) -> str:
