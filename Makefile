@@ -106,11 +106,11 @@ env-tensorrt: $(ENV)
 	$(call pip,-r $(R)/tensorrt.txt -c $(R)/build.txt -c $(R)/torch.txt)
 
 env-mmdet3: $(ENV)
-	@$(call begin,mmdet 3$(comma) and mmcv $(call pin,mmcv) compiled$(comma) in .venv-mmdet3/)
-	wheel=$$($(R)/build_mmcv.sh $(VENV)/bin/python mmcv $(call pin,mmcv) $(MMCV_CUDA))
+	@$(call begin,mmdet 3$(comma) and mmcv 2 with the operators of mmcv $(call pin,mmcv-full)$(comma) in .venv-mmdet3/)
 	$(BASE_PYTHON) -m venv --clear --without-pip .venv-mmdet3
 	packages=$(call packages_of,.venv-mmdet3)
-	$(call pip,--no-deps --target "$$packages" -r $(R)/mmdet3.txt --find-links "$$(dirname "$$wheel")")
+	$(call pip,--no-deps --target "$$packages" -r $(R)/mmdet3.txt)
+	cp $(R)/mmdet3_ext.py "$$packages/mmcv/_ext.py"
 	echo "$(call packages_of,$(VENV))" >"$$packages/mm2onnx.pth"
 
 env-rotate: $(ENV)

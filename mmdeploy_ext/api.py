@@ -55,6 +55,7 @@ class ProofRequest:
     Attributes:
         ignored_keys: prefixes of checkpoint keys that are left out.
         option: the option that named `samples`, for messages.
+        recorded: folder of `record.py`, or ''.
         settings: `Claims.settings`.
     """
 
@@ -78,6 +79,7 @@ class ProofRequest:
     strict: bool = False
     ignored_keys: Sequence[str] = ()
     option: str = '--images'
+    recorded: str | Path = ''
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def check(self) -> None:
@@ -235,8 +237,11 @@ def export(
 def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     """Prove the files of a request with a detector of `read_detector`; see `prove`."""
     from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.proving.recorded import judge_recording
+    from mmdeploy_ext.recorded.calls import Recording
     from mmdeploy_ext.verdict.verdict import metric_finding
 
+    recording = Recording(request.recorded) if request.recorded else None
     family, kind, engine = detector.family, kind_of(detector.family), request.build_settings()
     kind.check_engine(engine)
     inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)
@@ -253,9 +258,30 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     chosen, rows = inputs.of(detector), []
     with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
         rows = kind.metrics(detector, files, metrics, engine) if metrics else []
+    detector.recording = recording
     verdict = prove_on(detector, files, chosen, engine, request.claims)
     verdict.findings.extend(map(metric_finding, rows))
+    if recording is not None:
+        judge_recording(verdict, detector, chosen.files)
     return verdict
+
+
+def ask_read(detector: Detector, request: ProofRequest, out: str | Path) -> int:
+    """Write the inputs of a proof for `record.py`; return their number. See `ask`."""
+    from mmdeploy_ext.recorded.calls import Ask
+    from mmdeploy_ext.util.folders import replaced_folder
+
+    kind = kind_of(detector.family)
+    inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)
+    files, _ = kind.read(str(request.onnx_file))
+    kind.build(detector, request.mean, request.std)
+    kind.load_weights(detector)
+    chosen = inputs.of(detector)
+    with after_weights(), replaced_folder(out, ()) as folder:
+        detector.recording = Ask(folder)
+        kind.ask(detector, files, chosen)
+        detector.recording.finish(detector.checkpoint_sha256)
+    return len(detector.recording.calls)
 
 
 def prove_on(
@@ -296,6 +322,7 @@ def prove(
     asked: Mapping[str, Any] | None = None,
     library: str | None = None,
     strict: bool = False,
+    recorded: str | Path = '',
 ) -> Verdict:
     """Prove that a file is the model of a config and checkpoint, as `mm2onnx verify`.
 
@@ -321,6 +348,7 @@ def prove(
         library: 'installed': claim against the installed mmdet, mmdet3d, mmseg or mmcv where the repository's
             own copy did not run; None: such a file is not proven.
         strict: fail for user code that a graph cannot show (`verdict.untraced`).
+        recorded: folder that `record.py` wrote where the model was trained: its results decide.
 
     Returns:
         The verdict: `passed`, whether graph, tensors and results agree within the bars of docs/proof.md;

@@ -65,6 +65,7 @@ class Detector:
         report: the checkpoint; a `LoadReport` for a sparse backbone.
         ignored_keys: prefixes of checkpoint keys that are left out.
         collected: entries that the test pipeline collects of a picture, after a proof ran it.
+        recording: an `Ask` or a `Recording`, around the calls of `forward` in a proof, or None.
         code_warnings: PyTorch's warnings about the user's code in exports.
     """
 
@@ -86,6 +87,7 @@ class Detector:
     report: Any = None
     ignored_keys: tuple[str, ...] = ()
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recording: Any = None
     code_warnings: list[CodeWarning] = dataclasses.field(default_factory=list, init=False, repr=False)
 
     def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -297,6 +299,7 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     from mmcv import list_from_file
 
     from mmdeploy_ext.models.building import data_class
+    from mmdeploy_ext.util.source_code import users_method
 
     dataset = test_dataset(cfg)
     dataset_class = data_class(dataset.get('type'), 'DATASETS')
@@ -313,6 +316,8 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
             try:
                 names = list_from_file(names)
             except (OSError, UnicodeError) as error:
+                if dataset_class and users_method(dataset_class, 'get_classes'):  # BASE_CLASSES, for example
+                    continue
                 raise ConfigError(
                     f'data.test.classes={names!r}: this file of class names cannot be read ({error}); '
                     f'correct the path, or give the names themselves'

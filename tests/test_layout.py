@@ -34,6 +34,7 @@ ORDER = (
     'evaluate',
     'quantize',
     'lint',
+    'recorded',
     'proving',
     'parts',
     'kit',

@@ -12,7 +12,7 @@ CONTENTS = {
         'Begin': ['docs/install', 'docs/export', 'docs/run', 'docs/evaluate', 'docs/proof'],
         'Models': [
             'docs/models-2d', 'docs/models-lidar', 'docs/models-cameras', 'docs/your-repository',
-            'docs/mmdet3', 'projects/mmrotate/README',
+            'docs/mmdet3', 'docs/recorded', 'projects/mmrotate/README',
         ],
         'Engines and devices': [
             'docs/engines', 'docs/device', 'docs/autoware', 'docs/accuracy-and-speed', 'docs/troubleshooting',

@@ -41,6 +41,11 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
         'or info files (.pkl); for models with a memory an info file (.pkl)',
     )
     add('--eval METRIC...', 'also compare data-set metrics by both engines, e.g. bbox')
+    add(
+        '--recorded FOLDER',
+        'compare with the results that record.py wrote where the model was trained (mm2onnx record)',
+        '',
+    )
     add('--edited', 'the file was edited on purpose: compare results on inputs, not the graph')
     group = parser.add_argument_group(
         'options of the export',
@@ -78,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         library=args.library,
         strict=args.strict,
         ignored_keys=args.ignore_keys or (),
+        recorded=args.recorded,
     )
     request.check()
     proof.check_report_targets(args)

@@ -53,7 +53,7 @@ def import_(
     is_statement = globals is body.f_globals and not isinstance(fromlist, list)  # or a call, by C as well
     if body.f_code.co_name != '<module>' or not is_statement or not _gets_stand_ins(body):
         return _import(name, globals, locals, fromlist, level)
-    package = body.f_globals.get('__package__') or body.f_globals['__name__'].rpartition('.')[0]
+    package = body.f_globals.get('__package__') or body.f_globals.get('__name__', '').rpartition('.')[0]
     full, members = importlib.util.resolve_name('.' * level + name, package), tuple(fromlist or ())
     failing = {full, *(f'{full}.{member}' for member in members)} & failed.keys()
     if failing and tried_at(body, ImportError):

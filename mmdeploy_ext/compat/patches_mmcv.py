@@ -44,6 +44,13 @@ def registry_of_symbolic_functions(module: ModuleType) -> bool:
     return False  # it adds names
 
 
+@after('mmcv.ops.nms', versions='mmcv-full 1.7.2')
+def suppression_without_threshold_and_limit(module: ModuleType) -> bool:
+    """Forks of mmdet call the suppression of mmcv 1.2, which had no threshold and limit of its own."""
+    module.NMSop.forward.__defaults__ = (0.0, -1)
+    return False  # calls with all arguments are as before
+
+
 @patch('mmcv', 'mmcv.cnn.bricks.transformer', versions='mmcv-full 1.7.2')
 def mmcv_import_warnings(module: ModuleType, execute: Execute) -> bool:
     """At every import mmcv warns that version 2 comes in 2023, and that a class has moved inside it."""

@@ -32,7 +32,7 @@ MACHINERY = (
 """Parts of paths of files that import or register modules."""
 FITTING_VERSIONS = {'mmdet': range(3), 'mmdet3d': range(1, 2), 'mmseg': range(1)}
 """Library -> major versions that families work with; only mmdet3d has older copies."""
-OLDEST_COPY = 0, 11
+OLDEST_COPY = 0, 8
 """Oldest mmdet3d of a repository that is read for its own models, which no family takes."""
 
 

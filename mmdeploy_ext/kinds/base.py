@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.kit.local_run import Run
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.difference.locate import GraphSide
-    from mmdeploy_ext.proving.inputs.samples import Samples
+    from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
     from mmdeploy_ext.verdict.results import MetricRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
@@ -147,6 +147,10 @@ class Kind(abc.ABC):
         self, detector: Detector, path: str, samples: Collection[Any], folder: Path
     ) -> dict[str, Any]:
         """Write files and cases of a kit; return entries of the manifest, see `kit/contents.py`."""
+
+    def ask(self, detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
+        """Run PyTorch on the inputs of a proof, for `detector.recording` to write."""
+        raise UsageError(f'{detector.family.name}: a backbone alone has no results to record')
 
     def kit_opens(self) -> Callable[[Path], Run]:
         """Return file -> function that runs it here, from inputs to outputs by name."""

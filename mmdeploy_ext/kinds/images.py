@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.difference.locate import GraphSide
-    from mmdeploy_ext.proving.inputs.samples import Samples
+    from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
     from mmdeploy_ext.verdict.results import MetricRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
@@ -80,6 +80,11 @@ class Images(Kind):
         from mmdeploy_ext.proving.pictures import prove_pictures
 
         return prove_pictures(detector, paths, list(samples), engine, claims, **claims.settings)
+
+    def ask(self, detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
+        from mmdeploy_ext.proving.pictures import ask_pictures
+
+        ask_pictures(detector, paths[0], list(chosen.samples), chosen.files)
 
     def kit_contents(
         self, detector: Detector, path: str, samples: Collection[Any], folder: Path

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.kinds.tested import TestedModel
     from mmdeploy_ext.proving.claims import Claims
-    from mmdeploy_ext.proving.inputs.samples import Samples
+    from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
     from mmdeploy_ext.verdict.results import MetricRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
@@ -71,6 +71,11 @@ class Sequences(Kind):
 
         prove = prove_frames if detector.family.memory else prove_sweeps
         return prove(detector, paths, samples, engine, claims, **claims.settings)
+
+    def ask(self, detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
+        from mmdeploy_ext.proving.drive import ask_samples
+
+        ask_samples(detector, paths, chosen.samples)
 
     def kit_contents(
         self, detector: Detector, path: str, samples: Collection[Any], folder: Path

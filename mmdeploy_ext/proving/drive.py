@@ -19,11 +19,13 @@ from mmdeploy_ext.proving.frames import (
     notes_on_sides,
     open_runner,
     open_sides,
+    read_files,
     times_of,
 )
 from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, NOTHING_FOUND, Modes, default_bars
 from mmdeploy_ext.proving.open_points import unreached
 from mmdeploy_ext.proving.proof import finish, not_loaded
+from mmdeploy_ext.recorded.stepper import RecordedStepper
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.tasks import bbox3d
 from mmdeploy_ext.util.cli import tracked
@@ -78,7 +80,8 @@ def prove_frames(
         if not verdict.bars.is_float32:
             memory = memory.judged_by(sides.spec)
         modes_of = functools.partial(Modes, sides.reference, spec=sides.spec, memory=memory, task=family.task)
-        modes = modes_of(dict(teacher=teacher, free=sides.runner), bars=bars)
+        of_drive = functools.partial(Modes, RecordedStepper(detector, sides.reference), **modes_of.keywords)
+        modes = of_drive(dict(teacher=teacher, free=sides.runner), bars=bars)
         drive = NearOrigin(frames)
 
         drawn = drawn_frames(len(drive))
@@ -117,6 +120,19 @@ def prove_frames(
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
+
+
+def ask_samples(detector: Detector, paths: Sequence[str], samples: Collection[Any]) -> None:
+    """Run PyTorch on the samples of a proof, for `detector.recording` to write."""
+    files, options = read_files(detector, paths)
+    family, reference = detector.family, contract_of(detector.family, options).reference(detector.model)
+    stepper, moments = RecordedStepper(detector, reference), False
+    if family.memory:
+        stepper.reset()
+        samples = NearOrigin(samples)
+        moments = not family.memory_spec(files[-1].metadata.postprocess).tensors
+    for index, sample in enumerate(tracked(samples, len(samples), 'asking')):
+        stepper.step(with_moment(sample, index) if moments else sample)
 
 
 def drawn_frames(total: int) -> set[int]:

@@ -36,6 +36,7 @@ from mmdeploy_ext.proving.proof import (
     start,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
+from mmdeploy_ext.recorded.stepper import RecordedStepper
 from mmdeploy_ext.tasks import bbox3d, match, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError
@@ -109,9 +110,10 @@ def prove_sweeps(
         except LoadError as error:
             return not_loaded(proof, error)
         clock, titles = Clock(), times_of(proof, 'sweep')
+        reference = RecordedStepper(detector, sides.reference)
 
         def run(sweep: Sweep) -> tuple[Case, list[Pair]]:
-            expected = clock.run(titles[0], lambda: sides.reference.step(sweep))
+            expected = clock.run(titles[0], lambda: reference.step(sweep))
             result = attempt(lambda: clock.run(titles[1], lambda: sides.runner.step(sweep)))
             return judge_sweep(sides, sweep, expected, result)
 

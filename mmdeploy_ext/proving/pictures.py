@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.proof import ExportedFile, Proof
     from mmdeploy_ext.verdict.bars import Bars
-    from mmdeploy_ext.verdict.results import TensorRow
+    from mmdeploy_ext.verdict.results import PreprocessingResult, TensorRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
 MAX_DRAWN = 8
@@ -148,6 +148,22 @@ def prove_pictures(
     return finish(proof)
 
 
+def ask_pictures(
+    detector: Detector,
+    path: str,
+    pictures: Sequence[tuple[str, np.ndarray]],
+    picture_files: Sequence[str | Path] = (),
+) -> None:
+    """Run PyTorch on the inputs of a proof, for `detector.recording` to write."""
+    file, options = read_picture_file(detector, path)
+    compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
+    inputs, _ = picture_inputs(detector, file, options, pictures)
+    for entry in tracked(inputs, len(inputs), 'asking'):
+        reference = entry if isinstance(entry, InputReference) else InputReference(detector, entry)
+        reference.results  # noqa: B018 computed on demand
+        reference.forget()
+
+
 def check_pictures(
     detector: Detector,
     paths: Sequence[str],
@@ -175,15 +191,24 @@ def check_pictures(
     check_graph(proof, file, lambda: file_checks.compare_with_fresh_export(file.model, export))
     check_model(proof)
 
+    proof.results.preprocessing = compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
+    return proof
+
+
+def compare_preparation(
+    detector: Detector, metadata: Metadata, picture_files: Sequence[str | Path], picture: np.ndarray
+) -> PreprocessingResult:
+    """Compare with the user's test pipeline, and keep what it collects for the model."""
+
     def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:
         return detector.family.feeds([image] * batch, rescale=True)
 
-    proof.results.preprocessing, by_pipeline = compare_pictures(
-        detector.cfg, file.metadata, picture_files, pictures[0][1], detector.normalisation, feeds
+    result, by_pipeline = compare_pictures(
+        detector.cfg, metadata, picture_files, picture, detector.normalisation, feeds
     )
     if by_pipeline:
         detector.collected = dict(by_pipeline[0].collected)
-    return proof
+    return result
 
 
 def read_picture_file(detector: Detector, path: str) -> tuple[ExportedFile, Options]:

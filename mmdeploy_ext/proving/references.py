@@ -23,6 +23,7 @@ from mmdeploy_ext.proving.inputs.inputs import (
     with_plain_picture,
     zoomed_input,
 )
+from mmdeploy_ext.recorded.calls import around
 from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 from mmdeploy_ext.util.errors import ConfigError, one_line
@@ -80,7 +81,11 @@ class InputReference:
         if self.cache and content in self.cache:
             results, self.borders, self.sums = self.cache[content]
             return results
-        with observed(model, self.code.borders()) as self.borders, output_sums(model) as self.sums:
+        with (
+            observed(model, self.code.borders()) as self.borders,
+            output_sums(model) as self.sums,
+            around(self.detector, self.input.name),
+        ):
             start = time.perf_counter()
             results = self.run()
             self.seconds = time.perf_counter() - start

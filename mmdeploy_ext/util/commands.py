@@ -46,6 +46,9 @@ COMMANDS = {
     'verify': _command(
         'verify_app', 'Prove a file that was exported earlier', 'tools/deployment/verify.py', needs=STACK
     ),
+    'record': _command(
+        'record_app', 'Let the environment of the training say its results, for verify', needs=STACK
+    ),
     'prove-module': _command(
         'prove_module_app', 'Prove any ONNX file against any PyTorch module', needs=('torch',)
     ),

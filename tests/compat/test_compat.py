@@ -41,6 +41,10 @@ CODES = dict(
         'for module in (solo_head, solov2_head):\n'
         '    print(*module.F.interpolate(torch.zeros(1, 0, 4, 4), size=(8, 6), mode="bilinear").shape)'
     ),
+    suppression=(
+        'import torch; from mmcv.ops.nms import NMSop\n'
+        'print(NMSop.forward(None, torch.tensor([[0.0, 0, 4, 4]] * 2), torch.ones(2), 0.5, 0))'
+    ),
     symbolic=(
         'import mmcv, torch.onnx.symbolic_helper as helper\n'
         'from torch.onnx.symbolic_registry import get_registered_op, is_registered_op, register_op\n'
@@ -57,6 +61,7 @@ RESULTS = dict(
     checkpoint='0.5 [0.0, 1.0, 2.0] a',
     mmdet3d='pip install --no-deps lyft_dataset_sdk',
     solo='1 0 8 6',
+    suppression='tensor([0])',
     symbolic='False True True',
 )
 """What they give with the patches."""

@@ -273,10 +273,10 @@ def test_a_package_of_the_same_name_that_the_repository_builds_is_its_folder(wri
 
 def test_a_class_of_a_module_that_fails_is_not_taken_from_a_library(write):
     files = dict(
-        nets='raise OSError\nfrom .pyramid import FPN\nfrom .registry import NETS\n',
-        pyramid='from .registry import NETS\n@NETS.register_module(force=True)\nclass FPN: pass\n',
+        nets='raise OSError\nfrom .pyramid import OwnPyramid\nfrom .registry import NETS\n',
+        pyramid='from .registry import NETS\n@NETS.register_module(force=True)\nclass OwnPyramid: pass\n',
         registry=REGISTRY
-        + '@NETS.register_module()\nclass FPN: pass\n@NETS.register_module()\nclass Net: pass\n',
+        + '@NETS.register_module()\nclass OwnPyramid: pass\n@NETS.register_module()\nclass Net: pass\n',
     )
     code = 'from .registry import NETS\nfrom . import nets\nuse = lambda: list(NETS.module_dict)'
     package, load = write(code, files)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 import toy_corner
@@ -9,7 +10,9 @@ import toy_query
 import toy_yolact
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.common.mmdet_reference import boxes_of_classes
 from mmdeploy_ext.proving.open_points import untraced_methods
+from mmdeploy_ext.util.errors import ConfigError
 from toy_atss import REPO
 
 
@@ -57,3 +60,9 @@ def test_results_come_from_the_detectors_own_forward(name, monkeypatch):
     assert {'filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip'} <= set(meta)
     (method,) = untraced_methods(family, model, cfg)
     assert method.subject.startswith(f'{type(model).__name__}.forward (')
+
+
+def test_results_of_another_form_than_boxes_of_each_class_are_refused_by_name():
+    boxes = [np.zeros((1, 5), np.float32), np.zeros((0, 5), np.float32)]
+    with pytest.raises(ConfigError, match='tuple of list'):
+        boxes_of_classes((boxes, [np.zeros((2, 5), np.float32)]))

@@ -3,6 +3,8 @@
 import types
 
 import pytest
+from mmdet.datasets.builder import DATASETS
+from mmdet.datasets.custom import CustomDataset
 
 from mmdeploy_ext.detector import class_names
 from mmdeploy_ext.proving.provenance import class_names_check
@@ -39,6 +41,17 @@ def test_names_of_every_source_are_those_of_the_file_in_their_order(source):
     assert class_names_check(detector(cfg, meta), CLASSES).passed
     for wrong in (sorted(CLASSES), CLASSES[:2], (*CLASSES, 'bee'), ('Dog', 'cat', 'ant'), ()):
         assert not class_names_check(detector(cfg, meta), wrong).passed
+
+
+def test_a_word_that_the_users_data_set_looks_up_is_not_taken_for_a_file(monkeypatch):
+    class Split(CustomDataset):
+        CLASSES = CLASSES
+
+        def get_classes(self, classes):
+            return dict(BASE_CLASSES=CLASSES)[classes]
+
+    monkeypatch.setitem(DATASETS.module_dict, 'Split', Split)
+    assert class_names(data(type='Split', classes='BASE_CLASSES'), {}, 3) == CLASSES
 
 
 def test_names_in_a_file_and_those_of_a_published_data_set(tmp_path):

@@ -13,6 +13,7 @@ from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.families.common.image_graphs import pasted_size, proposals_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
+from mmdeploy_ext.util.errors import ConfigError
 
 RegionInputs = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
 """Maps of all levels (B, channels, h, w), and proposals (K, 4) of every image, xyxy, network input pixels."""
@@ -141,7 +142,13 @@ def instances_of_classes(
 
 
 def _in_order(class_boxes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rows = np.concatenate([np.asarray(boxes, np.float32).reshape(-1, 5) for boxes in class_boxes])
+    try:
+        rows = np.concatenate([np.asarray(boxes, np.float32).reshape(-1, 5) for boxes in class_boxes])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f'the test path gives {type(class_boxes).__name__} of {type(class_boxes[0]).__name__} for an '
+            f'image; expected an array (n, 5) for each class: export parts of this detector (docs/parts.md)'
+        ) from error
     counts = [len(boxes) for boxes in class_boxes]
     labels = np.repeat(np.arange(len(class_boxes), dtype=np.int64), counts)
     return rows, labels, np.argsort(-rows[:, 4], kind='stable')

@@ -124,8 +124,10 @@ def last_line(verdict: Verdict) -> str:
     summary, subject = verdict.summary(), verdict.subject
     inputs = f'{summary["sequence_frames"]} frames' if verdict.series else counted(summary['inputs'], 'input')
     found = f' ({summary["matched"]} detections)' if summary['matched'] else ''
-    model = subject.get('module') or 'the PyTorch model'
+    model = subject.get('recorded') or subject.get('module') or 'the PyTorch model'
     equals = 'equals' if verdict.proven else 'is near'
+    if subject.get('recorded'):
+        return f'{verdict.title} {subject.get("file")} {equals} {model}{found}'
     return f'{verdict.title} {subject.get("file", "the ONNX model")} {equals} {model} on {inputs}{found}'
 
 

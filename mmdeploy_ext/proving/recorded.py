@@ -1,0 +1,111 @@
+"""What a recorded reference adds to a verdict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.proving.inputs.samples import read_picture
+from mmdeploy_ext.recorded import record
+from mmdeploy_ext.recorded.calls import Recording, identity_of
+from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.verdict.verdict import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.verdict.verdict import Verdict
+
+
+LEVELS, MEAN_LEVELS = 2.0, 0.1
+"""Grey levels by which prepared pictures of two builds of OpenCV differ, at most and on average."""
+
+
+def judge_recording(verdict: Verdict, detector: Detector, pictures: Sequence[Path]) -> None:
+    """Add findings on the recorded model, its heads' outputs, and the inputs that it answered.
+
+    `pictures` are the files of the proof, for what the user's own test pipeline made of them there.
+    """
+    recording: Recording = detector.recording
+    manifest = recording.manifest
+    others = identity_of(manifest, detector.model, detector.checkpoint_sha256)
+    text = '; '.join(others[:3]) + (f'; and {len(others) - 3} more' if len(others) > 3 else '')
+    verdict.findings.append(Finding('surroundings', 'recorded weights', not others, text))
+    verdict.findings += _settings(manifest, detector)
+    verdict.findings += _preparation(recording, detector, pictures)
+    for name, row in recording.rows:
+        verdict.findings.append(
+            Finding('outputs', f'{name}: recorded {row.tensor}', row.passed, row.reason, dict(recorded=name))
+        )
+    if not recording.answered:
+        verdict.add_failures(
+            ['no input of this proof was recorded: ask again with the --images and --frames of this command']
+        )
+    answered = len(dict.fromkeys(recording.answered))
+    inputs = 'input' if answered == 1 else 'inputs'
+    verdict.subject['recorded'] = f'{recording.title} (recorded on {answered} {inputs})'
+    verdict.notes += recording.notes
+    verdict.notes += [f'recorded: {line}' for line in manifest['said']]
+    if others := sorted({*recording.left_out}):
+        verdict.notes.append(f'not recorded, compared with PyTorch here: {", ".join(others)}')
+    if unsteady := [call['name'] for call in manifest['calls'] if not call['repeats']]:
+        verdict.notes.append(f'a second run gave other values there: {", ".join(unsteady)}')
+
+
+def _preparation(recording: Recording, detector: Detector, pictures: Sequence[Path]) -> Iterator[Finding]:
+    """Compare pictures that the user's own test pipeline prepared with those of the file's rule."""
+    by_content = {sha256_file(path): path for path in pictures}
+    for entry in recording.manifest['own']:
+        subject, path = f'recorded preparation of {entry["name"]}', by_content.get(entry['sha256'])
+        if path is None:
+            yield Finding('surroundings', subject, None, 'no picture of --images has its content')
+            continue
+        with np.load(recording.folder / entry['file']) as file:
+            fed = record.restored(entry['fed'], dict(file))
+        there = _network_input(fed)
+        here = detector.rule.apply(read_picture(path, detector.rule)).tensor
+        if there.shape != here.shape:
+            yield Finding('surroundings', subject, False, f'recorded {there.shape}, here {here.shape}')
+            continue
+        levels = np.abs(there - here) * np.float32(detector.rule.std)[:, None, None]
+        text = f'{levels.max():.3g} grey levels apart at most, {levels.mean():.3g} on average'
+        same = bool(levels.max() <= LEVELS and levels.mean() <= MEAN_LEVELS)
+        yield Finding('surroundings', subject, same, text)
+
+
+def _network_input(fed: Mapping[str, Any]) -> np.ndarray:
+    value = fed['inputs'] if 'inputs' in fed else fed['img']
+    while isinstance(value, list | tuple):
+        (value,) = value
+    return value.numpy()[0]
+
+
+def _settings(manifest: dict[str, Any], detector: Detector) -> list[Finding]:
+    """Compare class names and, in the same generation of OpenMMLab, `test_cfg`."""
+    findings = []
+    if manifest['classes'] and detector.classes:
+        same = [*manifest['classes']] == [*map(str, detector.classes)]
+        text = '' if same else f'recorded {manifest["classes"][:5]}, here {[*detector.classes][:5]}'
+        findings.append(Finding('surroundings', 'recorded classes', same, text))
+    own = detector.cfg.model.get('test_cfg') or detector.cfg.get('test_cfg')
+    if 'mmengine' not in manifest['versions'] and own and manifest['test_cfg']:
+        there, here = _plain(manifest['test_cfg']), _plain(own)
+        names = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+        text = ', '.join(f'{name}: recorded {there.get(name)}, here {here.get(name)}' for name in names[:3])
+        findings.append(Finding('surroundings', 'recorded test_cfg', not names, text))
+    return findings
+
+
+def _plain(settings: Any, prefix: str = '') -> dict[str, str]:
+    """Return dotted key -> text of each value."""
+    if isinstance(settings, dict):
+        rows: dict[str, str] = {}
+        for key, value in settings.items():
+            rows |= _plain(value, f'{prefix}{key}.')
+        return rows
+    if isinstance(settings, list | tuple):
+        return {prefix.rstrip('.'): str([*settings])}
+    return {prefix.rstrip('.'): str(settings)}

@@ -1,0 +1,1 @@
+"""Recorded references: what a detector computes in the environment that trained it."""

@@ -1,0 +1,219 @@
+"""Calls of a detector's `forward`: written for `record.py`, and answered from its recording."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
+
+from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.recorded import record
+from mmdeploy_ext.recorded.results import as_mmdet2
+from mmdeploy_ext.util.errors import ConfigError, DataError
+from mmdeploy_ext.util.files import read_json, write_json
+from mmdeploy_ext.verdict.comparison import compare_named
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.verdict.results import TensorRow
+
+MANIFEST = 'manifest.json'
+GPU_RTOL = 1e-3
+"""Tolerance of the heads' outputs from a GPU, of a slice's largest value."""
+NEAR = 1e-5
+"""Relative difference of an input's sums on two machines."""
+
+
+def around(detector: Detector, name: str) -> contextlib.AbstractContextManager[None]:
+    """Give the calls of the model inside a block to `detector.recording`; `name` titles the input."""
+    if detector.recording is None:
+        return contextlib.nullcontext()
+    return detector.recording.calls_of(detector.model, name)
+
+
+class Ask:
+    """The folder that goes to the environment of the training: inputs, `ask.json` and `record.py`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def calls_of(self, model: torch.nn.Module, name: str) -> Iterator[None]:
+        """Inside the block each call of the model's `forward` is written with a title."""
+        with _calls(model, lambda run, arguments: self._add(name, arguments) or run()):
+            yield
+
+    def _add(self, name: str, arguments: Mapping[str, Any]) -> None:
+        tree, file = record.Tree(), f'{len(self.calls):06d}.npz'
+        entry = tree.put(arguments)
+        if tree.unknown:
+            raise ConfigError(f'{name}: forward takes {", ".join(tree.unknown)}, which cannot be written')
+        np.savez_compressed(self.folder / file, **tree.arrays)
+        self.calls.append(dict(name=name, file=file, arguments=entry, input=sums_of(tree.arrays)))
+
+    def finish(self, checkpoint_sha256: str) -> None:
+        if not self.calls:
+            raise ConfigError(
+                "the results of this file do not come from the detector's own forward; export it in the "
+                'form full or raw'
+            )
+        write_json(
+            self.folder / 'ask.json',
+            dict(format=record.FORMAT, checkpoint=checkpoint_sha256, calls=self.calls),
+        )
+        shutil.copyfile(record.__file__, self.folder / 'record.py')
+
+
+class Recording:
+    """What `record.py` wrote.
+
+    Attributes:
+        manifest: see `record.py`.
+        rows: (input, comparison of a head's output here with the recorded one).
+        answered: files of the recorded inputs that were compared.
+        left_out: names of those that had none.
+        notes: heads that could not be compared.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder, path = Path(folder), Path(folder) / MANIFEST
+        if not path.is_file():
+            raise DataError(f'--recorded {folder}: has no {MANIFEST}; record.py writes it')
+        self.manifest: dict[str, Any] = read_json(path)
+        if self.manifest.get('format') != record.FORMAT:
+            raise DataError(
+                f'{path}: has the format {self.manifest.get("format")}, expected {record.FORMAT}; record '
+                f'again with the record.py of mm2onnx record --ask'
+            )
+        self.rows: list[tuple[str, TensorRow]] = []
+        self.answered: list[str] = []
+        self.left_out: list[str] = []
+        self.notes: list[str] = []
+        self._next: dict[str, int] = {}
+
+    @property
+    def title(self) -> str:
+        """Such as 'mmdet 3.3.0 with torch 2.1.0+cu121'."""
+        versions, library = self.manifest['versions'], self.manifest['library']
+        return f'{library} {versions[library]} with torch {versions["torch"]}'
+
+    @property
+    def rtol(self) -> float:
+        return GPU_RTOL if self.manifest['device'].startswith('cuda') else DEFAULT_RTOL
+
+    @contextlib.contextmanager
+    def calls_of(self, model: torch.nn.Module, name: str) -> Iterator[None]:
+        """Inside the block `forward` runs, is compared with the recording, and returns what was recorded.
+
+        An input that was not recorded keeps its own result.
+        """
+
+        def answer(run: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
+            tree = record.Tree()
+            tree.put(arguments)
+            call = self._find(sums_of(tree.arrays))
+            if call is None:
+                self.left_out.append(name)
+                return run()
+            outputs: list[tuple[str, Any]] = []
+            heads = {entry['name'] for entry in call['modules']}
+            with record.watched(model, heads, outputs):
+                own = run()
+            with np.load(self.folder / call['file']) as file:
+                arrays = dict(file)
+            self._compare(name, call, arrays, outputs)
+            self.answered.append(call['file'])
+            result = record.restored(call['result'], arrays, 'cpu')
+            return as_mmdet2(result, own, model)
+
+        with _calls(model, answer):
+            yield
+
+    def _find(self, sums: dict[str, Any]) -> dict[str, Any] | None:
+        fitting = [call for call in self.manifest['calls'] if is_near(call['input'], sums)]
+        if not fitting:
+            return None
+        key = fitting[0]['file']  # equal frames of a drive were recorded in order
+        place = self._next.get(key, 0)
+        self._next[key] = place + 1
+        return fitting[min(place, len(fitting) - 1)]
+
+    def _compare(
+        self, name: str, call: Mapping[str, Any], arrays: Mapping[str, np.ndarray], outputs: list[Any]
+    ) -> None:
+        recorded = [(entry['name'], record.restored(entry['outputs'], arrays)) for entry in call['modules']]
+        if [head for head, _ in recorded] != [head for head, _ in outputs]:
+            self._note(f'the heads were called {len(recorded)} times there, {len(outputs)} times here')
+            return
+        for (head, expected), (_, actual) in zip(recorded, outputs, strict=True):
+            sides = [_arrays(head, value) for value in (expected, actual)]
+            if _shapes(sides[0]) != _shapes(sides[1]):
+                self._note(f'{head}: its outputs have other shapes there, they were not compared')
+                continue
+            self.rows += ((name, row) for row in compare_named(*sides, self.rtol))
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def sums_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return shapes and sums of an input's arrays, by which it is found again on another machine."""
+    shapes, sums = [], []
+    for array in arrays.values():
+        values = np.abs(np.nan_to_num(np.asarray(array, np.float64).reshape(-1)))
+        weights = np.arange(1, values.size + 1) / max(values.size, 1)
+        shapes.append(list(np.shape(array)))
+        sums.append([float(values.sum()), float(values @ weights)])
+    return dict(shapes=shapes, sums=sums)
+
+
+def is_near(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    return first['shapes'] == second['shapes'] and np.allclose(first['sums'], second['sums'], NEAR, 1e-9)
+
+
+@contextlib.contextmanager
+def _calls(
+    model: torch.nn.Module, call: Callable[[Callable[[], Any], Mapping[str, Any]], Any]
+) -> Iterator[None]:
+    """Inside the block `call(run, arguments)` takes the place of the model's `forward`."""
+    forward = model.forward
+
+    def instead(*args: Any, **arguments: Any) -> Any:
+        if args:
+            raise ConfigError('the detector is called with arguments by position, which are not recorded')
+        return call(lambda: forward(**arguments), arguments)
+
+    with replaced_entry(vars(model), 'forward', instead):
+        yield
+
+
+def _arrays(name: str, value: Any) -> dict[str, np.ndarray]:
+    leaves = [leaf.detach().cpu().numpy() for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return {f'{name}[{index}]': leaf for index, leaf in enumerate(leaves)}
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> list[tuple[int, ...]]:
+    return [array.shape for array in arrays.values()]
+
+
+def identity_of(manifest: Mapping[str, Any], model: torch.nn.Module, checkpoint_sha256: str) -> list[str]:
+    """Return why the recorded model is another one than `model`, or []."""
+    if manifest['checkpoint']['sha256'] == checkpoint_sha256:
+        return []
+    recorded = {*manifest['weights'].values()}
+    other = [
+        name
+        for name, value in model.state_dict().items()
+        if not name.endswith('num_batches_tracked') and record.weight_digest(value) not in recorded
+    ]
+    return [f'the recorded model has no weight equal to {name}' for name in other]

@@ -1,0 +1,105 @@
+"""Recorded results of every generation of OpenMMLab as those of mmdet 2.28 and mmdet3d 1.0.0rc6."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.runtime.detections3d import in_lidar_columns
+from mmdeploy_ext.util.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CORNERS_M = 1e-4
+"""Largest difference of recorded corners from those of the right convention, relative to the range."""
+
+
+def as_mmdet2(recorded: Any, own: Any, model: torch.nn.Module) -> Any:
+    """Return a recorded result in the form of `own`, the result of the model here."""
+    if not isinstance(recorded, list | tuple) or len(recorded) != len(own):
+        raise DataError(f'the recorded result has {len(recorded)} samples, expected {len(own)}')
+    samples = [_sample(*pair, model) for pair in zip(recorded, own, strict=True)]
+    return type(own)(samples) if isinstance(own, list | tuple) else samples
+
+
+def _sample(recorded: Any, own: Any, model: torch.nn.Module) -> Any:
+    if isinstance(recorded, dict) and 'pred_instances_3d' in recorded and len(recorded['pred_instances_3d']):
+        instances = recorded['pred_instances_3d']
+        recorded = {name.replace('bboxes_3d', 'boxes_3d'): value for name, value in instances.items()}
+        if 'pts_bbox' in own:
+            recorded = dict(pts_bbox=recorded)
+    elif isinstance(recorded, dict) and 'pred_panoptic_seg' in recorded:
+        return dict(own, pan_results=np.asarray(recorded['pred_panoptic_seg']['sem_seg'])[0])
+    elif isinstance(recorded, dict) and 'pred_instances' in recorded:
+        return _by_class(recorded['pred_instances'], own)
+    if isinstance(recorded, dict):
+        return _with_boxes(recorded, model)
+    return recorded
+
+
+def _by_class(instances: Mapping[str, torch.Tensor], own: Any) -> Any:
+    """mmdet 3's `InstanceData` as lists per class: of rows (n, 5), and of masks if the model has them."""
+    boxes_own = own[0] if isinstance(own, tuple) else own
+    labels = instances['labels'].numpy()
+    rows = np.concatenate([instances['bboxes'].numpy(), instances['scores'].numpy()[:, None]], 1)
+    of_class = [labels == index for index in range(len(boxes_own))]
+    boxes = [rows[chosen] for chosen in of_class]
+    if not isinstance(own, tuple):
+        return boxes
+    masks = np.asarray(instances['masks'])
+    return boxes, [list(masks[chosen]) for chosen in of_class]
+
+
+def _with_boxes(result: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
+    from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+    changed = dict(result)
+    for name, value in result.items():
+        if name == 'boxes_3d':
+            rows = value['tensor'].float()
+            ours = getattr(model, 'box_convention', '') or '1.x'
+            theirs = convention_of(value) or ours
+            if theirs != ours:
+                rows = in_lidar_columns(rows)
+            changed[name] = LiDARInstance3DBoxes(rows, box_dim=rows.shape[-1], with_yaw=rows.shape[-1] > 6)
+        elif isinstance(value, dict):
+            changed[name] = _with_boxes(value, model)
+    return changed
+
+
+def convention_of(boxes: Mapping[str, Any]) -> str:
+    """Return '1.x' or '0.17', whichever reading of the columns has the recorded corners; '': no boxes.
+
+    DataError: neither has.
+    """
+    if 'corners' not in boxes:
+        return ''
+    rows, corners = boxes['tensor'].double().numpy(), boxes['corners'].double().numpy()
+    readings = {'1.x': rows, '0.17': in_lidar_columns(rows)}
+    misses = {name: _miss(corners, corners_of(reading)) for name, reading in readings.items()}
+    name = min(misses, key=misses.__getitem__)
+    scale = max(float(np.abs(corners).max()), 1.0)
+    if not misses[name] <= CORNERS_M * scale:
+        raise DataError(
+            f'the recorded corners are {misses[name]:.2g} m away from those of our reading of the boxes: '
+            f'this box convention is not known'
+        )
+    return name
+
+
+def corners_of(boxes: np.ndarray) -> np.ndarray:
+    """Return corners (n, 8, 3) of boxes (n, 7 or more) of mmdet3d 1.x: bottom center, l, w, h, yaw."""
+    signs = np.array([[i, j, k] for i in (-0.5, 0.5) for j in (-0.5, 0.5) for k in (0, 1)])
+    places = signs * boxes[:, None, 3:6]
+    cosine, sine = np.cos(boxes[:, 6])[:, None], np.sin(boxes[:, 6])[:, None]
+    x, y, z = np.moveaxis(places, -1, 0)
+    return np.stack([x * cosine - y * sine, x * sine + y * cosine, z], -1) + boxes[:, None, :3]
+
+
+def _miss(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the largest distance, per axis, of a corner to the nearest of the same box."""
+    between = np.abs(first[:, :, None] - second[:, None]).max(-1)
+    return float(between.min(2).max())

@@ -1,0 +1,226 @@
+"""A recording answers for the environment of the training, and a changed one is found."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from marking import in_suite
+from mmdeploy_ext.api import ProofRequest, ask_read, prove_read, read_detector
+from mmdeploy_ext.recorded import record
+from mmdeploy_ext.recorded.results import convention_of
+from mmdeploy_ext.util.errors import DataError
+from toy_atss import CHECKPOINT, CONFIG, REPO, export_toy, load_toy
+
+SOURCE = record.__file__
+
+
+def run_record(folder, *words):
+    command = [
+        sys.executable,
+        str(folder / 'record.py'),
+        CONFIG,
+        CHECKPOINT,
+        '--import',
+        'mmdeploy_ext.compat:apply',
+    ]
+    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, cwd=REPO, check=False)
+
+
+@pytest.fixture(scope='module')
+def request_of_toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('recorded')
+    file = export_toy(load_toy(), folder / 'm.onnx', dynamic=False, height=128, width=160)
+    return ProofRequest(CONFIG, CHECKPOINT, file), folder
+
+
+@pytest.fixture(scope='module')
+def recorded(request_of_toy):
+    request, folder = request_of_toy
+    assert ask_read(read_detector(request, request.onnx_file), request, folder / 'ask') >= 5
+    finished = run_record(
+        folder / 'ask', '--inputs', folder / 'ask', '--out', folder / 'rec', '--images', REPO / 'demo/toy.jpg'
+    )
+    assert finished.returncode == 0, finished.stderr
+    return folder / 'rec'
+
+
+def verdict_of(request_of_toy, folder):
+    request, _ = request_of_toy
+    request = ProofRequest(request.config, request.checkpoint, request.onnx_file, recorded=folder)
+    return prove_read(read_detector(request, request.onnx_file), request)
+
+
+def test_results_of_another_environment_are_the_reference_and_are_named(request_of_toy, recorded):
+    verdict = verdict_of(request_of_toy, recorded)
+    assert verdict.proven, verdict.failures
+    assert verdict.subject['recorded'].startswith('mmdet 2.28.2 with torch')
+    assert verdict.with_figure('recorded')
+
+
+def changed_arrays(folder, change):
+    for path in folder.glob('0*.npz'):
+        with np.load(path) as file:
+            arrays = dict(file)
+        np.savez_compressed(path, **change(arrays))
+
+
+def changed_manifest(folder, change):
+    path = folder / 'manifest.json'
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def columns(*places):
+    """Return a function that changes columns of the results (n, 5) of a recording."""
+
+    def change(folder, value, scale=1.0):
+        def of(arrays):
+            for array in arrays.values():
+                if array.ndim == 2 and array.shape[1] == 5:
+                    array[:, places] = array[:, places] * scale + value
+            return arrays
+
+        changed_arrays(folder, of)
+
+    return change
+
+
+def other_head(folder):
+    def of(arrays):
+        for array in arrays.values():
+            if array.ndim == 4:
+                array += 0.05
+        return arrays
+
+    changed_arrays(folder, of)
+
+
+def other_order(manifest):
+    inputs = [call['input'] for call in manifest['calls']]
+    for call, entry in zip(manifest['calls'], [*inputs[1:], inputs[0]], strict=True):
+        call['input'] = entry
+
+
+def other_weights(manifest):
+    manifest['checkpoint']['sha256'] = '0' * 64
+    name = next(name for name in manifest['weights'] if name.endswith('atss_cls.weight'))
+    manifest['weights'][name] = '0' * 64
+
+
+FAULTS = {
+    'boxes 3 pixels to the right': lambda folder: columns(0, 2)(folder, 3.0),
+    'scores 0.05 lower': lambda folder: columns(4)(folder, -0.05),
+    'boxes half as large': lambda folder: columns(2, 3)(folder, 0.0, 0.5),
+    'outputs of the head': other_head,
+    'results of another input': lambda folder: changed_manifest(folder, other_order),
+    'another test_cfg': lambda folder: changed_manifest(
+        folder, lambda entry: entry['test_cfg'].update(score_thr=0.3)
+    ),
+    'other classes': lambda folder: changed_manifest(folder, lambda entry: entry['classes'].reverse()),
+    'other weights': lambda folder: changed_manifest(folder, other_weights),
+    'no input': lambda folder: changed_manifest(folder, lambda entry: entry.update(calls=[])),
+    'another preparation': lambda folder: changed_arrays_of_own(folder),
+}
+
+
+def changed_arrays_of_own(folder):
+    (path,) = folder.glob('own_*.npz')
+    with np.load(path) as file:
+        arrays = dict(file)
+    name = max(arrays, key=lambda name: arrays[name].size)
+    arrays[name] = np.roll(arrays[name], 1, -1)
+    np.savez_compressed(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    'fault', in_suite(FAULTS, 'boxes 3 pixels to the right', 'outputs of the head', 'no input')
+)
+def test_a_recording_with_a_fault_is_no_proof(request_of_toy, recorded, tmp_path, fault):
+    folder = shutil.copytree(recorded, tmp_path / 'rec')
+    FAULTS[fault](folder)
+    assert not verdict_of(request_of_toy, folder).passed
+
+
+def test_random_weights_are_not_recorded(request_of_toy, recorded, tmp_path):
+    _, folder = request_of_toy
+    checkpoint = torch.load(CHECKPOINT, weights_only=True)
+    state = checkpoint['state_dict']
+    name = next(name for name in state if name.endswith('atss_reg.weight'))
+    state[name] = state[name][:, :-1]
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    command = [sys.executable, str(folder / 'ask/record.py'), CONFIG, str(tmp_path / 'other.pth')]
+    words = [
+        '--inputs',
+        str(folder / 'ask'),
+        '--out',
+        str(tmp_path / 'rec'),
+        '--import',
+        'mmdeploy_ext.compat:apply',
+    ]
+    finished = subprocess.run([*command, *words], capture_output=True, text=True, cwd=REPO, check=False)
+    assert finished.returncode == 1 and name in finished.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['other.pth']
+
+
+def test_record_py_is_python_3_6():
+    with open(SOURCE, encoding='utf-8') as file:
+        ast.parse(file.read(), feature_version=(3, 6))
+
+
+def test_values_survive_the_way_there_and_back():
+    value = dict(
+        a=(1, 2.5, None),
+        masks=np.arange(90).reshape(9, 10) % 3 == 0,
+        x=[torch.arange(4)],
+        n={1: float('inf')},
+    )
+    tree = record.Tree()
+    entry = json.loads(json.dumps(tree.put(value), allow_nan=False))
+    back = record.restored(entry, tree.arrays)
+    assert back['a'] == value['a'] and back['n'] == value['n'] and not tree.unknown
+    assert np.array_equal(back['masks'], value['masks']) and torch.equal(back['x'][0], value['x'][0])
+
+
+YAW = 0.3
+C, S = np.cos(YAW), np.sin(YAW)
+
+
+def box(length_axis, width_axis):
+    """Return the corners of a box 4 m long, 2 m wide, 1.5 m high around (10, 5, -1) at its bottom."""
+    places = [(i, j, k) for i in (-2, 2) for j in (-1, 1) for k in (0, 1.5)]
+    return np.array(
+        [
+            [10 + i * length_axis[0] + j * width_axis[0], 5 + i * length_axis[1] + j * width_axis[1], -1 + k]
+            for i, j, k in places
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ('row', 'corners', 'convention'),
+    [
+        # 1.x: l, w, h, yaw counter-clockwise from x; 0.x: w, l, h, yaw clockwise from -y
+        ([10, 5, -1, 4, 2, 1.5, YAW], box((C, S), (-S, C)), '1.x'),
+        ([10, 5, -1, 2, 4, 1.5, -YAW - np.pi / 2], box((C, S), (-S, C)), '0.17'),
+        ([10, 5, -1, 4, 2, 1.5, 0], box((1, 0), (0, 1)), '1.x'),
+    ],
+)
+def test_the_box_convention_is_measured_by_corners(row, corners, convention):
+    boxes = dict(tensor=torch.tensor([row]), corners=torch.from_numpy(corners[None]))
+    assert convention_of(boxes) == convention
+
+
+def test_an_unknown_box_convention_is_refused():
+    boxes = dict(
+        tensor=torch.tensor([[10, 5, -1, 4, 2, 1.5, 0.3]]),
+        corners=torch.from_numpy(box((1, 0), (0, 1))[None]),
+    )
+    with pytest.raises(DataError, match='convention'):
+        convention_of(boxes)
