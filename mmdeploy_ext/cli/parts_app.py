@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.cli.proof import print_replaced
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, after_weights, one_line
 from mmdeploy_ext.util.files import write_json
@@ -67,6 +66,7 @@ def add_samples(add: Any) -> None:
 
 def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, Any]]]:
     """Model and samples of the arguments; no samples without `--samples`."""
+    from mmdeploy_ext.cli.proof import print_replaced
     from mmdeploy_ext.parts.model import read_model
     from mmdeploy_ext.parts.samples import samples_of
 

@@ -23,7 +23,16 @@ from typing import Any
 from mmdeploy_ext.compat import operator_forms as forms
 from mmdeploy_ext.compat.frames import is_importing, is_users, parsed, place, tried_at, users_frames
 from mmdeploy_ext.compat.import_hook import after
-from mmdeploy_ext.compat.stand_ins import Extension, Lack, Partly, StandIn, failed, fallbacks, lacks
+from mmdeploy_ext.compat.stand_ins import (
+    Extension,
+    Lack,
+    Partly,
+    StandIn,
+    failed,
+    fallbacks,
+    lacks,
+    withdrawn,
+)
 from mmdeploy_ext.util.errors import UsageError, one_line
 from mmdeploy_ext.util.missing_packages import not_installed
 from mmdeploy_ext.util.source_code import OURS
@@ -277,7 +286,8 @@ def _withdraw(failing: str, line: int, names: Mapping[str, Any]) -> None:
                 owner, _, _ = ast.unparse(decorator).rpartition('.register_module')
                 own = names.get(owner)
                 for registry in [own] if hasattr(own, 'module_dict') else registries() if owner else ():
-                    registry.module_dict.pop(node.name, None)
+                    if node.name in registry.module_dict:
+                        withdrawn.append((registry, node.name, registry.module_dict.pop(node.name)))
 
 
 @after('torch.utils.cpp_extension', versions='torch 2.13')

@@ -27,21 +27,11 @@ def torchvision_without_operators(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
-@after('mmcv', 'torch.onnx.symbolic_helper', versions='torch 2.13.0')
-def registry_of_symbolic_functions(module: ModuleType) -> bool:
-    """Forks of mmdet for OpenVINO ask the registry of torch.onnx 1.12 when their operators are called."""
-    if module.__name__ != 'mmcv':
-        vars(module).setdefault('_export_onnx_opset_version', 9)
-    elif importlib.util.find_spec('torch.onnx.symbolic_registry') is None:
-        functions: dict[tuple[str, str, int], Any] = {}
-        registry = ModuleType('torch.onnx.symbolic_registry')
-        registry.register_op = lambda name, function, domain, opset: functions.update(
-            {(name, domain, opset): function}
-        )
-        registry.is_registered_op = lambda *key: key in functions
-        registry.get_registered_op = lambda *key: functions[key]
-        sys.modules[registry.__name__] = registry
-    return False  # it adds names
+@after('torch.onnx.symbolic_helper', versions='torch 2.13.0')
+def opset_of_old_exports(module: ModuleType) -> bool:
+    """Forks of mmdet for OpenVINO read the opset of the export here when their operators are called."""
+    vars(module).setdefault('_export_onnx_opset_version', 9)
+    return False  # it adds a name
 
 
 @after('mmcv.ops.nms', versions='mmcv-full 1.7.2')

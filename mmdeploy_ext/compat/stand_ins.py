@@ -45,10 +45,17 @@ failed: dict[str, str] = {}
 """Module that failed when a module of the user's imported it -> why."""
 
 
+withdrawn: list[tuple[Any, str, type]] = []
+"""Registry, name and class that a failed file would have replaced."""
+
+
 def forget() -> None:
     """Forget what this process has read so far, for tests."""
     for entries in (lacks, fallbacks, failed):
         entries.clear()
+    for registry, name, cls in withdrawn:
+        registry.module_dict.setdefault(name, cls)
+    withdrawn.clear()
 
 
 class Partly(ModuleType):

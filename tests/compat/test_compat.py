@@ -45,13 +45,6 @@ CODES = dict(
         'import torch; from mmcv.ops.nms import NMSop\n'
         'print(NMSop.forward(None, torch.tensor([[0.0, 0, 4, 4]] * 2), torch.ones(2), 0.5, 0))'
     ),
-    symbolic=(
-        'import mmcv, torch.onnx.symbolic_helper as helper\n'
-        'from torch.onnx.symbolic_registry import get_registered_op, is_registered_op, register_op\n'
-        'key = "nms", "custom", helper._export_onnx_opset_version\n'
-        'before = is_registered_op(*key); register_op(key[0], len, *key[1:])\n'
-        'print(before, is_registered_op(*key), get_registered_op(*key) is len)'
-    ),
 )
 """Name -> code that fails with the bare libraries."""
 RESULTS = dict(
@@ -62,7 +55,6 @@ RESULTS = dict(
     mmdet3d='pip install --no-deps lyft_dataset_sdk',
     solo='1 0 8 6',
     suppression='tensor([0])',
-    symbolic='False True True',
 )
 """What they give with the patches."""
 
