@@ -33,7 +33,7 @@ def repository(folder, version, kind):
 
 @pytest.mark.parametrize(
     ('version', 'kind', 'expected'),
-    [('0.15.0', 'SparseOwnNet', True), ('0.10.0', 'SparseOwnNet', False), ('0.15.0', 'CenterPoint', False)],
+    [('0.15.0', 'SparseOwnNet', True), ('0.7.0', 'SparseOwnNet', False), ('0.15.0', 'CenterPoint', False)],
 )
 def test_a_copy_runs_only_for_models_that_the_installed_one_lacks(version, kind, expected, tmp_path):
     pytest.importorskip('mmdet3d')
