@@ -43,7 +43,7 @@ LIBRARY_MODULES = ('mmdet3d.core.evaluation.lyft_eval', 'mmdet3d.datasets.lyft_d
 """Modules of libraries that get stand-ins: of lyft_dataset_sdk, which pins libraries of 2019."""
 TWICE = 'is already registered'
 """Part of the message of mmcv's registries."""
-OLDER_OPERATORS = 'mmdet3d.ops'
+OLDER_MODULES = 'mmdet3d.ops', 'torch.onnx.symbolic_registry'
 
 
 def offer() -> None:
@@ -167,8 +167,8 @@ def _not_compiled(file: str, extension: str, operator: str) -> str:
 
 
 def _older(find: str, full: str, body: FrameType) -> Any:
-    """A name that mmdet3d had before 1.0, or None."""
-    if not full.startswith(OLDER_OPERATORS):
+    """A name that mmdet3d had before 1.0, or torch.onnx before 1.13, or None."""
+    if not full.startswith(OLDER_MODULES):
         return None
     from mmdeploy_ext.compat import older_operators  # it needs PyTorch
 

@@ -7,6 +7,7 @@ bottom's centre, width, length, height, and yaw, clockwise from the negative y-a
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -21,6 +22,7 @@ from torch import Tensor
 from mmdeploy_ext.compat import mmdet3d_operators as forms
 from mmdeploy_ext.compat.operator_forms import noted
 
+SYMBOLIC_REGISTRY = 'torch.onnx.symbolic_registry'
 PACKAGE = 'mmdet3d.ops'
 MODULES = (
     *('ball_query', 'furthest_point_sample', 'gather_points', 'group_points', 'interpolate', 'iou3d', 'knn'),
@@ -93,7 +95,12 @@ OF_MMCV = {
 
 
 def older_module(name: str, file: str) -> ModuleType | None:
-    """Return what a user's file imports as a module below `mmdet3d.ops` that the imported mmdet3d lacks."""
+    """Return what a user's file imports as a module below `mmdet3d.ops` that the imported mmdet3d lacks.
+
+    `torch.onnx.symbolic_registry` is an empty registry: forks for OpenVINO ask it on their test path.
+    """
+    if name == SYMBOLIC_REGISTRY:
+        return _symbolic_registry()
     package, _, below = name.removeprefix(f'{PACKAGE}.').partition('.')
     if not name.startswith(f'{PACKAGE}.') or f'{PACKAGE}.{package}' in sys.modules:
         return None
@@ -107,6 +114,22 @@ def older_module(name: str, file: str) -> ModuleType | None:
     for function in OWN:
         setattr(module, function.__name__, noted(f'{PACKAGE}.{function.__name__} before 1.0', function))
     vars(module).update({older: getattr(mmcv.ops, of_mmcv) for older, of_mmcv in OF_MMCV.items()})
+    return module
+
+
+@functools.cache
+def _symbolic_registry() -> ModuleType:
+    functions: dict[tuple[str, str, int], Any] = {}
+
+    def register_op(name: str, function: Any, domain: str, opset: int) -> None:
+        functions[name, domain, opset] = function
+
+    module = ModuleType(SYMBOLIC_REGISTRY)
+    vars(module).update(
+        register_op=register_op,
+        is_registered_op=lambda *key: key in functions,
+        get_registered_op=lambda *key: functions[key],
+    )
     return module
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import sys
 
 import pytest
 import torch
@@ -38,6 +39,17 @@ def imported(tmp_path, monkeypatch):
 
     yield imported
     stand_ins.forget()
+
+
+def test_the_registry_of_torch_onnx_1_12_is_empty_for_a_users_module_and_takes_its_functions(imported):
+    module = imported(
+        'from torch.onnx.symbolic_registry import get_registered_op, is_registered_op, register_op\n'
+        'before = is_registered_op("nms", "custom", 9)\n'
+        'register_op("nms", len, "custom", 9)\n'
+        'after = is_registered_op("nms", "custom", 9), get_registered_op("nms", "custom", 9)\n'
+    )
+    assert not stand_ins.lacks and 'torch.onnx.symbolic_registry' not in sys.modules
+    assert not module.before and module.after == (True, len)
 
 
 def test_operators_of_mmdet3d_0_have_their_signatures_and_boxes(imported):
