@@ -237,11 +237,10 @@ def export(
 def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     """Prove the files of a request with a detector of `read_detector`; see `prove`."""
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.proving.recorded import judge_recording
-    from mmdeploy_ext.recorded.calls import Recording
+    from mmdeploy_ext.proving.recorded import judge_recording, open_recording
     from mmdeploy_ext.verdict.verdict import metric_finding
 
-    recording = Recording(request.recorded) if request.recorded else None
+    recording = open_recording(request.recorded, detector) if request.recorded else None
     family, kind, engine = detector.family, kind_of(detector.family), request.build_settings()
     kind.check_engine(engine)
     inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)

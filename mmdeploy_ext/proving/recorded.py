@@ -6,22 +6,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.samples import read_picture
 from mmdeploy_ext.recorded import record
 from mmdeploy_ext.recorded.calls import Recording, identity_of
 from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.verdict.comparison import compare_named
 from mmdeploy_ext.verdict.verdict import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.verdict.results import TensorRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
 
 LEVELS, MEAN_LEVELS = 2.0, 0.1
 """Grey levels by which prepared pictures of two builds of OpenCV differ, at most and on average."""
+
+
+def open_recording(folder: str | Path, detector: Detector) -> Recording:
+    """Read what `record.py` wrote; heads are compared by the bars of float32."""
+
+    def compare(
+        here: Mapping[str, np.ndarray],
+        recorded: Mapping[str, np.ndarray],
+        rtol: float,
+        run: Callable[[], Mapping[str, np.ndarray]],
+    ) -> list[TensorRow]:
+        rounding = None if detector.family.memory else rounding_of(detector.model, here, run)
+        return compare_named(here, recorded, rtol, rounding=rounding)
+
+    return Recording(folder, compare)
 
 
 def judge_recording(verdict: Verdict, detector: Detector, pictures: Sequence[Path]) -> None:
