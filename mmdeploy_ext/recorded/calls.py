@@ -81,15 +81,14 @@ class Recording:
         manifest: see `record.py`.
         rows: (input, comparison of a head's output here with the recorded one).
         answered: files of the recorded inputs that were compared.
-        left_out: names of those that had none.
+        left_out: names of inputs without a recording.
         notes: heads that could not be compared.
     """
 
     def __init__(self, folder: str | Path, compare: Callable[..., Iterable[TensorRow]]) -> None:
         """Read the manifest of a folder.
 
-        `compare(here, recorded, rtol, run)` compares arrays of heads by name; `run()` computes those of here
-        again.
+        `compare(here, recorded, rtol, run)` compares arrays of heads by name; `run()` computes `here` again.
         """
         self.folder, path, self._compare = Path(folder), Path(folder) / MANIFEST, compare
         if not path.is_file():

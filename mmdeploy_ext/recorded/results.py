@@ -21,7 +21,10 @@ def as_mmdet2(recorded: Any, own: Any, model: torch.nn.Module) -> Any:
     """Return a recorded result in the form of `own`, the result of the model here."""
     if not isinstance(recorded, list | tuple) or len(recorded) != len(own):
         raise DataError(f'the recorded result has {len(recorded)} samples, expected {len(own)}')
-    samples = [_sample(*pair, model) for pair in zip(recorded, own, strict=True)]
+    samples = []
+    for there, here in zip(recorded, own, strict=True):
+        samples.append(_sample(there, here, model))
+        _check_form(samples[-1], here)
     return type(own)(samples) if isinstance(own, list | tuple) else samples
 
 
@@ -40,6 +43,25 @@ def _sample(recorded: Any, own: Any, model: torch.nn.Module) -> Any:
     return recorded
 
 
+def _check_form(recorded: Any, own: Any) -> None:
+    """Refuse results without an entry that `own` has, such as masks: it would not be compared."""
+    if isinstance(own, dict):
+        absent = [key for key in own if not isinstance(recorded, dict) or key not in recorded]
+        if absent:
+            raise DataError(f'the recorded result has no {", ".join(map(str, absent))}, expected {[*own]}')
+        for key, value in own.items():
+            if isinstance(value, dict):
+                _check_form(recorded[key], value)
+    elif isinstance(own, list | tuple):
+        if not isinstance(recorded, list | tuple) or len(recorded) != len(own):
+            count = len(recorded) if isinstance(recorded, list | tuple) else type(recorded).__name__
+            raise DataError(
+                f'the recorded result has {count} entries, expected {len(own)} (classes, or boxes and masks)'
+            )
+        for there, here in zip(recorded, own, strict=True) if isinstance(own, tuple) else ():
+            _check_form(there, here)
+
+
 def _by_class(instances: Mapping[str, torch.Tensor], own: Any) -> Any:
     """mmdet 3's `InstanceData` as lists per class: of rows (n, 5), and of masks if the model has them."""
     boxes_own = own[0] if isinstance(own, tuple) else own
@@ -53,6 +75,8 @@ def _by_class(instances: Mapping[str, torch.Tensor], own: Any) -> Any:
     boxes = [rows[chosen] for chosen in of_class]
     if not isinstance(own, tuple):
         return boxes
+    if 'masks' not in instances:
+        raise DataError('the recorded result has no masks, the model here has')
     masks = np.asarray(instances['masks'])
     return boxes, [list(masks[chosen]) for chosen in of_class]
 

@@ -13,9 +13,9 @@ import torch
 from marking import in_suite
 from mmdeploy_ext.api import ProofRequest, ask_read, prove_read, read_detector
 from mmdeploy_ext.recorded import record
-from mmdeploy_ext.recorded.calls import Recording, sums_of
+from mmdeploy_ext.recorded.calls import Ask, Recording, sums_of
 from mmdeploy_ext.recorded.results import as_mmdet2, convention_of
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.util.errors import ConfigError, DataError
 from toy_atss import CHECKPOINT, CONFIG, REPO, export_toy, load_toy
 
 SOURCE = record.__file__
@@ -247,7 +247,8 @@ class Counting(torch.nn.Module):
 
     def forward(self, img):
         self.count += 1
-        return [self.head((img, img))]
+        self.head((img, img))
+        return [img]
 
 
 @pytest.mark.parametrize('heads_there', [{}, {'head': 1}, {'neck': 2}])
@@ -267,7 +268,50 @@ def test_heads_that_cannot_be_compared_are_noted_and_run_once(tmp_path, heads_th
     assert recording.answered == ['0.npz'] and recording.notes
 
 
-def test_labels_without_a_class_here_are_refused():
-    instances = dict(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=torch.tensor([2]))
-    with pytest.raises(DataError, match='labels'):
-        as_mmdet2([dict(pred_instances=instances)], [[np.zeros((0, 5))] * 2], torch.nn.Module())
+BOXES, NO_BOXES = [np.ones((1, 5)), np.ones((0, 5))], [np.zeros((0, 5))] * 2
+INSTANCES = dict(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    ('recorded', 'own', 'expected'),
+    [
+        (BOXES, (NO_BOXES, [[], []]), 'array|entries'),
+        ((BOXES, [[]]), (NO_BOXES, [[], []]), 'entries'),
+        (BOXES[:1], NO_BOXES, 'entries'),
+        (dict(pts_bbox=dict(scores_3d=1)), dict(pts_bbox=dict(scores_3d=1, labels_3d=1)), 'labels_3d'),
+        ([], dict(pan_results=1), 'pan_results'),
+        (dict(pred_instances=INSTANCES), (NO_BOXES, [[], []]), 'masks'),
+        (dict(pred_instances=INSTANCES), NO_BOXES[:1], 'labels'),
+    ],
+)
+def test_results_without_what_is_compared_here_are_refused(recorded, own, expected):
+    with pytest.raises(DataError, match=expected):
+        as_mmdet2([recorded], [own], torch.nn.Module())
+
+
+def test_results_of_the_same_form_are_taken():
+    assert as_mmdet2([BOXES], [NO_BOXES], torch.nn.Module()) == [BOXES]
+    (boxes,) = as_mmdet2([dict(pred_instances=INSTANCES)], [NO_BOXES], torch.nn.Module())
+    assert [len(rows) for rows in boxes] == [0, 1]
+
+
+def recording_of(folder, **manifest):
+    (folder / 'manifest.json').write_text(json.dumps(manifest))
+    return Recording(folder, compare=None)
+
+
+def test_folders_of_no_recording_and_of_another_format_are_refused(tmp_path):
+    with pytest.raises(DataError, match='manifest'):
+        Recording(tmp_path, compare=None)
+    with pytest.raises(DataError, match='format'):
+        recording_of(tmp_path, format=record.FORMAT + 1)
+
+
+def test_calls_that_cannot_be_recorded_are_refused(tmp_path):
+    ask, model = Ask(tmp_path), Counting()
+    for args, kwargs in (([torch.ones(1)], {}), ([], dict(img=object()))):
+        with pytest.raises(ConfigError), ask.calls_of(model, 'a'):
+            model(*args, **kwargs)
+    with pytest.raises(ConfigError):
+        ask.finish('')
+    assert model.count == 0 and not [*tmp_path.iterdir()]
