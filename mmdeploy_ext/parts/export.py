@@ -176,7 +176,7 @@ class RecordedPart:
     ) -> Rounding | None:
         """Return the function that compares a call's outputs with those of a model of `make` in float64.
 
-        `inputs` replace those of the call. None: random numbers are others in float64.
+        `inputs` replace the call's own. None: random numbers are others in float64.
         """
         if self.form.seeded:
             return None

@@ -18,7 +18,7 @@ NO_ROUNDING = np.zeros((), np.float32)
 Rounding = Callable[[int], Mapping[str, np.ndarray]]
 """Returns tensor -> distances (same shape) from float64, as far as known.
 
-The largest of those of the reference and of a number of draws, see `proving/float64.py`.
+The largest distance of the reference and of a number of draws, see `proving/float64.py`.
 """
 
 
