@@ -68,6 +68,10 @@ class Partly(ModuleType):
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)['_module'], name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        vars(self).pop(name, None)
+        setattr(vars(self)['_module'], name, value)
+
 
 @functools.cache
 def _exception(path: str) -> type[Exception]:

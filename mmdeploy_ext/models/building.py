@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 import logging
@@ -148,11 +149,15 @@ def own_builder(kind: Any) -> Callable[..., torch.nn.Module] | None:
         builder = vars(sys.modules.get(f'{module}.builder', object))
         for name in ('build_model', 'build_detector'):
             if function := builder.get(name):
-                takes = inspect.signature(function).parameters
-                return lambda cfg, **given: function(
-                    cfg, **{key: given[key] for key in given if key in takes}
-                )
+                return functools.partial(_call_with_known, function)
     return None
+
+
+def _call_with_known(function: Callable[..., torch.nn.Module], cfg: Any, **given: Any) -> torch.nn.Module:
+    """Call a builder with those of the keywords that it takes."""
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return function(cfg, **{key: value for key, value in given.items() if takes_any or key in parameters})
 
 
 def build_without_weights(

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.verdict.results import TensorRow
 
-Heads = 'Callable[[], list[tuple[str, Any]]]'
-"""Function that returns (module, outputs) of each call."""
+Heads = list[tuple[str, Any]]
+"""(module, outputs) of each call."""
 MANIFEST = 'manifest.json'
 GPU_RTOL = 1e-3
 """Tolerance of the heads' outputs from a GPU, of a slice's largest value."""
@@ -137,16 +137,13 @@ class Recording:
             with np.load(self.folder / call['file']) as file:
                 arrays = dict(file)
 
-            def heads() -> list[tuple[str, Any]]:
-                if outputs:
-                    first, outputs[:] = outputs[:], []
-                    return first
+            def run_again() -> list[tuple[str, Any]]:
                 again: list[tuple[str, Any]] = []
                 with record.watched(model, names, again), contextlib.suppress(Exception):
                     run()  # what follows the heads may refuse float64
                 return again
 
-            self._compare_heads(name, call, arrays, heads)
+            self._compare_heads(name, call, arrays, outputs, run_again)
             self.answered.append(call['file'])
             result = record.restored(call['result'], arrays, 'cpu')
             return as_mmdet2(result, own, model)
@@ -164,20 +161,28 @@ class Recording:
         return fitting[min(place, len(fitting) - 1)]
 
     def _compare_heads(
-        self, name: str, call: Mapping[str, Any], arrays: Mapping[str, np.ndarray], heads: Heads
+        self,
+        name: str,
+        call: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        here: Heads,
+        run_again: Callable[[], Heads],
     ) -> None:
         recorded = [(entry['name'], record.restored(entry['outputs'], arrays)) for entry in call['modules']]
-        here = heads()
+        if not recorded:
+            self._note('no output of a head was recorded: name modules by --module of record.py')
+            return
         if [head for head, _ in recorded] != [head for head, _ in here]:
             self._note(f'the heads were called {len(recorded)} times there, {len(here)} times here')
             return
         expected, actual = _arrays(here), _arrays(recorded)
-        if (other := [key for key in expected if expected[key].shape != actual[key].shape]) or len(
-            expected
-        ) != len(actual):
-            self._note(f'{", ".join(other) or "heads"}: other shapes there, they were not compared')
+        shapes, shapes_there = (
+            {key: array.shape for key, array in side.items()} for side in (expected, actual)
+        )
+        if other := [key for key in {**shapes, **shapes_there} if shapes.get(key) != shapes_there.get(key)]:
+            self._note(f'{", ".join(other)}: other shapes there, they were not compared')
             return
-        rows = self._compare(expected, actual, self.rtol, lambda: _arrays(heads()))
+        rows = self._compare(expected, actual, self.rtol, lambda: _arrays(run_again()))
         self.rows += ((name, row) for row in rows)
 
     def _note(self, text: str) -> None:

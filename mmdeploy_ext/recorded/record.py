@@ -458,6 +458,7 @@ def watched(model, names, calls):
     """
     parts = dict(model.named_modules())
     heads = [(name, parts[name]) for name in names if name in parts]
+    before = [(part, part.__dict__.get('forward')) for _, part in heads]
 
     def watching(name, forward):
         def instead(*args, **kwargs):
@@ -472,8 +473,10 @@ def watched(model, names, calls):
     try:
         yield
     finally:
-        for _, part in heads:
-            del part.__dict__['forward']
+        for part, forward in before:
+            part.__dict__.pop('forward', None)
+            if forward is not None:
+                part.__dict__['forward'] = forward
 
 
 def recorded(side, arguments, names):
@@ -490,16 +493,6 @@ def recorded(side, arguments, names):
     entry = dict(result=tree.put(result), seconds=round(seconds, 4))
     entry['modules'] = [dict(name=name, outputs=tree.put(outputs)) for name, outputs in calls]
     return entry, tree
-
-
-def on(value, device):
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: on(inner, device) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)) and not hasattr(value, '_fields'):
-        return type(value)(on(inner, device) for inner in value)
-    return value.to(device) if hasattr(value, 'tensor') and hasattr(value, 'to') else value
 
 
 def asked_of(folder):

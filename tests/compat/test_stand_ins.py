@@ -301,6 +301,16 @@ def test_functions_and_libraries_get_the_truth(write):
     exec(compile('import math', module.__file__, 'exec'), {})  # has no name, and no stand-ins
 
 
+def test_what_is_set_on_a_module_that_lacks_a_name_is_set_for_all(write, monkeypatch):
+    import torch.onnx
+
+    monkeypatch.setattr(torch.onnx, 'own_name', 'before', raising=False)
+    code = (
+        'import torch.onnx.no_such_registry\ntorch.onnx.own_name = "after"\nuse = lambda: torch.onnx.own_name'
+    )
+    assert write(code)[1]().use() == 'after' == torch.onnx.own_name
+
+
 def test_they_are_the_first_line_of_a_check_and_of_a_verdict(write, tmp_path, capsys, monkeypatch):
     from rich.console import Console
 

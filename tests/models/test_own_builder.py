@@ -44,3 +44,17 @@ def test_the_builder_of_the_repository_builds_its_detector(own_detector):
     model = build_without_weights(cfg, build=None)
     assert type(model) is own_detector and model.frozen == ['backbone'] and not model.training
     assert cfg.model.frozen_parameters == ['backbone']
+
+
+def test_a_builder_of_any_keywords_gets_the_test_cfg(own_detector, monkeypatch):
+    given = {}
+
+    def build_model(cfg, **others):
+        given.update(others)
+        return own_detector()
+
+    monkeypatch.setattr(sys.modules['own_builder_package.builder'], 'build_model', build_model, raising=False)
+    build_without_weights(
+        Config(dict(model=dict(type='OwnDetector'), test_cfg=dict(score_thr=0.3))), build=None
+    )
+    assert given == dict(test_cfg=dict(score_thr=0.3))

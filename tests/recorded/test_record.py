@@ -13,7 +13,8 @@ import torch
 from marking import in_suite
 from mmdeploy_ext.api import ProofRequest, ask_read, prove_read, read_detector
 from mmdeploy_ext.recorded import record
-from mmdeploy_ext.recorded.results import convention_of
+from mmdeploy_ext.recorded.calls import Recording, sums_of
+from mmdeploy_ext.recorded.results import as_mmdet2, convention_of
 from mmdeploy_ext.util.errors import DataError
 from toy_atss import CHECKPOINT, CONFIG, REPO, export_toy, load_toy
 
@@ -224,3 +225,49 @@ def test_an_unknown_box_convention_is_refused():
     )
     with pytest.raises(DataError, match='convention'):
         convention_of(boxes)
+
+
+def test_watched_modules_keep_a_forward_of_their_own():
+    model = torch.nn.Module()
+    model.head, model.other = torch.nn.Identity(), torch.nn.Identity()
+    model.other.forward = own = lambda x: x + 1
+    calls = []
+    with record.watched(model, ['head', 'other'], calls):
+        assert model.other(model.head(1)) == 2
+    assert calls == [('head', 1), ('other', 2)]
+    assert model.other.forward is own and 'forward' not in vars(model.head)
+
+
+class Counting(torch.nn.Module):
+    """A model with a memory: the number of its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.head = 0, torch.nn.Identity()
+
+    def forward(self, img):
+        self.count += 1
+        return [self.head((img, img))]
+
+
+@pytest.mark.parametrize('heads_there', [{}, {'head': 1}, {'neck': 2}])
+def test_heads_that_cannot_be_compared_are_noted_and_run_once(tmp_path, heads_there):
+    img, tree = torch.ones(2, 3), record.Tree()
+    asked, result = record.Tree(), tree.put([torch.zeros(1, 5)])
+    asked.put(dict(img=img))
+    modules = [dict(name=name, outputs=tree.put([img] * count)) for name, count in heads_there.items()]
+    np.savez(tmp_path / '0.npz', **tree.arrays)
+    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays), modules=modules, result=result)
+    manifest = dict(format=record.FORMAT, device='cpu', calls=[call])
+    (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
+    model, recording = Counting(), Recording(tmp_path, compare=lambda *args: pytest.fail('compared'))
+    with recording.calls_of(model, 'a'):
+        (sample,) = model(img=img)
+    assert model.count == 1 and torch.equal(sample, torch.zeros(1, 5))
+    assert recording.answered == ['0.npz'] and recording.notes
+
+
+def test_labels_without_a_class_here_are_refused():
+    instances = dict(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=torch.tensor([2]))
+    with pytest.raises(DataError, match='labels'):
+        as_mmdet2([dict(pred_instances=instances)], [[np.zeros((0, 5))] * 2], torch.nn.Module())
