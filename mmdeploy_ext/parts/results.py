@@ -24,7 +24,6 @@ from mmdeploy_ext.verdict.results import TensorRow
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.parts.rounding import WholeRounding
     from mmdeploy_ext.verdict.comparison import Rounding
     from mmdeploy_ext.verdict.results import DetectionRow
 
@@ -43,7 +42,7 @@ class Matched:
         detections: rows of boxes and masks, matched in any order.
         tensors: rows of other arrays.
         in_order: names of arrays that were compared in their order.
-        rounding: of the test path; None: none but the bars' own.
+        rounding: `rounding.WholeRounding` of the test path; None: none but the bars' own.
         arrays: name -> array of the candidate, in the order of the reference.
     """
 
@@ -51,7 +50,7 @@ class Matched:
     detections: list[DetectionRow] = dataclasses.field(default_factory=list)
     tensors: list[TensorRow] = dataclasses.field(default_factory=list)
     in_order: list[str] = dataclasses.field(default_factory=list)
-    rounding: WholeRounding | None = None
+    rounding: Any = None
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
@@ -60,7 +59,7 @@ class Matched:
 
 
 def match_results(
-    title: str, reference: Any, candidate: Any, bars: Bars = FLOAT32, rounding: WholeRounding | None = None
+    title: str, reference: Any, candidate: Any, bars: Bars = FLOAT32, rounding: Any = None
 ) -> Matched:
     """Compare the results of a test path for one sample, ONNX against PyTorch."""
     matched = Matched(bars, rounding=rounding)
