@@ -418,3 +418,21 @@ def places_in_groups(groups: Tensor, places: Tensor) -> None:
     order = groups.argsort(stable=True)
     ordered = groups[order]
     places[order] = torch.arange(len(groups)).to(places) - torch.searchsorted(ordered, ordered).to(places)
+
+
+def samples_of_views(*args: torch.Tensor) -> torch.Tensor:
+    """Sample levels (B, views, h, w, C) at places (B, Q, P, 3), weighted (B, Q, P, levels): (B, Q, C, P).
+
+    Places are x, y and view from 0 to 1, from the centre of the first pixel to that of the last; the nearest
+    view is taken. Source: SparseBEV, `msmv_sampling_forward.cu`.
+    """
+    *levels, places, weights = args
+    last = max(levels[0].shape[1] - 1, 1)
+    views = torch.floor(places[..., 2:] * last + 0.5) / last
+    grid = 2 * torch.cat([places[..., :2], views], -1)[:, :, :, None] - 1
+    total = 0
+    for level, weight in zip(levels, weights.unbind(-1), strict=True):
+        volume = level.permute(0, 4, 1, 2, 3)
+        sampled = torch.nn.functional.grid_sample(volume, grid, align_corners=True)[..., 0]
+        total = total + sampled * weight[:, None]
+    return total.transpose(1, 2)

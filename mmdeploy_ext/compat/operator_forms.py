@@ -263,6 +263,9 @@ def known_forms() -> dict[str, dict[str, Callable[..., Any]]]:
             'c4e3020c3d1f': forms.voxel_pooling,
         },
         'voxel_pooling_train_forward_wrapper': {'392573295b79': forms.voxel_pooling},  # BEVDepth
+        '_ms_deform_attn_cuda_c2345_forward': {
+            'dc6ed54bc470': forms.samples_of_views
+        },  # SparseBEV, SparseOcc
         'forward': {'6196ce57465f': forms.places_in_groups},  # ingroup_indices of IS-Fusion's TorchEx
         'similar_forward': {'d719ab7cffd8': forms.local_similarity},  # DeepInteraction
         'weighting_forward': {'f0ca0effa8f0': forms.local_sums},

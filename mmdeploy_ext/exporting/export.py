@@ -55,7 +55,7 @@ from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.rename import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import simplify
 from mmdeploy_ext.util.cli import suppress_output
-from mmdeploy_ext.util.errors import ExportError, UsageError, root_cause
+from mmdeploy_ext.util.errors import ExportError, OpsetError, UsageError, root_cause
 from mmdeploy_ext.util.files import atomic_path
 from mmdeploy_ext.util.source_code import copied_file, is_users_file
 
@@ -238,7 +238,9 @@ def run(
             raise ExportError(f'stage {stage.name!r} could not be exported: {root_cause(error)}') from error
         later_opset = re.search(r'Support for this operator was added in version (\d+)', str(error))
         advice = f': --opset-version {later_opset[1]}' if later_opset else ''
-        raise ExportError(
+        has_no_form = stage.exporter == 'torchscript' and isinstance(error, torch.onnx.OnnxExporterError)
+        kind = OpsetError if has_no_form else ExportError
+        raise kind(
             f'stage {stage.name!r} could not be exported by the {stage.exporter} exporter at opset '
             f'{opset}: {type(error).__name__}: {error}{advice}'
         ) from error

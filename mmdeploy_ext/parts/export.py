@@ -14,8 +14,9 @@ import onnx
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdeploy_ext.exporting.export import default_opset, export_module, save
+from mmdeploy_ext.exporting.export import OPSETS, default_opset, export_module, save
 from mmdeploy_ext.exporting.torch_patches import constant_linspace
+from mmdeploy_ext.graph.io.index import opsets_of
 from mmdeploy_ext.graph.passes.precision import half
 from mmdeploy_ext.graph.passes.simplify import simplify
 from mmdeploy_ext.graph.run import Runner
@@ -29,7 +30,7 @@ from mmdeploy_ext.parts.results import compare_filled, kept_results
 from mmdeploy_ext.parts.samples import run_test_path
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.util.arrays import to_array
-from mmdeploy_ext.util.errors import ExportError, Mm2OnnxError, UsageError, one_line
+from mmdeploy_ext.util.errors import ExportError, Mm2OnnxError, OpsetError, UsageError, one_line
 from mmdeploy_ext.util.files import atomic_path, check_writable, sha256_file
 from mmdeploy_ext.util.source_code import versions
 
@@ -119,8 +120,8 @@ class RecordedPart:
         """
         try:
             runner = Runner(graph, optimization='all')
-        except Mm2OnnxError:  # an operator that this engine lacks
-            return
+        except Mm2OnnxError as error:
+            raise ExportError(f'{one_line(error)[:300]}; {INSIDE}') from error
         call, inputs = self.calls[-1], self.form.inputs_of(self.calls[-1])
         if len(self.calls) == 1:
             inputs = {name: _other(tensor) for name, tensor in inputs.items()}
@@ -248,15 +249,20 @@ def export_folder(
     chosen = {**DEFAULTS, **(options or {})}
     recorded, recording = record_parts(factory, texts, samples, chosen['seeded'])
     model = factory.make_prepared()
-    if not chosen['opset']:
-        chosen['opset'] = default_opset(model, chosen['exporter'])
     facts = dict(factory.facts(), versions=versions(), samples=len(samples))
     graphs, entries = [], []
-    for index, part in enumerate(recorded):
+
+    def export(part: RecordedPart) -> tuple[RecordedPart, onnx.ModelProto]:
         try:
-            part, graph = exported_part(part, model, chosen, names or {}, factory.make)
+            return exported_part(part, model, chosen, names or {}, factory.make)
         except ExportError as error:
             raise ExportError(f'--parts {part.form.part.text}: {with_place(error, part, model)}') from error
+
+    pairs = [export(part) for part in recorded]
+    chosen['opset'] = max(opsets_of(graph)[''] for _, graph in pairs)
+    for index, (part, graph) in enumerate(pairs):
+        if opsets_of(graph)[''] < chosen['opset']:
+            part, graph = export(part)
         recorded[index], own_names = part, names_for(part.form, names or {})
         entry = part_json(part.form, part.calls[0], own_names)
         described = {key: entry[key] for key in ('part', 'constants')} | dict(versions=facts['versions'])
@@ -284,12 +290,21 @@ def exported_part(
     names: Mapping[str, str],
     make: Callable[[], torch.nn.Module],
 ) -> tuple[RecordedPart, onnx.ModelProto]:
-    """Return a part and its graph, of one rig if it is right for no other; arguments as of `export`."""
-    try:
-        return part, part.export(model, options, names_for(part.form, names), make)
-    except RigError as error:
-        part = part.of_one_rig(make(), error.keys)
-        return part, part.export(model, options, names_for(part.form, names), make)
+    """Return a part and its graph, of one rig if it is right for no other; arguments as of `export`.
+
+    Opset 0 is the lowest that the part needs.
+    """
+    exporter, opset = options['exporter'], options['opset'] or default_opset(model, options['exporter'])
+    highest = options['opset'] or OPSETS.get(exporter, (0, 0))[1]
+    while True:
+        try:
+            return part, part.export(model, {**options, 'opset': opset}, names_for(part.form, names), make)
+        except RigError as error:
+            part = part.of_one_rig(make(), error.keys)
+        except OpsetError:
+            if opset >= highest:
+                raise
+            opset += 1
 
 
 def names_for(form: PartForm, names: Mapping[str, str]) -> dict[str, str]:

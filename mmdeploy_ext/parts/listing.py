@@ -8,7 +8,6 @@ import inspect
 import time
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.exporting.export import default_opset
 from mmdeploy_ext.parts.export import DEFAULTS, RecordedPart, exported_part, with_place
 from mmdeploy_ext.parts.folder import result_json
 from mmdeploy_ext.parts.graph import modules_among
@@ -121,7 +120,6 @@ def candidates_of(
     shares = shares_of(factory, samples)
     prepared, fresh, found = factory.make_prepared(), factory.make(), []
     chosen = {**DEFAULTS, **options}
-    chosen['opset'] = chosen['opset'] or default_opset(prepared, chosen['exporter'])
     owners = {step.owner for step in shares}
     opened = ['']
     while opened:

@@ -68,11 +68,11 @@ class ModelFactory:
         """Return the model without its weights, in evaluation mode."""
         model = build_without_weights(copy.deepcopy(self.cfg), _builder(self.cfg))
         model.eval()
-        model.requires_grad_(False)  # the tracer refuses weights among arguments that need gradients
         return model
 
     def _build(self) -> torch.nn.Module:
         model, family = self.build(), claiming_family(self.cfg, DETECTOR)
+        model.requires_grad_(False)  # the tracer refuses weights among arguments that need gradients
         checkpoint = load_checkpoint(self.checkpoint)
         if family is None or self.cfg.get('fork'):
             load_strict(model, checkpoint)

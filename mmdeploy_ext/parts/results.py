@@ -42,21 +42,27 @@ class Matched:
         detections: rows of boxes and masks, matched in any order.
         tensors: rows of other arrays.
         in_order: names of arrays that were compared in their order.
+        rounding: `rounding.WholeRounding` of the test path; None: none but the bars' own.
+        arrays: name -> array of the candidate, in the order of the reference.
     """
 
     bars: Bars = FLOAT32
     detections: list[DetectionRow] = dataclasses.field(default_factory=list)
     tensors: list[TensorRow] = dataclasses.field(default_factory=list)
     in_order: list[str] = dataclasses.field(default_factory=list)
+    rounding: Any = None
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
         return all(row.passed for row in (*self.detections, *self.tensors))
 
 
-def match_results(title: str, reference: Any, candidate: Any, bars: Bars = FLOAT32) -> Matched:
+def match_results(
+    title: str, reference: Any, candidate: Any, bars: Bars = FLOAT32, rounding: Any = None
+) -> Matched:
     """Compare the results of a test path for one sample, ONNX against PyTorch."""
-    matched = Matched(bars)
+    matched = Matched(bars, rounding=rounding)
     _match(matched, title, plain(reference), plain(candidate))
     return matched
 
@@ -166,7 +172,13 @@ def _match_leaf(matched: Matched, name: str, reference: Any, candidate: Any) -> 
 
 
 def _compare(matched: Matched, reference: dict[str, np.ndarray], candidate: dict[str, np.ndarray]) -> None:
-    matched.tensors += compare_filled(reference, candidate, bars=matched.bars)
+    matched.arrays |= candidate
+    rounding = matched.rounding
+    if rounding is None:
+        matched.tensors += compare_filled(reference, candidate, bars=matched.bars)
+        return
+    for row in compare_filled(reference, candidate, rounding=rounding.distances, bars=matched.bars):
+        matched.tensors.append(rounding.judge(row, reference[row.tensor], candidate[row.tensor]))
 
 
 def compare_filled(

@@ -61,6 +61,10 @@ class ExportError(Mm2OnnxError):
     """The exporter or an edit of a graph failed, or its result differs from the options."""
 
 
+class OpsetError(ExportError):
+    """The exporter has no form of an operator at the opset that was asked for."""
+
+
 class AbsentPackageError(ModuleNotFoundError):
     """A package that the user's code imports is missing; exit status 2."""
 

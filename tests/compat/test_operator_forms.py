@@ -218,3 +218,20 @@ def test_local_attention_is_a_loop_over_the_cells_around():
             if inside:
                 expected += maps[:, :, y, x] * weights[:, row, column, cell, None]
         torch.testing.assert_close(sums[:, :, row, column], expected)
+
+
+def test_samples_of_the_nearest_view_are_those_between_four_pixels():
+    rng = torch.Generator().manual_seed(0)
+    levels = [torch.randn(1, 3, height, width, 2, generator=rng) for height, width in ((4, 5), (2, 3))]
+    places, weights = torch.rand(1, 6, 2, 3, generator=rng), torch.rand(1, 6, 2, 2, generator=rng)
+    places[0, 0, 0] = 1.0
+    expected = torch.zeros(1, 6, 2, 2)
+    for query, point, level in itertools.product(range(6), range(2), range(2)):
+        x, y, view = places[0, query, point].tolist()
+        pixels = levels[level][0, round(view * 2)]
+        height, width, _ = pixels.shape
+        x, y = x * (width - 1), y * (height - 1)
+        for row, column in itertools.product(range(height), range(width)):
+            share = max(0, 1 - abs(y - row)) * max(0, 1 - abs(x - column))
+            expected[0, query, :, point] += share * weights[0, query, point, level] * pixels[row, column]
+    torch.testing.assert_close(forms.samples_of_views(*levels, places, weights), expected)

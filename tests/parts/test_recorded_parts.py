@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import toy_parts
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.parts import export as parts_export
 from mmdeploy_ext.parts.export import export_folder, names_for, record_parts
 from mmdeploy_ext.parts.folder import CutFolder
 from mmdeploy_ext.parts.listing import candidates_of, proposal_of
@@ -147,6 +150,26 @@ def test_random_numbers_are_constants_if_they_are_seeded(tmp_path, how):
 def test_an_operator_without_an_onnx_form_is_refused_with_its_line(tmp_path):
     with pytest.raises(ExportError, match=r'svd.*toy_parts\.py:\d+'):
         exported(tmp_path, 'operator', ['head'])
+    assert not (tmp_path / 'cut').exists()
+
+
+def test_all_parts_have_the_lowest_opset_that_one_of_them_needs(tmp_path):
+    folder = exported(tmp_path, 'volume', ['backbone+neck', 'head'])
+    opsets = [load(str(folder.file(entry))).opset_import[0].version for entry in folder.entries]
+    assert opsets == [20, 20]
+
+
+def test_a_graph_that_no_session_loads_is_not_written(tmp_path, monkeypatch):
+    # the operator has an ONNX form, but no kernel: a node of another domain
+    def foreign(*args, **kwargs):
+        graph = export_module(*args, **kwargs)
+        graph.graph.node[-1].domain = 'elsewhere'
+        graph.opset_import.add(domain='elsewhere', version=1)
+        return graph
+
+    monkeypatch.setattr(parts_export, 'export_module', foreign)
+    with pytest.raises(ExportError, match='elsewhere'):
+        exported(tmp_path, '', ['head'])
     assert not (tmp_path / 'cut').exists()
 
 

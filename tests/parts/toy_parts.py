@@ -56,6 +56,9 @@ class Head(nn.Module):
             out = out + torch.rand_like(out) + torch.empty_like(out).normal_()
         if self.how == 'numpy random':
             out = out + feats[0].new_tensor(np.random.rand(4))
+        if self.how == 'volume':  # ONNX samples volumes since opset 20
+            grid = out[None, None, None, :, :3]
+            out = out + nn.functional.grid_sample(feats[0][None, :1], grid, align_corners=False).mean()
         if self.how == 'nan':
             out = out * float('nan')
         if self.how == 'large' and feats[0].shape[2] > 8:

@@ -24,9 +24,10 @@ from torch import nn
 class NoFamilysDetector(nn.Module):
     """Ten classes and a box for each of 14 x 14 places; the class layer has no bias if asked."""
 
-    def __init__(self, bias=True, sizes=False, train_cfg=None, test_cfg=None):
+    def __init__(self, bias=True, sizes=False, levels=False, train_cfg=None, test_cfg=None):
         super().__init__()
         self.sizes = nn.Embedding(1, 16) if sizes else None
+        self.levels = nn.Parameter(torch.full((2, 8), float('nan'))) if levels else None
         self.layers = nn.ModuleList([nn.Conv2d(3 if not i else 16, 16, 3, bias=False) for i in range(9)])
         self.norms = nn.ModuleList([nn.BatchNorm2d(16) for _ in range(9)])
         self.cls, self.box = nn.Conv2d(16, 10, 1, bias=bias), nn.Conv2d(16, 4, 1)
@@ -36,6 +37,8 @@ class NoFamilysDetector(nn.Module):
             img = norm(layer(img)).relu()
         if self.sizes is not None:
             img = img + self.sizes.weight.log()[..., None, None]
+        if self.levels is not None:
+            img = img + self.levels.reshape(1, 16, 1, 1)
         scores = self.cls(img).sigmoid().permute(0, 2, 3, 1).flatten()
         sides = self.box(img).relu().permute(0, 2, 3, 1).reshape(-1, 4)
         best, index = scores.topk(100)
@@ -114,6 +117,11 @@ def test_layers_without_a_bias_are_scaled(config, tmp_path):
     scores, _, tensors = written(config, tmp_path / 'k.pth', **{'model.bias': False})
     assert 'cls.bias' not in tensors
     assert scores
+
+
+def test_tables_that_are_no_weights_are_drawn(config, tmp_path):
+    scores, _, tensors = written(config, tmp_path / 'k.pth', **{'model.levels': True})
+    assert scores and tensors['levels'].isfinite().all()
 
 
 @pytest.mark.filterwarnings('ignore:TF32')

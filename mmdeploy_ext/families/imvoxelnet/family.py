@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
-from mmdet3d.models import builder, detectors
+from mmdet3d.models import builder
+from mmdet3d.models.detectors import ImVoxelNet
 from torch import nn
 
 from mmdeploy_ext.config.config import refused_by_name, test_pipeline
@@ -40,7 +41,7 @@ class ImVoxelNetFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         names = names_of_class(builder.DETECTORS, cfg.model.get('type'))
-        if detectors.ImVoxelNet.__name__ not in names or missing_operators(cfg.model):
+        if ImVoxelNet.__name__ not in names or missing_operators(cfg.model):
             return Claim.NO
         return Claim.DETECTOR
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
-from mmdet3d.models import builder, dense_heads, detectors
+from mmdet3d.models import builder
+from mmdet3d.models.dense_heads import FCOSMono3DHead, SMOKEMono3DHead
+from mmdet3d.models.detectors import SingleStageMono3DDetector
 from torch import nn
 
 from mmdeploy_ext.config.config import refused_by_name, test_pipeline
@@ -22,7 +24,7 @@ from mmdeploy_ext.util.errors import ConfigError
 def claim_of_head(cfg: Any, head_class: type) -> Claim:
     head = registered_class(builder.HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))
     detector = registered_class(builder.DETECTORS, cfg.model.get('type'))
-    if head is None or detector is None or not issubclass(detector, detectors.SingleStageMono3DDetector):
+    if head is None or detector is None or not issubclass(detector, SingleStageMono3DDetector):
         return Claim.NO
     return Claim.DETECTOR if issubclass(head, head_class) else Claim.NO
 
@@ -76,7 +78,7 @@ class PointsFamily(MonocularMethods, ImageFamily):
     facts = staticmethod(graphs.facts_of)
 
     def claims(self, cfg: Any) -> Claim:
-        return claim_of_head(cfg, dense_heads.FCOSMono3DHead)
+        return claim_of_head(cfg, FCOSMono3DHead)
 
     def check(self, cfg: Any, options: Options) -> None:
         check_detector(cfg, options, check_points_head)
@@ -100,7 +102,7 @@ class SmokeFamily(MonocularMethods, ImageFamily):
     facts = staticmethod(smoke_graphs.facts_of)
 
     def claims(self, cfg: Any) -> Claim:
-        return claim_of_head(cfg, dense_heads.SMOKEMono3DHead)
+        return claim_of_head(cfg, SMOKEMono3DHead)
 
     def check(self, cfg: Any, options: Options) -> None:
         check_detector(cfg, options, check_smoke_head)
