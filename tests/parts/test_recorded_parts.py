@@ -97,9 +97,10 @@ def test_a_graph_for_one_rig_alone_refuses_another_rig(tmp_path):
         results_of(folder, given[0], 'visible')
 
 
-def test_a_graph_that_is_wrong_on_other_arguments_is_not_written(tmp_path):
+@pytest.mark.parametrize(('how', 'sizes'), [('large', (8, 12)), ('number', (8,))])
+def test_a_graph_that_is_wrong_on_other_arguments_is_not_written(tmp_path, how, sizes):
     with pytest.raises(ExportError, match='logits'):
-        exported(tmp_path, 'large', ['head'], sizes=(8, 12))
+        exported(tmp_path, how, ['head'], sizes=sizes)
     assert not (tmp_path / 'cut').exists()
 
 
