@@ -199,10 +199,10 @@ class _Flow(TorchDispatchMode):
         return result
 
     def _follow(self, name: str, origins: set[Origin], args: Sequence[Any], result: Any) -> None:
-        for layer, _ in origins:
+        for layer, is_probability in origins:
             if not layer.is_ranked:
                 layer.steps.add('relu' if name in ('clamp_min', 'clamp') and args[1:] == (0,) else name)
-            if name in MIXING:
+            if name in MIXING and not is_probability:  # such as the mean of the bins of a side
                 layer.take()
         if name in ('sigmoid', '_softmax', '_log_softmax'):
             origins = {(layer, True) for layer, _ in origins}
@@ -417,7 +417,7 @@ def _set_last(layer: Layer, larger: Collection[Layer]) -> None:
         rows = torch.cat(layer.outputs).double()
         mean = (rows.mean(0) / MEAN_STEP).round() * MEAN_STEP
         gain = SOFTMAX_GAIN
-        if not layer.steps & {'_softmax', '_log_softmax'}:
+        if 'sigmoid' in layer.steps or not layer.steps & {'_softmax', '_log_softmax'}:
             gain, shift = _score_moments((rows - mean).flatten() / spread)
         gain /= spread
         shift = shift - gain * mean

@@ -160,3 +160,25 @@ def test_the_command_overwrites_nothing(config, tmp_path):
     out.touch()
     assert synthetic_app.main(['weights', config, str(out)]) == 2
     assert out.stat().st_size == 0
+
+
+class _SharedHead(nn.Module):
+    """Three classes and a side of 13 bins, from one layer, as in PicoDet."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(16, 3 + 13, 1)
+
+    def forward(self, features):
+        scores, bins = self.layer(features).flatten(2)[0].T.split([3, 13], 1)
+        sides = nn.functional.linear(bins.softmax(1), torch.arange(13.0)[None])
+        scores = scores.sigmoid()
+        _, index = scores.max(1).values.topk(20)
+        return scores, sides[index]
+
+
+def test_few_scores_of_a_layer_that_makes_boxes_too_are_high():
+    features = torch.randn(1, 16, 64, 64, generator=torch.manual_seed(0))
+    model = _SharedHead()
+    calibrate(model, lambda: map(model, [features]))
+    assert 20 < int((model(features)[0] > 0.3).sum()) < 300
