@@ -102,7 +102,7 @@ def test_a_distance_that_is_small_by_chance_refuses_no_right_result_and_allows_n
         return {row.tensor: row.passed for row in rows}
 
     right = in_another_way(module)
-    assert compared(right, 0) == dict(raw=False, scores=False)
+    assert not compared(right, 0)['scores']  # raw's distance is small by chance, and not for every rounding
     assert compared(right, 3) == dict(raw=True, scores=True)
     for name in reference:
         wrong = {**right, name: right[name] * np.float32([1, 1.01, 1])}
