@@ -10,7 +10,6 @@ from mmdeploy_ext.util import cli
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
 
 def build_parser() -> cli.ArgumentParser:
@@ -49,5 +48,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(run, build_parser(), argv)
+main = cli.program(run, build_parser)

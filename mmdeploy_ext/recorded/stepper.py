@@ -29,5 +29,5 @@ class RecordedStepper:
         self.reference.state = state
 
     def step(self, sample: Any) -> StepResult:
-        with around(self.detector, getattr(sample, 'name', '') or 'sample'):
+        with around(self.detector, sample.name or 'sample'):
             return self.reference.step(sample)
