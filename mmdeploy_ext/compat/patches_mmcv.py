@@ -83,8 +83,8 @@ def scopes_without_registries(module: ModuleType) -> None:
 def names_that_libraries_took_later(module: ModuleType) -> None:
     """A repository's class cannot be registered if a later library has its name: EfficientNet of MapTR.
 
-    The repository's class replaces the library's, as in the version that it was written for. Classes of this
-    package give way to those of repositories and libraries.
+    The repository's class replaces the library's, as in the version that it was written for. A class of this
+    package gives way to a class of a repository or library.
     """
     registry = module.Registry
     original = registry._register_module

@@ -59,8 +59,9 @@ REFINEMENT_GAIN = 0.1
 DISTANCE = 2.0
 """Mean of last outputs whose negative values are cut off, in spreads."""
 LEAST_STREAM, NARROW_SPREAD, NARROW_BIAS = 16, 1 / 8, 1 / 2
-"""Least channels of a stream of features; spread, and factor of the biases, of narrower layers: boxes, or
-steps of boxes; and of those of `OFFSET`.
+"""Layers with fewer channels make boxes or steps of boxes: their spread, and the factor of their biases.
+
+Layers with `OFFSET` in their names get the same.
 """
 OFFSET = 'offset'
 """Part of the names of layers that make steps to places, at which deformable operators read."""
@@ -256,8 +257,8 @@ def calibrate(model: nn.Module, test: Callable[[], Iterator[Any]], seed: int = 0
 
     Args:
         model: any network in evaluation mode.
-        test: runs the test path and yields a result for each sample. Each calibrates anew, so that those of
-            a memory are measured with a memory.
+        test: runs the test path and yields a result for each sample. Each sample calibrates anew, so
+            that layers behind a memory see a filled one.
         seed: of the weights.
     """
     with torch.no_grad():
