@@ -1,6 +1,6 @@
 """The operators that mmcv-full 1.7.2 compiles into `mmcv._ext`, in PyTorch and numba, for inference on a CPU.
 
-An installation without a compiler has all of them from here, a compiled one takes what mmcv has for GPUs alone.
+Without a compiler mmcv has all of them from here, with one it takes what mmcv has for GPUs alone.
 Functions around CARAFE, masked convolution, deformable pooling, attention and dynamic scatter never reach
 `_ext` on a CPU: `patches_mmcv`. Names and arguments are the compiled ones; most fill an argument. Results and
 the order of ties equal the compiled CPU operators'. Sources: `mmcv/ops/csrc` of mmcv 1.7.2.
