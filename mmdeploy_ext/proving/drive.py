@@ -11,6 +11,7 @@ import numpy as np
 
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import half_precision
+from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.frames import (
     MAX_DRAWN,
     check_frames,
@@ -22,7 +23,13 @@ from mmdeploy_ext.proving.frames import (
     read_files,
     times_of,
 )
-from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, NOTHING_FOUND, Modes, default_bars
+from mmdeploy_ext.proving.levels.drive_run import (
+    FULL_DRIVE,
+    NOTHING_FOUND,
+    Modes,
+    default_bars,
+    named_tensors,
+)
 from mmdeploy_ext.proving.open_points import unreached
 from mmdeploy_ext.proving.proof import finish, not_loaded
 from mmdeploy_ext.recorded.stepper import RecordedStepper
@@ -43,6 +50,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.levels.drive_run import DriveBars
     from mmdeploy_ext.proving.proof import Proof
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
+    from mmdeploy_ext.verdict.comparison import Rounding
     from mmdeploy_ext.verdict.results import SequenceRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
@@ -79,8 +87,10 @@ def prove_frames(
         memory = family.memory_spec(sides.metadata.postprocess)
         if not verdict.bars.is_float32:
             memory = memory.judged_by(sides.spec)
-        modes_of = functools.partial(Modes, sides.reference, spec=sides.spec, memory=memory, task=family.task)
-        of_drive = functools.partial(Modes, RecordedStepper(detector, sides.reference), **modes_of.keywords)
+        rounding = functools.partial(rounding_of_frame, sides.reference) if verdict.bars.is_float32 else None
+        settings = dict(spec=sides.spec, memory=memory, task=family.task, rounding_of=rounding)
+        modes_of = functools.partial(Modes, sides.reference, **settings)
+        of_drive = functools.partial(Modes, RecordedStepper(detector, sides.reference), **settings)
         modes = of_drive(dict(teacher=teacher, free=sides.runner), bars=bars)
         drive = NearOrigin(frames)
 
@@ -120,6 +130,16 @@ def prove_frames(
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
+
+
+def rounding_of_frame(
+    reference: Any, frame: Frame, before: StreamState | None, tensors: Mapping[str, np.ndarray]
+) -> Rounding:
+    def run() -> dict[str, np.ndarray]:
+        reference.state = before
+        return named_tensors(reference.step(frame), reference.state)
+
+    return rounding_of(reference.model, tensors, run)
 
 
 def ask_samples(detector: Detector, paths: Sequence[str], samples: Collection[Any]) -> None:

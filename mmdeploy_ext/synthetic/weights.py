@@ -58,7 +58,7 @@ REFINEMENT_GAIN = 0.1
 """Spread of what is added to reference points: large steps amplify rounding from layer to layer."""
 DISTANCE = 2.0
 """Mean of last outputs whose negative values are cut off, in spreads."""
-LEAST_STREAM, NARROW_SPREAD, NARROW_BIAS = 16, 1 / 8, 1 / 2
+LEAST_STREAM, NARROW_SPREAD, NARROW_BIAS = 16, 1 / 8, 1 / 8
 """Layers with fewer channels make boxes or steps of boxes: their spread, and the factor of their biases.
 
 Layers with `OFFSET` in their names get the same.
@@ -186,8 +186,9 @@ class _Flow(TorchDispatchMode):
         self, operator: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = operator.overloadpacket.__name__.rstrip('_') or operator.overloadpacket.__name__
-        if name == 'add':
-            self._calm(*args[:2])
+        sides = args[:2] if name == 'add' else args[0] if name == 'cat' else ()
+        if len(sides) == 2:
+            self._calm(*sides)
         result = operator(*args, **(kwargs or {}))
         if name in RESHAPING and args[0] in self.makers:
             self.makers[result] = self.makers[args[0]]
@@ -213,7 +214,7 @@ class _Flow(TorchDispatchMode):
                     self.origins[tensor] = origins
 
     def _calm(self, *sides: Any) -> None:
-        """Scale the branch of a residual block and the layer that made it, before it is added."""
+        """Scale the branch of a residual block and the layer that made it, before they are joined."""
         for branch, stream in (sides, sides[::-1]):
             if not isinstance(branch, torch.Tensor) or branch not in self.makers:
                 continue

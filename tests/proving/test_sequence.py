@@ -235,3 +235,28 @@ def test_a_first_frame_that_gives_another_result_when_it_runs_again_is_found(sid
     rows = both(altered(alter)) if side == 'engine' else both(ToyStepper, reference=altered(alter))
     (reason,) = rows['teacher'].reasons
     assert side in reason and 'all_cls_scores' in reason and SHORT[0].name in reason and rows['free'].passed
+
+
+def test_a_memory_model_may_be_off_by_its_own_rounding_and_keeps_its_memory():
+    def alter(_, frame, result):
+        return dataclasses.replace(result, outputs=scaled(result.outputs, 'all_bbox_preds', 1.0004))
+
+    reference = ToyStepper()
+    states = []
+
+    def rounding_of(frame, before, tensors):
+        states.append(before)
+
+        def distances(draws):
+            reference.reset()  # as a run in float64 leaves another memory
+            return {name: np.abs(array) * 2e-4 for name, array in tensors.items()}
+
+        return distances
+
+    candidates = dict(teacher=Altered(alter))
+    settings = dict(memory=MEMORY, bars=FEW)
+    row = run_modes(reference, candidates, SHORT, SPEC, rounding_of=rounding_of, **settings)['teacher']
+    assert row.passed, said(row)
+    assert states[0] is None and all(states[1:4])
+    without = run_modes(ToyStepper(), dict(teacher=Altered(alter)), SHORT, SPEC, **settings)
+    assert not without['teacher'].passed

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.memory import MemorySpec
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
+    from mmdeploy_ext.verdict.comparison import Rounding
     from mmdeploy_ext.verdict.results import DetectionRow, TensorRow
 
 MODES = ('teacher', 'free')
@@ -102,6 +103,7 @@ class Modes:
         memory: MemorySpec,
         bars: DriveBars | None = None,
         task: str = 'bbox3d',
+        rounding_of: Callable[[Frame, StreamState | None, Mapping[str, np.ndarray]], Rounding] | None = None,
     ) -> None:
         """Keep the engines and empty their memories.
 
@@ -112,6 +114,8 @@ class Modes:
             memory: the family's description.
             bars: None: `DriveBars`.
             task: name of the task that matches results.
+            rounding_of: takes a frame, the reference's memory before it, and `named_tensors` after it; the
+                reference's memory is another one after a call. None: rounding is not known.
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
@@ -120,6 +124,7 @@ class Modes:
         self.runs = {mode: PairRun(mode, spec, bars or DriveBars(), memory, match) for mode in candidates}
         for stepper in (reference, *candidates.values()):
             stepper.reset()
+        self.rounding_of = rounding_of
         self.before: StreamState | None = None
         self.substituted: list[int] = []
         self.one_to_one = getattr(task_module(task), 'ONE_TO_ONE', {})
@@ -136,8 +141,9 @@ class Modes:
                 candidate.state = snapshot(self.before)
             got = self._step(mode, frame)
             if got is not None:
-                self.runs[mode].add(Moment(frame, expected, got, after, candidate.state))
-                self._substitute(mode, frame, got)
+                self._substitute(mode, frame, got)  # first: PyTorch in float64 is another last frame
+                moment = Moment(frame, expected, got, after, candidate.state)
+                self.runs[mode].add(moment, self._rounding(mode, moment))
                 results[mode] = got
                 if self.runs[mode].takes_over():
                     candidate.state = snapshot(after)
@@ -152,6 +158,20 @@ class Modes:
         if self.first is not None and self.first[2] is not None and not self.runs['teacher'].stopped:
             self._run_again(*self.first)
         return {mode: run.finish() for mode, run in self.runs.items()}
+
+    def _rounding(self, mode: str, moment: Moment) -> Rounding | None:
+        if mode != 'teacher' or self.rounding_of is None:
+            return None
+        tensors = named_tensors(moment.expected, moment.expected_state)
+        distances = self.rounding_of(moment.frame, self.before, tensors)
+
+        def then_restored(draws: int) -> Mapping[str, np.ndarray]:
+            try:
+                return distances(draws)
+            finally:
+                self.reference.state = moment.expected_state
+
+        return then_restored
 
     def _step(self, mode: str, frame: Frame) -> StepResult | None:
         result = attempt(lambda: self.clock.run(mode, lambda: self.candidates[mode].step(frame)))
@@ -197,6 +217,15 @@ class Modes:
                     f'the {side} gives another {row.tensor} when the first frame is run again after a reset'
                 )
                 run.faults[fault].append(name)
+
+
+def named_tensors(result: StepResult, state: StreamState | None) -> dict[str, np.ndarray]:
+    """Return the outputs of a frame, and the memory after it under `memory NAME`."""
+    return {**result.outputs, **memory_tensors(state)}
+
+
+def memory_tensors(state: StreamState | None) -> dict[str, np.ndarray]:
+    return {} if state is None else {f'memory {name}': array for name, array in state.tensors.items()}
 
 
 def snapshot(state: StreamState | None) -> StreamState | None:
@@ -248,8 +277,8 @@ class PairRun:
         self.last: tuple[str, float] | None = None
         self.worst_score, self.parted = 0.0, False
 
-    def add(self, moment: Moment) -> None:
-        """Judge one frame by both sides' results and memories."""
+    def add(self, moment: Moment, rounding: Rounding | None = None) -> None:
+        """Judge one frame by both sides' results and memories; `rounding`: of `named_tensors`."""
         frame, last = moment.frame, self.last
         name = frame.name or f'frame {len(self.series["name"])}'
         self.last = frame.scene_token, frame.timestamp_s
@@ -262,7 +291,7 @@ class PairRun:
         self._check_reset(moment, name)
         followed = self._follow(moment, name)
         self.series['ties'].append(followed.ties)
-        self._compare_tensors(moment, followed, name)
+        self._compare_tensors(moment, followed, name, rounding)
         self.parted = self._match_detections(moment, name) and followed.parted
 
     def takes_over(self) -> bool:
@@ -311,35 +340,40 @@ class PairRun:
         self.tied['affected_frames'] += followed.rows is not None and self.pairing.affected
         return followed
 
-    def _compare_tensors(self, moment: Moment, followed: Followed, name: str) -> None:
+    def _compare_tensors(
+        self, moment: Moment, followed: Followed, name: str, rounding: Rounding | None
+    ) -> None:
         expected, got = moment.expected.outputs, moment.got.outputs
         if self.names is None:
             self.names = {*self.memory.needed, *(expected.keys() & got.keys())}
         specs = tuple(tensor for tensor in self.outputs if tensor.name in self.names)
-        expected, got = (
-            {tensor.name: side[tensor.name] for tensor in specs if tensor.name in side}
-            for side in (expected, got)
-        )
-        for tensor in specs:  # a graph may give the last layer alone
-            if tensor.name in expected and tensor.name in self.memory.needed and tensor.axes[:1] == (1,):
-                expected[tensor.name] = expected[tensor.name][-1:]
-        queries = followed.queries
+        last = {  # a graph may give the last layer alone
+            tensor.name for tensor in specs if tensor.name in self.memory.needed and tensor.axes[:1] == (1,)
+        }
+        queries, per_query = followed.queries, set()
         if queries is not None and not np.array_equal(queries, np.arange(len(queries))):
-            paired = queries >= 0
-            for output in self.memory.per_query:
-                if output in expected and output in got:
-                    expected[output] = expected[output][..., paired, :]
-                    got[output] = got[output][..., queries[paired], :]
-        rows = compare_tensors(expected, got, GraphSpec('', (), specs))
-        rows += self._compare_memory(moment, followed.rows)
+            per_query = {*self.memory.per_query} & expected.keys() & got.keys()
+
+        def of_reference(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            kept = {tensor.name: arrays[tensor.name] for tensor in specs if tensor.name in arrays}
+            kept |= {key: kept[key][-1:] for key in last & kept.keys()}
+            return kept | {key: kept[key][..., queries >= 0, :] for key in per_query & kept.keys()}
+
+        candidate = {tensor.name: got[tensor.name] for tensor in specs if tensor.name in got}
+        candidate |= {key: got[key][..., queries[queries >= 0], :] for key in per_query & candidate.keys()}
+        distances = None if rounding is None else lambda draws: of_reference(rounding(draws))
+        rows = compare_tensors(of_reference(expected), candidate, GraphSpec('', (), specs), distances)
+        rows += self._compare_memory(moment, followed.rows, rounding)
         for row in rows:
             self.tensors.add(row, name, len(self.series['name']))
 
-    def _compare_memory(self, moment: Moment, rows: np.ndarray | None) -> list[TensorRow]:
+    def _compare_memory(
+        self, moment: Moment, rows: np.ndarray | None, rounding: Rounding | None
+    ) -> list[TensorRow]:
         states = moment.expected_state, moment.got_state
         if None in states:
             return []
-        expected, got = ({f'memory {key}': array for key, array in state.tensors.items()} for state in states)
+        expected, got = (memory_tensors(state) for state in states)
         specs = tuple(
             TensorSpec(f'memory {key}', 'float32', (), groups=(group,))
             for key, group in self.memory.tensors.items()
@@ -348,11 +382,15 @@ class PairRun:
             for key in self.memory.ids[1:2]:
                 side.pop(f'memory {key}', None)
         named = [key for key, array in expected.items() if np.ndim(array) > 1]  # the next id is no row
-        if rows is not None and all(np.shape(got.get(key))[:2] == (1, len(rows)) for key in named):
-            paired = rows >= 0
-            expected |= {key: expected[key][:, paired] for key in named}
-            got |= {key: got[key][:, rows[paired]] for key in named}
-        return compare_tensors(expected, got, GraphSpec('the memory', (), specs))
+        if rows is None or any(np.shape(got.get(key))[:2] != (1, len(rows)) for key in named):
+            return compare_tensors(expected, got, GraphSpec('the memory', (), specs), rounding)
+
+        def of_reference(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {**arrays, **{key: arrays[key][:, rows >= 0] for key in named if key in arrays}}
+
+        got |= {key: got[key][:, rows[rows >= 0]] for key in named}
+        distances = None if rounding is None else lambda draws: of_reference(rounding(draws))
+        return compare_tensors(of_reference(expected), got, GraphSpec('the memory', (), specs), distances)
 
     def _match_detections(self, moment: Moment, name: str) -> bool:
         sides, bars = (moment.expected.detections, moment.got.detections), self.bars

@@ -43,6 +43,7 @@ class PetrReference(CameraReference):
     def __init__(self, model: nn.Module, notes: Sequence[str] = ()) -> None:
         self.frames = frames_of(model)
         self.reads = READS[self.frames]
+        self._seen: dict[tuple[float, str], Frame] = {}
         super().__init__(model, [*([OLDER_FRAME] if self.frames > 1 else []), *notes])
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
@@ -62,15 +63,20 @@ class PetrReference(CameraReference):
         return dict(img_feats=self._maps, lidar2img=lidar2img, camera_times_s=picture_times(self._before))
 
     def remember(self, state: StreamState) -> None:
-        if self.frames > 1:
+        if self.frames == 1:
+            return
+        if (moment := (state.timestamp_s, state.scene_token)) not in self._seen:
             raise DataError(
-                'PETRv2 in PyTorch takes the pictures of the frame before, which a state does not have; run '
-                'that frame instead'
+                'PETRv2 in PyTorch takes the pictures of the frame before, which a state does not have: give '
+                'it a state of its last two frames, or run that frame'
             )
+        self._before, self._maps = self._seen[moment], state.tensors['img_feats']
 
     def step(self, frame: Frame) -> StepResult:
         result = super().step(frame)
         self._before, self._maps = copy.deepcopy(frame), result.outputs['img_feats']
+        self._seen[frame.timestamp_s, frame.scene_token] = self._before
+        self._seen = dict([*self._seen.items()][-2:])
         return result
 
     def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
