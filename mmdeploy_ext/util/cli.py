@@ -20,7 +20,7 @@ from mmdeploy_ext.util.errors import (
     one_line,
     printable,
 )
-from mmdeploy_ext.util.files import RunFiles, check_writable, watched_run
+from mmdeploy_ext.util.files import RunFiles, check_writable, use_writable_cache, watched_run
 from mmdeploy_ext.util.folders import restore_interrupted
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def run(
     Exit status: of `body` or `Mm2OnnxError.exit_code`; 2 for a missing package; 130 for Ctrl-C;
     `CLOSED_PIPE`; 1 for OSError, MemoryError and errors of the user's own code.
     """
+    use_writable_cache()
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')  # of names in files
     try:

@@ -314,3 +314,11 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         raise UsageError(
             f'{target}: the folder {folder} cannot be written; choose another one or change its permissions'
         )
+
+
+def use_writable_cache() -> None:
+    """Have libraries (numba, yapf) cache below TMPDIR where the user has no home folder to write to."""
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
+    nearest = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+    if not cache.is_absolute() or not os.access(nearest, os.W_OK | os.X_OK):
+        os.environ['XDG_CACHE_HOME'] = os.path.join(tempfile.gettempdir(), f'cache-{os.getuid()}')
