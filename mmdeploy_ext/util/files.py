@@ -252,6 +252,8 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
     check_onnx_file(path)
     try:
         return onnx.load(os.fspath(path), load_external_data=False)
+    except OSError as error:
+        raise ModelFileError(f'{path}: cannot be read ({error.strerror or error})') from error
     except Exception as error:  # of protobuf
         raise unreadable_onnx(path, error) from error
 
@@ -261,7 +263,11 @@ def check_onnx_file(path: AnyPath) -> None:
     if os.path.isdir(path):
         raise ModelFileError(f'{path}: is a folder, expected an ONNX file')
     if not os.path.isfile(path):
-        raise ModelFileError(f'{path}: no such ONNX file')
+        is_there = os.path.exists(path)
+        reason = 'is a pipe or a device, expected a file' if is_there else 'no such ONNX file'
+        raise ModelFileError(f'{path}: {reason}')
+    if not os.access(path, os.R_OK):
+        raise ModelFileError(f'{path}: cannot be read: you have no permission')
     size_bytes = os.path.getsize(path)
     if not size_bytes:
         raise ModelFileError(f'{path}: is empty, expected an ONNX file; {EXPORT_AGAIN}')
