@@ -24,6 +24,7 @@ from mmdeploy_ext.util.cli import suppress_output
 from mmdeploy_ext.util.errors import CheckpointError, check_distinct, named
 from mmdeploy_ext.util.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
+from mmdeploy_ext.weights.inert_pickle import INERT_PICKLE
 
 MAX_KEYS = 10
 COPY_AGAIN = 'copy or download it again, and compare its hash with the source'
@@ -188,8 +189,6 @@ def _load_tensors(path: str) -> Any:
 
 
 def _load_newer_pickle(path: str) -> Any:
-    from mmdeploy_ext.weights.pickled import INERT_PICKLE
-
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # about sources of classes that are not installed
         return torch.load(path, map_location='cpu', weights_only=False, pickle_module=INERT_PICKLE)
