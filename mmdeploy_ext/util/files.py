@@ -301,11 +301,17 @@ def sha256_onnx(path: str | os.PathLike[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256('\n'.join(digests).encode()).hexdigest()
 
 
+LONGEST_NAME = 255 - len('..4194304.part')
+"""Bytes of a file name of which `atomic_path` makes its own."""
+
+
 def check_writable(target: str | os.PathLike[str]) -> None:
     """Raise UsageError if an output cannot be written, or is an input of this run."""
     if not str(target).strip():
         raise UsageError("'': is not the name of a file to write")
     target = Path(target)
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise UsageError(f'{target}: the name has more than {LONGEST_NAME} bytes; give a shorter one')
     _refuse_read(target)
     if target.is_dir():
         raise UsageError(f'{target}: is a folder; give the name of a file')

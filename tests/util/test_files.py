@@ -114,6 +114,12 @@ def test_the_digest_of_an_onnx_file_has_the_weights_beside_it(tmp_path):
     assert graph == same_graph and len({graph, first, second, sha256_onnx(path)}) == 4
 
 
+def test_a_name_that_leaves_no_room_for_the_temporary_one_is_refused_before_the_work(tmp_path):
+    check_writable(tmp_path / ('a' * 230))
+    with pytest.raises(UsageError, match='shorter'):
+        check_writable(tmp_path / ('a' * 250))
+
+
 def test_an_onnx_file_without_permission_is_not_called_cut_short(tmp_path, monkeypatch):
     path = tmp_path / 'm.onnx'
     path.write_bytes(b'x')
