@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,14 @@ def read_config(
 
     Raises:
         ConfigError: the config cannot be read, or no family claims it.
+        UsageError: config or checkpoint is an object in memory.
     """
+    for name, path in (('config', config), ('checkpoint', checkpoint)):
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(
+                f'{name}: got a {type(path).__name__}, expected the path of a file; Config.dump(PATH) or '
+                f'torch.save(state_dict, PATH) writes one'
+            )
     compat.apply()
     cfg_options = dict(cfg_options or {})
     cfg = load_config(str(config), cfg_options)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmcv import Config
 
 import mmdeploy_ext
 from mmdeploy_ext.util.errors import UsageError
@@ -63,3 +64,11 @@ def test_a_normalisation_that_is_none_is_refused_before_anything_is_loaded(name,
     for function in (mmdeploy_ext.export, functools.partial(mmdeploy_ext.prove, onnx_file='no.onnx')):
         with pytest.raises(UsageError, match=rf'--{name} .*expected three {word} numbers'):
             function('no.py', 'no.pth', **{name: values})
+
+
+def test_objects_in_memory_in_place_of_files_are_named_in_one_line():
+    config = Config(dict(model=dict(type='FCOS')))
+    for given in ((config, 'w.pth'), ('c.py', {'conv.weight': 1})):
+        with pytest.raises(UsageError, match='expected the path of a file') as error:
+            mmdeploy_ext.export(*given)
+        assert len(str(error.value)) < 200

@@ -61,6 +61,8 @@ def as_program(name: str) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ['--debug'] and words[1:2] and words[1] in COMMANDS:
+        words = [*words[1:], '--debug']
     if '_ARGCOMPLETE' in os.environ:
         complete()
     tool = COMMANDS.get(words[0]) if words else None

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 COMMON = {
     '-h', '--help-all', '--check', '--parts', '--out', '--verify', '--shape', '--dynamic-export',
     '--simplify', '--dynamic-batch', '--postprocess', '--opset-version', '--precision', '--backbone',
-    '--test-img', '--cfg-options', '--report',
+    '--images', '--cfg-options', '--report',
 }  # fmt: skip
 """Options that `--help` shows; `--help-all` shows all."""
 SIZES = {False: 'fixed', True: 'dynamic'}
@@ -87,7 +87,7 @@ def add_arguments(
     )
     add('--input-img INPUT_IMG', 'image that is traced (default: demo/toy.jpg)')
     add(
-        '--test-img TEST_IMG...',
+        '--images --test-img PATH...',
         'more samples for --verify: images or folders (default: 3 of the data set, else the mirrored '
         '--input-img), LiDAR sweeps or an info file (default: of the data set, else generated)',
     )
@@ -154,7 +154,7 @@ def _run(args: argparse.Namespace, only: str) -> int:
     if args.verify:
         kind.check_provable(family)
     output, picture = output_of(detector, options, request), args.input_img or DEFAULT_PICTURE
-    inputs = kind.samples(detector, args.test_img or [], args.frames, '--test-img', traced=picture)
+    inputs = kind.samples(detector, args.images or [], args.frames, traced=picture)
     if args.show:
         will_write('--show', [f'{output}.png'])
     exported = export_read(detector, options, request, inputs, args.verify)

@@ -12,7 +12,7 @@ from mmdeploy_ext.config.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import command
-from mmdeploy_ext.util.errors import printable
+from mmdeploy_ext.util.errors import one_line, printable
 from mmdeploy_ext.util.files import check_writable, write_json
 
 if TYPE_CHECKING:
@@ -47,18 +47,27 @@ def show(verdict: Verdict, detector: Detector, args: argparse.Namespace) -> int:
         write_json(args.json, verdict.to_json())
     lines = []
     if args.report:
-        from mmdeploy_ext.proving.views.report import write_report
-        from mmdeploy_ext.runtime.draw import write_picture
-
-        lines.append(f'report: {write_report(verdict, detector.classes, Path(args.report))}')
-        if verdict.pairs and detector.family.task != 'bev':  # a map from above has no detections
-            picture = Path(args.report, 'detections.png')
-            write_picture(picture, draw_pairs(verdict.pairs, detector))
-            lines.append(f'picture: {picture}')
+        try:
+            lines = _reported(verdict, detector, Path(args.report))
+        except Exception as error:  # a task of the user draws; the verdict stands without its pictures
+            lines = [f'report: not complete, {type(error).__name__}: {one_line(error)}']
     print_verdict(verdict, cli.stdout())
     for line in lines:
         print(line)
     return 0 if verdict.passed else 1
+
+
+def _reported(verdict: Verdict, detector: Detector, folder: Path) -> list[str]:
+    from mmdeploy_ext.proving.views.report import write_report
+    from mmdeploy_ext.runtime.draw import write_picture
+
+    picture = folder / 'detections.png'
+    picture.unlink(missing_ok=True)
+    lines = [f'report: {write_report(verdict, detector.classes, folder)}']
+    if verdict.pairs and detector.family.task != 'bev':  # a map from above has no detections
+        write_picture(picture, draw_pairs(verdict.pairs, detector))
+        lines.append(f'picture: {picture}')
+    return lines
 
 
 def draw_pairs(pictures: Sequence[Pair], detector: Detector) -> np.ndarray:

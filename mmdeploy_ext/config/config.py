@@ -365,8 +365,19 @@ def _canonical(value: Any) -> str:
 
 
 def test_datasets(cfg: Any) -> Iterator[dict[str, Any]]:
-    """Yield the settings of `data.test`, then of the data sets that it wraps."""
-    return (dataset for _, dataset in _wrapped(cfg, 'test'))
+    """Yield the settings of `data.test`, then of the data sets that it lists or wraps."""
+    remaining = [(cfg.get('data') or {}).get('test')]
+    while remaining:
+        dataset = remaining.pop(0)
+        if isinstance(dataset, list | tuple):
+            remaining += dataset
+        elif isinstance(dataset, dict):
+            yield dataset
+            remaining += [dataset[name] for name in INNER_DATASETS if dataset.get(name)]
+
+
+INNER_DATASETS = 'dataset', 'datasets'
+"""Keys of wrappers, such as ConcatDataset, for what they wrap."""
 
 
 def _wrapped(cfg: Any, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -384,7 +395,7 @@ def _wrapped(cfg: Any, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_dataset(cfg: Any) -> dict[str, Any]:
     """Settings of the innermost test data set, or {}."""
-    return next(reversed([*test_datasets(cfg)]), {})
+    return next(reversed([dataset for _, dataset in _wrapped(cfg, 'test')]), {})
 
 
 def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
@@ -458,7 +469,5 @@ def without_augmentation(cfg: Any) -> tuple[str, ...]:
 
 
 def augmentations(cfg: Any) -> Iterator[Any]:
-    dataset = (cfg.get('data') or {}).get('test') or {}
-    while isinstance(dataset, dict):  # a wrapper holds its data set as `dataset`
+    for dataset in test_datasets(cfg):
         yield from (step for step in dataset.get('pipeline') or () if step.get('type') in AUGMENTATIONS)
-        dataset = dataset.get('dataset')

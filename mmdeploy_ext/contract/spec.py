@@ -91,6 +91,8 @@ class TensorSpec:
         positive: input values are above zero.
         pixels: how an uint8 input of pictures is normalised.
         required: no initializer, though it has a default; `Backend.infer` feeds it.
+        score_column: column of an output whose rows (B, n) descend by it, with `labels` (B, n) beside it; of
+            an output without columns 0; see `SCORE_COLUMNS`.
     """
 
     name: str
@@ -108,6 +110,7 @@ class TensorSpec:
     positive: bool = False
     pixels: Pixels | None = optional()
     required: bool = optional(False)
+    score_column: int | None = optional()
 
     @property
     def column_groups(self) -> tuple[ColumnGroup, ...]:
@@ -128,6 +131,10 @@ class TensorSpec:
 
     def shape_text(self) -> str:
         return shape_text(self.axes)
+
+
+SCORE_COLUMNS = dict(dets=-1, scores=0)
+"""Outputs that need no `score_column`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +158,11 @@ class GraphSpec(JsonDataclass):
     @property
     def output_names(self) -> list[str]:
         return [tensor.name for tensor in self.outputs]
+
+    def score_columns(self) -> dict[str, int]:
+        """Outputs whose rows descend -> their column of scores, first those that say so."""
+        told = {tensor.name: tensor.score_column for tensor in self.outputs}
+        return {name: column for name, column in told.items() if column is not None} | SCORE_COLUMNS
 
     def tensor(self, name: str) -> TensorSpec:
         """Tensor by name; ShapeError lists the names."""

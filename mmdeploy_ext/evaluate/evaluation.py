@@ -6,6 +6,7 @@ A result is the output of a detector's test path for a sample, such as (n, 5) x1
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.config.config import INNER_DATASETS, test_datasets
 from mmdeploy_ext.evaluate import tracking
 from mmdeploy_ext.util.errors import ConfigError, DataError, root_cause
 
@@ -54,8 +56,8 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
     root = dataset_cfg.get('data_root') or ''
     checks = ('ann_file', 'file or folder', os.path.exists), ('img_prefix', 'folder', os.path.isdir)
     for key, kind, exists in checks:
-        value = dataset_cfg.get(key)
-        if isinstance(value, str) and value:
+        values = dataset_cfg.get(key)
+        for value in filter(None, [values] if isinstance(values, str) else values or ()):
             path = value if value.startswith(root) else os.path.join(root, value)
             if not (exists(path) or exists(value)):
                 raise AbsentDataError(
@@ -87,27 +89,59 @@ def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
 
 
 def build_dataset(cfg: Any) -> Dataset:
-    """Build `data.test` in test mode; an unreadable sample raises DataError with its file or `sample_idx`."""
-    dataset_cfg = (cfg.get('data') or {}).get('test')
-    if not isinstance(dataset_cfg, dict):
-        raise ConfigError(f'{cfg.filename}: data.test is {type(dataset_cfg).__name__}, expected one data set')
-    dataset_cfg = dataset_cfg.copy()
-    dataset_cfg['test_mode'] = True
-    dataset_cfg.pop('samples_per_gpu', None)  # of the loader; mmdet's tools take it out, too
-    _check_files(dataset_cfg, cfg.filename)
+    """Build `data.test` in test mode; an unreadable sample raises DataError with its file or `sample_idx`.
+
+    As in mmdet's `tools/test.py` a list is joined, and batches are padded (`replace_ImageToTensor`).
+    """
+    from mmdet.datasets import replace_ImageToTensor
+
+    section = copy.deepcopy((cfg.get('data') or {}).get('test'))
+    if not section or not isinstance(section, dict | list | tuple):
+        raise ConfigError(
+            f'{cfg.filename}: data.test is {type(section).__name__}, expected a data set, or a list of them'
+        )
+    in_batches = loader_settings(cfg).get('samples_per_gpu', 1) > 1
+    inner = [*test_datasets(dict(data=dict(test=section)))]
+    for settings in inner:
+        settings.pop('samples_per_gpu', None)  # of the loader
+        if not any(settings.get(name) for name in INNER_DATASETS):
+            settings['test_mode'] = True
+            _check_files(settings, cfg.filename)
+        if in_batches and settings.get('pipeline'):
+            settings['pipeline'] = replace_ImageToTensor(settings['pipeline'])
+    files = ', '.join(str(settings['ann_file']) for settings in inner if settings.get('ann_file'))
     try:
-        dataset = dataset_builder()(dataset_cfg)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        dataset = dataset_builder()(section)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, NotImplementedError) as error:
         cause = root_cause(error)
         raise DataError(
-            f'{cfg.filename}: data.test ({dataset_cfg.get("ann_file")}) cannot be read: '
-            f'{type(cause).__name__}: {cause}; expected the annotations of a {dataset_cfg.get("type")}'
+            f'{cfg.filename}: data.test ({files}) cannot be read: {type(cause).__name__}: {cause}; expected '
+            f'the annotations of a {inner[-1].get("type")}'
         ) from error
     if len(dataset) == 0:
-        raise DataError(f'{cfg.filename}: data.test has no sample ({dataset_cfg.get("ann_file")})')
-    if hasattr(dataset, 'pipeline'):
-        dataset.pipeline = functools.partial(_prepared, dataset.pipeline)
+        raise DataError(f'{cfg.filename}: data.test has no sample ({files})')
+    for one in inner_datasets(dataset):
+        if hasattr(one, 'pipeline'):
+            one.pipeline = functools.partial(_prepared, one.pipeline)
     return dataset
+
+
+def inner_datasets(dataset: Dataset) -> list[Dataset]:
+    """The data sets that wrappers join or repeat, in order; [dataset] of one without a wrapper."""
+    wrapped = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if wrapped[0] is None:
+        return [dataset]
+    return [inner for one in wrapped for inner in inner_datasets(one)]
+
+
+def loader_settings(cfg: Any) -> dict[str, Any]:
+    """Arguments of the test loader: `data.test_dataloader`, before it `samples_per_gpu` of `data.test`."""
+    data = cfg.get('data') or {}
+    sizes = [settings.get('samples_per_gpu') for settings in test_datasets(cfg)]
+    settings = {'workers_per_gpu': data.get('workers_per_gpu', 2), **(data.get('test_dataloader') or {})}
+    if any(sizes):
+        settings['samples_per_gpu'] = max(filter(None, sizes))
+    return settings
 
 
 @dataclasses.dataclass(eq=False)
@@ -200,11 +234,16 @@ def evaluate(
 
 
 def check_evaluation(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> None:
-    """Check metrics of COCO and tables of nuScenes before inference."""
+    """Check the evaluator, metrics of COCO and tables of nuScenes before inference."""
     if tracking.is_by_devkit(dataset, metrics):
         tracking.check_available(dataset)
     from mmdet.datasets import CocoDataset
 
+    if metrics and not hasattr(dataset, 'evaluate'):
+        kind = type(dataset).__name__
+        raise ConfigError(
+            f'{cfg.filename}: --eval: a {kind} has no evaluator; give its `dataset` as data.test'
+        )
     if metrics and getattr(type(dataset), 'evaluate', None) is CocoDataset.evaluate:
         try:
             with contextlib.suppress(AssertionError):  # about the number of results, after the metrics

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors
+from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors, loader_settings
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.distributed import Ranks, shard_scenes
@@ -100,7 +100,7 @@ def run_dataset(
     ranks = ranks or Ranks()
     scenes = network.start(dataset) or range(len(dataset))
     indices = shard_scenes(scenes, ranks.rank, ranks.size)
-    settings = {'workers_per_gpu': cfg.data.get('workers_per_gpu', 2), **cfg.data.get('test_dataloader', {})}
+    settings = loader_settings(cfg)
     if network.one_by_one:
         settings['samples_per_gpu'] = 1
     loader = build_loader(dataset, indices, **settings)

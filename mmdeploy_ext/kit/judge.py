@@ -51,9 +51,10 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
 
 def promised_rows(metadata: Metadata, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
     """Failing rows for the order and padding that a `full` file of pictures promises."""
-    if metadata.samples != 'images' or 'labels' not in metadata.spec.output_names:
+    if metadata.samples != 'images':
         return []
-    return order_rows(arrays, getattr(metadata.postprocess, 'num_classes', len(metadata.classes)))
+    classes = getattr(metadata.postprocess, 'num_classes', len(metadata.classes))
+    return order_rows(arrays, classes, metadata.spec.score_columns())
 
 
 def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: str | None = None) -> Verdict:

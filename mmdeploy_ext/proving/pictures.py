@@ -558,10 +558,8 @@ def _contract_rows(
     outputs: Mapping[str, np.ndarray],
     bars: Bars,
 ) -> list[TensorRow]:
-    if 'labels' not in outputs:
-        return []
     family, model = reference.detector.family, reference.detector.model
-    rows = order_rows(outputs, family.num_classes(model))
+    rows = order_rows(outputs, family.num_classes(model), metadata.spec.score_columns())
     if limits := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
         bounds = reference.compute(reference.code.candidate_bounds, bars.score, **limits)
         rows += count_rows(outputs, bounds)

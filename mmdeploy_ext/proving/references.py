@@ -246,7 +246,7 @@ def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
         size = results.masks.shape[1:]
     boxes = getattr(results, 'bboxes_xyxy', None)
     if boxes is None:
-        boxes = np.array([bounding_box(mask) for mask in results.masks]).reshape(-1, 4)
+        boxes = np.array([bounding_box(mask) for mask in getattr(results, 'masks', ())]).reshape(-1, 4)
     height, width = size
     return boxes / (width, height, width, height)
 

@@ -20,7 +20,7 @@ from mmdeploy_ext.util.errors import (
     one_line,
     printable,
 )
-from mmdeploy_ext.util.files import RunFiles, check_writable, watched_run
+from mmdeploy_ext.util.files import RunFiles, check_writable, use_writable_cache, watched_run
 from mmdeploy_ext.util.folders import restore_interrupted
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 
 Item = TypeVar('Item')
-CLOSED_PIPE = 141
-"""Exit status when stdout is closed: a shell's for SIGPIPE."""
 OUTPUT_SPELLINGS = ('--output', '--output-file')
 """Other spellings of --out, which the help does not show."""
 EXTRAS = dict(matplotlib='draw', openvino='openvino', nncf='nncf')
@@ -122,9 +120,10 @@ def run(
     Errors that users can act on become one line on stderr. Outputs that are inputs of the same command line
     are refused first. Other errors of `body` are faults of this program and are raised.
 
-    Exit status: of `body` or `Mm2OnnxError.exit_code`; 2 for a missing package; 130 for Ctrl-C;
-    `CLOSED_PIPE`; 1 for OSError, MemoryError and errors of the user's own code.
+    Exit status: of `body` or `Mm2OnnxError.exit_code`; 2 for a missing package; 130 for Ctrl-C; 0 where the
+    reader of stdout has enough (`| head`); 1 for OSError, MemoryError and errors of the user's own code.
     """
+    use_writable_cache()
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')  # of names in files
     try:
@@ -139,7 +138,7 @@ def run(
         return status
     except BrokenPipeError:  # such as of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its exit
-        return CLOSED_PIPE
+        return 0
     except KeyboardInterrupt:
         status, message = 130, 'interrupted'
     except Exception as error:
@@ -216,8 +215,13 @@ def stdout() -> Console:
     """Console of rich on stdout, 150 columns wide unless it is a terminal."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=150)
+    class Stdout(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave the error to `run`, whose status is 0; rich's is 1."""
+            raise BrokenPipeError
+
+    console = Stdout()
+    return console if console.is_terminal else Stdout(width=150)
 
 
 def stderr() -> Console:

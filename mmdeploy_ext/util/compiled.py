@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from mmdeploy_ext.util.files import use_writable_cache
+
+use_writable_cache()
 try:
     from numba import njit
 except ModuleNotFoundError:

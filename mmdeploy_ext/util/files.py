@@ -252,6 +252,8 @@ def read_onnx(path: AnyPath) -> onnx.ModelProto:
     check_onnx_file(path)
     try:
         return onnx.load(os.fspath(path), load_external_data=False)
+    except OSError as error:
+        raise ModelFileError(f'{path}: cannot be read ({error.strerror or error})') from error
     except Exception as error:  # of protobuf
         raise unreadable_onnx(path, error) from error
 
@@ -261,7 +263,11 @@ def check_onnx_file(path: AnyPath) -> None:
     if os.path.isdir(path):
         raise ModelFileError(f'{path}: is a folder, expected an ONNX file')
     if not os.path.isfile(path):
-        raise ModelFileError(f'{path}: no such ONNX file')
+        is_there = os.path.exists(path)
+        reason = 'is a pipe or a device, expected a file' if is_there else 'no such ONNX file'
+        raise ModelFileError(f'{path}: {reason}')
+    if not os.access(path, os.R_OK):
+        raise ModelFileError(f'{path}: cannot be read: you have no permission')
     size_bytes = os.path.getsize(path)
     if not size_bytes:
         raise ModelFileError(f'{path}: is empty, expected an ONNX file; {EXPORT_AGAIN}')
@@ -295,11 +301,17 @@ def sha256_onnx(path: str | os.PathLike[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256('\n'.join(digests).encode()).hexdigest()
 
 
+LONGEST_NAME = 255 - len('..4194304.part')
+"""Bytes of a file name of which `atomic_path` makes its own."""
+
+
 def check_writable(target: str | os.PathLike[str]) -> None:
     """Raise UsageError if an output cannot be written, or is an input of this run."""
     if not str(target).strip():
         raise UsageError("'': is not the name of a file to write")
     target = Path(target)
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise UsageError(f'{target}: the name has more than {LONGEST_NAME} bytes; give a shorter one')
     _refuse_read(target)
     if target.is_dir():
         raise UsageError(f'{target}: is a folder; give the name of a file')
@@ -314,3 +326,11 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         raise UsageError(
             f'{target}: the folder {folder} cannot be written; choose another one or change its permissions'
         )
+
+
+def use_writable_cache() -> None:
+    """Have libraries (numba, yapf) cache below TMPDIR where the user has no home folder to write to."""
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
+    nearest = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+    if not cache.is_absolute() or not os.access(nearest, os.W_OK | os.X_OK):
+        os.environ['XDG_CACHE_HOME'] = os.path.join(tempfile.gettempdir(), f'cache-{os.getuid()}')

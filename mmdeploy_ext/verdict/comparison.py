@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import SCORE_COLUMNS, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.util.arrays import ArrayDistance
 from mmdeploy_ext.util.errors import on_inputs, shape_text
 from mmdeploy_ext.verdict.bars import FLOAT32, Bars
@@ -254,13 +254,18 @@ def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[Tenso
     return rows
 
 
-def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[TensorRow]:
+def order_rows(
+    outputs: Mapping[str, np.ndarray], num_classes: int, columns: Mapping[str, int] = SCORE_COLUMNS
+) -> list[TensorRow]:
     """Failing rows for broken scores and labels: finite, descending, padded last with score 0 and label -1.
 
-    `outputs` have `dets` (B, n, columns) with the score last, or `scores` (B, n), and `labels` (B, n).
+    `columns` is the spec's `score_columns()`; [] if none is an output, or without an output `labels` (B, n).
     """
-    name, scores = ('dets', outputs['dets'][..., -1]) if 'dets' in outputs else ('scores', outputs['scores'])
-    labels, rows = outputs['labels'], []
+    name = next((name for name in columns if name in outputs), None)
+    if name is None or 'labels' not in outputs:
+        return []
+    labels, rows, scores = outputs['labels'], [], outputs[name]
+    scores = scores[..., columns[name]] if scores.ndim > 2 else scores
     if labels.shape != scores.shape:
         return [failed_row('labels', f'shape: got {labels.shape}, expected {scores.shape}', labels)]
     bad = np.argwhere(~np.isfinite(scores))

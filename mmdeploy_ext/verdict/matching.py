@@ -407,8 +407,7 @@ MAX_REST = 0.1
 """Largest share of results without a partner end to end, where each part was compared (`Case.chained`)."""
 LOW = 'low', 'low_alone'
 ADVICE_FOR_IMAGES = (
-    'use images with objects that this model finds (--input-img, --test-img, --images), and a trained '
-    'checkpoint'
+    'use images with objects that this model finds (--input-img, --images), and a trained checkpoint'
 )
 
 

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import json
 import pickle
 import re
 import warnings
@@ -23,6 +24,7 @@ from mmdeploy_ext.util.cli import suppress_output
 from mmdeploy_ext.util.errors import CheckpointError, check_distinct, named
 from mmdeploy_ext.util.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
+from mmdeploy_ext.weights.inert_pickle import INERT_PICKLE
 
 MAX_KEYS = 10
 COPY_AGAIN = 'copy or download it again, and compare its hash with the source'
@@ -99,11 +101,10 @@ class Checkpoint:
 def read_content(path: str | Path) -> Any:
     """Read a file of `torch.save` on the CPU without running its code; CheckpointError: it cannot be read."""
     path = str(path)
-    if Path(path).is_dir():
-        raise CheckpointError(f'{path}: is a folder; give the file of the checkpoint in it')
-    if not Path(path).is_file():
-        raise CheckpointError(f'{path}: no such checkpoint file')
+    _check_is_file(path)
     try:
+        if path.endswith('.safetensors'):
+            return read_safetensors(path)
         check_archive(path)
         return _load_tensors(path)
     except CheckpointError:
@@ -125,6 +126,17 @@ def read_content(path: str | Path) -> Any:
                 f'({type(error).__name__}); compare its size and hash with the source'
             )
         raise CheckpointError(message) from error
+
+
+def _check_is_file(path: str) -> None:
+    if Path(path).is_dir():
+        raise CheckpointError(f'{path}: is a folder; give the file of the checkpoint in it')
+    if not Path(path).exists():
+        raise CheckpointError(f'{path}: no such checkpoint file')
+    if not Path(path).is_file():
+        raise CheckpointError(
+            f'{path}: is a pipe or a device; checkpoints are read from a file, copy it there'
+        )
 
 
 def check_archive(path: str | Path) -> None:
@@ -163,6 +175,8 @@ def _load_tensors(path: str) -> Any:
                 warnings.filterwarnings('ignore', message='TypedStorage is deprecated')  # torch's own
                 return torch.load(path, map_location='cpu', weights_only=True)
         except pickle.UnpicklingError as error:
+            if 'Unsupported operand' in str(error):  # of pickle_protocol=4
+                return _load_newer_pickle(path)
             name = re.search(r'Unsupported global: GLOBAL ([\w.]+)', str(error))
             mapping = re.search(r"Can only SETITEMS? .* got <class '([\w.]+)'>", str(error))
             if name and len(ignored) < MOST_CLASSES:
@@ -172,6 +186,43 @@ def _load_tensors(path: str) -> Any:
                 ignored[mapping[1]] = IgnoredMapping
             else:
                 raise
+
+
+def _load_newer_pickle(path: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # about sources of classes that are not installed
+        return torch.load(path, map_location='cpu', weights_only=False, pickle_module=INERT_PICKLE)
+
+
+SAFETENSORS_DTYPES = {
+    'F64': torch.float64,
+    'F32': torch.float32,
+    'F16': torch.float16,
+    'BF16': torch.bfloat16,
+    'I64': torch.int64,
+    'I32': torch.int32,
+    'I16': torch.int16,
+    'I8': torch.int8,
+    'U8': torch.uint8,
+    'BOOL': torch.bool,
+}
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file: a JSON header of names, types, shapes and offsets, then the numbers."""
+    content = memoryview(bytearray(Path(path).read_bytes()))
+    end_of_header = 8 + int.from_bytes(content[:8], 'little')
+    header = json.loads(bytes(content[8:end_of_header]))
+    header.pop('__metadata__', None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (end_of_header + offset for offset in entry['data_offsets'])
+        dtype = SAFETENSORS_DTYPES[entry['dtype']]
+        values = (
+            torch.frombuffer(content[begin:end], dtype=dtype) if end > begin else torch.empty(0, dtype=dtype)
+        )
+        tensors[name] = values.reshape(entry['shape'])
+    return tensors
 
 
 def _ignoring(name: str, base: type) -> type:
@@ -233,7 +284,15 @@ def plain_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     names = {key: str(key).removeprefix('module.') for key in tensors}
     check_distinct(names.items())
-    return {name: tensors[key] for key, name in names.items()}
+    if empty := [name for key, name in names.items() if tensors[key].is_meta]:
+        raise CheckpointError(
+            f'tensors on the device "meta", which have no values: {listed(empty)}; save the model after its '
+            f'weights are loaded'
+        )
+    return {
+        name: tensors[key] if tensors[key].layout == torch.strided else tensors[key].to_dense()
+        for key, name in names.items()
+    }
 
 
 def _name(dtype: torch.dtype) -> str:

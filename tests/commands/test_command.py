@@ -137,3 +137,9 @@ def test_every_script_of_the_table_is_there():
     scripts = [entry.script for entry in commands.COMMANDS.values()]
     for script in filter(None, (*scripts, *commands.RUNNERS.values())):
         assert (REPOSITORY / script).is_file(), script
+
+
+def test_debug_is_taken_in_front_of_the_command_and_behind_it(capsys):
+    assert command.main(['--debug', 'info', 'no.onnx']) == 2
+    err = capsys.readouterr().err
+    assert 'Traceback' in err and 'no.onnx' in err

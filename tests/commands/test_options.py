@@ -76,6 +76,7 @@ ROWS = [
      dict(generate=False, pictures=[dict(name='m.py:f', licence='CC0')])),
     (f'export {MODELS} --test-img a --frames 3 --input-img b --verify',
      'kinds.images.Images.samples', dict(paths=['a'], frames=3, traced='b')),
+    (f'export {MODELS} --images a --verify', 'kinds.images.Images.samples', dict(paths=['a'])),
     (f'export {MODELS} {NORMAL}', 'kinds.images.Images.build', OF_NORMAL),
     (f'export {MODELS} --verify --strict --library installed {ENGINE}', 'api.prove_on',
      dict(engine=SETTINGS, claims=Claims(library='installed', strict=True, written=True))),

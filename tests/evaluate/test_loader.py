@@ -2,17 +2,25 @@
 
 import json
 import random
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from mmcv import Config
 from mmdet.datasets import CocoDataset
 
-from mmdeploy_ext.evaluate.evaluation import build_loader, check_evaluation, evaluate, settings_text
+from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.evaluate.evaluation import (
+    build_dataset,
+    build_loader,
+    check_evaluation,
+    evaluate,
+    settings_text,
+)
 from mmdeploy_ext.evaluate.loop import Network, run_dataset
 from mmdeploy_ext.util.errors import ConfigError, DataError
+from toy_atss import CONFIG
 
 
 class Drawing:
@@ -74,9 +82,37 @@ def test_batches_are_those_of_the_config_and_results_have_to_be_finite(one_by_on
             return [dict(pts_bbox=dict(scores_3d=scores[index : index + 1])) for index in indices]
 
     Scores.one_by_one = one_by_one
-    cfg = SimpleNamespace(data=dict(workers_per_gpu=0, test_dataloader=dict(samples_per_gpu=4)))
+    cfg = Config(dict(data=dict(workers_per_gpu=0, test_dataloader=dict(samples_per_gpu=4))))
     results = run_dataset(Scores(), cfg, Drawing())
     assert found == sizes and [float(one['pts_bbox']['scores_3d']) for one in results] == scores.tolist()
     scores[3] = torch.nan
     with pytest.raises(DataError, match='sample 3'):
         run_dataset(Scores(), cfg, Drawing())
+
+
+@pytest.mark.parametrize('in_section', [True, False])
+def test_a_list_of_data_sets_is_joined_and_images_of_a_batch_are_padded(tmp_path, in_section):
+    from mmdeploy_ext.proving.inputs.samples import data_set_pictures
+    from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+
+    ensure_toy_coco(tmp_path, train_images=1, val_images=5)  # the last one has another size
+    shapes = []
+
+    class Shapes(Network):
+        def run(self, data, indices):
+            shapes.append(tuple(data['img'][0].data[0].shape))
+            return [np.zeros((0, 5))] * len(indices)
+
+    cfg = load_config(CONFIG)
+    test = cfg.data.test
+    test.ann_file, test.img_prefix = f'{tmp_path}/annotations/instances_val2017.json', f'{tmp_path}/val2017/'
+    cfg.data.test, cfg.data.workers_per_gpu = [test, {**test}], 0
+    (test if in_section else cfg.data.setdefault('test_dataloader', test.__class__()))['samples_per_gpu'] = 5
+    dataset = build_dataset(cfg)
+    assert len(run_dataset(Shapes(), cfg, dataset)) == len(dataset) == 10
+    assert shapes == [(5, 3, 256, 320)] * 2
+    files = data_set_pictures(cfg)[1]
+    assert len(files) == 3 and files[0].is_file()
+    cfg.data.test = dict(type='RepeatDataset', times=2, dataset=test)
+    with pytest.raises(ConfigError, match='RepeatDataset'):
+        check_evaluation(cfg, build_dataset(cfg), ['bbox'])

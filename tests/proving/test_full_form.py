@@ -23,6 +23,15 @@ def rows_of(scores=SCORES, labels=LABELS):
     return several[2]
 
 
+def test_the_spec_says_which_output_descends_and_outputs_of_other_names_are_not_asked_for():
+    plates = np.stack([SCORES, np.ones_like(SCORES)], 2)
+    outputs = dict(plates=plates[:, ::-1], labels=LABELS)
+    assert order_rows(outputs, 3) == []
+    spec = GraphSpec('x', (), (TensorSpec('plates', 'float32', ('B', 4, 2), score_column=0),))
+    (row,) = order_rows(dict(plates=plates[:, ::-1], labels=LABELS[:, ::-1]), 3, spec.score_columns())
+    assert row.tensor == 'plates' and not row.passed
+
+
 def test_what_keeps_the_contract_has_no_row():
     assert rows_of() == []
     assert rows_of(SCORES[:, :0], LABELS[:, :0]) == []

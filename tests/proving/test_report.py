@@ -5,11 +5,13 @@ import html
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from mmdeploy_ext.cli import proof
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.views import report
@@ -109,6 +111,17 @@ def test_the_page_has_the_claim_every_reason_and_the_json_and_escapes_text_from_
     shown = html.unescape(text)
     assert verdict.title in shown and all(reason in shown for reason in verdict.failures)
     assert text.count('<script') == 1
+
+
+def test_a_task_that_cannot_draw_takes_neither_the_verdict_nor_leaves_an_older_page(tmp_path, capsys):
+    verdict = proven()
+    verdict.pairs = [Pair('a.jpg', np.zeros((40, 40, 3), np.uint8), object(), object())]
+    (tmp_path / 'report.html').write_text('an older verdict')
+    detector = SimpleNamespace(classes=['dog'], family=SimpleNamespace(task='bbox2d'))
+    status = proof.show(verdict, detector, SimpleNamespace(json=None, report=str(tmp_path)))
+    assert status == (0 if verdict.passed else 1) and verdict.title in capsys.readouterr().out
+    assert not (tmp_path / 'report.html').exists()
+    assert json.loads((tmp_path / 'verdict.json').read_text()) == verdict.to_json()
 
 
 def test_the_page_of_a_drive_has_the_json_of_its_series(tmp_path):

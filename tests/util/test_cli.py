@@ -27,6 +27,24 @@ def parser() -> cli.ArgumentParser:
     return made
 
 
+def test_a_reader_that_has_enough_ends_a_tool_quietly_with_status_0():
+    code = (
+        'from mmdeploy_ext.util import cli\n'
+        'def body(_):\n    for _ in range(20000): {}\n    return 0\n'
+        'raise SystemExit(cli.run(body, cli.ArgumentParser(), []))'
+    )
+    for line in ("print('a line')", "cli.stdout().print('a line')"):
+        process = subprocess.Popen(
+            [sys.executable, '-c', code.format(line)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=REPOSITORY,
+        )
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (0, b'')
+
+
 def raising(error: BaseException):
     def body(_):
         raise error

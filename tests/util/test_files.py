@@ -10,8 +10,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mmdeploy_ext.util.errors import UsageError
-from mmdeploy_ext.util.files import atomic_path, check_outputs, check_writable, sha256_file, sha256_onnx
+from mmdeploy_ext.util.errors import ModelFileError, UsageError
+from mmdeploy_ext.util.files import (
+    atomic_path,
+    check_outputs,
+    check_writable,
+    read_onnx,
+    sha256_file,
+    sha256_onnx,
+)
 from toy_engines import two_outputs
 
 
@@ -105,3 +112,17 @@ def test_the_digest_of_an_onnx_file_has_the_weights_beside_it(tmp_path):
         (tmp_path / 'm.data').unlink()
     (graph, first), (same_graph, second) = digests
     assert graph == same_graph and len({graph, first, second, sha256_onnx(path)}) == 4
+
+
+def test_a_name_that_leaves_no_room_for_the_temporary_one_is_refused_before_the_work(tmp_path):
+    check_writable(tmp_path / ('a' * 230))
+    with pytest.raises(UsageError, match='shorter'):
+        check_writable(tmp_path / ('a' * 250))
+
+
+def test_an_onnx_file_without_permission_is_not_called_cut_short(tmp_path, monkeypatch):
+    path = tmp_path / 'm.onnx'
+    path.write_bytes(b'x')
+    monkeypatch.setattr(os, 'access', lambda *_: False)  # root may read all
+    with pytest.raises(ModelFileError, match='permission'):
+        read_onnx(path)

@@ -1,10 +1,13 @@
 """Checkpoints: what loads, and what counts as fitting."""
 
 import dataclasses
+import json
+import os
 import zipfile
 
 import pytest
 import torch
+from mmcv import Config
 from mmcv.runner import load_state_dict
 from torch import nn
 
@@ -166,3 +169,29 @@ def test_a_checkpoint_that_was_saved_without_sums_loads(tmp_path):
     finally:
         torch.serialization.set_crc32_options(computes)
     assert load_checkpoint(tmp_path / 'w.pth').state_dict.keys() == tiny().state_dict().keys()
+
+
+def test_pickles_of_newer_protocols_sparse_tensors_and_safetensors_are_read(tmp_path):
+    weights = tiny().state_dict()
+    torch.save(dict(state_dict=weights, args=Config(dict(a=1))), tmp_path / 'w.pth', pickle_protocol=4)
+    torch.save({**weights, '0.weight': weights['0.weight'].to_sparse()}, tmp_path / 'sparse.pth')
+    header, numbers = {}, b''
+    for name, tensor in weights.items():
+        dtype, content = ('I64' if tensor.dtype == torch.int64 else 'F32'), tensor.numpy().tobytes()
+        offsets = [len(numbers), len(numbers) + len(content)]
+        header[name] = dict(dtype=dtype, shape=list(tensor.shape), data_offsets=offsets)
+        numbers += content
+    text = json.dumps(header).encode()
+    (tmp_path / 'w.safetensors').write_bytes(len(text).to_bytes(8, 'little') + text + numbers)
+    for name in ('w.pth', 'sparse.pth', 'w.safetensors'):
+        read = load_checkpoint(tmp_path / name).state_dict
+        assert read.keys() == weights.keys()
+        assert all(torch.equal(read[key], tensor) for key, tensor in weights.items())
+
+
+def test_tensors_without_values_and_pipes_are_named(tmp_path):
+    torch.save({'0.weight': torch.empty(3, 2, device='meta')}, tmp_path / 'meta.pth')
+    os.mkfifo(tmp_path / 'pipe.pth')
+    for name, reason in (('meta.pth', r'meta.*0\.weight'), ('pipe.pth', 'pipe')):
+        with pytest.raises(CheckpointError, match=reason):
+            load_checkpoint(tmp_path / name)

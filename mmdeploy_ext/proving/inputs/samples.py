@@ -132,15 +132,19 @@ def data_set_pictures(
     Nothing is returned where the files of `data.test` are not there. Where it cannot be read the text says
     why.
     """
-    from mmdeploy_ext.evaluate.evaluation import AbsentDataError, build_dataset
+    from mmdeploy_ext.evaluate.evaluation import AbsentDataError, build_dataset, inner_datasets
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools says that it loads
             dataset = build_dataset(cfg)
-        folder, count = dataset.img_prefix or '', len(dataset)
+        paths = [
+            Path(one.img_prefix or '', info['filename'])
+            for one in inner_datasets(dataset)
+            for info in one.data_infos
+        ]
+        count = len(paths)
         number = min(DATA_SET_PICTURES, count)
-        infos = (dataset.data_infos[index * count // number] for index in range(number))
-        files = [Path(folder, info['filename']) for info in infos]
+        files = [paths[index * count // number] for index in range(number)]
         pictures = read_images(files, rule=rule)
     except (AbsentDataError, ConfigError):
         return [], [], ''

@@ -35,8 +35,9 @@ SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1
 
 def write_report(verdict: Verdict, classes: Sequence[str], folder: Path) -> Path:
     folder = Path(folder)
-    page = render(verdict, classes)
     write_json(folder / 'verdict.json', verdict.to_json())
+    (folder / 'report.html').unlink(missing_ok=True)  # of an older verdict
+    page = render(verdict, classes)
     with atomic_path(folder / 'report.html') as temporary:
         temporary.write_text(page, encoding='utf-8')
     return folder / 'report.html'

@@ -4,7 +4,6 @@ This project's names are the original's.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ OTHER_CONFIG = (
     '. Give the config of the same backbone (configs/rtdetr/rtdetr_r18vd.py, r34vd, r50vd, r101vd) with '
     '--config'
 )
-SAFETENSORS_DTYPES = {
-    'F32': torch.float32,
-    'F16': torch.float16,
-    'BF16': torch.bfloat16,
-    'I64': torch.int64,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +149,7 @@ def read_source(path: str | Path, weights: str = 'auto') -> Source:
             f'(rtdetr_*_from_paddle.pth are the same weights) or of transformers'
         )
     with named(path):
-        content = read_safetensors(path) if path.suffix == '.safetensors' else read_content(path)
+        content = read_content(path)
         source = _choose_weights(content, weights)
         if not (names.is_original(source.tensors) or names.is_transformers(source.tensors)):
             raise CheckpointError(
@@ -184,25 +177,3 @@ def _choose_weights(content: Any, weights: str) -> Source:
         raise CheckpointError(f'--weights {weights}: the file has {origins}')
     state_dict, origin = choices[choice]
     return Source(plain_tensors(state_dict), origin)
-
-
-def read_safetensors(path: Path) -> Tensors:
-    """Tensors of a .safetensors file: a JSON header of names, types, shapes and offsets, then the numbers."""
-    try:
-        content = path.read_bytes()
-        end_of_header = 8 + int.from_bytes(content[:8], 'little')
-        header = json.loads(content[8:end_of_header])
-        header.pop('__metadata__', None)
-        tensors = {}
-        for name, entry in header.items():
-            begin, end = (end_of_header + offset for offset in entry['data_offsets'])
-            dtype = SAFETENSORS_DTYPES[entry['dtype']]
-            values = torch.frombuffer(bytearray(content[begin:end]), dtype=dtype)
-            tensors[name] = values.reshape(entry['shape'])
-        return tensors
-    except FileNotFoundError as error:
-        raise CheckpointError('no such checkpoint file') from error
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
-        raise CheckpointError(
-            f'is not a .safetensors file, is truncated or damaged ({type(error).__name__}: {error})'
-        ) from error
