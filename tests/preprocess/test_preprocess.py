@@ -289,3 +289,9 @@ def test_what_others_write_to_stderr_while_an_image_is_decoded_is_not_lost(tmp_p
     monkeypatch.setattr(cv2, 'imdecode', slow)
     assert read_image(path).shape == (8, 8, 3)
     assert capfd.readouterr().err == 'a line of another thread\n'
+
+
+def test_a_side_is_a_pixel_at_least_after_the_resizing():
+    rule = PreprocessRule(mean=(0.0,) * 3, std=(1.0,) * 3, to_rgb=True, img_scale=(320, 192))
+    assert rule.resized_shape(1, 5000) == (1, 320)
+    assert rule.resized_shape(5000, 1) == (320, 1)
