@@ -237,6 +237,7 @@ def export(
 def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     """Prove the files of a request with a detector of `read_detector`; see `prove`."""
     from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.proving.levels.metrics import near_zero_notes
     from mmdeploy_ext.proving.recorded import judge_recording, open_recording
     from mmdeploy_ext.verdict.verdict import metric_finding
 
@@ -260,6 +261,7 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     detector.recording = recording
     verdict = prove_on(detector, files, chosen, engine, request.claims)
     verdict.findings.extend(map(metric_finding, rows))
+    verdict.notes += near_zero_notes(rows)
     if recording is not None:
         sweeps = [path for path in map(Path, request.samples) if path.is_file()]
         judge_recording(verdict, detector, chosen.files or sweeps)

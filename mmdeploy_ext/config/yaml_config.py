@@ -12,18 +12,29 @@ SUFFIXES = '.yaml', '.yml'
 
 
 def read_yaml_config(path: str) -> dict[str, Any]:
-    """Read a YAML config over the `default.yaml` of each folder above it; `${EXPRESSION}` is run as Python.
+    """Read a YAML config over the `default.yaml` of its repository's folders; `${EXPRESSION}` runs as Python.
+
+    Its root is the nearest folder above with `.git` or named `configs`, else the current one, else the
+    config's own.
 
     Source: torchpack 0.3.1, `Config.load(path, recursive=True)`, and `recursive_eval` of
     mit-han-lab/bevfusion 326653d, mmdet3d/utils/config.py.
     """
     file = Path(path).absolute()
-    defaults = [folder / f'default{file.suffix}' for folder in reversed(file.parents)]
+    defaults = [folder / f'default{file.suffix}' for folder in reversed(_folders_of_repository(file))]
     values: dict[str, Any] = {}
     for source in [*(default for default in defaults if default.is_file() and default != file), file]:
         _update(values, _mapping(source))
     names = _with_attributes(copy.deepcopy(values))
     return {key: _evaluated(value, names, f'{path}: {key}') for key, value in values.items()}
+
+
+def _folders_of_repository(file: Path) -> list[Path]:
+    parents = list(file.parents)
+    marked = (folder for folder in parents if (folder / '.git').exists() or folder.name == 'configs')
+    roots = [*marked, Path.cwd(), file.parent]
+    root = next(folder for folder in roots if folder in parents)
+    return parents[: parents.index(root) + 1]
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from mmdeploy_ext.config.config import INNER_DATASETS, test_datasets
 from mmdeploy_ext.evaluate import tracking
-from mmdeploy_ext.util.errors import ConfigError, DataError, root_cause
+from mmdeploy_ext.util.errors import ConfigError, DataError, one_line, root_cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -181,11 +181,18 @@ def build_loader(
 
 @contextlib.contextmanager
 def loader_errors() -> Iterator[None]:
-    """Cut a DataError in the block to its last line; loader processes put their traceback first."""
+    """Cut a DataError in the block to its last line, behind a loader's traceback; name a killed loader."""
     try:
         yield
     except DataError as error:
         raise DataError(str(error).strip().splitlines()[-1].split('DataError: ')[-1]) from error
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise DataError(
+            f'a process that loads samples ended ({one_line(error)[:150]}); is the memory full? '
+            f'--cfg-options data.workers_per_gpu=0 loads them in this one'
+        ) from error
 
 
 def _evaluator_arguments(cfg: Any) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.runtime.detect import check_registered, has_runtime, runtime_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.tasks import TASKS
 from mmdeploy_ext.util.errors import DataError, UsageError
 from mmdeploy_ext.util.files import sha256_file
 
@@ -269,12 +271,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f'{path}: is of another format; make the kit again')
     if kit_hash(manifest) != manifest.get('kit_sha256'):
         raise DataError(f'{path}: was changed since the kit was made; make it again')
+    task = manifest.get('task')
+    if task and task not in TASKS and task.partition('.')[0] not in _packages_of_families():
+        raise DataError(f'{path}: task {task!r} is of no family that is installed here; install its package')
     for file, expected in manifest['files'].items():
         if not (folder / file).is_file():
             raise DataError(f'{folder / file}: is missing; the kit is not whole: make it again')
         if sha256_file(folder / file) != expected:
             raise DataError(f'{folder / file}: was changed since the kit was made; make it again')
     return manifest
+
+
+def _packages_of_families() -> set[str]:
+    return {entry.family.partition('.')[0].partition(':')[0] for entry in registered().values()}
 
 
 def write_lines(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -26,6 +26,11 @@ from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch, optional
 
 DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
 """Warnings of libjpeg after which it decodes wrong pixels."""
+OF_DECODER = re.compile(
+    rb'Corrupt JPEG|JPEG data|JPEG file|Inconsistent progression|Invalid SOS|^libpng|^\[ ?(WARN|ERROR|INFO)'
+    rb'|TIFF|imread_|EXIF'
+)
+"""Lines that OpenCV and its decoders print."""
 _DECODER_LOCK = threading.Lock()  # all threads share the file descriptor
 
 
@@ -282,7 +287,11 @@ def _decoder_messages() -> Iterator[list[str]]:
             os.dup2(stderr, 2)
             os.close(stderr)
             messages.seek(0)
-            lines += messages.read().decode('latin1').splitlines()
+            texts = messages.read().splitlines(keepends=True)
+            others = [text for text in texts if not OF_DECODER.search(text)]  # of threads that log meanwhile
+            with contextlib.suppress(OSError):
+                os.write(2, b''.join(others))
+            lines += [text.decode('latin1').rstrip('\n') for text in texts]
 
 
 def read_image(path: str | Path, color_type: str = 'color') -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mmdeploy_ext.util.commands import CHECKOUT
 from mmdeploy_ext.util.errors import (
+    COLOURS,
     AbsentPackageError,
     Mm2OnnxError,
     UsageError,
@@ -134,7 +135,8 @@ def run(
             if getattr(args, 'json', None):
                 check_writable(args.json)
             status = body(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the shell: `>&-`
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # such as of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its exit
@@ -149,7 +151,7 @@ def run(
             traceback.print_exc()
     if not (CHECKOUT / 'docs').is_dir():
         message = re.sub(r'\bdocs/[\w-]+\.md', r"\g<0> of mm2onnx's repository", message)
-    print(printable(f'error: {message}'), file=sys.stderr)
+    print(printable(COLOURS.sub('', f'error: {message}')), file=sys.stderr)
     return status
 
 

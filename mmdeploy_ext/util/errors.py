@@ -138,8 +138,12 @@ def shortened(value: object) -> str:
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
 
 
+COLOURS = re.compile(r'\x1b\[[0-9;]*m')
+
+
 def one_line(message: object) -> str:
-    return ' '.join(str(message).split())
+    """The message without line breaks and the colours of a terminal."""
+    return ' '.join(COLOURS.sub('', str(message)).split())
 
 
 def shape_text(shape: Iterable[object]) -> str:

@@ -8,6 +8,8 @@ from mmdeploy_ext.util.errors import ConfigError
 
 @pytest.fixture
 def folder(tmp_path):
+    (tmp_path / '.git').mkdir()
+
     def write(**texts):
         for name, text in texts.items():
             path = tmp_path / f'{name.replace("__", "/")}.yaml'
@@ -43,6 +45,16 @@ def test_expressions_see_the_top_level_as_it_is_at_last_and_each_other(folder):
     assert cfg.model == dict(cells=[4, 6], file='data/infos.pkl')
     assert cfg.runner.epochs == 6
     assert cfg.steps == [dict(resize=[0.5, 0.5]), dict(cells=[4, 6])]
+
+
+def test_expressions_of_folders_above_the_repository_do_not_run(tmp_path):
+    root = tmp_path / 'downloads/repository'
+    (root / '.git').mkdir(parents=True)
+    (tmp_path / 'default.yaml').write_text('a: "${1 / 0}"\n')
+    (root / 'default.yaml').write_text('model: {type: A}\n')
+    (root / 'x.yaml').write_text('b: 1\n')
+    cfg = load_config(str(root / 'x.yaml'))
+    assert cfg.model == dict(type='A') and 'a' not in cfg
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The test loader: a sample is the same one, whatever its pipeline draws and whoever reads it."""
 
 import json
+import os
 import random
+import signal
 from unittest.mock import Mock
 
 import numpy as np
@@ -116,3 +118,14 @@ def test_a_list_of_data_sets_is_joined_and_images_of_a_batch_are_padded(tmp_path
     cfg.data.test = dict(type='RepeatDataset', times=2, dataset=test)
     with pytest.raises(ConfigError, match='RepeatDataset'):
         check_evaluation(cfg, build_dataset(cfg), ['bbox'])
+
+
+class Killed(Drawing):
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_loader_is_one_error_with_what_to_do():
+    cfg = Config(dict(data=dict(workers_per_gpu=1)))
+    with pytest.raises(DataError, match='workers_per_gpu=0'):
+        run_dataset(Mock(spec=Network, one_by_one=True, start=lambda _: None), cfg, Killed())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import pytest
 from few_packages import run_command
 from kits import ATSS
 from mmdeploy_ext.cli import kit_app
+from mmdeploy_ext.kit.contents import kit_hash
 from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge, title_of, to_json
 from mmdeploy_ext.util.errors import DataError
@@ -180,3 +182,17 @@ def test_no_kit_is_written_of_a_file_that_states_another_model(tmp_path, capsys,
     onnx.save(model, tmp_path / 'm.onnx')
     assert kit_app.main([str(tmp_path / 'm.onnx'), *ATSS, '--out', str(tmp_path / 'kit')]) == 2
     assert key in capsys.readouterr().err and not (tmp_path / 'kit').exists()
+
+
+def test_a_task_of_no_installed_family_is_not_imported(atss, tmp_path):
+    kit = shutil.copytree(atss[0], tmp_path / 'kit')
+    (tmp_path / 'foreign_task.py').write_text('raise SystemExit("was imported")')
+    manifest = json.loads((kit / 'manifest.json').read_text()) | dict(task='foreign_task')
+    manifest['kit_sha256'] = kit_hash(manifest)
+    (kit / 'manifest.json').write_text(json.dumps(manifest))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with pytest.raises(DataError, match='foreign_task'):
+            judge(kit, atss[1])
+    finally:
+        sys.path.remove(str(tmp_path))

@@ -1,6 +1,7 @@
 """Pre-processing equals mmdet's own test pipeline bit for bit; what it cannot express is refused by name."""
 
 import copy
+import os
 
 import cv2
 import numpy as np
@@ -274,3 +275,23 @@ def check_resize(Resize, height, width, scale, keep_ratio, backend):
     prepared = rule.apply(image)
     np.testing.assert_array_equal(prepared.tensor, wanted['img'].transpose(2, 0, 1).astype(np.float32))
     np.testing.assert_array_equal(prepared.scale_factor, wanted['scale_factor'])
+
+
+def test_what_others_write_to_stderr_while_an_image_is_decoded_is_not_lost(tmp_path, monkeypatch, capfd):
+    path = tmp_path / 'a.png'
+    cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+    decode = cv2.imdecode
+
+    def slow(*arguments):
+        os.write(2, b'a line of another thread\n')
+        return decode(*arguments)
+
+    monkeypatch.setattr(cv2, 'imdecode', slow)
+    assert read_image(path).shape == (8, 8, 3)
+    assert capfd.readouterr().err == 'a line of another thread\n'
+
+
+def test_a_side_is_a_pixel_at_least_after_the_resizing():
+    rule = PreprocessRule(mean=(0.0,) * 3, std=(1.0,) * 3, to_rgb=True, img_scale=(320, 192))
+    assert rule.resized_shape(1, 5000) == (1, 320)
+    assert rule.resized_shape(5000, 1) == (320, 1)

@@ -299,3 +299,10 @@ def test_outputs_without_a_spec_are_compared_by_name():
     ):
         other = compare_named(outputs, {**outputs, name: value}, 1e-4)
         assert equality_claim(other, 2) == 'NOT EQUAL', name
+
+
+def test_metrics_near_zero_are_noted():
+    for value, count in ((0.003, 1), (0.3, 0)):
+        values = dict(bbox_mAP=value, bbox_mAP_s=-1.0)
+        assert len(dataset.near_zero_notes(dataset.proof_rows(values, values, 0.0005))) == count
+    assert dataset.near_zero_notes([]) == []

@@ -138,3 +138,10 @@ def test_an_error_gets_the_name_of_a_file_once_and_keeps_its_status():
         with pytest.raises(ConfigError, match=r'^a\.py: late$') as found, named('a.py'), after_weights():
             raise error
         assert found.value.exit_code == 1
+
+
+def test_colours_of_a_message_are_left_out_and_a_closed_stdout_is_no_error(capsys, monkeypatch):
+    assert cli.run(raising(UsageError('a \x1b[96mblue\x1b[0m word')), parser, []) == 2
+    assert capsys.readouterr().err == 'error: a blue word\n'
+    monkeypatch.setattr(sys, 'stdout', None)
+    assert cli.run(lambda _: 0, parser, []) == 0

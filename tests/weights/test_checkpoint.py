@@ -195,3 +195,9 @@ def test_tensors_without_values_and_pipes_are_named(tmp_path):
     for name, reason in (('meta.pth', r'meta.*0\.weight'), ('pipe.pth', 'pipe')):
         with pytest.raises(CheckpointError, match=reason):
             load_checkpoint(tmp_path / name)
+
+
+def test_a_value_that_the_cast_makes_infinite_is_refused():
+    weight = torch.full((3, 2), 1e300, dtype=torch.float64)
+    with pytest.raises(CheckpointError, match=r'not finite: 1 \(0\.weight'):
+        load_strict(tiny(), checkpoint(**{'0_weight': weight}))

@@ -69,6 +69,17 @@ def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], b
     return [*rows, MetricRow(name, math.nan, math.nan, bar, False)]
 
 
+def near_zero_notes(rows: Sequence[MetricRow]) -> list[str]:
+    """A note if all headline metrics are near zero, at which equal ones say little."""
+    headlines = [row for row in rows if HEADLINE.search(row.name)] or rows
+    if not headlines or not all(row.reference < NEAR_ZERO for row in headlines):
+        return []
+    return [f'metrics: all are below {NEAR_ZERO}, which proves little; take a trained checkpoint']
+
+
+NEAR_ZERO = 0.01
+
+
 def has_value(row: MetricRow) -> bool:
     return any(not math.isnan(value) and value != -1 for value in (row.reference, row.candidate))
 
