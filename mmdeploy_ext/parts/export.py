@@ -189,11 +189,14 @@ class RecordedPart:
             return None
         given = self.form.inputs_of(call) if inputs is None else inputs
 
-        def compute(draws: int) -> Mapping[str, np.ndarray]:
+        @functools.cache
+        def distances() -> Rounding:
             model = make()
             run = functools.partial(run_part, model, self.form, call, given, self.paths)
-            outputs = self.form.outputs_of(call) if inputs is None else run()
-            return rounding_of(model, outputs, run)(draws)
+            return rounding_of(model, self.form.outputs_of(call) if inputs is None else run(), run)
+
+        def compute(draws: int) -> Mapping[str, np.ndarray]:
+            return distances()(draws)
 
         return compute
 
