@@ -108,8 +108,8 @@ class _Rounded(_Wider):
         factors = [leaves[place] for place in places]
         if any(not torch.equal(factor, factor.round()) for factor in factors):  # else the sum is exact
             terms = 2
-            if name in WEIGHTED:
-                terms = factors[1][0].numel()
+            if name in WEIGHTED and len(factors) > 1:
+                terms = factors[1][:1].numel()
             elif name in ALONG_ROWS:
                 terms = factors[0].shape[-1] if factors[0].ndim else 1
             size = UNIT / 2 * max(terms / 2, 1) ** 0.5

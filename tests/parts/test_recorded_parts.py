@@ -85,16 +85,19 @@ def test_arrays_of_equal_values_are_inputs_of_their_own_keys(tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_a_graph_for_one_rig_alone_refuses_another_rig(tmp_path):
-    factory, given = toy_parts.ToyDeployment('visible'), toy_parts.samples()
-    folder = exported(tmp_path, 'visible', ['head'])
+@pytest.mark.parametrize(
+    ('how', 'key', 'other'), [('visible', 'lidar2ego', np.eye(4) * 1.1), ('order', 'order', np.arange(4))]
+)
+def test_a_graph_for_one_rig_alone_refuses_another_rig(tmp_path, how, key, other):
+    factory, given = toy_parts.ToyDeployment(how), toy_parts.samples()
+    folder = exported(tmp_path, how, ['head'])
     (entry,) = folder.entries
-    assert list(entry['rig']) == ['lidar2ego'] and entry['inputs'][-1]['name'] == 'lidar2img'
+    assert list(entry['rig']) == [key] and entry['inputs'][-1]['name'] == 'lidar2img'
     verdict = prove_folder(factory, folder, given)
-    assert verdict.passed and any('lidar2ego' in note for note in verdict.notes)
-    given[0]['img_metas'][0]['lidar2ego'] = np.eye(4) * 1.1
-    with pytest.raises(ConfigError, match='lidar2ego'):
-        results_of(folder, given[0], 'visible')
+    assert verdict.passed and any(key in note for note in verdict.notes)
+    given[0]['img_metas'][0][key] = other
+    with pytest.raises(ConfigError, match=key):
+        results_of(folder, given[0], how)
 
 
 @pytest.mark.parametrize(('how', 'sizes'), [('large', (8, 12)), ('number', (8,))])
@@ -102,6 +105,15 @@ def test_a_graph_that_is_wrong_on_other_arguments_is_not_written(tmp_path, how, 
     with pytest.raises(ExportError, match='logits'):
         exported(tmp_path, how, ['head'], sizes=sizes)
     assert not (tmp_path / 'cut').exists()
+
+
+def test_a_wrong_graph_is_not_written_if_pytorch_fails_when_the_part_runs_again(tmp_path, monkeypatch):
+    def failing(*_):
+        raise RuntimeError('takes no such numbers')
+
+    monkeypatch.setattr(parts_export, 'run_part', failing)
+    with pytest.raises(ExportError, match='logits'):
+        exported(tmp_path, 'large', ['head'], sizes=(8, 12))
 
 
 def test_tensors_get_the_names_of_a_file_for_all_parts_or_for_one():

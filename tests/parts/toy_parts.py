@@ -49,9 +49,7 @@ class Head(nn.Module):
             steps = torch.linspace(0.0, 1.0, feats[0].shape[3]).mean()
             for weight, key in enumerate(('ego2global', 'lidar2ego')):
                 out = out + (weight + steps) * out @ feats[0].new_tensor(img_metas[0][key])
-        if self.how == 'visible':  # BEVFormer's lists of the points that a camera sees
-            seen = (feats[0].new_tensor(img_metas[0]['lidar2ego']) > 0.99).nonzero()
-            out = out + len(seen)
+        out = self.of_one_rig(out, feats, img_metas)
         if self.how == 'random':
             out = out + torch.rand_like(out) + torch.empty_like(out).normal_()
         if self.how == 'numpy random':
@@ -65,6 +63,14 @@ class Head(nn.Module):
             out = -out
         if self.how == 'number':
             out = out + float(feats[0].sum())
+        return out
+
+    def of_one_rig(self, out, feats, img_metas):
+        if self.how == 'visible':  # BEVFormer's lists of the points that a camera sees
+            seen = (feats[0].new_tensor(img_metas[0]['lidar2ego']) > 0.99).nonzero()
+            out = out + len(seen)
+        if self.how == 'order':
+            out = out + int(torch.as_tensor(img_metas[0]['order'])[0])
         return out
 
 
@@ -139,7 +145,7 @@ def samples(sizes=(8, 8, 8)):
         rng = np.random.default_rng(seed)
         lidar2img, after = np.eye(4) + rng.random((4, 4)), rng.random((4, 4))
         meta = dict(lidar2img=lidar2img, after=after, scale=1.0 + seed, filename=f'{seed}.jpg')
-        meta |= dict(ego2global=np.eye(4), lidar2ego=np.eye(4))
+        meta |= dict(ego2global=np.eye(4), lidar2ego=np.eye(4), order=np.array([2, 0, 1, 3]))
         img = torch.from_numpy(rng.random((1, 3, size, 8), dtype=np.float32))
         result.append(dict(img=img, img_metas=[meta]))
     return result

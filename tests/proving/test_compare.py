@@ -225,8 +225,11 @@ def test_what_float32_is_from_float64_is_allowed_three_times_and_asked_for_only_
 
     assert judged(5e-7, 1e-5) and not asked
     assert judged(2e-5, 1e-5) and not judged(4e-5, 1e-5)
-    assert asked == [0, 0, DRAWS]
+    assert asked == [0, *range(DRAWS + 1)]
     assert not judged(0.02, 1), 'at most 1e-4 of the largest value, or 1e-3 of the own one'
+    integers = dict(x=np.arange(3)), dict(x=np.arange(3)[::-1])
+    assert not compare_named(*integers, 1e-4, '', rounding(1))[0].passed
+    assert len(asked) == 1 + DRAWS + 1, 'not where no rounding would be enough'
     unknown = dict(x=reference + np.float32([0, 9e-5])), dict(x=reference + np.float32([0, 2e-4]))
     rows = [compare_named(dict(x=reference), side, 1e-4, '', lambda _: {})[0] for side in unknown]
     assert [row.passed for row in rows] == [True, False], '1e-6 of the largest value'

@@ -107,3 +107,14 @@ def test_a_distance_that_is_small_by_chance_refuses_no_right_result_and_allows_n
     for name in reference:
         wrong = {**right, name: right[name] * np.float32([1, 1.01, 1])}
         assert compared(wrong, 3) == {**dict(raw=True, scores=True), name: False}
+
+
+@pytest.mark.parametrize('rows', [0, 2])
+def test_draws_are_known_of_a_layer_with_an_empty_weight(rows):
+    def run():
+        x = torch.linspace(0, 1, 4, dtype=torch.float32)
+        return dict(own=(x / 3).numpy(), sums=nn.functional.linear(x, torch.ones(rows, 4)).numpy())
+
+    with in_float64(None):
+        rounding = rounding_of(None, run(), run)
+    assert rounding(0)['own'].max() == 0 < rounding(1)['own'].max()
