@@ -75,7 +75,11 @@ def cuda_as_cpu() -> Iterator[None]:
 
 
 def start_for(model: torch.nn.Module) -> None:
-    """Let CUDA mean the CPU from now on, if a module in a package of the model's classes names CUDA."""
+    """Let CUDA mean the CPU from now on, if a module in a package of the model's classes names CUDA.
+
+    It lasts for the process, since code outside of this package runs the model as well: `torch.onnx.export`,
+    mmdet's test loop, `with_parts`.
+    """
     packages = {kind.__module__.partition('.')[0] for part in model.modules() for kind in type(part).__mro__}
     files = {
         getattr(module, '__file__', None) or ''

@@ -11,6 +11,7 @@ from mmdeploy_ext.compat import operator_forms, stand_ins
 CUDA = 'mmdeploy_ext.compat.cuda_as_cpu'
 MMCV = 'mmdeploy_ext.compat.mmcv_operators'
 """They need PyTorch."""
+CONFIG = 'mmdeploy_ext.config.config'
 
 
 def facts() -> dict[str, Any]:
@@ -20,6 +21,7 @@ def facts() -> dict[str, Any]:
     - fallbacks: what imports in a `try` of the user's did not find -> FILE:LINE of the first.
     - operators: functions of compiled extensions that ran in PyTorch: 'mmcv nms'.
     - cuda_as_cpu: each FILE:LINE where CUDA meant the CPU.
+    - bases: missing file of `_base_` -> the file that was read in its place.
     """
     of_mmcv = getattr(sys.modules.get(MMCV), 'executed', ())
     found: dict[str, Any] = dict(
@@ -27,6 +29,7 @@ def facts() -> dict[str, Any]:
         fallbacks=dict(stand_ins.fallbacks),
         operators=[*operator_forms.executed_operators, *(f'mmcv {name}' for name in of_mmcv)],
         cuda_as_cpu=list(getattr(sys.modules.get(CUDA), 'places', ())),
+        bases=dict(getattr(sys.modules.get(CONFIG), 'bases', {})),
     )
     return {name: values for name, values in found.items() if values}
 
@@ -43,5 +46,6 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         'fallbacks': [f'{name} ({place})' for name, place in found.get('fallbacks', {}).items()],
         'operators in PyTorch': found.get('operators', []),
         'CUDA is the CPU': found.get('cuda_as_cpu', []),
+        'files of _base_': [f'{other} for {missing}' for missing, other in found.get('bases', {}).items()],
     }
     return [f'{title}: {", ".join(values)}' for title, values in texts.items() if values]

@@ -37,6 +37,8 @@ SHORTEST_TYPO = 4
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
 DUPLICATE = 'Duplicate key is not allowed among bases'
+bases: dict[str, str] = {}
+"""Missing file of `_base_` -> the file that was read in its place, in this process."""
 READING = (b'_base_', b'import', b'open(')
 """Words of a config that may read other files."""
 
@@ -279,7 +281,8 @@ def _base_elsewhere(missing: str) -> str:
     for checkout, installed_config in CHECKOUTS.items():
         _, in_checkout, relative = path.partition(f'/{checkout}')
         if in_checkout:
-            return installed_config(relative)
+            bases[missing] = installed_config(relative)
+            return bases[missing]
     above, separator, name = path.rpartition('/_base_/')
     if separator:
         name = f'_base_/{name}'
@@ -298,6 +301,7 @@ def _base_elsewhere(missing: str) -> str:
             found = mmdet_config(name, library)
             break
     if found:
+        bases[missing] = found
         _note(f'{missing}, a file of _base_, is missing: {found} is read in its place')
     return found or missing
 

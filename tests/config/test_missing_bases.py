@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.util.errors import ConfigError
 
@@ -20,6 +21,13 @@ def test_a_missing_base_is_read_from_the_installed_library_and_said(tmp_path, ca
     assert cfg.optimizer.type == 'SGD'
     said = capsys.readouterr().err
     assert str(tmp_path / 'configs/_base_/schedules/schedule_1x.py') in said and '.mim/configs' in said
+
+
+@pytest.mark.parametrize('base', ['../_base_', '../../another/mmdetection/configs/_base_'])
+def test_a_base_that_is_read_in_place_of_a_missing_one_is_in_the_verdict(tmp_path, base):
+    load_config(config(tmp_path, f'{base}/schedules/schedule_1x.py'))
+    missing = (tmp_path / 'configs/own' / base / 'schedules/schedule_1x.py').resolve()
+    assert '.mim/configs' in replaced.facts()['bases'][str(missing)]
 
 
 def test_a_base_of_the_repositorys_own_configs_comes_first(tmp_path, capsys):
