@@ -261,7 +261,8 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     verdict = prove_on(detector, files, chosen, engine, request.claims)
     verdict.findings.extend(map(metric_finding, rows))
     if recording is not None:
-        judge_recording(verdict, detector, chosen.files)
+        sweeps = [path for path in map(Path, request.samples) if path.is_file()]
+        judge_recording(verdict, detector, chosen.files or sweeps)
     return verdict
 
 

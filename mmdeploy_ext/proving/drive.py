@@ -54,6 +54,8 @@ FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
 """A place as in UTM coordinates, where float32 has steps of 0.25 m, and another heading."""
 FRAME_S = 0.5
 """Seconds between frames without times, as between key frames of nuScenes."""
+NEW_SCENE = 'the first frame again'
+"""Scene of the first frame when it is recorded again: it is how a detector learns that it has to forget."""
 NEAR_M = 100.0
 """Metres: scenes that begin nearer to the origin stay."""
 
@@ -126,13 +128,18 @@ def ask_samples(detector: Detector, paths: Sequence[str], samples: Collection[An
     """Run PyTorch on the samples of a proof, for `detector.recording` to write."""
     files, options = read_files(detector, paths)
     family, reference = detector.family, contract_of(detector.family, options).reference(detector.model)
-    stepper, moments = RecordedStepper(detector, reference), False
+    stepper, moments, first = RecordedStepper(detector, reference), False, None
     if family.memory:
         stepper.reset()
         samples = NearOrigin(samples)
         moments = not family.memory_spec(files[-1].metadata.postprocess).tensors
     for index, sample in enumerate(tracked(samples, len(samples), 'asking')):
-        stepper.step(with_moment(sample, index) if moments else sample)
+        chosen = with_moment(sample, index) if moments else sample
+        stepper.step(chosen)
+        first = first or chosen
+    if first is not None:  # as the proof, which runs it again after a reset
+        stepper.reset()
+        stepper.step(dataclasses.replace(first, scene_token=NEW_SCENE) if family.memory else first)
 
 
 def drawn_frames(total: int) -> set[int]:

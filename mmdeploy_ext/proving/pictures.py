@@ -158,6 +158,7 @@ def ask_pictures(
     file, options = read_picture_file(detector, path)
     compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
     inputs, _ = picture_inputs(detector, file, options, pictures)
+    inputs.append(getattr(inputs[0], 'input', inputs[0]))  # as the proof, which ends with the first
     for entry in tracked(inputs, len(inputs), 'asking'):
         reference = entry if isinstance(entry, InputReference) else InputReference(detector, entry)
         reference.results  # noqa: B018 computed on demand

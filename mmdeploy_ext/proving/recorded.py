@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.samples import read_picture
+from mmdeploy_ext.proving.inputs.voxel_sets import points_of
 from mmdeploy_ext.recorded import record
 from mmdeploy_ext.recorded.calls import Recording, identity_of
 from mmdeploy_ext.util.files import sha256_file
@@ -16,7 +20,6 @@ from mmdeploy_ext.verdict.verdict import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.verdict.results import TensorRow
@@ -42,10 +45,10 @@ def open_recording(folder: str | Path, detector: Detector) -> Recording:
     return Recording(folder, compare)
 
 
-def judge_recording(verdict: Verdict, detector: Detector, pictures: Sequence[Path]) -> None:
+def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path]) -> None:
     """Add findings on the recorded model, its heads' outputs, and the inputs that it answered.
 
-    `pictures` are the files of the proof, for what the user's own test pipeline made of them there.
+    `files` are the pictures or sweeps of the proof, for what the user's own test pipeline made of them there.
     """
     recording: Recording = detector.recording
     manifest = recording.manifest
@@ -53,7 +56,7 @@ def judge_recording(verdict: Verdict, detector: Detector, pictures: Sequence[Pat
     text = '; '.join(others[:3]) + (f'; and {len(others) - 3} more' if len(others) > 3 else '')
     verdict.findings.append(Finding('surroundings', 'recorded weights', not others, text))
     verdict.findings += _settings(manifest, detector)
-    verdict.findings += _preparation(recording, detector, pictures)
+    verdict.findings += _preparation(recording, detector, files)
     for name, row in recording.rows:
         verdict.findings.append(
             Finding('outputs', f'{name}: recorded {row.tensor}', row.passed, row.reason, dict(recorded=name))
@@ -64,7 +67,10 @@ def judge_recording(verdict: Verdict, detector: Detector, pictures: Sequence[Pat
         )
     answered = len(dict.fromkeys(recording.answered))
     inputs = 'input' if answered == 1 else 'inputs'
-    verdict.subject['recorded'] = f'{recording.title} (recorded on {answered} {inputs})'
+    rests_on = f'recorded on {answered} {inputs}'
+    if recording.headless:
+        rests_on += f', of {len({*recording.headless})} the results alone'
+    verdict.subject['recorded'] = f'{recording.title} ({rests_on})'
     verdict.notes += recording.notes
     verdict.notes += [f'recorded: {line}' for line in manifest['said']]
     if others := sorted({*recording.left_out}):
@@ -73,32 +79,51 @@ def judge_recording(verdict: Verdict, detector: Detector, pictures: Sequence[Pat
         verdict.notes.append(f'a second run gave other values there: {", ".join(unsteady)}')
 
 
-def _preparation(recording: Recording, detector: Detector, pictures: Sequence[Path]) -> Iterator[Finding]:
-    """Compare pictures that the user's own test pipeline prepared with those of the file's rule."""
-    by_content = {sha256_file(path): path for path in pictures}
+def _preparation(recording: Recording, detector: Detector, files: Sequence[Path]) -> Iterator[Finding]:
+    """Compare pictures and sweeps of the user's own test pipeline with those of the file's rule."""
+    by_content = {sha256_file(path): path for path in files}
     for entry in recording.manifest['own']:
         subject, path = f'recorded preparation of {entry["name"]}', by_content.get(entry['sha256'])
         if path is None:
-            yield Finding('surroundings', subject, None, 'no picture of --images has its content')
+            yield Finding('surroundings', subject, None, 'no file of --images has its content')
             continue
         with np.load(recording.folder / entry['file']) as file:
             fed = record.restored(entry['fed'], dict(file))
-        there = _network_input(fed)
-        here = detector.rule.apply(read_picture(path, detector.rule)).tensor
-        if there.shape != here.shape:
-            yield Finding('surroundings', subject, False, f'recorded {there.shape}, here {here.shape}')
-            continue
-        levels = np.abs(there - here) * np.float32(detector.rule.std)[:, None, None]
-        text = f'{levels.max():.3g} grey levels apart at most, {levels.mean():.3g} on average'
-        same = bool(levels.max() <= LEVELS and levels.mean() <= MEAN_LEVELS)
-        yield Finding('surroundings', subject, same, text)
+        compare = _compare_points if path.suffix == '.bin' else _compare_picture
+        yield Finding('surroundings', subject, *compare(_network_input(fed), path, detector))
+
+
+def _compare_picture(there: np.ndarray, path: Path, detector: Detector) -> tuple[bool, str]:
+    here = detector.rule.apply(read_picture(path, detector.rule)).tensor[None]
+    if there.shape != here.shape:
+        return False, f'recorded {there.shape}, here {here.shape}'
+    levels = np.abs(there - here) * np.float32(detector.rule.std)[:, None, None]
+    text = f'{levels.max():.3g} grey levels apart at most, {levels.mean():.3g} on average'
+    return bool(levels.max() <= LEVELS and levels.mean() <= MEAN_LEVELS), text
+
+
+def _compare_points(there: np.ndarray, path: Path, detector: Detector) -> tuple[bool, str]:
+    """Compare the points of a sweep without a past, in their order, in the range that the model takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        infos = Path(folder) / 'infos.pkl'
+        infos.write_bytes(pickle.dumps([dict(lidar_path=str(path.resolve()), sweeps=[], timestamp=0)]))
+        ((_, here),) = points_of(str(infos), detector.cfg, detector.rule, 1)
+    low, high = np.float32(detector.rule.point_cloud_range).reshape(2, 3)
+    there, here = (cloud[((cloud[:, :3] > low) & (cloud[:, :3] < high)).all(1)] for cloud in (there, here))
+    if there.shape != here.shape:
+        return False, f'recorded points {there.shape}, here {here.shape}'
+    apart = np.abs(there - here).max(0, initial=0)
+    columns = ', '.join(f'column {index} by {apart[index]:.3g}' for index in np.flatnonzero(apart))
+    return not columns, columns and f'points differ: {columns} at most'
 
 
 def _network_input(fed: Mapping[str, Any]) -> np.ndarray:
-    value = fed['inputs'] if 'inputs' in fed else fed['img']
+    value = fed.get('inputs', fed)
+    if isinstance(value, dict):
+        value = value['points' if 'points' in value else 'img']
     while isinstance(value, list | tuple):
         (value,) = value
-    return value.numpy()[0]
+    return value.numpy()
 
 
 def _settings(manifest: dict[str, Any], detector: Detector) -> list[Finding]:

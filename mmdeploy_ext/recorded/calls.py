@@ -82,7 +82,8 @@ class Recording:
         rows: (input, comparison of a head's output here with the recorded one).
         answered: files of the recorded inputs that were compared.
         left_out: names of inputs without a recording.
-        notes: heads that could not be compared.
+        headless: files of the answered inputs whose heads' outputs could not be compared.
+        notes: why they could not.
     """
 
     def __init__(self, folder: str | Path, compare: Callable[..., Iterable[TensorRow]]) -> None:
@@ -102,6 +103,7 @@ class Recording:
         self.rows: list[tuple[str, TensorRow]] = []
         self.answered: list[str] = []
         self.left_out: list[str] = []
+        self.headless: list[str] = []
         self.notes: list[str] = []
         self._next: dict[str, int] = {}
 
@@ -154,10 +156,10 @@ class Recording:
         fitting = [call for call in self.manifest['calls'] if is_near(call['input'], sums)]
         if not fitting:
             return None
-        key = fitting[0]['file']  # equal frames of a drive were recorded in order
+        key = fitting[0]['file']  # equal inputs were recorded in order
         place = self._next.get(key, 0)
         self._next[key] = place + 1
-        return fitting[min(place, len(fitting) - 1)]
+        return fitting[place] if place < len(fitting) else None
 
     def _compare_heads(
         self,
@@ -169,22 +171,23 @@ class Recording:
     ) -> None:
         recorded = [(entry['name'], record.restored(entry['outputs'], arrays)) for entry in call['modules']]
         if not recorded:
-            self._note('no output of a head was recorded: name modules by --module of record.py')
+            self._note(call, 'no output of a head was recorded: name modules by --module of record.py')
             return
         if [head for head, _ in recorded] != [head for head, _ in here]:
-            self._note(f'the heads were called {len(recorded)} times there, {len(here)} times here')
+            self._note(call, f'the heads were called {len(recorded)} times there, {len(here)} times here')
             return
         expected, actual = _arrays(here), _arrays(recorded)
         shapes, shapes_there = (
             {key: array.shape for key, array in side.items()} for side in (expected, actual)
         )
         if other := [key for key in {**shapes, **shapes_there} if shapes.get(key) != shapes_there.get(key)]:
-            self._note(f'{", ".join(other)}: other shapes there, they were not compared')
+            self._note(call, f'{", ".join(other)}: other shapes there, they were not compared')
             return
         rows = self._compare(expected, actual, self.rtol, lambda: _arrays(run_again()))
         self.rows += ((name, row) for row in rows)
 
-    def _note(self, text: str) -> None:
+    def _note(self, call: Mapping[str, Any], text: str) -> None:
+        self.headless.append(call['file'])
         if text not in self.notes:
             self.notes.append(text)
 

@@ -252,12 +252,13 @@ class Mmcv1:
             return []
         settings = copy.deepcopy(self.cfg.data.test)
         steps = without_augmentation(settings.get('pipeline') or self.cfg.get('test_pipeline'), self.said)
-        if files:
-            from mmdet.datasets.pipelines import Compose
-
-            compose = Compose([step for step in steps if 'LoadAnnotations' not in step['type']])
-            return [(path, lambda path=path: compose(self._info(path))) for path in files]
         datasets = importlib.import_module('mmdet3d.datasets' if self.has_3d else 'mmdet.datasets')
+        if files:
+            pipelines = importlib.import_module(datasets.__name__ + '.pipelines')
+            if not hasattr(pipelines, 'Compose'):  # mmdet3d 0.x
+                pipelines = importlib.import_module('mmdet.datasets.pipelines')
+            compose = pipelines.Compose([step for step in steps if 'LoadAnnotations' not in step['type']])
+            return [(path, lambda path=path: compose(self._info(path))) for path in files]
         settings.update(pipeline=steps, test_mode=True)
         settings.pop('samples_per_gpu', None)
         data = datasets.build_dataset(settings)

@@ -64,6 +64,14 @@ def test_results_of_another_environment_are_the_reference_and_are_named(request_
     assert verdict.with_figure('recorded')
 
 
+def test_a_claim_that_rests_on_results_alone_says_so(request_of_toy, recorded, tmp_path):
+    folder = shutil.copytree(recorded, tmp_path / 'rec')
+    changed_manifest(folder, lambda entry: [call.update(modules=[]) for call in entry['calls']])
+    verdict = verdict_of(request_of_toy, folder)
+    assert verdict.proven and 'results alone' in verdict.subject['recorded']
+    assert 'results alone' not in verdict_of(request_of_toy, recorded).subject['recorded']
+
+
 def changed_arrays(folder, change):
     for path in folder.glob('0*.npz'):
         with np.load(path) as file:
@@ -265,7 +273,10 @@ def test_heads_that_cannot_be_compared_are_noted_and_run_once(tmp_path, heads_th
     with recording.calls_of(model, 'a'):
         (sample,) = model(img=img)
     assert model.count == 1 and torch.equal(sample, torch.zeros(1, 5))
-    assert recording.answered == ['0.npz'] and recording.notes
+    assert recording.answered == recording.headless == ['0.npz'] and recording.notes
+    with recording.calls_of(model, 'again'):
+        (sample,) = model(img=img)
+    assert recording.left_out == ['again'] and sample is img
 
 
 BOXES, NO_BOXES = [np.ones((1, 5)), np.ones((0, 5))], [np.zeros((0, 5))] * 2
