@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
 
 from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
@@ -226,10 +225,20 @@ def _calls(
 def _arrays(outputs: Iterable[tuple[str, Any]]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for call, (name, value) in enumerate(outputs):
-        leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        leaves = _tensors(value)
         title = f'{name}' if not call else f'{name}, call {call + 1}'
         arrays |= {f'{title}[{index}]': leaf.detach().cpu().numpy() for index, leaf in enumerate(leaves)}
     return arrays
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, dict):  # generations of a head fill it in another order
+        value = [value[key] for key in sorted(value)]
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)
+    elif isinstance(value, torch.Tensor):
+        yield value
 
 
 def identity_of(manifest: Mapping[str, Any], model: torch.nn.Module, checkpoint_sha256: str) -> list[str]:

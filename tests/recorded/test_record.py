@@ -279,6 +279,23 @@ def test_heads_that_cannot_be_compared_are_noted_and_run_once(tmp_path, heads_th
     assert recording.left_out == ['again'] and sample is img
 
 
+def test_heads_are_compared_whatever_the_order_of_their_keys(tmp_path):
+    img, tree, asked = torch.ones(2, 3), record.Tree(), record.Tree()
+    result, outputs = tree.put([torch.zeros(1, 5)]), tree.put([[dict(reg=img[:, :2], heat=img)]])
+    asked.put(dict(img=img))
+    np.savez(tmp_path / '0.npz', **tree.arrays)
+    modules = [dict(name='head', outputs=outputs)]
+    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays), modules=modules, result=result)
+    (tmp_path / 'manifest.json').write_text(json.dumps(dict(format=1, device='cpu', calls=[call])))
+    model, compared = Counting(), []
+    model.head.forward = lambda pair: ([dict(heat=pair[0], reg=pair[0][:, :2])],)
+    recording = Recording(tmp_path, compare=lambda here, there, *bars: compared.append((here, there)) or [])
+    with recording.calls_of(model, 'a'):
+        model(img=img)
+    ((here, there),) = compared
+    assert [*map(np.shape, here.values())] == [*map(np.shape, there.values())] == [(2, 3), (2, 2)]
+
+
 BOXES, NO_BOXES = [np.ones((1, 5)), np.ones((0, 5))], [np.zeros((0, 5))] * 2
 INSTANCES = dict(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=torch.tensor([1]))
 
