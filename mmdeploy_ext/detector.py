@@ -225,7 +225,8 @@ def load_weights(detector: Detector) -> None:
     from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
     family, model = detector.family, detector.model
-    detector.report = load_checkpoint(detector.checkpoint).without(detector.ignored_keys)
+    checkpoint = load_checkpoint(detector.checkpoint).without(detector.ignored_keys)
+    detector.report = checkpoint.renamed(model, detector.cfg.model.get('type', ''))
     family.load_weights(model, detector.report)
     detector.classes = class_names(detector.cfg, detector.report.meta, family.num_classes(model))
     finish_loading(detector)

@@ -70,10 +70,15 @@ LAZY = {
         'mmdeploy_ext.systems',
     },
     'mmdeploy_ext.models.catalogue': {'mmdeploy_ext.systems'},
-    'mmdeploy_ext.config.config': {'mmdeploy_ext.models.catalogue'},
+    'mmdeploy_ext.config.config': {
+        'mmdeploy_ext.models.catalogue',
+        'mmdeploy_ext.weights.convert.mmdet3_config',
+    },
+    'mmdeploy_ext.weights.convert.mmdet3_config': {'mmdeploy_ext.families.base'},
 }
 """Module -> modules that it imports later than itself: public names when one is used, the catalogue of
-families when the first family is looked up, the catalogue of models when the first config is read."""
+families when the first family is looked up, the catalogue of models when the first config is read, the
+translation and the families when a config of mmdet 3 is read."""
 
 OF_FILES = {
     'mmdeploy_ext.benchmark.images',

@@ -12,10 +12,8 @@ from mmdeploy_ext.util.errors import UsageError
 
 
 def convert_mmdet3(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.families.base import load_families
     from mmdeploy_ext.weights.convert.mmdet3 import convert_file, translate_file
 
-    load_families('')  # those of mmdet, which register the classes of models
     if args.out.endswith('.py'):
         translate_file(args.in_file, args.out)
         print(f'{args.out}: a config of mmdet 2.28 to export, prove and test with')

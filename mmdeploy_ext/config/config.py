@@ -29,13 +29,13 @@ from mmdeploy_ext.config.user_modules import (
     user_folders,
 )
 from mmdeploy_ext.config.yaml_config import SUFFIXES, read_yaml_config
-from mmdeploy_ext.util.commands import command
 from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, printable
 
 SHORTEST_TYPO = 4
 """Shortest key that may be reported as a typo."""
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
+MMDET3 = 'mmdeploy_ext.weights.convert.mmdet3_config'
 DUPLICATE = 'Duplicate key is not allowed among bases'
 bases: dict[str, str] = {}
 """Missing file of `_base_` -> the file that was read in its place, in this process."""
@@ -103,7 +103,8 @@ def refused_values(cfg: Any, part: str) -> Iterator[None]:
 def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """Read an `mmcv.Config`, import its plugins and apply `--cfg-options` (dotted key -> value).
 
-    ConfigError: missing file, syntax error, failing import, unfitting override, or a config of mmdet 3.
+    A config of mmdet 3 with its overrides is translated. ConfigError: missing file, syntax error, failing
+    import, unfitting override, or a config of mmdet 3 with parts that are not known here.
     """
     _check_config_file(path)
     try:
@@ -114,16 +115,14 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         _override(cfg, overrides)
         _check_types(cfg, path)
         if is_config3(cfg):  # before its modules, which need mmdet 3
-            raise ConfigError(_translate_first(path))
+            cfg = importlib.import_module(MMDET3).to_mmdet2_config(cfg)
         import_older_models()
         importlib.import_module(CATALOGUE).register_after(lambda: _import_plugins(cfg, path), cfg)
-    except UsageError:
+    except (UsageError, ConfigError):
         raise
     except SyntaxError as error:
         raise ConfigError(f'{path}: syntax error: {_shortened(error, path)}') from error
     except Exception as error:
-        if reason := _only_in_mmengine(path):
-            raise ConfigError(_translate_first(path, reason)) from error
         missing = error.filename if isinstance(error, FileNotFoundError) else ''
         if missing and not os.path.exists(missing):
             raise ConfigError(
@@ -145,7 +144,12 @@ def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         if Path(path).suffix in SUFFIXES and '_base_' not in Path(path).read_text(encoding='utf-8'):
             cfg = Config(read_yaml_config(path), filename=path)  # as torchpack reads it
         else:
-            cfg = Config.fromfile(path, import_custom_modules=False)
+            try:
+                cfg = Config.fromfile(path, import_custom_modules=False)
+            except Exception:
+                if not _only_in_mmengine(path):
+                    raise
+                cfg = importlib.import_module(MMDET3).read_mmdet3_config(path)
     _override(cfg, overrides)
     return cfg
 
@@ -206,23 +210,18 @@ def _check_config_file(path: str) -> None:
         )
 
 
-def _only_in_mmengine(path: str) -> str:
-    """Find `_base_.data_root` (`{{_base_.name}}` in mmcv 1.7.2) and `mmdet::_base_/default_runtime.py`."""
+def _only_in_mmengine(path: str) -> bool:
+    """Whether a file uses `_base_.data_root`, `mmdet::_base_/default_runtime.py` or `read_base()`."""
     for node in ast.walk(parsed_config(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
-            return f' (it uses `{ast.unparse(node)}`)'
+            return True
+        if isinstance(node, ast.With) and 'read_base()' in ast.unparse(node.items[0]):
+            return True
         if isinstance(node, ast.Assign) and '_base_' in map(ast.unparse, node.targets):
-            for value in ast.walk(node.value):
-                if isinstance(value, ast.Constant) and '::' in str(value.value):
-                    return f' (it uses `{value.value}`)'
-    return ''
-
-
-def _translate_first(path: str, reason: str = '') -> str:
-    return (
-        f'{path}: is a config of mmdet 3{reason}; translate it first: '
-        f'`{command("convert mmdet3")} {shlex.quote(path)} --out OUT.py`, and give OUT.py'
-    )
+            texts = (value.value for value in ast.walk(node.value) if isinstance(value, ast.Constant))
+            if any('::' in str(text) for text in texts):
+                return True
+    return False
 
 
 CHECKOUTS = {'mmdetection3d/configs/': mmdet3d_config, 'mmdetection/configs/': mmdet_config}

@@ -73,7 +73,7 @@ class ModelFactory:
     def _build(self) -> torch.nn.Module:
         model, family = self.build(), claiming_family(self.cfg, DETECTOR)
         model.requires_grad_(False)  # the tracer refuses weights among arguments that need gradients
-        checkpoint = load_checkpoint(self.checkpoint)
+        checkpoint = load_checkpoint(self.checkpoint).renamed(model, self.cfg.model.get('type', ''))
         if family is None or self.cfg.get('fork'):
             load_strict(model, checkpoint)
         else:  # sparse kernels of any layout

@@ -66,7 +66,7 @@ def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def conversion_advice(path: str, keys: Collection[Any]) -> str:
     """Message for an unconverted checkpoint that this project converts, or ''."""
-    messages = (names.advice(path, keys) for names in (mmdet3_names, rtdetr_names, solo_names))
+    messages = (names.advice(path, keys) for names in (rtdetr_names, solo_names))
     return next(filter(None, messages), '')
 
 
@@ -88,6 +88,14 @@ class Checkpoint:
     state_dict: dict[str, Tensor]
     meta: dict[str, Any]
     versions: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def renamed(self, model: torch.nn.Module, detector: str) -> Checkpoint:
+        """Names of mmdet 3 as those of a model of mmdet 2.28, whose type is `detector`."""
+        names = mmdet3_names.to_mmdet2_names(self.state_dict, model.state_dict(), detector)
+        with named(self.path):
+            check_distinct(names.items())
+        tensors = {name: self.state_dict[key] for key, name in names.items()}
+        return dataclasses.replace(self, state_dict=tensors)
 
     def without(self, prefixes: Sequence[str]) -> Checkpoint:
         """Drop keys that begin with `prefixes`; CheckpointError: a prefix of no key."""

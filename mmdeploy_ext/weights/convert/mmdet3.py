@@ -10,7 +10,7 @@ from mmdeploy_ext.util.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 from mmdeploy_ext.weights.convert import conversion
 from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
-from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, UNUSED_PREFIXES, to_mmdet2_name
+from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, to_mmdet2_names
 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
 """Keys of `meta` that are kept."""
@@ -44,14 +44,13 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
     """
     model_tensors = conversion.model_tensors(cfg)
     detector = cfg.model.get('type')
-    weights = {key: value for key, value in source.state_dict.items() if not key.startswith(UNUSED_PREFIXES)}
-    names = {key: key if key in model_tensors else to_mmdet2_name(key, detector) for key in weights}
+    names = to_mmdet2_names(source.state_dict, model_tensors, detector)
     with named(source.path):
         check_distinct(names.items())
-        tensors = {name: weights[key] for key, name in names.items()}
+        tensors = {name: source.state_dict[key] for key, name in names.items()}
         state_dict = conversion.in_model_order(tensors, model_tensors, cfg.filename, OTHER_CONFIG)
     renamed = sum(key != name for key, name in names.items())
-    left_out = [key for key in source.state_dict if key not in weights]
+    left_out = [key for key in source.state_dict if key not in names]
     return Converted(state_dict, renamed, left_out, model_tensors)
 
 

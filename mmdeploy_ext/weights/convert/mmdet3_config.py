@@ -25,6 +25,7 @@ ADVICE = (
     'give the whole config: the checkpoint, in which mmengine keeps it, or what a training writes into its '
     'folder (TIME/vis_data/config.py)'
 )
+FAMILIES = 'mmdeploy_ext.families.base'
 CHECKPOINTS = ('.pth', '.pt', '.ckpt')
 BASE_VALUE = re.compile(r'[\'"]?\{\{\s*(_base_[\w.]*)\s*\}\}[\'"]?')
 
@@ -64,7 +65,17 @@ def to_mmdet2_config(cfg: Any) -> Any:
     except ConfigError as error:
         raise ConfigError(f'{filename}: {error}') from error
     translated = Config(values, cfg_text=cfg.text, filename=filename)
-    model_tensors(translated)  # refuses parts that mmdet 2.28 does not have
+    importlib.import_module(FAMILIES).load_families('')  # which register the classes of mmdet's models
+    try:
+        model_tensors(translated)  # refuses parts that mmdet 2.28 does not have
+    except ConfigError as error:
+        modules = (cfg.get('custom_imports') or {}).get('imports') or ()
+        if not modules:
+            raise
+        raise ConfigError(
+            f'{error}; custom_imports={modules!r} need the registry of mmengine and are not imported: prove '
+            f'the file of a model of mmdet 2.28 against a recording of yours, `verify --recorded`'
+        ) from error
     return translated
 
 

@@ -7,9 +7,6 @@ agree.
 
 import re
 from collections.abc import Collection, Iterable
-from typing import Any
-
-from mmdeploy_ext.weights.convert import conversion_command
 
 COMMAND = 'convert mmdet3'
 Rule = tuple[str, str]
@@ -60,13 +57,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
     'YOLACT': ((r'^mask_head\.segm_branch\.', 'segm_head.'),),
 }
 """Detector -> rules; the first match counts."""
-MMDET3_NAMES = re.compile(
-    r'^(?:(?:encoder|decoder)\.layers\.\d+\.(?:self_attn|cross_attn|ffn)\.|panoptic_head\.(?:pixel_decoder\.encoder|'
-    r'transformer_decoder)\.layers\.\d+\.(?:self_attn|cross_attn|ffn)\.|bbox_head\.rpn_conv\.|'
-    r'mask_head\.segm_branch\.|memory_trans_fc\.)'
-)
-"""Names that only mmdet 3 has; each detector of `RULES` has one."""
-
 UNUSED_PREFIXES = ('data_preprocessor.', 'dn_query_generator.')
 """Tensors without use: mean and std of a wrapper, and DINO's denoising queries."""
 
@@ -80,11 +70,10 @@ def to_mmdet2_name(key: str, detector: str) -> str:
     return key
 
 
-def advice(path: str, keys: Collection[Any]) -> str:
-    """Message for a checkpoint with mmdet 3's names, or ''."""
-    if not any(MMDET3_NAMES.match(str(key)) for key in keys):
-        return ''
-    return (
-        f'{path}: has names of mmdet 3 that mmdet 2.28 does not know; convert it first: '
-        f'{conversion_command(COMMAND, path)}'
-    )
+def to_mmdet2_names(weights: Iterable[str], model: Collection[str], detector: str) -> dict[str, str]:
+    """Name in a file of mmdet 3 or 2.28 -> name in the `model`, without `UNUSED_PREFIXES`."""
+    return {
+        key: key if key in model else to_mmdet2_name(key, detector)
+        for key in weights
+        if key in model or not key.startswith(UNUSED_PREFIXES)
+    }
