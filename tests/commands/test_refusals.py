@@ -57,7 +57,7 @@ def test_a_checkpoint_of_other_classes_names_the_layer_and_both_shapes(bench):
 CONFIGS = {
     'missing': (None, []),
     'syntax error': ('model = dict(type=\n', ['line 1']),
-    'of mmdet 3': ('model = dict(data_preprocessor=dict())\n', ['mmdet3 ']),
+    'of mmdet 3': ('model = dict(data_preprocessor=dict())\n', ['test_dataloader.dataset.pipeline']),
     'missing plugin': (LEAF + "custom_imports = dict(imports=['no_such_plugin'])\n", ['no_such_plugin']),
     'unknown argument': (LEAF + 'model = dict(backbone=dict(dept=18))\n', ['dept']),
     'mistyped head': (LEAF + "model = dict(bbox_head=dict(type='ATSSHaed'))\n", ['bbox_head', 'ATSSHead']),
