@@ -12,12 +12,13 @@ from onnx import numpy_helper
 import toy_atss
 from mmdeploy_ext import with_parts
 from mmdeploy_ext.cli import benchmark_app, export_app, kit_app, parts_app, test_app, verify_app
+from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.parts import proof
 from mmdeploy_ext.parts.folder import CutFolder
 from mmdeploy_ext.parts.proof import prove_folder
-from mmdeploy_ext.parts.samples import run_test_path
+from mmdeploy_ext.parts.samples import run_test_path, samples_of
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 from mmdeploy_ext.util.errors import UsageError
 
@@ -115,8 +116,9 @@ def test_results_that_rounding_leaves_are_listed_if_they_are_few(cut_toy, monkey
     assert any('without a partner' in note for note in verdict.notes) == passed
 
 
-def test_pictures_of_the_package_have_names(cut_toy):
-    names = [sample['img_metas'][0].data[0][0]['filename'] for sample in cut_toy.samples]
+def test_pictures_of_the_package_have_names(tmp_path):
+    cfg = load_config(str(toy_atss.CONFIG), {'data.test.ann_file': str(tmp_path / 'none.json')})
+    names = [sample['img_metas'][0].data[0][0]['filename'] for sample in samples_of(cfg)[0]]
     assert names == ['toy_0.jpg', 'toy_1.jpg', 'toy_2.jpg']
 
 
