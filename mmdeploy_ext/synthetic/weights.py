@@ -39,9 +39,9 @@ MEAN_STEP = 1 / 8
 """Step of means, in spreads of the layer."""
 LEAST_VALUES, MOST_VALUES = 16, 1 << 14
 """Values of a channel that have a mean of their own, and that are measured, evenly spread."""
-LEAST_SPREAD, ROUNDING = 1 / 4, 1e-3
-"""Spread about the means, relative to all values, that is scaled up: with less, small differences of large
-values become large ones, and their rounding, too. Less than the second is rounding alone.
+LEAST_SPREAD = 1 / 4
+"""Spread about the means, relative to all values, that is scaled up. Rows with less are nearly equal, such as
+tokens that sum up a whole picture: without their means, each block would multiply their rounding.
 """
 OBJECTS, SHARE = 200, 1 / 20
 """Objects of a run: at most this many scores, and this share of all."""
@@ -398,8 +398,7 @@ def _moments(rows: torch.Tensor) -> tuple[torch.Tensor, float]:
     if len(rows) >= LEAST_VALUES:
         centre = rows.mean(0)
         spread = float((rows - centre).square().mean().sqrt())
-        mean = centre if spread > ROUNDING * size else mean
-        spread = max(spread, LEAST_SPREAD * size) if spread > ROUNDING * size else size
+        mean, spread = (centre, spread) if spread > LEAST_SPREAD * size else (mean, size)
     gain = 2.0 ** -round(math.log2(spread))
     return (mean * gain / MEAN_STEP).round() * (MEAN_STEP / gain), gain
 
