@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.engines.base import FAILURES
-from mmdeploy_ext.kit.contents import MANIFEST, ChainedFrame, KitCase, KitGraph, read_manifest
+from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import MOST_IMAGES, diagnose, misfit
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
 from mmdeploy_ext.tasks import match
-from mmdeploy_ext.util.errors import DataError, Mm2OnnxError, UsageError, on_inputs, one_line
+from mmdeploy_ext.util.errors import DataError, UsageError, on_inputs, one_line
 from mmdeploy_ext.verdict import results
 from mmdeploy_ext.verdict.bars import accept_rate
 from mmdeploy_ext.verdict.comparison import compare_tensors, failed_row, order_rows
@@ -75,13 +75,7 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
     """
     if precision not in (None, *PRECISIONS):
         raise UsageError(f'precision={precision!r}: expected one of {", ".join(PRECISIONS)}')
-    try:
-        return _Judge(Path(kit), Path(outputs), told, precision).judge()
-    except Mm2OnnxError:
-        raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = f'{type(error).__name__}: {one_line(error)}'
-        raise DataError(f'{kit}: its {MANIFEST} cannot be judged ({reason}); make the kit again') from error
+    return _Judge(Path(kit), Path(outputs), told, precision).judge()
 
 
 class _Judge:
