@@ -186,9 +186,8 @@ class _Flow(TorchDispatchMode):
         self, operator: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = operator.overloadpacket.__name__.rstrip('_') or operator.overloadpacket.__name__
-        sides = args[:2] if name == 'add' else args[0] if name == 'cat' else ()
-        if len(sides) == 2:
-            self._calm(*sides)
+        if name == 'add':
+            self._calm(*args[:2])
         result = operator(*args, **(kwargs or {}))
         if name in RESHAPING and args[0] in self.makers:
             self.makers[result] = self.makers[args[0]]
@@ -214,7 +213,7 @@ class _Flow(TorchDispatchMode):
                     self.origins[tensor] = origins
 
     def _calm(self, *sides: Any) -> None:
-        """Scale the branch of a residual block and the layer that made it, before they are joined."""
+        """Scale the branch of a residual block and the layer that made it, before it is added."""
         for branch, stream in (sides, sides[::-1]):
             if not isinstance(branch, torch.Tensor) or branch not in self.makers:
                 continue
