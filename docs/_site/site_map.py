@@ -16,7 +16,7 @@ CONTENTS = {
         ],
         'Engines and devices': [
             'docs/engines', 'docs/device', 'docs/any-module', 'docs/autoware', 'docs/accuracy-and-speed',
-            'docs/troubleshooting',
+            'docs/troubleshooting', 'docs/glossary',
         ],
         'Develop': [
             'docs/parts', 'docs/own-family', 'docs/architecture', 'CONTRIBUTING', 'docs/other-tools',
