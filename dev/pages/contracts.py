@@ -7,6 +7,7 @@ A spec needs the model of a config, without weights. Sizes of the tables are tho
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs/reference/contracts.md'
-HEADINGS = ('tensor', 'side', 'dtype', 'shape', 'default', 'unit', 'meaning')
+HEADINGS = ('tensor', 'side', 'dtype', 'shape', 'meaning')
 STREAMS = 'projects/configs'
 ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ('One-stage, full', 'configs/atss/atss_coco.py', dict(dynamic=True)),
@@ -36,7 +37,6 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ('Deformable DETR, full', 'configs/demo/deformable_detr_toy.py', dict(dynamic=True)),
     ('SOLOv2, full', 'configs/solov2/solov2_light_r34.py', dict(dynamic=True)),
     ('SOLOv2, raw', 'configs/solov2/solov2_light_r34.py', dict(form='raw', dynamic=True)),
-    ('RT-DETR, full', 'configs/rtdetr/rtdetr_r18vd.py', dict(dynamic=True)),
     ('RT-DETR, raw', 'configs/rtdetr/rtdetr_r18vd.py', dict(form='raw', dynamic=True)),
     ('CenterPoint', f'{STREAMS}/BEVFusion/centerpoint_toy.py', {}),
     ('CenterPoint, autoware', f'{STREAMS}/Autoware/centerpoint_pillar032_nus.py', dict(contract='autoware')),
@@ -49,32 +49,23 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
         dict(contract='cuda-bevfusion'),
     ),
     (
-        'StreamPETR, deploy',
-        f'{STREAMS}/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py',
-        dict(contract='deploy'),
-    ),
-    (
         'StreamPETR, fork',
         f'{STREAMS}/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py',
         dict(contract='fork'),
     ),
-    ('PETRv2, portable', f'{STREAMS}/PETR/petrv2_toy.py', {}),
     ('PETRv2, dl4agx', f'{STREAMS}/PETR/petrv2_toy.py', dict(contract='dl4agx')),
-    ('BEVFormer, portable', f'{STREAMS}/BEVFormer/bevformer_tiny.py', {}),
     ('BEVFormer, autoware', f'{STREAMS}/BEVFormer/bevformer_tiny.py', dict(contract='autoware')),
     ('BEVDet, trt-plugin', f'{STREAMS}/BEVDet/bevdet_r50.py', dict(contract='trt-plugin')),
-    ('BEVDet4D, portable', f'{STREAMS}/BEVDet/bevdet_r50_4dlongterm_depth_cbgs.py', {}),
     (
         'BEVDet4D, bevdet-cpp',
         f'{STREAMS}/BEVDet/bevdet_r50_4dlongterm_depth_cbgs.py',
         dict(contract='bevdet-cpp'),
     ),
-    ('Sparse4D, portable', f'{STREAMS}/Sparse4D/sparse4d_toy.py', {}),
     ('Sparse4D, deploy', f'{STREAMS}/Sparse4D/sparse4d_toy.py', dict(contract='deploy')),
     ('FCOS3D, full', f'{STREAMS}/Monocular/fcos3d_toy.py', dict(dynamic=True)),
     ('ImVoxelNet, full', f'{STREAMS}/ImVoxelNet/imvoxelnet_toy.py', dict(dynamic=True)),
 ]
-"""Heading, config, options."""
+"""Heading, config, options; the READMEs of `SYSTEMS` have their default contracts."""
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     'bevdet': (f'{STREAMS}/BEVDet/bevdet_r50_4dlongterm_depth_cbgs.py', {}),
     'bevformer': (f'{STREAMS}/BEVFormer/bevformer_tiny.py', {}),
@@ -104,8 +95,38 @@ def specs(config: str, chosen: dict[str, Any]) -> list[tuple[str, GraphSpec]]:
 def row(side: str, tensor: TensorSpec) -> list[str]:
     """Return the cells of a tensor."""
     shape = 'x'.join(map(str, tensor.axes)) or 'scalar'
-    default = '' if tensor.default is None else f'{tensor.default:g}'
-    return [f'`{tensor.name}`', side, tensor.dtype, shape, default, tensor.unit, tensor.meaning]
+    notes = [tensor.unit] if tensor.unit else []
+    if tensor.default is not None:
+        notes.append(f'default {tensor.default:g}')
+    meaning = f'{tensor.meaning} ({", ".join(notes)})' if notes else tensor.meaning
+    return [f'`{tensor.name}`', side, tensor.dtype, shape, meaning.strip()]
+
+
+def grouped(rows: list[list[str]]) -> list[list[str]]:
+    """Return the rows of a graph: one for numbered tensors (`reg_0`, `reg_1`), one for neighbour lists."""
+    groups: dict[tuple[str, ...], list[list[str]]] = {}
+    layers: dict[str, dict[str, str]] = {}
+    for cells in rows:
+        name, side, dtype, _, meaning = cells
+        layer, dot, tensor = name.strip('`').partition('.')
+        base = re.sub(r'_\d+`$', '', name)
+        if dot and not meaning:
+            layers.setdefault(layer, {})[f'`{tensor}` {dtype}'] = ''
+        else:
+            groups.setdefault((base, side, dtype), []).append(cells)
+    merged = []
+    for (_, side, dtype), members in groups.items():
+        name, shapes, meaning = members[0][0], [cells[3] for cells in members], members[0][4]
+        if len(members) > 1:
+            name = f'{name} to `{members[-1][0].rpartition("_")[2]}'
+            meaning = re.sub(r'\b0\b', 'i', meaning)
+        merged.append([name, side, dtype, ', '.join(shapes if len(set(shapes)) > 1 else shapes[:1]), meaning])
+    if layers:
+        tensors = dict.fromkeys(name for of_layer in layers.values() for name in of_layer)
+        merged.append(
+            ['`LAYER.*`', 'in', '', '', f'neighbours for {", ".join(layers)}: {", ".join(tensors)}']
+        )
+    return merged
 
 
 def section(heading: str, config: str, chosen: dict[str, Any]) -> str:
@@ -113,7 +134,7 @@ def section(heading: str, config: str, chosen: dict[str, Any]) -> str:
     parts = [f'## {heading}\n\n`{config}`\n']
     for name, spec in specs(config, chosen):
         rows = [row('in', tensor) for tensor in spec.inputs] + [row('out', tensor) for tensor in spec.outputs]
-        parts.append(f'`{name}`:\n\n{table(HEADINGS, rows)}')
+        parts.append(f'`{name}`:\n\n{table(HEADINGS, grouped(rows))}')
     return '\n'.join(parts)
 
 
@@ -121,12 +142,10 @@ def of_system(config: str, chosen: dict[str, Any]) -> str:
     """Return the table of a README; tensors without a meaning are left to the page of contracts."""
     rows = []
     for name, spec in specs(config, chosen):
-        for side, tensors in (('in', spec.inputs), ('out', spec.outputs)):
-            for tensor in tensors:
-                if tensor.meaning:
-                    cell, _, dtype, shape, _, unit, meaning = row(side, tensor)
-                    meaning += f' ({unit})' if unit else ''
-                    rows.append([f'`{name}`', side, cell, shape, dtype, meaning])
+        tensors = [('in', tensor) for tensor in spec.inputs] + [('out', tensor) for tensor in spec.outputs]
+        listed = grouped([row(side, tensor) for side, tensor in tensors if tensor.meaning])
+        for cell, side, dtype, shape, meaning in listed:
+            rows.append([f'`{name}`', side, cell, shape, dtype, meaning])
     return f'`{config}`:\n\n{table(("file", "side", "tensor", "shape", "dtype", "meaning"), rows)}'
 
 
