@@ -291,7 +291,7 @@ def judge_sweep(
         notes = (NOT_PUT_IN,)
     case = dataclasses.replace(case, substituted=substituted, whole=True, notes=notes)
     settings = {}
-    if sides.bars.is_float32 and not case.chained:
+    if sides.bars.is_float32:
         settings = dict(tied=ties_of(sides, detections, lambda: sides.reference.step(sweep).detections))
     row = match(sides.detector.family.task, 'boxes', *detections, sides.bars, **settings)
     case = dataclasses.replace(case, detections=(row,))

@@ -403,13 +403,12 @@ def judge_results_of_images(
     settings: Mapping[str, Any],
 ) -> Case:
     """Return the case with an engine's results, matched with PyTorch's end to end."""
-    excused = None if case.chained else settings
-    detections = match_images(reference, reference.results, results, FLOAT32, excused)
+    detections = match_images(reference, reference.results, results, FLOAT32, settings)
     ranking = {} if all(row.passed for row in detections) else reference.code.ranking(tensors)
     if not ranking:
         return dataclasses.replace(case, detections=detections)
     with substituted(reference.detector.model, ranking):
-        detections = match_images(reference, reference.run(), results, FLOAT32, excused)
+        detections = match_images(reference, reference.run(), results, FLOAT32, settings)
     note = f"{case.name}: PyTorch's queries have the ranks of the file, see its scores"
     return dataclasses.replace(case, detections=detections, notes=(*case.notes, note))
 

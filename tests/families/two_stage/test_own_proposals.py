@@ -147,8 +147,5 @@ def test_a_proof_leaves_padding_out_where_the_users_code_replaces_its_outputs_la
     tensors['proposals'] = proposals.numpy()
     expected, actual = TwoStageReference(model).inner_tensors(tensors)
     assert {name: len(values) for name, values in expected.items()} == dict(cls_score_0=2, bbox_pred_0=2)
-        'cls_score_0': 2,
-        'bbox_pred_0': 2,
-    }
     for name, values in expected.items():
         np.testing.assert_allclose(actual[name], values, rtol=1e-4, atol=1e-5)
