@@ -4,6 +4,7 @@ Glossary: N cameras, H, W network input in pixels, A adjacent frames, D depth bi
 channels, Y, X rows and columns of the view.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mmdeploy_ext.exporting.ops.cells import sum_by_tables
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
+from mmdeploy_ext.graph.passes.resize_conv import convolve_before_resize
 from mmdeploy_ext.systems.bevdet.facts import BevDetFacts
 from mmdeploy_ext.systems.bevdet.model.detector import only_map
 from mmdeploy_ext.systems.bevdet.model.view_transformer import camera_vectors, cells_of, frustum_points
@@ -174,7 +176,11 @@ def spec(model: nn.Module) -> GraphSpec:
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    return camera_graphs(model, options, [(FORM, BevDetFrame(model), spec(model))])
+    (graph,) = camera_graphs(model, options, [(FORM, BevDetFrame(model), spec(model))])
+    if options.precision != 'fp32':
+        return [graph]
+    stages = [dataclasses.replace(stage, passes=(convolve_before_resize,)) for stage in graph.stages]
+    return [dataclasses.replace(graph, make=lambda: stages)]
 
 
 def facts_of(model: nn.Module) -> BevDetFacts:
