@@ -33,11 +33,20 @@ SHARED_3D = {
         'PadMultiViewImage',
         'RandomScaleImageMultiViewImage',
     ),
+    'datasets.track_dataset': ('NuScenes3DDetTrackDataset', 'NuScenesSparse4DAdaptor', 'ResizeCropFlipImage'),
     'lift_splat.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
     'lift_splat.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
     'query_decoder': ('PETRMultiheadAttention', 'PETRMultiheadFlashAttention', 'PETRTransformerDecoder'),
     'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),
     'sparse_backbone.model': ('LidarBackbone',),
+    'sparse_instances.aggregation': ('DeformableFeatureAggregation',),
+    'sparse_instances.blocks': (
+        'AsymmetricFFN',
+        'DenseDepthNet',
+        'SparseBox3DEncoder',
+        'SparseBox3DKeyPointsGenerator',
+        'SparseBox3DRefinementModule',
+    ),
     'vovnet': ('VoVNet', 'VoVNetCP'),
 }
 """Module -> types; they need mmdet3d."""

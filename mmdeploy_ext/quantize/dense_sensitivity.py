@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.engines.openvino import compiled, readable, require_openvino
+from mmdeploy_ext.graph.io.files import openable
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize import tracked
 from mmdeploy_ext.quantize.difference import Difference, severity
@@ -34,7 +35,8 @@ class OpenVinoRunner:
     def __init__(self, model: onnx.ModelProto, names: Sequence[str], threads: int) -> None:
         require_openvino('openvino nncf')
         try:
-            self._compiled = compiled(readable(model).SerializeToString(), threads)
+            with openable(readable(model)) as source:
+                self._compiled = compiled(source, threads)
         except RuntimeError as error:
             text = one_line(error)
             raise ModelFileError(f'OpenVINO cannot compile the network: {text}') from error

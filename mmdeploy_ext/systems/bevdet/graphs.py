@@ -4,6 +4,7 @@ Glossary: N cameras, H, W network input in pixels, A adjacent frames, D depth bi
 channels, Y, X rows and columns of the view.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from mmdeploy_ext.families.common.lift_graphs import (
     view_axes,
 )
 from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
+from mmdeploy_ext.graph.passes.resize_conv import convolve_before_resize
 from mmdeploy_ext.systems.bevdet.facts import BevDetFacts
 from mmdeploy_ext.systems.bevdet.runtime import FORM, VIEW
 
@@ -119,7 +121,11 @@ def spec(model: nn.Module) -> GraphSpec:
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    return camera_graphs(model, options, [(FORM, BevDetFrame(model), spec(model))])
+    (graph,) = camera_graphs(model, options, [(FORM, BevDetFrame(model), spec(model))])
+    if options.precision != 'fp32':
+        return [graph]
+    stages = [dataclasses.replace(stage, passes=(convolve_before_resize,)) for stage in graph.stages]
+    return [dataclasses.replace(graph, make=lambda: stages)]
 
 
 def facts_of(model: nn.Module) -> BevDetFacts:
