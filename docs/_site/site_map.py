@@ -15,7 +15,8 @@ CONTENTS = {
             'docs/mmdet3', 'docs/recorded', 'projects/mmrotate/README',
         ],
         'Engines and devices': [
-            'docs/engines', 'docs/device', 'docs/autoware', 'docs/accuracy-and-speed', 'docs/troubleshooting',
+            'docs/engines', 'docs/device', 'docs/any-module', 'docs/autoware', 'docs/accuracy-and-speed',
+            'docs/troubleshooting', 'docs/glossary',
         ],
         'Develop': [
             'docs/parts', 'docs/own-family', 'docs/architecture', 'CONTRIBUTING', 'docs/other-tools',

@@ -15,6 +15,7 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.runtime import film
 from mmdeploy_ext.runtime.detect import check_registered, has_runtime, opener, runner_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
+from mmdeploy_ext.runtime.points import SWEEP_SUFFIXES
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import DataError, ModelFileError, UsageError, named
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 TAKES = dict(
-    images='pictures, or folders of them',
-    sweeps='LiDAR sweeps (raw float32 points in .bin), or folders of them',
+    images='pictures, or folders of them, a film, or the index of a camera',
+    sweeps='LiDAR sweeps (raw float32 points in .bin, or .npy, .pcd), or folders of them',
     frames="frames of several cameras: infos of mmdet3d's kind (.pkl or .json)",
     fused="frames of several cameras and a LiDAR: infos of mmdet3d's kind (.pkl or .json)",
 )
-ENDINGS = dict(sweeps=('.bin',), frames=('.pkl', '.json'))
+ENDINGS = dict(sweeps=SWEEP_SUFFIXES, frames=('.pkl', '.json'))
 """Suffixes by kind of samples; all others are pictures."""
 OF_INFOS = ('frames', 'fused')
 """Kinds of samples that are read from infos."""
@@ -78,6 +79,8 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
     for path in map(Path, args.images):
         suffix = path.suffix.lower()
         kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
+        if suffix == '.npy' and samples == 'images':  # of pictures with more than three bands
+            kind = 'images'
         fits = samples in OF_INFOS if kind == 'frames' else kind == samples
         if not fits and not (path.is_dir() and samples not in OF_INFOS):
             raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
@@ -107,12 +110,13 @@ def run_pictures(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:
-    """Files in the order of `paths`; a folder gives its sweeps (.bin), sorted."""
+    """Files in the order of `paths`; a folder gives its sweeps, sorted."""
     sweeps: list[Path] = []
     for path in paths:
-        inside = sorted(path.rglob('*.bin')) if path.is_dir() else [path]
+        found = (file for file in path.rglob('*') if file.suffix.lower() in SWEEP_SUFFIXES)
+        inside = sorted(found) if path.is_dir() else [path]
         if not inside:
-            raise DataError(f'{path}: no sweep (.bin) in this folder')
+            raise DataError(f'{path}: no sweep ({", ".join(SWEEP_SUFFIXES)}) in this folder')
         sweeps += inside
     return sweeps
 

@@ -20,6 +20,7 @@ from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graph import signature
+from mmdeploy_ext.graph.io.files import openable
 from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
 from mmdeploy_ext.quantize.dense import QUANTISE
 from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
@@ -147,7 +148,8 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata, edited: bool = F
 
 def check_valid(model: onnx.ModelProto) -> Check:
     try:
-        onnx.checker.check_model(model)
+        with openable(model) as source:
+            onnx.checker.check_model(source)
     except onnx.checker.ValidationError as error:
         return Check('onnx.checker', False, one_line(error)[:300])
     return Check('onnx.checker', True)

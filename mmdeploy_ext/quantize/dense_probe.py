@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.engines.openvino import compiled, readable, require_openvino
+from mmdeploy_ext.graph.io.files import openable
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.difference import Difference
 from mmdeploy_ext.util.errors import DataError, InferenceError, ModelFileError, one_line
@@ -29,7 +30,8 @@ class OpenVinoRunner:
     def __init__(self, model: onnx.ModelProto, names: Sequence[str], threads: int) -> None:
         require_openvino('openvino nncf')
         try:
-            self._compiled = compiled(readable(model).SerializeToString(), threads)
+            with openable(readable(model)) as source:
+                self._compiled = compiled(source, threads)
         except RuntimeError as error:
             text = one_line(error)
             raise ModelFileError(f'OpenVINO cannot compile the network: {text}') from error

@@ -16,13 +16,11 @@ PLACES = (
     'README*.md',
     'CONTRIBUTING.md',
     'CHANGELOG.md',
-    'docs/*.md',
-    'docs/zh-CN/*.md',
-    'mmdeploy_ext/families/*/README.md',
-    'mmdeploy_ext/systems/*/README.md',
-    'mmdeploy_ext/families/*/*/README.md',
+    'docs/**/*.md',
+    'mmdeploy_ext/**/README.md',
     'projects/*/README.md',
     'demo/checkpoints/README.md',
+    'tests/goldens/**/README.md',
 )
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix() for pattern in PLACES for path in REPOSITORY.glob(pattern)
