@@ -57,6 +57,9 @@ COMMANDS = {
     ),
     'graph': _command('graph_app', 'Show, compare, rewrite and reduce any ONNX file', 'tools/onnx/graph.py'),
     'check': _command('check_app', 'Find what the program that loads a file or folder would reject'),
+    'precision': _command(
+        'precision_app', "Find a lower precision that keeps a model's results, and say why not", needs=STACK
+    ),
     'quantize': _command(
         'quantize_app', 'Quantise an exported file to INT8 on images', 'tools/deployment/quantize.py'
     ),
