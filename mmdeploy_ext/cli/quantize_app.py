@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--data-root DIR',
         'folder of the images of annotations, or of the data set of infos (default: beside them)',
     )
-    add('--images N', 'number of images or frames, evenly spread; 0 takes all (default: 100)', 100)
+    add('--images N', 'number of images or frames, evenly spread; 0 uses all (default: 100)', 100)
     add(
         '--method',
         'range of activations: minmax, or clipped by percentile or error (default: minmax); NNCF ignores it',
