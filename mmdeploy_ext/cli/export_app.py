@@ -86,7 +86,7 @@ def add_arguments(
         'name)',
         dest='output_file',
     )
-    add('--input-img INPUT_IMG', 'image that is traced (default: demo/toy.jpg)')
+    add('--input-img INPUT_IMG', 'image to trace (default: demo/toy.jpg)')
     add(
         '--images --test-img PATH...',
         'more samples for --verify: images or folders (default: 3 of the data set, else the mirrored '
