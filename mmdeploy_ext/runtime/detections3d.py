@@ -43,6 +43,14 @@ def in_range(boxes: np.ndarray, limits: Sequence[float]) -> np.ndarray:
     return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(1)
 
 
+def seen_from_above(boxes: np.ndarray, convention: str) -> np.ndarray:
+    """Return x, y, two sizes and yaw counter-clockwise (n, 5) of boxes (n, 7 or 9) of mmdet3d 0.17 or 1.x."""
+    columns = boxes[:, [0, 1, 3, 4, 6]]
+    if convention == '0.17':
+        columns[:, 4] *= -1
+    return columns
+
+
 def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:
     """Convert boxes (n, 7 or 9) of mmdet3d 0.x to 1.0, arrays or tensors; its own inverse.
 

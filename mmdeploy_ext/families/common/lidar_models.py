@@ -10,6 +10,7 @@ from torch import nn
 from mmdeploy_ext.config.config import refused_values, test_pipeline
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.families.base import BACKBONE, find_family
+from mmdeploy_ext.families.common.box_conventions import note_head_convention, state_head_convention
 from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.common.pillars import DYNAMIC_ENCODER, ENCODERS, MEANS, SCATTER, has_pillars
 from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
@@ -55,6 +56,7 @@ class LidarMethods:
         model = build_without_weights(cfg, build_model, 'img_backbone')
         if not has_pillars(model):
             find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
+        state_head_convention(model, cfg, f'{prefix_of(cfg.model)}bbox_head')
         return model
 
     def preprocess_rule(self, cfg: Any) -> Any:
@@ -70,6 +72,8 @@ class LidarMethods:
             load_whole(model, checkpoint, encoder)
         else:  # pillars, or a user's model that derives from a LiDAR detector
             load_strict(model, checkpoint)
+        if hasattr(model, 'box_convention'):  # built by a family, not for parts
+            note_head_convention(model, checkpoint, parts_of(model).head)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)

@@ -68,6 +68,11 @@ def padded_rows(roi_head: nn.Module) -> str:
     return PADDED[zeros]
 
 
+def is_padding(regions: torch.Tensor, padding: str) -> torch.Tensor:
+    """Return (..., 1): whether regions (..., 4) get no outputs; `padding` is of `padded_rows`."""
+    return ((regions[..., 3:] if padding == 'lower' else regions) == 0).all(-1, keepdim=True)
+
+
 def check_head(head: nn.Module) -> None:
     if not isinstance(head, HEADS) or not getattr(head, 'with_cls', True):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
@@ -153,8 +158,7 @@ class Boxes(nn.Module):
             outputs = stage(maps, regions, stage_tensors)
             scores, *deltas = (tensor.reshape(*regions.shape[:2], -1) for tensor in outputs)
             if self.padding:
-                sides = regions[..., 3:] if self.padding == 'lower' else regions
-                padding = (sides == 0).all(-1, keepdim=True)
+                padding = is_padding(regions, self.padding)
                 scores = torch.where(padding, 0.0, scores)
                 if not isinstance(stage.head, bbox_heads.SABLHead):
                     deltas = [torch.where(padding, 0.0, tensor) for tensor in deltas]

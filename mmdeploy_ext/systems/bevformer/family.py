@@ -8,9 +8,15 @@ from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.families.common.box_conventions import note_convention, state_convention, stated
+from mmdeploy_ext.families.common.box_conventions import (
+    check_coder,
+    note_convention,
+    state_convention,
+    stated,
+)
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
+from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.systems.bevformer.data import BevFormerData
@@ -102,7 +108,8 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)
-        state_convention(model, cfg)
+        check_coder(model, cfg)
+        state_convention(model, cfg, CONVENTIONS[0])
         if not getattr(model, 'video_test_mode', True):  # the default of BEVFormer's class
             raise ConfigError(
                 f'{cfg.filename}: model.video_test_mode is not stated, and False by default: the model then '

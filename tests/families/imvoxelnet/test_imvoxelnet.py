@@ -29,6 +29,21 @@ def test_a_file_is_proven(chosen):
     assert verdict.summary()['matched'] > 100
 
 
+@pytest.mark.matrix
+def test_boxes_of_mmdet3d_0_17_are_proven():
+    verdict = prove(seeded('imvoxelnet_old'), exported('imvoxelnet_old'), [picture()], timed=False)
+    assert verdict.proven, verdict.failures
+    (found,), (other,) = (
+        seeded(kind).family.reference(seeded(kind).model).results([prepared(kind)], True)
+        for kind in ('imvoxelnet_old', KIND)
+    )
+    assert {*map(tuple, found.boxes[:, :2])} != {*map(tuple, other.boxes[:, :2])}
+
+
+def prepared(kind):
+    return seeded(kind).rule.apply(picture()[1]).with_camera(PROJECTION)
+
+
 def test_a_camera_of_a_picture_is_given_back_as_it_was():
     detector, (_, image) = seeded(KIND), picture()
     prepared = detector.rule.apply(image).with_camera(PROJECTION)
