@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--warmup N', 'warm-up rounds (default: 3)', 3)
     add(
         '--max-seconds S',
-        'begin no round after S seconds, once three count; 0 runs all rounds (default: 0, of sparse '
+        'start no round after S seconds, after at least three; 0 runs all rounds (default: 0, of sparse '
         'backbones 45)',
         type=float,
     )

@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         'warning (default: 160000, and only warnings)',
         type=int,
     )
-    add('--strict', 'warnings fail, too')
+    add('--strict', 'also fail on warnings')
     add('--json FILE', 'also write the findings as JSON')
     return parser
 

@@ -15,6 +15,7 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.runtime import film
 from mmdeploy_ext.runtime.detect import check_registered, has_runtime, opener, runner_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
+from mmdeploy_ext.runtime.points import SWEEP_SUFFIXES
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import DataError, ModelFileError, UsageError, named
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 TAKES = dict(
-    images='pictures, or folders of them',
-    sweeps='LiDAR sweeps (raw float32 points in .bin), or folders of them',
+    images='images, image folders, a film, or a camera index',
+    sweeps='LiDAR sweeps (raw float32 points in .bin, or .npy, .pcd), or folders of them',
     frames="frames of several cameras: infos of mmdet3d's kind (.pkl or .json)",
     fused="frames of several cameras and a LiDAR: infos of mmdet3d's kind (.pkl or .json)",
 )
-ENDINGS = dict(sweeps=('.bin',), frames=('.pkl', '.json'))
+ENDINGS = dict(sweeps=SWEEP_SUFFIXES, frames=('.pkl', '.json'))
 """Suffixes by kind of samples; all others are pictures."""
 OF_INFOS = ('frames', 'fused')
 """Kinds of samples that are read from infos."""
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add(
         parser,
         '--black-if-missing',
-        'frames: take a black picture for a camera without a file, instead of an error',
+        'frames: use a black image for a camera without a file, instead of an error',
     )
     return parser
 
@@ -78,6 +79,8 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
     for path in map(Path, args.images):
         suffix = path.suffix.lower()
         kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
+        if suffix == '.npy' and samples == 'images':  # of pictures with more than three bands
+            kind = 'images'
         fits = samples in OF_INFOS if kind == 'frames' else kind == samples
         if not fits and not (path.is_dir() and samples not in OF_INFOS):
             raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
@@ -107,12 +110,13 @@ def run_pictures(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:
-    """Files in the order of `paths`; a folder gives its sweeps (.bin), sorted."""
+    """Files in the order of `paths`; a folder gives its sweeps, sorted."""
     sweeps: list[Path] = []
     for path in paths:
-        inside = sorted(path.rglob('*.bin')) if path.is_dir() else [path]
+        found = (file for file in path.rglob('*') if file.suffix.lower() in SWEEP_SUFFIXES)
+        inside = sorted(found) if path.is_dir() else [path]
         if not inside:
-            raise DataError(f'{path}: no sweep (.bin) in this folder')
+            raise DataError(f'{path}: no sweep ({", ".join(SWEEP_SUFFIXES)}) in this folder')
         sweeps += inside
     return sweeps
 
@@ -190,10 +194,13 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
                 detections = model.step(moment).detections
                 check_ranges(detections, len(model.classes), args.model)
             entry = entry_of(facts, target, start, detections, args, model.classes)
-            layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
-            points = getattr(moment, 'points', None)
             views = in_drawn_order(images, model.in_box_frame(frame).lidar2img, cameras)
-            picture = compare_picture(*views, [layer], model.classes, frame.name, points)
+            if hasattr(detections, 'frame_picture'):
+                picture = detections.frame_picture(*views, model.classes, frame.name)
+            else:
+                layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
+                points = getattr(moment, 'points', None)
+                picture = compare_picture(*views, [layer], model.classes, frame.name, points)
             draw(target, picture)
             return entry
 

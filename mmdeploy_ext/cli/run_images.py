@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.cli.run_film import plan_film, run_film
+from mmdeploy_ext.runtime.film import FILMS, is_film
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import (
@@ -39,7 +41,7 @@ UNUSABLE = (ImageError, DataError, ShapeError, InferenceError, MemoryError)
 """Errors of a single sample."""
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 OTHER_PICTURES = '.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg'
-OTHER_SUFFIXES = (*OTHER_PICTURES, '.pdf', '.mp4', '.avi', '.mkv', '.mov', '.json')
+OTHER_SUFFIXES = (*OTHER_PICTURES, *FILMS, '.pdf', '.json')
 
 
 def main(argv: Sequence[str] | None = None, runner: str = 'run', description: str = '') -> int:
@@ -47,26 +49,28 @@ def main(argv: Sequence[str] | None = None, runner: str = 'run', description: st
 
 
 def make_parser(
-    description: str, model: str = '', images: str = 'image files or folders'
+    description: str,
+    model: str = '',
+    images: str = 'image files or folders, a film, or the index of a camera',
 ) -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(description=description)
     parser.add_argument('model', help=model or f'ONNX file written by {tool("export")}')
     parser.add_argument('images', nargs='+', help=images)
     text = (
-        'folder of the drawn pictures, NAME_det; or, for one image, a .jpg or .png file (default: '
-        '%(default)s). Small images are drawn enlarged; --json is in pixels of the image'
+        'folder of the drawn images, NAME_det; or, for one image, a .jpg or .png file, and for a film a '
+        '.mp4 (default: %(default)s). Small images are drawn enlarged; --json is in pixels of the image'
     )
     cli.add_output(parser, '--out PATH', text, DEFAULT_OUT, writes='')
     text = 'draw and count boxes of at least this score, 0..1 (default: %(default)s)'
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S', help=text)
     parser.add_argument('--json', metavar='FILE', help='write all detections as JSON, also below --score-thr')
     text = (
-        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; an absent one is an error'
+        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; a missing one is an error'
     )
     providers = ['CPUExecutionProvider']
     parser.add_argument('--providers', nargs='+', default=providers, metavar='NAME', help=text)
     text = (
-        "boxes in 3D from pictures: JSON file with the camera's intrinsic matrix, or one per file name, "
+        "3D boxes from images: JSON file with the camera's intrinsic matrix, or one per file name, "
         "or a data set's *_mono3d.coco.json"
     )
     parser.add_argument('--cameras', metavar='FILE', help=text)
@@ -89,7 +93,8 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
         ) from error
     from mmdeploy_ext.preprocess.cam2img import read_cameras
 
-    targets = plan_pictures(args.images, args.out)
+    films = [source for source in args.images if is_film(source)]
+    targets = plan_film(args.images, args.out) if films else plan_pictures(args.images, args.out)
     check_targets(args, targets.values())
     check_damage([args.model])
     cameras = read_cameras(args.cameras) if args.cameras else {}
@@ -98,9 +103,13 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
         check_file(args.model, backend.metadata, runner)
         check_cameras(args, backend.metadata)
         start = time.perf_counter()
-        run_sample = functools.partial(run_file, backend, score_thr=args.score_thr, cameras=cameras)
-        entries = run_all(targets, run_sample, 'image', args.fail_fast)
-        return finish(args, backend.metadata, entries, time.perf_counter() - start)
+        if films:
+            entries = run_film(args, backend, targets, cameras)
+        else:
+            run_sample = functools.partial(run_file, backend, score_thr=args.score_thr, cameras=cameras)
+            entries = run_all(targets, run_sample, 'image', args.fail_fast)
+        kind = 'frames' if films else 'images'
+        return finish(args, backend.metadata, entries, time.perf_counter() - start, kind)
 
 
 def check_damage(files: Sequence[str | Path]) -> None:

@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add('--tf32', 'allow TF32: float32 products are rounded to 10 bits')
     add('--layers JSON', 'write the dtype of every layer', writes='{}')
-    add('--check', 'only report what TensorRT cannot take; build nothing')
+    add('--check', 'only report what TensorRT does not support; build nothing')
     add('--verify', 'compare the engine with ONNX Runtime on a GPU; exit status 1 if outputs differ')
     return parser
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser, device='auto')
     add = cli.adder(parser)
     engine = parser.add_mutually_exclusive_group()
-    cli.add(engine, '--torch', "run PyTorch, whatever the config's backend_config says")
+    cli.add(engine, '--torch', "run PyTorch, ignoring the config's backend_config")
     cli.add(
         engine,
         '--onnx FILE',

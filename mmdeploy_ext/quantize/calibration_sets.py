@@ -57,7 +57,7 @@ class CalibrationSet:
         return map(self.feeds, self.items)
 
     def subset(self, number: int) -> CalibrationSet:
-        """At most `number` items, spread evenly; 0 takes all."""
+        """At most `number` items, spread evenly; 0 uses all."""
         return dataclasses.replace(self, items=evenly(self.items, number))
 
 
@@ -67,7 +67,7 @@ def calibration_set(
     """Samples that calibrate a graph of the model file at `path`.
 
     `source`: see `image_files` and `camera_frames`, or sweeps or infos. `root`: folder of the files that
-    annotations or infos name. `limit`: number of samples, spread evenly; 0 takes all.
+    annotations or infos name. `limit`: number of samples, spread evenly; 0 uses all.
     """
     if metadata.form == quantised_graph(metadata.family):
         model = opener(metadata)(path.parent)

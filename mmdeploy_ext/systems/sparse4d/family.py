@@ -16,11 +16,11 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import samples
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels, is_one_of
 from mmdeploy_ext.families.common.detector_parts import part_cfg
+from mmdeploy_ext.families.common.runtime.instance_boxes import COLUMNS, InstanceBoxes
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.systems.sparse4d.data import Sparse4DData
 from mmdeploy_ext.systems.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.systems.sparse4d.graphs import FEATURES, graphs
-from mmdeploy_ext.systems.sparse4d.memory import COLUMNS, InstanceBoxes
 from mmdeploy_ext.systems.sparse4d.model.version import check_version
 from mmdeploy_ext.systems.sparse4d.reference import Sparse4DReference
 from mmdeploy_ext.systems.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DOnnx

@@ -13,11 +13,13 @@ from types import ModuleType
 from typing import Any
 
 from mmdeploy_ext.config.config import is_config3
+from mmdeploy_ext.config.user_modules import is_python_config, parsed_config
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
 from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, to_mmdet2_model, without_scope
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
+from mmdeploy_ext.weights.convert.mmdet3_python import read_python_config
 
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
 """Data sets of both versions."""
@@ -110,14 +112,15 @@ def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) 
 def read_mmdet3_config(path: str | Path) -> Any:
     """Read a config of mmdet 3 (run, with its bases), or of an mmengine checkpoint (not run).
 
-    ConfigError: missing, failing, or readable by mmengine only (`with read_base():`, `mmdet::...`).
+    ConfigError: missing, failing, or with a base of another package (`mmdet::...`).
     """
     from mmcv import Config
 
     if Path(path).suffix in CHECKPOINTS:
         text = load_checkpoint(path).meta.get('cfg')
         return Config(_parse_values(str(path), text), cfg_text=text, filename=str(path))
-    return Config(_run_config(Path(path)), filename=str(path))
+    read = read_python_config if is_python_config(parsed_config(str(path))) else _run_config
+    return Config(read(Path(path)), filename=str(path))
 
 
 def _parse_values(path: str, text: object) -> dict[str, Any]:
@@ -177,8 +180,6 @@ def _run_config(path: Path) -> dict[str, Any]:
 
 
 def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
-    if any(isinstance(statement, ast.With) for statement in tree.body):
-        raise ConfigError(f'{path}: `with read_base():` is a config that only mmengine reads; {ADVICE}')
     assignments = [
         statement
         for statement in tree.body

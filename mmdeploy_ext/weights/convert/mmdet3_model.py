@@ -13,6 +13,9 @@ from mmdeploy_ext.util.errors import ConfigError
 PLUGINS = {'RTMDet': 'mmdeploy_ext.models.mmdet', 'DINO': 'mmdeploy_ext.models.mmdet'}
 """Detector -> module of this project that registers it."""
 SCOPE = 'mmdet.'
+WEIGHT_INIT = 'mmengine.model.weight_init'
+TORCH_NAMES = dict(BatchNorm2d='BN', SyncBatchNorm='SyncBN', GroupNorm='GN', LayerNorm='LN')
+"""Class of torch.nn -> its name in a registry of mmcv, if it is another."""
 SELF_ATTENTION, CROSS_ATTENTION, FFN = ('self_attn', 'norm'), ('cross_attn', 'norm'), ('ffn', 'norm')
 """Operations in mmdet 2's `operation_order`."""
 MULTIHEAD, DEFORMABLE = 'MultiheadAttention', 'MultiScaleDeformableAttention'
@@ -36,12 +39,21 @@ def parts(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def without_scope(config: Any) -> Any:
-    """Copy a part of a config without the scope `mmdet.`."""
+    """Copy a part of a config without the scope `mmdet.` or the modules of a pure-Python config's types."""
     config = copy.deepcopy(config)
     for part in parts(config):
         part.pop('_scope_', None)
-        part['type'] = part['type'].removeprefix(SCOPE)
+        part['type'] = _registered_name(part['type'])
     return config
+
+
+def _registered_name(name: str) -> str:
+    if name.count('.') < 2:
+        return name.removeprefix(SCOPE)
+    module, _, name = name.rpartition('.')
+    if module == WEIGHT_INIT:
+        return name.removesuffix('Init')
+    return TORCH_NAMES.get(name, name) if module.startswith('torch.nn') else name
 
 
 def to_mmdet2_model(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from mmcv.utils import build_from_cfg
 from torch import Tensor, nn
 
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.systems.sparse4d.model.blocks import normalised_layers
-from mmdeploy_ext.systems.sparse4d.model.steps import feature_rows, map_sizes
+from mmdeploy_ext.models.sparse_instances.blocks import normalised_layers
+from mmdeploy_ext.models.sparse_instances.steps import feature_rows, map_sizes
 from mmdeploy_ext.util.errors import ConfigError
 
 

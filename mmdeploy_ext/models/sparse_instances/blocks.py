@@ -17,7 +17,7 @@ from mmcv.runner.base_module import BaseModule
 from torch import Tensor, nn
 
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.systems.sparse4d.model.steps import CENTRE, LOG_SIZE, NUMBERS, VELOCITY
+from mmdeploy_ext.models.sparse_instances.steps import CENTRE, LOG_SIZE, NUMBERS, VELOCITY
 from mmdeploy_ext.util.errors import ConfigError
 
 BEGINS_AT_CENTRE = ((0.0, 0.0, 0.0),)
