@@ -194,10 +194,13 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
                 detections = model.step(moment).detections
                 check_ranges(detections, len(model.classes), args.model)
             entry = entry_of(facts, target, start, detections, args, model.classes)
-            layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
-            points = getattr(moment, 'points', None)
             views = in_drawn_order(images, model.in_box_frame(frame).lidar2img, cameras)
-            picture = compare_picture(*views, [layer], model.classes, frame.name, points)
+            if hasattr(detections, 'frame_picture'):
+                picture = detections.frame_picture(*views, model.classes, frame.name)
+            else:
+                layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
+                points = getattr(moment, 'points', None)
+                picture = compare_picture(*views, [layer], model.classes, frame.name, points)
             draw(target, picture)
             return entry
 

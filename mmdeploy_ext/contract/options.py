@@ -257,11 +257,10 @@ SIMPLIFY = Option('simplify', False, 'simplify the graph with onnxslim', key='si
 GROUP_NORM = Option(
     'group_norm',
     '',
-    'GroupNorm in float32 files: operator: InstanceNormalization, fast, less exact sums in ONNX Runtime; '
-    'exact: 1.2 to 1.8 times its time (default: exact if the backbone has one, else operator)',
+    'GroupNorm: operator: InstanceNormalization, fast, less exact sums in ONNX Runtime; '
+    'exact: 1.2 to 1.8 times its time (default: in float32 exact if the backbone has one, else operator)',
     ('', 'operator', 'exact'),
     key='group_norm',
-    only_with=('precision', 'fp32'),
 )
 PRECISIONS = ('fp32', 'fp16', 'bf16')
 """Choices of `--inference-precision`; a file has one of the first two."""
@@ -292,7 +291,18 @@ KEEP_FP32 = Option(
     group='half precision',
     only_with=('precision', 'fp16'),
 )
-HALF = (PRECISION, FP16_IO, KEEP_FP32)
+KEEP_RESULTS = Option(
+    'keep_results',
+    0.0,
+    'with fp16: find the modules that stay float32, so that this share of the results is kept, e.g. 0.999',
+    metavar='SHARE',
+    minimum=0,
+    maximum=1,
+    only_with=('precision', 'fp16'),
+    group='half precision',
+    rare=True,
+)
+HALF = (PRECISION, FP16_IO, KEEP_FP32, KEEP_RESULTS)
 
 HOSTS = '2D models in other programs'
 INPUT = Option(
@@ -401,7 +411,7 @@ MAX_PROPOSALS = dataclasses.replace(
 )
 LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
 """Limits of candidates before NMS."""
-DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
+DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32, KEEP_RESULTS)
 """Options of every family of frames or sweeps."""
 
 CONTRACT = Option(

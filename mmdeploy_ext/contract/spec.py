@@ -281,20 +281,20 @@ def as_float16(tensor: TensorSpec) -> TensorSpec:
 
 
 def written_precision(model: onnx.ModelProto) -> str:
-    """'fp16' if an initializer, constant or Cast is float16, also in bodies and functions; else 'fp32'."""
+    """'fp16' or 'bf16' if an initializer, constant or Cast is, also in bodies and functions; else 'fp32'."""
     from onnx import TensorProto
 
-    bodies = [model.graph, *model.functions]
-    tensors = []
+    lower = {TensorProto.FLOAT16: 'fp16', TensorProto.BFLOAT16: 'bf16'}
+    bodies, elements = [model.graph, *model.functions], set()
     for body in bodies:  # grows
-        tensors += getattr(body, 'initializer', ())  # functions have none
+        elements.update(tensor.data_type for tensor in getattr(body, 'initializer', ()))
         for node in body.node:
             for entry in node.attribute:
-                if node.op_type == 'Cast' and entry.name == 'to' and entry.i == TensorProto.FLOAT16:
-                    return 'fp16'
+                if node.op_type == 'Cast' and entry.name == 'to':
+                    elements.add(entry.i)
                 bodies += [entry.g] if entry.HasField('g') else entry.graphs
-                tensors += [entry.t] if entry.HasField('t') else ()
-    return 'fp16' if any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors) else 'fp32'
+                elements.update([entry.t.data_type] if entry.HasField('t') else ())
+    return next((name for element, name in lower.items() if element in elements), 'fp32')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,7 +137,7 @@ def _example_outputs(stage: Stage, args: tuple[torch.Tensor, ...]) -> Any:
 def _with_exact_sums(model: onnx.ModelProto, options: Options) -> onnx.ModelProto:
     if options.get('group_norm') == 'exact':
         model, _ = replace_group_norm(model)
-    if options.get('precision') == 'fp32':
+    if options.get('precision') == 'fp32' or options.get('keep_results'):  # a plan is of the float32 graph
         model, _ = split_global_means(model)
     return model
 

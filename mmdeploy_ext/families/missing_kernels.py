@@ -9,7 +9,6 @@ MISSING_KERNELS = dict(
     PointNet2SAMSG=POINT_SETS,
     PAConvCUDASAModule='scores of neighbours (mmcv.ops.assign_score_withk)',
     VoteHead=POINT_SETS,
-    ImVoxelHead='suppression of boxes in 3D (mmcv.ops.nms3d)',
     DGCNNBackbone='nearest neighbours (mmcv.ops.knn)',
     PartAggregationROIHead='RoI-aware pooling (mmcv.ops.RoIAwarePool3d)',
     PointRCNNRoIHead='pooling of points in boxes (mmcv.ops.RoIPointPool3d)',
