@@ -1,1 +1,2 @@
-_base_ = ['./sparsedrive_toy.py', '../_base_/backends/onnxruntime.py']
+_base_ = ['./sparsedrive_toy.py']
+backend_config = dict(type='OnnxRuntimeBackend', providers=['CPUExecutionProvider'])
