@@ -17,6 +17,7 @@ from mmdeploy_ext.util.source_code import nearest_base
 Class = TypeVar('Class', bound=type)
 
 SHARED_2D = {
+    'centernet_update': ('CenterNetUpdateHead',),
     'conditional_detr': (
         'ConditionalDETR', 'ConditionalDETRHead', 'ConditionalDetrTransformer', 'DABDETR', 'DABDETRHead',
         'ConditionalDetrTransformerDecoder', 'DABDetrTransformerDecoder', 'DABDetrTransformerEncoder',
