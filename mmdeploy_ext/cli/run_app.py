@@ -166,7 +166,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
     if rule is None:
         raise ModelFileError(
-            f'{args.model}: is of LiDAR alone; use it in a program (its step() takes points)'
+            f'{args.model}: is a LiDAR-only model; use it in a program (its step() takes points)'
         )
     frames = [
         frame

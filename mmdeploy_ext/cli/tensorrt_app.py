@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         only_check=args.check,
     )
     if args.check:
-        print(f'{args.onnx}: {len(job.model.graph.node)} nodes, nothing that {job.title} cannot take')
+        print(f'{args.onnx}: {len(job.model.graph.node)} nodes, all supported by {job.title}')
         return 0
     return _build(args, job, output)
 

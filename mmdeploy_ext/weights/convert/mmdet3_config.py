@@ -17,7 +17,12 @@ from mmdeploy_ext.config.user_modules import is_python_config, parsed_config
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
-from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, to_mmdet2_model, without_scope
+from mmdeploy_ext.weights.convert.mmdet3_model import (
+    OWN_DETECTORS,
+    OWN_MODELS,
+    to_mmdet2_model,
+    without_scope,
+)
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 from mmdeploy_ext.weights.convert.mmdet3_python import read_python_config
 
@@ -45,7 +50,7 @@ def to_mmdet2_config(cfg: Any) -> Any:
         raise ConfigError(f'{filename}: model={model!r}, expected a dict with `type`')
     if not is_config3(cfg):
         raise ConfigError(
-            f'{filename}: is no config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
+            f'{filename}: is not a config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
         )
     try:
         model2 = to_mmdet2_model(_plain(model))
@@ -57,9 +62,9 @@ def to_mmdet2_config(cfg: Any) -> Any:
             raise ConfigError('has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one')
         pipeline = to_mmdet2_pipeline(without_scope(steps), preprocessor)
         values = dict(model=model2, data=dict(test=_to_mmdet2_dataset(dataset, pipeline)))
-        if plugin := PLUGINS.get(model2['type']):
-            importlib.import_module(plugin)
-            values['custom_imports'] = dict(imports=[plugin], allow_failed_imports=False)
+        if model2['type'] in OWN_DETECTORS:
+            importlib.import_module(OWN_MODELS)
+            values['custom_imports'] = dict(imports=[OWN_MODELS], allow_failed_imports=False)
     except KeyError as error:
         raise ConfigError(
             f'{filename}: has no {error}, which a {model.get("type")} of mmdet 3 has in its model or pipeline'
@@ -133,7 +138,9 @@ def _parse_values(path: str, text: object) -> dict[str, Any]:
                 raise ValueError(f'line {statement.lineno} is no `name = value`')
             values[statement.targets[0].id] = _parse_value(statement.value)
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f'{path}: meta.cfg is no plain config: {error}; give the config itself') from error
+        raise ConfigError(
+            f'{path}: meta.cfg is not a plain config: {error}; give the config itself'
+        ) from error
     return values
 
 
