@@ -18,10 +18,12 @@ from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.claims import Claims
-from mmdeploy_ext.util.errors import LoadError, UsageError, after_weights
+from mmdeploy_ext.util.errors import DataError, LoadError, UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import onnx
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
@@ -244,8 +246,18 @@ def planner_of(
 
     with record_runs() as runs:
         before = on_files(files, models, judge)
+    if not before.total:
+        raise DataError(
+            f'{detector.config}: the model gives no detections on these samples: a criterion by results '
+            f'needs some; name pictures or sweeps with objects (--images) or train the checkpoint'
+        )
     feeds = {path: [run.inputs for run in runs if Path(run.path).name == Path(path).name] for path in files}
-    return Planner(models, lambda changed: on_files(files, changed, judge), feeds, keep, **quantiser), before
+
+    def run(changed: dict[str, onnx.ModelProto]) -> Kept:
+        kept = on_files(files, changed, judge)
+        return dataclasses.replace(kept, total=max(kept.total, before.total))  # a file that fails has no rows
+
+    return Planner(models, run, feeds, keep, **quantiser), before
 
 
 def plan_read(
