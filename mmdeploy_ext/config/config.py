@@ -23,6 +23,7 @@ from mmdeploy_ext.config.user_modules import (
     import_failure,
     import_older_models,
     imported_modules,
+    is_python_config,
     named_imports,
     parsed_config,
     use_libraries_of,
@@ -140,12 +141,13 @@ def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """Read an `mmcv.Config` without importing `custom_imports` and `plugin_dir`; errors of mmcv pass."""
     from mmcv import Config
 
-    with _closed_temporary_files(), installed_bases():
+    with installed_bases():
         if Path(path).suffix in SUFFIXES and '_base_' not in Path(path).read_text(encoding='utf-8'):
             cfg = Config(read_yaml_config(path), filename=path)  # as torchpack reads it
         else:
             try:
-                cfg = Config.fromfile(path, import_custom_modules=False)
+                with _closed_temporary_files():
+                    cfg = Config.fromfile(path, import_custom_modules=False)
             except Exception:
                 if not _only_in_mmengine(path):
                     raise
@@ -205,17 +207,19 @@ def _check_config_file(path: str) -> None:
         raise ConfigError(f'{path}: no such config file')
     if Path(path).suffix not in CONFIG_SUFFIXES:
         raise ConfigError(
-            f'{path}: is no config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config comes '
+            f'{path}: is not a config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config '
+            'comes '
             f'before the checkpoint'
         )
 
 
 def _only_in_mmengine(path: str) -> bool:
-    """Whether a file uses `_base_.data_root`, `mmdet::_base_/default_runtime.py` or `read_base()`."""
-    for node in ast.walk(parsed_config(path)):
+    """Whether a file uses `_base_.data_root` or `mmdet::_base_/default_runtime.py`, or is pure Python."""
+    tree = parsed_config(path)
+    if is_python_config(tree):
+        return True
+    for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
-            return True
-        if isinstance(node, ast.With) and 'read_base()' in ast.unparse(node.items[0]):
             return True
         if isinstance(node, ast.Assign) and '_base_' in map(ast.unparse, node.targets):
             texts = (value.value for value in ast.walk(node.value) if isinstance(value, ast.Constant))

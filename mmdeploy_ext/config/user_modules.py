@@ -165,6 +165,23 @@ def parsed_config(path: str) -> ast.Module:
         return ast.Module([], [])
 
 
+def is_block_of_bases(statement: ast.AST) -> bool:
+    """Whether a statement is `with read_base():`, or its older form `if '_base_':`."""
+    if isinstance(statement, ast.With):
+        return ast.unparse(statement.items[0]) == 'read_base()'
+    return isinstance(statement, ast.If) and ast.unparse(statement.test) == "'_base_'"
+
+
+def is_python_config(tree: ast.Module) -> bool:
+    """Whether mmengine reads a config as pure Python: it has a block of bases, or imports a `type`."""
+    if any(map(is_block_of_bases, tree.body)):
+        return True
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+    types = (node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == 'type')
+    return any(isinstance(value, ast.Name) and value.id in names for value in types)
+
+
 def imported_modules(path: str) -> list[str]:
     """Dotted names of absolute imports anywhere in a config."""
     modules = []

@@ -17,12 +17,21 @@ from mmdeploy_ext.util.source_code import nearest_base
 Class = TypeVar('Class', bound=type)
 
 SHARED_2D = {
+    'conditional_detr': (
+        'ConditionalDETR', 'ConditionalDETRHead', 'ConditionalDetrTransformer', 'DABDETR', 'DABDETRHead',
+        'ConditionalDetrTransformerDecoder', 'DABDetrTransformerDecoder', 'DABDetrTransformerEncoder',
+    ),
     'dino': ('DINO', 'DINOHead', 'DinoTransformer', 'DinoTransformerDecoder'),
+    'instance_masks': (
+        'BoxInst', 'BoxInstBboxHead', 'BoxInstMaskHead', 'CondInst', 'CondInstBboxHead', 'CondInstMaskHead',
+        'RTMDetIns', 'RTMDetInsSepBNHead',
+    ),
     'rtmdet': ('CSPNeXt', 'CSPNeXtPAFPN', 'RTMDet', 'RTMDetSepBNHead'),
-}
+}  # fmt: skip
 """Module -> types; they need mmdet."""
 SHARED_3D = {
     'cp_fpn': ('CPFPN',),
+    'datasets.bevdet_dataset': ('BEVDetNuScenesDataset', 'LoadAnnotationsBEVDepth', 'PrepareImageInputs'),
     'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
     'datasets.pipelines.augmentation': ('ResizeCropFlipRotImage',),
     'datasets.pipelines.fusion': ('ImageAug3D', 'ImageNormalize'),
@@ -32,9 +41,20 @@ SHARED_3D = {
         'PadMultiViewImage',
         'RandomScaleImageMultiViewImage',
     ),
+    'datasets.track_dataset': ('NuScenes3DDetTrackDataset', 'NuScenesSparse4DAdaptor', 'ResizeCropFlipImage'),
+    'lift_splat.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
+    'lift_splat.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
     'query_decoder': ('PETRMultiheadAttention', 'PETRMultiheadFlashAttention', 'PETRTransformerDecoder'),
     'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),
     'sparse_backbone.model': ('LidarBackbone',),
+    'sparse_instances.aggregation': ('DeformableFeatureAggregation',),
+    'sparse_instances.blocks': (
+        'AsymmetricFFN',
+        'DenseDepthNet',
+        'SparseBox3DEncoder',
+        'SparseBox3DKeyPointsGenerator',
+        'SparseBox3DRefinementModule',
+    ),
     'vovnet': ('VoVNet', 'VoVNetCP'),
 }
 """Module -> types; they need mmdet3d."""

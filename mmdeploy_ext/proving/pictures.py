@@ -50,7 +50,7 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
-from mmdeploy_ext.tasks import bbox2d, match, match_bars, task_module
+from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.util.files import sha256_onnx
@@ -403,13 +403,12 @@ def judge_results_of_images(
     settings: Mapping[str, Any],
 ) -> Case:
     """Return the case with an engine's results, matched with PyTorch's end to end."""
-    excused = None if case.chained else settings
-    detections = match_images(reference, reference.results, results, FLOAT32, excused)
+    detections = match_images(reference, reference.results, results, FLOAT32, settings)
     ranking = {} if all(row.passed for row in detections) else reference.code.ranking(tensors)
     if not ranking:
         return dataclasses.replace(case, detections=detections)
     with substituted(reference.detector.model, ranking):
-        detections = match_images(reference, reference.run(), results, FLOAT32, excused)
+        detections = match_images(reference, reference.run(), results, FLOAT32, settings)
     note = f"{case.name}: PyTorch's queries have the ranks of the file, see its scores"
     return dataclasses.replace(case, detections=detections, notes=(*case.notes, note))
 
@@ -453,7 +452,8 @@ def match_with_ties(
     bars: Mapping[str, Any],
 ) -> tuple[DetectionRow, ...]:
     """Match every image's results; `run` returns those of the reference."""
-    task, model = task_module(reference.detector.family.task), reference.detector.model
+    model = reference.detector.model
+    task = task_module(reference.detector.family.task, NEEDED_BY_LISTS)
     pair_by = functools.partial(
         task.pair_up, **{name: bar for name, bar in bars.items() if name != 'score_thr'}
     )

@@ -13,11 +13,18 @@ from types import ModuleType
 from typing import Any
 
 from mmdeploy_ext.config.config import is_config3
+from mmdeploy_ext.config.user_modules import is_python_config, parsed_config
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
-from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, to_mmdet2_model, without_scope
+from mmdeploy_ext.weights.convert.mmdet3_model import (
+    OWN_DETECTORS,
+    OWN_MODELS,
+    to_mmdet2_model,
+    without_scope,
+)
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
+from mmdeploy_ext.weights.convert.mmdet3_python import read_python_config
 
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
 """Data sets of both versions."""
@@ -43,7 +50,7 @@ def to_mmdet2_config(cfg: Any) -> Any:
         raise ConfigError(f'{filename}: model={model!r}, expected a dict with `type`')
     if not is_config3(cfg):
         raise ConfigError(
-            f'{filename}: is no config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
+            f'{filename}: is not a config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
         )
     try:
         model2 = to_mmdet2_model(_plain(model))
@@ -55,9 +62,9 @@ def to_mmdet2_config(cfg: Any) -> Any:
             raise ConfigError('has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one')
         pipeline = to_mmdet2_pipeline(without_scope(steps), preprocessor)
         values = dict(model=model2, data=dict(test=_to_mmdet2_dataset(dataset, pipeline)))
-        if plugin := PLUGINS.get(model2['type']):
-            importlib.import_module(plugin)
-            values['custom_imports'] = dict(imports=[plugin], allow_failed_imports=False)
+        if model2['type'] in OWN_DETECTORS:
+            importlib.import_module(OWN_MODELS)
+            values['custom_imports'] = dict(imports=[OWN_MODELS], allow_failed_imports=False)
     except KeyError as error:
         raise ConfigError(
             f'{filename}: has no {error}, which a {model.get("type")} of mmdet 3 has in its model or pipeline'
@@ -110,14 +117,15 @@ def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) 
 def read_mmdet3_config(path: str | Path) -> Any:
     """Read a config of mmdet 3 (run, with its bases), or of an mmengine checkpoint (not run).
 
-    ConfigError: missing, failing, or readable by mmengine only (`with read_base():`, `mmdet::...`).
+    ConfigError: missing, failing, or with a base of another package (`mmdet::...`).
     """
     from mmcv import Config
 
     if Path(path).suffix in CHECKPOINTS:
         text = load_checkpoint(path).meta.get('cfg')
         return Config(_parse_values(str(path), text), cfg_text=text, filename=str(path))
-    return Config(_run_config(Path(path)), filename=str(path))
+    read = read_python_config if is_python_config(parsed_config(str(path))) else _run_config
+    return Config(read(Path(path)), filename=str(path))
 
 
 def _parse_values(path: str, text: object) -> dict[str, Any]:
@@ -130,7 +138,9 @@ def _parse_values(path: str, text: object) -> dict[str, Any]:
                 raise ValueError(f'line {statement.lineno} is no `name = value`')
             values[statement.targets[0].id] = _parse_value(statement.value)
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f'{path}: meta.cfg is no plain config: {error}; give the config itself') from error
+        raise ConfigError(
+            f'{path}: meta.cfg is not a plain config: {error}; give the config itself'
+        ) from error
     return values
 
 
@@ -177,8 +187,6 @@ def _run_config(path: Path) -> dict[str, Any]:
 
 
 def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
-    if any(isinstance(statement, ast.With) for statement in tree.body):
-        raise ConfigError(f'{path}: `with read_base():` is a config that only mmengine reads; {ADVICE}')
     assignments = [
         statement
         for statement in tree.body
