@@ -17,7 +17,12 @@ from mmdeploy_ext.config.user_modules import is_python_config, parsed_config
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
-from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, to_mmdet2_model, without_scope
+from mmdeploy_ext.weights.convert.mmdet3_model import (
+    OWN_DETECTORS,
+    OWN_MODELS,
+    to_mmdet2_model,
+    without_scope,
+)
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 from mmdeploy_ext.weights.convert.mmdet3_python import read_python_config
 
@@ -57,9 +62,9 @@ def to_mmdet2_config(cfg: Any) -> Any:
             raise ConfigError('has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one')
         pipeline = to_mmdet2_pipeline(without_scope(steps), preprocessor)
         values = dict(model=model2, data=dict(test=_to_mmdet2_dataset(dataset, pipeline)))
-        if plugin := PLUGINS.get(model2['type']):
-            importlib.import_module(plugin)
-            values['custom_imports'] = dict(imports=[plugin], allow_failed_imports=False)
+        if model2['type'] in OWN_DETECTORS:
+            importlib.import_module(OWN_MODELS)
+            values['custom_imports'] = dict(imports=[OWN_MODELS], allow_failed_imports=False)
     except KeyError as error:
         raise ConfigError(
             f'{filename}: has no {error}, which a {model.get("type")} of mmdet 3 has in its model or pipeline'

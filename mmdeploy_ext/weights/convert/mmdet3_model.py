@@ -10,8 +10,9 @@ from typing import Any
 
 from mmdeploy_ext.util.errors import ConfigError
 
-PLUGINS = {'RTMDet': 'mmdeploy_ext.models.mmdet', 'DINO': 'mmdeploy_ext.models.mmdet'}
-"""Detector -> module of this project that registers it."""
+OWN_MODELS = 'mmdeploy_ext.models.mmdet'
+"""Module that registers the detectors of this project."""
+OWN_DETECTORS = ('RTMDet', 'RTMDetIns', 'CondInst', 'BoxInst', 'DINO', 'ConditionalDETR', 'DABDETR')
 SCOPE = 'mmdet.'
 WEIGHT_INIT = 'mmengine.model.weight_init'
 TORCH_NAMES = dict(BatchNorm2d='BN', SyncBatchNorm='SyncBN', GroupNorm='GN', LayerNorm='LN')
@@ -88,14 +89,16 @@ def convert_centernet(model: dict[str, Any]) -> None:
     neck['in_channel'] = neck.pop('in_channels')
 
 
+RTMDET_HEADS = dict(RTMDetSepBNHead='RTMDet', RTMDetInsSepBNHead='RTMDetIns')
+"""Head -> detector."""
+
+
 def convert_rtmdet(model: dict[str, Any]) -> None:
-    """Raise ConfigError for another head than RTMDetSepBNHead."""
+    """Name the detector with masks RTMDetIns, in place; ConfigError: an unknown head."""
     head = model['bbox_head'].get('type')
-    if head != 'RTMDetSepBNHead':
-        raise ConfigError(
-            f'model.bbox_head.type={head!r}: of RTMDet the detectors of boxes are exported; expected '
-            f'RTMDetSepBNHead'
-        )
+    if head not in RTMDET_HEADS:
+        raise ConfigError(f'model.bbox_head.type={head!r}: expected one of {", ".join(RTMDET_HEADS)}')
+    model['type'] = RTMDET_HEADS[head]
 
 
 def convert_yolact(model: dict[str, Any]) -> None:
@@ -135,6 +138,25 @@ def convert_detr(model: dict[str, Any]) -> None:
         ),
         positional_encoding=_positional_encoding(model.pop('positional_encoding')),
     )
+
+
+def convert_conditional_detr(model: dict[str, Any]) -> None:
+    """As `convert_detr` for Conditional DETR and DAB-DETR, whose decoders keep their settings."""
+    decoder, kind = model.pop('decoder'), model['type'].replace('DETR', 'Detr')
+    if patterns := model.pop('num_patterns', 0):
+        raise ConfigError(f'model.num_patterns={patterns}: expected 0')
+    model.pop('with_random_refpoints', None)  # only a training reads it
+    convert_detr({**model, 'decoder': dict(num_layers=1)})
+    model.pop('neck')
+    for key in ('num_queries', 'encoder', 'positional_encoding'):
+        model.pop(key)
+    transformer = model['bbox_head']['transformer']
+    layer = decoder['layer_cfg']
+    layer['ffn_cfg'] = {**FFN_DEFAULTS, **layer.get('ffn_cfg', {})}
+    transformer['type'] = 'ConditionalDetrTransformer'
+    transformer['decoder'] = dict(type=f'{kind}TransformerDecoder', **decoder)
+    if kind == 'DABDetr':
+        transformer['encoder']['type'] = 'DABDetrTransformerEncoder'
 
 
 def convert_deformable_detr(model: dict[str, Any]) -> None:
@@ -195,6 +217,8 @@ def convert_mask_former(model: dict[str, Any]) -> None:
 
 CONVERTERS: dict[str, Callable[[dict[str, Any]], None]] = {
     'CenterNet': convert_centernet,
+    'ConditionalDETR': convert_conditional_detr,
+    'DABDETR': convert_conditional_detr,
     'DETR': convert_detr,
     'DeformableDETR': convert_deformable_detr,
     'DINO': convert_dino,

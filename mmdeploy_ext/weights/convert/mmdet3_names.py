@@ -47,8 +47,18 @@ DEFORMABLE: tuple[Rule, ...] = (
     (r'^pos_trans_norm\.', f'{TRANSFORMER}pos_trans_norm.'),
 )
 """Deformable DETR and DINO."""
+NECK: Rule = (r'^neck\.convs\.0\.conv\.', 'bbox_head.input_proj.')
+CONDITIONAL: tuple[Rule, ...] = (
+    *_below('encoder.', f'{TRANSFORMER}encoder.', SELF_FIRST),
+    (r'^decoder\.', f'{TRANSFORMER}decoder.'),
+    (r'^query_embedding\.', 'bbox_head.query_embedding.'),
+    NECK,
+)
+"""Conditional DETR and DAB-DETR, whose decoders have mmdet 3's names."""
 RULES: dict[str, tuple[Rule, ...]] = {
-    'DETR': (*DETR_LAYERS, (r'^neck\.convs\.0\.conv\.', 'bbox_head.input_proj.')),
+    'ConditionalDETR': CONDITIONAL,
+    'DABDETR': CONDITIONAL,
+    'DETR': (*DETR_LAYERS, NECK),
     'DeformableDETR': DEFORMABLE,
     'DINO': DEFORMABLE,
     'MaskFormer': (*_below(PIXELS, PIXELS, SELF_FIRST), *_below(MASKS, MASKS, SELF_FIRST)),

@@ -14,6 +14,13 @@ PREPROCESSOR_KEYS = {
     # these change no picture of a test; batch_augments belong to training
     'pad_mask', 'mask_pad_value', 'pad_seg', 'seg_pad_value', 'batch_augments', 'boxtype2tensor',
 }  # fmt: skip
+PREPROCESSORS: dict[str, set[str]] = {
+    'DetDataPreprocessor': set(),
+    'BoxInstDataPreprocessor': {
+        'mask_stride', 'pairwise_size', 'pairwise_dilation', 'pairwise_color_thresh', 'bottom_pixels_removed',
+    },
+}  # fmt: skip
+"""Type -> further keys, which only a training reads."""
 STEP_KEYS: dict[str, set[str]] = {
     'LoadImageFromFile': {'to_float32', 'color_type', 'backend_args', 'imdecode_backend'},
     'Resize': {'scale', 'scale_factor', 'keep_ratio', 'clip_object_border', 'backend', 'interpolation'},
@@ -30,12 +37,12 @@ STEP_KEYS: dict[str, set[str]] = {
     'PackDetInputs': {'meta_keys'},
 }  # fmt: skip
 FIXED_VALUES = {
-    ('LoadImageFromFile', 'backend_args'): None,
-    ('LoadImageFromFile', 'imdecode_backend'): 'cv2',
-    ('RandomFlip', 'prob'): 0.0,
-    ('Pad', 'padding_mode'): 'constant',
+    ('LoadImageFromFile', 'backend_args'): (None,),
+    ('LoadImageFromFile', 'imdecode_backend'): ('cv2', 'pillow'),  # equal pixels: 50 pictures, JPEG and PNG
+    ('RandomFlip', 'prob'): (0.0,),
+    ('Pad', 'padding_mode'): ('constant',),
 }
-"""Step and key -> only value that mmdet 2 supports; the key is left out."""
+"""Step and key -> values that mmdet 2 supports; the key is left out."""
 ORDER = ('LoadImageFromFile', 'Resize', 'RandomCenterCropPad', 'Pad', 'PackDetInputs')
 ANNOTATION_STEPS = ('LoadAnnotations', 'LoadPanopticAnnotations')
 """Steps that are left out."""
@@ -84,19 +91,21 @@ def _check_step(path: str, step: Mapping[str, Any]) -> None:
     for key, value in step.items():
         if key != 'type' and key not in STEP_KEYS[kind]:
             raise ConfigError(f'{path}.{key}={value!r}: {kind} has no such key here')
-        expected = FIXED_VALUES.get((kind, key), value)
-        if value != expected:
+        expected = FIXED_VALUES.get((kind, key), (value,))
+        if value not in expected:
             raise ConfigError(
-                f'{path}.{key}={value!r} of {kind}: mmdet 2.28 has no such thing; expected {expected!r}'
+                f'{path}.{key}={value!r} of {kind}: mmdet 2.28 has no such thing; expected '
+                f'{" or ".join(map(repr, expected))}'
             )
 
 
 def _check_preprocessor(config: Mapping[str, Any]) -> None:
     path = 'model.data_preprocessor'
-    if config.get('type', 'DetDataPreprocessor') != 'DetDataPreprocessor':
-        raise ConfigError(f'{path}.type={config["type"]!r}: expected DetDataPreprocessor')
+    kind = config.get('type', 'DetDataPreprocessor')
+    if kind not in PREPROCESSORS:
+        raise ConfigError(f'{path}.type={kind!r}: expected one of {", ".join(PREPROCESSORS)}')
     for key, value in config.items():
-        if key not in PREPROCESSOR_KEYS:
+        if key not in PREPROCESSOR_KEYS | PREPROCESSORS[kind]:
             raise ConfigError(
                 f'{path}.{key}={value!r} is not known here; expected {", ".join(sorted(PREPROCESSOR_KEYS))}'
             )
