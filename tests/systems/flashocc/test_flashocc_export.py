@@ -13,6 +13,7 @@ from marking import in_suite
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.systems.flashocc.targets.export import PooledFiles
 from mmdeploy_ext.targets.plugins import bev_intervals
 from mmdeploy_ext.util.errors import ConfigError
 from planting import replaced
@@ -81,6 +82,17 @@ def test_the_loops_of_the_converters_files_give_the_results_of_pytorch(row_of, c
     assert row.passed and row.matched >= 1000, row.reasons
     inputs, outputs = names_of(*specs.values())
     assert inputs == [('img', 4), *((name, 1) for name in TABLES)] and outputs == [PROGRAMS[contract]]
+
+
+def test_a_depth_network_that_knows_the_camera_is_in_the_portable_graph_alone(frames, tmp_path):
+    depth = dict(type='LSSViewTransformerBEVDepth', depthnet_cfg=dict(use_dcn=False, aspp_mid_channels=96))
+    changes = {f'model.img_view_transformer.{key}': value for key, value in depth.items()}
+    toy = dataclasses.replace(TOY, changes={'model.type': 'BEVDepthOCC', **changes})
+    detector = toy.load(tmp_path)
+    row, _ = eager_row(detector, tmp_path, frames[:2])
+    assert row.passed and row.matched >= 1000, row.reasons
+    with pytest.raises(ConfigError, match='depth network'):
+        PooledFiles(detector.family).check(detector.cfg)
 
 
 RUN = 'mmdeploy_ext.families.common.runtime.lift_splat:LiftOnnx.run'
