@@ -155,7 +155,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw boxes of each frame into the cameras and from above; 1 if a frame could not be used."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
-    from mmdeploy_ext.runtime.detections import check_ranges
+    from mmdeploy_ext.runtime.detections import Scored, check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import compare_picture, in_drawn_order
     from mmdeploy_ext.runtime.infos import read_frames
@@ -192,7 +192,8 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
                 start = time.perf_counter()
                 moment = model.moment(images, frame, args.data_root)
                 detections = model.step(moment).detections
-                check_ranges(detections, len(model.classes), args.model)
+                if isinstance(detections, Scored):
+                    check_ranges(detections, len(model.classes), args.model)
             entry = entry_of(facts, target, start, detections, args, model.classes)
             views = in_drawn_order(images, model.in_box_frame(frame).lidar2img, cameras)
             if hasattr(detections, 'frame_picture'):

@@ -44,6 +44,7 @@ SHARED_3D = {
     ),
     'datasets.track_dataset': ('NuScenes3DDetTrackDataset', 'NuScenesSparse4DAdaptor', 'ResizeCropFlipImage'),
     'lift_splat.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
+    'lift_splat.occupancy_head': ('BEVOCCHead2D', 'BEVOCCHead2D_V2'),
     'lift_splat.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
     'query_decoder': ('PETRMultiheadAttention', 'PETRMultiheadFlashAttention', 'PETRTransformerDecoder'),
     'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),
