@@ -1,4 +1,4 @@
-"""Write the inputs and outputs of files from their specs: docs/reference/contracts.md and READMEs of systems.
+"""Write inputs and outputs of files into contracts.md, models-cameras.md and the READMEs of systems.
 
     python -m dev.pages.contracts
 
@@ -15,10 +15,12 @@ from dev.pages.tables import table, write_between
 from mmdeploy_ext import compat
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / 'docs/reference/contracts.md'
+PAGE, CAMERA_PAGE = ROOT / 'docs/reference/contracts.md', ROOT / 'docs/models-cameras.md'
 HEADINGS = ('tensor', 'side', 'dtype', 'shape', 'meaning')
 STREAMS = 'projects/configs'
 ROWS: list[tuple[str, str, dict[str, Any]]] = [
@@ -76,6 +78,8 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     'streampetr': (f'{STREAMS}/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py', {}),
 }
 """Folder of mmdeploy_ext/systems/ -> config and options of the files in its README."""
+CAMERAS = ('bevdet', 'bevformer', 'petr', 'sparse4d', 'streampetr')
+"""Systems with a table of their own in `CAMERA_PAGE`."""
 
 
 def specs(config: str, chosen: dict[str, Any]) -> list[tuple[str, GraphSpec]]:
@@ -149,6 +153,50 @@ def of_system(config: str, chosen: dict[str, Any]) -> str:
     return f'`{config}`:\n\n{table(("file", "side", "tensor", "shape", "dtype", "meaning"), rows)}'
 
 
+def of_camera_model(config: str, chosen: dict[str, Any]) -> str:
+    """Return how a model's images are prepared, and the names and shapes of its tensors."""
+    from mmdeploy_ext import detector as models
+
+    model = models.read_config(str(ROOT / config))
+    rule = model.family.preprocess_rule(model.cfg)
+    (height, width), (top, left) = rule.size, rule.crop
+    order = 'RGB' if rule.to_rgb else 'BGR'
+    normalise = f'normalise as {order} (mean {numbers(rule.mean)}, std {numbers(rule.std)})'
+    resize = f'resize {size(rule.source)} to {size(rule.resized)}'
+    if rule.normalised_first:
+        steps = [normalise, f'{resize} (OpenCV, bilinear)']
+    else:
+        steps = [
+            f'{resize} (Pillow, bicubic)',
+            f'crop {height}x{width} at row {top}, column {left}',
+            normalise,
+        ]
+    if rule.input_size != rule.size:
+        steps.append(f'pad bottom and right to {size(rule.input_size)}')
+    cameras = ', '.join(name.removeprefix('CAM_') for name in rule.cameras)
+    rows = [
+        [f'`{name}`', *(tensors_of(side) for side in (spec.inputs, spec.outputs))]
+        for name, spec in specs(config, chosen)
+    ]
+    return (
+        f'`{Path(config).name}`: {"; ".join(steps)}. Cameras: {cameras}.\n\n'
+        f'{table(("file", "inputs", "outputs"), rows)}'
+    )
+
+
+def size(sides: tuple[int, int]) -> str:
+    return f'{sides[0]}x{sides[1]}'
+
+
+def numbers(values: tuple[float, ...]) -> str:
+    return ' '.join(f'{value:g}' for value in values)
+
+
+def tensors_of(tensors: Iterable[TensorSpec]) -> str:
+    cells = grouped([row('', tensor) for tensor in tensors])
+    return ', '.join(f'{name} {shapes}' for name, _, _, shapes, _ in cells)
+
+
 def main() -> None:
     """Write the page and the tables of the READMEs."""
     compat.apply()
@@ -156,6 +204,8 @@ def main() -> None:
     for name, (config, chosen) in SYSTEMS.items():
         page = ROOT / 'mmdeploy_ext/systems' / name / 'README.md'
         write_between(page, 'tensors', f'\n{of_system(config, chosen)}\n')
+        if name in CAMERAS:
+            write_between(CAMERA_PAGE, name, f'\n{of_camera_model(config, chosen)}\n')
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 RULES = {
     'anchor3d': 'dev.seeded.lidar:fill_lidar',
     'bevdet': 'dev.seeded.bevdet:fill',
+    'flashocc': 'dev.seeded.bevdet:fill_occupancy',
     'bevformer': 'dev.seeded.bevformer:fill',
     'bevfusion_det': 'dev.seeded.lidar:fill_fusion',
     'centerpoint': 'dev.seeded.lidar:fill_lidar',

@@ -53,7 +53,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
     def opens(path: Path) -> Run:
         graph = graphs[path.name]
         cases = [case for case in manifest['cases'] if case['graph'] == graph.name]
-        run = _named(EngineError, f'{path.name}: {engine} cannot take it', OPENERS[engine])(
+        run = _named(EngineError, f'{path.name}: {engine} does not support it', OPENERS[engine])(
             path, outputs, fp16, _shapes(graph, cases)
         )
         run = _named(InferenceError, f'{path.name}: {engine} failed to run it', run)

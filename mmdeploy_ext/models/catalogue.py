@@ -23,6 +23,7 @@ SHARED_2D = {
 """Module -> types; they need mmdet."""
 SHARED_3D = {
     'cp_fpn': ('CPFPN',),
+    'datasets.bevdet_dataset': ('BEVDetNuScenesDataset', 'LoadAnnotationsBEVDepth', 'PrepareImageInputs'),
     'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
     'datasets.pipelines.augmentation': ('ResizeCropFlipRotImage',),
     'datasets.pipelines.fusion': ('ImageAug3D', 'ImageNormalize'),
@@ -33,6 +34,8 @@ SHARED_3D = {
         'RandomScaleImageMultiViewImage',
     ),
     'datasets.track_dataset': ('NuScenes3DDetTrackDataset', 'NuScenesSparse4DAdaptor', 'ResizeCropFlipImage'),
+    'lift_splat.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
+    'lift_splat.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
     'query_decoder': ('PETRMultiheadAttention', 'PETRMultiheadFlashAttention', 'PETRTransformerDecoder'),
     'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),
     'sparse_backbone.model': ('LidarBackbone',),

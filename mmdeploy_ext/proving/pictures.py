@@ -50,10 +50,10 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
-from mmdeploy_ext.tasks import bbox2d, match, match_bars, task_module
+from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
-from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.util.files import sha256_onnx
 from mmdeploy_ext.verdict.bars import FLOAT32, bars_of
 from mmdeploy_ext.verdict.comparison import (
     compare_named,
@@ -179,7 +179,7 @@ def check_pictures(
     if shape == 'fixed' and file.options.get('dynamic_batch'):
         shape = 'dynamic batch, fixed size'
     facts = dict(
-        file_sha256=sha256_file(file.path),
+        file_sha256=sha256_onnx(file.path),
         form=file.metadata.form,
         inputs=list(file.metadata.spec.input_names),
         shape=shape,
@@ -452,7 +452,8 @@ def match_with_ties(
     bars: Mapping[str, Any],
 ) -> tuple[DetectionRow, ...]:
     """Match every image's results; `run` returns those of the reference."""
-    task, model = task_module(reference.detector.family.task), reference.detector.model
+    model = reference.detector.model
+    task = task_module(reference.detector.family.task, NEEDED_BY_LISTS)
     pair_by = functools.partial(
         task.pair_up, **{name: bar for name, bar in bars.items() if name != 'score_thr'}
     )

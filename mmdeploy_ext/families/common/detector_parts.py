@@ -224,7 +224,7 @@ def check_smallest(strides: Iterable[int], options: Options) -> None:
     largest = max(strides)
     if min(options.height, options.width) < largest:
         raise UsageError(
-            f'--shape {options.height} {options.width}: each side has to be at least the largest '
+            f'--shape {options.height} {options.width}: each side must be at least the largest '
             f'stride of the model, {largest} pixels'
         )
 

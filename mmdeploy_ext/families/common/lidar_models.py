@@ -18,6 +18,7 @@ from mmdeploy_ext.families.common.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.models.building import build_without_weights, names_of_class
 from mmdeploy_ext.util.errors import ConfigError, UsageError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
+from mmdeploy_ext.weights.sparse_layouts import find_kernels
 
 UNTRACED = (
     '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', 'extract_pts_feat',
@@ -66,11 +67,13 @@ class LidarMethods:
         return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        if has_pillars(model):
+        encoder = f'{parts_of(model).prefix}middle_encoder'
+        if find_kernels(getattr(model, encoder, nn.Module())):
+            load_whole(model, checkpoint, encoder)
+        else:  # pillars, or a user's model that derives from a LiDAR detector
             load_strict(model, checkpoint)
-        else:
-            load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
-        note_head_convention(model, checkpoint, parts_of(model).head)
+        if hasattr(model, 'box_convention'):  # built by a family, not for parts
+            note_head_convention(model, checkpoint, parts_of(model).head)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)

@@ -15,6 +15,7 @@ from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
 from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.config.user_modules import users_line
 from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
 from mmdeploy_ext.families.common.dense_heads import OWN, compares_products, place_of_method
@@ -41,6 +42,7 @@ PADDED = {(False, False, False): '', (False, True, True): 'lower', (False, False
 
 def padded_rows(roi_head: nn.Module) -> str:
     head, given = roi_head.bbox_head, []
+    place = place_of_method(roi_head, 'simple_test_bboxes')
     regions = next(head.parameters()).new_tensor([[4.0, 4, 12, 12], [4, 0, 12, 0], [0, 0, 0, 0]])
     logits = regions.new_ones(len(regions), 2)
 
@@ -55,10 +57,13 @@ def padded_rows(roi_head: nn.Module) -> str:
         replaced_entry(vars(head), 'get_bboxes', keep),
         torch.no_grad(),
     ):
-        roi_head.simple_test_bboxes([regions], metas, [regions], roi_head.test_cfg)
+        try:
+            roi_head.simple_test_bboxes([regions], metas, [regions], roi_head.test_cfg)
+        except Exception as error:  # a user's method raises what it likes
+            raised = f'{type(error).__name__}: {error}{users_line(error)}'
+            raise ConfigError(f'{place}, tried on three regions, raises {raised}: use {OWN}') from error
     zeros = tuple((given[0].reshape(len(regions), -1) == 0).all(1).tolist())
     if zeros not in PADDED:
-        place = place_of_method(roi_head, 'simple_test_bboxes')
         raise ConfigError(f'{place} leaves out other regions than any that we know: use {OWN}')
     return PADDED[zeros]
 

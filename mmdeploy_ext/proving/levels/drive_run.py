@@ -190,6 +190,9 @@ class Modes:
             self.substituted.append(0)
             return
         expected = self.reference.boxes_of(got.outputs)
+        if expected is None:
+            self.substituted.append(0)
+            return
         row = run.match(frame.name, expected, got.detections, **self.one_to_one)
         self.substituted.append(row.matched)
         if not row.passed:
@@ -246,7 +249,8 @@ class PairRun:
     """Judges one candidate in one mode, one frame after the other.
 
     Attributes:
-        worst_distance, worst_score: largest differences of counted pairs.
+        worst_distance, worst_score, worst_iou: of counted pairs.
+        excused: lines on results beside a tie, of all frames.
         tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
         pairing: pairs of memory rows; None for a memory without scores.
         outputs: specs of the outputs other than state; `names` are compared.
@@ -281,7 +285,8 @@ class PairRun:
         self.tied = dict(ties=0, tied_frames=0, affected_frames=0, taken_over=0)
         self.worst_distance: float | None = None
         self.last: tuple[str, float] | None = None
-        self.worst_score, self.parted = 0.0, False
+        self.worst_score, self.worst_iou, self.parted = 0.0, 1.0, False
+        self.excused: list[str] = []
 
     def add(self, moment: Moment, rounding: Rounding | None = None) -> None:
         """Judge one frame by both sides' results and memories; `rounding`: of `named_tensors`."""
@@ -410,6 +415,8 @@ class PairRun:
         if row.broken or (not row.passed and not (row.missing or row.extra or row.outside)):
             self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
         self.worst_score = max(self.worst_score, row.worst_score)
+        self.worst_iou = min(self.worst_iou, row.worst_iou)
+        self.excused += [f'{name}: beside a tie: {line}' for line in row.excused]
         if row.worst_distance is not None:
             self.worst_distance = max(self.worst_distance or 0.0, row.worst_distance)
         return row.passed
@@ -430,6 +437,8 @@ class PairRun:
             match_bar=self.bars.match_rate,
             worst_distance=self.worst_distance,
             worst_score=self.worst_score,
+            worst_iou=self.worst_iou,
+            excused=tuple(self.excused),
             **self.tied,
             tensors=tuple(self.tensors.worst.values()),
             series=self.series,

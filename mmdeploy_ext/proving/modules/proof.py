@@ -43,7 +43,7 @@ from mmdeploy_ext.proving.open_points import add_code
 from mmdeploy_ext.util.arrays import to_array
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, one_line, shape_text
-from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.util.files import sha256_file, sha256_onnx
 from mmdeploy_ext.util.source_code import model_classes, versions
 from mmdeploy_ext.verdict.comparison import compare_named, failed_row, same_bits
 from mmdeploy_ext.verdict.matching import in_order_of, is_other_choice, is_tied, tied_choices
@@ -215,7 +215,7 @@ class ModuleProof:
             source = None
         return dict(
             file=self.path,
-            file_sha256=sha256_file(self.path),
+            file_sha256=sha256_onnx(self.path),
             module=module_title(self.module),
             source=source or '',
             source_sha256=sha256_file(source) if source and os.path.isfile(source) else '',  # a notebook
@@ -527,7 +527,7 @@ def _not_finite(arrays: Arrays) -> set[str]:
 def _check_evaluating(module: Callable[..., Any]) -> None:
     if not callable(module):
         raise UsageError(
-            f'{type(module).__name__} is no module: expected an nn.Module or a function of tensors'
+            f'{type(module).__name__} is not a module: expected an nn.Module or a function of tensors'
         )
     if isinstance(module, torch.nn.Module):
         training = [name or 'the module' for name, part in module.named_modules() if part.training]

@@ -113,8 +113,9 @@ def _compare_moment(
     expected, data = _read_sample(family, dataset, index, infos)
     try:
         (moment,) = family.data.moments(detector.cfg, rule, infos, getattr(dataset, 'data_root', None))
-    except Mm2OnnxError:
-        raise
+    except Mm2OnnxError as error:
+        place = f'{getattr(dataset, "ann_file", type(dataset).__name__)}: info {index}'
+        raise DataError(str(error).replace(f'{infos}: info 0', place)) from error
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise DataError(f'{type(error).__name__}: {error}') from error
     voxels = getattr(rule, 'voxels', rule)

@@ -128,6 +128,9 @@ def test_which_regions_are_padding_is_found_by_trying(is_padding, expected):
         head.__class__ = padding_head(pads)
         with pytest.raises(ConfigError, match=r'your Padding\.simple_test_bboxes .* other regions'):
             boxes.padded_rows(head)
+        head.__class__ = padding_head(lambda row: row[9])
+        with pytest.raises(ConfigError, match=r'your Padding\.simple_test_bboxes .* IndexError'):
+            boxes.padded_rows(head)
     finally:
         head.__class__ = own
 

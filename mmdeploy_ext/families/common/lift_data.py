@@ -1,4 +1,4 @@
-"""The frames of BEVDet in their key ego frame."""
+"""The frames of detectors that lift pictures, in their key ego frame."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 from mmdeploy_ext.config.config import test_pipeline
 from mmdeploy_ext.families.common.camera_data import CameraData
 from mmdeploy_ext.families.common.camera_samples import camera_frame
+from mmdeploy_ext.families.common.runtime.lift_splat import rig_in_key_ego
 from mmdeploy_ext.families.common.samples import only
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
@@ -16,7 +17,6 @@ from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.infos import RigFrame
 from mmdeploy_ext.runtime.streams import frame_of_rig
 from mmdeploy_ext.synthetic.info_files import write_infos
-from mmdeploy_ext.systems.bevdet.runtime import rig_in_key_ego
 from mmdeploy_ext.util.errors import DataError
 
 INPUTS = 7
@@ -24,7 +24,7 @@ INPUTS = 7
 DATASET = 'BEVDetNuScenesDataset'
 
 
-class BevDetData(CameraData):
+class LiftData(CameraData):
     compared = ()
     unread_fields = ('camera_times_s',)
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.exporting.ops.cells import sum_in_order
 from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.models.lift_splat.depth_net import DepthNet
 from mmdeploy_ext.models.matrices import inverse
-from mmdeploy_ext.systems.bevdet.model.depth_net import DepthNet
 from mmdeploy_ext.util.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ import torch
 from mmdet.models.backbones.resnet import BasicBlock
 from torch import Tensor, nn
 
-from mmdeploy_ext.systems.bevdet.model.encoders import conv_norm_relu
+from mmdeploy_ext.models.lift_splat.encoders import conv_norm_relu
 from mmdeploy_ext.util.errors import ConfigError
 
 VECTOR = 27
