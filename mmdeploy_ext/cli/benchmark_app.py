@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         '--parts FOLDER',
-        'measure PyTorch with the exported parts of FOLDER in place of its own modules; options: `--parts'
+        'measure PyTorch with the exported parts of FOLDER instead of its own modules; options: `--parts'
         ' --help`',
     )
     add('--engines A,B', f'of {",".join(ENGINES)} (default: torch,onnxruntime)', 'torch,onnxruntime')

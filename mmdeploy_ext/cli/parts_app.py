@@ -293,12 +293,12 @@ VERIFY = shared.Variant(
     run_verify,
 )
 TEST = shared.Variant(
-    'Evaluate a detector on its data set with exported parts in place of its own modules.',
+    'Evaluate a detector on its data set with exported parts instead of its own modules.',
     add_test_arguments,
     run_test,
 )
 BENCHMARK = shared.Variant(
-    'Measure the test path of a detector in PyTorch, and with exported parts in place of its own modules, in '
+    'Measure the test path of a detector in PyTorch, and with exported parts instead of its own modules, in '
     'turns.',
     add_benchmark_arguments,
     run_benchmark,

@@ -14,9 +14,7 @@ MISSING_KERNELS = dict(
     PointRCNNRoIHead='pooling of points in boxes (mmcv.ops.RoIPointPool3d)',
 )
 """Class name of a part -> its operator that mmcv has for a GPU alone."""
-MISSING_LIBRARIES = dict(
-    MinkResNet='MinkowskiEngine, a library of sparse convolutions with tensors of its own'
-)
+MISSING_LIBRARIES = dict(MinkResNet='MinkowskiEngine, a library of sparse convolutions with its own tensors')
 """Class name of a part -> the missing library of its operators."""
 
 

@@ -168,7 +168,7 @@ def _match_leaf(matched: Matched, name: str, reference: Any, candidate: Any) -> 
         if isinstance(reference, str | bytes | type(None)) and reference != candidate:
             matched.tensors.append(failed_row(name, f'got {candidate!r}, expected {reference!r}'))
     elif got is None:
-        matched.tensors.append(failed_row(name, 'is no array'))
+        matched.tensors.append(failed_row(name, 'is not an array'))
     else:
         matched.in_order.append(name)
         _compare(matched, {name: expected}, {name: got})
