@@ -206,8 +206,9 @@ def check_raw_form(family: Family) -> None:
 
 def _title(family: Family, options: Options, count: int) -> str:
     numbers = f'opset {options.opset}, {options.precision}'
-    if 'contract' in options:
-        return f'{options.contract} contract, {count} graph(s), {numbers}'
+    if 'form' not in options:
+        title = f'{options.contract} contract' if 'contract' in options else family.name
+        return f'{title}, {count} graph(s), {numbers}'
     shape = 'dynamic batch, fixed size' if options.get('dynamic_batch') else 'fixed shape'
     if options.dynamic:
         shape = 'dynamic batch and size'

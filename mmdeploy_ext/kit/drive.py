@@ -9,7 +9,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.engines.base import FAILURES
-from mmdeploy_ext.proving.levels.drive_run import MODES, Moment, PairRun, default_bars
+from mmdeploy_ext.proving.levels.drive_run import MODES, Moment, PairRun, bars_of_task, default_bars
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.tasks import task_module
@@ -35,7 +35,8 @@ class DriveJudge:
         self.memory = dataclasses.replace(self.memory, tensors=of_outputs)  # the rest follows from the frame
         if precision != 'fp32':
             self.memory = self.memory.judged_by(graph.spec)
-        bars, match = default_bars(precision), task_module(manifest.task).match_detections
+        bars = bars_of_task(manifest.task, default_bars(precision))
+        match = task_module(manifest.task).match_detections
         self.runs = {mode: PairRun(mode, graph.spec, bars, self.memory, match) for mode in MODES}
 
     def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:

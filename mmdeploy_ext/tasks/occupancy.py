@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.results import Pair
 
 RESULTS, PLACE = 'voxels', 'worst IoU'
+MATCH_RATE = 1.0
+"""Share of the results that has to be right in float32."""
 TIE = 1e-4
 """Largest lead of PyTorch's best class over the second of a voxel that may have another class."""
 
@@ -50,9 +52,7 @@ def differing(reference: Occupancy, candidate: Occupancy) -> tuple[np.ndarray, n
     return other & ~tied, tied
 
 
-def match_detections(
-    image: str, reference: Occupancy, candidate: Occupancy, **unused: Any
-) -> DetectionRow:
+def match_detections(image: str, reference: Occupancy, candidate: Occupancy, **unused: Any) -> DetectionRow:
     """Compare two grids voxel by voxel; `reference` has leads."""
     if why := problem(reference, candidate):
         counts = len(reference), 0, len(reference), len(candidate)

@@ -82,6 +82,12 @@ def default_bars(precision: str) -> DriveBars:
     return dataclasses.replace(SHORT_DRIVE, **same, near_counts=True, tie=2e-3)
 
 
+def bars_of_task(task: str, bars: DriveBars) -> DriveBars:
+    """Return bars with the task's own `MATCH_RATE` in float32."""
+    rate = getattr(task_module(task), 'MATCH_RATE', bars.match_rate)
+    return bars if bars.cosine is not None else dataclasses.replace(bars, match_rate=rate)
+
+
 class Modes:
     """Runs the reference and one candidate per mode frame by frame, from empty memories.
 
@@ -121,9 +127,9 @@ class Modes:
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
-        match = task_module(task).match_detections
+        match, bars = task_module(task).match_detections, bars_of_task(task, bars or DriveBars())
         self.reference, self.candidates, self.clock = reference, candidates, Clock()
-        self.runs = {mode: PairRun(mode, spec, bars or DriveBars(), memory, match) for mode in candidates}
+        self.runs = {mode: PairRun(mode, spec, bars, memory, match) for mode in candidates}
         for stepper in (reference, *candidates.values()):
             stepper.reset()
         self.rounding_of = rounding_of

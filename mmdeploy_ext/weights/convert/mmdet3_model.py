@@ -12,6 +12,10 @@ from mmdeploy_ext.util.errors import ConfigError
 
 OWN_MODELS = 'mmdeploy_ext.models.mmdet'
 """Module that registers the detectors of this project."""
+INNER = (
+    'ByteTrack', 'DeepSORT', 'MaskTrackRCNN', 'OCSORT', 'QDTrack', 'SORT', 'SoftTeacher', 'StrongSORT',
+)  # fmt: skip
+"""Trackers, and a semi-supervised model, with an entry `detector`."""
 OWN_DETECTORS = ('RTMDet', 'RTMDetIns', 'CondInst', 'BoxInst', 'DINO', 'ConditionalDETR', 'DABDETR')
 SCOPE = 'mmdet.'
 WEIGHT_INIT = 'mmengine.model.weight_init'
@@ -77,14 +81,20 @@ def to_mmdet2_model(config: dict[str, Any]) -> dict[str, Any]:
 # the entry `model` of a config without scopes, and raises the errors of `to_mmdet2_model`
 
 
+CENTERNET_TRAINING = {
+    'hm_min_radius', 'hm_min_overlap', 'more_pos_thresh', 'more_pos_topk', 'soft_weight_on_reg',
+    'regress_ranges', 'loss_cls', 'loss_bbox',
+}  # fmt: skip
+"""Keys of a CenterNetUpdateHead that only a training reads."""
+
+
 def convert_centernet(model: dict[str, Any]) -> None:
-    """Rename channels of head and neck in place; ConfigError: another head than CenterNetHead."""
+    """Rename channels of head and neck in place, or leave out what trains a CenterNetUpdateHead."""
     head, neck = model['bbox_head'], model['neck']
-    if head.get('type') != 'CenterNetHead':
-        raise ConfigError(
-            f'model.bbox_head.type={head.get("type")!r}: CenterNet with FPN came with mmdet 3; '
-            f'expected CenterNetHead'
-        )
+    if head['type'] == 'CenterNetUpdateHead':
+        model['type'] = 'SingleStageDetector'
+        model['bbox_head'] = {key: head[key] for key in head.keys() - CENTERNET_TRAINING}
+        return
     head['in_channel'], head['feat_channel'] = head.pop('in_channels'), head.pop('feat_channels')
     neck['in_channel'] = neck.pop('in_channels')
 
@@ -99,6 +109,13 @@ def convert_rtmdet(model: dict[str, Any]) -> None:
     if head not in RTMDET_HEADS:
         raise ConfigError(f'model.bbox_head.type={head!r}: expected one of {", ".join(RTMDET_HEADS)}')
     model['type'] = RTMDET_HEADS[head]
+
+
+def convert_distilled(model: dict[str, Any]) -> None:
+    """Leave out the teacher, which the test does not run."""
+    for key in ('teacher_config', 'teacher_ckpt', 'eval_teacher'):
+        model.pop(key, None)
+    model['type'] = 'SingleStageDetector'
 
 
 def convert_yolact(model: dict[str, Any]) -> None:
@@ -222,6 +239,7 @@ CONVERTERS: dict[str, Callable[[dict[str, Any]], None]] = {
     'DETR': convert_detr,
     'DeformableDETR': convert_deformable_detr,
     'DINO': convert_dino,
+    'KnowledgeDistillationSingleStageDetector': convert_distilled,
     'PanopticFPN': convert_panoptic_fpn,
     'RTMDet': convert_rtmdet,
     'YOLACT': convert_yolact,

@@ -67,8 +67,17 @@ RULES: dict[str, tuple[Rule, ...]] = {
     'YOLACT': ((r'^mask_head\.segm_branch\.', 'segm_head.'),),
 }
 """Detector -> rules; the first match counts."""
-UNUSED_PREFIXES = ('data_preprocessor.', 'dn_query_generator.')
-"""Tensors without use: mean and std of a wrapper, and DINO's denoising queries."""
+UNUSED_PREFIXES = (
+    'data_preprocessor.',
+    'dn_query_generator.',
+    'reid.',
+    'student.',
+    'teacher_model.',
+    'track_head.',
+)
+"""Tensors without use: mean and std of a wrapper, DINO's denoising queries, parts around a detector."""
+INNER_PREFIX = re.compile(r'^(detector|teacher)\.')
+"""Of a detector in a tracker, and of the one that a semi-supervised model tests."""
 
 
 def to_mmdet2_name(key: str, detector: str) -> str:
@@ -83,7 +92,7 @@ def to_mmdet2_name(key: str, detector: str) -> str:
 def to_mmdet2_names(weights: Iterable[str], model: Collection[str], detector: str) -> dict[str, str]:
     """Name in a file of mmdet 3 or 2.28 -> name in the `model`, without `UNUSED_PREFIXES`."""
     return {
-        key: key if key in model else to_mmdet2_name(key, detector)
+        key: key if key in model else to_mmdet2_name(INNER_PREFIX.sub('', key), detector)
         for key in weights
         if key in model or not key.startswith(UNUSED_PREFIXES)
     }
