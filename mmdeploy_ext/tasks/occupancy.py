@@ -50,9 +50,7 @@ def differing(reference: Occupancy, candidate: Occupancy) -> tuple[np.ndarray, n
     return other & ~tied, tied
 
 
-def match_detections(
-    image: str, reference: Occupancy, candidate: Occupancy, **unused: Any
-) -> DetectionRow:
+def match_detections(image: str, reference: Occupancy, candidate: Occupancy, **unused: Any) -> DetectionRow:
     """Compare two grids voxel by voxel; `reference` has leads."""
     if why := problem(reference, candidate):
         counts = len(reference), 0, len(reference), len(candidate)

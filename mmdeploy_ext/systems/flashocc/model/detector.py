@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from mmcv.cnn import ConvModule
-from mmdet3d.models import builder
 from mmdet.models import DETECTORS, HEADS
+from mmdet3d.models import builder
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,7 +28,7 @@ class BEVOCCHead2D(nn.Module):
         self,
         in_dim: int = 256,
         out_dim: int = 256,
-        Dz: int = 16,  # noqa: N803 - key of configs
+        Dz: int = 16,
         num_classes: int = 18,
         **of_training: Any,
     ) -> None:
@@ -49,7 +49,7 @@ class BEVOCCHead2D(nn.Module):
 
 
 @registered_if_named(HEADS)
-class BEVOCCHead2D_V2(BEVOCCHead2D):  # noqa: N801 - upstream's name
+class BEVOCCHead2D_V2(BEVOCCHead2D):
     """The head with other losses."""
 
 
