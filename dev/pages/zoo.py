@@ -123,7 +123,7 @@ def overview(records: Sequence[Record], versions: Mapping[str, str]) -> str:
     lidar = [record for record in records if record.config.startswith('mmdet3d/')]
     mmdet3d, mmdet = count_records(lidar), count_records([one for one in records if one not in lidar])
     return f"""{table([*headings, 'worst error'], rows, right=headings[1:])}
-**{mmdet.fixed} of the {mmdet.referenced} configs of mmdet that have a CPU reference are proven, {mmdet.dynamic} of them at any size too**; {mmdet.configs} were looked at, and {mmdet.own_kernels} more, which the table leaves out of its counts of proofs, are proven against a kernel of this project, because mmcv lacks the kernel on a CPU. Of mmdet3d **{mmdet3d.fixed} of the {mmdet3d.referenced}** configs that have a CPU reference, among {mmdet3d.configs} that were looked at, are proven; the other {mmdet3d.configs - mmdet3d.referenced} need operators that mmcv has for a GPU alone: {mmdet3d.own_kernels} of them (`DynamicScatter`) are proven against a kernel of this project, and the rest are refused with the operators' names.
+**{mmdet.fixed} of the {mmdet.referenced} mmdet configs with a CPU reference are proven, {mmdet.dynamic} of them also at any size**; {mmdet.configs} were tested. For {mmdet.own_kernels} more, mmcv has no CPU kernel; they are proven against a kernel of this project and not counted above. **{mmdet3d.fixed} of the {mmdet3d.referenced}** mmdet3d configs with a CPU reference are proven; {mmdet3d.configs} were tested. The other {mmdet3d.configs - mmdet3d.referenced} need operators that mmcv has only for a GPU: {mmdet3d.own_kernels} (`DynamicScatter`) are proven against a kernel of this project, the rest are refused and name the operators.
 
 Measured with torch {versions['torch']}, mmdet {versions['mmdet']} and ONNX Runtime {versions['onnxruntime']}.
 """  # noqa: E501
@@ -337,7 +337,7 @@ def rotated_section(records: Sequence[Record]) -> str:
     failures = [[cell.replace(ROTATED, '') for cell in row] for row in reasons(models)]
     numbers = ['configs', 'matched', 'worst IoU', 'worst score']
     headings = ['model', 'configs', 'one size', 'any size', *numbers[1:]]
-    return f"""**{count.fixed} configs with a CPU reference are proven for one size, {count.dynamic} of them for any size and batch, too**; {count.own_kernels} more for one size against our kernel (`*`). The table has a row for each model, with the number of configs that are this model at test time: these differ in what only training reads, or in where their data are.
+    return f"""**{count.fixed} configs with a CPU reference are proven for one size, {count.dynamic} of them also for any size and batch**; {count.own_kernels} more for one size against our kernel (`*`). Each row is a model, with the number of configs that differ only in training or data.
 
 {table(headings, rows, right=numbers)}
 Proven as another config of the table: {', '.join(same)}.

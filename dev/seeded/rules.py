@@ -24,6 +24,7 @@ RULES = {
     'smoke': 'dev.seeded.monocular:fill',
     'solo': 'dev.seeded.by_name:fill_solo',
     'sparse4d': 'dev.seeded.sparse4d:fill',
+    'sparsedrive': 'dev.seeded.sparsedrive:fill',
     'streampetr': 'dev.seeded.by_name:fill_streampetr',
 }
 """Family -> function of (new detector, config, family, seed) that fills and returns the detector."""

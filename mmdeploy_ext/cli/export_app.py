@@ -24,6 +24,7 @@ from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.quantize.plan import show_plan
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
@@ -85,7 +86,7 @@ def add_arguments(
         'name)',
         dest='output_file',
     )
-    add('--input-img INPUT_IMG', 'image that is traced (default: demo/toy.jpg)')
+    add('--input-img INPUT_IMG', 'image to trace (default: demo/toy.jpg)')
     add(
         '--images --test-img PATH...',
         'more samples for --verify: images or folders (default: 3 of the data set, else the mirrored '
@@ -160,6 +161,8 @@ def _run(args: argparse.Namespace, only: str) -> int:
     exported = export_read(detector, options, request, inputs, args.verify)
     title = _title(family, exported.options, len(exported.files))
     print(f'{output}: {title}, exported in {exported.seconds:.1f} s')
+    if exported.plan:
+        show_plan(exported.plan)
     if args.show:
         with after_weights():
             _show(detector, exported.files[0], inputs.pictures[0], engine)

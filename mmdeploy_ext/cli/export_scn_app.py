@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest='test_img',
     )
     add('--max-voxels N', 'most voxels of a sweep; a smaller output bound is an error', type=int)
-    add('--node-list JSON', 'node list of another exporter, which the file has to equal')
+    add('--node-list JSON', 'node list of another exporter; the file must equal it')
     add('--threads N', "threads of ONNX Runtime (default: ONNX Runtime's choice)", 0)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 TAKES = dict(
-    images='pictures, or folders of them, a film, or the index of a camera',
+    images='images, image folders, a film, or a camera index',
     sweeps='LiDAR sweeps (raw float32 points in .bin, or .npy, .pcd), or folders of them',
     frames="frames of several cameras: infos of mmdet3d's kind (.pkl or .json)",
     fused="frames of several cameras and a LiDAR: infos of mmdet3d's kind (.pkl or .json)",
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add(
         parser,
         '--black-if-missing',
-        'frames: take a black picture for a camera without a file, instead of an error',
+        'frames: use a black image for a camera without a file, instead of an error',
     )
     return parser
 
@@ -166,7 +166,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
     if rule is None:
         raise ModelFileError(
-            f'{args.model}: is of LiDAR alone; use it in a program (its step() takes points)'
+            f'{args.model}: is a LiDAR-only model; use it in a program (its step() takes points)'
         )
     frames = [
         frame

@@ -78,7 +78,7 @@ def _refuse_too_old(folder: Path) -> None:
     if version and _release(version[1])[:2] < OLDEST_MMDET:
         oldest = '.'.join(map(str, OLDEST_MMDET))
         raise ConfigError(
-            f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put the modules of your own '
+            f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put your own modules '
             f'beside such a version, and name them in custom_imports of the config'
         )
 

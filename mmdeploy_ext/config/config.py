@@ -207,7 +207,8 @@ def _check_config_file(path: str) -> None:
         raise ConfigError(f'{path}: no such config file')
     if Path(path).suffix not in CONFIG_SUFFIXES:
         raise ConfigError(
-            f'{path}: is no config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config comes '
+            f'{path}: is not a config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config '
+            'comes '
             f'before the checkpoint'
         )
 

@@ -57,6 +57,10 @@ BACKBONE_ENTRIES |= dict.fromkeys(('digest', 'ranges', *OF_SPARSE_GRAPHS), False
 """Entry of a sparse backbone's file -> whether it is required."""
 
 
+BF16 = 'precision --to bf16'
+"""Edit of a file in bfloat16, which no export writes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Metadata:
     """The metadata of an exported file.
@@ -89,9 +93,11 @@ class Metadata:
 
     @property
     def precision(self) -> str:
-        """'fp32', 'fp16' or 'int8' (quantised)."""
+        """'fp32', 'fp16', 'bf16' or 'int8' (quantised)."""
         if any(edit.startswith('quantize') for edit in self.edits):
             return 'int8'
+        if BF16 in self.edits:
+            return 'bf16'
         return str(self.options.get('precision') or 'fp32')
 
     @property

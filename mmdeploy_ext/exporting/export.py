@@ -50,6 +50,7 @@ from mmdeploy_ext.exporting.torch_patches import (
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import all_nodes, opsets_of
 from mmdeploy_ext.graph.passes.constants import compute_constants
+from mmdeploy_ext.graph.passes.denormals import zero_denormals
 from mmdeploy_ext.graph.passes.global_means import split_global_means
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
@@ -115,7 +116,7 @@ def export_stages(
             model, _ = graph_pass(model)
     if options.get('dynamic') is False:  # files of pictures have the option
         model, _ = compute_constants(model)
-    model = _with_exact_sums(model, options)
+    model, _ = zero_denormals(_with_exact_sums(model, options))
     if options.simplify:
         model = simplify(model)
     model = apply_spec(model, spec)
@@ -137,7 +138,7 @@ def _example_outputs(stage: Stage, args: tuple[torch.Tensor, ...]) -> Any:
 def _with_exact_sums(model: onnx.ModelProto, options: Options) -> onnx.ModelProto:
     if options.get('group_norm') == 'exact':
         model, _ = replace_group_norm(model)
-    if options.get('precision') == 'fp32':
+    if options.get('precision') == 'fp32' or options.get('keep_results'):  # a plan is of the float32 graph
         model, _ = split_global_means(model)
     return model
 

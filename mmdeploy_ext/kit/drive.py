@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from mmdeploy_ext.util.errors import one_line
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph
+    from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, Manifest
     from mmdeploy_ext.verdict.results import SequenceRow
 
 NOTHING = np.zeros(0, np.float32)
@@ -29,14 +29,14 @@ LARGEST_DRIFT = 100.0
 class DriveJudge:
     """Judges the frames of each mode, 'teacher' and 'free', as a drive."""
 
-    def __init__(self, manifest: Mapping[str, Any], graph: KitGraph, precision: str) -> None:
-        self.graph, self.memory = graph, MemorySpec.from_json(manifest['memory'])
+    def __init__(self, manifest: Manifest, graph: KitGraph, precision: str) -> None:
+        self.graph, self.memory = graph, MemorySpec.from_json(manifest.memory)
         of_outputs = {name: self.memory.tensors[name] for name in self.memory.outputs}
         self.memory = dataclasses.replace(self.memory, tensors=of_outputs)  # the rest follows from the frame
         if precision != 'fp32':
             self.memory = self.memory.judged_by(graph.spec)
-        bars = bars_of_task(manifest['task'], default_bars(precision))
-        match = task_module(manifest['task']).match_detections
+        bars = bars_of_task(manifest.task, default_bars(precision))
+        match = task_module(manifest.task).match_detections
         self.runs = {mode: PairRun(mode, graph.spec, bars, self.memory, match) for mode in MODES}
 
     def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:

@@ -126,7 +126,7 @@ class CutFolder:
             folder = cls(Path(path), content['facts'], content['options'], content['parts'])
             missing = [entry['file'] for entry in folder.entries if not folder.file(entry).is_file()]
         except (KeyError, TypeError) as error:
-            raise ModelFileError(f'{path}/{MANIFEST}: is no manifest of parts ({error})') from error
+            raise ModelFileError(f'{path}/{MANIFEST}: is not a manifest of parts ({error})') from error
         if missing:
             raise ModelFileError(f'{path}: {", ".join(missing)} is missing; export the parts again')
         return folder

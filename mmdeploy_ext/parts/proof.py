@@ -317,7 +317,7 @@ def locate(
 def bars_text(bars: Bars) -> str:
     """Return the bars of half precision in words."""
     return (
-        f'judged by bars that are not those of float32: {tensor_text(bars.cosine)}, '
+        f'judged with wider bars than float32: {tensor_text(bars.cosine)}, '
         f'{100 * bars.match_rate:g} % of the results matched within IoU {bars.iou} or {bars.distance_m} m '
         f'and score {bars.score}'
     )

@@ -316,7 +316,7 @@ def read_image(path: str | Path, color_type: str = 'color') -> np.ndarray:
         try:
             return np.atleast_3d(np.load(io.BytesIO(content)))
         except (OSError, ValueError) as error:
-            raise ImageError(f'{path}: is no array that np.load reads ({error})') from error
+            raise ImageError(f'{path}: is not an array that np.load reads ({error})') from error
     flags = dict(color=cv2.IMREAD_COLOR, grayscale=cv2.IMREAD_GRAYSCALE, unchanged=cv2.IMREAD_UNCHANGED)
     with _decoder_messages() as messages:
         try:

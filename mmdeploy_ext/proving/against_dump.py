@@ -69,7 +69,7 @@ def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> Verd
     if not verdict.passed:
         verdict.notes.append(
             'NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
-            f'{tool("verify")}, or set backend_config.check_dump=False to evaluate all the same'
+            f'{tool("verify")}, or set backend_config.check_dump=False to evaluate anyway'
         )
     for note in verdict.notes:
         print(note)

@@ -193,7 +193,7 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
         notes.append('no scene changed in these frames, so that the reset was not shown')
     if bars.cosine is not None:
         notes.append(
-            f'judged by bars that are not those of float32: {tensor_text(bars.cosine)}, '
+            f'judged with wider bars than float32: {tensor_text(bars.cosine)}, '
             f'{100 * bars.match_rate:g} % of the results matched within {bars.distance_m} m and score '
             f'{bars.score}; pairs that are only near count as matched'
         )

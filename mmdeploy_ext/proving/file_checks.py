@@ -134,6 +134,7 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata, edited: bool = F
     is_asked = opsets == [opset] or (edited and len(opsets) == 1)
     # a file that holds float16 and does not say so would be judged by the bars of float32
     claimed, precision = metadata.options.get('precision') or 'fp32', written_precision(model)
+    claimed = metadata.precision if metadata.precision == 'bf16' else claimed
     return [
         check_valid(model),
         check_inference(model),

@@ -15,6 +15,7 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.graph.io import files as graph_files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
+from mmdeploy_ext.graph.passes.fp16 import LOWER
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
 from mmdeploy_ext.proving.open_points import add_code, untraced_methods
@@ -131,8 +132,10 @@ def engine_class(engine: Mapping[str, Any]) -> str:
 def engine_options(
     exported_files: Iterable[ExportedFile], kind: str, engine: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the engine's options: `half_precision.proof_engine` for float16."""
-    is_half = any(file.options.get('precision') == 'fp16' for file in exported_files)
+    """Return the engine's options: `half_precision.proof_engine` for float16 and bfloat16."""
+    is_half = any(
+        {file.metadata.precision, file.options.get('precision')} & LOWER.keys() for file in exported_files
+    )
     return half_precision.proof_engine(kind, engine) if is_half else dict(engine)
 
 

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.results import DetectionRow
 
 
-TASKS = {
-    name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask', 'mask', 'occupancy', 'panoptic')
-}
+NAMES = 'bbox2d', 'bbox3d', 'boxed_mask', 'driving', 'mask', 'occupancy', 'panoptic'
+TASKS = {name: f'{__name__}.{name}' for name in NAMES}
 NEEDED = ('match_detections', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
 """Names that every task module has."""
 NEEDED_BY_LISTS = (*NEEDED, 'pair_up')

@@ -64,6 +64,17 @@ SPARSE4D_SHORT = SeededToy(
     {'model.head.operation_order': [*REFINE, 'temp_gnn', 'gnn', 'norm', *REFINE]},
 )
 """With one layer without the memory and one with it."""
+SPARSEDRIVE = SeededToy('sparsedrive', 'projects/configs/SparseDrive/sparsedrive_toy.py')
+ATTEND = ['temp_gnn', 'gnn', 'norm']
+SPARSEDRIVE_SHORT = SeededToy(
+    'sparsedrive',
+    SPARSEDRIVE.config,
+    {
+        'model.head.det_head.operation_order': ['deformable', 'ffn', 'refine', *ATTEND, 'refine'],
+        'model.head.map_head.operation_order': ['refine', *ATTEND, 'deformable', 'ffn', 'refine'],
+    },
+)
+"""With one aggregation a head."""
 PETR = SeededToy('petr', 'projects/configs/PETR/petr_toy.py')
 PETRV2 = SeededToy('petrv2', 'projects/configs/PETR/petrv2_toy.py')
 STREAMPETR = SeededToy('streampetr', 'projects/configs/StreamPETR/stream_petr_toy.py')

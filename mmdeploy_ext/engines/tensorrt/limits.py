@@ -110,7 +110,7 @@ def check_limits(model: onnx.ModelProto, *, rtx: bool, file: str) -> None:
         if tensors:
             counts.append('1 input or output' if tensors == 1 else f'{tensors} inputs or outputs')
         reasons = _listed_by_reason(refusals)
-        raise EngineError(f'{file}: {title} cannot take {" and ".join(counts)}: {reasons}')
+        raise EngineError(f'{file}: {title} does not support {" and ".join(counts)}: {reasons}')
 
 
 def check_turing(model: onnx.ModelProto, architectures: Collection[int], file: str) -> None:

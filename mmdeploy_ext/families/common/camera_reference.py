@@ -188,7 +188,7 @@ def inputs_of(frame: Frame, is_first: bool) -> Iterator[tuple[str, Tensor]]:
     """Yield name and tensor of a frame for a dump (`dumped_cameras` reads it)."""
     yield 'img', torch.from_numpy(np.array(frame.images))
     yield 'prev_exists', torch.tensor([0.0 if is_first else 1.0])
-    for name in ('lidar2img', 'intrinsics', 'ego_pose', 'can_bus', 'camera_times_s'):
+    for name in ('lidar2img', 'intrinsics', 'ego_pose', 'can_bus', 'camera_times_s', 'command'):
         if (values := getattr(frame, name)) is not None:
             yield name, torch.from_numpy(np.array(values, np.float64))
     if frame.timestamp_s is not None:

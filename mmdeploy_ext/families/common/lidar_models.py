@@ -72,7 +72,8 @@ class LidarMethods:
             load_whole(model, checkpoint, encoder)
         else:  # pillars, or a user's model that derives from a LiDAR detector
             load_strict(model, checkpoint)
-        note_head_convention(model, checkpoint, parts_of(model).head)
+        if hasattr(model, 'box_convention'):  # built by a family, not for parts
+            note_head_convention(model, checkpoint, parts_of(model).head)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)

@@ -102,7 +102,7 @@ def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> Non
     grids = _grids_of(filename, head)
     if min(options.height, options.width) < max(grids):
         raise UsageError(
-            f'--shape {options.height} {options.width}: each side has to be at least the largest grid of the '
+            f'--shape {options.height} {options.width}: each side must be at least the largest grid of the '
             f'model, {max(grids)} pixels'
         )
     cells = sum(grid**2 for grid in grids) * int(head.get('num_classes', 80))

@@ -67,7 +67,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
             with np.errstate(invalid='ignore'):  # NaN and infinity as integers
                 is_whole = dtype.kind not in 'iub' or np.array_equal(array, array.astype(dtype))
             if not is_whole:
-                raise UsageError(f'--constant {name}: the input takes {dtype}, got {array.tolist()}')
+                raise UsageError(f'--constant {name}: the input expects {dtype}, got {array.tolist()}')
             tensor = numpy_helper.from_array(array.astype(dtype).reshape(sizes), name)
             constants = [constant for constant in graph.initializer if constant.name != name]
             refill(graph, initializer=[*constants, tensor])

@@ -91,9 +91,7 @@ class LiftSplatDetector(MVXTwoStageDetector):
         given to `extract_img_feat`.
         """
         if not isinstance(img_inputs, list) or len(img_inputs) != 1:
-            raise DataError(
-                f'{type(self).__name__} tests one augmentation: img_inputs has to be a list of one'
-            )
+            raise DataError(f'{type(self).__name__} tests one augmentation: img_inputs must be a list of one')
         maps, _ = self.extract_img_feat(img_inputs[0], img_metas[0], **how)
         return self.results_of(maps, img_metas[0])
 

@@ -527,7 +527,7 @@ def _not_finite(arrays: Arrays) -> set[str]:
 def _check_evaluating(module: Callable[..., Any]) -> None:
     if not callable(module):
         raise UsageError(
-            f'{type(module).__name__} is no module: expected an nn.Module or a function of tensors'
+            f'{type(module).__name__} is not a module: expected an nn.Module or a function of tensors'
         )
     if isinstance(module, torch.nn.Module):
         training = [name or 'the module' for name, part in module.named_modules() if part.training]

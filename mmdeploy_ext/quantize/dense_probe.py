@@ -1,7 +1,6 @@
-"""The sensitivity of layers to INT8, and the choice of layers that stay float.
+"""The outputs of a network in INT8 against float32: the last layers before post-processing.
 
-Errors are of the last layers before post-processing: norm of the difference over the norm in float32; of a
-network the worst output's.
+Errors are norms of the difference over the norm in float32; of a network the worst output's.
 """
 
 from __future__ import annotations
@@ -14,19 +13,15 @@ import numpy as np
 from mmdeploy_ext.engines.openvino import compiled, readable, require_openvino
 from mmdeploy_ext.graph.io.files import openable
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.quantize import tracked
-from mmdeploy_ext.quantize.difference import Difference, severity
-from mmdeploy_ext.util.errors import DataError, ExportError, InferenceError, ModelFileError, one_line
-from mmdeploy_ext.util.typed_json import JsonDataclass
+from mmdeploy_ext.quantize.difference import Difference
+from mmdeploy_ext.util.errors import DataError, InferenceError, ModelFileError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import onnx
 
-    from mmdeploy_ext.quantize.dense import DenseQuantiser
-    from mmdeploy_ext.quantize.dense_layers import DenseGraph, Layer
-    from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
+    from mmdeploy_ext.quantize.dense_layers import DenseGraph
 
 
 class OpenVinoRunner:
@@ -68,36 +63,6 @@ class Outputs:
 
     def to_json(self) -> dict[str, Any]:
         return {name: difference.to_json() for name, difference in self.by_layer.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerSensitivity:
-    layer: Layer
-    outputs: Outputs
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(
-            name=self.layer.name,
-            operator=self.layer.operator,
-            parameters=self.layer.parameters,
-            error=self.outputs.error,
-            cosine=self.outputs.cosine,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Exclusion(JsonDataclass):
-    """Layers that stay float.
-
-    Attributes:
-        kept: names, most sensitive first.
-        errors: without exclusion, then after each.
-        reached: the last error is within the limit.
-    """
-
-    kept: tuple[str, ...]
-    errors: tuple[float, ...]
-    reached: bool
 
 
 class Probe:
@@ -146,38 +111,3 @@ class Probe:
                 for tensor in tensors:
                     differences[name].add(reference[tensor], outputs[tensor])
         return Outputs(differences)
-
-
-def rank(quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str]) -> list[LayerSensitivity]:
-    """Quantise one layer at a time; return the sensitivities, worst first (NaN counts as infinite)."""
-    sensitivities = [
-        LayerSensitivity(quantiser.graph.layer(name), probe.compare(quantiser.network([name])))
-        for name in tracked(layers, 'layer by layer')
-    ]
-    return sorted(sensitivities, key=lambda entry: severity(entry.outputs.error), reverse=True)
-
-
-def exclude(
-    quantiser: DenseQuantiser | NncfQuantiser,
-    probe: Probe,
-    ranked: Sequence[LayerSensitivity],
-    max_error: float,
-    budget: int,
-) -> Exclusion:
-    """Keep the most sensitive layers of `ranked` in float until the error is at most `max_error`.
-
-    `budget`: most layers. ExportError: only the float network would remain.
-    """
-    names = [sensitivity.layer.name for sensitivity in ranked]
-    errors = [probe.compare(quantiser.network(names)).error]
-    for count in tracked(range(1, min(budget, len(names)) + 1), 'keeping layers float'):
-        if errors[-1] <= max_error:
-            break
-        if count == len(names):
-            raise ExportError(
-                f'--max-error {max_error:g}: is not held while any of the {len(names)} layers is in INT8 '
-                f'(with {names[-1]} alone the worst output is off by {errors[-1]:.4g}); no file was written: '
-                f'raise --max-error, lower --budget, or leave fewer layers float (--keep-float)'
-            )
-        errors.append(probe.compare(quantiser.network(names[count:])).error)
-    return Exclusion(tuple(names[: len(errors) - 1]), tuple(errors), errors[-1] <= max_error)
