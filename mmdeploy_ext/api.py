@@ -121,7 +121,7 @@ class Exported:
         options: options of the export, all decided.
         seconds: exporting and writing.
         detector: the PyTorch model with weights.
-        picture: traced picture; '': the package's.
+        picture: traced image; '': the package's.
         samples: samples of a proof; None: those of the config's data set, or generated.
         plan: of the precision, with `keep_results`.
     """
@@ -293,14 +293,14 @@ def export(
         checkpoint: the weights.
         output_file: `.onnx` file, or folder for several graphs, replaced as a whole. '': `tmp.onnx`, a folder
             with the config's name, or `<config>_fork.onnx`, in the current folder.
-        picture: traced picture; '': the package's.
+        picture: traced image; '': the package's.
         mean: per channel in the network's order (R G B with `to_rgb=True`), 0..255; None: the config's.
-            Pictures alone.
+            2D models only.
         std: likewise.
         cfg_options: dotted key -> value that replaces the config's.
         device: 'cpu', 'cuda' or 'cuda:N'.
         options: options of the graph. All models have `opset`, `precision` ('fp32', 'fp16'), `fp16_io`,
-            `keep_fp32`, `exporter` ('torchscript', 'dynamo') and `simplify`; pictures also `form` ('full':
+            `keep_fp32`, `exporter` ('torchscript', 'dynamo') and `simplify`; 2D models also `form` ('full':
             results, 'decode': boxes and scores before NMS, 'raw': head outputs; two-stage also 'proposals',
             'regions'), `height`, `width` (pixels), `batch` and `dynamic`; frames and sweeps may have
             `contract`. See `contract.options` and a family's `options.py`.

@@ -228,7 +228,10 @@ def load_weights(detector: Detector) -> None:
     checkpoint = load_checkpoint(detector.checkpoint).without(detector.ignored_keys)
     detector.report = checkpoint.renamed(model, detector.cfg.model.get('type', ''))
     family.load_weights(model, detector.report)
-    detector.classes = class_names(detector.cfg, detector.report.meta, family.num_classes(model))
+    count = family.num_classes(model)
+    detector.classes = family.class_names
+    if len(detector.classes) != count:
+        detector.classes = class_names(detector.cfg, detector.report.meta, count)
     finish_loading(detector)
 
 

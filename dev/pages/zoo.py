@@ -337,7 +337,7 @@ def rotated_section(records: Sequence[Record]) -> str:
     failures = [[cell.replace(ROTATED, '') for cell in row] for row in reasons(models)]
     numbers = ['configs', 'matched', 'worst IoU', 'worst score']
     headings = ['model', 'configs', 'one size', 'any size', *numbers[1:]]
-    return f"""**{count.fixed} configs with a CPU reference are proven for one size, {count.dynamic} of them for any size and batch, too**; {count.own_kernels} more for one size against our kernel (`*`). The table has a row for each model, with the number of configs that are this model at test time: these differ in what only training reads, or in where their data are.
+    return f"""**{count.fixed} configs with a CPU reference are proven for one size, {count.dynamic} of them also for any size and batch**; {count.own_kernels} more for one size against our kernel (`*`). Each row is a model, with the number of configs that differ only in training or data.
 
 {table(headings, rows, right=numbers)}
 Proven as another config of the table: {', '.join(same)}.

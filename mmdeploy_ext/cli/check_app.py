@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         'warning (default: 160000, and only warnings)',
         type=int,
     )
-    add('--strict', 'warnings fail, too')
+    add('--strict', 'also fail on warnings')
     add('--json FILE', 'also write the findings as JSON')
     return parser
 
@@ -85,7 +85,8 @@ def check_sparse(args: argparse.Namespace) -> int:
     model = files.read(args.folder)
     if not any(node.op_type == 'SparseConvolution' for node in model.graph.node):
         raise UsageError(
-            f'{args.folder}: is no sparse graph of libspconv; expected one, or a folder that a program loads'
+            f'{args.folder}: is not a sparse graph of libspconv; expected one, or a folder that a program '
+            'loads'
         )
     violations = libspconv_contract.check(model, max_voxels=args.max_voxels, name=args.folder)
     nodes = len(model.graph.node)

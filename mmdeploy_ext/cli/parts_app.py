@@ -44,7 +44,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
     add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
     add('--simplify', 'simplify the graphs')
-    add('--seeded', 'random numbers that a part draws are constants of its graph')
+    add('--seeded', 'make random numbers of a part constants of its graph')
     add('--json FILE', 'write the verdict as JSON')
 
 
@@ -59,8 +59,8 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 def add_samples(add: Any) -> None:
     add(
         '--samples SAMPLE...',
-        'pictures, or FILE.py:function, which yields the keyword arguments of the test path (default: the '
-        "config's data set, else views of the package's picture)",
+        'images, or FILE.py:function, which yields the keyword arguments of the test path (default: the '
+        "config's data set, else views of the package's image)",
     )
 
 
@@ -293,12 +293,12 @@ VERIFY = shared.Variant(
     run_verify,
 )
 TEST = shared.Variant(
-    'Evaluate a detector on its data set with exported parts in place of its own modules.',
+    'Evaluate a detector on its data set with exported parts instead of its own modules.',
     add_test_arguments,
     run_test,
 )
 BENCHMARK = shared.Variant(
-    'Measure the test path of a detector in PyTorch, and with exported parts in place of its own modules, in '
+    'Measure the test path of a detector in PyTorch, and with exported parts instead of its own modules, in '
     'turns.',
     add_benchmark_arguments,
     run_benchmark,

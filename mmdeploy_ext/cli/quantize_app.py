@@ -88,7 +88,7 @@ def add_calibration(parser: argparse.ArgumentParser, number: str, required: bool
         '--data-root DIR',
         'folder of the images of annotations, or of the data set of infos (default: beside them)',
     )
-    text = 'number of images or frames, evenly spread; 0 takes all (default: 100)'
+    text = 'number of images or frames, evenly spread; 0 uses all (default: 100)'
     add(number, text, 100, dest='images_of_ranges')
     add(
         '--method',

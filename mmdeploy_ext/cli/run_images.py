@@ -57,7 +57,7 @@ def make_parser(
     parser.add_argument('model', help=model or f'ONNX file written by {tool("export")}')
     parser.add_argument('images', nargs='+', help=images)
     text = (
-        'folder of the drawn pictures, NAME_det; or, for one image, a .jpg or .png file, and for a film a '
+        'folder of the drawn images, NAME_det; or, for one image, a .jpg or .png file, and for a film a '
         '.mp4 (default: %(default)s). Small images are drawn enlarged; --json is in pixels of the image'
     )
     cli.add_output(parser, '--out PATH', text, DEFAULT_OUT, writes='')
@@ -65,12 +65,12 @@ def make_parser(
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S', help=text)
     parser.add_argument('--json', metavar='FILE', help='write all detections as JSON, also below --score-thr')
     text = (
-        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; an absent one is an error'
+        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; a missing one is an error'
     )
     providers = ['CPUExecutionProvider']
     parser.add_argument('--providers', nargs='+', default=providers, metavar='NAME', help=text)
     text = (
-        "boxes in 3D from pictures: JSON file with the camera's intrinsic matrix, or one per file name, "
+        "3D boxes from images: JSON file with the camera's intrinsic matrix, or one per file name, "
         "or a data set's *_mono3d.coco.json"
     )
     parser.add_argument('--cameras', metavar='FILE', help=text)
@@ -232,7 +232,7 @@ def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
     takes_cameras = bool(camera_of(metadata))
     if takes_cameras and not args.cameras:
         raise UsageError(
-            f'{args.model}: finds boxes in 3D and takes the camera of each picture; name a JSON file with '
+            f'{args.model}: finds 3D boxes and needs the camera of each image; name a JSON file with '
             f'its matrix by --cameras, such as [[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]]'
         )
     if args.cameras and not takes_cameras:

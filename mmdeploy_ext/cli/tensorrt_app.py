@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add('--tf32', 'allow TF32: float32 products are rounded to 10 bits')
     add('--layers JSON', 'write the dtype of every layer', writes='{}')
-    add('--check', 'only report what TensorRT cannot take; build nothing')
+    add('--check', 'only report what TensorRT does not support; build nothing')
     add('--verify', 'compare the engine with ONNX Runtime on a GPU; exit status 1 if outputs differ')
     return parser
 
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         only_check=args.check,
     )
     if args.check:
-        print(f'{args.onnx}: {len(job.model.graph.node)} nodes, nothing that {job.title} cannot take')
+        print(f'{args.onnx}: {len(job.model.graph.node)} nodes, all supported by {job.title}')
         for line in rule_lines(job.model, 'TensorRT'):
             print(f'  {line}')
         return 0

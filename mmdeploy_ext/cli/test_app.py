@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_model_arguments(parser, device='auto')
     add = cli.adder(parser)
     engine = parser.add_mutually_exclusive_group()
-    cli.add(engine, '--torch', "run PyTorch, whatever the config's backend_config says")
+    cli.add(engine, '--torch', "run PyTorch, ignoring the config's backend_config")
     cli.add(
         engine,
         '--onnx FILE',
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='?',
         const='',
     )
-    add('--parts FOLDER', 'run PyTorch with the exported parts of FOLDER in place of its own modules')
+    add('--parts FOLDER', 'run PyTorch with the exported parts of FOLDER instead of its own modules')
     add('--eval METRIC...', 'metrics of the data set, e.g. bbox')
     add('--eval-options KEY=VALUE...', 'arguments of dataset.evaluate()')
     add('--out FILE', 'write the results, .pkl or .pickle', writes='{}')

@@ -277,7 +277,7 @@ PRECISION = Option(
 FP16_IO = Option(
     'fp16_io',
     False,
-    'with fp16: input images and output features are float16, too',
+    'with fp16: also make input images and output features float16',
     key='fp16_io',
     group='half precision',
     only_with=('precision', 'fp16'),
@@ -304,11 +304,11 @@ KEEP_RESULTS = Option(
 )
 HALF = (PRECISION, FP16_IO, KEEP_FP32, KEEP_RESULTS)
 
-HOSTS = 'models of pictures in other programs'
+HOSTS = '2D models in other programs'
 INPUT = Option(
     'input',
     'float32',
-    'float32: normalised pictures (default); uint8: pixels (N, 3, H, W), uint8-nhwc: (N, H, W, 3); mean, '
+    'float32: normalised images (default); uint8: pixels (N, 3, H, W), uint8-nhwc: (N, H, W, 3); mean, '
     'std, channel order and padding are in the graph',
     ('float32', 'uint8', 'uint8-nhwc'),
     key='input',
@@ -373,7 +373,7 @@ IMAGE = (
     Option(
         'dynamic',
         False,
-        'the file takes any batch, height and width',
+        'accept any batch, height and width',
         flag='--dynamic-export',
         key='dynamic',
     ),
@@ -428,7 +428,7 @@ def own_contract(name: str, text: str) -> Option:
 NMS_PLUGIN = Option(
     'nms_plugin',
     False,
-    "with --outputs efficient-nms: the suppression is TensorRT's plug-in EfficientNMS_TRT; needs "
+    "with --outputs efficient-nms: use TensorRT's plug-in EfficientNMS_TRT for NMS; needs "
     '--max-candidates K and --required-inputs',
     key='nms_plugin',
     group=HOSTS,

@@ -227,7 +227,7 @@ class GraphSpec(JsonDataclass):
                 _check_array(tensor, feeds[tensor.name], sizes)
             elif not tensor.is_optional:
                 takes = f'{tensor.dtype} {tensor.shape_text()}'
-                raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; it takes {takes}')
+                raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; it expects {takes}')
 
 
 def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[str, int]]) -> None:
@@ -246,7 +246,7 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[s
     if any(size < tensor.smallest or size % tensor.multiple for size in sides):
         multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
         raise ShapeError(
-            f'{prefix} expected {expected}; height and width have to be at least '
+            f'{prefix} expected {expected}; height and width must be at least '
             f'{tensor.smallest}{multiple} (resize the image, or pad it where the test pipeline pads)'
         )
     for axis, size in zip(tensor.axes, array.shape, strict=True):

@@ -132,7 +132,7 @@ class OnnxRuntimeBackend(Backend):
             self.path.encode()
         except UnicodeEncodeError as error:
             raise ModelFileError(
-                f'{self.path}: its path is not UTF-8, and ONNX Runtime opens no such file; rename it'
+                f'{self.path}: its path is not UTF-8, which ONNX Runtime does not support; rename it'
             ) from error
         try:
             with self._source() as source:
@@ -150,7 +150,8 @@ class OnnxRuntimeBackend(Backend):
             if plugin := UNKNOWN_OPERATOR.search(str(error)):
                 other = ', or export it without --nms-plugin' if 'EfficientNMS' in plugin[1] else ''
                 raise LoadError(
-                    f'{self.path}: its node {plugin[1]} is no operator of ONNX Runtime; run the file in the '
+                    f'{self.path}: its node {plugin[1]} is not an operator of ONNX Runtime; run the file '
+                    'in the '
                     f'engine that has it, such as TensorRT with its plug-ins{other}'
                 ) from error
             raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error

@@ -193,7 +193,7 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
         notes.append('no scene changed in these frames, so that the reset was not shown')
     if bars.cosine is not None:
         notes.append(
-            f'judged by bars that are not those of float32: {tensor_text(bars.cosine)}, '
+            f'judged with wider bars than float32: {tensor_text(bars.cosine)}, '
             f'{100 * bars.match_rate:g} % of the results matched within {bars.distance_m} m and score '
             f'{bars.score}; pairs that are only near count as matched'
         )
@@ -201,6 +201,7 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
             notes.append('which instances are handed on, and the ids of their tracks, were not compared')
         if proof.engine.get('round_fp16'):
             notes.append(half_precision.ROUNDED)
+    notes += row.excused
     if count := sum(modes.substituted):
         notes.append(f"the user's test path gives {count} results of the file's own outputs, one to one")
     return notes
@@ -307,7 +308,7 @@ def _case(row: SequenceRow, shape: str) -> Case:
         row.matched,
         row.missing,
         row.extra,
-        worst_iou=1.0,
+        worst_iou=row.worst_iou,
         worst_score=row.worst_score,
         passed=passed,
         reason='' if passed else f'{row.missing} missing, {row.extra} extra, {row.outside} outside the bars',
@@ -315,5 +316,6 @@ def _case(row: SequenceRow, shape: str) -> Case:
         worst_distance=row.worst_distance,
         low=row.low,
         low_alone=row.low_alone,
+        excused=row.excused,
     )
     return Case(f'{row.title}, {row.frames} frames', shape, False, row.tensors, (detections,))

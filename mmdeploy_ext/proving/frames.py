@@ -37,7 +37,7 @@ from mmdeploy_ext.proving.proof import (
 )
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.recorded.stepper import RecordedStepper
-from mmdeploy_ext.tasks import bbox3d, match, task_module
+from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox3d, match, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError
 from mmdeploy_ext.util.files import sha256_onnx
@@ -335,7 +335,7 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
 
 def ties_of(sides: Sides, detections: tuple[Any, Any], run: Callable[[], Any], **one_to_one: float) -> Ties:
     """Return what excuses boxes beside a tie; `run` returns PyTorch's boxes."""
-    pair_up = task_module(sides.detector.family.task).pair_up
+    pair_up = task_module(sides.detector.family.task, NEEDED_BY_LISTS).pair_up
     bars = {name: bar for name, bar in one_to_one.items() if name != 'score_thr'}
 
     def without() -> Any:

@@ -50,7 +50,7 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
-from mmdeploy_ext.tasks import bbox2d, match, match_bars, task_module
+from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.util.files import sha256_onnx
@@ -283,7 +283,7 @@ def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]
     """Note missing substitution of the file's tensors, and choices among equal results."""
     notes = list(dict.fromkeys(note for case in cases for note in case.notes))
     if any(case.engines for case in cases):
-        notes.append('tensors inside the file are those of ONNX Runtime, which ran beside the engine')
+        notes.append('tensors inside the file are from ONNX Runtime, which also ran the file')
     if unjudged := code.unjudged():
         notes.append(unjudged)
     if any(case.substituted for case in cases):
@@ -452,7 +452,8 @@ def match_with_ties(
     bars: Mapping[str, Any],
 ) -> tuple[DetectionRow, ...]:
     """Match every image's results; `run` returns those of the reference."""
-    task, model = task_module(reference.detector.family.task), reference.detector.model
+    model = reference.detector.model
+    task = task_module(reference.detector.family.task, NEEDED_BY_LISTS)
     pair_by = functools.partial(
         task.pair_up, **{name: bar for name, bar in bars.items() if name != 'score_thr'}
     )
@@ -528,7 +529,7 @@ def match_substituted(
     try:
         expected = run()
     except Exception as error:  # the user's code may read what the file does not have
-        return (), (f"the user's code does not take the file's tensors: {one_line(error)[:200]}",)
+        return (), (f"the user's code does not accept the file's tensors: {one_line(error)[:200]}",)
     one_to_one = getattr(task, 'ONE_TO_ONE', {})
     return match_with_ties(reference, expected, results, run, settings, one_to_one), ()
 

@@ -36,6 +36,10 @@ class Detections3D(Scored):
             place['track_id'] = int(self.ids[index])
         return place
 
+    def ground_lines(self) -> list[tuple[np.ndarray, int]]:
+        """Lines (P, 2) on the ground to draw, each with the class of its colour, -1 for white."""
+        return []
+
 
 def in_range(boxes: np.ndarray, limits: Sequence[float]) -> np.ndarray:
     """(n,) bool: places of boxes (n, 3 or more) within `limits` (low x, y, z, high x, y, z), inclusive."""

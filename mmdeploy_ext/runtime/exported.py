@@ -163,6 +163,6 @@ def check_same_export(files: Mapping[object, Metadata]) -> None:
         for field in SHARED_FIELDS:
             if getattr(metadata, field) != getattr(first_metadata, field):
                 raise ModelFileError(
-                    f'{path}: its {field} is not that of {first}; the files have to be of one export: export '
+                    f'{path}: its {field} is not that of {first}; the files must be of one export: export '
                     f'them again into a folder of their own'
                 )

@@ -53,7 +53,7 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
 def _raw_points(content: bytes, path: str | Path, width: int) -> np.ndarray:
     if len(content) % (4 * width):
         raise DataError(
-            f'{path}: has {len(content)} bytes, expected a multiple of {4 * width}: the model takes points '
+            f'{path}: has {len(content)} bytes, expected a multiple of {4 * width}: the model expects points '
             f'of {width} float32 values'
         )
     values = np.frombuffer(content, '<f4').copy()  # a buffer's view cannot be written to, torch warns of it

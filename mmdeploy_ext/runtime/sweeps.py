@@ -105,7 +105,7 @@ def sweep_items(source: str | Path) -> list[Any]:
 
 
 def evenly(items: list[Any], limit: int) -> list[Any]:
-    """At most `limit` items, evenly spread; 0 takes all."""
+    """At most `limit` items, evenly spread; 0 uses all."""
     if limit <= 0 or limit >= len(items):
         return items
     return [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]

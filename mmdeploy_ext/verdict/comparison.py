@@ -243,7 +243,7 @@ def _not_finite(reference: np.ndarray, candidate: np.ndarray) -> str:
         for side, values in (('the candidate', candidate), ('the reference', reference))
         if not np.isfinite(values).all()
     ]
-    return f'{", ".join(counts)} of {reference.size} values, which have to be in the same places'
+    return f'{", ".join(counts)} of {reference.size} values, which must be in the same places'
 
 
 def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[TensorRow]:

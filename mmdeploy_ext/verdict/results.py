@@ -311,6 +311,7 @@ class SequenceRow:
         match_rate: matched share of the longer list, or None.
         match_bar: smallest rate that passes.
         worst_distance: metres, or None.
+        worst_iou, excused: of `DetectionRow`, over all frames.
         ties: memory rows and queries that differ by equal scores.
         tied_frames: frames with a tie.
         affected_frames: frames with rows of a tie in memory.
@@ -335,6 +336,8 @@ class SequenceRow:
     match_bar: float
     worst_distance: float | None
     worst_score: float
+    worst_iou: float = 1.0
+    excused: tuple[str, ...] = ()
     ties: int = 0
     tied_frames: int = 0
     affected_frames: int = 0

@@ -17,7 +17,7 @@ OWN = 'faster_rcnn_r50_fpn_1x_coco'
 
 COMMAND_PAGES = [
     'README.md',
-    *(f'docs/{name}.md' for name in ('export', 'run', 'proof', 'parts', 'device', 'any-module')),
+    *(f'docs/{name}.md' for name in ('export', 'run', 'proof', 'parts', 'device', 'any-module', 'SKILL')),
 ]
 PYTHON_PAGES = [
     path.relative_to(REPOSITORY).as_posix()
@@ -76,7 +76,9 @@ def commands_of(page: str) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize('page', in_suite(COMMAND_PAGES, 'README.md', 'docs/run.md', 'docs/any-module.md'))
+@pytest.mark.parametrize(
+    'page', in_suite(COMMAND_PAGES, 'README.md', 'docs/run.md', 'docs/any-module.md', 'docs/SKILL.md')
+)
 def test_the_commands_of_a_page(page, tmp_path, monkeypatch, capfd):
     for name in ('configs', 'demo', 'tools', 'mmdeploy_ext'):
         (tmp_path / name).symlink_to(REPOSITORY / name)

@@ -47,7 +47,7 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
         'CONFIG CHECKPOINT m.onnx compares a file with PyTorch; a.onnx b.onnx compares b with a, without '
         'torch',
     ),
-    argument('--images PATH...', 'pictures for PyTorch (default: demo/toy.jpg)'),
+    argument('--images PATH...', 'images for PyTorch (default: demo/toy.jpg)'),
     argument(
         '--no-fresh',
         'do not export again for the pairs of tensors; pair by names, values and places',

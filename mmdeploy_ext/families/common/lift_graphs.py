@@ -4,15 +4,20 @@ Glossary: N cameras, H, W network input in pixels, D depth bins, h, w feature ma
 columns of the view.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.exporting.ops.cells import sum_by_tables
+from mmdeploy_ext.families.common.camera_graphs import camera_graphs
 from mmdeploy_ext.families.common.lidar_parts import OfModel
+from mmdeploy_ext.families.common.runtime.lift_splat import LiftFacts
+from mmdeploy_ext.graph.passes.resize_conv import convolve_before_resize
 from mmdeploy_ext.models.lift_splat.detector import only_map
 from mmdeploy_ext.models.lift_splat.view_transformer import camera_vectors, cells_of, frustum_points
 
@@ -93,6 +98,17 @@ def frame_inputs(model: nn.Module) -> list[TensorSpec]:
     ]
 
 
+def lift_graphs(
+    model: nn.Module, options: Options, name: str, module: nn.Module, spec: GraphSpec
+) -> list[Graph]:
+    """Return the graph of a family's own contract."""
+    (graph,) = camera_graphs(model, options, [(name, module, spec)])
+    if options.precision != 'fp32':
+        return [graph]
+    stages = [dataclasses.replace(stage, passes=(convolve_before_resize,)) for stage in graph.stages]
+    return [dataclasses.replace(graph, make=lambda: stages)]
+
+
 def lift_facts(model: nn.Module) -> dict[str, Any]:
     """Return the fields of `LiftFacts`."""
     transformer, frustum = model.img_view_transformer, model.img_view_transformer.frustum
@@ -104,3 +120,7 @@ def lift_facts(model: nn.Module) -> dict[str, Any]:
         columns=tuple(frustum[0, 0, :, 0].tolist()),
         rows=tuple(frustum[0, :, 0, 1].tolist()),
     )
+
+
+def view_facts(model: nn.Module) -> LiftFacts:
+    return LiftFacts(**lift_facts(model))

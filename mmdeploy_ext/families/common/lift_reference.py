@@ -8,8 +8,8 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from torch import nn
 
 from mmdeploy_ext.families.common.camera_reference import CameraReference
-from mmdeploy_ext.families.common.lift_graphs import lift_facts
-from mmdeploy_ext.families.common.runtime.lift_splat import BORDER, LiftFacts, border_points, frustum_places
+from mmdeploy_ext.families.common.lift_graphs import view_facts
+from mmdeploy_ext.families.common.runtime.lift_splat import BORDER, border_points, frustum_places
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.moments import special_drive
@@ -21,7 +21,7 @@ class LiftReference(CameraReference):
     reads = ('lidar2img', 'intrinsics', 'ego_pose', 'timestamp_s')
 
     def __init__(self, model: nn.Module, notes: Sequence[str] = ()) -> None:
-        self.view_facts = LiftFacts(**lift_facts(model))
+        self.view_facts = view_facts(model)
         self._at_borders: dict[bytes, int] = {}
         super().__init__(model, notes)
 

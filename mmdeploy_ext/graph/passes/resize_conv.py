@@ -23,12 +23,13 @@ from mmdeploy_ext.graph.io.index import (
     constant_value,
     node_attributes,
     operator_name,
+    reads,
     refill,
 )
 
 LEAST_GAIN = 2
 """Products before over products after, from which on a convolution is moved."""
-REPLACED = ('Concat', 'Resize')
+REPLACED = ('Concat', 'Constant', 'Identity', 'Resize')
 
 
 def convolve_before_resize(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
@@ -52,9 +53,10 @@ def convolve_before_resize(model: onnx.ModelProto) -> tuple[onnx.ModelProto, boo
         if operator_name(node) in REPLACED and not used.intersection(node.output):
             continue
         kept.append(node)
-        used.update(node.input)
+        used.update(reads(node))
     refill(result.graph, node=reversed(kept))
-    constants = [tensor for tensor in result.graph.initializer if tensor.name not in graph.replaced - used]
+    unused = {name for node in model.graph.node for name in reads(node)} - used
+    constants = [tensor for tensor in result.graph.initializer if tensor.name not in unused]
     refill(result.graph, initializer=[*constants, *graph.constants])
     return result, True
 
@@ -85,12 +87,13 @@ class _Graph:
             *(name for node in model.graph.node for name in node.output),
         }
         self.constants: list[onnx.TensorProto] = []
-        self.replaced: set[str] = set()
 
     def constant(self, name: str) -> np.ndarray | None:
         if name in self.index.constants:
             return numpy_helper.to_array(self.index.constants[name])
         node = self.producer(name)
+        if node is not None and operator_name(node) == 'Identity':  # equal constants are written once
+            return self.constant(node.input[0])
         return None if node is None else constant_value(node)
 
     def producer(self, name: str) -> onnx.NodeProto | None:
@@ -153,7 +156,6 @@ class _Graph:
 
     def moved(self, conv: onnx.NodeProto, maps: Sequence[_Map]) -> list[onnx.NodeProto]:
         """Return the nodes in the place of a Conv."""
-        self.replaced.update(conv.input[1:])
         weight, nodes = self.constant(conv.input[1]), []
         title = conv.name or conv.output[0]
 
@@ -177,7 +179,6 @@ class _Graph:
             summands.append(
                 add('Conv', 'conv_of_the_rest', inputs, own_weight, *conv.input[2:], **attributes)
             )
-            self.replaced.discard((*conv.input, '')[2])
         elif len(conv.input) > 2:
             bias = self.constant(conv.input[2]).reshape(1, -1, 1, 1)
             summands.append(self.add_constant(bias, conv.input[2]))

@@ -118,4 +118,7 @@ class NuScenesSparse4DAdaptor:
         results['T_global_inv'] = np.linalg.inv(results['lidar2global'])
         images = np.stack([image.transpose(2, 0, 1) for image in results['img']])
         results['img'] = DataContainer(torch.from_numpy(np.ascontiguousarray(images)), stack=True)
+        if 'gt_ego_fut_cmd' in results:
+            command = torch.from_numpy(np.array(results['gt_ego_fut_cmd'], np.float32))
+            results['gt_ego_fut_cmd'] = DataContainer(command, stack=True, pad_dims=None)
         return results

@@ -66,7 +66,8 @@ class LiftSplatDetector(MVXTwoStageDetector):
     ) -> tuple[list[Tensor], Tensor]:
         images, sensor2ego, ego2global, *matrices = img
         sensor2keyego = in_key_ego(ego2global[:, :1], ego2global, sensor2ego)
-        view, depth = self.bev_map(images, sensor2keyego, ego2global, *matrices)
+        place = sensor2keyego, ego2global, *matrices
+        view, depth = self.bev_map(images, *place, self.img_view_transformer.get_mlp_input(*place))
         return [self.bev_encoder(view)], depth
 
     def forward(self, return_loss: bool = True, **data: Any) -> Any:
@@ -90,9 +91,7 @@ class LiftSplatDetector(MVXTwoStageDetector):
         given to `extract_img_feat`.
         """
         if not isinstance(img_inputs, list) or len(img_inputs) != 1:
-            raise DataError(
-                f'{type(self).__name__} tests one augmentation: img_inputs has to be a list of one'
-            )
+            raise DataError(f'{type(self).__name__} tests one augmentation: img_inputs must be a list of one')
         maps, _ = self.extract_img_feat(img_inputs[0], img_metas[0], **how)
         return self.results_of(maps, img_metas[0])
 

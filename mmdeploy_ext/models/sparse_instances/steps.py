@@ -1,7 +1,9 @@
 """Sparse4D from feature maps to refined instances, on the modules of the user's model or ours.
 
+An anchor is a box (`blocks.py`), or with SparseDrive a polyline: x, y (m) of each point.
+
 Source: HorizonRobotics/Sparse4D c41df4b, models/{sparse4d_head,instance_bank,blocks}.py and
-models/detection3d/detection3d_blocks.py.
+models/detection3d/detection3d_blocks.py; swc-17/SparseDrive ec0225d, models/map/map_blocks.py.
 Glossary: N cameras, L levels, A instances of a frame, M remembered instances, P key points, G groups, C
 channels, K classes, S cells of all maps. Anchors: see `blocks.py`.
 """
@@ -76,7 +78,9 @@ def map_sizes(shapes: Sequence[Sequence[int]], cameras: int) -> tuple[Tensor, Te
 
 
 def embed(encoder: nn.Module, anchor: Tensor) -> Tensor:
-    """Return the embeddings (1, A, C) of anchors (1, A, 11)."""
+    """Return the embeddings (1, A, C) of anchors."""
+    if not hasattr(encoder, 'vel_fc'):
+        return encoder.pos_fc(anchor)
     embeddings = [
         encoder.pos_fc(anchor[..., CENTRE]),
         encoder.size_fc(anchor[..., LOG_SIZE]),
@@ -87,7 +91,9 @@ def embed(encoder: nn.Module, anchor: Tensor) -> Tensor:
 
 
 def key_points(generator: nn.Module, anchor: Tensor, feature: Tensor) -> Tensor:
-    """Return the key points (A, P, 3), m, LiDAR frame, of anchors (1, A, 11) with features (1, A, C)."""
+    """Return the key points (A, P, 3), m, LiDAR frame, of anchors with features (1, A, C)."""
+    if hasattr(generator, 'fix_height'):
+        return line_points(generator, anchor, feature)
     shares = generator.fix_scale[None].expand(anchor.shape[1], -1, -1)
     if getattr(generator, 'learnable_fc', None) is not None:
         learned = generator.learnable_fc(feature)[0].reshape(anchor.shape[1], -1, 3)
@@ -96,6 +102,16 @@ def key_points(generator: nn.Module, anchor: Tensor, feature: Tensor) -> Tensor:
     sine, cosine = anchor[0, :, SINE, None], anchor[0, :, COSINE, None]
     turned = torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], -1)
     return turned + anchor[0, :, None, CENTRE]
+
+
+def line_points(generator: nn.Module, anchor: Tensor, feature: Tensor) -> Tensor:
+    heights = anchor.new_tensor(generator.fix_height) + generator.ground_height
+    offsets = generator.learnable_fc(feature)[0].unflatten(
+        -1, (-1, len(heights), generator.num_learnable_pts, 2)
+    )
+    places = anchor[0].unflatten(-1, (-1, 1, 1, 2)) + offsets
+    levels = heights[:, None, None].expand(*places.shape[:-1], 1)
+    return torch.cat([places, levels], -1).flatten(1, 3)
 
 
 def project(points: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Tensor:
@@ -137,21 +153,39 @@ def gather(
     return torch.cat([layer.output_proj(tap('dfa', gathered)), feature], -1)
 
 
+def is_decoupled(head: nn.Module) -> bool:
+    """Whether positions are further channels of queries and keys, and not added to them."""
+    return not isinstance(head.fc_before, nn.Identity)
+
+
+def with_position(head: nn.Module, feature: Tensor, position: Tensor) -> Tensor:
+    return torch.cat([feature, position], -1) if is_decoupled(head) else feature + position
+
+
 def attend(
-    head: nn.Module, layer: nn.Module, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    head: nn.Module,
+    layer: nn.Module,
+    feature: Tensor,
+    position: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
 ) -> Tensor:
-    """Return features (1, A, C) of queries (1, A, 2 C) and keys and values of 2 C channels."""
-    attention = layer.attn
+    """Return features (B, A, C) of features and their positions, by keys and values of 2 C or C channels."""
+    attention, query = layer.attn, with_position(head, feature, position)
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     mixed = multi_head((query, keys, values), weight, bias, attention.num_heads, mask)
-    return head.fc_after(query + attention.out_proj(mixed))
+    identity = query if is_decoupled(head) else feature
+    return head.fc_after(identity + attention.out_proj(mixed))
 
 
 def refine(
     layer: nn.Module, feature: Tensor, anchor: Tensor, embedding: Tensor, time_interval: Tensor
 ) -> Tensor:
-    """Return the corrected anchors (1, A, 11); velocity steps are metres per `time_interval` (1,)."""
+    """Return the corrected anchors; a box's velocity steps are metres per `time_interval` (1,)."""
     step = layer.layers(feature + embedding)
+    if not hasattr(layer, 'quality_layers'):
+        return anchor + step
     velocity = step[..., VELOCITY] / time_interval
     return anchor + torch.cat([step[..., : VELOCITY.start], velocity], -1)
 
@@ -187,11 +221,11 @@ class LastFrame:
         position: (1, M, C) embeddings of the last frame's anchors; after later refinements `run_head`
             replaces them by the first M anchors' of this frame, as upstream, even if the last frame is not
             near.
-        values: (1, M, 2 C), or None.
+        values: (1, M, 2 C or C), or None.
     """
 
     def __init__(self, head: nn.Module, last: Remembered | None, instances: int) -> None:
-        self.last = last
+        self.head, self.last = head, last
         self.mask = None
         if last is None:
             return
@@ -201,32 +235,35 @@ class LastFrame:
             row = torch.arange(instances, device=last.feature.device)
             self.mask = (last.exists & (row >= last.anchor.shape[1]))[None, None, None]
 
-    def keys_and_values(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values (1, A or M, 2 C); without a last frame the queries."""
+    def keys_and_values(self, feature: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values (1, A or M, 2 C or C); without a last frame those of the queries."""
+        query = with_position(self.head, feature, position)
+        own = query, query if is_decoupled(self.head) else feature
         if self.last is None:
-            return query, query
-        keys = torch.cat([self.last.feature, self.position], -1)
+            return own
+        keys = with_position(self.head, self.last.feature, self.position)
         if self.last.exists is None:
             return keys, self.values
         missing = query.shape[1] - keys.shape[1]
         exists = self.last.exists[:, None, None]
         return tuple(
-            torch.where(exists, torch.nn.functional.pad(rows, (0, 0, 0, missing)), query)
-            for rows in (keys, self.values)
+            torch.where(exists, torch.nn.functional.pad(rows, (0, 0, 0, missing)), of_query)
+            for rows, of_query in zip((keys, self.values), own, strict=True)
         )
 
 
 def run_head(
     head: nn.Module,
     pictures: Pictures,
-    time_interval: Tensor,
+    time_interval: Tensor | None,
     last: Remembered | None,
     learned: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return features (1, A, C), anchors (1, A, 11), class logits (1, A, K) and quality logits (1, A, 2).
+    title: str = '',
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return features (1, A, C), anchors, class logits (1, A, K) and quality logits (1, A, 2), if there are.
 
-    `time_interval` is (1,) seconds, `last` None in a graph of a first frame, `learned` the first features (1,
-    A, C) and anchors (1, A, 11), by default the head's.
+    `time_interval` is (1,) seconds, for boxes; `last` None in a graph of a first frame, `learned` the first
+    features (1, A, C) and anchors, by default the head's; `title` goes before the names of taps.
     """
     bank, operations = head.instance_bank, head.operation_order
     feature, anchor = learned or (bank.instance_feature[None], bank.anchor[None])
@@ -234,22 +271,25 @@ def run_head(
     memory = LastFrame(head, last, anchor.shape[1])
     for number, (kind, layer) in enumerate(zip(operations, head.layers, strict=True)):
         if kind == 'gnn':
-            query = torch.cat([feature, position], -1)
-            feature = attend(head, layer, query, query, head.fc_before(feature), None)
+            keys, values = with_position(head, feature, position), head.fc_before(feature)
+            feature = attend(head, layer, feature, position, keys, values, None)
         elif kind == 'temp_gnn':
-            query = torch.cat([feature, position], -1)
-            feature = attend(head, layer, query, *memory.keys_and_values(query), memory.mask)
+            keys, values = memory.keys_and_values(feature, position)
+            feature = attend(head, layer, feature, position, keys, values, memory.mask)
         elif kind == 'deformable':
             feature = gather(layer, feature, anchor, position, pictures)
         elif kind == 'refine':
             done += 1
-            anchor = tap(f'refined_{done}', refine(layer, feature, anchor, position, time_interval))
+            anchor = tap(f'{title}refined_{done}', refine(layer, feature, anchor, position, time_interval))
             if done == head.num_single_frame_decoder and last is not None:
-                logits = tap('first_logits', layer.cls_layers(feature))
+                logits = tap(f'{title}first_logits', layer.cls_layers(feature))
                 feature, anchor = take_over(feature, anchor, logits, last)
             if number == len(operations) - 1:
-                feature = tap('instance_feature', feature)
-                return feature, anchor, layer.cls_layers(feature), layer.quality_layers(feature + position)
+                feature = tap(f'{title}instance_feature', feature)
+                quality = (
+                    layer.quality_layers(feature + position) if hasattr(layer, 'quality_layers') else None
+                )
+                return feature, anchor, layer.cls_layers(feature), quality
             position = embed(head.anchor_encoder, anchor)
             if done > head.num_single_frame_decoder and last is not None:
                 memory.position = position[:, : last.anchor.shape[1]]

@@ -78,7 +78,7 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
         if getattr(item, 'suffix', '') == '.npz':
-            raise DataError(f'{item}: holds voxels, the model takes points; give a sweep (.bin, .npy)')
+            raise DataError(f'{item}: holds voxels, the model expects points; give a sweep (.bin, .npy)')
         yield sweeps.name(item), sweeps.points(item)
 
 

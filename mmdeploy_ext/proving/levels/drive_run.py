@@ -84,6 +84,12 @@ def default_bars(precision: str) -> DriveBars:
     return dataclasses.replace(SHORT_DRIVE, **same, corner_m=bars.distance_m, near_counts=True, tie=2e-3)
 
 
+def bars_of_task(task: str, bars: DriveBars) -> DriveBars:
+    """Return bars with the task's own `MATCH_RATE` in float32."""
+    rate = getattr(task_module(task), 'MATCH_RATE', bars.match_rate)
+    return bars if bars.cosine is not None else dataclasses.replace(bars, match_rate=rate)
+
+
 class Modes:
     """Runs the reference and one candidate per mode frame by frame, from empty memories.
 
@@ -123,9 +129,9 @@ class Modes:
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
-        match = task_module(task).match_detections
+        match, bars = task_module(task).match_detections, bars_of_task(task, bars or DriveBars())
         self.reference, self.candidates, self.clock = reference, candidates, Clock()
-        self.runs = {mode: PairRun(mode, spec, bars or DriveBars(), memory, match) for mode in candidates}
+        self.runs = {mode: PairRun(mode, spec, bars, memory, match) for mode in candidates}
         for stepper in (reference, *candidates.values()):
             stepper.reset()
         self.rounding_of = rounding_of
@@ -192,6 +198,9 @@ class Modes:
             self.substituted.append(0)
             return
         expected = self.reference.boxes_of(got.outputs)
+        if expected is None:
+            self.substituted.append(0)
+            return
         row = run.match(frame.name, expected, got.detections, **self.one_to_one)
         self.substituted.append(row.matched)
         if not row.passed:
@@ -248,7 +257,8 @@ class PairRun:
     """Judges one candidate in one mode, one frame after the other.
 
     Attributes:
-        worst_distance, worst_score: largest differences of counted pairs.
+        worst_distance, worst_score, worst_iou: of counted pairs.
+        excused: lines on results beside a tie, of all frames.
         tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
         pairing: pairs of memory rows; None for a memory without scores.
         outputs: specs of the outputs other than state; `names` are compared.
@@ -283,7 +293,8 @@ class PairRun:
         self.tied = dict(ties=0, tied_frames=0, affected_frames=0, taken_over=0)
         self.worst_distance: float | None = None
         self.last: tuple[str, float] | None = None
-        self.worst_score, self.parted = 0.0, False
+        self.worst_score, self.worst_iou, self.parted = 0.0, 1.0, False
+        self.excused: list[str] = []
 
     def add(self, moment: Moment, rounding: Rounding | None = None) -> None:
         """Judge one frame by both sides' results and memories; `rounding`: of `named_tensors`."""
@@ -414,6 +425,8 @@ class PairRun:
         if row.broken or (not row.passed and not (row.missing or row.extra or row.outside)):
             self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
         self.worst_score = max(self.worst_score, row.worst_score)
+        self.worst_iou = min(self.worst_iou, row.worst_iou)
+        self.excused += [f'{name}: beside a tie: {line}' for line in row.excused]
         if row.worst_distance is not None:
             self.worst_distance = max(self.worst_distance or 0.0, row.worst_distance)
         return row.passed
@@ -434,6 +447,8 @@ class PairRun:
             match_bar=self.bars.match_rate,
             worst_distance=self.worst_distance,
             worst_score=self.worst_score,
+            worst_iou=self.worst_iou,
+            excused=tuple(self.excused),
             **self.tied,
             tensors=tuple(self.tensors.worst.values()),
             series=self.series,

@@ -198,7 +198,7 @@ def _differing(value: Any, expected: Any, place: str) -> Iterator[str]:
 def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> list[Check]:
     """Compare two node lists; return a check of nodes and one of initializers."""
     if not isinstance(expected, dict):
-        raise UsageError(f'{source}: is no node list, expected an object with nodes and initializers')
+        raise UsageError(f'{source}: is not a node list, expected an object with nodes and initializers')
     checks, parts = [], dict(nodes=('meta', 'inputs', 'outputs', 'nodes'), initializers=('initializers',))
     for title, keys in parts.items():
         wrong = [line for key in keys for line in _differing(nodes.get(key), expected.get(key), key)]

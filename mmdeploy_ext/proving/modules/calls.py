@@ -40,7 +40,9 @@ class FileTensor:
         """Read a tensor; UsageError for sequences, maps, optionals and texts."""
         tensor_type = value.type.tensor_type
         if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
-            raise UsageError(f'{path}: {value.name!r} is no tensor; expected inputs and outputs of tensors')
+            raise UsageError(
+                f'{path}: {value.name!r} is not a tensor; expected inputs and outputs of tensors'
+            )
         if tensor_type.elem_type == TensorProto.STRING:
             raise UsageError(f'{path}: {value.name!r} holds texts; expected inputs and outputs of numbers')
         axes = None
@@ -154,7 +156,8 @@ def _arguments(
         if set(sample) == set(file_inputs):
             return tuple(_with_tensors([sample[name] for name in file_inputs])), {}
         raise UsageError(
-            f'{title}: {unknown[0]!r} is no argument of {module_title(module)}{signature}; name tensors as '
+            f'{title}: {unknown[0]!r} is not an argument of {module_title(module)}{signature}; name '
+            'tensors as '
             f"the module's arguments, or all of them as the file's inputs: {', '.join(file_inputs)}"
         )
     args = tuple(sample) if isinstance(sample, list | tuple) else (sample,)

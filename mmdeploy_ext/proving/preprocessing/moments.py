@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 OF_DATASET = 2
 """Number of compared samples of the user's data set."""
-EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token')
+EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token', 'command')
 """Values that have to be equal (`images` unless the data set has a `picture_rtol`)."""
 NEAR = ('lidar2img', 'intrinsics', 'ego_pose')
 """Matrices, which data sets keep in float32."""
-OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
+OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token', 'command')
 """Values that a data set may lack, see `Frame`."""
 MATRIX_RTOL = 2e-6
 """Tolerance of matrices, relative to the largest value: three products of float32."""

@@ -4,7 +4,6 @@ Glossary: N cameras, H, W network input in pixels, A adjacent frames, D depth bi
 channels, Y, X rows and columns of the view.
 """
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -13,16 +12,15 @@ from torch.nn import functional
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.families.common.camera_graphs import camera_graphs
 from mmdeploy_ext.families.common.lift_graphs import (
     LiftFrame,
     LiftNetwork,
     frame_inputs,
     lift_facts,
+    lift_graphs,
     view_axes,
 )
 from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
-from mmdeploy_ext.graph.passes.resize_conv import convolve_before_resize
 from mmdeploy_ext.systems.bevdet.facts import BevDetFacts
 from mmdeploy_ext.systems.bevdet.runtime import FORM, VIEW
 
@@ -121,11 +119,7 @@ def spec(model: nn.Module) -> GraphSpec:
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    (graph,) = camera_graphs(model, options, [(FORM, BevDetFrame(model), spec(model))])
-    if options.precision != 'fp32':
-        return [graph]
-    stages = [dataclasses.replace(stage, passes=(convolve_before_resize,)) for stage in graph.stages]
-    return [dataclasses.replace(graph, make=lambda: stages)]
+    return lift_graphs(model, options, FORM, BevDetFrame(model), spec(model))
 
 
 def facts_of(model: nn.Module) -> BevDetFacts:

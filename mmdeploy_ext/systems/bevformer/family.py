@@ -55,7 +55,7 @@ def check_parts(filename: str, model: nn.Module) -> None:
                 if found:
                     raise ConfigError(
                         f'{filename}: {found} is never called: BEVFormerHead of mm2onnx goes through the '
-                        f'layers of encoder and decoder by itself; use a head of your own code, by '
+                        f'layers of encoder and decoder by itself; use your own head, by '
                         f'custom_imports'
                     )
 
@@ -71,7 +71,7 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
         if wrong := [f'{key}={layer[key]}' for key, is_other in differs.items() if is_other]:
             raise ConfigError(
                 f'{filename}: model.pts_bbox_head.transformer.encoder.transformerlayers: {", ".join(wrong)}; '
-                f'expected those of the published configs, or layers of your own code, by custom_imports'
+                f'expected those of the published configs, or your own layers, by custom_imports'
             )
 
 

@@ -8,6 +8,7 @@ import ast
 import copy
 import importlib
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,13 @@ from mmdeploy_ext.config.user_modules import is_python_config, parsed_config
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
-from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, to_mmdet2_model, without_scope
+from mmdeploy_ext.weights.convert.mmdet3_model import (
+    INNER,
+    OWN_DETECTORS,
+    OWN_MODELS,
+    to_mmdet2_model,
+    without_scope,
+)
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 from mmdeploy_ext.weights.convert.mmdet3_python import read_python_config
 
@@ -40,26 +47,29 @@ def to_mmdet2_config(cfg: Any) -> Any:
     """
     from mmcv import Config
 
-    model, filename = cfg.get('model'), cfg.filename
+    model, filename, outer = cfg.get('model'), cfg.filename, ''
     if not isinstance(model, dict):
         raise ConfigError(f'{filename}: model={model!r}, expected a dict with `type`')
     if not is_config3(cfg):
         raise ConfigError(
-            f'{filename}: is no config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
+            f'{filename}: is not a config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
         )
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    if model.get('type') in INNER and isinstance(model.get('detector'), dict):
+        outer, model = model['type'], model['detector']
+        preprocessor = model.get('data_preprocessor') or preprocessor
+        print(f'note: {filename}: of {outer} its detector alone, {model.get("type")}', file=sys.stderr)
     try:
         model2 = to_mmdet2_model(_plain(model))
         dataset = _plain((cfg.get('test_dataloader') or {}).get('dataset') or {})
-        preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-        preprocessor = without_scope(_plain(preprocessor))
         steps = dataset.get('pipeline') or _plain(cfg.get('test_pipeline'))
         if not steps:
             raise ConfigError('has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one')
-        pipeline = to_mmdet2_pipeline(without_scope(steps), preprocessor)
+        pipeline = to_mmdet2_pipeline(without_scope(steps), without_scope(_plain(preprocessor)))
         values = dict(model=model2, data=dict(test=_to_mmdet2_dataset(dataset, pipeline)))
-        if plugin := PLUGINS.get(model2['type']):
-            importlib.import_module(plugin)
-            values['custom_imports'] = dict(imports=[plugin], allow_failed_imports=False)
+        if model2['type'] in OWN_DETECTORS or 'CenterNetUpdateHead' in str(model2.get('bbox_head')):
+            importlib.import_module(OWN_MODELS)
+            values['custom_imports'] = dict(imports=[OWN_MODELS], allow_failed_imports=False)
     except KeyError as error:
         raise ConfigError(
             f'{filename}: has no {error}, which a {model.get("type")} of mmdet 3 has in its model or pipeline'
@@ -99,12 +109,15 @@ def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) 
             type='CocoDataset', ann_file='annotations.json', img_prefix='', **names, pipeline=pipeline
         )
     root = Path(dataset.get('data_root') or '')
+    proposals = dataset.get('proposal_file')
+    proposals = dict(proposal_file=str(root / proposals)) if proposals else {}
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
     return dict(
         type=dataset['type'],
         ann_file=str(root / dataset.get('ann_file', '')),
         img_prefix=str(root / prefix),
         **names,
+        **proposals,
         pipeline=pipeline,
     )
 
@@ -133,7 +146,9 @@ def _parse_values(path: str, text: object) -> dict[str, Any]:
                 raise ValueError(f'line {statement.lineno} is no `name = value`')
             values[statement.targets[0].id] = _parse_value(statement.value)
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f'{path}: meta.cfg is no plain config: {error}; give the config itself') from error
+        raise ConfigError(
+            f'{path}: meta.cfg is not a plain config: {error}; give the config itself'
+        ) from error
     return values
 
 

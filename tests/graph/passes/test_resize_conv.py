@@ -28,8 +28,9 @@ def make(large=(10, 14), kernel=(3, 3), beside=0, channels=64, outputs=8, by_sca
             'Resize', resize, ['large'], 'resize', mode=mode, coordinate_transformation_mode=kind
         ),
         helper.make_node('Concat', ['z', 'large', 'z'], ['both'], 'concat', axis=1),
+        helper.make_node('Identity', ['bias'], ['shared']),
         helper.make_node(
-            'Conv', ['both' if beside else 'large', 'weight', 'bias'], ['y'], 'conv', **attributes
+            'Conv', ['both' if beside else 'large', 'weight', 'shared'], ['y'], 'conv', **attributes
         ),
     ]
     if not beside:
@@ -66,6 +67,8 @@ def test_the_numbers_stay(settings):
     onnx.checker.check_model(result, full_check=True)
     assert changed and model.SerializeToString() == before
     assert ('Resize' in {node.op_type for node in result.graph.node}) == bool(settings.get('read_twice'))
+    names = {name for node in result.graph.node for name in node.input}
+    assert {tensor.name for tensor in result.graph.initializer} <= names | {'sizes', 'scales'}
     random = np.random.default_rng(1)
     shapes = {
         value.name: [dim.dim_value or 3 for dim in value.type.tensor_type.shape.dim]

@@ -1,0 +1,91 @@
+"""What a driving model gives besides boxes: lines of the map, trajectories, a plan. Needs numpy only.
+
+n results, P points, K modes, T steps; metres in the LiDAR frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Self
+
+import numpy as np
+
+from mmdeploy_ext.runtime.detections import Scored
+from mmdeploy_ext.runtime.detections3d import Detections3D
+
+
+@dataclasses.dataclass(frozen=True)
+class Polylines(Scored):
+    """Lines of the map of one frame, best first.
+
+    Attributes:
+        points: (n, P, 2) float32 x, y in the order of the line.
+    """
+
+    points: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def place(self, index: int) -> dict[str, Any]:
+        return dict(points=self.points[index].round(4).tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Where the car is to go.
+
+    Attributes:
+        points: (K, T, 2) float32 x, y of each mode.
+        scores: (K,) float32 in 0..1, after a rescoring.
+        mode: the chosen one.
+    """
+
+    points: np.ndarray
+    scores: np.ndarray
+    mode: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DrivingScene(Detections3D):
+    """Boxes of one frame with their trajectories, lines and the plan.
+
+    Attributes:
+        trajectories: (n, K, T, 2) float32 x, y.
+        mode_scores: (n, K) float32.
+    """
+
+    trajectories: np.ndarray | None = None
+    mode_scores: np.ndarray | None = None
+    lines: Polylines | None = None
+    plan: Plan | None = None
+
+    def above(self, score_thr: float) -> Self:
+        return dataclasses.replace(super().above(score_thr), lines=self.lines.above(score_thr))
+
+    def place(self, index: int) -> dict[str, Any]:
+        best = self.mode_scores[index].argmax()
+        return super().place(index) | dict(trajectory=self.trajectories[index, best].round(4).tolist())
+
+    def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+        """Boxes, then `line`s, and the `plan` at last."""
+        lines = [
+            dict(line=entry['label'], score=entry['score'], points=entry['points'])
+            for entry in self.lines.to_json()
+        ]
+        plan = dict(plan=self.plan.points[self.plan.mode].round(4).tolist(), mode=self.plan.mode)
+        return [*super().to_json(classes), *lines, plan]
+
+    def ground_lines(self) -> list[tuple[np.ndarray, int]]:
+        best = self.mode_scores.argmax(1)
+        starts = self.boxes[:, None, :2]
+        ways = np.concatenate([starts, self.trajectories[np.arange(len(best)), best]], 1)
+        lines = [*zip(ways, self.labels.tolist(), strict=True)]
+        lines += zip(self.lines.points, (self.lines.labels + LINE_COLOURS).tolist(), strict=True)
+        return [
+            *lines,
+            (np.concatenate([np.zeros((1, 2), np.float32), self.plan.points[self.plan.mode]]), PLAN_COLOUR),
+        ]
+
+
+LINE_COLOURS, PLAN_COLOUR = 10, -1
+"""First class colour of lines; the plan is white."""
