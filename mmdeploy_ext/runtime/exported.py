@@ -48,7 +48,7 @@ class Runtime(contextlib.ExitStack):
 
     def __reduce__(self) -> Any:
         raise UsageError(
-            'an open model is not pickled, since its session is of this process: call open_model in each worker'
+            'an open model is not pickled, as its session is of this process: call open_model in each worker'
         )
 
     @property
