@@ -78,10 +78,11 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     'petr': (f'{STREAMS}/PETR/petrv2_vovnet_gridmask_p4_800x320.py', {}),
     'rtdetr': ('configs/rtdetr/rtdetr_r50vd.py', dict(dynamic=True)),
     'sparse4d': (f'{STREAMS}/Sparse4D/sparse4dv3_temporal_r50_1x8_bs6_256x704.py', {}),
+    'sparsedrive': (f'{STREAMS}/SparseDrive/sparsedrive_small_stage2.py', {}),
     'streampetr': (f'{STREAMS}/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py', {}),
 }
 """Folder of mmdeploy_ext/systems/ -> config and options of the files in its README."""
-CAMERAS = ('bevdet', 'bevformer', 'petr', 'sparse4d', 'streampetr')
+CAMERAS = ('bevdet', 'bevformer', 'petr', 'sparse4d', 'sparsedrive', 'streampetr')
 """Systems with a table of their own in `CAMERA_PAGE`."""
 
 

@@ -40,7 +40,7 @@ FPS = 4.0
 """Frames per second of a film."""
 NOTE_AFTER_S = 2.0
 """Seconds after which the note of `once` is printed."""
-COMPILING = 'note: the loops for points are compiled, once on this machine; it takes some 10 s'
+COMPILING = 'note: compiling the functions for points, once on this machine (10 s)'
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     props = read_props(files[-1])
     if f'{PREFIX}voxels' in props:
         raise ModelFileError(
-            f'{files[-1]}: is a sparse backbone, whose map from above has no boxes to draw; use it in a '
+            f'{files[-1]}: is a sparse backbone, which has no boxes to draw; use it in a '
             f'program (mmdeploy_ext.runtime.sparse_encoder.ScnOnnx, docs/models-lidar.md)'
         )
     metadata = Metadata.from_props(props, files[-1])
@@ -92,7 +92,7 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
     opens = opener(metadata) if has_runtime(metadata.family) else None
     if opens is None:
         raise ModelFileError(
-            f'{args.model}: family {metadata.family!r} gives no boxes that could be drawn; '
+            f'{args.model}: family {metadata.family!r} returns no boxes to draw; '
             f'mm2onnx info shows its outputs'
         )
     run_images.check_damage(model_files(args.model))

@@ -132,7 +132,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
             ) from error
         advice = ''
         if DUPLICATE in str(error):
-            advice = '; mmcv 1.7.2 takes no key that two files of one `_base_` set: keep it in one of them'
+            advice = '; mmcv 1.7.2 allows a key in one file of `_base_` only: keep it in one of them'
         raise ConfigError(f'{path}: cannot be read: {import_failure(error)}{advice}') from error
     return cfg
 
@@ -202,7 +202,7 @@ def is_config3(cfg: Mapping[str, Any]) -> bool:
 
 def _check_config_file(path: str) -> None:
     if Path(path).is_dir():
-        raise ConfigError(f'{path}: is a folder; give the file of the config in it')
+        raise ConfigError(f'{path}: is a folder; give the config file in it')
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')
     if Path(path).suffix not in CONFIG_SUFFIXES:

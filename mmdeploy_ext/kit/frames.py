@@ -65,7 +65,7 @@ def write_frames(
     judged = {case['graph'] for case in writer.cases}
     if unused := [graph.file for graph in writer.graphs.values() if graph.name not in judged]:
         raise UsageError(
-            f'{len(samples)} frames: {", ".join(unused)} did not run in them; take more frames (--frames)'
+            f'{len(samples)} frames: {", ".join(unused)} did not run in them; use more frames (--frames)'
         )
     contents = dict(graphs=writer.entries, cases=writer.cases, frames=writer.frames, teacher_forced=False)
     if family.memory:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.verdict.results import Case, GraphResult
 
-AGAIN = 'the model gives other results when the first input is run again at the end'
+AGAIN = 'the model gives other results when the first input runs again at the end'
 """Reason of failure: another result at the end."""
 INTERFACE_EDITS = {'fp16', 'set-shape'}
 """Commands that change types or sizes of inputs and outputs."""

@@ -41,7 +41,7 @@ def match_detections(
         worst_distance=max(distances, default=None),
         passed=not reasons,
         reason=', '.join(reasons),
-        broken=any(row.broken for row in rows.values()),
+        broken=not rows['plan'].passed or any(row.broken for row in rows.values()),  # no rate excuses a plan
         alone=sum((row.alone for row in rows.values()), ()),
         excused=sum((row.excused for row in rows.values()), ()),
     )

@@ -130,7 +130,7 @@ def test_json_is_never_written_over_a_file_that_the_command_names(tmp_path, caps
     assert cli.run(lambda args: bodies.append(args) or 0, made, [*words, str(tmp_path / 'm.json')]) == 0
     assert cli.run(lambda args: bodies.append(args) or 0, made, [*words, words[0]]) == 2
     assert len(bodies) == 1
-    assert 'm.onnx: is the model; it is never overwritten' in capsys.readouterr().err
+    assert 'm.onnx: is the model; it is not overwritten' in capsys.readouterr().err
 
 
 def test_an_error_gets_the_name_of_a_file_once_and_keeps_its_status():

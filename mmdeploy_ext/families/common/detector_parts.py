@@ -145,7 +145,7 @@ def check(model: Mapping[str, Any], options: Options) -> None:
         divisor = multiple_of(name, part)
         if options.height % divisor or options.width % divisor:
             raise UsageError(
-                f'--shape {options.height} {options.width}: {name} takes sizes that are multiples of '
+                f'--shape {options.height} {options.width}: {name} supports sizes that are multiples of '
                 f'{divisor}'
             )
 

@@ -131,7 +131,7 @@ class AsymmetricFFN(BaseModule):
         self.pre_norm = nn.LayerNorm(in_channels)
         first = nn.Sequential(nn.Linear(in_channels, feedforward_channels), nn.ReLU(inplace=True))
         self.layers = nn.Sequential(first, nn.Linear(feedforward_channels, embed_dims))
-        same = in_channels == embed_dims
+        same = feedforward_channels == embed_dims  # as upstream, whatever the input's channels
         self.identity_fc = nn.Identity() if same else nn.Linear(in_channels, embed_dims)
 
     def forward(self, feature: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class DriveBars:
         resets: least resets of the memory after the first frame.
         score_thr: detections from here on need a partner (the candidate's from `score` above).
         distance_m: largest distance of matched centres.
+        corner_m: largest distance of their corners (m/s of velocities), below float32 in place of other bars.
         score: largest score difference of a matched pair.
         match_rate: least matched share of the longer list, over all frames.
         tie: scores in the top-k tie within this plus twice the frame's largest score error.
@@ -60,6 +61,7 @@ class DriveBars:
     resets: int = 1
     score_thr: float = 0.1
     distance_m: float = 0.01
+    corner_m: float | None = None
     score: float = 1e-3
     match_rate: float = 0.999
     tie: float = 2e-5
@@ -79,7 +81,7 @@ def default_bars(precision: str) -> DriveBars:
     if bars.is_float32:
         return SHORT_DRIVE
     same = {name: getattr(bars, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
-    return dataclasses.replace(SHORT_DRIVE, **same, near_counts=True, tie=2e-3)
+    return dataclasses.replace(SHORT_DRIVE, **same, corner_m=bars.distance_m, near_counts=True, tie=2e-3)
 
 
 def bars_of_task(task: str, bars: DriveBars) -> DriveBars:
@@ -412,6 +414,8 @@ class PairRun:
     def _match_detections(self, moment: Moment, name: str) -> bool:
         sides, bars = (moment.expected.detections, moment.got.detections), self.bars
         limits = dict(score_thr=bars.score_thr, distance_bar=bars.distance_m, score_bar=bars.score)
+        if bars.corner_m is not None:
+            limits['corner_bar'] = bars.corner_m
         row = self.match(name, *sides, **limits)
         for key in self.totals:
             self.totals[key] += getattr(row, key)
