@@ -88,3 +88,9 @@ def test_an_npy_gives_its_points_and_another_width_or_objects_are_refused(tmp_pa
     np.save(tmp_path / 'objects.npy', np.array([{}]), allow_pickle=True)
     with pytest.raises(DataError, match=r'objects\.npy'):
         read_points(tmp_path / 'objects.npy', 4)
+
+
+def test_a_raw_file_of_another_width_or_cut_short_is_refused(tmp_path):
+    (tmp_path / 'a.bin').write_bytes(np.zeros(21, np.float32).tobytes())
+    with pytest.raises(DataError, match='84 bytes'):
+        read_points(tmp_path / 'a.bin', 5)
