@@ -198,4 +198,5 @@ def _case(
         if axes[:1] == (1,) and array.ndim == len(axes) and len(array) > 1:
             array = array[-1:]  # of the decoder's layers the graph gives the last one alone
         tensors[tensor.name] = array
-    return KitCase(name, graph.name, title, (), inputs, {}, tensors, [])
+    family = graph.metadata.family if graph.metadata else ''
+    return KitCase(name, graph.name, title, (), inputs, {}, tensors, [], family)

@@ -40,6 +40,8 @@ def scene_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray]) -> Driv
     rows, ids = boxes.ids, outputs.get('instance_id')
     steps = outputs['motion_steps'][0].reshape(len(anchor[0]), -1, facts.motion_steps, 2)
     ways = steps[rows].cumsum(2) + boxes.boxes[:, None, None, :2]
+    lines = lines_of(facts, outputs['map_points'][0], outputs['map_scores'][0])
+    plan = plan_of(facts, outputs, steps)
     return DrivingScene(
         boxes.boxes,
         boxes.scores,
@@ -47,8 +49,8 @@ def scene_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray]) -> Driv
         None if ids is None else ids[0, rows],
         ways.astype(np.float32),
         exact_sigmoid(outputs['motion_scores'][0, rows]),
-        lines_of(facts, outputs['map_points'][0], outputs['map_scores'][0]),
-        plan_of(facts, outputs, steps),
+        *(lines.points, lines.scores, lines.labels),
+        *(plan.points, plan.scores, np.array([plan.mode])),
     )
 
 
