@@ -18,10 +18,12 @@ from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.claims import Claims
-from mmdeploy_ext.util.errors import LoadError, UsageError, after_weights
+from mmdeploy_ext.util.errors import DataError, LoadError, UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import onnx
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
@@ -119,7 +121,7 @@ class Exported:
         options: options of the export, all decided.
         seconds: exporting and writing.
         detector: the PyTorch model with weights.
-        picture: traced picture; '': the package's.
+        picture: traced image; '': the package's.
         samples: samples of a proof; None: those of the config's data set, or generated.
         plan: of the precision, with `keep_results`.
     """
@@ -244,8 +246,18 @@ def planner_of(
 
     with record_runs() as runs:
         before = on_files(files, models, judge)
+    if not before.total:
+        raise DataError(
+            f'{detector.config}: the model gives no detections on these samples: a criterion by results '
+            f'needs some; name pictures or sweeps with objects (--images) or train the checkpoint'
+        )
     feeds = {path: [run.inputs for run in runs if Path(run.path).name == Path(path).name] for path in files}
-    return Planner(models, lambda changed: on_files(files, changed, judge), feeds, keep, **quantiser), before
+
+    def run(changed: dict[str, onnx.ModelProto]) -> Kept:
+        kept = on_files(files, changed, judge)
+        return dataclasses.replace(kept, total=max(kept.total, before.total))  # a file that fails has no rows
+
+    return Planner(models, run, feeds, keep, **quantiser), before
 
 
 def plan_read(
@@ -281,14 +293,14 @@ def export(
         checkpoint: the weights.
         output_file: `.onnx` file, or folder for several graphs, replaced as a whole. '': `tmp.onnx`, a folder
             with the config's name, or `<config>_fork.onnx`, in the current folder.
-        picture: traced picture; '': the package's.
+        picture: traced image; '': the package's.
         mean: per channel in the network's order (R G B with `to_rgb=True`), 0..255; None: the config's.
-            Pictures alone.
+            2D models only.
         std: likewise.
         cfg_options: dotted key -> value that replaces the config's.
         device: 'cpu', 'cuda' or 'cuda:N'.
         options: options of the graph. All models have `opset`, `precision` ('fp32', 'fp16'), `fp16_io`,
-            `keep_fp32`, `exporter` ('torchscript', 'dynamo') and `simplify`; pictures also `form` ('full':
+            `keep_fp32`, `exporter` ('torchscript', 'dynamo') and `simplify`; 2D models also `form` ('full':
             results, 'decode': boxes and scores before NMS, 'raw': head outputs; two-stage also 'proposals',
             'regions'), `height`, `width` (pixels), `batch` and `dynamic`; frames and sweeps may have
             `contract`. See `contract.options` and a family's `options.py`.

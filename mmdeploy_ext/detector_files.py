@@ -173,7 +173,7 @@ def export_files(
     contract = contract_of(detector.family, options)
     if export.has_large_weights(detector.model):
         if options.simplify:
-            raise UsageError('--simplify: onnxslim takes models of up to 2 GiB, and this one is larger')
+            raise UsageError('--simplify: onnxslim supports models of up to 2 GiB, and this one is larger')
         if contract.one_file:
             check_pair(Path(output))
     exported = export_graphs(detector, options, images)

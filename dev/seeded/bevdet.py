@@ -46,7 +46,7 @@ OUT = {
 SMALLER_BOXES = 0.4
 """Factor of the kernel of log sizes in `fill`."""
 LOGITS, FREE = 10.0, 3.0
-"""Of the head of occupancy: factor of the kernel of logits, and what is added to the bias of the last class."""
+"""Of the head of occupancy: factor of the kernel of logits, and what the bias of the last class gets more."""
 OUTPUT = re.compile(r'task_heads\.\d+\.(\w+)\.1\.(weight|bias)$')
 
 

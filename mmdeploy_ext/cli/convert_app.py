@@ -19,7 +19,7 @@ def convert_mmdet3(args: argparse.Namespace) -> int:
         print(f'{args.out}: a config of mmdet 2.28 to export, prove and test with')
         return 0
     if args.config is None:
-        raise UsageError(f'{args.out}: a checkpoint to write takes --config, the config of the model')
+        raise UsageError(f'{args.out}: writing a checkpoint needs --config, the config of the model')
     converted = convert_file(args.in_file, args.out, load_config(args.config))
     print(f'{args.out}: {size_of(converted)}, {converted.renamed} renamed')
     for key in converted.left_out:

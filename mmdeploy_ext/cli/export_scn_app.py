@@ -178,7 +178,7 @@ def find_ranges(args: argparse.Namespace, detector: Detector, options: Options) 
         int8_ranges = ranges.find(args, detector, target, int8_fp16_io=options.int8_fp16_io)
     if int8_ranges is None and has_int8(options):
         raise UsageError(
-            'int8 needs a range for every layer, and the checkpoint has none: give sweeps by '
+            'int8 needs a range for every layer, and the checkpoint has none: give sweeps with '
             '--calibrate, or the file of an earlier calibration by --ranges'
         )
     return int8_ranges
@@ -186,7 +186,7 @@ def find_ranges(args: argparse.Namespace, detector: Detector, options: Options) 
 
 def _check_proof(args: argparse.Namespace) -> None:
     if args.verify_only and not args.output_file:
-        raise UsageError('--verify-only: give the file by --out')
+        raise UsageError('--verify-only: give the file with --out')
     if args.edited and not args.verify_only:
         raise UsageError('--edited: goes with --verify-only')
     for name in ('report', 'json'):

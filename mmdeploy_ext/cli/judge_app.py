@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     ran = ''
     if args.run:
         if args.told:
-            raise UsageError('--told: does not go with --run, which tells what ran')
+            raise UsageError('--told: cannot be used with --run, which reports what ran')
         ran = run_kit(args.kit, args.outputs, args.run, fp16=args.precision == 'fp16')
     verdict = judge(args.kit, args.outputs, told=args.told, precision=args.precision)
     verdict.subject['ran'] = ran

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app
 from mmdeploy_ext.kit import web_library
-from mmdeploy_ext.kit.page import add_library, has_page
+from mmdeploy_ext.kit.page import INDEX, add_library
 from mmdeploy_ext.kit.server import LOOPBACK, serving
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import UsageError
@@ -114,7 +114,7 @@ def _write(args: argparse.Namespace, write: Callable[[argparse.Namespace], dict[
         folder = out.resolve()  # '.' has no name
         print(shutil.make_archive(str(folder), 'zip', folder.parent, folder.name))
     print(f'next: run them on the device, then mm2onnx judge {out} OUTPUTS')
-    if has_page(manifest):
+    if INDEX in manifest['files']:
         print(f'in a browser: mm2onnx kit --serve {out}')
     return 0
 

@@ -60,6 +60,7 @@ def build_parser() -> cli.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
+    from mmdeploy_ext.engines.precision_rules import rule_lines
     from mmdeploy_ext.quantize.plan import show_plan, with_plan
 
     cli.wait_passively()
@@ -93,14 +94,19 @@ def run(args: argparse.Namespace) -> int:
     with after_weights():
         planner, before = plan_read(detector, request, metric, args.keep_fp32, **quantiser)
         plan = planner.plan(precisions, least, before)
+        written = {}
         if not args.dry_run:
             lower = next((name for name in precisions if name != 'int8'), 'fp32')
             models = planner.written(lower, plan.patterns, plan.layers)
-            write(output, source, {path: with_plan(model, plan) for path, model in models.items()})
+            written = {path: with_plan(model, plan) for path, model in models.items()}
+            write(output, source, written)
     console = cli.stdout()
     if args.json:
         write_json(args.json, plan.to_json())
     show_plan(plan)
+    lines = (line for model in written.values() for line in rule_lines(model))
+    for line in dict.fromkeys(lines):
+        cli.say(console, line)
     if not args.dry_run:
         cli.say(console, f'NOT PROVEN by these figures: {command("verify")} CONFIG CHECKPOINT {output}')
     return 0

@@ -40,7 +40,7 @@ FPS = 4.0
 """Frames per second of a film."""
 NOTE_AFTER_S = 2.0
 """Seconds after which the note of `once` is printed."""
-COMPILING = 'note: the loops for points are compiled, once on this machine; it takes some 10 s'
+COMPILING = 'note: compiling the functions for points, once on this machine (10 s)'
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     props = read_props(files[-1])
     if f'{PREFIX}voxels' in props:
         raise ModelFileError(
-            f'{files[-1]}: is a sparse backbone, whose map from above has no boxes to draw; use it in a '
+            f'{files[-1]}: is a sparse backbone, which has no boxes to draw; use it in a '
             f'program (mmdeploy_ext.runtime.sparse_encoder.ScnOnnx, docs/models-lidar.md)'
         )
     metadata = Metadata.from_props(props, files[-1])
@@ -92,7 +92,7 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
     opens = opener(metadata) if has_runtime(metadata.family) else None
     if opens is None:
         raise ModelFileError(
-            f'{args.model}: family {metadata.family!r} gives no boxes that could be drawn; '
+            f'{args.model}: family {metadata.family!r} returns no boxes to draw; '
             f'mm2onnx info shows its outputs'
         )
     run_images.check_damage(model_files(args.model))
@@ -155,7 +155,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw boxes of each frame into the cameras and from above; 1 if a frame could not be used."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
-    from mmdeploy_ext.runtime.detections import check_ranges
+    from mmdeploy_ext.runtime.detections import Scored, check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import compare_picture, in_drawn_order
     from mmdeploy_ext.runtime.infos import read_frames
@@ -192,7 +192,8 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
                 start = time.perf_counter()
                 moment = model.moment(images, frame, args.data_root)
                 detections = model.step(moment).detections
-                check_ranges(detections, len(model.classes), args.model)
+                if isinstance(detections, Scored):
+                    check_ranges(detections, len(model.classes), args.model)
             entry = entry_of(facts, target, start, detections, args, model.classes)
             views = in_drawn_order(images, model.in_box_frame(frame).lidar2img, cameras)
             if hasattr(detections, 'frame_picture'):

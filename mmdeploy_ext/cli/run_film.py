@@ -81,7 +81,7 @@ def run_film(
                     shown = now
                     report_progress(len(entries), total, len(entries) / (now - begun))
     if not entries:
-        raise ImageError(f'{source}: has no picture that OpenCV can decode')
+        raise ImageError(f'{source}: has no image that OpenCV can decode')
     if len(entries) < total:
         print(f'note: {source} ends after {len(entries)} of {total} frames', file=sys.stderr)
     print(f'{source}: {len(entries) / (time.perf_counter() - begun):.1f} frames/s -> {target}')

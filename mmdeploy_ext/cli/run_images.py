@@ -232,7 +232,7 @@ def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
     takes_cameras = bool(camera_of(metadata))
     if takes_cameras and not args.cameras:
         raise UsageError(
-            f'{args.model}: finds boxes in 3D and takes the camera of each picture; name a JSON file with '
+            f'{args.model}: finds 3D boxes and needs the camera of each image; name a JSON file with '
             f'its matrix by --cameras, such as [[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]]'
         )
     if args.cameras and not takes_cameras:

@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mmdeploy_ext.engines.precision_rules import rule_lines
     from mmdeploy_ext.engines.tensorrt import engine
 
     if args.onnx.endswith('.engine'):
@@ -88,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.check:
         print(f'{args.onnx}: {len(job.model.graph.node)} nodes, all supported by {job.title}')
+        for line in rule_lines(job.model, 'TensorRT'):
+            print(f'  {line}')
         return 0
     return _build(args, job, output)
 

@@ -132,7 +132,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
             ) from error
         advice = ''
         if DUPLICATE in str(error):
-            advice = '; mmcv 1.7.2 takes no key that two files of one `_base_` set: keep it in one of them'
+            advice = '; mmcv 1.7.2 allows a key in one file of `_base_` only: keep it in one of them'
         raise ConfigError(f'{path}: cannot be read: {import_failure(error)}{advice}') from error
     return cfg
 
@@ -202,7 +202,7 @@ def is_config3(cfg: Mapping[str, Any]) -> bool:
 
 def _check_config_file(path: str) -> None:
     if Path(path).is_dir():
-        raise ConfigError(f'{path}: is a folder; give the file of the config in it')
+        raise ConfigError(f'{path}: is a folder; give the config file in it')
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')
     if Path(path).suffix not in CONFIG_SUFFIXES:
@@ -214,7 +214,7 @@ def _check_config_file(path: str) -> None:
 
 
 def _only_in_mmengine(path: str) -> bool:
-    """Whether a file uses `_base_.data_root` or `mmdet::_base_/default_runtime.py`, or is pure Python."""
+    """Whether a file or a base has `_base_.data_root` or `mmdet::_base_/x.py`, or is pure Python."""
     tree = parsed_config(path)
     if is_python_config(tree):
         return True
@@ -223,8 +223,10 @@ def _only_in_mmengine(path: str) -> bool:
             return True
         if isinstance(node, ast.Assign) and '_base_' in map(ast.unparse, node.targets):
             texts = (value.value for value in ast.walk(node.value) if isinstance(value, ast.Constant))
-            if any('::' in str(text) for text in texts):
-                return True
+            for text in map(str, texts):
+                file = Path(path).parent / text
+                if '::' in text or (file.is_file() and _only_in_mmengine(str(file))):
+                    return True
     return False
 
 

@@ -222,7 +222,7 @@ def check_graph(
     if absent and all(tensor.default is not None for tensor in absent):
         raise LoadError(
             f'{path}: the graph has lost its optional inputs {", ".join(tensor.name for tensor in absent)}, '
-            f'which have their defaults for good; simplifiers take an input with a default for a constant: '
+            f'which now are constants; simplifiers treat an input with a default as a constant: '
             f'export with --simplify, or use {tool("graph")} simplify, which keeps them'
         )
     for kind, tensors, graph_tensors in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):

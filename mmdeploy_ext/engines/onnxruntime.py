@@ -132,7 +132,7 @@ class OnnxRuntimeBackend(Backend):
             self.path.encode()
         except UnicodeEncodeError as error:
             raise ModelFileError(
-                f'{self.path}: its path is not UTF-8, and ONNX Runtime opens no such file; rename it'
+                f'{self.path}: its path is not UTF-8, which ONNX Runtime does not support; rename it'
             ) from error
         try:
             with self._source() as source:

@@ -17,9 +17,18 @@ from mmdeploy_ext.util.source_code import nearest_base
 Class = TypeVar('Class', bound=type)
 
 SHARED_2D = {
+    'centernet_update': ('CenterNetUpdateHead',),
+    'conditional_detr': (
+        'ConditionalDETR', 'ConditionalDETRHead', 'ConditionalDetrTransformer', 'DABDETR', 'DABDETRHead',
+        'ConditionalDetrTransformerDecoder', 'DABDetrTransformerDecoder', 'DABDetrTransformerEncoder',
+    ),
     'dino': ('DINO', 'DINOHead', 'DinoTransformer', 'DinoTransformerDecoder'),
+    'instance_masks': (
+        'BoxInst', 'BoxInstBboxHead', 'BoxInstMaskHead', 'CondInst', 'CondInstBboxHead', 'CondInstMaskHead',
+        'RTMDetIns', 'RTMDetInsSepBNHead',
+    ),
     'rtmdet': ('CSPNeXt', 'CSPNeXtPAFPN', 'RTMDet', 'RTMDetSepBNHead'),
-}
+}  # fmt: skip
 """Module -> types; they need mmdet."""
 SHARED_3D = {
     'cp_fpn': ('CPFPN',),
@@ -35,6 +44,7 @@ SHARED_3D = {
     ),
     'datasets.track_dataset': ('NuScenes3DDetTrackDataset', 'NuScenesSparse4DAdaptor', 'ResizeCropFlipImage'),
     'lift_splat.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
+    'lift_splat.occupancy_head': ('BEVOCCHead2D', 'BEVOCCHead2D_V2'),
     'lift_splat.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
     'query_decoder': ('PETRMultiheadAttention', 'PETRMultiheadFlashAttention', 'PETRTransformerDecoder'),
     'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),

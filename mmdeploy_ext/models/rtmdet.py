@@ -251,31 +251,35 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         self.use_sigmoid_cls, self.exp_on_reg, self.test_cfg = True, exp_on_reg, test_cfg
         self.prior_generator = build_prior_generator(dict(anchor_generator))
         self.bbox_coder = build_bbox_coder(dict(bbox_coder))
-        conv = convolution(norm_cfg, act_cfg, use_depthwise)
-        levels, priors = len(self.prior_generator.strides), self.prior_generator.num_base_priors[0]
+        self.conv = convolution(norm_cfg, act_cfg, use_depthwise)
+        self.channels = [in_channels] + [feat_channels] * stacked_convs
+        self.pred_kernel_size = pred_kernel_size
+        self.cls_convs, self.reg_convs = self.branch(share_conv), self.branch(share_conv)
+        self.rtm_cls, self.rtm_reg = self.last(num_classes), self.last(4)
+        self.rtm_obj = self.last(1) if with_objectness else None
 
-        def branch() -> nn.ModuleList:
-            channels = [in_channels] + [feat_channels] * stacked_convs
-            branches = [
-                nn.ModuleList(conv(*pair, 3, padding=1) for pair in itertools.pairwise(channels))
-                for _ in range(levels)
-            ]
-            if share_conv:
-                for layers in branches:
-                    for layer, first in zip(layers, branches[0], strict=True):
-                        layer.conv = first.conv
-            return nn.ModuleList(branches)
+    def branch(self, share_conv: bool) -> nn.ModuleList:
+        """Return the layers of every level before the last."""
+        branches = [
+            nn.ModuleList(self.conv(*pair, 3, padding=1) for pair in itertools.pairwise(self.channels))
+            for _ in self.prior_generator.strides
+        ]
+        if share_conv:
+            for layers in branches:
+                for layer, first in zip(layers, branches[0], strict=True):
+                    layer.conv = first.conv
+        return nn.ModuleList(branches)
 
-        def last(columns: int) -> nn.ModuleList:
-            padding = pred_kernel_size // 2
-            return nn.ModuleList(
-                nn.Conv2d(feat_channels, priors * columns, pred_kernel_size, padding=padding)
-                for _ in range(levels)
-            )
+    def last(self, columns: int) -> nn.ModuleList:
+        """Return the last layer of every level; `columns` of each prior."""
+        size, priors = self.pred_kernel_size, self.prior_generator.num_base_priors
+        return nn.ModuleList(
+            nn.Conv2d(self.channels[-1], count * columns, size, padding=size // 2) for count in priors
+        )
 
-        self.cls_convs, self.reg_convs = branch(), branch()
-        self.rtm_cls, self.rtm_reg = last(num_classes), last(4)
-        self.rtm_obj = last(1) if with_objectness else None
+    def lengths(self, sides: torch.Tensor) -> torch.Tensor:
+        """Return distances in strides of the last layer's outputs."""
+        return sides.exp() if self.exp_on_reg else sides
 
     def forward(self, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return class logits (B, C, h, w) and distances in pixels (B, 4, h, w) of every level.
@@ -293,7 +297,7 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
             if self.rtm_obj is not None:
                 logits = inverse_sigmoid((logits.sigmoid() * self.rtm_obj[level](boxes).sigmoid()).sqrt())
             scores.append(logits)
-            distances.append((sides.exp() if self.exp_on_reg else sides) * stride[0])
+            distances.append(self.lengths(sides) * stride[0])
         return scores, distances
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:

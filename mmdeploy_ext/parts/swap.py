@@ -132,7 +132,7 @@ def _check_rig(part: Part, rig: Mapping[str, Any], stacks: Mapping[str, np.ndarr
     for key, values in rig.items():
         if key in stacks and not np.array_equal(stacks[key], values):
             raise ConfigError(
-                f'{part.text}: its graph is for the rig of its export, whose {key} is another one; export it '
+                f'{part.text}: its graph is for the rig of the export, whose {key} is another one; export it '
                 f'with samples of this rig'
             )
 

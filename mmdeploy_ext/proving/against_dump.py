@@ -68,7 +68,7 @@ def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> Verd
     verdict.add_outputs(cases)
     if not verdict.passed:
         verdict.notes.append(
-            'NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
+            'NOT PROVEN: the tensors of the engine differ from those of PyTorch; compare them with '
             f'{tool("verify")}, or set backend_config.check_dump=False to evaluate anyway'
         )
     for note in verdict.notes:

@@ -283,7 +283,7 @@ def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]
     """Note missing substitution of the file's tensors, and choices among equal results."""
     notes = list(dict.fromkeys(note for case in cases for note in case.notes))
     if any(case.engines for case in cases):
-        notes.append('tensors inside the file are those of ONNX Runtime, which ran beside the engine')
+        notes.append('tensors inside the file are from ONNX Runtime, which also ran the file')
     if unjudged := code.unjudged():
         notes.append(unjudged)
     if any(case.substituted for case in cases):
@@ -529,7 +529,7 @@ def match_substituted(
     try:
         expected = run()
     except Exception as error:  # the user's code may read what the file does not have
-        return (), (f"the user's code does not take the file's tensors: {one_line(error)[:200]}",)
+        return (), (f"the user's code does not accept the file's tensors: {one_line(error)[:200]}",)
     one_to_one = getattr(task, 'ONE_TO_ONE', {})
     return match_with_ties(reference, expected, results, run, settings, one_to_one), ()
 

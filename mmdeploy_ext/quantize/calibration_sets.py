@@ -181,7 +181,7 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
         ]
     if not source.is_dir():
         raise ImageError(
-            f'{source}: no such folder or infos; this model takes {rule.num_cameras} cameras: give infos '
+            f'{source}: no such folder or infos; this model has {rule.num_cameras} cameras: give infos '
             f'(.pkl) or a folder with one folder of pictures per camera'
         )
     cameras = rule.cameras or CAMERAS[: rule.num_cameras]

@@ -69,7 +69,7 @@ def find_target(model: str, output: str | None) -> Target:
     if folder.suffix == '.onnx' or folder.is_file():
         raise UsageError(f'--out {folder}: is a file; {model} is a folder of graphs, give a folder')
     if folder.resolve() == source.resolve():
-        raise UsageError(f'--out {folder}: is the input; it is never overwritten, give another name')
+        raise UsageError(f'--out {folder}: is the input; it is not overwritten; give another name')
     graph = find_graph(source)
     graph_files = (graph.name, f'{graph.name}.data')
     beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in graph_files]

@@ -506,7 +506,7 @@ def asked_of(folder):
         asked = json.load(file)
     if asked['format'] != FORMAT:
         raise Refusal(
-            '%s has the format %s, this record.py reads %d: use the record.py beside it'
+            '%s has the format %s, this record.py reads %d: use the record.py next to it'
             % (path, asked['format'], FORMAT)
         )
     return asked
@@ -520,7 +520,7 @@ def record(args, part):
     manifest, unknown = facts_of(side, args), set()
     asked = asked_of(args.inputs)
     if asked['checkpoint'] != manifest['checkpoint']['sha256']:
-        side.said.append('the checkpoint is another file than that of the export: its weights are compared')
+        side.said.append('the checkpoint file differs from the one of the export: its weights are compared')
     passes = [], []
     models = [side.model, copy.deepcopy(side.model)]  # models keep a memory
     for number, model in enumerate(models):

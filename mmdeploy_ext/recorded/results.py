@@ -78,6 +78,11 @@ def _by_class(instances: Mapping[str, torch.Tensor], own: Any) -> Any:
     if 'masks' not in instances:
         raise DataError('the recorded result has no masks, the model here has')
     masks = np.asarray(instances['masks'])
+    for own_mask in (mask for of_own_class in own[1] for mask in of_own_class):
+        # RTMDet-Ins of mmdet 3 leaves out rows and columns that end outside of the input
+        missing = np.maximum(np.subtract(own_mask.shape, masks.shape[1:]), 0)
+        masks = np.pad(masks, [(0, 0), *((0, count) for count in missing)])
+        break
     return boxes, [list(masks[chosen]) for chosen in of_class]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import cv2
 import numpy as np
@@ -34,8 +34,6 @@ class Occupancy:
     labels: np.ndarray
     leads: np.ndarray | None
     free: int
-    scores: ClassVar[np.ndarray] = np.zeros(0, np.float32)
-    largest_score: ClassVar[float] = 1.0
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.labels != self.free))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.results import Pair
 
 RESULTS, PLACE = 'voxels', 'worst IoU'
+MATCH_RATE = 1.0
+"""Share of the results that has to be right in float32."""
 TIE = 1e-4
 """Largest lead of PyTorch's best class over the second of a voxel that may have another class."""
 

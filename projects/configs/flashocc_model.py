@@ -41,5 +41,7 @@ def flashocc(
     model['img_view_transformer'].update(grid_config=grid, sid=False, collapse_z=True)
     model['img_bev_encoder_backbone']['num_channels'] = list(widths)
     model['img_bev_encoder_neck']['in_channels'] = widths[2] + widths[0]
-    head = dict(type='BEVOCCHead2D', in_dim=view, out_dim=view, Dz=heights, num_classes=18, use_predicter=True)
+    head = dict(
+        type='BEVOCCHead2D', in_dim=view, out_dim=view, Dz=heights, num_classes=18, use_predicter=True
+    )
     return dict(model, type='BEVDetOCC', occ_head=head)

@@ -80,4 +80,5 @@ PETRV2 = SeededToy('petrv2', 'projects/configs/PETR/petrv2_toy.py')
 STREAMPETR = SeededToy('streampetr', 'projects/configs/StreamPETR/stream_petr_toy.py')
 BEVDET4D = SeededToy('bevdet4d', 'projects/configs/BEVDet/bevdet_toy.py')
 BEVDET = SeededToy('bevdet', 'projects/configs/BEVDet/bevdet_toy_single.py')
+FLASHOCC = SeededToy('flashocc', 'projects/configs/FlashOcc/flashocc_toy.py')
 TOYS = STREAMPETR, PETR, PETRV2, BEVFORMER, SPARSE4D

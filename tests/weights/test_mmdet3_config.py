@@ -9,6 +9,7 @@ from mmcv import Config
 from mmdeploy_ext.config.config import mmdet_config
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
+from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_names
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
@@ -84,6 +85,42 @@ def test_classes_and_scopes_are_taken_over():
     cfg = config3('atss/atss_r50_fpn_1x_coco.py')
     cfg.model.backbone.type = 'mmdet.ResNet'
     assert to_mmdet2_config(cfg).model.backbone.type == 'ResNet'
+
+
+def test_pictures_that_pillow_decodes_and_other_storages_are_loaded_alike():
+    load = dict(LOAD, imdecode_backend='pillow', backend_args=dict(backend='petrel'))
+    made = to_mmdet2_pipeline([load, *STEPS[1:]], PREPROCESSOR)
+    plain = to_mmdet2_pipeline(STEPS, PREPROCESSOR)
+    assert made[0] == dict(plain[0], file_client_args=dict(backend='petrel')) and made[1:] == plain[1:]
+
+
+@pytest.mark.parametrize('kind', ['ByteTrack', 'SoftTeacher'])
+def test_of_a_tracker_and_of_a_teacher_the_detector_is_translated(kind, capsys):
+    cfg = config3('atss/atss_r50_fpn_1x_coco.py', dict(PREPROCESSOR, type='TrackDataPreprocessor'))
+    preprocessor = cfg.model.pop('data_preprocessor')
+    broadcast = dict(type='TransformBroadcaster', transforms=[*STEPS[:2], dict(type='LoadTrackAnnotations')])
+    cfg.test_dataloader.dataset.pipeline = [broadcast, dict(type='PackTrackInputs')]
+    cfg.model = dict(type=kind, detector=cfg.model, data_preprocessor=preprocessor, tracker=dict(type='x'))
+    made, plain = to_mmdet2_config(cfg), to_mmdet2_config(config3('atss/atss_r50_fpn_1x_coco.py'))
+    assert made.model == plain.model and made.data.test.pipeline == plain.data.test.pipeline
+    assert kind in capsys.readouterr().err
+    prefixes = [f'{name}.backbone.x' for name in ('detector', 'teacher', 'student')]
+    assert [*to_mmdet2_names(prefixes, {}, 'ATSS').values()] == ['backbone.x'] * 2
+
+
+def test_proposals_are_loaded_as_by_mmdet_2():
+    own = Config.fromfile(mmdet_config('fast_rcnn/fast_rcnn_r50_fpn_1x_coco.py')).data.test
+    proposals = dict(type='LoadProposals', num_max_proposals=None)
+    steps = [LOAD, proposals, dict(type='ProposalBroadcaster', transforms=[STEPS[1]]), PACK]
+    file = dict(proposal_file='proposals/rpn_r50_fpn_1x_val2017.pkl')
+    made = to_mmdet2_config(config3('fast_rcnn/fast_rcnn_r50_fpn_1x_coco.py', steps=steps, **file)).data.test
+    assert (made.pipeline, made.proposal_file) == (own.pipeline, own.proposal_file)
+
+
+def test_the_teacher_of_a_distilled_detector_is_left_out():
+    cfg = config3('ld/ld_r18_gflv1_r101_fpn_coco_1x.py')
+    made = to_mmdet2_config(cfg)
+    assert made.model.type == 'SingleStageDetector' and not any('teacher' in key for key in made.model)
 
 
 def bgr(**changes):

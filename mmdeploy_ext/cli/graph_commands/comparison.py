@@ -52,6 +52,11 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
         '--no-fresh',
         'do not export again for the pairs of tensors; pair by names, values and places',
     ),
+    argument(
+        '--against',
+        'float64: with CONFIG CHECKPOINT, split the difference into rounding of either side and the export',
+        choices=('float64',),
+    ),
     argument('--cfg-options KEY=VALUE...', 'override the config'),
     add_pair_arguments,
     takes_file=False,
@@ -64,6 +69,8 @@ def run_diff(args: argparse.Namespace) -> int:
             f'diff takes CONFIG CHECKPOINT m.onnx, or a.onnx b.onnx; got {len(args.models)}: '
             f'{" ".join(args.models)}'
         )
+    if args.against and len(args.models) == 2:
+        raise UsageError('--against float64: goes with CONFIG CHECKPOINT m.onnx')
     if args.rtol is not None and not args.rtol > 0:
         raise UsageError(f'--rtol {args.rtol}: expected a positive number')
     if args.report:
@@ -120,5 +127,6 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     load_weights(detector)
     side.prepare(detector, metadata)
     default = diff_bars_of(metadata.options.get('precision'))
+    settings = dict(fresh=not args.no_fresh, against_float64=bool(args.against))
     with after_weights():
-        return first_difference(detector, path, side, feeds, default.at(args.rtol), fresh=not args.no_fresh)
+        return first_difference(detector, path, side, feeds, default.at(args.rtol), **settings)

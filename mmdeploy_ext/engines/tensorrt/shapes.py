@@ -62,7 +62,7 @@ def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, 
             profiles[tensor.name] = tuple(zip(*sizes, strict=True))
     if missing:
         raise UsageError(
-            f'--shapes: the graph has open axes, and no sizes are given for {"; ".join(missing)}: give {FORM}'
+            f'--shapes: the graph has dynamic axes without sizes: {"; ".join(missing)}: give {FORM}'
         )
     return profiles
 

@@ -29,7 +29,7 @@ SIZED_ATTENTION = dict(
 """Backbones that compute with Python sizes -> their attention (`exporting/ops/backbone_attention.py`)."""
 MULTIPLES = dict(
     YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128,
-    PyramidVisionTransformer=32,
+    PyramidVisionTransformer=32, SummedFeatures=32,
 )  # fmt: skip
 """Class of a part -> divisor of the input's sides, by which its maps fit or nothing is cut off (PVT)."""
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
@@ -145,7 +145,7 @@ def check(model: Mapping[str, Any], options: Options) -> None:
         divisor = multiple_of(name, part)
         if options.height % divisor or options.width % divisor:
             raise UsageError(
-                f'--shape {options.height} {options.width}: {name} takes sizes that are multiples of '
+                f'--shape {options.height} {options.width}: {name} supports sizes that are multiples of '
                 f'{divisor}'
             )
 

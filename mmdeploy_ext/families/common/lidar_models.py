@@ -105,7 +105,7 @@ def check_points_side(filename: str, model: Mapping[str, Any], detector: str, he
         _check_pillars(filename, model)
     for key in ('img_backbone', 'pts_fusion_layer'):
         if model.get(key):
-            raise ConfigError(f'{filename}: model.{key}: {detector} is exported for points alone')
+            raise ConfigError(f'{filename}: model.{key}: {detector} is exported only without cameras')
 
 
 def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:

@@ -19,6 +19,8 @@ LOADER = 'PrepareImageInputs'
 
 def check_view(cfg: Any) -> None:
     """Raise ConfigError for views that are not exported."""
+    if cfg.model.get('upsample'):
+        raise ConfigError(f'{cfg.filename}: model.upsample=True is not exported; expected False')
     if cfg.model.get('img_view_transformer', {}).get('accelerate'):
         raise ConfigError(
             f'{cfg.filename}: model.img_view_transformer.accelerate=True keeps the cells of the first frame; '

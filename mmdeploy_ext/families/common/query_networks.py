@@ -52,8 +52,10 @@ def encode_tokens(
 
     `position` is (B or 1, S, D); `padded` (B, 1, 1, S) bool masks tokens.
     """
+    scale = getattr(encoder, 'query_scale', None)  # of DAB-DETR
     for layer in encoder.layers:
-        tokens = run_layer(layer, tokens, dict(self_attn=among_themselves(position, padded)))
+        places = position if scale is None else position * scale(tokens)
+        tokens = run_layer(layer, tokens, dict(self_attn=among_themselves(places, padded)))
     return tokens if encoder.post_norm is None else encoder.post_norm(tokens)
 
 
@@ -187,6 +189,17 @@ class DetrNetwork(QueryNetwork):
         query_position = head.query_embedding.weight[None]
         query = decode_queries(head.transformer.decoder, memory, position, query_position, padded)
         return head.fc_cls(query), head.fc_reg(head.activate(head.reg_ffn(query))).sigmoid()
+
+
+class ConditionalNetwork(DetrNetwork):
+    """`ConditionalDETRHead`: as DETR, with points or boxes of the queries."""
+
+    def queries(self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]) -> tuple[torch.Tensor, ...]:
+        head, (level,) = self.head, levels
+        position, padded = self.positions(level), level.inside() < 0.5
+        memory = encode_tokens(head.transformer.encoder, tokens_of(maps), position, padded[:, None, None])
+        embedding = head.query_embedding.weight
+        return head.branches(*head.transformer.decoder(embedding, memory, position, padded, head.branch))
 
 
 class DeformableNetwork(QueryNetwork):
@@ -365,6 +378,8 @@ def _moved(reference: torch.Tensor, steps: torch.Tensor, eps: float) -> torch.Te
 
 
 NETWORKS = dict(
+    ConditionalDETRHead=ConditionalNetwork,
+    DABDETRHead=ConditionalNetwork,
     DETRHead=DetrNetwork,
     DeformableDETRHead=DeformableNetwork,
     DINOHead=DinoNetwork,

@@ -38,10 +38,10 @@ class QueryReference(ImageReference):
         if not given:
             return {}
         head = query_head(self.model)
-        if supported_parts.kind_of(head) == 'DETRHead':
+        taken = [*inspect.signature(head.get_bboxes).parameters].index('img_metas')
+        if taken == len(NAMES):  # DETR, a list of levels
             outputs = tuple([rows] for rows in given)
         else:
-            taken = [*inspect.signature(head.get_bboxes).parameters].index('img_metas')
             outputs = (*given, *[None] * (taken - len(NAMES)))
         return {'extract_feat': None, f'{_head_name(self.model)}.forward': outputs}
 

@@ -12,7 +12,7 @@ from mmdeploy_ext.config.config import cfg_options
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.dense_heads import chosen_coder
 from mmdeploy_ext.families.common.regions import check_extractor, part_of, stages_of
-from mmdeploy_ext.models import dino
+from mmdeploy_ext.models import conditional_detr, dino
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.util.source_code import nearest_base
 
@@ -42,6 +42,8 @@ QUERY_ROI_HEAD = 'QueryRoIHead'
 """QueryInst's own name of mmdet's `SparseRoIHead`."""
 HEADS = (heads.DETRHead, heads.DeformableDETRHead, dino.DINOHead)
 TRANSFORMERS = dict(
+    ConditionalDETRHead=conditional_detr.ConditionalDetrTransformer,
+    DABDETRHead=conditional_detr.ConditionalDetrTransformer,
     DETRHead=transformer.Transformer,
     DeformableDETRHead=transformer.DeformableDetrTransformer,
     DINOHead=dino.DinoTransformer,
@@ -137,6 +139,8 @@ def check_head(head: nn.Module) -> None:
             f'{type(transformer).__name__}: no transformer of {CO_DINO_HEAD} that is exported; expected '
             f'{CO_DETR_PARTS[0]}'
         )
+    if isinstance(transformer, conditional_detr.ConditionalDetrTransformer):
+        return  # its layers are ours
     _check_parts(
         (head.positional_encoding, transformer.encoder, transformer.decoder),
         (transformer.encoder, transformer.decoder),

@@ -111,5 +111,6 @@ def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> Non
     is_solov2 = 'SOLOV2Head' in names_of_class(HEADS, head['type'])
     if is_solov2 and any(side % multiple for side in (options.height, options.width)):
         raise UsageError(
-            f'--shape {options.height} {options.width}: SOLOv2 takes sizes that are multiples of {multiple}'
+            f'--shape {options.height} {options.width}: SOLOv2 supports sizes that are multiples of '
+            f'{multiple}'
         )

@@ -66,7 +66,8 @@ class LiftSplatDetector(MVXTwoStageDetector):
     ) -> tuple[list[Tensor], Tensor]:
         images, sensor2ego, ego2global, *matrices = img
         sensor2keyego = in_key_ego(ego2global[:, :1], ego2global, sensor2ego)
-        view, depth = self.bev_map(images, sensor2keyego, ego2global, *matrices)
+        place = sensor2keyego, ego2global, *matrices
+        view, depth = self.bev_map(images, *place, self.img_view_transformer.get_mlp_input(*place))
         return [self.bev_encoder(view)], depth
 
     def forward(self, return_loss: bool = True, **data: Any) -> Any:

@@ -49,6 +49,7 @@ class DriveBars:
         resets: least resets of the memory after the first frame.
         score_thr: detections from here on need a partner (the candidate's from `score` above).
         distance_m: largest distance of matched centres.
+        corner_m: largest distance of their corners (m/s of velocities), below float32 in place of other bars.
         score: largest score difference of a matched pair.
         match_rate: least matched share of the longer list, over all frames.
         tie: scores in the top-k tie within this plus twice the frame's largest score error.
@@ -60,6 +61,7 @@ class DriveBars:
     resets: int = 1
     score_thr: float = 0.1
     distance_m: float = 0.01
+    corner_m: float | None = None
     score: float = 1e-3
     match_rate: float = 0.999
     tie: float = 2e-5
@@ -79,7 +81,13 @@ def default_bars(precision: str) -> DriveBars:
     if bars.is_float32:
         return SHORT_DRIVE
     same = {name: getattr(bars, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
-    return dataclasses.replace(SHORT_DRIVE, **same, near_counts=True, tie=2e-3)
+    return dataclasses.replace(SHORT_DRIVE, **same, corner_m=bars.distance_m, near_counts=True, tie=2e-3)
+
+
+def bars_of_task(task: str, bars: DriveBars) -> DriveBars:
+    """Return bars with the task's own `MATCH_RATE` in float32."""
+    rate = getattr(task_module(task), 'MATCH_RATE', bars.match_rate)
+    return bars if bars.cosine is not None else dataclasses.replace(bars, match_rate=rate)
 
 
 class Modes:
@@ -121,9 +129,9 @@ class Modes:
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
-        match = task_module(task).match_detections
+        match, bars = task_module(task).match_detections, bars_of_task(task, bars or DriveBars())
         self.reference, self.candidates, self.clock = reference, candidates, Clock()
-        self.runs = {mode: PairRun(mode, spec, bars or DriveBars(), memory, match) for mode in candidates}
+        self.runs = {mode: PairRun(mode, spec, bars, memory, match) for mode in candidates}
         for stepper in (reference, *candidates.values()):
             stepper.reset()
         self.rounding_of = rounding_of
@@ -406,6 +414,8 @@ class PairRun:
     def _match_detections(self, moment: Moment, name: str) -> bool:
         sides, bars = (moment.expected.detections, moment.got.detections), self.bars
         limits = dict(score_thr=bars.score_thr, distance_bar=bars.distance_m, score_bar=bars.score)
+        if bars.corner_m is not None:
+            limits['corner_bar'] = bars.corner_m
         row = self.match(name, *sides, **limits)
         for key in self.totals:
             self.totals[key] += getattr(row, key)

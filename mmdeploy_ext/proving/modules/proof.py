@@ -477,7 +477,7 @@ class ModuleProof:
             outputs = in_order_of(reference, outputs, [n for n in reference if n not in choices], self.rtol)
             left_out |= choices
             self.not_compared(
-                f'{comparison.call.title}: {", ".join(choices)}: which of equal values a top-k takes'
+                f'{comparison.call.title}: {", ".join(choices)}: which of equal values a top-k selects'
             )
         sides = ({n: side[n] for n in side if n not in left_out} for side in (reference, outputs))
         return compare_named(*sides, self.rtol, self.path, self.rounding(comparison))
@@ -498,7 +498,7 @@ class ModuleProof:
         if unseen := [name for name in self.outputs if references and name not in seen]:
             verdict.add_failures([f'{", ".join(unseen)}: empty on every input, nothing of it was compared'])
         if len(self.cases) > 1 and all(same_bits(references[0], other) for other in references[1:]):
-            reason = 'the module gives the same results for all inputs: nothing shows that inputs are used; '
+            reason = 'the module returns the same results for all inputs, so its inputs may be unused; '
             verdict.add_failures([f'{reason}give samples that differ'])
         if self.cases and self.cases[0].passed:
             again = self._compare(self.calls[0])
@@ -506,7 +506,7 @@ class ModuleProof:
             if not all(
                 row.passed or not references[0][row.tensor].size for row in (*self._rows(again), *repeated)
             ):
-                verdict.add_failures(['the first sample gives other results when it is run again at the end'])
+                verdict.add_failures(['the first sample gives other results when run again at the end'])
         verdict.add_outputs(self.cases)
         failed = (one for one, case in zip(self.comparisons, self.cases, strict=True) if not case.passed)
         if first := next(failed, None):

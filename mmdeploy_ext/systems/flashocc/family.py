@@ -34,6 +34,7 @@ class FlashOccFamily(LiftFamily):
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_occ', '.extract_feat', '.extract_img_feat',
         'image_encoder', 'bev_encoder', 'prepare_inputs', 'img_view_transformer.forward', 'get_occ',
+        'get_occ_gpu',
     )  # fmt: skip
     files = (FORM,)
     opens = FlashOccOnnx

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.families.common.runtime.lift_splat import LiftOnnx
 from mmdeploy_ext.runtime.occupancy import Occupancy
+from mmdeploy_ext.targets.plugins.bev_intervals import PoolLoop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.frames import Frame, StreamState
 
 FORM, LOGITS, LABELS = 'flashocc', 'occ_logits', 'occupancy'
 """Name of the graph, and of its outputs."""
@@ -20,6 +22,14 @@ FORM, LOGITS, LABELS = 'flashocc', 'occ_logits', 'occupancy'
 
 class FlashOccOnnx(LiftOnnx):
     families, files = ('flashocc',), (FORM,)
+
+
+class PooledOnnx(PoolLoop, FlashOccOnnx):
+    """A file of FlashOcc's TensorRT converter, with `output_0`, logits, or `cls_occ_label`, classes."""
+
+    def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
+        ((name, output),) = super().run(frame, memory).items()
+        return {LOGITS: output} if name == 'output_0' else {LABELS: output[0]}
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Occupancy:

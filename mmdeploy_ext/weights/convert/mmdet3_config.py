@@ -8,17 +8,26 @@ import ast
 import copy
 import importlib
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mmdeploy_ext.config.config import is_config3
 from mmdeploy_ext.config.user_modules import is_python_config, parsed_config
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.errors import ConfigError, printable
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
-from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, to_mmdet2_model, without_scope
+from mmdeploy_ext.weights.convert.mmdet3_model import (
+    INNER,
+    OWN_DETECTORS,
+    OWN_HEADS,
+    OWN_MODELS,
+    to_mmdet2_model,
+    without_scope,
+)
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
+from mmdeploy_ext.weights.convert.mmdet3_points import is_of_points, to_mmdet3d_1_0
 from mmdeploy_ext.weights.convert.mmdet3_python import read_python_config
 
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
@@ -33,10 +42,10 @@ BASE_VALUE = re.compile(r'[\'"]?\{\{\s*(_base_[\w.]*)\s*\}\}[\'"]?')
 
 
 def to_mmdet2_config(cfg: Any) -> Any:
-    """Convert a config of mmdet 3: model, test pipeline and test data set.
+    """Convert a config of mmdet 3 or mmdet3d 1.4: model, test pipeline and test data set.
 
-    Data sets outside of `DATASETS` become a CocoDataset with `annotations.json`. Training and Runner keys are
-    left out. ConfigError: mmdet 2.28 lacks a part, key or value.
+    Data sets of pictures outside of `DATASETS` become a CocoDataset with `annotations.json`. Training and
+    Runner keys are left out. ConfigError: mmdet 2.28 lacks a part, key or value.
     """
     from mmcv import Config
 
@@ -48,18 +57,7 @@ def to_mmdet2_config(cfg: Any) -> Any:
             f'{filename}: is not a config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
         )
     try:
-        model2 = to_mmdet2_model(_plain(model))
-        dataset = _plain((cfg.get('test_dataloader') or {}).get('dataset') or {})
-        preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-        preprocessor = without_scope(_plain(preprocessor))
-        steps = dataset.get('pipeline') or _plain(cfg.get('test_pipeline'))
-        if not steps:
-            raise ConfigError('has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one')
-        pipeline = to_mmdet2_pipeline(without_scope(steps), preprocessor)
-        values = dict(model=model2, data=dict(test=_to_mmdet2_dataset(dataset, pipeline)))
-        if plugin := PLUGINS.get(model2['type']):
-            importlib.import_module(plugin)
-            values['custom_imports'] = dict(imports=[plugin], allow_failed_imports=False)
+        values = _translated(cfg, model)
     except KeyError as error:
         raise ConfigError(
             f'{filename}: has no {error}, which a {model.get("type")} of mmdet 3 has in its model or pipeline'
@@ -81,6 +79,32 @@ def to_mmdet2_config(cfg: Any) -> Any:
     return translated
 
 
+def _translated(cfg: Any, model: dict[str, Any]) -> dict[str, Any]:
+    """Entries of the translated config."""
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    if model.get('type') in INNER and isinstance(model.get('detector'), dict):
+        note = f'note: {cfg.filename}: of {model["type"]} the detector alone is translated'
+        print(printable(note), file=sys.stderr)
+        model = model['detector']
+        preprocessor = model.get('data_preprocessor') or preprocessor
+    preprocessor = without_scope(_plain(preprocessor))
+    dataset = _plain((cfg.get('test_dataloader') or {}).get('dataset') or {})
+    steps = dataset.get('pipeline') or _plain(cfg.get('test_pipeline'))
+    if not steps:
+        raise ConfigError('has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one')
+    if is_of_points(preprocessor):
+        dataset = without_scope({**dataset, 'pipeline': steps})
+        model2, test = to_mmdet3d_1_0(without_scope(_plain(model)), preprocessor, dataset)
+        return dict(model=model2, data=dict(test=test), class_names=test['classes'])
+    model2 = to_mmdet2_model(_plain(model))
+    test = _to_mmdet2_dataset(dataset, to_mmdet2_pipeline(without_scope(steps), preprocessor))
+    values = dict(model=model2, data=dict(test=test))
+    if model2['type'] in OWN_DETECTORS or (model2.get('bbox_head') or {}).get('type') in OWN_HEADS:
+        importlib.import_module(OWN_MODELS)
+        values['custom_imports'] = dict(imports=[OWN_MODELS], allow_failed_imports=False)
+    return values
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
@@ -99,12 +123,15 @@ def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) 
             type='CocoDataset', ann_file='annotations.json', img_prefix='', **names, pipeline=pipeline
         )
     root = Path(dataset.get('data_root') or '')
+    proposals = dataset.get('proposal_file')
+    proposals = dict(proposal_file=str(root / proposals)) if proposals else {}
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
     return dict(
         type=dataset['type'],
         ann_file=str(root / dataset.get('ann_file', '')),
         img_prefix=str(root / prefix),
         **names,
+        **proposals,
         pipeline=pipeline,
     )
 

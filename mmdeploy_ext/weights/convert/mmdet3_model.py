@@ -10,9 +10,15 @@ from typing import Any
 
 from mmdeploy_ext.util.errors import ConfigError
 
-PLUGINS = {'RTMDet': 'mmdeploy_ext.models.mmdet', 'DINO': 'mmdeploy_ext.models.mmdet'}
-"""Detector -> module of this project that registers it."""
-SCOPE = 'mmdet.'
+OWN_MODELS = 'mmdeploy_ext.models.mmdet'
+"""Module that registers the detectors of this project."""
+INNER = (
+    'ByteTrack', 'DeepSORT', 'MaskTrackRCNN', 'OCSORT', 'QDTrack', 'SORT', 'SoftTeacher', 'StrongSORT',
+)  # fmt: skip
+"""Trackers, and a semi-supervised model, with an entry `detector`."""
+OWN_HEADS = ('CenterNetUpdateHead',)
+OWN_DETECTORS = ('RTMDet', 'RTMDetIns', 'CondInst', 'BoxInst', 'DINO', 'ConditionalDETR', 'DABDETR')
+SCOPE, SCOPE_3D = 'mmdet.', 'mmdet3d.'
 WEIGHT_INIT = 'mmengine.model.weight_init'
 TORCH_NAMES = dict(BatchNorm2d='BN', SyncBatchNorm='SyncBN', GroupNorm='GN', LayerNorm='LN')
 """Class of torch.nn -> its name in a registry of mmcv, if it is another."""
@@ -49,7 +55,7 @@ def without_scope(config: Any) -> Any:
 
 def _registered_name(name: str) -> str:
     if name.count('.') < 2:
-        return name.removeprefix(SCOPE)
+        return name.removeprefix(SCOPE).removeprefix(SCOPE_3D)
     module, _, name = name.rpartition('.')
     if module == WEIGHT_INIT:
         return name.removesuffix('Init')
@@ -76,26 +82,41 @@ def to_mmdet2_model(config: dict[str, Any]) -> dict[str, Any]:
 # the entry `model` of a config without scopes, and raises the errors of `to_mmdet2_model`
 
 
+CENTERNET_TRAINING = {
+    'hm_min_radius', 'hm_min_overlap', 'more_pos_thresh', 'more_pos_topk', 'soft_weight_on_reg',
+    'regress_ranges', 'loss_cls', 'loss_bbox',
+}  # fmt: skip
+"""Keys of a CenterNetUpdateHead that only a training reads."""
+
+
 def convert_centernet(model: dict[str, Any]) -> None:
-    """Rename channels of head and neck in place; ConfigError: another head than CenterNetHead."""
+    """Rename channels of head and neck in place, or leave out what trains a CenterNetUpdateHead."""
     head, neck = model['bbox_head'], model['neck']
-    if head.get('type') != 'CenterNetHead':
-        raise ConfigError(
-            f'model.bbox_head.type={head.get("type")!r}: CenterNet with FPN came with mmdet 3; '
-            f'expected CenterNetHead'
-        )
+    if head['type'] == 'CenterNetUpdateHead':
+        model['type'] = 'SingleStageDetector'
+        model['bbox_head'] = {key: head[key] for key in head.keys() - CENTERNET_TRAINING}
+        return
     head['in_channel'], head['feat_channel'] = head.pop('in_channels'), head.pop('feat_channels')
     neck['in_channel'] = neck.pop('in_channels')
 
 
+RTMDET_HEADS = dict(RTMDetSepBNHead='RTMDet', RTMDetInsSepBNHead='RTMDetIns')
+"""Head -> detector."""
+
+
 def convert_rtmdet(model: dict[str, Any]) -> None:
-    """Raise ConfigError for another head than RTMDetSepBNHead."""
+    """Name the detector with masks RTMDetIns, in place; ConfigError: an unknown head."""
     head = model['bbox_head'].get('type')
-    if head != 'RTMDetSepBNHead':
-        raise ConfigError(
-            f'model.bbox_head.type={head!r}: of RTMDet the detectors of boxes are exported; expected '
-            f'RTMDetSepBNHead'
-        )
+    if head not in RTMDET_HEADS:
+        raise ConfigError(f'model.bbox_head.type={head!r}: expected one of {", ".join(RTMDET_HEADS)}')
+    model['type'] = RTMDET_HEADS[head]
+
+
+def convert_distilled(model: dict[str, Any]) -> None:
+    """Leave out the teacher, which the test does not run."""
+    for key in ('teacher_config', 'teacher_ckpt', 'eval_teacher'):
+        model.pop(key, None)
+    model['type'] = 'SingleStageDetector'
 
 
 def convert_yolact(model: dict[str, Any]) -> None:
@@ -135,6 +156,25 @@ def convert_detr(model: dict[str, Any]) -> None:
         ),
         positional_encoding=_positional_encoding(model.pop('positional_encoding')),
     )
+
+
+def convert_conditional_detr(model: dict[str, Any]) -> None:
+    """As `convert_detr` for Conditional DETR and DAB-DETR, whose decoders keep their settings."""
+    decoder, kind = model.pop('decoder'), model['type'].replace('DETR', 'Detr')
+    if patterns := model.pop('num_patterns', 0):
+        raise ConfigError(f'model.num_patterns={patterns}: expected 0')
+    model.pop('with_random_refpoints', None)  # only a training reads it
+    convert_detr({**model, 'decoder': dict(num_layers=1)})
+    model.pop('neck')
+    for key in ('num_queries', 'encoder', 'positional_encoding'):
+        model.pop(key)
+    transformer = model['bbox_head']['transformer']
+    layer = decoder['layer_cfg']
+    layer['ffn_cfg'] = {**FFN_DEFAULTS, **layer.get('ffn_cfg', {})}
+    transformer['type'] = 'ConditionalDetrTransformer'
+    transformer['decoder'] = dict(type=f'{kind}TransformerDecoder', **decoder)
+    if kind == 'DABDetr':
+        transformer['encoder']['type'] = 'DABDetrTransformerEncoder'
 
 
 def convert_deformable_detr(model: dict[str, Any]) -> None:
@@ -195,9 +235,12 @@ def convert_mask_former(model: dict[str, Any]) -> None:
 
 CONVERTERS: dict[str, Callable[[dict[str, Any]], None]] = {
     'CenterNet': convert_centernet,
+    'ConditionalDETR': convert_conditional_detr,
+    'DABDETR': convert_conditional_detr,
     'DETR': convert_detr,
     'DeformableDETR': convert_deformable_detr,
     'DINO': convert_dino,
+    'KnowledgeDistillationSingleStageDetector': convert_distilled,
     'PanopticFPN': convert_panoptic_fpn,
     'RTMDet': convert_rtmdet,
     'YOLACT': convert_yolact,

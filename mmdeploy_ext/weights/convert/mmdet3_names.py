@@ -47,8 +47,18 @@ DEFORMABLE: tuple[Rule, ...] = (
     (r'^pos_trans_norm\.', f'{TRANSFORMER}pos_trans_norm.'),
 )
 """Deformable DETR and DINO."""
+NECK: Rule = (r'^neck\.convs\.0\.conv\.', 'bbox_head.input_proj.')
+CONDITIONAL: tuple[Rule, ...] = (
+    *_below('encoder.', f'{TRANSFORMER}encoder.', SELF_FIRST),
+    (r'^decoder\.', f'{TRANSFORMER}decoder.'),
+    (r'^query_embedding\.', 'bbox_head.query_embedding.'),
+    NECK,
+)
+"""Conditional DETR and DAB-DETR, whose decoders have mmdet 3's names."""
 RULES: dict[str, tuple[Rule, ...]] = {
-    'DETR': (*DETR_LAYERS, (r'^neck\.convs\.0\.conv\.', 'bbox_head.input_proj.')),
+    'ConditionalDETR': CONDITIONAL,
+    'DABDETR': CONDITIONAL,
+    'DETR': (*DETR_LAYERS, NECK),
     'DeformableDETR': DEFORMABLE,
     'DINO': DEFORMABLE,
     'MaskFormer': (*_below(PIXELS, PIXELS, SELF_FIRST), *_below(MASKS, MASKS, SELF_FIRST)),
@@ -57,8 +67,17 @@ RULES: dict[str, tuple[Rule, ...]] = {
     'YOLACT': ((r'^mask_head\.segm_branch\.', 'segm_head.'),),
 }
 """Detector -> rules; the first match counts."""
-UNUSED_PREFIXES = ('data_preprocessor.', 'dn_query_generator.')
-"""Tensors without use: mean and std of a wrapper, and DINO's denoising queries."""
+UNUSED_PREFIXES = (
+    'data_preprocessor.',
+    'dn_query_generator.',
+    'reid.',
+    'student.',
+    'teacher_model.',
+    'track_head.',
+)
+"""Tensors without use: mean and std of a wrapper, DINO's denoising queries, parts around a detector."""
+INNER_PREFIX = re.compile(r'^(detector|teacher)\.')
+"""Of a detector in a tracker, and of the one that a semi-supervised model tests."""
 
 
 def to_mmdet2_name(key: str, detector: str) -> str:
@@ -73,7 +92,7 @@ def to_mmdet2_name(key: str, detector: str) -> str:
 def to_mmdet2_names(weights: Iterable[str], model: Collection[str], detector: str) -> dict[str, str]:
     """Name in a file of mmdet 3 or 2.28 -> name in the `model`, without `UNUSED_PREFIXES`."""
     return {
-        key: key if key in model else to_mmdet2_name(key, detector)
+        key: key if key in model else to_mmdet2_name(INNER_PREFIX.sub('', key), detector)
         for key in weights
         if key in model or not key.startswith(UNUSED_PREFIXES)
     }

@@ -14,9 +14,20 @@ PREPROCESSOR_KEYS = {
     # these change no picture of a test; batch_augments belong to training
     'pad_mask', 'mask_pad_value', 'pad_seg', 'seg_pad_value', 'batch_augments', 'boxtype2tensor',
 }  # fmt: skip
+PREPROCESSORS: dict[str, set[str]] = {
+    'DetDataPreprocessor': set(),
+    'TrackDataPreprocessor': {'use_det_processor'},
+    'BoxInstDataPreprocessor': {
+        'mask_stride', 'pairwise_size', 'pairwise_dilation', 'pairwise_color_thresh', 'bottom_pixels_removed',
+    },
+}  # fmt: skip
+"""Type -> further keys, which only a training reads."""
+BROADCASTERS = ('ProposalBroadcaster', 'TransformBroadcaster')
+"""Steps that run others."""
 STEP_KEYS: dict[str, set[str]] = {
     'LoadImageFromFile': {'to_float32', 'color_type', 'backend_args', 'imdecode_backend'},
     'Resize': {'scale', 'scale_factor', 'keep_ratio', 'clip_object_border', 'backend', 'interpolation'},
+    'LoadProposals': {'num_max_proposals'},
     'RandomFlip': {'prob'},
     'Pad': {'size', 'size_divisor', 'pad_to_square', 'pad_val', 'padding_mode'},
     'RandomCenterCropPad': {
@@ -27,17 +38,18 @@ STEP_KEYS: dict[str, set[str]] = {
         'with_bbox', 'with_mask', 'with_seg', 'poly2mask', 'with_label', 'box_type', 'backend_args',
     },
     'LoadPanopticAnnotations': {'with_bbox', 'with_mask', 'with_seg', 'with_label', 'backend_args'},
+    'LoadTrackAnnotations': {'with_bbox', 'with_mask', 'with_label', 'with_instance_id'},
     'PackDetInputs': {'meta_keys'},
+    'PackTrackInputs': {'meta_keys', 'pack_single_img'},
 }  # fmt: skip
 FIXED_VALUES = {
-    ('LoadImageFromFile', 'backend_args'): None,
-    ('LoadImageFromFile', 'imdecode_backend'): 'cv2',
-    ('RandomFlip', 'prob'): 0.0,
-    ('Pad', 'padding_mode'): 'constant',
+    ('LoadImageFromFile', 'imdecode_backend'): ('cv2', 'pillow'),  # equal pixels: 50 pictures, JPEG and PNG
+    ('RandomFlip', 'prob'): (0.0,),
+    ('Pad', 'padding_mode'): ('constant',),
 }
-"""Step and key -> only value that mmdet 2 supports; the key is left out."""
-ORDER = ('LoadImageFromFile', 'Resize', 'RandomCenterCropPad', 'Pad', 'PackDetInputs')
-ANNOTATION_STEPS = ('LoadAnnotations', 'LoadPanopticAnnotations')
+"""Step and key -> values that mmdet 2 supports; the key is left out."""
+ORDER = ('LoadImageFromFile', 'LoadProposals', 'Resize', 'RandomCenterCropPad', 'Pad', 'PackDetInputs')
+ANNOTATION_STEPS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadTrackAnnotations')
 """Steps that are left out."""
 DEFAULT_META = ('filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip', 'flip_direction')
 """Default meta keys of mmdet 2's Collect that tests read."""
@@ -51,6 +63,11 @@ def to_mmdet2_pipeline(
     ConfigError: mmdet 2 does not support a step, key, value or order. KeyError: no LoadImageFromFile.
     """
     _check_preprocessor(preprocessor)
+    steps = [
+        inner
+        for step in steps
+        for inner in (step['transforms'] if step.get('type') in BROADCASTERS else [step])
+    ]
     for index, step in enumerate(steps):
         _check_step(f'test_pipeline.{index}', step)
     types = [step['type'] for step in steps if step['type'] not in ANNOTATION_STEPS]
@@ -70,11 +87,20 @@ def to_mmdet2_pipeline(
         transforms.append(dict(type='ImageToTensor', keys=['img']))
     else:
         transforms.append(dict(type='DefaultFormatBundle'))  # also fills in `img_norm_cfg`
-    transforms.append(_collect(step_of.get('PackDetInputs', {})))
+    collect = _collect(step_of.get('PackDetInputs', {}))
+    before = []
+    if 'LoadProposals' in step_of:
+        before = [step_of['LoadProposals']]
+        fields = [dict(key='proposals', stack=False)]
+        transforms += [dict(type='ToTensor', keys=['proposals']), dict(type='ToDataContainer', fields=fields)]
+        collect['keys'].append('proposals')
+    transforms.append(collect)
     if crop is not None:  # it makes float32, which cv2 resizes in another way than 8 bits
         load.setdefault('to_float32', True)
     load = {key: value for key, value in load.items() if ('LoadImageFromFile', key) not in FIXED_VALUES}
-    return [load, dict(type='MultiScaleFlipAug', **scale, flip=False, transforms=transforms)]
+    if storage := load.pop('backend_args', None):
+        load['file_client_args'] = storage
+    return [load, *before, dict(type='MultiScaleFlipAug', **scale, flip=False, transforms=transforms)]
 
 
 def _check_step(path: str, step: Mapping[str, Any]) -> None:
@@ -84,19 +110,21 @@ def _check_step(path: str, step: Mapping[str, Any]) -> None:
     for key, value in step.items():
         if key != 'type' and key not in STEP_KEYS[kind]:
             raise ConfigError(f'{path}.{key}={value!r}: {kind} has no such key here')
-        expected = FIXED_VALUES.get((kind, key), value)
-        if value != expected:
+        expected = FIXED_VALUES.get((kind, key), (value,))
+        if value not in expected:
             raise ConfigError(
-                f'{path}.{key}={value!r} of {kind}: mmdet 2.28 has no such thing; expected {expected!r}'
+                f'{path}.{key}={value!r} of {kind}: mmdet 2.28 has no such thing; expected '
+                f'{" or ".join(map(repr, expected))}'
             )
 
 
 def _check_preprocessor(config: Mapping[str, Any]) -> None:
     path = 'model.data_preprocessor'
-    if config.get('type', 'DetDataPreprocessor') != 'DetDataPreprocessor':
-        raise ConfigError(f'{path}.type={config["type"]!r}: expected DetDataPreprocessor')
+    kind = config.get('type', 'DetDataPreprocessor')
+    if kind not in PREPROCESSORS:
+        raise ConfigError(f'{path}.type={kind!r}: expected one of {", ".join(PREPROCESSORS)}')
     for key, value in config.items():
-        if key not in PREPROCESSOR_KEYS:
+        if key not in PREPROCESSOR_KEYS | PREPROCESSORS[kind]:
             raise ConfigError(
                 f'{path}.{key}={value!r} is not known here; expected {", ".join(sorted(PREPROCESSOR_KEYS))}'
             )

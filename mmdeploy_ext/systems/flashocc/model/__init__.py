@@ -1,4 +1,4 @@
 """FlashOcc at test time; parameters have upstream's names."""
 
-MODELS_3D = {'detector': ('BEVDepthOCC', 'BEVDetOCC', 'BEVOCCHead2D', 'BEVOCCHead2D_V2')}
+MODELS_3D = {'detector': ('BEVDepthOCC', 'BEVDetOCC')}
 """Module -> types; they need mmdet3d."""

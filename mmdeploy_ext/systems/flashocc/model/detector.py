@@ -1,71 +1,27 @@
-"""The detectors and the head of occupancy.
-
-Source: Yzichen/FlashOCC 4084861, detectors/bevdet_occ.py, dense_heads/bev_occ_head.py.
-
-Glossary: B samples, C channels, X, Y, Z voxels along x, y, z of the key ego frame, K classes.
-"""
+"""The detectors of occupancy. Source: Yzichen/FlashOCC 4084861, detectors/bevdet_occ.py."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from mmcv.cnn import ConvModule
-from mmdet.models import DETECTORS, HEADS
+from mmdet.models import DETECTORS
 from mmdet3d.models import builder
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.lift_splat.detector import OWN, LiftSplatDetector
-from mmdeploy_ext.util.taps import tap
-
-
-@registered_if_named(HEADS)
-class BEVOCCHead2D(nn.Module):
-    """Classes of voxels; each column's are made of the channels of its cell."""
-
-    def __init__(
-        self,
-        in_dim: int = 256,
-        out_dim: int = 256,
-        Dz: int = 16,
-        num_classes: int = 18,
-        **of_training: Any,
-    ) -> None:
-        super().__init__()
-        self.Dz, self.num_classes = Dz, num_classes
-        self.final_conv = ConvModule(in_dim, out_dim, 3, padding=1, conv_cfg=dict(type='Conv2d'))
-        layers = nn.Linear(out_dim, out_dim * 2), nn.Softplus(), nn.Linear(out_dim * 2, num_classes * Dz)
-        self.predicter = nn.Sequential(*layers)
-
-    def forward(self, view: Tensor) -> Tensor:
-        """Return logits (B, X, Y, Z, K) of an encoded view (B, C, Y, X)."""
-        columns = self.final_conv(view).permute(0, 3, 2, 1)
-        return tap('occ_logits', self.predicter(columns).unflatten(-1, (self.Dz, self.num_classes)))
-
-    def get_occ(self, logits: Tensor, img_metas: Any = None) -> list[np.ndarray]:
-        """Return the classes (X, Y, Z) uint8 of each sample."""
-        return [*logits.softmax(-1).argmax(-1).cpu().numpy().astype(np.uint8)]
-
-
-@registered_if_named(HEADS)
-class BEVOCCHead2D_V2(BEVOCCHead2D):
-    """The head with other losses."""
 
 
 @registered_if_named(DETECTORS, builds=tuple(OWN.values()))
 class BEVDetOCC(LiftSplatDetector):
-    """BEVDet with a head of occupancy; `upsample` doubles the encoded view."""
+    """BEVDet with a head of occupancy."""
 
-    def __init__(self, occ_head: Mapping[str, Any], upsample: bool = False, **config: Any) -> None:
+    def __init__(self, occ_head: Mapping[str, Any], **config: Any) -> None:
         super().__init__(**config)
-        self.occ_head, self.upsample = builder.build_head(occ_head), upsample
+        self.occ_head = builder.build_head(occ_head)
 
     def results_of(self, maps: Sequence[Tensor], img_metas: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
-        view = maps[0]
-        if self.upsample:
-            view = functional.interpolate(view, scale_factor=2, mode='bilinear', align_corners=True)
-        return self.occ_head.get_occ(self.occ_head(view), img_metas)
+        return self.occ_head.get_occ(self.occ_head(maps[0]), img_metas)
 
 
 @registered_if_named(DETECTORS, builds=tuple(OWN.values()))

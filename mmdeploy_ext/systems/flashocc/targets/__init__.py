@@ -7,7 +7,7 @@ for name, outputs in (('trt-plugin', 'logits'), ('trt-argmax', 'classes')):
         'flashocc',
         name,
         'mmdeploy_ext.systems.flashocc.targets.export:PooledFiles',
-        'mmdeploy_ext.systems.flashocc.targets.loop:PooledOnnx',
+        'mmdeploy_ext.systems.flashocc.runtime:PooledOnnx',
         help=f"the graph of {outputs} of FlashOcc's own TensorRT converter, with the intervals of a rig and "
         'its plug-in',
         fixes=dict(precision='fp32'),

@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, TensorSpec
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
-from mmdeploy_ext.systems.flashocc.graphs import OccupancyNetwork, output_specs
-from mmdeploy_ext.systems.flashocc.runtime import FORM
-from mmdeploy_ext.systems.flashocc.targets.loop import PooledOnnx
-from mmdeploy_ext.targets.plugins.bev_pool import REPLACED, PooledNetwork, pooled_graph
+from mmdeploy_ext.systems.flashocc.graphs import output_specs
+from mmdeploy_ext.systems.flashocc.runtime import FORM, PooledOnnx
+from mmdeploy_ext.targets.plugins.bev_pool_export import REPLACED, PooledNetwork, pooled_graph
 from mmdeploy_ext.util.errors import ConfigError
 
 
-class PooledLogits(PooledNetwork, OccupancyNetwork):
+class PooledLogits(PooledNetwork):
     """A frame with the plug-in's pooling to logits (1, X, Y, Z, K)."""
 
-    def forward(self, img: Tensor, *tables: Tensor) -> Tensor:
-        return self.logits(self.view_of(img, *tables))
+    def forward(self, img: Tensor, *tables: Tensor) -> tuple[Tensor]:
+        return (self.model.occ_head(self.encoded(self.view_of(img, *tables))),)
 
 
 class PooledLabels(PooledLogits):
     """The same to classes (1, X, Y, Z)."""
 
-    def forward(self, img: Tensor, *tables: Tensor) -> Tensor:
-        return super().forward(img, *tables).argmax(-1)
+    def forward(self, img: Tensor, *tables: Tensor) -> tuple[Tensor]:
+        (logits,) = super().forward(img, *tables)
+        return (logits.argmax(-1),)
 
 
 class PooledFiles(Contract):

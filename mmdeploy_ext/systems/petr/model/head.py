@@ -222,6 +222,6 @@ class PETRv2Head(PETRHead):
         if not seconds:
             raise DataError(
                 'timestamp: both frames have the same times, so a displacement gives no velocity; '
-                'give the ages of the frame before in entries 6 to 11'
+                'give the ages of the previous frame in entries 6 to 11'
             )
         return seconds

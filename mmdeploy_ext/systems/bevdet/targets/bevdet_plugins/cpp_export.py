@@ -36,7 +36,7 @@ from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_loop import (
     picture_places,
 )
 from mmdeploy_ext.targets.folder_rules import node_cells
-from mmdeploy_ext.targets.plugins.bev_pool import REPLACED, TABLES, pooled
+from mmdeploy_ext.targets.plugins.bev_pool_export import REPLACED, TABLES, pooled
 from mmdeploy_ext.targets.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
 from mmdeploy_ext.util.errors import ConfigError
 

@@ -14,7 +14,7 @@ from mmdeploy_ext.families.contracts import PUBLISHED, Contract
 from mmdeploy_ext.systems.bevdet.graphs import BevDetHeads, output_specs
 from mmdeploy_ext.systems.bevdet.runtime import FORM
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.loop import PoolOnnx
-from mmdeploy_ext.targets.plugins.bev_pool import REPLACED, PooledNetwork, pooled_graph
+from mmdeploy_ext.targets.plugins.bev_pool_export import REPLACED, PooledNetwork, pooled_graph
 from mmdeploy_ext.util.errors import ConfigError
 
 

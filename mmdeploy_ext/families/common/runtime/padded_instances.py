@@ -1,4 +1,4 @@
-"""YOLACT in numpy: the form 'full' leaves only padding to remove.
+"""Files with masks in numpy whose form 'full' leaves only padding to remove.
 
 Glossary: B batch, n rows of an image, `max_per_img` of the head, h, w size of the masks: `ori_shape`, else
 the input.
