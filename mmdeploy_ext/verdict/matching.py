@@ -375,8 +375,7 @@ def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', colu
         boxes, scores, labels = getattr(results, name), results.scores, results.labels
         if boxes.shape != (len(scores), columns) or labels.shape != (len(scores),):
             return (
-                f'{side}: boxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} do not belong '
-                f'together'
+                f'{side}: boxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} do not match'
             )
         if bad := int((~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))).sum()):
             return f'{side}: {bad} detections have NaN or infinite values'
@@ -419,7 +418,7 @@ def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
         return []
     return [
         f'only {total} results were matched, in {inputs_with_results} of {len(matched)} {unit}s; a '
-        f'proof wants {MIN_MATCHED} or more, in {needed_inputs} or more: {advice}'
+        f'proof needs {MIN_MATCHED} or more, in {needed_inputs} or more: {advice}'
     ]
 
 
@@ -479,7 +478,7 @@ def total_reasons(
     if bars.is_float32 and alone:
         reasons.append(
             f'{alone} of {low} results below the score threshold have no partner on '
-            f'the other side, and are beside no tie'
+            f'the other side, and no tie explains them'
         )
     return reasons
 
