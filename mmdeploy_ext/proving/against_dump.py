@@ -68,7 +68,7 @@ def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> Verd
     verdict.add_outputs(cases)
     if not verdict.passed:
         verdict.notes.append(
-            'NOT PROVEN: the tensors of the engine differ from those of PyTorch; compare them with '
+            'NOT PROVEN: the tensors of the engine and of PyTorch differ; compare them with '
             f'{tool("verify")}, or set backend_config.check_dump=False to evaluate anyway'
         )
     for note in verdict.notes:
@@ -160,7 +160,7 @@ class FrameDumpComparer:
             _require(tensors, ['prev_exists'])
             remembers = float(tensors['prev_exists'].max()) > 0
             if remembers and not continues:
-                raise DataError('the frame before it was not dumped or not compared: its memory is not known')
+                raise DataError('the previous frame was not dumped or not compared, so its memory is unknown')
         frame = self.family.data.dumped_frame(tensors, manifest)
         if self.family.memory:
             distance = float(np.linalg.norm(frame.ego_pose[:3, 3]))

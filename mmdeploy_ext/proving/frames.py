@@ -366,5 +366,5 @@ def nothing_to_see(sides: Sides, plain: Sweep) -> Case:
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
     excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
-    reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'
+    reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than in PyTorch'
     return DetectionRow('best score', 0, 0, 0, 0, 1.0, max(excess, 0.0), not reason, reason)

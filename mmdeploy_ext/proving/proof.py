@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.verdict.results import Case, GraphResult
 
-AGAIN = 'the model gives other results when the first input runs again at the end'
+AGAIN = 'the model returns different results when the first input runs again at the end'
 """Reason of failure: another result at the end."""
 INTERFACE_EDITS = {'fp16', 'set-shape'}
 """Commands that change types or sizes of inputs and outputs."""
@@ -229,7 +229,7 @@ def check_model(proof: Proof) -> None:
     verdict.notes += detector.replaced_kernels
     if detector.ignored_keys:
         ignored = ', '.join(detector.ignored_keys)
-        verdict.notes.append(f'weights of the checkpoint that were left out by --ignore-keys: {ignored}')
+        verdict.notes.append(f'weights of the checkpoint that --ignore-keys skipped: {ignored}')
 
 
 def compare_again(proof: Proof, run: Callable[[], Case]) -> None:

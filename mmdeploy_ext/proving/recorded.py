@@ -76,7 +76,7 @@ def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path])
     if others := sorted({*recording.left_out}):
         verdict.notes.append(f'not recorded, compared with PyTorch here: {", ".join(others)}')
     if unsteady := [call['name'] for call in manifest['calls'] if not call['repeats']]:
-        verdict.notes.append(f'a second run gave other values there: {", ".join(unsteady)}')
+        verdict.notes.append(f'a second run there gave different values: {", ".join(unsteady)}')
 
 
 def _preparation(recording: Recording, detector: Detector, files: Sequence[Path]) -> Iterator[Finding]:

@@ -111,7 +111,7 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
     features, coordinates = read_voxels(path, settings.order)
     if rule.mode == 'hard' and len(features) > rule.max_voxels:
         raise DataError(
-            f'{path}: {len(features)} voxels, the model takes at most {rule.max_voxels} (max_voxels); '
+            f'{path}: {len(features)} voxels, the model accepts at most {rule.max_voxels} (max_voxels); '
             f'leave some out, or give the points'
         )
     try:
