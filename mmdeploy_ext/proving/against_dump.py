@@ -49,8 +49,8 @@ def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> Verd
     cases: list[Case] = []
     if not samples:
         verdict.notes.append(
-            f'no dump in {folder}: to have its tensors compared, first run it with --torch --cfg-options '
-            f'backend_config.dump={{}}'
+            f'no dump in {folder}: tensors are not compared; to compare them, run first with --torch '
+            f'--cfg-options backend_config.dump={{}}'
         )
     for sample in samples:
         tensors, manifest = load_dump(sample)
@@ -153,7 +153,7 @@ class FrameDumpComparer:
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1
         if not self.names:
-            raise DataError(f'the files give none of {", ".join(self.family.data.compared)}')
+            raise DataError(f'the files return none of {", ".join(self.family.data.compared)}')
         _require(tensors, self.names)
         distance = 0.0
         if self.family.memory:

@@ -68,7 +68,7 @@ MAX_DRAWN = 4
 """Most sweeps, or frames of a drive, in the report."""
 MAX_EXCESS = 0.3
 """Allowed excess of the best score over PyTorch's for an empty sweep."""
-NOT_PUT_IN = "outputs of the files are not the head's own, and were not put into it: boxes end to end decide"
+NOT_PUT_IN = "the files' outputs differ from the head's and were not put into it: the end-to-end boxes decide"
 
 
 @dataclasses.dataclass
@@ -185,7 +185,7 @@ def read_files(detector: Detector, paths: Sequence[str]) -> tuple[list[ExportedF
     for file in files:
         if file.options != first.options:
             raise ModelFileError(
-                f'{file.path}: is of another export than {first.path} (options differ); export again'
+                f'{file.path}: is from another export than {first.path} (options differ); export again'
             )
     options = exported_options(detector.family, first.options, first.path)
     with file_checks.option_errors(first.path):

@@ -52,8 +52,8 @@ INTERFACE_EDITS = {'fp16', 'set-shape'}
 MAX_MESSAGE_LENGTH = 500
 """Length of an engine's message."""
 ROUNDED = (
-    'sparse files have float16 weights, as their engine takes them: PyTorch ran with the same, and what they '
-    'do to its map is a row of its own; what the engine itself rounds is not shown here'
+    'sparse files have float16 weights, as their engine requires; PyTorch ran with the same weights. A row '
+    'of its own shows their effect on the output map. The rounding of the engine is not tested here'
 )
 
 
