@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_outputs(parser)
     add(
         '--samples PATH...',
-        'pictures or folders of them (default: demo/toy.jpg); sweeps, or an info file of frames (default:'
+        'images or image folders (default: demo/toy.jpg); sweeps, or an info file of frames (default:'
         " of the config's data set, else generated); with --module FILE.py:samples, a function that "
         'yields samples',
     )
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError('expected m.onnx CONFIG CHECKPOINT --out KIT, m.onnx --module ..., or --serve KIT')
     if args.module:
         return _write(args, write_of_module)
-    shared.refuse_options(args, build_parser(), OF_MODULES, 'goes with --module only')
+    shared.refuse_options(args, build_parser(), OF_MODULES, 'requires --module')
     return _write(args, write_of_detector)
 
 

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
     precisions = [name for name in PRECISIONS if name in args.to]
     if {'fp16', 'bf16'} <= {*precisions}:
-        raise UsageError('--to fp16 bf16: a file has one of them; leave one out')
+        raise UsageError('--to fp16 bf16: a file can have only one of them; omit one')
     if 'int8' in precisions and not args.calibrate:
         raise UsageError('--to int8: give images for the ranges with --calibrate')
     least = args.keep_results if args.keep_metric is None else 1 - float(args.keep_metric[1])

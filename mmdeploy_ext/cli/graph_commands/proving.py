@@ -76,7 +76,7 @@ def read_feeds(
 
     sizes = parse_sizes(args.size)
     if args.inputs and (sizes or args.seed):
-        raise UsageError('--size and --seed are for random inputs and --inputs gives them; leave one out')
+        raise UsageError('--size and --seed are for random inputs but --inputs gives them; omit one')
     if args.inputs:
         return [load_tensors(args.inputs)]
     return [random_feeds(model, args.seed + step, sizes) for step in range(count)]

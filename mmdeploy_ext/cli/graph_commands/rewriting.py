@@ -18,7 +18,7 @@ FP16_TOLERANCE = 1e-2
     argument(
         '--rule FILE.py',
         'file with functions `pattern(op, x, ...)`, `replacement(op, x, ...)` and perhaps '
-        '`check(context, x, ...)`, as onnxscript takes them; may be repeated',
+        '`check(context, x, ...)`, as in onnxscript; repeatable',
         required=True,
         action='append',
     ),
