@@ -188,7 +188,7 @@ def special_frames(
 def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySpec) -> list[str]:
     row, notes = proof.results.sequence[-1], []
     if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
-        notes.append(f'{row.frames} frames ran; a claim about drift needs {FULL_DRIVE.frames} (--frames)')
+        notes.append(f'{row.frames} frames ran; a statement about drift needs {FULL_DRIVE.frames} (--frames)')
     if not row.resets:
         notes.append('the scene did not change in these frames, so the reset was not tested')
     if bars.cosine is not None:

@@ -157,8 +157,8 @@ def match_lists(
     chosen = [{pair[side] for pair in choices} for side in (0, 1)]
     low_alone = len({*low_rows} - chosen[0]) + len({*low_columns} - chosen[1])
     nearest = dict(zip([*pairing.matched, *pairing.outside], pairing.nearness.tolist(), strict=True))
-    lines = [f'{_one(reference, row)} of PyTorch, alone' for row in missing]
-    lines += [f'{_one(candidate, column)} of the file, alone' for column in extra]
+    lines = [f'only in PyTorch: {_one(reference, row)}' for row in missing]
+    lines += [f'only in the file: {_one(candidate, column)}' for column in extra]
     lines += [
         f'{_one(reference, row)} of PyTorch, nearest {_one(candidate, column)}, {abs(nearest[row]):.6g}'
         for row, column in outside.items()

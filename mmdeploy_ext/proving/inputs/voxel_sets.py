@@ -95,7 +95,7 @@ def sweep_sets(
         features, coordinates = voxelise(points, rule)
         if not len(features):
             raise DataError(
-                f'{item if isinstance(item, Path) else source}: none of {len(points)} points is in the range '
+                f'{item if isinstance(item, Path) else source}: 0 of {len(points)} points are in the range '
                 f'{list(rule.point_cloud_range)} m; check its frame and unit'
             )
         yield VoxelSet(f'{sweeps.name(item)}: {len(points)} points', features, coordinates)

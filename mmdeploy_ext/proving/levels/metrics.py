@@ -74,7 +74,7 @@ def near_zero_notes(rows: Sequence[MetricRow]) -> list[str]:
     headlines = [row for row in rows if HEADLINE.search(row.name)] or rows
     if not headlines or not all(row.reference < NEAR_ZERO for row in headlines):
         return []
-    return [f'metrics: all are below {NEAR_ZERO}, which proves little; use a trained checkpoint']
+    return [f'metrics: all are below {NEAR_ZERO}, which proves little: use a trained checkpoint']
 
 
 NEAR_ZERO = 0.01

@@ -311,10 +311,7 @@ class ModuleProof:
 
     def _another_graph(self, difference: str) -> str:
         options = f'dynamo={self._is_by_dynamo()}, opset_version={opsets_of(self.model).get("", 0)}'
-        return (
-            f'not compared: another graph than that of torch.onnx.export with {options} of this PyTorch, '
-            f'which would be ({difference})'
-        )
+        return f'not compared: this PyTorch exports another graph with {options} ({difference})'
 
     def _is_by_dynamo(self) -> bool:
         nodes = self.model.graph.node[:1]
@@ -496,7 +493,7 @@ class ModuleProof:
         verdict, references = self.verdict, [one.reference for one in self.comparisons if one.outputs]
         seen = {row.tensor for case in self.cases for row in case.tensors if row.max_abs is not None}
         if unseen := [name for name in self.outputs if references and name not in seen]:
-            verdict.add_failures([f'{", ".join(unseen)}: empty on every input, nothing of it was compared'])
+            verdict.add_failures([f'{", ".join(unseen)}: empty for every input, so it was not compared'])
         if len(self.cases) > 1 and all(same_bits(references[0], other) for other in references[1:]):
             reason = 'the module returns the same results for all inputs, so its inputs may be unused; '
             verdict.add_failures([f'{reason}give samples that differ'])
