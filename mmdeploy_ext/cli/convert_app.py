@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
             add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
             add(
                 '--weights',
-                'original files: EMA weights if present (auto), or one of both (default: auto)',
+                'original files: EMA weights if present (auto), or always one of the two (default: auto)',
                 'auto',
                 choices=('auto', 'ema', 'model'),
             )

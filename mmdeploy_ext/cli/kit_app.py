@@ -94,7 +94,7 @@ def run_parts(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt), serving(Path(args.serve), args.port) as server:
         address = f'http://{LOOPBACK}:{server.server_port}/'
-        print(f'{args.serve} is at {address} (Ctrl+C ends the server)', flush=True)
+        print(f'{args.serve} is served at {address} (Ctrl+C ends the server)', flush=True)
         if args.open:
             webbrowser.open(address)
         server.serve_forever()

@@ -80,8 +80,8 @@ def add_calibration(parser: argparse.ArgumentParser, number: str, required: bool
     add = cli.adder(parser.add_argument_group('calibration of int8'))
     add(
         '--calibrate IMAGES|DATASET',
-        "folder of images, one image, or annotations in COCO's format (.json); of several cameras "
-        'infos (.pkl) or a folder with one folder per camera; of LiDAR sweeps (.bin) or infos',
+        "folder of images, one image, or annotations in COCO's format (.json); for several cameras "
+        'infos (.pkl) or a folder with one folder per camera; for LiDAR sweeps (.bin) or infos',
         required=required,
     )
     add(
@@ -102,7 +102,7 @@ def add_calibration(parser: argparse.ArgumentParser, number: str, required: bool
     add = cli.adder(parser.add_argument_group('layers'))
     add(
         '--keep-float PATTERN...',
-        "layers that stay float, by name ('*', '?'), e.g. '*bbox_head*', in addition to the last ones",
+        "layers that stay in float, by name ('*', '?'), e.g. '*bbox_head*', in addition to the last ones",
         [],
     )
     add(
@@ -290,7 +290,7 @@ def show(
         console,
         'NOT PROVEN by these figures; metrics of both on the data set of the config: '
         f'{command("verify")} CONFIG CHECKPOINT {shlex.quote(str(target.shown))} --eval bbox'
-        '   # of masks alone: --eval segm',
+        '   # for masks only: --eval segm',
     )
 
 

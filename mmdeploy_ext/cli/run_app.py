@@ -40,7 +40,7 @@ FPS = 4.0
 """Frames per second of a film."""
 NOTE_AFTER_S = 2.0
 """Seconds after which the note of `once` is printed."""
-COMPILING = 'note: compiling the functions for points, once on this machine (10 s)'
+COMPILING = 'note: compiling functions for points (10 s, once per machine)'
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -50,7 +50,7 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     argument('--images PATH...', 'images for PyTorch (default: demo/toy.jpg)'),
     argument(
         '--no-fresh',
-        'do not export again for the pairs of tensors; pair by name, value and position',
+        'do not export again to pair tensors; pair by name, value and position',
     ),
     argument(
         '--against',

@@ -56,10 +56,10 @@ def run_simplify(args: argparse.Namespace) -> int:
 
 @COMMANDS.add(
     'fp16',
-    'Write float16 into a graph, except nodes that must stay float32',
+    'Write float16 into a graph, except for nodes that must stay in float32',
     argument(
         '--keep-fp32 PATTERN',
-        "nodes that stay float32 by name, operator, module or output: '/decoder/*', Softmax; repeatable",
+        "nodes that stay in float32, by name, operator, module or output: '/decoder/*', Softmax; repeatable",
         [],
         action='append',
     ),
