@@ -63,6 +63,8 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
         f'{STREAMS}/BEVDet/bevdet_r50_4dlongterm_depth_cbgs.py',
         dict(contract='bevdet-cpp'),
     ),
+    ('FlashOcc, trt-plugin', f'{STREAMS}/FlashOcc/flashocc_r50.py', dict(contract='trt-plugin')),
+    ('FlashOcc, trt-argmax', f'{STREAMS}/FlashOcc/flashocc_r50.py', dict(contract='trt-argmax')),
     ('Sparse4D, deploy', f'{STREAMS}/Sparse4D/sparse4d_toy.py', dict(contract='deploy')),
     ('FCOS3D, full', f'{STREAMS}/Monocular/fcos3d_toy.py', dict(dynamic=True)),
     ('ImVoxelNet, full', f'{STREAMS}/ImVoxelNet/imvoxelnet_toy.py', dict(dynamic=True)),
@@ -72,13 +74,15 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     'bevdet': (f'{STREAMS}/BEVDet/bevdet_r50_4dlongterm_depth_cbgs.py', {}),
     'bevformer': (f'{STREAMS}/BEVFormer/bevformer_tiny.py', {}),
     'bevfusion': (f'{STREAMS}/BEVFusion/bevfusion_camera_lidar_r50_nus.py', {}),
+    'flashocc': (f'{STREAMS}/FlashOcc/flashocc_r50.py', {}),
     'petr': (f'{STREAMS}/PETR/petrv2_vovnet_gridmask_p4_800x320.py', {}),
     'rtdetr': ('configs/rtdetr/rtdetr_r50vd.py', dict(dynamic=True)),
     'sparse4d': (f'{STREAMS}/Sparse4D/sparse4dv3_temporal_r50_1x8_bs6_256x704.py', {}),
+    'sparsedrive': (f'{STREAMS}/SparseDrive/sparsedrive_small_stage2.py', {}),
     'streampetr': (f'{STREAMS}/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py', {}),
 }
 """Folder of mmdeploy_ext/systems/ -> config and options of the files in its README."""
-CAMERAS = ('bevdet', 'bevformer', 'petr', 'sparse4d', 'streampetr')
+CAMERAS = ('bevdet', 'bevformer', 'petr', 'sparse4d', 'sparsedrive', 'streampetr')
 """Systems with a table of their own in `CAMERA_PAGE`."""
 
 

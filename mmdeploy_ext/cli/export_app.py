@@ -28,7 +28,7 @@ from mmdeploy_ext.quantize.plan import show_plan
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, after_weights
+from mmdeploy_ext.util.errors import ConfigError, ExportError, Mm2OnnxError, UsageError, after_weights
 from mmdeploy_ext.util.files import will_write
 
 if TYPE_CHECKING:
@@ -112,12 +112,12 @@ def add_arguments(
 def run(args: argparse.Namespace, only: str = '') -> int:
     try:
         return _run(args, only)
-    except ConfigError as error:
+    except (ConfigError, ExportError) as error:
         refused = error
     parts = parts_app.parts_of_refused(args)  # behind the block: its errors are not caused by this one
     if parts is None:  # the config cannot be read at all
         raise refused
-    advised = ConfigError(f'{refused}; {parts.advice}')
+    advised = type(refused)(f'{refused}; {parts.advice}')
     advised.exit_code = 1 if parts.words else refused.exit_code
     raise advised from refused
 

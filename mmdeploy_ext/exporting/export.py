@@ -38,6 +38,7 @@ from mmdeploy_ext.exporting.ops.operator import (
     operators_of,
     translations,
 )
+from mmdeploy_ext.exporting.places import with_places
 from mmdeploy_ext.exporting.torch_patches import (
     linspace_of_its_type,
     linspace_of_one_step,
@@ -244,9 +245,10 @@ def run(
         advice = f': --opset-version {later_opset[1]}' if later_opset else ''
         has_no_form = stage.exporter == 'torchscript' and isinstance(error, torch.onnx.OnnxExporterError)
         kind = OpsetError if has_no_form else ExportError
+        places = [f' ({place})' for place in getattr(error, '__notes__', ()) if place]
         raise kind(
             f'stage {stage.name!r} could not be exported by the {stage.exporter} exporter at opset '
-            f'{opset}: {type(error).__name__}: {error}{advice}'
+            f'{opset}: {type(error).__name__}: {error}{"".join(places[:1])}{advice}'
         ) from error
 
 
@@ -338,7 +340,8 @@ def _export_torchscript(
     steps = linspace_of_one_step() if has_dynamic_sizes else linspace_of_its_type()
     writes = contextlib.nullcontext() if has_dynamic_sizes else without_empty_writes()
     numbers = products_with_flags()
-    patches = (steps, writes, numbers, with_a_batch(), without_graph, split, listed_values())
+    places = mock.patch.object(utils, '_run_symbolic_function', with_places(utils._run_symbolic_function))
+    patches = (steps, writes, numbers, with_a_batch(), without_graph, split, places, listed_values())
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)

@@ -136,7 +136,8 @@ class _FramesWriter:
             again = f'_{number_of_runs[graph.name]}' if number_of_runs[graph.name] > 1 else ''
             case = _case(f'{graph.name}_{index:03}{again}', graph, title, inputs, tensors)
             if run is runs[-1]:
-                case = dataclasses.replace(case, images=(title,), results=[expected.detections])
+                of_frame = dict(results=[expected.detections], family=sides.detector.family.name)
+                case = dataclasses.replace(case, images=(title,), **of_frame)
             self.cases.append(case.write(self.folder, run.outputs))
             state = {name: source for source, name in graph.spec.state if not expected.was_reset}
             steps.append(Step(case.name, fed | state))

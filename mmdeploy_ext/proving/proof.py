@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compat import replaced
+from mmdeploy_ext.config.point_ranges import disagreements
 from mmdeploy_ext.config.user_modules import libraries_not_run
 from mmdeploy_ext.contract import digest
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
@@ -255,7 +256,7 @@ def notes_on_export(detector: Detector, metadata: Metadata) -> list[str]:
     """Return notes on an export and its model; `metadata` of its last file."""
     subject = 'the files were' if detector.family.files else 'the file was'
     overrides = override_notes(detector, metadata, subject)
-    return [*overrides, *class_name_notes(detector)]
+    return [*overrides, *class_name_notes(detector), *disagreements(detector.cfg)]
 
 
 def not_loaded(proof: Proof, error: Exception) -> Verdict:

@@ -65,13 +65,13 @@ SPARSE4D_SHORT = SeededToy(
 )
 """With one layer without the memory and one with it."""
 SPARSEDRIVE = SeededToy('sparsedrive', 'projects/configs/SparseDrive/sparsedrive_toy.py')
-ATTEND = ['temp_gnn', 'gnn', 'norm']
 SPARSEDRIVE_SHORT = SeededToy(
     'sparsedrive',
     SPARSEDRIVE.config,
     {
-        'model.head.det_head.operation_order': ['deformable', 'ffn', 'refine', *ATTEND, 'refine'],
-        'model.head.map_head.operation_order': ['refine', *ATTEND, 'deformable', 'ffn', 'refine'],
+        'model.head.det_head.operation_order': ['deformable', 'ffn', 'refine', 'temp_gnn', 'refine'],
+        'model.head.map_head.operation_order': ['refine', 'temp_gnn', 'gnn', 'deformable', 'ffn', 'refine'],
+        'model.head.motion_plan_head.operation_order': ['temp_gnn', 'gnn', 'norm', 'cross_gnn', 'refine'],
     },
 )
 """With one aggregation a head."""

@@ -61,7 +61,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ExportError(
             f'onnxslim failed on the model ({type(error).__name__}: {error}); try fold'
         ) from error
-    refill(slim.graph, input=model.graph.input)
+    # onnxslim goes through sets of symbols: its shapes of inner tensors have other names in each process
+    refill(slim.graph, input=model.graph.input, value_info=())
     slim.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in inputs)
     keys = {entry.key for entry in slim.metadata_props}
     slim.metadata_props.extend(entry for entry in model.metadata_props if entry.key not in keys)

@@ -41,11 +41,16 @@ if TYPE_CHECKING:
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.graph.diff.walk import Walk
     from mmdeploy_ext.proving.difference.split import Split
+    from mmdeploy_ext.verdict.verdict import Verdict
 
 MAX_PAIRED_BY_PLACE = 24
 """Most walks of a graph that pair tensors behind an error by module or place."""
 JITTER = 0.2
 """Deviation of the noise on traced inputs, relative to theirs; absolute for constant inputs."""
+
+
+NEAR = 100.0
+"""Times the tolerance: a larger difference is no rounding."""
 
 
 @dataclasses.dataclass
@@ -111,6 +116,19 @@ def first_difference(
     if metadata.checkpoint_sha256 != detector.checkpoint_sha256:
         comparison.notes.append('the metadata of the file names another checkpoint')
     return comparison
+
+
+def near_lines(detector: Detector, path: str, side: GraphSide, verdict: Verdict) -> list[str]:
+    """Return whose the difference of a file is that fails by less than `NEAR` times the tolerance, or []."""
+    failed = [finding.figures for finding in verdict.with_figure('tensor') if finding.passed is False]
+    ratios = [row['max_abs'] / row['tolerance'] for row in failed if row['max_abs'] and row['tolerance']]
+    if not verdict.bars.is_float32 or not ratios or max(ratios) >= NEAR:
+        return []
+    model = files.load(path)
+    metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
+    search = Search(subject_of(detector, metadata, side), findings.diff_bars_of('fp32'))
+    search.compare(model)
+    return split_lines(*search.split())
 
 
 def subject_of(

@@ -101,12 +101,12 @@ def memory_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def memory_specs(model: nn.Module, prefix: str) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(
-            f'{prefix}_{name}', 'int64' if name in INTEGERS else 'float32', shape, MEMORY[name], single=True
-        )
-        for name, shape in memory_shapes(model).items()
-    )
+    """Return the memory before (`pre`), with meanings, or after a frame (`post`)."""
+    specs = []
+    for name, shape in memory_shapes(model).items():
+        dtype, meaning = 'int64' if name in INTEGERS else 'float32', MEMORY[name] if prefix == 'pre' else ''
+        specs.append(TensorSpec(f'{prefix}_{name}', dtype, shape, meaning, single=True))
+    return tuple(specs)
 
 
 def specs(model: nn.Module) -> list[GraphSpec]:

@@ -1,6 +1,7 @@
 """FlashOcc's contracts: proven as streams; wrong occupancies are not."""
 
 import dataclasses
+import functools
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,8 @@ from eager_files import eager_row, names_of
 from marking import in_suite
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.kit.contents import KitCase, StoredCase
+from mmdeploy_ext.kit.frames import write_frames
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.flashocc.targets.export import PooledFiles
 from mmdeploy_ext.targets.plugins import bev_intervals
@@ -32,13 +35,28 @@ def frames(detector):
     return list(synthetic_drive(3, detector.rule, scenes=2))
 
 
+@pytest.fixture(scope='module')
+def path_of(detector, tmp_path_factory):
+    """Contract -> its file, exported when it is asked for."""
+    folder = tmp_path_factory.mktemp('export')
+    return functools.cache(lambda contract: TOY.export(detector, folder / contract, contract=contract))
+
+
 @pytest.mark.parametrize('contract', in_suite(['portable', 'trt-plugin', 'trt-argmax'], 'portable'))
-def test_the_file_is_proven_as_a_stream(detector, frames, tmp_path, contract):
-    verdict = prove(detector, TOY.export(detector, tmp_path, contract=contract), frames)
+def test_the_file_is_proven_as_a_stream(detector, frames, path_of, contract):
+    verdict = prove(detector, path_of(contract), frames)
     assert verdict.passed, verdict.failures
     summary = verdict.summary()
     assert summary['matched'] == summary['reference'] >= 3000 and summary['worst_iou'] == 1
     assert detector.classes[-1] == 'free'
+
+
+def test_a_kit_has_the_classes_and_leads_of_pytorch(detector, frames, path_of, tmp_path):
+    (entry,) = write_frames(detector, path_of('portable'), frames[:1], tmp_path)['cases']
+    (occupancy,) = KitCase.read(tmp_path, StoredCase.from_json(entry), 'flashocc').results
+    expected = detector.family.reference(detector.model).step(frames[0]).detections
+    np.testing.assert_array_equal(occupancy.labels, expected.labels)
+    np.testing.assert_array_equal(occupancy.leads, expected.leads)
 
 
 class Recorded:
