@@ -59,7 +59,7 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
     shared.add_proof_arguments(parser)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
-    reason = 'is an option of export; leave it out, the file keeps its value'
+    reason = 'is an option of export; omit it, verify uses the value in the file'
     parser.elsewhere = {option.typed: reason for option in detector_options()}
 
 
@@ -105,7 +105,7 @@ def check_family(args: argparse.Namespace, family: Family) -> None:
     """Raise UsageError for options that do not go with a family."""
     parser, of_family = build_parser(), {option.name for option in family.options}
     foreign = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
-    shared.refuse_options(args, parser, foreign, f'exports of family {family.name!r} have no such option')
+    shared.refuse_options(args, parser, foreign, f'files of family {family.name!r} have no such option')
     shared.refuse_of_kind(args, parser, 'verify', family)
 
 

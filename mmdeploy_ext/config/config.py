@@ -423,8 +423,8 @@ def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(
-            f'{filename}: has neither data.test.pipeline nor test_pipeline; add one: sizes and '
-            f'normalisation of pictures are read from it'
+            f'{filename}: has neither data.test.pipeline nor test_pipeline; add one: it '
+            f'defines the size and normalisation of images'
         )
     check_steps(pipeline, f'{filename}: test_pipeline')
     return 'test_pipeline', pipeline
