@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,17 @@ from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.claims import Claims
-from mmdeploy_ext.util.errors import LoadError, UsageError, after_weights
+from mmdeploy_ext.util.errors import DataError, LoadError, UsageError, after_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import onnx
+
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
+    from mmdeploy_ext.quantize.plan import Plan, Planner
+    from mmdeploy_ext.quantize.search import Kept
     from mmdeploy_ext.verdict.verdict import Verdict
 
 
@@ -116,8 +121,9 @@ class Exported:
         options: options of the export, all decided.
         seconds: exporting and writing.
         detector: the PyTorch model with weights.
-        picture: traced picture; '': the package's.
+        picture: traced image; '': the package's.
         samples: samples of a proof; None: those of the config's data set, or generated.
+        plan: of the precision, with `keep_results`.
     """
 
     files: list[str]
@@ -126,6 +132,7 @@ class Exported:
     detector: Detector
     picture: str | Path = ''
     samples: ChosenSamples | None = None
+    plan: Plan | None = None
 
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> Verdict:
         """Prove the written files against the model in memory.
@@ -180,11 +187,91 @@ def export_read(
     """
     output, kind = output_of(detector, options, request), kind_of(detector.family)
     kind.build(detector, request.mean, request.std)
-    options = kind.load(detector, options, output)
-    chosen = inputs.of(detector) if proves else None
+    options, plan = kind.load(detector, options, output), None
+    chosen = inputs.of(detector) if proves or options.keep_results else None
     with after_weights():
+        if options.keep_results:
+            plan = plan_of_export(detector, options, output, inputs, chosen)
+            options = options.replace(keep_fp32=tuple(plan.patterns))
         files, seconds = kind.export(detector, options, output, inputs)
-    return Exported(files, options, seconds, detector, request.picture, chosen)
+    return Exported(files, options, seconds, detector, request.picture, chosen, plan)
+
+
+def plan_of_export(
+    detector: Detector, options: Options, output: str, inputs: Samples, chosen: ChosenSamples
+) -> Plan:
+    """Export in float32 for the time being, and plan the precision of the options."""
+    single = options.replace(precision='fp32', fp16_io=False, keep_fp32=(), keep_results=0.0)
+    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+        files, _ = kind_of(detector.family).export(
+            detector, single, str(Path(folder, Path(output).name)), inputs
+        )
+        planner, before = planner_of(detector, files, chosen, options.keep_fp32)
+        return planner.plan([options.precision], options.keep_results, before)
+
+
+def planner_of(
+    detector: Detector,
+    files: Sequence[str],
+    chosen: ChosenSamples,
+    keep: Sequence[str] = (),
+    metric: str = '',
+    **quantiser: Any,
+) -> tuple[Planner, Kept]:
+    """Return a planner of the float32 files of a loaded model, and what they keep.
+
+    Args:
+        detector: with weights.
+        files: of one export, in the order of use.
+        chosen: samples whose results are kept.
+        keep: patterns of nodes that stay float32.
+        metric: of the config's data set, such as 'bbox_mAP', in place of the samples' results.
+        quantiser: arguments of `Planner` for INT8.
+    """
+    from mmdeploy_ext.engines.base import record_runs
+    from mmdeploy_ext.graph.io.files import load
+    from mmdeploy_ext.proving.kept import metric_kept, on_files, results_kept
+    from mmdeploy_ext.quantize.plan import Planner, check_single
+
+    kind, models = kind_of(detector.family), {path: load(path) for path in files}
+    check_single(models)
+    settings = dict(cache={}) if kind.name == 'images' else {}
+    engine = engine_settings('onnxruntime') | dict(graph_optimization='basic')
+
+    def judge(paths: Sequence[str]) -> Kept:
+        if metric:
+            return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine), metric)
+        claims = Claims(edited=True, timed=False, settings=settings)
+        return results_kept(kind.prove(detector, paths, chosen.samples, engine, claims))
+
+    with record_runs() as runs:
+        before = on_files(files, models, judge)
+    if not before.total:
+        raise DataError(
+            f'{detector.config}: the model gives no detections on these samples: a criterion by results '
+            f'needs some; name pictures or sweeps with objects (--images) or train the checkpoint'
+        )
+    feeds = {path: [run.inputs for run in runs if Path(run.path).name == Path(path).name] for path in files}
+
+    def run(changed: dict[str, onnx.ModelProto]) -> Kept:
+        kept = on_files(files, changed, judge)
+        return dataclasses.replace(kept, total=max(kept.total, before.total))  # a file that fails has no rows
+
+    return Planner(models, run, feeds, keep, **quantiser), before
+
+
+def plan_read(
+    detector: Detector, request: ProofRequest, metric: str, keep: Sequence[str], **quantiser: Any
+) -> tuple[Planner, Kept]:
+    """Load the model of a request's file and return the planner of its precision; see `planner_of`."""
+    kind = kind_of(detector.family)
+    inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)
+    files, _ = kind.read(str(request.onnx_file))
+    kind.build(detector, request.mean, request.std)
+    kind.check_provable(detector.family)
+    kind.load_weights(detector)
+    chosen = inputs.of(detector)
+    return planner_of(detector, files, chosen, keep, metric, **quantiser)
 
 
 def export(
@@ -206,14 +293,14 @@ def export(
         checkpoint: the weights.
         output_file: `.onnx` file, or folder for several graphs, replaced as a whole. '': `tmp.onnx`, a folder
             with the config's name, or `<config>_fork.onnx`, in the current folder.
-        picture: traced picture; '': the package's.
+        picture: traced image; '': the package's.
         mean: per channel in the network's order (R G B with `to_rgb=True`), 0..255; None: the config's.
-            Pictures alone.
+            2D models only.
         std: likewise.
         cfg_options: dotted key -> value that replaces the config's.
         device: 'cpu', 'cuda' or 'cuda:N'.
         options: options of the graph. All models have `opset`, `precision` ('fp32', 'fp16'), `fp16_io`,
-            `keep_fp32`, `exporter` ('torchscript', 'dynamo') and `simplify`; pictures also `form` ('full':
+            `keep_fp32`, `exporter` ('torchscript', 'dynamo') and `simplify`; 2D models also `form` ('full':
             results, 'decode': boxes and scores before NMS, 'raw': head outputs; two-stage also 'proposals',
             'regions'), `height`, `width` (pixels), `batch` and `dynamic`; frames and sweeps may have
             `contract`. See `contract.options` and a family's `options.py`.

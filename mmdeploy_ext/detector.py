@@ -228,7 +228,10 @@ def load_weights(detector: Detector) -> None:
     checkpoint = load_checkpoint(detector.checkpoint).without(detector.ignored_keys)
     detector.report = checkpoint.renamed(model, detector.cfg.model.get('type', ''))
     family.load_weights(model, detector.report)
-    detector.classes = class_names(detector.cfg, detector.report.meta, family.num_classes(model))
+    count = family.num_classes(model)
+    detector.classes = family.class_names
+    if len(detector.classes) != count:
+        detector.classes = class_names(detector.cfg, detector.report.meta, count)
     finish_loading(detector)
 
 
@@ -388,7 +391,8 @@ def resolve(
     """Return options with opset, height, width (0) and `group_norm` ('') filled in.
 
     The size is a padded picture of the test pipeline in pixels: landscape and filling the test scale if the
-    ratio is kept, or of a 640 x 640 picture without a scale. A float32 file gets `default_group_norm`.
+    ratio is kept, or of a 640 x 640 picture without a scale. Float32, and what a plan begins with, gets
+    `default_group_norm`.
     """
     options, changes = resolve_opset(options, model, without), {}
     if options.get('height') == 0 and options.width == 0:
@@ -396,7 +400,7 @@ def resolve(
         is_stretched = rule.img_scale is not None and not rule.keep_ratio
         height, width = rule.resized_shape(1, 1) if is_stretched else (short_edge, long_edge)
         changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
-    if options.get('group_norm') == '' and options.precision == 'fp32':
+    if options.get('group_norm') == '' and (options.precision == 'fp32' or options.keep_results):
         from mmdeploy_ext.exporting.export import default_group_norm
 
         changes['group_norm'] = default_group_norm(model)

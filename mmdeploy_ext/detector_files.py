@@ -21,6 +21,7 @@ from mmdeploy_ext.families.base import FAMILIES, Family, exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.hosts import hosted
 from mmdeploy_ext.families.images import traced_feeds
+from mmdeploy_ext.graph.io.files import check_pair
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
@@ -169,8 +170,13 @@ def export_files(
         Mm2OnnxError: a file cannot be written; an older export stays.
     """
     start = time.perf_counter()
-    exported = export_graphs(detector, options, images)
     contract = contract_of(detector.family, options)
+    if export.has_large_weights(detector.model):
+        if options.simplify:
+            raise UsageError('--simplify: onnxslim supports models of up to 2 GiB, and this one is larger')
+        if contract.one_file:
+            check_pair(Path(output))
+    exported = export_graphs(detector, options, images)
     if contract.one_file:
         ((model, metadata),) = exported
         export.save(model, output, metadata)

@@ -27,15 +27,7 @@ from dev.pages.tables import table, write_between
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, RESULTS = (Path(__file__).with_name(name) for name in ('forks.json', 'forks_results.json'))
-HEADINGS = (
-    'repository, commit, config',
-    'imports',
-    'exported',
-    'verdict',
-    'worst IoU or distance, score',
-    'CPU s',
-    'patched for it',
-)
+HEADINGS = ('repository, commit, config', 'result', 'worst IoU or distance, score')
 MODES = {'mm2onnx': '', 'PYTHONPATH=.': '.'}
 """How a command is started -> what is on PYTHONPATH."""
 TOOL = ('-m', 'mmdeploy_ext')
@@ -242,15 +234,17 @@ def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
             f' over [{over["commit"][:8]}](https://github.com/{over["repository"]}/tree/{over["commit"]})'
         )
     texts = [f'{row["name"]} ({commits}), [{Path(config).name}]({tree}/{config})']
-    texts.append(_both(['yes' if figures['imports'] == 'yes' else figures['imports'] for figures in modes]))
-    texts.append(_both(['yes' if 'verdict' in figures else figures.get('error', 'no') for figures in modes]))
-    claims = [figures.get('verdict', '').partition(' equals')[0] for figures in modes]
-    texts.append(_both([claim.rpartition(' ')[0] or claim for claim in claims]))
+    texts.append(_both([_result(figures) for figures in modes]))
     texts.append(worst_of([figures for figures in modes if 'verdict' in figures]))
-    texts.append(', '.join(str(figures['seconds']) for figures in modes if 'seconds' in figures))
-    patches = dict.fromkeys(name for figures in modes for name in figures['patches'])
-    texts.append(', '.join(f'`{name}`' for name in patches))
     return texts
+
+
+def _result(figures: dict[str, Any]) -> str:
+    """Return the verdict, or the error of the import or export."""
+    if figures['imports'] != 'yes':
+        return figures['imports']
+    claim = figures.get('verdict', '').partition(' equals')[0]
+    return claim.rpartition(' ')[0] or claim or figures.get('error', 'not exported')
 
 
 def worst_of(proven: list[dict[str, Any]]) -> str:

@@ -13,19 +13,19 @@ from pathlib import Path
 
 from dev.pages.tables import table, write_between
 
-HEADINGS = ('graph', 'precision', 'inputs', 'frames', 'verdict', 'first failure', 'run by')
+HEADINGS = ('graph', 'precision', 'inputs', 'verdict', 'first failure', 'time')
 
 
-def row(model: Path, name: str, precision: str) -> list[str]:
+def row(model: Path, name: str, precision: str) -> list[object]:
     """Return the cells of a model's folder in a precision."""
     verdict, log = model / f'{precision}.json', model / f'{precision}.log'
     if not verdict.is_file():
         lines = log.read_text(encoding='utf-8').strip().splitlines() if log.is_file() else []
-        return [name, precision, '', '', 'did not run', (lines or [''])[-1], '']
+        return [name, precision, '', 'did not run', (lines or [''])[-1], '']
     content = json.loads(verdict.read_text(encoding='utf-8'))
     failures, claim = content['failures'], content['verdict'].partition(' ON ')[0].partition(' (')[0]
-    counts = str(content['inputs']), str(content['frames'] or '')
-    return [name, precision, *counts, claim, failures[0] if failures else '', content['ran']]
+    time = content['ran'].rpartition(', in float16, ' if precision == 'fp16' else 'CUDA, ')[2]
+    return [name, precision, content['inputs'], claim, failures[0] if failures else '', time]
 
 
 def main(folder: str, page: str) -> None:

@@ -44,7 +44,7 @@ DATA = {
 """First word of a config's name -> file of its record; '' stands for all other names."""
 USUAL_SIZE = (320, 448)
 """(H, W) of the traced input, pixels: the default of the zoo. Tables leave it out."""
-LONGEST = 400
+LONGEST = 300
 """Characters of a reason."""
 EXPLANATIONS = {
     'objects365/retinanet_r50_fpn_syncbn_1350k_obj365v1.py': 'mmdet builds it neither: its base is '
@@ -123,7 +123,7 @@ def overview(records: Sequence[Record], versions: Mapping[str, str]) -> str:
     lidar = [record for record in records if record.config.startswith('mmdet3d/')]
     mmdet3d, mmdet = count_records(lidar), count_records([one for one in records if one not in lidar])
     return f"""{table([*headings, 'worst error'], rows, right=headings[1:])}
-**{mmdet.fixed} of the {mmdet.referenced} configs of mmdet that have a CPU reference are proven, {mmdet.dynamic} of them at any size too**; {mmdet.configs} were looked at, and {mmdet.own_kernels} more, which the table leaves out of its counts of proofs, are proven against a kernel of this project, because mmcv lacks the kernel on a CPU. Of mmdet3d **{mmdet3d.fixed} of the {mmdet3d.referenced}** configs that have a CPU reference, among {mmdet3d.configs} that were looked at, are proven; the other {mmdet3d.configs - mmdet3d.referenced} need operators that mmcv has for a GPU alone: {mmdet3d.own_kernels} of them (`DynamicScatter`) are proven against a kernel of this project, and the rest are refused with the operators' names.
+**{mmdet.fixed} of the {mmdet.referenced} mmdet configs with a CPU reference are proven, {mmdet.dynamic} of them also at any size**; {mmdet.configs} were tested. For {mmdet.own_kernels} more, mmcv has no CPU kernel; they are proven against a kernel of this project and not counted above. **{mmdet3d.fixed} of the {mmdet3d.referenced}** mmdet3d configs with a CPU reference are proven; {mmdet3d.configs} were tested. The other {mmdet3d.configs - mmdet3d.referenced} need operators that mmcv has only for a GPU: {mmdet3d.own_kernels} (`DynamicScatter`) are proven against a kernel of this project, the rest are refused and name the operators.
 
 Measured with torch {versions['torch']}, mmdet {versions['mmdet']} and ONNX Runtime {versions['onnxruntime']}.
 """  # noqa: E501
@@ -188,29 +188,33 @@ def kind_page(kind: Kind, records: Sequence[Record]) -> str:
     summary = f'**{count.fixed} of {count.configs} configs are proven'
     summary += f', {count.dynamic} of them at any size too.**' if count.dynamic else '.**'
     if count.own_kernels:
-        summary += f' {count.own_kernels} more, marked with `*`, are proven against a kernel of this project.'
+        summary += f' {count.own_kernels} more are marked with `*`.'
     text = f"""[The zoo](../zoo.md)
 
 # {kind.title}
 
 {summary}
 
-"matched" has the results of all inputs, "fewest" the smallest number in one picture or sweep. Errors are the worst of all pairs of results. A config "as" another one differs from it in what only training reads, so that one of them was exported and proven for both. Inputs were traced at {USUAL_SIZE[0]}x{USUAL_SIZE[1]} where no other size stands beside "proven".
+Errors are the worst of all pairs of results. Inputs were traced at {USUAL_SIZE[0]}x{USUAL_SIZE[1]} unless a size is given. `*`: proven against a kernel of this project. "Also" lists configs that differ from a row only in settings for training.
 """  # noqa: E501
     errors = ['worst tensor error', 'worst distance, mm'] if kind.in_3d else ['worst IoU']
-    numbers = ['matched', 'fewest', *errors, 'worst score difference', 'CPU s']
+    numbers = ['matched', *errors, 'worst score difference']
     headings = ['config', 'one size', 'any size', *numbers]
     for head in sorted({record.parts['head'] for record in records}):
         of_head = [record for record in records if record.parts['head'] == head]
-        rows = [config_row(record, kind.in_3d) for record in of_head]
+        names = {record.config for record in of_head}
+        own = [record for record in of_head if record.same_as not in names]
+        rows = [config_row(record, kind.in_3d) for record in own]
         text += f'\n## {head or "Heads unknown"}\n\n{table(headings, rows, right=numbers)}'
+        for record in own:
+            if same := [_name(one) for one in of_head if one.same_as == record.config]:
+                text += f'\n- Also as {_name(record)}: {", ".join(same)}'
+        text += '\n' if text[-1] != '\n' else ''
     if rows := reasons(records):
         text += f"""
 ## Why not
 
-Reasons are from a closed list: no family, cannot be built, a part refused by name, no CPU kernel in mmcv, PyTorch itself fails, export fails, not proven, out of time, out of memory, the process died.
-
-{table(['config', 'form', 'reason', 'what was said'], rows)}"""  # noqa: E501
+{table(['config', 'form', 'reason', 'what was said'], rows)}"""
     return text
 
 
@@ -218,10 +222,9 @@ def config_row(record: Record, in_3d: bool) -> list[str]:
     """Return the row of a config."""
     outcomes = [outcome for outcome in (record.fixed, record.dynamic) if outcome]
     compared = [outcome for outcome in outcomes if outcome.inputs]
-    matched = fewest = ''
+    matched = ''
     if compared:
-        matched = f'{sum(one.matched for one in compared)} / {sum(one.reference for one in compared)}'
-        fewest = str(min(outcome.fewest for outcome in compared))
+        matched = f'{sum(one.matched for one in compared)}/{sum(one.reference for one in compared)}'
         classes = max(outcome.classes for outcome in compared)
         if classes and record.task == 'panoptic':
             matched += f', {classes} classes'
@@ -234,16 +237,13 @@ def config_row(record: Record, in_3d: bool) -> list[str]:
             '' if tensor is None else f'{tensor:.1e}',
             '' if distance_m is None else f'{1e3 * distance_m:.3f}',
         ]
-    same_as = record.same_as.removesuffix('.py').rpartition('/')[2]
     return [
-        _name(record) + (f' as `{same_as}`' if same_as else ''),
+        _name(record),
         _verdict(record.fixed) + (' *' if record.own_kernels else ''),
         _verdict(record.dynamic),
         matched,
-        fewest,
         *errors,
         '' if score is None else f'{score:.1e}',
-        f'{sum(outcome.seconds for outcome in outcomes):.0f}',
     ]
 
 
@@ -262,19 +262,22 @@ def _verdict(outcome: Outcome | None) -> str:
 
 
 def reasons(records: Sequence[Record]) -> list[list[str]]:
-    """Return a row for each export that is not proven, and for each change that a proof needed."""
-    rows = []
+    """Return a row for each reason an export is not proven, and for each change that a proof needed."""
+    groups: dict[tuple[str, ...], list[str]] = {}
     for record in records:
         for form in EXPORT_KINDS:
             outcome = getattr(record, form)
             if outcome is not None and not outcome.proven:
                 stopped = outcome.reason in (MEMORY, TIME)  # the log behind the first line is of no use
-                text = _short(outcome.why.partition('\n')[0] if stopped else outcome.why)
+                why = outcome.why.partition('\n')[0] if stopped else outcome.why
+                config = record.config.removeprefix('mmdet3d/').removeprefix(ROTATED)
+                text = _short(why.replace(f'{config}: ', ''))
                 if record.config in EXPLANATIONS:
                     text += f' ({EXPLANATIONS[record.config]})'
-                rows.append([_name(record), form, outcome.reason, text])
-        rows += [[_name(record), '-', '-', note] for note in record.notes]
-    return rows
+                groups.setdefault((form, outcome.reason, text), []).append(_name(record))
+        for note in record.notes:
+            groups.setdefault(('-', '-', note), []).append(_name(record))
+    return [[', '.join(names), *cells] for cells, names in groups.items()]
 
 
 def _short(why: str) -> str:
@@ -324,17 +327,17 @@ def rotated_section(records: Sequence[Record]) -> str:
     models = [record for record in records if not record.same_as]
     rows = []
     for record in models:
-        name, fixed, dynamic, matched, _, *figures = config_row(record, in_3d=False)
-        rows.append([name.replace(ROTATED, ''), sizes[record.config], fixed, dynamic, matched, *figures])
+        name, fixed, dynamic, *figures = config_row(record, in_3d=False)
+        rows.append([name.replace(ROTATED, ''), sizes[record.config], fixed, dynamic, *figures])
     same = [
         f'{_name(record)} as `{record.same_as.removesuffix(".py").rpartition("/")[2]}`'.replace(ROTATED, '')
         for record in records
         if record.same_as
     ]
     failures = [[cell.replace(ROTATED, '') for cell in row] for row in reasons(models)]
-    numbers = ['configs', 'matched', 'worst IoU', 'worst score', 'CPU s']
+    numbers = ['configs', 'matched', 'worst IoU', 'worst score']
     headings = ['model', 'configs', 'one size', 'any size', *numbers[1:]]
-    return f"""**{count.fixed} configs with a CPU reference are proven for one size, {count.dynamic} of them for any size and batch, too**; {count.own_kernels} more for one size against our kernel (`*`). The table has a row for each model, with the number of configs that are this model at test time: these differ in what only training reads, or in where their data are.
+    return f"""**{count.fixed} configs with a CPU reference are proven for one size, {count.dynamic} of them also for any size and batch**; {count.own_kernels} more for one size against our kernel (`*`). Each row is a model, with the number of configs that differ only in training or data.
 
 {table(headings, rows, right=numbers)}
 Proven as another config of the table: {', '.join(same)}.

@@ -45,6 +45,8 @@ OUT = {
 """Whether the model has a depth network -> gains of the head's outputs, bias of the heatmap."""
 SMALLER_BOXES = 0.4
 """Factor of the kernel of log sizes in `fill`."""
+LOGITS, FREE = 10.0, 3.0
+"""Of the head of occupancy: factor of the kernel of logits, and what the bias of the last class gets more."""
 OUTPUT = re.compile(r'task_heads\.\d+\.(\w+)\.1\.(weight|bias)$')
 
 
@@ -86,4 +88,13 @@ def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module
         if re.search(r'task_heads\.\d+\.dim\.1\.weight$', key):
             tensor *= SMALLER_BOXES
     model.load_state_dict(weights)
+    return model
+
+
+def fill_occupancy(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:
+    """Load the seeded weights; about half of the voxels are free."""
+    model, head = fill(model, cfg, family, seed), model.occ_head
+    with torch.no_grad():
+        head.predicter[-1].weight *= LOGITS
+        head.predicter[-1].bias.view(head.Dz, head.num_classes)[:, -1] += FREE
     return model

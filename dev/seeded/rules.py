@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 RULES = {
     'anchor3d': 'dev.seeded.lidar:fill_lidar',
     'bevdet': 'dev.seeded.bevdet:fill',
+    'flashocc': 'dev.seeded.bevdet:fill_occupancy',
     'bevformer': 'dev.seeded.bevformer:fill',
     'bevfusion_det': 'dev.seeded.lidar:fill_fusion',
     'centerpoint': 'dev.seeded.lidar:fill_lidar',
@@ -23,6 +24,7 @@ RULES = {
     'smoke': 'dev.seeded.monocular:fill',
     'solo': 'dev.seeded.by_name:fill_solo',
     'sparse4d': 'dev.seeded.sparse4d:fill',
+    'sparsedrive': 'dev.seeded.sparsedrive:fill',
     'streampetr': 'dev.seeded.by_name:fill_streampetr',
 }
 """Family -> function of (new detector, config, family, seed) that fills and returns the detector."""

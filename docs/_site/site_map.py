@@ -1,7 +1,9 @@
-"""The site's table of contents, and the language of its pages."""
+"""The site's table of contents, the language of its pages, and llms.txt."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,13 +17,14 @@ CONTENTS = {
             'docs/mmdet3', 'docs/recorded', 'projects/mmrotate/README',
         ],
         'Engines and devices': [
-            'docs/engines', 'docs/device', 'docs/autoware', 'docs/accuracy-and-speed', 'docs/troubleshooting',
+            'docs/engines', 'docs/device', 'docs/any-module', 'docs/autoware', 'docs/accuracy-and-speed',
+            'docs/troubleshooting', 'docs/glossary',
         ],
         'Develop': [
             'docs/parts', 'docs/own-family', 'docs/architecture', 'CONTRIBUTING', 'docs/other-tools',
             'CHANGELOG', 'demo/checkpoints/README',
         ],
-        'Reference': ['docs/zoo', 'docs/forks', 'docs/benchmarks', 'docs/reference/index'],
+        'Reference': ['docs/zoo', 'docs/forks', 'docs/benchmarks', 'docs/reference/index', 'docs/SKILL'],
         '中文': ['README_zh-CN'],
     },
     'README_zh-CN': {
@@ -30,7 +33,7 @@ CONTENTS = {
 }  # fmt: skip
 """Page -> caption -> the pages of its sidebar."""
 SYSTEMS = '/mmdeploy_ext/systems/{}/README'
-CAMERAS = ('streampetr', 'petr', 'bevformer', 'bevdet', 'sparse4d')
+CAMERAS = ('streampetr', 'petr', 'bevformer', 'bevdet', 'flashocc', 'sparse4d', 'sparsedrive')
 BELOW = {
     'docs/zoo': 'zoo/*',
     'docs/reference/index': '*',
@@ -60,8 +63,32 @@ def set_language(app: Sphinx, page: str, template: str, context: dict[str, Any],
         context['language'] = 'zh-CN'
 
 
+def llms_text(root: Path) -> str:
+    """Return llms.txt: titles and headings of the English pages, with their addresses on the site."""
+    text = '# mm2onnx\n\n> Exports mmdet and mmdet3d detectors to ONNX, proven to equal the PyTorch model.\n'
+    for caption, pages in CONTENTS['README'].items():
+        if caption.isascii():
+            text += f'\n## {caption}\n\n'
+            text += ''.join(f'- {_entry(root, page)}\n' for page in pages)
+    return text
+
+
+def _entry(root: Path, page: str) -> str:
+    content = (root / f'{page}.md').read_text(encoding='utf-8')
+    content = re.sub(r'^```.*?^```', '', content, flags=re.MULTILINE | re.DOTALL)
+    title = re.findall(r'^# (.*)', content, re.MULTILINE)[0]
+    headings = ', '.join(re.findall(r'^## (.*)', content, re.MULTILINE))
+    return f'[{title}]({page}.html)' + (f': {headings}' if headings else '')
+
+
+def write_llms(app: Sphinx, error: Exception | None) -> None:
+    if error is None:
+        (Path(app.outdir) / 'llms.txt').write_text(llms_text(Path(app.srcdir)), encoding='utf-8')
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register both."""
+    """Register all."""
+    app.connect('build-finished', write_llms)
     app.connect('source-read', add_contents)
     app.connect('html-page-context', set_language)
     return {'parallel_read_safe': True, 'parallel_write_safe': True}

@@ -263,7 +263,7 @@ def doubts(rows: Sequence[dict[str, Any]], main: str) -> list[str]:
     """Notes on rows of the group `main` that found nothing, or too different numbers of objects."""
     counts = sorted(row['detections_per_image'] for row in rows if row['input'] == main)
     if counts[-1] == 0:
-        return ['nothing was found on these images: the cost of post-processing depends on what is found']
+        return ['no detections on these images; the time of post-processing depends on detections']
     if counts[-1] - counts[0] > COUNT_TOLERANCE * counts[-1]:
         return [
             f'the contenders found {counts[0]:g} to {counts[-1]:g} detections per image: are they the same '

@@ -150,7 +150,7 @@ def _read_metadata(path: str) -> Metadata:
     metadata = read_metadata(path)
     if metadata.samples != 'images':
         raise ModelFileError(
-            f'{path}: is a model of family {metadata.family!r}, which takes no single pictures; give '
+            f'{path}: is a model of family {metadata.family!r}, which does not run on single images; give '
             f'a file of the model of the config'
         )
     return metadata

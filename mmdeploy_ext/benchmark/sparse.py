@@ -64,7 +64,7 @@ class SparseBenchmark(Benchmark):
         if args.voxels is not None and min(args.voxels) < 1:
             raise UsageError(f'--voxels {" ".join(map(str, args.voxels))}: expected positive numbers')
         if len(args.onnx) > 1:
-            raise UsageError(f'--onnx {" ".join(args.onnx)}: sparse backbones take one portable file')
+            raise UsageError(f'--onnx {" ".join(args.onnx)}: sparse backbones need one portable file')
         for path in args.onnx:
             ScnOnnx(path, threads=1).close()  # raises an error for other files
         self.files = dict(portable=args.onnx[0]) if args.onnx else {}

@@ -53,7 +53,7 @@ class StreamBenchmark(Benchmark):
         rule, family = self.detector.rule, self.detector.family
         voxels = getattr(rule, 'voxels', rule)
         if args.sweep and voxels is None:
-            raise UsageError(f'--sweep {args.sweep[0]}: {args.config} takes pictures alone')
+            raise UsageError(f'--sweep {args.sweep[0]}: {args.config} accepts images only')
         sweeps: list[tuple[str, np.ndarray]] = []
         for path in args.sweep:
             sweeps.extend(points_of(path, self.detector.cfg, voxels, limit=1))

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         '--parts FOLDER',
-        'measure PyTorch with the exported parts of FOLDER in place of its own modules; options: `--parts'
+        'measure PyTorch with the exported parts of FOLDER instead of its own modules; options: `--parts'
         ' --help`',
     )
     add('--engines A,B', f'of {",".join(ENGINES)} (default: torch,onnxruntime)', 'torch,onnxruntime')
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--warmup N', 'warm-up rounds (default: 3)', 3)
     add(
         '--max-seconds S',
-        'begin no round after S seconds, once three count; 0 runs all rounds (default: 0, of sparse '
+        'start no round after S seconds, after at least three; 0 runs all rounds (default: 0, of sparse '
         'backbones 45)',
         type=float,
     )
@@ -103,7 +103,7 @@ def _check(args: argparse.Namespace) -> list[str]:
     if args.chart and not args.chart.endswith('.png'):
         raise UsageError(f'--chart {args.chart}: expected a .png file')
     for path in args.onnx:
-        parts_app.refuse_folder(path, f'measure it by --parts {path}')
+        parts_app.refuse_folder(path, f'measure it with --parts {path}')
     for target in filter(None, (args.json, args.chart)):
         check_writable(target)
     return engines

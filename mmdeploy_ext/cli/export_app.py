@@ -24,10 +24,11 @@ from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.quantize.plan import show_plan
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, after_weights
+from mmdeploy_ext.util.errors import ConfigError, ExportError, Mm2OnnxError, UsageError, after_weights
 from mmdeploy_ext.util.files import will_write
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def add_arguments(
     parser.set_defaults(only=only)
     shared.add_model_arguments(parser, needs_checkpoint=not only_check)
     add = cli.adder(parser)
-    add('--help-all', 'show all options, also those of one family or contract', action='help')
+    add('--help-all', 'show all options, including the options of one family or contract', action='help')
     add(
         '--backbone',
         'export only the sparse backbone of a LiDAR model; options: `--backbone --help`',
@@ -85,7 +86,7 @@ def add_arguments(
         'name)',
         dest='output_file',
     )
-    add('--input-img INPUT_IMG', 'image that is traced (default: demo/toy.jpg)')
+    add('--input-img INPUT_IMG', 'image to trace (default: demo/toy.jpg)')
     add(
         '--images --test-img PATH...',
         'more samples for --verify: images or folders (default: 3 of the data set, else the mirrored '
@@ -111,12 +112,12 @@ def add_arguments(
 def run(args: argparse.Namespace, only: str = '') -> int:
     try:
         return _run(args, only)
-    except ConfigError as error:
+    except (ConfigError, ExportError) as error:
         refused = error
     parts = parts_app.parts_of_refused(args)  # behind the block: its errors are not caused by this one
     if parts is None:  # the config cannot be read at all
         raise refused
-    advised = ConfigError(f'{refused}; {parts.advice}')
+    advised = type(refused)(f'{refused}; {parts.advice}')
     advised.exit_code = 1 if parts.words else refused.exit_code
     raise advised from refused
 
@@ -160,6 +161,8 @@ def _run(args: argparse.Namespace, only: str) -> int:
     exported = export_read(detector, options, request, inputs, args.verify)
     title = _title(family, exported.options, len(exported.files))
     print(f'{output}: {title}, exported in {exported.seconds:.1f} s')
+    if exported.plan:
+        show_plan(exported.plan)
     if args.show:
         with after_weights():
             _show(detector, exported.files[0], inputs.pictures[0], engine)
@@ -195,7 +198,7 @@ def check_raw_form(family: Family) -> None:
     if 'raw' in forms:
         return
     parts = [f'--postprocess {form}' for form in forms if form != 'full']
-    advice = 'its results are in its graph; leave the option out'
+    advice = 'its results are in its graph; omit the option'
     if parts:
         advice = f'its network is written by {" and ".join(parts)}, a file each'
     raise UsageError(f'--skip-postprocess: family {family.name!r} has no form without results; {advice}')
@@ -203,8 +206,9 @@ def check_raw_form(family: Family) -> None:
 
 def _title(family: Family, options: Options, count: int) -> str:
     numbers = f'opset {options.opset}, {options.precision}'
-    if 'contract' in options:
-        return f'{options.contract} contract, {count} graph(s), {numbers}'
+    if 'form' not in options:
+        title = f'{options.contract} contract' if 'contract' in options else family.name
+        return f'{title}, {count} graph(s), {numbers}'
     shape = 'dynamic batch, fixed size' if options.get('dynamic_batch') else 'fixed shape'
     if options.dynamic:
         shape = 'dynamic batch and size'

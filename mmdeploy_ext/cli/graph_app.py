@@ -14,7 +14,7 @@ COMMANDS = {name: command for module in MODULES for name, command in module.COMM
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(description='Look at ONNX files, compare, cut, rewrite and check them.')
+    parser = cli.ArgumentParser(description='Show, compare, cut, rewrite and check ONNX files.')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=f'{command.help}.')

@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         'with --precision fp16',
         choices=ENGINES,
     )
-    add('--told WORDS', 'device, engine and version, for the verdict; unchecked', '')
+    add('--told WORDS', 'device, engine and version to print in the verdict; not checked', '')
     add('--precision', "precision that decides the tolerances (default: the file's)", choices=PRECISIONS)
     add('--json FILE', 'write the verdict as JSON')
     return parser
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     ran = ''
     if args.run:
         if args.told:
-            raise UsageError('--told: does not go with --run, which tells what ran')
+            raise UsageError('--told: cannot be used with --run, which reports what ran')
         ran = run_kit(args.kit, args.outputs, args.run, fp16=args.precision == 'fp16')
     verdict = judge(args.kit, args.outputs, told=args.told, precision=args.precision)
     verdict.subject['ran'] = ran

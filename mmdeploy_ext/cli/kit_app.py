@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app
 from mmdeploy_ext.kit import web_library
-from mmdeploy_ext.kit.page import add_library, has_page
+from mmdeploy_ext.kit.page import INDEX, add_library
 from mmdeploy_ext.kit.server import LOOPBACK, serving
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import UsageError
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_outputs(parser)
     add(
         '--samples PATH...',
-        'pictures or folders of them (default: demo/toy.jpg); sweeps, or an info file of frames (default:'
+        'images or image folders (default: demo/toy.jpg); sweeps, or an info file of frames (default:'
         " of the config's data set, else generated); with --module FILE.py:samples, a function that "
         'yields samples',
     )
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError('expected m.onnx CONFIG CHECKPOINT --out KIT, m.onnx --module ..., or --serve KIT')
     if args.module:
         return _write(args, write_of_module)
-    shared.refuse_options(args, build_parser(), OF_MODULES, 'goes with --module only')
+    shared.refuse_options(args, build_parser(), OF_MODULES, 'requires --module')
     return _write(args, write_of_detector)
 
 
@@ -94,7 +94,7 @@ def run_parts(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt), serving(Path(args.serve), args.port) as server:
         address = f'http://{LOOPBACK}:{server.server_port}/'
-        print(f'{args.serve} is at {address} (Ctrl+C ends the server)', flush=True)
+        print(f'{args.serve} is served at {address} (Ctrl+C ends the server)', flush=True)
         if args.open:
             webbrowser.open(address)
         server.serve_forever()
@@ -114,7 +114,7 @@ def _write(args: argparse.Namespace, write: Callable[[argparse.Namespace], dict[
         folder = out.resolve()  # '.' has no name
         print(shutil.make_archive(str(folder), 'zip', folder.parent, folder.name))
     print(f'next: run them on the device, then mm2onnx judge {out} OUTPUTS')
-    if has_page(manifest):
+    if INDEX in manifest['files']:
         print(f'in a browser: mm2onnx kit --serve {out}')
     return 0
 

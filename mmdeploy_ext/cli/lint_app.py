@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--shape N...', 'height and width (default: from the test pipeline)', type=int)
     add(
         '--dynamic-export',
-        'report code that depends on sizes, by a second, larger picture (default: sizes are fixed)',
+        'report code that depends on sizes, with a second, larger image (default: sizes are fixed)',
     )
     add(
         '--postprocess',

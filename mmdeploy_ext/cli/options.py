@@ -200,7 +200,7 @@ def add_ignored_keys(parser: argparse.ArgumentParser) -> None:
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options about the graphs of detectors."""
     add_declared(parser, detector_options())
-    cli.add(parser, '--skip-postprocess', 'the same as --postprocess raw')
+    cli.add(parser, '--skip-postprocess', 'same as --postprocess raw')
 
 
 def parser_for(build: Callable[[], argparse.ArgumentParser], words: Sequence[str]) -> argparse.ArgumentParser:
@@ -259,7 +259,7 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
     add = cli.adder(parser)
-    add('--strict', "a line 'untraced' in the verdict is a failure, too")
+    add('--strict', "treat any 'untraced' line of the verdict as a failure")
     add(
         '--frames N',
         "number of frames or sweeps of the proof, from the config's data.test if present, else generated "
@@ -275,7 +275,7 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         '--providers EP...',
-        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; an absent one is an error',
+        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; a missing one is an error',
     )
     add('--threads THREADS', 'threads within an operator (default: the engine decides)', 0)
     add(

@@ -44,7 +44,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
     add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
     add('--simplify', 'simplify the graphs')
-    add('--seeded', 'random numbers that a part draws are constants of its graph')
+    add('--seeded', 'make random numbers of a part constants of its graph')
     add('--json FILE', 'write the verdict as JSON')
 
 
@@ -59,8 +59,8 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 def add_samples(add: Any) -> None:
     add(
         '--samples SAMPLE...',
-        'pictures, or FILE.py:function, which yields the keyword arguments of the test path (default: the '
-        "config's data set, else views of the package's picture)",
+        'images, or FILE.py:function, which yields the keyword arguments of the test path (default: the '
+        "config's data set, else views of the package's image)",
     )
 
 
@@ -108,16 +108,16 @@ def parts_of_refused(args: argparse.Namespace) -> PartsOfRefused | None:
     if args.cfg_options:
         command += f' --cfg-options {shlex.join(args.cfg_options)}'
     if not args.check:
-        return PartsOfRefused(f'for parts of it: {command} --parts list')
+        return PartsOfRefused(f'to export parts: {command} --parts list')
     try:
         words = exporting_parts(args.config, args.checkpoint, overrides)
     except Exception as error:  # also of the user's code
         reason = one_line(error)[:300]
-        return PartsOfRefused(f'parts were not tried, since {reason}; for them: {command} --parts list')
+        return PartsOfRefused(f'parts were not tried, because {reason}; to try them: {command} --parts list')
     if not words:
         return PartsOfRefused(f'no part exports; for the reasons: {command} --parts list')
     print(f'parts: {", ".join(words)} (exports)')
-    return PartsOfRefused(f'for parts of it: {command} --parts {" ".join(words)}', tuple(words))
+    return PartsOfRefused(f'to export parts: {command} --parts {" ".join(words)}', tuple(words))
 
 
 def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str, Any]) -> list[str]:
@@ -293,12 +293,12 @@ VERIFY = shared.Variant(
     run_verify,
 )
 TEST = shared.Variant(
-    'Evaluate a detector on its data set with exported parts in place of its own modules.',
+    'Evaluate a detector on its data set with exported parts instead of its own modules.',
     add_test_arguments,
     run_test,
 )
 BENCHMARK = shared.Variant(
-    'Measure the test path of a detector in PyTorch, and with exported parts in place of its own modules, in '
+    'Measure the test path of a detector in PyTorch, and with exported parts instead of its own modules, in '
     'turns.',
     add_benchmark_arguments,
     run_benchmark,

@@ -1,4 +1,4 @@
-"""`mm2onnx prove-module`: prove any ONNX file against any PyTorch module, see docs/device.md."""
+"""`mm2onnx prove-module`: prove any ONNX file against any PyTorch module, see docs/any-module.md."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.engines.registry import QUANTISED
-from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
+from mmdeploy_ext.quantize import DENSE_METHODS, KEEP_RESULTS, PERCENTILE
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import command, tool
 from mmdeploy_ext.util.errors import UsageError, after_weights
@@ -25,12 +25,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
-    from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerSensitivity, Probe
+    from mmdeploy_ext.quantize.dense_probe import Probe
     from mmdeploy_ext.quantize.dense_target import Target
-
-BUDGET = 10
-WORST = 15
-"""Layers that the table shows without --all."""
+    from mmdeploy_ext.quantize.plan import Plan
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,14 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = cli.adder(parser)
     add(
         'model',
-        f'float32 ONNX file written by {tool("export")}, or the folder of a model of '
-        'several graphs, one of which is quantised: of cameras the image backbone, of LiDAR sweeps the one '
-        'behind the points, of both that of the frame; the others are copied unchanged',
+        f'float32 ONNX file written by {tool("export")}, or an exported folder. In a '
+        'folder, one graph is quantised and the others are copied: the image backbone of camera models, the '
+        'dense graph of LiDAR models, the frame graph of models with both',
     )
     cli.add_output(
         parser,
         '--out FILE',
-        'file to write (default: MODEL with .int8.onnx), of a folder a folder (default: MODEL.int8)',
+        'file to write (default: MODEL with .int8.onnx); for a folder, a folder (default: MODEL.int8)',
     )
     add(
         '--engine',
@@ -57,18 +54,42 @@ def build_parser() -> argparse.ArgumentParser:
         choices=QUANTISED,
     )
 
-    add = cli.adder(parser.add_argument_group('calibration'))
+    add(
+        'config CONFIG',
+        'config: with CHECKPOINT, keep layers in float that the results need, like mm2onnx precision',
+        nargs='?',
+    )
+    add('checkpoint CHECKPOINT', 'checkpoint of the model', nargs='?')
+    add(
+        '--keep-results SHARE',
+        f'with CONFIG: share of the results that is kept (default: {KEEP_RESULTS})',
+        KEEP_RESULTS,
+    )
+    add_calibration(parser, '--images N')
+
+    add = cli.adder(parser.add_argument_group('report'))
+    add('--rounds N', 'rounds that measure the time; 0 measures none (default: 10)', 10)
+    add('--threads N', "threads within an operator (default: the engine's choice)", 0)
+    add('--probe-images N', 'number of images for comparing outputs (default: 4)', 4)
+    add('--json FILE', 'write the report as JSON')
+    return parser
+
+
+def add_calibration(parser: argparse.ArgumentParser, number: str, required: bool = True) -> None:
+    """Add the options of ranges and layers; `number`: the option of how many images."""
+    add = cli.adder(parser.add_argument_group('calibration of int8'))
     add(
         '--calibrate IMAGES|DATASET',
-        "folder of images, one image, or annotations in COCO's format (.json); of several cameras "
-        'infos (.pkl) or a folder with one folder per camera; of LiDAR sweeps (.bin) or infos',
-        required=True,
+        "folder of images, one image, or annotations in COCO's format (.json); for several cameras "
+        'infos (.pkl) or a folder with one folder per camera; for LiDAR sweeps (.bin) or infos',
+        required=required,
     )
     add(
         '--data-root DIR',
         'folder of the images of annotations, or of the data set of infos (default: beside them)',
     )
-    add('--images N', 'number of images or frames, evenly spread; 0 takes all (default: 100)', 100)
+    text = 'number of images or frames, evenly spread; 0 uses all (default: 100)'
+    add(number, text, 100, dest='images_of_ranges')
     add(
         '--method',
         'range of activations: minmax, or clipped by percentile or error (default: minmax); NNCF ignores it',
@@ -81,37 +102,23 @@ def build_parser() -> argparse.ArgumentParser:
     add = cli.adder(parser.add_argument_group('layers'))
     add(
         '--keep-float PATTERN...',
-        "layers that stay float, by name ('*', '?'), e.g. '*bbox_head*'; besides the last ones",
+        "layers that stay in float, by name ('*', '?'), e.g. '*bbox_head*', in addition to the last ones",
         [],
     )
     add(
         '--int8-last',
         'also quantise the last layers (logits, deltas, kernels, masks); a backbone has no such layers',
     )
-    add('--sensitivity', 'quantise one layer at a time and report the error of each')
-    add(
-        '--max-error E',
-        'keep the most sensitive layers float until no output has a larger error (norm of the difference '
-        'over the norm); exit status 1 if --budget does not suffice',
-        type=float,
-    )
-    add('--budget N', f'layers that --max-error may keep float at most (default: {BUDGET})', BUDGET)
-    add('--probe-images N', 'number of images for comparing outputs (default: 4)', 4)
-
-    add = cli.adder(parser.add_argument_group('report'))
-    add('--rounds N', 'rounds that measure the time; 0 measures none (default: 10)', 10)
-    add('--threads N', "threads within an operator (default: the engine's choice)", 0)
-    add('--all', f'show all layers, not only the {WORST} worst')
-    add('--json FILE', 'write the report as JSON')
-    return parser
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    cli.check_minimums(args, images=0, budget=0, rounds=0, threads=0, probe_images=1)
-    if args.max_error is not None and not args.max_error > 0:
-        raise UsageError(f'--max-error {args.max_error}: expected a positive number, e.g. 0.05')
+    cli.check_minimums(args, images_of_ranges=0, rounds=0, threads=0, probe_images=1)
+    if args.config and (not args.checkpoint or args.engine != QUANTISED[0]):
+        raise UsageError(
+            'CONFIG requires CHECKPOINT and --engine onnxruntime: NNCF chooses the layers itself'
+        )
     if args.rounds and importlib.util.find_spec('torch') is None:
-        raise UsageError('--rounds: the benchmark needs PyTorch, which is not here; give --rounds 0')
+        raise UsageError('--rounds: the benchmark needs PyTorch, which is not installed; give --rounds 0')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.quantize.calibration_sets import calibration_set
     from mmdeploy_ext.quantize.dense import finish_model, layers_in_int8, record
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
-    from mmdeploy_ext.quantize.dense_sensitivity import Probe
+    from mmdeploy_ext.quantize.dense_probe import Probe
     from mmdeploy_ext.quantize.dense_target import find_target
 
     _check_numbers(args)
@@ -128,15 +135,15 @@ def run(args: argparse.Namespace) -> int:
     _check_reports(args, target)
     model = files.load(target.model)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, target.model)
-    images = calibration_set(target.model, metadata, args.calibrate, args.data_root, args.images)
+    images = calibration_set(target.model, metadata, args.calibrate, args.data_root, args.images_of_ranges)
     graph = DenseGraph(model, target.model)
     layers = int8_layers(graph, args.keep_float, args.int8_last or not images.heads)
     with after_weights():
-        quantiser, ranker = _quantisers(args, graph, images)
+        quantiser = _quantiser(args, graph, images)
         probe = Probe(graph, images.subset(args.probe_images), args.threads, args.engine)
-        ranked, exclusion = _rank_layers(args, quantiser, ranker, probe, layers)
-        if exclusion:
-            layers = [name for name in layers if name not in exclusion.kept]
+        plan = _plan(args, quantiser, target, layers) if args.config else None
+        if plan:
+            layers = plan.layers
         network = quantiser.network(layers)
         layers = layers_in_int8(graph, network, layers)
         facts = quantisation_facts(args, metadata, graph, layers, images)
@@ -144,8 +151,8 @@ def run(args: argparse.Namespace) -> int:
         record(result, quantiser)
         target.save(result)
         measured = measure(args, target, probe, network, images)
-        show(args, target, facts, measured, ranked, exclusion)
-    return 1 if exclusion and not exclusion.reached else 0
+        show(args, target, facts, measured, plan)
+    return 0
 
 
 def _check_reports(args: argparse.Namespace, target: Target) -> None:
@@ -153,17 +160,28 @@ def _check_reports(args: argparse.Namespace, target: Target) -> None:
     check_outputs({'--out': outputs}, {'the input': [target.model, *target.beside]})
 
 
-def _quantisers(
+def _quantiser(
     args: argparse.Namespace, graph: DenseGraph, images: CalibrationSet
-) -> tuple[DenseQuantiser | NncfQuantiser, DenseQuantiser]:
+) -> DenseQuantiser | NncfQuantiser:
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
 
-    nncf = NncfQuantiser(graph, images) if args.engine == 'openvino' else None
-    ranker = DenseQuantiser(graph, args.reduce_range)
-    if nncf is None or args.sensitivity or args.max_error is not None:
-        ranker.calibrate(images, args.method, args.percentile)
-    return nncf or ranker, ranker
+    if args.engine == 'openvino':
+        return NncfQuantiser(graph, images)
+    quantiser = DenseQuantiser(graph, args.reduce_range)
+    quantiser.calibrate(images, args.method, args.percentile)
+    return quantiser
+
+
+def _plan(args: argparse.Namespace, quantiser: DenseQuantiser, target: Target, layers: Sequence[str]) -> Plan:
+    """The layers of CONFIG's model that can be INT8."""
+    from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
+
+    request = ProofRequest(args.config, args.checkpoint, args.model)
+    detector = read_detector(request, args.model)
+    settings = dict(quantiser=quantiser, quantised=str(target.model), layers=layers)
+    planner, before = plan_read(detector, request, '', (), **settings)
+    return planner.plan(['int8'], args.keep_results, before)
 
 
 def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> list[str]:
@@ -175,23 +193,6 @@ def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> lis
     if not layers:
         raise UsageError(f'all {len(graph.layers)} layers stay float: nothing to quantise; see --keep-float')
     return layers
-
-
-def _rank_layers(
-    args: argparse.Namespace,
-    quantiser: DenseQuantiser | NncfQuantiser,
-    ranker: DenseQuantiser,
-    probe: Probe,
-    layers: Sequence[str],
-) -> tuple[list[LayerSensitivity], Exclusion | None]:
-    from mmdeploy_ext.quantize import dense_sensitivity
-
-    if not args.sensitivity and args.max_error is None:
-        return [], None
-    ranked = dense_sensitivity.rank(ranker, probe, layers)
-    if args.max_error is None:
-        return ranked, None
-    return ranked, dense_sensitivity.exclude(quantiser, probe, ranked, args.max_error, args.budget)
 
 
 def quantisation_facts(
@@ -257,32 +258,20 @@ def show(
     target: Target,
     facts: dict[str, Any],
     measured: dict[str, Any],
-    ranked: list[LayerSensitivity],
-    exclusion: Exclusion | None,
+    plan: Plan | None,
 ) -> None:
     from mmdeploy_ext.quantize import views
+    from mmdeploy_ext.quantize.plan import show_plan
 
     console = cli.stdout()
-    float_layers = exclusion.kept if exclusion else ()
     if args.json:
         content = dict(model=str(target.model), output=str(target.output), **facts, **measured)
         content['outputs'] = measured['outputs'].to_json()
-        content['sensitivity'] = [layer.to_json() for layer in ranked]
-        content['exclusion'] = exclusion.to_json() if exclusion else None
+        content['plan'] = plan.to_json() if plan else None
         write_json(args.json, content)
-    if ranked:
-        console.print(views.layer_table(ranked, float_layers, None if args.all else WORST))
+    if plan:
+        show_plan(plan)
     console.print(views.output_table(measured['outputs']))
-    if exclusion:
-        text = f'error of the worst output: {exclusion.errors[0]:.4g}'
-        if exclusion.kept:
-            text += f' -> {exclusion.errors[-1]:.4g} by keeping float: {", ".join(exclusion.kept)}'
-        end = f'within --max-error {args.max_error:g}'
-        if not exclusion.reached:
-            end = (
-                f'--max-error {args.max_error:g} is NOT reached: raise --budget, or see --method and --images'
-            )
-        cli.say(console, f'{text}; {end}')
     beside = f'; as they were: {", ".join(path.name for path in target.beside)}' if target.beside else ''
     cli.say(
         console,
@@ -301,7 +290,7 @@ def show(
         console,
         'NOT PROVEN by these figures; metrics of both on the data set of the config: '
         f'{command("verify")} CONFIG CHECKPOINT {shlex.quote(str(target.shown))} --eval bbox'
-        '   # of masks alone: --eval segm',
+        '   # for masks only: --eval segm',
     )
 
 

@@ -39,10 +39,10 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
     )
     add(
         '--ranges FILE',
-        'take the ranges of an earlier calibration (default: ranges in the checkpoint, if any)',
+        'use the ranges of an earlier calibration (default: ranges in the checkpoint, if any)',
     )
     add('--method', 'method for ranges of inputs (default: mse)', METHODS[0], choices=METHODS)
-    add('--batches N', 'number of sweeps, evenly spread; 0 takes all (default: 100)', 100)
+    add('--batches N', 'number of sweeps, evenly spread; 0 uses all (default: 100)', 100)
     add(
         '--fp16-ranges',
         'round ranges to fp16 (default: only for BEVFusion, as the reference)',
@@ -57,7 +57,7 @@ def check(args: argparse.Namespace) -> None:
     from mmdeploy_ext.sparse.ranges import Ranges
 
     if args.calibrate and args.ranges:
-        raise UsageError('--calibrate makes ranges and --ranges reads them: give one of the two')
+        raise UsageError('--calibrate makes ranges and --ranges reads them: give only one of the two')
     cli.check_minimums(args, batches=0)
     if args.calibrate:
         sweep_items(args.calibrate)

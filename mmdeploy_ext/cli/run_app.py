@@ -15,6 +15,7 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.runtime import film
 from mmdeploy_ext.runtime.detect import check_registered, has_runtime, opener, runner_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
+from mmdeploy_ext.runtime.points import SWEEP_SUFFIXES
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import DataError, ModelFileError, UsageError, named
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 TAKES = dict(
-    images='pictures, or folders of them',
-    sweeps='LiDAR sweeps (raw float32 points in .bin), or folders of them',
+    images='images, image folders, a film, or a camera index',
+    sweeps='LiDAR sweeps (raw float32 points in .bin, or .npy, .pcd), or folders of them',
     frames="frames of several cameras: infos of mmdet3d's kind (.pkl or .json)",
     fused="frames of several cameras and a LiDAR: infos of mmdet3d's kind (.pkl or .json)",
 )
-ENDINGS = dict(sweeps=('.bin',), frames=('.pkl', '.json'))
+ENDINGS = dict(sweeps=SWEEP_SUFFIXES, frames=('.pkl', '.json'))
 """Suffixes by kind of samples; all others are pictures."""
 OF_INFOS = ('frames', 'fused')
 """Kinds of samples that are read from infos."""
@@ -39,20 +40,20 @@ FPS = 4.0
 """Frames per second of a film."""
 NOTE_AFTER_S = 2.0
 """Seconds after which the note of `once` is printed."""
-COMPILING = 'note: the loops for points are compiled, once on this machine; it takes some 10 s'
+COMPILING = 'note: compiling functions for points (10 s, once per machine)'
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = run_images.make_parser(
         'Run an exported model in ONNX Runtime and draw its detections.',
         'ONNX file, or folder of graphs, that mm2onnx exported',
-        f'{TAKES["images"]}; {TAKES["sweeps"]}; {TAKES["frames"]}, to be drawn to a folder or an .mp4',
+        f'{TAKES["images"]}; {TAKES["sweeps"]}; {TAKES["frames"]}, drawn to a folder or an .mp4 file',
     )
     cli.add(parser, '--data-root DIR', "frames: folder of the data set, if it is not the infos' own")
     cli.add(
         parser,
         '--black-if-missing',
-        'frames: take a black picture for a camera without a file, instead of an error',
+        'frames: use a black image for a camera without a file, instead of an error',
     )
     return parser
 
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     props = read_props(files[-1])
     if f'{PREFIX}voxels' in props:
         raise ModelFileError(
-            f'{files[-1]}: is a sparse backbone, whose map from above has no boxes to draw; use it in a '
+            f'{files[-1]}: is a sparse backbone, which has no boxes to draw; use it in a '
             f'program (mmdeploy_ext.runtime.sparse_encoder.ScnOnnx, docs/models-lidar.md)'
         )
     metadata = Metadata.from_props(props, files[-1])
@@ -78,9 +79,11 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
     for path in map(Path, args.images):
         suffix = path.suffix.lower()
         kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
+        if suffix == '.npy' and samples == 'images':  # of pictures with more than three bands
+            kind = 'images'
         fits = samples in OF_INFOS if kind == 'frames' else kind == samples
         if not fits and not (path.is_dir() and samples not in OF_INFOS):
-            raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
+            raise UsageError(f'{path}: {args.model} expects {TAKES[samples]}')
 
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
@@ -89,7 +92,7 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
     opens = opener(metadata) if has_runtime(metadata.family) else None
     if opens is None:
         raise ModelFileError(
-            f'{args.model}: family {metadata.family!r} gives no boxes that could be drawn; '
+            f'{args.model}: family {metadata.family!r} returns no boxes to draw; '
             f'mm2onnx info shows its outputs'
         )
     run_images.check_damage(model_files(args.model))
@@ -107,12 +110,13 @@ def run_pictures(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:
-    """Files in the order of `paths`; a folder gives its sweeps (.bin), sorted."""
+    """Files in the order of `paths`; a folder gives its sweeps, sorted."""
     sweeps: list[Path] = []
     for path in paths:
-        inside = sorted(path.rglob('*.bin')) if path.is_dir() else [path]
+        found = (file for file in path.rglob('*') if file.suffix.lower() in SWEEP_SUFFIXES)
+        inside = sorted(found) if path.is_dir() else [path]
         if not inside:
-            raise DataError(f'{path}: no sweep (.bin) in this folder')
+            raise DataError(f'{path}: no sweep ({", ".join(SWEEP_SUFFIXES)}) in this folder')
         sweeps += inside
     return sweeps
 
@@ -151,7 +155,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw boxes of each frame into the cameras and from above; 1 if a frame could not be used."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
-    from mmdeploy_ext.runtime.detections import check_ranges
+    from mmdeploy_ext.runtime.detections import Scored, check_ranges
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import compare_picture, in_drawn_order
     from mmdeploy_ext.runtime.infos import read_frames
@@ -162,7 +166,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
     if rule is None:
         raise ModelFileError(
-            f'{args.model}: is of LiDAR alone; use it in a program (its step() takes points)'
+            f'{args.model}: is a LiDAR-only model; use it in a program (pass points to its step())'
         )
     frames = [
         frame
@@ -188,12 +192,16 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
                 start = time.perf_counter()
                 moment = model.moment(images, frame, args.data_root)
                 detections = model.step(moment).detections
-                check_ranges(detections, len(model.classes), args.model)
+                if isinstance(detections, Scored):
+                    check_ranges(detections, len(model.classes), args.model)
             entry = entry_of(facts, target, start, detections, args, model.classes)
-            layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
-            points = getattr(moment, 'points', None)
             views = in_drawn_order(images, model.in_box_frame(frame).lidar2img, cameras)
-            picture = compare_picture(*views, [layer], model.classes, frame.name, points)
+            if hasattr(detections, 'frame_picture'):
+                picture = detections.frame_picture(*views, model.classes, frame.name)
+            else:
+                layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
+                points = getattr(moment, 'points', None)
+                picture = compare_picture(*views, [layer], model.classes, frame.name, points)
             draw(target, picture)
             return entry
 

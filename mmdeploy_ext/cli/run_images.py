@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.cli.run_film import plan_film, run_film
+from mmdeploy_ext.runtime.film import FILMS, is_film
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import (
@@ -39,7 +41,7 @@ UNUSABLE = (ImageError, DataError, ShapeError, InferenceError, MemoryError)
 """Errors of a single sample."""
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 OTHER_PICTURES = '.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg'
-OTHER_SUFFIXES = (*OTHER_PICTURES, '.pdf', '.mp4', '.avi', '.mkv', '.mov', '.json')
+OTHER_SUFFIXES = (*OTHER_PICTURES, *FILMS, '.pdf', '.json')
 
 
 def main(argv: Sequence[str] | None = None, runner: str = 'run', description: str = '') -> int:
@@ -47,26 +49,28 @@ def main(argv: Sequence[str] | None = None, runner: str = 'run', description: st
 
 
 def make_parser(
-    description: str, model: str = '', images: str = 'image files or folders'
+    description: str,
+    model: str = '',
+    images: str = 'image files or folders, a film, or the index of a camera',
 ) -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(description=description)
     parser.add_argument('model', help=model or f'ONNX file written by {tool("export")}')
     parser.add_argument('images', nargs='+', help=images)
     text = (
-        'folder of the drawn pictures, NAME_det; or, for one image, a .jpg or .png file (default: '
-        '%(default)s). Small images are drawn enlarged; --json is in pixels of the image'
+        'folder of the drawn images, NAME_det; or, for one image, a .jpg or .png file, and for a film a '
+        '.mp4 (default: %(default)s). Small images are drawn enlarged; --json is in pixels of the image'
     )
     cli.add_output(parser, '--out PATH', text, DEFAULT_OUT, writes='')
     text = 'draw and count boxes of at least this score, 0..1 (default: %(default)s)'
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S', help=text)
     parser.add_argument('--json', metavar='FILE', help='write all detections as JSON, also below --score-thr')
     text = (
-        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; an absent one is an error'
+        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; a missing one is an error'
     )
     providers = ['CPUExecutionProvider']
     parser.add_argument('--providers', nargs='+', default=providers, metavar='NAME', help=text)
     text = (
-        "boxes in 3D from pictures: JSON file with the camera's intrinsic matrix, or one per file name, "
+        "3D boxes from images: JSON file with the camera's intrinsic matrix, or one per file name, "
         "or a data set's *_mono3d.coco.json"
     )
     parser.add_argument('--cameras', metavar='FILE', help=text)
@@ -89,7 +93,8 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
         ) from error
     from mmdeploy_ext.preprocess.cam2img import read_cameras
 
-    targets = plan_pictures(args.images, args.out)
+    films = [source for source in args.images if is_film(source)]
+    targets = plan_film(args.images, args.out) if films else plan_pictures(args.images, args.out)
     check_targets(args, targets.values())
     check_damage([args.model])
     cameras = read_cameras(args.cameras) if args.cameras else {}
@@ -98,9 +103,13 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
         check_file(args.model, backend.metadata, runner)
         check_cameras(args, backend.metadata)
         start = time.perf_counter()
-        run_sample = functools.partial(run_file, backend, score_thr=args.score_thr, cameras=cameras)
-        entries = run_all(targets, run_sample, 'image', args.fail_fast)
-        return finish(args, backend.metadata, entries, time.perf_counter() - start)
+        if films:
+            entries = run_film(args, backend, targets, cameras)
+        else:
+            run_sample = functools.partial(run_file, backend, score_thr=args.score_thr, cameras=cameras)
+            entries = run_all(targets, run_sample, 'image', args.fail_fast)
+        kind = 'frames' if films else 'images'
+        return finish(args, backend.metadata, entries, time.perf_counter() - start, kind)
 
 
 def check_damage(files: Sequence[str | Path]) -> None:
@@ -116,7 +125,7 @@ def plan_pictures(
     inputs: Sequence[str],
     out: Path,
     list_files: Callable[[Sequence[Path]], list[Path]] | None = None,
-    kind: str = 'picture',
+    kind: str = 'image',
 ) -> dict[Path, Path]:
     """Image -> picture to write, all paths distinct; in a folder `out` names get `_det`."""
     from mmdeploy_ext.preprocess.pictures import list_images
@@ -142,7 +151,7 @@ def plan_pictures(
         targets[file] = out if is_file else target
         names.add(target)
     regular = [file for file in targets if file.is_file()]  # others are reported when they are read
-    check_outputs({'--out': targets.values()}, {f'a {kind}': regular})
+    check_outputs({'--out': targets.values()}, {f'an input {kind}': regular})
     return targets
 
 
@@ -188,7 +197,7 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
     check_registered(metadata.family)
     expected = runner_of(metadata.family, metadata.form, metadata.spec.input_names)
     if not expected or expected != runner:
-        advice = f'use {tool(expected)} for it' if expected else 'no tool for pictures takes it'
+        advice = f'use {tool(expected)} for it' if expected else 'no tool for images supports it'
         raise ModelFileError(
             f'{path}: is a model of family {metadata.family!r}, its post-processing form is '
             f'{metadata.form!r}: not for {tool(runner or "run")}; {advice}'
@@ -196,7 +205,7 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
     check_picture_graph(path, metadata)
     if metadata.options.get('score_form') == 'product':
         print(
-            'note: score_form=product: the threshold looks at class score times centerness, which may keep '
+            'note: score_form=product: the threshold applies to class score times centerness, which may keep '
             'fewer boxes than the PyTorch model does',
             file=sys.stderr,
         )
@@ -209,10 +218,10 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
     first, rule = metadata.spec.inputs[0], metadata.preprocess
     if not isinstance(rule, PreprocessRule):
-        raise damaged(path, 'preprocess', 'is of rigs or sweeps, expected the rule of one picture')
+        raise damaged(path, 'preprocess', 'is for rigs or sweeps, expected the rule of one image')
     is_normalised = len(first.axes) == 4 and first.axes[1] == rule.bands and first.dtype.startswith('float')
     if first.pixels is None and not is_normalised:
-        problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx{rule.bands}xHxW'
+        problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected images Bx{rule.bands}xHxW'
         raise damaged(path, 'spec', problem)
 
 
@@ -223,11 +232,11 @@ def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
     takes_cameras = bool(camera_of(metadata))
     if takes_cameras and not args.cameras:
         raise UsageError(
-            f'{args.model}: finds boxes in 3D and takes the camera of each picture; name a JSON file with '
-            f'its matrix by --cameras, such as [[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]]'
+            f'{args.model}: finds 3D boxes and needs the camera of each image; give a JSON file with '
+            f'its matrix with --cameras, such as [[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]]'
         )
     if args.cameras and not takes_cameras:
-        raise UsageError(f'--cameras {args.cameras}: {args.model} takes no cameras')
+        raise UsageError(f'--cameras {args.cameras}: {args.model} does not use cameras')
 
 
 def run_file(

@@ -18,7 +18,7 @@ KINDS = {
     'monocular': (
         monocular.add_arguments,
         monocular.run,
-        'annotations of single pictures of a nuScenes set of drives',
+        'annotations of single images of a nuScenes set of drives',
     ),
     'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes set of drives: cameras and LiDAR'),
     'panoptic': (coco.add_panoptic_arguments, coco.run_panoptic, 'panoptic annotations of the COCO set'),

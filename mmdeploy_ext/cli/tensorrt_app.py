@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
 """Kinds of layers that convolve or multiply matrices."""
-NO_GPU = 'NOT COMPARED: no GPU is here'
+NO_GPU = 'NOT COMPARED: no GPU was found'
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_output(parser, '--out FILE', text, writes=('{}', '{}.json'))
     add(
         '--sm N...',
-        'architectures of one engine, e.g. 86 for SM 8.6 (default: the GPU at hand)',
+        'architectures of one engine, e.g. 86 for SM 8.6 (default: the local GPU)',
         [],
         type=int,
     )
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--fp16', 'mixed precision; inputs and outputs keep their dtypes')
     add(
         '--keep-fp32 PATTERN...',
-        "with --fp16: nodes that stay float32, by name, operator, module or output ('*', '?'; default: "
+        "with --fp16: nodes that stay in float32, by name, operator, module or output ('*', '?'; default: "
         'decoding and post-processing)',
     )
     add(
@@ -62,12 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add('--tf32', 'allow TF32: float32 products are rounded to 10 bits')
     add('--layers JSON', 'write the dtype of every layer', writes='{}')
-    add('--check', 'only report what TensorRT cannot take; build nothing')
+    add('--check', 'only report what TensorRT does not support; build nothing')
     add('--verify', 'compare the engine with ONNX Runtime on a GPU; exit status 1 if outputs differ')
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    from mmdeploy_ext.engines.precision_rules import rule_lines
     from mmdeploy_ext.engines.tensorrt import engine
 
     if args.onnx.endswith('.engine'):
@@ -87,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
         only_check=args.check,
     )
     if args.check:
-        print(f'{args.onnx}: {len(job.model.graph.node)} nodes, nothing that {job.title} cannot take')
+        print(f'{args.onnx}: {len(job.model.graph.node)} nodes, all supported by {job.title}')
+        for line in rule_lines(job.model, 'TensorRT'):
+            print(f'  {line}')
         return 0
     return _build(args, job, output)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     ' Weights are drawn from the seed, and set in one run of the test path so that the model finds objects. '
-    'No family has to know the model. The same seed and samples give the same file.'
+    'The model needs no family. The same seed and samples give the same file.'
 )
 LARGEST_SEED = (1 << 63) - 1
 """Largest seed: PyTorch refuses 2^64 and more."""
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--seed SEED', 'of the drawn weights (default: 0)', 0)
     add(
         '--samples SAMPLE...',
-        'pictures, or FILE.py:function, which yields the keyword arguments of the test path; the first is '
-        "run (default: the config's data set, else the package's picture, or a generated drive or sweep)",
+        'images, or FILE.py:function, which yields the keyword arguments of the test path; the first is '
+        "run (default: the config's data set, else the package's image, or a generated drive or sweep)",
         (),
     )
     add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'--seed {args.seed}: expected at most {LARGEST_SEED}')
     check_writable(args.out)
     if args.out.exists():
-        raise UsageError(f'{args.out}: is there already, and is never overwritten; give another name')
+        raise UsageError(f'{args.out}: already exists and is not overwritten; give another name')
     cli.wait_passively()
     options = parse_cfg_options(args.cfg_options)
     scores, labels = write_weights(args.config, args.out, args.seed, options, args.samples)

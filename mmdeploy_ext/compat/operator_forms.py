@@ -213,7 +213,12 @@ def _end(text: str, start: int, opening: str, closing: str) -> int:
 def known_forms() -> dict[str, dict[str, Callable[..., Any]]]:
     """Operator -> hash of its source -> its form; repeated comments name the repository once."""
     from mmdeploy_ext.compat import mmdet3d_operators as forms
-    from mmdeploy_ext.compat.plain_kernels import attention_at_points, dcnv3_forward
+    from mmdeploy_ext.compat.plain_kernels import (
+        aggregation_of_points,
+        attention_at_points,
+        dcnv3_forward,
+        deformable_aggregation,
+    )
 
     return {
         'dynamic_voxelize': {
@@ -270,5 +275,9 @@ def known_forms() -> dict[str, dict[str, Callable[..., Any]]]:
         'similar_forward': {'d719ab7cffd8': forms.local_similarity},  # DeepInteraction
         'weighting_forward': {'f0ca0effa8f0': forms.local_sums},
         'ms_deform_attn_forward': {'7e01a9d53dc3': attention_at_points},  # Deformable DETR, IS-Fusion
+        'deformable_aggregation_forward': {
+            '3fb87baf6222': deformable_aggregation,  # Sparse4D v3
+            '568f272190d0': aggregation_of_points,  # v2
+        },
         'dcnv3_forward': {'0290507c95d1': dcnv3_forward},  # InternImage's detection, FB-BEV
     }

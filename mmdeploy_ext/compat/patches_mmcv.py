@@ -290,7 +290,7 @@ def regions_without_numbers(module: ModuleType) -> None:
         if is_read and not regions.isfinite().all():
             lost = int((~regions.isfinite().all(dim=1)).sum())
             raise CheckpointError(
-                f'RoIAlign: {lost} of {len(regions)} regions have coordinates that are no finite numbers; '
+                f'RoIAlign: {lost} of {len(regions)} regions have coordinates that are not finite numbers; '
                 f'weights that give such boxes are of another model, or damaged: check the checkpoint'
             )
         if is_read and len(regions) and not 0 <= regions[:, 0].min() <= regions[:, 0].max() < len(features):

@@ -78,7 +78,7 @@ def _refuse_too_old(folder: Path) -> None:
     if version and _release(version[1])[:2] < OLDEST_MMDET:
         oldest = '.'.join(map(str, OLDEST_MMDET))
         raise ConfigError(
-            f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put the modules of your own '
+            f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put your own modules '
             f'beside such a version, and name them in custom_imports of the config'
         )
 
@@ -358,21 +358,27 @@ def _without_extension(
     return True
 
 
-@patch('projects.mmdet3d_plugin.ops.deformable_aggregation', versions='Sparse4D c41df4b')
+SPARSE4D_EXTENSION = 'deformable_aggregation_ext'
+
+
+@patch('projects.mmdet3d_plugin.ops.deformable_aggregation', versions='Sparse4D c41df4b, db711ad')
 def sparse4d_without_extension(module: ModuleType, execute: Execute) -> bool:
     """Sparse4D imports a compiled extension, built for GPUs, or else refuses its own configs.
 
     PyTorch computes by the kernel's rule; upstream's variant differs at the border of pictures.
     """
-    from mmdeploy_ext.compat.plain_kernels import SPARSE4D_EXTENSION, deformable_aggregation
+    from mmdeploy_ext.compat.operator_forms import functions_of
 
     name = f'{module.__package__}.{SPARSE4D_EXTENSION}'
+    forms = functions_of(str(module.__file__))
     is_replaced = name in sys.modules and sys.modules[name].__spec__ is None  # by an import that failed later
-    if not is_replaced and importlib.util.find_spec(name) is not None:
+    if 'deformable_aggregation_forward' not in forms or (
+        not is_replaced and importlib.util.find_spec(name) is not None
+    ):
         execute()
         return False
     extension = ModuleType(name)
-    extension.deformable_aggregation_forward = deformable_aggregation
+    vars(extension).update(forms)
     sys.modules[name] = extension
     setattr(sys.modules[module.__package__], SPARSE4D_EXTENSION, extension)
     execute()

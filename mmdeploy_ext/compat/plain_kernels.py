@@ -24,7 +24,6 @@ MMCV_MODULES = (
     'DynamicScatter',
 )
 """Modules of mmcv that compute by this file on the CPU."""
-SPARSE4D_EXTENSION = 'deformable_aggregation_ext'
 
 
 def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
@@ -248,6 +247,25 @@ def deformable_aggregation(
     return torch.stack(mixed)
 
 
+def aggregation_of_points(
+    features: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    """`deformable_aggregation` of Sparse4D v1 and v2 (B, P, C): a sum per point, maps of one size per level.
+
+    `features` (B, N, S, C); `sizes` (L, 2); `starts` (L,); `locations` (B, P, N, 2); `weights`
+    (B, P, N, L, G).
+    """
+    cameras, cells = features.shape[1:3]
+    begins = starts + cells * torch.arange(cameras, device=starts.device)[:, None]
+    return deformable_aggregation(
+        features.flatten(1, 2),
+        sizes.expand(cameras, -1, -1),
+        begins,
+        locations[:, :, None],
+        weights[:, :, None],
+    )
+
+
 VENDORED_FUNCTIONS = {
     'DCNv3': ('DCNv3Function', dcnv3_forward),
     'DCNv4': ('DCNv4Function', dcnv4_forward),
@@ -267,13 +285,6 @@ def notes_on(model: nn.Module) -> list[str]:
             name, plain = VENDORED_FUNCTIONS[kind.__name__]
             function = getattr(sys.modules.get(kind.__module__), name, None)
             is_plain = getattr(function, 'apply', None) is plain  # see `patches_vendored`
-        if kind.__name__ == 'DeformableFeatureAggregation':
-            # see `sparse4d_without_extension`; its package has the extension, which that puts there
-            extension = sys.modules.get(
-                f'{kind.__module__.rpartition(".models.")[0]}.ops.{SPARSE4D_EXTENSION}'
-            )
-            function = getattr(extension, 'deformable_aggregation_forward', None)
-            is_plain = device == 'cpu' and function is deformable_aggregation
         if is_plain:
             notes.append(
                 f'{kind.__module__}.{kind.__qualname__} computes by the reference of mm2onnx in PyTorch, '

@@ -138,7 +138,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
             ) from error
         advice = ''
         if DUPLICATE in str(error):
-            advice = '; mmcv 1.7.2 takes no key that two files of one `_base_` set: keep it in one of them'
+            advice = '; mmcv 1.7.2 allows a key in one file of `_base_` only: keep it in one of them'
         raise ConfigError(f'{path}: cannot be read: {import_failure(error)}{advice}') from error
     return cfg
 
@@ -208,12 +208,13 @@ def is_config3(cfg: Mapping[str, Any]) -> bool:
 
 def _check_config_file(path: str) -> None:
     if Path(path).is_dir():
-        raise ConfigError(f'{path}: is a folder; give the file of the config in it')
+        raise ConfigError(f'{path}: is a folder; give the config file in it')
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')
     if Path(path).suffix not in CONFIG_SUFFIXES:
         raise ConfigError(
-            f'{path}: is no config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config comes '
+            f'{path}: is not a config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config '
+            'comes '
             f'before the checkpoint'
         )
 
@@ -428,8 +429,8 @@ def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(
-            f'{filename}: has neither data.test.pipeline nor test_pipeline; add one: sizes and '
-            f'normalisation of pictures are read from it'
+            f'{filename}: has neither data.test.pipeline nor test_pipeline; add one: it '
+            f'defines the size and normalisation of images'
         )
     check_steps(pipeline, f'{filename}: test_pipeline')
     return 'test_pipeline', pipeline

@@ -20,7 +20,7 @@ def load_module(file: str, functions: Sequence[str]) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None:
-        raise UsageError(f'{file}: is no Python file')
+        raise UsageError(f'{file}: is not a Python file')
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # data classes look there for the names in their annotations
     try:

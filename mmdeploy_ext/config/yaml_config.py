@@ -43,7 +43,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f'{path}: is no YAML: {one_line(error)}') from error
+        raise ConfigError(f'{path}: is not YAML: {one_line(error)}') from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -57,6 +57,10 @@ BACKBONE_ENTRIES |= dict.fromkeys(('digest', 'ranges', *OF_SPARSE_GRAPHS), False
 """Entry of a sparse backbone's file -> whether it is required."""
 
 
+BF16 = 'precision --to bf16'
+"""Edit of a file in bfloat16, which no export writes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Metadata:
     """The metadata of an exported file.
@@ -89,9 +93,11 @@ class Metadata:
 
     @property
     def precision(self) -> str:
-        """'fp32', 'fp16' or 'int8' (quantised)."""
+        """'fp32', 'fp16', 'bf16' or 'int8' (quantised)."""
         if any(edit.startswith('quantize') for edit in self.edits):
             return 'int8'
+        if BF16 in self.edits:
+            return 'bf16'
         return str(self.options.get('precision') or 'fp32')
 
     @property
@@ -216,7 +222,7 @@ def check_graph(
     if absent and all(tensor.default is not None for tensor in absent):
         raise LoadError(
             f'{path}: the graph has lost its optional inputs {", ".join(tensor.name for tensor in absent)}, '
-            f'which have their defaults for good; simplifiers take an input with a default for a constant: '
+            f'which now are constants; simplifiers treat an input with a default as a constant: '
             f'export with --simplify, or use {tool("graph")} simplify, which keeps them'
         )
     for kind, tensors, graph_tensors in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):

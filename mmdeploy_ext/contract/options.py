@@ -257,11 +257,10 @@ SIMPLIFY = Option('simplify', False, 'simplify the graph with onnxslim', key='si
 GROUP_NORM = Option(
     'group_norm',
     '',
-    'GroupNorm in float32 files: operator: InstanceNormalization, fast, less exact sums in ONNX Runtime; '
-    'exact: 1.2 to 1.8 times its time (default: exact if the backbone has one, else operator)',
+    'GroupNorm: operator: InstanceNormalization, fast, less exact sums in ONNX Runtime; '
+    'exact: 1.2 to 1.8 times its time (default: in float32 exact if the backbone has one, else operator)',
     ('', 'operator', 'exact'),
     key='group_norm',
-    only_with=('precision', 'fp32'),
 )
 PRECISIONS = ('fp32', 'fp16', 'bf16')
 """Choices of `--inference-precision`; a file has one of the first two."""
@@ -278,7 +277,7 @@ PRECISION = Option(
 FP16_IO = Option(
     'fp16_io',
     False,
-    'with fp16: input images and output features are float16, too',
+    'with fp16: also make input images and output features float16',
     key='fp16_io',
     group='half precision',
     only_with=('precision', 'fp16'),
@@ -292,13 +291,24 @@ KEEP_FP32 = Option(
     group='half precision',
     only_with=('precision', 'fp16'),
 )
-HALF = (PRECISION, FP16_IO, KEEP_FP32)
+KEEP_RESULTS = Option(
+    'keep_results',
+    0.0,
+    'with fp16: find the modules that stay float32, so that this share of the results is kept, e.g. 0.999',
+    metavar='SHARE',
+    minimum=0,
+    maximum=1,
+    only_with=('precision', 'fp16'),
+    group='half precision',
+    rare=True,
+)
+HALF = (PRECISION, FP16_IO, KEEP_FP32, KEEP_RESULTS)
 
-HOSTS = 'models of pictures in other programs'
+HOSTS = '2D models in other programs'
 INPUT = Option(
     'input',
     'float32',
-    'float32: normalised pictures (default); uint8: pixels (N, 3, H, W), uint8-nhwc: (N, H, W, 3); mean, '
+    'float32: normalised images (default); uint8: pixels (N, 3, H, W), uint8-nhwc: (N, H, W, 3); mean, '
     'std, channel order and padding are in the graph',
     ('float32', 'uint8', 'uint8-nhwc'),
     key='input',
@@ -363,7 +373,7 @@ IMAGE = (
     Option(
         'dynamic',
         False,
-        'the file takes any batch, height and width',
+        'accept any batch, height and width',
         flag='--dynamic-export',
         key='dynamic',
     ),
@@ -401,7 +411,7 @@ MAX_PROPOSALS = dataclasses.replace(
 )
 LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
 """Limits of candidates before NMS."""
-DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
+DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32, KEEP_RESULTS)
 """Options of every family of frames or sweeps."""
 
 CONTRACT = Option(
@@ -418,7 +428,7 @@ def own_contract(name: str, text: str) -> Option:
 NMS_PLUGIN = Option(
     'nms_plugin',
     False,
-    "with --outputs efficient-nms: the suppression is TensorRT's plug-in EfficientNMS_TRT; needs "
+    "with --outputs efficient-nms: use TensorRT's plug-in EfficientNMS_TRT for NMS; needs "
     '--max-candidates K and --required-inputs',
     key='nms_plugin',
     group=HOSTS,

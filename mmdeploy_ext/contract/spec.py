@@ -227,7 +227,7 @@ class GraphSpec(JsonDataclass):
                 _check_array(tensor, feeds[tensor.name], sizes)
             elif not tensor.is_optional:
                 takes = f'{tensor.dtype} {tensor.shape_text()}'
-                raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; it takes {takes}')
+                raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; it expects {takes}')
 
 
 def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[str, int]]) -> None:
@@ -246,7 +246,7 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[s
     if any(size < tensor.smallest or size % tensor.multiple for size in sides):
         multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
         raise ShapeError(
-            f'{prefix} expected {expected}; height and width have to be at least '
+            f'{prefix} expected {expected}; height and width must be at least '
             f'{tensor.smallest}{multiple} (resize the image, or pad it where the test pipeline pads)'
         )
     for axis, size in zip(tensor.axes, array.shape, strict=True):
@@ -281,20 +281,20 @@ def as_float16(tensor: TensorSpec) -> TensorSpec:
 
 
 def written_precision(model: onnx.ModelProto) -> str:
-    """'fp16' if an initializer, constant or Cast is float16, also in bodies and functions; else 'fp32'."""
+    """'fp16' or 'bf16' if an initializer, constant or Cast is, also in bodies and functions; else 'fp32'."""
     from onnx import TensorProto
 
-    bodies = [model.graph, *model.functions]
-    tensors = []
+    lower = {TensorProto.FLOAT16: 'fp16', TensorProto.BFLOAT16: 'bf16'}
+    bodies, elements = [model.graph, *model.functions], set()
     for body in bodies:  # grows
-        tensors += getattr(body, 'initializer', ())  # functions have none
+        elements.update(tensor.data_type for tensor in getattr(body, 'initializer', ()))
         for node in body.node:
             for entry in node.attribute:
-                if node.op_type == 'Cast' and entry.name == 'to' and entry.i == TensorProto.FLOAT16:
-                    return 'fp16'
+                if node.op_type == 'Cast' and entry.name == 'to':
+                    elements.add(entry.i)
                 bodies += [entry.g] if entry.HasField('g') else entry.graphs
-                tensors += [entry.t] if entry.HasField('t') else ()
-    return 'fp16' if any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors) else 'fp32'
+                elements.update([entry.t.data_type] if entry.HasField('t') else ())
+    return next((name for element, name in lower.items() if element in elements), 'fp32')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from mmdeploy_ext.util.heap import resident_bytes
 from mmdeploy_ext.util.session_options import GRAPH_OPTIMIZATION, providers_with_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     import onnxruntime
@@ -93,8 +94,6 @@ class OnnxRuntimeBackend(Backend):
         )
         for name, value in SPINNING[self.spinning].items():
             options.add_session_config_entry(name, value)
-        # of a file that is given as bytes
-        options.add_session_config_entry(EXTERNAL_DATA, str(Path(self.path).absolute().parent))
         return options
 
     def _run_options(self) -> onnxruntime.RunOptions | None:
@@ -133,38 +132,51 @@ class OnnxRuntimeBackend(Backend):
             self.path.encode()
         except UnicodeEncodeError as error:
             raise ModelFileError(
-                f'{self.path}: its path is not UTF-8, and ONNX Runtime opens no such file; rename it'
+                f'{self.path}: its path is not UTF-8, which ONNX Runtime does not support; rename it'
             ) from error
         try:
-            source = self._changed_model() if self.round_fp16 or self.inner_tensors else self.path
-            self.session = onnxruntime.InferenceSession(
-                source,
-                self._options(),
-                providers=providers_with_options(self.providers),
-                disabled_optimizers=SLOW_ON_CPU if self.providers == ['CPUExecutionProvider'] else None,
-            )
+            with self._source() as source:
+                options = self._options()
+                if isinstance(source, bytes):
+                    folder = str(Path(self.path).absolute().parent)
+                    options.add_session_config_entry(EXTERNAL_DATA, folder)
+                self.session = onnxruntime.InferenceSession(
+                    source,
+                    options,
+                    providers=providers_with_options(self.providers),
+                    disabled_optimizers=SLOW_ON_CPU if self.providers == ['CPUExecutionProvider'] else None,
+                )
         except Exception as error:
             if plugin := UNKNOWN_OPERATOR.search(str(error)):
                 other = ', or export it without --nms-plugin' if 'EfficientNMS' in plugin[1] else ''
                 raise LoadError(
-                    f'{self.path}: its node {plugin[1]} is no operator of ONNX Runtime; run the file in the '
+                    f'{self.path}: its node {plugin[1]} is not an operator of ONNX Runtime; run the file '
+                    'in the '
                     f'engine that has it, such as TensorRT with its plug-ins{other}'
                 ) from error
             raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())
 
-    def _changed_model(self) -> bytes:
+    @contextlib.contextmanager
+    def _source(self) -> Iterator[str | bytes]:
+        if not self.round_fp16 and not self.inner_tensors:
+            yield self.path
+            return
         import onnx
 
+        values = [onnx.ValueInfoProto(name=name) for name in self.inner_tensors]
         if self.round_fp16:
+            from mmdeploy_ext.graph.io.files import openable
             from mmdeploy_ext.graph.passes.round_half import round_half
 
-            content = round_half(onnx.load(self.path)).SerializeToString()
-        else:
-            content = Path(self.path).read_bytes()
-        values = [onnx.ValueInfoProto(name=name) for name in self.inner_tensors]
+            model = round_half(onnx.load(self.path))
+            model.graph.output.extend(values)
+            with openable(model) as source:
+                yield source
+            return
         # protobuf joins messages that are written one behind the other: no weight is parsed for this
-        return content + onnx.ModelProto(graph=onnx.GraphProto(output=values)).SerializeToString()
+        added = onnx.ModelProto(graph=onnx.GraphProto(output=values)).SerializeToString()
+        yield Path(self.path).read_bytes() + added
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.session is None:

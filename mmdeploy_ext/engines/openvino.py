@@ -74,6 +74,8 @@ class OpenVinoBackend(Backend):
         openvino = require_openvino()
         import onnx
 
+        from mmdeploy_ext.graph.io.files import openable
+
         core = openvino.Core()
         kinds = {device.partition('.')[0] for device in core.available_devices}  # several GPUs are GPU.0, ...
         if self.device not in kinds.union(core.available_devices):
@@ -94,9 +96,10 @@ class OpenVinoBackend(Backend):
         optional = {tensor.name for tensor in self.spec.inputs if tensor.default is not None}
         for tensor in [tensor for tensor in model.graph.initializer if tensor.name in optional]:
             model.graph.initializer.remove(tensor)
-        source, precision = readable(model).SerializeToString(), self.computes_in or 'fp32'
+        precision = self.computes_in or 'fp32'
         try:
-            self.compiled = compiled(source, self.threads, self.device, precision)
+            with openable(readable(model)) as source:
+                self.compiled = compiled(source, self.threads, self.device, precision)
         except RuntimeError as error:
             unknown = re.search(r'No conversion rule found for operations: (.+)', str(error))
             if unknown:

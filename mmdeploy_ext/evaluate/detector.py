@@ -98,7 +98,7 @@ class BackendDetector(Network):
         views, metas = data['img'], data['img_metas'][0]
         if len(views) != 1:
             raise ShapeError(
-                f'got {len(views)} augmentations; an exported model takes one view per image (flip=False, '
+                f'got {len(views)} augmentations; an exported model supports one view per image (flip=False, '
                 f'one img_scale)'
             )
         proposals = data.get('proposals', [[None] * len(metas)])[0]

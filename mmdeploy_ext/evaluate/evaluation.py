@@ -62,7 +62,7 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
             if not (exists(path) or exists(value)):
                 raise AbsentDataError(
                     f'{config}: data.test.{key}={path}: no such {kind}; '
-                    f'docs/evaluate.md, "Your model and data", tells where data sets are looked for'
+                    f'docs/evaluate.md, "Your model and data", lists the folders of data sets'
                 )
 
 

@@ -8,8 +8,10 @@ import dataclasses
 import functools
 import inspect
 import io
+import itertools
 import re
 import sys
+import tempfile
 import types
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,7 +24,6 @@ import torch
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import DEFAULT_OPSET, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage
@@ -37,6 +38,7 @@ from mmdeploy_ext.exporting.ops.operator import (
     operators_of,
     translations,
 )
+from mmdeploy_ext.exporting.places import with_places
 from mmdeploy_ext.exporting.torch_patches import (
     linspace_of_its_type,
     linspace_of_one_step,
@@ -46,17 +48,17 @@ from mmdeploy_ext.exporting.torch_patches import (
     without_checkpoints,
     without_empty_writes,
 )
-from mmdeploy_ext.graph.io.files import is_sparse
+from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import all_nodes, opsets_of
 from mmdeploy_ext.graph.passes.constants import compute_constants
+from mmdeploy_ext.graph.passes.denormals import zero_denormals
 from mmdeploy_ext.graph.passes.global_means import split_global_means
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.rename import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import simplify
 from mmdeploy_ext.util.cli import suppress_output
-from mmdeploy_ext.util.errors import ExportError, OpsetError, UsageError, root_cause
-from mmdeploy_ext.util.files import atomic_path
+from mmdeploy_ext.util.errors import ExportError, ModelFileError, OpsetError, UsageError, root_cause
 from mmdeploy_ext.util.source_code import copied_file, is_users_file
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
@@ -109,12 +111,13 @@ def export_stages(
                 open_axes = letters.get(value.name, {}).items()
                 letters[value.name] = {axis: letter for axis, letter in open_axes if sizes[axis].dim_param}
     model = concatenate(parts, [stage.name for stage in stages], spec.output_names)
+    parts.clear()  # of a large model each copy is gigabytes
     for stage in stages:
         for graph_pass in stage.passes:
             model, _ = graph_pass(model)
     if options.get('dynamic') is False:  # files of pictures have the option
         model, _ = compute_constants(model)
-    model = _with_exact_sums(model, options)
+    model, _ = zero_denormals(_with_exact_sums(model, options))
     if options.simplify:
         model = simplify(model)
     model = apply_spec(model, spec)
@@ -136,7 +139,7 @@ def _example_outputs(stage: Stage, args: tuple[torch.Tensor, ...]) -> Any:
 def _with_exact_sums(model: onnx.ModelProto, options: Options) -> onnx.ModelProto:
     if options.get('group_norm') == 'exact':
         model, _ = replace_group_norm(model)
-    if options.get('precision') == 'fp32':
+    if options.get('precision') == 'fp32' or options.get('keep_results'):  # a plan is of the float32 graph
         model, _ = split_global_means(model)
     return model
 
@@ -158,14 +161,16 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
     if metadata is not None:
         props = {entry.key: entry.value for entry in model.metadata_props}
         onnx.helper.set_model_props(model, {**props, **metadata.to_props()})
-    content = model.SerializeToString()
     try:
-        if not is_sparse(model):
-            onnx.checker.check_model(content)
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f'{path}: onnx.checker refuses the exported model: {error}') from error
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(sealed(content))
+        files.save(model, path)
+    except ModelFileError as error:
+        raise ExportError(f'onnx.checker refuses the exported model: {error}') from error
+
+
+def has_large_weights(module: torch.nn.Module) -> bool:
+    """Return whether a file with a module's weights is over protobuf's limit of 2 GiB."""
+    weights = itertools.chain(module.parameters(), module.buffers())
+    return sum(tensor.nbytes for tensor in weights) > files.PROTOBUF_LIMIT
 
 
 @contextlib.contextmanager
@@ -240,9 +245,10 @@ def run(
         advice = f': --opset-version {later_opset[1]}' if later_opset else ''
         has_no_form = stage.exporter == 'torchscript' and isinstance(error, torch.onnx.OnnxExporterError)
         kind = OpsetError if has_no_form else ExportError
+        places = [f' ({place})' for place in getattr(error, '__notes__', ()) if place]
         raise kind(
             f'stage {stage.name!r} could not be exported by the {stage.exporter} exporter at opset '
-            f'{opset}: {type(error).__name__}: {error}{advice}'
+            f'{opset}: {type(error).__name__}: {error}{"".join(places[:1])}{advice}'
         ) from error
 
 
@@ -325,7 +331,6 @@ def _export_torchscript(
 ) -> onnx.ModelProto:
     from torch.onnx._internal.torchscript_exporter import utils  # which takes a fifth of a second
 
-    stream = io.BytesIO()
     # where it fails, the exporter prints the graph: a million letters for a detector
     without_graph = mock.patch.object(torch._C, '_jit_onnx_log', lambda *_: None)
     split_lists = functools.partial(_split_where_needed, utils._split_tensor_list_constants)
@@ -335,7 +340,15 @@ def _export_torchscript(
     steps = linspace_of_one_step() if has_dynamic_sizes else linspace_of_its_type()
     writes = contextlib.nullcontext() if has_dynamic_sizes else without_empty_writes()
     numbers = products_with_flags()
-    with steps, writes, numbers, with_a_batch(), without_graph, split, listed_values():
+    places = mock.patch.object(utils, '_run_symbolic_function', with_places(utils._run_symbolic_function))
+    patches = (steps, writes, numbers, with_a_batch(), without_graph, split, places, listed_values())
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        stream: io.BytesIO | str = io.BytesIO()
+        if has_large_weights(stage.module):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx-'))
+            stream = str(Path(folder, 'stage.onnx'))
         torch.onnx.export(
             stage.module,
             args,
@@ -349,7 +362,7 @@ def _export_torchscript(
             # inlining the traced body of an autograd.Function breaks mmcv's DCN v2 (IndexError in torch 2.13)
             autograd_inlining=False,
         )
-    return onnx.load_from_string(stream.getvalue())
+        return onnx.load(stream) if isinstance(stream, str) else onnx.load_from_string(stream.getvalue())
 
 
 def _split_where_needed(split: Callable[[Any, Any], None], graph: Any, _: Any) -> None:

@@ -10,6 +10,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.util.errors import ConfigError
@@ -88,13 +89,24 @@ def _owner(model: torch.nn.Module, path: str) -> tuple[Any, str]:
 @contextlib.contextmanager
 def without_limits(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block heads cut off and suppress nothing that their `test_cfg` controls."""
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, _AtMostAll():
         for config in _configs(model):
             doubled = {key: 2 * config[key] for key in DOUBLED if type(config.get(key)) is int}
             for key, value in {**doubled, **LIMITS}.items():
                 if key in config:
                     stack.enter_context(replaced_entry(config, key, value))
         yield
+
+
+class _AtMostAll(TorchFunctionMode):
+    """`topk` of more values than there are gives them all."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.topk, torch.Tensor.topk):
+            given = dict(zip(('input', 'k', 'dim', 'largest', 'sorted'), args, strict=False), **kwargs or {})
+            size = given['input'].shape[given.get('dim', -1)]
+            return torch.topk(**given | dict(k=min(given['k'], size)))
+        return function(*args, **(kwargs or {}))
 
 
 def _configs(model: torch.nn.Module) -> list[dict[str, Any]]:

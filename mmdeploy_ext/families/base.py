@@ -64,6 +64,7 @@ class Family(abc.ABC):
             both).
         memory: whether results of some models depend on earlier samples.
         files: names of the graphs of an export in the order of their use; () for one file.
+        class_names: names by label of results that are no objects of a data set, whose names do not count.
         ignored_prefixes: prefixes of checkpoint keys that inference does not use.
         options: options of an export, in the order of the metadata.
         untraced: names of methods that graphs or runtime compute by themselves. `PART.NAME` restricts a name
@@ -77,6 +78,7 @@ class Family(abc.ABC):
     samples: ClassVar[str] = 'images'
     memory: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = ()
+    class_names: ClassVar[tuple[str, ...]] = ()
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
     options: tuple[Option, ...] = ()
     untraced: ClassVar[tuple[str, ...]] = ()

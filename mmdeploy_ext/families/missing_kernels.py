@@ -9,15 +9,12 @@ MISSING_KERNELS = dict(
     PointNet2SAMSG=POINT_SETS,
     PAConvCUDASAModule='scores of neighbours (mmcv.ops.assign_score_withk)',
     VoteHead=POINT_SETS,
-    ImVoxelHead='suppression of boxes in 3D (mmcv.ops.nms3d)',
     DGCNNBackbone='nearest neighbours (mmcv.ops.knn)',
     PartAggregationROIHead='RoI-aware pooling (mmcv.ops.RoIAwarePool3d)',
     PointRCNNRoIHead='pooling of points in boxes (mmcv.ops.RoIPointPool3d)',
 )
 """Class name of a part -> its operator that mmcv has for a GPU alone."""
-MISSING_LIBRARIES = dict(
-    MinkResNet='MinkowskiEngine, a library of sparse convolutions with tensors of its own'
-)
+MISSING_LIBRARIES = dict(MinkResNet='MinkowskiEngine, a library of sparse convolutions with its own tensors')
 """Class name of a part -> the missing library of its operators."""
 
 

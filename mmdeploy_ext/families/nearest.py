@@ -22,7 +22,7 @@ ALIKE = 0.75
 """Share of equal letters above which names are alike."""
 COPIED = 0.5
 """Share of equal methods above which a class is a copy."""
-PARTS_WAY = '`export --parts` takes any part of it (docs/parts.md)'
+PARTS_WAY = '`export --parts` exports any part of it (docs/parts.md)'
 ADVICE = 'the families and their configs are in README.md'
 """Where a message sends the reader."""
 

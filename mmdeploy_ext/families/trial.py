@@ -52,8 +52,8 @@ def own_forward(model: nn.Module, height: int, width: int) -> Iterator[None]:
         module = failing_module(model, error) or type(model).__name__
         reason = f'{type(error).__name__}: {one_line(error)}{users_line(error)}'
         raise ConfigError(
-            f'{module}: the model does not run on a picture of {height} x {width}: {reason}; correct the '
-            f'config, or give a --shape that the model takes'
+            f'{module}: the model does not run on an image of {height} x {width}: {reason}; correct the '
+            f'config, or give a --shape that the model supports'
         ) from error
 
 
@@ -93,8 +93,8 @@ def check_export(family: ImageFamily, cfg: Any, options: Options, model: nn.Modu
         smallest = picture_of(family, model, options).smallest
         if min(options.height, options.width) < smallest:
             raise UsageError(
-                f'--shape {options.height} {options.width}: a file of any size takes sides of at least '
-                f'{smallest} pixels for this model, and is traced with a size that it takes'
+                f'--shape {options.height} {options.width}: a file of any size needs sides of at least '
+                f'{smallest} pixels for this model, and is traced with such a size'
             )
     check_forward(family, model, options)
 

@@ -31,14 +31,14 @@ def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
             continue
         expected = helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
         if np.asarray(array).dtype != expected and expected != np.object_:
-            raise ShapeError(f'feed {name!r}: is {array.dtype}, the graph takes {expected}')
+            raise ShapeError(f'feed {name!r}: is {array.dtype}, the graph expects {expected}')
         if not tensor_type.HasField('shape'):
             continue
         sizes = [size if isinstance(size, int) else '?' for size in types.shape(values[name].type)]
         pairs = zip(sizes, array.shape, strict=False)
         if len(sizes) != array.ndim or not all(size in ('?', actual) for size, actual in pairs):
             shapes = ['x'.join(map(str, shape)) for shape in (array.shape, sizes)]
-            raise ShapeError(f'feed {name!r}: is {shapes[0]}, the graph takes {shapes[1]}')
+            raise ShapeError(f'feed {name!r}: is {shapes[0]}, the graph expects {shapes[1]}')
 
 
 def random_feeds(

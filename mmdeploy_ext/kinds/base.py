@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     """`mean` or `std` by channel, see `api.export`."""
 
 
-OF_PICTURES = 'goes with models of single pictures only'
-INPUTS_INSTEAD = 'goes with image models; give others real inputs with --input'
+OF_PICTURES = 'is for models of single images'
+INPUTS_INSTEAD = 'is for image models; for others use --input'
 
 
 class Kind(abc.ABC):
@@ -150,7 +150,7 @@ class Kind(abc.ABC):
 
     def ask(self, detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
         """Run PyTorch on the inputs of a proof, for `detector.recording` to write."""
-        raise UsageError(f'{detector.family.name}: a backbone alone has no results to record')
+        raise UsageError(f'{detector.family.name}: a backbone has no results to record')
 
     def kit_opens(self) -> Callable[[Path], Run]:
         """Return file -> function that runs it here, from inputs to outputs by name."""

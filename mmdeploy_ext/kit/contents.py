@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import urllib.parse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -21,18 +23,91 @@ from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.tasks import TASKS
 from mmdeploy_ext.util.errors import DataError, UsageError
 from mmdeploy_ext.util.files import sha256_file
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from mmdeploy_ext.util.typed_json import Bounds, JsonDataclass, Mismatch, optional, read
 
 MODEL, MANIFEST, LINES, KIT_HASH = 'model.onnx', 'manifest.json', 'manifest.txt', 'kit.txt'
 """Names of files. Folders of outputs have a `KIT_HASH`, too: the hash of the kit they were computed from."""
 LIBSPCONV = 'libspconv'
 """`engine` in the manifest of a sparse backbone, whose file only NVIDIA's libspconv runs."""
+DTYPES = (
+    *('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64'),
+    *('float16', 'float32', 'float64'),
+)
+"""Dtypes of stored arrays."""
 FORMAT = 3
 """Format of the manifest; other formats are refused."""
 RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detections3D)}
 """Name in the manifest -> class of the results of an image or frame."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray(JsonDataclass):
+    """A file of raw values, little-endian."""
+
+    file: str
+    dtype: str
+    shape: tuple[Annotated[int, Bounds(0)], ...]
+
+    def check(self) -> None:
+        if self.dtype not in DTYPES:
+            raise Mismatch(f'{self.file}: dtype is {self.dtype!r}, expected one of {", ".join(DTYPES)}')
+
+
+Stored = Mapping[str, StoredArray]
+"""Arrays by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredResults(JsonDataclass):
+    """Results of an image: the class `type` and its fields, `facts` are no arrays."""
+
+    type: str
+    fields: Stored
+    facts: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredCase(JsonDataclass):
+    """The entry of a `KitCase`, which describes the fields."""
+
+    name: str
+    graph: str
+    title: str
+    images: tuple[str, ...]
+    inputs: Stored
+    beside: Stored
+    tensors: Stored
+    rounding: Stored
+    results: tuple[StoredResults, ...]
+    output_shapes: Mapping[str, tuple[Annotated[int, Bounds(0)], ...]]
+
+    def check(self) -> None:
+        if len(self.results) not in (0, len(self.images)):
+            raise Mismatch(f'{self.name}: {len(self.images)} images have {len(self.results)} results')
+
+    def arrays(self) -> list[StoredArray]:
+        parts = [self.inputs, self.beside, self.tensors, self.rounding]
+        parts += [entry.fields for entry in self.results]
+        return [array for part in parts for array in part.values()]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredGraph(JsonDataclass):
+    """The entry of a `KitGraph`: metadata of a file that mm2onnx exported, else its spec."""
+
+    name: str
+    file: str
+    metadata: Mapping[str, str] | None = optional()
+    spec: Any = optional()
+    source_sha256: str = optional('')
+
+
+@dataclasses.dataclass(frozen=True)
+class Step(JsonDataclass):
+    """A case, and input name -> name of the latest output that replaces the case's input."""
+
+    case: str
+    computed: Mapping[str, str]
 
 
 def file_stem(name: str) -> str:
@@ -67,19 +142,16 @@ class ArrayFolder:
         return entries
 
 
-def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """Read the array of a manifest's entry; DataError: its file is missing or of another size."""
-    path = folder / entry['file']
-    if not path.is_file():
-        raise DataError(f'{path}: is missing; the kit is not whole: make it again')
-    dtype, shape = np.dtype(entry['dtype']).newbyteorder('<'), tuple(entry['shape'])
+def read_array(folder: Path, entry: StoredArray) -> np.ndarray:
+    """Read the array of a manifest's entry; DataError: its file is of another size."""
+    path, dtype = folder / entry.file, np.dtype(entry.dtype).newbyteorder('<')
     content = path.read_bytes()
-    if len(content) != dtype.itemsize * int(np.prod(shape)):
-        raise DataError(f'{path}: has {len(content)} bytes, expected {entry["dtype"]} {list(shape)}')
-    return np.frombuffer(content, dtype).reshape(shape).astype(entry['dtype'])
+    if len(content) != dtype.itemsize * math.prod(entry.shape):
+        raise DataError(f'{path}: has {len(content)} bytes, expected {entry.dtype} {list(entry.shape)}')
+    return np.frombuffer(content, dtype).reshape(entry.shape).astype(entry.dtype)
 
 
-def read_arrays(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def read_arrays(folder: Path, entries: Stored) -> dict[str, np.ndarray]:
     return {name: read_array(folder, entry) for name, entry in entries.items()}
 
 
@@ -129,11 +201,12 @@ class KitGraph:
         return entry | dict(spec=self.spec.to_json())
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> KitGraph:
-        if 'metadata' in entry:
-            metadata = Metadata.from_props(entry['metadata'], entry['file'])
-            return cls(entry['name'], entry['file'], metadata, metadata.spec)
-        return cls(entry['name'], entry['file'], None, GraphSpec.from_json(entry['spec']))
+    def from_json(cls, content: StoredGraph | Mapping[str, Any]) -> KitGraph:
+        entry = read(StoredGraph, content)
+        if entry.metadata is not None:
+            metadata = Metadata.from_props(entry.metadata, entry.file)
+            return cls(entry.name, entry.file, metadata, metadata.spec)
+        return cls(entry.name, entry.file, None, GraphSpec.from_json(entry.spec))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,44 +259,56 @@ class KitCase:
         )
 
     @classmethod
-    def read(cls, folder: Path, entry: Mapping[str, Any], family: str = '') -> KitCase:
+    def read(cls, folder: Path, entry: StoredCase, family: str = '') -> KitCase:
         """Read a case and its arrays from the manifest's entry."""
-        classes = result_classes(family)
-        for name in {image['type'] for image in entry['results']} - classes.keys():
-            if family:
-                check_registered(family)
-            raise DataError(f'{folder}: results of the class {name}; there are {", ".join(classes)}')
-        results = [
-            classes[image['type']](**read_arrays(folder, image['fields']), **image['facts'])
-            for image in entry['results']
-        ]
+        classes, results = result_classes(family), []
+        for image in entry.results:
+            if image.type not in classes:
+                if family:
+                    check_registered(family)
+                raise DataError(
+                    f'{folder}: results of the class {image.type}; there are {", ".join(classes)}'
+                )
+            fields = {field.name: field for field in dataclasses.fields(classes[image.type])}
+            given = {**read_arrays(folder, image.fields), **image.facts}
+            needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+            if not needed <= given.keys() <= fields.keys():
+                raise DataError(
+                    f'{folder / MANIFEST}: {entry.name}: results have {", ".join(given)}; {image.type} has '
+                    f'{", ".join(fields)}'
+                )
+            results.append(classes[image.type](**given))
         names = ('inputs', 'beside', 'tensors', 'rounding')
-        parts = {part: read_arrays(folder, entry[part]) for part in names}
-        texts = {name: entry[name] for name in ('name', 'graph', 'title')}
-        return cls(**texts, images=tuple(entry['images']), **parts, results=results, family=family)
+        parts = {part: read_arrays(folder, getattr(entry, part)) for part in names}
+        return cls(
+            entry.name, entry.graph, entry.title, entry.images, **parts, results=results, family=family
+        )
+
+
+Row = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class ChainedFrame:
+class ChainedFrame(JsonDataclass):
     """One frame of a kit with files that run one after the other, on outputs of earlier files.
 
     Attributes:
         name: number, '000'; outputs of the last file are called `chain_000`.
         title: title of the frame.
-        steps: a case, and input name -> name of the latest output that replaces the case's input.
+        steps: the cases that run.
         reset: the memory is emptied before the frame; always True without a memory.
         scene: '' if there is none.
         timestamp_s: seconds, absolute; 0 of a module.
-        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None without a memory.
+        ego_pose: (4, 4) LiDAR frame to global frame; None without a memory.
     """
 
     name: str
     title: str
-    steps: tuple[tuple[str, dict[str, str]], ...]
+    steps: Annotated[tuple[Step, ...], Bounds(1)]
     reset: bool = True
     scene: str = ''
     timestamp_s: float = 0.0
-    ego_pose: list[list[float]] | None = None
+    ego_pose: tuple[Row, Row, Row, Row] | None = None
 
     @property
     def outputs(self) -> str:
@@ -231,17 +316,55 @@ class ChainedFrame:
 
     @property
     def last_case(self) -> str:
-        return self.steps[-1][0]
+        return self.steps[-1].case
 
     def to_json(self) -> dict[str, Any]:
-        steps = [dict(case=case, computed=computed) for case, computed in self.steps]
-        return dict(dataclasses.asdict(self), steps=steps, outputs=self.outputs)
+        return dict(super().to_json(), outputs=self.outputs)
 
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> ChainedFrame:
-        steps = tuple((step['case'], step['computed']) for step in entry['steps'])
-        fields = {key: value for key, value in entry.items() if key != 'outputs'}
-        return cls(**{**fields, 'steps': steps})
+
+@dataclasses.dataclass(frozen=True)
+class Manifest(JsonDataclass):
+    """What the programs of this package read of a manifest.
+
+    Attributes:
+        files: path in the kit -> SHA-256.
+        task: of the results; None without.
+        memory: `MemorySpec` of a model with one, as JSON.
+        rows, tolerance: `prove_module`'s of the file of a module.
+        engine: `LIBSPCONV`, or ''.
+    """
+
+    kit_sha256: str
+    files: Mapping[str, str]
+    graphs: Annotated[tuple[StoredGraph, ...], Bounds(1)]
+    cases: Annotated[tuple[StoredCase, ...], Bounds(1)]
+    frames: tuple[ChainedFrame, ...]
+    task: str | None = optional()
+    memory: Mapping[str, Any] | None = optional()
+    teacher_forced: bool = optional(False)
+    precision: Literal['fp32', 'fp16', 'int8'] | None = optional()
+    rows: tuple[str, ...] = optional(())
+    tolerance: float = optional(0.0)
+    engine: str = optional('')
+
+    def check(self) -> None:
+        graphs = {graph.name: graph for graph in self.graphs}
+        cases = {case.name: case for case in self.cases}
+        self._find('files', [graph.file for graph in self.graphs], self.files)
+        for case in self.cases:
+            self._find(f'graph of {case.name}', [case.graph], graphs)
+            self._find(f'files of {case.name}', [array.file for array in case.arrays()], self.files)
+            if case.results and not (self.task and graphs[case.graph].metadata):
+                raise Mismatch(f'{case.name} has results, and the manifest no task or metadata for them')
+        for frame in self.frames:
+            self._find(f'steps of frame {frame.name}', [step.case for step in frame.steps], cases)
+            if self.memory is not None and not (frame.ego_pose and cases[frame.last_case].results):
+                raise Mismatch(f'frame {frame.name} has no ego_pose or results, and the model a memory')
+
+    @staticmethod
+    def _find(key: str, names: Iterable[str], known_names: Mapping[str, Any]) -> None:
+        if missing := [name for name in names if name not in known_names]:
+            raise Mismatch(f'{key}: {missing[0]!r} is not in the manifest')
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
@@ -257,7 +380,7 @@ def kit_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """Read a kit's manifest; DataError: it or one of its files is missing or was changed."""
     path = folder / MANIFEST
     if not path.is_file():
@@ -271,15 +394,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f'{path}: is of another format; make the kit again')
     if kit_hash(manifest) != manifest.get('kit_sha256'):
         raise DataError(f'{path}: was changed since the kit was made; make it again')
-    task = manifest.get('task')
+    typed = _typed(manifest, path)
+    task = typed.task
     if task and task not in TASKS and task.partition('.')[0] not in _packages_of_families():
         raise DataError(f'{path}: task {task!r} is of no family that is installed here; install its package')
-    for file, expected in manifest['files'].items():
+    for file, expected in typed.files.items():
         if not (folder / file).is_file():
             raise DataError(f'{folder / file}: is missing; the kit is not whole: make it again')
         if sha256_file(folder / file) != expected:
             raise DataError(f'{folder / file}: was changed since the kit was made; make it again')
-    return manifest
+    return typed
+
+
+def _typed(manifest: Mapping[str, Any], path: Path) -> Manifest:
+    names = [field.name for field in dataclasses.fields(Manifest)]
+    chosen = {name: manifest[name] for name in names if name in manifest}
+    frames = chosen.get('frames')
+    for frame in frames if isinstance(frames, list) else ():
+        if isinstance(frame, dict):
+            frame.pop('outputs', None)  # which follows from the frame's own name
+    try:
+        return read(Manifest, chosen)
+    except Mismatch as error:
+        raise DataError(f'{path}: {error}; make the kit again') from error
 
 
 def _packages_of_families() -> set[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.engines.base import FAILURES
-from mmdeploy_ext.proving.levels.drive_run import MODES, Moment, PairRun, default_bars
+from mmdeploy_ext.proving.levels.drive_run import MODES, Moment, PairRun, bars_of_task, default_bars
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.tasks import task_module
@@ -18,7 +18,7 @@ from mmdeploy_ext.util.errors import one_line
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph
+    from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, Manifest
     from mmdeploy_ext.verdict.results import SequenceRow
 
 NOTHING = np.zeros(0, np.float32)
@@ -29,13 +29,15 @@ LARGEST_DRIFT = 100.0
 class DriveJudge:
     """Judges the frames of each mode, 'teacher' and 'free', as a drive."""
 
-    def __init__(self, manifest: Mapping[str, Any], graph: KitGraph, precision: str) -> None:
-        self.graph, self.memory = graph, MemorySpec.from_json(manifest['memory'])
-        of_outputs = {name: self.memory.tensors[name] for name in self.memory.outputs}
+    def __init__(self, manifest: Manifest, graph: KitGraph, precision: str) -> None:
+        self.graph, self.memory = graph, MemorySpec.from_json(manifest.memory)
+        tensors = self.memory.tensors.items()
+        of_outputs = {name: group for name, group in tensors if name in self.memory.outputs}
         self.memory = dataclasses.replace(self.memory, tensors=of_outputs)  # the rest follows from the frame
         if precision != 'fp32':
             self.memory = self.memory.judged_by(graph.spec)
-        bars, match = default_bars(precision), task_module(manifest['task']).match_detections
+        bars = bars_of_task(manifest.task, default_bars(precision))
+        match = task_module(manifest.task).match_detections
         self.runs = {mode: PairRun(mode, graph.spec, bars, self.memory, match) for mode in MODES}
 
     def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:

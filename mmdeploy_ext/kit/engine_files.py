@@ -87,9 +87,11 @@ def trtexec_script(manifest: Mapping[str, Any]) -> str:
     lines = [
         '#!/bin/sh',
         '# Run the inputs of this kit in TensorRT: sh run_trtexec.sh OUTPUTS [FLAG...]',
-        '# FLAGs are of the build: --noTF32 for float32, --fp16 for half precision. Afterwards:',
+        '# FLAGs are of the build: --noTF32 for float32. The file decides the precision; half precision is a',
+        '# file of `mm2onnx precision`. TensorRT 10 is told so, 11 knows no other way. Afterwards:',
         "# mm2onnx judge KIT OUTPUTS --told 'DEVICE, TensorRT VERSION' [--precision fp16]",
         'set -e',
+        'typed=; if trtexec --help 2>&1 | grep -q -e --stronglyTyped; then typed=--stronglyTyped; fi',
         'outputs=$1; shift; mkdir -p "$outputs"; outputs=$(cd "$outputs" && pwd); cd "$(dirname "$0")"',
     ]
     for entry in manifest['graphs']:
@@ -101,7 +103,7 @@ def trtexec_script(manifest: Mapping[str, Any]) -> str:
             for option, shapes in shape_ranges(cases).items():
                 texts = (f'{name}:{"x".join(map(str, shape))}' for name, shape in shapes.items())
                 words.append(f'--{option}Shapes={",".join(texts)}')
-        lines.append(f'trtexec {shlex.join(words)} --saveEngine={engine} "$@"')
+        lines.append(f'trtexec {shlex.join(words)} --saveEngine={engine} $typed "$@"')
         for case in cases:
             loaded = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
             words = [f'--loadInputs={loaded}', '--iterations=1', '--duration=0', '--warmUp=0']

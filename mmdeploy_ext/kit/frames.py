@@ -12,7 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, KitCase, KitGraph
+from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, KitCase, KitGraph, Step
 from mmdeploy_ext.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.proving.drive import NearOrigin
 from mmdeploy_ext.proving.frames import open_sides, read_files
@@ -65,7 +65,7 @@ def write_frames(
     judged = {case['graph'] for case in writer.cases}
     if unused := [graph.file for graph in writer.graphs.values() if graph.name not in judged]:
         raise UsageError(
-            f'{len(samples)} frames: {", ".join(unused)} did not run in them; take more frames (--frames)'
+            f'{len(samples)} frames: {", ".join(unused)} did not run in them; use more frames (--frames)'
         )
     contents = dict(graphs=writer.entries, cases=writer.cases, frames=writer.frames, teacher_forced=False)
     if family.memory:
@@ -136,10 +136,11 @@ class _FramesWriter:
             again = f'_{number_of_runs[graph.name]}' if number_of_runs[graph.name] > 1 else ''
             case = _case(f'{graph.name}_{index:03}{again}', graph, title, inputs, tensors)
             if run is runs[-1]:
-                case = dataclasses.replace(case, images=(title,), results=[expected.detections])
+                of_frame = dict(results=[expected.detections], family=sides.detector.family.name)
+                case = dataclasses.replace(case, images=(title,), **of_frame)
             self.cases.append(case.write(self.folder, run.outputs))
             state = {name: source for source, name in graph.spec.state if not expected.was_reset}
-            steps.append((case.name, fed | state))
+            steps.append(Step(case.name, fed | state))
             memory = {source for source, _ in graph.spec.state}
             self._outputs |= {name: array for name, array in run.outputs.items() if name not in memory}
         if len(self.graphs) == 1 and not self.keeps_memory:

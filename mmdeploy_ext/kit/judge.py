@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.engines.base import FAILURES
-from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
+from mmdeploy_ext.kit.contents import KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import MOST_IMAGES, diagnose, misfit
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.kit.contents import ChainedFrame, StoredCase
     from mmdeploy_ext.verdict.results import TensorRow
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
@@ -84,26 +85,26 @@ class _Judge:
         if not outputs.is_dir():
             got = 'is a file' if outputs.exists() else 'no such folder'
             raise DataError(f'{outputs}: {got}; expected the folder that the engine wrote outputs to')
-        is_named = check_kit(outputs, self.manifest['kit_sha256'])
-        self.graphs = {entry['name']: KitGraph.from_json(entry) for entry in self.manifest['graphs']}
-        self.cases = {entry['name']: entry for entry in self.manifest['cases']}
+        is_named = check_kit(outputs, self.manifest.kit_sha256)
+        self.graphs = {entry.name: KitGraph.from_json(entry) for entry in self.manifest.graphs}
+        self.cases = {entry.name: entry for entry in self.manifest.cases}
         precisions = [graph.metadata.precision for graph in self.graphs.values() if graph.metadata]
         of_files = next((name for name in precisions if name != 'fp32'), 'fp32')
         # a file for libspconv has no precision in its metadata
-        of_files = self.manifest.get('precision', of_files)
+        of_files = self.manifest.precision or of_files
         subject = dict(told=told, precision=precision or of_files, ran='', inputs=len(self.cases), frames=0)
         self.verdict = Verdict(subject, claim=EQUAL)
         self.bars = self.verdict.bars
         if not is_named:
             self.verdict.notes.append('the outputs have no kit.txt: nothing shows that they are of this kit')
-        if self.manifest.get('teacher_forced'):
+        if self.manifest.teacher_forced:
             self.verdict.notes.append(
                 "the memory is updated outside of the files: every frame ran on PyTorch's, so drift and the "
                 'code that updates it were not looked at'
             )
 
     def judge(self) -> Verdict:
-        verdict, frames = self.verdict, [*map(ChainedFrame.from_json, self.manifest['frames'])]
+        verdict, frames = self.verdict, [*self.manifest.frames]
         runs = [*self.cases, *(frame.outputs for frame in frames)]
         if not any(has_outputs(self.outputs, run) for run in runs):
             raise DataError(
@@ -115,7 +116,7 @@ class _Judge:
             verdict.notes.append(
                 f'{len(frames)} frames one after the other: no {frames[0].outputs} and so on; not looked at'
             )
-        has_memory = 'memory' in self.manifest
+        has_memory = self.manifest.memory is not None
         of_drive = {frame.last_case for frame in frames} if has_memory else set()
         cases = [self._judge(self.cases[name], name) for name in self.cases if name not in of_drive]
         sequences: list[results.SequenceRow] = []
@@ -147,7 +148,7 @@ class _Judge:
         for mode in ('teacher', 'free') if is_chained else ('teacher',):
             for frame in frames:
                 entry = self.cases[frame.last_case]
-                name = entry['name'] if mode == 'teacher' else frame.outputs
+                name = entry.name if mode == 'teacher' else frame.outputs
                 case = self._case(entry)
                 arrays, rows = self._read(entry, name)
                 if rows:
@@ -156,13 +157,13 @@ class _Judge:
                     drive.add(mode, frame, case, arrays)
         return drive.finish()
 
-    def _case(self, entry: Mapping[str, Any]) -> KitCase:
-        metadata = self.graphs[entry['graph']].metadata
+    def _case(self, entry: StoredCase) -> KitCase:
+        metadata = self.graphs[entry.graph].metadata
         return KitCase.read(self.kit, entry, metadata.family if metadata else '')
 
-    def _read(self, entry: Mapping[str, Any], name: str) -> tuple[dict[str, np.ndarray], list[TensorRow]]:
-        spec = self.graphs[entry['graph']].spec
-        shapes = {output: tuple(shape) for output, shape in entry['output_shapes'].items()}
+    def _read(self, entry: StoredCase, name: str) -> tuple[dict[str, np.ndarray], list[TensorRow]]:
+        spec = self.graphs[entry.graph].spec
+        shapes = dict(entry.output_shapes)
         try:
             arrays = read_outputs(self.outputs, name, spec, shapes)
         except DataError as error:
@@ -184,13 +185,13 @@ class _Judge:
                 array = converted if np.array_equal(converted, array) else array
             if reason := misfit(array, tensor):
                 rows.append(failed_row(output, reason, array))
-            is_compared_as_half = entry['tensors'].get(output, {}).get('dtype') == 'float16'
+            is_compared_as_half = output in entry.tensors and entry.tensors[output].dtype == 'float16'
             if array.dtype == np.float16 and not is_compared_as_half:
                 array = array.astype(np.float32)
             outputs[output] = array
         return outputs, rows
 
-    def _judge(self, entry: Mapping[str, Any], name: str) -> results.Case:
+    def _judge(self, entry: StoredCase, name: str) -> results.Case:
         case = self._case(entry)
         arrays, rows = self._read(entry, name)
         if case.tensors:
@@ -206,8 +207,8 @@ class _Judge:
 
     def _compare(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
         spec = self.graphs[case.graph].spec
-        if ordered := self.manifest.get('rows'):
-            arrays = in_order_of(case.tensors, arrays, ordered, self.manifest['tolerance'])
+        if ordered := self.manifest.rows:
+            arrays = in_order_of(case.tensors, arrays, ordered, self.manifest.tolerance)
         # outputs without a value on both sides are equal, but show nothing
         empty = {n for n, a in case.tensors.items() if not a.size and arrays[n].shape == a.shape}
         sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
@@ -216,7 +217,7 @@ class _Judge:
         return compare_tensors(*sides, spec, lambda _: case.rounding, self.bars)
 
     def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
-        metadata, task = self.graphs[case.graph].metadata, self.manifest['task']
+        metadata, task = self.graphs[case.graph].metadata, self.manifest.task
         runtime = runtime_of(metadata.family)
         try:
             if hasattr(runtime, 'boxes_of_outputs'):

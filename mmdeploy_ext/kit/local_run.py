@@ -43,17 +43,17 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
     if engine not in ENGINES:
         raise UsageError(f'--run {engine}: expected one of {", ".join(ENGINES)}')
     check_new_folder(outputs)
-    if manifest.get('engine') == LIBSPCONV:
-        raise UsageError(f'{kit}: its file is for libspconv alone; {kit}/README.md says how to run it there')
+    if manifest.engine == LIBSPCONV:
+        raise UsageError(f'{kit}: its file is for libspconv only; {kit}/README.md says how to run it there')
     device = device_of(engine)
     outputs.mkdir(parents=True, exist_ok=True)
-    graphs = {entry['file']: KitGraph.from_json(entry) for entry in manifest['graphs']}
+    graphs = {entry.file: KitGraph.from_json(entry) for entry in manifest.graphs}
     seconds: dict[str, list[float]] = {}
 
     def opens(path: Path) -> Run:
         graph = graphs[path.name]
-        cases = [case for case in manifest['cases'] if case['graph'] == graph.name]
-        run = _named(EngineError, f'{path.name}: {engine} cannot take it', OPENERS[engine])(
+        cases = [case.to_json() for case in manifest.cases if case.graph == graph.name]
+        run = _named(EngineError, f'{path.name}: {engine} does not support it', OPENERS[engine])(
             path, outputs, fp16, _shapes(graph, cases)
         )
         run = _named(InferenceError, f'{path.name}: {engine} failed to run it', run)

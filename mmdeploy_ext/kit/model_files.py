@@ -11,7 +11,7 @@ from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import for_tensorrt
 from mmdeploy_ext.proving.provenance import facts_checks
 from mmdeploy_ext.util.errors import UsageError
-from mmdeploy_ext.util.files import external_locations, sha256_file
+from mmdeploy_ext.util.files import external_locations, sha256_onnx
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
@@ -47,4 +47,4 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
     for name in external_locations(path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / name, folder / name)
-    return dict(source_sha256=sha256_file(path))
+    return dict(source_sha256=sha256_onnx(path))

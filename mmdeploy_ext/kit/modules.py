@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, ChainedFrame, KitCase, KitGraph
+from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, ChainedFrame, KitCase, KitGraph, Step
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.kit.writer import write_kit
@@ -71,7 +71,7 @@ def _write_contents(proof: ModuleProof, pictures: Sequence[dict[str, str]], fold
     frames = []
     for index, case in enumerate(cases if proof.state else ()):
         computed = dict(proof.state) if index else {}
-        frame = ChainedFrame(case['name'], case['title'], ((case['name'], computed),), not index)
+        frame = ChainedFrame(case['name'], case['title'], (Step(case['name'], computed),), not index)
         frames.append(frame.to_json())
     is_ordered = not proof.rows and not frames  # the page does neither rows in any order nor memories
     return dict(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.kit import web_library
@@ -16,8 +16,6 @@ from mmdeploy_ext.util.folders import replaced_folder
 from mmdeploy_ext.verdict import matching
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mmdeploy_ext.kit.contents import KitGraph
 
 SOURCES = Path(__file__).with_name('web')
@@ -66,20 +64,14 @@ def write_page(folder: Path, graph: KitGraph, task: str | None) -> dict[str, flo
     return bars_of(task)
 
 
-def has_page(manifest: Mapping[str, Any]) -> bool:
-    return INDEX in manifest['files']
-
-
-def check_page(kit: Path) -> dict[str, Any]:
-    """Manifest of a kit; DataError: no kit, changed, or without a page."""
-    manifest = read_manifest(kit)
-    if not has_page(manifest):
+def check_page(kit: Path) -> None:
+    """Raise DataError for no kit, a changed one, or one without a page."""
+    if INDEX not in read_manifest(kit).files:
         raise DataError(
             f'{kit}: has no page; kits of one file in float32, without a memory and with its weights inside, '
             f'have one, if they take colour pictures and their results are upright boxes, masks or segments, '
             f'or tensors'
         )
-    return manifest
 
 
 def add_library(kit: Path) -> None:

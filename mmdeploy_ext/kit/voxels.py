@@ -47,7 +47,7 @@ def write_voxels(
         sets = [voxels for voxels in synthetic if len(voxels.features)] + sets
     if not sets:
         raise UsageError(
-            f'{path}: is INT8, whose ranges fit real sweeps alone; name some with --samples (.bin, .npz)'
+            f'{path}: is INT8 with ranges for real sweeps; give some with --samples (.bin, .npz)'
         )
     arrays, family = ArrayFolder(folder), detector.family
     network = libspconv.read(path)

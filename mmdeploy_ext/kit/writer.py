@@ -93,7 +93,7 @@ def write_kit(
         verdict = judge(folder, outputs, told='the CPU of this machine')
         if not verdict.passed:
             failures = '; '.join(verdict.failures[:3])
-            raise UsageError(f"{path}: run on this machine, it does not give PyTorch's results: {failures}")
+            raise UsageError(f"{path}: does not return PyTorch's results on this machine: {failures}")
         if out.exists():
             out.rmdir()
         shutil.move(str(folder), str(out))

@@ -92,7 +92,7 @@ def _run(module: torch.nn.Module, inputs: Sequence[Any]) -> None:
         shapes = ', '.join(f'{str(tensor.dtype)[6:]} {tuple(tensor.shape)}' for tensor in tensors_in(inputs))
         raise UsageError(
             f'lint: {type(module).__name__} does not run on these inputs ({shapes}): '
-            f'{type(error).__name__}: {one_line(error)}; give it inputs that its forward takes'
+            f'{type(error).__name__}: {one_line(error)}; give inputs that its forward accepts'
         ) from error
 
 

@@ -47,7 +47,7 @@ class CameraDetector(MVXTwoStageDetector):
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError(
-                f'{type(self).__name__} tests one augmentation: img_metas has to be a list of one list'
+                f'{type(self).__name__} tests one augmentation: img_metas must be a list of one list'
             )
         outputs = self.run_frame(img_metas[0], tap('img', img[0]))
         for name, tensor in outputs.items():

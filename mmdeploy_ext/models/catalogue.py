@@ -32,6 +32,7 @@ SHARED_2D = {
 """Module -> types; they need mmdet."""
 SHARED_3D = {
     'cp_fpn': ('CPFPN',),
+    'datasets.bevdet_dataset': ('BEVDetNuScenesDataset', 'LoadAnnotationsBEVDepth', 'PrepareImageInputs'),
     'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
     'datasets.pipelines.augmentation': ('ResizeCropFlipRotImage',),
     'datasets.pipelines.fusion': ('ImageAug3D', 'ImageNormalize'),
@@ -41,9 +42,21 @@ SHARED_3D = {
         'PadMultiViewImage',
         'RandomScaleImageMultiViewImage',
     ),
+    'datasets.track_dataset': ('NuScenes3DDetTrackDataset', 'NuScenesSparse4DAdaptor', 'ResizeCropFlipImage'),
+    'lift_splat.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
+    'lift_splat.occupancy_head': ('BEVOCCHead2D', 'BEVOCCHead2D_V2'),
+    'lift_splat.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
     'query_decoder': ('PETRMultiheadAttention', 'PETRMultiheadFlashAttention', 'PETRTransformerDecoder'),
     'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),
     'sparse_backbone.model': ('LidarBackbone',),
+    'sparse_instances.aggregation': ('DeformableFeatureAggregation',),
+    'sparse_instances.blocks': (
+        'AsymmetricFFN',
+        'DenseDepthNet',
+        'SparseBox3DEncoder',
+        'SparseBox3DKeyPointsGenerator',
+        'SparseBox3DRefinementModule',
+    ),
     'vovnet': ('VoVNet', 'VoVNetCP'),
 }
 """Module -> types; they need mmdet3d."""

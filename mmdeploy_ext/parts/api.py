@@ -56,12 +56,12 @@ def export_parts(
     """Export parts of a detector, as `mm2onnx export --parts`; nothing is compared, see `prove`.
 
     Args:
-        config: mmcv 1.x config; no family has to know its model.
+        config: mmcv 1.x config; the model needs no family.
         checkpoint: the weights.
         parts: paths of modules, joined by '+', or methods: 'backbone+neck', 'extract_feat()'.
         output: folder; a file per part and `parts.json` are written into it.
         samples: keyword arguments of the test path, in their order; (): the config's data set, else views of
-            the package's picture. Two or more are needed for a proof.
+            the package's image. A proof needs at least two.
         names: path of a tensor, such as 'mlvl_feats.0', -> its name in the files.
         cfg_options: dotted key -> value that replaces the config's.
         options: `opset`, `exporter` ('torchscript', 'dynamo'), `precision` ('fp32', 'fp16'), `simplify`,

@@ -49,7 +49,7 @@ Opset 0 is the lowest that the part needs, at least 17; `seeded` makes random nu
 """
 OTHER = 0.05
 """Share by which numbers are changed for a second run."""
-INSIDE = 'it is not written. Cut the parts inside of it'
+INSIDE = 'it is not written. Cut parts inside it'
 
 
 class RigError(ExportError):

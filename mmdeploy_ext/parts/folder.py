@@ -33,7 +33,7 @@ def result_json(part: Part, result: Tree) -> dict[str, Any]:
         else:
             raise ConfigError(
                 f'--parts {part.text}: returns a {type(value).__name__} as {name}, which a graph cannot '
-                f'give; cut the parts inside of it'
+                f'give; cut parts inside it'
             )
     return dict(leaves=leaves, tree=json.loads(pytree.treespec_dumps(result.spec)))
 
@@ -126,7 +126,7 @@ class CutFolder:
             folder = cls(Path(path), content['facts'], content['options'], content['parts'])
             missing = [entry['file'] for entry in folder.entries if not folder.file(entry).is_file()]
         except (KeyError, TypeError) as error:
-            raise ModelFileError(f'{path}/{MANIFEST}: is no manifest of parts ({error})') from error
+            raise ModelFileError(f'{path}/{MANIFEST}: is not a manifest of parts ({error})') from error
         if missing:
             raise ModelFileError(f'{path}: {", ".join(missing)} is missing; export the parts again')
         return folder

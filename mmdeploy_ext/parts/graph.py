@@ -189,7 +189,7 @@ def _links(part: Part, calls: Sequence[PartCall], index: int) -> tuple[Link, ...
             found = equal if found is None else [entry for entry in found if entry in equal]
         if not found:
             raise ConfigError(
-                f'--parts {part.text}: {part.steps[index].text} gets {name}, which is no result of '
+                f'--parts {part.text}: {part.steps[index].text} gets {name}, which is not a result of '
                 f'{" or ".join(step.text for step in part.steps[:index])}: code between them changes '
                 f'values. Cut them into parts of their own'
             )

@@ -192,7 +192,8 @@ def proposal_of(candidates: Sequence[Candidate]) -> list[str]:
     words: list[str] = []
     last: Candidate | None = None
     for candidate in exporting:
-        if last is not None and '.' not in candidate.path and _flows(last, candidate):
+        flows = last is not None and '.' not in candidate.path and _flows(last, candidate)
+        if flows and not any(_takes(other, last) for other in candidates if other is not candidate):
             words[-1] += f'+{candidate.path}'
         elif candidate in chosen:
             words.append(candidate.path)
@@ -208,6 +209,15 @@ def _flows(first: Candidate, second: Candidate) -> bool:
     results = first.calls[0].steps[0].result.tensors.values()
     tensors = second.calls[0].steps[0].arguments.tensors.values()
     return all(any(same_values(result, tensor) for result in results) for tensor in tensors)
+
+
+def _takes(other: Candidate, first: Candidate) -> bool:
+    """Whether a module outside of another one gets one of its results."""
+    if other is first or other.path.startswith(f'{first.path}.'):
+        return False
+    results = list(first.calls[0].steps[0].result.tensors.values())
+    tensors = other.calls[0].steps[0].arguments.tensors.values()
+    return any(same_values(result, tensor) for tensor in tensors for result in results)
 
 
 def print_parts(

@@ -263,14 +263,14 @@ def _lit_cases(
     """Return the cases of the parts, and of the whole model, on a dark and a bright view of a sample."""
     lit = lit_samples(sample)
     if not lit:
-        verdict.notes.append('no dark and no bright picture: the samples have no images of three channels')
+        verdict.notes.append('no dark or bright image: the samples have no images of three channels')
         return [], []
     try:
         steps = [part.form.part for part in parts]
         recording = record(factory.make(), steps, list(lit.values()), run_test_path, folder.is_seeded)
         results = run_swapped(factory, list(lit.values()), sessions)
     except (ConfigError, UsageError) as error:  # a part is not called, or its file does not take the sizes
-        verdict.notes.append(f'no dark and no bright picture: {one_line(error)[:300]}')
+        verdict.notes.append(f'no dark or bright image: {one_line(error)[:300]}')
         return [], []
     except (Mm2OnnxError, RuntimeError) as error:
         verdict.add_failures([one_line(error)[:300]], ' and '.join(lit))
@@ -317,7 +317,7 @@ def locate(
 def bars_text(bars: Bars) -> str:
     """Return the bars of half precision in words."""
     return (
-        f'judged by bars that are not those of float32: {tensor_text(bars.cosine)}, '
+        f'judged with wider bars than float32: {tensor_text(bars.cosine)}, '
         f'{100 * bars.match_rate:g} % of the results matched within IoU {bars.iou} or {bars.distance_m} m '
         f'and score {bars.score}'
     )

@@ -85,11 +85,11 @@ def check_repeated(
             place = place_of_draw(run)
             raise ConfigError(
                 f'{changed} draws random numbers{f" at {place}" if place else ""}. --seeded makes them '
-                f'constants of the graph; or cut the parts inside of it'
+                f'constants of the graph; or cut parts inside it'
             )
         attribute = _changed_attribute(model, run)
         raise ConfigError(
-            f'{changed} remembers{f" by {attribute}" if attribute else ""}. Cut the parts inside of it'
+            f'{changed} remembers{f" by {attribute}" if attribute else ""}. Cut parts inside it'
         )
 
 
@@ -130,7 +130,7 @@ def _differing(form: PartForm, call: PartCall, outputs: Mapping[str, np.ndarray]
 def check_constants(
     model: torch.nn.Module, form: PartForm, calls: Sequence[PartCall], paths: Mapping[str, str]
 ) -> None:
-    """Refuse a part with a constant that changes from call to call and reaches the results.
+    """Refuse a part with a constant that changes between calls and affects the results.
 
     Each call's tensors are run with the constants of the first call; any bit that differs counts.
     ConfigError names the part, and the key and its values.
@@ -142,7 +142,7 @@ def check_constants(
         if wrong := _differing(form, call, own):
             raise ConfigError(
                 f'--parts {form.part.text}: gives another {wrong} with {", ".join(form.keys)} of '
-                f'{call.title} in float32, which has too few digits for it. Cut the parts inside of it'
+                f'{call.title} in float32, which has too few digits for it. Cut parts inside it'
             )
         changing = changing_constants(first, call)
         if changing and not same_bits(own, run_part(model, form, first, tensors, paths)):

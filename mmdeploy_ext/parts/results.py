@@ -82,6 +82,9 @@ def _match(matched: Matched, title: str, reference: Any, candidate: Any) -> None
     if _is_boxes(reference) and _is_boxes(candidate):
         row = _match_scored(matched, 'bbox2d', title, _boxes(reference), _boxes(candidate))
         matched.detections.append(row)
+    elif _is_tracks(reference) and _is_tracks(candidate):
+        row = _match_scored(matched, 'bbox2d', title, _tracks(reference), _tracks(candidate))
+        matched.detections.append(row)
     elif _is_boxes_and_masks(reference) and _is_boxes_and_masks(candidate):
         matched.detections.append(
             _match_scored(matched, 'mask', title, _instances(reference), _instances(candidate))
@@ -165,7 +168,7 @@ def _match_leaf(matched: Matched, name: str, reference: Any, candidate: Any) -> 
         if isinstance(reference, str | bytes | type(None)) and reference != candidate:
             matched.tensors.append(failed_row(name, f'got {candidate!r}, expected {reference!r}'))
     elif got is None:
-        matched.tensors.append(failed_row(name, 'is no array'))
+        matched.tensors.append(failed_row(name, 'is not an array'))
     else:
         matched.in_order.append(name)
         _compare(matched, {name: expected}, {name: got})
@@ -213,6 +216,16 @@ def _is_boxes(value: Any) -> bool:
     )
 
 
+def _is_tracks(value: Any) -> bool:
+    """Whether a list has, per class, rows of the number of a track, a box and its score, as mmtracking's."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(entry, np.ndarray) and entry.ndim == 2 and entry.shape[1] == 6 for entry in value)
+        and any(len(entry) for entry in value)
+        and all((entry[:, 0] % 1 == 0).all() for entry in value)
+    )
+
+
 def _is_boxes3d(value: dict[str, Any]) -> bool:
     """Whether a dict has boxes in space; MapTR's `boxes_3d` are flat ones around lines."""
     if not {'boxes_3d', 'scores_3d', 'labels_3d'} <= value.keys():
@@ -240,6 +253,15 @@ def _boxes(value: list[np.ndarray]) -> Detections:
     labels = np.repeat(np.arange(len(value)), [len(entry) for entry in value]).astype(np.int64)
     order = np.argsort(-rows[:, 4], kind='stable')
     return Detections(bboxes_xyxy=rows[order, :4], scores=rows[order, 4], labels=labels[order])
+
+
+def _tracks(value: list[np.ndarray]) -> Detections:
+    """Return boxes whose label is the class and the number of the track."""
+    rows = np.concatenate(value)
+    classes = np.repeat(np.arange(len(value)), [len(entry) for entry in value])
+    order = np.argsort(-rows[:, 5], kind='stable')
+    rows, labels = rows[order].astype(np.float32), classes + len(value) * rows[:, 0].astype(np.int64)
+    return Detections(bboxes_xyxy=rows[:, 1:5], scores=rows[:, 5], labels=labels[order])
 
 
 def _instances(value: tuple[list[np.ndarray], list[Any]]) -> Instances:

@@ -84,7 +84,7 @@ def _views(cfg: Any, error: Exception) -> list[dict[str, Any]]:
     steps = [step['type'] for step in test_pipeline(cfg)]
     if steps[:1] != ['LoadImageFromFile']:
         raise UsageError(
-            f'--samples FILE.py:function: is needed, since there is no data set ({one_line(error)}); the '
+            f'--samples FILE.py:function: is required, because there is no data set ({one_line(error)}); the '
             f'function yields the keyword arguments of the test path; --parts samples > samples.py writes a '
             f'file with their keys. Configs of nuScenes read a generated set, too: '
             f'mm2onnx synthetic nuscenes --out data/nuscenes, then mm2onnx synthetic infos'

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.passes.round_half import round_half
@@ -23,6 +24,61 @@ from mmdeploy_ext.util.errors import ConfigError, shape_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+
+PASSED_ON = (
+    *(
+        'view',
+        'reshape',
+        'flatten',
+        'unflatten',
+        'squeeze',
+        'unsqueeze',
+        'permute',
+        'transpose',
+        'contiguous',
+    ),
+    *('split', 'chunk', 'unbind', '__getitem__', 'clone', 'detach', 'to', 'float', 'type', 'type_as'),
+)
+"""Functions that give the values of a tensor in another form."""
+SIZES = ('__get__', 'size', 'dim', 'numel', 'stride', '__len__', 'is_floating_point', 'is_contiguous')
+"""Functions that read no value."""
+
+
+class Inside(torch.Tensor):
+    """Stands for what a step inside of a part returns, which its graph does not give: no code may read it.
+
+    Attributes:
+        place: words for the step.
+    """
+
+    place: str
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, '__name__', '')
+        first = next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Inside))
+        if name not in (*PASSED_ON, *SIZES) and not name.startswith('new_'):
+            raise ConfigError(
+                f'{first.place}, is read by other code, too ({name}), and a graph gives the results of its '
+                f'last step alone: export it in a part of its own'
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            results = func(*args, **(kwargs or {}))
+        return (
+            pytree.tree_map(lambda leaf: _inside(leaf, first.place), results)
+            if name in PASSED_ON
+            else results
+        )
+
+
+def _inside(leaf: Any, place: str) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        leaf = leaf.as_subclass(Inside)
+        leaf.place = place
+    return leaf
 
 
 class PartSession:
@@ -76,7 +132,7 @@ def _check_rig(part: Part, rig: Mapping[str, Any], stacks: Mapping[str, np.ndarr
     for key, values in rig.items():
         if key in stacks and not np.array_equal(stacks[key], values):
             raise ConfigError(
-                f'{part.text}: its graph is for the rig of its export, whose {key} is another one; export it '
+                f'{part.text}: its graph is for the rig of the export, whose {key} is another one; export it '
                 f'with samples of this rig'
             )
 
@@ -103,8 +159,10 @@ class _Swapped:
             self.pending = self.session.run(tensors)
         if index == len(entry['results']) - 1:
             return result_of(entry['results'][index], self.pending)
+        part = self.session.part
+        place = f'{part.text}: what {part.steps[index].text} returns'
         stand_ins = {
-            leaf['tensor']: torch.zeros(leaf['shape'], dtype=getattr(torch, leaf['dtype']))
+            leaf['tensor']: _inside(torch.zeros(leaf['shape'], dtype=getattr(torch, leaf['dtype'])), place)
             for leaf in entry['results'][index]['leaves']
             if 'tensor' in leaf
         }

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
 from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
-from mmdeploy_ext.preprocess.pictures import check_colours, next_multiples, normalise, resize_cv2
+from mmdeploy_ext.preprocess.pictures import (
+    Colour,
+    Deviation,
+    Side,
+    Step,
+    next_multiples,
+    normalise,
+    resize_cv2,
+)
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 from mmdeploy_ext.util.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch
+from mmdeploy_ext.util.typed_json import Bounds, JsonDataclass, Mismatch
 
 CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
 """nuScenes' cameras in the order of StreamPETR's info files."""
@@ -60,23 +68,22 @@ class MultiViewRule(JsonDataclass):
             bicubic resize, crop, normalise.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Colour, Colour, Colour]
+    std: tuple[Deviation, Deviation, Deviation]
     to_rgb: bool
-    source: tuple[int, int]
-    scale: float
-    resized: tuple[int, int]
+    source: tuple[Side, Side]
+    scale: Annotated[float, Bounds(above=0.0)]
+    resized: tuple[Side, Side]
     crop: tuple[int, int]
-    size: tuple[int, int]
-    size_divisor: int = 1
-    pad_size: tuple[int, int] | None = None
-    num_cameras: int = 6
+    size: tuple[Side, Side]
+    size_divisor: Step = 1
+    pad_size: tuple[Side, Side] | None = None
+    num_cameras: Annotated[int, Bounds(1, 100)] = 6
     cameras: tuple[str, ...] = CAMERAS
     normalised_first: bool = False
     kind: Literal['multiview'] = 'multiview'
 
     def check(self) -> None:
-        check_colours(self.std, self.size_divisor)
         for index, side in enumerate(('top', 'left')):
             start, size, resized = self.crop[index], self.size[index], self.resized[index]
             if not -size < start < resized:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 from mmdeploy_ext.util.errors import ImageError, ShapeError
 from mmdeploy_ext.util.files import IMAGE_SUFFIXES
-from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch, optional
+from mmdeploy_ext.util.typed_json import Bounds, JsonDataclass, Mismatch, optional
 
 DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
 """Warnings of libjpeg after which it decodes wrong pixels."""
@@ -73,12 +73,15 @@ class PreparedImage:
         return dataclasses.replace(self, cam2img=square_matrix(self.to_input) @ cam2img)
 
 
-def check_colours(std: tuple[float, ...], size_divisor: int) -> None:
-    """Raise Mismatch if pixels or sizes would be divided by 0."""
-    if min(std) <= 0:
-        raise Mismatch(f'std is {list(std)}, expected positive numbers')
-    if size_divisor < 1:
-        raise Mismatch(f'size_divisor is {size_divisor}, expected a number of at least 1')
+LARGEST_SIDE = 16384
+"""Pixels of a side: OpenCV's resize takes 32766, and a network of this size takes gigabytes."""
+Side = Annotated[int, Bounds(1, LARGEST_SIDE)]
+Edge = Annotated[int, Bounds(1, 10**6)]
+"""Of `img_scale`, where a long one means that the other decides."""
+Step = Annotated[int, Bounds(1, 1024)]
+"""Pixels that sides become multiples of."""
+Colour = Annotated[float, Bounds(-1e6, 1e6)]
+Deviation = Annotated[float, Bounds(maximum=1e6, above=0.0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,24 +107,27 @@ class PreprocessRule(JsonDataclass):
         color_type: mmcv's: 'color', 'grayscale', or 'unchanged': bands and dtype as in the file.
     """
 
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    mean: tuple[Colour, ...] = (0.0, 0.0, 0.0)
+    std: tuple[Deviation, ...] = (1.0, 1.0, 1.0)
     to_rgb: bool = True
-    img_scale: tuple[int, int] | None = None
+    img_scale: tuple[Edge, Edge] | None = None
     keep_ratio: bool = True
-    size_divisor: int = 1
-    size: tuple[int, int] | None = None
-    pad_val: tuple[float, ...] = (0.0, 0.0, 0.0)
-    pad_size: tuple[int, int] | None = None
+    size_divisor: Step = 1
+    size: tuple[Side, Side] | None = None
+    pad_val: tuple[Colour, ...] = (0.0, 0.0, 0.0)
+    pad_size: tuple[Side, Side] | None = None
     resize: Literal['cv2', 'pillow', 'warp'] = 'cv2'
-    pad_or: int = 0
-    pad_more: int = 0
+    pad_or: Annotated[int, Bounds(0, 1024)] = 0
+    pad_more: Annotated[int, Bounds(0, 1024)] = 0
     centred: bool = False
     to_float32: bool = False
     color_type: Literal['color', 'grayscale', 'unchanged'] = optional('color')
 
     def check(self) -> None:
-        check_colours(self.std, self.size_divisor)
+        edges = self.img_scale or (1, 1)
+        longest = min(edges) if self.keep_ratio and self.resize != WARP else max(edges)
+        if longest > LARGEST_SIDE:
+            raise Mismatch(f'img_scale is {list(edges)}, expected sides of at most {LARGEST_SIDE} pixels')
         if not len(self.mean) == len(self.std) == len(self.pad_val):
             counts = ', '.join(f'{name} {len(getattr(self, name))}' for name in ('mean', 'std', 'pad_val'))
             raise Mismatch(f'number of values: {counts}; expected one per band in each')
@@ -316,7 +322,7 @@ def read_image(path: str | Path, color_type: str = 'color') -> np.ndarray:
         try:
             return np.atleast_3d(np.load(io.BytesIO(content)))
         except (OSError, ValueError) as error:
-            raise ImageError(f'{path}: is no array that np.load reads ({error})') from error
+            raise ImageError(f'{path}: is not an array that np.load reads ({error})') from error
     flags = dict(color=cv2.IMREAD_COLOR, grayscale=cv2.IMREAD_GRAYSCALE, unchanged=cv2.IMREAD_UNCHANGED)
     with _decoder_messages() as messages:
         try:

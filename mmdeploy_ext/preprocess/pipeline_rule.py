@@ -145,7 +145,7 @@ def _flat_steps(
             advice = f', with {cfg_options({f"{step_key}.flip": False})}' if key else ''
             raise ConfigError(
                 f'test pipeline step MultiScaleFlipAug: flip={step["flip"]} is test-time augmentation, which '
-                f'is no part of an exported file; leave it out{advice}'
+                f'is not part of an exported file; leave it out{advice}'
             )
         if step.get('img_scale') is not None:
             values['img_scale'] = _single_scale(step['img_scale'], step_key)
@@ -181,7 +181,7 @@ def _single_scale(img_scale: Any, key: str = '') -> tuple[int, int]:
         advice = f', with {cfg_options({f"{key}.img_scale": tuple(scales[0])})}' if key else ''
         raise ConfigError(
             f'test pipeline: img_scale={img_scale} has {len(scales)} scales; an exported file has one '
-            f'(test-time augmentation is no part of it): choose one{advice}'
+            f'(test-time augmentation is not part of it): choose one{advice}'
         )
     return int(scales[0][0]), int(scales[0][1])
 

@@ -23,7 +23,7 @@ from mmdeploy_ext.sparse.libspconv import to_node_list
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import one_line
-from mmdeploy_ext.util.files import read_json, sha256_file
+from mmdeploy_ext.util.files import read_json, sha256_onnx
 from mmdeploy_ext.verdict.comparison import compare_named, failed_row
 from mmdeploy_ext.verdict.matching import total_reasons
 from mmdeploy_ext.verdict.results import Case, Pair
@@ -100,7 +100,7 @@ def check_backbone(
     file = sparse_file.read_sparse_file(detector, paths[0], ranges)
     options = file.export_options
     facts = dict(
-        file_sha256=sha256_file(file.path),
+        file_sha256=sha256_onnx(file.path),
         form=options.target,
         options=dict(options.to_json(), cfg_options=detector.cfg_options),
         order=options.order,
@@ -117,7 +117,7 @@ def check_backbone(
         checks = sparse_file.check_portable(file.model)
     if has_precision(options):
         notes.append(
-            f'layers are compared in float32: what int8 does to the values is measured by {tool("calibrate")}'
+            f'layers are compared in float32; to measure the effect of int8, use {tool("calibrate")}'
         )
     overrides = file.options.get('cfg_options') or {}
     checks += [

@@ -20,6 +20,7 @@ from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graph import signature
+from mmdeploy_ext.graph.io.files import openable
 from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
 from mmdeploy_ext.quantize.dense import QUANTISE
 from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
@@ -110,7 +111,7 @@ def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[Grap
     )
     keys = [PREFIX + name for name in OF_SPARSE_GRAPHS]
     return [
-        GraphDifference('metadata', key, '', 'is not what a fresh export says')
+        GraphDifference('metadata', key, '', 'differs from the fresh export')
         for key in keys
         if _parsed(file_entries.get(key)) != _parsed(fresh_entries.get(key))
     ]
@@ -133,6 +134,7 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata, edited: bool = F
     is_asked = opsets == [opset] or (edited and len(opsets) == 1)
     # a file that holds float16 and does not say so would be judged by the bars of float32
     claimed, precision = metadata.options.get('precision') or 'fp32', written_precision(model)
+    claimed = metadata.precision if metadata.precision == 'bf16' else claimed
     return [
         check_valid(model),
         check_inference(model),
@@ -146,7 +148,8 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata, edited: bool = F
 
 def check_valid(model: onnx.ModelProto) -> Check:
     try:
-        onnx.checker.check_model(model)
+        with openable(model) as source:
+            onnx.checker.check_model(source)
     except onnx.checker.ValidationError as error:
         return Check('onnx.checker', False, one_line(error)[:300])
     return Check('onnx.checker', True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,16 +31,17 @@ WIDER = {
 WRITING = ('__setitem__', '__iadd__', '__isub__', '__imul__', '__itruediv__')
 """Functions that write into their first argument, besides those with a last underscore."""
 
-WEIGHTED = (
-    *('linear', 'bilinear', 'conv1d', 'conv2d', 'conv3d'),
-    *('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'),
-)
+WEIGHTED = ('linear', 'conv1d', 'conv2d', 'conv3d')
 """Functions that add as many terms as an entry of their second tensor has values."""
+TRANSPOSED = ('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d')
+"""Functions whose second tensor has the channels that they add first."""
 ALONG_ROWS = (
-    *('matmul', 'mm', 'bmm', '__matmul__', '__rmatmul__', 'multi_head_attention_forward'),
+    *('matmul', 'mm', 'bmm', '__matmul__', 'multi_head_attention_forward'),
     *('scaled_dot_product_attention', 'sum', 'mean', 'var', 'std', 'norm', 'cumsum', 'layer_norm'),
 )
 """Functions that add as many terms as a row of their first tensor has values, about."""
+OTHERS = ('bilinear', '__rmatmul__')
+"""Functions with another rule, see `_terms`."""
 OF_FEW = (
     *('addmm', 'baddbmm', 'einsum', 'group_norm', 'batch_norm', 'instance_norm'),
     *('interpolate', 'grid_sample'),
@@ -80,7 +82,7 @@ class _Rounded(_Wider):
     ) -> Any:
         name = getattr(func, '__name__', '')
         kwargs = kwargs or {}
-        if name in (*WEIGHTED, *ALONG_ROWS, *OF_FEW):
+        if name in (*WEIGHTED, *TRANSPOSED, *ALONG_ROWS, *OTHERS, *OF_FEW):
             args, kwargs = self._in_another_order(name, *pytree.tree_map(_wider, (args, kwargs)))
         results = super().__torch_function__(func, types, args, kwargs)
         given = {_place(value) for value in pytree.tree_leaves((args, kwargs)) if _is_float64(value)}
@@ -107,12 +109,7 @@ class _Rounded(_Wider):
         places = [index for index, leaf in enumerate(leaves) if _is_float64(leaf)]
         factors = [leaves[place] for place in places]
         if any(not torch.equal(factor, factor.round()) for factor in factors):  # else the sum is exact
-            terms = 2
-            if name in WEIGHTED and len(factors) > 1:
-                terms = factors[1][:1].numel()
-            elif name in ALONG_ROWS:
-                terms = factors[0].shape[-1] if factors[0].ndim else 1
-            size = UNIT / 2 * max(terms / 2, 1) ** 0.5
+            size = UNIT / 2 * max(_terms(name, factors, args, kwargs) / 2, 1) ** 0.5
             leaves[places[0]] = factors[0] * (1 + size * self._noise(factors[0]))
         return pytree.tree_unflatten(leaves, tree)
 
@@ -120,6 +117,27 @@ class _Rounded(_Wider):
         """From -1 to 1."""
         noise = torch.rand(value.shape, dtype=torch.float32, generator=self.generator)
         return (2 * noise - 1).to(value.device)
+
+
+def _terms(name: str, factors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Return how many terms each sum of a function has."""
+    first = factors[0]
+    if name in WEIGHTED and len(factors) > 1:
+        return factors[1][:1].numel()
+    if name in TRANSPOSED and len(factors) > 1:
+        strides = kwargs.get('stride', args[3] if len(args) > 3 else 1)
+        groups = kwargs.get('groups', args[6] if len(args) > 6 else 1)
+        sides = factors[1].shape[2:]
+        strides = strides if isinstance(strides, tuple | list) else [strides] * len(sides)
+        taps = [-(-side // stride) for side, stride in zip(sides, strides, strict=True)]
+        return factors[1].shape[0] // groups * math.prod(taps)
+    if name == 'bilinear':
+        return factors[2][:1].numel()
+    if name == '__rmatmul__':  # of the right factor, whose columns are added
+        return first.shape[-2] if first.ndim > 1 else len(first)
+    if name in ALONG_ROWS:
+        return first.shape[-1] if first.ndim else 1
+    return 2
 
 
 def _is_float64(value: Any) -> bool:

@@ -37,10 +37,10 @@ from mmdeploy_ext.proving.proof import (
 )
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.recorded.stepper import RecordedStepper
-from mmdeploy_ext.tasks import bbox3d, match, task_module
+from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox3d, match, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError
-from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.util.files import sha256_onnx
 from mmdeploy_ext.verdict.bars import Bars, bars_of
 from mmdeploy_ext.verdict.comparison import compare_tensors
 from mmdeploy_ext.verdict.matching import total_reasons
@@ -68,7 +68,7 @@ MAX_DRAWN = 4
 """Most sweeps, or frames of a drive, in the report."""
 MAX_EXCESS = 0.3
 """Allowed excess of the best score over PyTorch's for an empty sweep."""
-NOT_PUT_IN = "outputs of the files are not the head's own, and were not put into it: boxes end to end decide"
+NOT_PUT_IN = "the files' outputs differ from the head's and were not put into it: the end-to-end boxes decide"
 
 
 @dataclasses.dataclass
@@ -151,7 +151,7 @@ def check_frames(
     files, options = read_files(detector, paths)
     kind, family = engine_class(engine), detector.family
     facts = dict(
-        files={Path(path).name: sha256_file(path)[:16] for path in paths},
+        files={Path(path).name: sha256_onnx(path)[:16] for path in paths},
         contract=files[-1].options.get('contract', ''),
         precision=least_precision([file.metadata for file in files]),
         engine=title_of(kind),
@@ -185,7 +185,7 @@ def read_files(detector: Detector, paths: Sequence[str]) -> tuple[list[ExportedF
     for file in files:
         if file.options != first.options:
             raise ModelFileError(
-                f'{file.path}: is of another export than {first.path} (options differ); export again'
+                f'{file.path}: is from another export than {first.path} (options differ); export again'
             )
     options = exported_options(detector.family, first.options, first.path)
     with file_checks.option_errors(first.path):
@@ -291,7 +291,7 @@ def judge_sweep(
         notes = (NOT_PUT_IN,)
     case = dataclasses.replace(case, substituted=substituted, whole=True, notes=notes)
     settings = {}
-    if sides.bars.is_float32 and not case.chained:
+    if sides.bars.is_float32:
         settings = dict(tied=ties_of(sides, detections, lambda: sides.reference.step(sweep).detections))
     row = match(sides.detector.family.task, 'boxes', *detections, sides.bars, **settings)
     case = dataclasses.replace(case, detections=(row,))
@@ -335,7 +335,7 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
 
 def ties_of(sides: Sides, detections: tuple[Any, Any], run: Callable[[], Any], **one_to_one: float) -> Ties:
     """Return what excuses boxes beside a tie; `run` returns PyTorch's boxes."""
-    pair_up = task_module(sides.detector.family.task).pair_up
+    pair_up = task_module(sides.detector.family.task, NEEDED_BY_LISTS).pair_up
     bars = {name: bar for name, bar in one_to_one.items() if name != 'score_thr'}
 
     def without() -> Any:
@@ -366,5 +366,5 @@ def nothing_to_see(sides: Sides, plain: Sweep) -> Case:
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
     excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
-    reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'
+    reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than in PyTorch'
     return DetectionRow('best score', 0, 0, 0, 0, 1.0, max(excess, 0.0), not reason, reason)

@@ -42,7 +42,7 @@ def judge_match_rate(results: Results, verdict: Verdict, rounded: bool) -> None:
     if reason:
         results.reasons.append(reason)
     verdict.notes.append(
-        f'{verdict.precision}: judged by bars of its own, which are not those of float32: '
+        f'{verdict.precision}: judged with wider bars than float32: '
         f'{bars.text(place_text(str(verdict.subject.get("task")), bars))}'
     )
     if rounded:

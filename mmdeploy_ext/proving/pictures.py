@@ -50,10 +50,10 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
-from mmdeploy_ext.tasks import bbox2d, match, match_bars, task_module
+from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
-from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.util.files import sha256_onnx
 from mmdeploy_ext.verdict.bars import FLOAT32, bars_of
 from mmdeploy_ext.verdict.comparison import (
     compare_named,
@@ -179,7 +179,7 @@ def check_pictures(
     if shape == 'fixed' and file.options.get('dynamic_batch'):
         shape = 'dynamic batch, fixed size'
     facts = dict(
-        file_sha256=sha256_file(file.path),
+        file_sha256=sha256_onnx(file.path),
         form=file.metadata.form,
         inputs=list(file.metadata.spec.input_names),
         shape=shape,
@@ -283,12 +283,12 @@ def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]
     """Note missing substitution of the file's tensors, and choices among equal results."""
     notes = list(dict.fromkeys(note for case in cases for note in case.notes))
     if any(case.engines for case in cases):
-        notes.append('tensors inside the file are those of ONNX Runtime, which ran beside the engine')
+        notes.append('tensors inside the file are from ONNX Runtime, which also ran the file')
     if unjudged := code.unjudged():
         notes.append(unjudged)
     if any(case.substituted for case in cases):
         return notes
-    return ["the file's own tensors were not put into the user's code: results end to end decide", *notes]
+    return ["the file's own tensors were not put into your code: the end-to-end results decide", *notes]
 
 
 def run_case(
@@ -403,13 +403,12 @@ def judge_results_of_images(
     settings: Mapping[str, Any],
 ) -> Case:
     """Return the case with an engine's results, matched with PyTorch's end to end."""
-    excused = None if case.chained else settings
-    detections = match_images(reference, reference.results, results, FLOAT32, excused)
+    detections = match_images(reference, reference.results, results, FLOAT32, settings)
     ranking = {} if all(row.passed for row in detections) else reference.code.ranking(tensors)
     if not ranking:
         return dataclasses.replace(case, detections=detections)
     with substituted(reference.detector.model, ranking):
-        detections = match_images(reference, reference.run(), results, FLOAT32, excused)
+        detections = match_images(reference, reference.run(), results, FLOAT32, settings)
     note = f"{case.name}: PyTorch's queries have the ranks of the file, see its scores"
     return dataclasses.replace(case, detections=detections, notes=(*case.notes, note))
 
@@ -453,7 +452,8 @@ def match_with_ties(
     bars: Mapping[str, Any],
 ) -> tuple[DetectionRow, ...]:
     """Match every image's results; `run` returns those of the reference."""
-    task, model = task_module(reference.detector.family.task), reference.detector.model
+    model = reference.detector.model
+    task = task_module(reference.detector.family.task, NEEDED_BY_LISTS)
     pair_by = functools.partial(
         task.pair_up, **{name: bar for name, bar in bars.items() if name != 'score_thr'}
     )
@@ -529,7 +529,7 @@ def match_substituted(
     try:
         expected = run()
     except Exception as error:  # the user's code may read what the file does not have
-        return (), (f"the user's code does not take the file's tensors: {one_line(error)[:200]}",)
+        return (), (f"your code does not accept the file's tensors: {one_line(error)[:200]}",)
     one_to_one = getattr(task, 'ONE_TO_ONE', {})
     return match_with_ties(reference, expected, results, run, settings, one_to_one), ()
 

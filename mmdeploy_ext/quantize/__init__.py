@@ -13,6 +13,9 @@ DENSE_METHODS = ('minmax', 'percentile', 'mse')
 PERCENTILE = 99.99
 """Default percentile of |x|, in percent."""
 
+KEEP_RESULTS = 0.999
+"""Default share of PyTorch's results that a plan of the precision keeps."""
+
 
 def tracked(items: Iterable[Any], title: str) -> Iterator[Any]:
     return cli.tracked(items, len(items) if hasattr(items, '__len__') else None, title)

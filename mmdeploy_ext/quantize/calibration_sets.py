@@ -57,7 +57,7 @@ class CalibrationSet:
         return map(self.feeds, self.items)
 
     def subset(self, number: int) -> CalibrationSet:
-        """At most `number` items, spread evenly; 0 takes all."""
+        """At most `number` items, spread evenly; 0 uses all."""
         return dataclasses.replace(self, items=evenly(self.items, number))
 
 
@@ -67,7 +67,7 @@ def calibration_set(
     """Samples that calibrate a graph of the model file at `path`.
 
     `source`: see `image_files` and `camera_frames`, or sweeps or infos. `root`: folder of the files that
-    annotations or infos name. `limit`: number of samples, spread evenly; 0 takes all.
+    annotations or infos name. `limit`: number of samples, spread evenly; 0 uses all.
     """
     if metadata.form == quantised_graph(metadata.family):
         model = opener(metadata)(path.parent)
@@ -101,7 +101,7 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
     input_names = metadata.spec.input_names
     if foreign := [name for name in input_names[1:] if name not in BESIDE]:
         raise ModelFileError(
-            f'the graph takes {foreign[0]!r}, which no picture gives; quantise the one of pictures'
+            f'the graph expects {foreign[0]!r}, which no picture gives; quantise the one of pictures'
         )
 
     def feeds(path: Path) -> dict[str, np.ndarray]:
@@ -181,7 +181,7 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
         ]
     if not source.is_dir():
         raise ImageError(
-            f'{source}: no such folder or infos; this model takes {rule.num_cameras} cameras: give infos '
+            f'{source}: no such folder or infos; this model has {rule.num_cameras} cameras: give infos '
             f'(.pkl) or a folder with one folder of pictures per camera'
         )
     cameras = rule.cameras or CAMERAS[: rule.num_cameras]
@@ -204,7 +204,7 @@ def _read_sweeps(
     columns = tuple(range(model.width))
     sweeps = Sweeps(source, lambda points: (points, points), PointRule(model.width, columns), root, limit)
     if voxels := [item for item in sweeps.items if isinstance(item, Path) and item.suffix == '.npz']:
-        raise DataError(f'{voxels[0]}: holds voxels, the model takes points; give sweeps (.bin, .npy)')
+        raise DataError(f'{voxels[0]}: holds voxels, the model expects points; give sweeps (.bin, .npy)')
     return sweeps.items, lambda item: Sweep(sweeps.points(item), sweeps.name(item))
 
 
@@ -214,8 +214,8 @@ def _read_frames(
     rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
     if rule is None:
         raise ModelFileError(
-            f'a model of family {metadata.family!r} of LiDAR alone: frames to calibrate on come with '
-            f'pictures, so that only models with cameras are quantised'
+            f'family {metadata.family!r} has LiDAR only: infos of frames calibrate models with cameras; '
+            f'give sweeps'
         )
     frames = evenly(read_frames(source, rule, root), limit)
     return frames, lambda frame: model.moment(frame.read_pictures(), frame, root)

@@ -153,7 +153,7 @@ def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence
     if not int8_layers:
         raise ExportError(
             f'none of the {len(layers)} layers is in INT8 after quantising: the file would be the float '
-            f'network; no file was written. See --keep-float, --max-error and the weights'
+            f'network; no file was written. See --keep-float and the weights'
         )
     return int8_layers
 

@@ -66,7 +66,7 @@ class DenseGraph:
 
     def __init__(self, model: onnx.ModelProto, path: object = 'the model') -> None:
         if is_quantised(model):
-            raise ModelFileError(f'{path}: is quantised already; give the float32 file that it was made of')
+            raise ModelFileError(f'{path}: is already quantised; give its float32 file')
         opset = next((entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')), 0)
         if opset < SMALLEST_OPSET:
             raise ModelFileError(

@@ -69,7 +69,19 @@ def find_target(model: str, output: str | None) -> Target:
     if folder.suffix == '.onnx' or folder.is_file():
         raise UsageError(f'--out {folder}: is a file; {model} is a folder of graphs, give a folder')
     if folder.resolve() == source.resolve():
-        raise UsageError(f'--out {folder}: is the input; it is never overwritten, give another name')
+        raise UsageError(f'--out {folder}: is the input; it is not overwritten; give another name')
+    graph = find_graph(source)
+    graph_files = (graph.name, f'{graph.name}.data')
+    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in graph_files]
+    check_replaceable(folder)
+    check_writable(folder / graph.name)
+    return Target(graph, folder / graph.name, tuple(beside), is_folder=True)
+
+
+def find_graph(source: Path) -> Path:
+    """The file, or the one graph of a folder, that can be quantised; ModelFileError: there is not one."""
+    if not source.is_dir():
+        return source
     paths = sorted(source.glob('*.onnx'))
     metadata_of = {path: read_metadata(str(path)) for path in paths}
     graphs = [
@@ -82,15 +94,10 @@ def find_target(model: str, output: str | None) -> Target:
     if len(graphs) != 1 or (len(paths) == 1 and not quantised_graph(metadata_of[paths[0]].family)):
         names = ', '.join(path.name for path in paths) or 'no .onnx file'
         raise ModelFileError(
-            f'{model}: holds {names}; expected the folder of an export of several graphs, one of which takes '
+            f'{source}: holds {names}; expected the folder of several graphs, one of which takes '
             f'{IMAGE_INPUT!r} alone or is the dense one of a LiDAR model'
         )
-    graph = graphs[0]
-    graph_files = (graph.name, f'{graph.name}.data')
-    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in graph_files]
-    check_replaceable(folder)
-    check_writable(folder / graph.name)
-    return Target(graph, folder / graph.name, tuple(beside), is_folder=True)
+    return graphs[0]
 
 
 def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:

@@ -100,7 +100,7 @@ class Fidelity:
         start = f'int8 gives the output a cosine of {self.int8.cosine:.5f} (fp16: {self.fp16.cosine:.7f})'
         if not self.fp16_layers:
             if self.int8.cosine >= self.target:
-                return f'{start}; no layer has to stay fp16'
+                return f'{start}; no layer needs to stay fp16'
             if any(row.output is not None for row in self.rows):
                 return (
                     f'{start}; the first sweep, which advice is made from, reaches the target: give another'

@@ -12,12 +12,12 @@ from mmdeploy_ext.util.errors import escape
 from mmdeploy_ext.util.files import atomic_path
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from matplotlib.figure import Figure
 
-    from mmdeploy_ext.quantize.dense_sensitivity import LayerSensitivity, Outputs
+    from mmdeploy_ext.quantize.dense_probe import Outputs
     from mmdeploy_ext.quantize.fidelity import Fidelity
 
 TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
@@ -44,24 +44,6 @@ def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int =
         yield figure
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format='png', dpi=dpi)
-
-
-def layer_table(
-    ranked: Sequence[LayerSensitivity], float_names: Collection[str], limit: int | None = None
-) -> Table:
-    titles = ('layer', 'operator', 'weights', 'cosine', 'error', 'keep')
-    view = table(*titles, title='one layer in INT8 at a time', title_justify='left')
-    for sensitivity in ranked[:limit]:
-        layer, outputs = sensitivity.layer, sensitivity.outputs
-        view.add_row(
-            escape(layer.name),
-            layer.operator,
-            f'{layer.parameters:,}',
-            f'{outputs.cosine:.6f}',
-            f'{outputs.error:.3%}',
-            'float' if layer.name in float_names else '',
-        )
-    return view
 
 
 def output_table(outputs: Outputs) -> Table:

@@ -27,6 +27,7 @@ import torch
 FORMAT = 1
 HEADS = ('bbox_head', 'pts_bbox_head', 'rpn_head', 'head')
 PLACES = ('mmdet3d.core.bbox', 'mmdet3d.core', 'mmdet3d.structures', 'mmdet.core', 'mmdet.structures')
+LIBRARIES = ('mmdet3d', 'mmdet')
 BOXES = ('BaseInstance3DBoxes', 'BasePoints', 'BaseBoxes')
 FACTS_OF_BOXES = ('box_dim', 'with_yaw', 'points_dim', 'attribute_dims')
 
@@ -56,7 +57,8 @@ class Tree:
         if isinstance(value, np.ndarray):
             return self._array(value)
         if isinstance(value, type):
-            return {'__class__': value.__name__}
+            of_library = [base for base in value.__mro__ if base.__module__.split('.')[0] in LIBRARIES]
+            return {'__class__': (of_library or [value])[0].__name__}
         if isinstance(value, dict):
             if all(isinstance(key, str) and not key.startswith('__') for key in value):
                 return {key: self.put(inner) for key, inner in value.items()}
@@ -504,7 +506,7 @@ def asked_of(folder):
         asked = json.load(file)
     if asked['format'] != FORMAT:
         raise Refusal(
-            '%s has the format %s, this record.py reads %d: use the record.py beside it'
+            '%s has the format %s, this record.py reads %d: use the record.py next to it'
             % (path, asked['format'], FORMAT)
         )
     return asked
@@ -518,7 +520,7 @@ def record(args, part):
     manifest, unknown = facts_of(side, args), set()
     asked = asked_of(args.inputs)
     if asked['checkpoint'] != manifest['checkpoint']['sha256']:
-        side.said.append('the checkpoint is another file than that of the export: its weights are compared')
+        side.said.append('the checkpoint file differs from the one of the export: its weights are compared')
     passes = [], []
     models = [side.model, copy.deepcopy(side.model)]  # models keep a memory
     for number, model in enumerate(models):

@@ -96,7 +96,10 @@ def _with_boxes(result: dict[str, Any], model: torch.nn.Module) -> dict[str, Any
             ours = getattr(model, 'box_convention', '') or '1.x'
             theirs = convention_of(value) or ours
             if theirs != ours:
-                rows = in_lidar_columns(rows)
+                raise DataError(
+                    f'the recorded boxes are boxes of mmdet3d {theirs}, expected {ours}, as the file decodes '
+                    f"them: write box_convention = '{theirs}' into the config, and export again"
+                )
             changed[name] = LiDARInstance3DBoxes(rows, box_dim=rows.shape[-1], with_yaw=rows.shape[-1] > 6)
         elif isinstance(value, dict):
             changed[name] = _with_boxes(value, model)

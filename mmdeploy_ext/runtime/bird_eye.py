@@ -88,6 +88,9 @@ def bird_eye(
         share = np.clip((rising[inside, 2] - low) / (high - low), 0, 1)[:, None]
         canvas[rows[inside], columns[inside]] = np.array(GREY) * (1 - share) + np.array(PALE) * share
     for layer_index, layer in enumerate(layers):
+        for line, label in layer.detections.ground_lines():
+            colour = PALE if layer_index else WHITE if label < 0 else class_colour(label)
+            cv2.polylines(canvas, [view.pixels(line)], False, colour, 1 if layer_index else 2, cv2.LINE_AA)
         for box_index in range(len(layer.detections) - 1, -1, -1):
             _draw_from_above(canvas, view, layer, box_index, is_pale=layer_index > 0)
     _legend(canvas, layers, classes)

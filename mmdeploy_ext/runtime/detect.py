@@ -188,7 +188,7 @@ def results_of(
             f'Rows of mmdeploy_ext.runtime.detections per image'
         )
     if any(np.any(np.diff(entry.scores) > 0) for entry in results):
-        raise ConfigError(f'{broken} gives results in another order than the best first')
+        raise ConfigError(f'{broken} does not return the best results first')
     return results
 
 

@@ -227,22 +227,36 @@ def results_from_padded(outputs: Arrays) -> list[Detections] | list[Instances]:
     return unpadded(Detections, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], labels=outputs['labels'])
 
 
-def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """Indices that greedy NMS keeps, by descending score, of boxes (n, 4) and scores (n,)."""
+def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float, limit: int = 0) -> np.ndarray:
+    """Indices that greedy NMS keeps, by descending score, of boxes (n, 4) and scores (n,).
+
+    It ends at `limit` boxes, if that is above 0.
+    """
     order = np.argsort(-scores, kind='stable')
     x1, y1, x2, y2 = bboxes_xyxy[order].T
     areas = (x2 - x1) * (y2 - y1)
+    by_x = np.argsort(x1)
+    # boxes beside each other, as of other classes, are not compared
+    left, right = x1.astype(np.float64), x2.astype(np.float64)
+    with np.errstate(invalid='ignore'):
+        widths = right - left
+    widest = widths.max(initial=0, where=np.isfinite(widths))
+    starts = np.searchsorted(left[by_x], left - widest)
+    ends = np.searchsorted(left[by_x], right, 'right')
     alive = np.ones(len(order), bool)
-    indices = []
-    for index in range(len(order)):
-        if not alive[index]:
-            continue
-        indices.append(order[index])
-        rest = np.flatnonzero(alive[index + 1 :]) + index + 1
-        overlap_w = np.maximum(np.minimum(x2[index], x2[rest]) - np.maximum(x1[index], x1[rest]), 0)
-        overlap_h = np.maximum(np.minimum(y2[index], y2[rest]) - np.maximum(y1[index], y1[rest]), 0)
-        overlap = overlap_w * overlap_h
-        with np.errstate(invalid='ignore', divide='ignore'):
+    indices: list[int] = []
+    with np.errstate(invalid='ignore', divide='ignore'):
+        for index in range(len(order)):
+            if not alive[index]:
+                continue
+            indices.append(order[index])
+            if len(indices) == limit:
+                break
+            rest = by_x[starts[index] : ends[index]]
+            rest = rest[alive[rest] & (rest > index)]
+            overlap_w = np.maximum(np.minimum(x2[index], x2[rest]) - np.maximum(x1[index], x1[rest]), 0)
+            overlap_h = np.maximum(np.minimum(y2[index], y2[rest]) - np.maximum(y1[index], y1[rest]), 0)
+            overlap = overlap_w * overlap_h
             alive[rest[overlap / (areas[index] + areas[rest] - overlap) > iou_threshold]] = False
     return np.asarray(indices, np.int64)
 

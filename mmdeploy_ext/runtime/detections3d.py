@@ -36,11 +36,23 @@ class Detections3D(Scored):
             place['track_id'] = int(self.ids[index])
         return place
 
+    def ground_lines(self) -> list[tuple[np.ndarray, int]]:
+        """Lines (P, 2) on the ground to draw, each with the class of its colour, -1 for white."""
+        return []
+
 
 def in_range(boxes: np.ndarray, limits: Sequence[float]) -> np.ndarray:
     """(n,) bool: places of boxes (n, 3 or more) within `limits` (low x, y, z, high x, y, z), inclusive."""
     low, high = np.float32(limits[:3]), np.float32(limits[3:])
     return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(1)
+
+
+def seen_from_above(boxes: np.ndarray, convention: str) -> np.ndarray:
+    """Return x, y, two sizes and yaw counter-clockwise (n, 5) of boxes (n, 7 or 9) of mmdet3d 0.17 or 1.x."""
+    columns = boxes[:, [0, 1, 3, 4, 6]]
+    if convention == '0.17':
+        columns[:, 4] *= -1
+    return columns
 
 
 def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import PREFIX, read_props
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import InferenceError, ModelFileError
+from mmdeploy_ext.util.errors import InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.util.files import external_locations
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class Runtime(contextlib.ExitStack):
     fed_bytes: int | None = None
     seconds: dict[str, float]
     notes: Sequence[str] = ()
+
+    def __reduce__(self) -> Any:
+        raise UsageError(
+            'an open model is not pickled, as its session is of this process: call open_model in each worker'
+        )
 
     @property
     def rule(self) -> Any:
@@ -163,6 +168,6 @@ def check_same_export(files: Mapping[object, Metadata]) -> None:
         for field in SHARED_FIELDS:
             if getattr(metadata, field) != getattr(first_metadata, field):
                 raise ModelFileError(
-                    f'{path}: its {field} is not that of {first}; the files have to be of one export: export '
+                    f'{path}: its {field} is not that of {first}; the files must be of one export: export '
                     f'them again into a folder of their own'
                 )

@@ -1,4 +1,4 @@
-"""Drawn pictures as a film in mp4, or as a folder of PNG files."""
+"""Films and cameras that OpenCV reads; drawn pictures as a film in mp4, or as a folder of PNG files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,65 @@ from mmdeploy_ext.util.files import atomic_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import cv2
     import numpy as np
 
 OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
 """Suffixes of unsupported files."""
 
+FILMS = ('.mp4', '.avi', '.m4v', '.mkv', '.mov', '.mpeg', '.mpg', '.webm', '.wmv')
+"""Suffixes of films that are read."""
+DEFAULT_FPS = 30.0
+"""Frames per second of a source that states none."""
+
 
 def is_video(out: Path) -> bool:
     return out.suffix.lower() == '.mp4'
+
+
+def is_camera(source: str) -> bool:
+    """Return whether a word is the index of a camera."""
+    return source.isdecimal() and not Path(source).exists()
+
+
+def is_film(source: str) -> bool:
+    """Return whether a word is a film or a camera."""
+    return is_camera(source) or (Path(source).suffix.lower() in FILMS and not Path(source).is_dir())
+
+
+@contextlib.contextmanager
+def open_film(source: str) -> Iterator[cv2.VideoCapture]:
+    """Open a film or a camera; ImageError: missing, or not one that OpenCV can read."""
+    import cv2
+
+    if not is_camera(source) and not Path(source).is_file():
+        raise ImageError(f'{source}: no such film')
+    level = cv2.setLogLevel(0)  # the error says it in one line
+    try:
+        capture = cv2.VideoCapture(int(source) if is_camera(source) else str(Path(source).absolute()))
+    finally:
+        cv2.setLogLevel(level)
+    try:
+        if not capture.isOpened():
+            what = 'no such camera' if is_camera(source) else 'is damaged, or not a film that OpenCV can read'
+            raise ImageError(f'{source}: {what}')
+        yield capture
+    finally:
+        capture.release()
+
+
+def frames_per_second(capture: cv2.VideoCapture) -> float:
+    import cv2
+
+    stated = capture.get(cv2.CAP_PROP_FPS)
+    return stated if 1 <= stated <= 1000 else DEFAULT_FPS
+
+
+def frame_count(capture: cv2.VideoCapture) -> int:
+    """Frames that a film states; 0: none, as a camera."""
+    import cv2
+
+    return max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
         if problem := not_rigid(matrix):
             raise DataError(
                 f'calibration: lidar2img of camera {camera} is not its intrinsics times a rigid transform: '
-                f'{problem}; both have to be for the pixels of the network input'
+                f'{problem}; both must be for the pixels of the network input'
             )
     return Calibration(lidar2img, intrinsics)
 

@@ -34,6 +34,7 @@ class Frame:
         ego_pose_inv: (4, 4) float64 inverse of the data set, or None.
         can_bus: (18,) float64 record of motion, see `runtime.bev_motion`; None: from the pose.
         camera_times_s: (N,) float64 absolute seconds; None: all `timestamp_s`.
+        command: (3,) float64, 1 for the driver's one of right, left, straight on; or None.
     """
 
     images: np.ndarray
@@ -47,6 +48,7 @@ class Frame:
     ego_pose_inv: np.ndarray | None = None
     can_bus: np.ndarray | None = None
     camera_times_s: np.ndarray | None = None
+    command: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

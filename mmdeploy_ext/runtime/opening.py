@@ -58,7 +58,7 @@ def open_model(
         threads: within an operator; 0: ONNX Runtime decides.
 
     Returns:
-        For pictures an `ImageModel`: `model(image_bgr)` with (h, w, 3) uint8 returns `Detections`,
+        For 2D models an `ImageModel`: `model(image_bgr)` with (h, w, 3) uint8 returns `Detections`,
         `Instances` or another `Scored`. For frames and sweeps the family's runtime: `model.step(frame)`, see
         `mmdeploy_ext.runtime.frames`, and `model.reset()`. Close it with `close()` or `with`.
 

@@ -6,17 +6,20 @@ seconds.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.preprocess.points import check_points as checked
+from mmdeploy_ext.runtime.pcd import read_pcd
 from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+SWEEP_SUFFIXES = ('.bin', '.npy', '.pcd')
 WIDTHS = range(3, 8)
 MIN_VALUES = 1000
 LARGEST_VALUE = 1e5
@@ -28,14 +31,29 @@ UNLIKE = 3.0
 
 
 def read_points(path: str | Path, width: int) -> np.ndarray:
-    """Sweep (P, width) float32 of a file of raw float32."""
+    """Sweep (P, width) float32 of a file of raw float32, or of numpy's (.npy) or PCL's (.pcd)."""
+    suffix = Path(path).suffix.lower()
     try:
         content = Path(path).read_bytes()
+        if suffix == '.npy':
+            points = np.load(io.BytesIO(content), allow_pickle=False)
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror}); expected a sweep of float32') from error
+    except (ValueError, EOFError) as error:
+        raise DataError(f'{path}: cannot be read ({error}); expected an array of numpy') from error
+    if suffix == '.pcd':
+        points = read_pcd(content, width, str(path))
+    if suffix not in ('.npy', '.pcd'):
+        return _raw_points(content, path, width)
+    points = check_points(points, width, str(path))
+    check_plausible(points, path)
+    return points
+
+
+def _raw_points(content: bytes, path: str | Path, width: int) -> np.ndarray:
     if len(content) % (4 * width):
         raise DataError(
-            f'{path}: has {len(content)} bytes, expected a multiple of {4 * width}: the model takes points '
+            f'{path}: has {len(content)} bytes, expected a multiple of {4 * width}: the model expects points '
             f'of {width} float32 values'
         )
     values = np.frombuffer(content, '<f4').copy()  # a buffer's view cannot be written to, torch warns of it

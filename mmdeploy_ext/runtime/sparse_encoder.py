@@ -56,7 +56,7 @@ class ScnOnnx(contextlib.ExitStack):
     ) -> None:
         """Open a file of `portable.to_onnx`; OpenVINO needs a file of `pytorch2onnx.py`.
 
-        `threads` 0 takes all cores. `spinning` is off: the next sweep's rulebook needs the cores.
+        `threads` 0 uses all cores. `spinning` is off: the next sweep's rulebook needs the cores.
         """
         super().__init__()
         if not threads:

@@ -72,7 +72,7 @@ class StreamRuntime(Runtime):
         self.image_shape = self.prepared_shape()
         prepared = (self.rule.num_cameras, 3, *self.rule.input_size)
         if prepared != self.image_shape:
-            error = f'makes images of {prepared}, the graph takes {self.image_shape}'
+            error = f'makes images of {prepared}, the graph expects {self.image_shape}'
             raise damaged(
                 ', '.join(graph.backend.path for graph in self.graphs.values()), 'preprocess', error
             )

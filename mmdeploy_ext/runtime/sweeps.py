@@ -9,7 +9,7 @@ import numpy as np
 
 from mmdeploy_ext.preprocess.fusion import AGE
 from mmdeploy_ext.runtime.infos import INFOS, find_file, past_sweeps, read_infos, seconds_of
-from mmdeploy_ext.runtime.points import check_plausible, read_points
+from mmdeploy_ext.runtime.points import SWEEP_SUFFIXES, read_points
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 from mmdeploy_ext.util.errors import DataError, shortened
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-ENDINGS = ('.bin', '.npy', '.npz')
+ENDINGS = (*SWEEP_SUFFIXES, '.npz')
 KEY_FRAMES = Path('samples/LIDAR_TOP')
 """Folder, below the data set, of sweeps that infos name without one."""
 
@@ -29,8 +29,7 @@ class Sweeps:
     """Voxels of each sweep of a source, read one at a time; `items` are paths or infos.
 
     Args:
-        source: file or folder of .bin (float32), .npy (P, load_dim) or .npz (`runtime.voxel_files`), or
-            infos.
+        source: file or folder of `read_points`, or of .npz (`runtime.voxel_files`), or infos.
         voxelise: points (P, D) float32 -> (features, coordinates).
         limit: number of sweeps, spread evenly; 0: all.
         order: axes of the graph's coordinates.
@@ -86,18 +85,7 @@ class Sweeps:
         return np.ascontiguousarray(merged[:, list(rule.past_dim or range(points.shape[1]))])
 
     def _load(self, path: Path) -> np.ndarray:
-        if path.suffix != '.npy':
-            return read_points(path, self.rule.load_dim)
-        try:
-            points = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f'{path}: cannot be read ({error}); expected an array of numpy') from error
-        if points.ndim != 2 or points.shape[1] != self.rule.load_dim:
-            raise DataError(f'{path}: got shape {points.shape}, expected (P, {self.rule.load_dim})')
-        if points.dtype.kind not in 'fiu':
-            raise DataError(f'{path}: got {points.dtype}, expected an array of numbers')
-        check_plausible(points, path)
-        return points.astype(np.float32)
+        return read_points(path, self.rule.load_dim)
 
     def _find(self, name: str) -> Path:
         # infos of mmdet3d 1.x name files alone, their folder is in the config
@@ -117,7 +105,7 @@ def sweep_items(source: str | Path) -> list[Any]:
 
 
 def evenly(items: list[Any], limit: int) -> list[Any]:
-    """At most `limit` items, evenly spread; 0 takes all."""
+    """At most `limit` items, evenly spread; 0 uses all."""
     if limit <= 0 or limit >= len(items):
         return items
     return [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]

@@ -189,7 +189,7 @@ class Ranges:
         """Rebuild from `to_json`; only `format`, `version` and `nodes` are required."""
         if not isinstance(content, dict) or content.get('format') != FORMAT:
             raise UsageError(
-                f'{title}: is not a file of ranges ("format" has to be "{FORMAT}"); make one with '
+                f'{title}: is not a file of ranges ("format" must be "{FORMAT}"); make one with '
                 f'{tool("calibrate")} --calibrate'
             )
         try:

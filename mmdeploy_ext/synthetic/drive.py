@@ -92,6 +92,7 @@ class SyntheticDrive:
                 scene_token=f'synthetic scene {scene}',
                 name=f'scene {scene} frame {index - first}',
                 ego_pose_inv=invert_pose(poses[index]),
+                command=np.eye(3)[index % 3],
             )
 
     def scene(self, index: int) -> int:

@@ -31,8 +31,10 @@ LIDAR = 'LIDAR_TOP'
 """Channel with the key frames."""
 SPLITS = {'v1.0-trainval': ('train', 'val'), 'v1.0-mini': ('mini_train', 'mini_val'), 'v1.0-test': ('test',)}
 """Version -> its splits."""
-ONLY_TEMPORAL = ('prev', 'next', 'scene_token', 'frame_idx')
+ONLY_TEMPORAL = ('prev', 'next', 'scene_token', 'frame_idx', 'gt_ego_fut_cmd')
 """Entries that plain mmdet3d infos lack."""
+PLAN_FRAMES, TURNED_M = 6, 2.0
+"""Key frames after which a command is over, and metres to a side that are a turn."""
 
 
 def create_infos(
@@ -226,6 +228,7 @@ def sample_info(
         'ego2global_translation': lidar.ego_pose['translation'],
         'ego2global_rotation': lidar.ego_pose['rotation'],
         'timestamp': sample['timestamp'],
+        'gt_ego_fut_cmd': command_of(nusc, sample, lidar),
     }
     while len(info['sweeps']) < max_sweeps and data['prev']:
         data = nusc.get('sample_data', data['prev'])
@@ -241,6 +244,18 @@ def sample_info(
         annotations = [nusc.get('sample_annotation', token) for token in sample['anns']]
         info.update(_annotations_3d(nusc, annotations, lidar))
     return info
+
+
+def command_of(nusc: NuScenes, sample: Record, lidar: SensorPose) -> np.ndarray:
+    """Return a 1 for right, left or straight on (3,), by where the car is `PLAN_FRAMES` later.
+
+    Source: swc-17/SparseDrive ec0225d, tools/data_converter/nuscenes_converter.py.
+    """
+    for _ in range(PLAN_FRAMES):
+        sample = nusc.get('sample', sample['next']) if sample['next'] else sample
+    later = _sensor_pose(nusc, nusc.get('sample_data', sample['data'][LIDAR])).to_global[:, 3]
+    aside = (np.linalg.inv(lidar.to_global) @ later)[0]
+    return np.eye(3, dtype=np.float32)[0 if aside >= TURNED_M else 1 if aside <= -TURNED_M else 2]
 
 
 def _sensor_info(nusc: NuScenes, data: Record, sensor_type: str, lidar: SensorPose) -> dict[str, Any]:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.results import DetectionRow
 
 
-TASKS = {name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask', 'mask', 'panoptic')}
-NEEDED = ('match_detections', 'pair_up', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
+NAMES = 'bbox2d', 'bbox3d', 'boxed_mask', 'driving', 'mask', 'occupancy', 'panoptic'
+TASKS = {name: f'{__name__}.{name}' for name in NAMES}
+NEEDED = ('match_detections', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
 """Names that every task module has."""
+NEEDED_BY_LISTS = (*NEEDED, 'pair_up')
+"""The names of tasks of pictures and sweeps."""
 NEEDED_BY_HALF = ('half_bars', 'half_text')
 """Further names for proofs of float16 and INT8 files."""
 

@@ -51,16 +51,18 @@ def pair_up(
     distance_bar: float = DISTANCE_BAR,
     score_bar: float = SCORE_BAR,
     corner_bar: float | None = None,
+    further: Sequence[tuple[str, Callable[..., np.ndarray], float]] = (),
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance.
 
     `distance_bar` is in metres. `corner_bar` (metres between corners, m/s of velocities) replaces the float32
-    bars of size, yaw and velocity.
+    bars of size, yaw and velocity. `further` has titles, functions of rows and columns, and bars.
     """
     nearness = _nearness(reference, candidate)
     close = np.nonzero(nearness >= -max(distance_bar, PAIR_DISTANCE))
     gaps = []
-    for title, difference, bar in _other_gaps(reference, candidate, close, corner_bar):
+    others = [(title, function(*close), bar) for title, function, bar in further]
+    for title, difference, bar in [*_other_gaps(reference, candidate, close, corner_bar), *others]:
         gap = np.full(nearness.shape, np.inf)
         gap[close] = difference
         gaps.append((title, gap, bar))

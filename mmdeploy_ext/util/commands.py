@@ -46,17 +46,18 @@ COMMANDS = {
     'verify': _command(
         'verify_app', 'Prove a file that was exported earlier', 'tools/deployment/verify.py', needs=STACK
     ),
-    'record': _command(
-        'record_app', 'Let the environment of the training say its results, for verify', needs=STACK
-    ),
+    'record': _command('record_app', 'Record results of the training environment, for verify', needs=STACK),
     'prove-module': _command(
         'prove_module_app', 'Prove any ONNX file against any PyTorch module', needs=('torch',)
     ),
     'lint': _command(
-        'lint_app', 'Find what an export of a model will get wrong', 'tools/onnx/lint.py', needs=STACK
+        'lint_app', 'Find code that an export would get wrong', 'tools/onnx/lint.py', needs=STACK
     ),
     'graph': _command('graph_app', 'Show, compare, rewrite and reduce any ONNX file', 'tools/onnx/graph.py'),
-    'check': _command('check_app', 'Find what the program that loads a file or folder would reject'),
+    'check': _command('check_app', 'Check whether the program that loads a file or folder would reject it'),
+    'precision': _command(
+        'precision_app', "Find a lower precision that keeps a model's results, and say why not", needs=STACK
+    ),
     'quantize': _command(
         'quantize_app', 'Quantise an exported file to INT8 on images', 'tools/deployment/quantize.py'
     ),

@@ -66,7 +66,7 @@ class RunFiles:
         """Raise UsageError if `path` is an input of this run; a folder passes."""
         if not os.path.isdir(path) and (title := self._read.get(_key(path))):
             raise UsageError(
-                f'{option} {path}: is {title}; it is never overwritten, give another name'.lstrip()
+                f'{option} {path}: is {title}; it is not overwritten; give another name'.lstrip()
             )
 
 

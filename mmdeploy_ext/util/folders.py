@@ -19,8 +19,10 @@ from mmdeploy_ext.util.files import (
     write_json,
 )
 
-NEW, OLD, KEPT = 'new', 'old', 'kept.json'
-"""In `.NAME.RANDOM.part`: the folder that is written; the former one; names of its entries that stay."""
+NEW, OLD, KEPT, WHOLE = 'new', 'old', 'kept.json', 'whole'
+"""In `.NAME.RANDOM.part`: the folder that is written; the former one; names of its entries that stay; files
+that are written and only have to be moved.
+"""
 
 
 def check_replaceable(target: AnyPath) -> None:
@@ -87,6 +89,36 @@ def replaced_folder(target: AnyPath, outdated: Collection[str] = ()) -> Iterator
         raise write_error(target, error) from error
 
 
+@contextlib.contextmanager
+def replaced_files(target: Path) -> Iterator[Path]:
+    """Yield an empty folder; its files take their places beside `target` if the body succeeds.
+
+    If this process is killed between two of them, `restore_interrupted` of `target` moves the rest.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp('.part', f'.{target.name}.', target.parent))
+        try:
+            (beside / NEW).mkdir()
+            yield beside / NEW
+            for path in (beside / NEW).iterdir():
+                if (earlier := target.with_name(path.name)).is_file():
+                    shutil.copymode(earlier, path)
+            (beside / NEW).rename(beside / WHOLE)
+        except BaseException:
+            shutil.rmtree(beside)
+            raise
+        _move_whole(beside)
+    except OSError as error:
+        raise write_error(target, error) from error
+
+
+def _move_whole(beside: Path) -> None:
+    for path in (beside / WHOLE).iterdir():
+        path.replace(beside.parent / path.name)
+    shutil.rmtree(beside)
+
+
 def _exchange(folder: Path, beside: Path, outdated: Collection[str]) -> None:
     new, old = beside / NEW, beside / OLD
     if folder.exists():
@@ -114,10 +146,10 @@ def _move_kept(beside: Path, folder: Path) -> None:
 
 
 def restore_interrupted(paths: Iterable[AnyPath]) -> None:
-    """Bring back what a process that was killed in `replaced_folder` has moved aside, and say so on stderr.
+    """Finish what a process that was killed in `replaced_folder` or `replaced_files` has left, and say so.
 
     `paths`: folders, or files in them. A folder that is missing is the former one again; one that was
-    replaced gets its other entries.
+    replaced gets its other entries; files that were written get their places.
     """
     real = (Path(os.path.realpath(path)) for path in paths if '\0' not in str(path))
     folders = {folder for path in real for folder in (path, path.parent)}
@@ -127,6 +159,10 @@ def restore_interrupted(paths: Iterable[AnyPath]) -> None:
                 folder = parent / beside.name[1:].removesuffix('.part').rpartition('.')[0]
                 if folder in folders and (beside / OLD).is_dir():
                     _restore(beside, folder)
+                elif folder in folders and (beside / WHOLE).is_dir():
+                    _move_whole(beside)
+                    text = 'a command that was to replace it was killed; the new files are in their places'
+                    print(f'note: {folder}: {text}', file=sys.stderr)
 
 
 def _restore(beside: Path, folder: Path) -> None:

@@ -138,7 +138,7 @@ def read_content(path: str | Path) -> Any:
 
 def _check_is_file(path: str) -> None:
     if Path(path).is_dir():
-        raise CheckpointError(f'{path}: is a folder; give the file of the checkpoint in it')
+        raise CheckpointError(f'{path}: is a folder; give the checkpoint file in it')
     if not Path(path).exists():
         raise CheckpointError(f'{path}: no such checkpoint file')
     if not Path(path).is_file():
@@ -317,7 +317,7 @@ def check_types(path: str | Path, tensors: Mapping[str, Tensor], model: Mapping[
     if codes:
         raise CheckpointError(
             f'{path}: types differ for {listed(codes)}. Codes of a quantised or packed model are not '
-            f'weights: take the float checkpoint that it was made of'
+            f'weights: use the float checkpoint that it was made from'
         )
 
 
@@ -348,7 +348,7 @@ def check_finite(
     if broken:
         raise CheckpointError(
             f'{path}: weights that are not finite: {listed(broken)}. The training diverged or the file is '
-            f'damaged: take an earlier checkpoint, or copy it again'
+            f'damaged: use an earlier checkpoint, or copy it again'
         )
 
 

@@ -83,7 +83,7 @@ def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
         (('rum',), 'did you mean run?'),
         (('graph', 'shwo', MODEL), 'did you mean show'),
         (('run', MODEL), 'images'),
-        (('run', MODEL, 'a.bin'), 'pictures'),
+        (('run', MODEL, 'a.bin'), 'images'),
         (('check', MODEL), 'libspconv'),
         (('check', str(Path(MODEL).parent)), 'autoware'),
         (('judge', MODEL, 'x'), 'folder'),

@@ -15,6 +15,10 @@ VARIABLES = {'$CONFIG': 'configs/demo/atss_toy.py', '$CKPT': 'demo/checkpoints/a
 OWN = 'faster_rcnn_r50_fpn_1x_coco'
 """Config and checkpoint of README's reader: the trained toy stands for them."""
 
+COMMAND_PAGES = [
+    'README.md',
+    *(f'docs/{name}.md' for name in ('export', 'run', 'proof', 'parts', 'device', 'any-module', 'SKILL')),
+]
 PYTHON_PAGES = [
     path.relative_to(REPOSITORY).as_posix()
     for pattern in ('*.md', 'docs/**/*.md', 'projects/*/README.md')
@@ -24,8 +28,7 @@ PYTHON_PAGES = [
 IMPORTS = 'from mmdeploy_ext import compat; compat.apply()\nimport mmdeploy_ext\n'
 ATSS = "'configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth'"
 OF_PROOF = """
-import os, shutil
-os.mkdir('work_dirs')
+import shutil
 shutil.copy('demo/atss_toy.onnx', 'work_dirs/full.onnx')
 """
 BEFORE = {
@@ -56,38 +59,44 @@ _, (data,) = scatter_kwargs((), dict(cut.samples[0]), [-1])
 """Page -> Python that makes what the page takes as given."""
 
 
-def joined(block: str) -> list[str]:
-    return block.replace('\\\n', ' ').splitlines()
+def blocks_of(page: str, language: str) -> list[str]:
+    text = (REPOSITORY / page).read_text(encoding='utf-8')
+    return re.findall(rf'^```{language}\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
 
 
 def commands_of(page: str) -> list[list[str]]:
-    """Return the commands about one picture or file; `make demo` runs those about data sets."""
-    text = (REPOSITORY / page).read_text(encoding='utf-8')
-    blocks = re.findall(r'^```bash\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in joined(block)]
+    """Return the commands that can be typed as they are: none with a PLACEHOLDER, a server, data sets."""
+    lines = '\n'.join(blocks_of(page, 'bash')).replace('\\\n', ' ').splitlines()
+    commands = [[VARIABLES.get(word, word) for word in shlex.split(line, comments=True)] for line in lines]
     return [
-        [VARIABLES.get(word, word) for word in words[1:]]
-        for words in lines
-        if words[:1] == ['mm2onnx'] and words[1] in ('export', 'verify', 'run', 'info')
-        if '--eval' not in words and 'work_dirs/changed.onnx' not in words
+        words
+        for words in commands
+        if words[:1] in (['mm2onnx'], ['python'])
+        if not any(re.match('[A-Z_]{4,}|--(eval|serve)|work_dirs/changed', word) for word in words)
     ]
 
 
 @pytest.mark.parametrize(
-    'page',
-    in_suite(['README.md', 'docs/export.md', 'docs/run.md', 'docs/proof.md'], 'README.md', 'docs/run.md'),
+    'page', in_suite(COMMAND_PAGES, 'README.md', 'docs/run.md', 'docs/any-module.md', 'docs/SKILL.md')
 )
 def test_the_commands_of_a_page(page, tmp_path, monkeypatch, capfd):
     for name in ('configs', 'demo', 'tools', 'mmdeploy_ext'):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'work_dirs').mkdir()
+    for block in blocks_of(page, 'python'):
+        if place := re.match('# (work_dirs/.*)', block):
+            (tmp_path / place[1]).write_text(block, encoding='utf-8')
     found = commands_of(page)
     assert found
     if page == 'README.md':
         (tmp_path / f'{OWN}.py').write_text("_base_ = ['configs/demo/atss_toy.py']\n")
         (tmp_path / f'{OWN}.pth').symlink_to(REPOSITORY / VARIABLES['$CKPT'])
-    for words in found:
-        assert command.main(words) == 0, f'{" ".join(words)}\n{capfd.readouterr().err}'
+    for program, *words in found:
+        if program == 'python':
+            subprocess.run([sys.executable, *words], check=True)
+        else:
+            assert command.main(words) == 0, f'{" ".join(words)}\n{capfd.readouterr().err}'
 
 
 @pytest.mark.parametrize('page', in_suite(PYTHON_PAGES, 'docs/export.md', 'docs/run.md'))
@@ -95,9 +104,10 @@ def test_the_python_of_a_page(page, tmp_path):
     """In a process of its own: some pages register operators and families."""
     for name in ('configs', 'demo', 'projects', 'mmdeploy_ext'):
         (tmp_path / name).symlink_to(REPOSITORY / name)
-    text = (REPOSITORY / page).read_text(encoding='utf-8')
-    blocks = re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    (tmp_path / 'work_dirs').mkdir()
     script = tmp_path / 'page.py'
-    script.write_text('\n'.join([IMPORTS, BEFORE.get(page, ''), *blocks]), encoding='utf-8')
+    script.write_text(
+        '\n'.join([IMPORTS, BEFORE.get(page, ''), *blocks_of(page, 'python')]), encoding='utf-8'
+    )
     ran = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]

@@ -97,4 +97,4 @@ def test_reduce_leaves_a_folder_that_runs_and_names_the_node(tmp_path, capsys):
     assert [node['name'] for node in content['nodes']] == ['square'] and content['stopped'] is None
     assert not left_over(tmp_path)
     assert subprocess.run([sys.executable, target / 'run.py'], capture_output=True).returncode == 0
-    assert 'is there already' in refused(capsys, main, 'reduce', path, '--check', 'nan', '--output', target)
+    assert 'already exists' in refused(capsys, main, 'reduce', path, '--check', 'nan', '--output', target)

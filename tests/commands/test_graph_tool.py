@@ -43,4 +43,4 @@ def test_strict_fails_on_warnings_and_max_voxels_on_the_bound(sparse, tmp_path):
 
 def test_an_ordinary_file_is_told_from_a_broken_one(capsys):
     assert check([str(DENSE)]) == 2
-    assert 'is no sparse graph of libspconv' in capsys.readouterr().err
+    assert 'is not a sparse graph of libspconv' in capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_the_file_is_refused_by_node_before_a_package_is_asked_for(capsys, monke
 def test_check_needs_no_package(net, capsys, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     assert main([net, '--check']) == 0
-    assert '2 nodes, nothing that TensorRT-RTX cannot take' in capsys.readouterr().out
+    assert '2 nodes, all supported by TensorRT-RTX' in capsys.readouterr().out
     assert '--sm 17: tensorrt-rtx builds for 75 80' in refused(
         capsys, main, net, '--check', '--sm', '17', '86'
     )

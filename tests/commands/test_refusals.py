@@ -165,7 +165,7 @@ def test_an_output_that_cannot_be_written(bench):
 def test_an_output_that_is_an_input(tool, options, victim, bench):
     for source, name in ((CHECKPOINT, 'k.pth'), (MODEL, 'm.onnx'), (PICTURE, 'a.jpg')):
         shutil.copy(source, bench.folder / name)
-    bench.refuses(tool, victim, 'never overwritten', **options)
+    bench.refuses(tool, victim, 'not overwritten', **options)
 
 
 @pytest.mark.parametrize(

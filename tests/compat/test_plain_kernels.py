@@ -9,7 +9,7 @@ import torch
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat import plain_kernels
-from mmdeploy_ext.compat.plain_kernels import dcnv3_forward
+from mmdeploy_ext.compat.plain_kernels import aggregation_of_points, dcnv3_forward
 
 compat.apply()
 
@@ -179,3 +179,24 @@ def test_attention_at_points_is_its_definition():
 
     by_mmcv = MultiScaleDeformableAttnFunction.apply  # as repositories call it
     torch.testing.assert_close(by_mmcv(values, torch.tensor(shapes), starts, locations, weights, 64), found)
+
+
+def test_an_aggregation_of_points_sums_cameras_and_levels_where_a_point_is_inside():
+    torch.manual_seed(0)
+    sizes, starts = [(3, 4), (2, 1)], [0, 12]
+    features = torch.randn(2, 3, 14, 6, dtype=torch.float64)
+    locations = torch.rand(2, 5, 3, 2, dtype=torch.float64) * 1.4 - 0.2
+    weights = torch.rand(2, 5, 3, 2, 2, dtype=torch.float64)
+    expected = torch.zeros(2, 5, 6, dtype=torch.float64)
+    for sample, point, camera, level in itertools.product(range(2), range(5), range(3), range(2)):
+        u, v = locations[sample, point, camera].tolist()
+        if not (0 < u < 1 and 0 < v < 1):
+            continue
+        (height, width), factors = sizes[level], weights[sample, point, camera, level].repeat_interleave(3)
+        x, y = u * width - 0.5, v * height - 0.5
+        for row, column in itertools.product(*((math.floor(at), math.floor(at) + 1) for at in (y, x))):
+            if 0 <= row < height and 0 <= column < width:
+                cell = features[sample, camera, starts[level] + row * width + column]
+                expected[sample, point] += (1 - abs(x - column)) * (1 - abs(y - row)) * factors * cell
+    found = aggregation_of_points(features, torch.tensor(sizes), torch.tensor(starts), locations, weights)
+    torch.testing.assert_close(found, expected)

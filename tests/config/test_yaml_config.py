@@ -61,7 +61,7 @@ def test_expressions_of_folders_above_the_repository_do_not_run(tmp_path):
     ('text', 'words'),
     [
         ('model: {a: "${sizes[0]}"}\n', ['model.a', 'sizes', 'NameError']),
-        ('a: [\n', ['is no YAML']),
+        ('a: [\n', ['is not YAML']),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_file_and_key(folder, text, words):

@@ -42,7 +42,7 @@ def test_right_feeds_pass_with_and_without_the_optional_one():
 @pytest.mark.parametrize(
     ('name', 'array', 'message'),
     [
-        ('input', None, r"input 'input' of toy/full is missing; it takes float32 Bx3xHxW"),
+        ('input', None, r"input 'input' of toy/full is missing; it expects float32 Bx3xHxW"),
         ('inputs', np.zeros(1), r"'inputs' is not an input of toy/full; its inputs are input, img_shape"),
         ('input', np.zeros((1, 3, 8, 8)), r"'input': got float64 1x3x8x8, expected float32 Bx3xHxW"),
         ('input', np.zeros((3, 8, 8), np.float32), r'got shape 3x8x8 with 3 axes, expected float32 Bx3xHxW'),

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from mmcv.ops import deform_conv2d
 
 from mmdeploy_ext.contract.options import EXPORTER, OPSET, SIMPLIFY, Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
@@ -14,6 +15,7 @@ from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import default_group_norm, default_opset, export_module, export_stages
 from mmdeploy_ext.exporting.torch_patches import constant_linspace
 from mmdeploy_ext.graph.passes.rename import name_ends
+from mmdeploy_ext.graph.passes.simplify import simplify
 from mmdeploy_ext.util.errors import ExportError
 
 EXPORTERS = ('torchscript', 'dynamo')
@@ -136,6 +138,55 @@ def test_the_option_simplify_leaves_one_of_three_reshapes():
     )
     assert sorted(node.op_type for node in model.graph.node) == ['Mul', 'Reshape']
     assert sizes(model.graph.output) == {'y': [6, 2]}
+
+
+def test_simplified_graphs_keep_no_shapes_whose_symbols_depend_on_the_hash_seed():
+    model = export_module(Reshapes(), (torch.rand(3, 4),), opset=17)
+    assert not simplify(model).graph.value_info
+
+
+class Deformed(torch.nn.Module):
+    """Calls mmcv's function, with a size of its input as the number of groups of offsets."""
+
+    def __init__(self, sized=False):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.rand(4, 3, 3, 3))
+        self.offset = torch.nn.Conv2d(3, 18, 3, padding=1)
+        self.sized = sized
+
+    def forward(self, x):
+        groups = x.shape[1] // 3 if self.sized else 1
+        return deform_conv2d(x, self.offset(x), self.weight, 1, 1, 1, 1, groups)
+
+
+@pytest.mark.parametrize('exporter', EXPORTERS)
+def test_the_default_opset_has_deform_conv_where_a_module_calls_its_function(exporter):
+    module = Deformed().eval()
+    assert default_opset(module, exporter) == 19
+    model = export_module(module, (torch.rand(1, 3, 8, 8),), exporter=exporter, opset=19)
+    assert 'DeformConv' in {node.op_type for node in model.graph.node}
+
+
+class Mixed(torch.nn.Module):
+    def __init__(self, mixer):
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x):
+        return self.mixer(x)
+
+
+class Frequencies(torch.nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft2(x).real
+
+
+@pytest.mark.parametrize(
+    ('mixer', 'said'), [(Frequencies(), r'fft_rfft2.*mixer'), (Deformed(sized=True), r'deform_groups.*mixer')]
+)
+def test_what_torchscript_cannot_translate_is_named_with_module_and_line(mixer, said):
+    with pytest.raises(ExportError, match=rf'(?s){said}.*test_export_module\.py:\d+, in forward'):
+        export_module(Mixed(mixer).eval(), (torch.rand(1, 3, 8, 8),), dynamic={'input_0': {2: 'h'}}, opset=19)
 
 
 def test_defaults_follow_from_the_exporter_and_the_norms_of_the_backbone():

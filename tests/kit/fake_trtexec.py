@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-FLAGS = {'--noTF32', '--fp16', '--iterations=1', '--duration=0', '--warmUp=0'}
+FLAGS = {'--noTF32', '--stronglyTyped', '--iterations=1', '--duration=0', '--warmUp=0'}
 DTYPES = {'tensor(float)': np.float32, 'tensor(double)': np.float64, 'tensor(int64)': np.int64}
 
 
@@ -17,9 +17,13 @@ def pairs(text):
 
 
 def main(words):
+    if words == ['--help']:
+        print('  --stronglyTyped  Create a strongly typed network')
+        return
     options = dict(word.split('=', 1) for word in words if word not in FLAGS)
     if '--onnx' in options:
         shapes = {key: pairs(options.get(f'--{key}Shapes', '')) for key in ('min', 'opt', 'max')}
+        assert '--stronglyTyped' in words
         engine = dict(onnx=str(Path(options['--onnx']).resolve()), shapes=shapes)
         Path(options['--saveEngine']).write_text(json.dumps(engine))
         return

@@ -14,7 +14,7 @@ from kits import FRAMES, GENERATED, run
 from mmdeploy_ext.cli import judge_app
 from mmdeploy_ext.kinds import SEQUENCE
 from mmdeploy_ext.kinds.sequence_samples import proof_samples
-from mmdeploy_ext.kit.contents import read_array
+from mmdeploy_ext.kit.contents import StoredArray, read_array
 from mmdeploy_ext.kit.judge import judge, title_of
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.synthetic.drive import synthetic_drive
@@ -156,7 +156,7 @@ def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_pat
     last = json.loads((kit / 'manifest.json').read_text())['cases'][-1]
     for name in ('temp_instance_feature', 'temp_anchor'):
         entry = last['inputs'][name]
-        np.zeros_like(read_array(kit, entry)).tofile(tmp_path / 'copy' / entry['file'])
+        np.zeros_like(read_array(kit, StoredArray(**entry))).tofile(tmp_path / 'copy' / entry['file'])
     failures = judge(kit, run(tmp_path / 'copy', tmp_path / 'o')[1]).failures
     assert failures and all(last['title'] in failure for failure in failures)
     first, _ = proof_samples(detector, 1)

@@ -196,3 +196,35 @@ def test_a_task_of_no_installed_family_is_not_imported(atss, tmp_path):
             judge(kit, atss[1])
     finally:
         sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'named'),
+    [
+        ('task', 3, 'task'),
+        ('graphs', [], 'graphs'),
+        ('graphs 0 metadata', [], 'metadata'),
+        ('cases 0 graph', 'none', 'none'),
+        ('cases 0 images', 'x', r'images'),
+        ('cases 0 inputs input dtype', 'object', 'dtype'),
+        ('cases 0 inputs input shape', [-1], 'shape'),
+        ('cases 0 inputs input file', '../secret', 'secret'),
+        ('cases 0 results 0 fields', {}, 'Detections'),
+        ('cases 0 output_shapes', 3, 'output_shapes'),
+        ('frames', [{'name': '000', 'title': '', 'steps': []}], 'frames'),
+        ('precision', 'int4', 'precision'),
+    ],
+)
+def test_a_malformed_manifest_is_refused_by_its_key(atss, tmp_path, key, value, named):
+    kit = shutil.copytree(atss[0], tmp_path / 'kit')
+    manifest = json.loads((kit / 'manifest.json').read_text())
+    entry, *path = manifest, *(int(word) if word.isdigit() else word for word in key.split())
+    for word in path[:-1]:
+        entry = entry[word]
+    entry[path[-1]] = value
+    manifest['kit_sha256'] = kit_hash(manifest)
+    (kit / 'manifest.json').write_text(json.dumps(manifest))
+    outputs = shutil.copytree(atss[1], tmp_path / 'outputs')
+    (outputs / 'kit.txt').write_text(manifest['kit_sha256'])
+    with pytest.raises(DataError, match=named):
+        judge(kit, outputs)

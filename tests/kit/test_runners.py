@@ -14,7 +14,7 @@ import pytest
 
 from kits import run
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.kit.contents import KitGraph, read_array
+from mmdeploy_ext.kit.contents import KitGraph, StoredArray, read_array
 from mmdeploy_ext.kit.engine_files import DETECT, RUNNERS, shape_ranges, triton_config
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -124,7 +124,7 @@ def test_a_mixed_up_batch_is_refused(atss, tmp_path):
     cases = json.loads((kit / 'manifest.json').read_text())['cases']
     case = next(case for case in cases if case['inputs']['input']['shape'][0] > 1)
     for entry in case['inputs'].values():
-        np.flip(read_array(kit, entry), 0).tofile(kit / entry['file'])
+        np.flip(read_array(kit, StoredArray(**entry)), 0).tofile(kit / entry['file'])
     judgement = judge(atss[0], run(kit, tmp_path / 'outputs')[1])
     assert not judgement.passed and judgement.failures[0].startswith(case['name'])
     assert any('exchanged' in failure for failure in judgement.failures)

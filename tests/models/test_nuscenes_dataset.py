@@ -12,10 +12,10 @@ from mmdet3d.datasets import NuScenesDataset
 from pyquaternion import Quaternion
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.models.datasets.bevdet_dataset import BEVDetNuScenesDataset
 from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, lidar_to_global, rigid_inverse
 from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
-from mmdeploy_ext.systems.bevdet.model.dataset import BEVDetNuScenesDataset
 from projects.configs.nuscenes_stream import CLASS_NAMES, image_augmentation, stream_data
 
 GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/streampetr/inputs.npz'

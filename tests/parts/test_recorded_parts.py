@@ -203,6 +203,19 @@ def test_modules_inside_of_a_part_that_exports_are_not_listed():
     assert proposal_of(even) == ['backbone+neck']
 
 
+def test_what_a_step_inside_of_a_part_returns_is_read_by_no_other_code(tmp_path):
+    deployment, (sample, *_) = toy_parts.ToyDeployment('skip'), toy_parts.samples()
+    candidates = candidates_of(deployment, toy_parts.samples(), {})
+    even = [dataclasses.replace(part, share=0.25) for part in candidates]
+    assert proposal_of(even) == ['backbone', 'neck', 'skip', 'head']
+    model = deployment.make()
+    with (
+        with_parts(model, exported(tmp_path, 'skip', ['backbone+neck']).path),
+        pytest.raises(ConfigError, match=r'what backbone returns.*conv2d'),
+    ):
+        model(**sample)
+
+
 def test_methods_and_entries_of_lists_are_listed_where_no_forward_is_called():
     candidates = candidates_of(toy_parts.ToyDeployment('regions'), toy_parts.samples(), {})
     exported = {part.path: not part.reason for part in candidates}

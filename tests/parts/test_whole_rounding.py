@@ -24,6 +24,13 @@ class Volume(torch.nn.Module):
         return dict(scores=scores[None], classes=scores.argmax(1).numpy().astype(np.uint8))
 
 
+class Map(torch.nn.Module):
+    """The classes of 4x4 cells of a map."""
+
+    def forward(self, values, return_loss=False):
+        return dict(classes=values.argmax(2).numpy().astype(np.uint8))
+
+
 FACTORY = SimpleNamespace(make=lambda: Volume().eval())
 
 
@@ -54,3 +61,18 @@ def test_a_class_is_another_one_if_its_score_is_the_same_to_rounding(voxel, pass
     rounding = WholeRounding('results', reference, FACTORY, samples)
     matched = match_results('results', reference, candidate, rounding=rounding)
     assert (matched.passed, len(rounding.ties)) == (passes, passes)
+
+
+SHIFTED, EXCHANGED = (lambda classes: (classes + 1) % 3), (lambda classes: classes.T)
+
+
+@pytest.mark.parametrize('change', [SHIFTED, EXCHANGED], ids=['shifted classes', 'exchanged axes'])
+def test_classes_that_are_shifted_or_lie_along_another_axis_are_no_ties(change):
+    values = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(0))
+    factory = SimpleNamespace(make=lambda: Map().eval())
+    samples = [dict(values=values)]
+    reference = run_test_path(factory.make(), samples[0])
+    rounding = WholeRounding('results', reference, factory, samples)
+    candidate = dict(classes=np.ascontiguousarray(change(reference['classes'])))
+    matched = match_results('results', reference, candidate, rounding=rounding)
+    assert (matched.passed, rounding.ties) == (False, [])

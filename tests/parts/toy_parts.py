@@ -100,6 +100,8 @@ class Detector(nn.Module):
         self.neck = Conv2d(4, 4, 1)  # exported as torch's, which names its argument otherwise
         self.head = Head(how)
         self.regions = Regions()
+        if how == 'skip':
+            self.skip = nn.Conv2d(4, 4, 1)
 
     def extract_feat(self, img):
         feats = self.backbone(img)
@@ -107,6 +109,8 @@ class Detector(nn.Module):
             feats = feats * 2
         if self.head.how == 'bright' and img.mean() > 0.7:
             feats = feats - 1
+        if self.head.how == 'skip':
+            return [self.neck(feats) + self.skip(feats)]
         return [self.neck(feats)]
 
     def forward(self, img, img_metas, return_loss=False):

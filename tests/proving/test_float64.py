@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from mmdeploy_ext.proving.float64 import in_float64, rounding_of
 from mmdeploy_ext.verdict.comparison import compare_named
@@ -118,3 +119,27 @@ def test_draws_are_known_of_a_layer_with_an_empty_weight(rows):
     with in_float64(None):
         rounding = rounding_of(None, run(), run)
     assert rounding(0)['own'].max() == 0 < rounding(1)['own'].max()
+
+
+SUMS = dict(
+    conv_transpose=lambda x, w: functional.conv_transpose1d(x[..., None], w.T[..., None])[..., 0],
+    stride=lambda x, w: functional.conv_transpose1d(x[..., None], w.T[..., None].repeat(1, 1, 8), stride=8)[
+        ..., 0
+    ],
+    groups=lambda x, w: functional.conv_transpose1d(
+        x.repeat(1, 64)[..., None], w.T[..., None].repeat(64, 1, 1), groups=64
+    )[:, :4, 0],
+    bilinear=lambda x, w: functional.bilinear(x, torch.ones(len(x), 1), w[..., None]),
+    rmatmul=lambda x, w: torch.Tensor.__rmatmul__(w.T, x),
+)
+"""Functions that compute `linear`."""
+
+
+@pytest.mark.parametrize('name', SUMS)
+def test_the_same_sums_have_the_same_rounding_whichever_function_adds_them(name):
+    generator = torch.Generator().manual_seed(1000)  # no seed of a draw
+    x, w = (torch.rand(rows, 512, generator=generator) for rows in (32, 4))
+    exact = dict(y=(x.double() @ w.double().T).numpy())
+    runs = [lambda function=f: dict(y=function(x, w).numpy()) for f in (functional.linear, SUMS[name])]
+    linear, other = (rounding_of(None, exact, run)(3)['y'].mean() for run in runs)
+    assert 0.7 < other / linear < 1.4

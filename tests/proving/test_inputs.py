@@ -5,7 +5,7 @@ import pytest
 
 import toy_solo
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.inputs.inputs import proof_inputs
+from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs, zoomed_input
 from mmdeploy_ext.proving.references import (
     InputReference,
     changed_children,
@@ -36,6 +36,7 @@ def options(detector, **changes):
 
 
 FAMILIES = 'atss', 'decoupled'
+BOX = np.float32([10, 10, 90, 60])
 
 
 @pytest.mark.parametrize('size', [(256, 320), (64, 96)])
@@ -117,6 +118,17 @@ def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_
         assert by_rule[title].rescale
     height, width = by_rule['portrait'].images[0].tensor.shape[1:]
     assert height > width
+
+
+def test_of_a_large_dynamic_file_the_traced_input_alone_has_its_size(toys, picture):
+    atss = toys['atss']
+    for height, width, expected in ((800, 1216, (416, 640)), (256, 320, (256, 320))):
+        chosen = options(atss, height=height, width=width)
+        inputs = {one.name.split(',')[0]: one for one in proof_inputs(atss, chosen, [('a', picture)])}
+        plain, zoomed = plain_inputs(atss, chosen)[0], zoomed_input(atss, chosen, ('a', picture), BOX)
+        sizes = [one.images[0].tensor.shape[1:] for one in (inputs['dark'], inputs['bright'], plain, zoomed)]
+        assert sizes == [expected] * 4
+        assert inputs['traced input'].images[0].tensor.shape[1:] == (height, width)
 
 
 def test_objects_are_shares_of_an_oblong_picture_and_score_half_of_the_best():

@@ -150,6 +150,23 @@ def users_detector(monkeypatch, registry, config='bevformer', kind=UsersDataset,
     return types.SimpleNamespace(**dict(vars(one), cfg=cfg))
 
 
+class SmallCameras(BevNuScenesDataset):
+    """A data set whose cameras belong to smaller pictures than those of the config."""
+
+    def load_annotations(self, ann_file):
+        infos = super().load_annotations(ann_file)
+        for info in infos:
+            for camera in info['cams'].values():
+                camera['cam_intrinsic'][:2] /= 20
+        return infos
+
+
+def test_a_refused_camera_is_named_by_the_users_file(monkeypatch):
+    one = users_detector(monkeypatch, DATASETS, kind=SmallCameras)
+    found = compare_prepared(one, one.rule, (), 'frame')
+    assert 'infos.pkl: info 0: CAM' in found.error and 'cam_intrinsic' in found.error
+
+
 @pytest.mark.parametrize('registry', [DATASETS, DATASETS_3D], ids=['mmdet', 'mmdet3d'])
 def test_a_users_data_set_is_compared_whichever_registry_has_it(registry, monkeypatch):
     one = users_detector(monkeypatch, registry)

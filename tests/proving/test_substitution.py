@@ -6,8 +6,10 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 
 from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.exporting.substitution import without_limits
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
@@ -159,3 +161,13 @@ def test_a_changed_limit_shows_in_the_results_of_the_files_tensors(tmp_path, nam
         verdict = proven(detector, tmp_path / 'm.onnx', fault)
     rows = [row for case in cases_of(verdict) for row in case.substituted]
     assert rows and all(row.passed for row in rows) == (change is None), verdict.failures
+
+
+def test_without_limits_a_head_that_takes_its_best_takes_all():
+    head = torch.nn.Module()
+    head.test_cfg = dict(max_per_img=2)
+    scores = torch.tensor([0.3, 0.9, 0.5])
+    with without_limits(head):
+        assert scores.topk(head.test_cfg['max_per_img'], sorted=False).values.numel() == 3
+        assert torch.topk(scores, k=head.test_cfg['max_per_img'], dim=0).indices.tolist() == [1, 2, 0]
+    assert scores.topk(head.test_cfg['max_per_img']).indices.tolist() == [1, 2]

@@ -12,6 +12,7 @@ import torch
 
 from marking import in_suite
 from mmdeploy_ext.api import ProofRequest, ask_read, prove_read, read_detector
+from mmdeploy_ext.families.common.samples import ClockwiseBoxes
 from mmdeploy_ext.recorded import record
 from mmdeploy_ext.recorded.calls import Ask, Recording, sums_of
 from mmdeploy_ext.recorded.results import as_mmdet2, convention_of
@@ -224,6 +225,24 @@ def box(length_axis, width_axis):
 def test_the_box_convention_is_measured_by_corners(row, corners, convention):
     boxes = dict(tensor=torch.tensor([row]), corners=torch.from_numpy(corners[None]))
     assert convention_of(boxes) == convention
+
+
+def test_boxes_of_another_convention_than_the_files_are_refused():
+    boxes = dict(
+        tensor=torch.tensor([[10, 5, -1, 2, 4, 1.5, -YAW - np.pi / 2]]),
+        corners=torch.from_numpy(box((C, S), (-S, C))[None]),
+    )
+    result = dict(boxes_3d=boxes, scores_3d=torch.ones(1), labels_3d=torch.zeros(1))
+    own, model = dict(result, boxes_3d=()), torch.nn.Module()
+    model.box_convention = '0.17'
+    assert torch.equal(as_mmdet2([result], [own], model)[0]['boxes_3d'].tensor, boxes['tensor'].float())
+    model.box_convention = '1.x'
+    with pytest.raises(DataError, match='box_convention'):
+        as_mmdet2([result], [own], model)
+
+
+def test_a_class_of_boxes_is_recorded_as_the_librarys():
+    assert record.Tree().put(ClockwiseBoxes) == dict(__class__='LiDARInstance3DBoxes')
 
 
 def test_an_unknown_box_convention_is_refused():

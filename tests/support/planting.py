@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Change = tuple[str, Make]
 
 OURS = ('mmdeploy_ext', 'projects')
-REFERENCE = ('.reference', '.mmdet_reference', '.lidar_reference')
+REFERENCE = ('.reference', '.mmdet_reference', '.lidar_reference', '.lift_reference')
 """Ends of the names of modules that run the PyTorch side: they keep the functions that others define."""
 
 

@@ -125,6 +125,7 @@ data = dict(test=dict(type='KittiDataset', classes=['car', 'bus', 'truck'], pipe
 """
 KINDS = dict(
     kitti=KITTI,
+    old=KITTI + "box_convention = '0.17'\n",
     nuscenes=NUSCENES,
     voxels=VOXELS,
     shapes=SHAPES,

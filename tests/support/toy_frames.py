@@ -64,9 +64,21 @@ SPARSE4D_SHORT = SeededToy(
     {'model.head.operation_order': [*REFINE, 'temp_gnn', 'gnn', 'norm', *REFINE]},
 )
 """With one layer without the memory and one with it."""
+SPARSEDRIVE = SeededToy('sparsedrive', 'projects/configs/SparseDrive/sparsedrive_toy.py')
+SPARSEDRIVE_SHORT = SeededToy(
+    'sparsedrive',
+    SPARSEDRIVE.config,
+    {
+        'model.head.det_head.operation_order': ['deformable', 'ffn', 'refine', 'temp_gnn', 'refine'],
+        'model.head.map_head.operation_order': ['refine', 'temp_gnn', 'gnn', 'deformable', 'ffn', 'refine'],
+        'model.head.motion_plan_head.operation_order': ['temp_gnn', 'gnn', 'norm', 'cross_gnn', 'refine'],
+    },
+)
+"""With one aggregation a head."""
 PETR = SeededToy('petr', 'projects/configs/PETR/petr_toy.py')
 PETRV2 = SeededToy('petrv2', 'projects/configs/PETR/petrv2_toy.py')
 STREAMPETR = SeededToy('streampetr', 'projects/configs/StreamPETR/stream_petr_toy.py')
 BEVDET4D = SeededToy('bevdet4d', 'projects/configs/BEVDet/bevdet_toy.py')
 BEVDET = SeededToy('bevdet', 'projects/configs/BEVDet/bevdet_toy_single.py')
+FLASHOCC = SeededToy('flashocc', 'projects/configs/FlashOcc/flashocc_toy.py')
 TOYS = STREAMPETR, PETR, PETRV2, BEVFORMER, SPARSE4D

@@ -16,12 +16,14 @@ from mmdeploy_ext.synthetic.scene import make_scene
 SIZE = (96, 320)
 
 CONFIGS = {kind: f'projects/configs/Monocular/{kind}_toy.py' for kind in ('fcos3d', 'pgd', 'smoke')}
-CONFIGS |= dict(imvoxelnet='projects/configs/ImVoxelNet/imvoxelnet_toy.py')
+CONFIGS |= dict.fromkeys(('imvoxelnet', 'imvoxelnet_old'), 'projects/configs/ImVoxelNet/imvoxelnet_toy.py')
 
 
 def toy(kind='smoke'):
     """Return the config of a toy; the heads of FCOS3D and PGD have two levels."""
     cfg = load_config(CONFIGS[kind])
+    if kind == 'imvoxelnet_old':
+        cfg.box_convention = '0.17'
     if kind in ('fcos3d', 'pgd'):
         backbone, neck, head = cfg.model.backbone, cfg.model.neck, cfg.model.bbox_head
         stages, (first, *_) = neck.start_level + 2, head.regress_ranges

@@ -92,7 +92,7 @@ def test_a_file_keeps_its_permissions_and_a_read_only_one_its_content(tmp_path):
 
 def test_an_input_is_known_by_its_resolved_path(tmp_path):
     (tmp_path / 'in.onnx').write_bytes(b'input')
-    with pytest.raises(UsageError, match='never overwritten'):
+    with pytest.raises(UsageError, match='not overwritten'):
         check_outputs({'--output': [tmp_path / 'new/../in.onnx']}, {'the input': [tmp_path / 'in.onnx']})
 
 

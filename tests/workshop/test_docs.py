@@ -3,6 +3,7 @@
 import argparse
 import functools
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -16,13 +17,11 @@ PLACES = (
     'README*.md',
     'CONTRIBUTING.md',
     'CHANGELOG.md',
-    'docs/*.md',
-    'docs/zh-CN/*.md',
-    'mmdeploy_ext/families/*/README.md',
-    'mmdeploy_ext/systems/*/README.md',
-    'mmdeploy_ext/families/*/*/README.md',
+    'docs/**/*.md',
+    'mmdeploy_ext/**/README.md',
     'projects/*/README.md',
     'demo/checkpoints/README.md',
+    'tests/goldens/**/README.md',
 )
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix() for pattern in PLACES for path in REPOSITORY.glob(pattern)
@@ -79,6 +78,31 @@ def test_relative_links_resolve(page):
     folder = (REPOSITORY / page).parent
     broken = [link for link in links if '://' not in link and not (folder / link).exists()]
     assert not broken
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and MyST make them."""
+    content = re.sub(r'^```.*?^```', '', page.read_text(encoding='utf-8'), flags=re.M | re.S)
+    headings = re.findall(r'^#+ (.*)$', content, re.M)
+    return {re.sub(r'[^\w\- ]', '', heading.strip().lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_anchors_of_links_are_headings(page):
+    links = re.findall(r'\]\(([^)#:]*)#([^)]+)\)', text(page))
+    here = REPOSITORY / page
+    targets = [(here.parent / link if link else here, anchor) for link, anchor in links]
+    wrong = [anchor for file, anchor in targets if file.suffix == '.md' and anchor not in anchors(file)]
+    assert not wrong
+
+
+def test_llms_txt_has_every_page_of_the_site():
+    spec = importlib.util.spec_from_file_location('site_map', REPOSITORY / 'docs/_site/site_map.py')
+    site_map = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site_map)
+    listed = re.findall(r'\]\((.*?)\.html\)', site_map.llms_text(REPOSITORY))
+    assert {'docs/export', 'docs/SKILL', 'docs/zoo'} <= set(listed)
+    assert all((REPOSITORY / f'{page}.md').is_file() for page in listed)
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -47,10 +47,15 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
         'CONFIG CHECKPOINT m.onnx compares a file with PyTorch; a.onnx b.onnx compares b with a, without '
         'torch',
     ),
-    argument('--images PATH...', 'pictures for PyTorch (default: demo/toy.jpg)'),
+    argument('--images PATH...', 'images for PyTorch (default: demo/toy.jpg)'),
     argument(
         '--no-fresh',
-        'do not export again for the pairs of tensors; pair by names, values and places',
+        'do not export again to pair tensors; pair by name, value and position',
+    ),
+    argument(
+        '--against',
+        'float64: with CONFIG CHECKPOINT, split the difference into rounding of either side and the export',
+        choices=('float64',),
     ),
     argument('--cfg-options KEY=VALUE...', 'override the config'),
     add_pair_arguments,
@@ -61,9 +66,11 @@ def run_diff(args: argparse.Namespace) -> int:
 
     if len(args.models) not in (2, 3):
         raise UsageError(
-            f'diff takes CONFIG CHECKPOINT m.onnx, or a.onnx b.onnx; got {len(args.models)}: '
+            f'diff expects CONFIG CHECKPOINT m.onnx, or a.onnx b.onnx; got {len(args.models)}: '
             f'{" ".join(args.models)}'
         )
+    if args.against and len(args.models) == 2:
+        raise UsageError('--against float64: requires CONFIG CHECKPOINT m.onnx')
     if args.rtol is not None and not args.rtol > 0:
         raise UsageError(f'--rtol {args.rtol}: expected a positive number')
     if args.report:
@@ -93,7 +100,7 @@ def _two_files(args: argparse.Namespace) -> Comparison:
 
 def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     if args.input and args.images:
-        raise UsageError('--input and --images: give one of them')
+        raise UsageError('--input and --images: give only one of them')
     cli.wait_passively()
     compat.apply()
     from mmdeploy_ext.contract.metadata import read_metadata
@@ -120,5 +127,6 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     load_weights(detector)
     side.prepare(detector, metadata)
     default = diff_bars_of(metadata.options.get('precision'))
+    settings = dict(fresh=not args.no_fresh, against_float64=bool(args.against))
     with after_weights():
-        return first_difference(detector, path, side, feeds, default.at(args.rtol), fresh=not args.no_fresh)
+        return first_difference(detector, path, side, feeds, default.at(args.rtol), **settings)

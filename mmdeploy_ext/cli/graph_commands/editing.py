@@ -41,7 +41,7 @@ def _finish(args: argparse.Namespace, before: onnx.ModelProto, after: onnx.Model
 
 @COMMANDS.add(
     'extract',
-    'Write some nodes as a model of their own',
+    'Write some nodes as a separate model',
     argument('--nodes NODE...', "names, patterns ('/backbone/*') or positions ('#12')", []),
     argument('--tensors TENSOR...', 'also the nodes that compute these tensors; names or patterns', []),
     OUTPUT,

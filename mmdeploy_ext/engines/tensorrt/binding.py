@@ -97,7 +97,7 @@ class Session:
 
     def _feed(self, port: Port, feeds: Mapping[str, np.ndarray]) -> int:
         if port.name not in feeds:
-            raise ShapeError(f'input {port.name!r} is missing; it takes {port.dtype} {port.shape}')
+            raise ShapeError(f'input {port.name!r} is missing; it expects {port.dtype} {port.shape}')
         array = np.asarray(feeds[port.name], order='C')  # `ascontiguousarray` would give a scalar an axis
         if array.dtype != np.dtype(port.dtype):
             raise ShapeError(f'input {port.name!r}: got {array.dtype}, expected {port.dtype}')

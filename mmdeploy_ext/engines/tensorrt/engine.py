@@ -98,7 +98,7 @@ def prepare(
     fixed = for_tensorrt.parse_constants(constants)
     model = for_tensorrt.fix_inputs(files.load(source), fixed)
     if files.is_large(model):
-        raise EngineError(f'{source}: is over 2 GiB, which no ONNX parser takes in one piece; split it')
+        raise EngineError(f'{source}: is over 2 GiB, which no ONNX parser reads in one piece; split it')
     built_with = None
     rtx = (tensorrt_package.installed_package(package, architectures) or package) != 'tensorrt'
     check_limits(model, rtx=rtx, file=str(source))
@@ -112,7 +112,7 @@ def prepare(
     elif rtx and (unknown := [number for number in architectures if number not in RTX_ARCHITECTURES]):
         raise EngineError(
             f'--sm {" ".join(map(str, unknown))}: tensorrt-rtx builds for '
-            f'{" ".join(map(str, RTX_ARCHITECTURES))}, and runs on no other; use tensorrt on such a GPU'
+            f'{" ".join(map(str, RTX_ARCHITECTURES))}, and does not run on others; use tensorrt on such a GPU'
         )
     patterns: Sequence[str] = ()
     if fp16:

@@ -32,7 +32,7 @@ _OTHERS = ('FLOAT', 'FLOAT16', 'BFLOAT16', 'INT8', 'INT4', 'FLOAT8E4M3FN', 'DOUB
 SUPPORTED_TYPES = INTEGERS.union(map(TensorProto.DataType.Value, _OTHERS))
 """Element types of tensors; DOUBLE is computed in float32 and refused as input or output."""
 CONSTANT_SHAPES = (
-    'export full with --max-candidates K and a fixed --shape (--max-proposals K, too, where proposals are '
+    'export full with --max-candidates K and a fixed --shape (also --max-proposals K if proposals are '
     'suppressed), or raw or decode'
 )
 RTX_OPERATORS = {
@@ -88,7 +88,7 @@ def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
         for value in values:
             element = value.type.tensor_type.elem_type
             if element not in SUPPORTED_TYPES or element == TensorProto.DOUBLE:
-                takes = 'TensorRT takes float32, float16, int32, int64, bool, uint8'
+                takes = 'TensorRT supports float32, float16, int32, int64, bool, uint8'
                 reason = f'{side} of type {types.dtype(element)}; {takes}'
                 refusals.append(Refusal(value.name, '', f'{reason}: cast it outside of the graph'))
     rules = _Rules(model, rtx)
@@ -110,7 +110,7 @@ def check_limits(model: onnx.ModelProto, *, rtx: bool, file: str) -> None:
         if tensors:
             counts.append('1 input or output' if tensors == 1 else f'{tensors} inputs or outputs')
         reasons = _listed_by_reason(refusals)
-        raise EngineError(f'{file}: {title} cannot take {" and ".join(counts)}: {reasons}')
+        raise EngineError(f'{file}: {title} does not support {" and ".join(counts)}: {reasons}')
 
 
 def check_turing(model: onnx.ModelProto, architectures: Collection[int], file: str) -> None:
@@ -209,7 +209,7 @@ class _Rules:
             for attribute in node.attribute:
                 if attribute.name == 'reduction' and attribute.s != b'none':
                     reduction = attribute.s.decode()
-                    return f'reduction={reduction!r} is not taken; scatter without a reduction'
+                    return f'reduction={reduction!r} is not supported; scatter without a reduction'
         return ''
 
     def _type_reason(self, node: onnx.NodeProto) -> str:

@@ -111,7 +111,7 @@ def check_architectures(package: Package, architectures: Sequence[int], local: i
             subject = '--sm' if requested else 'the GPU of this machine is SM'
             raise EngineError(
                 f'{subject} {" ".join(map(str, unknown))}: {package.name} {package.version} builds for '
-                f'{supported}, and runs on no other; use tensorrt on such a GPU'
+                f'{supported}, and does not run on others; use tensorrt on such a GPU'
             )
     elif set(architectures) != {local}:
         gpu = 'there is none' if local is None else f'that is SM {local}'

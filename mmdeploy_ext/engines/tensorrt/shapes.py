@@ -35,9 +35,9 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
         shapes = [tuple(map(int, part)) for part in parts]
         low, usual, high = shapes if len(shapes) == 3 else shapes * 3
         if not len(low) == len(usual) == len(high):
-            raise UsageError(f'--shapes {text}: MIN, OPT and MAX have to have the same number of axes')
+            raise UsageError(f'--shapes {text}: MIN, OPT and MAX must have the same number of axes')
         if not all(a <= b <= c for a, b, c in zip(low, usual, high, strict=True)):
-            raise UsageError(f'--shapes {text}: sizes have to grow from MIN over OPT to MAX')
+            raise UsageError(f'--shapes {text}: sizes must grow from MIN over OPT to MAX')
         if name in profiles:
             raise UsageError(f'--shapes {text}: {name} is given twice')
         profiles[name] = (low, usual, high)
@@ -62,7 +62,7 @@ def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, 
             profiles[tensor.name] = tuple(zip(*sizes, strict=True))
     if missing:
         raise UsageError(
-            f'--shapes: the graph has open axes, and no sizes are given for {"; ".join(missing)}: give {FORM}'
+            f'--shapes: the graph has dynamic axes without sizes: {"; ".join(missing)}: give {FORM}'
         )
     return profiles
 

@@ -15,12 +15,15 @@ import torch
 
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator
+from mmdeploy_ext.exporting.places import place_of
+from mmdeploy_ext.util.errors import ExportError
 
 MIN_OPSET = 19
+SETTINGS = ('stride', 'padding', 'dilation', 'groups', 'deform_groups')
 MODULE = 'mmcv.ops'
 """Name in `sys.modules`: mmcv need not be installed."""
-CALLERS = ['DeformConv2d', 'ModulatedDeformConv2d', 'SAConv2d']
-"""Classes that use mmcv's deformable convolutions; families add theirs."""
+CALLERS = ['DeformConv2d', 'ModulatedDeformConv2d', 'SAConv2d', 'deform_conv2d', 'modulated_deform_conv2d']
+"""Classes and functions of mmcv's deformable convolutions, and classes that use them; families add theirs."""
 
 
 class LeadingOffsets(torch.nn.Module):
@@ -45,6 +48,12 @@ def _leading(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _node(g: Any, inputs: tuple[Any, ...], weight: Any, *settings: Any) -> Any:
+    for name, value in zip(SETTINGS, settings, strict=False):
+        if isinstance(value, torch._C.Value):
+            raise ExportError(
+                f'deformable convolution: {name} is computed from a size, and ONNX takes a number: give '
+                f'one ({place_of(value.node())})'
+            )
     stride, pads, dilation = map(_pair, settings[:3])
     return g.op(
         'DeformConv',

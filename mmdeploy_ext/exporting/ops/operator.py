@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import inspect
 import re
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -244,7 +245,8 @@ class LibraryOperator:
     Attributes:
         title: the library's operator and ONNX's, for messages.
         opset: first opset with the ONNX operator.
-        types: names of module classes that use the operator; subclasses count.
+        types: names of module classes that use the operator, or of functions that the `forward` of one calls;
+            subclasses count.
         patch: context that is open during every export.
         translations: operator -> function, for the dynamo exporter's `custom_translation_table`.
     """
@@ -262,5 +264,10 @@ LIBRARY_OPERATORS: list[LibraryOperator] = []
 
 def operators_of(module: torch.nn.Module, without: Collection[str] = ()) -> list[LibraryOperator]:
     """Return the `LIBRARY_OPERATORS` that a module uses; `without` names module classes that do not count."""
-    names = {base.__name__ for part in module.modules() for base in type(part).__mro__} - {*without}
+    classes = {base for part in module.modules() for base in type(part).__mro__}
+    names = {base.__name__ for base in classes} - {*without}
+    for base in classes:
+        forward = vars(base).get('forward')
+        if base.__name__ in names and isinstance(forward, types.FunctionType):
+            names.update(forward.__code__.co_names)
     return [operator for operator in LIBRARY_OPERATORS if names.intersection(operator.types)]

@@ -40,6 +40,7 @@ def facts_of(model: nn.Module) -> AnchorFacts:
         max_num=int(head.test_cfg['max_num']),
         cells=cells_of(model),
         points=PILLARS if has_pillars(model) else None,
+        box_convention=model.box_convention,
     )
 
 

@@ -40,7 +40,8 @@ def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
 
 def facts_of(model: nn.Module) -> CenterPointFacts:
     points = PILLARS if has_pillars(model) else None
-    return CenterPointFacts(**head_settings(model.pts_bbox_head), points=points)
+    settings = head_settings(model.pts_bbox_head)
+    return CenterPointFacts(**settings, points=points, box_convention=model.box_convention)
 
 
 def head_settings(head: nn.Module) -> dict[str, Any]:

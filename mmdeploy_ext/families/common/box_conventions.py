@@ -1,4 +1,4 @@
-"""The box convention of a query model: mmdet3d 0.17 or 1.x."""
+"""The box convention of a model: mmdet3d 0.17 or 1.x."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,10 @@ from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CODER = 'NMSFreeCoder'
+OLD_DIRECTION = dict(dir_offset=0.0, dir_limit_offset=1.0)
+"""Defaults of `Anchor3DHead` of mmdet3d 0.17.2; 1.x has -pi / 2 and 0."""
+OLD_SIZES = [[1.6, 3.9, 1.56]]
+"""Default of 0.17.2's anchor generators; 1.x has [[3.9, 1.6, 1.56]]."""
 
 
 def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
@@ -22,18 +26,41 @@ def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
     return value
 
 
-def state_convention(model: nn.Module, cfg: Any) -> None:
+def check_coder(model: nn.Module, cfg: Any) -> None:
     coder = (part_cfg(cfg.model, 'pts_bbox_head').get('bbox_coder') or {}).get('type')
     if coder != CODER and isinstance(model.pts_bbox_head.bbox_coder, QueryBoxCoder):
         raise ConfigError(
             f'{cfg.filename}: model.pts_bbox_head.bbox_coder.type={coder!r}; expected {CODER}, or a head of '
             f'your own code that builds it, by custom_imports'
         )
+
+
+def state_convention(model: nn.Module, cfg: Any, default: str) -> None:
     boxes = stated(cfg, 'box_convention', CONVENTIONS)
-    model.box_convention, model.states_boxes = boxes or CONVENTIONS[0], bool(boxes)
+    model.box_convention, model.states_boxes = boxes or default, bool(boxes)
 
 
 def note_convention(model: nn.Module, checkpoint: Checkpoint) -> None:
     version = str(checkpoint.meta.get('mmdet3d_version') or '')
     if version and not model.states_boxes:
         model.box_convention = CONVENTIONS[0 if version.startswith('0.') else 1]
+
+
+def state_head_convention(model: nn.Module, cfg: Any, head: str) -> None:
+    """State the convention of a model with a head of anchors or centres, `cfg.model[head]`."""
+    state_convention(model, cfg, CONVENTIONS[1])
+    settings = cfg.model[head]
+    generator = settings.get('anchor_generator') or {}
+    model.old_defaults = {key: value for key, value in OLD_DIRECTION.items() if key not in settings}
+    if generator and 'sizes' not in generator:
+        model.old_defaults['sizes'] = OLD_SIZES
+
+
+def note_head_convention(model: nn.Module, checkpoint: Checkpoint, head: nn.Module) -> None:
+    """Note the convention of a checkpoint, and give a head of 0.x the defaults of 0.x."""
+    note_convention(model, checkpoint)
+    if model.box_convention == CONVENTIONS[0]:
+        for key, value in model.old_defaults.items():
+            owner = head if hasattr(head, key) else getattr(head, 'anchor_generator', None)
+            if hasattr(owner, key):
+                setattr(owner, key, value)

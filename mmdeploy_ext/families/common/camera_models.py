@@ -1,8 +1,10 @@
 """Families of several cameras: models and frames of their data sets."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mmdet.models.builder import MODELS as MMDET_MODELS
@@ -10,7 +12,7 @@ from mmdet3d.models import build_model
 from mmdet3d.models.builder import MODELS
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_by_name, refused_values, test_pipeline
+from mmdeploy_ext.config.config import refused_by_name, refused_values, test_datasets, test_pipeline
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common.detector_parts import part_cfg
@@ -18,11 +20,33 @@ from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.models.building import build_without_weights
 from mmdeploy_ext.models.catalogue import MODULES, register_named
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
+from mmdeploy_ext.runtime.infos import INFOS, read_infos
 from mmdeploy_ext.runtime.streams import StreamRuntime
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.errors import ConfigError, DataError
 from mmdeploy_ext.util.source_code import nearest_base
 
 DEFAULT_CAMERAS = 6
+
+
+def stated_cameras(cfg: Any) -> Mapping[str, Any]:
+    """Return `num_cams` of a config, else of the first sample of data.test; {}: neither states it."""
+    if 'num_cams' in cfg:
+        return cfg
+    files = [settings.get('ann_file') for settings in test_datasets(cfg)]
+    paths = [Path(file) for file in files if isinstance(file, str) and Path(file).suffix in INFOS]
+    cameras = first_cameras(paths[0], paths[0].stat().st_mtime_ns) if paths and paths[0].is_file() else 0
+    return dict(num_cams=cameras) if cameras else {}
+
+
+@functools.lru_cache(maxsize=8)
+def first_cameras(path: Path, _: int) -> int:
+    """Return the number of cameras of the first info of a file; 0: it cannot be read."""
+    try:
+        first = read_infos(path)[0]
+    except DataError:  # whoever builds the data set tells more
+        return 0
+    cameras = first.get('cams', first.get('images'))
+    return len(cameras) if isinstance(cameras, dict) else 0
 
 
 def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
@@ -54,7 +78,7 @@ class CameraModels:
     needed_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     absent_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     check_further: Callable[[Any], None] | None = None
-    camera_settings: Callable[[Any], Mapping[str, Any]] = lambda cfg: cfg
+    camera_settings: Callable[[Any], Mapping[str, Any]] = stated_cameras
     camera_steps: Callable[[Any], Sequence[Mapping[str, Any]]] = test_pipeline
 
     def head_of(self, cfg: Any) -> Mapping[str, Any]:

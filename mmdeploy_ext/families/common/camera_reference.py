@@ -31,6 +31,7 @@ class CameraReference(abc.ABC):
     Attributes:
         reads: fields of a `Frame` that the detector reads besides its images.
         outputs: tensors that are compared, by the names of the graphs, from `hooks` or taps.
+        head_name: attribute of the detector; '' is `pts_bbox_head`, or `head`.
         device: device of the weights.
         convention: box convention of the training (`box_conventions`), or ''.
         notes: sentences for the verdict.
@@ -38,10 +39,11 @@ class CameraReference(abc.ABC):
 
     reads: ClassVar[tuple[str, ...]]
     outputs: ClassVar[tuple[str, ...]]
+    head_name = ''
 
     def __init__(self, model: nn.Module, notes: Sequence[str] = ()) -> None:
         self.model, self.test = model, LastTest(model)
-        self.head_name = 'pts_bbox_head' if hasattr(model, 'pts_bbox_head') else 'head'
+        self.head_name = self.head_name or ('pts_bbox_head' if hasattr(model, 'pts_bbox_head') else 'head')
         self.head = getattr(model, self.head_name)
         self.device = next(model.parameters()).device
         self.convention: str = getattr(model, 'box_convention', '')
@@ -186,7 +188,7 @@ def inputs_of(frame: Frame, is_first: bool) -> Iterator[tuple[str, Tensor]]:
     """Yield name and tensor of a frame for a dump (`dumped_cameras` reads it)."""
     yield 'img', torch.from_numpy(np.array(frame.images))
     yield 'prev_exists', torch.tensor([0.0 if is_first else 1.0])
-    for name in ('lidar2img', 'intrinsics', 'ego_pose', 'can_bus', 'camera_times_s'):
+    for name in ('lidar2img', 'intrinsics', 'ego_pose', 'can_bus', 'camera_times_s', 'command'):
         if (values := getattr(frame, name)) is not None:
             yield name, torch.from_numpy(np.array(values, np.float64))
     if frame.timestamp_s is not None:

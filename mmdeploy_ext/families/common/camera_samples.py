@@ -21,10 +21,20 @@ KEYS = dict(
     timestamp_s=('timestamp',),
     camera_times_s=('img_timestamp',),
     can_bus=('can_bus',),
+    command=('gt_ego_fut_cmd',),
     scene_token=('scene_token',),
 )
 """Field of a frame -> its keys in a sample or its metas."""
-AXES = dict(lidar2img=3, intrinsics=3, ego_pose=2, ego_pose_inv=2, timestamp_s=0, camera_times_s=1, can_bus=1)
+AXES = dict(
+    lidar2img=3,
+    intrinsics=3,
+    ego_pose=2,
+    ego_pose_inv=2,
+    timestamp_s=0,
+    camera_times_s=1,
+    can_bus=1,
+    command=1,
+)
 """Field of numbers -> its number of axes; leading axes of length 1 are dropped."""
 
 

@@ -151,7 +151,7 @@ def plain_head(head: nn.Module) -> Head:
 def refuse_softmax(head: nn.Module) -> None:
     if not head.use_sigmoid_cls:
         raise ConfigError(
-            f'model.bbox_head.loss_cls.use_sigmoid=False: {type(head).__name__} takes sigmoids all the same, '
+            f'model.bbox_head.loss_cls.use_sigmoid=False: {type(head).__name__} takes sigmoids anyway, '
             f'also of the background; expected True'
         )
 

@@ -145,7 +145,7 @@ def check(model: Mapping[str, Any], options: Options) -> None:
         divisor = multiple_of(name, part)
         if options.height % divisor or options.width % divisor:
             raise UsageError(
-                f'--shape {options.height} {options.width}: {name} takes sizes that are multiples of '
+                f'--shape {options.height} {options.width}: {name} supports sizes that are multiples of '
                 f'{divisor}'
             )
 
@@ -224,7 +224,7 @@ def check_smallest(strides: Iterable[int], options: Options) -> None:
     largest = max(strides)
     if min(options.height, options.width) < largest:
         raise UsageError(
-            f'--shape {options.height} {options.width}: each side has to be at least the largest '
+            f'--shape {options.height} {options.width}: each side must be at least the largest '
             f'stride of the model, {largest} pixels'
         )
 

@@ -10,6 +10,7 @@ from torch import nn
 from mmdeploy_ext.config.config import refused_values, test_pipeline
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.families.base import BACKBONE, find_family
+from mmdeploy_ext.families.common.box_conventions import note_head_convention, state_head_convention
 from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.common.pillars import DYNAMIC_ENCODER, ENCODERS, MEANS, SCATTER, has_pillars
 from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
@@ -17,6 +18,7 @@ from mmdeploy_ext.families.common.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.models.building import build_without_weights, names_of_class
 from mmdeploy_ext.util.errors import ConfigError, UsageError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
+from mmdeploy_ext.weights.sparse_layouts import find_kernels
 
 UNTRACED = (
     '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', 'extract_pts_feat',
@@ -54,6 +56,7 @@ class LidarMethods:
         model = build_without_weights(cfg, build_model, 'img_backbone')
         if not has_pillars(model):
             find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
+        state_head_convention(model, cfg, f'{prefix_of(cfg.model)}bbox_head')
         return model
 
     def preprocess_rule(self, cfg: Any) -> Any:
@@ -64,10 +67,13 @@ class LidarMethods:
         return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        if has_pillars(model):
+        encoder = f'{parts_of(model).prefix}middle_encoder'
+        if find_kernels(getattr(model, encoder, nn.Module())):
+            load_whole(model, checkpoint, encoder)
+        else:  # pillars, or a user's model that derives from a LiDAR detector
             load_strict(model, checkpoint)
-        else:
-            load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
+        if hasattr(model, 'box_convention'):  # built by a family, not for parts
+            note_head_convention(model, checkpoint, parts_of(model).head)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)
@@ -99,7 +105,7 @@ def check_points_side(filename: str, model: Mapping[str, Any], detector: str, he
         _check_pillars(filename, model)
     for key in ('img_backbone', 'pts_fusion_layer'):
         if model.get(key):
-            raise ConfigError(f'{filename}: model.{key}: {detector} is exported for points alone')
+            raise ConfigError(f'{filename}: model.{key}: {detector} is exported only without cameras')
 
 
 def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:

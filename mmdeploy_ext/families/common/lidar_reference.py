@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
+from mmdet3d.core.bbox import Box3DMode
 
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.common.lidar_parts import Watch, bev_of, parts_of, watching
+from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.pillars import width_of_points
-from mmdeploy_ext.families.common.samples import detections
+from mmdeploy_ext.families.common.samples import BOX_TYPES, detections_in_1x
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
@@ -40,6 +41,12 @@ class LidarReference(abc.ABC):
         self.width = width_of_points(self.parts)
         self.device = next(model.parameters()).device
 
+    @property
+    def notes(self) -> list[str]:
+        convention = self.model.box_convention
+        about = f'trained with boxes of mmdet3d {convention}; results are compared as boxes of 1.x'
+        return [about] if convention == CONVENTIONS[0] else []
+
     def reset(self) -> None:  # noqa: B027
         """Nothing to do: no memory."""
 
@@ -65,7 +72,7 @@ class LidarReference(abc.ABC):
         tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         with single_thread():
             (result,) = self.test.again({f'{self.parts.prefix}bbox_head.forward': self.head_outputs(tensors)})
-        return detections(result.get('pts_bbox', result))
+        return detections_in_1x(result.get('pts_bbox', result), self.model.box_convention)
 
     @abc.abstractmethod
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
@@ -91,12 +98,14 @@ class LidarReference(abc.ABC):
         for name, value in tensors.items():
             tap(name, value)  # for `collect_taps` around this step
         outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
-        return StepResult(outputs, detections(result.get('pts_bbox', result)))
+        return StepResult(
+            outputs, detections_in_1x(result.get('pts_bbox', result), self.model.box_convention)
+        )
 
     def forward_arguments(self, sweep: Sweep, points: np.ndarray) -> dict[str, Any]:
         """Return the arguments of the detector's `forward`; `points` are (P, D) float32."""
         meta = dict(
-            box_type_3d=LiDARInstance3DBoxes,
+            box_type_3d=BOX_TYPES[self.model.box_convention],
             box_mode_3d=Box3DMode.LIDAR,
             sample_idx=sweep.name,
             pts_filename=sweep.name,

@@ -18,7 +18,7 @@ GRID_SAMPLE = Option(
 PASTE_MASKS = Option(
     'paste_masks',
     False,
-    'full form: masks pasted in the graph, at the size of the original (default: in the frame of the box)',
+    'full form: masks pasted in the graph, at the size of the original (default: inside the box)',
     key='paste_masks',
     only_with=('form', 'full'),
     group=options.OF_SOME,

@@ -277,7 +277,7 @@ def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
     semantic = roi_head.semantic_roi_extractor.roi_layers[0].output_size
     if any(larger % side for larger, side in zip(semantic, size, strict=True)):
         raise ConfigError(
-            f'model.roi_head.semantic_roi_extractor: output_size {tuple(semantic)} is no multiple of '
+            f'model.roi_head.semantic_roi_extractor: output_size {tuple(semantic)} is not a multiple of '
             f'{tuple(size)}, that of {kind}_roi_extractor'
         )
     return tuple(larger // side for larger, side in zip(semantic, size, strict=True))

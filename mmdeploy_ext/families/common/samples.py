@@ -62,6 +62,18 @@ def result(detections: Detections3D) -> dict[str, Any]:
     return dict(pts_bbox=rows)
 
 
+class ClockwiseBoxes(LiDARInstance3DBoxes):
+    """Boxes in the columns of 0.x: `bev`, which heads give to NMS, turns them clockwise."""
+
+    @property
+    def bev(self) -> torch.Tensor:
+        return self.tensor[:, [0, 1, 3, 4, 6]] * self.tensor.new_tensor([1, 1, 1, 1, -1])
+
+
+BOX_TYPES = dict(zip(CONVENTIONS, (ClockwiseBoxes, LiDARInstance3DBoxes), strict=True))
+"""Box convention -> `box_type_3d` of metas."""
+
+
 def detections_in_1x(result: Mapping[str, Any], convention: str) -> Detections3D:
     """Return `detections` with boxes of mmdet3d 1.x."""
     old = detections(result)

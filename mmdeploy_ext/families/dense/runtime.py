@@ -125,7 +125,7 @@ def postprocess_image(
         separated = boxes
         if len(boxes) and not facts.class_agnostic:
             separated = boxes + (labels.astype(np.float32) * (boxes.max() + np.float32(1)))[:, None]
-        rows = nms(separated, scores, facts.iou_threshold)
+        rows = nms(separated, scores, facts.iou_threshold, facts.max_per_img)
     else:
         rows = np.argsort(-scores, kind='stable')
     if facts.max_per_img > 0:

@@ -13,6 +13,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.anchor_heads import PER_CLASS_HEAD, UNTRACED, check_anchor_head
+from mmdeploy_ext.families.common.box_conventions import note_head_convention, state_head_convention
 from mmdeploy_ext.families.common.samples import only
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.imvoxelnet import graphs, samples
@@ -22,6 +23,7 @@ from mmdeploy_ext.models.building import build_without_weights, names_of_class
 from mmdeploy_ext.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 FRAME, HEAD = 'LIDAR', 'Anchor3DHead'
 """Supported `coord_type`, and the head or its base."""
@@ -69,7 +71,13 @@ class ImVoxelNetFamily(ImageFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         self.check_parts(cfg.filename, cfg.model)
-        return build_without_weights(cfg, builder.build_detector, 'backbone')
+        model = build_without_weights(cfg, builder.build_detector, 'backbone')
+        state_head_convention(model, cfg, 'bbox_head')
+        return model
+
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        super().load_weights(model, checkpoint)
+        note_head_convention(model, checkpoint, model.bbox_head)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.bbox_head.num_classes)

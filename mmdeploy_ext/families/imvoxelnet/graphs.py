@@ -6,6 +6,8 @@ Glossary: B batch, N voxels, X, Y, Z voxels along each axis, C channels, H, W ne
 maps of the picture, A anchors of a level, n results of the fullest picture, K classes.
 """
 
+import math
+
 import torch
 from torch import nn
 
@@ -41,7 +43,8 @@ def voxel_points(model: nn.Module) -> torch.Tensor:
 
 def facts_of(model: nn.Module) -> ImVoxelNetFacts:
     head = model.bbox_head
-    return ImVoxelNetFacts(**anchor_settings(head), max_per_img=int(head.test_cfg['max_num']))
+    limit, convention = int(head.test_cfg['max_num']), model.box_convention
+    return ImVoxelNetFacts(**anchor_settings(head), max_per_img=limit, box_convention=convention)
 
 
 def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
@@ -172,12 +175,16 @@ class FullForm(nn.Module):
             for level in range(self.facts.levels)
         ]
         rows = {name: torch.cat([level[name] for level in levels], 1) for name in levels[0]}
-        above = rows['boxes'][..., [0, 1, 3, 4, 6]]
+        is_old = self.facts.box_convention == '0.17'
+        above, yaw = rows['boxes'][..., [0, 1, 3, 4]], rows['boxes'][..., 6:7]
+        above = torch.cat([above, -yaw if is_old else yaw], 2)
         limits = self.facts.score_thr, self.facts.nms_thr, self.facts.max_num
         best, indices, labels = suppressed(above, rows['scores'], *limits)
         boxes, turned = (gather_rows(rows[name], indices) for name in ('boxes', 'turned'))
         yaw = turned_yaw(torch, boxes[..., 6:7], turned, self.facts)
-        boxes = torch.cat([boxes[..., :6], yaw, boxes[..., 7:]], 2)
+        sizes = boxes[..., [4, 3, 5] if is_old else [3, 4, 5]]
+        yaw = -yaw - math.pi / 2 if is_old else yaw
+        boxes = torch.cat([boxes[..., :3], sizes, yaw, boxes[..., 7:]], 2)
         return padded(dict(zip(FULL_NAMES, (boxes, best, labels), strict=True)))
 
     def decoded(

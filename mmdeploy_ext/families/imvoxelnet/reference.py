@@ -15,7 +15,7 @@ from mmdet3d.models.fusion_layers import point_fusion
 from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.families.common.anchor_heads import flat_outputs
 from mmdeploy_ext.families.common.mmdet_reference import batch_of, metas_of
-from mmdeploy_ext.families.common.samples import detections as detections_of
+from mmdeploy_ext.families.common.samples import BOX_TYPES, detections_in_1x
 from mmdeploy_ext.families.imvoxelnet.graphs import facts_of
 from mmdeploy_ext.families.imvoxelnet.runtime import PictureDetections3D
 from mmdeploy_ext.families.imvoxelnet.samples import feeds
@@ -67,10 +67,13 @@ class ImVoxelNetReference(ImageReference):
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[PictureDetections3D]:
         cameras = feeds(images, rescale)['drawn_camera']
         with torch.no_grad():
-            results = self.model(return_loss=False, img=batch_of(self.model, images), img_metas=metas(images))
+            batch, batch_metas = batch_of(self.model, images), metas(images)
+            for meta in batch_metas:
+                meta['box_type_3d'] = BOX_TYPES[self.model.box_convention]
+            results = self.model(return_loss=False, img=batch, img_metas=batch_metas)
         pictures = []
         for result, camera in zip(results, cameras, strict=True):
-            boxes = detections_of(result)
+            boxes = detections_in_1x(result, self.model.box_convention)
             rows = tuple(map(tuple, camera.tolist()))
             pictures.append(PictureDetections3D(boxes.boxes, boxes.scores, boxes.labels, camera=rows))
         return pictures

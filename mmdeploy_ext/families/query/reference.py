@@ -49,7 +49,7 @@ class QueryReference(ImageReference):
         if not graphs.num_proposals(self.model):
             return ''
         return (
-            f'the tensors {" and ".join(NAMES)} were not compared by themselves but by their results: which '
+            f'the tensors {" and ".join(NAMES)} were not compared on their own but by their results: which '
             'queries are the best ones rounds'
         )
 
@@ -109,7 +109,7 @@ class QueryMasksReference(ImageReference):
         if not supported_parts.attends_inside_masks(self.model.panoptic_head):
             return ''
         return (
-            f'the tensors {" and ".join(masks.NAMES)} were not compared by themselves but by their results: '
+            f'the tensors {" and ".join(masks.NAMES)} were not compared on their own but by their results: '
             'queries look inside their masks alone, so that a pixel at the threshold of a mask, which '
             'rounds, changes them'
         )

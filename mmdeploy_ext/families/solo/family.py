@@ -102,7 +102,7 @@ def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> Non
     grids = _grids_of(filename, head)
     if min(options.height, options.width) < max(grids):
         raise UsageError(
-            f'--shape {options.height} {options.width}: each side has to be at least the largest grid of the '
+            f'--shape {options.height} {options.width}: each side must be at least the largest grid of the '
             f'model, {max(grids)} pixels'
         )
     cells = sum(grid**2 for grid in grids) * int(head.get('num_classes', 80))
@@ -111,5 +111,6 @@ def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> Non
     is_solov2 = 'SOLOV2Head' in names_of_class(HEADS, head['type'])
     if is_solov2 and any(side % multiple for side in (options.height, options.width)):
         raise UsageError(
-            f'--shape {options.height} {options.width}: SOLOv2 takes sizes that are multiples of {multiple}'
+            f'--shape {options.height} {options.width}: SOLOv2 supports sizes that are multiples of '
+            f'{multiple}'
         )

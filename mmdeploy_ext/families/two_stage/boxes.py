@@ -15,6 +15,7 @@ from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
 from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.config.user_modules import users_line
 from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
 from mmdeploy_ext.families.common.dense_heads import OWN, compares_products, place_of_method
@@ -41,6 +42,7 @@ PADDED = {(False, False, False): '', (False, True, True): 'lower', (False, False
 
 def padded_rows(roi_head: nn.Module) -> str:
     head, given = roi_head.bbox_head, []
+    place = place_of_method(roi_head, 'simple_test_bboxes')
     regions = next(head.parameters()).new_tensor([[4.0, 4, 12, 12], [4, 0, 12, 0], [0, 0, 0, 0]])
     logits = regions.new_ones(len(regions), 2)
 
@@ -55,12 +57,20 @@ def padded_rows(roi_head: nn.Module) -> str:
         replaced_entry(vars(head), 'get_bboxes', keep),
         torch.no_grad(),
     ):
-        roi_head.simple_test_bboxes([regions], metas, [regions], roi_head.test_cfg)
+        try:
+            roi_head.simple_test_bboxes([regions], metas, [regions], roi_head.test_cfg)
+        except Exception as error:  # a user's method raises what it likes
+            raised = f'{type(error).__name__}: {error}{users_line(error)}'
+            raise ConfigError(f'{place}, tried on three regions, raises {raised}: use {OWN}') from error
     zeros = tuple((given[0].reshape(len(regions), -1) == 0).all(1).tolist())
     if zeros not in PADDED:
-        place = place_of_method(roi_head, 'simple_test_bboxes')
         raise ConfigError(f'{place} leaves out other regions than any that we know: use {OWN}')
     return PADDED[zeros]
+
+
+def is_padding(regions: torch.Tensor, padding: str) -> torch.Tensor:
+    """Return (..., 1): whether regions (..., 4) get no outputs; `padding` is of `padded_rows`."""
+    return ((regions[..., 3:] if padding == 'lower' else regions) == 0).all(-1, keepdim=True)
 
 
 def check_head(head: nn.Module) -> None:
@@ -148,8 +158,7 @@ class Boxes(nn.Module):
             outputs = stage(maps, regions, stage_tensors)
             scores, *deltas = (tensor.reshape(*regions.shape[:2], -1) for tensor in outputs)
             if self.padding:
-                sides = regions[..., 3:] if self.padding == 'lower' else regions
-                padding = (sides == 0).all(-1, keepdim=True)
+                padding = is_padding(regions, self.padding)
                 scores = torch.where(padding, 0.0, scores)
                 if not isinstance(stage.head, bbox_heads.SABLHead):
                     deltas = [torch.where(padding, 0.0, tensor) for tensor in deltas]

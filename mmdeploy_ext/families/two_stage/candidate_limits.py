@@ -35,11 +35,9 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
         if 'max_candidates' in limits:
             raise UsageError(f'{first}: proposals are the results of this model; use --max-proposals')
     elif boxes.thresholds(heads['roi_head'].test_cfg).method:
-        raise UsageError(f'{first}: soft_nms takes turns in a Loop; export it without limits of candidates')
+        raise UsageError(f'{first}: soft_nms is a Loop; export it without limits of candidates')
     elif len(limits) < len(LIMITS):
-        raise UsageError(
-            f'{first}: the shapes are constant with --max-proposals and --max-candidates together; give both'
-        )
+        raise UsageError(f'{first}: constant shapes need both --max-proposals and --max-candidates')
     for name, available in _available(heads, options).items():
         if limits.get(name, 0) > available:
             raise UsageError(

@@ -30,7 +30,7 @@ from mmdeploy_ext.families.common.mmdet_reference import (
 from mmdeploy_ext.families.common.proposals import output_kinds, settings_of, suppression_entries
 from mmdeploy_ext.families.common.regions import feature_names, flat, part_of, roi_head_of, stages_of
 from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.families.two_stage.boxes import output_names
+from mmdeploy_ext.families.two_stage.boxes import is_padding, output_names, padded_rows
 from mmdeploy_ext.families.two_stage.file_tensors import (
     SAMPLED_BOXES,
     SAMPLED_MASKS,
@@ -158,7 +158,7 @@ class TwoStageReference(ImageReference):
         if not proposes(self.model) or output_kinds(self.model.rpn_head) == ('cls', 'reg'):
             return ''
         kind = type(self.model.rpn_head).__name__
-        return f'the proposals of {kind} were not compared by themselves but by their results'
+        return f'the proposals of {kind} were not compared on their own but by their results'
 
     def counts(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
         prefix = 'rpn.' if roi_head_of(self.model) else ''
@@ -179,9 +179,14 @@ class TwoStageReference(ImageReference):
         given = given_to_heads(self.model, tensors)
         expected: dict[str, np.ndarray] = {}
         actual: dict[str, np.ndarray] = {}
-        if 'roi_head._bbox_forward' in given and present_rows(tensors[PROPOSAL_ROWS]).any():
-            rows = spread_rows(present_rows(tensors[PROPOSAL_ROWS]), SAMPLED_BOXES)
-            for stage in range(stages_of(self.model.roi_head)):
+        if 'roi_head._bbox_forward' in given:
+            stages, present = stages_of(self.model.roi_head), present_rows(tensors[PROPOSAL_ROWS])
+            if stages == 1 and (padding := padded_rows(self.model.roi_head)):
+                # whose outputs the user's code, as the file, replaces behind this border
+                regions = torch.from_numpy(tensors[PROPOSAL_ROWS][..., :4])
+                present &= ~is_padding(regions, padding)[..., 0].numpy()
+            rows = spread_rows(present, SAMPLED_BOXES)
+            for stage in range(stages if present.any() else 0):
                 regions = tensors[f'regions_{stage}'] if stage else tensors[PROPOSAL_ROWS][..., :4]
                 result = run_head(self.model, '_bbox_forward', stage, given['extract_feat'], regions, rows)
                 outputs = flat((result['cls_score'], result['bbox_pred']))

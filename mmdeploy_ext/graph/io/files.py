@@ -4,7 +4,6 @@ import contextlib
 import copy
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from mmdeploy_ext.util.files import (
     is_special,
     read_onnx,
 )
+from mmdeploy_ext.util.folders import replaced_files
 
 CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
 """Errors that onnx raises if external data do not fit the model."""
@@ -103,15 +103,13 @@ def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = (
         Mm2OnnxError: writing fails, as on a full disk; the older file stays.
     """
     path = Path(path)
-    data = path.with_name(f'{path.name}.data')
+    data = data_of(path)
     targets = [path, data] if is_large(model) else [path]
     check_targets(targets, inputs)
     for source in inputs:  # a new digest would hide the damage
         check_whole(source)
-    if len(targets) > 1 and (path.is_symlink() or is_special(path)):
-        raise UsageError(
-            f'{path}: a model of this size has its weights in {data.name} beside it; give a file'
-        )
+    if len(targets) > 1:
+        check_pair(path)
     check_order(model, path)
     model = with_output_shapes(model)
     if len(targets) > 1:
@@ -121,6 +119,19 @@ def save(model: onnx.ModelProto, path: AnyPath, *, inputs: Sequence[AnyPath] = (
     with atomic_path(path) as temporary:
         temporary.write_bytes(sealed(model.SerializeToString()))
     return targets
+
+
+def data_of(path: Path) -> Path:
+    """File beside a model that has the weights of a large one."""
+    return path.with_name(f'{path.name}.data')
+
+
+def check_pair(path: Path) -> None:
+    """Raise UsageError for a place where a large model and the file of its weights cannot be written."""
+    if path.is_symlink() or is_special(path):
+        name = data_of(path).name
+        raise UsageError(f'{path}: a model of this size has its weights in {name} beside it; give a file')
+    check_writable(data_of(path))
 
 
 def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -145,17 +156,14 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
     """Write a model to `path` and its large tensors to `data`, which lies beside it."""
     import onnx_ir
 
-    with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
-        layout = dict(size_threshold_bytes=SMALLEST_EXTERNAL, alignment=ALIGNMENT, align_threshold=0)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix='.', suffix='.part') as folder:
-            new, new_data = Path(folder, path.name), Path(folder, data.name)
-            new_data.touch()
-            onnx_ir.save(onnx_ir.from_proto(model), new, external_data=data.name, **layout)
-            if checked and not is_sparse(model):
-                check_valid(new, path)
-            new.write_bytes(sealed(new.read_bytes(), new_data))
-            shutil.move(new, temporary)
-            shutil.move(new_data, temporary_data)
+    layout = dict(size_threshold_bytes=SMALLEST_EXTERNAL, alignment=ALIGNMENT, align_threshold=0)
+    with replaced_files(path) as folder:
+        new, new_data = folder / path.name, folder / data.name
+        new_data.touch()
+        onnx_ir.save(onnx_ir.from_proto(model), new, external_data=data.name, **layout)
+        if checked and not is_sparse(model):
+            check_valid(new, path)
+        new.write_bytes(sealed(new.read_bytes(), new_data))
 
 
 def is_large(model: onnx.ModelProto) -> bool:
@@ -167,7 +175,7 @@ def is_large(model: onnx.ModelProto) -> bool:
 def write(model: onnx.ModelProto, path: Path) -> None:
     """Write a model to `path` unchecked, for another program, with `NAME.data` beside it if it is large."""
     if is_large(model):
-        save_external(model, path, path.with_name(f'{path.name}.data'), checked=False)
+        save_external(model, path, data_of(path), checked=False)
     else:
         path.write_bytes(sealed(model.SerializeToString()))
 
@@ -258,8 +266,10 @@ def check_valid(model: onnx.ModelProto | Path, name: AnyPath) -> None:
     """Raise ModelFileError, with onnx.checker's message, for a model, or a file, that is not valid ONNX."""
     if isinstance(model, onnx.ModelProto) and is_sparse(model):
         return
+    opened = openable(model) if isinstance(model, onnx.ModelProto) else contextlib.nullcontext(model)
     try:
-        onnx.checker.check_model(model)
+        with opened as source:
+            onnx.checker.check_model(source)
     except onnx.checker.ValidationError as error:
         hint = ''
         if isinstance(model, onnx.ModelProto):

@@ -56,7 +56,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
             hint = f'{did_you_mean(name, inputs)}; it has {", ".join(inputs)}'
             raise UsageError(f'--constant {name}: is not an input{hint}')
         if array is None and name not in defaults:
-            raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
+            raise UsageError(f'--constant {name}: the file has no default; give {name}=VALUE,VALUE,...')
         if array is not None:
             element = inputs[name].type.tensor_type.elem_type
             axes = types.shape(inputs[name].type) or ()
@@ -67,7 +67,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
             with np.errstate(invalid='ignore'):  # NaN and infinity as integers
                 is_whole = dtype.kind not in 'iub' or np.array_equal(array, array.astype(dtype))
             if not is_whole:
-                raise UsageError(f'--constant {name}: the input takes {dtype}, got {array.tolist()}')
+                raise UsageError(f'--constant {name}: the input expects {dtype}, got {array.tolist()}')
             tensor = numpy_helper.from_array(array.astype(dtype).reshape(sizes), name)
             constants = [constant for constant in graph.initializer if constant.name != name]
             refill(graph, initializer=[*constants, tensor])

@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import (
     bodies,
     captured,
@@ -24,12 +25,15 @@ from mmdeploy_ext.graph.io.index import (
     refill,
     schema_of,
 )
-from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 from mmdeploy_ext.util.errors import ExportError
 
 HALF, SINGLE, DOUBLE = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE
 """Data types of tensors: float16, float32 and float64."""
+LOWER = dict(fp16=HALF, bf16=TensorProto.BFLOAT16)
+"""Precision below float32 -> data type of its tensors."""
+BF16_OPSET = 22
+"""First opset in which Conv takes bfloat16."""
 LARGEST_HALF = 65504.0
 """Largest number in float16."""
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
@@ -58,10 +62,43 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
     graph = _Graph(model, half_ends)
     inputs = {tensor.name for tensor in spec.inputs if tensor.single}
     outputs = {tensor.name for tensor in spec.outputs if tensor.single}
-    islands = graph.islands(inputs, outputs) | graph.not_defined_for_half() | graph.around_sub_graphs()
+    islands = graph.islands(inputs, outputs) | graph.unsupported()
     islands |= {position for nodes in match_patterns(graph.nodes, keep).values() for position in nodes}
     _Writer(graph, islands | graph.constants_of(islands), half_ends).write()
     return graph.model
+
+
+def to_lower(
+    model: onnx.ModelProto, precision: str, keep: Sequence[str] = (), half_ends: Iterable[str] = ()
+) -> onnx.ModelProto:
+    """Return the model with all in 'fp16' or 'bf16' but the nodes that `keep` fits, and those of `required`.
+
+    `half_ends`: inputs and outputs that change, too. bfloat16 takes a model of `of_opset`.
+    """
+    graph = _Graph(model, set(half_ends), LOWER[precision])
+    islands = {position for nodes in match_patterns(graph.nodes, keep).values() for position in nodes}
+    islands |= graph.required().keys()
+    _Writer(graph, islands | graph.constants_of(islands), set(half_ends)).write()
+    return graph.model
+
+
+def of_opset(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """Return the model in an opset whose Conv knows the precision: 22 for 'bf16'."""
+    if precision != 'bf16' or opsets_of(model)[''] >= BF16_OPSET:
+        return model
+    return onnx.version_converter.convert_version(model, BF16_OPSET)
+
+
+def required_fp32(model: onnx.ModelProto, precision: str) -> dict[str, str]:
+    """Return the first output of each node that stays float32 in any plan -> why."""
+    graph = _Graph(model, set(), LOWER[precision])
+    return {graph.nodes[position].output[0]: reason for position, reason in graph.required().items()}
+
+
+def compared_outputs(model: onnx.ModelProto) -> list[str]:
+    """Return the first output of each node behind an Equal of floats, see `_Graph.compared`."""
+    graph = _Graph(model, set())
+    return [graph.nodes[position].output[0] for position in sorted(graph.compared())]
 
 
 def exceeds_half(array: np.ndarray) -> bool:
@@ -69,8 +106,8 @@ def exceeds_half(array: np.ndarray) -> bool:
 
 
 class _Graph:
-    def __init__(self, model: onnx.ModelProto, half_ends: set[str]) -> None:
-        self.model = copy.deepcopy(model)
+    def __init__(self, model: onnx.ModelProto, half_ends: set[str], lower: int = HALF) -> None:
+        self.model, self.lower = copy.deepcopy(model), lower
         graph = self.model.graph
         self.captured = {name for node in graph.node for name in captured(node)}
         if self.captured & half_ends:
@@ -79,16 +116,16 @@ class _Graph:
                 f'stays float32; keep the inputs float32'
             )
         constants_to_initializers(graph, SINGLE)
-        if not any(tensor.data_type == HALF for tensor in graph.initializer):
+        if not any(tensor.data_type == lower for tensor in graph.initializer):
             # the spec was applied to a float32 graph: its float16 inputs and outputs are not written yet
             for value in (*graph.input, *graph.output):
                 if value.name in half_ends:
                     value.type.tensor_type.elem_type = SINGLE
-        types = {name: value_type.tensor_type for name, value_type in infer(self.model).items()}
-        self.elements = {name: tensor_type.elem_type for name, tensor_type in types.items()}
+        tensor_types = {name: value_type.tensor_type for name, value_type in types.infer(self.model).items()}
+        self.elements = {name: tensor_type.elem_type for name, tensor_type in tensor_types.items()}
         self.ranks = {
             name: len(tensor_type.shape.dim)
-            for name, tensor_type in types.items()
+            for name, tensor_type in tensor_types.items()
             if tensor_type.HasField('shape')
         }
         self.nodes = list(graph.node)
@@ -99,7 +136,39 @@ class _Graph:
                 self.constants.update(node.output)
 
     def floats(self, names: Iterable[str]) -> list[str]:
-        return [name for name in names if self.elements.get(name) in (HALF, SINGLE)]
+        return [name for name in names if self.elements.get(name) in (self.lower, SINGLE)]
+
+    def unsupported(self) -> set[int]:
+        return self.not_defined() | self.around_sub_graphs()
+
+    def required(self) -> dict[int, str]:
+        """Positions of nodes that stay float32 whatever their values are -> why."""
+        reasons = dict.fromkeys(self.around_sub_graphs(), 'read or written by a sub-graph')
+        reasons |= dict.fromkeys(self.not_defined(), f'ONNX has no {types.dtype(self.lower)} for it')
+        reasons |= dict.fromkeys(self.compared(), 'an Equal of floats compares it')
+        for tensor in self.model.graph.initializer if self.lower == HALF else ():
+            if tensor.data_type == SINGLE and exceeds_half(array := numpy_helper.to_array(tensor)):
+                text = f'overflow: its constant {tensor.name} has {np.abs(array[np.isfinite(array)]).max():g}'
+                readers = (place for place, node in enumerate(self.nodes) if tensor.name in node.input)
+                reasons |= dict.fromkeys(readers, text)
+        return {place: reasons[place] for place in sorted(reasons) if self.floats(self.ends(place))}
+
+    def ends(self, position: int) -> list[str]:
+        return [*self.nodes[position].input, *self.nodes[position].output]
+
+    def compared(self) -> set[int]:
+        """Nodes behind an Equal of floats, back to the last product.
+
+        SOLO keeps the cells that equal the maximum of their neighbourhood, and finds none if an engine rounds
+        one side only (toy SOLOv2 in ONNX Runtime: cosine 0.03).
+        """
+        positions, needed = set(), set()
+        for position, node in reversed(list(enumerate(self.nodes))):
+            is_compared = node.op_type == 'Equal' or not needed.isdisjoint(node.output)
+            if is_compared and node.op_type not in PRODUCTS and self.floats(node.input):
+                positions.add(position)
+                needed.update(self.floats(node.input))
+        return positions
 
     def is_weighted(self, node: onnx.NodeProto) -> bool:
         place = PRODUCTS.get(node.op_type)
@@ -111,8 +180,8 @@ class _Graph:
 
     def is_typed(self, node: onnx.NodeProto) -> bool:
         floats = self.floats([*node.input, *node.output])
-        is_half = any(self.elements[name] == HALF for name in floats)
-        return node.op_type in TYPED_OPS or not floats or is_half
+        is_lower = any(self.elements[name] == self.lower for name in floats)
+        return node.op_type in TYPED_OPS or not floats or is_lower
 
     def islands(self, inputs: set[str], outputs: set[str]) -> set[int]:
         single, needed = set(inputs), set(outputs)
@@ -134,8 +203,8 @@ class _Graph:
                 islands.add(position)
         return islands
 
-    def not_defined_for_half(self) -> set[int]:
-        opsets = opsets_of(self.model)
+    def not_defined(self) -> set[int]:
+        opsets, lower = opsets_of(self.model), f'tensor({types.dtype(self.lower)})'
         positions = set()
         for position, node in enumerate(self.nodes):
             schema = schema_of(node, opsets)
@@ -148,8 +217,8 @@ class _Graph:
             ]
             ends += [(place, name, schema.outputs) for place, name in enumerate(node.output)]
             for place, name, formals in ends:
-                types = formals[min(place, len(formals) - 1)].types if formals else ()
-                if self.elements.get(name) == SINGLE and 'tensor(float16)' not in types:
+                taken = formals[min(place, len(formals) - 1)].types if formals else ()
+                if self.elements.get(name) == SINGLE and lower not in taken:
                     positions.add(position)
         return positions
 
@@ -189,7 +258,7 @@ class _Writer:
                 self.elements[value.name] = HALF
         inner_names = self.inner_names_of_outputs()
         for position, node in enumerate(graph.nodes):
-            element = SINGLE if position in self.islands else HALF
+            element = SINGLE if position in self.islands else graph.lower
             is_typed = graph.is_typed(node)
             single = SINGLE_OPERANDS.get(node.op_type, ())
             new_node = copy.deepcopy(node)
@@ -224,17 +293,17 @@ class _Writer:
         for position, node in enumerate(graph.nodes):
             for name in outputs.intersection(graph.floats(node.output)):
                 outside = HALF if name in self.half_ends else graph.elements[name]
-                inside = SINGLE if position in self.islands else HALF
-                if node.op_type in TYPED_OPS or graph.elements[name] == HALF:
+                inside = SINGLE if position in self.islands else graph.lower
+                if node.op_type in TYPED_OPS or graph.elements[name] == graph.lower:
                     inside = graph.elements[name]
                 if inside != outside:
                     inner_names[name] = f'{name}/inner'
         return inner_names
 
     def operand(self, name: str, element: int) -> str:
-        if self.elements.get(name) not in (HALF, SINGLE) or self.elements[name] == element:
+        if self.elements.get(name) not in (self.graph.lower, SINGLE) or self.elements[name] == element:
             return name
-        new_name = f'{name}/{"half" if element == HALF else "single"}'
+        new_name = f'{name}/{"single" if element == SINGLE else "half"}'
         if new_name not in self.converted and name in self.initializers:
             array = numpy_helper.to_array(self.initializers[name])
             if element == HALF and exceeds_half(array):
@@ -243,7 +312,7 @@ class _Writer:
                     f'65504: keep the nodes that read it in float32 (--keep-fp32), or export with '
                     f'--precision fp32'
                 )
-            array = array.astype(np.float16 if element == HALF else np.float32)
+            array = array.astype(helper.tensor_dtype_to_np_dtype(element))
             self.new_initializers.append(numpy_helper.from_array(array, new_name))
         elif new_name not in self.converted:
             cast = helper.make_node('Cast', [name], [new_name], name=f'{new_name}/Cast', to=element)

@@ -13,10 +13,15 @@ import onnx
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata, read_entry
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, constant_value
 from mmdeploy_ext.graph.output_comparison import spec_of, with_half_ends
-from mmdeploy_ext.graph.passes.fp16 import PRODUCTS, exceeds_half, to_fp16
+from mmdeploy_ext.graph.passes.fp16 import (
+    PRODUCTS,
+    compared_outputs,
+    exceeds_half,
+    to_fp16,
+    to_lower,
+)
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 from mmdeploy_ext.util.errors import ModelFileError
 
@@ -31,17 +36,21 @@ def in_precision(
 ) -> onnx.ModelProto:
     """Return a finished float32 graph in the precision of its options, described in its metadata.
 
+    With `keep_results`, `keep_fp32` is the plan of a search: besides it only `required_fp32` stays.
     Metadata: `fp16.keep_fp32` (JSON list of patterns), `fp16.kept_nodes` and `fp16.nodes` (counts before the
     change).
 
     Args:
         model: float32; its inputs and outputs are the spec's.
         spec: dtype says which inputs and outputs are float16, `single` which parts stay float32.
-        options: `precision` ('fp32' or 'fp16') and `keep_fp32` (patterns of nodes) are read.
+        options: `precision`, `keep_results` and `keep_fp32` (patterns of nodes) are read.
         defaults: patterns of the family's float32 nodes; they may fit nothing, see `check_patterns`.
     """
     if options.precision == 'fp32':
         return model
+    if options.keep_results:
+        half_ends = [tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.dtype == 'float16']
+        return to_lower(model, options.precision, options.keep_fp32, half_ends)
     positions = match_patterns(model.graph.node, (*defaults, *options.keep_fp32))
     patterns = [*fp32_patterns(model), *(pattern for pattern, nodes in positions.items() if nodes)]
     result = to_fp16(model, spec, patterns)
@@ -83,9 +92,7 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
     """Return patterns of the nodes that stay float32 by default.
 
     - The stages after the network, `STAGES`.
-    - An Equal of floats, and its operands back to the last product: SOLO keeps the cells that equal the
-      maximum of their neighbourhood, and finds none if an engine rounds one side only (toy SOLOv2 in ONNX
-      Runtime: cosine 0.03).
+    - An Equal of floats, and its operands back to the last product, see `compared_outputs`.
     - Nodes that read a constant beyond float16, except products, up to the next product: YOLOF bounds
       exponentials by 1e8.
     """
@@ -97,25 +104,9 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
         for position, name in enumerate(names)
         if any(name.startswith(stage[:-1]) for stage in stages)
     }
-    floats = {
-        name
-        for name, value_type in types.infer(model).items()
-        if value_type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    }
-    compared: set[int] = set()
-    waiting = [
-        position
-        for position, node in enumerate(index.nodes)
-        if node.op_type == 'Equal' and node.input[0] in floats
-    ]
-    while waiting:
-        position = waiting.pop()
-        if position not in compared and index.nodes[position].op_type not in PRODUCTS:
-            compared.add(position)
-            producers = {index.producer(name) for name in floats.intersection(index.reads(position))}
-            waiting.extend(producers - {None})
-    single = compared | _beyond_half(model, index, staged)
-    return stages + [glob.escape(index.writes(position)[0]) for position in sorted(single)]
+    beyond = _beyond_half(model, index, staged)
+    single = [*compared_outputs(model), *(index.writes(position)[0] for position in sorted(beyond))]
+    return stages + list(map(glob.escape, dict.fromkeys(single)))
 
 
 def _beyond_half(model: onnx.ModelProto, index: Index, staged: set[int]) -> set[int]:
@@ -148,10 +139,13 @@ def family_patterns(model: onnx.ModelProto) -> list[str]:
     return [pattern for pattern, nodes in positions.items() if nodes]
 
 
-def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) -> onnx.ModelProto:
+def with_fp16_metadata(
+    model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str], keep_results: float = 0.0
+) -> onnx.ModelProto:
     """Return a copy with metadata of its conversion to float16, which is done already.
 
-    `fp16_io`: inputs and outputs were converted, too; `keep_fp32`: patterns of nodes that stayed float32.
+    `fp16_io`: inputs and outputs were converted, too; `keep_fp32`: patterns of nodes that stayed float32, the
+    plan of a search with `keep_results`.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     try:
@@ -159,6 +153,7 @@ def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequenc
     except ModelFileError:
         return model
     options = dict(metadata.options, precision='fp16', fp16_io=fp16_io, keep_fp32=list(keep_fp32))
+    options |= dict(keep_results=keep_results) if keep_results else {}
     spec = with_half_ends(metadata.spec) if fp16_io else metadata.spec
     changed = dataclasses.replace(metadata, options=options, spec=spec)
     result = copy.deepcopy(model)

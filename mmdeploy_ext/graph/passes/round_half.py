@@ -1,4 +1,4 @@
-"""float16 on a CPU: float32 arithmetic, with every value rounded that a float16 graph stores."""
+"""float16 and bfloat16 on a CPU: float32 arithmetic, with every value rounded that the graph stores."""
 
 import copy
 from collections.abc import Sequence
@@ -9,18 +9,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.io.index import bodies, refill
 from mmdeploy_ext.graph.io.types import infer, skeleton
-from mmdeploy_ext.graph.passes.fp16 import HALF, SINGLE
+from mmdeploy_ext.graph.passes.fp16 import LOWER, SINGLE
 from mmdeploy_ext.graph.passes.rename import rename_tensors
 from mmdeploy_ext.util.errors import ExportError
 
 
 def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model that computes in float32 and rounds each value that the float16 model stores.
+    """Return a model that computes in float32 and rounds each value that a lower model stores.
 
-    Inputs, defaults, outputs and metadata keep their dtypes; other constants of float16 become float32. A
-    model without float16 in its main graph is returned itself.
+    Inputs, defaults, outputs and metadata keep their dtypes; other constants of float16 or bfloat16 become
+    float32. A model without either in its main graph is returned itself.
     """
-    halves = {name for name, value in infer(model).items() if value.tensor_type.elem_type == HALF}
+    elements = {name: value.tensor_type.elem_type for name, value in infer(model).items()}
+    halves = {name: element for name, element in elements.items() if element in LOWER.values()}
     if not halves:
         return model
     result = copy.deepcopy(model)
@@ -28,7 +29,7 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     fed = {value.name for value in graph.input}  # a default keeps the type of its input, which is cast below
     initializers = [tensor if tensor.name in fed else _to_single(tensor) for tensor in graph.initializer]
     inputs, outputs = (
-        sorted(halves.intersection(value.name for value in values)) for values in (graph.input, graph.output)
+        sorted(halves.keys() & {value.name for value in values}) for values in (graph.input, graph.output)
     )
     new_names = {name: f'{name}/exact' for name in inputs} | {name: f'{name}/single' for name in outputs}
     nodes = [helper.make_node('Cast', [name], [f'{name}/exact'], to=SINGLE) for name in inputs]
@@ -39,7 +40,7 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
                 f'shown; keep it float32'
             )
         nodes += _rounded(node, halves, new_names)
-    nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=HALF) for name in outputs]
+    nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=halves[name]) for name in outputs]
     refill(graph, node=nodes, initializer=initializers, value_info=())
     return result
 
@@ -54,18 +55,18 @@ def _typed_nodes(model: onnx.ModelProto) -> Sequence[onnx.NodeProto]:
 
 
 def _to_single(tensor: TensorProto) -> TensorProto:
-    if tensor.data_type != HALF:
+    if tensor.data_type not in LOWER.values():
         return tensor
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
-def _rounded(node: onnx.NodeProto, halves: set[str], new_names: dict[str, str]) -> list[onnx.NodeProto]:
+def _rounded(node: onnx.NodeProto, halves: dict[str, int], new_names: dict[str, str]) -> list[onnx.NodeProto]:
     single = copy.deepcopy(node)
     single.input[:] = [new_names.get(name, name) for name in node.input]
     single.output[:] = [new_names.get(name, name) for name in node.output]
     for body in bodies(single):
         rename_tensors(body, lambda name: new_names.get(name, name))
-    if halves.isdisjoint(node.output):
+    if halves.keys().isdisjoint(node.output):
         return [single]
     for attribute in single.attribute:
         if attribute.name == 'to' and node.op_type == 'Cast':
@@ -77,6 +78,6 @@ def _rounded(node: onnx.NodeProto, halves: set[str], new_names: dict[str, str]) 
         if name in halves:
             output, unrounded, rounded = single.output[place], f'{name}/unrounded', f'{name}/rounded'
             single.output[place] = unrounded
-            casts.append(helper.make_node('Cast', [unrounded], [rounded], to=HALF))
+            casts.append(helper.make_node('Cast', [unrounded], [rounded], to=halves[name]))
             casts.append(helper.make_node('Cast', [rounded], [output], to=SINGLE))
     return [single, *casts]

@@ -197,7 +197,7 @@ def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto
     """Apply `set_shapes`; `parse` reads each text."""
     parsed, inputs = dict(map(parse, texts)), Index(model).inputs
     if len(parsed) < len(texts):
-        raise UsageError(f'{" ".join(texts)}: a name stands there twice; give each input or axis once')
+        raise UsageError(f'{" ".join(texts)}: a name appears twice; give each input or axis once')
     axes = {name: shape[0] for name, shape in parsed.items() if name not in inputs and len(shape) == 1}
     return set_shapes(model, {name: shape for name, shape in parsed.items() if name not in axes}, axes)
 

@@ -48,7 +48,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
     if is_large(model):
         raise ExportError(
-            'onnxslim takes models of up to 2 GiB, and this one is larger; fold does most of what it does'
+            'onnxslim supports models of up to 2 GiB, and this one is larger; fold does most of what it does'
         )
     inputs = {value.name for value in model.graph.input}
     prepared = copy.deepcopy(model)
@@ -61,7 +61,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ExportError(
             f'onnxslim failed on the model ({type(error).__name__}: {error}); try fold'
         ) from error
-    refill(slim.graph, input=model.graph.input)
+    # onnxslim goes through sets of symbols: its shapes of inner tensors have other names in each process
+    refill(slim.graph, input=model.graph.input, value_info=())
     slim.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in inputs)
     keys = {entry.key for entry in slim.metadata_props}
     slim.metadata_props.extend(entry for entry in model.metadata_props if entry.key not in keys)

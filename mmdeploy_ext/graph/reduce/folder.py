@@ -49,7 +49,7 @@ def check_folder(target: str | os.PathLike[str]) -> None:
     """Raise UsageError if `target` is a file or a folder that is not empty, or cannot be made or written."""
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f'--out {target}: is there already; give the name of a new folder')
+        raise UsageError(f'--out {target}: already exists; give the name of a new folder')
     check_replaceable(target)
     check_writable(target / 'model.onnx')
 

@@ -39,6 +39,8 @@ SMALL = 320
 LARGEST = 1_000_000
 """Pixels, height times width: upper bound of a larger `InputSizes.other`."""
 Size = tuple[int, int]
+LARGE_OBJECT = 512
+"""Root of the pixels of a smaller input: an object that fills it is of the last level of RoI extractors."""
 BATCHES = (1, 2, 3)
 """Batches of a dynamic file: faults of batches begin at 2, faults of pairs at 3."""
 
@@ -85,20 +87,21 @@ def proof_inputs(detector: Detector, options: Options, images: Sequence[Picture]
 
 
 def plain_inputs(detector: Detector, options: Options) -> list[ProofInput]:
-    """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most."""
-    maker, size, inputs = _Inputs(detector, options, []), (options.height, options.width), []
+    """Return an input per colour of `PLAIN`: a detector finds nothing in most."""
+    maker, inputs = _Inputs(detector, options, []), []
     for title, value in PLAIN.items():
-        picture = title, np.full((*size, detector.rule.picture_bands), value, np.uint8)
-        inputs.append(maker.fixed('plain picture, nothing found', [picture] * options.batch))
+        picture = title, np.full((*maker.smaller, detector.rule.picture_bands), value, np.uint8)
+        pictures = [picture] * options.batch
+        inputs.append(maker.fixed('plain image, nothing found', pictures, maker.smaller))
     return inputs
 
 
 def zoomed_input(detector: Detector, options: Options, picture: Picture, box_xyxy: np.ndarray) -> ProofInput:
-    """Return an input of the traced size, filled by the box (4,) of a picture, pixels."""
-    title, image_bgr = picture
-    view = zoomed(image_bgr, box_xyxy, (options.height, options.width))
+    """Return an input filled by the box (4,) of a picture, pixels."""
+    maker, (title, image_bgr) = _Inputs(detector, options, []), picture
+    view = zoomed(image_bgr, box_xyxy, maker.smaller)
     pictures = [(titled(title, 'zoomed'), view)] * options.batch
-    return _Inputs(detector, options, []).fixed('zoomed, an object fills it', pictures)
+    return maker.fixed('zoomed, an object fills it', pictures, maker.smaller)
 
 
 def with_plain_picture(detector: Detector, case: ProofInput, plain: ProofInput) -> ProofInput:
@@ -118,6 +121,7 @@ class _Inputs:
         self.detector, self.options, self.images = detector, options, images
         self.size = options.height, options.width
         self.sizes = other_sizes(detector, options) if options.dynamic else None
+        self.smaller = smaller_size(detector, options) if options.dynamic else self.size
         spec = detector.family.spec(detector.model, options)
         self.optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
         self.optional = () if options.required_inputs else self.optional
@@ -216,8 +220,8 @@ class _Inputs:
             self._unaligned(second, sizes.other, sizes.divisor),
             self.fixed('W > 2H', views(sizes.wide, 1), sizes.wide),
             self.fixed('H > 2W, batch 3', views(sizes.tall, 3), sizes.tall),
-            self.fixed('dark', [(titled(title, 'dark'), dark(picture))]),
-            self.fixed('bright', [(titled(title, 'bright'), bright(picture))]),
+            self.fixed('dark', [(titled(title, 'dark'), dark(picture))], self.smaller),
+            self.fixed('bright', [(titled(title, 'bright'), bright(picture))], self.smaller),
         ]
 
     def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
@@ -247,7 +251,9 @@ class _Inputs:
         prepared = dataclasses.replace(self.detector.rule, **changes, img_scale=scale).apply(image[1])
         height, width = prepared.img_shape
         if step == 1:
-            return ProofInput(f'sides that are no multiple of {STRIDE}', (prepared,), (image,), rescale=True)
+            return ProofInput(
+                f'sides that are not multiples of {STRIDE}', (prepared,), (image,), rescale=True
+            )
         padded = (height, width) != prepared.tensor.shape[1:]
         name = f'other size, padded from {height}x{width}' if padded else 'other size'
         return ProofInput(name, (prepared,), (image,))
@@ -291,6 +297,17 @@ def other_sizes(detector: Detector, options: Options) -> InputSizes:
         other=fine if is_fine else other,
         divisor=1 if is_fine else step,
     )
+
+
+def smaller_size(detector: Detector, options: Options) -> Size:
+    """Return a size of about `LARGE_OBJECT` squared that a dynamic file takes, at most the traced size."""
+    image = picture_of(detector.family, detector.model, options)
+    size = options.height, options.width
+    scale = LARGE_OBJECT / math.sqrt(math.prod(size))
+    if scale >= 1:
+        return size
+    smaller = _aligned(tuple(math.ceil(side * scale) for side in size), math.lcm(STRIDE, image.multiple))
+    return smaller if detector.family.reference(detector.model).takes(image, *smaller) else size
 
 
 def fits(detector: Detector, options: Options, size: Size) -> bool:

@@ -40,9 +40,11 @@ class FileTensor:
         """Read a tensor; UsageError for sequences, maps, optionals and texts."""
         tensor_type = value.type.tensor_type
         if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
-            raise UsageError(f'{path}: {value.name!r} is no tensor; expected inputs and outputs of tensors')
+            raise UsageError(
+                f'{path}: {value.name!r} is not a tensor; expected inputs and outputs of tensors'
+            )
         if tensor_type.elem_type == TensorProto.STRING:
-            raise UsageError(f'{path}: {value.name!r} holds texts; expected inputs and outputs of numbers')
+            raise UsageError(f'{path}: {value.name!r} holds strings; expected inputs and outputs of numbers')
         axes = None
         if tensor_type.HasField('shape'):
             axes = tuple(
@@ -154,7 +156,8 @@ def _arguments(
         if set(sample) == set(file_inputs):
             return tuple(_with_tensors([sample[name] for name in file_inputs])), {}
         raise UsageError(
-            f'{title}: {unknown[0]!r} is no argument of {module_title(module)}{signature}; name tensors as '
+            f'{title}: {unknown[0]!r} is not an argument of {module_title(module)}{signature}; name '
+            'tensors as '
             f"the module's arguments, or all of them as the file's inputs: {', '.join(file_inputs)}"
         )
     args = tuple(sample) if isinstance(sample, list | tuple) else (sample,)
@@ -191,7 +194,7 @@ def _refuse_equal(names: Sequence[str], place: str) -> None:
     if equal := [name for name, count in counts.items() if count > 1]:
         raise UsageError(
             f'{place} {counts[equal[0]]} tensors are called {equal[0]!r}, by their keys and indices joined '
-            f'with dots; let a wrapper of the module take and return tensors of different names'
+            f'with dots; wrap the module so that its tensors have different names'
         )
 
 
@@ -205,7 +208,7 @@ def pair_names(
         return dict(zip(file_names, module_names, strict=True))
     raise UsageError(
         f'{place} are {", ".join(file_names)}; {module} are {", ".join(module_names)}: the counts differ and '
-        f'the names do not fit; let a wrapper of the module take and return the tensors of the file'
+        f'the names do not match; wrap the module so that it has the tensors of the file'
     )
 
 
@@ -217,7 +220,7 @@ def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
     fed = array.astype(dtype)
     if array.dtype.kind != dtype.kind or (dtype.kind in 'iu' and not np.array_equal(fed, array)):
         raise UsageError(
-            f'{title}: the tensor for {tensor.text} is {array.dtype}; give it as the dtype of the file'
+            f'{title}: the tensor for {tensor.text} is {array.dtype}; convert it to the dtype of the file'
         )
     return fed
 

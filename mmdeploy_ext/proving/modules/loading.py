@@ -46,7 +46,7 @@ def make_samples(target: str) -> list[Any]:
     """Return the samples (`calls.read_call`) of `FILE.py:function`."""
     samples = call_function(target)
     if not isinstance(samples, Iterable):
-        raise UsageError(f'--samples {target}: gives {samples!r}; expected samples, one by one')
+        raise UsageError(f'--samples {target}: gives {samples!r}; expected an iterable of samples')
     return list(samples)
 
 
@@ -65,7 +65,7 @@ def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
         except UsageError:
             raise
         except CANNOT_READ as error:
-            raise UsageError(f'{file}: is no .npz file of plain arrays: {one_line(error)}') from error
+            raise UsageError(f'{file}: is not a .npz file of plain arrays: {one_line(error)}') from error
         if not sample:
             raise UsageError(f'{file}: holds no array; expected one per argument of the module')
         samples.append(sample)

@@ -43,7 +43,7 @@ from mmdeploy_ext.proving.open_points import add_code
 from mmdeploy_ext.util.arrays import to_array
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, one_line, shape_text
-from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.util.files import sha256_file, sha256_onnx
 from mmdeploy_ext.util.source_code import model_classes, versions
 from mmdeploy_ext.verdict.comparison import compare_named, failed_row, same_bits
 from mmdeploy_ext.verdict.matching import in_order_of, is_other_choice, is_tied, tied_choices
@@ -215,7 +215,7 @@ class ModuleProof:
             source = None
         return dict(
             file=self.path,
-            file_sha256=sha256_file(self.path),
+            file_sha256=sha256_onnx(self.path),
             module=module_title(self.module),
             source=source or '',
             source_sha256=sha256_file(source) if source and os.path.isfile(source) else '',  # a notebook
@@ -238,8 +238,8 @@ class ModuleProof:
                 sizes = zip(axes, shape, strict=True)
                 if any(isinstance(axis, int) and axis != size for axis, size in sizes):
                     raise UsageError(
-                        f'{call.title}: {argument} is {shape_text(shape)}, {self.path} takes '
-                        f'{name} {shape_text(axes)}; give samples of this size, or a file with open axes'
+                        f'{call.title}: {argument} is {shape_text(shape)}, {self.path} expects '
+                        f'{name} {shape_text(axes)}; give samples of this size, or a file with dynamic axes'
                     )
 
     def _check_names(self) -> None:
@@ -271,7 +271,7 @@ class ModuleProof:
                     return Check(title, False, f'frozen: the results of the module depend on {name}')
                 varied = True
         if not varied:
-            return Check(title, False, f'the module takes no other {name}: nothing shows that it is unused')
+            return Check(title, False, f'unused? the module fails with another {name}')
         self.verdict.notes.append(f'argument {name}: neither the module nor the file uses it')
         return Check(title, True)
 
@@ -288,7 +288,7 @@ class ModuleProof:
             return dataclasses.replace(result, left_out='not compared: not asked for')
         if self.model.producer_name != 'pytorch':
             writer = self.model.producer_name or 'an unknown program'
-            reason = f'not compared: written by {writer}; what torch.onnx.export writes would be'
+            reason = f'not compared: written by {writer}; only files of torch.onnx.export are compared'
             return dataclasses.replace(result, left_out=reason)
         for plain in (True, False) if self._is_by_dynamo() else (True,):
             try:
@@ -311,10 +311,7 @@ class ModuleProof:
 
     def _another_graph(self, difference: str) -> str:
         options = f'dynamo={self._is_by_dynamo()}, opset_version={opsets_of(self.model).get("", 0)}'
-        return (
-            f'not compared: another graph than that of torch.onnx.export with {options} of this PyTorch, '
-            f'which would be ({difference})'
-        )
+        return f'not compared: this PyTorch exports another graph with {options} ({difference})'
 
     def _is_by_dynamo(self) -> bool:
         nodes = self.model.graph.node[:1]
@@ -477,7 +474,7 @@ class ModuleProof:
             outputs = in_order_of(reference, outputs, [n for n in reference if n not in choices], self.rtol)
             left_out |= choices
             self.not_compared(
-                f'{comparison.call.title}: {", ".join(choices)}: which of equal values a top-k takes'
+                f'{comparison.call.title}: {", ".join(choices)}: which of equal values a top-k selects'
             )
         sides = ({n: side[n] for n in side if n not in left_out} for side in (reference, outputs))
         return compare_named(*sides, self.rtol, self.path, self.rounding(comparison))
@@ -496,9 +493,9 @@ class ModuleProof:
         verdict, references = self.verdict, [one.reference for one in self.comparisons if one.outputs]
         seen = {row.tensor for case in self.cases for row in case.tensors if row.max_abs is not None}
         if unseen := [name for name in self.outputs if references and name not in seen]:
-            verdict.add_failures([f'{", ".join(unseen)}: empty on every input, nothing of it was compared'])
+            verdict.add_failures([f'{", ".join(unseen)}: empty for every input, so it was not compared'])
         if len(self.cases) > 1 and all(same_bits(references[0], other) for other in references[1:]):
-            reason = 'the module gives the same results for all inputs: nothing shows that inputs are used; '
+            reason = 'the module returns the same results for all inputs, so its inputs may be unused; '
             verdict.add_failures([f'{reason}give samples that differ'])
         if self.cases and self.cases[0].passed:
             again = self._compare(self.calls[0])
@@ -506,7 +503,7 @@ class ModuleProof:
             if not all(
                 row.passed or not references[0][row.tensor].size for row in (*self._rows(again), *repeated)
             ):
-                verdict.add_failures(['the first sample gives other results when it is run again at the end'])
+                verdict.add_failures(['the first sample gives different results when it runs again'])
         verdict.add_outputs(self.cases)
         failed = (one for one, case in zip(self.comparisons, self.cases, strict=True) if not case.passed)
         if first := next(failed, None):
@@ -527,7 +524,7 @@ def _not_finite(arrays: Arrays) -> set[str]:
 def _check_evaluating(module: Callable[..., Any]) -> None:
     if not callable(module):
         raise UsageError(
-            f'{type(module).__name__} is no module: expected an nn.Module or a function of tensors'
+            f'{type(module).__name__} is not a module: expected an nn.Module or a function of tensors'
         )
     if isinstance(module, torch.nn.Module):
         training = [name or 'the module' for name, part in module.named_modules() if part.training]

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 OF_DATASET = 2
 """Number of compared samples of the user's data set."""
-EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token')
+EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token', 'command')
 """Values that have to be equal (`images` unless the data set has a `picture_rtol`)."""
 NEAR = ('lidar2img', 'intrinsics', 'ego_pose')
 """Matrices, which data sets keep in float32."""
-OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
+OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token', 'command')
 """Values that a data set may lack, see `Frame`."""
 MATRIX_RTOL = 2e-6
 """Tolerance of matrices, relative to the largest value: three products of float32."""
 RECORD_RTOL = 1e-9
 """Tolerance of a CAN bus record, relative to its largest value (metres): float64."""
-READABLE = 'prove where the file data.test.ann_file is: its samples are compared then'
+READABLE = 'run the proof where data.test.ann_file is, so that its samples are compared'
 """Advice for a data set that cannot read generated infos."""
 
 
@@ -75,7 +75,7 @@ def compare_prepared(
     titles = tuple(title for title, _, _ in compared)
     differences = tuple(difference for _, of_moment, _ in compared for difference in of_moment)
     if absent := dict.fromkeys(name for _, _, missing in compared for name in missing):
-        notes.append(f'without {", ".join(absent)}, which samples of the data set lack')
+        notes.append(f'without {", ".join(absent)}, which the samples of the data set do not have')
     return PreprocessingResult(titles, unit, differences, gaps=tuple(notes), error=error)
 
 
@@ -92,7 +92,7 @@ def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]
         yield 'without test-time augmentation'
     kind = data_class(test_dataset(cfg).get('type'), 'DATASETS')
     if kind not in (None, data_class(generated['type'], 'DATASETS')) and is_users_class(kind):
-        yield f'without {kind.__name__} of data.test, whose files are of another kind'
+        yield f'without {kind.__name__} of data.test: its files are of another kind'
 
 
 def _generated_moments(detector: Detector, generated: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
@@ -113,8 +113,9 @@ def _compare_moment(
     expected, data = _read_sample(family, dataset, index, infos)
     try:
         (moment,) = family.data.moments(detector.cfg, rule, infos, getattr(dataset, 'data_root', None))
-    except Mm2OnnxError:
-        raise
+    except Mm2OnnxError as error:
+        place = f'{getattr(dataset, "ann_file", type(dataset).__name__)}: info {index}'
+        raise DataError(str(error).replace(f'{infos}: info 0', place)) from error
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise DataError(f'{type(error).__name__}: {error}') from error
     voxels = getattr(rule, 'voxels', rule)

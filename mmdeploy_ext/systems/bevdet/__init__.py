@@ -9,7 +9,7 @@ register_family(
     options=(
         own_contract(
             'portable',
-            'one graph of plain operators; poses, views of frames before and their motion are inputs',
+            'one graph of plain operators; poses, previous views and their motion are inputs',
         ),
     ),
     facts='mmdeploy_ext.systems.bevdet.facts:BevDetFacts',

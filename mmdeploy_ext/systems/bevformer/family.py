@@ -8,9 +8,15 @@ from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.families.common.box_conventions import note_convention, state_convention, stated
+from mmdeploy_ext.families.common.box_conventions import (
+    check_coder,
+    note_convention,
+    state_convention,
+    stated,
+)
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
+from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.systems.bevformer.data import BevFormerData
@@ -49,7 +55,7 @@ def check_parts(filename: str, model: nn.Module) -> None:
                 if found:
                     raise ConfigError(
                         f'{filename}: {found} is never called: BEVFormerHead of mm2onnx goes through the '
-                        f'layers of encoder and decoder by itself; use a head of your own code, by '
+                        f'layers of encoder and decoder by itself; use your own head, by '
                         f'custom_imports'
                     )
 
@@ -65,7 +71,7 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
         if wrong := [f'{key}={layer[key]}' for key, is_other in differs.items() if is_other]:
             raise ConfigError(
                 f'{filename}: model.pts_bbox_head.transformer.encoder.transformerlayers: {", ".join(wrong)}; '
-                f'expected those of the published configs, or layers of your own code, by custom_imports'
+                f'expected those of the published configs, or your own layers, by custom_imports'
             )
 
 
@@ -102,7 +108,8 @@ class BevFormerFamily(CameraFamily, SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)
-        state_convention(model, cfg)
+        check_coder(model, cfg)
+        state_convention(model, cfg, CONVENTIONS[0])
         if not getattr(model, 'video_test_mode', True):  # the default of BEVFormer's class
             raise ConfigError(
                 f'{cfg.filename}: model.video_test_mode is not stated, and False by default: the model then '

@@ -85,7 +85,7 @@ class BEVFusionFamily(SequenceFamily):
         if depth is not None and depth.ndim == 4 and depth.shape[1] == 6:
             raise CheckpointError(
                 f'{checkpoint.path}: {DEPTH_KERNEL} takes six depth channels, as mit-han-lab/bevfusion has '
-                f'after db75150; this model takes one: use a published checkpoint, or one trained by db75150'
+                f'after db75150; this model has one: use a published checkpoint, or one trained by db75150'
             )
         if getattr(model, 'fork', None):
             model.fork.checkpoint = str(Path(checkpoint.path).resolve())

@@ -337,7 +337,7 @@ class ForkReference(BEVFusionReference):
         convention = facts['box_convention']
         turned = '' if convention == '1.x' else '; they were turned into those of mmdet3d 1.x to be compared'
         lines = [
-            f'the reference is the code of {facts["root"]}, through its test path, in a process of its own',
+            f'the reference is the code of {facts["root"]}, through its test path, in a separate process',
             'the graphs are our implementation with the same weights',
             f'its boxes are those of {CONVENTIONS[convention]}{turned}',
             *(f'patched in the reference: {patch["name"]}: {patch["reason"]}' for patch in facts['patches']),

@@ -6,8 +6,7 @@ from mmdeploy_ext.contract.registry import FILM, register_family
 OPTIONS = (
     own_contract(
         'portable',
-        'three graphs, the position embedding is one of its own and the head refuses that of another '
-        'calibration',
+        'three graphs; the position embedding is separate, and the head refuses one of another calibration',
     ),
 )
 

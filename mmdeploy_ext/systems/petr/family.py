@@ -8,8 +8,9 @@ from torch import nn
 
 from mmdeploy_ext.config.config import test_pipeline
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.families.common.box_conventions import note_convention, state_convention
+from mmdeploy_ext.families.common.box_conventions import check_coder, note_convention, state_convention
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
+from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.systems.petr.data import PetrData
@@ -79,7 +80,8 @@ class PetrFamily(CameraFamily, SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)
-        state_convention(model, cfg)
+        check_coder(model, cfg)
+        state_convention(model, cfg, CONVENTIONS[0])
         model.picture_size = tuple(self.preprocess_rule(cfg).size)  # height and width without padding
         model.start_gap_s = start_gap_s(cfg)
         return model

@@ -60,7 +60,7 @@ def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.
     if not gap > 0:
         raise DataError(
             f'camera_times_s: the pictures are {gap:.6f} s newer than those of the frame before, expected '
-            f'more than 0; skip the frame, or call reset() where a new drive begins'
+            f'more than 0; skip the frame, or call reset() when a new drive starts'
         )
     return gap
 

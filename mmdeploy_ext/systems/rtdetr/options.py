@@ -6,7 +6,7 @@ from mmdeploy_ext.families.common.options import GRID_SAMPLE
 FUSE = Option(
     'fuse',
     True,
-    'branches of RepVGG blocks become one convolution (default: they do)',
+    'merge the branches of RepVGG blocks into one convolution (default: yes)',
     group=OF_SOME,
 )
 DYNAMIC_BATCH = Option('dynamic_batch', False, 'the batch stays dynamic, the size is fixed', group=OF_SOME)

@@ -1,7 +1,5 @@
 """Sparse4D: supported configs and models."""
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +7,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.config.config import replaced_entry, test_dataset, test_pipeline
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import samples
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels, is_one_of
 from mmdeploy_ext.families.common.detector_parts import part_cfg
+from mmdeploy_ext.families.common.instance_anchors import camera_steps, spread_anchors
+from mmdeploy_ext.families.common.runtime.instance_boxes import COLUMNS, InstanceBoxes
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.systems.sparse4d.data import Sparse4DData
 from mmdeploy_ext.systems.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.systems.sparse4d.graphs import FEATURES, graphs
-from mmdeploy_ext.systems.sparse4d.memory import COLUMNS, InstanceBoxes
 from mmdeploy_ext.systems.sparse4d.model.version import check_version
 from mmdeploy_ext.systems.sparse4d.reference import Sparse4DReference
 from mmdeploy_ext.systems.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DOnnx
@@ -31,26 +30,6 @@ MEMORY = dict(
     confidence=ColumnGroup(rtol=0.0, atol=2e-4),
     prev_id=ColumnGroup(rtol=0.0, atol=0.0),
 )
-
-GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
-RADIUS_M, SIZE_M = 52.0, (4.0, 1.8, 1.7)
-"""Radius of the disc of anchors without a file, sizes of a car."""
-
-
-def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
-    chosen = {name: value for name, value in test_dataset(cfg).items() if name == 'data_aug_conf'}
-    resize = dict(chosen, type='ResizeCropFlipRotImage', training=False)
-    return [resize if step['type'] == 'ResizeCropFlipImage' else step for step in test_pipeline(cfg)]
-
-
-def spread_anchors(count: int) -> np.ndarray:
-    """Return anchors (count, 11) of cars in a disc around the ego vehicle, which differ in each column."""
-    index = np.arange(count)[:, None]
-    turn, radius = index * GOLDEN_ANGLE, RADIUS_M * np.sqrt((index + 0.5) / count)
-    spread = np.sin(index * np.arange(2, 9))  # of height, sizes and velocity
-    places, sizes = [radius * np.cos(turn), radius * np.sin(turn)], np.log(SIZE_M) + 0.4 * spread[:, 1:4]
-    yaws, velocities = [np.sin(3 * turn), np.cos(3 * turn)], 2.0 * spread[:, 4:]
-    return np.hstack([*places, spread[:, :1], sizes, *yaws, velocities]).round(3)
 
 
 class Sparse4DFamily(CameraFamily, SequenceFamily):

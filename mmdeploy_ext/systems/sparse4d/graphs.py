@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps, map_shapes
-from mmdeploy_ext.systems.sparse4d.model import steps
-from mmdeploy_ext.systems.sparse4d.model.steps import Pictures, Remembered, feature_rows, run_head
+from mmdeploy_ext.models.sparse_instances import steps
+from mmdeploy_ext.models.sparse_instances.steps import Pictures, Remembered, feature_rows, run_head
 from mmdeploy_ext.systems.sparse4d.runtime import FORM, PREDICTIONS
 
 FEATURES = ColumnGroup(rtol=0.0, atol=1e-3)

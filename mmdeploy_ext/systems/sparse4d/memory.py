@@ -1,4 +1,4 @@
-"""The memory of Sparse4D v3: state between frames, track ids, and boxes.
+"""The memory of Sparse4D v3: state between frames, and track ids.
 
 A memory has `cached_feature` (1, M, C), `cached_anchor` (1, M, 11) in the LiDAR frame of the last frame,
 `confidence` (1, M), float32; `instance_id` (1, M) and `prev_id` (1,), the next id, int64.
@@ -12,25 +12,19 @@ cosine of the yaw, velocity vx, vy, vz (m/s).
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mmdeploy_ext.families.common.runtime.instance_boxes import CENTRE, COLUMNS, COSINE, SINE, VELOCITY
 from mmdeploy_ext.families.common.runtime.scores import top_rows
-from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import exact_sigmoid, relative_motion
 
 if TYPE_CHECKING:
     from mmdeploy_ext.systems.sparse4d.facts import Sparse4DFacts
 
-COLUMNS = 11
-CENTRE, LOG_SIZE, SINE, COSINE, VELOCITY = slice(0, 3), slice(3, 6), 6, 7, slice(8, 11)
-"""Where an anchor has them."""
 NO_ID = -1
-CENTERNESS = 0
-"""Column of the quality; the other one, of the yaw, is unused."""
 
 
 class TemporalInputs(NamedTuple):
@@ -132,41 +126,3 @@ def next_bank(
         instance_id=ids[:, kept],
         prev_id=np.array([next_id + (ids >= next_id).sum()], np.int64),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class InstanceBoxes(Detections3D):
-    """Boxes of one frame with track ids.
-
-    Attributes:
-        class_scores: (n,) float32 scores without centerness, for the published tracking evaluation. As
-            published, they are sorted by themselves: entry i may belong to another box than row i.
-    """
-
-    class_scores: np.ndarray | None = None
-
-
-def decode(
-    logits: np.ndarray, anchor: np.ndarray, quality: np.ndarray, facts: Sparse4DFacts, ids: np.ndarray
-) -> InstanceBoxes:
-    """Decode logits (1, A, K), anchors, quality (1, A, 2) and ids (1, A) of the last decoder layer."""
-    scores = exact_sigmoid(logits[0])
-    labels, scores = scores.argmax(1), scores.max(1)
-    rows = top_rows(scores, facts.max_num)
-    class_scores = scores[rows]
-    scores = class_scores * exact_sigmoid(quality[0, rows, CENTERNESS])
-    order = top_rows(scores, len(scores))
-    rows, scores, passes = rows[order], scores[order], np.ones(len(rows), bool)
-    if facts.score_threshold is not None:
-        passes = (class_scores >= np.float32(facts.score_threshold))[order]
-    boxes, labels = boxes_of_anchors(anchor[0, rows]), labels[rows].astype(np.int64)
-    return InstanceBoxes(boxes, scores, labels, ids[0, rows], class_scores)[passes]
-
-
-def boxes_of_anchors(anchor: np.ndarray) -> np.ndarray:
-    """Return boxes (n, 9) float32 of anchors (n, 11)."""
-    anchor = np.asarray(anchor, np.float32)
-    sizes, centre = np.exp(anchor[:, LOG_SIZE]), anchor[:, CENTRE].copy()
-    centre[:, 2] -= sizes[:, 2] * np.float32(0.5)
-    yaw = np.arctan2(anchor[:, SINE], anchor[:, COSINE])[:, None]
-    return np.concatenate([centre, sizes, yaw, anchor[:, VELOCITY][:, :2]], axis=1).astype(np.float32)

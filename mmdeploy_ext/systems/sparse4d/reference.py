@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.families.common.camera_reference import CameraReference, array
 from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.runtime.instance_boxes import InstanceBoxes
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.moments import special_drive
-from mmdeploy_ext.systems.sparse4d.memory import InstanceBoxes
 from mmdeploy_ext.systems.sparse4d.runtime import Sparse4DOnnx
 
 GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.families.common.runtime.instance_boxes import COLUMNS, InstanceBoxes, decode
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.streams import StreamRuntime
 from mmdeploy_ext.systems.sparse4d import memory as bank
-from mmdeploy_ext.systems.sparse4d.memory import InstanceBoxes, TemporalInputs
+from mmdeploy_ext.systems.sparse4d.memory import TemporalInputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +58,7 @@ class Sparse4DOnnx(StreamRuntime):
         rows = self.metadata.postprocess.num_temp
         return dict(
             cached_feature=(1, rows, self.channels),
-            cached_anchor=(1, rows, bank.COLUMNS),
+            cached_anchor=(1, rows, COLUMNS),
             confidence=(1, rows),
             instance_id=(1, rows),
             prev_id=(1,),
@@ -75,7 +76,7 @@ class Sparse4DOnnx(StreamRuntime):
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
     _, anchor, logits, quality = (outputs.get(name) for name in PREDICTIONS)
     rows = np.arange(logits.shape[1])[None]
-    return bank.decode(logits, anchor, quality, metadata.postprocess, outputs.get('instance_id', rows))
+    return decode(logits, anchor, quality, metadata.postprocess, outputs.get('instance_id', rows))
 
 
 QUANTISED = FORM

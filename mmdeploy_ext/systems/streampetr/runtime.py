@@ -79,7 +79,7 @@ def motion_since(memory: StreamState | None, frame: Frame) -> tuple[np.ndarray, 
     if seconds < 0:
         raise DataError(
             f'timestamp_s: got {frame.timestamp_s:.6f}, which is {-seconds:.6f} s before the last frame of '
-            f'the same scene; frames have to come in order: call reset() where a new drive begins'
+            f'the same scene; frames must come in order: call reset() when a new drive starts'
         )
     return relative_motion(memory.ego_pose, frame.ego_pose), seconds
 

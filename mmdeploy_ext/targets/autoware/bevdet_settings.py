@@ -30,7 +30,7 @@ def settings_rules(path: Path, model: onnx.ModelProto) -> Iterator[Violation]:
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        yield Violation(file, '', 'manifest', f'{file}: is no YAML: {one_line(error)}')
+        yield Violation(file, '', 'manifest', f'{file}: is not YAML: {one_line(error)}')
         return
     for key, expected, source in _stated(model):
         value = _entry(content, key)

@@ -162,6 +162,11 @@ class CenterPointFiles(AutowareContract):
         class_words(tasks[0]['class_names'], f'{cfg.filename}: class_names of the task')
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        if model.box_convention != '1.x':
+            raise ConfigError(
+                f'--contract autoware: the checkpoint has boxes of mmdet3d {model.box_convention}, expected '
+                f'1.x: the graph turns these into the boxes of the node'
+            )
         return graphs(model)
 
     def reference(self, model: nn.Module) -> NodeReference:

@@ -290,7 +290,7 @@ def _path_rules(node: Node, folder: Path, values: Mapping[str, Any]) -> Iterator
         path, is_read = PurePath(text), not key.endswith('engine_path')
         problem = ''
         if path.is_absolute() or '..' in path.parts:
-            problem = 'it leads out of the folder, which has to hold all files of the model'
+            problem = 'it leads out of the folder, which must hold all files of the model'
         elif is_read and not os.path.isfile(folder / path):
             problem = 'there is no such file; the path is relative to this folder'
         elif path in earlier:

@@ -36,7 +36,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ParameterFileError(f'cannot be read: {error.strerror}') from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ParameterFileError(f'is no YAML: {one_line(error)}') from error
+        raise ParameterFileError(f'is not YAML: {one_line(error)}') from error
     for key in (ANY_NODE, PARAMETERS):
         if not isinstance(content, dict) or key not in content:
             raise ParameterFileError(

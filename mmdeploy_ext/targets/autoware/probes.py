@@ -41,7 +41,7 @@ def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) 
             yield Violation(file, name, 'convention', f'{file}: of synthetic boxes {name} {treatment}')
     if set(found.values()) == {UNCHANGED, CONVERTED}:
         message = ', '.join(f'{name} is {treatment}' for name, treatment in found.items())
-        message = f'{file}: of synthetic boxes {message}; sizes and angles have to be of one convention'
+        message = f'{file}: of synthetic boxes {message}; sizes and angles must be of one convention'
         yield Violation(file, rot, 'convention', message)
     elif set(found.values()) == {UNCHANGED}:
         message = (

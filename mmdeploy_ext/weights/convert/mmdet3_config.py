@@ -54,7 +54,7 @@ def to_mmdet2_config(cfg: Any) -> Any:
         raise ConfigError(f'{filename}: model={model!r}, expected a dict with `type`')
     if not is_config3(cfg):
         raise ConfigError(
-            f'{filename}: is no config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
+            f'{filename}: is not a config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
         )
     try:
         values = _translated(cfg, model)
@@ -162,7 +162,9 @@ def _parse_values(path: str, text: object) -> dict[str, Any]:
                 raise ValueError(f'line {statement.lineno} is no `name = value`')
             values[statement.targets[0].id] = _parse_value(statement.value)
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f'{path}: meta.cfg is no plain config: {error}; give the config itself') from error
+        raise ConfigError(
+            f'{path}: meta.cfg is not a plain config: {error}; give the config itself'
+        ) from error
     return values
 
 

@@ -87,9 +87,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
     text = f'# The config of mmdet that fits {target.name}, written by {tool(solo_names.COMMAND)}.\n{text}'
     check_writable(config)
     if config.exists() and config.read_bytes() != text.encode():
-        raise UsageError(
-            f'{config}: is there already with other content; move it away or choose another name'
-        )
+        raise UsageError(f'{config}: already exists with other content; move it away or choose another name')
     with atomic_path(config) as temporary:  # the config gets its name after the checkpoint is written
         temporary.write_text(text, encoding='utf-8')
         conversion.save_checkpoint(target, converted.state_dict, meta)

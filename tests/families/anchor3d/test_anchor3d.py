@@ -23,7 +23,7 @@ from toy_centerpoint import ENGINE, paths_of, sweep, sweeps
 from verdicts import cases_of, matched_of
 
 
-@pytest.mark.parametrize('kind', in_suite(toy_anchor3d.KINDS, 'pointpillars', 'dynamic_voxels'))
+@pytest.mark.parametrize('kind', in_suite(toy_anchor3d.KINDS, 'old', 'pointpillars', 'dynamic_voxels'))
 def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
     detector, folder, *_ = toy_anchor3d.exported(kind)
     verdict = prove(detector, paths_of(folder), sweeps(3), ENGINE, timed=False)

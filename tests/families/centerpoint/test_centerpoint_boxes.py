@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from mmcv.ops import nms_rotated
-from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
 
 from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
 from mmdeploy_ext.families.centerpoint.graphs import head_settings
 from mmdeploy_ext.families.common.runtime.center_boxes import decode
+from mmdeploy_ext.families.common.samples import BOX_TYPES
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 from mmdeploy_ext.systems.bevdet.graphs import box_facts
 from toy_centerpoint import register
@@ -76,8 +76,9 @@ def random_outputs(head, seed, heat=-2.0):
     return tuple(task_outputs), named
 
 
-def upstream(head, task_outputs):
-    boxes, scores, labels = head.get_bboxes(task_outputs, [dict(box_type_3d=LiDARInstance3DBoxes)])[0]
+def upstream(head, task_outputs, convention='1.x'):
+    meta = dict(box_type_3d=BOX_TYPES[convention])
+    boxes, scores, labels = head.get_bboxes(task_outputs, [meta])[0]
     order = np.argsort(-scores.numpy(), kind='stable')
     return boxes.tensor.numpy()[order], scores.numpy()[order], labels.numpy()[order]
 
@@ -109,6 +110,19 @@ def test_decode_equals_get_bboxes(settings):
     np.testing.assert_allclose(found.boxes[:, : boxes.shape[1]], boxes, atol=4e-6, rtol=1e-6)
     np.testing.assert_allclose(found.scores, scores, atol=1e-6)
     np.testing.assert_array_equal(found.labels, labels)
+
+
+def test_suppression_of_0_17_turns_boxes_the_other_way():
+    head = make_head()
+    task_outputs, named = random_outputs(head, 0)
+    places = {}
+    for convention in BOX_TYPES:
+        boxes, scores, _ = upstream(head, task_outputs, convention)
+        found = decode(named, CenterPointFacts(**head_settings(head), box_convention=convention))
+        np.testing.assert_allclose(found.scores, scores, atol=1e-6)
+        np.testing.assert_allclose(found.boxes[:, :3], boxes[:, :3], atol=4e-6)
+        places[convention] = set(map(tuple, found.boxes[:, :2]))
+    assert places['0.17'] - places['1.x'] and places['1.x'] - places['0.17']
 
 
 def test_nothing_found_is_an_empty_result():

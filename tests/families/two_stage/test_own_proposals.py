@@ -12,6 +12,7 @@ from mmdet.models.roi_heads import StandardRoIHead
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.common import proposals
 from mmdeploy_ext.families.two_stage import boxes
+from mmdeploy_ext.families.two_stage.reference import TwoStageReference
 from mmdeploy_ext.util.errors import ConfigError
 from toy_two_stage import options_of, seeded, toy
 
@@ -127,5 +128,27 @@ def test_which_regions_are_padding_is_found_by_trying(is_padding, expected):
         head.__class__ = padding_head(pads)
         with pytest.raises(ConfigError, match=r'your Padding\.simple_test_bboxes .* other regions'):
             boxes.padded_rows(head)
+        head.__class__ = padding_head(lambda row: row[9])
+        with pytest.raises(ConfigError, match=r'your Padding\.simple_test_bboxes .* IndexError'):
+            boxes.padded_rows(head)
     finally:
         head.__class__ = own
+
+
+def test_a_proof_leaves_padding_out_where_the_users_code_replaces_its_outputs_later():
+    model = seeded('faster').eval()
+    model.roi_head.__class__ = padding_head(lambda row: row[3] == 0)
+    proposals = torch.tensor([[[4.0, 4, 40, 40, 0.9], [4, 0, 12, 0, 0.8], [8, 8, 60, 30, 0.7]]])
+    with torch.no_grad():
+        maps = model.extract_feat(torch.rand(1, 3, 64, 64))
+        rois = torch.cat([torch.zeros(3, 1), proposals[0, :, :4]], dim=1)
+        outputs = model.roi_head._bbox_forward(maps, rois)
+    tensors = {f'features_{level}': values.numpy() for level, values in enumerate(maps)}
+    for name in ('cls_score', 'bbox_pred'):
+        outputs[name][1] = 0
+        tensors[f'{name}_0'] = outputs[name][None].numpy()
+    tensors['proposals'] = proposals.numpy()
+    expected, actual = TwoStageReference(model).inner_tensors(tensors)
+    assert {name: len(values) for name, values in expected.items()} == dict(cls_score_0=2, bbox_pred_0=2)
+    for name, values in expected.items():
+        np.testing.assert_allclose(actual[name], values, rtol=1e-4, atol=1e-5)

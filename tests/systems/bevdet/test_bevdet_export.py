@@ -26,18 +26,12 @@ from mmdeploy_ext.detector import check_options
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops.operator import OPERATORS, operators_as
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.common.lift_graphs import view_axes
 from mmdeploy_ext.families.common.runtime.center_boxes import decode
+from mmdeploy_ext.families.common.runtime.lift_splat import border_points, frustum_places, rig_in_key_ego
 from mmdeploy_ext.runtime.infos import RigFrame, pose_of
 from mmdeploy_ext.synthetic.drive import synthetic_drive
-from mmdeploy_ext.systems.bevdet.graphs import view_axes
-from mmdeploy_ext.systems.bevdet.runtime import (
-    BevDetOnnx,
-    border_points,
-    cell_motion,
-    frustum_places,
-    rig_in_key_ego,
-    warp,
-)
+from mmdeploy_ext.systems.bevdet.runtime import BevDetOnnx, cell_motion, warp
 from mmdeploy_ext.systems.bevdet.targets.autoware_export import BevDetFiles
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_export import CppFiles, align, prepare
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_loop import (
@@ -47,10 +41,10 @@ from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_loop import (
     picture_places,
 )
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.export import PoolFiles
-from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.tables import intervals, point_cells
 from mmdeploy_ext.targets.autoware.check import read_manifest
 from mmdeploy_ext.targets.autoware.nodes import BEVDET
 from mmdeploy_ext.targets.plugins import bevdet_kernels as kernels
+from mmdeploy_ext.targets.plugins.bev_intervals import intervals, point_cells
 from mmdeploy_ext.util.errors import ConfigError, UsageError
 from planting import replaced
 from proofs import drive_row, prove
@@ -464,7 +458,7 @@ def test_intervals_of_another_rig_are_not_proven(deployed, exports):
     def stale(original):
         return lambda self, *rig: kept.setdefault('tables', original(self, *rig))
 
-    with replaced('mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.loop:PoolOnnx.tables', stale):
+    with replaced('mmdeploy_ext.targets.plugins.bev_intervals:PoolLoop.tables', stale):
         verdict = prove(detector, exports('bevdet', 'trt-plugin'), drive(detector))
     assert not verdict.passed
 

@@ -7,20 +7,19 @@ import numpy as np
 import pytest
 
 import upstream_goldens
+from mmdeploy_ext.families.common.runtime.instance_boxes import (
+    COSINE,
+    SINE,
+    VELOCITY,
+    boxes_of_anchors,
+    decode,
+)
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.systems.sparse4d import memory as functions
 from mmdeploy_ext.systems.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.systems.sparse4d.family import Sparse4DFamily
-from mmdeploy_ext.systems.sparse4d.memory import (
-    COSINE,
-    NO_ID,
-    SINE,
-    VELOCITY,
-    boxes_of_anchors,
-    decode,
-    project_anchors,
-)
+from mmdeploy_ext.systems.sparse4d.memory import NO_ID, project_anchors
 
 GOLDEN = upstream_goldens.SHARED / 'sparse4d'
 INPUTS = np.load(GOLDEN / 'inputs.npz').files if GOLDEN.is_dir() else ['f0_token']

@@ -16,9 +16,9 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import sparse4d_golden as golden
 from dev.seeded.sparse4d import sparse4d_weights
 from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.systems.sparse4d.model import steps
-from mmdeploy_ext.systems.sparse4d.model.aggregation import Features
-from mmdeploy_ext.systems.sparse4d.model.steps import CENTRE
+from mmdeploy_ext.models.sparse_instances import steps
+from mmdeploy_ext.models.sparse_instances.aggregation import Features
+from mmdeploy_ext.models.sparse_instances.steps import CENTRE
 from mmdeploy_ext.util.taps import collect_taps
 from sparse4d_border_points import nearest_decision
 

@@ -1,5 +1,6 @@
 """StreamPETR's configs: all load and build, leaves change the engine alone, upstream's load unchanged."""
 
+import pickle
 from pathlib import Path
 
 from mmdet3d.models import build_model
@@ -76,3 +77,18 @@ def test_a_config_in_upstreams_shape_loads_unchanged(tmp_path, monkeypatch):
     rule = family.preprocess_rule(cfg)
     assert (rule.input_size, rule.crop, rule.resized) == ((256, 704), (140, 0), (396, 704))
     assert rule.num_cameras == 6
+
+
+def test_without_num_cams_the_first_sample_of_the_data_set_tells_the_cameras(tmp_path):
+    cfg = load('stream_petr_toy')
+    family = find_family(cfg)
+    infos = [dict(cams={name: {} for name in ('left', 'front', 'right')}), dict(cams={})]
+    (tmp_path / 'infos.pkl').write_bytes(pickle.dumps(dict(infos=infos)))
+    cfg.data.test.ann_file = str(tmp_path / 'infos.pkl')
+    assert family.preprocess_rule(cfg).num_cameras == family.build(cfg).input_sizes[0] == 3
+    assert family.preprocess_rule(cfg.merge_from_dict(dict(num_cams=6)) or cfg).num_cameras == 6
+    (tmp_path / 'damaged.pkl').write_bytes(b'1')
+    for file in ('none.pkl', 'damaged.pkl'):
+        other = load('stream_petr_toy')
+        other.data.test.ann_file = str(tmp_path / file)
+        assert family.preprocess_rule(other).num_cameras == 6

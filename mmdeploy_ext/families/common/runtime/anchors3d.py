@@ -9,7 +9,7 @@ level, n anchors or boxes.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.facts import Bounds, Count, Facts, NotNegative, Posit
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 from mmdeploy_ext.runtime.detections import nms
-from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.detections3d import Detections3D, in_lidar_columns, seen_from_above
 from mmdeploy_ext.runtime.geometry import sigmoid
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class AnchorRule(Facts):
         nms_thr: bird's-eye IoU, exclusive; inclusive if `rotated`.
         rotated: IoU of rotated boxes, not of sizes along the axes.
         cells: rows and columns of the map of each range, for heads with a map per range (SSN); else empty.
+        box_convention: mmdet3d of the training; `sizes` and `rotations` are its.
     """
 
     num_classes: Count
@@ -69,6 +70,7 @@ class AnchorRule(Facts):
     nms_thr: NotNegative
     rotated: bool
     cells: tuple[Count, ...] = optional(())
+    box_convention: Literal['0.17', '1.x'] = optional('1.x')
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -137,6 +139,8 @@ def decode(outputs: Arrays, rule: AnchorRule) -> Detections3D:
     row, label = row[order], label[order]
     boxes = np.pad(boxes[row], [(0, 0), (0, 9 - rule.code_size)])
     boxes[:, 6] = turned_yaw(np, boxes[:, 6], turned[row], rule)
+    if rule.box_convention == '0.17':
+        boxes = in_lidar_columns(boxes)
     return Detections3D(boxes, scores[row, label], label)
 
 
@@ -187,4 +191,4 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, rule: AnchorRule) -> np.ndar
         centres, half_sizes = boxes[:, :2], boxes[:, 3:5] / np.float32(2)
         return nms(np.concatenate([centres - half_sizes, centres + half_sizes], axis=1), scores, rule.nms_thr)
     order = np.argsort(-scores, kind='stable')
-    return order[rotated_nms(boxes[order][:, [0, 1, 3, 4, 6]], rule.nms_thr)]
+    return order[rotated_nms(seen_from_above(boxes[order], rule.box_convention), rule.nms_thr)]

@@ -23,7 +23,7 @@ from mmdeploy_ext.contract.facts import (
 )
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
-from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
+from mmdeploy_ext.runtime.detections3d import Detections3D, in_lidar_columns, in_range, seen_from_above
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 VALUES = dict(reg=2, height=1, dim=3, rot=2, vel=2)
@@ -52,6 +52,7 @@ class CenterBoxFacts(Facts):
         min_radius: per task the squared distance of centres, m2, inclusive ('circle').
         post_center_limit_range: as `post_center_range`, after NMS ('rotate'); empty keeps all.
         nms_scale: per task factors of each class's sizes before NMS ('rotate'); empty scales nothing.
+        box_convention: mmdet3d of the training.
     """
 
     num_classes: Annotated[tuple[Count, ...], Bounds(1)]
@@ -71,6 +72,7 @@ class CenterBoxFacts(Facts):
     min_radius: tuple[NotNegative, ...]
     post_center_limit_range: Range | tuple[()]
     nms_scale: tuple[tuple[Positive, ...], ...] = optional(())
+    box_convention: Literal['0.17', '1.x'] = optional('1.x')
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -100,6 +102,8 @@ def decode(outputs: Mapping[str, np.ndarray], rule: CenterBoxFacts) -> Detection
         tasks.append((detections.boxes, detections.scores, detections.labels + first_label))
     boxes, scores, labels = (np.concatenate(column) for column in zip(*tasks, strict=True))
     boxes[:, 2] -= boxes[:, 5] * np.float32(0.5)
+    if rule.box_convention == '0.17':
+        boxes = in_lidar_columns(boxes)
     return Detections3D(boxes, scores, labels).best_first()
 
 
@@ -138,7 +142,7 @@ def suppress(detections: Detections3D, task: int, rule: CenterBoxFacts) -> Detec
         return detections[rows[: rule.post_max_size]]
     if rule.nms_score_threshold > 0:
         detections = detections[detections.scores >= np.float32(rule.nms_score_threshold)]
-    boxes_bev = detections.boxes[: rule.pre_max_size, [0, 1, 3, 4, 6]]
+    boxes_bev = seen_from_above(detections.boxes[: rule.pre_max_size], rule.box_convention)
     if rule.nms_scale:
         factors = np.float32(rule.nms_scale[task])[detections.labels[: rule.pre_max_size]]
         boxes_bev[:, 2:4] *= factors[:, None]

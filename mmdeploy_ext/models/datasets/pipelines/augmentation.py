@@ -72,7 +72,7 @@ class ResizeCropFlipRotImage:
                 raise DataError(
                     f'image of camera {index}: got {image.shape[0]}x{image.shape[1]} (height x '
                     f'width), data_aug_conf has H={expected[0]}, W={expected[1]}; intrinsics and '
-                    f'images have to be for that size'
+                    f'images must be for that size'
                 )
         transform = self.test_transform()
         results['img'] = [transform.image(img) for img in results['img']]

@@ -55,7 +55,7 @@ class ImageAug3D:
             if image.shape[:2] != self.source:
                 raise DataError(
                     f'picture of camera {index}: got {image.shape[0]}x{image.shape[1]} (height x width), '
-                    f'ImageAug3D has source={self.source}; intrinsics and pictures have to be of that size'
+                    f'ImageAug3D has source={self.source}; intrinsics and pictures must be of that size'
                 )
             images.append(change.image(image))
         moved, matrix = change.matrix(), np.eye(4, dtype=np.float32)

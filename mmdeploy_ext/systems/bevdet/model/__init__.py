@@ -1,10 +1,4 @@
 """BEVDet and BEVDet4D-longterm-depth at test time; parameters have upstream's names."""
 
-MODELS_3D = {
-    'dataset': ('BEVDetNuScenesDataset', 'LoadAnnotationsBEVDepth', 'PrepareImageInputs'),
-    'detector': ('BEVDepth4D', 'BEVDet', 'BEVDet4D'),
-    'encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
-    'head': ('BEVDetCenterHead',),
-    'view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
-}
+MODELS_3D = {'detector': ('BEVDepth4D', 'BEVDet', 'BEVDet4D'), 'head': ('BEVDetCenterHead',)}
 """Module -> types; they need mmdet3d."""

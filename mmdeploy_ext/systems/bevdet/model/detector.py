@@ -13,106 +13,28 @@ import torch
 from mmdet.models import DETECTORS
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models import builder
-from mmdet3d.models.detectors.mvx_two_stage import MVXTwoStageDetector
 from torch import Tensor
 from torch.nn import functional
 
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.models.lift_splat.detector import OWN, LiftSplatDetector, in_key_ego, own_part
 from mmdeploy_ext.util.taps import tap
-
-OWN = dict(CenterHead='BEVDetCenterHead', LSSViewTransformer='BEVDetViewTransformer')
-"""Type in a config that mmdet3d has, too -> the type that a detector builds."""
-
-
-def own_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(config, type=OWN.get(config['type'], config['type']))
-
-
-def only_map(maps: Any) -> Tensor:
-    return maps[0] if isinstance(maps, list | tuple) else maps
 
 
 @registered_if_named(DETECTORS, builds=tuple(OWN.values()))
-class BEVDet(MVXTwoStageDetector):
-    """Camera-only detector that lifts pictures into a bird's-eye view.
+class BEVDet(LiftSplatDetector):
+    """The detector with a head of boxes."""
 
-    `img_inputs` are pictures (B, N, 3, H, W), sensor2ego, ego2global (B, N, 4, 4), intrins, post_rots
-    (B, N, 3, 3), post_trans (B, N, 3) and bda (B, 3, 3); the key ego frame is that of the first camera.
-    """
+    def __init__(self, pts_bbox_head: Mapping[str, Any], **config: Any) -> None:
+        super().__init__(pts_bbox_head=own_part(pts_bbox_head), **config)
 
-    def __init__(
-        self,
-        img_view_transformer: Mapping[str, Any],
-        img_bev_encoder_backbone: Mapping[str, Any],
-        img_bev_encoder_neck: Mapping[str, Any],
-        pts_bbox_head: Mapping[str, Any],
-        **modules: Any,
-    ) -> None:
-        super().__init__(pts_bbox_head=own_part(pts_bbox_head), **modules)
-        self.img_view_transformer = builder.build_neck(own_part(img_view_transformer))
-        self.img_bev_encoder_backbone = builder.build_backbone(img_bev_encoder_backbone)
-        self.img_bev_encoder_neck = builder.build_neck(img_bev_encoder_neck)
-
-    def image_encoder(self, images: Tensor) -> Tensor:
-        """Return the feature maps (B, N, C, h, w) of pictures (B, N, 3, H, W)."""
-        maps = only_map(self.img_neck(self.img_backbone(images.flatten(0, 1))))
-        return tap('neck', maps).unflatten(0, images.shape[:2])
-
-    def bev_encoder(self, view: Tensor) -> Tensor:
-        return tap('bev_neck', only_map(self.img_bev_encoder_neck(self.img_bev_encoder_backbone(view))))
-
-    def bev_map(self, images: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the view (B, C, Y, X) of pictures, and depth, see `BEVDetViewTransformer.forward`."""
-        view, depth = self.img_view_transformer([self.image_encoder(images), *matrices])
-        tap('depth', depth)
-        return tap('bev_feat', view), depth
-
-    def extract_img_feat(
-        self, img: Sequence[Tensor], img_metas: Any = None, **unused: Any
-    ) -> tuple[list[Tensor], Tensor]:
-        images, sensor2ego, ego2global, *matrices = img
-        sensor2keyego = in_key_ego(ego2global[:, :1], ego2global, sensor2ego)
-        view, depth = self.bev_map(images, sensor2keyego, ego2global, *matrices)
-        return [self.bev_encoder(view)], depth
-
-    def forward(self, return_loss: bool = True, **data: Any) -> Any:
-        """Test, as mmcv's runners call it; NotImplementedError for training."""
-        if return_loss:
-            name = type(self).__name__
-            raise NotImplementedError(
-                f'{name} of mm2onnx runs at test time; train with the repository of BEVDet'
-            )
-        return self.forward_test(**data)
-
-    def forward_test(
-        self,
-        img_metas: Any = None,
-        img_inputs: Any = None,
-        points: Any = None,
-        rescale: bool = False,
-        **how: Any,
-    ) -> list[dict]:
-        """Return a list of one dict, 'pts_bbox' -> boxes, scores and labels, of one sample.
-
-        The metas are [one augmentation][one sample], `img_inputs` [one augmentation] of the inputs; `how` is
-        given to `extract_img_feat`.
-        """
-        if not isinstance(img_inputs, list) or len(img_inputs) != 1:
-            raise DataError(
-                f'{type(self).__name__} tests one augmentation: img_inputs has to be a list of one'
-            )
-        maps, _ = self.extract_img_feat(img_inputs[0], img_metas[0], **how)
+    def results_of(self, maps: Sequence[Tensor], img_metas: Sequence[Mapping[str, Any]]) -> list[dict]:
+        """Return a list of one dict, 'pts_bbox' -> boxes, scores and labels."""
         outputs = self.pts_bbox_head(maps)
         for name, tensor in outputs[0][0].items():
             tap(name, tensor)
-        samples = self.pts_bbox_head.get_bboxes(outputs, img_metas[0])
+        samples = self.pts_bbox_head.get_bboxes(outputs, img_metas)
         return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
-
-
-def in_key_ego(key2global: Tensor, ego2global: Tensor, sensor2ego: Tensor) -> Tensor:
-    """Return camera to key ego (..., 4, 4) float32, composed in float64."""
-    return (torch.inverse(key2global.double()) @ ego2global.double() @ sensor2ego.double()).float()
 
 
 @registered_if_named(DETECTORS, builds=tuple(OWN.values()))

@@ -7,7 +7,7 @@ register_contract(
     'autoware',
     'mmdeploy_ext.systems.bevfusion.targets.autoware_export:BEVFusionFiles',
     'mmdeploy_ext.systems.bevfusion.targets.autoware:AutowareBEVFusion',
-    help="the file that Autoware's bevfusion loads, of models of LiDAR alone",
+    help="the file that Autoware's bevfusion loads, of LiDAR-only models",
     fixes=dict(precision='fp32'),
     checks='mmdeploy_ext.targets.autoware.check',
 )

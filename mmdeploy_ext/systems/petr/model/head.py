@@ -119,7 +119,7 @@ class PETRHead(BaseModule):
         super().__init__(init_cfg)
         if not with_multiview or training.get('normedlinear') or training.get('with_position') is False:
             raise ConfigError(
-                f'{type(self).__name__}: with_multiview and with_position have to be True and normedlinear '
+                f'{type(self).__name__}: with_multiview and with_position must be True and normedlinear '
                 'False, as in the published configs'
             )
         self.num_classes, self.num_query, self.embed_dims = num_classes, num_query, embed_dims
@@ -222,6 +222,6 @@ class PETRv2Head(PETRHead):
         if not seconds:
             raise DataError(
                 'timestamp: both frames have the same times, so a displacement gives no velocity; '
-                'give the ages of the frame before in entries 6 to 11'
+                'give the ages of the previous frame in entries 6 to 11'
             )
         return seconds

@@ -19,8 +19,8 @@ from mmcv.utils import build_from_cfg
 from torch import Tensor, nn
 
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.systems.sparse4d.model import steps
-from mmdeploy_ext.systems.sparse4d.model.steps import NUMBERS, Remembered
+from mmdeploy_ext.models.sparse_instances import steps
+from mmdeploy_ext.models.sparse_instances.steps import NUMBERS, Remembered
 from mmdeploy_ext.util.errors import ConfigError, one_line
 
 NO_ID = -1

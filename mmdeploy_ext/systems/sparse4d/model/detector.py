@@ -12,7 +12,7 @@ from mmdet.models import DETECTORS, build_backbone, build_head, build_neck
 from torch import Tensor
 
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.systems.sparse4d.model.aggregation import Features, flatten_maps
+from mmdeploy_ext.models.sparse_instances.aggregation import Features, flatten_maps
 from mmdeploy_ext.util.errors import ConfigError, DataError
 from mmdeploy_ext.util.taps import tap
 

@@ -24,8 +24,8 @@ from mmdet.models import HEADS
 from torch import Tensor, nn
 
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.systems.sparse4d.model.aggregation import Features
-from mmdeploy_ext.systems.sparse4d.model.steps import CENTRE, LOG_SIZE, VELOCITY, Pictures, run_head
+from mmdeploy_ext.models.sparse_instances.aggregation import Features
+from mmdeploy_ext.models.sparse_instances.steps import CENTRE, LOG_SIZE, VELOCITY, Pictures, run_head
 from mmdeploy_ext.util.errors import ConfigError
 
 OPERATIONS = ('temp_gnn', 'gnn', 'norm', 'deformable', 'ffn', 'refine')

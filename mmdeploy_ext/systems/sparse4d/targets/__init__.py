@@ -7,6 +7,6 @@ register_contract(
     'deploy',
     'mmdeploy_ext.systems.sparse4d.targets.sparseend2end.export:SparseEnd2EndFiles',
     'mmdeploy_ext.systems.sparse4d.targets.sparseend2end.loop:SparseEnd2EndOnnx',
-    help="the backbone, the head of a first frame and that of the others, with the names of SparseEnd2End's "
+    help="the backbone and the heads of the first and of later frames, with the names of SparseEnd2End's "
     'files',
 )

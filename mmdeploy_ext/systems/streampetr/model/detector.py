@@ -54,7 +54,7 @@ class Petr3D(CameraDetector):
 
     def forward_test(self, img_metas: list, rescale: bool = False, **data: Any) -> list[dict]:
         if not isinstance(img_metas, list) or len(img_metas) != 1:
-            raise DataError('Petr3D tests one augmentation: img_metas has to be a list of one list')
+            raise DataError('Petr3D tests one augmentation: img_metas must be a list of one list')
         img = data.pop('img')[0]
         single = {key: values[0][0].unsqueeze(0) for key, values in data.items()}
         return self.simple_test(img_metas[0], img=img, **single)

@@ -6,7 +6,7 @@ from mmdeploy_ext.contract.registry import register_contract
 NODE_IMAGES = Option(
     'node_images',
     'bgr',
-    'planes of the pictures that the node feeds: bgr up to 0.51.0 (default), rgb after pull request 13167',
+    'planes of the images that the node feeds: bgr up to 0.51.0 (default), rgb after pull request 13167',
     ('bgr', 'rgb'),
     key='node_images',
     group=CONTRACT.group,

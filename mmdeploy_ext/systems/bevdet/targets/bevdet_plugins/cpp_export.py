@@ -19,11 +19,12 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 from mmdeploy_ext.families.common.detector_parts import test_cfg_of
+from mmdeploy_ext.families.common.lift_graphs import view_axes
 from mmdeploy_ext.families.common.traced_inputs import with_examples
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
+from mmdeploy_ext.models.lift_splat.depth_net import VECTOR
 from mmdeploy_ext.runtime.frames import Frame, StepResult
-from mmdeploy_ext.systems.bevdet.graphs import VIEWS, Network, adjacent_of, as_list, output_specs, view_axes
-from mmdeploy_ext.systems.bevdet.model.depth_net import VECTOR
+from mmdeploy_ext.systems.bevdet.graphs import VIEWS, BevDetHeads, adjacent_of, as_list, output_specs
 from mmdeploy_ext.systems.bevdet.reference import BevDetReference
 from mmdeploy_ext.systems.bevdet.runtime import VIEW
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_loop import (
@@ -34,8 +35,8 @@ from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_loop import (
     normalised,
     picture_places,
 )
-from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.export import REPLACED, TABLES, pooled
 from mmdeploy_ext.targets.folder_rules import node_cells
+from mmdeploy_ext.targets.plugins.bev_pool_export import REPLACED, TABLES, pooled
 from mmdeploy_ext.targets.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
 from mmdeploy_ext.util.errors import ConfigError
 
@@ -167,7 +168,7 @@ gather = _operator(
 )
 
 
-class CppFrame(Network):
+class CppFrame(BevDetHeads):
     """A frame with the four plug-ins."""
 
     def forward(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.systems.bevdet.runtime import VIEW, BevDetOnnx, camera_poses, cell_motion
+from mmdeploy_ext.families.common.runtime.lift_splat import camera_poses
+from mmdeploy_ext.systems.bevdet.runtime import VIEW, BevDetOnnx, cell_motion
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.loop import PoolOnnx
 from mmdeploy_ext.targets.plugins.bevdet_kernels import network_size, packed, sampled_places
 

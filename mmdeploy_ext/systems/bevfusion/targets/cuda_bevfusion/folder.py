@@ -141,7 +141,9 @@ def _node_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
         if node.domain in DEFAULT_DOMAINS:
             continue
         if (node.domain, node.op_type) != ('nv', PLUGIN):
-            message = f'{node.name}: {node.domain}::{node.op_type} is no operator of ONNX or of this engine'
+            message = (
+                f'{node.name}: {node.domain}::{node.op_type} is not an operator of ONNX or of this engine'
+            )
             yield Violation(file, '', 'operator', message)
             continue
         message = f'{node.name}: {PLUGIN} needs the plug-in of that name when the engine is built'

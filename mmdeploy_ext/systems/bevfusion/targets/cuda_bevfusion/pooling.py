@@ -105,7 +105,9 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
     metadata = read_metadata(path)
     metadata.require(path, FAMILY)
     if metadata.postprocess.view is None:
-        raise ModelFileError(f'{path}: is of LiDAR alone; expected an export with cameras, which are pooled')
+        raise ModelFileError(
+            f'{path}: is a LiDAR-only model; expected an export with cameras, which are pooled'
+        )
     rig = read_calibration(calibration)
     check_calibration(rig, metadata.preprocess.views.num_cameras, calibration)
     view = metadata.postprocess.view

@@ -1,0 +1,153 @@
+"""`precision`: float16, bfloat16 or INT8 where the results allow it, float32 where they need it, and why."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.cli.quantize_app import add_calibration, int8_layers
+from mmdeploy_ext.quantize import KEEP_RESULTS
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.commands import command
+from mmdeploy_ext.util.errors import UsageError, after_weights
+from mmdeploy_ext.util.files import check_outputs, write_json
+
+if TYPE_CHECKING:
+    import argparse
+
+PRECISIONS = ('int8', 'fp16', 'bf16')
+"""Choices of --to, the lowest first."""
+
+
+def build_parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(
+        description="Write a file in lower precision that keeps PyTorch's results, simulated on a CPU; say "
+        'which modules stay float32, and why.'
+    )
+    add = cli.adder(parser)
+    add('model m.onnx', 'float32 file, or folder of graphs, that mm2onnx exported')
+    shared.add_model_arguments(parser)
+    add(
+        '--to PRECISION...',
+        'fp16, bf16 or int8; int8 fp16: INT8, and float16 elsewhere',
+        choices=PRECISIONS,
+        required=True,
+    )
+    cli.add_output(
+        parser, '--out --output FILE', 'file or folder to write (default: MODEL with .fp16.onnx ...)'
+    )
+    add('--dry-run', 'find the plan, but write no file')
+    add('--json FILE', 'write the plan as JSON', writes='{}')
+    add('--keep-results SHARE', f'share of the results that is kept (default: {KEEP_RESULTS})', KEEP_RESULTS)
+    add(
+        '--keep-metric NAME DROP',
+        'instead: a metric of the data set and how much it may drop: bbox_mAP 0.001',
+        nargs=2,
+    )
+    add(
+        '--keep-fp32 PATTERN...',
+        "nodes that always stay in float32, by name, operator, module ('*', '?')",
+        [],
+    )
+    add('--images --input PATH...', 'samples whose results are kept, as in verify', [])
+    add('--frames N', 'most frames, or sweeps of each input', type=int)
+    shared.add_ignored_keys(parser)
+    add_calibration(parser, '--calibration-images N', required=False)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
+    from mmdeploy_ext.engines.precision_rules import rule_lines
+    from mmdeploy_ext.quantize.plan import show_plan, with_plan
+
+    cli.wait_passively()
+    precisions = [name for name in PRECISIONS if name in args.to]
+    if {'fp16', 'bf16'} <= {*precisions}:
+        raise UsageError('--to fp16 bf16: a file can have only one of them; omit one')
+    if 'int8' in precisions and not args.calibrate:
+        raise UsageError('--to int8: give images for the ranges with --calibrate')
+    least = args.keep_results if args.keep_metric is None else 1 - float(args.keep_metric[1])
+    if not 0 < least <= 1:
+        raise UsageError(
+            f'--keep-results {least:g}: expected a share above 0 and up to 1, e.g. {KEEP_RESULTS}'
+        )
+    source = Path(args.model)
+    output = Path(
+        args.out or source.with_name(f'{source.name.removesuffix(".onnx")}.{precisions[0]}{source.suffix}')
+    )
+    inputs = sorted(source.iterdir()) if source.is_dir() else [source]
+    if not args.dry_run:
+        check_outputs(
+            {'--out': [output / path.name for path in inputs] if source.is_dir() else [output]},
+            {'the input': inputs},
+        )
+    request = ProofRequest(
+        args.config, args.checkpoint, args.model, samples=args.images, frames=args.frames, device=args.device,
+        cfg_options=shared.parse_cfg_options(args.cfg_options), ignored_keys=args.ignore_keys or (),
+    )  # fmt: skip
+    detector = read_detector(request, args.model)
+    quantiser = calibrated(args) if 'int8' in precisions else {}
+    metric = args.keep_metric[0] if args.keep_metric else ''
+    with after_weights():
+        planner, before = plan_read(detector, request, metric, args.keep_fp32, **quantiser)
+        plan = planner.plan(precisions, least, before)
+        written = {}
+        if not args.dry_run:
+            lower = next((name for name in precisions if name != 'int8'), 'fp32')
+            models = planner.written(lower, plan.patterns, plan.layers)
+            written = {path: with_plan(model, plan) for path, model in models.items()}
+            write(output, source, written)
+    console = cli.stdout()
+    if args.json:
+        write_json(args.json, plan.to_json())
+    show_plan(plan)
+    lines = (line for model in written.values() for line in rule_lines(model))
+    for line in dict.fromkeys(lines):
+        cli.say(console, line)
+    if not args.dry_run:
+        cli.say(console, f'NOT PROVEN by these figures: {command("verify")} CONFIG CHECKPOINT {output}')
+    return 0
+
+
+def calibrated(args: argparse.Namespace) -> dict[str, Any]:
+    """The calibrated quantiser of the graph that can be INT8, as arguments of `Planner`."""
+    from mmdeploy_ext.contract.metadata import read_metadata
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.quantize.calibration_sets import calibration_set
+    from mmdeploy_ext.quantize.dense import DenseQuantiser
+    from mmdeploy_ext.quantize.dense_layers import DenseGraph
+    from mmdeploy_ext.quantize.dense_target import find_graph
+
+    path = find_graph(Path(args.model))
+    images = calibration_set(
+        path, read_metadata(str(path)), args.calibrate, args.data_root, args.images_of_ranges
+    )
+    quantiser = DenseQuantiser(DenseGraph(files.load(path), path), args.reduce_range)
+    quantiser.calibrate(images, args.method, args.percentile)
+    layers = int8_layers(quantiser.graph, args.keep_float, last=True)
+    return dict(quantiser=quantiser, quantised=str(path), layers=layers)
+
+
+def write(output: Path, source: Path, models: dict[str, Any]) -> None:
+    """Write a file, or a folder with the other files of `source`."""
+    from mmdeploy_ext.contract.metadata import read_metadata
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.runtime.exported import files_of_family
+    from mmdeploy_ext.util.folders import replaced_folder
+
+    if not source.is_dir():
+        files.save(models[str(source)], output, inputs=[source])
+        return
+    family = read_metadata(next(iter(models))).family
+    with replaced_folder(output, files_of_family(output, family)) as staging:
+        for path in source.iterdir():
+            if path.is_file() and str(path) not in models and not path.name.endswith('.onnx.data'):
+                shutil.copy(path, staging)
+        for path, model in models.items():
+            files.save(model, staging / Path(path).name, inputs=[path])
+
+
+main = cli.program(run, build_parser)

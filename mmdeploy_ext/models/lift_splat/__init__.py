@@ -1,0 +1,1 @@
+"""Layers of detectors that lift pictures into a bird's-eye view: BEVDet, FlashOcc."""

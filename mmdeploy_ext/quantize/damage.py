@@ -1,0 +1,312 @@
+"""What lower precision does to the values of a graph: one run with three values of every tensor.
+
+A tensor is computed in float32, rounded inside its unit alone, and with everything rounded before it. Stored
+values are rounded and sums are float32, as `graph/passes/round_half.py` simulates it on a CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import glob
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import Index, bodies, captured, constants_to_initializers, opsets_of
+from mmdeploy_ext.graph.io.modules import module_of
+from mmdeploy_ext.graph.passes.fp16 import LARGEST_HALF, LOWER, PRODUCTS
+from mmdeploy_ext.graph.run import Runner, open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+SMALLEST_NORMAL = 2.0**-14
+"""Smallest number in float16 with all its digits."""
+LARGEST_STEP_1 = 2048.0
+"""From here on float16 has steps of 2."""
+LONG_SUM = 4096
+"""Terms: the sum of so many equal values loses a digit where an engine adds in float16."""
+SUMS = ('ReduceSum', 'ReduceMean', 'ReduceL2', 'ReduceSumSquare', 'GlobalAveragePool', 'CumSum', 'Softmax')
+COUNTER = re.compile(r'_\d+$')
+"""Number of a call behind the name of a module."""
+FACTS = 'mm2onnx.precision'
+"""Domain of the function that sums up a tensor."""
+_FACTS = """
+<domain: "mm2onnx.precision", opset_import: ["" : {opset}]>
+Facts (exact, own, passed) => (facts) {{
+  flat = Constant<value_ints = [-1]>()
+  zero = Constant<value = float {{0}}>()
+  zeros = Constant<value_floats = [0.0]>()
+  infinite = IsInf(exact)
+  undefined = IsNaN(exact)
+  special = Or(infinite, undefined)
+  shaped = Where(special, zero, exact)
+  plain = Reshape(shaped, flat)
+  sizes = Abs(plain)
+  some = Concat<axis = 0>(sizes, zeros)
+  largest = ReduceMax<keepdims = 0>(some)
+  mean = ReduceMean<keepdims = 0>(plain)
+  centred = Sub(plain, mean)
+  spread = ReduceL2<keepdims = 0>(centred)
+  own_same = Equal(own, exact)
+  own_errors = Sub(own, exact)
+  own_off = Where(own_same, zero, own_errors)
+  own_error = ReduceL2<keepdims = 0>(own_off)
+  passed_same = Equal(passed, exact)
+  passed_errors = Sub(passed, exact)
+  passed_off = Where(passed_same, zero, passed_errors)
+  passed_error = ReduceL2<keepdims = 0>(passed_off)
+  a = Reshape(largest, flat)
+  b = Reshape(spread, flat)
+  c = Reshape(own_error, flat)
+  d = Reshape(passed_error, flat)
+  facts = Concat<axis = 0>(a, b, c, d)
+}}
+"""
+_ROW = ('largest', 'spread', 'own_error', 'passed_error')
+
+
+@dataclasses.dataclass
+class Damage:
+    """What a unit adds and passes on, over all samples.
+
+    Attributes:
+        own: largest error of a tensor with exact inputs of the unit, over the spread of its values.
+        passed_on: the same with everything lower before it.
+        largest: largest absolute value, `at` tensor and `sample`.
+        faint: largest value of the tensor with the smallest values.
+        terms: most values that one node adds.
+    """
+
+    own: float = 0.0
+    passed_on: float = 0.0
+    largest: float = 0.0
+    at: str = ''
+    sample: int = 0
+    faint: float = math.inf
+    terms: int = 0
+
+    def add(self, tensor: str, sample: int, facts: Mapping[str, float]) -> None:
+        spread = max(facts['spread'], 1e-6 * facts['largest'], 1e-30)
+        for name in ('own', 'passed_on'):
+            error = facts[f'{name.removesuffix("_on")}_error'] / spread
+            setattr(self, name, max(getattr(self, name), math.inf if math.isnan(error) else error))
+        if facts['largest'] > self.largest:
+            self.largest, self.at, self.sample = facts['largest'], tensor, sample
+        if facts['largest'] > 0:
+            self.faint = min(self.faint, facts['largest'])
+
+    def reasons(self, precision: str) -> list[str]:
+        """Why a unit may need float32, the surest first."""
+        found = []
+        if precision == 'fp16' and self.largest > LARGEST_HALF:
+            added = f', a sum over {self.terms:,} values' if self.terms >= LONG_SUM else ''
+            found.append(f'overflow: {self.largest:.2g} at {self.at} (sample {self.sample + 1}){added}')
+        elif self.terms >= LONG_SUM and self.own > 2**-9:
+            found.append(f'sum over {self.terms:,} values')
+        if precision == 'fp16' and self.faint < SMALLEST_NORMAL:
+            found.append(f'values of at most {self.faint:.2g}: float16 has all digits from 6.1e-05 on')
+        if LARGEST_STEP_1 < self.largest <= LARGEST_HALF:
+            step = 2.0 ** (math.floor(math.log2(self.largest)) - (10 if precision == 'fp16' else 7))
+            found.append(f'values up to {self.largest:.4g} have steps of {step:g}')
+        if not found and math.isinf(self.own):
+            return ['gives no finite values from rounded ones']
+        return found or [f'adds an error of {self.own:.2g} of the spread of its values']
+
+
+def units_of(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+    """First output of each node -> its unit and the pattern of its nodes.
+
+    A unit is a module, whose later calls exporters count (`gn`, `gn_1`), or a node without one.
+    """
+    modules = {node.output[0]: module_of(node)[0] or node.name or node.output[0] for node in model.graph.node}
+    names = {*modules.values()}
+    return {
+        name: (plain if (plain := COUNTER.sub('', module)) in names else module, glob.escape(module))
+        for name, module in modules.items()
+    }
+
+
+def counted(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
+    """First output of each product and sum -> terms of one value, and multiplications (0 of a sum)."""
+    model = copy.deepcopy(model)
+    graph, constants = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
+    summing = [node for node in graph.node if node.op_type in (*PRODUCTS, *SUMS)]
+    names = dict.fromkeys(name for node in summing for name in (node.input[0], node.output[0]))
+    graph.node.extend(helper.make_node('Shape', [name], [f'{name}~shape']) for name in names)
+    sizes = Runner(model, [f'{name}~shape' for name in names]).run(feeds) if names else {}
+    found = {}
+    for node in summing:
+        first, output = (sizes[f'{name}~shape'].tolist() for name in (node.input[0], node.output[0]))
+        terms = _terms(node, first, output, constants)
+        found[node.output[0]] = terms, math.prod(output) * terms if node.op_type in PRODUCTS else 0
+    return found
+
+
+class Measured:
+    """A float32 graph with three values of each tensor.
+
+    Attributes:
+        units: unit -> `Damage`, in the order of the graph.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        precision: str,
+        fixed: Iterable[str],
+        ranges: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Build the graph.
+
+        Args:
+            model: float32.
+            precision: 'fp16', 'bf16', or 'int8' with the `ranges` of the inputs of quantised nodes.
+            fixed: first outputs of nodes that stay float32 in any case.
+            ranges: tensor -> smallest and largest value.
+        """
+        model = copy.deepcopy(model)
+        constants_to_initializers(model.graph)
+        self.precision, self.fixed, self.ranges = precision, set(fixed), ranges or {}
+        self.index = Index(model)
+        self.floats = {
+            name
+            for name, kind in types.infer(model).items()
+            if kind.tensor_type.elem_type == TensorProto.FLOAT
+        }
+        self.units: dict[str, Damage] = {}
+        self.arrays: list[onnx.TensorProto] = []
+        self._session = open_session(self._built(model), 'none', 0)
+
+    def _built(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        names: dict[str, dict[str, str]] = dict(own={}, passed={})
+        units, nodes = units_of(model), []
+        unit_of_tensor: dict[str, str] = {}
+        self.outputs: dict[str, tuple[str, str]] = {}
+        taken = {name for node in model.graph.node for name in captured(node)}
+        for node in model.graph.node:
+            unit = units[node.output[0]][0]
+            self.units.setdefault(unit, Damage())
+            nodes.append(node)
+            written = [name for name in node.output if name in self.floats]
+            unit_of_tensor.update(dict.fromkeys(node.output, unit))
+            stays = (
+                node.output[0] in self.fixed or next(bodies(node), None) or taken.intersection(node.output)
+            )
+            if not written or stays or not self.floats.intersection(node.input):
+                continue
+            for path, of_path in names.items():
+                near = {
+                    name: of_path[name]
+                    for name in node.input
+                    if name in of_path and (path == 'passed' or unit_of_tensor.get(name) == unit)
+                }
+                copied, added, entering = self._lower(node, path, near)
+                nodes += added
+                of_path.update(copied)
+            for name, rounded in entering.items():  # what float32 gives the unit
+                nodes.append(
+                    helper.make_node('Facts', [name, rounded, rounded], [f'{rounded}~facts'], domain=FACTS)
+                )
+                self.outputs[f'{rounded}~facts'] = unit, name
+            for name in written:
+                facts = f'{name}~facts'
+                sides = [name, names['own'][name], names['passed'][name]]
+                nodes.append(helper.make_node('Facts', sides, [facts], domain=FACTS))
+                self.outputs[facts] = unit, name
+        graph = onnx.GraphProto(name='damage', input=model.graph.input, node=nodes)
+        graph.initializer.extend([*model.graph.initializer, *self.arrays])
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.outputs)
+        result = onnx.ModelProto(ir_version=max(model.ir_version, 8), graph=graph)
+        result.opset_import.extend([*model.opset_import, helper.make_opsetid(FACTS, 1)])
+        facts = onnx.parser.parse_function(_FACTS.format(opset=opsets_of(model)['']))
+        result.functions.extend([*model.functions, facts])
+        return result
+
+    def _lower(
+        self, node: onnx.NodeProto, path: str, near: Mapping[str, str]
+    ) -> tuple[dict[str, str], list[onnx.NodeProto], dict[str, str]]:
+        """A copy of a node with rounded inputs and outputs; its integers stay those of float32.
+
+        Returns tensor -> its lower one, the nodes, and tensor -> rounded for what float32 gives the node.
+        """
+        new, nodes, entering = copy.deepcopy(node), [], {}
+        new.name = ''
+        for place, name in enumerate(node.input):
+            if name in near:
+                new.input[place] = near[name]
+            elif name in self.floats and self._rounds(node):
+                new.input[place] = rounded = f'{name}~{node.output[0]}~{path}~{place}'
+                nodes += self._round(name, rounded, node, place)
+                if name not in self.index.constants:
+                    entering[name] = rounded
+        copied = {}
+        for place, name in enumerate(node.output):
+            new.output[place] = f'{name}~{path}' if name else ''
+            if name in self.floats:
+                copied[name] = f'{name}~{path}'
+        nodes.append(new)
+        if self.precision != 'int8':
+            for name, changed in copied.items():
+                copied[name] = f'{changed}~rounded'
+                nodes += self._round(changed, copied[name], node, 0)
+        return copied, nodes, entering
+
+    def _rounds(self, node: onnx.NodeProto) -> bool:
+        return self.precision != 'int8' or node.op_type in PRODUCTS
+
+    def _round(self, name: str, rounded: str, node: onnx.NodeProto, place: int) -> Iterator[onnx.NodeProto]:
+        if self.precision != 'int8':
+            yield helper.make_node('Cast', [name], [f'{rounded}~'], to=LOWER[self.precision])
+            yield helper.make_node('Cast', [f'{rounded}~'], [rounded], to=TensorProto.FLOAT)
+            return
+        if place == PRODUCTS[node.op_type] and name in self.index.constants:
+            array = numpy_helper.to_array(self.index.constants[name])
+            axes = tuple(range(1, array.ndim)) if 'Conv' in node.op_type else tuple(range(array.ndim - 1))
+            step = np.maximum(np.abs(array).max(axis=axes, keepdims=True), 1e-30) / 127
+            self.arrays.append(
+                numpy_helper.from_array(np.float32(np.rint(array / step) * step), f'{rounded}~')
+            )
+        elif place == 0 and name in self.ranges:
+            low, high = (float(np.ravel(end)[0]) for end in self.ranges[name])
+            low, high = min(low, 0.0), max(high, 0.0)
+            scale = np.float32(max(high - low, 1e-30) / 255)
+            zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
+            ends = [f'{rounded}~scale', f'{rounded}~zero']
+            self.arrays += map(numpy_helper.from_array, (scale, zero), ends)
+            yield helper.make_node('QuantizeLinear', [name, *ends], [f'{rounded}~codes'])
+            yield helper.make_node('DequantizeLinear', [f'{rounded}~codes', *ends], [f'{rounded}~'])
+        else:
+            yield helper.make_node('Identity', [name], [f'{rounded}~'])
+        yield helper.make_node('Identity', [f'{rounded}~'], [rounded])
+
+    def add(self, feeds: Mapping[str, np.ndarray], sample: int) -> None:
+        """Run one sample."""
+        names = [output.name for output in self._session.get_outputs()]
+        taken = {value.name for value in self._session.get_inputs()}
+        taken |= {value.name for value in self._session.get_overridable_initializers()}
+        given = {name: array for name, array in feeds.items() if name in taken}
+        results = dict(zip(names, self._session.run(names, given), strict=True))
+        for output, (unit, tensor) in self.outputs.items():
+            self.units[unit].add(tensor, sample, dict(zip(_ROW, map(float, results[output]), strict=True)))
+
+
+def _terms(node: onnx.NodeProto, first: Any, output: Any, constants: Mapping[str, onnx.TensorProto]) -> int:
+    """Number of values that a node adds for one value of its output."""
+    first, output = ([int(size) for size in sizes] for sizes in (first, output))
+    if 'Conv' in node.op_type:
+        weight = constants.get(node.input[1])
+        return math.prod(weight.dims[1:]) if weight is not None else first[1]
+    if node.op_type == 'MatMul':
+        return first[-1]
+    if node.op_type == 'Gemm':
+        return math.prod(first) // max(output[0], 1)
+    if node.op_type in ('CumSum', 'Softmax'):
+        return max(first, default=1)
+    return math.prod(first) // max(math.prod(output), 1)

@@ -1,0 +1,298 @@
+"""The plan of a file's precision: which modules stay in a higher one, found by results, and why."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import glob
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import BF16
+from mmdeploy_ext.contract.spec import written_precision
+from mmdeploy_ext.graph import edits
+from mmdeploy_ext.graph.passes.fp16 import LOWER, of_opset, required_fp32, to_lower
+from mmdeploy_ext.graph.passes.precision import with_fp16_metadata
+from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
+from mmdeploy_ext.quantize.compact import compact
+from mmdeploy_ext.quantize.damage import Damage, Measured, counted, units_of
+from mmdeploy_ext.quantize.dense import QUANTISE
+from mmdeploy_ext.quantize.dense_layers import is_quantised
+from mmdeploy_ext.quantize.search import Search
+from mmdeploy_ext.quantize.views import table
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import ModelFileError, escape
+from mmdeploy_ext.verdict.verdict import plain_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    import onnx
+    from rich.table import Table
+
+    from mmdeploy_ext.quantize.dense import DenseQuantiser
+    from mmdeploy_ext.quantize.search import Kept
+
+Models = dict[str, 'onnx.ModelProto']
+SAMPLES = 2
+"""Samples whose values are looked at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A unit in a higher precision than the one asked for, and why; `products`: its share of all."""
+
+    unit: str
+    precision: str
+    reasons: tuple[str, ...]
+    products: float
+
+
+@dataclasses.dataclass
+class Plan:
+    """A plan, and what it keeps.
+
+    Attributes:
+        precisions: asked for, the lowest first.
+        least: share of the results that was asked for.
+        kept: results with this plan; `before`: in float32, `lowest`: with every unit in the lowest precision.
+        rows: units in a higher precision.
+        patterns: of nodes in float32, as `--keep-fp32` takes them.
+        layers: in INT8.
+        required: reason -> nodes in float32 in any plan.
+        products: precision -> share of the multiplications.
+        trials: runs over all samples; `cpu_s` seconds.
+    """
+
+    precisions: tuple[str, ...]
+    least: float
+    kept: Kept
+    before: Kept
+    lowest: Kept
+    rows: list[Row]
+    patterns: list[str]
+    layers: list[str]
+    required: dict[str, int]
+    products: dict[str, float]
+    trials: int = 0
+    cpu_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | dict(share=self.kept.share, simulated='on a CPU')
+
+
+def check_single(models: Models) -> None:
+    """Raise ModelFileError for a graph that is below float32 already."""
+    for path, model in models.items():
+        precision = 'int8' if is_quantised(model) else written_precision(model)
+        if precision != 'fp32':
+            raise ModelFileError(
+                f'{path}: is in {precision} already; a plan begins with float32: give the file that it was '
+                f'made of, or export it again with --precision fp32'
+            )
+
+
+class Planner:
+    """Plans the precision of the float32 graphs of one export.
+
+    Attributes:
+        models: path -> graph.
+        run: path -> graph to what is kept of the results.
+        feeds: path -> inputs of its runs.
+        keep: patterns of nodes that stay float32.
+        quantiser: calibrated, of the graph at `quantised`, with the layers that may be INT8.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        run: Callable[[Models], Kept],
+        feeds: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+        keep: Sequence[str] = (),
+        quantiser: DenseQuantiser | None = None,
+        quantised: str = '',
+        layers: Sequence[str] = (),
+    ) -> None:
+        self.models, self.run, self.feeds, self.keep = models, run, feeds, tuple(keep)
+        self.quantiser, self.quantised, self.layers = quantiser, quantised, tuple(layers)
+        self.units: dict[str, dict[str, None]] = {}
+        for model in models.values():
+            for unit, pattern in units_of(model).values():
+                self.units.setdefault(unit, {})[pattern] = None
+        matching_nodes([node for model in models.values() for node in model.graph.node], self.keep)
+
+    def written(self, lower: str, patterns: Sequence[str], layers: Sequence[str] = ()) -> Models:
+        """The graphs with `layers` in INT8, and all but `patterns` in `lower`, 'fp16', 'bf16' or 'fp32'."""
+        models = dict(self.models)
+        if layers:
+            graph = self.quantiser.graph
+            models[self.quantised] = compact(graph.joined(self.quantiser.network(layers)))
+            nodes = graph.int8_nodes(layers)
+            patterns = ['QuantizeLinear', 'DequantizeLinear', *map(glob.escape, nodes), *patterns]
+        if lower == 'fp32':
+            return models
+        return {path: to_lower(model, lower, patterns) for path, model in models.items()}
+
+    def plan(self, precisions: Sequence[str], least: float, before: Kept) -> Plan:
+        """Find the plan for 'int8', 'fp16' or 'bf16', the lowest first; `before`: kept in float32."""
+        start = time.process_time()
+        lower = next((name for name in precisions if name in LOWER), 'fp32')
+        self.models = {path: of_opset(model, lower) for path, model in self.models.items()}
+        rows, trials, patterns, kept = [], 0, [*self.keep], before
+        lowest, damages = before, {}
+        if lower != 'fp32':
+            search = Search(lambda units: self.run(self.written(lower, self._patterns(units))), least)
+            damages, needed = self._searched(search, list(self.units), before, lambda: self._damages(lower))
+            patterns, kept, lowest = self._patterns(needed), search.kept(needed), search.kept(())
+            trials += len(search.trials)
+            rows += [self._row(unit, 'fp32', damages, lower, search, needed) for unit in needed]
+        layers: list[str] = []
+        if 'int8' in precisions:
+            search = Search(lambda units: self.run(self.written(lower, patterns, self._int8(units))), least)
+            damages, needed = self._searched(search, self.layers, kept, lambda: self._damages('int8'))
+            layers, kept, lowest = self._int8(needed), search.kept(needed), search.kept(())
+            trials += len(search.trials)
+            rows += [self._row(unit, lower, damages, 'int8', search, needed) for unit in needed]
+        required = collections.Counter(
+            reason
+            for model in self.models.values()
+            if lower != 'fp32'
+            for reason in required_fp32(model, lower).values()
+        )
+        products, of_unit = self._products(lower, patterns, layers)
+        rows = [dataclasses.replace(row, products=of_unit.get(row.unit, 0.0)) for row in rows]
+        return Plan(
+            tuple(precisions), least, kept, before, lowest, rows, patterns, layers, dict(required), products,
+            trials, time.process_time() - start,
+        )  # fmt: skip
+
+    def _int8(self, without: Sequence[str]) -> list[str]:
+        return [layer for layer in self.layers if layer not in without]
+
+    def _patterns(self, units: Sequence[str]) -> list[str]:
+        return [
+            *self.keep,
+            *(pattern for unit in self.units if unit in units for pattern in self.units[unit]),
+        ]
+
+    def _searched(
+        self, search: Search, units: Sequence[str], before: Kept, measure: Callable[[], dict[str, Damage]]
+    ) -> tuple[dict[str, Damage], list[str]]:
+        if search.holds(()):
+            return {}, []
+        damages = measure()
+        known = [unit for unit in units if unit in damages]
+        worst = sorted(known, key=lambda unit: -damages[unit].own)
+        needed = search.higher(worst, before)
+        return damages, [unit for unit in units if unit in needed]
+
+    def _damages(self, precision: str) -> dict[str, Damage]:
+        damages: dict[str, Damage] = {}
+        for path, model in self.models.items():
+            if precision == 'int8' and path != self.quantised:
+                continue
+            fixed = required_fp32(model, precision) if precision in LOWER else {}
+            ranges = self.quantiser.ranges if precision == 'int8' else {}
+            measured, terms = Measured(model, precision, fixed, ranges), {}
+            for sample, feeds in enumerate(self.feeds[path][:SAMPLES]):
+                measured.add(feeds, sample)
+                terms = terms or counted(model, feeds)
+            for name, (unit, _) in units_of(model).items():
+                damage = measured.units.get(unit, Damage())
+                damage.terms = max(damage.terms, terms.get(name, (0, 0))[0])
+            damages |= measured.units
+        if precision != 'int8':
+            return damages
+        layers = self.quantiser.graph.layers
+        units = units_of(self.quantiser.graph.model)
+        return {layer.name: damages[units[layer.outputs[0]][0]] for layer in layers}
+
+    def _row(
+        self,
+        unit: str,
+        precision: str,
+        damages: Mapping[str, Damage],
+        lower: str,
+        search: Search,
+        needed: Sequence[str],
+    ) -> Row:
+        reasons = damages[unit].reasons(lower)
+        without = (
+            kept for units, kept in search.trials.items() if unit not in units and units >= {*needed} - {unit}
+        )
+        if lost := min(without, key=lambda kept: kept.share, default=None):
+            reasons.append(f'without it {lost.text}')
+        return Row(unit, precision, tuple(reasons), 0.0)
+
+    def _products(
+        self, lower: str, patterns: Sequence[str], layers: Sequence[str]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Share of the multiplications by precision, and by unit."""
+        shares: dict[str, float] = collections.defaultdict(float)
+        of_unit: dict[str, float] = collections.defaultdict(float)
+        layer_of = {
+            (self.quantised, output): name
+            for name in self.layers
+            for output in self.quantiser.graph.layer(name).outputs
+        }
+        for path, model in self.models.items():
+            nodes, units = model.graph.node, units_of(model)
+            higher = {place for places in match_patterns(nodes, patterns).values() for place in places}
+            higher = {nodes[place].output[0] for place in higher}
+            if lower != 'fp32':
+                higher |= required_fp32(model, lower).keys()
+            for name, (_, products) in counted(model, self.feeds[path][0]).items():
+                layer = layer_of.get((path, name), '')
+                precision = 'int8' if layer in layers else 'fp32' if name in higher else lower
+                shares[precision] += products
+                of_unit[layer or units[name][0]] += products
+        total = max(sum(shares.values()), 1)
+        return (
+            {name: share / total for name, share in shares.items() if share},
+            {unit: share / total for unit, share in of_unit.items()},
+        )
+
+
+def with_plan(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
+    """Return a written graph with metadata of its precision: `precision.plan`, JSON, and what a proof needs.
+
+    A file in float16 alone says what a fresh export repeats; others say that they were changed.
+    """
+    if 'fp16' in plan.precisions:
+        model = with_fp16_metadata(model, False, plan.patterns, plan.least)
+    result = copy.deepcopy(model)
+    for precision, edit in dict(int8=QUANTISE, bf16=BF16).items():
+        if precision in plan.precisions:
+            edits.record(result, edit)
+    result.metadata_props.add(key='precision.plan', value=json.dumps(plain_json(plan.to_json())))
+    return result
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the units in a higher precision with their reasons, and what the plan keeps."""
+    console = cli.stdout()
+    if plan.rows:
+        console.print(plan_table(plan))
+    cli.say(console, plan_text(plan))
+
+
+def plan_table(plan: Plan) -> Table:
+    view = table('module', 'in', 'products', 'why', text_columns=2)
+    view.columns[-1].justify, view.columns[-1].overflow = 'left', 'fold'
+    for row in plan.rows:
+        view.add_row(escape(row.unit), row.precision, f'{row.products:.1%}', '; '.join(row.reasons))
+    return view
+
+
+def plan_text(plan: Plan) -> str:
+    """What a plan keeps, in one line."""
+    shares = ', '.join(f'{share:.1%} in {name}' for name, share in plan.products.items())
+    required = ', '.join(f'{count} ({reason})' for reason, count in plan.required.items())
+    return (
+        f'{plan.kept.text} kept, simulated on a CPU; {plan.lowest.text} with all in {plan.precisions[0]}; '
+        f'multiplications: {shares}; {plan.trials} runs, {plan.cpu_s:.0f} s of CPU'
+        + (f'; nodes in fp32 in any plan: {required}' if required else '')
+    )

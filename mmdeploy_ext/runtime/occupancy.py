@@ -1,0 +1,108 @@
+"""The class of each voxel around the car, and its pictures. Needs OpenCV and numpy only."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Self
+
+import cv2
+import numpy as np
+
+from mmdeploy_ext.runtime.bird_eye import DARK, BoxLayer
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.draw import class_colour, class_name, write
+from mmdeploy_ext.runtime.draw3d import GAP, camera_mosaic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NO_BOXES = Detections3D(np.zeros((0, 9), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+SCALE = 4
+"""Least pixels of a voxel in a slice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Occupancy:
+    """The classes of a grid's voxels.
+
+    Attributes:
+        labels: (X, Y, Z) uint8; x ahead, y left, z up in the frame of the model.
+        leads: (X, Y, Z) float32 score of the best class minus that of the second; None: unknown.
+        free: class of empty voxels.
+    """
+
+    labels: np.ndarray
+    leads: np.ndarray | None
+    free: int
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self.labels != self.free))
+
+    def above(self, score_thr: float) -> Self:
+        return self
+
+    def to_json(self, classes: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """A dict per class that is there: `label`, `name`, `voxels`."""
+        labels, counts = np.unique(self.labels, return_counts=True)
+        pairs = zip(labels.tolist(), counts.tolist(), strict=True)
+        return [dict(label=label, name=class_name(label, classes), voxels=count) for label, count in pairs]
+
+    def frame_picture(
+        self, images_bgr: Sequence[np.ndarray], lidar2img: np.ndarray, classes: Sequence[str], title: str
+    ) -> np.ndarray:
+        """Cameras, the view from above, and a slice along the way of the car, (h, w, 3) uint8 BGR."""
+        mosaic = camera_mosaic(images_bgr, lidar2img, BoxLayer('', NO_BOXES), classes, 600)
+        return beside(mosaic, grid_picture(self, classes, title, max(mosaic.shape[0], 440)))
+
+
+def from_above(occupancy: Occupancy) -> np.ndarray:
+    """Return the class of the highest voxel that is not free, (X, Y)."""
+    labels = occupancy.labels
+    highest = labels.shape[2] - 1 - (labels != occupancy.free)[..., ::-1].argmax(-1)
+    return np.take_along_axis(labels, highest[..., None], -1)[..., 0]
+
+
+def grid_picture(
+    occupancy: Occupancy,
+    classes: Sequence[str],
+    title: str,
+    side: int = 440,
+    marked: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw the view from above, ahead is up, and below it the slice at the car, seen from the right.
+
+    Voxels that are `marked` (X, Y, Z) bool are white.
+    """
+    marked = np.zeros(occupancy.labels.shape, bool) if marked is None else marked
+    middle, height = occupancy.labels.shape[1] // 2, occupancy.labels.shape[2]
+    above = _coloured(occupancy, from_above(occupancy), marked.any(-1))[::-1, ::-1]
+    slice_ = _coloured(occupancy, occupancy.labels[:, middle], marked[:, middle]).transpose(1, 0, 2)[::-1]
+    tall = max(round(side * height / occupancy.labels.shape[0]), SCALE * height)
+    parts = [cv2.resize(above, (side, side), interpolation=cv2.INTER_NEAREST)]
+    parts += [np.full((GAP, side, 3), DARK, np.uint8)]
+    parts += [cv2.resize(slice_, (side, tall), interpolation=cv2.INTER_NEAREST)]
+    picture = np.ascontiguousarray(np.vstack(parts))
+    write(picture, title, (8, 20), 0.5)
+    present = [label for label in np.unique(occupancy.labels).tolist() if label != occupancy.free]
+    for row, label in enumerate(present):
+        write(picture, class_name(label, classes), (8, 40 + 14 * row), 0.4, class_colour(label))
+    return picture
+
+
+def _coloured(occupancy: Occupancy, labels: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    colours = np.array([class_colour(label) for label in range(256)], np.uint8)
+    colours[occupancy.free] = DARK
+    picture = colours[labels]
+    picture[marked] = 255
+    return picture
+
+
+def beside(*pictures: np.ndarray) -> np.ndarray:
+    """Put pictures (h, w, 3) side by side; the sides of the result are even."""
+    height = max(picture.shape[0] for picture in pictures)
+    width = sum(picture.shape[1] + GAP for picture in pictures) - GAP
+    canvas, left = np.full((height + height % 2, width + width % 2, 3), DARK, np.uint8), 0
+    for picture in pictures:
+        canvas[: picture.shape[0], left : left + picture.shape[1]] = picture
+        left += picture.shape[1] + GAP
+    return canvas

@@ -1,0 +1,18 @@
+"""FlashOcc: pictures are lifted as by BEVDet; channels of the encoded view become heights of voxels."""
+
+from mmdeploy_ext.contract.options import own_contract
+from mmdeploy_ext.contract.registry import FILM, register_family
+
+register_family(
+    'flashocc',
+    'mmdeploy_ext.systems.flashocc.family:FlashOccFamily',
+    options=(own_contract('portable', 'one graph of plain operators; poses are inputs'),),
+    facts='mmdeploy_ext.families.common.runtime.lift_splat:LiftFacts',
+    runtime='mmdeploy_ext.systems.flashocc.runtime',
+    library='mmdet3d',
+    claims=('BEVOCCHead2D', 'BEVOCCHead2D_V2', 'BEVOCCHead3D'),
+    exports='BEVDetOCC and BEVDepthOCC with BEVOCCHead2D (docs/models-cameras.md)',
+    similar_names=('OCC',),
+    of_config="size and cameras are the config's",
+    used_by={'': FILM},
+)

@@ -1,0 +1,4 @@
+"""FlashOcc at test time; parameters have upstream's names."""
+
+MODELS_3D = {'detector': ('BEVDepthOCC', 'BEVDetOCC')}
+"""Module -> types; they need mmdet3d."""

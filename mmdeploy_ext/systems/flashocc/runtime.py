@@ -1,0 +1,40 @@
+"""FlashOcc as a stream: pictures and calibration in, the class of each voxel out, without a memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.families.common.runtime.lift_splat import LiftOnnx
+from mmdeploy_ext.runtime.occupancy import Occupancy
+from mmdeploy_ext.targets.plugins.bev_intervals import PoolLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.frames import Frame, StreamState
+
+FORM, LOGITS, LABELS = 'flashocc', 'occ_logits', 'occupancy'
+"""Name of the graph, and of its outputs."""
+
+
+class FlashOccOnnx(LiftOnnx):
+    families, files = ('flashocc',), (FORM,)
+
+
+class PooledOnnx(PoolLoop, FlashOccOnnx):
+    """A file of FlashOcc's TensorRT converter, with `output_0`, logits, or `cls_occ_label`, classes."""
+
+    def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
+        ((name, output),) = super().run(frame, memory).items()
+        return {LOGITS: output} if name == 'output_0' else {LABELS: output[0]}
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Occupancy:
+    labels = outputs[LABELS] if LABELS in outputs else outputs[LOGITS][0].argmax(-1)
+    return Occupancy(labels.astype('uint8'), None, len(metadata.classes) - 1)
+
+
+QUANTISED, OPENS, RESULT = FORM, FlashOccOnnx, Occupancy

@@ -1,0 +1,14 @@
+"""Programs that load FlashOcc's files."""
+
+from mmdeploy_ext.contract.registry import register_contract
+
+for name, outputs in (('trt-plugin', 'logits'), ('trt-argmax', 'classes')):
+    register_contract(
+        'flashocc',
+        name,
+        'mmdeploy_ext.systems.flashocc.targets.export:PooledFiles',
+        'mmdeploy_ext.systems.flashocc.runtime:PooledOnnx',
+        help=f"the graph of {outputs} of FlashOcc's own TensorRT converter, with the intervals of a rig and "
+        'its plug-in',
+        fixes=dict(precision='fp32'),
+    )

@@ -1,0 +1,16 @@
+"""SparseDrive: boxes, lines, trajectories and a plan of six cameras, with a memory."""
+
+from mmdeploy_ext.contract.registry import FILM, register_family
+
+register_family(
+    'sparsedrive',
+    'mmdeploy_ext.systems.sparsedrive.family:SparseDriveFamily',
+    facts='mmdeploy_ext.systems.sparsedrive.facts:SparseDriveFacts',
+    runtime='mmdeploy_ext.systems.sparsedrive.runtime',
+    library='mmdet3d',
+    claims=('SparseDrive',),
+    exports='SparseDrive with detection, map, motion and planning (docs/models-cameras.md)',
+    similar_names=('SparseDrive',),
+    of_config="size and cameras are the config's",
+    used_by={'': FILM},
+)

@@ -1,0 +1,73 @@
+"""Facts of SparseDrive models, kept in their files, and the names of their tensors."""
+
+import dataclasses
+from typing import Any
+
+from mmdeploy_ext.contract.facts import Count, Facts, Positive
+
+BOXES = ('pred_anchor', 'pred_class_score', 'pred_quality_score')
+LINES = ('map_points', 'map_scores')
+MOTION = ('motion_scores', 'motion_steps')
+PLAN = ('plan_scores', 'plan_steps')
+OUTPUTS = (*BOXES, *LINES, *MOTION, *PLAN, 'instance_id', 'confidence')
+MEMORY = {
+    'feature': "kept instances' features",
+    'anchor': 'their anchors',
+    'confidence': 'their confidences',
+    'instance_id': 'their track ids',
+    'prev_id': 'the next id',
+    'queue_feature': 'their features in past frames, oldest first',
+    'queue_anchor': 'their anchors in past frames',
+    'queue_period': 'number of frames in a row that an instance is in the queue',
+    'map_feature': "kept lines' features",
+    'map_anchor': 'their points',
+    'map_confidence': 'their confidences',
+    'ego_feature': "the ego vehicle's features in past frames",
+    'ego_anchor': 'its anchors in past frames',
+    'ego_period': 'number of frames of it in the queue',
+    'ego_status': 'the predicted status, of which the speed is read',
+}
+"""Tensor of the memory, in its frame's LiDAR frame -> meaning; `pre_` and `post_` go before the name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseDriveFacts(Facts):
+    """Facts of a SparseDrive.
+
+    Attributes:
+        max_num: most boxes of a frame.
+        score_threshold: None; a least score would leave instances without an id.
+        num_classes, num_line_classes: of boxes and of lines.
+        default_time_interval: seconds; the interval without a last frame, of 0, or above `max_time_interval`.
+        max_time_interval: seconds, in either direction.
+        motion_steps, plan_steps: points of a trajectory and of a plan.
+        line_points: points of a line.
+        use_rescore: whether plans that collide lose their score.
+    """
+
+    max_num: Count
+    score_threshold: float | None
+    num_classes: Count
+    num_line_classes: Count
+    default_time_interval: Positive
+    max_time_interval: Positive
+    motion_steps: Count
+    plan_steps: Count
+    line_points: Count
+    use_rescore: bool
+
+
+def facts_of(head: Any) -> SparseDriveFacts:
+    bank, lines, planner = head.det_head.instance_bank, head.map_head, head.motion_plan_head
+    return SparseDriveFacts(
+        max_num=int(head.det_head.decoder.num_output),
+        score_threshold=head.det_head.decoder.score_threshold,
+        num_classes=int(head.det_head.layers[-1].cls_layers[-1].out_features),
+        num_line_classes=int(lines.layers[-1].cls_layers[-1].out_features),
+        default_time_interval=float(bank.default_time_interval),
+        max_time_interval=float(bank.max_time_interval),
+        motion_steps=int(planner.fut_ts),
+        plan_steps=int(planner.ego_fut_ts),
+        line_points=lines.instance_bank.anchor.shape[1] // 2,
+        use_rescore=bool(planner.planning_decoder.use_rescore),
+    )

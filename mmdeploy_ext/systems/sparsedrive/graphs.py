@@ -1,0 +1,169 @@
+"""SparseDrive's graphs: features of the pictures, the heads of a first frame, those of the others."""
+
+from torch import Tensor, nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps, map_shapes
+from mmdeploy_ext.models.sparse_instances.steps import NUMBERS, Pictures, feature_rows, map_sizes
+from mmdeploy_ext.systems.sparsedrive.facts import MEMORY, OUTPUTS
+from mmdeploy_ext.systems.sparsedrive.model.steps import Moment, ego_feature, run_frame
+from mmdeploy_ext.systems.sparsedrive.runtime import FILES
+
+ROWS = ColumnGroup(rtol=1e-5, atol=5e-5)
+VALUES = ColumnGroup(rtol=0.0, atol=1e-3)
+"""Of features, logits and steps in metres."""
+ANCHORS = (
+    ColumnGroup('xyz', (0, 1, 2), 'm', 0.0, 5e-3),
+    ColumnGroup('log size', (3, 4, 5), '', 0.0, 1e-3),
+    ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 1e-3),
+    ColumnGroup('velocity', (8, 9, 10), 'm/s', 0.0, 1e-3),
+)
+"""Tolerances of float32, as Sparse4D's."""
+INTEGERS = ('instance_id', 'prev_id', 'queue_period', 'ego_period')
+
+
+class Features(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, img: Tensor) -> tuple[Tensor, Tensor]:
+        maps = feature_maps(self.model, img)
+        queue = self.model.head.motion_plan_head.instance_queue
+        return feature_rows(maps), ego_feature(queue, maps[-1][:1])
+
+
+class FirstFrame(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.head, self.input_sizes = model.head, model.input_sizes
+        cameras, height, width = model.input_sizes
+        sizes, starts = map_sizes([shape[1:] for shape in map_shapes(model, height, width)], cameras)
+        self.register_buffer('sizes', sizes, persistent=False)
+        self.register_buffer('starts', starts, persistent=False)
+
+    def run(
+        self, feature: Tensor, ego: Tensor, lidar2img: Tensor, command: Tensor, *past: object
+    ) -> tuple[Tensor, ...]:
+        cameras, height, width = self.input_sizes
+        image_wh = lidar2img.new_tensor([[width, height]] * cameras)
+        pictures = Pictures(feature, self.sizes, self.starts, lidar2img, image_wh)
+        outputs, post = run_frame(self.head, pictures, ego, command, *past)
+        return (*(outputs[name] for name in OUTPUTS), *(post[name] for name in MEMORY))
+
+    def forward(
+        self, feature: Tensor, ego_feature: Tensor, lidar2img: Tensor, command: Tensor
+    ) -> tuple[Tensor, ...]:
+        return self.run(feature, ego_feature, lidar2img, command, None, None)
+
+
+class NextFrame(FirstFrame):
+    def forward(
+        self,
+        feature: Tensor,
+        ego_feature: Tensor,
+        lidar2img: Tensor,
+        command: Tensor,
+        gap: Tensor,
+        time_interval: Tensor,
+        near: Tensor,
+        motion: Tensor,
+        *memory: Tensor,
+    ) -> tuple[Tensor, ...]:
+        moment = Moment(time_interval, near > 0.5, motion, gap)
+        return self.run(
+            feature, ego_feature, lidar2img, command, dict(zip(MEMORY, memory, strict=True)), moment
+        )
+
+
+def memory_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    bank, lines = (part.instance_bank for part in (model.head.det_head, model.head.map_head))
+    channels, slots = bank.embed_dims, model.head.motion_plan_head.instance_queue.queue_length - 1
+    rows, line_rows = (1, bank.num_temp_instances), (1, lines.num_temp_instances)
+    return dict(
+        feature=(*rows, channels),
+        anchor=(*rows, NUMBERS),
+        confidence=rows,
+        instance_id=rows,
+        prev_id=(1,),
+        queue_feature=(*rows, slots, channels),
+        queue_anchor=(*rows, slots, NUMBERS),
+        queue_period=rows,
+        map_feature=(*line_rows, channels),
+        map_anchor=(*line_rows, lines.anchor.shape[1]),
+        map_confidence=line_rows,
+        ego_feature=(1, slots, channels),
+        ego_anchor=(1, slots, NUMBERS),
+        ego_period=(1,),
+        ego_status=(1, 1, model.head.motion_plan_head.layers[-1].plan_status_branch[-1].out_features),
+    )
+
+
+def memory_specs(model: nn.Module, prefix: str) -> tuple[TensorSpec, ...]:
+    """Return the memory before (`pre`), with meanings, or after a frame (`post`)."""
+    specs = []
+    for name, shape in memory_shapes(model).items():
+        dtype, meaning = 'int64' if name in INTEGERS else 'float32', MEMORY[name] if prefix == 'pre' else ''
+        specs.append(TensorSpec(f'{prefix}_{name}', dtype, shape, meaning, single=True))
+    return tuple(specs)
+
+
+def specs(model: nn.Module) -> list[GraphSpec]:
+    (cameras, height, width), head = model.input_sizes, model.head
+    bank, lines, planner = head.det_head.instance_bank, head.map_head.instance_bank, head.motion_plan_head
+    rows, line_rows = (1, bank.num_anchor), (1, lines.num_anchor)
+    cells = cameras * sum(h * w for _, h, w in map_shapes(model, height, width))
+    classes, line_classes = (
+        part.layers[-1].cls_layers[-1].out_features for part in (head.det_head, head.map_head)
+    )
+
+    def tensor(
+        name: str, axes: tuple[int, ...], meaning: str, *groups: ColumnGroup, dtype: str = 'float32'
+    ) -> TensorSpec:
+        return TensorSpec(name, dtype, axes, meaning, groups=groups, single=True)
+
+    images = TensorSpec('img', 'float32', (cameras, 3, height, width), 'normalised images')
+    features = (
+        tensor('feature', (1, cells, bank.embed_dims), 'features by camera, level, row, column', ROWS),
+        tensor('ego_feature', (1, 1, bank.embed_dims), 'of the front camera', ROWS),
+    )
+    frame = (
+        *features,
+        tensor('lidar2img', (cameras, 4, 4), 'LiDAR frame to pixels times depth'),
+        tensor('command', (1,), '0 right, 1 left, 2 straight on', dtype='int64'),
+    )
+    near = f'1 if the last frame is at most {bank.max_time_interval:g} s away, else 0'
+    default, longest = f'{bank.default_time_interval:g}', f'{bank.max_time_interval:g}'
+    past = (
+        tensor('gap', (1,), 'seconds since the last frame'),
+        tensor('time_interval', (1,), f'the same, {default} if 0 or more than {longest}'),
+        tensor('near', (1,), near),
+        tensor('motion', (1, 4, 4), "the last frame's LiDAR frame to this one's"),
+    )
+    modes, plans = planner.fut_mode, planner.ego_fut_mode
+    outputs = (
+        tensor('pred_anchor', (*rows, NUMBERS), 'x y z (m) log l w h sin cos (yaw) vx vy vz (m/s)', *ANCHORS),
+        tensor('pred_class_score', (*rows, classes), 'class logits', VALUES),
+        tensor('pred_quality_score', (*rows, 2), 'logits of centerness and yawness', VALUES),
+        tensor('map_points', (*line_rows, lines.anchor.shape[1]), 'x y of the points of lines (m)', VALUES),
+        tensor('map_scores', (*line_rows, line_classes), 'class logits of lines', VALUES),
+        tensor('motion_scores', (*rows, modes), 'logits of the modes of instances', VALUES),
+        tensor('motion_steps', (*rows, modes * planner.fut_ts * 2), 'x y of steps, mode by mode (m)', VALUES),
+        tensor('plan_scores', (1, plans), "logits of the modes of the command's plans", VALUES),
+        tensor('plan_steps', (1, plans, planner.ego_fut_ts * 2), 'x y of their steps (m)', VALUES),
+        tensor('instance_id', rows, 'track ids', dtype='int64'),
+        tensor('confidence', rows, 'by which instances are kept', VALUES),
+    )
+    post = *outputs, *memory_specs(model, 'post')
+    pairs = tuple((f'post_{name}', f'pre_{name}') for name in MEMORY)
+    return [
+        GraphSpec('sparsedrive/features', (images,), features),
+        GraphSpec('sparsedrive/first', frame, post),
+        GraphSpec('sparsedrive/next', (*frame, *past, *memory_specs(model, 'pre')), post, state=pairs),
+    ]
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    modules = Features(model), FirstFrame(model), NextFrame(model)
+    return camera_graphs(model, options, list(zip(FILES, modules, specs(model), strict=True)))

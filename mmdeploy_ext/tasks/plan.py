@@ -1,0 +1,60 @@
+"""Plans of a car: the same mode is chosen, and each mode's points are the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.verdict.results import DetectionRow
+from mmdeploy_ext.verdict.ties import TIE
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.runtime.driving import Plan
+
+POINT_BAR = 1e-3
+"""Metres between points of one step and mode."""
+SCORE_BAR = 1e-4
+"""Difference of a mode's scores."""
+
+
+def match_detections(
+    image: str,
+    reference: Plan,
+    candidate: Plan,
+    point_bar: float = POINT_BAR,
+    score_bar: float = SCORE_BAR,
+) -> DetectionRow:
+    """Compare two plans; another mode of the same score, within `ties.TIE`, is a tie, and listed."""
+    for side, plan in dict(reference=reference, candidate=candidate).items():
+        if plan.points.shape != reference.points.shape or not np.isfinite(plan.points).all():
+            reason = f'{side}: a plan of points {plan.points.shape}, expected finite {reference.points.shape}'
+            return DetectionRow(image, 1, 0, 1, 1, 0.0, 1.0, False, reason, broken=True)
+    apart = np.linalg.norm(reference.points.astype(np.float64) - candidate.points, axis=-1).max(-1)
+    scores = np.abs(reference.scores.astype(np.float64) - candidate.scores)
+    tied: tuple[str, ...] = ()
+    if reference.mode != candidate.mode:
+        gap = float(reference.scores[reference.mode]) - float(reference.scores[candidate.mode])
+        text = f'plan of mode {candidate.mode}, expected {reference.mode}, {gap:.2g} apart'
+        tied = (text,) if gap <= TIE else ()
+        if not tied:
+            return DetectionRow(image, 1, 0, 0, 0, 1.0, float(scores.max()), False, text, outside=1)
+    reasons = [
+        f'plan of mode {mode}: {title} {worst[mode]:.2g} apart, allowed {bar:g}'
+        for title, worst, bar in (('points', apart, point_bar), ('scores', scores, score_bar))
+        if not worst[mode := int(worst.argmax())] <= bar
+    ]
+    return DetectionRow(
+        image,
+        1,
+        int(not reasons),
+        0,
+        0,
+        worst_iou=1.0,
+        worst_score=float(scores.max()),
+        passed=not reasons,
+        reason=', '.join(reasons),
+        outside=int(bool(reasons)),
+        worst_distance=float(apart.max()),
+        excused=tied,
+    )

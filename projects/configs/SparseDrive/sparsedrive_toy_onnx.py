@@ -1,0 +1,2 @@
+_base_ = ['./sparsedrive_toy.py']
+backend_config = dict(type='OnnxRuntimeBackend', providers=['CPUExecutionProvider'])

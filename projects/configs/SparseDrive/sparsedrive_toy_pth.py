@@ -1,0 +1,1 @@
+_base_ = ['./sparsedrive_toy.py', '../_base_/backends/torch.py']

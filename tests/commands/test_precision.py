@@ -1,0 +1,64 @@
+"""`mm2onnx precision` on the trained toy ATSS: a file that a proof takes, its plan, and what is refused."""
+
+import shutil
+
+import onnx
+import pytest
+
+from mmdeploy_ext import prove
+from mmdeploy_ext.cli.precision_app import main
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.util.files import read_json
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
+
+
+@pytest.fixture(scope='module')
+def single(tmp_path_factory):
+    path = tmp_path_factory.mktemp('single') / 'm.onnx'
+    return export_toy(load_toy(), path, dynamic=False, height=128, width=160)
+
+
+@pytest.fixture(scope='module')
+def half(single, tmp_path_factory):
+    """The file in float16 and its report."""
+    folder = tmp_path_factory.mktemp('half')
+    files = ['--out', str(folder / 'half.onnx'), '--json', str(folder / 'plan.json')]
+    assert main([single, CONFIG, CHECKPOINT, '--to', 'fp16', *files, '--images', str(PICTURE)]) == 0
+    return folder / 'half.onnx', read_json(folder / 'plan.json')
+
+
+@pytest.mark.matrix
+def test_the_plan_keeps_the_results_and_a_fresh_export_repeats_it(half):
+    path, plan = half
+    assert plan['share'] >= 0.999 and plan['products']['fp16'] >= 0.95
+    options = read_metadata(str(path)).options
+    assert (options['precision'], options['keep_results']) == ('fp16', 0.999)
+    assert options['keep_fp32'] == plan['patterns']
+    verdict = prove(CONFIG, CHECKPOINT, path, samples=[str(PICTURE)])
+    assert verdict.title == 'WITHIN FP16 BARS'
+    assert verdict.of('file')[0].figures['equal'], 'node by node'
+
+
+@pytest.mark.matrix
+def test_a_file_below_float32_is_refused(half, tmp_path, capsys):
+    shutil.copy(half[0], tmp_path / 'm.onnx')
+    words = [str(tmp_path / 'm.onnx'), CONFIG, CHECKPOINT, '--to', 'fp16', '--dry-run']
+    assert main(words) == 1
+    assert 'fp16 already' in capsys.readouterr().err
+
+
+@pytest.mark.matrix
+def test_bfloat16_is_written_and_judged_as_such(single, tmp_path):
+    files = ['--out', str(tmp_path / 'b.onnx'), '--images', str(PICTURE)]
+    assert main([single, CONFIG, CHECKPOINT, '--to', 'bf16', '--keep-results', '0.9', *files]) == 0
+    types = {tensor.data_type for tensor in onnx.load(tmp_path / 'b.onnx').graph.initializer}
+    assert onnx.TensorProto.BFLOAT16 in types
+    verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'b.onnx', samples=[str(PICTURE)], edited=True)
+    assert verdict.title == 'WITHIN BF16 BARS'
+
+
+@pytest.mark.matrix
+def test_without_results_there_is_no_criterion(single, capsys):
+    words = [single, CONFIG, CHECKPOINT, '--to', 'fp16', '--dry-run', '--cfg-options']
+    assert main([*words, 'model.test_cfg.score_thr=0.999']) == 1
+    assert '--images' in capsys.readouterr().err

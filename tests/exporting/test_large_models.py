@@ -1,0 +1,110 @@
+"""A model over protobuf's 2 GiB is a pair, m.onnx and m.onnx.data, in every command; here it is 100 kB."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from mmdeploy_ext import open_model
+from mmdeploy_ext.cli import export_app, info_app, kit_app, run_app, verify_app
+from mmdeploy_ext.contract import digest
+from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.util.files import external_locations, sha256_onnx
+from mmdeploy_ext.util.folders import restore_interrupted
+from refusals import refused
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, SHIPPED, export_toy, load_toy
+
+PAIR = ['m.onnx', 'm.onnx.data']
+
+
+@pytest.fixture(autouse=True)
+def limit(monkeypatch):
+    monkeypatch.setattr(files, 'PROTOBUF_LIMIT', 100_000)
+
+
+def export(*words):
+    return [CONFIG, CHECKPOINT, *map(str, words)]
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+    path = tmp_path_factory.mktemp('large') / 'm.onnx'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, 'PROTOBUF_LIMIT', 100_000)
+        return Path(export_toy(load_toy(), path))
+
+
+@pytest.mark.matrix
+def test_the_pair_is_proven_and_a_kit_has_it(pair, tmp_path):
+    assert verify_app.main([CONFIG, CHECKPOINT, str(pair)]) == 0
+    words = [str(pair), CONFIG, CHECKPOINT, '--out', str(tmp_path / 'kit')]
+    assert kit_app.main(words) == 0
+    (model,) = (tmp_path / 'kit').rglob('*.onnx')
+    assert external_locations(model)
+    onnx.checker.check_model(model)
+
+
+def test_the_pair_gives_the_results_of_a_single_file(pair, tmp_path):
+    assert sorted(path.name for path in pair.parent.iterdir()) == PAIR
+    assert pair.stat().st_size < 300_000 < pair.with_name(PAIR[1]).stat().st_size
+    picture = read_image(PICTURE)
+    with open_model(pair) as model, open_model(SHIPPED) as single:
+        np.testing.assert_array_equal(model(picture).bboxes_xyxy, single(picture).bboxes_xyxy)
+    assert run_app.main([str(pair), str(PICTURE), '--out', str(tmp_path)]) == 0
+    assert info_app.main([str(pair)]) == 0
+
+
+def test_a_byte_of_the_weights_changes_digest_and_hash(pair, tmp_path):
+    copy = shutil.copytree(pair.parent, tmp_path / 'copy') / 'm.onnx'
+    before = sha256_onnx(copy)
+    data = bytearray(copy.with_name(PAIR[1]).read_bytes())
+    data[4096] ^= 1
+    copy.with_name(PAIR[1]).write_bytes(data)
+    assert digest.state(copy) == digest.DAMAGED and digest.state(pair) == digest.WHOLE
+    assert sha256_onnx(copy) != before == sha256_onnx(pair)
+
+
+@pytest.mark.matrix
+def test_float16_is_rounded_in_a_session_of_a_large_model(tmp_path):
+    path = export_toy(load_toy(), tmp_path / 'm.onnx', precision='fp16', dynamic=False, height=64, width=64)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == PAIR
+    feeds = dict(input=np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32))
+    results = []
+    for limit in (100_000, 2**31):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files, 'PROTOBUF_LIMIT', limit)
+            with OnnxRuntimeBackend(path, round_fp16=True) as backend:
+                results.append(backend.infer(backend.spec.with_defaults(feeds)))
+    np.testing.assert_array_equal(results[0]['dets'], results[1]['dets'])
+
+
+def test_what_a_large_model_does_not_take_is_refused_before_the_trace(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('torch.onnx.export', None)
+    (tmp_path / 'link.onnx').symlink_to(tmp_path / 'm.onnx')
+    for option, said in (('link.onnx', '.data'), ('m.onnx --simplify', '--simplify')):
+        name, *flags = option.split()
+        assert said in refused(capsys, export_app.main, *export('--out', tmp_path / name, *flags), status=1)
+
+
+def test_a_pair_whose_writing_was_killed_between_two_renames_is_completed(pair, tmp_path, monkeypatch):
+    path = tmp_path / 'm.onnx'
+    for name in PAIR:
+        (tmp_path / name).write_bytes(b'older')
+    model, moved = files.load(pair), []
+
+    def replace(source, target):
+        if moved:
+            raise SystemExit  # as if killed
+        moved.append(shutil.move(source, target))
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr('pathlib.Path.replace', replace)
+        files.save(model, path)
+    assert sum((tmp_path / name).read_bytes() == b'older' for name in PAIR) == 1
+    restore_interrupted([path])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == PAIR
+    assert digest.state(path) == digest.WHOLE and files.load(path) == model

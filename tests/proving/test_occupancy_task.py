@@ -1,0 +1,66 @@
+"""Occupancies: a voxel is right if its class is; beside a tie of PyTorch's scores it may differ, counted."""
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.runtime.occupancy import Occupancy, from_above
+from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.verdict.results import Pair
+
+TASK, FREE = task_module('occupancy'), 3
+
+
+def grid(leads=0.5):
+    labels = np.full((4, 6, 2), FREE, np.uint8)
+    labels[:2, :3, 0], labels[3, 5, 1] = 1, 2
+    return Occupancy(labels, np.full(labels.shape, leads, np.float32), FREE)
+
+
+def changed(*changes):
+    labels = grid().labels.copy()
+    for place, label in changes:
+        labels[place] = label
+    return Occupancy(labels, None, FREE)
+
+
+def test_equal_grids_match_whole():
+    row = TASK.match_detections('a', grid(), changed())
+    assert row.passed and (row.reference, row.matched, row.worst_iou) == (7, 7, 1.0)
+
+
+def test_each_wrong_voxel_is_counted_by_what_it_is():
+    other = changed(((0, 0, 0), FREE), ((1, 1, 1), 0), ((3, 5, 1), 1))
+    row = TASK.match_detections('a', grid(), other)
+    assert not row.passed and (row.missing, row.extra, row.outside, row.matched) == (1, 1, 1, 5)
+    assert TASK.class_ious(grid(), other) == pytest.approx({0: 0.0, 1: 5 / 7, 2: 0.0, 3: 40 / 42})
+    assert row.worst_iou == 0.0
+
+
+@pytest.mark.parametrize(('lead', 'passed'), [(9e-5, True), (1.1e-4, False)])
+def test_a_voxel_beside_a_tie_may_differ_and_is_counted(lead, passed):
+    row = TASK.match_detections('a', grid(lead), changed(((0, 0, 0), 2)))
+    assert row.passed is passed and bool(row.excused) is passed
+    assert row.matched == 6 + passed
+
+
+def test_grids_of_another_shape_are_not_compared():
+    row = TASK.match_detections('a', grid(), Occupancy(grid().labels[:, :5], None, FREE))
+    assert row.broken and not row.passed
+
+
+def test_wrong_voxels_are_white_in_the_picture_of_both_sides():
+    pair = Pair('a', None, grid(), changed(((0, 0, 0), FREE)))
+    whites = [int((TASK.draw_pair(TASK.fit_pair(one), 'abcd') == 255).all(-1).sum()) for one in (pair,)]
+    same = TASK.draw_pair(Pair('a', None, grid(), changed()), 'abcd')
+    assert whites[0] > int((same == 255).all(-1).sum()) + 100
+
+
+def test_the_view_from_above_has_the_highest_voxel_that_is_not_free():
+    labels = np.full((1, 3, 3), FREE, np.uint8)
+    labels[0, 0], labels[0, 1, 0] = [0, 1, FREE], 2
+    np.testing.assert_array_equal(from_above(Occupancy(labels, None, FREE)), [[1, 2, FREE]])
+
+
+def test_json_has_a_count_of_voxels_for_each_class():
+    entries = grid().to_json(('a', 'b', 'c', 'free'))
+    assert [(entry['name'], entry['voxels']) for entry in entries] == [('b', 6), ('c', 1), ('free', 41)]

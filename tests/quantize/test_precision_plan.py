@@ -1,0 +1,161 @@
+"""The plan of a precision: planted faults are found with their module and reason; what is refused."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.graph.passes.round_half import round_half
+from mmdeploy_ext.graph.run import run
+from mmdeploy_ext.quantize.plan import Planner, check_single
+from mmdeploy_ext.quantize.search import Kept, Search
+from mmdeploy_ext.util.errors import ExportError, ModelFileError, UsageError
+
+ROWS, COLUMNS = 8, 4
+X = np.random.default_rng(0).uniform(0.2, 1.0, (ROWS, COLUMNS)).astype(np.float32)
+CELLS = 70_000
+
+
+def network(*steps, **constants):
+    """A product, the module `head.fault` of `steps` (operator, constants ..., attributes), and a product."""
+    constants = dict(w=np.eye(COLUMNS), v=np.eye(COLUMNS), **constants)
+    nodes = [helper.make_node('MatMul', ['x', 'w'], ['f'], '/backbone/fc/MatMul')]
+    for place, (operator, *names, attributes) in enumerate(steps):
+        names = [name.replace('@', nodes[-1].output[0]) for name in names]
+        name = f'/head/fault/{operator}_{place}'
+        nodes.append(helper.make_node(operator, names, [f's{place}'], name, **attributes))
+    nodes.append(helper.make_node('MatMul', [nodes[-1].output[0], 'v'], ['y'], '/head/out/MatMul'))
+    arrays = {
+        name: np.asarray(array, np.float32 if np.asarray(array).dtype.kind == 'f' else np.int64)
+        for name, array in constants.items()
+    }
+    graph = helper.make_graph(
+        nodes,
+        'toy',
+        [helper.make_tensor_value_info('x', TensorProto.FLOAT, [ROWS, COLUMNS])],
+        [helper.make_tensor_value_info('y', TensorProto.FLOAT, [ROWS, COLUMNS])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+
+
+def planner_of(model, keep=()):
+    """A planner whose results are the rows of `y` within 0.02 of float32."""
+    wanted = run(model, dict(x=X))['y']
+
+    def kept(models):
+        found = run(round_half(models['m']), dict(x=X))['y']
+        near = np.abs(found - wanted).max(axis=1) <= 0.02
+        return Kept(int(near.sum()), ROWS)
+
+    return Planner(dict(m=model), kept, dict(m=[dict(x=X)]), keep), kept(dict(m=model))
+
+
+def steps_of(*texts, **constants):
+    """Steps of 'Operator operand ...', with attributes as a last entry."""
+    return [
+        (*text.split(), {}) if isinstance(text, str) else (*text[0].split(), text[1]) for text in texts
+    ], constants
+
+
+FAULTS = {
+    'a scale of 1e5 before a norm': (
+        steps_of(
+            'Mul @ scale', ('LayerNormalization @ gain', dict(axis=-1)), scale=1e5, gain=np.ones(COLUMNS)
+        ),
+        'overflow: 1e+05',
+    ),
+    'an epsilon of 1e-7': (
+        steps_of(
+            *('Mul @ small', 'Mul @ @', 'Add @ epsilon', 'Sqrt @', 'Mul @ large'),
+            **dict(small=3e-4, epsilon=1e-7, large=1e3),
+        ),
+        'values of at most',
+    ),
+    'squared coordinates': (
+        steps_of('Mul @ stride', 'Mul @ @', 'Sqrt @', 'Div @ stride', stride=1000.0),
+        'overflow',
+    ),
+    'a sum over 70,000 cells': (
+        steps_of(
+            *('Mul @ three', 'Unsqueeze @ last', 'Expand @ cells'),
+            *(('ReduceSum @ last', dict(keepdims=0)), 'Div @ count'),
+            **dict(last=[2], cells=[ROWS, COLUMNS, CELLS], count=3.0 * CELLS, three=3.0),
+        ),
+        f'a sum over {CELLS:,} values',
+    ),
+    'a logit of 1e4': (steps_of('Add @ shift', 'Sub @ shift', shift=1e4), 'have steps of 8'),
+    'coordinates above 2048': (steps_of('Add @ shift', 'Sub @ shift', shift=3000.0), 'have steps of 2'),
+    'an exponential of 12': (
+        steps_of('Mul @ twelve', 'Exp @', 'Log @', 'Div @ twelve', twelve=12.0),
+        'overflow',
+    ),
+    'a reciprocal of 1e-6': (steps_of('Mul @ tiny', 'Reciprocal @', 'Mul @ tiny', tiny=1e-6), 'overflow'),
+    'classes kept apart by offsets': (
+        steps_of('Add @ apart', 'Sub @ apart', apart=np.arange(ROWS)[:, None] * 700.0),
+        'have steps of',
+    ),
+    'a running sum': (
+        steps_of(
+            *('Mul @ many', 'CumSum @ first', 'CumSum @ second', 'Div @ many'),
+            **dict(many=9000.0, first=0, second=1),
+        ),
+        'overflow',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_a_planted_fault_is_found_in_its_module_with_its_reason(name):
+    (steps, constants), reason = FAULTS[name]
+    planner, before = planner_of(network(*steps, **constants))
+    plan = planner.plan(['fp16'], 0.999, before)
+    assert plan.lowest.share < 0.999 <= plan.kept.share
+    assert [row.unit for row in plan.rows if row.unit != 'head.out'] == ['head.fault']
+    assert any(reason in text for text in plan.rows[0].reasons), plan.rows[0].reasons
+    assert plan.products['fp16'] >= 0.5, 'the product before it is half'
+
+
+def test_what_holds_as_a_whole_is_not_searched():
+    planner, before = planner_of(network(('Relu', '@', {})))
+    plan = planner.plan(['fp16'], 0.999, before)
+    assert (plan.rows, plan.trials, plan.products) == ([], 1, dict(fp16=1.0))
+    planner, before = planner_of(network(('Relu', '@', {})), keep=['head.fault'])
+    assert planner.plan(['fp16'], 0.999, before).patterns == ['head.fault']
+
+
+def test_a_constant_beyond_float16_stays_in_any_plan():
+    planner, before = planner_of(network(('Min', '@', 'limit', {}), limit=1e8))
+    assert list(planner.plan(['fp16'], 0.999, before).required) == ['overflow: its constant limit has 1e+08']
+    assert planner.plan(['bf16'], 0.9, before).required == {}
+
+
+def test_a_pattern_without_a_module_and_a_file_below_float32_are_refused():
+    model = network(('Relu', '@', {}))
+    with pytest.raises(UsageError, match='fualt'):
+        planner_of(model, keep=['head.fualt'])
+    planner, _ = planner_of(model)
+    half = planner.written('fp16', [])
+    onnx.checker.check_model(half['m'], full_check=True)
+    with pytest.raises(ModelFileError, match='fp16'):
+        check_single(half)
+
+
+ALL = Kept(100, 100)
+
+
+def needed_units(units, needed, start=ALL):
+    search = Search(lambda higher: Kept(100 - 10 * len({*needed} - {*higher}), 100), 0.999)
+    return search.higher(units, start), search
+
+
+def test_the_search_keeps_what_the_results_need_alone():
+    units = [f'u{index}' for index in range(64)]
+    found, search = needed_units(units, ['u3', 'u40'])
+    assert found == ['u3', 'u40'] and len(search.trials) <= 20
+    assert needed_units(units, [])[0] == []
+
+
+def test_a_share_that_float32_does_not_keep_is_refused_with_the_best():
+    with pytest.raises(ExportError, match=r'0\.9900'):
+        needed_units(['a', 'b'], ['a', 'c'], start=Kept(99, 100))
