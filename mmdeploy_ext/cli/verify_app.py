@@ -13,7 +13,6 @@ from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, O
 from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.kinds import kind_of
-from mmdeploy_ext.proving.difference.locate import near_lines
 from mmdeploy_ext.util import cli
 
 if TYPE_CHECKING:
@@ -95,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     verdict = prove_read(detector, request)
     kind = kind_of(detector.family)
     if Path(args.onnx_file).is_file() and kind.public_samples:
+        from mmdeploy_ext.proving.difference.locate import near_lines
+
         side = kind.side_of_difference(detector, kind.public_samples)
         verdict.notes += near_lines(detector, args.onnx_file, side, verdict)
     return proof.show(verdict, detector, args)
