@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if is_file and not args.contract:
         return check_sparse(args)
     if args.max_voxels is not None:
-        raise UsageError(f'--max-voxels {args.max_voxels}: is for sparse graphs, {args.folder} is none')
+        raise UsageError(f'--max-voxels {args.max_voxels}: is for sparse graphs, {args.folder} is not one')
     return check_folder(args)
 
 

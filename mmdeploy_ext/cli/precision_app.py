@@ -51,7 +51,7 @@ def build_parser() -> cli.ArgumentParser:
         "nodes that always stay in float32, by name, operator, module ('*', '?')",
         [],
     )
-    add('--images --input PATH...', 'samples whose results are kept, as in verify', [])
+    add('--images --input PATH...', 'samples to compare results on, as in verify', [])
     add('--frames N', 'most frames, or sweeps of each input', type=int)
     shared.add_ignored_keys(parser)
     add_calibration(parser, '--calibration-images N', required=False)

@@ -66,7 +66,7 @@ def _reported(verdict: Verdict, detector: Detector, folder: Path) -> list[str]:
     lines = [f'report: {write_report(verdict, detector.classes, folder)}']
     if verdict.pairs and detector.family.task != 'bev':  # a map from above has no detections
         write_picture(picture, draw_pairs(verdict.pairs, detector))
-        lines.append(f'picture: {picture}')
+        lines.append(f'image: {picture}')
     return lines
 
 

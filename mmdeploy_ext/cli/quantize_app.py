@@ -191,7 +191,9 @@ def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> lis
         float_layers |= set(graph.last)
     layers = [layer.name for layer in graph.layers if layer.name not in float_layers]
     if not layers:
-        raise UsageError(f'all {len(graph.layers)} layers stay float: nothing to quantise; see --keep-float')
+        raise UsageError(
+            f'all {len(graph.layers)} layers stay in float, so nothing is quantised; see --keep-float'
+        )
     return layers
 
 

@@ -18,7 +18,7 @@ COMMANDS = Commands()
     'Print what is in a file: sparse graphs node by node',
     argument(
         '--nodes PATTERN',
-        "also list the nodes, or those with a matching name, operator or output, e.g. Conv or '/head/*'",
+        "also list all nodes, or nodes with a matching name, operator or output, e.g. Conv or '/head/*'",
         nargs='?',
         const='*',
     ),
