@@ -214,7 +214,7 @@ def _check_config_file(path: str) -> None:
 
 
 def _only_in_mmengine(path: str) -> bool:
-    """Whether a file uses `_base_.data_root` or `mmdet::_base_/default_runtime.py`, or is pure Python."""
+    """Whether a file or a base has `_base_.data_root` or `mmdet::_base_/x.py`, or is pure Python."""
     tree = parsed_config(path)
     if is_python_config(tree):
         return True
@@ -223,8 +223,10 @@ def _only_in_mmengine(path: str) -> bool:
             return True
         if isinstance(node, ast.Assign) and '_base_' in map(ast.unparse, node.targets):
             texts = (value.value for value in ast.walk(node.value) if isinstance(value, ast.Constant))
-            if any('::' in str(text) for text in texts):
-                return True
+            for text in map(str, texts):
+                file = Path(path).parent / text
+                if '::' in text or (file.is_file() and _only_in_mmengine(str(file))):
+                    return True
     return False
 
 
@@ -421,8 +423,8 @@ def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(
-            f'{filename}: has neither data.test.pipeline nor test_pipeline; add one: sizes and '
-            f'normalisation of pictures are read from it'
+            f'{filename}: has neither data.test.pipeline nor test_pipeline; add one: it '
+            f'defines the size and normalisation of images'
         )
     check_steps(pipeline, f'{filename}: test_pipeline')
     return 'test_pipeline', pipeline

@@ -13,7 +13,7 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import PREFIX, read_props
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import InferenceError, ModelFileError
+from mmdeploy_ext.util.errors import InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.util.files import external_locations
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class Runtime(contextlib.ExitStack):
     fed_bytes: int | None = None
     seconds: dict[str, float]
     notes: Sequence[str] = ()
+
+    def __reduce__(self) -> Any:
+        raise UsageError(
+            'an open model is not pickled, as its session is of this process: call open_model in each worker'
+        )
 
     @property
     def rule(self) -> Any:

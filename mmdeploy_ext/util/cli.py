@@ -151,8 +151,26 @@ def run(
             traceback.print_exc()
     if not (CHECKOUT / 'docs').is_dir():
         message = re.sub(r'\bdocs/[\w-]+\.md', r"\g<0> of mm2onnx's repository", message)
-    print(printable(COLOURS.sub('', f'error: {message}')), file=sys.stderr)
+    print(wrapped(printable(COLOURS.sub('', f'error: {message}'))), file=sys.stderr)
     return status
+
+
+def wrapped(message: str) -> str:
+    """Break a message for a terminal, its first reason in front; a pipe gets one line."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return message
+    import shutil
+    import textwrap
+
+    fill = functools.partial(
+        textwrap.fill,
+        width=shutil.get_terminal_size().columns,
+        subsequent_indent='    ',
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    first, *rest = message.split('; ')
+    return '\n'.join([fill(first), *(fill(reason, initial_indent='  ') for reason in rest)])
 
 
 def program(

@@ -104,7 +104,10 @@ def worst_value(
     worst = None
     is_dead = is_zero and largest > max(least, ROUNDINGS * float(rounding.max(initial=0)))
     for title, axis in _axes(sizes.shape, group):
-        split = [_slices(array, axis) for array in (differences, sizes, rounding)]
+        split = [_slices(array, axis) for array in (differences, sizes)]
+        split.append(
+            _slices(rounding, axis) if distances.ndim else np.broadcast_to(distances, split[0].shape)
+        )
         bars = _bars(*split[1:], allowed)
         ratios = np.divide(split[0], bars, out=np.where(split[0] > 0, np.inf, 0.0), where=bars > 0)
         row, value = np.unravel_index(ratios.argmax(), ratios.shape)
@@ -138,13 +141,23 @@ def _slices(array: np.ndarray, axis: int | None) -> np.ndarray:
 
 def _bars(sizes: np.ndarray, rounding: np.ndarray, allowed: Callable[..., Any]) -> np.ndarray:
     """Tolerances (slices, values)."""
-    tops, usual = sizes.max(axis=1), np.median(rounding, axis=1)
+    tops = sizes.max(axis=1)
     bars = allowed(tops, rounding.max(axis=1))[:, None].repeat(sizes.shape[1], axis=1)
     for row in np.flatnonzero(tops > JUMP * LEAST):
+        if not _may_jump(sizes[row]):
+            continue
         ranked = np.sort(sizes[row])
         is_jump = (ranked[1:] > JUMP * ranked[:-1]) & (ranked[:-1] > LEAST)
+        usual = np.median(rounding[row])
         for last in ranked[:-1][is_jump][::-1]:  # from the largest magnitude down
             smaller = sizes[row] <= last
             # a value that is small by chance has the rounding of the values beside it
-            bars[row, smaller] = allowed(last, max(rounding[row, smaller].max(), usual[row]))
+            bars[row, smaller] = allowed(last, max(rounding[row, smaller].max(), usual))
     return bars
+
+
+def _may_jump(sizes: np.ndarray) -> bool:
+    """Whether exponents of two are missing between the sizes, without sorting them."""
+    exponents = np.frexp(sizes[sizes > LEAST])[1]
+    present = np.flatnonzero(np.bincount(exponents - exponents.min()))
+    return bool((np.diff(present) > np.log2(JUMP) - 1).any())

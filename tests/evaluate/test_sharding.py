@@ -1,9 +1,14 @@
 """Scenes stay whole: every frame exactly once, in order within its scene, whatever the number of ranks."""
 
+import types
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmdeploy_ext.evaluate.loop import collect
 from mmdeploy_ext.util.distributed import shard_scenes
+from mmdeploy_ext.util.errors import DataError
 
 
 @given(
@@ -23,3 +28,13 @@ def test_every_frame_is_run_once_and_no_scene_is_split(lengths, world_size):
 def test_work_is_balanced_by_frames_not_by_scenes():
     tokens = ['long'] * 6 + ['x'] * 2 + ['y'] * 2 + ['z'] * 2
     assert [len(shard_scenes(tokens, rank, 2)) for rank in range(2)] == [6, 6]
+
+
+@pytest.mark.parametrize('other', [{1: 'b', 2: 'c', 0: 'again'}, {1: 'b'}])
+def test_a_sample_that_ran_twice_or_never_is_refused(other):
+    def ranks(part):
+        return types.SimpleNamespace(size=2, to_first=lambda results, _: [results, part])
+
+    assert collect({0: 'a'}, 3, ranks({2: 'c', 1: 'b'})) == ['a', 'b', 'c']
+    with pytest.raises(DataError, match='samples'):
+        collect({0: 'a'}, 3, ranks(other))

@@ -2,13 +2,19 @@
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from onnx import numpy_helper
 
+from mmdeploy_ext import prove
 from mmdeploy_ext.contract.spec import Stage
 from mmdeploy_ext.graph.diff.findings import DiffBars
-from mmdeploy_ext.proving.difference.locate import Search, Subject
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.kinds import kind_of
+from mmdeploy_ext.proving.difference.locate import Search, Subject, near_lines
 from mmdeploy_ext.proving.difference.split import PARTS, split_lines
+from mmdeploy_ext.verdict.verdict import Finding, Verdict
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 
 class Toy(torch.nn.Module):
@@ -57,3 +63,24 @@ def test_a_rounded_weight_is_the_share_of_the_export_and_named_by_its_module(tmp
     last = found[-1]
     assert last.parts[2] > 1e-5 > max(last.parts[:2])
     assert 'second' in split_lines(found, narrow)[2]
+
+
+@pytest.mark.parametrize(('max_abs', 'passed'), [(1.0, False), (1e-5, True)])
+def test_large_differences_and_passed_tensors_are_not_split(max_abs, passed):
+    figures = dict(tensor='y', max_abs=max_abs, tolerance=1e-4)
+    verdict = Verdict({}, [Finding('outputs', 'y', passed, '', figures)])
+    assert near_lines(None, 'no file is read', None, verdict) == []
+
+
+@pytest.mark.matrix
+def test_a_verdict_names_the_module_whose_weights_are_slightly_off(tmp_path):
+    detector, path = load_toy(), export_toy(load_toy(), tmp_path / 'm.onnx', height=128, width=160)
+    model = files.load(path)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith('atss_reg.weight'))
+    array = numpy_helper.to_array(weight) * np.float32(1 + 2e-4)
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    files.save(model, tmp_path / 'off.onnx')
+    verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'off.onnx', samples=[str(PICTURE)], edited=True)
+    side = kind_of(detector.family).side_of_difference(detector, [str(PICTURE)])
+    lines = near_lines(detector, str(tmp_path / 'off.onnx'), side, verdict)
+    assert not verdict.passed and 'atss_reg' in lines[2]

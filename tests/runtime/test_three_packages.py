@@ -1,6 +1,7 @@
 """A file runs where numpy, opencv and onnxruntime alone are installed."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from mmdeploy_ext.contract.digest import sealed
 from mmdeploy_ext.contract.metadata import read_props
 from mmdeploy_ext.graph.io.files import read
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.util.errors import ModelFileError, UsageError
 
 FILE, PICTURE = 'demo/atss_toy.onnx', 'demo/toy.jpg'
 PACKAGES = ('numpy', 'cv2', 'onnxruntime')
@@ -40,6 +41,11 @@ def test_the_command_runs_with_three_packages(results, tmp_path):
 def test_open_model_runs_with_three_packages(results):
     done = run_code(OPENED, FILE, PICTURE, packages=PACKAGES)
     assert done.stdout.split() == [str(len(results))], done.stderr
+
+
+def test_an_open_model_says_that_a_worker_opens_it():
+    with open_model(FILE) as model, pytest.raises(UsageError, match='open_model'):
+        pickle.dumps(model)
 
 
 def test_a_damaged_file_is_refused_with_three_packages(tmp_path):

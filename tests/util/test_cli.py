@@ -145,3 +145,23 @@ def test_colours_of_a_message_are_left_out_and_a_closed_stdout_is_no_error(capsy
     assert capsys.readouterr().err == 'error: a blue word\n'
     monkeypatch.setattr(sys, 'stdout', None)
     assert cli.run(lambda _: 0, parser, []) == 0
+
+
+def test_a_terminal_gets_the_reason_first_and_the_rest_in_lines_of_its_own(monkeypatch, capsys):
+    reasons = [
+        'a.py: cannot be exported',
+        'the head has ' + 'no form, ' * 20,
+        'for parts of it: mm2onnx export',
+    ]
+
+    def body(args):
+        raise ConfigError('; '.join(reasons))
+
+    monkeypatch.setenv('COLUMNS', '60')
+    cli.run(body, parser(), [])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    cli.run(body, parser(), [])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == 'error: a.py: cannot be exported' and len(lines) > 4
+    assert lines[-1].strip() == reasons[-1] and all(len(line) <= 60 for line in lines)

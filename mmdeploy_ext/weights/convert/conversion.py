@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,16 +24,15 @@ FOREIGN_SUFFIXES = ('.py', '.json', '.onnx', '.safetensors')
 
 def model_tensors(cfg: Any) -> Tensors:
     """State dict of a config's model on PyTorch's meta device, without values."""
-    from mmdet.models import build_detector
-
     if not isinstance(cfg.get('model'), dict):
         raise ConfigError(f'{cfg.filename}: model={cfg.get("model")!r}, expected a dict with `type`')
     model = copy.deepcopy(cfg.model)
+    library = 'mmdet3d' if any(key.endswith('voxel_layer') for key in model) else 'mmdet'
     model.update({key: None for key in CHECKPOINT_KEYS if key in model})
     rates_on_cpu = functools.partial(torch.linspace, device='cpu')  # backbones read them by item()
     try:
         with torch.device('meta'), undrawn_weights(), patched(torch, linspace=rates_on_cpu):
-            built = build_detector(model)
+            built = importlib.import_module(f'{library}.models').build_detector(model)
     except Exception as error:
         raise ConfigError(f'{cfg.filename}: the model cannot be built ({error})') from error
     return built.state_dict()

@@ -15,17 +15,19 @@ from typing import Any
 
 from mmdeploy_ext.config.config import is_config3
 from mmdeploy_ext.config.user_modules import is_python_config, parsed_config
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.errors import ConfigError, printable
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
 from mmdeploy_ext.weights.convert.mmdet3_model import (
     INNER,
     OWN_DETECTORS,
+    OWN_HEADS,
     OWN_MODELS,
     to_mmdet2_model,
     without_scope,
 )
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
+from mmdeploy_ext.weights.convert.mmdet3_points import is_of_points, to_mmdet3d_1_0
 from mmdeploy_ext.weights.convert.mmdet3_python import read_python_config
 
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
@@ -40,36 +42,22 @@ BASE_VALUE = re.compile(r'[\'"]?\{\{\s*(_base_[\w.]*)\s*\}\}[\'"]?')
 
 
 def to_mmdet2_config(cfg: Any) -> Any:
-    """Convert a config of mmdet 3: model, test pipeline and test data set.
+    """Convert a config of mmdet 3 or mmdet3d 1.4: model, test pipeline and test data set.
 
-    Data sets outside of `DATASETS` become a CocoDataset with `annotations.json`. Training and Runner keys are
-    left out. ConfigError: mmdet 2.28 lacks a part, key or value.
+    Data sets of pictures outside of `DATASETS` become a CocoDataset with `annotations.json`. Training and
+    Runner keys are left out. ConfigError: mmdet 2.28 lacks a part, key or value.
     """
     from mmcv import Config
 
-    model, filename, outer = cfg.get('model'), cfg.filename, ''
+    model, filename = cfg.get('model'), cfg.filename
     if not isinstance(model, dict):
         raise ConfigError(f'{filename}: model={model!r}, expected a dict with `type`')
     if not is_config3(cfg):
         raise ConfigError(
             f'{filename}: is not a config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
         )
-    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    if model.get('type') in INNER and isinstance(model.get('detector'), dict):
-        outer, model = model['type'], model['detector']
-        preprocessor = model.get('data_preprocessor') or preprocessor
-        print(f'note: {filename}: of {outer} its detector alone, {model.get("type")}', file=sys.stderr)
     try:
-        model2 = to_mmdet2_model(_plain(model))
-        dataset = _plain((cfg.get('test_dataloader') or {}).get('dataset') or {})
-        steps = dataset.get('pipeline') or _plain(cfg.get('test_pipeline'))
-        if not steps:
-            raise ConfigError('has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one')
-        pipeline = to_mmdet2_pipeline(without_scope(steps), without_scope(_plain(preprocessor)))
-        values = dict(model=model2, data=dict(test=_to_mmdet2_dataset(dataset, pipeline)))
-        if model2['type'] in OWN_DETECTORS or 'CenterNetUpdateHead' in str(model2.get('bbox_head')):
-            importlib.import_module(OWN_MODELS)
-            values['custom_imports'] = dict(imports=[OWN_MODELS], allow_failed_imports=False)
+        values = _translated(cfg, model)
     except KeyError as error:
         raise ConfigError(
             f'{filename}: has no {error}, which a {model.get("type")} of mmdet 3 has in its model or pipeline'
@@ -89,6 +77,32 @@ def to_mmdet2_config(cfg: Any) -> Any:
             f'the file of a model of mmdet 2.28 against a recording of yours, `verify --recorded`'
         ) from error
     return translated
+
+
+def _translated(cfg: Any, model: dict[str, Any]) -> dict[str, Any]:
+    """Entries of the translated config."""
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    if model.get('type') in INNER and isinstance(model.get('detector'), dict):
+        note = f'note: {cfg.filename}: of {model["type"]} the detector alone is translated'
+        print(printable(note), file=sys.stderr)
+        model = model['detector']
+        preprocessor = model.get('data_preprocessor') or preprocessor
+    preprocessor = without_scope(_plain(preprocessor))
+    dataset = _plain((cfg.get('test_dataloader') or {}).get('dataset') or {})
+    steps = dataset.get('pipeline') or _plain(cfg.get('test_pipeline'))
+    if not steps:
+        raise ConfigError('has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one')
+    if is_of_points(preprocessor):
+        dataset = without_scope({**dataset, 'pipeline': steps})
+        model2, test = to_mmdet3d_1_0(without_scope(_plain(model)), preprocessor, dataset)
+        return dict(model=model2, data=dict(test=test), class_names=test['classes'])
+    model2 = to_mmdet2_model(_plain(model))
+    test = _to_mmdet2_dataset(dataset, to_mmdet2_pipeline(without_scope(steps), preprocessor))
+    values = dict(model=model2, data=dict(test=test))
+    if model2['type'] in OWN_DETECTORS or (model2.get('bbox_head') or {}).get('type') in OWN_HEADS:
+        importlib.import_module(OWN_MODELS)
+        values['custom_imports'] = dict(imports=[OWN_MODELS], allow_failed_imports=False)
+    return values
 
 
 def _plain(value: Any) -> Any:

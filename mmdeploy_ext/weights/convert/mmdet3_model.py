@@ -16,8 +16,9 @@ INNER = (
     'ByteTrack', 'DeepSORT', 'MaskTrackRCNN', 'OCSORT', 'QDTrack', 'SORT', 'SoftTeacher', 'StrongSORT',
 )  # fmt: skip
 """Trackers, and a semi-supervised model, with an entry `detector`."""
+OWN_HEADS = ('CenterNetUpdateHead',)
 OWN_DETECTORS = ('RTMDet', 'RTMDetIns', 'CondInst', 'BoxInst', 'DINO', 'ConditionalDETR', 'DABDETR')
-SCOPE = 'mmdet.'
+SCOPE, SCOPE_3D = 'mmdet.', 'mmdet3d.'
 WEIGHT_INIT = 'mmengine.model.weight_init'
 TORCH_NAMES = dict(BatchNorm2d='BN', SyncBatchNorm='SyncBN', GroupNorm='GN', LayerNorm='LN')
 """Class of torch.nn -> its name in a registry of mmcv, if it is another."""
@@ -54,7 +55,7 @@ def without_scope(config: Any) -> Any:
 
 def _registered_name(name: str) -> str:
     if name.count('.') < 2:
-        return name.removeprefix(SCOPE)
+        return name.removeprefix(SCOPE).removeprefix(SCOPE_3D)
     module, _, name = name.rpartition('.')
     if module == WEIGHT_INIT:
         return name.removesuffix('Init')
