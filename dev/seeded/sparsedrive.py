@@ -14,7 +14,7 @@ LINE_M, STEP_M = 12.0, 0.15
 """Half a length of lines, and scale of the steps of their points."""
 BIASES = {
     r'det_head.*cls_layers\.6\.bias': -2.5,
-    r'map_head.*cls_layers\.6\.bias': -2.0,
+    r'map_head.*cls_layers\.6\.bias': -1.0,
     r'(motion|plan)_cls_branch\.6\.bias': -1.0,
 }
 """Pattern of a key -> mean of the biases."""

@@ -103,7 +103,7 @@ def _check(args: argparse.Namespace) -> list[str]:
     if args.chart and not args.chart.endswith('.png'):
         raise UsageError(f'--chart {args.chart}: expected a .png file')
     for path in args.onnx:
-        parts_app.refuse_folder(path, f'measure it by --parts {path}')
+        parts_app.refuse_folder(path, f'measure it with --parts {path}')
     for target in filter(None, (args.json, args.chart)):
         check_writable(target)
     return engines

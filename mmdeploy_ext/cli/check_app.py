@@ -32,8 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         'graphs against the contract of the program that loads it. Exit status 1 with errors.'
     )
     add = cli.adder(parser)
-    add('folder PATH', 'sparse graph (.onnx), or folder of ONNX files and manifests, by any exporter')
-    add('--contract NAME', 'contract of a folder (default: by its files)')
+    add('folder PATH', 'sparse graph (.onnx), or folder of ONNX files and manifests, from any exporter')
+    add('--contract NAME', 'contract of a folder (default: detected from its files)')
     add(
         '--max-voxels N',
         'sparse graph: most voxels of a sweep; a smaller output bound is an error, after a stride a '
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if is_file and not args.contract:
         return check_sparse(args)
     if args.max_voxels is not None:
-        raise UsageError(f'--max-voxels {args.max_voxels}: goes with a sparse graph, {args.folder} is none')
+        raise UsageError(f'--max-voxels {args.max_voxels}: is for sparse graphs, {args.folder} is not one')
     return check_folder(args)
 
 

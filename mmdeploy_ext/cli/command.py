@@ -23,7 +23,7 @@ def build_parser(command: str = '', words: Sequence[str] = ()) -> argparse.Argum
         prog='mm2onnx',
         description='Run, inspect and compare exported detectors; with PyTorch and OpenMMLab also export and '
         'prove them.',
-        epilog='mm2onnx COMMAND --help has the options of each.',
+        epilog='mm2onnx COMMAND --help shows its options.',
     )
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)

@@ -16,7 +16,7 @@ def convert_mmdet3(args: argparse.Namespace) -> int:
 
     if args.out.endswith('.py'):
         translate_file(args.in_file, args.out)
-        print(f'{args.out}: a config of mmdet 2.28 to export, prove and test with')
+        print(f'{args.out}: a config of mmdet 2.28, for export, verify and test')
         return 0
     if args.config is None:
         raise UsageError(f'{args.out}: writing a checkpoint needs --config, the config of the model')
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
             add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
             add(
                 '--weights',
-                'original files: EMA weights if present (auto), or one of both (default: auto)',
+                'original files: EMA weights if present (auto), or always one of the two (default: auto)',
                 'auto',
                 choices=('auto', 'ema', 'model'),
             )

@@ -66,7 +66,7 @@ def add_arguments(
     parser.set_defaults(only=only)
     shared.add_model_arguments(parser, needs_checkpoint=not only_check)
     add = cli.adder(parser)
-    add('--help-all', 'show all options, also those of one family or contract', action='help')
+    add('--help-all', 'show all options, including the options of one family or contract', action='help')
     add(
         '--backbone',
         'export only the sparse backbone of a LiDAR model; options: `--backbone --help`',
@@ -198,7 +198,7 @@ def check_raw_form(family: Family) -> None:
     if 'raw' in forms:
         return
     parts = [f'--postprocess {form}' for form in forms if form != 'full']
-    advice = 'its results are in its graph; leave the option out'
+    advice = 'its results are in its graph; omit the option'
     if parts:
         advice = f'its network is written by {" and ".join(parts)}, a file each'
     raise UsageError(f'--skip-postprocess: family {family.name!r} has no form without results; {advice}')

@@ -151,7 +151,7 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     for name in ('ranges', 'calibrate'):
         path = getattr(args, name)
         if path and not (args.precision or args.layer_precision):
-            raise UsageError(f'--{name} {path}: goes with --precision or --layer-precision')
+            raise UsageError(f'--{name} {path}: requires --precision or --layer-precision')
     ranges.check(args)
     return values
 
@@ -178,8 +178,8 @@ def find_ranges(args: argparse.Namespace, detector: Detector, options: Options) 
         int8_ranges = ranges.find(args, detector, target, int8_fp16_io=options.int8_fp16_io)
     if int8_ranges is None and has_int8(options):
         raise UsageError(
-            'int8 needs a range for every layer, and the checkpoint has none: give sweeps with '
-            '--calibrate, or the file of an earlier calibration by --ranges'
+            'int8 needs a range for every layer, and the checkpoint has no ranges: give sweeps '
+            'with --calibrate, or the ranges of an earlier calibration with --ranges'
         )
     return int8_ranges
 
@@ -191,7 +191,7 @@ def _check_proof(args: argparse.Namespace) -> None:
         raise UsageError('--edited: goes with --verify-only')
     for name in ('report', 'json'):
         if getattr(args, name) and not (args.verify or args.verify_only):
-            raise UsageError(f'--{name}: goes with --verify or --verify-only')
+            raise UsageError(f'--{name}: requires --verify or --verify-only')
     if args.node_list and not Path(args.node_list).is_file():
         raise UsageError(f'{args.node_list}: no such file')
 

@@ -73,8 +73,7 @@ def describe(path: Path) -> dict[str, Any]:
     names = [name for name in ENTRIES if PREFIX + name in props]
     if 'family' not in names:
         raise ModelFileError(
-            f'{path}: has no mm2onnx metadata, so it does not say what it is; mm2onnx graph show {path} '
-            f'shows any ONNX file'
+            f'{path}: has no mm2onnx metadata; mm2onnx graph show {path} shows any ONNX file'
         )
     check_entries(props, path)
     values = {name: json.loads(props[PREFIX + name]) for name in names}
@@ -137,7 +136,7 @@ def tensors(file: Mapping[str, Any]) -> Table:
         for tensor in side_tensors[:MOST_TENSORS]:
             default = '' if not tensor.is_optional else f'{tensor.default:g}'
             unit = f' [{tensor.unit}]' if tensor.unit else ''
-            memory = f'; {state[tensor.name]} of the frame before' if tensor.name in state else ''
+            memory = f'; {state[tensor.name]} of the previous frame' if tensor.name in state else ''
             meaning = f'{tensor.meaning}{unit}{memory}'
             texts = (tensor.name, tensor.dtype, tensor.shape_text(), default, meaning)
             table.add_row(side, *(Text(printable(text)) for text in texts))

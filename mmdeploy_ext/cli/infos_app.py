@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--root-path DIR', 'folder with the tables and samples/ (default: %(default)s)', 'data/nuscenes'
     )
     cli.writes(root, '')  # the info files of an earlier run are made again
-    text = 'folder of the info files (default: that of the data)'
+    text = 'folder of the info files (default: the folder of the data)'
     cli.add_output(parser, '--out --out-dir DIR', text, writes='')
     add(
         '--extra-tag TAG',

@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         'with --precision fp16',
         choices=ENGINES,
     )
-    add('--told WORDS', 'device, engine and version, for the verdict; unchecked', '')
+    add('--told WORDS', 'device, engine and version to print in the verdict; not checked', '')
     add('--precision', "precision that decides the tolerances (default: the file's)", choices=PRECISIONS)
     add('--json FILE', 'write the verdict as JSON')
     return parser

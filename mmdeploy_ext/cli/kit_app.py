@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_outputs(parser)
     add(
         '--samples PATH...',
-        'pictures or folders of them (default: demo/toy.jpg); sweeps, or an info file of frames (default:'
+        'images or image folders (default: demo/toy.jpg); sweeps, or an info file of frames (default:'
         " of the config's data set, else generated); with --module FILE.py:samples, a function that "
         'yields samples',
     )
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError('expected m.onnx CONFIG CHECKPOINT --out KIT, m.onnx --module ..., or --serve KIT')
     if args.module:
         return _write(args, write_of_module)
-    shared.refuse_options(args, build_parser(), OF_MODULES, 'goes with --module only')
+    shared.refuse_options(args, build_parser(), OF_MODULES, 'requires --module')
     return _write(args, write_of_detector)
 
 
@@ -94,7 +94,7 @@ def run_parts(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt), serving(Path(args.serve), args.port) as server:
         address = f'http://{LOOPBACK}:{server.server_port}/'
-        print(f'{args.serve} is at {address} (Ctrl+C ends the server)', flush=True)
+        print(f'{args.serve} is served at {address} (Ctrl+C ends the server)', flush=True)
         if args.open:
             webbrowser.open(address)
         server.serve_forever()

@@ -108,16 +108,16 @@ def parts_of_refused(args: argparse.Namespace) -> PartsOfRefused | None:
     if args.cfg_options:
         command += f' --cfg-options {shlex.join(args.cfg_options)}'
     if not args.check:
-        return PartsOfRefused(f'for parts of it: {command} --parts list')
+        return PartsOfRefused(f'to export parts: {command} --parts list')
     try:
         words = exporting_parts(args.config, args.checkpoint, overrides)
     except Exception as error:  # also of the user's code
         reason = one_line(error)[:300]
-        return PartsOfRefused(f'parts were not tried, since {reason}; for them: {command} --parts list')
+        return PartsOfRefused(f'parts were not tried, because {reason}; to try them: {command} --parts list')
     if not words:
         return PartsOfRefused(f'no part exports; for the reasons: {command} --parts list')
     print(f'parts: {", ".join(words)} (exports)')
-    return PartsOfRefused(f'for parts of it: {command} --parts {" ".join(words)}', tuple(words))
+    return PartsOfRefused(f'to export parts: {command} --parts {" ".join(words)}', tuple(words))
 
 
 def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str, Any]) -> list[str]:

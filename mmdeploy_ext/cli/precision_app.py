@@ -38,7 +38,7 @@ def build_parser() -> cli.ArgumentParser:
     cli.add_output(
         parser, '--out --output FILE', 'file or folder to write (default: MODEL with .fp16.onnx ...)'
     )
-    add('--dry-run', 'find the plan and write no file')
+    add('--dry-run', 'find the plan, but write no file')
     add('--json FILE', 'write the plan as JSON', writes='{}')
     add('--keep-results SHARE', f'share of the results that is kept (default: {KEEP_RESULTS})', KEEP_RESULTS)
     add(
@@ -48,10 +48,10 @@ def build_parser() -> cli.ArgumentParser:
     )
     add(
         '--keep-fp32 PATTERN...',
-        "nodes that stay float32 in any case, by name, operator, module ('*', '?')",
+        "nodes that always stay in float32, by name, operator, module ('*', '?')",
         [],
     )
-    add('--images --input PATH...', 'samples whose results are kept, as in verify', [])
+    add('--images --input PATH...', 'samples to compare results on, as in verify', [])
     add('--frames N', 'most frames, or sweeps of each input', type=int)
     shared.add_ignored_keys(parser)
     add_calibration(parser, '--calibration-images N', required=False)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
     precisions = [name for name in PRECISIONS if name in args.to]
     if {'fp16', 'bf16'} <= {*precisions}:
-        raise UsageError('--to fp16 bf16: a file has one of them; leave one out')
+        raise UsageError('--to fp16 bf16: a file can have only one of them; omit one')
     if 'int8' in precisions and not args.calibrate:
         raise UsageError('--to int8: give images for the ranges with --calibrate')
     least = args.keep_results if args.keep_metric is None else 1 - float(args.keep_metric[1])

@@ -66,7 +66,7 @@ def _reported(verdict: Verdict, detector: Detector, folder: Path) -> list[str]:
     lines = [f'report: {write_report(verdict, detector.classes, folder)}']
     if verdict.pairs and detector.family.task != 'bev':  # a map from above has no detections
         write_picture(picture, draw_pairs(verdict.pairs, detector))
-        lines.append(f'picture: {picture}')
+        lines.append(f'image: {picture}')
     return lines
 
 
@@ -93,7 +93,7 @@ def print_replaced() -> None:
 def print_libraries_not_run(cfg: Any, args: argparse.Namespace) -> None:
     """Print which libraries of the user's repository do not run, if any."""
     if not_run := libraries_not_run(cfg):
-        advice = '' if args.library else '; a proof of it takes --library installed'
+        advice = '' if args.library else '; to prove it, add --library installed'
         print(not_run_text(not_run) + advice)
 
 

@@ -38,14 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = cli.adder(parser)
     add(
         'model',
-        f'float32 ONNX file written by {tool("export")}, or the folder of a model of '
-        'several graphs, one of which is quantised: of cameras the image backbone, of LiDAR sweeps the one '
-        'behind the points, of both that of the frame; the others are copied unchanged',
+        f'float32 ONNX file written by {tool("export")}, or an exported folder. In a '
+        'folder, one graph is quantised and the others are copied: the image backbone of camera models, the '
+        'dense graph of LiDAR models, the frame graph of models with both',
     )
     cli.add_output(
         parser,
         '--out FILE',
-        'file to write (default: MODEL with .int8.onnx), of a folder a folder (default: MODEL.int8)',
+        'file to write (default: MODEL with .int8.onnx); for a folder, a folder (default: MODEL.int8)',
     )
     add(
         '--engine',
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add(
         'config CONFIG',
-        'config: with CHECKPOINT, layers that its results need stay float, see mm2onnx precision',
+        'config: with CHECKPOINT, keep layers in float that the results need, like mm2onnx precision',
         nargs='?',
     )
     add('checkpoint CHECKPOINT', 'checkpoint of the model', nargs='?')
@@ -80,8 +80,8 @@ def add_calibration(parser: argparse.ArgumentParser, number: str, required: bool
     add = cli.adder(parser.add_argument_group('calibration of int8'))
     add(
         '--calibrate IMAGES|DATASET',
-        "folder of images, one image, or annotations in COCO's format (.json); of several cameras "
-        'infos (.pkl) or a folder with one folder per camera; of LiDAR sweeps (.bin) or infos',
+        "folder of images, one image, or annotations in COCO's format (.json); for several cameras "
+        'infos (.pkl) or a folder with one folder per camera; for LiDAR sweeps (.bin) or infos',
         required=required,
     )
     add(
@@ -102,7 +102,7 @@ def add_calibration(parser: argparse.ArgumentParser, number: str, required: bool
     add = cli.adder(parser.add_argument_group('layers'))
     add(
         '--keep-float PATTERN...',
-        "layers that stay float, by name ('*', '?'), e.g. '*bbox_head*'; besides the last ones",
+        "layers that stay in float, by name ('*', '?'), e.g. '*bbox_head*', in addition to the last ones",
         [],
     )
     add(
@@ -115,10 +115,10 @@ def _check_numbers(args: argparse.Namespace) -> None:
     cli.check_minimums(args, images_of_ranges=0, rounds=0, threads=0, probe_images=1)
     if args.config and (not args.checkpoint or args.engine != QUANTISED[0]):
         raise UsageError(
-            'CONFIG goes with CHECKPOINT, and with --engine onnxruntime: NNCF chooses the layers itself'
+            'CONFIG requires CHECKPOINT and --engine onnxruntime: NNCF chooses the layers itself'
         )
     if args.rounds and importlib.util.find_spec('torch') is None:
-        raise UsageError('--rounds: the benchmark needs PyTorch, which is not here; give --rounds 0')
+        raise UsageError('--rounds: the benchmark needs PyTorch, which is not installed; give --rounds 0')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -191,7 +191,9 @@ def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> lis
         float_layers |= set(graph.last)
     layers = [layer.name for layer in graph.layers if layer.name not in float_layers]
     if not layers:
-        raise UsageError(f'all {len(graph.layers)} layers stay float: nothing to quantise; see --keep-float')
+        raise UsageError(
+            f'all {len(graph.layers)} layers stay in float, so nothing is quantised; see --keep-float'
+        )
     return layers
 
 
@@ -290,7 +292,7 @@ def show(
         console,
         'NOT PROVEN by these figures; metrics of both on the data set of the config: '
         f'{command("verify")} CONFIG CHECKPOINT {shlex.quote(str(target.shown))} --eval bbox'
-        '   # of masks alone: --eval segm',
+        '   # for masks only: --eval segm',
     )
 
 

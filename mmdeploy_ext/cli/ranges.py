@@ -57,7 +57,7 @@ def check(args: argparse.Namespace) -> None:
     from mmdeploy_ext.sparse.ranges import Ranges
 
     if args.calibrate and args.ranges:
-        raise UsageError('--calibrate makes ranges and --ranges reads them: give one of the two')
+        raise UsageError('--calibrate makes ranges and --ranges reads them: give only one of the two')
     cli.check_minimums(args, batches=0)
     if args.calibrate:
         sweep_items(args.calibrate)

@@ -40,14 +40,14 @@ FPS = 4.0
 """Frames per second of a film."""
 NOTE_AFTER_S = 2.0
 """Seconds after which the note of `once` is printed."""
-COMPILING = 'note: compiling the functions for points, once on this machine (10 s)'
+COMPILING = 'note: compiling functions for points (10 s, once per machine)'
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = run_images.make_parser(
         'Run an exported model in ONNX Runtime and draw its detections.',
         'ONNX file, or folder of graphs, that mm2onnx exported',
-        f'{TAKES["images"]}; {TAKES["sweeps"]}; {TAKES["frames"]}, to be drawn to a folder or an .mp4',
+        f'{TAKES["images"]}; {TAKES["sweeps"]}; {TAKES["frames"]}, drawn to a folder or an .mp4 file',
     )
     cli.add(parser, '--data-root DIR', "frames: folder of the data set, if it is not the infos' own")
     cli.add(
@@ -83,7 +83,7 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
             kind = 'images'
         fits = samples in OF_INFOS if kind == 'frames' else kind == samples
         if not fits and not (path.is_dir() and samples not in OF_INFOS):
-            raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
+            raise UsageError(f'{path}: {args.model} expects {TAKES[samples]}')
 
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
@@ -166,7 +166,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
     if rule is None:
         raise ModelFileError(
-            f'{args.model}: is a LiDAR-only model; use it in a program (its step() takes points)'
+            f'{args.model}: is a LiDAR-only model; use it in a program (pass points to its step())'
         )
     frames = [
         frame

@@ -125,7 +125,7 @@ def plan_pictures(
     inputs: Sequence[str],
     out: Path,
     list_files: Callable[[Sequence[Path]], list[Path]] | None = None,
-    kind: str = 'picture',
+    kind: str = 'image',
 ) -> dict[Path, Path]:
     """Image -> picture to write, all paths distinct; in a folder `out` names get `_det`."""
     from mmdeploy_ext.preprocess.pictures import list_images
@@ -151,7 +151,7 @@ def plan_pictures(
         targets[file] = out if is_file else target
         names.add(target)
     regular = [file for file in targets if file.is_file()]  # others are reported when they are read
-    check_outputs({'--out': targets.values()}, {f'a {kind}': regular})
+    check_outputs({'--out': targets.values()}, {f'an input {kind}': regular})
     return targets
 
 
@@ -197,7 +197,7 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
     check_registered(metadata.family)
     expected = runner_of(metadata.family, metadata.form, metadata.spec.input_names)
     if not expected or expected != runner:
-        advice = f'use {tool(expected)} for it' if expected else 'no tool for pictures takes it'
+        advice = f'use {tool(expected)} for it' if expected else 'no tool for images supports it'
         raise ModelFileError(
             f'{path}: is a model of family {metadata.family!r}, its post-processing form is '
             f'{metadata.form!r}: not for {tool(runner or "run")}; {advice}'
@@ -205,7 +205,7 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
     check_picture_graph(path, metadata)
     if metadata.options.get('score_form') == 'product':
         print(
-            'note: score_form=product: the threshold looks at class score times centerness, which may keep '
+            'note: score_form=product: the threshold applies to class score times centerness, which may keep '
             'fewer boxes than the PyTorch model does',
             file=sys.stderr,
         )
@@ -218,10 +218,10 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
     first, rule = metadata.spec.inputs[0], metadata.preprocess
     if not isinstance(rule, PreprocessRule):
-        raise damaged(path, 'preprocess', 'is of rigs or sweeps, expected the rule of one picture')
+        raise damaged(path, 'preprocess', 'is for rigs or sweeps, expected the rule of one image')
     is_normalised = len(first.axes) == 4 and first.axes[1] == rule.bands and first.dtype.startswith('float')
     if first.pixels is None and not is_normalised:
-        problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx{rule.bands}xHxW'
+        problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected images Bx{rule.bands}xHxW'
         raise damaged(path, 'spec', problem)
 
 
@@ -232,11 +232,11 @@ def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
     takes_cameras = bool(camera_of(metadata))
     if takes_cameras and not args.cameras:
         raise UsageError(
-            f'{args.model}: finds 3D boxes and needs the camera of each image; name a JSON file with '
-            f'its matrix by --cameras, such as [[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]]'
+            f'{args.model}: finds 3D boxes and needs the camera of each image; give a JSON file with '
+            f'its matrix with --cameras, such as [[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]]'
         )
     if args.cameras and not takes_cameras:
-        raise UsageError(f'--cameras {args.cameras}: {args.model} takes no cameras')
+        raise UsageError(f'--cameras {args.cameras}: {args.model} does not use cameras')
 
 
 def run_file(

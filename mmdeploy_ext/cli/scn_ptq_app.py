@@ -54,8 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--fidelity-batches N', 'number of sweeps, evenly spread; 0 uses all (default: 4)', 4)
     add('--int8-fp16-input-output', "keep the first and last layer as in the reference's INT8 file")
     add('--fp16-layers PATTERN...', 'keep layers in fp16, by name or module path', [])
-    add('--target TARGET', 'advise fp16 layers until the output has this cosine (default: 0.999)', 0.999)
-    add('--no-advice', 'give no advice; skips its runs')
+    add('--target TARGET', 'suggest fp16 layers until the output reaches this cosine (default: 0.999)', 0.999)
+    add('--no-advice', 'skip the advice and its runs')
     add('--all', f'show all layers, not only the {WORST} worst')
     add('--json FILE', 'write the report as JSON')
     return parser

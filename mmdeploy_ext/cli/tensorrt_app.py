@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
 """Kinds of layers that convolve or multiply matrices."""
-NO_GPU = 'NOT COMPARED: no GPU is here'
+NO_GPU = 'NOT COMPARED: no GPU was found'
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_output(parser, '--out FILE', text, writes=('{}', '{}.json'))
     add(
         '--sm N...',
-        'architectures of one engine, e.g. 86 for SM 8.6 (default: the GPU at hand)',
+        'architectures of one engine, e.g. 86 for SM 8.6 (default: the local GPU)',
         [],
         type=int,
     )
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--fp16', 'mixed precision; inputs and outputs keep their dtypes')
     add(
         '--keep-fp32 PATTERN...',
-        "with --fp16: nodes that stay float32, by name, operator, module or output ('*', '?'; default: "
+        "with --fp16: nodes that stay in float32, by name, operator, module or output ('*', '?'; default: "
         'decoding and post-processing)',
     )
     add(

@@ -191,11 +191,11 @@ def export_if_stale(detector: Detector, tested: TestedModel) -> None:
         if len(exported.paths) != len(expected):
             reason = f'incomplete: {len(exported.paths)} of {len(expected)} graphs'
         if any(digest.state(path) == digest.DAMAGED for path in exported.paths):
-            reason = 'damaged: its weights are not those that were written'
+            reason = 'damaged: its weights have changed since the export'
         if reason and tested.args.onnx:
             raise ModelFileError(
-                f'{target}: is {reason}; --onnx FILE takes an export of this config and checkpoint; export '
-                f'it again, or type --onnx without FILE'
+                f'{target}: is {reason}; --onnx FILE must be an export of this config and checkpoint; export '
+                f'it again, or give --onnx without FILE'
             )
         if not reason:
             commands = sorted({edit for metadata in exported.all_metadata for edit in metadata.edits})
@@ -282,7 +282,7 @@ def finish(
     source = detector.config if settings['type'] == 'TorchBackend' else tested.target
     engine = f'{title_of(settings["type"])} ({source}, samples: {len(dataset)})'
     if not args.eval:
-        print(f'{engine}: not evaluated, --eval METRIC does')
+        print(f'{engine}: not evaluated; for metrics give --eval METRIC')
         return 0
     facts = dict(model_facts(detector), **run_facts(detector), samples=len(dataset), processes=processes)
     facts['memory'] = settings.get('memory', 'keep')

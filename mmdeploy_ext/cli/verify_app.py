@@ -13,7 +13,6 @@ from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, O
 from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.kinds import kind_of
-from mmdeploy_ext.proving.difference.locate import near_lines
 from mmdeploy_ext.util import cli
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
     shared.add_proof_arguments(parser)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
-    reason = 'is an option of export; leave it out, the file keeps its value'
+    reason = 'is an option of export; omit it, verify uses the value in the file'
     parser.elsewhere = {option.typed: reason for option in detector_options()}
 
 
@@ -95,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     verdict = prove_read(detector, request)
     kind = kind_of(detector.family)
     if Path(args.onnx_file).is_file() and kind.public_samples:
+        from mmdeploy_ext.proving.difference.locate import near_lines
+
         side = kind.side_of_difference(detector, kind.public_samples)
         verdict.notes += near_lines(detector, args.onnx_file, side, verdict)
     return proof.show(verdict, detector, args)
@@ -104,7 +105,7 @@ def check_family(args: argparse.Namespace, family: Family) -> None:
     """Raise UsageError for options that do not go with a family."""
     parser, of_family = build_parser(), {option.name for option in family.options}
     foreign = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
-    shared.refuse_options(args, parser, foreign, f'exports of family {family.name!r} have no such option')
+    shared.refuse_options(args, parser, foreign, f'files of family {family.name!r} have no such option')
     shared.refuse_of_kind(args, parser, 'verify', family)
 
 

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'--seed {args.seed}: expected at most {LARGEST_SEED}')
     check_writable(args.out)
     if args.out.exists():
-        raise UsageError(f'{args.out}: already exists, and is not overwritten; give another name')
+        raise UsageError(f'{args.out}: already exists and is not overwritten; give another name')
     cli.wait_passively()
     options = parse_cfg_options(args.cfg_options)
     scores, labels = write_weights(args.config, args.out, args.seed, options, args.samples)

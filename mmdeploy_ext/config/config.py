@@ -37,6 +37,8 @@ SHORTEST_TYPO = 4
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
 MMDET3 = 'mmdeploy_ext.weights.convert.mmdet3_config'
+OF_MMDET2 = 'data.', 'backend_config.'
+"""Begins of keys that a config of mmdet 3 has after its translation."""
 DUPLICATE = 'Duplicate key is not allowed among bases'
 bases: dict[str, str] = {}
 """Missing file of `_base_` -> the file that was read in its place, in this process."""
@@ -113,10 +115,14 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         cfg = read_config(path)
         for note in _mistyped_keys(dict(cfg.items()), overrides or {}):
             print(printable(f'note: {note}'), file=sys.stderr)
-        _override(cfg, overrides)
+        late = {}
+        if is_config3(cfg):  # translated before its modules are imported, which need mmdet 3
+            late = {key: value for key, value in (overrides or {}).items() if key.startswith(OF_MMDET2)}
+        _override(cfg, {key: value for key, value in (overrides or {}).items() if key not in late})
         _check_types(cfg, path)
-        if is_config3(cfg):  # before its modules, which need mmdet 3
+        if is_config3(cfg):
             cfg = importlib.import_module(MMDET3).to_mmdet2_config(cfg)
+            _override(cfg, late)
         import_older_models()
         importlib.import_module(CATALOGUE).register_after(lambda: _import_plugins(cfg, path), cfg)
     except (UsageError, ConfigError):
@@ -423,8 +429,8 @@ def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(
-            f'{filename}: has neither data.test.pipeline nor test_pipeline; add one: sizes and '
-            f'normalisation of pictures are read from it'
+            f'{filename}: has neither data.test.pipeline nor test_pipeline; add one: it '
+            f'defines the size and normalisation of images'
         )
     check_steps(pipeline, f'{filename}: test_pipeline')
     return 'test_pipeline', pipeline

@@ -108,7 +108,9 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     for package in packages:
         imported = getattr(sys.modules.get(package), '__file__', None)
         if imported and not Path(imported).resolve().is_relative_to(folder):
-            return f'{said}: its {package} is not imported, but that of {Path(imported).parent}'
+            return (
+                f'{said}: its {package} was not imported; Python imported the one in {Path(imported).parent}'
+            )
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else list(imports)
     modules = dict.fromkeys([*imports, *(module_to_import(files[name], folder) for name in names)])

@@ -123,7 +123,7 @@ def without_older_copies(library: str) -> Iterator[None]:
     if file and is_older_copy(folder := Path(file).resolve().parents[1], library):
         raise ConfigError(
             f'{library} was imported from {folder}, which is older than {FITTING_VERSIONS[library].start}.0; '
-            f'this process needs the installed one: import nothing of this copy before'
+            f'this process needs the installed one: do not import this copy first'
         )
     before = list(sys.path)
     sys.path[:] = [entry for entry in before if not is_older_copy(Path(entry or '.'), library)]
@@ -151,8 +151,8 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         elif package in {str(name).partition('.')[0] for name in names}:
             folders = ', '.join(map(str, user_folders(path)[:2]))
             advice = (
-                f'{package} is looked for in {folders} and the folders above the config: run in the folder '
-                f'that holds {package}, or put the config below it'
+                f'{package} is not in {folders} or the folders above the config: run in the folder '
+                f'that contains {package}, or put the config below it'
             )
         raise ConfigError(f'{path}: {key}={list(names)}: {cause}{users_line(cause)}; {advice}') from error
 
@@ -246,8 +246,8 @@ def _take_first(module: str, folder: Path, reason: str) -> None:
         file = getattr(sys.modules.get(name), '__file__', None)
         if file and not _is_of(Path(file), folder, names[0]):
             raise ConfigError(
-                f'{reason}, but this process has imported {name} from {Path(file).parent}: one process '
-                f'serves one repository; run each of them by a command of its own'
+                f'{reason}, but this process has imported {name} from {Path(file).parent}: run one '
+                f'command per repository'
             )
     spec = _spec_of(names[0])
     if spec is not None and _is_of(Path(spec.origin or spec.submodule_search_locations[0]), folder, names[0]):

@@ -29,7 +29,7 @@ GRAPH, FUNCTIONS = 7, 25
 UNKNOWN, WHOLE, DAMAGED, REWRITTEN = 'unknown', 'whole', 'damaged', 'rewritten'
 """States of a file: without a digest; as written; of the same length and other content; of another length."""
 DAMAGE = (
-    'its nodes and weights are not those that were written (the SHA-256 differs, the length does not): copy '
+    'its nodes or weights changed after it was written (the SHA-256 differs, the length does not): copy '
     f'the file or export it again; if a tool changed values in it on purpose, remove {KEY} from its metadata'
 )
 REWRITE = 'another tool has rewritten the graph since mm2onnx did; its weights cannot be checked for damage'

@@ -31,7 +31,8 @@ class DriveJudge:
 
     def __init__(self, manifest: Manifest, graph: KitGraph, precision: str) -> None:
         self.graph, self.memory = graph, MemorySpec.from_json(manifest.memory)
-        of_outputs = {name: self.memory.tensors[name] for name in self.memory.outputs}
+        tensors = self.memory.tensors.items()
+        of_outputs = {name: group for name, group in tensors if name in self.memory.outputs}
         self.memory = dataclasses.replace(self.memory, tensors=of_outputs)  # the rest follows from the frame
         if precision != 'fp32':
             self.memory = self.memory.judged_by(graph.spec)

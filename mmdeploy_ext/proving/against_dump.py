@@ -49,8 +49,8 @@ def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> Verd
     cases: list[Case] = []
     if not samples:
         verdict.notes.append(
-            f'no dump in {folder}: to have its tensors compared, first run it with --torch --cfg-options '
-            f'backend_config.dump={{}}'
+            f'no dump in {folder}: tensors are not compared; to compare them, run first with --torch '
+            f'--cfg-options backend_config.dump={{}}'
         )
     for sample in samples:
         tensors, manifest = load_dump(sample)
@@ -68,7 +68,7 @@ def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> Verd
     verdict.add_outputs(cases)
     if not verdict.passed:
         verdict.notes.append(
-            'NOT PROVEN: the tensors of the engine differ from those of PyTorch; compare them with '
+            'NOT PROVEN: the tensors of the engine and of PyTorch differ; compare them with '
             f'{tool("verify")}, or set backend_config.check_dump=False to evaluate anyway'
         )
     for note in verdict.notes:
@@ -153,14 +153,14 @@ class FrameDumpComparer:
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1
         if not self.names:
-            raise DataError(f'the files give none of {", ".join(self.family.data.compared)}')
+            raise DataError(f'the files return none of {", ".join(self.family.data.compared)}')
         _require(tensors, self.names)
         distance = 0.0
         if self.family.memory:
             _require(tensors, ['prev_exists'])
             remembers = float(tensors['prev_exists'].max()) > 0
             if remembers and not continues:
-                raise DataError('the frame before it was not dumped or not compared: its memory is not known')
+                raise DataError('the previous frame was not dumped or not compared, so its memory is unknown')
         frame = self.family.data.dumped_frame(tensors, manifest)
         if self.family.memory:
             distance = float(np.linalg.norm(frame.ego_pose[:3, 3]))

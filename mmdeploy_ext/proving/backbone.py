@@ -117,7 +117,7 @@ def check_backbone(
         checks = sparse_file.check_portable(file.model)
     if has_precision(options):
         notes.append(
-            f'layers are compared in float32: what int8 does to the values is measured by {tool("calibrate")}'
+            f'layers are compared in float32; to measure the effect of int8, use {tool("calibrate")}'
         )
     overrides = file.options.get('cfg_options') or {}
     checks += [

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 ADVICE = 'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
 """Advice if too few results of a drive were matched."""
-SPECIAL = 'frames with one thing of the rig changed, and of one colour'
+SPECIAL = 'frames with one change of the rig, and frames of one colour'
 """Title of the case of `special_frames`."""
 FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
 """A place as in UTM coordinates, where float32 has steps of 0.25 m, and another heading."""
@@ -188,9 +188,9 @@ def special_frames(
 def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySpec) -> list[str]:
     row, notes = proof.results.sequence[-1], []
     if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
-        notes.append(f'{row.frames} frames ran; a claim about drift needs {FULL_DRIVE.frames} (--frames)')
+        notes.append(f'{row.frames} frames ran; a statement about drift needs {FULL_DRIVE.frames} (--frames)')
     if not row.resets:
-        notes.append('no scene changed in these frames, so that the reset was not shown')
+        notes.append('the scene did not change in these frames, so the reset was not tested')
     if bars.cosine is not None:
         notes.append(
             f'judged with wider bars than float32: {tensor_text(bars.cosine)}, '
@@ -198,12 +198,12 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
             f'{bars.score}; pairs that are only near count as matched'
         )
         if memory.confidence:
-            notes.append('which instances are handed on, and the ids of their tracks, were not compared')
+            notes.append('the choice of instances for the next frame and their track ids were not compared')
         if proof.engine.get('round_fp16'):
             notes.append(half_precision.ROUNDED)
     notes += row.excused
     if count := sum(modes.substituted):
-        notes.append(f"the user's test path gives {count} results of the file's own outputs, one to one")
+        notes.append(f"your test path returns the same {count} results from the file's outputs")
     return notes
 
 
@@ -237,8 +237,8 @@ class NearOrigin:
         if not self.moved_m:
             return []
         return [
-            f'scenes up to {self.moved_m / 1e3:.1f} km out were moved to the origin of the map: no model '
-            f"knows where it is, and PyTorch's memory (float32, global) is coarser with the distance"
+            f'scenes up to {self.moved_m / 1e3:.1f} km from the origin of the map were moved there: no '
+            f"model uses the position, and PyTorch's memory (float32, global) loses precision with distance"
         ]
 
     def _offset(self, frame: Frame) -> np.ndarray:

@@ -111,7 +111,7 @@ def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[Grap
     )
     keys = [PREFIX + name for name in OF_SPARSE_GRAPHS]
     return [
-        GraphDifference('metadata', key, '', 'is not what a fresh export says')
+        GraphDifference('metadata', key, '', 'differs from the fresh export')
         for key in keys
         if _parsed(file_entries.get(key)) != _parsed(fresh_entries.get(key))
     ]

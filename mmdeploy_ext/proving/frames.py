@@ -68,7 +68,7 @@ MAX_DRAWN = 4
 """Most sweeps, or frames of a drive, in the report."""
 MAX_EXCESS = 0.3
 """Allowed excess of the best score over PyTorch's for an empty sweep."""
-NOT_PUT_IN = "outputs of the files are not the head's own, and were not put into it: boxes end to end decide"
+NOT_PUT_IN = "the files' outputs differ from the head's and were not put into it: the end-to-end boxes decide"
 
 
 @dataclasses.dataclass
@@ -185,7 +185,7 @@ def read_files(detector: Detector, paths: Sequence[str]) -> tuple[list[ExportedF
     for file in files:
         if file.options != first.options:
             raise ModelFileError(
-                f'{file.path}: is of another export than {first.path} (options differ); export again'
+                f'{file.path}: is from another export than {first.path} (options differ); export again'
             )
     options = exported_options(detector.family, first.options, first.path)
     with file_checks.option_errors(first.path):
@@ -366,5 +366,5 @@ def nothing_to_see(sides: Sides, plain: Sweep) -> Case:
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
     excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
-    reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'
+    reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than in PyTorch'
     return DetectionRow('best score', 0, 0, 0, 0, 1.0, max(excess, 0.0), not reason, reason)

@@ -103,7 +103,7 @@ def warning_lines(records: Iterable[CodeWarning]) -> list[Untraced]:
         else:
             lines.append(Untraced(f'{shown(record.file)}:{record.line}', record.text))
     for folder, count in copied.items():
-        reason = f'a copy of {folder.name}, of which PyTorch warns {count} times'
+        reason = f'a copy of {folder.name}; PyTorch warns {count} times'
         lines.append(Untraced(f'{shown(folder)}/', reason))
     return lines
 

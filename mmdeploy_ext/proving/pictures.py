@@ -288,7 +288,7 @@ def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]
         notes.append(unjudged)
     if any(case.substituted for case in cases):
         return notes
-    return ["the file's own tensors were not put into the user's code: results end to end decide", *notes]
+    return ["the file's own tensors were not put into your code: the end-to-end results decide", *notes]
 
 
 def run_case(
@@ -529,7 +529,7 @@ def match_substituted(
     try:
         expected = run()
     except Exception as error:  # the user's code may read what the file does not have
-        return (), (f"the user's code does not accept the file's tensors: {one_line(error)[:200]}",)
+        return (), (f"your code does not accept the file's tensors: {one_line(error)[:200]}",)
     one_to_one = getattr(task, 'ONE_TO_ONE', {})
     return match_with_ties(reference, expected, results, run, settings, one_to_one), ()
 

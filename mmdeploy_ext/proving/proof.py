@@ -46,15 +46,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.verdict.results import Case, GraphResult
 
-AGAIN = 'the model gives other results when the first input runs again at the end'
+AGAIN = 'the model returns different results when the first input runs again at the end'
 """Reason of failure: another result at the end."""
 INTERFACE_EDITS = {'fp16', 'set-shape'}
 """Commands that change types or sizes of inputs and outputs."""
 MAX_MESSAGE_LENGTH = 500
 """Length of an engine's message."""
 ROUNDED = (
-    'sparse files have float16 weights, as their engine takes them: PyTorch ran with the same, and what they '
-    'do to its map is a row of its own; what the engine itself rounds is not shown here'
+    'sparse files have float16 weights, as their engine requires; PyTorch ran with the same weights. A row '
+    'of its own shows their effect on the output map. The rounding of the engine is not tested here'
 )
 
 
@@ -230,7 +230,7 @@ def check_model(proof: Proof) -> None:
     verdict.notes += detector.replaced_kernels
     if detector.ignored_keys:
         ignored = ', '.join(detector.ignored_keys)
-        verdict.notes.append(f'weights of the checkpoint that were left out by --ignore-keys: {ignored}')
+        verdict.notes.append(f'weights of the checkpoint that --ignore-keys skipped: {ignored}')
 
 
 def compare_again(proof: Proof, run: Callable[[], Case]) -> None:

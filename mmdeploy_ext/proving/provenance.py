@@ -78,11 +78,11 @@ def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]
         path, detail = folder / name, ''
         text = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else None
         if text is None:
-            detail = 'is not there'
+            detail = 'is missing'
         elif text != expected:
             pairs = zip(text.splitlines(), expected.splitlines(), strict=False)
             lines = (f'{got!r}, expected {line!r}' for got, line in pairs if got != line)
-            detail = next(lines, 'has another number of lines, or ends otherwise')
+            detail = next(lines, 'has a different number of lines, or a different end')
         checks.append(Check(f'{name} as the export writes it', not detail, detail))
     return checks
 
@@ -141,7 +141,7 @@ def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
         for key, value in overrides.items()
         if settings[key] != value
     )
-    return f'{differing[:300]}; where that is meant, give {cfg_options(overrides)}'
+    return f'{differing[:300]}; if that is intended, give {cfg_options(overrides)}'
 
 
 def _setting_at(cfg: Any, key: str) -> Any:
@@ -200,8 +200,8 @@ def normalisation_notes(detector: Detector) -> list[str]:
     """Return notes on `--mean` and `--std` in place of the config's."""
     config_rule = detector.family.preprocess_rule(detector.cfg)
     return [
-        f'pictures are normalised with {name} {list(getattr(detector.rule, name))} (--{name}), not with '
-        f'that of the config, {list(getattr(config_rule, name))}; PyTorch ran with the same'
+        f'images are normalised with {name} {list(getattr(detector.rule, name))} (--{name}), not with '
+        f'{list(getattr(config_rule, name))} of the config; PyTorch used the same'
         for name in ('mean', 'std')
         if tuple(getattr(detector.rule, name)) != tuple(getattr(config_rule, name))
     ]

@@ -76,7 +76,7 @@ def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path])
     if others := sorted({*recording.left_out}):
         verdict.notes.append(f'not recorded, compared with PyTorch here: {", ".join(others)}')
     if unsteady := [call['name'] for call in manifest['calls'] if not call['repeats']]:
-        verdict.notes.append(f'a second run gave other values there: {", ".join(unsteady)}')
+        verdict.notes.append(f'a second run there gave different values: {", ".join(unsteady)}')
 
 
 def _preparation(recording: Recording, detector: Detector, files: Sequence[Path]) -> Iterator[Finding]:
@@ -85,7 +85,7 @@ def _preparation(recording: Recording, detector: Detector, files: Sequence[Path]
     for entry in recording.manifest['own']:
         subject, path = f'recorded preparation of {entry["name"]}', by_content.get(entry['sha256'])
         if path is None:
-            yield Finding('surroundings', subject, None, 'no file of --images has its content')
+            yield Finding('surroundings', subject, None, '--images has no file with this content')
             continue
         with np.load(recording.folder / entry['file']) as file:
             fed = record.restored(entry['fed'], dict(file))

@@ -198,13 +198,13 @@ def empty_reference(
             counts[title] = sum(map(len, reference.results))
         except Exception as error:  # the user's code may need a candidate, as guided anchors do
             said = one_line(error)[:200]
-            return None, f'PyTorch fails on a {title} picture ({said}): an empty list was not compared'
+            return None, f'PyTorch fails on a {title} image ({said}): an empty list was not compared'
         if not counts[title]:
             return reference, ''
         if counts[title] == limit:
             break
     listed = ', '.join(f'{count} in a {title} one' for title, count in counts.items())
-    return None, f'PyTorch finds something in plain pictures ({listed}): an empty list was not compared'
+    return None, f'PyTorch detects objects in plain images ({listed}): an empty list was not compared'
 
 
 def reference_with_empty_image(

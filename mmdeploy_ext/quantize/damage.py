@@ -115,6 +115,8 @@ class Damage:
         if LARGEST_STEP_1 < self.largest <= LARGEST_HALF:
             step = 2.0 ** (math.floor(math.log2(self.largest)) - (10 if precision == 'fp16' else 7))
             found.append(f'values up to {self.largest:.4g} have steps of {step:g}')
+        if not found and math.isinf(self.own):
+            return ['gives no finite values from rounded ones']
         return found or [f'adds an error of {self.own:.2g} of the spread of its values']
 
 

@@ -52,15 +52,45 @@ class DrivingScene(Detections3D):
     Attributes:
         trajectories: (n, K, T, 2) float32 x, y.
         mode_scores: (n, K) float32.
+        line_points, line_scores, line_labels: of `lines`.
+        plan_points, plan_scores, plan_mode: of `plan`; the mode is (1,) int64.
     """
 
     trajectories: np.ndarray | None = None
     mode_scores: np.ndarray | None = None
-    lines: Polylines | None = None
-    plan: Plan | None = None
+    line_points: np.ndarray | None = None
+    line_scores: np.ndarray | None = None
+    line_labels: np.ndarray | None = None
+    plan_points: np.ndarray | None = None
+    plan_scores: np.ndarray | None = None
+    plan_mode: np.ndarray | None = None
+
+    @property
+    def lines(self) -> Polylines:
+        return Polylines(self.line_points, self.line_scores, self.line_labels)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.plan_points, self.plan_scores, int(self.plan_mode[0]))
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Self:
+        """Return the scene with some of its boxes."""
+        names = [
+            field.name for field in dataclasses.fields(self) if not field.name.startswith(('line_', 'plan_'))
+        ]
+        values = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(
+            self, **{name: None if value is None else value[rows] for name, value in values.items()}
+        )
 
     def above(self, score_thr: float) -> Self:
-        return dataclasses.replace(super().above(score_thr), lines=self.lines.above(score_thr))
+        lines = self.lines.above(score_thr)
+        return dataclasses.replace(
+            super().above(score_thr),
+            line_points=lines.points,
+            line_scores=lines.scores,
+            line_labels=lines.labels,
+        )
 
     def place(self, index: int) -> dict[str, Any]:
         best = self.mode_scores[index].argmax()

@@ -121,7 +121,7 @@ def accept_rate(cases: Sequence[Case], bars: Bars) -> tuple[list[Case], str]:
     matched = sum(row.matched for row in rows)
     if counted and matched / counted < bars.match_rate:
         return list(cases), (
-            f'{matched} of {counted} results matched ({100 * matched / counted:.1f} %, wanted '
+            f'{matched} of {counted} results matched ({100 * matched / counted:.1f} %, required '
             f'{100 * bars.match_rate:g} %)'
         )
 

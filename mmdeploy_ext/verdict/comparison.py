@@ -144,7 +144,7 @@ def _compare_output(
     for group in groups:
         name = f'{tensor.name} [{group.name}]' if len(groups) > 1 and group.name else tensor.name
         if group.columns is not None and not all(0 <= column < last_axis for column in group.columns):
-            reason = f'the spec wants columns {group.columns}, the tensor has {last_axis}'
+            reason = f'the spec has columns {group.columns}, the tensor has {last_axis}'
             rows.append(failed_row(name, reason, reference))
         else:
             rows.append(_compare_group(name, group, reference, candidate, rounding))

@@ -157,8 +157,8 @@ def match_lists(
     chosen = [{pair[side] for pair in choices} for side in (0, 1)]
     low_alone = len({*low_rows} - chosen[0]) + len({*low_columns} - chosen[1])
     nearest = dict(zip([*pairing.matched, *pairing.outside], pairing.nearness.tolist(), strict=True))
-    lines = [f'{_one(reference, row)} of PyTorch, alone' for row in missing]
-    lines += [f'{_one(candidate, column)} of the file, alone' for column in extra]
+    lines = [f'only in PyTorch: {_one(reference, row)}' for row in missing]
+    lines += [f'only in the file: {_one(candidate, column)}' for column in extra]
     lines += [
         f'{_one(reference, row)} of PyTorch, nearest {_one(candidate, column)}, {abs(nearest[row]):.6g}'
         for row, column in outside.items()
@@ -375,8 +375,7 @@ def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', colu
         boxes, scores, labels = getattr(results, name), results.scores, results.labels
         if boxes.shape != (len(scores), columns) or labels.shape != (len(scores),):
             return (
-                f'{side}: boxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} do not belong '
-                f'together'
+                f'{side}: boxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} do not match'
             )
         if bad := int((~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))).sum()):
             return f'{side}: {bad} detections have NaN or infinite values'
@@ -419,7 +418,7 @@ def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
         return []
     return [
         f'only {total} results were matched, in {inputs_with_results} of {len(matched)} {unit}s; a '
-        f'proof wants {MIN_MATCHED} or more, in {needed_inputs} or more: {advice}'
+        f'proof needs {MIN_MATCHED} or more, in {needed_inputs} or more: {advice}'
     ]
 
 
@@ -479,7 +478,7 @@ def total_reasons(
     if bars.is_float32 and alone:
         reasons.append(
             f'{alone} of {low} results below the score threshold have no partner on '
-            f'the other side, and are beside no tie'
+            f'the other side, and no tie explains them'
         )
     return reasons
 

@@ -120,7 +120,7 @@ class PreprocessingResult:
 
     Attributes:
         samples: titles.
-        unit: 'picture', 'frame' or 'sweep'.
+        unit: 'image', 'frame' or 'sweep'.
         note: changes of the pipeline, e.g. 'at 608x608'.
         gaps: what of the user's code or data was not compared, each 'without ...'.
         error: why the pipeline or the rule could not run.
@@ -128,7 +128,7 @@ class PreprocessingResult:
     """
 
     samples: tuple[str, ...]
-    unit: str = 'picture'
+    unit: str = 'image'
     differences: tuple[PreprocessingDifference, ...] = ()
     note: str = ''
     gaps: tuple[str, ...] = ()
@@ -292,7 +292,7 @@ class MetricRow:
     def difference_text(self) -> str:
         sides = (('PyTorch', self.reference), ('the engine', self.candidate))
         if missing := [title for title, value in sides if math.isnan(value)]:
-            return f'no value by {" and by ".join(missing)} (bar {self.bar:g})'
+            return f'no value from {" and ".join(missing)} (bar {self.bar:g})'
         return f'difference {abs(self.candidate - self.reference):.5f} (bar {self.bar:g})'
 
 

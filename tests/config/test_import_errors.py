@@ -58,5 +58,5 @@ def test_a_plugin_is_read_without_the_packages_that_it_imports(tmp_path, monkeyp
 def test_a_plugin_that_is_not_there_is_named_with_where_it_was_looked_for(tmp_path):
     config = "custom_imports = dict(imports=['no_such_plugin'])\nmodel = dict(type='ATSS')\n"
     (tmp_path / 'config.py').write_text(config)
-    with pytest.raises(ConfigError, match=f'no_such_plugin is looked for in .*{tmp_path}'):
+    with pytest.raises(ConfigError, match=f'no_such_plugin is not in .*{tmp_path}'):
         load_config(str(tmp_path / 'config.py'))

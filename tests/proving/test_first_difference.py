@@ -64,7 +64,7 @@ def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(toy, fault):
     subject = dataclasses.replace(search.subject, fresh_export=lambda: broken)
     found = Search(subject, findings.DiffBars()).compare(broken)
     assert found.first.node == node
-    assert 'a fresh export has it, too' in ' '.join(found.first.evidence)
+    assert 'a fresh export has it too' in ' '.join(found.first.evidence)
     assert not found.changes
 
 

@@ -129,7 +129,7 @@ def test_the_rule_of_a_config_equals_its_pipeline_on_files_of_three_sizes(name, 
     cfg = dict(OTHERS, toy=TOY)[name]
     result = compared(cfg, size)
     words = f' at {size[0]}x{size[1]}' if size else ''
-    assert result.text == f"equal to the config's test pipeline{words} (3 pictures)"
+    assert result.text == f"equal to the config's test pipeline{words} (3 images)"
     assert result.passed
 
 

@@ -27,8 +27,8 @@ REPLACED = {f'model.test_cfg.nms.{key}': value for key, value in dict(_delete_=T
 @pytest.mark.parametrize(
     ('overrides', 'detail'),
     [
-        (ABSENT, 'model.test_cfg.nms.class_agnostic: the file says True, the config has no such key; where'),
-        (OTHER, 'model.test_cfg.score_thr: the file says 0.3, the config 0.05; where that is meant, give'),
+        (ABSENT, 'model.test_cfg.nms.class_agnostic: the file says True, the config has no such key; if'),
+        (OTHER, 'model.test_cfg.score_thr: the file says 0.3, the config 0.05; if that is intended, give'),
         ({'model.test_cfg.score_thr': 0.05}, ''),
         ({'data.workers_per_gpu': 0, 'data.no_such_key': 1}, ''),  # not of the model
         (ABSENT | {'model.test_cfg': dict(score_thr=0.05)}, ''),  # mmcv drops the first of the two

@@ -150,7 +150,7 @@ def printed(verdict: Verdict) -> list[str]:
         (dict(graphs=[]), 'the graph was not compared with a fresh export'),
         (dict(preprocessing=None), "preprocessing: not compared with the config's test pipeline"),
         (dict(cases=[make_case('traced input', 1, traced=True)]), 'no input that the exporter did not see'),
-        (dict(preprocessing=PreprocessingResult(())), 'no picture was compared'),
+        (dict(preprocessing=PreprocessingResult(())), 'no image was compared'),
         (dict(preprocessing=PreprocessingResult(('a',), error='KeyError: img')), 'KeyError: img'),
     ],
     ids=['graph', 'preprocessing', 'inputs', 'pictures', 'error'],

@@ -162,7 +162,7 @@ def test_the_last_layers_are_quantised_only_when_asked_for():
     names = list(PATHS.values())
     assert int8_layers(graph, [], False) == names[:-1]
     assert int8_layers(graph, ['*block*'], True) == ['net/stem', 'head/tower', 'head/last']
-    with pytest.raises(UsageError, match='all 5 layers stay float'):
+    with pytest.raises(UsageError, match='all 5 layers stay in float'):
         int8_layers(graph, ['*'], True)
 
 

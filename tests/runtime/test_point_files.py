@@ -88,3 +88,17 @@ def test_an_npy_gives_its_points_and_another_width_or_objects_are_refused(tmp_pa
     np.save(tmp_path / 'objects.npy', np.array([{}]), allow_pickle=True)
     with pytest.raises(DataError, match=r'objects\.npy'):
         read_points(tmp_path / 'objects.npy', 4)
+
+
+def test_a_raw_file_of_another_width_or_cut_short_is_refused(tmp_path):
+    (tmp_path / 'a.bin').write_bytes(np.zeros(21, np.float32).tobytes())
+    with pytest.raises(DataError, match='84 bytes'):
+        read_points(tmp_path / 'a.bin', 5)
+
+
+def test_points_that_look_like_another_width_are_refused(tmp_path):
+    rng, spreads = np.random.default_rng(0), [50, 50, 2, 0.5, 0.01]
+    (rng.uniform(-1, 1, (2000, 5)) * spreads).astype(np.float32).tofile(tmp_path / 'a.bin')
+    assert read_points(tmp_path / 'a.bin', 5).shape == (2000, 5)
+    with pytest.raises(DataError, match='points of 5 values'):
+        read_points(tmp_path / 'a.bin', 4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmcv import Config
 
-from mmdeploy_ext.config.config import mmdet_config
+from mmdeploy_ext.config.config import load_config, mmdet_config
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
 from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_names
@@ -106,6 +106,22 @@ def test_of_a_tracker_and_of_a_teacher_the_detector_is_translated(kind, capsys):
     assert kind in capsys.readouterr().err
     prefixes = [f'{name}.backbone.x' for name in ('detector', 'teacher', 'student')]
     assert [*to_mmdet2_names(prefixes, {}, 'ATSS').values()] == ['backbone.x'] * 2
+
+
+def test_options_name_keys_of_either_version_and_engines_stay(tmp_path):
+    cfg, path = config3('atss/atss_r50_fpn_1x_coco.py'), tmp_path / 'atss.py'
+    path.write_text(f'{cfg.pretty_text}backend_config = dict(type="onnxruntime", ort_settings=dict(a=1))\n')
+    options = {
+        'model.test_cfg.max_per_img': 7,
+        'test_dataloader.dataset.data_root': 'elsewhere',
+        'data.test.img_prefix': 'pictures',
+        'backend_config.ort_settings.a': 2,
+    }
+    made = load_config(str(path), options)
+    assert made.model.test_cfg.max_per_img == 7
+    assert made.data.test.ann_file == 'elsewhere/annotations/instances_val2017.json'
+    assert made.data.test.img_prefix == 'pictures'
+    assert made.backend_config == dict(type='onnxruntime', ort_settings=dict(a=2))
 
 
 def test_proposals_are_loaded_as_by_mmdet_2():

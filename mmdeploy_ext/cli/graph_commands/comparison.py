@@ -50,7 +50,7 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     argument('--images PATH...', 'images for PyTorch (default: demo/toy.jpg)'),
     argument(
         '--no-fresh',
-        'do not export again for the pairs of tensors; pair by names, values and places',
+        'do not export again to pair tensors; pair by name, value and position',
     ),
     argument(
         '--against',
@@ -66,11 +66,11 @@ def run_diff(args: argparse.Namespace) -> int:
 
     if len(args.models) not in (2, 3):
         raise UsageError(
-            f'diff takes CONFIG CHECKPOINT m.onnx, or a.onnx b.onnx; got {len(args.models)}: '
+            f'diff expects CONFIG CHECKPOINT m.onnx, or a.onnx b.onnx; got {len(args.models)}: '
             f'{" ".join(args.models)}'
         )
     if args.against and len(args.models) == 2:
-        raise UsageError('--against float64: goes with CONFIG CHECKPOINT m.onnx')
+        raise UsageError('--against float64: requires CONFIG CHECKPOINT m.onnx')
     if args.rtol is not None and not args.rtol > 0:
         raise UsageError(f'--rtol {args.rtol}: expected a positive number')
     if args.report:
@@ -100,7 +100,7 @@ def _two_files(args: argparse.Namespace) -> Comparison:
 
 def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     if args.input and args.images:
-        raise UsageError('--input and --images: give one of them')
+        raise UsageError('--input and --images: give only one of them')
     cli.wait_passively()
     compat.apply()
     from mmdeploy_ext.contract.metadata import read_metadata

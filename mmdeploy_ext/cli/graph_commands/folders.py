@@ -20,7 +20,7 @@ COMMANDS = Commands()
     'write-tables',
     'Write the tables of a rig that the engine of a folder computes itself',
     argument('folder FOLDER', 'of an export'),
-    argument('--contract NAME', 'contract of the folder (default: by its files)'),
+    argument('--contract NAME', 'contract of the folder (default: detected from its files)'),
     argument('calibration CALIBRATION', '.npz file of the matrices of a rig'),
     output('FILE', 'the tables, .npz'),
     takes_file=False,

@@ -18,7 +18,7 @@ COMMANDS = Commands()
     'Print what is in a file: sparse graphs node by node',
     argument(
         '--nodes PATTERN',
-        "also list the nodes, or those whose name, operator or output fits, e.g. Conv or '/head/*'",
+        "also list all nodes, or nodes with a matching name, operator or output, e.g. Conv or '/head/*'",
         nargs='?',
         const='*',
     ),
@@ -37,7 +37,7 @@ def run_show(args: argparse.Namespace) -> int:
     if args.nodes:
         content['node_list'] = summary.node_rows(model, args.nodes)
         if not content['node_list']:
-            raise UsageError(f'--nodes {args.nodes}: no node of {args.file} fits')
+            raise UsageError(f'--nodes {args.nodes}: matches no node of {args.file}')
         lines += ['', *summary.node_lines(content['node_list'])]
     write_json(args, dict(file=args.file, **content))
     for line in lines:

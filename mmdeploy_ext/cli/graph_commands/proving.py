@@ -76,7 +76,7 @@ def read_feeds(
 
     sizes = parse_sizes(args.size)
     if args.inputs and (sizes or args.seed):
-        raise UsageError('--size and --seed are for random inputs and --inputs gives them; leave one out')
+        raise UsageError('--size and --seed are for random inputs but --inputs gives them; omit one')
     if args.inputs:
         return [load_tensors(args.inputs)]
     return [random_feeds(model, args.seed + step, sizes) for step in range(count)]
@@ -130,7 +130,12 @@ def finish(
         files.save(after, args.out, inputs=[args.file])
     write_json(args, content)
     if args.no_proof:
-        cli.say(console, f'{args.out}: written, the numbers may differ', 'NOT COMPARED', 'yellow')
+        cli.say(
+            console,
+            f'{args.out}: written without a comparison; the numbers may differ',
+            'NOT COMPARED',
+            'yellow',
+        )
         return 0
     print_rows(rows, console)
     claim = equality_claim(rows, len(feeds))
@@ -142,7 +147,7 @@ def finish(
     worst = max(row.max_rel or 0 for row in rows)
     text = f'largest difference {worst:.2g} of the largest value, allowed {args.tolerance:g}'
     if is_exact(rows):
-        text = 'no value of any output differs'
+        text = 'all output values are equal'
     cli.say(console, f'{args.out}: {text}', claim, 'bold green')
     return 0
 

@@ -109,7 +109,7 @@ def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
         check_feeds(Index(model), {name: feed for name, feed in feeds.items() if name in names})
     except ShapeError as error:
         raise UsageError(
-            f'{path}: does not take the inputs {", ".join(feeds)} of this graph: {error}'
+            f'{path}: does not accept the inputs {", ".join(feeds)} of this graph: {error}'
         ) from error
     return model
 

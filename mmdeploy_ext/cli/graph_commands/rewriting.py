@@ -18,7 +18,7 @@ FP16_TOLERANCE = 1e-2
     argument(
         '--rule FILE.py',
         'file with functions `pattern(op, x, ...)`, `replacement(op, x, ...)` and perhaps '
-        '`check(context, x, ...)`, as onnxscript takes them; may be repeated',
+        '`check(context, x, ...)`, as in onnxscript; repeatable',
         required=True,
         action='append',
     ),
@@ -56,10 +56,10 @@ def run_simplify(args: argparse.Namespace) -> int:
 
 @COMMANDS.add(
     'fp16',
-    'Write float16 into a graph, except nodes that must stay float32',
+    'Write float16 into a graph, except for nodes that must stay in float32',
     argument(
         '--keep-fp32 PATTERN',
-        "nodes that stay float32 by name, operator, module or output: '/decoder/*', Softmax; repeatable",
+        "nodes that stay in float32, by name, operator, module or output: '/decoder/*', Softmax; repeatable",
         [],
         action='append',
     ),

@@ -114,7 +114,7 @@ def first_difference(
     if feeds is None and comparison.equal:
         comparison.results = side.differing_results(detector, metadata, path)
     if metadata.checkpoint_sha256 != detector.checkpoint_sha256:
-        comparison.notes.append('the file says that it was made from another checkpoint')
+        comparison.notes.append('the metadata of the file names another checkpoint')
     return comparison
 
 
@@ -186,7 +186,9 @@ class Search:
         comparison.guessed = isinstance(export, str)
         for difference in comparison.differences:
             if difference.tensor in inherited:
-                difference.evidence.append('a fresh export has it, too: it is born in the export, not later')
+                difference.evidence.append(
+                    'a fresh export has it too: it comes from the export, not from a later change'
+                )
         return comparison
 
     def split(self) -> tuple[list[Split], list[str]]:
@@ -285,13 +287,13 @@ class GraphSide:
             comparable = ', '.join(name for name, graph in graphs.items() if graph.module) or 'none'
             raise UsageError(
                 f'the graph {metadata.form!r} cannot be compared with PyTorch tensor by tensor; of this '
-                f'model that goes for {comparable}'
+                f'model, only {comparable} can'
             )
         stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
         examples = enumerate(graph.example.items())
         feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
         fresh = functools.partial(file_checks.of_graphs(detector, options), metadata.form)
-        return Subject([stage], feeds, fresh, 'seeded numbers like those of the trace')
+        return Subject([stage], feeds, fresh, 'random numbers like the traced inputs')
 
     def upstream_notes(
         self,
@@ -359,7 +361,7 @@ class PictureSide(GraphSide):
             error, reason = compare(search.named[name].value, expected[name])
             if error is not None and error > bars.free:
                 notes.append(
-                    f'output {name}: the exported modules themselves leave the unpatched model '
+                    f'output {name}: the exported modules already differ from the unpatched model '
                     f'(relative error {error:.2e}{"; " + reason if reason else ""}); look there first'
                 )
         return notes

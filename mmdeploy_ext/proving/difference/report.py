@@ -41,9 +41,9 @@ def figure(value: float | None, entry: Entry | None = None) -> str:
 def headline(comparison: Comparison) -> str:
     parts = [*_output_names(comparison), _numbers(comparison)]
     if comparison.graph:
-        parts.append(f'the graph is another one, whatever these inputs give: {comparison.graph}')
+        parts.append(f'the graph differs, even if these inputs do not show it: {comparison.graph}')
     if comparison.results:
-        parts.append(f"the results are not those of the user's own code: {comparison.results}")
+        parts.append(f'the results differ from your own code: {comparison.results}')
     if comparison.equal and not comparison.restructured and (places := comparison.other_values):
         names = join_names(places, MAX_NAMES)
         parts.append(f'attributes or constants differ at {names}, and other inputs may show it')
@@ -77,11 +77,11 @@ def _numbers(comparison: Comparison) -> str:
         count = len(comparison.outputs)
         shared = ' that both have' if comparison.missing or comparison.additional else ''
         outputs = f'the output{shared} agrees' if count == 1 else f'all {count} outputs{shared} agree'
-        inside = '' if first is None else f'; inside, the files part at {_with_operator(first)}'
+        inside = '' if first is None else f'; inside, the files first differ at {_with_operator(first)}'
         return f'equal numbers, other structure: {outputs}{inside}'
     if first is not None and not first.exact:
         nodes = join_names(first.nodes, MAX_NAMES)
-        return f'the first difference is at one of {nodes}; they cannot be told apart'
+        return f'the first difference is at one of {nodes}; which one is unknown'
     if first is not None:
         module = f' in {first.module}' if first.module else ''
         return f'the first difference is at node {_with_operator(first)}{module}'
@@ -92,10 +92,10 @@ def _numbers(comparison: Comparison) -> str:
             return f'{names} differ: {"; ".join(reasons)}'
         if comparison.guessed:
             return (
-                f'{names} differ, and no node can be told without a fresh export: a wrong value passes for '
-                f'another tensor of PyTorch (--no-fresh leaves the export out)'
+                f'{names} differ; a fresh export is needed to name the node, because a wrong value can match '
+                f'another tensor of PyTorch (--no-fresh omits the export)'
             )
-        return f'{names} differ, and no single node is at fault: rounding that grows, or a tie that flips'
+        return f'{names} differ, and no single node is at fault: accumulated rounding, or a tie that flips'
     if not comparison.compared:
         return 'nothing could be compared'
     flipped = sum(entry.state == 'passed on' for entry in comparison.entries)

@@ -92,7 +92,7 @@ def plain_inputs(detector: Detector, options: Options) -> list[ProofInput]:
     for title, value in PLAIN.items():
         picture = title, np.full((*maker.smaller, detector.rule.picture_bands), value, np.uint8)
         pictures = [picture] * options.batch
-        inputs.append(maker.fixed('plain picture, nothing found', pictures, maker.smaller))
+        inputs.append(maker.fixed('plain image, nothing found', pictures, maker.smaller))
     return inputs
 
 
@@ -251,7 +251,9 @@ class _Inputs:
         prepared = dataclasses.replace(self.detector.rule, **changes, img_scale=scale).apply(image[1])
         height, width = prepared.img_shape
         if step == 1:
-            return ProofInput(f'sides that are no multiple of {STRIDE}', (prepared,), (image,), rescale=True)
+            return ProofInput(
+                f'sides that are not multiples of {STRIDE}', (prepared,), (image,), rescale=True
+            )
         padded = (height, width) != prepared.tensor.shape[1:]
         name = f'other size, padded from {height}x{width}' if padded else 'other size'
         return ProofInput(name, (prepared,), (image,))

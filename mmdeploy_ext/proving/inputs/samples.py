@@ -32,7 +32,7 @@ def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[
 
     files = list_images(paths)
     if len(files) > limit > 1:
-        print(f'{len(files)} images were given, the first {limit} are used')
+        print(f'{len(files)} images were given, only the first {limit} are used')
     return files[:limit]
 
 

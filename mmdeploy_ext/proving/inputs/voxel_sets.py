@@ -95,7 +95,7 @@ def sweep_sets(
         features, coordinates = voxelise(points, rule)
         if not len(features):
             raise DataError(
-                f'{item if isinstance(item, Path) else source}: none of {len(points)} points is in the range '
+                f'{item if isinstance(item, Path) else source}: 0 of {len(points)} points are in the range '
                 f'{list(rule.point_cloud_range)} m; check its frame and unit'
             )
         yield VoxelSet(f'{sweeps.name(item)}: {len(points)} points', features, coordinates)
@@ -111,7 +111,7 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
     features, coordinates = read_voxels(path, settings.order)
     if rule.mode == 'hard' and len(features) > rule.max_voxels:
         raise DataError(
-            f'{path}: {len(features)} voxels, the model takes at most {rule.max_voxels} (max_voxels); '
+            f'{path}: {len(features)} voxels, the model accepts at most {rule.max_voxels} (max_voxels); '
             f'leave some out, or give the points'
         )
     try:

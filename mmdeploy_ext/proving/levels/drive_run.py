@@ -34,7 +34,7 @@ TIME_JUMP = 2.0
 """Gaps of at least this many usual ones are jumps in time."""
 NOTHING_FOUND = 'no detection was matched: use a drive with objects that the model finds'
 """Reason of failure: neither side found anything that counts."""
-RESULTS_AGAIN = 'the model finds other objects when the first frame is run again after a reset'
+RESULTS_AGAIN = 'the model finds different objects when the first frame runs again after a reset'
 """Fault of a memory that a reset does not empty."""
 FRAMES_PER_TAKEOVER = 20
 """Frames per allowed takeover, see `PairRun.takes_over`."""
@@ -204,7 +204,7 @@ class Modes:
         row = run.match(frame.name, expected, got.detections, **self.one_to_one)
         self.substituted.append(row.matched)
         if not row.passed:
-            fault = "the user's test path makes other results of the file's own outputs"
+            fault = "your test path returns other results from the file's outputs"
             run.faults[fault].append(f'{frame.name} ({row.reason})')
 
     def _run_again(self, frame: Frame, expected: StepResult, got: StepResult) -> None:
@@ -231,7 +231,7 @@ class Modes:
             near = min_cosine is not None and not out_of_bars(row, min_cosine)
             if not row.passed and not near:
                 fault = (
-                    f'the {side} gives another {row.tensor} when the first frame is run again after a reset'
+                    f'the {side} returns another {row.tensor} when the first frame runs again after a reset'
                 )
                 run.faults[fault].append(name)
 
@@ -342,7 +342,7 @@ class PairRun:
                 and abs(state.timestamp_s - frame.timestamp_s) <= SAME_POSE
                 and np.allclose(state.ego_pose, frame.ego_pose, rtol=0, atol=SAME_POSE)
             ):
-                fault = f'the {side} says that its memory is of another frame (pose, time or scene)'
+                fault = f'the {side} states that its memory is from another frame (pose, time or scene)'
                 self.faults[fault].append(name)
 
     def _follow(self, moment: Moment, name: str) -> Followed:
@@ -462,17 +462,17 @@ class PairRun:
             count = f' ({len(frames)} frames)' if len(frames) > 1 else ''
             reasons.append(f'{fault}, first at {frames[0]}{count}')
         if row.frames < bars.frames:
-            reasons.append(f'{row.frames} frames ran, a proof wants {bars.frames}')
+            reasons.append(f'{row.frames} frames ran, a proof needs {bars.frames}')
         if row.resets < bars.resets:
-            reasons.append(f'{row.resets} resets after the first frame, a proof wants {bars.resets}')
+            reasons.append(f'{row.resets} resets after the first frame, a proof needs {bars.resets}')
         reasons += self.tensors.reasons(row.frames)
         if row.match_rate is None:
             reasons.append(NOTHING_FOUND)
         elif row.match_rate < bars.match_rate:
             reasons.append(
                 f'{row.matched} of {row.reference} detections matched '
-                f'({100 * row.match_rate:.2f} %, wanted {100 * bars.match_rate:g} %): {row.missing} missing, '
-                f'{row.extra} extra, {row.outside} outside the bars'
+                f'({100 * row.match_rate:.2f} %, required {100 * bars.match_rate:g} %): '
+                f'{row.missing} missing, {row.extra} extra, {row.outside} outside the bars'
             )
         elif bars.cosine is None and row.low_alone > MAX_REST * (row.low + 2 * row.reference):
             reasons.append(

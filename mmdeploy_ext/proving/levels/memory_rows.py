@@ -208,8 +208,8 @@ class InstancePairing(RowPairing):
         spec, sides = self.spec, [moment.expected.outputs, moment.got.outputs]
         states = moment.expected_state, moment.got_state
         needed = {*spec.needed, spec.confidence, *spec.ids[:1]}
-        if None in states or any(needed - side.keys() for side in sides):
-            return Followed()
+        if None in states or any(needed - side.keys() for side in sides) or spec.first_scores not in sides[0]:
+            return Followed()  # a kit has no first scores
         places = [side[spec.places[0][1]][0].astype(np.float64) for side in sides]
         if places[0].shape != places[1].shape:
             return Followed()

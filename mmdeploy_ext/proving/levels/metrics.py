@@ -38,11 +38,11 @@ SAME = (
 )
 """Facts that have to be equal to compare two runs' metrics."""
 NO_METRICS = (
-    'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
-    'and a data set of its classes, and a lower score_thr in its test_cfg if there is one'
+    'the evaluator returned none, as it does if no image has a detection; use a trained checkpoint, a data '
+    'set of its classes and, if its test_cfg has a score_thr, a lower one'
 )
 """Reason why there is no metric, and the remedy."""
-NO_VALUES = 'every metric is NaN or -1 on both sides, as the data set has no object of these classes'
+NO_VALUES = 'every metric is NaN or -1 on both sides, because the data set has no object of these classes'
 """Reason why nothing was compared although the evaluator gives metrics."""
 HEADLINE = re.compile(r'(^|[/_])(NDS|mAP|AP|PQ|AMOTA|mAP_0\.\d+|Overall_3D(_AP\d+)?_moderate)$')
 """Metrics of a summary: COCO, VOC, LVIS, nuScenes, panoptic maps, indoor sets and KITTI."""
@@ -74,7 +74,7 @@ def near_zero_notes(rows: Sequence[MetricRow]) -> list[str]:
     headlines = [row for row in rows if HEADLINE.search(row.name)] or rows
     if not headlines or not all(row.reference < NEAR_ZERO for row in headlines):
         return []
-    return [f'metrics: all are below {NEAR_ZERO}, which proves little; use a trained checkpoint']
+    return [f'metrics: all are below {NEAR_ZERO}, which proves little: use a trained checkpoint']
 
 
 NEAR_ZERO = 0.01
@@ -131,7 +131,7 @@ def keep_metrics(
         if not metrics:
             print(f'no metric: {NO_METRICS}')
         if kind != 'TorchBackend':
-            print(f'PyTorch metrics are not known: run it with --torch to have {reference_path}')
+            print(f'the metrics of PyTorch are missing: run with --torch to write {reference_path}')
         return True
     reference = read_json(reference_path)
     reference = reference if isinstance(reference, dict) else {}
@@ -141,13 +141,13 @@ def keep_metrics(
             'config, checkpoint, source of the model, data set, number of samples, memory, or metrics and '
             'options of the evaluation'
         )
-        print(f'{reference_path} is of another {changed}: not compared')
+        print(f'{reference_path} is from another {changed}: not compared')
         return True
     values = reference.get('metrics')
     is_whole = {'config', 'processes', 'made'} <= reference.keys() and isinstance(values, dict)
     if not is_whole or not all(isinstance(value, int | float) for value in values.values()):
         raise UsageError(
-            f'{reference_path}: is not what the run in PyTorch writes; delete it, run it with --torch again'
+            f'{reference_path}: was not written by a run in PyTorch; delete it, run with --torch again'
         )
     rows = metric_rows(values, metrics, bars_of(precision).metric)
     if not rows:
@@ -163,5 +163,5 @@ def keep_metrics(
         print(f'NOT PROVEN: nothing was compared, {NO_VALUES}')
         return False
     if not equal:
-        print(f'NOT PROVEN: the metrics differ; {tool("verify")} says where the outputs do')
+        print(f'NOT PROVEN: the metrics differ; {tool("verify")} shows where the outputs differ')
     return equal

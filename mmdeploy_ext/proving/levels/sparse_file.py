@@ -204,7 +204,7 @@ def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], so
         wrong = [line for key in keys for line in _differing(nodes.get(key), expected.get(key), key)]
         size = len(nodes.get(keys[-1], ()))
         detail = f'{size} {title}' + (' with name, shape and SHA-256' if title == 'initializers' else '')
-        checks.append(Check(f'{title} equal those of {source}', not wrong, first_lines(wrong) or detail))
+        checks.append(Check(f'{title} equal {source}', not wrong, first_lines(wrong) or detail))
     return checks
 
 
@@ -253,5 +253,5 @@ def metadata_check(file: SparseFile) -> Check:
     expected = {name: read_entry(props, name, file.path) for name in facts}
     wrong = [f'{name}: the file says {fact}' for name, fact in facts.items() if fact != expected[name]]
     if file.export_options.int8_fp16_io and file.export_options.precision != 'int8':
-        wrong.append('options: int8_fp16_io goes with precision int8')
+        wrong.append('options: int8_fp16_io requires precision int8')
     return Check(f'form and voxels {AS_IN_CONFIG}', not wrong, '; '.join(wrong)[:300])

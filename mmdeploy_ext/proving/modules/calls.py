@@ -44,7 +44,7 @@ class FileTensor:
                 f'{path}: {value.name!r} is not a tensor; expected inputs and outputs of tensors'
             )
         if tensor_type.elem_type == TensorProto.STRING:
-            raise UsageError(f'{path}: {value.name!r} holds texts; expected inputs and outputs of numbers')
+            raise UsageError(f'{path}: {value.name!r} holds strings; expected inputs and outputs of numbers')
         axes = None
         if tensor_type.HasField('shape'):
             axes = tuple(
@@ -194,7 +194,7 @@ def _refuse_equal(names: Sequence[str], place: str) -> None:
     if equal := [name for name, count in counts.items() if count > 1]:
         raise UsageError(
             f'{place} {counts[equal[0]]} tensors are called {equal[0]!r}, by their keys and indices joined '
-            f'with dots; let a wrapper of the module take and return tensors of different names'
+            f'with dots; wrap the module so that its tensors have different names'
         )
 
 
@@ -208,7 +208,7 @@ def pair_names(
         return dict(zip(file_names, module_names, strict=True))
     raise UsageError(
         f'{place} are {", ".join(file_names)}; {module} are {", ".join(module_names)}: the counts differ and '
-        f'the names do not fit; let a wrapper of the module take and return the tensors of the file'
+        f'the names do not match; wrap the module so that it has the tensors of the file'
     )
 
 
@@ -220,7 +220,7 @@ def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
     fed = array.astype(dtype)
     if array.dtype.kind != dtype.kind or (dtype.kind in 'iu' and not np.array_equal(fed, array)):
         raise UsageError(
-            f'{title}: the tensor for {tensor.text} is {array.dtype}; give it as the dtype of the file'
+            f'{title}: the tensor for {tensor.text} is {array.dtype}; convert it to the dtype of the file'
         )
     return fed
 

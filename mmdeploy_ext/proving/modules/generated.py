@@ -74,7 +74,7 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
 
     for name in names:
         if len(names) > 1:
-            yield first.replace(f'{name} alone is another', {name: uniform(name)})
+            yield first.replace(f'{name} alone changed', {name: uniform(name)})
     yield first.replace('random numbers', {name: uniform(name) for name in names})
     extremes = {}
     for name in names:
@@ -95,4 +95,4 @@ def calls_with_another(name: str, calls: Sequence[ModuleCall], seed: int) -> Ite
     for replacement in (*replacements, following):
         is_equal = replacement.shape == tensor.shape and torch.equal(replacement, tensor)
         if not tensor.numel() or not is_equal:
-            yield first.replace(f'{name} alone is another', {name: replacement})
+            yield first.replace(f'{name} alone changed', {name: replacement})

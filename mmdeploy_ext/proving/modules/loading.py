@@ -46,7 +46,7 @@ def make_samples(target: str) -> list[Any]:
     """Return the samples (`calls.read_call`) of `FILE.py:function`."""
     samples = call_function(target)
     if not isinstance(samples, Iterable):
-        raise UsageError(f'--samples {target}: gives {samples!r}; expected samples, one by one')
+        raise UsageError(f'--samples {target}: gives {samples!r}; expected an iterable of samples')
     return list(samples)
 
 

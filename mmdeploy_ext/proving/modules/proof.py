@@ -238,8 +238,8 @@ class ModuleProof:
                 sizes = zip(axes, shape, strict=True)
                 if any(isinstance(axis, int) and axis != size for axis, size in sizes):
                     raise UsageError(
-                        f'{call.title}: {argument} is {shape_text(shape)}, {self.path} takes '
-                        f'{name} {shape_text(axes)}; give samples of this size, or a file with open axes'
+                        f'{call.title}: {argument} is {shape_text(shape)}, {self.path} expects '
+                        f'{name} {shape_text(axes)}; give samples of this size, or a file with dynamic axes'
                     )
 
     def _check_names(self) -> None:
@@ -271,7 +271,7 @@ class ModuleProof:
                     return Check(title, False, f'frozen: the results of the module depend on {name}')
                 varied = True
         if not varied:
-            return Check(title, False, f'the module takes no other {name}: nothing shows that it is unused')
+            return Check(title, False, f'unused? the module fails with another {name}')
         self.verdict.notes.append(f'argument {name}: neither the module nor the file uses it')
         return Check(title, True)
 
@@ -288,7 +288,7 @@ class ModuleProof:
             return dataclasses.replace(result, left_out='not compared: not asked for')
         if self.model.producer_name != 'pytorch':
             writer = self.model.producer_name or 'an unknown program'
-            reason = f'not compared: written by {writer}; what torch.onnx.export writes would be'
+            reason = f'not compared: written by {writer}; only files of torch.onnx.export are compared'
             return dataclasses.replace(result, left_out=reason)
         for plain in (True, False) if self._is_by_dynamo() else (True,):
             try:
@@ -311,10 +311,7 @@ class ModuleProof:
 
     def _another_graph(self, difference: str) -> str:
         options = f'dynamo={self._is_by_dynamo()}, opset_version={opsets_of(self.model).get("", 0)}'
-        return (
-            f'not compared: another graph than that of torch.onnx.export with {options} of this PyTorch, '
-            f'which would be ({difference})'
-        )
+        return f'not compared: this PyTorch exports another graph with {options} ({difference})'
 
     def _is_by_dynamo(self) -> bool:
         nodes = self.model.graph.node[:1]
@@ -496,7 +493,7 @@ class ModuleProof:
         verdict, references = self.verdict, [one.reference for one in self.comparisons if one.outputs]
         seen = {row.tensor for case in self.cases for row in case.tensors if row.max_abs is not None}
         if unseen := [name for name in self.outputs if references and name not in seen]:
-            verdict.add_failures([f'{", ".join(unseen)}: empty on every input, nothing of it was compared'])
+            verdict.add_failures([f'{", ".join(unseen)}: empty for every input, so it was not compared'])
         if len(self.cases) > 1 and all(same_bits(references[0], other) for other in references[1:]):
             reason = 'the module returns the same results for all inputs, so its inputs may be unused; '
             verdict.add_failures([f'{reason}give samples that differ'])
@@ -506,7 +503,7 @@ class ModuleProof:
             if not all(
                 row.passed or not references[0][row.tensor].size for row in (*self._rows(again), *repeated)
             ):
-                verdict.add_failures(['the first sample gives other results when run again at the end'])
+                verdict.add_failures(['the first sample gives different results when it runs again'])
         verdict.add_outputs(self.cases)
         failed = (one for one, case in zip(self.comparisons, self.cases, strict=True) if not case.passed)
         if first := next(failed, None):

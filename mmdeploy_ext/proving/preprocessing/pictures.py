@@ -241,7 +241,7 @@ class ConfigPipeline:
         for index, value in enumerate(values):
             if isinstance(value, list):
                 if len(value) != 1:
-                    raise ValueError(f'the pipeline makes {len(value)} pictures of one, expected 1')
+                    raise ValueError(f'the pipeline makes {len(value)} images from one, expected 1')
                 value = value[0]
             values[index] = value.data if isinstance(value, DataContainer) else value
         return PipelinePicture(np.asarray(values[0], np.float32), values[1])

@@ -112,7 +112,7 @@ def outputs_text(verdict: Verdict) -> str:
         texts.append(f'{summary["matched"]} of {summary["reference"]} detections matched {worst}')
     if alone := [finding.figures for finding in verdict.with_figure('substituted')]:
         matched, reference = (sum(figures[name] for figures in alone) for name in ('matched', 'reference'))
-        texts.append(f'post-processing by itself {matched} of {reference}')
+        texts.append(f'post-processing alone {matched} of {reference}')
     return ', '.join(texts)
 
 
@@ -209,7 +209,7 @@ def next_command(verdict: Verdict) -> str:
         words += ['--library', 'installed']
         return f'{command("verify")} {shlex.join(words)}   # prove it against the installed {installed}'
     words += ['--report', 'work_dirs/report']
-    return f'{command("verify")} {shlex.join(words)}   # figures and pictures of every comparison'
+    return f'{command("verify")} {shlex.join(words)}   # figures and images of every comparison'
 
 
 def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EGO_SIZE_M = (1.1 * 4.08, 1.1 * 1.73)
 """Length and width of the car, a tenth larger than it is."""
 EGO_SHIFT_M = 0.5
-"""From the LiDAR to the car's middle, along its heading."""
+"""Meant from the LiDAR to the car's middle, along its heading."""
 SURE = 0.5
 """Least confidence of an agent that a plan avoids."""
 STANDING_M = 0.5
@@ -40,6 +40,8 @@ def scene_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray]) -> Driv
     rows, ids = boxes.ids, outputs.get('instance_id')
     steps = outputs['motion_steps'][0].reshape(len(anchor[0]), -1, facts.motion_steps, 2)
     ways = steps[rows].cumsum(2) + boxes.boxes[:, None, None, :2]
+    lines = lines_of(facts, outputs['map_points'][0], outputs['map_scores'][0])
+    plan = plan_of(facts, outputs, steps)
     return DrivingScene(
         boxes.boxes,
         boxes.scores,
@@ -47,8 +49,8 @@ def scene_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray]) -> Driv
         None if ids is None else ids[0, rows],
         ways.astype(np.float32),
         exact_sigmoid(outputs['motion_scores'][0, rows]),
-        lines_of(facts, outputs['map_points'][0], outputs['map_scores'][0]),
-        plan_of(facts, outputs, steps),
+        *(lines.points, lines.scores, lines.labels),
+        *(plan.points, plan.scores, np.array([plan.mode])),
     )
 
 
@@ -73,28 +75,38 @@ def plan_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray], steps: n
 
 
 def collisions(plans: np.ndarray, ways: np.ndarray, anchor: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Return (K,) bool of plans (K, S, 2) and agents: ways (A, S, 2), anchors, logits (A, classes)."""
+    """Return (K,) bool of plans (K, S, 2) and agents: ways (A, S, 2), anchors, logits (A, classes).
+
+    As published, the shift to the car's middle is added to two rows of a table of all pairs instead of two
+    columns: the first plan's first two steps, beside the first agent alone, are other boxes.
+    """
     sure = exact_sigmoid(logits.max(-1)) >= np.float32(SURE)
     anchor, ways = anchor[sure].astype(np.float64), ways[sure].astype(np.float64)
-    ego, ego_yaws = with_headings(plans.astype(np.float64), np.full(len(plans), np.pi / 2))
-    ego = ego + EGO_SHIFT_M * np.stack([np.cos(ego_yaws), np.sin(ego_yaws)], -1)
-    agents, yaws = with_headings(ways, np.arctan2(anchor[:, SINE], anchor[:, COSINE]))
-    agents = agents + anchor[:, None, CENTRE][..., :2]
-    sizes = np.exp(anchor[:, LOG_SIZE])[:, None, None, :2]
-    ego_rows = (ego[None], ego_yaws[None], np.array(EGO_SIZE_M))  # (agents, K, S, ...)
-    agent_rows = (agents[:, None], yaws[:, None], sizes)
-    hit = has_corner_in(*ego_rows, *agent_rows) | has_corner_in(*agent_rows, *ego_rows)
+    ego_yaws = headings(plans.astype(np.float64), np.full(len(plans), np.pi / 2))
+    sizes = np.broadcast_to(EGO_SIZE_M, plans.shape)
+    ego = np.concatenate([plans, sizes, ego_yaws[..., None]], -1)
+    ego = np.repeat(ego[None], len(anchor), 0)  # (agents, K, S, 5)
+    if sure[0]:
+        rows = ego[0].reshape(-1, ego.shape[-1])
+        shifts = EGO_SHIFT_M * np.cos(rows[6]), EGO_SHIFT_M * np.sin(rows[6])
+        rows[:2] += shifts
+    yaws = headings(ways, np.arctan2(anchor[:, SINE], anchor[:, COSINE]))
+    places = ways + anchor[:, None, CENTRE][..., :2]
+    agent_sizes = np.exp(anchor[:, LOG_SIZE])[:, None, None, :2]
+    ego_boxes = ego[..., :2], ego[..., 4], ego[..., 2:4]
+    agent_boxes = places[:, None], yaws[:, None], agent_sizes
+    hit = has_corner_in(*ego_boxes, *agent_boxes) | has_corner_in(*agent_boxes, *ego_boxes)
     return hit.any((0, 2))
 
 
-def with_headings(points: np.ndarray, first_yaw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return points (n, S, 2) from the origin and their yaws (n, S), of the way to and from a point."""
+def headings(points: np.ndarray, first_yaw: np.ndarray) -> np.ndarray:
+    """Return yaws (n, S) of points (n, S, 2) on a way from the origin, from each one before to the next."""
     whole = np.concatenate([np.zeros((len(points), 1, 2)), points], 1)
     after = np.concatenate([whole[:, 2:], whole[:, -1:]], 1)
     along = after - whole[:, :-1]
     yaws = np.arctan2(along[..., 1], along[..., 0])
     is_standing = np.linalg.norm(points[:, -1], axis=-1) < STANDING_M
-    return points, np.where(is_standing[:, None], first_yaw[:, None], yaws)
+    return np.where(is_standing[:, None], first_yaw[:, None], yaws)
 
 
 def has_corner_in(

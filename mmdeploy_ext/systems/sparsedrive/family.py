@@ -20,7 +20,7 @@ from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.systems.sparsedrive.data import SparseDriveData
-from mmdeploy_ext.systems.sparsedrive.facts import BOXES, OUTPUTS, SparseDriveFacts, facts_of
+from mmdeploy_ext.systems.sparsedrive.facts import BOXES, MEMORY, OUTPUTS, SparseDriveFacts, facts_of
 from mmdeploy_ext.systems.sparsedrive.graphs import VALUES, graphs
 from mmdeploy_ext.systems.sparsedrive.reference import SparseDriveReference
 from mmdeploy_ext.systems.sparsedrive.runtime import FILES, SparseDriveOnnx
@@ -149,6 +149,7 @@ class SparseDriveFamily(CameraFamily, SequenceFamily):
     def memory_spec(self, facts: SparseDriveFacts) -> MemorySpec:
         return MemorySpec(
             tensors={**OF_INSTANCES, **FURTHER},
+            outputs={name: f'post_{name}' for name in MEMORY},
             needed=OUTPUTS[:-2],
             per_query=(*BOXES, 'motion_scores', 'motion_steps'),
             places=(('anchor', 'pred_anchor', tuple(range(11))),),

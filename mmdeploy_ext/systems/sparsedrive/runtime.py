@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.runtime.streams import StreamRuntime, frame_of_rig
 from mmdeploy_ext.systems.sparsedrive.decoding import scene_of
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.runtime.driving import DrivingScene
     from mmdeploy_ext.runtime.frames import Frame, StreamState
     from mmdeploy_ext.runtime.infos import RigFrame
 
@@ -99,5 +99,5 @@ def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> D
     return scene_of(metadata.postprocess, outputs)
 
 
-QUANTISED = NEXT
+QUANTISED, RESULT = NEXT, DrivingScene
 OPENS = SparseDriveOnnx

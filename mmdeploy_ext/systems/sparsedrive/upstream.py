@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from mmdeploy_ext.families.common.camera_reference import array
 from mmdeploy_ext.families.common.lidar_parts import Watch
-from mmdeploy_ext.runtime.driving import DrivingScene, Plan, Polylines
+from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.systems.sparsedrive.reference import SparseDriveReference
 
@@ -125,10 +125,9 @@ class UpstreamReference(SparseDriveReference):
             found['instance_ids'].astype(np.int64),
             found['trajs_3d'],
             found['trajs_score'],
-            Polylines(points, found['scores'], found['labels']),
-            Plan(
-                plans, found['planning_score'][self.command], int(np.abs(plans - final).max((1, 2)).argmin())
-            ),
+            *(points, found['scores'], found['labels']),
+            *(plans, found['planning_score'][self.command]),
+            np.abs(plans - final).max((1, 2)).argmin(keepdims=True),
         )
 
     def head_outputs(self, tensors: Mapping[str, Tensor]) -> Any:

@@ -64,6 +64,8 @@ def to_mmdet2_config(cfg: Any) -> Any:
         ) from error
     except ConfigError as error:
         raise ConfigError(f'{filename}: {error}') from error
+    if settings := cfg.get('backend_config'):
+        values['backend_config'] = _plain(settings)
     translated = Config(values, cfg_text=cfg.text, filename=filename)
     importlib.import_module(FAMILIES).load_families('')  # which register the classes of mmdet's models
     try:
