@@ -17,6 +17,10 @@ from mmdeploy_ext.util.files import check_outputs, write_json
 if TYPE_CHECKING:
     import argparse
 
+    import onnx
+
+    from mmdeploy_ext.detector import Detector
+
 PRECISIONS = ('int8', 'fp16', 'bf16')
 """Choices of --to, the lowest first."""
 
@@ -99,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
             lower = next((name for name in precisions if name != 'int8'), 'fp32')
             models = planner.written(lower, plan.patterns, plan.layers)
             written = {path: with_plan(model, plan) for path, model in models.items()}
+            written = {path: with_tolerances(model, detector) for path, model in written.items()}
             write(output, source, written)
     console = cli.stdout()
     if args.json:
@@ -129,6 +134,21 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
     quantiser.calibrate(images, args.method, args.percentile)
     layers = int8_layers(quantiser.graph, args.keep_float, last=True)
     return dict(quantiser=quantiser, quantised=str(path), layers=layers)
+
+
+def with_tolerances(model: onnx.ModelProto, detector: Detector) -> onnx.ModelProto:
+    """Return a planned graph with the tolerances that its family states in its precision."""
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.families.base import exported_options
+    from mmdeploy_ext.families.contracts import contract_of
+    from mmdeploy_ext.graph.passes.precision import with_groups
+
+    metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props})
+    options = exported_options(detector.family, metadata.options)
+    graphs = contract_of(detector.family, options).graphs(detector.model, options)
+    specs = [graph.spec for graph in graphs if graph.name == metadata.form]
+    groups = {tensor.name: tensor.groups for spec in specs for tensor in (*spec.inputs, *spec.outputs)}
+    return with_groups(model, metadata, groups)
 
 
 def write(output: Path, source: Path, models: dict[str, Any]) -> None:

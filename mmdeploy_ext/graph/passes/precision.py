@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import glob
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -158,6 +158,20 @@ def with_fp16_metadata(
     changed = dataclasses.replace(metadata, options=options, spec=spec)
     result = copy.deepcopy(model)
     onnx.helper.set_model_props(result, {**props, **changed.to_props()})
+    return result
+
+
+def with_groups(model: onnx.ModelProto, metadata: Metadata, groups: Mapping[str, Any]) -> onnx.ModelProto:
+    """Return a copy whose spec has other column groups; tensor -> groups."""
+    inputs, outputs = (
+        tuple(dataclasses.replace(tensor, groups=groups.get(tensor.name, tensor.groups)) for tensor in side)
+        for side in (metadata.spec.inputs, metadata.spec.outputs)
+    )
+    spec = dataclasses.replace(metadata.spec, inputs=inputs, outputs=outputs)
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    result = copy.deepcopy(model)
+    changed = dataclasses.replace(metadata, spec=spec).to_props()
+    onnx.helper.set_model_props(result, {**props, **changed})
     return result
 
 
