@@ -17,6 +17,7 @@ LOADERS = ('LoadPointsFromFile', 'LoadPointsFromMultiSweeps')
 PACK = 'Pack3DDetInputs'
 INSIDE = ('GlobalRotScaleTrans', 'RandomFlip3D', 'PointsRangeFilter')
 """Steps inside of MultiScaleFlipAug3D, of both versions."""
+MODALITY = dict(use_lidar=True, use_camera=False, use_radar=False, use_map=False, use_external=False)
 INFOS = 'mmdet3d_1.0_infos.pkl'
 """Name of a file that is not there: info files of mmdet3d 1.4 have another layout."""
 
@@ -52,7 +53,7 @@ def to_mmdet3d_1_0(
     made = dict(type=dataset.get('type', 'NuScenesDataset'), data_root='', ann_file=INFOS, classes=classes)
     if made['type'] == 'KittiDataset':
         made.update(split='training', pts_prefix='velodyne_reduced')
-    made.update(pipeline=_pipeline(dataset['pipeline'], classes), modality=dict(use_lidar=True))
+    made.update(pipeline=_pipeline(dataset['pipeline'], classes), modality=MODALITY)
     return model, dict(made, test_mode=True, box_type_3d='LiDAR')
 
 
