@@ -77,7 +77,8 @@ class Ties:
         for row, column in near:
             if row in pairs or column in pairs.values():
                 continue
-            if (row, column) in at_cut or self.pair_by(every, candidate[column : column + 1]).matched:
+            alone = reference[row : row + 1], candidate[column : column + 1]
+            if (row, column) in at_cut or all(self.pair_by(every, one).matched for one in alone):
                 pairs[row] = column
         return pairs
 
