@@ -24,7 +24,6 @@ from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.quantize.plan import show_plan
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
@@ -162,6 +161,8 @@ def _run(args: argparse.Namespace, only: str) -> int:
     title = _title(family, exported.options, len(exported.files))
     print(f'{output}: {title}, exported in {exported.seconds:.1f} s')
     if exported.plan:
+        from mmdeploy_ext.quantize.plan import show_plan
+
         show_plan(exported.plan)
     if args.show:
         with after_weights():

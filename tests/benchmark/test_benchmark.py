@@ -73,7 +73,7 @@ def test_spread_is_median_quartiles_and_mad():
 
 @pytest.mark.parametrize(
     ('counts', 'notes'),
-    [((0, 0), ['nothing']), ((100, 98), []), ((100, 97), ['the']), ((0, 1), ['the']), ((5,), [])],
+    [((0, 0), ['no']), ((100, 98), []), ((100, 97), ['the']), ((0, 1), ['the']), ((5,), [])],
 )
 def test_unlike_or_no_detections_of_the_main_input_and_a_busy_machine_are_noted(counts, notes):
     rows = [dict(input='a', detections_per_image=count) for count in counts]

@@ -9,8 +9,8 @@ from mmdeploy_ext.util.errors import ConfigError
 
 def test_a_detector_of_no_family_hears_what_is_near():
     cfg = load_config(mmdet_config('detr/detr_r50_8x2_150e_coco.py'))
-    cfg.model.type = 'ConditionalDETR'
-    with pytest.raises(ConfigError, match=r"model\.type='ConditionalDETR' with .*nearest is query: "):
+    cfg.model.type = 'AnchorDETR'
+    with pytest.raises(ConfigError, match=r"model\.type='AnchorDETR' with .*nearest is query: "):
         find_family(cfg)
 
 

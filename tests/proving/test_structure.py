@@ -51,7 +51,7 @@ def test_each_check_of_a_file_alone_finds_its_fault(check):
     graph = helper.make_graph([helper.make_node('Neg', ['x'], ['y'])], 'g', [x], [y], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)])
     spec = GraphSpec('g', *((TensorSpec(name, 'float32', (1, 2)),) for name in 'xy'))
-    metadata = SimpleNamespace(options=dict(opset=17), spec=spec)
+    metadata = SimpleNamespace(options=dict(opset=17), spec=spec, precision='fp32')
     ALONE.get(check, lambda *_: None)(model.graph, metadata.options)
     wrong = [one.name for one in check_structure(model, metadata) if not one.passed]
     assert any(check in name for name in wrong) == bool(check), wrong
@@ -71,7 +71,7 @@ def test_the_opset_is_that_of_the_options_unless_the_file_was_edited():
     graph = helper.make_graph([helper.make_node('Neg', ['x'], ['y'])], 'g', [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)])
     spec = GraphSpec('g', *((TensorSpec(name, 'float32', (1, 2)),) for name in 'xy'))
-    metadata = SimpleNamespace(options=dict(opset=17), spec=spec)
+    metadata = SimpleNamespace(options=dict(opset=17), spec=spec, precision='fp32')
     for edited, expected in {False: {'opset': 'asked for 17, written [18]'}, True: {}}.items():
         checks = check_structure(model, metadata, edited)
         assert {check.name: check.detail for check in checks if not check.passed} == expected
