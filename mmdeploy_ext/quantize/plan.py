@@ -184,8 +184,8 @@ class Planner:
         if search.holds(()):
             return {}, []
         damages = measure()
-        known = [unit for unit in units if unit in damages]
-        worst = sorted(known, key=lambda unit: -damages[unit].own)
+        measured = [unit for unit in units if unit in damages]
+        worst = sorted(measured, key=lambda unit: -damages[unit].own)
         needed = search.higher(worst, before)
         return damages, [unit for unit in units if unit in needed]
 
