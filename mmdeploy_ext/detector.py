@@ -301,8 +301,8 @@ def resolve_opset(options: Options, model: torch.nn.Module, without: Collection[
 def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     """Return the names of the classes by label: the first list of `num_classes` names, else 'class 0', ...
 
-    Sources in order: `CLASSES` of the checkpoint's `meta`; `classes` of `data.test` (names, or a file with one
-    per line); `classes` and `class_names` of the config; `CLASSES` of the data set.
+    Sources in order: `CLASSES` of the checkpoint's `meta`; `classes` of `data.test` (names, or a file of
+    lines); `classes` and `class_names` of the config; `CLASSES` of the data set.
 
     Raises:
         ConfigError: the class file cannot be read.
