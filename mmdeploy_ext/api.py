@@ -1,7 +1,7 @@
 """Export and proof as functions: `mmdeploy_ext.export` and `prove`.
 
-A model's samples are 'images', 'frames' (all cameras of a car at one moment), 'sweeps' (one LiDAR revolution)
-or 'fused' (both). Errors are `Mm2OnnxError`s; refusals before the weights load are `UsageError`s.
+A model reads 'images', 'frames' (all cameras of a car at one moment), 'sweeps' (one LiDAR revolution)
+or 'fused' (both). Errors are `Mm2OnnxError`s, before the weights load `UsageError`s.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class ExportRequest:
-    """The arguments of `export`, whose text describes them.
+    """The arguments of `export`, described there.
 
     Attributes:
         ignored_keys: prefixes of checkpoint keys that are left out.
@@ -55,11 +55,11 @@ class ExportRequest:
 
 @dataclasses.dataclass
 class ProofRequest:
-    """The arguments of `prove`, whose text describes them.
+    """The arguments of `prove`, described there.
 
     Attributes:
         ignored_keys: prefixes of checkpoint keys that are left out.
-        option: the option that named `samples`, for messages.
+        option: option of `samples`, for messages.
         recorded: folder of `record.py`, or ''.
         settings: `Claims.settings`.
     """
@@ -88,12 +88,12 @@ class ProofRequest:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise UsageError for what is refused without the config."""
+        """Check what needs no config; raises UsageError."""
         check_normalisation(self.mean, self.std)
         self.build_settings()
 
     def build_settings(self) -> dict[str, Any]:
-        """Return arguments of `build_backend` besides the path."""
+        """Return arguments of `build_backend` but the path."""
         return engine_settings(
             self.engine,
             threads=self.threads,
@@ -118,12 +118,12 @@ class Exported:
 
     Attributes:
         files: graphs in the order of execution.
-        options: options of the export, all decided.
-        seconds: exporting and writing.
+        options: of the export, resolved.
+        seconds: to export and write.
         detector: the PyTorch model with weights.
         picture: traced image; '': the package's.
-        samples: samples of a proof; None: those of the config's data set, or generated.
-        plan: of the precision, with `keep_results`.
+        samples: samples of a proof; None: the config's data set, or generated.
+        plan: precision plan, with `keep_results`.
     """
 
     files: list[str]
@@ -137,8 +137,8 @@ class Exported:
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> Verdict:
         """Prove the written files against the model in memory.
 
-        `engine` is from `engine_settings`, `claims` are attributes of `Claims`. Faults of files are in the
-        verdict; see `prove`.
+        `engine` is from `engine_settings`, `claims` are attributes of `Claims`. The verdict lists faults of
+        files; see `prove`.
         """
         chosen = self.samples
         if chosen is None:
@@ -166,14 +166,14 @@ def read_detector(request: ExportRequest | ProofRequest, file: str = '') -> Dete
 
 
 def chosen_options(detector: Detector, request: ExportRequest) -> Options:
-    """Return the options of an export; UsageError: the family lacks one, or a value is wrong."""
+    """Return the options of an export; UsageError: unknown option or wrong value."""
     options = detector.family.choose(**{'opset': 0, **request.options})
     options.check(names=request.options)
     return options
 
 
 def output_of(detector: Detector, options: Options, request: ExportRequest) -> str:
-    """Return the file or folder of an export: the user's, or the default."""
+    """Return the user's or the default output path."""
     family, stem = detector.family, Path(request.config).stem
     return str(request.output_file) or kind_of(family).default_output(family, stem, options)
 
@@ -183,7 +183,7 @@ def export_read(
 ) -> Exported:
     """Build a detector of `read_detector`, load its weights and export it.
 
-    `inputs` are of `Kind.samples`, the first picture is traced; `proves`: read the rest before the export.
+    `inputs` are from `Kind.samples`; the first image is traced. `proves`: read all before the export.
     """
     output, kind = output_of(detector, options, request), kind_of(detector.family)
     kind.build(detector, request.mean, request.std)
@@ -200,7 +200,7 @@ def export_read(
 def plan_of_export(
     detector: Detector, options: Options, output: str, inputs: Samples, chosen: ChosenSamples
 ) -> Plan:
-    """Export in float32 for the time being, and plan the precision of the options."""
+    """Export in float32 and plan the requested precision."""
     single = options.replace(precision='fp32', fp16_io=False, keep_fp32=(), keep_results=0.0)
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
         files, _ = kind_of(detector.family).export(
@@ -218,14 +218,14 @@ def planner_of(
     metric: str = '',
     **quantiser: Any,
 ) -> tuple[Planner, Kept]:
-    """Return a planner of the float32 files of a loaded model, and what they keep.
+    """Return a planner for float32 files, and the results they keep.
 
     Args:
         detector: with weights.
         files: of one export, in the order of use.
-        chosen: samples whose results are kept.
+        chosen: samples with results to keep.
         keep: patterns of nodes that stay float32.
-        metric: of the config's data set, such as 'bbox_mAP', in place of the samples' results.
+        metric: of the config's data set, such as 'bbox_mAP', instead of results.
         quantiser: arguments of `Planner` for INT8.
     """
     from mmdeploy_ext.engines.base import record_runs
@@ -263,7 +263,7 @@ def planner_of(
 def plan_read(
     detector: Detector, request: ProofRequest, metric: str, keep: Sequence[str], **quantiser: Any
 ) -> tuple[Planner, Kept]:
-    """Load the model of a request's file and return the planner of its precision; see `planner_of`."""
+    """Load a request's model and return its precision planner; see `planner_of`."""
     kind = kind_of(detector.family)
     inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)
     files, _ = kind.read(str(request.onnx_file))
@@ -286,20 +286,20 @@ def export(
     device: str = 'cpu',
     **options: Any,
 ) -> Exported:
-    """Export a detector to ONNX, as `mm2onnx export`; nothing is compared, see `prove`.
+    """Export a detector to ONNX, as `mm2onnx export`. Call `prove` to compare.
 
     Args:
         config: mmcv 1.x config; its `custom_imports` are imported.
         checkpoint: the weights.
         output_file: `.onnx` file, or folder for several graphs, replaced as a whole. '': `tmp.onnx`, a folder
-            with the config's name, or `<config>_fork.onnx`, in the current folder.
+            named after the config, or `<config>_fork.onnx`, in the current folder.
         picture: traced image; '': the package's.
         mean: per channel in the network's order (R G B with `to_rgb=True`), 0..255; None: the config's.
             2D models only.
         std: likewise.
-        cfg_options: dotted key -> value that replaces the config's.
+        cfg_options: dotted key -> value that overrides the config.
         device: 'cpu', 'cuda' or 'cuda:N'.
-        options: options of the graph. All models have `opset`, `precision` ('fp32', 'fp16'), `fp16_io`,
+        options: of the graph. All models have `opset`, `precision` ('fp32', 'fp16'), `fp16_io`,
             `keep_fp32`, `exporter` ('torchscript', 'dynamo') and `simplify`; 2D models also `form` ('full':
             results, 'decode': boxes and scores before NMS, 'raw': head outputs; two-stage also 'proposals',
             'regions'), `height`, `width` (pixels), `batch` and `dynamic`; frames and sweeps may have
@@ -309,10 +309,10 @@ def export(
         The files, the options and the model.
 
     Raises:
-        UsageError: refused before the weights load, such as an unreadable config or unknown option. Also a
-            backbone or neck of the user's that fixes sizes under 'torchscript' with `dynamic`, or a
-            `keep_fp32` pattern that fits no node.
-        ExportError: the exporter failed, or the file differs from the options.
+        UsageError: before the weights load, such as an unreadable config or unknown option. Also if your
+            backbone or neck fixes sizes under 'torchscript' with `dynamic`, or a `keep_fp32` pattern
+            matches no node.
+        ExportError: the exporter failed, or the file contradicts the options.
     """
     request = ExportRequest(config, checkpoint, output_file, picture, mean, std, cfg_options, device, options)
     detector = read_detector(request)
@@ -380,7 +380,7 @@ def prove_on(
     engine: Mapping[str, Any],
     claims: Claims,
 ) -> Verdict:
-    """Prove a loaded model's files on samples; errors have exit status 1."""
+    """Prove a loaded model's files on samples; errors exit with 1."""
     if chosen.files:
         claims = dataclasses.replace(claims, settings=dict(claims.settings, picture_files=chosen.files))
     with after_weights():
@@ -413,7 +413,7 @@ def prove(
     strict: bool = False,
     recorded: str | Path = '',
 ) -> Verdict:
-    """Prove that a file is the model of a config and checkpoint, as `mm2onnx verify`.
+    """Prove that a file matches its config and checkpoint, as `mm2onnx verify`.
 
     Args:
         config: mmcv 1.x config.
@@ -421,36 +421,36 @@ def prove(
         onnx_file: file, or folder of one model's graphs.
         samples: pictures; LiDAR sweeps (`.bin`, `.npy`), for backbones also voxels (`.npz`); or one info file
             of mmdet3d's `create_data.py` (`.pkl`, for sweeps also `.json`). (): the config's data set, for
-            pictures also the package's; else generated samples.
-        frames: most frames, or sweeps of each of `samples`; None: 12. Pictures use the first 8.
+            images also the package's; else generated samples.
+        frames: maximum of frames, or sweeps per sample; None: 12. Images: the first 8.
         mean: of the export; None: the config's.
         std: of the export; None: the config's.
         cfg_options: of the export.
         device: of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
-        engine: 'onnxruntime', 'openvino' or, for pictures, 'tensorrt'.
+        engine: 'onnxruntime', 'openvino' or, for images, 'tensorrt'.
         providers: ONNX Runtime's execution providers in order; None: the CPU's.
-        threads: of the engine; 0: it decides. TensorRT refuses others.
-        inference_precision: OpenVINO's 'fp32', 'bf16' or 'fp16'; None: 'fp32'. Frames and sweeps take 'fp32'.
-        metrics: data set metrics, such as 'bbox', for both engines.
-        edited: the file was edited on purpose: its graph is not compared.
-        asked: option of `export` -> value that the file must have.
-        library: 'installed': claim against the installed mmdet, mmdet3d, mmseg or mmcv where the repository's
+        threads: of the engine; 0: it decides. TensorRT allows only 0.
+        inference_precision: OpenVINO's 'fp32', 'bf16' or 'fp16'; None: 'fp32'. Frames and sweeps: 'fp32'.
+        metrics: data set metrics, such as 'bbox', on both sides.
+        edited: the file was edited on purpose; skip comparing its graph.
+        asked: option of `export` -> value required of the file.
+        library: 'installed': prove against the installed mmdet, mmdet3d, mmseg or mmcv if the repository's
             own copy did not run; None: such a file is not proven.
-        strict: fail for user code that a graph cannot show (`verdict.untraced`).
-        recorded: folder that `record.py` wrote where the model was trained: its results decide.
+        strict: treat any `verdict.untraced` entry as a failure.
+        recorded: folder written by `record.py` in the training environment: its results decide.
 
     Returns:
         The verdict: `passed`, whether graph, tensors and results agree within the bars of docs/proof.md;
-        `proven`, the same for float32 files and engines alone; `title`; `to_json()`; `pairs`, a few samples
+        `proven`, the same for float32 files and engines only; `title`; `to_json()`; `pairs`, a few samples
         with both sides' results to draw.
 
     Raises:
-        UsageError: refused before the weights load, such as a missing file.
-        Mm2OnnxError: a sample cannot be read or run, or the file is one of several graphs; exit status 1.
+        UsageError: before the weights load, such as a missing file.
+        Mm2OnnxError: a sample cannot be read or run, or the file is one of several graphs; exits 1.
     """
     request = ProofRequest(**locals())
     for name, value in dict(samples=samples, metrics=metrics).items():
-        if isinstance(value, str | Path):  # its letters would be taken for the entries
+        if isinstance(value, str | Path):  # each letter would be an entry
             raise UsageError(f'{name}={str(value)!r}: expected a list, [{str(value)!r}]')
     detector = read_detector(request, str(onnx_file))
     reasons = kind_of(detector.family).refused('prove', detector.family)

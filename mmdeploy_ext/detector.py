@@ -1,6 +1,6 @@
 """A model of a config and a checkpoint, read in steps: `read_config`, `build`, `load_weights`; or `load`.
 
-Until `build` torch is not imported.
+torch is imported from `build` on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Detector:
-    """A model that is exported or compared; later steps fill in the later attributes.
+    """A model to export or compare; each step fills in further attributes.
 
     Attributes:
         cfg_options: overrides of the config: key with dots -> value.
@@ -58,14 +58,14 @@ class Detector:
         model: upstream's model in evaluation mode, since `build`; with weights since `load_weights`.
         rule: result of `Family.preprocess_rule`; a `PreprocessRule` for images.
         settings: result of `SparseFamily.settings`, since `backbone_files.build`.
-        decisive: entries of a config that the results depend on; None: all of `cfg`.
+        decisive: config entries that affect the results; None: all of `cfg`.
         unbuilt_cfg: `cfg` before `build`: mmcv removes entries such as `fallback_on_stride`.
         normalisation: `mean` and `std` that replace the config's.
-        classes: names by label, since `load_weights`; () for a backbone.
+        classes: names by label, after `load_weights`; () for backbones.
         checkpoint_sha256: digest of the checkpoint, since `load_weights`.
         report: the checkpoint; a `LoadReport` for a sparse backbone.
         ignored_keys: prefixes of checkpoint keys that are left out.
-        collected: entries that the test pipeline collects of a picture, after a proof ran it.
+        collected: entries that the test pipeline collects, after a proof ran it.
         recording: an `Ask` or a `Recording`, around the calls of `forward` in a proof, or None.
         code_warnings: PyTorch's warnings about the user's code in exports.
     """
@@ -106,19 +106,19 @@ class Detector:
 
     @functools.cached_property
     def model_classes(self) -> tuple[ModelClass, ...]:
-        """The classes of the model that no installed library has."""
+        """Model classes outside of installed libraries."""
         return self.family.model_classes(self.model)
 
     @property
     def replaced_kernels(self) -> list[str]:
-        """Sentences about modules that compute without their compiled operators."""
+        """Sentences on modules that run without their compiled operators."""
         from mmdeploy_ext.compat import plain_kernels
 
         return plain_kernels.notes_on(self.model)
 
     @property
     def config_sha256(self) -> str:
-        """The digest of the config's entries that the results depend on."""
+        """Digest of the config entries that affect the results."""
         return config_sha256(self.decisive or self.cfg)
 
 
@@ -139,10 +139,10 @@ def read_config(
         checkpoint: path of the weights.
         cfg_options: overrides of the config: key with dots -> value.
         device: 'cpu', 'cuda' or 'cuda:N'.
-        product: DETECTOR or BACKBONE, if `file` does not decide.
+        product: DETECTOR or BACKBONE, unless `file` decides.
         weight_layout: kernel layout of a sparse backbone's checkpoint: 'auto', 'spconv1', 'spconv2' or
             'spconv2-rskc'.
-        file: an exported file; if its family claims the config, its product replaces `product`.
+        file: exported file; its product wins if its family claims the config.
 
     Raises:
         ConfigError: the config cannot be read, or no family claims it.
@@ -196,7 +196,7 @@ def build(
     detector.unbuilt_cfg = copy.deepcopy(cfg)
     detector.model = family.build(cfg)
     detector.normalise_with(mean, std)
-    detector.model.picture_channels = getattr(detector.rule, 'bands', 3)  # others take no pictures
+    detector.model.picture_channels = getattr(detector.rule, 'bands', 3)  # others have no images
 
 
 def checked_rule(cfg: Any, family: Family) -> Any:
@@ -216,10 +216,10 @@ def checked_rule(cfg: Any, family: Family) -> Any:
 
 
 def load_weights(detector: Detector) -> None:
-    """Load the checkpoint strictly into a built model, and move it to its device.
+    """Load the checkpoint strictly and move the model to its device.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or is of another model.
+        CheckpointError: the checkpoint cannot be read or does not fit.
         ConfigError, UsageError: see `class_names`.
     """
     from mmdeploy_ext.weights.checkpoint import load_checkpoint
@@ -236,15 +236,15 @@ def load_weights(detector: Detector) -> None:
 
 
 def finish_loading(detector: Detector) -> None:
-    """Complete a detector whose model has its weights, and move the model to its device."""
+    """Complete a detector after its weights are loaded; move the model to its device."""
     model = detector.model
     detector.checkpoint_sha256 = sha256_file(detector.checkpoint)
     model.CLASSES = detector.classes
-    model.eval()  # by itself, since the `train` of some detectors returns None
+    model.eval()  # not chained: `train` of some detectors returns None
     attributes = ((part, *entry) for part in model.modules() for entry in vars(part).items())
     if any(callable(value) and callable(getattr(type(part), name, None)) for part, name, value in attributes):
-        # a function that a part holds runs the weights of this model in a copy, too; a trace takes them as
-        # constants if they need no gradients
+        # a function stored in a module runs this model's weights in copies, too; without gradients a trace
+        # makes them constants
         model.requires_grad_(False)
     detector.model = model.to(check_device(detector.device))
 
@@ -262,7 +262,7 @@ def load(
 
 
 def check_device(device: str) -> torch.device:
-    """Return the torch device; raises EngineError if torch or this machine lacks it."""
+    """Return the torch device; EngineError if it is missing."""
     import torch
 
     try:
@@ -281,10 +281,10 @@ def check_device(device: str) -> torch.device:
 
 
 def resolve_opset(options: Options, model: torch.nn.Module, without: Collection[str] = ()) -> Options:
-    """Return options with the opset that the file of `model` gets; 0 is `exporter.default_opset`.
+    """Return options with the file's opset; 0 becomes `exporter.default_opset`.
 
     Sparse graphs have no opset. `without` as in `operators_of`. Raises UsageError if the exporter cannot
-    write the opset, or it lacks an operator of the model.
+    write the opset, or the opset lacks an operator.
     """
     from mmdeploy_ext.exporting.export import check_operators, check_opset, default_opset
 
@@ -301,11 +301,11 @@ def resolve_opset(options: Options, model: torch.nn.Module, without: Collection[
 def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     """Return the names of the classes by label: the first list of `num_classes` names, else 'class 0', ...
 
-    The order is `CLASSES` of the checkpoint's `meta`; `classes` of `data.test` (names, or a file with one per
-    line); `classes` and `class_names` of the config; `CLASSES` of the data set's class.
+    Sources in order: `CLASSES` of the checkpoint's `meta`; `classes` of `data.test` (names, or a file of
+    lines); `classes` and `class_names` of the config; `CLASSES` of the data set.
 
     Raises:
-        ConfigError: the file of classes cannot be read.
+        ConfigError: the class file cannot be read.
         UsageError: a name cannot be encoded as UTF-8.
     """
     from mmcv import list_from_file
@@ -351,11 +351,11 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
-    """Check the options of an export against the model, and fill in open ones by `resolve`.
+    """Check export options against the model; `resolve` fills in open ones.
 
     Raises:
         UsageError: an option does not fit this model.
-        ConfigError: a setting of the config is not exported.
+        ConfigError: an unsupported setting.
     """
     replaced = contract_of(family, options).replaces
     resolved = resolve(options, model, family.preprocess_rule(cfg), replaced)
@@ -363,7 +363,7 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
         with refused_by_name(cfg):
             family.check(cfg, resolved)
     except ConfigError as error:
-        if '--postprocess raw' in str(error):  # is offered only if it goes
+        if '--postprocess raw' in str(error):  # suggest it if it works
             from mmdeploy_ext.families.trial import check_forward
 
             check_forward(family, model, resolved.replace(form='raw'))
@@ -373,10 +373,10 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
 
 
 def check_picture_options(options: Options, cfg: Any, family: ImageFamily, model: torch.nn.Module) -> Options:
-    """Return checked options, as `check_options`, of a model of pictures; raises as `check_options`.
+    """`check_options` for image models; raises the same errors.
 
-    UsageError also for a height or width that is too small to trace a dynamic file. ConfigError also for a
-    forward that fails or gives other tensors than the family states (`trial.check_forward`).
+    UsageError also for a height or width too small to trace a dynamic file. ConfigError also if the
+    forward fails or returns unexpected tensors (`trial.check_forward`).
     """
     from mmdeploy_ext.families.trial import check_export
 
@@ -390,8 +390,8 @@ def resolve(
 ) -> Options:
     """Return options with opset, height, width (0) and `group_norm` ('') filled in.
 
-    The size is a padded picture of the test pipeline in pixels: landscape and filling the test scale if the
-    ratio is kept, or of a 640 x 640 picture without a scale. Float32, and what a plan begins with, gets
+    The size is the test pipeline's padded image in pixels: landscape, filling the test scale if the
+    ratio is kept; 640 x 640 without a scale. Float32 and the start of a plan get
     `default_group_norm`.
     """
     options, changes = resolve_opset(options, model, without), {}
@@ -408,15 +408,15 @@ def resolve(
 
 
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
-    """Prepare `image_bgr`, see `PreprocessRule.apply`, for exactly `height` x `width` pixels, by `rule`.
+    """Prepare `image_bgr` by `rule` (`PreprocessRule.apply`) for exactly `height` x `width` pixels.
 
-    The image is resized to fit and padded, resized exactly (ratio not kept), or warped about its middle.
+    Resizes to fit and pads, resizes exactly (ratio not kept), or warps about the centre.
     """
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 
 
 def rule_of(detector: Detector, options: Options) -> Any:
-    """Return the preprocessing rule of a file with these options; a static file fixes its `size`."""
+    """Return a file's preprocessing rule; a static file fixes its `size`."""
     if options.get('dynamic', True):
         return detector.rule
     return dataclasses.replace(detector.rule, size=(options.height, options.width))
