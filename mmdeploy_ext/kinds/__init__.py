@@ -1,4 +1,4 @@
-"""The kind of a model's samples: `kind_of` is the only place that chooses it."""
+"""The kind of a model's samples; only `kind_of` chooses it."""
 
 from __future__ import annotations
 

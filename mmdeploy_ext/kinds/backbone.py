@@ -1,4 +1,4 @@
-"""Sparse LiDAR backbones alone."""
+"""Sparse LiDAR backbones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ONNX_RUNTIME_ALONE = (
 
 
 class BackboneSamples(SequenceSamples):
-    """Voxels of the user's sweeps; a proof has generated ones besides."""
+    """Voxels of the user's sweeps; a proof adds generated ones."""
 
     def of(self, detector: Detector) -> ChosenSamples:
         from mmdeploy_ext.proving.inputs.voxel_sets import sweep_sets
@@ -120,7 +120,7 @@ class Backbones(Kind):
         check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
     def check_provable(self, family: Family) -> None:
-        """Maps from above are compared without a task."""
+        """Bird's-eye-view maps need no task."""
 
     def read(self, path: str) -> tuple[list[str], None]:
         from mmdeploy_ext.graph.io.files import read

@@ -1,4 +1,4 @@
-"""The kinds of samples: what the commands do differently for each, and nothing else."""
+"""The kinds of samples: all differences between them in commands."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ INPUTS_INSTEAD = 'is for image models; for others use --input'
 
 
 class Kind(abc.ABC):
-    """What the commands do with models of one kind of samples; it keeps no state.
+    """The commands for models of one kind of samples; stateless.
 
     Methods import torch and mmcv themselves.
 
     Attributes:
         name: 'images', 'sequence' or 'backbone'.
-        unit: what `backend_config.dump` counts: 'samples' or 'frames'.
-        refuses: command -> option -> why these models do not take it; `entry` is the family's registration,
+        unit: unit of `backend_config.dump`: 'samples' or 'frames'.
+        refuses: command -> option -> why it is not supported; `entry` is the family's registration,
             `drawn_by` the command that draws its results.
-        public_samples: samples of a kit, which may be published, where the user names none.
+        public_samples: default samples of a kit; they may be published.
     """
 
     name: ClassVar[str]
@@ -71,15 +71,15 @@ class Kind(abc.ABC):
         Args:
             detector: read, but not built.
             paths: files and folders; (): the package's picture, the config's data set, or generated samples.
-            frames: most frames, or sweeps of each of `paths`; None: 12.
-            option: the option that named the files, for messages.
-            traced: picture before the pictures of `paths`.
+            frames: maximum of frames, or sweeps per path; None: 12.
+            option: option of the files, for messages.
+            traced: image before the images of `paths`.
         """
 
     def build(self, detector: Detector, mean: Channels = None, std: Channels = None) -> None:
         """Build a read detector without weights; raises as `detector.build`.
 
-        `mean` and `std` of the user replace the config's; UsageError: samples are no single pictures.
+        `mean` and `std` override the config; UsageError: samples are not single images.
         """
         from mmdeploy_ext.detector import build
 
@@ -92,7 +92,7 @@ class Kind(abc.ABC):
         build(detector)
 
     def check(self, detector: Detector, options: Options) -> Options:
-        """Check options of an export against a built model; return them resolved.
+        """Check export options against a built model; return them resolved.
 
         Raises UsageError or ConfigError, see `detector.check_options`.
         """
@@ -132,14 +132,14 @@ class Kind(abc.ABC):
 
         Args:
             detector: the config and checkpoint of the files.
-            paths: in the order in which a sample goes through them.
+            paths: in the order of use.
             samples: (title, (h, w, 3) uint8 BGR), the first traced; with a memory the `Frame`s of a drive,
-                read once; else `Sweep`s, `FusedFrame`s or `VoxelSet`s.
+                read once; or `Sweep`s, `FusedFrame`s or `VoxelSet`s.
             engine: `engine`, the name of its class, and its options; {}: ONNX Runtime on the CPU.
-            claims: what is claimed of the files.
+            claims: claims on the files.
 
         Returns:
-            The verdict, with the results to draw as `pairs`.
+            The verdict, with results to draw in `pairs`.
         """
 
     @abc.abstractmethod
@@ -153,7 +153,7 @@ class Kind(abc.ABC):
         raise UsageError(f'{detector.family.name}: a backbone has no results to record')
 
     def kit_opens(self) -> Callable[[Path], Run]:
-        """Return file -> function that runs it here, from inputs to outputs by name."""
+        """Return file -> function from inputs to outputs by name."""
         from mmdeploy_ext.kit.runners import run_onnxruntime
 
         return run_onnxruntime.open_file
@@ -166,7 +166,7 @@ class Kind(abc.ABC):
         out: str | Path,
         pictures: Sequence[dict[str, str]],
     ) -> dict[str, Any]:
-        """Write the kit of an exported file, or folder; return its manifest.
+        """Write the kit of an exported file or folder; return its manifest.
 
         `samples` as in `prove`; `pictures` are `name` and `licence` of each picture, or one entry for all
         frames, sweeps or voxels.
@@ -180,7 +180,7 @@ class Kind(abc.ABC):
     def benchmark(
         self, family: Family, voxels: Sequence[int] | None, files: Sequence[str]
     ) -> type[Benchmark]:
-        """Return the class that measures models of a family.
+        """Return the benchmark class of a family.
 
         `voxels` are the user's sizes of scenes, `files` the user's exports.
         """
@@ -190,7 +190,7 @@ class Kind(abc.ABC):
         raise NotImplementedError(f'family {family.name!r} has no results that a data set could evaluate')
 
     def refused(self, command: str, family: Family) -> dict[str, str]:
-        """Return option of a command -> why models of a family do not take it."""
+        """Return option of a command -> why a family does not support it."""
         entry = registration_of(family.name)
         drawn_by = tool((entry.used_by.get('') or 'run').split()[0])
         reasons = self.refuses.get(command, {})
@@ -198,10 +198,10 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def check_engine(self, engine: Mapping[str, Any]) -> None:
-        """Raise UsageError for an engine, of `engine_settings`, that does not run such models."""
+        """Raise UsageError unless the engine (`engine_settings`) runs such models."""
 
     def check_provable(self, family: Family) -> None:
-        """Raise ConfigError if a family lacks its task, or for pictures its runtime."""
+        """Raise ConfigError if a family lacks its task, or for images its runtime."""
         from mmdeploy_ext.tasks import task_module
 
         task_module(family.task)
@@ -231,7 +231,7 @@ class Kind(abc.ABC):
         raise NotImplementedError(f'{detector.family.name!r} has no results that a data set could evaluate')
 
     def default_output(self, family: Family, stem: str, options: Options) -> str:
-        """Return the file or folder of an export that the user did not name; `stem` is the config's."""
+        """Return the default file or folder of an export; `stem` is the config's."""
         from mmdeploy_ext.families.contracts import contract_of
 
         if not contract_of(family, options).one_file:
@@ -239,20 +239,20 @@ class Kind(abc.ABC):
         return f'{stem}_{options.contract}.onnx' if family.files else 'tmp.onnx'
 
     def observed_options(self, family: Family, form: str, size: tuple[int, int], dynamic: bool) -> Options:
-        """Return options of the graphs that lint observes; `form`, `size` (height, width) of pictures."""
+        """Return the graph options for lint; `form`, `size` (height, width) of images."""
         return family.choose()
 
     def observed(
         self, detector: Detector, options: Options, picture: str | Path
     ) -> Sequence[Mapping[str, np.ndarray]]:
-        """Return inputs by name of the runs that lint observes; []: examples of the graphs.
+        """Return lint's inputs by name, per run; []: examples of the graphs.
 
-        `picture` is a file, for models of pictures.
+        `picture` is a file, for image models.
         """
         return []
 
     def side_of_difference(self, detector: Detector, paths: Sequence[str]) -> GraphSide:
-        """Return PyTorch's side of the first difference of a file; `paths` are pictures."""
+        """Return PyTorch's side of a file's first difference; `paths` are images."""
         from mmdeploy_ext.proving.difference.locate import GraphSide
 
         return GraphSide()

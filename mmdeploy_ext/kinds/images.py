@@ -1,4 +1,4 @@
-"""Models of single pictures."""
+"""Models of single images."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 NIGHT = 20
-"""Factor by which a quarter of the picture is darker that a test path runs on: seeded layers, whose means and
-spreads are set on it, must not saturate in dark pictures.
+"""Factor by which a quarter of the test path's image is darkened: seeded layers get their means and
+spreads from it and must not saturate in dark images.
 """
 
 
@@ -114,7 +114,7 @@ class Images(Kind):
         return ImageModel(cfg, family, args, work_dir)
 
     def check_engine(self, engine: Mapping[str, Any]) -> None:
-        """All engines run models of pictures."""
+        """All engines run image models."""
 
     def check_provable(self, family: Family) -> None:
         from mmdeploy_ext.runtime.detect import runtime_of
@@ -154,7 +154,7 @@ class Images(Kind):
             return compare_metrics(detector.cfg, *detectors, names, precision)
 
     def observed_options(self, family: Family, form: str, size: tuple[int, int], dynamic: bool) -> Options:
-        # opset 0 is the default: no stage depends on it, and trials have that of --opset-version
+        # opset 0 is the default: no stage depends on it; trials use --opset-version
         return family.choose(form=form, opset=0, height=size[0], width=size[1], dynamic=dynamic)
 
     def observed(

@@ -55,7 +55,7 @@ class Sequences(Kind):
 
         frames, _ = proof_samples(detector, 2)
         frames = [*itertools.islice(frames, 2)]
-        for _ in range(2 if detector.family.memory else 1):  # the second time with layers of the first
+        for _ in range(2 if detector.family.memory else 1):  # run 2 has the layers of the first
             yield from map(detector.family.reference(detector.model).step, frames)
 
     def prove(
@@ -122,7 +122,7 @@ class Sequences(Kind):
 
 
 def is_portable(path: str) -> bool:
-    """Return whether a file is an export of a sparse backbone alone, in standard operators."""
+    """Whether a file is a sparse backbone in standard operators."""
     from mmdeploy_ext.contract.metadata import PREFIX, read_props
 
     return Path(path).is_file() and read_props(path).get(f'{PREFIX}form') == '"portable"'

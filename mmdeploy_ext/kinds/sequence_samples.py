@@ -1,4 +1,4 @@
-"""Frames and sweeps of a proof: files of the user, the data set of the config, else generated ones."""
+"""Frames and sweeps of a proof: the user's files, the config's data set, or generated."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
 
 DEFAULT_FRAMES = 12
-"""Default of the largest number of frames or sweeps."""
+"""Default maximum of frames or sweeps."""
 PROOF_SCENES = 3
-"""Scenes that the frames of a proof are spread over."""
+"""Number of scenes in a proof."""
 
 
 class SequenceSamples(Samples):
     """Frames or sweeps.
 
     Attributes:
-        paths: files and folders of the user.
-        count: most frames, or sweeps of each path.
+        paths: user files and folders.
+        count: maximum of frames, or sweeps per path.
     """
 
     def __init__(self, family: Family, paths: Sequence[str], frames: int | None, option: str) -> None:
@@ -42,7 +42,7 @@ class SequenceSamples(Samples):
 def check_paths(
     family: Family, paths: Sequence[str], count: int | None = None, option: str = '--images'
 ) -> int:
-    """Raise UsageError for files that are no samples of a family; return the number of frames."""
+    """Raise UsageError unless files are samples of a family; return the number of frames."""
     if _has_cameras(family) and len(paths) > 1:
         raise UsageError(f'{option} {" ".join(paths)}: expected one info file, with the frames of all')
     for path in paths:
@@ -75,7 +75,7 @@ def _has_cameras(family: Family) -> bool:
 def proof_samples(detector: Detector, count: int, paths: Sequence[str] = ()) -> tuple[Collection[Any], str]:
     """Return frames or sweeps, and a text about their source.
 
-    `count`: most samples, for each of `paths` with LiDAR. Without `paths`: the config's data set, or
+    `count`: maximum of samples, per path with LiDAR. Without `paths`: the config's data set, or
     generated samples.
     """
     from mmdeploy_ext.evaluate import evaluation
@@ -102,12 +102,12 @@ def proof_samples(detector: Detector, count: int, paths: Sequence[str] = ()) -> 
         )
         print(f'{source} used, since there is no data set: {one_line(error)}')
         if family.memory:
-            scenes = min(PROOF_SCENES, max(count - 1, 1))  # one has two frames, the second with a memory
+            scenes = min(PROOF_SCENES, max(count - 1, 1))  # a scene has two: the second has a memory
             return synthetic_drive(count, rule, scenes=scenes), 'synthetic drive'
         return list(family.data.generated_sweeps(rule, count)), 'generated sweeps'
     if family.memory:
         indices = choose_frames(scene_tokens(dataset), count)
-    else:  # without a memory samples do not depend on each other: they are evenly spread
+    else:  # without a memory samples are independent: spread them evenly
         available = min(count, len(dataset))
         indices = [index * len(dataset) // available for index in range(available)]
     source = f'{len(indices)} of {len(dataset)} frames of {names or "data.test"}'
@@ -115,7 +115,7 @@ def proof_samples(detector: Detector, count: int, paths: Sequence[str] = ()) -> 
 
 
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
-    """Return the indices of the first frames of the first scenes, so that a memory is emptied."""
+    """Return the first frames of the first scenes, so that the memory is reset."""
     scenes: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):
         scenes.setdefault(token, []).append(index)

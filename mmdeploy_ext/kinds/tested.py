@@ -1,4 +1,4 @@
-"""The models of the test loop: settings, network on an engine, exported files."""
+"""Models of the test loop: settings, engine, exported files."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 
 class TestedModel(abc.ABC):
-    """A model of the test loop, as its config describes it.
+    """A model of the test loop.
 
     Attributes:
         args: command line of `test.py`.
-        work_dir: folder that the `_pth` and the `_onnx` run share.
+        work_dir: shared folder of the `_pth` and `_onnx` runs.
         settings: `backend_config.read_settings` of the config.
-        options: options of the export, read from the file of `--onnx`; resolved by `check`.
+        options: export options, from the file of `--onnx`; `check` resolves them.
         target: file or folder of the exported model: `--onnx`, else `onnx_file` of the settings, else one in
             `work_dir`.
         unit: key of `backend_config.dump` for the dumped samples: 'samples', a number, or 'frames', a
@@ -72,7 +72,7 @@ class TestedModel(abc.ABC):
         return options
 
     def check(self, detector: Detector, resolve: Callable[[Detector, Options], Options]) -> None:
-        """Complete the options by the model; refuse, before the weights load, what cannot be exported.
+        """Complete the options; refuse unsupported models before the weights load.
 
         `resolve` is `Kind.check`.
         """
@@ -87,19 +87,19 @@ class TestedModel(abc.ABC):
             raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
 
     def dump_facts(self) -> dict[str, Any]:
-        """Facts in the manifests of a dump that not all models have."""
+        """Optional facts in the manifest of a dump."""
         return {}
 
     @abc.abstractmethod
     def file_suffix(self) -> str:
-        """End of the name of the file or folder in the work directory."""
+        """Suffix of the file or folder in the work directory."""
 
     @abc.abstractmethod
     def in_torch(self, detector: Detector, dump: DumpWriter | None) -> AbstractContextManager[Network]:
         """Context manager that yields the model in PyTorch, for the loop."""
 
     def expected_metadata(self, detector: Detector) -> list[Metadata]:
-        """Metadata of the files that an export would write, in their order."""
+        """Expected metadata of the exported files, in order."""
         from mmdeploy_ext.detector_files import make_metadata
 
         contract = contract_of(detector.family, self.options)
@@ -113,14 +113,14 @@ class TestedModel(abc.ABC):
         return export_files(detector, self.options, self.target, self.example_images(detector))[1]
 
     def example_images(self, detector: Detector) -> list[PreparedImage]:
-        """Images that an export traces; [] if the graphs have examples."""
+        """Traced images; [] if the graphs have examples."""
         return []
 
     @abc.abstractmethod
     def on_engine(
         self, detector: Detector, engine: Mapping[str, Any]
     ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
-        """Context manager that yields the exported model on its engine, and the comparer of a dump."""
+        """Context manager that yields the model on its engine, and the dump's comparer."""
 
 
 class ImageModel(TestedModel):
@@ -136,7 +136,7 @@ class ImageModel(TestedModel):
 
     @contextlib.contextmanager
     def in_torch(self, detector: Detector, dump: DumpWriter | None) -> Iterator[Network]:
-        """The test path of the model; the stages of the export give dumped tensors, in float32."""
+        """The model's test path; dumped tensors come from the export stages, in float32."""
         from mmdeploy_ext.detector_files import make_metadata
         from mmdeploy_ext.evaluate.detector import TorchDetector
         from mmdeploy_ext.exporting.copy import fused
@@ -163,7 +163,7 @@ class ImageModel(TestedModel):
         return BackendDetector(backend, detector.family, metadata, dump, show)
 
     def example_images(self, detector: Detector) -> list[PreparedImage]:
-        """The demo's picture, prepared in the size of the options."""
+        """The demo image, prepared for the options' size."""
         from mmdeploy_ext.detector import prepare_fixed
         from mmdeploy_ext.proving.inputs.samples import read_picture
 
@@ -182,7 +182,7 @@ class ImageModel(TestedModel):
 
 
 class FrameModel(TestedModel):
-    """A streaming or LiDAR model, whose samples are frames or sweeps."""
+    """A streaming or LiDAR model for frames or sweeps."""
 
     unit = 'frames'
 
@@ -202,7 +202,7 @@ class FrameModel(TestedModel):
         from mmdeploy_ext.evaluate.detector import FrameDetector
 
         keep = self.settings.get('memory') != 'reset'
-        model = detector.model if dump is not None else None  # which would keep the weights in memory
+        model = detector.model if dump is not None else None  # do not keep the weights in memory
         return FrameDetector(stepper, detector.family, dump, model, keep)
 
     @contextlib.contextmanager
@@ -219,7 +219,7 @@ class FrameModel(TestedModel):
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
-    """Refuse a data set that does not fit the model, and a dump of samples or tensors that do not exist."""
+    """Refuse a data set unfit for the model, and a dump of missing samples or tensors."""
     from mmdeploy_ext.evaluate.loop import scene_tokens
 
     if family.memory:
