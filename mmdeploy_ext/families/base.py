@@ -1,4 +1,4 @@
-"""The base class of model families, and the family of a config."""
+"""The base class of families, and the choice of one."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.util.source_code import ModelClass, model_classes
 
-if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
+if TYPE_CHECKING:  # --help and messages about missing packages need none of these
     import torch
 
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
 class Claim(enum.IntEnum):
-    """How much of a config's model a family claims; the family that claims most exports it."""
+    """How much of a config's model a family claims; the largest claim wins."""
 
     NO = 0
     PART = 1
-    """One part, such as the sparse encoder of a detector, or a head that `check` refuses by name."""
+    """One part, such as a detector's sparse encoder, or a head that `check` refuses by name."""
     HEAD = 2
     """The head in any detector; `check` refuses unsupported other parts."""
     DETECTOR = 3
@@ -53,7 +53,7 @@ DETECTOR, BACKBONE = 'detector', 'backbone'
 
 
 class Family(abc.ABC):
-    """How configs, weights and samples of similar models are read, and how their graphs are made.
+    """How to read configs, weights and samples of similar models, and make their graphs.
 
     Attributes:
         name: name in the metadata of files.
@@ -63,13 +63,13 @@ class Family(abc.ABC):
         samples: 'images', 'frames' (cameras on a drive), 'sweeps' (LiDAR) or 'fused' (cameras, LiDAR or
             both).
         memory: whether results of some models depend on earlier samples.
-        files: names of the graphs of an export in the order of their use; () for one file.
-        class_names: names by label of results that are no objects of a data set, whose names do not count.
+        files: names of an export's graphs in the order of use; () for one file.
+        class_names: names by label of results that are not data set objects; its names are unused.
         ignored_prefixes: prefixes of checkpoint keys that inference does not use.
-        options: options of an export, in the order of the metadata.
-        untraced: names of methods that graphs or runtime compute by themselves. `PART.NAME` restricts a name
-            to parts by a pattern of their path, as in 'bbox_head.forward', or by a class or base class;
-            '.forward' is the model's own. A verdict names user overrides of such methods.
+        options: of an export, in metadata order.
+        untraced: names of methods that graphs or runtime replace. `PART.NAME` restricts a name
+            to parts by a path pattern, as in 'bbox_head.forward', or by a class or base class;
+            '.forward' is the model's own. A verdict lists user overrides of these methods.
     """
 
     name: ClassVar[str]
@@ -84,35 +84,35 @@ class Family(abc.ABC):
     untraced: ClassVar[tuple[str, ...]] = ()
 
     def choose(self, /, **values: Any) -> Options:
-        """Return options with these values and defaults for the rest; values are not checked.
+        """Return options with these values, unchecked, and defaults for the rest.
 
-        Raises UsageError if the family has no such option.
+        Raises UsageError for an unknown option.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
             raise UsageError(missing_option_message(self, name, values))
         return Options(self.options, **values)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
-        """Raise ConfigError, naming the key, if samples of a data set lack an input of the model."""
+        """Raise ConfigError, naming the key, if a data set lacks a model input."""
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:
-        """Return how much of the model of a config the family claims."""
+        """Return how much of a config's model the family claims."""
 
     def for_config(self, cfg: Any) -> Family:
-        """Return the object of this family for a config that it claims.
+        """Return the family's object for a claimed config.
 
         A family with several kinds of results (boxes, masks, maps) has one object for each. A config of
-        another repository is translated in place; `cfg.as_read` is then the original `Config`.
+        another repository is translated in place; `cfg.as_read` keeps the original.
         """
         return self
 
     def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
-        """Refuse a model that cannot be exported, before weights load.
+        """Refuse an unsupported model before the weights load.
 
         Raises:
             ConfigError: names the entry of the config.
-            UsageError: an option does not go with the model.
+            UsageError: an option does not fit the model.
         """
 
     @abc.abstractmethod
@@ -130,14 +130,14 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> Any:
-        """Return how samples become inputs, by the config's test pipeline; kept in the files."""
+        """Return the preprocessing of the test pipeline, stored in the files."""
 
     def num_classes(self, model: torch.nn.Module) -> int:
         """Return the number of classes of the results; 0 for a backbone."""
         return int((head_of(model) if has_head(model) else model).num_classes)
 
     def model_classes(self, model: torch.nn.Module) -> tuple[ModelClass, ...]:
-        """Return the classes of a model that no installed library defines: the user's and ours."""
+        """Return a model's classes outside of installed libraries: the user's and ours."""
         return model_classes(model)
 
     def facts(self, model: torch.nn.Module) -> Facts:
@@ -159,26 +159,26 @@ class Families(dict[str, Family]):
         return self[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return a family, or `default` if no family of this name is registered."""
+        """Return the family of this name, or `default`."""
         return self[name] if name in self or name in registered() else default
 
 
 FAMILIES = Families()
 """Name -> family; `values()` are the imported families."""
 LEFT_OUT: dict[str, str] = {}
-"""Name of a family that the imported mmdet is too old for -> its import error."""
+"""Name of a family that needs a newer mmdet -> its import error."""
 NOT_INSTALLED = 'not installed'
-"""`library_failure` of a library that is not installed; no message mentions it."""
+"""`library_failure` of a library that is not installed; never shown."""
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
 LACKING = {
     DETECTOR: 'belongs to no family that mm2onnx exports',
     BACKBONE: 'has no sparse-convolution backbone that mm2onnx exports',
 }
-"""Product -> why a config that no family claims is refused."""
+"""Product -> why an unclaimed config is refused."""
 
 
 def exported_options(family: Family, content: Mapping[str, Any], path: object = 'the file') -> Options:
-    """Return the options that a file was exported with; `content` is the metadata's `options`.
+    """Return the options of a file's export; `content` is the metadata's `options`.
 
     Raises ModelFileError if an option is missing or unknown to the family.
     """
@@ -219,7 +219,7 @@ def load_families(library: str | None = None) -> None:
 
 
 def load_candidates(cfg: Any) -> None:
-    """Import the families that may claim a config, by its detector and heads and their bases."""
+    """Import families that may claim a config, by detector, heads and their bases."""
     names = _type_names(cfg)
     for registration in registered().values():
         needs_nothing = not registration.claims and not registration.library
@@ -242,7 +242,7 @@ def _type_names(cfg: Any) -> set[str]:
     heads = [part for key, part in cfg.model.items() if str(key).endswith('head') and key != 'rpn_head']
     types = [str(part.get('type')) for part in (cfg.model, *heads) if isinstance(part, Mapping)]
     names = set(types)
-    with contextlib.suppress(ImportError, AttributeError):  # of an older copy: its families say so
+    with contextlib.suppress(ImportError, AttributeError):  # an older copy: its families report it
         from mmdet.models import builder
 
         builders = filter(None, (sys.modules.get('mmdet3d.models.builder'), builder))
@@ -254,7 +254,7 @@ def _type_names(cfg: Any) -> set[str]:
 
 @functools.cache
 def library_failure(library: str) -> str:
-    """Return the import error of a library, or that a repository's own one is too old, or ''."""
+    """Return a library's import error, or that the repository's copy is too old, or ''."""
     if importlib.util.find_spec(library) is None:
         return NOT_INSTALLED
     if older := older_library(library):
@@ -267,7 +267,7 @@ def library_failure(library: str) -> str:
 
 
 def find_family(cfg: Any, product: str = '') -> Family:
-    """Return the family that claims most of the model of a config; '' takes any product.
+    """Return the family with the largest claim on a config; '': any product.
 
     Raises:
         ConfigError: no `model`, or two `test_cfg`; no family claims it (the message names its heads and the
@@ -275,7 +275,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')
-    if cfg.get('test_cfg') and cfg.model.get('test_cfg'):  # mmdet refuses it without their names
+    if cfg.get('test_cfg') and cfg.model.get('test_cfg'):  # mmdet refuses it without naming them
         raise ConfigError(
             f'{cfg.filename}: has test_cfg, beside the model, and model.test_cfg; expected one of them: the '
             f'keys of overrides begin as those of the config'
@@ -287,7 +287,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
 
 
 def claiming_family(cfg: Any, product: str = '') -> Family | None:
-    """Return the family that claims most of the model of a config, or None; ConfigError: two claim it."""
+    """Return the family with the largest claim on a config, or None; ConfigError: two claim it."""
     load_candidates(cfg)
     best = claiming_families(cfg, product)
     if not best:
@@ -302,7 +302,7 @@ def claiming_family(cfg: Any, product: str = '') -> Family | None:
 
 
 def claiming_families(cfg: Any, product: str) -> list[Family]:
-    """Return the imported families that claim most of a config's model; '' takes any product."""
+    """Return the imported families with the largest claim on a config; '': any product."""
     families = [family for family in FAMILIES.values() if product in ('', family.product)]
     claims = {family: family.claims(cfg) for family in families}
     highest = max(claims.values(), default=Claim.NO)
@@ -326,7 +326,7 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
         import mmdet
 
         first, problem = next(iter(LEFT_OUT.values())), 'is too old'
-        if 'mmdet.models' not in sys.modules:  # of a copy whose extensions are not built, for example
+        if 'mmdet.models' not in sys.modules:  # for example a copy without built extensions
             failures['mmdet'], problem = first, 'cannot be imported'
         reason += (
             f' (mmdet {mmdet.__version__} of {Path(mmdet.__file__).parent} {problem} for the families '

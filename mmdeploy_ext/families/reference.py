@@ -1,4 +1,4 @@
-"""Results of the user's own code for pictures, for proofs and kits."""
+"""Results of the user's own code for images, for proofs and kits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class ImageReference:
-    """A model of a family of pictures, run by its own code (`ImageFamily.reference`).
+    """An image model, run by its own code (`ImageFamily.reference`).
 
-    Families of other results than mmdet's boxes override `results`; each other method lets a proof look
-    closer. `feeds` come from `ImageFamily.feeds`; `tensors` are outputs of a file and tensors between its
+    Families with results other than mmdet's boxes override `results`; every other method refines the
+    proof. `feeds` come from `ImageFamily.feeds`; `tensors` are outputs of a file and tensors between its
     stages, by name.
 
     Attributes:
@@ -35,20 +35,20 @@ class ImageReference:
         """Results of each image by the user's own test path.
 
         With `rescale` 2D boxes are in pixels of the original, else of the network input, without padding
-        above and left if the graph takes `border`. 3D boxes are in metres.
+        above and left if the graph has `border`. 3D boxes are in metres.
         """
         from mmdeploy_ext.families.common.mmdet_reference import boxes_of_classes
 
         return [boxes_of_classes(result) for result in self.tested(images, rescale)]
 
     def tested(self, images: Sequence[PreparedImage], rescale: bool) -> list[Any]:
-        """Results of a detector of mmdet per image: `forward` with `return_loss=False`."""
+        """Results per image of an mmdet detector: `forward` with `return_loss=False`."""
         from mmdeploy_ext.families.common.mmdet_reference import metas_of, tested
 
         return tested(self.model, images, metas_of(images), rescale)
 
     def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **options: Any) -> dict[str, np.ndarray]:
-        """Right outputs of a graph that ends before the results; uncompared outputs may be missing."""
+        """Expected outputs of a graph without results; uncompared outputs may be missing."""
         raise NotImplementedError(f'{type(self).__name__}: has no tensors to compare in the form {form}')
 
     def expected_tensors(
@@ -58,11 +58,11 @@ class ImageReference:
         form: str,
         **options: Any,
     ) -> dict[str, np.ndarray] | None:
-        """As `tensors`, of stages that begin with the file's tensors (where results jump); or None."""
+        """`tensors` of stages that start from the file's tensors (where results jump), or None."""
         return None
 
     def inner_inputs(self, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
-        """Inputs of the form that another graph computes, e.g. proposals; or {}."""
+        """Inputs that another graph computes, e.g. proposals, or {}."""
         return {}
 
     def file_results(
@@ -81,37 +81,37 @@ class ImageReference:
         return ''
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Height and width, pixels, that a graph assumes by default."""
+        """Default height and width of a graph, pixels."""
         return tuple(image.tensor.shape[1:])
 
     def takes(self, picture: TensorSpec, height: int, width: int) -> bool:
-        """Whether pictures of this size, pixels, are large enough for a dynamic graph (multiples aside)."""
+        """Whether a dynamic graph accepts images of this size in pixels (multiples aside)."""
         return min(height, width) >= picture.smallest
 
     def borders(self) -> dict[str, Callable[[list[Any]], Mapping[str, Any]]]:
-        """Path of a method of the model -> function from its results to names of the file.
+        """Path of a model method -> function from its results to the file's names.
 
         Rows of a top-k are left out: their order differs between engines.
         """
         return {}
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Path of a method of the model -> its result by the tensors of a file, for `substituted`; or {}."""
+        """Path of a model method -> its result from a file's tensors, for `substituted`; or {}."""
         return {}
 
     def unjudged(self) -> str:
-        """Tensors of `substitutes` that are not among `borders`, and the reason; or ''."""
+        """Tensors of `substitutes` not in `borders`, and the reason; or ''."""
         return ''
 
     def ranking(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """As `substitutes`, to rank the model's queries as the file did; or {}.
+        """`substitutes` that rank queries as the file did; or {}.
 
-        Rounding exchanges nearly equal scores, which moves all results.
+        Rounding swaps nearly equal scores, which moves all results.
         """
         return {}
 
     def counts(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Most rows of any image at an inner limit, by its name in the facts, maybe prefixed 'rpn.'."""
+        """Most rows of an image at each inner limit, by its name in the facts, maybe after 'rpn.'."""
         return {}
 
     def own_limits(self) -> list[str]:
@@ -121,23 +121,23 @@ class ImageReference:
     def inner_tensors(
         self, tensors: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        """Outputs of the user's modules for the file's inputs, and the file's outputs; or rows."""
+        """Outputs of the user's modules and of the file on equal inputs; or rows."""
         return {}, {}
 
     def inner_results(
         self, tensors: Mapping[str, np.ndarray], images: Sequence[PreparedImage]
     ) -> list[tuple[Detections, Detections]]:
-        """Boxes between stages, such as proposals, per image: of the user's code, and of the file."""
+        """Boxes between stages, such as proposals, per image: the user's and the file's."""
         return []
 
     def in_order(self, outputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Outputs with top-k rows in an order that does not depend on scores."""
+        """Outputs with top-k rows ordered independently of scores."""
         return outputs
 
     def candidate_bounds(
         self, feeds: Mapping[str, np.ndarray], slack: float, **caps: int
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Smallest and largest right value (B,) of each output that counts candidates.
+        """Smallest and largest valid count (B,) per output of candidate counts.
 
         A score within `slack` of its threshold may pass or not; `caps` are `max_candidates` and
         `max_proposals`.
