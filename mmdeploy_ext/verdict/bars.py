@@ -1,4 +1,4 @@
-"""The bars of float32, half precision and INT8, and the judgement by them."""
+"""The bars of float32, half precision and INT8."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Bars:
 
     Attributes:
         cosine: smallest cosine of every output, see `norm_bar`; None in float32: tolerances and ties decide.
-        iou: smallest IoU of a matched pair; None, as `distance_m`, in float32: a task has its own.
+        iou: smallest IoU of a pair; None in float32, as `distance_m`: tasks have their own.
         distance_m: largest distance of centres and corners of a pair in 3D (m/s of velocities). A
             PointPillars in INT8 matched 11 of 81 boxes by sizes and headings, and 259 of 290 by corners.
         score: largest score difference of a pair.
@@ -52,7 +52,7 @@ class Bars:
         return self.cosine is None
 
     def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
-        """Judge rows of floats by their cosines; in float32 they are judged by their tolerances already."""
+        """Judge rows of floats by cosine; float32 rows are already judged by tolerance."""
         if self.is_float32:
             return list(rows)
         judged = []
@@ -64,7 +64,7 @@ class Bars:
         return judged
 
     def text(self, place: str) -> str:
-        """Return the bars in words; `place`: those of results in space."""
+        """Return the bars in words; `place`: of results in space."""
         return (
             f'{tensor_text(self.cosine)}, {100 * self.match_rate:g} % of the results matched within {place} '
             f'and score {self.score}'
@@ -72,12 +72,12 @@ class Bars:
 
 
 def norm_bar(cosine: float) -> float:
-    """Return the largest relative difference of a norm, sqrt(2 (1 - c)): 0.0447 in float16, 0.2 in INT8."""
+    """Return the bar of a norm's relative difference, sqrt(2 (1 - c)): 0.0447 in float16, 0.2 in INT8."""
     return math.sqrt(2 * (1 - cosine))
 
 
 def out_of_bars(row: TensorRow, cosine: float) -> str:
-    """Return why a row is outside of the bars, or ''."""
+    """Return why a row is outside the bars, or ''."""
     if row.cosine is None or not row.cosine >= cosine:
         return f'cosine {row.cosine or 0:.6f} below {cosine}'
     if row.norm_ratio is not None and not abs(row.norm_ratio - 1) <= norm_bar(cosine):
@@ -93,7 +93,7 @@ def tensor_text(cosine: float) -> str:
 FLOAT32 = Bars(None, None, None, DEFAULT_RTOL, match_rate=1.0, metric=0.0005, rtol=DEFAULT_RTOL)
 HALF = Bars()
 INT8 = Bars(cosine=0.98, iou=0.5, distance_m=1.0, score=0.15, match_rate=0.9, metric=1e-2)
-"""Bars of INT8 files: their metric is promised (docs/engines.md), the rest catches broken files."""
+"""Bars of INT8 files: docs/engines.md promises the metric; the rest catches broken files."""
 
 
 def bars_of(precision: str) -> Bars:
@@ -102,7 +102,7 @@ def bars_of(precision: str) -> Bars:
 
 
 def widened(groups: Sequence[ColumnGroup], precision: str) -> tuple[ColumnGroup, ...]:
-    """Return a tensor's tolerances in the contract of an 'fp32' or 'fp16' file; `groups` are float32's."""
+    """Return a tensor's tolerances for an 'fp32' or 'fp16' file; `groups` are float32's."""
     if precision == 'fp32':
         return tuple(groups)
     return tuple(dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups)
@@ -111,8 +111,8 @@ def widened(groups: Sequence[ColumnGroup], precision: str) -> tuple[ColumnGroup,
 def accept_rate(cases: Sequence[Case], bars: Bars) -> tuple[list[Case], str]:
     """Judge the results of all cases together.
 
-    Returns the cases, below float32 with single results without a partner forgiven, and ''; or the unchanged
-    cases and the reason of a common failure.
+    Returns the cases and '', or unchanged cases and the reason of a common failure. Below float32 single
+    results may lack a partner.
     """
     if bars.is_float32:
         return list(cases), ''
@@ -134,8 +134,8 @@ def accept_rate(cases: Sequence[Case], bars: Bars) -> tuple[list[Case], str]:
 def accept_masks(cases: Sequence[Case], bars: Bars) -> list[Case]:
     """Return the cases with matched masks judged by the mean of their cosines over all inputs.
 
-    A mask is yes or no: one picture's cosine counts the pixels at the threshold. The trained toy SOLOv2 has
-    0.99898 on a picture of 320x128 in PyTorch's own float16.
+    Masks are binary: one image's cosine counts the pixels at the threshold. The trained toy SOLOv2 has
+    0.99898 on a 320x128 image in PyTorch's own float16.
     """
     cosines = [row.cosine or 0.0 for case in cases for row in case.tensors if row.tensor.startswith(MASKS)]
     if not cosines or sum(cosines) / len(cosines) < bars.cosine:

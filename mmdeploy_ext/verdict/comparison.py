@@ -16,9 +16,9 @@ from mmdeploy_ext.verdict.slices import DRAWS, distances, worst_value
 
 NO_ROUNDING, ANY_ROUNDING = np.zeros((), np.float32), np.float32(np.inf)
 Rounding = Callable[[int], Mapping[str, np.ndarray]]
-"""Returns tensor -> distances (same shape) from float64, as far as known.
+"""Returns tensor -> known distances (same shape) from float64.
 
-The largest distance of the reference and of a number of draws, see `proving/float64.py`.
+The largest over the reference and several draws, see `proving/float64.py`.
 """
 
 
@@ -46,8 +46,8 @@ def compare_tensors(
 ) -> list[TensorRow]:
     """Compare outputs by value, column group by column group, slice by slice (`slices.py`).
 
-    NaN and infinities have to be in the same places; missing tensors fail. In float32 `rounding` is called if
-    floats fail without it and would not with any; with one draw more until they pass.
+    NaN and infinities must be in the same places; missing tensors fail. In float32 `rounding` is called if
+    floats fail that it may excuse, with one more draw until they pass.
     """
     rounding = rounding if bars.is_float32 else None
     rows: list[TensorRow] = []
@@ -74,7 +74,7 @@ def compare_tensors(
 
 
 def _may_pass(tensor: TensorSpec, reference: np.ndarray | None, candidate: np.ndarray | None) -> bool:
-    """Whether floats pass if rounding is as large as it may be; else float64 has no say."""
+    """Whether floats pass with the largest allowed rounding."""
     if reference is None or candidate is None or reference.dtype.kind not in 'fc':
         return False
     return is_equal(_compare_output(tensor, reference, candidate, ANY_ROUNDING))
@@ -179,7 +179,7 @@ def _compare_group(
     candidate: np.ndarray,
     rounding: np.ndarray | None,
 ) -> TensorRow:
-    """An all-zero candidate fails: a dead output looks like that."""
+    """An all-zero candidate fails: the output may be dead."""
     if group.columns is not None and reference.ndim:
         columns = list(group.columns)
         if rounding is not None and rounding.shape == reference.shape:
@@ -223,7 +223,7 @@ def _compare_group(
 def _compare_exactly(
     name: str, group: ColumnGroup, reference: np.ndarray, candidate: np.ndarray
 ) -> TensorRow:
-    """Compare integers, booleans and texts; they have an absolute tolerance alone."""
+    """Compare integers, booleans and texts by absolute tolerance."""
     distance, tolerance, reason = ArrayDistance(candidate, reference), float(np.floor(group.atol)), ''
     if distance.scale > 0 and not candidate.any():
         reason = 'the candidate is all zero, the reference is not'
@@ -247,7 +247,7 @@ def _not_finite(reference: np.ndarray, candidate: np.ndarray) -> str:
 
 
 def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[TensorRow]:
-    """Failing rows for results with axes that differ from the contract."""
+    """Failing rows for axes that differ from the contract."""
     rows = []
     for tensor in spec.outputs:
         array = outputs.get(tensor.name)

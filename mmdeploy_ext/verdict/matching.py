@@ -1,4 +1,4 @@
-"""One-to-one matching of two lists of results, for any nearness, and the judgement of all results."""
+"""One-to-one matching of two lists of results by any nearness, and the judgement of all."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """The P pairs of reference results (rows) and candidate results (columns).
+    """P pairs of reference (row) and candidate (column) results.
 
     Attributes:
         nearness: (P,) float64, an IoU or minus a distance, of the pairs in `matched`, then `outside`.
         gaps: 'score' and further titles -> (P,) absolute differences of the same pairs.
         matched: row -> column of the pairs within the bars.
-        outside: row -> column of further pairs of one object.
+        outside: row -> column of other pairs of one object.
     """
 
     nearness: np.ndarray
@@ -37,13 +37,13 @@ class Pairing:
 
 
 MAX_WIDTH = 64
-"""Outputs with longer rows, such as masks, do not identify rows."""
+"""Longer rows, such as masks, do not identify results."""
 MAX_LISTED = 20
 """Listed results without a partner."""
 
 
 def overlap_bars(bars: Bars) -> dict[str, float]:
-    """Return `match_detections`' bars for tasks that match by IoU."""
+    """Return the bars of `match_detections` for IoU tasks."""
     return dict(iou_bar=bars.iou, score_bar=bars.score)
 
 
@@ -93,15 +93,15 @@ def match_lists(
     tied: Callable[..., list[tuple[int | None, int | None]]] | None = None,
     **bars: float | None,
 ) -> DetectionRow:
-    """Match two lists of results one to one, within a class, whatever their order.
+    """Match two lists of results one to one, within a class, in any order.
 
     - `reference`, `candidate`: results with `scores` (R,), (C,) and `labels`.
     - `problem`: (reference, candidate) -> why they cannot be compared, or ''.
     - `pair_by`: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
     - `figures`: see `iou_figures`.
     - `score_thr`: score from which on results need a partner.
-    - `tied`: (rows and columns without a partner, row -> column of pairs outside the bars) -> pairs beside a
-      tie (one side may be None), see `ties.py`; without it none is excused.
+    - `tied`: (rows and columns without a partner, row -> column of pairs outside the bars) -> pairs at a
+      tie (one side may be None), see `ties.py`; None excuses no result.
     """
     if why := problem(reference, candidate):
         count, candidate_count = len(reference.scores), len(candidate.scores)
@@ -198,7 +198,7 @@ def pair_lists(
     score_bar: float,
     other_gaps: Sequence[tuple[str, np.ndarray, float]] = (),
 ) -> Pairing:
-    """Match as many results as possible within the bars; then pair the others by nearness.
+    """Match as many results as possible within the bars, then pair the rest by nearness.
 
     - `near`: (R, C) bool, near enough to match.
     - `nearness`: (R, C), larger is nearer; below `floor` between classes.
@@ -214,12 +214,12 @@ def pair_lists(
 
 
 def pair_within_labels(reference: Any, candidate: Any, pair: Callable[[Any, Any], Pairing]) -> Pairing:
-    """Pair two lists label by label: all pairs of thousands of results are gigabytes."""
+    """Pair two lists per label: all pairs of thousands of results need gigabytes."""
     if len(np.union1d(reference.labels, candidate.labels)) < 2:
         return pair(reference, candidate)
     matched: dict[int, int] = {}
     outside: dict[int, int] = {}
-    parts = [pair(reference[:0], candidate[:0])]  # has the titles
+    parts = [pair(reference[:0], candidate[:0])]  # for its titles
     for label in np.intersect1d(reference.labels, candidate.labels):
         rows, columns = (np.flatnonzero(side.labels == label) for side in (reference, candidate))
         part = pair(reference[rows], candidate[columns])
@@ -243,7 +243,7 @@ def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.ndarray) -> dict[int, int]:
     """Return row -> column of a largest one-to-one matching of `allowed` (R, C) pairs (augmenting paths).
 
-    Rows go by descending `scores` (R,) and try larger `preference` (R, C) first; a matched row stays matched.
+    Rows go by descending `scores` (R,), trying larger `preference` (R, C) first; matched rows stay matched.
     """
     choices = []
     for row, values in zip(allowed, preference, strict=True):
@@ -256,7 +256,7 @@ def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.nda
             choices[start],
         )
         free = next((column for column in best if column not in owner), None)
-        if free is not None:  # of a thousand equal rows each would push the ones before it on
+        if free is not None:  # each of a thousand equal rows would move all before it
             owner[free] = start
             continue
         path, path_columns = [(start, iter(choices[start]))], []  # depth first, without recursion
@@ -334,13 +334,13 @@ def in_order_of(
             continue
         has_narrow = True
         distance = np.zeros((count, count))
-        for column in range(expected.shape[1]):  # all columns at once would be gigabytes
+        for column in range(expected.shape[1]):  # all columns at once need gigabytes
             np.maximum(distance, np.abs(np.subtract.outer(expected[:, column], got[:, column])), distance)
         scale = float(np.abs(expected).max(initial=0))
         tolerance = max(rtol * scale, FLOOR)
         allowed &= distance <= (tolerance if reference[name].dtype.kind == 'f' else 0)
         nearness -= distance / (scale or 1.0)
-    if not has_narrow or allowed.diagonal().all():  # equal rows may be several: their order stays
+    if not has_narrow or allowed.diagonal().all():  # several equal rows keep their order
         return dict(outputs)
     partners = maximum_matching(allowed, nearness, np.zeros(count))
     if len(partners) < count:
@@ -350,19 +350,19 @@ def in_order_of(
 
 
 def is_tied(array: np.ndarray) -> bool:
-    """Whether floats are the same number along their last axis, as scores of a top-k that took equal ones."""
+    """Whether floats are equal along their last axis, as a top-k's scores may be."""
     is_row = array.dtype.kind == 'f' and array.ndim > 0 and array.shape[-1] > 1
     return is_row and bool((np.ptp(array, -1) <= FLOOR).all())
 
 
 def tied_choices(reference: Mapping[str, np.ndarray], scores: Collection[str]) -> set[str]:
-    """Return the outputs of integers with the shape of tied `scores`: a top-k may take any of equal ones."""
+    """Return integer outputs with the shape of tied `scores`: a top-k may choose any of them."""
     shapes = {reference[name].shape for name in scores if name in reference and is_tied(reference[name])}
     return {n for n, array in reference.items() if array.dtype.kind in 'iu' and array.shape in shapes}
 
 
 def is_other_choice(reference: np.ndarray, choice: np.ndarray) -> bool:
-    """Whether integers differ in their order, or in which of several they name, along their last axis."""
+    """Whether integers differ in order or choice along their last axis."""
     if choice.shape != reference.shape or choice.dtype != reference.dtype:
         return False
     rows, other_rows = (array.reshape(-1, reference.shape[-1]).tolist() for array in (reference, choice))
@@ -385,7 +385,7 @@ def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', colu
 def alone(
     pair: Pair, problem: Callable[[Any, Any], str], pair_by: Callable[..., Pairing]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each side the results (n,) bool without a partner within float32's bars."""
+    """Return per side the results (n,) bool without a partner in float32's bars."""
     lonely = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
     if not problem(pair.reference, pair.candidate):
         matched = pair_by(pair.reference, pair.candidate).matched
@@ -395,15 +395,15 @@ def alone(
 
 
 MIN_MATCHED = 10
-"""Smallest number of matched results; inputs of the toys have 14 to 300."""
+"""Smallest number of matched results; toy inputs have 14 to 300."""
 MIN_INPUTS = 3
 """Smallest number of inputs with a matched result (or all)."""
 MAX_LOW_ALONE_SHARE = 0.005
 """Largest share of a kit's results below the score threshold without a partner."""
 ALLOWED_LOW_ALONE = 2
-"""Such results that may always lack a partner: one on each side of a cut."""
+"""Low results always allowed without a partner: one on each side of a cut."""
 MAX_REST = 0.1
-"""Largest share of results without a partner end to end, where each part was compared (`Case.chained`)."""
+"""Largest share of results without a partner end to end if each part was compared (`Case.chained`)."""
 LOW = 'low', 'low_alone'
 ADVICE_FOR_IMAGES = (
     'use images with objects that this model finds (--input-img, --images), and a trained checkpoint'
@@ -411,7 +411,7 @@ ADVICE_FOR_IMAGES = (
 
 
 def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
-    """Return why so few matched results per input prove nothing; [] if they suffice."""
+    """Return why the matched results per input are too few, or []."""
     total, inputs_with_results = sum(matched), sum(count > 0 for count in matched)
     needed_inputs = min(MIN_INPUTS, len(matched))
     if total >= MIN_MATCHED and inputs_with_results >= needed_inputs:
@@ -423,9 +423,9 @@ def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
 
 
 def accept_rest(cases: Sequence[Case]) -> tuple[list[Case], list[str]]:
-    """Let results of chained cases lack a partner, if they are few; return cases, and lines on such results.
+    """Let few results of chained cases lack a partner; return cases, and lines on these results.
 
-    Results of other cases have none only beside a tie.
+    Other cases allow it only at a tie.
     """
     if not rest_is_small(cases):
         return list(cases), []
@@ -469,7 +469,7 @@ def total_reasons(
         return ['nothing was compared']
     if rows and not sum(row.reference for row in rows):
         return [f'nothing was found in any {found_in}, so nothing was matched: {advice}']
-    if not rows or not all(case.passed for case in cases):  # failed cases say more of what is wrong
+    if not rows or not all(case.passed for case in cases):  # failed cases say more
         return []
     matched = [sum(row.matched for row in (*case.detections, *case.substituted)) for case in cases]
     reasons = too_few(matched, unit, advice)
@@ -484,7 +484,7 @@ def total_reasons(
 
 
 def lone_low_results(low: int, alone: int) -> list[str]:
-    """Return the failure of too many low results without a partner, or []."""
+    """Return the failure of too many unmatched low results, or []."""
     if alone <= max(ALLOWED_LOW_ALONE, MAX_LOW_ALONE_SHARE * low):
         return []
     return [

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 AS_WRITTEN, EDITED, QUANTIZED = 'as written', 'edited, not compared', 'quantized, not compared'
-"""Why a graph is not compared; INT8 files are judged by outputs."""
+"""Why a graph is not compared; outputs decide for INT8 files."""
 NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
-"""Kinds of differences that are at a node."""
+"""Kinds of differences at a node."""
 SHOWN = 3
-"""Listed entries of each kind in a text."""
+"""Listed entries per kind in a text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class GraphDifference:
         kind: see `graph.diff.structure.Change`.
         where: node, tensor, or name of an input, output or opset.
         module: PyTorch module of the node, or ''.
-        more: number of other nodes that have the same difference.
+        more: number of other nodes with the same difference.
     """
 
     kind: str
@@ -86,7 +86,7 @@ class GraphResult:
 
 
 def first_lines(texts: Sequence[str]) -> str:
-    """Join the first `SHOWN` texts, and the number of further ones."""
+    """Join the first `SHOWN` texts, and count the rest."""
     suffix = f'; and {len(texts) - SHOWN} more' if len(texts) > SHOWN else ''
     return '; '.join(texts[:SHOWN]) + suffix
 
@@ -102,7 +102,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessingDifference:
-    """A value of a sample for which the file's rule (`got`) and the test pipeline (`expected`) differ."""
+    """A value that differs between the file's rule (`got`) and the test pipeline (`expected`)."""
 
     sample: str
     name: str
@@ -122,7 +122,7 @@ class PreprocessingResult:
         samples: titles.
         unit: 'image', 'frame' or 'sweep'.
         note: changes of the pipeline, e.g. 'at 608x608'.
-        gaps: what of the user's code or data was not compared, each 'without ...'.
+        gaps: user code or data that was not compared, each 'without ...'.
         error: why the pipeline or the rule could not run.
         source: reference of the rule.
     """
@@ -164,7 +164,7 @@ class TensorRow:
         max_rel: `max_abs` over the group's largest absolute reference value.
         tolerance: allowed absolute difference; None if judged by cosine.
         passed: finite, same shape and dtype, not empty, within tolerance, and zero only if the reference is.
-        at: frame of the figures, if the row is the worst of a sequence.
+        at: frame of the figures, if the row is a sequence's worst.
         norm_ratio: norm over the reference's norm.
     """
 
@@ -187,20 +187,20 @@ class DetectionRow:
     Attributes:
         image: title.
         reference: PyTorch's detections from the score threshold on.
-        matched: of these, with a partner within the bars.
-        missing: of these, without a partner.
-        extra: the engine's without a partner, from the threshold plus the score bar on.
+        matched: of these, matched within the bars.
+        missing: of `reference`, unmatched.
+        extra: the engine's unmatched, from threshold plus score bar on.
         worst_iou: smallest IoU of a counted pair; else 1.0.
         worst_score: largest score difference of a counted pair.
-        passed: nothing missing, extra or outside; below float32 the rate of all cases decides.
+        passed: nothing missing, extra or outside; below float32 the overall rate decides.
         reason: the fault, or ''.
         outside: pairs of one class outside the bars.
         worst_distance: largest distance of a counted pair, metres; None for tasks with IoU.
         broken: results could not be compared; all are missing and extra.
         low: results of both sides below the threshold.
-        low_alone: of these, without a partner.
-        alone: lines on results without a partner.
-        excused: lines on results beside a tie, see `ties.py`.
+        low_alone: of `low`, unmatched.
+        alone: lines on unmatched results.
+        excused: lines on results at a tie, see `ties.py`.
     """
 
     image: str
@@ -231,13 +231,13 @@ class Case:
         traced: whether the exporter saw this input.
         tensors: rows of tensors.
         detections: rows of results, one per image.
-        substituted: results of the user's test path on the file's tensors, against the file's.
+        substituted: the file's results against the user's test path on its tensors.
         inner: boxes between the stages, such as proposals, against the user's code.
-        engines: results of another engine, against ONNX Runtime's of the same file.
-        whole: all tensors that the user's code was given were compared by themselves.
+        engines: another engine's results against ONNX Runtime's.
+        whole: all tensors fed to the user's code were compared.
         notes: remarks; no failure.
         counts: name of a limit -> largest count in the input.
-        sample: name of the input, where several cases are of one.
+        sample: name of an input that several cases share.
     """
 
     name: str
@@ -259,12 +259,12 @@ class Case:
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """Rows of all comparisons other than those of results end to end."""
+        """Rows of all comparisons except end to end results."""
         return (*self.tensors, *self.substituted, *self.inner, *self.engines)
 
     @property
     def chained(self) -> bool:
-        """Whether each part, from the input to the results, is PyTorch's; rounding explains the rest."""
+        """Whether each part equals PyTorch's; rounding explains the rest."""
         return self.whole and bool(self.substituted) and all(row.passed for row in self.parts)
 
     @property
@@ -279,7 +279,7 @@ class Case:
 class MetricRow:
     """One metric of one data set, by PyTorch and by the ONNX engine; NaN if missing.
 
-    `bar` is the largest absolute difference that passes.
+    `bar`: largest allowed absolute difference.
     """
 
     name: str
@@ -315,7 +315,7 @@ class SequenceRow:
         ties: memory rows and queries that differ by equal scores.
         tied_frames: frames with a tie.
         affected_frames: frames with rows of a tie in memory.
-        taken_over: frames after which a free candidate took the reference's memory.
+        taken_over: frames after which a free candidate got the reference's memory.
         low, low_alone: of `DetectionRow`, over all frames.
         tensors: worst row per column group of outputs and memory.
         reasons: why the run fails.
@@ -359,7 +359,7 @@ class SequenceRow:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One sample with both engines' results, to draw.
+    """One sample with both engines' results to draw.
 
     Attributes:
         background: a picture (h, w, 3) uint8 BGR; all cameras (N, h, w, 3); points (P, D) float32, LiDAR
@@ -367,7 +367,7 @@ class Pair:
         reference, candidate: results of the task, or maps (C, H, W).
         engine: its name in titles.
         lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of all cameras, or None.
-        points: (P, D) float32, LiDAR frame, beside pictures, or None.
+        points: (P, D) float32, LiDAR frame, with images, or None.
     """
 
     title: str
@@ -380,6 +380,6 @@ class Pair:
 
 
 def failed_detections(title: str, expected: Any, error: Exception) -> DetectionRow:
-    """Return the row of an image after an error; all of PyTorch's results are missing."""
+    """Return the row of an image after an error: all results are missing."""
     reason = f'no detections: {one_line(error)[:200]}'
     return DetectionRow(title, len(expected), 0, len(expected), 0, 0.0, 1.0, False, reason, broken=True)

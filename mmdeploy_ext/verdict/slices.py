@@ -1,7 +1,7 @@
-"""How far a float may be from its reference: slice by slice, by size, and by the rounding of float32.
+"""Tolerances of floats: per slice, by size, and by float32 rounding.
 
-A box's score is beside its pixels, a mask's -1e9 beside logits: one tolerance for a whole tensor, relative to
-its largest value, would hide the smaller ones.
+A tensor may mix scores and pixels, or logits and a mask's -1e9. One tolerance relative to its largest value
+would hide errors of small values.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 MOST_SLICES = 128
 """Longer axes are not compared entry by entry."""
 LARGEST_SLICED = 1e-3
-"""Larger relative tolerances, of float16 and INT8, are of the whole tensor."""
+"""Larger relative tolerances, of float16 and INT8, apply to the whole tensor."""
 JUMP, LEAST = 100.0, 1e-3
-"""Values are of another magnitude from where the next larger size is `JUMP` times one above `LEAST`."""
+"""A size starts a new magnitude if it is `JUMP` times the next smaller one above `LEAST`."""
 SENTINEL = 1e4
-"""Sizes from here on, if equal on both sides, may be masks: no tolerance is relative to them."""
+"""Sizes from here on, equal on both sides, may be masks: no tolerance relates to them."""
 FLOOR = 1e-6
 """Least tolerance with `DEFAULT_RTOL`; without float64, also relative to the tensor's largest value."""
 ROUNDINGS, MOST_ROUNDING = 3.0, 10.0
-"""Distances from float64 that are allowed, up to this multiple of the relative tolerance."""
+"""Largest allowed distance from float64, as a multiple of the relative tolerance."""
 DRAWS = 3
-"""Draws of float32, where the reference's own distance from float64 is too small: it may be by chance."""
+"""Draws of float32; the reference's own distance from float64 may be small by chance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WorstValue:
-    """The value of a tensor that is farthest beyond, or nearest to, its tolerance.
+    """A tensor's value farthest beyond, or nearest to, its tolerance.
 
     Attributes:
         difference, tolerance: absolute.
-        over: number of values beyond their tolerances, along the axis of `place`.
+        over: number of values beyond tolerance, along the axis of `place`.
         place: 'column 4', 'channel 0', or '' of a tensor without slices.
-        is_dead: all of the candidate is zero, and rounding is no reason.
+        is_dead: the candidate is all zero, not by rounding.
     """
 
     difference: float
@@ -58,9 +58,9 @@ class WorstValue:
 
 
 def distances(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return absolute differences, and the sizes of the reference's values that tolerances are relative to.
+    """Return absolute differences, and the reference's sizes for relative tolerances.
 
-    Equal infinities and pairs of NaN differ by 0, other ones by infinity. NaN, infinities and equal sentinels
+    Equal infinities and pairs of NaN differ by 0, others by infinity. NaN, infinities and equal sentinels
     have the size 0.
     """
     wide = np.complex128 if reference.dtype.kind == 'c' else np.float64
@@ -85,7 +85,7 @@ def worst_value(
     """Judge differences by the tolerances of a column group.
 
     - `differences`, `sizes`: see `distances`.
-    - `rounding`: distances of the reference from itself in float64; None: not known.
+    - `rounding`: the reference's distances from float64; None: unknown.
     - `is_zero`: every value of the candidate is zero.
     """
     largest = float(sizes.max(initial=0))
@@ -151,13 +151,13 @@ def _bars(sizes: np.ndarray, rounding: np.ndarray, allowed: Callable[..., Any]) 
         usual = np.median(rounding[row])
         for last in ranked[:-1][is_jump][::-1]:  # from the largest magnitude down
             smaller = sizes[row] <= last
-            # a value that is small by chance has the rounding of the values beside it
+            # a value small by chance rounds like its neighbours
             bars[row, smaller] = allowed(last, max(rounding[row, smaller].max(), usual))
     return bars
 
 
 def _may_jump(sizes: np.ndarray) -> bool:
-    """Whether exponents of two are missing between the sizes, without sorting them."""
+    """Whether the sizes skip exponents of two, without sorting them."""
     exponents = np.frexp(sizes[sizes > LEAST])[1]
     present = np.flatnonzero(np.bincount(exponents - exponents.min()))
     return bool((np.diff(present) > np.log2(JUMP) - 1).any())

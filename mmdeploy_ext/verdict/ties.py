@@ -1,4 +1,4 @@
-"""Results that rounding decides: beside a threshold, a cut, or a neighbour of the same score."""
+"""Results decided by rounding: at a threshold, at a cut, or of equal scores."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 TIE = 1e-5
-"""Largest difference of two scores, or of a score and a threshold, that rounding may decide."""
+"""Largest difference of two scores, or of score and threshold, left to rounding."""
 Choice = tuple[int | None, int | None]
-"""Row of the reference and column of the candidate; None: that side has none."""
+"""Row of the reference and column of the candidate, or None."""
 
 
 def numbers_of(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the name and value of each number among nested settings of a post-processing."""
+    """Yield name and value of each number in nested post-processing settings."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from numbers_of(value)
@@ -28,7 +28,7 @@ def numbers_of(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 @dataclasses.dataclass
 class Ties:
-    """Finds the results beside a tie: the argument `tied` of `matching.match_lists`.
+    """Finds results at a tie: `tied` of `matching.match_lists`.
 
     Attributes:
         sides: the reference's and the candidate's results of one sample.
@@ -63,7 +63,7 @@ class Ties:
         return any(abs(score - threshold) <= TIE for threshold in self.thresholds)
 
     def _exchanged(self, lone: tuple[list[int], list[int]], outside: Mapping[int, int]) -> dict[int, int]:
-        """Return row -> column of results of one score, of which each side has one."""
+        """Return row -> column of lone results with equal scores."""
         reference, candidate = self.sides
         near = [
             (row, column)
@@ -87,7 +87,7 @@ class Ties:
         return self.is_full and scores[0] <= self.lowest[0] and scores[1] <= self.lowest[1]
 
     def _followers(self, lone: tuple[list[int], list[int]], choices: Sequence[Choice]) -> list[Choice]:
-        """Return the lone results that the other side may lack because it has one of the choices."""
+        """Return the lone results that a choice of the other side may suppress."""
         chosen = [{pair[side] for pair in choices} - {None} for side in (0, 1)]
         waiting = [(side, index) for side in (0, 1) for index in chosen[side]]
         found: list[Choice] = []
@@ -104,7 +104,7 @@ class Ties:
         return found
 
     def _behind_cut(self, alone: Sequence[list[int]], choices: Sequence[Choice]) -> list[Choice]:
-        """Return the last results of full lists, one for each choice that the other list alone has."""
+        """Return last results of full lists, one per choice only the other list has."""
         if not self.is_full:
             return []
         chosen = [[pair[side] for pair in choices] for side in (0, 1)]
@@ -121,7 +121,7 @@ def _single(side: int, index: int) -> Choice:
 
 
 def follows(results: Any, index: int, others: Any, other: int) -> bool:
-    """Whether a result is of the class of another one, no better, and overlaps it."""
+    """Whether a result overlaps a better one of its class."""
     if results.labels[index] != others.labels[other] or results.scores[index] > others.scores[other] + TIE:
         return False
     first, second = _area(results, index), _area(others, other)
@@ -131,7 +131,7 @@ def follows(results: Any, index: int, others: Any, other: int) -> bool:
 
 
 def _area(results: Any, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the low and the high corner around a box, in the picture or on the ground."""
+    """Return the low and high corner around a box, in the image or on the ground."""
     boxes = getattr(results, 'bboxes_xyxy', None)
     if boxes is not None:
         return boxes[index, :2], boxes[index, 2:]

@@ -1,4 +1,4 @@
-"""The verdict of a proof as plain data; console, JSON and report are views of it."""
+"""A proof's verdict as plain data; console, JSON and report show it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LEVELS = 'file', 'surroundings', 'outputs', 'metrics'
 """Level of a finding: graphs; metadata, preprocessing and weights; tensors and results; a data set."""
 AS_IN_CONFIG = 'as in the config'
-"""End of the subject of a finding about settings."""
+"""Suffix of the subject of findings about settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Claim:
 
     Attributes:
         word: the claim in float32.
-        needs: level -> failure of a verdict without a finding of it.
+        needs: level -> failure of a verdict without such a finding.
     """
 
     word: str
@@ -64,11 +64,11 @@ class Finding:
     Attributes:
         level: one of `LEVELS`.
         subject: such as 'other size, batch 2 1x3x320x448: cls_score_0'; or ''.
-        passed: None: it was not compared, which is no failure.
+        passed: None: not compared, not a failure.
         text: why it failed, or the finding.
         figures: of a tensor `tensor` and the figures of `TensorRow`; of results `image` (or `substituted`,
             `inner`, `engine`) and the figures of `DetectionRow`; with `case`, `input`, `input_shape`
-            and `traced`, and `sample` where several cases are of one input.
+            and `traced`, and `sample` if several cases share an input.
     """
 
     level: str
@@ -84,7 +84,7 @@ class Finding:
 
 @dataclasses.dataclass
 class Verdict:
-    """The result of one proof, of a judge of outputs, or of a comparison with a dump.
+    """The result of a proof, a judge of outputs, or a comparison with a dump.
 
     Attributes:
         subject: file, family, task, precision, config, checkpoint, hashes, versions, engine.
@@ -96,7 +96,7 @@ class Verdict:
         model_classes: classes of the model outside of installed libraries.
         series: 'teacher-forced' or 'free-running' -> `SequenceRow.series`.
         pairs: a few samples with both sides' results, to draw; not in JSON.
-        claim: what it says; not in JSON.
+        claim: its claim; not in JSON.
     """
 
     subject: dict[str, Any]
@@ -120,7 +120,7 @@ class Verdict:
 
     @property
     def failures(self) -> list[str]:
-        """Reasons, settings that differ first: they explain nodes, tensors and results that differ."""
+        """Reasons, different settings first: they explain all other differences."""
         failed = [finding for finding in self.findings if finding.passed is False]
         failed.sort(key=lambda finding: not finding.subject.endswith(AS_IN_CONFIG))
         absent = [text for level, text in self.claim.needs.items() if not self.of(level)]
@@ -132,7 +132,7 @@ class Verdict:
 
     @property
     def proven(self) -> bool:
-        """Whether the proof passed by float32's bars; other precisions are never proven."""
+        """Whether the proof passed with float32's bars; other precisions are never proven."""
         return self.passed and self.bars.is_float32
 
     @property
@@ -259,7 +259,7 @@ def preprocessing_finding(result: PreprocessingResult | None) -> Finding:
 
 
 def library_findings(not_run: Mapping[str, str], is_against_installed: bool) -> list[Finding]:
-    """Return a finding per library of the repository that did not run."""
+    """Return a finding per repository library that did not run."""
     return [
         Finding(
             'surroundings',
