@@ -1,7 +1,7 @@
-"""SHA-256 of the graph of a file, in its metadata: a damaged file is found when it is opened.
+"""SHA-256 of a file's graph in its metadata: opening finds a damaged file.
 
-The digest covers nodes, weights and external data, and no metadata. The length is stored beside it: damage
-keeps it, tools that rewrite a graph do not. Only protobuf's wire format is read, so this needs no onnx.
+The digest covers nodes, weights and external data, not metadata. The length is stored, too: damage
+keeps it, tools that rewrite a graph do not. This reads protobuf's wire format and needs no onnx.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEY = f'{PREFIX}digest'
 GRAPH, FUNCTIONS = 7, 25
 """Fields of onnx.ModelProto."""
 UNKNOWN, WHOLE, DAMAGED, REWRITTEN = 'unknown', 'whole', 'damaged', 'rewritten'
-"""States of a file: without a digest; as written; of the same length and other content; of another length."""
+"""States of a file: no digest; unchanged; same length, other content; other length."""
 DAMAGE = (
     'its nodes or weights changed after it was written (the SHA-256 differs, the length does not): copy '
     f'the file or export it again; if a tool changed values in it on purpose, remove {KEY} from its metadata'
@@ -49,9 +49,9 @@ def _digest(content: Any, folder: Path, data: Sequence[str]) -> dict[str, Any]:
 
 
 def sealed(content: bytes, data: Path | None = None) -> bytes:
-    """Return the bytes of a model with the digest of its graph; those of a file of others stay as they are.
+    """Return a model's bytes with the digest of its graph; files of other tools stay unchanged.
 
-    `data`: file of its external weights, which lies beside the model under this name.
+    `data`: file of external weights in the model's folder.
     """
     kept, is_ours = [], False
     for number, start, begin, end in fields(content):
@@ -76,7 +76,7 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def state(path: AnyPath) -> str:
-    """Return the state of a file; a file that is no ONNX is UNKNOWN, and whoever reads it tells more."""
+    """Return the state of a file; UNKNOWN if it is not ONNX."""
     try:
         text = metadata_of(path).get(KEY)
         if text is None:
@@ -97,13 +97,13 @@ def _state_of(path: str, size: int, time_ns: int, inode: int) -> str:
 
 
 def check_whole(path: AnyPath) -> str:
-    """Raise ModelFileError for a damaged file; return a note on one that another tool has rewritten, or ''.
+    """Raise ModelFileError for a damaged file; return a note if another tool rewrote it, or ''.
 
-    A file that does not change is read once by a process.
+    A process reads an unchanged file once.
     """
     try:
         status = os.stat(path)
-    except (OSError, ValueError):  # whoever opens it says so
+    except (OSError, ValueError):  # opening it reports it
         return ''
     found = _state_of(os.fspath(path), status.st_size, status.st_mtime_ns, status.st_ino)
     if found == DAMAGED:

@@ -9,7 +9,7 @@ __all__ = ['Bounds', 'Facts', 'Mismatch', 'optional', 'plain', 'read']
 Facts = JsonDataclass
 Count = Annotated[int, Bounds(1, 100_000)]
 Limit = Annotated[int, Bounds(-1, 10**9)]
-"""Largest number; -1, and mostly 0, is no limit."""
+"""Largest number; -1, and usually 0: no limit."""
 Stride = Annotated[int, Bounds(1, 4096)]
 """Pixels per cell of a feature map."""
 Pixels = Annotated[int, Bounds(1, 16_384)]
@@ -17,4 +17,4 @@ Positive = Annotated[float, Bounds(above=0)]
 NotNegative = Annotated[float, Bounds(0)]
 Fraction = Annotated[float, Bounds(0, 1)]
 Range = tuple[float, float, float, float, float, float]
-"""Least x, y, z, then greatest."""
+"""Smallest x, y, z, then largest."""

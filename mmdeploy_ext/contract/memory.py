@@ -1,4 +1,4 @@
-"""The memory of a streaming model: tensors, tolerances, and the choice of rows."""
+"""A streaming model's memory: tensors, tolerances, choice of rows."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class MemorySpec(JsonDataclass):
-    """The tensors in a model's memory, and how a frame's rows get into it.
+    """The tensors in a model's memory, and how frames add rows.
 
-    Q queries, K rows that a frame adds, P rows that become queries of the next frame. Engines may order equal
+    Q queries, K new rows per frame, P rows that become the next frame's queries. Engines may order equal
     scores differently; `places` identify such ties.
 
     Attributes:
         tensors: tensor of `runtime.frames.StreamState` -> tolerance in float32.
-        outputs: tensor -> graph output that becomes it.
-        needed: outputs that every engine gives, layers first.
+        outputs: tensor -> graph output stored in it.
+        needed: outputs of every engine, layers first.
         per_query: outputs with queries on the last axis but one.
         scores: output of logits (layers, 1, Q, classes) for the top K; '' if unused.
-        places: (tensor, output, columns of the output that are the tensor's columns).
+        places: (tensor, output, columns of the output with the tensor's columns).
         topk: K; 0 without `scores`.
         propagated: P; 0 without `scores`.
-        confidence: output (1, Q) by which all rows are chosen anew per frame; '' if older rows stay.
-        first_scores: with `confidence`: PyTorch's output (1, Q) that orders a frame's instances, else NaN.
+        confidence: output (1, Q) that selects all rows per frame; '' if older rows stay.
+        first_scores: with `confidence`: PyTorch's output (1, Q) that orders instances, else NaN.
         ids: with `confidence`: output of track ids (1, Q, -1 for none), tensors of the rows' ids and of the
             next id.
     """
@@ -48,7 +48,7 @@ class MemorySpec(JsonDataclass):
     ids: tuple[str, ...] = ()
 
     def judged_by(self, spec: GraphSpec) -> Self:
-        """The memory with tolerances of a graph's outputs, for precisions below float32."""
+        """The memory with a graph's output tolerances, below float32."""
         groups = {tensor.name: tensor.column_groups[0] for tensor in spec.outputs}
         tensors = {name: groups.get(self.outputs.get(name), group) for name, group in self.tensors.items()}
         return dataclasses.replace(self, tensors=tensors)

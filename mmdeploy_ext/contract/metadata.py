@@ -1,4 +1,4 @@
-"""Everything needed to use a file, in its `metadata_props` as JSON under keys `mm2onnx.*`."""
+"""All facts needed to use a file, as JSON in `metadata_props` under `mm2onnx.*`."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from mmdeploy_ext.util.typed_json import Mismatch, plain, read
 
 PREFIX = 'mm2onnx.'
 GRAPH_RULES = 7
-"""Increased whenever the same model gives another graph or metadata; other files are refused."""
+"""Increased when a model's graph or metadata change; files with another number are refused."""
 Rule = PreprocessRule | cameras.MultiViewRule | VoxelRule | FusionRule
 ENTRIES = dict(
     family=str,
@@ -58,7 +58,7 @@ BACKBONE_ENTRIES |= dict.fromkeys(('digest', 'ranges', *OF_SPARSE_GRAPHS), False
 
 
 BF16 = 'precision --to bf16'
-"""Edit of a file in bfloat16, which no export writes."""
+"""Edit that makes a bfloat16 file; exports write none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Metadata:
         config_sha256: hash of its model and test pipeline.
         model_classes: `util.source_code.ModelClass` entries.
         rules: see `GRAPH_RULES`.
-        edits: commands that changed the graph since, in order.
+        edits: later commands that changed the graph, in order.
     """
 
     family: str
@@ -139,7 +139,7 @@ class Metadata:
 
 
 class Entries(dict):
-    """A missing key raises ModelFileError '{name} has no KEY'."""
+    """Missing keys raise ModelFileError '{name} has no KEY'."""
 
     def __init__(self, values: Any, name: str = 'the metadata') -> None:
         super().__init__(values)
@@ -165,7 +165,7 @@ def entries_of(metadata_props: Iterable[Any]) -> dict[str, str]:
 def check_entry_names(
     props: Mapping[str, str], path: object, entries: Mapping[str, bool] = FILE_ENTRIES
 ) -> None:
-    """Raise ModelFileError for other graph rules, missing or unknown entries."""
+    """Raise ModelFileError for wrong graph rules, missing or unknown entries."""
     if f'{PREFIX}family' not in props:
         is_sparse = entries is not FILE_ENTRIES
         advice = f'export it with {tool("export --backbone" if is_sparse else "export")}'
@@ -186,7 +186,7 @@ def check_entry_names(
 
 
 def read_entry(props: Mapping[str, str], name: str, path: object, annotation: Any = None) -> Any:
-    """Read one entry, named without prefix, as its type in `ENTRIES` or `annotation`."""
+    """Read an entry (name without prefix) as its type in `ENTRIES` or `annotation`."""
     try:
         return read(annotation or ENTRIES[name], json.loads(props.get(PREFIX + name, '')))
     except Mismatch as error:
@@ -196,7 +196,7 @@ def read_entry(props: Mapping[str, str], name: str, path: object, annotation: An
 
 
 def check_entries(props: Mapping[str, str], path: object) -> None:
-    """Check all entries of a file, also unused ones."""
+    """Check all entries of a file, even unused ones."""
     check_entry_names(props, path, FILE_ENTRIES if f'{PREFIX}preprocess' in props else BACKBONE_ENTRIES)
     for name in ENTRIES:
         if PREFIX + name in props:
@@ -254,7 +254,7 @@ def read_metadata(path: AnyPath) -> Metadata:
 
 
 def least_precision(files: Iterable[Metadata]) -> str:
-    """First precision below float32 among files of one export, or 'fp32'."""
+    """First precision below float32 of one export's files, or 'fp32'."""
     return next((metadata.precision for metadata in files if metadata.precision != 'fp32'), 'fp32')
 
 

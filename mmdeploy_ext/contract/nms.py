@@ -1,4 +1,4 @@
-"""Settings of a `test_cfg` that turn boxes into results or proposals."""
+"""`test_cfg` settings that turn boxes into results or proposals."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -8,13 +8,13 @@ from mmdeploy_ext.contract.facts import Facts, Fraction, Limit, Positive, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NmsConfig(Facts):
-    """Settings of NMS, or of mmcv's `soft_nms` if there is a `method`.
+    """Settings of NMS, or of mmcv's `soft_nms` if `method` is set.
 
     Attributes:
-        score_thr: class scores (before the score factor) must exceed it, unless the head compares otherwise.
-        nms_pre: most candidates per level, see `Head.choose`; -1 is no limit.
-        iou_threshold: IoU above which the worse box of a class goes, or loses score.
-        max_per_img: most detections per image; -1 is no limit.
+        score_thr: class scores (before the score factor) must exceed it; heads may differ.
+        nms_pre: maximum of candidates per level, see `Head.choose`; -1: none.
+        iou_threshold: above this IoU the worse box of a class is removed or loses score.
+        max_per_img: maximum of detections per image; -1: none.
         class_agnostic: suppress across classes.
         method: of `soft_nms`, see `exporting/ops/soft_nms.py`.
         sigma: divisor of the squared IoU in 'gaussian'.
@@ -37,15 +37,15 @@ KERNELS = get_args(Kernel)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskConfig(Facts):
-    """Settings of a `test_cfg` for instance masks by matrix NMS.
+    """`test_cfg` settings for instance masks by matrix NMS.
 
     Attributes:
         score_thr: class scores must exceed it; in [0, 1).
         mask_thr: mask probabilities must exceed it; in [0, 1).
-        filter_thr: scores after matrix NMS must reach it; at 0 or below only NaN is filtered, see
+        filter_thr: scores after matrix NMS must reach it; at 0 or below only NaN fails, see
             `matrix_decay`.
-        nms_pre: most candidates; -1 is no limit.
-        max_per_img: most results; -1 is no limit.
+        nms_pre: maximum of candidates; -1: none.
+        max_per_img: maximum of results; -1: none.
         sigma: factor in exp(-sigma * iou^2).
     """
 

@@ -1,4 +1,4 @@
-"""Options of an export: declaration, parsing, checks, and the options that families share."""
+"""Export options: declaration, parsing, checks, and shared options of families."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Option:
 
     Attributes:
         name: key in metadata and attribute of `Options`.
-        choices: allowed values, with '' if it may stay open; () allows any value of the default's type.
+        choices: allowed values, '' if it may stay open; () allows any value of the default's type.
         flag: spelling on the command line; None: '--' and the name; '' cannot be typed.
-        key: key in `backend_config`; None if configs cannot choose it.
+        key: key in `backend_config`; None if configs cannot set it.
         minimum, maximum: bounds of typed numbers.
-        only_with: (name, value) of the option without which it has no effect.
-        stated: repeat it in commands even at its default.
-        pair: option that takes the second value of the same argument (width after height).
+        only_with: (name, value) of the option that it requires.
+        stated: show it in commands even at its default.
+        pair: option for the argument's second value (width after height).
         hint: advice in errors about the value.
-        group: title in the help; '' is the general one.
-        open: metadata may have values outside of `choices`.
-        rare: metadata leave it out at its default.
-        refused: value that users may expect -> why it is no choice.
+        group: title in the help; '': the general group.
+        open: metadata may have values outside `choices`.
+        rare: metadata omits it at its default.
+        refused: value that users may expect -> why it is not allowed.
         fixes: choice -> other option -> value that the choice fixes.
     """
 
@@ -80,7 +80,7 @@ class Option:
             raise UsageError(f'{typed}: {self.refused[value]}')
         if self.choices:
             if value not in self.choices:
-                choices = [str(choice) for choice in self.choices if choice != '']  # '' is untyped
+                choices = [str(choice) for choice in self.choices if choice != '']  # '' is not typed
                 choices = f'one of {", ".join(choices)}' if len(choices) > 2 else ' or '.join(choices)
                 raise UsageError(f'{typed}{":" if prefix == "--" else ","} expected {choices}{hint}')
             return
@@ -110,7 +110,7 @@ class Option:
         parser.add_argument(self.typed, dest=self.name, help=self.help, default=None, **settings)
 
     def words(self, values: Mapping[str, Any]) -> list[str]:
-        """Command-line words that choose its value in `values`; [] at an unstated default."""
+        """Command-line words for its value in `values`; [] at an unstated default."""
         value = _as_tuple(values.get(self.name, self.default))
         if not self.typed or (value == self.default and not self.stated) or not self.has_effect(values):
             return []
@@ -163,7 +163,7 @@ class Options(Mapping[str, Any]):
         return Options(self.declared, **{**self, **changes})
 
     def check(self, prefix: str = '--', names: Iterable[str] | None = None) -> None:
-        """Raise UsageError for refused values, options without effect, and conflicts with fixed values.
+        """Raise UsageError for refused values, options without effect, and conflicts.
 
         `names` are the typed options; default: all that are not at their default.
         """
@@ -186,14 +186,14 @@ class Options(Mapping[str, Any]):
                 raise UsageError(f'{option.with_value(value, prefix)}: {reason}; leave it out')
 
     def refuse(self, options: Iterable[Option], reason: str) -> None:
-        """Raise UsageError with `reason` if one of the options is chosen."""
+        """Raise UsageError with `reason` if an option is set."""
         for option in options:
             if self[option.name] != option.default:
                 raise UsageError(f'{option.with_value_of(self)}: {reason}; leave it out')
 
     @property
     def fixed(self) -> dict[str, tuple[str, Any]]:
-        """Option -> (option that fixes it by a choice, fixed value)."""
+        """Option -> (option whose choice fixes it, fixed value)."""
         return {
             name: (option.name, value)
             for option in self.declared
@@ -344,7 +344,7 @@ OUTPUTS = Option(
     rare=True,
 )
 FOR_HOSTS = (INPUT, CHANNELS, REQUIRED_INPUTS, OUTPUTS)
-"""Options that change the inputs and outputs of a graph of pictures, see `families/hosts.py`."""
+"""Options that change inputs and outputs of image graphs, see `families/hosts.py`."""
 
 IMAGE = (
     FORM,
@@ -421,7 +421,7 @@ CONTRACT = Option(
 
 
 def own_contract(name: str, text: str) -> Option:
-    """`--contract` with a family's own files; `registry.register_contract` adds choices."""
+    """`--contract` for a family's own files; `registry.register_contract` adds choices."""
     return dataclasses.replace(CONTRACT, default=name, help=f'{name}: {text} (default)', choices=(name,))
 
 

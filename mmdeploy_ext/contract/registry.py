@@ -2,7 +2,7 @@
 
 `register_family` is called in the `__init__` of a folder of families/ or systems/, by an entry point
 of the group `mm2onnx.families`, or by `custom_imports` of a config. Folders of targets/, and targets/ of
-systems, register the contracts of other programs.
+systems, register contracts of other programs.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ OURS = 'mmdeploy_ext.'
 USED_BY = {'': 'graph show {file}'}
 """Default of `register_family(used_by=...)`."""
 FILM, SWEEP = 'run {file} INFOS.pkl --out work_dirs/film.mp4', 'run {file} SWEEP.bin'
-"""Commands for files of frames, and of sweeps."""
+"""Commands for files of frames and sweeps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The modules of a program that loads our files; arguments of `register_contract`."""
+    """Modules for a program that loads our files; arguments of `register_contract`."""
 
     contract: str
     loop: str
@@ -62,10 +62,10 @@ class Registration:
     used_by: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(USED_BY))
     own_kernels: tuple[str, ...] = ()
     seeded: str = ''
-    contracts: Mapping[str, Program] = dataclasses.field(default_factory=dict)  # of other programs
+    contracts: Mapping[str, Program] = dataclasses.field(default_factory=dict)  # other programs
 
     def load_family(self) -> Any:
-        """Import the family; ConfigError if its module has none of that name."""
+        """Import the family; ConfigError if its module lacks it."""
         module, _, cls = self.family.partition(':')
         try:
             family = getattr(importlib.import_module(module), cls)
@@ -90,7 +90,7 @@ class Registration:
         return getattr(importlib.import_module(module), cls)
 
     def load_runtime(self) -> ModuleType:
-        """Import the module that turns outputs into results; ConfigError if there is none."""
+        """Import the module that turns outputs into results; ConfigError: missing."""
         if not self.runtime:
             raise ConfigError(
                 f'family {self.name!r} has no runtime, which turns the outputs of its files into results; '
@@ -108,7 +108,7 @@ class Registration:
 
 _REGISTERED: dict[str, Registration] = {}
 _WAITING: dict[str, list[Callable[[], None]]] = {}
-"""Name of a family that is not registered yet -> its contracts, registered after it."""
+"""Name of an unregistered family -> its contracts, registered after it."""
 
 
 def register_family(
@@ -131,30 +131,30 @@ def register_family(
 ) -> None:
     """Make a family known to every command and function.
 
-    Call it in a module that imports neither PyTorch nor mmcv.
+    Call it in a module without PyTorch and mmcv.
 
     Args:
         name: in metadata; a lower-case letter, then letters, digits, '_' and '-'.
         family: `'module:Class'` of the `Family`, or `'module:INSTANCE'`.
-        options: beside the options of all families: `contract.options.Option`s or 'max_candidates'.
-        facts: `'module:Class'` of its subclass of `contract.facts.Facts`, in a module without PyTorch.
+        options: besides common options: `contract.options.Option`s or 'max_candidates'.
+        facts: `'module:Class'` of its `contract.facts.Facts` subclass, in a module without PyTorch.
         runtime: module without PyTorch that turns outputs into results, see `runtime.detect`.
-        library: slow import that the family needs, such as 'mmdet3d'; families with one are tried last.
-        training_keys: keys of `model` that only training reads; the zoo ignores them.
+        library: slow import of the family, such as 'mmdet3d'; such families are tried last.
+        training_keys: keys of `model` for training only; the zoo ignores them.
         keep_fp32: patterns of nodes that stay float32, see `graph.passes.select.match_patterns`.
-        claims: detector or head classes, also as bases, for which the family is imported. With () it is tried
-            for each config that no claim matches.
-        exports: models that it exports, and its page, for the message about an unsupported detector.
+        claims: detector or head classes (or bases) that cause the import of the family. () tries it
+            for each config without a matching claim.
+        exports: supported models and page, for the message about an unsupported detector.
         similar_names: words in names of similar detectors and heads, for that message.
-        of_config: what the config decides, for the message about an option that the family lacks.
+        of_config: what the config decides, for the message about a missing option.
         used_by: form -> command behind `mm2onnx` for a proven file, with {file}, {folder}, {config} and
             {checkpoint}; '' for other forms.
-        own_kernels: layers or heads with an operator whose library has no CPU kernel; ours runs in PyTorch.
-        seeded: `'module:function'` for heads that the zoo's weights do not know, see
+        own_kernels: layers or heads without a CPU kernel in their library; ours runs in PyTorch.
+        seeded: `'module:function'` for heads unknown to the zoo's weights, see
             `dev.seeded.weights.steps_of_family`.
 
     Raises:
-        ConfigError: the name is taken, `name` or `family` is malformed, or a default is no choice.
+        ConfigError: the name is taken, `name` or `family` is malformed, or a default is not allowed.
     """
     options = tuple(MAX_CANDIDATES if option == MAX_CANDIDATES.name else option for option in options)
     registration = Registration(
@@ -208,18 +208,18 @@ def register_contract(
     checks: str = '',
     tables: str = '',
 ) -> None:
-    """Make the files that another program loads a choice of `--contract`; the family may be registered later.
+    """Add another program's files to `--contract`; the family may be registered later.
 
     Args:
         family: name of the family.
         name: choice of `--contract`.
         contract: `'module:Class'` of a `families.contracts.Contract`.
-        loop: `'module:Class'` that opens the files and runs them as the program does, without PyTorch.
-        help: what the files are, for `--help`.
+        loop: `'module:Class'` that runs the files as the program does, without PyTorch.
+        help: the files, for `--help`.
         fixes: option -> value that the contract fixes.
         options: options of this contract only.
-        checks: module whose `check(folder)` finds what the program would reject; `PATTERNS` of its files.
-        tables: module whose `write_tables` writes the tables of a rig, see `graph write-tables`.
+        checks: module with `check(folder)`, which finds what the program rejects, and file `PATTERNS`.
+        tables: module with `write_tables` for a rig's tables, see `graph write-tables`.
     """
     if family not in _REGISTERED:
         register_later = functools.partial(
@@ -280,7 +280,7 @@ def folder_checks() -> dict[str, str]:
 
 
 def rig_tables() -> dict[str, str]:
-    """Contract -> module that writes the tables of a rig."""
+    """Contract -> module that writes a rig's tables."""
     return {name: program.tables for name, program in _programs() if program.tables}
 
 
@@ -301,7 +301,7 @@ def registered() -> Mapping[str, Registration]:
 
 
 def find_registration(family: str) -> Registration | None:
-    """Registration of a family or None; installed packages are searched only if this package has none."""
+    """Registration of a family or None; installed packages are searched last."""
     _import_own()
     return _REGISTERED.get(family) or registered().get(family)
 
@@ -326,7 +326,7 @@ def registration_of(family: str) -> Registration:
 
 
 def detector_options() -> tuple[Option, ...]:
-    """`IMAGE` and the options of all families; an option of several families has the choices of all."""
+    """`IMAGE` and the options of all families; shared options combine their choices."""
     options: dict[str, dict[str, Option]] = {}
     for registration in registered().values():
         for option in registration.options:

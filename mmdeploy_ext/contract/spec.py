@@ -1,4 +1,4 @@
-"""The contract of a graph: names, dtypes, axes, state pairs, tolerances; and the modules that keep it."""
+"""The contract of a graph: names, dtypes, axes, state pairs, tolerances; and its modules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_RTOL = 1e-4
-"""Tolerance relative to the largest absolute reference value of a column group."""
+"""Tolerance relative to a column group's largest absolute reference value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ColumnGroup:
         columns: indices along the last axis; None: all.
         unit: e.g. 'logit', 'pixel' or 'm'; '' for a ratio.
         rtol: tolerance of floats relative to the group's largest absolute reference value.
-        atol: absolute tolerance in `unit`; for floats the larger of both counts.
+        atol: absolute tolerance in `unit`; for floats the larger tolerance counts.
     """
 
     name: str = ''
@@ -43,11 +43,11 @@ class ColumnGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Pixels of an uint8 input that the graph normalises.
+    """Pixels of a uint8 input, normalised in the graph.
 
     Attributes:
-        mean, std: by channel of the network; normalised = (pixel - mean) / std.
-        swapped: the input has the network's channels in the opposite order.
+        mean, std: per network channel; normalised = (pixel - mean) / std.
+        swapped: the input has the network's channels reversed.
         last: the channels are the last axis.
     """
 
@@ -57,14 +57,14 @@ class Pixels:
     last: bool = False
 
     def of_normalised(self, images: np.ndarray) -> np.ndarray:
-        """Input of normalised images (B, C, H, W); exact where these were made of pixels."""
+        """Input for normalised images (B, C, H, W); exact if they come from pixels."""
         mean, std = (np.array(values)[:, None, None] for values in (self.mean, self.std))
         pixels = np.rint(images * std + mean).clip(0, 255).astype(np.uint8)
         pixels = pixels[:, ::-1] if self.swapped else pixels
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1) if self.last else pixels)
 
     def normalised(self, pixels: np.ndarray) -> np.ndarray:
-        """Images (B, C, H, W) float32 of an input, as the graph makes them; padding is not filled."""
+        """Images (B, C, H, W) float32 as in the graph; padding is not filled."""
         images = pixels.transpose(0, 3, 1, 2) if self.last else pixels
         images = images[:, ::-1] if self.swapped else images
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
@@ -80,19 +80,19 @@ class TensorSpec:
         dtype: numpy name of the element type.
         axes: int for a fixed axis, name (B, H, W, ...) for a dynamic one.
         meaning: one sentence.
-        unit: unit of all values, if there is one.
-        groups: column groups that cover all columns; () is one group with the default tolerance.
+        unit: of all values, or ''.
+        groups: column groups for all columns; () is one group with the default tolerance.
         default: fill value of an optional input (an initializer); None if required.
-        unused: input that no operator uses.
-        compare: 'values', or 'detections' for outputs that are matched as results.
+        unused: no operator reads the input.
+        compare: 'values', or 'detections' for outputs matched as results.
         single: stays float32 in float16 exports: points, poses, times, inputs of top-k.
         smallest: minimum of axes from the third on (height, width).
         multiple: these sizes are multiples of it.
         positive: input values are above zero.
-        pixels: how an uint8 input of pictures is normalised.
-        required: no initializer, though it has a default; `Backend.infer` feeds it.
-        score_column: column of an output whose rows (B, n) descend by it, with `labels` (B, n) beside it; of
-            an output without columns 0; see `SCORE_COLUMNS`.
+        pixels: normalisation of a uint8 image input.
+        required: not an initializer despite its default; `Backend.infer` feeds it.
+        score_column: column that sorts an output's rows (B, n), with `labels` (B, n) as another output; 0
+            without columns; see `SCORE_COLUMNS`.
     """
 
     name: str
@@ -126,7 +126,7 @@ class TensorSpec:
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Places of the axes of height and width in an input of pictures."""
+        """Indices of the height and width axes of an image input."""
         return (1, 2) if self.pixels is not None and self.pixels.last else tuple(range(2, len(self.axes)))
 
     def shape_text(self) -> str:
@@ -160,7 +160,7 @@ class GraphSpec(JsonDataclass):
         return [tensor.name for tensor in self.outputs]
 
     def score_columns(self) -> dict[str, int]:
-        """Outputs whose rows descend -> their column of scores, first those that say so."""
+        """Sorted outputs -> their score column, explicit ones first."""
         told = {tensor.name: tensor.score_column for tensor in self.outputs}
         return {name: column for name, column in told.items() if column is not None} | SCORE_COLUMNS
 
@@ -172,7 +172,7 @@ class GraphSpec(JsonDataclass):
         raise ShapeError(f'{name!r} is not a tensor of {self.name}: {self.input_names + self.output_names}')
 
     def rounded(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Cast float32 feeds of float16 inputs; normalised pictures become pixels for uint8 inputs."""
+        """Cast float32 feeds of float16 inputs; normalised images become pixels for uint8 inputs."""
         float16_inputs = {tensor.name for tensor in self.inputs if tensor.dtype == 'float16'}
         rounded = {
             name: array.astype(np.float16) if name in float16_inputs and array.dtype == np.float32 else array
@@ -184,7 +184,7 @@ class GraphSpec(JsonDataclass):
         return rounded
 
     def normalised(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Pixels of uint8 inputs as normalised images (B, C, H, W), which runtimes read."""
+        """Pixels of uint8 inputs as normalised images (B, C, H, W) for runtimes."""
         images = dict(feeds)
         for tensor in self.inputs:
             if tensor.pixels is not None and getattr(feeds.get(tensor.name), 'dtype', None) == np.uint8:
@@ -215,7 +215,7 @@ class GraphSpec(JsonDataclass):
         return complete
 
     def check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
-        """Raise ShapeError for feeds that the graph does not take, alike on every engine."""
+        """Raise ShapeError for wrong feeds, the same on every engine."""
         names = self.input_names
         if unknown := [name for name in feeds if name not in names]:
             raise ShapeError(
@@ -240,7 +240,7 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[s
     if tensor.positive and not (array > 0).all():
         raise ShapeError(f'{prefix} {array.min()}, expected positive numbers ({tensor.meaning})')
     prefix = f'{prefix} shape {shape},'
-    if tensor.axes[:1] == ('B',) and not array.shape[0]:  # at which every engine fails in its own way
+    if tensor.axes[:1] == ('B',) and not array.shape[0]:  # every engine fails in its own way
         raise ShapeError(f'{prefix} a batch of no images; expected {expected} of 1 or more')
     sides = [array.shape[place] for place in tensor.sides]
     if any(size < tensor.smallest or size % tensor.multiple for size in sides):
@@ -263,8 +263,8 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[s
 def with_half_features(spec: GraphSpec) -> GraphSpec:
     """Contract of an image model with float16 images and features, for `--fp16-io`.
 
-    float32 inputs of four axes and outputs compared by value become float16. Pixels stay float32, since
-    float16 rounds to half a pixel from 512 on, and so do detections.
+    float32 inputs of four axes and outputs compared by value become float16. Pixels and detections stay
+    float32, since float16 rounds to half a pixel from 512 on.
     """
     inputs = tuple(as_float16(tensor) if len(tensor.axes) == 4 else tensor for tensor in spec.inputs)
     outputs = []
@@ -281,7 +281,7 @@ def as_float16(tensor: TensorSpec) -> TensorSpec:
 
 
 def written_precision(model: onnx.ModelProto) -> str:
-    """'fp16' or 'bf16' if an initializer, constant or Cast is, also in bodies and functions; else 'fp32'."""
+    """'fp16' or 'bf16' if an initializer, constant or Cast is, even in bodies and functions; else 'fp32'."""
     from onnx import TensorProto
 
     lower = {TensorProto.FLOAT16: 'fp16', TensorProto.BFLOAT16: 'bf16'}
@@ -299,15 +299,15 @@ def written_precision(model: onnx.ModelProto) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One module of the chain that makes a graph; stages are exported alone and merged by tensor names.
+    """One module of a graph's chain; stages are exported separately and merged by tensor names.
 
     Attributes:
         name: prefix, before '/', of its nodes and inner tensors.
         module: positional tensors -> tensor or tuple; call `eval()` before an export.
         inputs: graph inputs, or outputs of earlier stages.
-        exporter: 'torchscript' or 'dynamo' if it needs one; '' takes the user's choice.
+        exporter: 'torchscript' or 'dynamo' if required; '': the user's choice.
         passes: model -> (model, changed), run after the merge.
-        varying: outputs for later stages with one row (axis 1) per result; always dynamic.
+        varying: outputs for later stages with one row (axis 1) per result; dynamic.
         operators: see `exporting.ops.operator.operators_as`; '' is the export's form.
     """
 
@@ -329,8 +329,8 @@ class Graph:
         name: `form` in metadata and file stem, e.g. 'pts_head_memory'.
         module: positional inputs of the spec -> tuple of its outputs; None with `model` or `make`.
         example: input -> traced tensor; {} if samples are traced.
-        model: finished graph that no exporter of torch can trace.
-        make: makes the chain of stages, instead of `module`.
+        model: finished graph that torch cannot export.
+        make: builds the stages, instead of `module`.
     """
 
     name: str
