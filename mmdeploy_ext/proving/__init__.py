@@ -1,1 +1,1 @@
-"""Proofs of exported files; `kinds` chooses one by the samples of a model."""
+"""Proofs of exported files; `kinds` chooses one by the model's samples."""

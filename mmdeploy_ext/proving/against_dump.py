@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Stepper
 
 FAR = 1e-5
-"""Metres of difference allowed per metre from the origin of the map; see `far_spec`."""
+"""Allowed difference in metres per metre from the map's origin; see `far_spec`."""
 
 
 class DumpComparer(Protocol):
-    """Runs a dump's samples on an engine in order, and compares the outputs."""
+    """Runs a dump's samples in order and compares the outputs."""
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
         """Run one sample and compare its outputs."""
@@ -43,7 +43,7 @@ class DumpComparer(Protocol):
 def check_dump(comparer: DumpComparer, detector: Detector, folder: Path) -> Verdict:
     """Run an engine on a dump and print a line per sample; the verdict has the claim `AGREES`.
 
-    A missing dump is a note, and a sample that cannot be compared is no failure.
+    A missing dump is a note; an incomparable sample is not a failure.
     """
     verdict, samples = Verdict(dict(file=str(folder)), claim=AGREES), list_samples(folder)
     cases: list[Case] = []
@@ -93,7 +93,7 @@ def _require(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ImageDumpComparer:
-    """Compares an active backend on dumped images."""
+    """Compares a backend on dumped images."""
 
     backend: Backend
     detector: Detector
@@ -134,9 +134,9 @@ class ImageDumpComparer:
 
 
 class FrameDumpComparer:
-    """Compares one export's files on dumped frames; their memory goes on from frame to frame.
+    """Compares one export's files on dumped frames; memory persists over frames.
 
-    A frame in a scene cannot be compared if its predecessor could not.
+    A frame in a scene requires the comparison of its predecessor.
     """
 
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], detector: Detector) -> None:
@@ -168,7 +168,7 @@ class FrameDumpComparer:
                 self.stepper.reset()
         outputs = self.stepper.step(frame).outputs
         self.previous = manifest['sample']
-        # a file may give the last decoder layer alone
+        # a file may return only the last decoder layer
         reference = {key: tensors[key][-outputs[key].shape[0] :] for key in self.names}
         compared = {key: outputs[key] for key in self.names}
         rows = compare_tensors(reference, compared, far_spec(self.spec, distance), bars=self.bars)
@@ -178,7 +178,7 @@ class FrameDumpComparer:
 def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
     """Add `FAR` times the distance to tolerances in metres.
 
-    The dumped model keeps global positions in float32, with errors of 7.4 mm at 980 m, 0.04 mm near the
+    The dumped model keeps global positions in float32: errors are 7.4 mm at 980 m, 0.04 mm near the
     origin.
     """
 

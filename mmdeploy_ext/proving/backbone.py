@@ -1,4 +1,4 @@
-"""The proof of a sparse backbone's file: structure, then every layer and the dense map against spconv."""
+"""The proof of a sparse backbone's file: structure, every layer and the dense map against spconv."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     Runner = DialectRunner | PortableRunner
 
 DRAWN_VOXELS = 500
-"""Least voxels of an input that the report draws."""
+"""Fewest voxels of an input in the report."""
 MAX_DRAWN = 16
 """Most inputs in the report."""
 
@@ -59,7 +59,7 @@ def prove_backbone(
     claims: Claims,
     **settings: Any,
 ) -> Verdict:
-    """Prove one file of the target 'libspconv' or 'portable' on synthetic and real voxels."""
+    """Prove one 'libspconv' or 'portable' file on synthetic and real voxels."""
     proof = check_backbone(detector, paths, samples, engine, claims, **settings)
     (file,), results, timing = proof.files, proof.results, {}
     dialect = file.export_options.target == 'libspconv'
@@ -96,7 +96,7 @@ def check_backbone(
     max_voxels: int | None = None,
     node_list: str = '',
 ) -> Proof:
-    """Read the file, make its expected graphs, and check it."""
+    """Read the file, make its expected graphs, check it."""
     file = sparse_file.read_sparse_file(detector, paths[0], ranges)
     options = file.export_options
     facts = dict(
@@ -140,7 +140,7 @@ def check_backbone(
 def run_voxels(
     file: SparseFile, runner: Runner, sample: VoxelSet
 ) -> tuple[Case, list[Pair], dict[str, float]]:
-    """Run both sides on a set of voxels; return case, pairs to draw, and times by side."""
+    """Run both sides on voxels; return case, pairs to draw, and times by side."""
     reference = run_reference(file, sample)
     coordinates = in_order(sample.coordinates, file.same_order)
     start_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a proof claims besides that a file is the model."""
+"""Claims of a proof besides that a file is the model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """What a verdict is about.
+    """Claims of a verdict.
 
     Attributes:
-        edited: the files were edited on purpose: only outputs decide.
-        written: the export has just written the files: graphs are not compared.
-        asked: option -> value that the file must have been exported with.
-        library: 'installed': compare with the installed library where a repository's copy did not run; None:
+        edited: files edited on purpose: only outputs decide.
+        written: files just exported: graphs are not compared.
+        asked: option -> required value of the file's export.
+        library: 'installed': compare with the installed library if a repository's copy did not run; None:
             such a file is not proven.
         timed: whether the verdict has times.
-        strict: whether code that a graph cannot show is a failure.
-        settings: of one kind of samples: `picture_files` and `cache` of pictures, `bars` of a drive,
+        strict: whether code outside the graph is a failure.
+        settings: per kind of samples: `picture_files` and `cache` of images, `bars` of a drive,
             `ranges`, `max_voxels` and `node_list` of a backbone.
     """
 

@@ -1,4 +1,4 @@
-"""The proof of files of models with a memory, `prove_frames`: one pass over a drive in two modes."""
+"""The proof of files with a memory, `prove_frames`: one pass over a drive in two modes."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.verdict import Verdict
 
 ADVICE = 'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
-"""Advice if too few results of a drive were matched."""
+"""Advice for too few matched results of a drive."""
 SPECIAL = 'frames with one change of the rig, and frames of one colour'
 """Title of the case of `special_frames`."""
 FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
-"""A place as in UTM coordinates, where float32 has steps of 0.25 m, and another heading."""
+"""A place as in UTM, with float32 steps of 0.25 m, and another heading."""
 FRAME_S = 0.5
 """Seconds between frames without times, as between key frames of nuScenes."""
 NEW_SCENE = 'the first frame again'
-"""Scene of the first frame when it is recorded again: it is how a detector learns that it has to forget."""
+"""Scene of the first frame when it is recorded again; it makes a detector reset its memory."""
 NEAR_M = 100.0
-"""Metres: scenes that begin nearer to the origin stay."""
+"""Metres: scenes that start nearer to the origin stay."""
 
 
 def prove_frames(
@@ -116,7 +116,7 @@ def prove_frames(
         if claims.timed:
             medians = modes.clock.medians('reference', 'free').values()
             verdict.timing_ms = dict(zip(times_of(proof, 'frame'), medians, strict=False))
-        if all(row.passed for row in results.sequence):  # rows that fail have reasons of their own
+        if all(row.passed for row in results.sequence):  # failed rows have their own reasons
             matched = results.sequence[0].series['matched']
             both = [sum(counts) for counts in zip(matched, modes.substituted, strict=False)]
             results.reasons += too_few(both or matched, 'frame', ADVICE)
@@ -145,7 +145,7 @@ def rounding_of_frame(
 
 
 def ask_samples(detector: Detector, paths: Sequence[str], samples: Collection[Any]) -> None:
-    """Run PyTorch on the samples of a proof, for `detector.recording` to write."""
+    """Run PyTorch on the proof's samples, for `detector.recording`."""
     files, options = read_files(detector, paths)
     family, reference = detector.family, contract_of(detector.family, options).reference(detector.model)
     stepper, moments, first = RecordedStepper(detector, reference), False, None
@@ -157,7 +157,7 @@ def ask_samples(detector: Detector, paths: Sequence[str], samples: Collection[An
         chosen = with_moment(sample, index) if moments else sample
         stepper.step(chosen)
         first = first or chosen
-    if first is not None:  # as the proof, which runs it again after a reset
+    if first is not None:  # like the proof: run it again after a reset
         stepper.reset()
         stepper.step(dataclasses.replace(first, scene_token=NEW_SCENE) if family.memory else first)
 
@@ -174,7 +174,7 @@ def special_frames(
     bars: DriveBars,
     shape: str,
 ) -> tuple[list[Case], list[str]]:
-    """Judge frames that no drive has: with one part of the rig changed, or pictures of one colour."""
+    """Judge frames with one part of the rig changed, or plain images."""
     modes = modes_of(dict(teacher=runner), bars=dataclasses.replace(bars, frames=1, resets=0))
     for frame in frames:
         modes.add(frame)
@@ -208,10 +208,10 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
 
 
 class NearOrigin:
-    """Frames; scenes that begin beyond `NEAR_M` of the map's origin are moved to it by whole metres.
+    """Frames; scenes starting beyond `NEAR_M` of the map's origin move to it by whole metres.
 
-    The published model keeps its memory in float32 and global coordinates: at 2 km, as in nuScenes, PyTorch
-    itself is off by millimetres per frame. Whole metres keep all digits of a float32 pose.
+    The published model keeps global coordinates in float32: at 2 km, as in nuScenes, PyTorch is off by
+    millimetres per frame. Whole metres keep all digits of a float32 pose.
     """
 
     def __init__(self, frames: Collection[Frame]) -> None:
@@ -243,7 +243,7 @@ class NearOrigin:
 
     def _offset(self, frame: Frame) -> np.ndarray:
         if np.shape(frame.ego_pose) != (4, 4):
-            return np.zeros(3)  # the models refuse such a pose with a message
+            return np.zeros(3)  # the models report such a pose
         place = np.round(np.asarray(frame.ego_pose, np.float64)[:3, 3])
         distance = float(np.linalg.norm(place))
         if not distance > NEAR_M:
@@ -255,7 +255,7 @@ class NearOrigin:
 class Shifted:
     """A stepper that runs frames at another place and time.
 
-    An engine with absolute places in float32 fails there.
+    Engines with absolute float32 places fail there.
     """
 
     def __init__(
@@ -283,7 +283,7 @@ class Shifted:
         self.stepper.reset()
 
     def step(self, frame: Frame) -> StepResult:
-        """Run a frame at the other place; the result stays there."""
+        """Run a frame at the other place; the result is there."""
         moved = self._moved(frame, 1)
         inverse = None if frame.ego_pose_inv is None else invert_pose(moved.ego_pose)
         return self.stepper.step(dataclasses.replace(moved, ego_pose_inv=inverse))
@@ -294,7 +294,7 @@ class Shifted:
 
 
 def with_moment(frame: Frame, index: int) -> Frame:
-    """Return a frame with a pose, time and scene, for a data set without them."""
+    """Add a pose, time and scene to a frame of a data set without them."""
     moment = dict(ego_pose=np.eye(4), timestamp_s=index * FRAME_S, scene_token='')
     absent = {name: value for name, value in moment.items() if getattr(frame, name) is None}
     return dataclasses.replace(frame, **absent) if absent else frame

@@ -1,4 +1,4 @@
-"""Checks of a file's graph against a fresh export, spec and options."""
+"""Checks of a graph against a fresh export, spec and options."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 
 LARGEST_PARSED = 4096
-"""Bytes of an initializer that may decide shapes."""
+"""Maximum bytes of an initializer that may set shapes."""
 
 
 @contextlib.contextmanager
 def option_errors(path: str) -> Iterator[None]:
-    """Turn a UsageError about an option into a ModelFileError of the file."""
+    """Turn an option's UsageError into the file's ModelFileError."""
     try:
         yield
     except UsageError as error:
@@ -51,7 +51,7 @@ def option_errors(path: str) -> Iterator[None]:
 
 
 def of_images(detector: Detector, options: Options, image_bgr: np.ndarray) -> Export:
-    """Return the function that exports a file of single pictures by any picture."""
+    """Return the function that exports an image file from any image."""
 
     def export() -> onnx.ModelProto:
         traced = prepare_fixed(detector.rule, image_bgr, options.height, options.width)
@@ -61,7 +61,7 @@ def of_images(detector: Detector, options: Options, image_bgr: np.ndarray) -> Ex
 
 
 def of_graphs(detector: Detector, options: Options) -> Callable[[str], onnx.ModelProto]:
-    """Return the function that exports a graph by its name; all are of one copy of the model."""
+    """Return the function that exports a graph by name; all use one copy of the model."""
 
     @functools.cache
     def graphs() -> dict[str, Graph]:
@@ -81,7 +81,7 @@ def of_graphs(detector: Detector, options: Options) -> Callable[[str], onnx.Mode
 def not_compared(
     name: str, nodes: int, edits: Sequence[str], *, edited: bool, written: bool
 ) -> GraphResult | None:
-    """Return the result of a file without comparison with a fresh export; None if it has to be compared."""
+    """Return the result of a file that needs no fresh export, else None."""
     others = [edit for edit in edits if not edit.startswith(QUANTISE)]
     if written or edited:
         return GraphResult(name, nodes, False, left_out=AS_WRITTEN if written else EDITED)
@@ -105,7 +105,7 @@ def compare_with_fresh_export(model: onnx.ModelProto, export: Export, name: str 
 
 
 def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[GraphDifference]:
-    """Return a difference for each entry `OF_SPARSE_GRAPHS` unlike the fresh export's."""
+    """Return a difference per `OF_SPARSE_GRAPHS` entry unlike the fresh export's."""
     file_entries, fresh_entries = (
         {entry.key: entry.value for entry in graph.metadata_props} for graph in (model, fresh)
     )
@@ -125,14 +125,14 @@ def _parsed(text: str | None) -> object:
 
 
 def check_structure(model: onnx.ModelProto, metadata: Metadata, edited: bool = False) -> list[Check]:
-    """Return the checks that need no model: validity, opset, precision, interface, operators.
+    """Return checks without a model: validity, opset, precision, interface, operators.
 
-    An edited file may have been converted to another opset.
+    Edited files may have another opset.
     """
     opset = metadata.options['opset']
     opsets = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
     is_asked = opsets == [opset] or (edited and len(opsets) == 1)
-    # a file that holds float16 and does not say so would be judged by the bars of float32
+    # an undeclared float16 file would be judged by the bars of float32
     claimed, precision = metadata.options.get('precision') or 'fp32', written_precision(model)
     claimed = metadata.precision if metadata.precision == 'bf16' else claimed
     return [
@@ -161,7 +161,7 @@ def check_not_random(model: onnx.ModelProto) -> Check:
 
 
 def check_inference(model: onnx.ModelProto) -> Check:
-    """Let ONNX infer all types and shapes, strictly; large weights are inputs meanwhile."""
+    """Infer all types and shapes strictly with ONNX, with large weights as inputs."""
     light, small = onnx.ModelProto(), []
     light.CopyFrom(model)
     for tensor in light.graph.initializer:

@@ -1,8 +1,8 @@
-"""PyTorch's results in float64, and draws of float32: how far apart two right computations may be.
+"""PyTorch's results in float64, and draws of float32: how far two correct computations may differ.
 
-PyTorch's own distance from float64 is one draw: small by chance in a slice of few values, and without what an
-engine rounds in another way. Draws are computed in float64 with roundings put in by chance, so that they do
-not depend on the CPU. Source: D. Stott Parker, Monte Carlo Arithmetic, 1997.
+PyTorch's own distance from float64 is one draw. In a slice of few values it may be small by chance, and
+engines round differently. Draws run in float64 with random roundings, independent of the CPU.
+Source: D. Stott Parker, Monte Carlo Arithmetic, 1997.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ WIDER = {
 }
 
 WRITING = ('__setitem__', '__iadd__', '__isub__', '__imul__', '__itruediv__')
-"""Functions that write into their first argument, besides those with a last underscore."""
+"""Functions that write into their first argument, beyond names ending in '_'."""
 
 WEIGHTED = ('linear', 'conv1d', 'conv2d', 'conv3d')
-"""Functions that add as many terms as an entry of their second tensor has values."""
+"""Terms of a sum: values in an entry of the second tensor."""
 TRANSPOSED = ('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d')
-"""Functions whose second tensor has the channels that they add first."""
+"""The second tensor's first axis is summed."""
 ALONG_ROWS = (
     *('matmul', 'mm', 'bmm', '__matmul__', 'multi_head_attention_forward'),
     *('scaled_dot_product_attention', 'sum', 'mean', 'var', 'std', 'norm', 'cumsum', 'layer_norm'),
 )
-"""Functions that add as many terms as a row of their first tensor has values, about."""
+"""Terms of a sum: about the values in a row of the first tensor."""
 OTHERS = ('bilinear', '__rmatmul__')
-"""Functions with another rule, see `_terms`."""
+"""Other rules, see `_terms`."""
 OF_FEW = (
     *('addmm', 'baddbmm', 'einsum', 'group_norm', 'batch_norm', 'instance_norm'),
     *('interpolate', 'grid_sample'),
 )
-"""Functions that add few terms, or of an unknown number."""
+"""Functions that add few terms, or an unknown number."""
 TIMES_SIGMOID = ('silu', 'gelu')
 BESIDE_ONE = ('sigmoid', *TIMES_SIGMOID)
-"""Functions that engines compute as a half and a rest: small values have the rounding of 1.
+"""Engines compute these as a half and a rest: small values round like 1.
 
 ONNX Runtime's Sigmoid is off by up to 1.7e-7, at any value.
 """
@@ -58,7 +58,7 @@ UNIT = 2.0**-23
 
 
 class _Wider(TorchFunctionMode):
-    """Gives float64 in place of float32 to every operation, but for a tensor that it writes into."""
+    """Passes float64 instead of float32 to operations, except tensors written into."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -71,7 +71,7 @@ class _Wider(TorchFunctionMode):
 
 
 class _Rounded(_Wider):
-    """Rounds what operations give as another right computation in float32 might."""
+    """Rounds results as another correct float32 computation might."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -89,21 +89,21 @@ class _Rounded(_Wider):
         unit = UNIT * (args[0].abs() if name in TIMES_SIGMOID else 1.0) if name in BESIDE_ONE else 0.0
 
         def rounded(value: Any) -> Any:
-            # views and tensors that were written into stay the caller's
+            # keep the caller's views and written tensors
             if not _is_float64(value) or _place(value) in given:
                 return value
             if name in BESIDE_ONE:
                 value = value + unit * self._noise(value)
                 value = value if name in TIMES_SIGMOID else value.clamp(min=0)
-            # a quarter of a unit: what is exact in float32 stays
+            # a quarter of a unit: exact float32 values stay
             return (value * (1 + UNIT / 4 * self._noise(value))).float().double()
 
         return pytree.tree_map(rounded, results)
 
     def _in_another_order(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Disturb the first factor as much as n terms, one added after another, are rounded.
+        """Disturb the first factor like rounding in a sequential sum of n terms.
 
-        Their partial sums are rounded n times; they have half the variance of the sum.
+        It rounds n partial sums; they have half the variance of the sum.
         """
         leaves, tree = pytree.tree_flatten((args, kwargs))
         places = [index for index, leaf in enumerate(leaves) if _is_float64(leaf)]
@@ -114,13 +114,11 @@ class _Rounded(_Wider):
         return pytree.tree_unflatten(leaves, tree)
 
     def _noise(self, value: torch.Tensor) -> torch.Tensor:
-        """From -1 to 1."""
         noise = torch.rand(value.shape, dtype=torch.float32, generator=self.generator)
         return (2 * noise - 1).to(value.device)
 
 
 def _terms(name: str, factors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return how many terms each sum of a function has."""
     first = factors[0]
     if name in WEIGHTED and len(factors) > 1:
         return factors[1][:1].numel()
@@ -133,7 +131,7 @@ def _terms(name: str, factors: list[torch.Tensor], args: tuple[Any, ...], kwargs
         return factors[1].shape[0] // groups * math.prod(taps)
     if name == 'bilinear':
         return factors[2][:1].numel()
-    if name == '__rmatmul__':  # of the right factor, whose columns are added
+    if name == '__rmatmul__':  # sums columns of the right factor
         return first.shape[-2] if first.ndim > 1 else len(first)
     if name in ALONG_ROWS:
         return first.shape[-1] if first.ndim else 1
@@ -156,9 +154,9 @@ def _wider(value: Any) -> Any:
 
 @contextlib.contextmanager
 def in_float64(module: Any, seed: int | None = None) -> Iterator[None]:
-    """Run PyTorch in float64, with the weights of a module and all that is float32; restore them.
+    """Run PyTorch in float64, with a module's weights; restore them.
 
-    `seed`: of a draw's roundings; None: none. Operators of other libraries get float64 weights and may raise.
+    `seed`: of a draw's roundings, or None. Other libraries' operators get float64 weights and may raise.
     """
     modules = list(module.modules()) if isinstance(module, torch.nn.Module) else []
     parameters = {id(p): (p, p.data) for part in modules for p in part.parameters(recurse=False)}
@@ -187,10 +185,10 @@ def _copied(buffer: torch.Tensor | None) -> torch.Tensor | None:
 def rounding_of(
     module: Any, reference: Mapping[str, np.ndarray], run: Callable[[], Mapping[str, np.ndarray]]
 ) -> Rounding:
-    """Return the function that runs a module in float64 and gives the distances of float32 from it.
+    """Return the function that runs a module in float64 and returns float32's distances.
 
-    The largest of `reference` and of a number of draws, value by value. A tensor of another shape there has
-    the distance 0; where the run fails, nothing is known.
+    Each value has the largest distance of `reference` and several draws. Tensors of another shape have
+    distance 0; a failed run returns none.
     """
 
     @functools.cache
@@ -198,7 +196,7 @@ def rounding_of(
         try:
             with in_float64(module, seed):
                 return run()
-        except Exception:  # an operator of float32 alone, or code that asks for it
+        except Exception:  # an operator or code for float32 only
             return {}
 
     def distances(draws: int) -> dict[str, np.ndarray]:
@@ -214,7 +212,7 @@ def rounding_of(
 
 
 def distance_of(array: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Return absolute differences; 0 of other shapes, of NaN and infinities."""
+    """Return absolute differences; 0 for other shapes, NaN and infinities."""
     if array.shape != exact.shape or array.dtype.kind not in 'fc':
         return np.zeros(array.shape)
     with np.errstate(invalid='ignore', over='ignore'):

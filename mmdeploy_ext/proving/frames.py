@@ -1,4 +1,4 @@
-"""The proof of files of sweeps, `prove_sweeps`, and its parts shared with drives (`drive.py`)."""
+"""The proof of sweep files, `prove_sweeps`, and parts shared with drives (`drive.py`)."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.verdict import Verdict
 
 ADVICE = 'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
-"""Advice if too few results of sweeps were matched."""
+"""Advice for too few matched results of sweeps."""
 MAX_DRAWN = 4
-"""Most sweeps, or frames of a drive, in the report."""
+"""Maximum of sweeps, or frames, in the report."""
 MAX_EXCESS = 0.3
-"""Allowed excess of the best score over PyTorch's for an empty sweep."""
+"""Allowed excess of the best score over PyTorch's on an empty sweep."""
 NOT_PUT_IN = "the files' outputs differ from the head's and were not put into it: the end-to-end boxes decide"
 
 
@@ -79,8 +79,8 @@ class Sides:
         metadata: of the last file.
         reference: PyTorch's side.
         runner: the files on their engine.
-        spec: outputs and state of all files together.
-        bars: of the least precision of the files.
+        spec: outputs and state of all files.
+        bars: of the files' lowest precision.
     """
 
     detector: Detector
@@ -101,7 +101,7 @@ def prove_sweeps(
     engine: Mapping[str, Any],
     claims: Claims,
 ) -> Verdict:
-    """Prove files on sweeps, or on `FusedFrame`s, which include prepared pictures."""
+    """Prove files on sweeps, or on `FusedFrame`s with prepared images."""
     proof = check_frames(detector, paths, sweeps, engine, claims, 'sweep')
     results, verdict = proof.results, proof.verdict
     with contextlib.ExitStack() as stack:
@@ -147,7 +147,7 @@ def check_frames(
     claims: Claims,
     unit: str = 'frame',
 ) -> Proof:
-    """Read the files of frames or sweeps, and do level 1."""
+    """Read files of frames or sweeps, and do level 1."""
     files, options = read_files(detector, paths)
     kind, family = engine_class(engine), detector.family
     facts = dict(
@@ -247,7 +247,7 @@ def open_runner(
 
 
 def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:
-    """Return one spec with outputs and state of all files; `between`: outputs that the runner computes."""
+    """Return one spec for outputs and state of all files; `between`: outputs of the runner."""
     specs = [entry.spec for entry in metadata]
     outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}
     outputs |= {tensor.name: tensor for tensor in between}
@@ -280,10 +280,10 @@ def counts_of(metadata: Metadata, results: int, sweep: Sweep | None = None) -> d
 def judge_sweep(
     sides: Sides, sweep: Sweep, expected: StepResult, result: StepResult | Exception
 ) -> tuple[Case, list[Pair]]:
-    """Return levels 2 and 3 of one sweep, and its picture, or [] if the engine failed."""
+    """Return levels 2 and 3 of one sweep, and its image, or [] if the engine failed."""
     if isinstance(result, Exception):
         return judge_tensors(sides, sweep, expected, result), []
-    substituted = match_substituted(sides, result)  # first: PyTorch in float64 is another last sample
+    substituted = match_substituted(sides, result)  # first: a float64 run changes the last sample
     case = judge_tensors(sides, sweep, expected, result)
     detections = expected.detections, result.detections
     notes = ()
@@ -320,9 +320,9 @@ def can_be_put_in(sides: Sides, result: StepResult) -> bool:
 
 
 def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, ...]:
-    """Match the file's boxes with the boxes that the user's test path makes of the file's outputs.
+    """Match the file's boxes with the user's test path on its outputs.
 
-    Returns () below float32, and for outputs other than the head's.
+    Returns () below float32 and for outputs other than the head's.
     """
     if not sides.bars.is_float32 or not can_be_put_in(sides, result):
         return ()
@@ -334,7 +334,7 @@ def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, .
 
 
 def ties_of(sides: Sides, detections: tuple[Any, Any], run: Callable[[], Any], **one_to_one: float) -> Ties:
-    """Return what excuses boxes beside a tie; `run` returns PyTorch's boxes."""
+    """Return the finder of boxes at a tie; `run` returns PyTorch's boxes."""
     pair_up = task_module(sides.detector.family.task, NEEDED_BY_LISTS).pair_up
     bars = {name: bar for name, bar in one_to_one.items() if name != 'score_thr'}
 
@@ -353,7 +353,7 @@ def unusual_cases(sides: Sides, first: Sweep) -> Iterator[Case]:
 
 
 def nothing_to_see(sides: Sides, plain: Sweep) -> Case:
-    """Return the case of a plain sample: its tensors, and its results if PyTorch finds nothing."""
+    """Return a plain sample's case: tensors, and results if PyTorch finds nothing."""
     expected, result = sides.run(plain)
     if not len(expected.detections.above(bbox3d.SCORE_THR)):
         return dataclasses.replace(judge_sweep(sides, plain, expected, result)[0], substituted=())

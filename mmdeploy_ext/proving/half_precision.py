@@ -1,4 +1,4 @@
-"""The proof of files in float16, bfloat16 and INT8: the engine that runs them, and all results together."""
+"""The proof of float16, bfloat16 and INT8 files: the engine and all results together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUNDED = (
 
 
 def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an engine's options for a float16 file: ONNX Runtime on the CPU gets `round_fp16`.
+    """Return engine options for a float16 file: ONNX Runtime on the CPU gets `round_fp16`.
 
     `kind` is a key of `BACKENDS`.
     """
@@ -33,9 +33,9 @@ def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def judge_match_rate(results: Results, verdict: Verdict, rounded: bool) -> None:
-    """Judge the results of all inputs together; change cases, add reasons and notes.
+    """Judge the results of all inputs; change cases, add reasons and notes.
 
-    `rounded`: `proof_engine` rounded float16, which is noted.
+    `rounded`: note that `proof_engine` rounded float16.
     """
     bars = verdict.bars
     results.cases, reason = accept_rate(accept_masks(results.cases, bars), bars)

@@ -1,4 +1,4 @@
-"""The share of PyTorch's results that changed files give by half precision's bars, simulated on a CPU."""
+"""The share of PyTorch's results kept by changed files, by half precision's bars, on a CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def on_files(
     paths: Sequence[str], models: Mapping[str, onnx.ModelProto], judge: Callable[[Sequence[str]], Any]
 ) -> Any:
-    """Write `models` (path -> graph) in place of the files of one export, beside the others; judge them."""
+    """Replace files of one export by `models` (path -> graph); judge them."""
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
         if len(paths) > 1:
             for path in Path(paths[0]).parent.iterdir():
@@ -37,14 +37,14 @@ def on_files(
 
 
 def results_kept(verdict: Verdict) -> Kept:
-    """Count results with a partner; of a drive free-running ones."""
+    """Count matched results; free-running ones of a drive."""
     rows = [entry.figures for entry in verdict.with_figure('frames') if entry.subject == MODE_TITLES['free']]
     rows = rows or [entry.figures for entry in verdict.with_figure('image')]
     return Kept(sum(row['matched'] for row in rows), sum(row['reference'] for row in rows))
 
 
 def metric_kept(rows: Sequence[MetricRow], name: str) -> Kept:
-    """Return a metric of a data set; UsageError: the evaluator gives no such number."""
+    """Return a data set metric; UsageError: the evaluator has no such number."""
     row = next((row for row in rows if row.name == name), None)
     if row is None:
         raise UsageError(f'--keep-metric {name}: expected one of {", ".join(row.name for row in rows)}')

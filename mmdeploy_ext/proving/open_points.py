@@ -1,4 +1,4 @@
-"""Open points of a verdict: code that no graph shows, limits that no input reached."""
+"""Open points of a verdict: code outside the graph, limits that no input reached."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Untraced:
-    """A method, line or step of the user's code that no graph shows.
+    """A method, line or step of user code outside the graph.
 
     Attributes:
         subject: such as `MyHead.get_bboxes (plugin/head.py:120)` or `plugin/neck.py:8`.
@@ -53,10 +53,10 @@ class Untraced:
 def untraced_methods(
     family: Family, model: nn.Module, cfg: Any, traced: Container[str] = ()
 ) -> list[Untraced]:
-    """Return the user's methods that a graph replaces, with steps and data sets, each once."""
+    """Return the user's methods replaced by a graph, with steps and data sets, each once."""
     libraries = copied_libraries().items()
     copies = {f'{package} {sys.modules[package].__version__}': folder for package, folder in libraries}
-    copies |= getattr(model, 'copied_libraries', {})  # that run in a process of their own
+    copies |= getattr(model, 'copied_libraries', {})  # that run in their own process
     lines = [
         Untraced(f'{title} of {os.path.relpath(folder)}', 'its methods are compared by their results')
         for title, folder in copies.items()
@@ -114,13 +114,13 @@ def add_code(
     warnings: Iterable[CodeWarning],
     methods: Iterable[Untraced] = (),
 ) -> None:
-    """Add the classes of a model, and what of its code no graph shows, to a verdict."""
+    """Add a model's classes and its code outside the graph to a verdict."""
     verdict.model_classes = class_lines(classes)
     verdict.untraced += [entry.text for entry in (*methods, *warning_lines(warnings))]
 
 
 def class_lines(classes: Iterable[ModelClass]) -> list[str]:
-    """Return a line for each class outside of installed libraries, the user's first."""
+    """Return a line per class outside installed libraries, the user's first."""
     lines = {False: [], True: []}
     for entry in classes:
         lines[entry.ours].append(f'{entry.name} ({entry.place})')
@@ -128,13 +128,13 @@ def class_lines(classes: Iterable[ModelClass]) -> list[str]:
 
 
 def shown(path: str | Path) -> str:
-    """Return a path as text, relative to the working folder if it is below it."""
+    """Return a path as text, relative if below the working folder."""
     path = Path(path)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 COUNTERS = dict(max_candidates='candidates', max_proposals='proposal_candidates')
-"""Name of a limit -> output that counts it for each image."""
+"""Name of a limit -> output with its count per image."""
 
 
 def limits_of(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def limits_of(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str,
 
 
 def counts_of_images(results: Sequence[Any], outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Return name of a limit -> largest count in an image of the input."""
+    """Return name of a limit -> largest count in an image."""
     counts = {name: int(outputs[counter].max()) for name, counter in COUNTERS.items() if counter in outputs}
     if not any(isinstance(result, Segments) for result in results):
         counts['max_per_img'] = max(map(len, results))
@@ -162,7 +162,7 @@ def count_voxels(points: np.ndarray, rule: VoxelRule) -> int:
 def unreached(limits: Mapping[str, Any], cases: Sequence[Case], samples: str) -> list[str]:
     """Return a line for each limit that no case reached, with the largest count.
 
-    `limits` may hold other facts; `samples` is the option for other samples.
+    `limits` may hold other facts; `samples`: option for other samples.
     """
     lines = []
     for name, limit in limits.items():

@@ -1,4 +1,4 @@
-"""The proof of a file of pictures: graph, tensors and results, on the traced input and others."""
+"""The proof of an image file: graph, tensors and results, on the traced input and others."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.verdict import Verdict
 
 MAX_DRAWN = 8
-"""Largest number of pictures in the report."""
+"""Maximum of images in the report."""
 TIMED_RUNS = 3
 TIMED_S = 3.0
 
@@ -102,7 +102,7 @@ def prove_pictures(
     picture_files: Sequence[str | Path] = (),
     cache: dict[bytes, Any] | None = None,
 ) -> Verdict:
-    """Prove one file on (title, BGR picture); the first counts as traced."""
+    """Prove one file on (title, BGR image); the first is traced."""
     proof = check_pictures(detector, paths, pictures, engine, claims, picture_files)
     (file,), results, verdict = proof.files, proof.results, proof.verdict
     with contextlib.ExitStack() as stack:
@@ -154,11 +154,11 @@ def ask_pictures(
     pictures: Sequence[tuple[str, np.ndarray]],
     picture_files: Sequence[str | Path] = (),
 ) -> None:
-    """Run PyTorch on the inputs of a proof, for `detector.recording` to write."""
+    """Run PyTorch on the proof's inputs, for `detector.recording`."""
     file, options = read_picture_file(detector, path)
     compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
     inputs, _ = picture_inputs(detector, file, options, pictures)
-    inputs.append(getattr(inputs[0], 'input', inputs[0]))  # as the proof, which ends with the first
+    inputs.append(getattr(inputs[0], 'input', inputs[0]))  # like the proof: end with the first
     for entry in tracked(inputs, len(inputs), 'asking'):
         reference = entry if isinstance(entry, InputReference) else InputReference(detector, entry)
         reference.results  # noqa: B018 computed on demand
@@ -199,7 +199,7 @@ def check_pictures(
 def compare_preparation(
     detector: Detector, metadata: Metadata, picture_files: Sequence[str | Path], picture: np.ndarray
 ) -> PreprocessingResult:
-    """Compare with the user's test pipeline, and keep what it collects for the model."""
+    """Compare with the user's test pipeline, and keep its collected entries."""
 
     def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:
         return detector.family.feeds([image] * batch, rescale=True)
@@ -229,9 +229,9 @@ def read_picture_file(detector: Detector, path: str) -> tuple[ExportedFile, Opti
 
 
 def open_backend(engine: Mapping[str, Any], file: ExportedFile) -> Backend:
-    """Return the engine with a file, inactive.
+    """Return the inactive engine of a file.
 
-    ONNX Runtime on the CPU in float32 also returns the tensors between the stages.
+    ONNX Runtime on the CPU in float32 also returns tensors between stages.
     """
     kind, options = engine_class(engine), {key: value for key, value in engine.items() if key != 'engine'}
     if file.metadata.options.get('nms_plugin'):
@@ -242,14 +242,14 @@ def open_backend(engine: Mapping[str, Any], file: ExportedFile) -> Backend:
 
 
 def shows_inner(engine: Mapping[str, Any]) -> bool:
-    """Whether an engine returns the tensors between the stages: ONNX Runtime on the CPU."""
+    """Whether an engine returns tensors between stages: ONNX Runtime on the CPU."""
     cpu = half_precision.CPU
     on_cpu = engine.get('providers') in (None, cpu, [cpu], (cpu,))
     return engine_class(engine) == 'OnnxRuntimeBackend' and on_cpu
 
 
 def open_beside(file: ExportedFile, stack: contextlib.ExitStack) -> Backend | None:
-    """Return ONNX Runtime with a file that another engine runs, for its inner tensors; None if it cannot."""
+    """Return ONNX Runtime for another engine's file and its inner tensors; None if it cannot run it."""
     try:
         return stack.enter_context(open_backend({}, file))
     except LoadError:
@@ -280,7 +280,7 @@ def picture_inputs(
 
 
 def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]:
-    """Note missing substitution of the file's tensors, and choices among equal results."""
+    """Note missing substitution of tensors, and choices among equal results."""
     notes = list(dict.fromkeys(note for case in cases for note in case.notes))
     if any(case.engines for case in cases):
         notes.append('tensors inside the file are from ONNX Runtime, which also ran the file')
@@ -296,7 +296,7 @@ def run_case(
 ) -> tuple[Case, list[Pair]]:
     """Run an engine on one input, and compare with the reference; return the case, and pairs to draw.
 
-    `beside`: ONNX Runtime with the same file, where the engine shows no inner tensors.
+    `beside`: ONNX Runtime with the same file, for inner tensors.
     """
     feeds, reference.engine_seconds = reference.feeds_of(backend.metadata), []
 
@@ -323,7 +323,7 @@ def judge_outputs(
 ) -> tuple[Case, list[Pair]]:
     """Compare an engine's outputs, or its error, with the reference; return the case, and pairs to draw.
 
-    `of_runtime`: outputs and inner tensors of ONNX Runtime for the same file, if it ran beside.
+    `of_runtime`: ONNX Runtime's outputs and inner tensors for the same file, if it ran.
     """
     code, metadata = reference.code, backend.metadata
     proof_input, expected = reference.input, reference.results
@@ -378,9 +378,9 @@ def judge_parts(
     inner: Mapping[str, np.ndarray],
     results: Sequence[Any],
 ) -> Case:
-    """Return the case with what the file's own tensors give in float32, part by part.
+    """Return the case with float32 comparisons of the file's own tensors, part by part.
 
-    `results` are those of the file, of its `outputs`.
+    `results` are the file's, from `outputs`.
     """
     settings, compared = metadata.postprocess.to_json(), compares_values(metadata)
     tensors, borders = {**outputs, **inner}, border_rows(reference, inner, outputs)
@@ -432,9 +432,9 @@ def match_images(
     bars: Bars,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[DetectionRow, ...]:
-    """Return level 3 of one case: every image's results, matched with PyTorch's.
+    """Return level 3 of one case: all images' results, matched with PyTorch's.
 
-    `settings`: of the post-processing, to excuse results beside a tie.
+    `settings`: of the post-processing, to excuse results at a tie.
     """
     if settings is None:
         task, titles = reference.detector.family.task, [title for title, _ in reference.input.sources]
@@ -451,7 +451,7 @@ def match_with_ties(
     settings: Mapping[str, Any],
     bars: Mapping[str, Any],
 ) -> tuple[DetectionRow, ...]:
-    """Match every image's results; `run` returns those of the reference."""
+    """Match every image's results; `run` returns the reference's."""
     model = reference.detector.model
     task = task_module(reference.detector.family.task, NEEDED_BY_LISTS)
     pair_by = functools.partial(
@@ -472,7 +472,7 @@ def match_with_ties(
 def match_engines(
     reference: InputReference, expected: Sequence[Any], results: Sequence[Any], settings: Mapping[str, Any]
 ) -> tuple[DetectionRow, ...]:
-    """Match an engine's results with those of ONNX Runtime for the same file."""
+    """Match an engine's results with ONNX Runtime's for the same file."""
     rows = match_with_ties(reference, expected, results, reference.run, settings, dict(score_thr=0.0))
     return tuple(dataclasses.replace(row, image=f'{row.image}, against ONNX Runtime') for row in rows)
 
@@ -480,7 +480,7 @@ def match_engines(
 def border_rows(
     reference: InputReference, tensors: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
 ) -> tuple[TensorRow, ...]:
-    """Compare the tensors between the stages with the results of the user's methods."""
+    """Compare tensors between stages with the results of the user's methods."""
     code, results = reference.code, {**outputs, **tensors}
     expected = _at_borders(code, reference.borders, tensors)
     actual = {name: tensors[name] for name in expected}
@@ -488,7 +488,7 @@ def border_rows(
 
     def run() -> dict[str, np.ndarray]:
         with observed(code.model, code.borders()) as calls, contextlib.suppress(Exception):
-            reference.run()  # what follows the borders may refuse float64
+            reference.run()  # code after the borders may refuse float64
         return {**_at_borders(code, calls, tensors), **code.inner_tensors(results)[0]}
 
     sides = {**expected, **expected_rows}, {**actual, **actual_rows}
@@ -513,9 +513,9 @@ def match_substituted(
     results: Sequence[Any],
     settings: Mapping[str, Any],
 ) -> tuple[tuple[DetectionRow, ...], tuple[str, ...]]:
-    """Match the file's results with the results of the user's test path on the file's tensors.
+    """Match the file's results with the user's test path on the file's tensors.
 
-    Returns a row for each image, none if the tensors cannot be put in; and notes on refusals.
+    Returns a row per image, or none if the tensors do not fit; and notes on refusals.
     """
     family, model = reference.detector.family, reference.detector.model
     task, given = task_module(family.task), reference.code.substitutes(tensors)
@@ -528,7 +528,7 @@ def match_substituted(
 
     try:
         expected = run()
-    except Exception as error:  # the user's code may read what the file does not have
+    except Exception as error:  # the user's code may need more than the file has
         return (), (f"your code does not accept the file's tensors: {one_line(error)[:200]}",)
     one_to_one = getattr(task, 'ONE_TO_ONE', {})
     return match_with_ties(reference, expected, results, run, settings, one_to_one), ()
@@ -537,7 +537,7 @@ def match_substituted(
 def match_inner(
     reference: InputReference, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]
 ) -> tuple[DetectionRow, ...]:
-    """Match boxes between the stages with the boxes of the user's code."""
+    """Match boxes between stages with the user's code."""
     titles = [title for title, _ in reference.input.sources]
     sides = reference.code.inner_results(tensors, reference.images)
 
@@ -617,7 +617,7 @@ def compare_outputs(
 ) -> tuple[TensorRow, ...]:
     """Compare tensors by name; rows of a top-k in any order.
 
-    `run` computes `expected` again.
+    `run` recomputes `expected`.
     """
     sides = code.in_order(expected), code.in_order(outputs)
     rounding = run and rounding_of(code.model, sides[0], lambda: code.in_order(run()))

@@ -1,4 +1,4 @@
-"""Shared parts of all proofs: files with their metadata, their checks, and the judgement of all results."""
+"""Shared parts of proofs: files with metadata, their checks, and the judgement of results."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.results import Case, GraphResult
 
 AGAIN = 'the model returns different results when the first input runs again at the end'
-"""Reason of failure: another result at the end."""
+"""Reason of failure: another final result."""
 INTERFACE_EDITS = {'fp16', 'set-shape'}
-"""Commands that change types or sizes of inputs and outputs."""
+"""Commands that change input or output types or sizes."""
 MAX_MESSAGE_LENGTH = 500
-"""Length of an engine's message."""
+"""Length limit of an engine's message."""
 ROUNDED = (
     'sparse files have float16 weights, as their engine requires; PyTorch ran with the same weights. A row '
     'of its own shows their effect on the output map. The rounding of the engine is not tested here'
@@ -100,10 +100,10 @@ class Proof:
         detector: config and checkpoint.
         files: `ExportedFile` or `SparseFile`.
         options: of their export.
-        engine: `engine`, the registered name of the class, and its options.
+        engine: `engine`, the class's registered name, and options.
         results: comparisons so far.
         pairs: samples with both engines' results, to draw.
-        changed_files: files of the user's classes that changed since the export.
+        changed_files: files of user classes that changed since the export.
     """
 
     detector: Detector
@@ -148,7 +148,7 @@ def start(
     claims: Claims,
     facts: Mapping[str, Any],
 ) -> Proof:
-    """Return the proof of read files; `facts` go into the verdict's subject."""
+    """Return the proof of read files; `facts` are for the verdict's subject."""
     paths = [file.path for file in files]
     subject = dict(
         file=paths[0] if len(paths) == 1 else str(Path(paths[-1]).parent),
@@ -179,7 +179,7 @@ def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
 
 
 def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> None:
-    """Compare a file's graph by `compare`, and its hashes with the model's."""
+    """Compare a file's graph with `compare`, and its hashes with the model's."""
     nodes, claims = count_nodes(file.model), proof.claims
     graph = not_compared(file.name, nodes, file.edits, edited=claims.edited, written=claims.written)
     graph = graph or compare()
@@ -202,7 +202,7 @@ def add_checks(proof: Proof, file: Any, checks: Iterable[Check]) -> None:
 
 
 def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphSpec | None) -> None:
-    """Check a file's validity, and its metadata against contract, config and options."""
+    """Check a file, and its metadata against contract, config and options."""
     if INTERFACE_EDITS & {*file.edits}:
         contract = file.metadata.spec
     if is_sparse(file.model):
@@ -239,7 +239,7 @@ def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
 
 
 def judge_results(proof: Proof) -> None:
-    """Judge all results together: what is left end to end; below float32 a rate decides."""
+    """Judge all results: the end to end rest; below float32 a rate decides."""
     results, verdict = proof.results, proof.verdict
     if not verdict.bars.is_float32:
         half_precision.judge_match_rate(results, verdict, bool(proof.engine.get('round_fp16')))
@@ -253,7 +253,7 @@ def judge_results(proof: Proof) -> None:
 
 
 def notes_on_export(detector: Detector, metadata: Metadata) -> list[str]:
-    """Return notes on an export and its model; `metadata` of its last file."""
+    """Return notes on an export and its model; `metadata`: of the last file."""
     subject = 'the files were' if detector.family.files else 'the file was'
     overrides = override_notes(detector, metadata, subject)
     return [*overrides, *class_name_notes(detector), *disagreements(detector.cfg)]

@@ -1,4 +1,4 @@
-"""Was a file made from this config and checkpoint, and do its metadata agree with them?"""
+"""Checks that a file was made from this config and checkpoint, metadata included."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]
 
 
 def hash_checks(detector: Any, recorded: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
-    """Compare recorded hashes of 'checkpoint' and 'config'; return checks, and notes."""
+    """Compare recorded hashes of 'checkpoint' and 'config'; return checks and notes."""
     checks, notes = [], []
     for title, file_hash in recorded.items():
         sha256 = getattr(detector, f'{title}_sha256')
@@ -103,7 +103,7 @@ def hash_checks(detector: Any, recorded: Mapping[str, str], is_same: bool) -> tu
 
 
 def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> list[Check]:
-    """Return a check per requested option of the export."""
+    """Return a check per requested export option."""
     checks = []
     for name, value in expected.items():
         recorded = options.get(name)
@@ -118,7 +118,7 @@ def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
 
 
 def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) -> None:
-    """Raise UsageError for a file with overrides that the config lacks."""
+    """Raise UsageError if the config lacks a file's overrides."""
     if differing := _differing_settings(cfg, overrides):
         raise UsageError(f'{path}: was exported with other settings than this config has: {differing}')
 
@@ -126,15 +126,15 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
 def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
     if not overrides:
         return ''
-    cfg = cfg.get('as_read', cfg)  # overrides are of the config before a family translated it
+    cfg = cfg.get('as_read', cfg)  # overrides apply before a family translates the config
     changed = copy.deepcopy(cfg)
-    with contextlib.suppress(KeyError, TypeError):  # a list is shorter, or a number is in the place of a dict
+    with contextlib.suppress(KeyError, TypeError):  # a shorter list, or a number instead of a dict
         changed.merge_from_dict(copy.deepcopy(dict(overrides)))
         if config_sha256(changed) == config_sha256(cfg):
             return ''
     settings = {key: _setting_at(cfg, key) for key in overrides}
     for key, value in overrides.items():
-        if isinstance(value, dict) and isinstance(settings[key], dict):  # which is merged in
+        if isinstance(value, dict) and isinstance(settings[key], dict):  # merged in
             settings[key] = {name: settings[key].get(name) for name in value}
     differing = '; '.join(
         f'{key}: the file says {value}, the config {settings[key]}'
@@ -160,7 +160,7 @@ def _plain(value: Any) -> Any:
 
 
 def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
-    """Return how a file's contract differs from the family's, or ''."""
+    """Return the difference of a file's contract, or ''."""
     if contract is None:
         return f'the family has no graph {recorded.name!r} with the options in the file'
     differing = []
@@ -197,7 +197,7 @@ def unequal_entries(recorded: Mapping[str, Any], expected: Mapping[str, Any], so
 
 
 def normalisation_notes(detector: Detector) -> list[str]:
-    """Return notes on `--mean` and `--std` in place of the config's."""
+    """Return notes on `--mean` and `--std` overrides."""
     config_rule = detector.family.preprocess_rule(detector.cfg)
     return [
         f'images are normalised with {name} {list(getattr(detector.rule, name))} (--{name}), not with '
@@ -216,7 +216,7 @@ def override_notes(detector: Detector, metadata: Metadata, subject: str = 'the f
 
 
 def stale_reason(recorded: Metadata, current: Metadata) -> str:
-    """Return why a file is stale, by the metadata of a new export; or ''."""
+    """Return why a file is stale by a new export's metadata, or ''."""
     options, file_options = ({**metadata.options, 'cfg_options': None} for metadata in (current, recorded))
     is_same_version = recorded.versions == current.versions
     facts = {
@@ -253,7 +253,7 @@ def weights_checks(detector: Detector) -> list[Check]:
     }
     unused = detector.family.ignored_prefixes
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
-    if getattr(report, 'prefix', None) is not None:  # of a backbone, which may have another place in its file
+    if getattr(report, 'prefix', None) is not None:  # a backbone may have another prefix in its file
         place = f'{report.encoder}.' if report.encoder else ''
         tensors = {place + name.removeprefix(report.prefix): tensor for name, tensor in tensors.items()}
     detail = differing_weights(detector.model.state_dict(), tensors)

@@ -1,4 +1,4 @@
-"""What a recorded reference adds to a verdict."""
+"""Findings of a recorded reference."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 LEVELS, MEAN_LEVELS = 2.0, 0.1
-"""Grey levels by which prepared pictures of two builds of OpenCV differ, at most and on average."""
+"""Grey levels between two OpenCV builds' prepared images, at most and on average."""
 
 
 def open_recording(folder: str | Path, detector: Detector) -> Recording:
-    """Read what `record.py` wrote; heads are compared by the bars of float32."""
+    """Read a recording of `record.py`; heads are compared by float32's bars."""
 
     def compare(
         here: Mapping[str, np.ndarray],
@@ -46,9 +46,9 @@ def open_recording(folder: str | Path, detector: Detector) -> Recording:
 
 
 def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path]) -> None:
-    """Add findings on the recorded model, its heads' outputs, and the inputs that it answered.
+    """Add findings on the recorded model, its heads' outputs, and its inputs.
 
-    `files` are the pictures or sweeps of the proof, for what the user's own test pipeline made of them there.
+    `files`: the proof's images or sweeps, to compare the user's own test pipeline there.
     """
     recording: Recording = detector.recording
     manifest = recording.manifest
@@ -80,7 +80,7 @@ def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path])
 
 
 def _preparation(recording: Recording, detector: Detector, files: Sequence[Path]) -> Iterator[Finding]:
-    """Compare pictures and sweeps of the user's own test pipeline with those of the file's rule."""
+    """Compare images and sweeps of the user's test pipeline and of the file's rule."""
     by_content = {sha256_file(path): path for path in files}
     for entry in recording.manifest['own']:
         subject, path = f'recorded preparation of {entry["name"]}', by_content.get(entry['sha256'])
@@ -103,7 +103,7 @@ def _compare_picture(there: np.ndarray, path: Path, detector: Detector) -> tuple
 
 
 def _compare_points(there: np.ndarray, path: Path, detector: Detector) -> tuple[bool, str]:
-    """Compare the points of a sweep without a past, in their order, in the range that the model takes."""
+    """Compare a single sweep's points, in order, in the model's range."""
     with tempfile.TemporaryDirectory() as folder:
         infos = Path(folder) / 'infos.pkl'
         infos.write_bytes(pickle.dumps([dict(lidar_path=str(path.resolve()), sweeps=[], timestamp=0)]))

@@ -1,4 +1,4 @@
-"""Results of the unpatched model for pictures, and pictures that depend on them."""
+"""Results of the unpatched model, and images derived from them."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 
 SURE = 0.5
-"""Smallest score of an object, relative to the picture's best."""
+"""Smallest score of an object, relative to the image's best."""
 LARGEST_OBJECT = 0.5
-"""Largest share of a picture of an object to zoom in on."""
+"""Largest share of the image of an object to zoom in on."""
 
 
 class InputReference:
@@ -50,13 +50,13 @@ class InputReference:
 
     Attributes:
         code: the user's code, see `ImageFamily.reference`.
-        images: the input's images; omitted optional inputs have their defaults.
-        feeds: name -> input of a file, or fact for the post-processing; forms may need less.
+        images: the input's images; omitted optional inputs get defaults.
+        feeds: name -> input of a file, or post-processing fact; forms may need fewer.
         seconds: time of the model's test path.
         sums: `output_sums` of that run.
-        borders: path of a method -> its results in that run, one per call.
+        borders: path of a method -> its results, one per call.
         engine_seconds: times of the last file's runs.
-        cache: content of pictures -> cached results, `borders` and `sums`; None: no cache.
+        cache: content of images -> cached results, `borders` and `sums`; None: no cache.
     """
 
     def __init__(
@@ -106,14 +106,14 @@ class InputReference:
         return results
 
     def compute(self, method: Callable[..., Any], *arguments: Hashable, **options: Hashable) -> Any:
-        """Return the result of a method of `code`, computed once for equal arguments."""
+        """Return the result of a `code` method, cached by arguments."""
         key = method, arguments, tuple(options.items())
         if key not in self._computed:
             self._computed[key] = method(self.feeds, *arguments, **options)
         return self._computed[key]
 
     def feeds_of(self, metadata: Metadata) -> dict[str, np.ndarray]:
-        """Return name -> fed input of a file."""
+        """Return name -> input of a file."""
         self.feeds |= self.compute(self.code.inner_inputs, metadata.form)
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
@@ -134,7 +134,7 @@ def _content(images: Sequence[PreparedImage], rescale: bool) -> bytes:
 
 @contextlib.contextmanager
 def output_sums(model: torch.nn.Module) -> Iterator[dict[str, list[float]]]:
-    """Collect, for each child of a model, the sums of absolute values of its results."""
+    """Collect per child of a model the sums of absolute values of its results."""
     sums: dict[str, list[float]] = {name: [] for name, _ in model.named_children()}
 
     def hook_of(name: str) -> Callable[..., None]:
@@ -154,7 +154,7 @@ def output_sums(model: torch.nn.Module) -> Iterator[dict[str, list[float]]]:
 
 
 def changed_children(first: dict[str, list[float]], again: dict[str, list[float]]) -> list[str]:
-    """Return the children with different `output_sums` in two equal runs."""
+    """Return the children with other `output_sums` in two equal runs."""
     if not any(first.values()) or not any(again.values()):
         return []
     names = []
@@ -189,7 +189,7 @@ def references(
 def empty_reference(
     detector: Detector, options: Options, cache: dict[bytes, Any] | None = None
 ) -> tuple[InputReference | None, str]:
-    """Return the reference of a plain picture in which PyTorch finds nothing, or None and the reason."""
+    """Return the reference of a plain image where PyTorch finds nothing, or None and the reason."""
     counts, limit = {}, getattr(detector.family.facts(detector.model), 'max_per_img', None)
     inputs = plain_inputs(detector, options)
     for plain in inputs:
@@ -210,7 +210,7 @@ def empty_reference(
 def reference_with_empty_image(
     detector: Detector, inputs: Sequence[ProofInput], plain: ProofInput
 ) -> tuple[int, InputReference] | None:
-    """Return the index of a batch of three, and its reference with a plain second picture, or None."""
+    """Return the index of a batch of three, and its reference with a plain second image, or None."""
     for index, case in enumerate(inputs):
         if len(case.images) != BATCHES[-1] or case.traced:
             continue
@@ -224,7 +224,7 @@ def reference_with_empty_image(
 
 
 def zoomed_on_object(detector: Detector, options: Options, traced: InputReference) -> ProofInput | None:
-    """Return an input filled by the traced picture's largest object, or None."""
+    """Return an input filled by the traced image's largest object, or None."""
     if not any(hasattr(part, 'map_roi_levels') for part in detector.model.modules()):
         return None
     source = traced.input.sources[0]
@@ -238,7 +238,7 @@ def zoomed_on_object(detector: Detector, options: Options, traced: InputReferenc
 
 
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the objects' boxes (n, 4) xyxy as shares of the picture; boxes have `size` (h, w) in pixels."""
+    """Return objects' boxes (n, 4) xyxy as shares of the image; `size` is (h, w) in pixels."""
     if isinstance(results, Segments):
         results = results[results.ids >= OFFSET]
     results = results[results.scores >= SURE * results.scores.max(initial=0.0)]

@@ -30,7 +30,6 @@ LARGEST_DIFFERENCE = 1e-3
 
 
 def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
-    """Compare an engine with its ONNX file on random feeds."""
     backend = TensorRtBackend(engine)
     backend.open_session()
     if backend.record.onnx_sha256 != sha256_onnx(source):
@@ -66,7 +65,7 @@ def compare_outputs(
 
 
 def row_text(row: TensorRow) -> str:
-    if row.cosine is None or (row.max_rel is None and not row.passed):  # no figure tells the difference
+    if row.cosine is None or (row.max_rel is None and not row.passed):  # no figure shows it
         return f'{row.tensor}: FAILED: {row.reason}'
     verdict = 'ok' if row.passed else 'FAILED'
     relative = 0.0 if row.max_rel is None else row.max_rel

@@ -1,4 +1,4 @@
-"""Opening an exported model by its metadata. No PyTorch."""
+"""Open an exported model by its metadata. No PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ImageModel(Runtime):
-    """A picture detector open in ONNX Runtime; a context manager with `metadata`, `rule` and `classes`."""
+    """An image detector in ONNX Runtime; a context manager with `metadata`, `rule` and `classes`."""
 
     def __init__(self, path: str | Path, *, providers: Sequence[str], threads: int = 0) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class ImageModel(Runtime):
         runtime_of(self.metadata.family)
 
     def __call__(self, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> Detections | Instances:
-        """Results of a picture, best first, in pixels; 3D in metres of the frame of `cam2img`.
+        """Results of an image, best first, in pixels; 3D in metres in the frame of `cam2img`.
 
         Args:
             image_bgr: (h, w, 3) uint8.
@@ -39,8 +39,8 @@ class ImageModel(Runtime):
                 times depth, for 3D boxes.
 
         Raises:
-            ShapeError, InferenceError: the graph refuses or cannot compute the picture or camera.
-            UsageError: 3D boxes without `cam2img`.
+            ShapeError, InferenceError: the graph cannot run the image or camera.
+            UsageError: `cam2img` missing for 3D.
             ValueError: malformed `cam2img`.
             ModelFileError: more candidates than the file's limit.
         """
@@ -55,17 +55,17 @@ def open_model(
     Args:
         path: `.onnx` file or folder.
         providers: execution providers in order.
-        threads: within an operator; 0: ONNX Runtime decides.
+        threads: per operator; 0: ONNX Runtime decides.
 
     Returns:
         For 2D models an `ImageModel`: `model(image_bgr)` with (h, w, 3) uint8 returns `Detections`,
         `Instances` or another `Scored`. For frames and sweeps the family's runtime: `model.step(frame)`, see
-        `mmdeploy_ext.runtime.frames`, and `model.reset()`. Close it with `close()` or `with`.
+        `mmdeploy_ext.runtime.frames`, and `model.reset()`. Close it by `close()` or `with`.
 
     Raises:
         ModelFileError: missing, damaged, not by mm2onnx, unknown family, or an incomplete folder.
-        ConfigError: a family without a runtime.
-        EngineError: a missing provider.
+        ConfigError: the family has no runtime.
+        EngineError: missing provider.
     """
     files = model_files(str(path))
     for file in files:
