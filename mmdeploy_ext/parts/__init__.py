@@ -1,1 +1,1 @@
-"""Parts of any detector: recorded on the user's own test path, exported, swapped in, proven."""
+"""Parts of any detector: recorded on the user's test path, exported, swapped in, proven."""

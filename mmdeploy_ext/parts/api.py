@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ExportedParts:
-    """The result of `export_parts`.
+    """Result of `export_parts`.
 
     Attributes:
         folder: the files and their manifest.
         factory: config and checkpoint.
         samples: keyword arguments of the test path.
-        recorded: the parts with their calls, and the run of the test path.
+        recorded: parts with their calls, and the run of the test path.
     """
 
     folder: CutFolder
@@ -53,22 +53,22 @@ def export_parts(
     cfg_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> ExportedParts:
-    """Export parts of a detector, as `mm2onnx export --parts`; nothing is compared, see `prove`.
+    """Export parts of a detector, as `mm2onnx export --parts`. Call `prove` to compare.
 
     Args:
         config: mmcv 1.x config; the model needs no family.
         checkpoint: the weights.
         parts: paths of modules, joined by '+', or methods: 'backbone+neck', 'extract_feat()'.
-        output: folder; a file per part and `parts.json` are written into it.
-        samples: keyword arguments of the test path, in their order; (): the config's data set, else views of
+        output: folder for `parts.json` and a file per part.
+        samples: keyword arguments of the test path, in order; (): the config's data set, else views of
             the package's image. A proof needs at least two.
         names: path of a tensor, such as 'mlvl_feats.0', -> its name in the files.
-        cfg_options: dotted key -> value that replaces the config's.
+        cfg_options: dotted key -> value that overrides the config.
         options: `opset`, `exporter` ('torchscript', 'dynamo'), `precision` ('fp32', 'fp16'), `simplify`,
             `seeded`.
 
     Raises:
-        UsageError: the config cannot be read, or the model has no such part.
+        UsageError: unreadable config, or unknown part.
         ConfigError: a part cannot be one graph; the message names the argument or constant.
         ExportError: the exporter failed.
     """

@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from mmdeploy_ext.parts.tree import Tree
 
 CREATORS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
-"""Functions by which arrays enter torch, besides `torch.from_numpy`."""
+"""Functions that bring arrays into torch, except `torch.from_numpy`."""
 LEAST_VALUES = 3
-"""Smaller arrays of whole numbers equal some meta by chance."""
+"""Smaller integer arrays equal some meta by chance."""
 DEEPEST = 2
-"""Axes of a key's stack that code may index before an array enters torch: sample and camera."""
+"""Axes of a key's stack that code may index before torch: sample and camera."""
 MARK = 0.05
-"""Share by which numbers are changed so that no two arrays are equal."""
+"""Relative change of numbers that makes all arrays differ."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where an array comes from: a key of the metas, stacked over samples, and an index into the stack."""
+    """Source of an array: a key of the metas, stacked over samples, and an index into the stack."""
 
     key: str
     index: tuple[int, ...] = ()
@@ -44,7 +44,7 @@ class Entered:
 
     Attributes:
         array: a copy.
-        sources: places in the metas that hold the same values, by chance or not.
+        sources: places in the metas with the same values, perhaps by chance.
         place: FILE:LINE of the user's code.
     """
 
@@ -54,7 +54,7 @@ class Entered:
 
 
 def stacks_of(value: Any, stacks: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Return key -> array of the metas in the arguments of a call, stacked over the dicts of a list."""
+    """Return key -> array of the metas in a call's arguments, stacked over the dicts of a list."""
     stacks = {} if stacks is None else stacks
     if isinstance(value, list | tuple) and value and all(isinstance(entry, dict) for entry in value):
         for key in value[0]:
@@ -79,7 +79,7 @@ def _add(stacks: dict[str, np.ndarray], key: str, value: Any) -> None:
 
 
 def as_array(value: Any) -> np.ndarray | None:
-    """Return numbers, nested or not, as an array; None for anything else, also for tensors."""
+    """Return numbers, nested or not, as an array; None for anything else, even tensors."""
     if isinstance(value, torch.Tensor | str | bytes | dict | None):
         return None
     if isinstance(value, list | tuple) and _holds_tensor(value):
@@ -98,7 +98,7 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def sources_of(array: np.ndarray, stacks: Mapping[str, np.ndarray]) -> tuple[Source, ...]:
-    """Return all places in the metas that hold the values of an array, in float64 or float32."""
+    """Return all places in the metas with an array's values, in float64 or float32."""
     found = []
     for key, stack in stacks.items():
         for depth in range(min(DEEPEST, stack.ndim) + 1):
@@ -148,7 +148,7 @@ def entering(enter: Callable[[np.ndarray, torch.Tensor], torch.Tensor]) -> Itera
 
 @contextlib.contextmanager
 def recorded_arrays(stacks: Mapping[str, np.ndarray]) -> Iterator[list[Entered]]:
-    """Yield a list of the arrays that enter torch inside the block, in their order."""
+    """Yield a list of the arrays that enter torch inside the block, in order."""
     arrays: list[Entered] = []
 
     def enter(array: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
@@ -163,9 +163,9 @@ def recorded_arrays(stacks: Mapping[str, np.ndarray]) -> Iterator[list[Entered]]
 def given_arrays(
     stacks: Mapping[str, np.ndarray], inputs: Mapping[str, torch.Tensor], taken: set[str]
 ) -> Iterator[None]:
-    """Inside the block arrays with the values of a stack are taken from `inputs`, key -> tensor of the stack.
+    """Inside the block replace arrays with a stack's values by `inputs`, key -> tensor of the stack.
 
-    The values are those of `marked`, so that each tells where it comes from. The keys go into `taken`.
+    The values come from `marked`, so that each shows its source. Adds the keys to `taken`.
     """
 
     def enter(array: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
@@ -185,7 +185,7 @@ def given_arrays(
 
 
 def marked(arguments: Tree, keys: Collection[str], seed: int = 0) -> Tree:
-    """Return arguments with other numbers under some keys of the metas, no two of them equal."""
+    """Return arguments with different, unique numbers under some keys of the metas."""
     generator = np.random.default_rng(seed)
     changed = {}
     for name, value in arguments.constants.items():

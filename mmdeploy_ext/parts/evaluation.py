@@ -1,4 +1,4 @@
-"""The data set of a config, by PyTorch and by the model with sessions in place of its parts."""
+"""Evaluation of a config's data set in PyTorch and with sessions in place of parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OneByOneDetector(PublishedDetector):
-    """A detector that takes single samples in the order of the data set, as parts and memories need."""
+    """A detector for single samples in data set order, as parts and memories require."""
 
     one_by_one = True
 
@@ -36,6 +36,6 @@ class SwappedDetector(OneByOneDetector):
 
 
 def compare_on_dataset(factory: ModelFactory, folder: CutFolder, metrics: Sequence[str]) -> list[MetricRow]:
-    """Evaluate `data.test` by both; the bar of a metric is that of the precision of the export."""
+    """Evaluate `data.test` by both; the export's precision sets the bars."""
     networks = OneByOneDetector(factory.make()), SwappedDetector(factory, folder)
     return compare_metrics(factory.cfg, *networks, metrics, folder.options['precision'])

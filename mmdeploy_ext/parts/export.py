@@ -41,19 +41,19 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.comparison import Rounding
 
 PREFIX = 'mm2onnx.'
-"""Prefix of the entries of `metadata_props` about a part."""
+"""Prefix of `metadata_props` entries about a part."""
 DEFAULTS = dict(opset=0, exporter='torchscript', precision='fp32', simplify=False, seeded=False)
 """Options of an export of parts.
 
-Opset 0 is the lowest that the part needs, at least 17; `seeded` makes random numbers constants.
+Opset 0 is the part's lowest, at least 17; `seeded` makes random numbers constants.
 """
 OTHER = 0.05
-"""Share by which numbers are changed for a second run."""
+"""Relative change of numbers for a second run."""
 INSIDE = 'it is not written. Cut parts inside it'
 
 
 class RigError(ExportError):
-    """A graph that is right for the arrays of metas with which it was traced alone.
+    """A graph is correct only for the traced arrays of metas.
 
     Attributes:
         keys: of the metas.
@@ -66,7 +66,7 @@ class RigError(ExportError):
 
 @dataclasses.dataclass(frozen=True)
 class RecordedPart:
-    """A part with its calls, checked: everything that an export of it needs."""
+    """A part with its calls, checked, ready for export."""
 
     form: PartForm
     calls: list[PartCall]
@@ -85,11 +85,11 @@ class RecordedPart:
             model: a model prepared for exports, see `ModelFactory.make_prepared`.
             options: see `DEFAULTS`; `opset` is decided.
             names: path of a tensor -> its name in the file.
-            make: makes the model in its fresh state; given, the graph is run on other arguments.
+            make: makes a fresh model, to run the graph on other arguments.
 
         Raises:
-            ExportError: the exporter failed, or the graph gives other outputs than PyTorch.
-            RigError: it does so with other arrays of metas alone.
+            ExportError: the exporter failed, or outputs differ from PyTorch's.
+            RigError: they differ only for other arrays of metas.
         """
         form, call = self.form, self.calls[0]
         module = PartModule(model, form, call, self.paths).eval()
@@ -116,7 +116,7 @@ class RecordedPart:
     ) -> None:
         """Compare a graph with PyTorch on the last call, then with other numbers in the arrays of metas.
 
-        A single call gets other numbers, too.
+        A single call also gets other numbers.
         """
         try:
             runner = Runner(graph, optimization='all')
@@ -159,7 +159,7 @@ class RecordedPart:
         if changed:
             try:
                 reference = run_part(make(), self.form, call, inputs, self.paths)
-            except Exception:  # PyTorch itself takes no such numbers
+            except Exception:  # PyTorch fails on such numbers
                 return
         taken = {value.name for value in runner.index.graph.input}
         feeds = {names.get(name, name): to_array(tensor) for name, tensor in inputs.items()}
@@ -181,9 +181,9 @@ class RecordedPart:
         call: PartCall,
         inputs: Mapping[str, torch.Tensor] | None = None,
     ) -> Rounding | None:
-        """Return the function that compares a call's outputs with those of a model of `make` in float64.
+        """Return the function that compares a call's outputs with a float64 model of `make`.
 
-        `inputs` replace the call's own. None: random numbers are others in float64.
+        `inputs` replace the call's own. None: random numbers differ in float64.
         """
         if self.form.seeded:
             return None
@@ -202,9 +202,9 @@ class RecordedPart:
 
 
 def _other(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor with other numbers; a common factor would leave projections as they are."""
+    """Return a tensor with other numbers; a common factor would not change projections."""
     if not tensor.is_floating_point():
-        rolled = tensor.flatten().roll(1).reshape(tensor.shape)  # indices stay in their range
+        rolled = tensor.flatten().roll(1).reshape(tensor.shape)  # indices stay in range
         return tensor + 1 if torch.equal(rolled, tensor) else rolled
     turns = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
     return tensor * (1 + OTHER * torch.sin(1.7 * turns))
@@ -217,9 +217,9 @@ def record_parts(
     is_seeded: bool = False,
     fixed: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[RecordedPart], Recording]:
-    """Record the parts on samples and check that each is one graph; ConfigError, UsageError: it is not.
+    """Record parts on samples and check that each is one graph; else ConfigError, UsageError.
 
-    `is_seeded`: random numbers are those of one seed; `fixed`: see `CutFolder`.
+    `is_seeded`: random numbers use one seed; `fixed`: see `CutFolder`.
     """
     model = factory.make()
     parts = parse_parts(list(texts), model)
@@ -241,19 +241,19 @@ def export_folder(
     options: Mapping[str, Any] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> tuple[CutFolder, list[RecordedPart], Recording]:
-    """Export parts into a folder; nothing is written if one of them is refused.
+    """Export parts into a folder, all or none.
 
     Args:
         factory: config and checkpoint.
-        texts: parts as they are typed.
-        samples: keyword arguments of the test path, in their order.
+        texts: parts as typed.
+        samples: keyword arguments of the test path, in order.
         output: the folder.
         options: see `DEFAULTS`.
         names: path of a tensor, or 'PART: path', -> its name in the files.
 
     Raises:
         ConfigError: a part cannot be one graph, by name.
-        ExportError: the exporter failed; the message has the operator and the line of the user's code.
+        ExportError: the exporter failed; the message has operator and user line.
     """
     check_writable(Path(output) / MANIFEST)
     chosen = {**DEFAULTS, **(options or {})}
@@ -300,9 +300,9 @@ def exported_part(
     names: Mapping[str, str],
     make: Callable[[], torch.nn.Module],
 ) -> tuple[RecordedPart, onnx.ModelProto]:
-    """Return a part and its graph, of one rig if it is right for no other; arguments as of `export`.
+    """Return a part and its graph, for one rig if it fails on others; arguments as in `export`.
 
-    Opset 0 is the lowest that the part needs.
+    Opset 0: the part's lowest.
     """
     exporter, opset = options['exporter'], options['opset'] or default_opset(model, options['exporter'])
     highest = options['opset'] or OPSETS.get(exporter, (0, 0))[1]
@@ -318,7 +318,7 @@ def exported_part(
 
 
 def names_for(form: PartForm, names: Mapping[str, str]) -> dict[str, str]:
-    """Return path -> name in the file of the tensors of a part; UsageError: two would have one name."""
+    """Return path -> name in the file of a part's tensors; UsageError: duplicate names."""
     chosen = {}
     for path in (*form.inputs, *form.outputs):
         chosen[path] = names.get(f'{form.part.text}: {path}', names.get(path, path))
@@ -332,7 +332,7 @@ def names_for(form: PartForm, names: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_names(path: str) -> dict[str, str]:
-    """Return the names of a JSON file, path -> name; UsageError: it has other content."""
+    """Return the names of a JSON file, path -> name; UsageError: other content."""
     from mmdeploy_ext.util.files import read_json
 
     content = read_json(path)
@@ -342,7 +342,7 @@ def read_names(path: str) -> dict[str, str]:
 
 
 def with_place(error: ExportError, part: RecordedPart, model: torch.nn.Module) -> str:
-    """Return the message of a failed export, with the user's line that calls the operator."""
+    """Return a failed export's message, with the user's line that calls the operator."""
     operator = re.search(r"operator '?(?:aten|prims|mmcv)::(\w+)", str(error))
     if operator is None:
         return str(error)

@@ -1,4 +1,4 @@
-"""The folder of an export: a file per part, `parts.json`, and results that a later proof compares."""
+"""An export's folder: a file per part, `parts.json`, and results for later proofs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mmdeploy_ext.util.files import read_json, write_json
 
 MANIFEST = 'parts.json'
 RESULTS = 'results.npz'
-"""Results of the test path on the samples of the export."""
+"""Results of the test path on the export's samples."""
 
 
 def result_json(part: Part, result: Tree) -> dict[str, Any]:
-    """Return a result as JSON: names of tensors, plain values; ConfigError: it holds anything else."""
+    """Return a result as JSON: names of tensors, plain values; ConfigError: anything else."""
     leaves = []
     for name, value in result.items():
         if name in result.tensors:
@@ -39,7 +39,7 @@ def result_json(part: Part, result: Tree) -> dict[str, Any]:
 
 
 def result_of(entry: dict[str, Any], tensors: dict[str, Any]) -> Any:
-    """Return the nested result of `result_json` with the values of tensors."""
+    """Return the nested result of `result_json` with tensors."""
     leaves = [tensors[leaf['tensor']] if 'tensor' in leaf else leaf['value'] for leaf in entry['leaves']]
     return pytree.tree_unflatten(leaves, pytree.treespec_loads(json.dumps(entry['tree'])))[RESULT]
 
@@ -118,7 +118,7 @@ class CutFolder:
 
     @classmethod
     def read(cls, path: str | Path) -> CutFolder:
-        """Read a folder; ModelFileError: it is none, or a file is missing."""
+        """Read a folder; ModelFileError: not an export, or a missing file."""
         if not Path(path, MANIFEST).is_file():
             raise ModelFileError(f'{path}: has no {MANIFEST}; expected a folder of `mm2onnx export --parts`')
         content = read_json(Path(path, MANIFEST))

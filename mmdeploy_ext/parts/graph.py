@@ -1,4 +1,4 @@
-"""The form of a part over all its calls, and the module of flat tensors that is exported."""
+"""A part's form over all calls, and its exported module of flat tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """An argument of a step that is a result of an earlier step.
+    """A step's argument that an earlier step returned.
 
     Attributes:
         argument: name of the tensor among the arguments.
@@ -39,17 +39,17 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class PartForm:
-    """What all calls of a part have in common.
+    """The common form of all calls of a part.
 
     Attributes:
         part: the part.
         arguments: names of the tensors among the arguments of the first step.
-        keys: keys of the metas whose arrays are inputs -> index of the step that gets them.
+        keys: keys of metas with arrays as inputs -> index of the step that gets them.
         outputs: names of the tensors among the results of the last step.
-        links: per step, where its tensors come from; of the first step nothing.
+        links: per step, sources of its tensors; none for the first.
         dynamic: tensor name -> axis -> name of its size, for axes that differ between calls.
-        seeded: random numbers are those of one seed.
-        fixed: keys of metas whose arrays are constants, since the graph is for one rig.
+        seeded: random numbers use one seed.
+        fixed: keys of metas with constant arrays: the graph is for one rig.
     """
 
     part: Part
@@ -80,14 +80,14 @@ class PartForm:
 
 
 def array_input(array: np.ndarray) -> torch.Tensor:
-    """Return an array of the metas as it is fed: float32 or int64."""
+    """Return an array of the metas as fed: float32 or int64."""
     return torch.from_numpy(np.ascontiguousarray(array, np.float32 if array.dtype.kind == 'f' else np.int64))
 
 
 def form_of(part: Part, calls: Sequence[PartCall]) -> PartForm:
     """Return the form of a part, without the arrays of metas, see `with_keys`.
 
-    ConfigError: two calls have different forms, code between the steps changes values, or an input is changed
+    ConfigError: calls have different forms, code between the steps changes values, or an input is changed
     in place.
     """
     first = calls[0]
@@ -109,9 +109,9 @@ def form_of(part: Part, calls: Sequence[PartCall]) -> PartForm:
 
 
 def with_keys(form: PartForm, calls: Sequence[PartCall], model: torch.nn.Module) -> PartForm:
-    """Return a form with the arrays of metas that are inputs; `model` runs the first call again.
+    """Add the arrays of metas as inputs to a form; `model` runs the first call again.
 
-    ConfigError: an array that changes from call to call is computed in numpy, or there is no input at all.
+    ConfigError: an array computed in numpy changes between calls, or there is no input.
     """
     form = dataclasses.replace(form, keys=_keys(form, calls[0], model))
     for index in range(len(form.part.steps)):
@@ -122,10 +122,10 @@ def with_keys(form: PartForm, calls: Sequence[PartCall], model: torch.nn.Module)
 
 
 def _keys(form: PartForm, call: PartCall, model: torch.nn.Module) -> dict[str, int]:
-    """Return the keys of metas whose arrays enter torch and are read in no other way -> index of their step.
+    """Return keys of metas with arrays read only through torch -> index of their step.
 
-    Equal values tell which keys may enter. For each the part runs twice with other numbers in the metas and
-    the same tensor for them: the tensor has to be taken, and the results have to be the same.
+    Equal values show candidate keys. For each the part runs twice with other numbers in the metas and the
+    same tensor for them: it must use the tensor and return the same results.
     """
     candidates: dict[str, int] = {}
     for index, step in enumerate(call.steps):
@@ -141,7 +141,7 @@ def _keys(form: PartForm, call: PartCall, model: torch.nn.Module) -> dict[str, i
         try:
             with torch.no_grad():
                 first, second = (module(*(tensor.clone() for tensor in inputs)) for module in modules)
-        except Exception:  # it is read as a size or an index, too
+        except Exception:  # also read as a size or an index
             continue
         is_taken = all(key in module.taken for module in modules)
         if is_taken and all(map(same_values, first, second)):
@@ -198,7 +198,7 @@ def _links(part: Part, calls: Sequence[PartCall], index: int) -> tuple[Link, ...
 
 
 def _check_arrays(form: PartForm, calls: Sequence[PartCall], index: int) -> None:
-    """Refuse an array that is no input and enters torch at the same place with other values."""
+    """Refuse an array that is not an input but changes between calls."""
     before: dict[tuple[str, int], np.ndarray] = {}
     for call in calls:
         counts: collections.Counter[str] = collections.Counter()
@@ -225,14 +225,14 @@ def _dynamic_axes(form: PartForm, calls: Sequence[PartCall]) -> dict[str, dict[i
     letters: dict[tuple[int, ...], str] = {}
     for name, of_name in shapes.items():
         for axis, sizes in enumerate(zip(*of_name, strict=True)):
-            if len(set(sizes)) > 1:  # axes with the same sizes in all calls share a name
+            if len(set(sizes)) > 1:  # axes of equal sizes in all calls share a name
                 letter = letters.setdefault(sizes, f'{name.replace(".", "_")}_{axis}')
                 dynamic.setdefault(name, {})[axis] = letter
     return dynamic
 
 
 class PartModule(torch.nn.Module):
-    """A part of a model that takes and returns flat tensors."""
+    """A model's part from flat tensors to flat tensors."""
 
     def __init__(
         self,
@@ -247,9 +247,9 @@ class PartModule(torch.nn.Module):
         Args:
             model: the whole model.
             form: of the part.
-            call: gives the values of everything that is no input.
-            modules_of: name of a module among the arguments -> its path in `model`.
-            seed: of the numbers that mark the arrays of `form.keys`.
+            call: has the values of everything but inputs.
+            modules_of: name of a module argument -> its path in `model`.
+            seed: of the marks in arrays of `form.keys`.
         """
         super().__init__()
         owners = [step.owner_in(model) for step in form.part.steps]
@@ -285,14 +285,14 @@ class PartModule(torch.nn.Module):
                     results.append(Tree.of(named(call_with(method, nested))).tensors)
             return distinct([results[-1][name] for name in form.outputs], tensors)
 
-        self._run = run  # a function, since torch copies modules to export them
+        self._run = run  # a function: torch copies modules to export them
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self._run(tensors)
 
 
 def distinct(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Return outputs with copies of those that are an input, a weight or another output."""
+    """Return outputs, copied if they are an input, a weight or another output."""
     seen = {id(tensor) for tensor in inputs}
     result = []
     for tensor in outputs:
@@ -303,7 +303,7 @@ def distinct(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) ->
 
 
 def modules_among(call: PartCall, model: torch.nn.Module) -> dict[str, str]:
-    """Return name of a module among the arguments of a call -> its path in the model."""
+    """Return name of a module argument -> its path in the model."""
     paths = {id(module): path for path, module in model.named_modules()}
     return {
         name: paths[id(module)]

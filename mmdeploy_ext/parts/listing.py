@@ -1,4 +1,4 @@
-"""`--parts list`: what could be a part of a model, what exports, and a cut with the largest share of time."""
+"""`--parts list`: candidate parts of a model, which export, and the cut with the largest share of time."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from mmdeploy_ext.parts.model import ModelFactory
 
 USUAL, DEEPEST = 3, 6
-"""Depth of the modules that are tried, and of those that are tried while less than `NAMED` is."""
+"""Depth of tried modules, and the depth while their share is below `NAMED`."""
 NAMED = 0.95
 """Share of the time that is enough."""
 LONGEST = 150
-"""Letters of a reason in the table."""
+"""Length of a reason in the table."""
 
 
 @dataclasses.dataclass(eq=False)
 class Candidate:
-    """A module, or a method of one whose `forward` is not called, that could be a part.
+    """A possible part: a module, or a method if its `forward` is not called.
 
     Attributes:
-        path: as it is typed: 'backbone', 'roi_head.bbox_head.0', 'rpn_head.simple_test_rpn()'.
+        path: as typed: 'backbone', 'roi_head.bbox_head.0', 'rpn_head.simple_test_rpn()'.
         share: share of the time of the test path, 0 to 1.
         weights: number of parameters.
         calls: recorded calls.
@@ -67,14 +67,14 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> str:
 def shares_of(factory: ModelFactory, samples: Sequence[Any]) -> dict[Step, float]:
     """Return step -> share of the time of the test path, in the order of the calls.
 
-    Steps are the modules that are called. Of one that is not, they are the methods that other modules call.
+    Steps are called modules; for others, their methods called by other modules.
     """
     model = factory.make()
     seconds: dict[Step, float] = {}
     running: list[str] = []
 
     def timed(step: Step, original: Any, args: Any, kwargs: Any) -> Any:
-        if step.method != FORWARD and step.owner in running:  # by a method of its own
+        if step.method != FORWARD and step.owner in running:  # by its own method
             return original(*args, **kwargs)
         start = time.perf_counter()
         seconds.setdefault(step, 0.0)
@@ -116,7 +116,7 @@ def _methods(kind: type) -> list[str]:
 def candidates_of(
     factory: ModelFactory, samples: Sequence[Any], options: Mapping[str, Any]
 ) -> list[Candidate]:
-    """Return what the test path calls; inside of those that export nothing is tried."""
+    """Return the test path's calls; nothing is tried inside of exportable ones."""
     shares = shares_of(factory, samples)
     prepared, fresh, found = factory.make_prepared(), factory.make(), []
     chosen = {**DEFAULTS, **options}
@@ -147,7 +147,7 @@ def candidates_of(
 
 
 def _owner_around(path: str, owners: Container[str]) -> str:
-    """Return the nearest module around a module that is called, or has a method that is; '' is the model."""
+    """Return the nearest enclosing module that is called, itself or by a method; '' is the model."""
     while path := path.rpartition('.')[0]:
         if path in owners:
             return path
@@ -177,9 +177,9 @@ def reason_against(
 
 
 def proposal_of(candidates: Sequence[Candidate]) -> list[str]:
-    """Return the cut with the largest share, joined where tensors flow on unchanged.
+    """Return the cut with the largest share, joined at unchanged tensors.
 
-    Of all that exports, separate parts of the least share are left out while `NAMED` of the time stays.
+    Omits the smallest separate parts while `NAMED` of the time stays.
     """
     exporting = [candidate for candidate in candidates if candidate.weights and not candidate.reason]
     whole, named = sum(candidate.share for candidate in exporting), 0.0
@@ -212,7 +212,7 @@ def _flows(first: Candidate, second: Candidate) -> bool:
 
 
 def _takes(other: Candidate, first: Candidate) -> bool:
-    """Whether a module outside of another one gets one of its results."""
+    """Whether another module outside gets one of its results."""
     if other is first or other.path.startswith(f'{first.path}.'):
         return False
     results = list(first.calls[0].steps[0].result.tensors.values())
@@ -223,7 +223,7 @@ def _takes(other: Candidate, first: Candidate) -> bool:
 def print_parts(
     factory: ModelFactory, samples: Sequence[Any], options: Mapping[str, Any], console: Console
 ) -> None:
-    """Print modules and methods by their share of the time, with their tensors, and propose a cut."""
+    """Print modules and methods by time share, with their tensors, and propose a cut."""
     from rich.table import Table
 
     candidates = candidates_of(factory, samples, options)

@@ -1,4 +1,4 @@
-"""The model of any config that mmcv reads, without a family."""
+"""The model of any mmcv config, without a family."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class ModelFactory:
-    """A config and its weights; `make` gives models in their fresh state.
+    """A config and its weights; `make` returns fresh models.
 
     Attributes:
         config: path of the config.
@@ -44,13 +44,13 @@ class ModelFactory:
 
     @functools.cached_property
     def pristine(self) -> torch.nn.Module:
-        """The model that is copied; it never runs."""
+        """The model to copy; it never runs."""
         return self._build()
 
     def make(self) -> torch.nn.Module:
-        """Return the model with its weights, in evaluation mode, as if nothing had run.
+        """Return a fresh model with its weights, in evaluation mode.
 
-        It is copied, or built again if it cannot be copied: queues, locks.
+        Copied, or rebuilt if it cannot be copied: queues, locks.
         """
         if self._can_be_copied:
             pristine = self.pristine
@@ -61,7 +61,7 @@ class ModelFactory:
         return self._build()
 
     def make_prepared(self) -> torch.nn.Module:
-        """Return a model with parts in forms that the exporters take."""
+        """Return a model in forms for the exporters."""
         return prepare(self.make())
 
     def build(self) -> torch.nn.Module:
@@ -72,7 +72,7 @@ class ModelFactory:
 
     def _build(self) -> torch.nn.Module:
         model, family = self.build(), claiming_family(self.cfg, DETECTOR)
-        model.requires_grad_(False)  # the tracer refuses weights among arguments that need gradients
+        model.requires_grad_(False)  # the tracer refuses argument weights with gradients
         checkpoint = load_checkpoint(self.checkpoint).renamed(model, self.cfg.model.get('type', ''))
         if family is None or self.cfg.get('fork'):
             load_strict(model, checkpoint)
@@ -81,7 +81,7 @@ class ModelFactory:
         return model
 
     def facts(self) -> dict[str, Any]:
-        """Return the hashes of config, checkpoint and the user's classes, which a proof compares."""
+        """Return the hashes of config, checkpoint and the user's classes for proofs."""
         return dict(
             config=Path(self.config).name,
             config_sha256=config_sha256(self.cfg),
@@ -91,7 +91,7 @@ class ModelFactory:
 
 
 def read_model(config: str, checkpoint: str, cfg_options: Mapping[str, Any] | None = None) -> ModelFactory:
-    """Read a config, with its own imports; ConfigError: it cannot be read, or has no model."""
+    """Read a config and its imports; ConfigError: unreadable, or no model."""
     compat.apply()
     cfg = load_config(str(config), dict(cfg_options or {}))
     if not cfg.get('model'):

@@ -61,13 +61,13 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Pieces that become one graph: tensors flow from each step to the later ones."""
+    """Steps that become one graph: tensors flow from each to later ones."""
 
     steps: tuple[Step, ...]
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """Read a part as typed; UsageError: a step is empty or is there twice."""
+        """Read a part as typed; UsageError: a step is empty or repeated."""
         names = [name.strip() for name in text.split('+')]
         if not all(names) or len(set(names)) < len(names):
             raise UsageError(f'--parts {text}: expected paths of modules or methods, joined by +')
@@ -83,7 +83,7 @@ class Part:
 
 
 def parse_parts(texts: list[str] | tuple[str, ...], model: torch.nn.Module) -> list[Part]:
-    """Return the parts that were typed; UsageError: one is not in the model, or two share a step."""
+    """Return the typed parts; UsageError: one is not in the model, or two share a step."""
     parts = [Part.parse(text) for text in texts]
     steps = [step for part in parts for step in part.steps]
     for step in steps:
@@ -95,7 +95,7 @@ def parse_parts(texts: list[str] | tuple[str, ...], model: torch.nn.Module) -> l
 
 @contextlib.contextmanager
 def intercepted(model: torch.nn.Module, handlers: Mapping[Step, Callable[..., Any]]) -> Iterator[None]:
-    """Inside the block `handler(original, args, kwargs)` runs in place of each step's method."""
+    """Inside the block `handler(original, args, kwargs)` replaces each step's method."""
     with contextlib.ExitStack() as stack:
         for step, handler in handlers.items():
             owner = step.owner_in(model)

@@ -55,8 +55,8 @@ def prove_folder(
     Args:
         factory: config and checkpoint.
         folder: the exported folder.
-        samples: keyword arguments of the test path, in their order.
-        recorded: result of `record_parts` on these samples, if it was just run.
+        samples: keyword arguments of the test path, in order.
+        recorded: result of `record_parts` on these samples, or None.
     """
     texts = [entry['part'] for entry in folder.entries]
     parts, recording = recorded or record_parts(factory, texts, samples, folder.is_seeded, folder.fixed)
@@ -138,7 +138,7 @@ def _check_facts(verdict: Verdict, factory: ModelFactory, folder: CutFolder) -> 
 
 
 def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], recording: Recording) -> None:
-    """Compare PyTorch's results with those at the export, so that code around the parts cannot change."""
+    """Compare PyTorch's results with the export's, to detect changes around the parts."""
     with np.load(folder.path / RESULTS) as file:
         kept = {name: file[name] for name in file.files}
     compared, wrong = 0, []
@@ -164,7 +164,7 @@ def _part_cases(
     sessions: Sequence[PartSession],
     titles: Sequence[str] = (),
 ) -> list[Case]:
-    """Return a case per call; `titles` are those of samples that the export did not see."""
+    """Return a case per call; `titles`: of samples new to the export."""
     cases, make, bars = [], functools.cache(factory.make), bars_of(folder.options['precision'])
     for part, session in zip(parts, sessions, strict=True):
         for index, call in enumerate(part.calls):
@@ -185,7 +185,7 @@ def _part_cases(
 
 
 def run_swapped(factory: ModelFactory, samples: Sequence[Any], sessions: Sequence[PartSession]) -> list[Any]:
-    """Return the results of the test path with sessions in place of parts, from a fresh state."""
+    """Return the test path's results with sessions in place of parts, from a fresh state."""
     model, is_seeded = factory.make(), any(session.is_seeded for session in sessions)
     results = []
     with swapped(model, sessions):
@@ -207,8 +207,8 @@ def _compare_model(
 ) -> None:
     """Compare the whole model; `is_whole`: each part gives PyTorch's tensors.
 
-    The rest of the test path is PyTorch's, so that rounding explains results without a partner, if they are
-    few (`accept_rest`).
+    The rest of the test path is PyTorch's, so that rounding explains a few results without a partner
+    (`accept_rest`).
     """
     try:
         results = run_swapped(factory, samples, sessions)
@@ -269,7 +269,7 @@ def _lit_cases(
         steps = [part.form.part for part in parts]
         recording = record(factory.make(), steps, list(lit.values()), run_test_path, folder.is_seeded)
         results = run_swapped(factory, list(lit.values()), sessions)
-    except (ConfigError, UsageError) as error:  # a part is not called, or its file does not take the sizes
+    except (ConfigError, UsageError) as error:  # a part is not called, or its file has other sizes
         verdict.notes.append(f'no dark or bright image: {one_line(error)[:300]}')
         return [], []
     except (Mm2OnnxError, RuntimeError) as error:
@@ -288,7 +288,7 @@ def _lit_cases(
 def _whole_case(
     sample: str, reference: Any, candidate: Any, bars: Bars, rounding: WholeRounding
 ) -> tuple[Case, list[str]]:
-    """Return the case of the results of one sample, and the names of arrays that were compared in order."""
+    """Return the case of one sample's results, and the names of arrays compared in order."""
     matched = match_results('results', reference, candidate, bars)
     if bars.is_float32 and rounding.samples and not all(row.passed for row in matched.tensors):
         matched = match_results('results', reference, candidate, bars, rounding)
@@ -305,7 +305,7 @@ def locate(
     sessions: Sequence[PartSession],
     bars: Bars,
 ) -> str:
-    """Return which part alone makes the results of the last sample differ."""
+    """Return which single part changes the last sample's results."""
     index = len(samples) - 1
     for session in sessions:
         results = run_swapped(factory, samples, [session])
@@ -324,7 +324,7 @@ def bars_text(bars: Bars) -> str:
 
 
 def rest_text(factory: ModelFactory, folder: CutFolder) -> str:
-    """Return the names of the model's modules that no part holds."""
+    """Return the names of the model's modules outside of parts."""
     owners = [step.owner for part in folder.parts for step in part.steps]
     names = []
     for name, module in factory.pristine.named_children():

@@ -1,4 +1,4 @@
-"""Random numbers inside of a part: the line that draws them, and constants in their place."""
+"""Random numbers in a part: the line that draws them, and constants to replace them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ DRAWING = (
     'bernoulli', 'cauchy', 'dropout', 'exponential', 'geometric', 'log_normal', 'multinomial', 'normal',
     'rand', 'rand_like', 'randint', 'randint_like', 'randn', 'randn_like', 'random', 'randperm', 'uniform',
 )  # fmt: skip
-"""Names of PyTorch's functions that draw; a last underscore writes into the first argument."""
+"""Names of PyTorch's random functions; a last underscore writes into the first argument."""
 
 
 @contextlib.contextmanager
 def seeded(is_seeded: bool = True) -> Iterator[None]:
-    """Inside the block PyTorch, NumPy and Python draw the numbers of one seed; then they go on as before."""
+    """Inside the block PyTorch, NumPy and Python use one seed; afterwards they continue as before."""
     if not is_seeded:
         yield
         return
@@ -64,7 +64,7 @@ class _Constants(TorchFunctionMode):
 
 @contextlib.contextmanager
 def random_constants(is_seeded: bool) -> Iterator[None]:
-    """Inside the block random numbers are those of one seed, and constants of a trace."""
+    """Inside the block random numbers use one seed and are constants of a trace."""
     if not is_seeded:
         yield
         return
@@ -73,7 +73,7 @@ def random_constants(is_seeded: bool) -> Iterator[None]:
 
 
 def place_of_draw(run: Callable[[], Any]) -> str:
-    """Return FILE:LINE that draws the first random number of `run`, of the user's code if it can; or ''."""
+    """Return FILE:LINE of the first random draw in `run`, if possible in user code; or ''."""
     return _first_draw(run, is_users_file) or _first_draw(run, _is_of_library)
 
 

@@ -1,4 +1,4 @@
-"""Recording: the user's own test path runs on samples, and every call of the parts is kept."""
+"""Recording: run the user's test path on samples and keep every call of the parts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class StepCall:
 
     Attributes:
         arguments: copies of the arguments, by parameter.
-        result: copies of what it returned.
+        result: copy of the result.
         stacks: key -> array of the metas among the arguments, see `arrays.stacks_of`.
         entered: arrays that became tensors inside.
-        changed: arguments with values that the call changed in place.
+        changed: arguments changed in place.
     """
 
     arguments: Tree
@@ -44,7 +44,7 @@ class StepCall:
 
 @dataclasses.dataclass(frozen=True)
 class PartCall:
-    """One run of a part: a call of each of its steps, in their order."""
+    """One run of a part: a call of each step, in order."""
 
     sample: int
     number: int
@@ -60,7 +60,7 @@ class Recording:
     """The run of a test path over samples.
 
     Attributes:
-        calls: part -> its calls, in their order.
+        calls: part -> its calls, in order.
         results: result of the test path per sample.
     """
 
@@ -69,7 +69,7 @@ class Recording:
 
 
 def named(result: Any) -> dict[str, Any]:
-    """Return a result as a dict, so that each of its tensors has a name."""
+    """Return a result as a dict with a name per tensor."""
     return {RESULT: result}
 
 
@@ -83,14 +83,14 @@ def record(
     """Run the test path on samples and keep the calls of the parts.
 
     Args:
-        model: the user's model; it is run, so that its memory changes.
+        model: the user's model; running changes its memory.
         parts: parts of it.
-        samples: in their order.
+        samples: in order.
         run: (model, sample) -> the result of the test path.
-        is_seeded: each sample, and each step of a part, draws the random numbers of one seed.
+        is_seeded: each sample, and each step of a part, restarts from one seed.
 
     Raises:
-        UsageError: a part is not called, or the steps of a part are not called in turn.
+        UsageError: a part is not called, or its steps are not called in turn.
     """
     recorder = _Recorder(parts, is_seeded)
     results = []
@@ -154,7 +154,7 @@ class _Recorder:
 
 
 def same_values(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors have the same values; their shapes may differ by axes of one row."""
+    """Whether two tensors have equal values; shapes may differ by axes of size 1."""
     if first.numel() != second.numel() or first.dtype != second.dtype:
         return False
     first, second = first.detach().reshape(-1), second.reshape(-1)

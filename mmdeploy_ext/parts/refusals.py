@@ -1,4 +1,4 @@
-"""What a graph of a part cannot hold, found before anything is written."""
+"""Checks, before anything is written, that a part fits into a graph."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.parts.record import PartCall
 
 REPEATED_RTOL = 1e-4
-"""Allowed difference of a part that is run again with the arguments of a call."""
+"""Allowed difference when a part runs again on a call's arguments."""
 MOST_CALLS = 4
-"""Calls on which constants are exchanged."""
+"""Maximum of calls to compare."""
 
 
 def run_part(
@@ -38,7 +38,7 @@ def run_part(
     tensors: Mapping[str, torch.Tensor],
     paths: Mapping[str, str],
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of a part in PyTorch, with the constants of a call and other tensors."""
+    """Return a part's PyTorch outputs for a call's constants and other tensors."""
     module = PartModule(model, form, call, paths)
     with torch.no_grad():
         outputs = module(*(tensor.clone() for tensor in tensors.values()))
@@ -53,7 +53,7 @@ def checked_form(
     is_seeded: bool = False,
     fixed: Sequence[str] = (),
 ) -> PartForm:
-    """Return the form of a part that is one graph; `model` is in its fresh state, `fixed` as in `PartForm`.
+    """Return the checked form of a part; `model` is fresh, `fixed` as in `PartForm`.
 
     ConfigError: see `form_of`, `with_keys`, `check_repeated`, `check_constants`.
     """
@@ -67,7 +67,7 @@ def checked_form(
 def check_repeated(
     model: torch.nn.Module, form: PartForm, calls: Sequence[PartCall], paths: Mapping[str, str]
 ) -> None:
-    """Raise ConfigError for a part that gives NaN, or other outputs when it is run again."""
+    """Raise ConfigError if a part returns NaN, or other outputs when run again."""
     for call in calls[:MOST_CALLS]:
         run = functools.partial(run_part, model, form, call, form.inputs_of(call), paths)
         own, again = run(), run()
@@ -107,7 +107,7 @@ def _nan(outputs: Mapping[str, np.ndarray]) -> str:
 
 
 def _changed_attribute(model: torch.nn.Module, run: Callable[[], Any]) -> str:
-    """Return the path of an attribute that a run sets, 'head.memory', or ''."""
+    """Return the path of an attribute set by a run, 'head.memory', or ''."""
 
     def values() -> dict[str, Any]:
         return {
@@ -122,7 +122,7 @@ def _changed_attribute(model: torch.nn.Module, run: Callable[[], Any]) -> str:
 
 
 def _differing(form: PartForm, call: PartCall, outputs: Mapping[str, np.ndarray]) -> str:
-    """Return the first output that is not as recorded, or ''."""
+    """Return the first output unlike the recorded one, or ''."""
     rows = compare_filled(form.outputs_of(call), outputs, REPEATED_RTOL)
     return next((row.tensor for row in rows if not row.passed), '')
 
@@ -132,7 +132,7 @@ def check_constants(
 ) -> None:
     """Refuse a part with a constant that changes between calls and affects the results.
 
-    Each call's tensors are run with the constants of the first call; any bit that differs counts.
+    Runs each call's tensors with the first call's constants; every bit counts.
     ConfigError names the part, and the key and its values.
     """
     first = calls[0]
@@ -150,7 +150,7 @@ def check_constants(
 
 
 def changing_constants(first: PartCall, call: PartCall) -> dict[str, list[tuple[int, str]]]:
-    """Return key -> steps and names of the constants that differ between two calls."""
+    """Return key -> steps and names of constants that differ between two calls."""
     changing: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
     for index, (one, other) in enumerate(zip(first.steps, call.steps, strict=True)):
         others = other.arguments.constants

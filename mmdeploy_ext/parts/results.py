@@ -1,4 +1,4 @@
-"""Results of any test path, matched by the task that fits their form."""
+"""Results of any test path, matched by a task for their form."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Matched:
     """The comparison of two results of a test path.
 
     Attributes:
-        bars: those of the precision of the parts.
+        bars: of the parts' precision.
         detections: rows of boxes and masks, matched in any order.
         tensors: rows of other arrays.
-        in_order: names of arrays that were compared in their order.
-        rounding: `rounding.WholeRounding` of the test path; None: none but the bars' own.
+        in_order: names of arrays compared in order.
+        rounding: `rounding.WholeRounding` of the test path; None: only the bars'.
         arrays: name -> array of the candidate, in the order of the reference.
     """
 
@@ -61,7 +61,7 @@ class Matched:
 def match_results(
     title: str, reference: Any, candidate: Any, bars: Bars = FLOAT32, rounding: Any = None
 ) -> Matched:
-    """Compare the results of a test path for one sample, ONNX against PyTorch."""
+    """Compare a test path's results for one sample, ONNX against PyTorch."""
     matched = Matched(bars, rounding=rounding)
     _match(matched, title, plain(reference), plain(candidate))
     return matched
@@ -131,7 +131,7 @@ def _match_rows(
     candidate: dict[str, Any],
     remaining: dict[str, Any],
 ) -> None:
-    """Compare the arrays with a row per score, whatever the order of the rows."""
+    """Compare the arrays with a row per score, in any order."""
     scores = _array(reference[score_key])
     if scores is None or scores.ndim != 1:
         return
@@ -156,7 +156,7 @@ def _match_rows(
 
 
 def _scores_of(key: Any, score_keys: Sequence[Any]) -> Any:
-    """Return the scores that rows belong to, by the longest prefix: `map_scores_3d` of `map_pts_3d`."""
+    """Return the scores of rows, by the longest prefix: `map_scores_3d` of `map_pts_3d`."""
     prefixes = {str(score_key).partition('score')[0]: score_key for score_key in score_keys}
     fitting = [prefix for prefix in prefixes if str(key).startswith(prefix)]
     return prefixes[max(fitting, key=len)] if fitting else None
@@ -191,7 +191,7 @@ def compare_filled(
     rounding: Rounding | None = None,
     bars: Bars = FLOAT32,
 ) -> list[TensorRow]:
-    """Compare arrays by name; those that are empty on both sides have no row."""
+    """Compare arrays by name; arrays empty on both sides have no row."""
     empty = {
         name
         for name, array in reference.items()
@@ -217,7 +217,7 @@ def _is_boxes(value: Any) -> bool:
 
 
 def _is_tracks(value: Any) -> bool:
-    """Whether a list has, per class, rows of the number of a track, a box and its score, as mmtracking's."""
+    """Whether a list has, per class, rows of track number, box and score, as in mmtracking."""
     return (
         isinstance(value, list)
         and all(isinstance(entry, np.ndarray) and entry.ndim == 2 and entry.shape[1] == 6 for entry in value)
@@ -227,7 +227,7 @@ def _is_tracks(value: Any) -> bool:
 
 
 def _is_boxes3d(value: dict[str, Any]) -> bool:
-    """Whether a dict has boxes in space; MapTR's `boxes_3d` are flat ones around lines."""
+    """Whether a dict has 3D boxes; MapTR's `boxes_3d` are flat ones around lines."""
     if not {'boxes_3d', 'scores_3d', 'labels_3d'} <= value.keys():
         return False
     boxes = _array(value['boxes_3d'])
@@ -235,7 +235,7 @@ def _is_boxes3d(value: dict[str, Any]) -> bool:
 
 
 def _is_ranking(value: Any) -> bool:
-    """Whether a list has arrays with common rows, in the order of falling scores."""
+    """Whether a list has arrays with common rows, sorted by falling scores."""
     if not isinstance(value, list | tuple) or not all(isinstance(entry, np.ndarray) for entry in value):
         return False
     if len({entry.shape[:1] for entry in value} - {()}) != 1:
@@ -256,7 +256,7 @@ def _boxes(value: list[np.ndarray]) -> Detections:
 
 
 def _tracks(value: list[np.ndarray]) -> Detections:
-    """Return boxes whose label is the class and the number of the track."""
+    """Return boxes labelled by class and track number."""
     rows = np.concatenate(value)
     classes = np.repeat(np.arange(len(value)), [len(entry) for entry in value])
     order = np.argsort(-rows[:, 5], kind='stable')
@@ -303,7 +303,7 @@ def _array(value: Any) -> np.ndarray | None:
 
 
 def scores_of(result: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores (n,) and labels (n,) of the objects in a result of any test path; labels may be ()."""
+    """Return scores (n,) and labels (n,) of objects in any test path's result; labels may be ()."""
     found = [found for found in _scored(plain(result)) if found[0].ndim == 1]
     scores, labels = zip(*found, strict=True) if found else ((np.zeros(0),), ())
     return np.concatenate(scores), np.concatenate([*labels, np.zeros(0, int)])
@@ -364,7 +364,7 @@ def kept_results(samples: Sequence[Any], results: Sequence[Any]) -> dict[str, np
 
 
 def with_kept(result: Any, key: str, kept: Mapping[str, np.ndarray]) -> Any:
-    """Return a result with the arrays of `kept_results` for the key of its sample; None: it has none."""
+    """Return a result with the arrays of `kept_results` for its sample's key, or None."""
     arrays = {name.partition('/')[2]: array for name, array in kept.items() if name.startswith(f'{key}/')}
     if not arrays:
         return None
@@ -373,7 +373,7 @@ def with_kept(result: Any, key: str, kept: Mapping[str, np.ndarray]) -> Any:
 
 
 def history_keys(samples: Sequence[Any]) -> list[str]:
-    """Return a key per sample that depends on it and on all before it: models may remember."""
+    """Return a key per sample that depends on it and all earlier ones, for models with memory."""
     keys, before = [], ''
     for sample in samples:
         before = hashlib.sha256((before + digest_of(sample)).encode()).hexdigest()[:16]

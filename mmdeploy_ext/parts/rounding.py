@@ -1,4 +1,4 @@
-"""Rounding of a whole test path: its results in float64, and integers chosen among values within rounding."""
+"""Rounding of a whole test path: results in float64, and integers chosen within rounding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.results import TensorRow
 
 CHOICE = 'choice '
-"""Before the number of a choice, beside the names of results."""
+"""Prefix of a choice's number, unlike names of results."""
 
 
 class _Choices(TorchFunctionMode):
@@ -53,12 +53,12 @@ class _Choices(TorchFunctionMode):
 
 @dataclasses.dataclass
 class WholeRounding:
-    """How far two right computations of the results of the last sample may be apart.
+    """How far two correct results of the last sample may differ.
 
     Attributes:
         title: of the results.
         reference: PyTorch's results of the last sample.
-        factory: makes the model in its fresh state.
+        factory: makes the fresh model.
         samples: keyword arguments of the test path up to that sample.
         ties: lines on integers that rounding decides.
     """
@@ -78,7 +78,7 @@ class WholeRounding:
 
     @functools.cached_property
     def _last(self) -> tuple[Sequence[Any], list[tuple[np.ndarray, np.ndarray]]]:
-        """The samples that the results depend on, the last alone if it gives the same, and the choices."""
+        """The samples that affect the results (only the last if it suffices), and the choices."""
         expected = flat_arrays(self.reference)
         result, choices = self._results(self.factory.make(), self.samples[-1:])
         if same_bits(flat_arrays(result), expected):
@@ -96,7 +96,7 @@ class WholeRounding:
     def _run(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
         result, choices = self._results(
             copy.deepcopy(model), self._last[0]
-        )  # a run leaves the model's memory
+        )  # a run changes the model's memory
         named = {f'{CHOICE}{index}': values for index, (values, _) in enumerate(choices)}
         return {**self._arrays(result), **named}
 
@@ -108,7 +108,7 @@ class WholeRounding:
         return self._distances(draws)
 
     def judge(self, row: TensorRow, reference: np.ndarray, candidate: np.ndarray) -> TensorRow:
-        """Pass a row of integers if each that differs is chosen among values within rounding."""
+        """Pass a row of integers if every difference is a choice within rounding."""
         if row.passed or reference.dtype.kind not in 'iu' or reference.shape != candidate.shape:
             return row
         expected, got = reference.ravel().astype(np.int64), candidate.ravel().astype(np.int64)

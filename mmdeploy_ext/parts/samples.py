@@ -1,4 +1,4 @@
-"""Samples of a test path: of a function of the user's, pictures, or the data set of the config."""
+"""Samples of a test path: from a user function, images, or the config's data set."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MOST = 6
-"""Samples of a data set that are recorded by default."""
+"""Default number of a data set's samples."""
 TURNS = ((1, 1), (1, -1), (-1, 1))
-"""Steps along height and width with which the package's picture is read, so that one gives three samples."""
+"""Steps along height and width that make three samples of the package's image."""
 
 
 def samples_of(cfg: Any, words: Sequence[str] = (), count: int = MOST) -> tuple[list[dict[str, Any]], str]:
-    """Return the keyword arguments of the test path per sample, and where they come from.
+    """Return the test path's keyword arguments per sample, and their source.
 
     Args:
         cfg: mmcv's config.
-        words: `FILE.py:function`, or pictures; (): the config's data set, else the package's picture.
-        count: largest number of samples of a data set.
+        words: `FILE.py:function`, or images; (): the config's data set, else the package's image.
+        count: maximum of samples of a data set.
     """
     if len(words) == 1 and words[0].rpartition(':')[0].endswith('.py'):
         from mmdeploy_ext.proving.modules.loading import make_samples
@@ -66,7 +66,7 @@ def samples_of(cfg: Any, words: Sequence[str] = (), count: int = MOST) -> tuple[
     available = min(count, len(dataset))
     indices = [index * len(dataset) // available for index in range(available)]
     if scenes_of(dataset):
-        indices = range(available)  # in a row, for models that remember
+        indices = range(available)  # in a row, for models with memory
     with evaluation.loader_errors():
         loader = evaluation.build_loader(dataset, list(indices), workers_per_gpu=0)
         return [dict(data) for data in loader], f'{len(indices)} of {len(dataset)} samples of data.test'
@@ -97,7 +97,7 @@ def _views(cfg: Any, error: Exception) -> list[dict[str, Any]]:
 
 
 def picture_sample(cfg: Any, picture: Any, name: str = '') -> dict[str, Any]:
-    """Return a picture, a path or (h, w, 3) uint8 BGR with a name, prepared by the config's test pipeline."""
+    """Prepare an image, a path or (h, w, 3) uint8 BGR with a name, by the config's test pipeline."""
     from mmcv.parallel import collate
     from mmdet.datasets.pipelines import Compose
 
@@ -117,7 +117,7 @@ def picture_sample(cfg: Any, picture: Any, name: str = '') -> dict[str, Any]:
 def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
     """Run the model's test path on a copy of a sample.
 
-    ConfigError: it raises; with the user's line, and what it asks for that the sample lacks.
+    ConfigError: it raises; names the user's line and keys that the sample lacks.
     """
     try:
         with torch.no_grad():
@@ -135,7 +135,7 @@ def run_test_path(model: torch.nn.Module, sample: dict[str, Any]) -> Any:
 
 
 class _Asked(dict):
-    """A dict of a sample that keeps the keys that it lacks and code asks for."""
+    """A sample's dict that records missing keys."""
 
     def __init__(self, content: dict[Any, Any], absent: list[str]) -> None:
         super().__init__(content)
@@ -152,7 +152,7 @@ class _Asked(dict):
 
 
 def _lacking(model: torch.nn.Module, sample: dict[str, Any]) -> str:
-    """Run the test path again, and return what it asks for that the sample lacks, in words."""
+    """Run the test path again, and return the missing keys in words."""
     absent: dict[str, list[str]] = {}
 
     def watched(value: Any, name: str) -> Any:
@@ -175,7 +175,7 @@ def _lacking(model: torch.nn.Module, sample: dict[str, Any]) -> str:
 
 
 def opened(sample: dict[str, Any]) -> dict[str, Any]:
-    """Return copies of the keyword arguments of a sample, without mmcv's containers."""
+    """Copy a sample's keyword arguments without mmcv's containers."""
     from mmcv.parallel import DataContainer, scatter_kwargs
 
     kwargs = copy.deepcopy(sample)
@@ -187,7 +187,7 @@ def opened(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def lit_samples(sample: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return 'dark' and 'bright' -> the sample with its images so; {}: it has no images of three channels."""
+    """Return 'dark' and 'bright' -> the sample with such images; {}: no images of three channels."""
     tree = Tree.of(opened(sample))
     images = {
         name: tensor
@@ -213,7 +213,7 @@ def _changed(
     mean: np.ndarray | None,
     std: np.ndarray | None,
 ) -> torch.Tensor:
-    """Return images (..., 3, H, W) changed as pictures in 0..255; without a norm their range is 0..255."""
+    """Return images (..., 3, H, W) changed as pixels in 0..255; without a norm they are 0..255."""
     if mean is None or std is None:
         low, high = float(tensor.min()), float(tensor.max())
         mean, std = -255 * low / max(high - low, 1e-6), 255 / max(high - low, 1e-6)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CAMERAS = 6
 SIZES = ('input_size', 'final_dim', 'img_scale', 'size', 'scale')
-"""Entries of steps with a size; only `img_scale` and `scale` give the width first."""
+"""Pipeline entries with a size; only `img_scale` and `scale` start with the width."""
 RIG = ('lidar2img', 'lidar2cam', 'cam2img', 'cam_intrinsic', 'intrinsics', 'extrinsics', 'ego2img')
 """Keys of a matrix for each camera."""
 ENTRIES = {
@@ -45,7 +45,7 @@ ENTRIES = {
     'can_bus': 'np.zeros(18)',
     **dict.fromkeys(RIG, '[*map(matrix, range(CAMERAS))]'),
 }
-"""Key of the metas -> its value in the file; others have to be filled in."""
+"""Key of the metas -> its value in the file; you fill in others."""
 PER_CAMERA = ('filename', 'ori_shape', 'img_shape', 'pad_shape')
 TENSORS = {
     'img': 'torch.rand(1, 3, HEIGHT, WIDTH, generator=generator)',
@@ -68,7 +68,7 @@ def matrix(camera):
 
 
 def skeleton_of(cfg: Any) -> str:
-    """Return the text of a file whose `make` yields samples for the test path of a config."""
+    """Return a file's text; its `make` yields samples for a config's test path."""
     steps = list(steps_of(test_pipeline(cfg)))
     collects = [step for step in steps if 'Collect' in str(step.get('type'))] or [{}]
     keys, meta_keys = _collected(collects[-1])
@@ -131,7 +131,7 @@ def _added(dataset: type) -> Iterator[str]:
 
 
 def _size(steps: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Return height and width of the pictures of a pipeline, multiples of 32; 256 x 704 if it has none."""
+    """Return height and width of a pipeline's images, multiples of 32; default 256 x 704."""
     for step in steps:
         for name in SIZES:
             holder = step if name in step else step.get('data_aug_conf') or step.get('data_config') or {}

@@ -40,13 +40,13 @@ PASSED_ON = (
     ),
     *('split', 'chunk', 'unbind', '__getitem__', 'clone', 'detach', 'to', 'float', 'type', 'type_as'),
 )
-"""Functions that give the values of a tensor in another form."""
+"""Functions that return a tensor's values in another form."""
 SIZES = ('__get__', 'size', 'dim', 'numel', 'stride', '__len__', 'is_floating_point', 'is_contiguous')
 """Functions that read no value."""
 
 
 class Inside(torch.Tensor):
-    """Stands for what a step inside of a part returns, which its graph does not give: no code may read it.
+    """Stands for an inner step's result that the part's graph lacks: no code may read it.
 
     Attributes:
         place: words for the step.
@@ -98,7 +98,7 @@ class PartSession:
         self.taken = {value.name for value in self.runner.index.graph.input}
 
     def run(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return path -> tensor of the outputs; ConfigError: a tensor is missing or has another shape."""
+        """Return path -> output tensor; ConfigError: a tensor is missing or has another shape."""
         feeds, device = {}, None
         for entry in self.entry['inputs']:
             if entry['path'] not in tensors:
@@ -138,7 +138,7 @@ def _check_rig(part: Part, rig: Mapping[str, Any], stacks: Mapping[str, np.ndarr
 
 
 class _Swapped:
-    """Handlers of the steps of one part: the first runs the session, the last gives its results."""
+    """Handlers of a part's steps: the first runs the session, the last returns its results."""
 
     def __init__(self, session: PartSession) -> None:
         self.session, self.pending = session, {}
@@ -186,18 +186,18 @@ def swapped(model: torch.nn.Module, sessions: Sequence[PartSession]) -> Iterator
 
 @contextlib.contextmanager
 def with_parts(model: torch.nn.Module, folder: str | Path) -> Iterator[torch.nn.Module]:
-    """Inside the block a model runs with exported parts in place of its own modules.
+    """Inside the block exported parts replace a model's own modules.
 
     Args:
-        model: the model that the parts were cut from, with its weights.
+        model: the parts' source, with its weights.
         folder: of `mm2onnx export --parts`.
 
     Yields:
         The model. Its parts run in ONNX Runtime on the CPU; everything else runs as before.
 
     Raises:
-        UsageError: the folder is none, or the model has no such part.
-        ConfigError: a part is called with other tensors or sizes than at its export.
+        UsageError: no such folder, or the model lacks a part.
+        ConfigError: a part gets other tensors or sizes than at its export.
     """
     with swapped(model, open_sessions(CutFolder.read(folder))):
         yield model

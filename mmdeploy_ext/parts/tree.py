@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 PLAIN = (bool, int, float, str, type(None))
-"""Types of leaves that JSON keeps."""
+"""Leaf types in JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Tree:
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The leaves that are neither tensors nor modules."""
+        """The leaves other than tensors and modules."""
         kinds = torch.Tensor, torch.nn.Module
         return {name: value for name, value in self.items() if not isinstance(value, kinds)}
 
@@ -57,7 +57,7 @@ class Tree:
         return list(zip(self.names, self.values, strict=True))
 
     def nested(self, replaced: Mapping[str, Any] | None = None) -> Any:
-        """Return the nested value, with the leaves of `replaced` by name."""
+        """Return the nested value with the leaves `replaced` by name."""
         replaced = replaced or {}
         return pytree.tree_unflatten([replaced.get(name, value) for name, value in self.items()], self.spec)
 
@@ -66,7 +66,7 @@ class Tree:
         return dataclasses.replace(self, values=values)
 
     def copied(self) -> Tree:
-        """Return a copy that later changes in place do not reach; modules stay."""
+        """Return a copy safe from later changes in place; modules stay."""
         return dataclasses.replace(self, values=tuple(map(copied_leaf, self.values)))
 
     def form(self) -> dict[str, str]:
@@ -100,7 +100,7 @@ def arguments_of(
 
 
 def call_with(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call a function with the result of `arguments_of`; replaced classes may have other names."""
+    """Call a function with the result of `arguments_of`; classes may have other names."""
     signature = inspect.signature(function)
     if not arguments.keys() <= signature.parameters.keys():
         return function(*arguments.values())
@@ -109,7 +109,7 @@ def call_with(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any
 
 
 def same_leaf(first: Any, second: Any) -> bool:
-    """Whether two constants are equal; objects that cannot be compared are not."""
+    """Whether two constants are equal; incomparable objects are not."""
     if first is second:
         return True
     if type(first) is not type(second):

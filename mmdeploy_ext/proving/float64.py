@@ -1,7 +1,8 @@
 """PyTorch's results in float64, and draws of float32: how far two correct computations may differ.
 
 PyTorch's own distance from float64 is one draw. In a slice of few values it may be small by chance, and
-engines round differently. Draws run in float64 with random roundings, independent of the CPU. Source: D. Stott Parker, Monte Carlo Arithmetic, 1997.
+engines round differently. Draws run in float64 with random roundings, independent of the CPU.
+Source: D. Stott Parker, Monte Carlo Arithmetic, 1997.
 """
 
 from __future__ import annotations

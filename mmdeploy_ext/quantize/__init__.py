@@ -1,4 +1,4 @@
-"""INT8: calibration, ranges in an editable file, and the effect of quantisation on the values."""
+"""INT8: calibration, ranges in an editable file, and effects of quantisation."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ PERCENTILE = 99.99
 """Default percentile of |x|, in percent."""
 
 KEEP_RESULTS = 0.999
-"""Default share of PyTorch's results that a plan of the precision keeps."""
+"""Default share of PyTorch's results that a precision plan keeps."""
 
 
 def tracked(items: Iterable[Any], title: str) -> Iterator[Any]:

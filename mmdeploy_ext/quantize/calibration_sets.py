@@ -1,6 +1,6 @@
-"""Samples that calibrate a dense graph: images, frames of a camera rig, or outputs of the graphs before it.
+"""Calibration samples of a dense graph: images, camera frames, or outputs of the graphs before it.
 
-A backbone takes pictures of any moments; a graph with a memory runs over frames and its inputs are recorded.
+Backbones use images of any moments; graphs with a memory run over frames and their inputs are recorded.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 IMAGE_INPUT = 'img'
 SAMPLES = 'samples'
-"""nuScenes' folder of the cameras' folders."""
+"""nuScenes' folder with the camera folders."""
 MAX_MISSING_NAMES = 3
 Frame = tuple[Path, ...]
-"""One picture per camera, in the order of the network input."""
+"""One image per camera, in network input order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationSet:
-    """The feeds of a graph, one item at a time.
+    """A graph's feeds, one item at a time.
 
     Attributes:
         items: image file, files of a frame, or other arguments of `feeds`.
         feeds: item -> input name -> array.
-        title: name of the items for reports.
+        title: name of the items in reports.
         heads: the graph ends in heads; their last layers stay float.
     """
 
@@ -57,17 +57,17 @@ class CalibrationSet:
         return map(self.feeds, self.items)
 
     def subset(self, number: int) -> CalibrationSet:
-        """At most `number` items, spread evenly; 0 uses all."""
+        """At most `number` items, spread evenly; 0: all."""
         return dataclasses.replace(self, items=evenly(self.items, number))
 
 
 def calibration_set(
     path: Path, metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
 ) -> CalibrationSet:
-    """Samples that calibrate a graph of the model file at `path`.
+    """Calibration samples of a graph of the model file at `path`.
 
-    `source`: see `image_files` and `camera_frames`, or sweeps or infos. `root`: folder of the files that
-    annotations or infos name. `limit`: number of samples, spread evenly; 0 uses all.
+    `source`: see `image_files` and `camera_frames`, or sweeps or infos. `root`: folder of files named in
+    annotations or infos. `limit`: number of samples, spread evenly; 0: all.
     """
     if metadata.form == quantised_graph(metadata.family):
         model = opener(metadata)(path.parent)
@@ -75,7 +75,7 @@ def calibration_set(
         title = 'frames' if metadata.samples == 'fused' else metadata.samples
         return CalibrationSet(items, lambda item: model.feeds(sample(item)), title)
     if isinstance(metadata.preprocess, MultiViewRule):
-        calibration_frames(metadata, [])  # refuses the graph before files are looked for
+        calibration_frames(metadata, [])  # check the graph before searching files
         frames = evenly(camera_frames(source, metadata.preprocess, root), limit)
         return calibration_frames(metadata, frames)
     if root is not None and Path(source).suffix.lower() != '.json':
@@ -84,7 +84,7 @@ def calibration_set(
 
 
 def quantised_graph(family: str) -> str:
-    """The graph that a family's runtime feeds (`QUANTISED`), or '' for the graph that takes pictures."""
+    """The graph that a family's runtime feeds (`QUANTISED`), or '' for the image graph."""
     return getattr(runtime_of(family), 'QUANTISED', '') if has_runtime(family) else ''
 
 
@@ -92,7 +92,7 @@ def quantised_graph(family: str) -> str:
 
 
 def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
-    """Images prepared by the file's rule, read when fed."""
+    """Images prepared by the file's rule, read lazily."""
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise ModelFileError(
             f'a model of family {metadata.family!r} takes more than one image; expected a model of one '
@@ -130,7 +130,7 @@ def image_files(source: str | Path, root: str | Path | None = None) -> list[Path
         raise DataError(f"{source}: lists no images; expected annotations in COCO's format")
     if root is not None:
         folder = Path(root)
-    else:  # `annotations/instances_X.json` is about the pictures in `X`
+    else:  # `annotations/instances_X.json` describes images in `X`
         data_root = source.parent.parent
         split = data_root / source.stem.rpartition('_')[2]
         folders = (source.parent, split, data_root / 'images', data_root)
@@ -149,7 +149,7 @@ def image_files(source: str | Path, root: str | Path | None = None) -> list[Path
 
 
 def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSet:
-    """Frames as feeds {'img': (N, 3, H, W)} or (1, N, 3, H, W); ModelFileError: the graph takes more."""
+    """Frames as feeds {'img': (N, 3, H, W)} or (1, N, 3, H, W); ModelFileError: it has more inputs."""
     if not isinstance(metadata.preprocess, MultiViewRule) or metadata.spec.input_names != [IMAGE_INPUT]:
         raise ModelFileError(
             f'{metadata.form!r} of family {metadata.family!r} takes '
@@ -166,9 +166,9 @@ def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSe
 
 
 def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | None = None) -> list[Frame]:
-    """Frames of mmdet3d's infos with `cams`, or of a folder per camera, for a rule's cameras in order.
+    """Frames of mmdet3d's infos with `cams`, or of a folder per camera, in a rule's camera order.
 
-    In folders the n-th frame has the n-th picture of each camera. `root`: folder of the data set.
+    In folders the n-th frame has the n-th image of each camera. `root`: folder of the data set.
     """
     source = Path(source)
     if source.suffix in INFOS and source.is_file():
@@ -188,7 +188,7 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
     for parent in (source, source / SAMPLES):
         if all((parent / camera).is_dir() for camera in cameras):
             pictures = [list_images([parent / camera]) for camera in cameras]
-            # the cameras of a drive may have one picture more than others
+            # some cameras of a drive may have an extra image
             return list(zip(*pictures, strict=False))
     raise ImageError(
         f'{source}: has no folders {", ".join(cameras)}, one per camera; expected them there or in {SAMPLES}/'

@@ -12,14 +12,14 @@ from mmdeploy_ext.quantize import METHODS, PERCENTILE
 from mmdeploy_ext.util.errors import UsageError
 
 LEVELS = 127
-"""Largest code, symmetric as NVIDIA's, so that 0 stays 0."""
+"""Largest code, symmetric as in NVIDIA's: 0 stays 0."""
 BINS = 2048
 FIRST_CANDIDATE = 128
-"""First bin that the search for the least error tries."""
+"""First bin in the search for the least error."""
 MAX_BINS = 8 * BINS
-"""Bins above which neighbours are merged."""
+"""Neighbours merge above this many bins."""
 CHUNK = 1 << 21
-"""Elements of candidates x bins at a time: 16 MB."""
+"""Elements of candidates x bins at once: 16 MB."""
 
 
 class Calibrator:
@@ -40,7 +40,7 @@ class Calibrator:
 class HistogramCalibrator(Calibrator):
     """A histogram of |x| with a range by 'mse' or 'percentile'.
 
-    `width` is of a bin, 0 before the first tensor with values; `counts` are per bin.
+    `width`: of a bin, 0 before the first tensor with values; `counts`: per bin.
     """
 
     def __init__(self, method: str = 'mse', percentile: float = PERCENTILE, bins: int = BINS) -> None:
@@ -66,12 +66,12 @@ class HistogramCalibrator(Calibrator):
         bins = int(np.ceil(largest / self.width * (1 - 1e-9)))
         self.counts = np.pad(self.counts, (0, max(bins - len(self.counts), 0)))
         upper = self.width * len(self.counts)
-        # the largest value may lie a rounding error beyond the last edge
+        # rounding may put the largest value beyond the last edge
         magnitudes = np.minimum(np.abs(values.reshape(-1)), upper)
         self.counts += np.histogram(magnitudes, len(self.counts), (0.0, upper))[0]
 
     def amax(self) -> float:
-        """By 'mse' a bin's centre; by percentile its lower edge, of the first bin the upper."""
+        """For 'mse' a bin's centre; for percentile its lower edge (first bin: upper)."""
         if self.width == 0:
             return 0.0
         if self.method == 'mse':
@@ -111,7 +111,7 @@ def method_title(method: str, percentile: float = PERCENTILE) -> str:
 def weight_amax(weight: np.ndarray) -> tuple[float, ...]:
     """Largest |w| per output channel of (O, k0, k1, k2, I).
 
-    A channel of zeros gets the layer's largest range, or 1: a scale of 0 divides by zero on engines.
+    A channel of zeros gets the layer's largest range, or 1: engines divide by the scale.
     """
     _largest(weight)
     values = np.abs(weight.reshape(len(weight), -1).astype(np.float32)).max(axis=1)
@@ -128,7 +128,7 @@ def _largest(values: np.ndarray) -> float:
 
 
 def fake_quantise(values: np.ndarray, amax: float | np.ndarray) -> np.ndarray:
-    """Round to multiples of amax/127 from -amax to amax; float64 stays, other types become float32.
+    """Round to multiples of amax/127 in [-amax, amax]; float64 stays, other types become float32.
 
     `amax` is at least 1e-36 and broadcasts. Ties go to the even code, as NVIDIA's calibration and most
     engines do.

@@ -1,4 +1,4 @@
-"""Makes an INT8 file smaller: equal initializers are merged, names shortened (a tenth of a megabyte)."""
+"""Shrinks an INT8 file: merges equal initializers, shortens names (0.1 MB)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SHORT_SUFFIXES = {
     '_zero_point': '.z',
     '_scale': '.s',
 }
-"""Suffix of ONNX Runtime's quantiser -> short suffix; the first fit counts."""
+"""Suffix of ONNX Runtime's quantiser -> short suffix; the first match counts."""
 
 
 def compact(model: onnx.ModelProto) -> onnx.ModelProto:
     """Copy a model with equal initializers merged ('c0', ...) and names of `SHORT_SUFFIXES` shortened.
 
-    Inputs, outputs and tensors read by bodies keep names; `value_info` is left out.
+    Inputs, outputs and tensors read by bodies keep names; drops `value_info`.
     """
     result = copy.deepcopy(model)
     graph = result.graph

@@ -1,6 +1,6 @@
-"""What lower precision does to the values of a graph: one run with three values of every tensor.
+"""Effects of lower precision on a graph's values: one run with three values of every tensor.
 
-A tensor is computed in float32, rounded inside its unit alone, and with everything rounded before it. Stored
+A tensor is computed in float32, rounded only inside its unit, and with everything before it rounded. Stored
 values are rounded and sums are float32, as `graph/passes/round_half.py` simulates it on a CPU.
 """
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 SMALLEST_NORMAL = 2.0**-14
-"""Smallest number in float16 with all its digits."""
+"""Smallest float16 number with all digits."""
 LARGEST_STEP_1 = 2048.0
-"""From here on float16 has steps of 2."""
+"""From here on float16 steps are 2."""
 LONG_SUM = 4096
-"""Terms: the sum of so many equal values loses a digit where an engine adds in float16."""
+"""Terms: so many equal values lose a digit in an engine's float16 sum."""
 SUMS = ('ReduceSum', 'ReduceMean', 'ReduceL2', 'ReduceSumSquare', 'GlobalAveragePool', 'CumSum', 'Softmax')
 COUNTER = re.compile(r'_\d+$')
-"""Number of a call behind the name of a module."""
+"""Call number after a module's name."""
 FACTS = 'mm2onnx.precision'
-"""Domain of the function that sums up a tensor."""
+"""Domain of the function that summarises a tensor."""
 _FACTS = """
 <domain: "mm2onnx.precision", opset_import: ["" : {opset}]>
 Facts (exact, own, passed) => (facts) {{
@@ -74,14 +74,14 @@ _ROW = ('largest', 'spread', 'own_error', 'passed_error')
 
 @dataclasses.dataclass
 class Damage:
-    """What a unit adds and passes on, over all samples.
+    """Errors a unit adds and passes on, over all samples.
 
     Attributes:
-        own: largest error of a tensor with exact inputs of the unit, over the spread of its values.
-        passed_on: the same with everything lower before it.
+        own: largest error of a tensor with exact unit inputs, over the spread of its values.
+        passed_on: the same with everything before it lower.
         largest: largest absolute value, `at` tensor and `sample`.
-        faint: largest value of the tensor with the smallest values.
-        terms: most values that one node adds.
+        faint: maximum of the tensor with the smallest values.
+        terms: most values added by a node.
     """
 
     own: float = 0.0
@@ -103,7 +103,7 @@ class Damage:
             self.faint = min(self.faint, facts['largest'])
 
     def reasons(self, precision: str) -> list[str]:
-        """Why a unit may need float32, the surest first."""
+        """Why a unit may need float32, surest first."""
         found = []
         if precision == 'fp16' and self.largest > LARGEST_HALF:
             added = f', a sum over {self.terms:,} values' if self.terms >= LONG_SUM else ''
@@ -123,7 +123,7 @@ class Damage:
 def units_of(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     """First output of each node -> its unit and the pattern of its nodes.
 
-    A unit is a module, whose later calls exporters count (`gn`, `gn_1`), or a node without one.
+    A unit is a module (exporters number later calls: `gn`, `gn_1`), or a node without one.
     """
     modules = {node.output[0]: module_of(node)[0] or node.name or node.output[0] for node in model.graph.node}
     names = {*modules.values()}
@@ -134,7 +134,7 @@ def units_of(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
 
 
 def counted(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
-    """First output of each product and sum -> terms of one value, and multiplications (0 of a sum)."""
+    """First output of each product and sum -> terms per value, and multiplications (0 for a sum)."""
     model = copy.deepcopy(model)
     graph, constants = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
     summing = [node for node in graph.node if node.op_type in (*PRODUCTS, *SUMS)]
@@ -168,7 +168,7 @@ class Measured:
         Args:
             model: float32.
             precision: 'fp16', 'bf16', or 'int8' with the `ranges` of the inputs of quantised nodes.
-            fixed: first outputs of nodes that stay float32 in any case.
+            fixed: first outputs of nodes that always stay float32.
             ranges: tensor -> smallest and largest value.
         """
         model = copy.deepcopy(model)
@@ -210,7 +210,7 @@ class Measured:
                 copied, added, entering = self._lower(node, path, near)
                 nodes += added
                 of_path.update(copied)
-            for name, rounded in entering.items():  # what float32 gives the unit
+            for name, rounded in entering.items():  # the unit's float32 inputs
                 nodes.append(
                     helper.make_node('Facts', [name, rounded, rounded], [f'{rounded}~facts'], domain=FACTS)
                 )
@@ -232,9 +232,9 @@ class Measured:
     def _lower(
         self, node: onnx.NodeProto, path: str, near: Mapping[str, str]
     ) -> tuple[dict[str, str], list[onnx.NodeProto], dict[str, str]]:
-        """A copy of a node with rounded inputs and outputs; its integers stay those of float32.
+        """A copy of a node with rounded inputs and outputs; integers come from float32.
 
-        Returns tensor -> its lower one, the nodes, and tensor -> rounded for what float32 gives the node.
+        Returns tensor -> its lower one, the nodes, and tensor -> rounded for the node's float32 inputs.
         """
         new, nodes, entering = copy.deepcopy(node), [], {}
         new.name = ''
@@ -298,7 +298,7 @@ class Measured:
 
 
 def _terms(node: onnx.NodeProto, first: Any, output: Any, constants: Mapping[str, onnx.TensorProto]) -> int:
-    """Number of values that a node adds for one value of its output."""
+    """Number of values that a node adds per output value."""
     first, output = ([int(size) for size in sizes] for sizes in (first, output))
     if 'Conv' in node.op_type:
         weight = constants.get(node.input[1])

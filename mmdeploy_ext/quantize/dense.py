@@ -1,7 +1,7 @@
 """INT8 for dense graphs: ranges from samples, codes by ONNX Runtime's quantiser, as Q/DQ pairs.
 
-Activations are uint8 and weights int8 per channel, for VNNI; int8 on both sides took twice the time in ONNX
-Runtime. `quantize_static` calibrates in every call: 0.55 s against 0.02 s for a layer of the ATSS toy.
+Activations are uint8 and weights int8 per channel, for VNNI; int8 on both sides takes twice the time in ONNX
+Runtime. `quantize_static` recalibrates per call: 0.55 s against 0.02 s for a layer of the ATSS toy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 OPERATORS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Relu', 'Clip', 'MaxPool', 'Add', 'Resize')
 INFERRED_KEY, INFERRED_VALUE = 'onnx.infer', 'onnxruntime.quant'
-"""Metadata that tells the quantiser that a model has types."""
+"""Metadata that marks a model as typed for the quantiser."""
 MINMAX = DENSE_METHODS[0]
 QUANTISE = 'quantize'
 Range = tuple[np.ndarray, np.ndarray]
@@ -39,7 +39,7 @@ Range = tuple[np.ndarray, np.ndarray]
 
 
 class DenseQuantiser:
-    """Quantises any layers of a graph with the ranges of one calibration.
+    """Quantises layers of a graph with the ranges of one calibration.
 
     Attributes:
         graph: float model; layers of its `network` are quantised.
@@ -61,8 +61,8 @@ class DenseQuantiser:
     ) -> None:
         """Measure the range of every activation of `OPERATORS`.
 
-        `batches` (input name -> array) are iterated twice for 'percentile' and 'mse'. Tensors with infinity
-        or only NaN get no range; single NaN are left out by 'minmax' alone.
+        'percentile' and 'mse' iterate `batches` (input name -> array) twice. Tensors with infinity
+        or only NaN get no range; only 'minmax' skips single NaN.
         """
         input_names = [value.name for value in self.graph.network.graph.input]
 
@@ -81,7 +81,7 @@ class DenseQuantiser:
             for name, values in runner.run(feed).items():
                 try:
                     calibrators[name].collect(values)
-                except ValueError:  # NaN, which the minimum and maximum of ONNX Runtime pass over
+                except ValueError:  # NaN, skipped by ONNX Runtime's minimum and maximum
                     self._infinite.add(name)
         self.ranges = {name: ends for name, ends in self.ranges.items() if name not in self._infinite}
         for name, (low, high) in self.ranges.items():
@@ -121,7 +121,7 @@ class DenseQuantiser:
             )
             quantiser.quantize_model()
             quantiser.model.topological_sort()
-        # ONNX Runtime's own function would also remove Constant nodes that bodies (Loop) read
+        # ONNX Runtime's own function also removes Constant nodes that bodies (Loop) read
         network = quantiser.model.model
         used = {name for node in network.graph.node for name in reads(node)}
         used |= {value.name for value in network.graph.output}
@@ -190,7 +190,7 @@ def _minmax_ranges(model: onnx.ModelProto, feeds: Iterator[dict[str, np.ndarray]
 
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder, suppress_output():
         path = Path(folder) / 'network.onnx'
-        model = copy.deepcopy(model)  # saving moves the weights out of what is saved
+        model = copy.deepcopy(model)  # saving moves weights out of the model
         try:
             onnx.save_model(model, str(path), save_as_external_data=True)
             calibrator = create_calibrator(

@@ -1,4 +1,4 @@
-"""The layers of a dense graph that can be INT8, and the nodes between them."""
+"""Layers of a dense graph that can be INT8, and the nodes between them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 POSTPROCESS = ('postprocess/', 'decode/')
-"""Prefixes of post-processing nodes; their constant matrices are no weights."""
+"""Prefixes of post-processing nodes; their constants are not weights."""
 FOLLOWERS = ('Relu', 'Clip', 'MaxPool')
 """Operators that are INT8 if their input is."""
 INT8_OPERATORS = ('QuantizeLinear', 'DequantizeLinear', 'QLinearConv', 'QLinearMatMul', 'ConvInteger')
 SORTS = ('TopK',)
 SMALLEST_OPSET = 13
-"""First opset with an axis in QuantizeLinear, for scales per channel."""
+"""First opset with QuantizeLinear's axis, for scales per channel."""
 COUNTER = re.compile(r'_\d+$')
 """Counter that exporters add to a node's name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """The nodes that multiply with one weight, such as a head on several levels.
+    """The nodes that share one weight, such as a head on several levels.
 
     Attributes:
         name: module, from the first node's name, with apostrophes if repeated.
@@ -54,14 +54,14 @@ class DenseGraph:
 
     Attributes:
         model: copy with constants as initializers and unique names of nodes.
-        network: ends in the last layers; its outputs are theirs, and tensors for the rest.
+        network: ends in the last layers; outputs theirs, and tensors for the rest.
         layers: in file order.
-        last: layers before no other layer or before a top-k: logits, deltas, kernels, masks.
-        compared: layers of `last` with values in a fixed order, or all. Rows behind a top-k (RT-DETR's
+        last: layers before no other layer, or before a top-k: logits, deltas, kernels, masks.
+        compared: layers of `last` with values in a fixed order, or all. Rows after a top-k (RT-DETR's
             queries) vary.
 
     Raises:
-        ModelFileError: quantised, of too old an opset, or without layers.
+        ModelFileError: quantised, too old an opset, or no layers.
     """
 
     def __init__(self, model: onnx.ModelProto, path: object = 'the model') -> None:
@@ -124,7 +124,7 @@ class DenseGraph:
         return part(index, self._positions, inputs, typed_values(index, outputs))
 
     def matching(self, patterns: Iterable[str]) -> list[str]:
-        """Layers with a name, or a node's name, that fits a pattern ('*', '?', '[ab]')."""
+        """Layers with a name, or node name, that matches a pattern ('*', '?', '[ab]')."""
         matches: set[str] = set()
         for pattern in patterns:
             match = re.compile(fnmatch.translate(pattern)).match
@@ -139,9 +139,9 @@ class DenseGraph:
         return [layer.name for layer in self.layers if layer.name in matches]
 
     def int8_nodes(self, layers: Iterable[str]) -> list[str]:
-        """Nodes to quantise: of the layers, and nodes behind them that stay INT8.
+        """Nodes to quantise: the layers', and later nodes that stay INT8.
 
-        These are `FOLLOWERS`, Resize 'nearest', and additions of INT8 tensors alone.
+        Later nodes are `FOLLOWERS`, Resize 'nearest', and additions of INT8 tensors.
         """
         layer_nodes = {node for name in layers for node in self.layer(name).nodes}
         int8_tensors: set[str] = set()
@@ -174,7 +174,7 @@ class DenseGraph:
 
 
 def is_quantised(model: onnx.ModelProto) -> bool:
-    """Whether a model has one of `INT8_OPERATORS`, also in bodies."""
+    """Whether a model has one of `INT8_OPERATORS`, even in bodies."""
     return any(node.op_type in INT8_OPERATORS for node in all_nodes(model))
 
 

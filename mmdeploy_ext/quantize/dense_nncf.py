@@ -1,4 +1,4 @@
-"""INT8 for dense graphs by NNCF, for OpenVINO: NNCF chooses ranges, bias correction and places of Q/DQ pairs.
+"""INT8 for dense graphs by NNCF, for OpenVINO: NNCF chooses ranges, bias correction and Q/DQ places.
 
 ONNX Runtime runs the file, but fuses less.
 """
@@ -29,7 +29,7 @@ MOVES = (
     'Cast', 'Concat', 'Expand', 'Flatten', 'Gather', 'Identity', 'MaxPool', 'Pad', 'Relu', 'Reshape',
     'Resize', 'Shape', 'Slice', 'Split', 'Squeeze', 'Tile', 'Transpose', 'Unsqueeze',
 )  # fmt: skip
-"""Operators that NNCF quantises only if their input is; ignoring them would stop it."""
+"""Operators that NNCF quantises only if their input is; ignoring them stops it."""
 
 
 class NncfQuantiser:
@@ -42,7 +42,7 @@ class NncfQuantiser:
         self.graph, self._nncf, self._batches = graph, require_nncf(), _TrackedBatches(batches)
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """The whole network with these layers in INT8, and operators behind them with INT8 inputs alone."""
+        """The whole network with these layers in INT8, and later operators with only INT8 inputs."""
         model = copy.deepcopy(self.graph.network)
         if not layers:
             return model
@@ -76,7 +76,7 @@ class NncfQuantiser:
 
 def require_nncf() -> ModuleType:
     """Import NNCF without telemetry; EngineError: it is not installed."""
-    os.environ.setdefault('NNCF_CI', '1')  # turns its telemetry off
+    os.environ.setdefault('NNCF_CI', '1')  # disables its telemetry
     try:
         with suppress_output():
             import nncf

@@ -1,6 +1,6 @@
 """The outputs of a network in INT8 against float32: the last layers before post-processing.
 
-Errors are norms of the difference over the norm in float32; of a network the worst output's.
+Errors are norms of the difference over the float32 norm; a network's is its worst output's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class OpenVinoRunner:
-    """A network in OpenVINO with float32 beside INT8, like `graph.run.Runner`."""
+    """A network in OpenVINO with float32 and INT8, like `graph.run.Runner`."""
 
     def __init__(self, model: onnx.ModelProto, names: Sequence[str], threads: int) -> None:
         require_openvino('openvino nncf')
@@ -68,7 +68,7 @@ class Outputs:
 class Probe:
     """The float network's outputs on a few batches, for comparisons.
 
-    `engine` is 'onnxruntime' or 'openvino'; `threads` 0: it decides. InferenceError: an output is not finite.
+    `engine`: 'onnxruntime' or 'openvino'; `threads`: 0: it decides. InferenceError: non-finite output.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The float file that is quantised and its INT8 file, alone or as one graph of a folder."""
+"""The float file to quantise and its INT8 file, alone or as one graph of a folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Target:
 
     Attributes:
         beside: other files of the folder, copied unchanged.
-        is_folder: the user named a folder, of which `model` is one graph.
+        is_folder: the user named a folder; `model` is one graph in it.
     """
 
     model: Path
@@ -43,7 +43,7 @@ class Target:
         return str(self.output.parent if self.is_folder else self.output)
 
     def save(self, model: onnx.ModelProto) -> None:
-        """Write the INT8 file; a folder replaces an older one when complete, and keeps unrelated files."""
+        """Write the INT8 file; a complete folder replaces an older one, keeping unrelated files."""
         if not self.is_folder:
             files.save(model, self.output, inputs=[self.model])
             return
@@ -55,7 +55,7 @@ class Target:
 
 
 def find_target(model: str, output: str | None) -> Target:
-    """Target of a file or folder, writable; the default output is beside it with `.int8` in its name.
+    """Writable target of a file or folder; the default output is next to it, named `.int8`.
 
     ModelFileError: a folder without one graph to quantise.
     """
@@ -79,7 +79,7 @@ def find_target(model: str, output: str | None) -> Target:
 
 
 def find_graph(source: Path) -> Path:
-    """The file, or the one graph of a folder, that can be quantised; ModelFileError: there is not one."""
+    """The file, or a folder's only graph, that can be quantised; ModelFileError: none or several."""
     if not source.is_dir():
         return source
     paths = sorted(source.glob('*.onnx'))
@@ -101,7 +101,7 @@ def find_graph(source: Path) -> Path:
 
 
 def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:
-    """Raise ModelFileError for an INT8 file that `test.py` would replace by a float32 export."""
+    """Raise ModelFileError for an INT8 file that `test.py` would overwrite in float32."""
     if is_quantised(files.load(path)):
         raise ModelFileError(
             f'{path}: is an INT8 file and {reason}; the loop exports float32 files and writes none over it: '

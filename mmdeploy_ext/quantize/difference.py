@@ -11,7 +11,7 @@ def severity(error: float) -> float:
 
 
 class Difference:
-    """Cosine and errors of a tensor against a reference; without values the cosine is 1, errors 0.
+    """Cosine and errors of a tensor against a reference; without values 1 and 0.
 
     Attributes:
         largest_error: largest absolute difference.

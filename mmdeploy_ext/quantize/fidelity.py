@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ranges import Ranges
 
 TARGET = 0.999
-"""Cosine of the output that advice aims at; NVIDIA reports 0.9988 to 0.99999."""
+"""Target cosine of the output; NVIDIA reports 0.9988 to 0.99999."""
 MAX_FP16_LAYERS = 8
 
 
@@ -52,7 +52,7 @@ class Row:
 
     @property
     def sensitivity(self) -> float:
-        """Error of the output with only this layer in int8, or else of the layer; NaN counts as infinite."""
+        """Output error with only this layer in int8, or else the layer's; NaN counts as infinite."""
         return severity(self.local.error if self.output is None else self.output.error)
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Fidelity:
     Attributes:
         rows: convolutions and additions, in order.
         int8, fp16: of the network's output.
-        fp16_layers: layers to keep in fp16, with the first sweep's cosine after each.
+        fp16_layers: to keep in fp16, with the first sweep's cosine after each.
         sweeps: number of sweeps with voxels.
         target: cosine of the advice.
         calibrator: method of the ranges.
@@ -139,7 +139,7 @@ def fidelity(
         ranges: of this graph.
         sweeps: features (N, C) and coordinates (N, 4) of voxels, see `engine.run`; empty ones are skipped.
         target: cosine of the advice.
-        advise: choose layers to keep in fp16, by about 30 more runs of the first sweep.
+        advise: choose layers to keep in fp16; about 30 more runs of the first sweep.
     """
     ranges.check(graph)
     nodes, simulation = quantised(graph), Simulation(graph, ranges)
@@ -164,7 +164,7 @@ def fidelity(
             for name, difference in differences.items():
                 difference.add(reference[name], tensors[name])
         for node in nodes:
-            # from half a step above the range on, a value rounds beyond the last code
+            # half a step above the range values round beyond the last code
             limit = ranges.input_amax(node.name) * (1 + 0.5 / LEVELS)
             for name in node.inputs:
                 clipped[node.name] += int((np.abs(reference[name]) > limit).sum())

@@ -1,4 +1,4 @@
-"""The plan of a file's precision: which modules stay in a higher one, found by results, and why."""
+"""A file's precision plan: modules that stay in a higher one by results, and why."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 Models = dict[str, 'onnx.ModelProto']
 SAMPLES = 2
-"""Samples whose values are looked at."""
+"""Number of samples to measure."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A unit in a higher precision than the one asked for, and why; `products`: its share of all."""
+    """A unit above the requested precision, and why; `products`: its share of all."""
 
     unit: str
     precision: str
@@ -53,14 +53,14 @@ class Row:
 
 @dataclasses.dataclass
 class Plan:
-    """A plan, and what it keeps.
+    """A plan and its results.
 
     Attributes:
-        precisions: asked for, the lowest first.
-        least: share of the results that was asked for.
-        kept: results with this plan; `before`: in float32, `lowest`: with every unit in the lowest precision.
+        precisions: requested, lowest first.
+        least: requested share of the results.
+        kept: results with this plan; `before`: in float32, `lowest`: all units in the lowest precision.
         rows: units in a higher precision.
-        patterns: of nodes in float32, as `--keep-fp32` takes them.
+        patterns: of float32 nodes, as in `--keep-fp32`.
         layers: in INT8.
         required: reason -> nodes in float32 in any plan.
         products: precision -> share of the multiplications.
@@ -85,7 +85,7 @@ class Plan:
 
 
 def check_single(models: Models) -> None:
-    """Raise ModelFileError for a graph that is below float32 already."""
+    """Raise ModelFileError for a graph already below float32."""
     for path, model in models.items():
         precision = 'int8' if is_quantised(model) else written_precision(model)
         if precision != 'fp32':
@@ -100,10 +100,10 @@ class Planner:
 
     Attributes:
         models: path -> graph.
-        run: path -> graph to what is kept of the results.
+        run: path -> graph to the results it keeps.
         feeds: path -> inputs of its runs.
         keep: patterns of nodes that stay float32.
-        quantiser: calibrated, of the graph at `quantised`, with the layers that may be INT8.
+        quantiser: calibrated, of the graph at `quantised`, with the possible INT8 layers.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Planner:
         matching_nodes([node for model in models.values() for node in model.graph.node], self.keep)
 
     def written(self, lower: str, patterns: Sequence[str], layers: Sequence[str] = ()) -> Models:
-        """The graphs with `layers` in INT8, and all but `patterns` in `lower`, 'fp16', 'bf16' or 'fp32'."""
+        """The graphs with `layers` in INT8, all but `patterns` in `lower`: 'fp16', 'bf16' or 'fp32'."""
         models = dict(self.models)
         if layers:
             graph = self.quantiser.graph
@@ -137,7 +137,7 @@ class Planner:
         return {path: to_lower(model, lower, patterns) for path, model in models.items()}
 
     def plan(self, precisions: Sequence[str], least: float, before: Kept) -> Plan:
-        """Find the plan for 'int8', 'fp16' or 'bf16', the lowest first; `before`: kept in float32."""
+        """Find the plan for 'int8', 'fp16' or 'bf16', lowest first; `before`: kept in float32."""
         start = time.process_time()
         lower = next((name for name in precisions if name in LOWER), 'fp32')
         self.models = {path: of_opset(model, lower) for path, model in self.models.items()}
@@ -257,9 +257,9 @@ class Planner:
 
 
 def with_plan(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
-    """Return a written graph with metadata of its precision: `precision.plan`, JSON, and what a proof needs.
+    """Return a written graph with precision metadata: `precision.plan`, JSON, and entries for proofs.
 
-    A file in float16 alone says what a fresh export repeats; others say that they were changed.
+    Pure float16 files record options for a fresh export; others record the change.
     """
     if 'fp16' in plan.precisions:
         model = with_fp16_metadata(model, False, plan.patterns, plan.least)
@@ -272,7 +272,7 @@ def with_plan(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
 
 
 def show_plan(plan: Plan) -> None:
-    """Print the units in a higher precision with their reasons, and what the plan keeps."""
+    """Print units in a higher precision with reasons, and the results kept."""
     console = cli.stdout()
     if plan.rows:
         console.print(plan_table(plan))
@@ -288,7 +288,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def plan_text(plan: Plan) -> str:
-    """What a plan keeps, in one line."""
+    """Results of a plan in one line."""
     shares = ', '.join(f'{share:.1%} in {name}' for name, share in plan.products.items())
     required = ', '.join(f'{count} ({reason})' for reason, count in plan.required.items())
     return (

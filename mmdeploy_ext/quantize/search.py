@@ -1,4 +1,4 @@
-"""Which units of a network have to stay in a higher precision, so that its results are kept."""
+"""Which units of a network must stay in a higher precision to keep its results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
 MOST_TRIALS = 24
-"""Runs over all samples in one search; after them the smallest plan that holds so far is taken."""
+"""Maximum of runs over all samples; then the smallest valid plan so far is used."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """PyTorch's results of the samples, and how many of them a file gives; or a `metric` of both."""
+    """PyTorch's results of the samples, and how many a file keeps; or a `metric` of both."""
 
     matched: float
     total: float
@@ -36,12 +36,12 @@ class Kept:
 
 @dataclasses.dataclass
 class Search:
-    """A search over units, which `run` puts into the higher precision.
+    """A search over units; `run` puts them into the higher precision.
 
     Attributes:
-        run: units in the higher precision -> what is kept.
+        run: units in the higher precision -> `Kept`.
         least: share of the results.
-        trials: units -> what was kept, in the order of the runs.
+        trials: units -> `Kept`, in the order of the runs.
     """
 
     run: Callable[[Collection[str]], Kept]
@@ -58,9 +58,9 @@ class Search:
         return self.kept(units).share >= self.least
 
     def higher(self, units: Sequence[str], start: Kept) -> list[str]:
-        """Return the units that need the higher precision; `units` are ordered by their damage, worst first.
+        """Return the units that need the higher precision; `units` are ordered by damage, worst first.
 
-        ExportError: not even the file of `start`, with all of them there, keeps the share.
+        ExportError: even with all units there, `start` loses the share.
         """
         if self.holds(()):
             return []
@@ -75,12 +75,12 @@ class Search:
             middle = (low + high) // 2
             low, high = (low, middle) if self.holds(units[:middle]) else (middle, high)
         needed = list(units[:high])
-        for group in _halves(needed[:-1][::-1]):  # the last one is needed, as the bisection showed
+        for group in _halves(needed[:-1][::-1]):  # bisection showed that the last one is needed
             needed = self._without(needed, group)
         return needed
 
     def _without(self, needed: list[str], group: Sequence[str]) -> list[str]:
-        """Return the needed units without those of a group that the results do not miss."""
+        """Return the needed units without units of a group that change no results."""
         if len(self.trials) >= MOST_TRIALS:
             return needed
         rest = [unit for unit in needed if unit not in group]

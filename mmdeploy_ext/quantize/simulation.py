@@ -1,4 +1,4 @@
-"""Simulation of int8 and fp16 in a sparse graph, on a CPU: inputs and kernels are rounded, sums are fp32."""
+"""Simulation of int8 and fp16 in a sparse graph on a CPU: inputs and kernels are rounded, sums fp32."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prepared(NamedTuple):
 class Simulation:
     """Runs a folded graph with rounded layers.
 
-    int8 codes come from the file's fp16 kernels, ties go to the even code, each node rounds a tensor's exact
+    int8 codes come from the file's fp16 kernels, ties go to the even code, nodes round a tensor's exact
     value.
 
     Attributes:
@@ -66,9 +66,9 @@ class Simulation:
         int8_nodes: Collection[str] | None = None,
         fed: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Tensor id -> float32 value of one run, features as '0'.
+        """Tensor id -> float32 value of one run; features: '0'.
 
-        `int8_nodes` are in int8, others of `names` in fp16; None computes in fp32. `fed` replaces inputs by
+        `int8_nodes` run in int8, others of `names` in fp16; None: fp32. `fed` replaces inputs by
         tensor id.
         """
         outputs = {node.name: node.output for node in self.graph.nodes}

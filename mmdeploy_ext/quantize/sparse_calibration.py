@@ -34,22 +34,22 @@ if TYPE_CHECKING:
     """(N, C) float features, (N, 4) int32 coordinates in the graph's order."""
 
 SWAPPED_COLUMNS = [0, 3, 2, 1]
-"""Exchanges x and z of coordinates."""
+"""Swaps x and z of coordinates."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Options of a calibration; None takes the family's reference.
+    """Options of a calibration; None: the family's reference.
 
     Attributes:
         method: one of `quantize.METHODS`.
         percentile: of |x|, in percent.
-        add_method: for additions; '' takes `method`.
+        add_method: for additions; '': `method`.
         batches: number of sweeps, evenly spread; 0: all.
-        unfolded: modules with weight ranges of the unfolded kernel.
+        unfolded: modules with ranges of the unfolded kernel.
         half: round ranges to fp16.
         root: folder of the data set, or ''.
-        int8_fp16_io: the file will have the reference's precisions.
+        int8_fp16_io: the file has the reference's precisions.
     """
 
     method: str = 'mse'
@@ -71,7 +71,7 @@ class Calibration:
 
 
 def calibrate(detector: Detector, source: str | Path, options: Calibration) -> Ranges:
-    """Ranges of a backbone measured on the sweeps of `source`, see `Sweeps`."""
+    """A backbone's ranges, measured on the sweeps of `source`, see `Sweeps`."""
     from mmdeploy_ext.backbone_files import trace  # imports torch
 
     options, traced = options.resolved(detector.family), trace(detector)
@@ -92,7 +92,7 @@ def calibrate(detector: Detector, source: str | Path, options: Calibration) -> R
 def config_sweeps(
     detector: Detector, source: str | Path, order: str, limit: int = 0, root: str = ''
 ) -> Sweeps:
-    """Sweeps of a source, voxelised as in the backbone's config, evenly limited; see `Sweeps`."""
+    """Sweeps of a source, voxelised by the backbone's config, evenly limited; see `Sweeps`."""
     from mmdeploy_ext.preprocess.points import voxelise
 
     def voxels(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,20 +126,20 @@ def calibrate_sweeps(
     source: str = 'sweeps',
     checkpoint_sha256: str = '',
 ) -> Ranges:
-    """Measure ranges of inputs on sweeps, and compute ranges of weights by channel.
+    """Measure input ranges on sweeps, and compute weight ranges per channel.
 
     Args:
         graph: folded in fp32.
         sweeps: (features (N, C), coordinates (N, 4)) in the graph's order.
         method: 'mse', 'percentile' or 'max'.
         percentile: of |x|, in percent.
-        add_method: for additions; the reference has 'max' for CenterPoint.
-        unfolded: kernels of `kernels_before_folding` that replace folded ones.
+        add_method: for additions; the reference uses 'max' for CenterPoint.
+        unfolded: kernels of `kernels_before_folding`, replacing folded ones.
         source: name of the sweeps for the file.
         checkpoint_sha256: for the file.
 
     Raises:
-        DataError: no sweep, values that are not finite, or an input of zeros.
+        DataError: no sweep, non-finite values, or an input of zeros.
     """
     nodes = quantised(graph)
     calibrators = {
@@ -195,7 +195,7 @@ def kernels_before_folding(
 ) -> dict[str, np.ndarray]:
     """Node -> kernel before folding, for some modules.
 
-    The reference takes CenterPoint's `conv_input.0` so: its normalisation is folded when the file is written.
+    The reference uses it for CenterPoint's `conv_input.0`: it folds its normalisation when writing the file.
     """
     kernels = {node.module: node.weight for node in traced.convolutions()}
     for module in modules:

@@ -33,7 +33,7 @@ def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
 
 @contextlib.contextmanager
 def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int = 100) -> Iterator[Figure]:
-    """Yield a figure (inches, points) that is written to `path` unless the block raises."""
+    """Yield a figure (inches, points), written to `path` unless the block raises."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -63,8 +63,8 @@ def output_table(outputs: Outputs) -> Table:
 def time_text(times: Mapping[str, Any]) -> str:
     """Line about INT8's time, from `benchmark.measure.time_files`.
 
-    `ratio` and `cpu_ratio` are INT8 over float32; dicts have `median`, `q1`, `q3`. `other_load` is other
-    processes' share of the cores, `quiet_share` its bound for trusted times.
+    `ratio` and `cpu_ratio`: INT8 over float32; dicts have `median`, `q1`, `q3`. `other_load`: other
+    processes' share of the cores; `quiet_share`: its bound for trusted times.
     """
     ratio = times['ratio']
     text = (

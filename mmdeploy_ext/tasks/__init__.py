@@ -1,4 +1,4 @@
-"""Tasks of detectors in a proof: matching and drawing of results."""
+"""Detection tasks in proofs: matching and drawing of results."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 NAMES = 'bbox2d', 'bbox3d', 'boxed_mask', 'driving', 'mask', 'occupancy', 'panoptic'
 TASKS = {name: f'{__name__}.{name}' for name in NAMES}
 NEEDED = ('match_detections', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
-"""Names that every task module has."""
+"""Required names of a task module."""
 NEEDED_BY_LISTS = (*NEEDED, 'pair_up')
-"""The names of tasks of pictures and sweeps."""
+"""Names for tasks with lists."""
 NEEDED_BY_HALF = ('half_bars', 'half_text')
 """Further names for proofs of float16 and INT8 files."""
 
@@ -46,16 +46,16 @@ def task_module(name: str, needed: Sequence[str] = NEEDED) -> ModuleType:
 def match(
     task: str, title: str, reference: Any, candidate: Any, bars: Bars = FLOAT32, **settings: Any
 ) -> DetectionRow:
-    """Match two lists of results one to one, by the rules of a task and the bars of a precision."""
+    """Match two lists of results one to one, by a task's rules and a precision's bars."""
     settings = {**match_bars(task, bars), **settings}
     return task_module(task).match_detections(title, reference, candidate, **settings)
 
 
 def match_bars(task: str, bars: Bars) -> dict[str, float]:
-    """Return the bars of a task's `match_detections`; {} for float32, whose bars are its defaults."""
+    """Return the bars for a task's `match_detections`; {} for float32, its defaults."""
     return {} if bars.is_float32 else task_module(task, NEEDED_BY_HALF).half_bars(bars)
 
 
 def place_text(task: str, bars: Bars) -> str:
-    """Return how near a pair of results has to be."""
+    """Return how near a pair of results must be."""
     return task_module(task, NEEDED_BY_HALF).half_text(bars)

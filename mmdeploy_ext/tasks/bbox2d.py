@@ -1,4 +1,4 @@
-"""Boxes in images: matched by class and IoU, both engines drawn side by side."""
+"""2D boxes: matched by class and IoU, both engines drawn side by side."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ half_bars, half_text = matching.overlap_bars, matching.overlap_text
 IOU_BAR = 0.999
 SCORE_BAR = 1e-4
 ONE_TO_ONE = dict(iou_bar=0.9999, score_bar=1e-5, score_thr=0.0)
-"""Arguments of `match_detections` for two codes on one file's tensors."""
+"""Arguments of `match_detections` for two programs on equal tensors."""
 SAME_LOGITS_SCORE_BAR = 1e-5
 """Largest score difference of a pair from equal logits."""
 CORNER_EPS = 5e-3
 """Pixels."""
 PAIR_IOU = 0.5
-"""Smallest IoU of one object outside the bars; below, one box is missing and one extra."""
+"""Smallest IoU of one object outside the bars; below, a box is missing and one extra."""
 LEGIBLE = 800
 """Pixels."""
 
@@ -41,7 +41,7 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is the IoU.
 
-    `iou_bar` is the smallest IoU and `score_bar` the largest score difference of a pair.
+    `iou_bar`: smallest IoU of a pair; `score_bar`: its largest score difference.
     """
 
     def pair(reference: Detections, candidate: Detections) -> Pairing:
@@ -125,7 +125,7 @@ def side_by_side(
 ) -> np.ndarray:
     """Draw both lists of a pair side by side, (h + strip, 2w + gap, 3) uint8 BGR.
 
-    Results without a partner have a white outline. `draw` is `draw_detections` or alike; `task` are arguments
+    Results without a partner have a white outline. `draw`: such as `draw_detections`; `task`: arguments
     of `matching.alone`.
     """
     sides = []

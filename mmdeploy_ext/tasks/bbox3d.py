@@ -1,4 +1,4 @@
-"""Boxes in 3D: matched by class and place, drawn for both engines."""
+"""3D boxes: matched by class and place, drawn for both engines."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 RESULTS, PLACE = 'boxes', 'worst Δm'
 SCORE_THR = 0.1
-"""Score from which on results need a partner; lower ones are judged over the whole proof."""
+"""From this score on results need a partner; lower ones are judged over the whole proof."""
 DISTANCE_BAR = 0.01
 """Metres between the centres of a matched pair."""
 SCORE_BAR = 1e-3
 SIZE_BAR, YAW_BAR, VELOCITY_BAR = 0.01, 0.01, 0.01
 """Largest differences of a pair: size (metres), yaw (radians, modulo a turn), velocity (m/s)."""
 ONE_TO_ONE = dict(distance_bar=1e-4, corner_bar=1e-4, score_bar=1e-5, score_thr=0.0)
-"""Arguments of `match_detections` for two codes on one file's tensors."""
+"""Arguments of `match_detections` for two programs on equal tensors."""
 PAIR_DISTANCE = 1.0
 """Metres between the centres of one object outside the bars."""
 
@@ -53,7 +53,7 @@ def pair_up(
     corner_bar: float | None = None,
     further: Sequence[tuple[str, Callable[..., np.ndarray], float]] = (),
 ) -> Pairing:
-    """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance.
+    """Pair two lists of finite detections one to one, within a class; nearness is minus the distance.
 
     `distance_bar` is in metres. `corner_bar` (metres between corners, m/s of velocities) replaces the float32
     bars of size, yaw and velocity. `further` has titles, functions of rows and columns, and bars.
@@ -100,7 +100,7 @@ match_lists = functools.partial(
 def match_detections(
     image: str, reference: Detections3D, candidate: Detections3D, **settings: Any
 ) -> DetectionRow:
-    """Match two lists of boxes; the candidate's has to be in descending order of scores."""
+    """Match two lists of boxes; the candidate's must descend by score."""
     row = match_lists(image, reference, candidate, **settings)
     return matching.in_order_of_scores(row, candidate.scores)
 
@@ -143,7 +143,7 @@ def _corners(boxes: np.ndarray) -> np.ndarray:
 def pair_of(
     frame: Frame | Sweep, rule: Any, title: str, reference: Any, candidate: Any, engine: str = 'ONNX Runtime'
 ) -> Pair:
-    """Return a pair to draw: pictures of a frame's cameras, or its points."""
+    """Return a pair to draw: a frame's camera images, or its points."""
     points, images = getattr(frame, 'points', None), getattr(frame, 'images', None)
     if images is None:
         return Pair(title, points, reference, candidate, engine)
@@ -158,7 +158,7 @@ def pair_of(
 
 
 def fit_pair(pair: Pair) -> Pair:
-    """Return the pair unchanged; `draw_layers` scales pictures."""
+    """Return the pair unchanged; `draw_layers` scales images."""
     return pair
 
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 PANEL, BAND, GAP = 420, 46, 8
 """Pixels: longer side of a map, height of the text above it, room between maps."""
 GAMMA = 0.5
-"""Power of drawn values: a few near sites would leave the rest dark."""
+"""Power of drawn values: a few near sites would darken the rest."""
 DECADES = 8
-"""The difference is drawn by its logarithm, over so many decades below the scale."""
+"""Decades below the scale in the logarithmic difference."""
 
 
 def draw_bev(pair: Pair) -> np.ndarray:

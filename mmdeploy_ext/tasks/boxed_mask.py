@@ -1,4 +1,4 @@
-"""Boxes with masks: a pair has to agree in both."""
+"""Boxes with masks: a pair must agree in both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESULTS, PLACE = 'masks', 'worst IoU'
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
 fit_pair = bbox2d.fit_pair
 ONE_TO_ONE = dict(mask.ONE_TO_ONE, box_bar=bbox2d.ONE_TO_ONE['iou_bar'])
-"""Arguments of `match_detections` for two codes on one file's tensors."""
+"""Arguments of `match_detections` for two programs on equal tensors."""
 SAME_LOGITS_SCORE_BAR = bbox2d.SAME_LOGITS_SCORE_BAR
 SLIVER = 1.0
 """Pixels."""
@@ -33,7 +33,7 @@ def pair_up(
     score_bar: float = bbox2d.SCORE_BAR,
     box_bar: float | None = None,
 ) -> Pairing:
-    """Pair two lists one to one, within a class; the nearness is the smaller IoU, of boxes and of masks.
+    """Pair two lists one to one, within a class; nearness is the smaller IoU of boxes and masks.
 
     - `iou_bar`: smallest IoU of masks; at most `SLIVER_IOU` for a sliver of a box.
     - `score_bar`: largest difference of scores, and of mask scores.

@@ -1,4 +1,4 @@
-"""A check for authors of tasks: differences that the matching overlooks."""
+"""A check for task authors: differences that matching overlooks."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ COUNTS = ('reference', 'matched', 'missing', 'extra', 'outside', 'low', 'low_alo
 def match_detections(
     image: str, reference: DrivingScene, candidate: DrivingScene, tied: Any = None, **bars: float
 ) -> DetectionRow:
-    """Match boxes with trajectories by `bars` of `bbox3d`; lines and the plan have their own in float32."""
+    """Match boxes with trajectories by `bars` of `bbox3d`; in float32 lines and plan use their own."""
     boxes = trajectories.match_detections(image, reference, candidate, tied=tied, **bars)
     points, scores = bars.get('distance_bar', 0.0), bars.get('score_bar', 0.0)
     is_coarse = points > bbox3d.DISTANCE_BAR  # below float32

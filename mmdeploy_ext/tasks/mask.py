@@ -23,13 +23,13 @@ IOU_BAR = 0.98
 SCORE_BAR = 1e-3
 """Largest score difference of a pair in float32: scores are means over mask pixels."""
 ONE_TO_ONE = dict(iou_bar=IOU_BAR, score_bar=1e-5, score_thr=0.0)
-"""Arguments of `match_detections` for two codes on one file's tensors."""
+"""Arguments of `match_detections` for two programs on equal tensors."""
 FLIPPED_PIXELS = 2
 """Overlapping masks with at most so many different pixels are equal."""
 PIXELS_AT_ONCE = 1 << 14
-"""Pixels of each mask per product, to fit into the caches."""
+"""Pixels of each mask per product, to fit the caches."""
 PAIR_IOU = 0.5
-"""Smallest IoU of one object outside the bars; below, one mask is missing and one extra."""
+"""Smallest IoU of one object outside the bars; below, a mask is missing and one extra."""
 
 
 def problem(reference: Instances, candidate: Instances) -> str:

@@ -1,4 +1,4 @@
-"""Occupancy: a voxel is right if its class is; results are the voxels that are not free."""
+"""Occupancy: compared by class per voxel; results are voxels that are not free."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 RESULTS, PLACE = 'voxels', 'worst IoU'
 MATCH_RATE = 1.0
-"""Share of the results that has to be right in float32."""
+"""Required share of correct results in float32."""
 TIE = 1e-4
-"""Largest lead of PyTorch's best class over the second of a voxel that may have another class."""
+"""A voxel may change class up to this lead of PyTorch's best class over the second."""
 
 
 def half_bars(bars: Bars) -> dict[str, float]:
@@ -37,7 +37,7 @@ def problem(reference: Occupancy, candidate: Occupancy) -> str:
 
 
 def class_ious(reference: Occupancy, candidate: Occupancy) -> dict[int, float]:
-    """Return class -> IoU of its voxels, for the classes of either side."""
+    """Return class -> IoU of its voxels, for classes of either side."""
     return {
         label: float(np.mean(ours[ours | theirs] == theirs[ours | theirs]))
         for label in np.union1d(reference.labels, candidate.labels).tolist()
@@ -46,7 +46,7 @@ def class_ious(reference: Occupancy, candidate: Occupancy) -> dict[int, float]:
 
 
 def differing(reference: Occupancy, candidate: Occupancy) -> tuple[np.ndarray, np.ndarray]:
-    """Return the voxels of another class, without ties, and those beside a tie, (X, Y, Z) bool."""
+    """Return the voxels of another class, without ties, and the voxels at a tie, (X, Y, Z) bool."""
     other = reference.labels != candidate.labels
     tied = other & (reference.leads <= TIE)
     return other & ~tied, tied
@@ -85,7 +85,7 @@ def match_detections(image: str, reference: Occupancy, candidate: Occupancy, **u
 
 
 def fit_pair(pair: Pair) -> Pair:
-    """Return the pair unchanged; `draw_pair` scales pictures."""
+    """Return the pair unchanged; `draw_pair` scales images."""
     return pair
 
 

@@ -28,7 +28,7 @@ __all__ = [
     'pair_up',
 ]
 ONE_TO_ONE = mask.ONE_TO_ONE
-"""Arguments of `match_detections` for two codes on one file's tensors."""
+"""Arguments of `match_detections` for two programs on equal tensors."""
 RESULTS, PLACE = 'segments', 'worst IoU'
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
 
@@ -39,9 +39,9 @@ def pair_up(
     iou_bar: float = mask.IOU_BAR,
     score_bar: float = mask.SCORE_BAR,
 ) -> Pairing:
-    """Pair the segments of two maps one to one, within a class; the nearness is the IoU of their pixels.
+    """Pair the segments of two maps one to one, within a class; nearness is the IoU of their pixels.
 
-    In float32 class and number have to agree; a missing thing counts once, see `numbers_of_both`.
+    In float32 class and number must agree; a missing thing counts once, see `numbers_of_both`.
     """
     iou = mask.class_iou(reference, candidate)
     near = iou >= iou_bar
@@ -53,9 +53,9 @@ def pair_up(
 def numbers_of_both(
     reference: Segments, candidate: Segments, iou: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers (R,) and (C,) of segments, without things of one map alone.
+    """Return the numbers (R,) and (C,) of segments, except things in only one map.
 
-    Segments share no pixel: two with over half of their pixels in common are the same.
+    Segments share no pixel: two with over half of their pixels in common are equal.
     """
     in_both = iou > mask.PAIR_IOU
     numbers = []

@@ -1,4 +1,4 @@
-"""Plans of a car: the same mode is chosen, and each mode's points are the same."""
+"""Plans of a car: chosen mode and each mode's points must agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def match_detections(
     point_bar: float = POINT_BAR,
     score_bar: float = SCORE_BAR,
 ) -> DetectionRow:
-    """Compare two plans; another mode of the same score, within `ties.TIE`, is a tie, and listed."""
+    """Compare two plans; another mode with its score within `ties.TIE` is a tie, and listed."""
     for side, plan in dict(reference=reference, candidate=candidate).items():
         if plan.points.shape != reference.points.shape or not np.isfinite(plan.points).all():
             reason = f'{side}: a plan of points {plan.points.shape}, expected finite {reference.points.shape}'

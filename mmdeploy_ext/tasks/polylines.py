@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RESULTS, PLACE = 'lines', 'worst Δm'
 SCORE_THR = 0.1
 POINT_BAR, SCORE_BAR = 1e-3, 1e-4
-"""Metres between points of one number, and difference of the scores, of a matched pair."""
+"""Metres between equally numbered points, and score difference, of a matched pair."""
 PAIR_DISTANCE = 1.0
 """Metres: largest Chamfer distance of one line outside the bars."""
 
@@ -46,7 +46,7 @@ def problem(reference: Polylines, candidate: Polylines) -> str:
 def pair_up(
     reference: Polylines, candidate: Polylines, point_bar: float = POINT_BAR, score_bar: float = SCORE_BAR
 ) -> Pairing:
-    """Pair two lists one to one, within a class; the nearness is minus the Chamfer distance, metres."""
+    """Pair two lists one to one, within a class; nearness is minus the Chamfer distance, metres."""
     first, second = (lines.points.astype(np.float64) for lines in (reference, candidate))
     nearness = np.full((len(first), len(second)), -np.inf)
     apart = np.full(nearness.shape, np.inf)
@@ -72,6 +72,6 @@ match_lists = functools.partial(
 
 
 def match_detections(image: str, reference: Polylines, candidate: Polylines, **settings: Any) -> Any:
-    """Match two lists of lines; the candidate's has to be in descending order of scores."""
+    """Match two lists of lines; the candidate's must descend by score."""
     row = match_lists(image, reference, candidate, **settings)
     return matching.in_order_of_scores(row, candidate.scores)

@@ -1,4 +1,4 @@
-"""Boxes in 3D with trajectories: a pair has to agree in both, mode by mode."""
+"""3D boxes with trajectories: a pair must agree in both, mode by mode."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pair_up(
     score_bar: float = bbox3d.SCORE_BAR,
     corner_bar: float | None = None,
 ) -> Pairing:
-    """Pair as `bbox3d.pair_up`; `corner_bar` above the float32 bars replaces that of the points, too."""
+    """Pair as `bbox3d.pair_up`; `corner_bar` above the float32 bars also applies to points."""
 
     def points_apart(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         gaps = reference.trajectories[rows].astype(np.float64) - candidate.trajectories[columns]

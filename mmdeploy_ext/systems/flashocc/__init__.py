@@ -1,4 +1,4 @@
-"""FlashOcc: pictures are lifted as by BEVDet; channels of the encoded view become heights of voxels."""
+"""FlashOcc: lifts images like BEVDet; channels of the encoded view become voxel heights."""
 
 from mmdeploy_ext.contract.options import own_contract
 from mmdeploy_ext.contract.registry import FILM, register_family

@@ -1,4 +1,4 @@
-"""The family of FlashOcc: the configs that it claims and refuses, and the models."""
+"""The family of FlashOcc: claimed and refused configs, and the models."""
 
 from typing import Any
 

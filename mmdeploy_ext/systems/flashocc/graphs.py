@@ -14,15 +14,15 @@ LOGIT = ColumnGroup(unit='logit', rtol=0.0, atol=5e-4)
 
 
 class OccupancyFrame(LiftFrame):
-    """One frame: pictures and poses to logits (1, X, Y, Z, K) and classes (X, Y, Z)."""
+    """One frame: images and poses to logits (1, X, Y, Z, K) and classes (X, Y, Z)."""
 
     def forward(self, img: Tensor, sensor2keyego: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model.occ_head(self.encoded(self.view_of(img, sensor2keyego, intrinsics)))
-        return logits, logits[0].argmax(-1).byte()  # a softmax changes no order
+        return logits, logits[0].argmax(-1).byte()  # softmax keeps the order
 
 
 def output_specs(model: nn.Module) -> tuple[TensorSpec, TensorSpec]:
-    """Return the contracts of the logits and of the classes."""
+    """Return the contracts of logits and classes."""
     (_, rows, columns), head = view_axes(model), model.occ_head
     voxels, meaning = (columns, rows, head.Dz), 'classes of voxels along x, y, z'
     logits = TensorSpec(LOGITS, 'float32', (1, *voxels, head.num_classes), meaning, 'logit', (LOGIT,))

@@ -1,4 +1,4 @@
-"""FlashOcc in PyTorch: classes are those of the detector's own test path."""
+"""FlashOcc in PyTorch, with the detector's own test path."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ class FlashOccReference(LiftReference):
         return super().tensors(values, was_reset)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Occupancy | None:
-        return super().boxes_of(outputs) if LOGITS in outputs else None  # a file of classes alone
+        return super().boxes_of(outputs) if LOGITS in outputs else None  # a file with only classes
 
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         self._logits = tensors[LOGITS]

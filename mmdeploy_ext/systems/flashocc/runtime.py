@@ -1,4 +1,4 @@
-"""FlashOcc as a stream: pictures and calibration in, the class of each voxel out, without a memory."""
+"""FlashOcc as a stream: images and calibration in, a class per voxel out, no memory."""
 
 from __future__ import annotations
 

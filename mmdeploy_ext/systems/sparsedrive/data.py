@@ -1,4 +1,4 @@
-"""The frames of SparseDrive, with the driver's command."""
+"""SparseDrive's frames, with the driver's command."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from mmdeploy_ext.systems.sparsedrive.runtime import frame_with_command
 
 
 def entries(rng: np.random.Generator) -> dict[str, Any]:
-    """Return the entries that SparseDrive's data set reads of an info."""
+    """Return an info's entries for SparseDrive's data set."""
     return dict(
         map_location='generated',
         map_annos={},

@@ -1,4 +1,4 @@
-"""Outputs of SparseDrive's files to a driving scene; plans that collide lose their score.
+"""SparseDrive's outputs to a driving scene; colliding plans lose their score.
 
 Source: swc-17/SparseDrive ec0225d, models/{detection3d,map,motion}/decoder.py.
 Glossary: A instances, K modes, S steps of a plan.
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.systems.sparsedrive.facts import SparseDriveFacts
 
 EGO_SIZE_M = (1.1 * 4.08, 1.1 * 1.73)
-"""Length and width of the car, a tenth larger than it is."""
+"""Length and width of the car, enlarged by a tenth."""
 EGO_SHIFT_M = 0.5
-"""Meant from the LiDAR to the car's middle, along its heading."""
+"""Intended: LiDAR to the car's centre, along its heading."""
 SURE = 0.5
 """Least confidence of an agent that a plan avoids."""
 STANDING_M = 0.5
-"""An agent or plan that moves less keeps its heading."""
+"""Agents and plans that move less keep their heading."""
 COLLISION = -999.0
-"""Added to the logit of a plan that collides, unless all do."""
+"""Added to a colliding plan's logit, unless all collide."""
 
 
 def scene_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray]) -> DrivingScene:
@@ -77,8 +77,8 @@ def plan_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray], steps: n
 def collisions(plans: np.ndarray, ways: np.ndarray, anchor: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Return (K,) bool of plans (K, S, 2) and agents: ways (A, S, 2), anchors, logits (A, classes).
 
-    As published, the shift to the car's middle is added to two rows of a table of all pairs instead of two
-    columns: the first plan's first two steps, beside the first agent alone, are other boxes.
+    As published, the shift to the car's centre is added to two rows of the table of pairs, not two
+    columns: it changes the first plan's first two steps, for the first agent only.
     """
     sure = exact_sigmoid(logits.max(-1)) >= np.float32(SURE)
     anchor, ways = anchor[sure].astype(np.float64), ways[sure].astype(np.float64)
@@ -100,7 +100,7 @@ def collisions(plans: np.ndarray, ways: np.ndarray, anchor: np.ndarray, logits: 
 
 
 def headings(points: np.ndarray, first_yaw: np.ndarray) -> np.ndarray:
-    """Return yaws (n, S) of points (n, S, 2) on a way from the origin, from each one before to the next."""
+    """Return yaws (n, S) from point to point of ways (n, S, 2) that start at the origin."""
     whole = np.concatenate([np.zeros((len(points), 1, 2)), points], 1)
     after = np.concatenate([whole[:, 2:], whole[:, -1:]], 1)
     along = after - whole[:, :-1]

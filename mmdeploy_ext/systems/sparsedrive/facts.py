@@ -1,4 +1,4 @@
-"""Facts of SparseDrive models, kept in their files, and the names of their tensors."""
+"""Facts of SparseDrive models, stored in files, and tensor names."""
 
 import dataclasses
 from typing import Any
@@ -27,7 +27,7 @@ MEMORY = {
     'ego_period': 'number of frames of it in the queue',
     'ego_status': 'the predicted status, of which the speed is read',
 }
-"""Tensor of the memory, in its frame's LiDAR frame -> meaning; `pre_` and `post_` go before the name."""
+"""Tensor of the memory, in its frame's LiDAR frame -> meaning; prefixes are `pre_` and `post_`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +35,14 @@ class SparseDriveFacts(Facts):
     """Facts of a SparseDrive.
 
     Attributes:
-        max_num: most boxes of a frame.
-        score_threshold: None; a least score would leave instances without an id.
+        max_num: maximum of boxes.
+        score_threshold: None; a threshold would leave instances without an id.
         num_classes, num_line_classes: of boxes and of lines.
         default_time_interval: seconds; the interval without a last frame, of 0, or above `max_time_interval`.
         max_time_interval: seconds, in either direction.
         motion_steps, plan_steps: points of a trajectory and of a plan.
         line_points: points of a line.
-        use_rescore: whether plans that collide lose their score.
+        use_rescore: whether colliding plans lose their score.
     """
 
     max_num: Count

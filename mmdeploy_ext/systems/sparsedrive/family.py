@@ -50,11 +50,11 @@ SETTINGS = {
 }
 """Setting -> its only supported value."""
 LINE_M, STEP_M = 15.0, 2.0
-"""Half a length of lines without a file, and the step of their trajectories."""
+"""Half the length of lines without a file, and their trajectory step."""
 
 
 def check_tasks(cfg: Any) -> None:
-    """Raise ConfigError for a model without one of the heads, or of other settings."""
+    """Raise ConfigError for a missing head, or other settings."""
     wrong = []
     for path, needed in SETTINGS.items():
         *parts, name = path.split('.')
@@ -75,7 +75,7 @@ def check_tasks(cfg: Any) -> None:
 
 
 def anchors_of(head: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str, np.ndarray]]:
-    """Yield the section and key of each file of anchors, and anchors in its place."""
+    """Yield section and key of each anchor file, and substitute anchors."""
     bank, lines, planner = (
         head['det_head']['instance_bank'],
         head['map_head']['instance_bank'],
@@ -99,7 +99,7 @@ def anchors_of(head: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str
 
 @contextlib.contextmanager
 def with_files(cfg: Any) -> Iterator[bool]:
-    """Put files with anchors in the place of those that are missing: every checkpoint has them."""
+    """Substitute missing anchor files: every checkpoint has the anchors."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for number, (section, key, values) in enumerate(anchors_of(part_cfg(cfg.model, 'head'))):

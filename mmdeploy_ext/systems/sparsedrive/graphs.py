@@ -1,4 +1,4 @@
-"""SparseDrive's graphs: features of the pictures, the heads of a first frame, those of the others."""
+"""SparseDrive's graphs: image features, heads of a first frame, heads of later frames."""
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ ANCHORS = (
     ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 1e-3),
     ColumnGroup('velocity', (8, 9, 10), 'm/s', 0.0, 1e-3),
 )
-"""Tolerances of float32, as Sparse4D's."""
+"""Float32 tolerances, as Sparse4D's."""
 INTEGERS = ('instance_id', 'prev_id', 'queue_period', 'ego_period')
 
 

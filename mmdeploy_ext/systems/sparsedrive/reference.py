@@ -20,7 +20,7 @@ GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
 
 
 class SparseDriveReference(CameraReference):
-    """Our model of a config; `upstream.UpstreamReference` runs the repository's."""
+    """Our model; `upstream.UpstreamReference` runs the repository's."""
 
     reads = SparseDriveOnnx.reads
 

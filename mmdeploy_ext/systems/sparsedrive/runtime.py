@@ -27,7 +27,7 @@ COMMANDS = ('right', 'left', 'straight on')
 
 
 def command_of(frame: Frame) -> int:
-    """Return which of `COMMANDS` a frame has."""
+    """Return a frame's index in `COMMANDS`."""
     command = np.asarray(frame.command if frame.command is not None else [], np.float64)
     if command.shape != (len(COMMANDS),) or sorted(command) != [0, 0, 1]:
         raise DataError(
@@ -38,7 +38,7 @@ def command_of(frame: Frame) -> int:
 
 
 class SparseDriveOnnx(StreamRuntime):
-    """The three files; a first frame has a graph of its own."""
+    """The three files; the first frame has its own graph."""
 
     families, files, parts = ('sparsedrive',), FILES, ('features', 'first head', 'next head')
     reads = ('lidar2img', 'ego_pose', 'timestamp_s')

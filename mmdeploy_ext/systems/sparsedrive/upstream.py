@@ -1,4 +1,4 @@
-"""SparseDrive of its repository as a stepper: the memory is in attributes of three modules."""
+"""The repository's SparseDrive as a stepper: three modules hold the memory."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.systems.sparsedrive.reference import SparseDriveReference
 
 ABSENT = -2
-"""Id that no instance has."""
+"""Unused instance id."""
 LAST = dict(prediction='pred_anchor', classification='pred_class_score', quality='pred_quality_score')
 
 

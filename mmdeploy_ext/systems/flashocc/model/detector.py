@@ -1,4 +1,4 @@
-"""The detectors of occupancy. Source: Yzichen/FlashOCC 4084861, detectors/bevdet_occ.py."""
+"""Occupancy detectors. Source: Yzichen/FlashOCC 4084861, detectors/bevdet_occ.py."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from mmdeploy_ext.models.lift_splat.detector import OWN, LiftSplatDetector
 
 @registered_if_named(DETECTORS, builds=tuple(OWN.values()))
 class BEVDetOCC(LiftSplatDetector):
-    """BEVDet with a head of occupancy."""
+    """BEVDet with an occupancy head."""
 
     def __init__(self, occ_head: Mapping[str, Any], **config: Any) -> None:
         super().__init__(**config)
@@ -26,4 +26,4 @@ class BEVDetOCC(LiftSplatDetector):
 
 @registered_if_named(DETECTORS, builds=tuple(OWN.values()))
 class BEVDepthOCC(BEVDetOCC):
-    """The detector with a depth network that knows the camera."""
+    """The detector with a camera-aware depth network."""

@@ -1,4 +1,4 @@
-"""The graphs of FlashOcc's own TensorRT converter, with logits and with classes.
+"""Graphs of FlashOcc's own TensorRT converter, with logits or classes.
 
 Source of names, shapes and order: Yzichen/FlashOCC 4084861, tools/convert_bevdet_to_TRT.py.
 """
@@ -18,14 +18,14 @@ from mmdeploy_ext.util.errors import ConfigError
 
 
 class PooledLogits(PooledNetwork):
-    """A frame with the plug-in's pooling to logits (1, X, Y, Z, K)."""
+    """A frame, pooled by the plug-in, to logits (1, X, Y, Z, K)."""
 
     def forward(self, img: Tensor, *tables: Tensor) -> tuple[Tensor]:
         return (self.model.occ_head(self.encoded(self.view_of(img, *tables))),)
 
 
 class PooledLabels(PooledLogits):
-    """The same to classes (1, X, Y, Z)."""
+    """The same, to classes (1, X, Y, Z)."""
 
     def forward(self, img: Tensor, *tables: Tensor) -> tuple[Tensor]:
         (logits,) = super().forward(img, *tables)

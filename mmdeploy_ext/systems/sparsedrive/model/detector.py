@@ -35,7 +35,7 @@ class NuScenes3DDataset(NuScenes3DDetTrackDataset):
 
 @registered_if_named(HEADS)
 class SparseDriveHead(BaseModule):
-    """Heads of boxes, lines, and motion and plan; `memory` is of the last frame, or None."""
+    """Heads for boxes, lines, motion and plan; `memory`: of the last frame, or None."""
 
     def __init__(self, det_head: dict, map_head: dict, motion_plan_head: dict, **training: Any) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class SparseDrive(BaseModule):
         self.head = build_head(head)
 
     def extract_feat(self, img: Tensor) -> Features:
-        """Return the feature maps of pictures (1, N, 3, H, W)."""
+        """Return the feature maps of images (1, N, 3, H, W)."""
         return flatten_maps(self.img_neck(self.img_backbone(img[0])))
 
     def forward(self, img: Tensor, **data: Any) -> list[dict]:

@@ -1,4 +1,4 @@
-"""The layers of SparseDrive's heads, without a `forward` where `steps.py` runs them.
+"""Layers of SparseDrive's heads; without `forward` if `steps.py` runs them.
 
 Names as in swc-17/SparseDrive ec0225d, models/{instance_bank,attention}.py, models/{detection3d,map,motion}.
 """
@@ -71,7 +71,7 @@ class HierarchicalPlanningDecoder(Settings):
 
 @registered_if_named(ATTENTION)
 class MultiheadFlashAttention(MultiheadAttention):
-    """mmcv's attention, which has the same parameters."""
+    """mmcv's attention with the same parameters."""
 
 
 @registered_if_named(PLUGIN_LAYERS, beside=BESIDE)

@@ -2,7 +2,7 @@
 
 Modules are the user's or ours. Source: swc-17/SparseDrive ec0225d, models/{instance_bank,sparsedrive_head}.py
 and models/motion/{motion_planning_head,motion_blocks,instance_queue}.py.
-Glossary: A instances, M kept ones, C channels, Q frames of the queue without this one, T steps, K modes.
+Glossary: A instances, M kept ones, C channels, Q earlier frames of the queue, T steps, K modes.
 """
 
 import math
@@ -26,18 +26,18 @@ from mmdeploy_ext.models.sparse_instances.steps import (
 )
 
 Memory = Mapping[str, Tensor]
-"""`facts.MEMORY` says what each tensor is."""
+"""`facts.MEMORY` describes the tensors."""
 SPEED, VY = 6, 9
-"""Column of the status with the speed, and of an anchor with the velocity along y."""
+"""Column of the status' speed, and of an anchor's velocity along y."""
 COMMANDS = 3
 
 
 class Moment(NamedTuple):
-    """What a frame with a last one knows of it.
+    """The last frame as seen by this one.
 
     Attributes:
         seconds: (1,) since the last frame, or the default.
-        near: (1,) bool, whether it is at most `max_time_interval` ago.
+        near: (1,) bool, at most `max_time_interval` ago.
         motion: (1, 4, 4), last LiDAR frame to this one.
         gap_s: (1,) seconds since the last frame, however long.
     """
@@ -49,7 +49,7 @@ class Moment(NamedTuple):
 
 
 def moved_boxes(anchor: Tensor, motion: Tensor, gap_s: Tensor | None = None) -> Tensor:
-    """Return anchors (1, n, 11) in the LiDAR frame behind `motion`, moved by their velocity in `gap_s`."""
+    """Return anchors (1, n, 11) in the LiDAR frame after `motion`, moved by velocity over `gap_s`."""
     turn = motion[:, None, :3, :3]
     centre = anchor[..., CENTRE]
     if gap_s is not None:
@@ -72,7 +72,7 @@ def kept_rows(values: Tensor, kept: Tensor) -> Tensor:
 
 
 def confidences(logits: Tensor, before: Tensor | None, near: Tensor | None, decay: float) -> Tensor:
-    """Return (1, A) of logits (1, A, classes); kept instances come first and lose at most a share."""
+    """Return (1, A) of logits (1, A, classes); kept instances come first; their decay is limited."""
     own = logits.amax(-1).sigmoid()
     if before is None:
         return own
@@ -87,7 +87,7 @@ def ego_feature(queue: nn.Module, front: Tensor) -> Tensor:
 
 
 def sine_embedding(points: Tensor, channels: int) -> Tensor:
-    """Return the embeddings (..., C) of places x, y (m): y before x."""
+    """Return embeddings (..., C) of places x, y (m): y before x."""
     half = channels // 2
     periods = 10000 ** (
         2 * torch.div(torch.arange(half, device=points.device), 2, rounding_mode='floor') / half
@@ -109,12 +109,12 @@ def turned(points: Tensor, anchor: Tensor) -> Tensor:
 
 
 def visible(period: Tensor, slots: int) -> Tensor:
-    """Return (..., slots) bool: the newest `period` (...) slots, which come last."""
+    """Return (..., slots) bool: the newest `period` (...) slots, at the end."""
     return torch.arange(slots, 0, -1, device=period.device) <= period[..., None]
 
 
 def of_modes(layer: nn.Module, motion_query: Tensor, plan_query: Tensor, ego: Tensor) -> tuple[Tensor, ...]:
-    """Return logits and steps of agents and of plans, and the status.
+    """Return logits and steps of agents and plans, and the status.
 
     Agents: (1, A, K) and (1, A, K * T * 2); plans: (1, 3 * K) and (1, 3 * K, T * 2); status: (1, 1, 10).
     """
@@ -128,7 +128,7 @@ def of_modes(layer: nn.Module, motion_query: Tensor, plan_query: Tensor, ego: Te
 
 
 class Queue(NamedTuple):
-    """The instances and the ego (last row) in the last frames, this one at last.
+    """Instances and ego (last row) over frames, newest last.
 
     Attributes:
         feature, anchor: (1, A + 1, Q + 1, C or 11).
@@ -175,7 +175,7 @@ def queue_of(
 def drive(
     head: nn.Module, detected: Mapping[str, Tensor], lines: Mapping[str, Tensor], queue: Queue
 ) -> tuple:
-    """Return what `of_modes` returns, and the refined feature of the ego (1, 1, C)."""
+    """Return the result of `of_modes`, and the refined ego feature (1, 1, C)."""
     planner, encoder = head.motion_plan_head, head.det_head.anchor_encoder
     scores, position = detected['logits'].sigmoid(), detected['position']
     _, best = steps.best_rows(scores.amax(-1), planner.num_det)
