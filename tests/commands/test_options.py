@@ -27,8 +27,8 @@ SETTINGS = dict(engine='OnnxRuntimeBackend', threads=3, providers=['CPUExecution
 NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 6])
 LEFT_OUT = """
     .build .check_dataset .check_family .measure .open_network
-    .proof.print_libraries_not_run .quantisation_facts .show .show_plan ._title .title_of api.plan_of_export
-    parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
+    .proof.print_libraries_not_run .quantisation_facts .show quantize.plan.show_plan ._title .title_of
+    api.plan_of_export parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
     evaluate.loop.run_dataset backbone_files.make_graph backbone_files.trace
     backbone_files.load detector.build detector.load_weights kinds.base.Kind.load
     kinds.images.Images.build
