@@ -28,9 +28,9 @@ NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 
 LEFT_OUT = """
     .build .check_dataset .check_family .measure .open_network
     .proof.print_libraries_not_run .quantisation_facts .show quantize.plan.show_plan ._title .title_of
-    api.plan_of_export parts.model.read_model evaluate.evaluation.build_dataset evaluate.evaluation.check_evaluation
-    evaluate.loop.run_dataset backbone_files.make_graph backbone_files.trace
-    backbone_files.load detector.build detector.load_weights kinds.base.Kind.load
+    api.plan_of_export parts.model.read_model evaluate.evaluation.build_dataset
+    evaluate.evaluation.check_evaluation evaluate.loop.run_dataset backbone_files.make_graph
+    backbone_files.trace backbone_files.load detector.build detector.load_weights kinds.base.Kind.load
     kinds.images.Images.build
     proving.modules.loading.make_module proving.modules.loading.make_samples proving.modules.proof.ModuleProof
     quantize.dense.DenseQuantiser.calibrate quantize.dense.DenseQuantiser.network quantize.dense.finish_model
