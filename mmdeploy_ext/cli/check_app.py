@@ -85,8 +85,8 @@ def check_sparse(args: argparse.Namespace) -> int:
     model = files.read(args.folder)
     if not any(node.op_type == 'SparseConvolution' for node in model.graph.node):
         raise UsageError(
-            f'{args.folder}: is not a sparse graph of libspconv; expected one, or a folder that a program '
-            'loads'
+            f'{args.folder}: is not a sparse graph of libspconv; expected one, or a folder that '
+            f'a program loads'
         )
     violations = libspconv_contract.check(model, max_voxels=args.max_voxels, name=args.folder)
     nodes = len(model.graph.node)

@@ -214,8 +214,7 @@ def _check_config_file(path: str) -> None:
     if Path(path).suffix not in CONFIG_SUFFIXES:
         raise ConfigError(
             f'{path}: is not a config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config '
-            'comes '
-            f'before the checkpoint'
+            f'comes before the checkpoint'
         )
 
 

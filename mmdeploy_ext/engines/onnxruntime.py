@@ -151,8 +151,7 @@ class OnnxRuntimeBackend(Backend):
                 other = ', or export it without --nms-plugin' if 'EfficientNMS' in plugin[1] else ''
                 raise LoadError(
                     f'{self.path}: its node {plugin[1]} is not an operator of ONNX Runtime; run the file '
-                    'in the '
-                    f'engine that has it, such as TensorRT with its plug-ins{other}'
+                    f'in the engine that has it, such as TensorRT with its plug-ins{other}'
                 ) from error
             raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())

@@ -58,8 +58,7 @@ def check_paths(
         if suffix in IMAGE_SUFFIXES:
             raise UsageError(
                 f'{option} {path}: is a picture, the model expects LiDAR sweeps: points (.bin, .npy), a '
-                'folder '
-                f'of them, or an info file (.pkl, .json)'
+                f'folder of them, or an info file (.pkl, .json)'
             )
     minimum = 2 if family.memory else 1
     if count is not None and count < minimum:

@@ -214,8 +214,8 @@ def _read_frames(
     rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
     if rule is None:
         raise ModelFileError(
-            f'family {metadata.family!r} has LiDAR only: infos of frames calibrate models with cameras; '
-            f'give sweeps'
+            f'family {metadata.family!r} has LiDAR only: infos of frames calibrate models with '
+            f'cameras; give sweeps'
         )
     frames = evenly(read_frames(source, rule, root), limit)
     return frames, lambda frame: model.moment(frame.read_pictures(), frame, root)

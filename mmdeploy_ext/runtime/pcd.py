@@ -33,9 +33,8 @@ def read_pcd(content: bytes, width: int, name: str) -> np.ndarray:
     names = [*first, *(field for field in columns if field not in (*first, PADDING))]
     if len(names) < width or not set(first) <= set(columns):
         raise DataError(
-            f'{name}: has the fields {", ".join(columns)}; the model expects points of {width} values, x, '
-            'y, z '
-            f'first'
+            f'{name}: has the fields {", ".join(columns)}; the model expects points of {width} values, '
+            f'x, y, z first'
         )
     points = np.stack([columns[field].astype(np.float32) for field in names[:width]], axis=1)
     return points[~np.isnan(points[:, :3]).any(1)]

@@ -93,7 +93,7 @@ def test_a_detector_with_a_family_finds_objects_on_generated_frames(tmp_path):
     scores, classes = weights_app.write_weights(str(STREAM_PETR), tmp_path / 'k.pth')
     assert len(scores) >= 20
     assert classes > 1
-    assert max(scores) > LOW  # rounding of several frames moves it
+    assert max(scores) > LOW
 
 
 def test_a_model_that_takes_no_drawn_sizes_gets_the_weights_that_its_training_begins_with(config, tmp_path):

@@ -157,8 +157,7 @@ def _arguments(
             return tuple(_with_tensors([sample[name] for name in file_inputs])), {}
         raise UsageError(
             f'{title}: {unknown[0]!r} is not an argument of {module_title(module)}{signature}; name '
-            'tensors as '
-            f"the module's arguments, or all of them as the file's inputs: {', '.join(file_inputs)}"
+            f"tensors as the module's arguments, or all as the file's inputs: {', '.join(file_inputs)}"
         )
     args = tuple(sample) if isinstance(sample, list | tuple) else (sample,)
     return tuple(_with_tensors(list(args))), {}
