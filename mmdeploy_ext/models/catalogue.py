@@ -22,12 +22,14 @@ SHARED_2D = {
         'ConditionalDETR', 'ConditionalDETRHead', 'ConditionalDetrTransformer', 'DABDETR', 'DABDETRHead',
         'ConditionalDetrTransformerDecoder', 'DABDetrTransformerDecoder', 'DABDetrTransformerEncoder',
     ),
+    'convnext': ('ConvNeXt',),
     'dino': ('DINO', 'DINOHead', 'DinoTransformer', 'DinoTransformerDecoder'),
     'instance_masks': (
         'BoxInst', 'BoxInstBboxHead', 'BoxInstMaskHead', 'CondInst', 'CondInstBboxHead', 'CondInstMaskHead',
         'RTMDetIns', 'RTMDetInsSepBNHead',
     ),
     'rtmdet': ('CSPNeXt', 'CSPNeXtPAFPN', 'RTMDet', 'RTMDetSepBNHead'),
+    'v3det': ('CrossEntropyCustomLoss', 'NormedFCOSHead'),
 }  # fmt: skip
 """Module -> types; they need mmdet."""
 SHARED_3D = {

@@ -20,9 +20,9 @@ from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
 from mmdeploy_ext.weights.convert.mmdet3_model import (
     INNER,
-    OWN_DETECTORS,
-    OWN_HEADS,
     OWN_MODELS,
+    OWN_TYPES,
+    parts,
     to_mmdet2_model,
     without_scope,
 )
@@ -101,7 +101,7 @@ def _translated(cfg: Any, model: dict[str, Any]) -> dict[str, Any]:
     model2 = to_mmdet2_model(_plain(model))
     test = _to_mmdet2_dataset(dataset, to_mmdet2_pipeline(without_scope(steps), preprocessor))
     values = dict(model=model2, data=dict(test=test))
-    if model2['type'] in OWN_DETECTORS or (model2.get('bbox_head') or {}).get('type') in OWN_HEADS:
+    if any(part['type'] in OWN_TYPES for part in parts(model2)):
         importlib.import_module(OWN_MODELS)
         values['custom_imports'] = dict(imports=[OWN_MODELS], allow_failed_imports=False)
     return values
