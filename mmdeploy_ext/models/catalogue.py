@@ -33,7 +33,20 @@ SHARED_2D = {
 }  # fmt: skip
 """Module -> types; they need mmdet."""
 SHARED_3D = {
+    'bev_view.attention': (
+        'CustomMSDeformableAttention',
+        'MSDeformableAttention3D',
+        'SpatialCrossAttention',
+        'TemporalSelfAttention',
+    ),
+    'bev_view.transformer': (
+        'BEVFormerEncoder',
+        'BEVFormerLayer',
+        'DetectionTransformerDecoder',
+        'PerceptionTransformer',
+    ),
     'cp_fpn': ('CPFPN',),
+    'datasets.bev_dataset': ('BevNuScenesDataset',),
     'datasets.bevdet_dataset': ('BEVDetNuScenesDataset', 'LoadAnnotationsBEVDepth', 'PrepareImageInputs'),
     'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
     'datasets.pipelines.augmentation': ('ResizeCropFlipRotImage',),
