@@ -58,6 +58,7 @@ SHARED_3D = {
         'RandomScaleImageMultiViewImage',
     ),
     'datasets.track_dataset': ('NuScenes3DDetTrackDataset', 'NuScenesSparse4DAdaptor', 'ResizeCropFlipImage'),
+    'lift_splat.centerness_head': ('Centerness_Head',),
     'lift_splat.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
     'lift_splat.occupancy_head': ('BEVOCCHead2D', 'BEVOCCHead2D_V2'),
     'lift_splat.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
