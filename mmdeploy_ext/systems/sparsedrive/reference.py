@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from mmdeploy_ext.families.common.camera_reference import CameraReference, array
 from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.runtime.driving import DrivingScene
+from mmdeploy_ext.runtime.driving import DrivingScene, command_of
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.moments import special_drive
-from mmdeploy_ext.systems.sparsedrive.runtime import SparseDriveOnnx, command_of
+from mmdeploy_ext.systems.sparsedrive.runtime import SparseDriveOnnx
 
 GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
 """Seconds between frames: around the published `max_time_interval` of 2 s, zero, and back in time."""
