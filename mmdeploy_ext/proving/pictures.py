@@ -36,6 +36,7 @@ from mmdeploy_ext.proving.proof import (
     notes_on_export,
     open_file,
     start,
+    without_weights,
 )
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
@@ -191,6 +192,7 @@ def check_pictures(
     export = file_checks.of_images(detector, options, pictures[0][1])
     check_graph(proof, file, lambda: file_checks.compare_with_fresh_export(file.model, export))
     check_model(proof)
+    proof.files = [without_weights(file)]
 
     proof.results.preprocessing = compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
     return proof
