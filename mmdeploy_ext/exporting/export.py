@@ -49,6 +49,7 @@ from mmdeploy_ext.exporting.torch_patches import (
 )
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import all_nodes, opsets_of, refill
+from mmdeploy_ext.graph.io.types import LARGEST_SHAPE
 from mmdeploy_ext.graph.passes.constants import compute_constants
 from mmdeploy_ext.graph.passes.denormals import zero_denormals
 from mmdeploy_ext.graph.passes.global_means import split_global_means
@@ -342,7 +343,9 @@ def _export_torchscript(
     places = mock.patch.object(utils, '_run_symbolic_function', with_places(utils._run_symbolic_function))
     weights: dict[str, torch.Tensor] = {}
     graphs = mock.patch.object(torch._C.Graph, '_export_onnx', _without_weights(weights))
-    patches = (steps, writes, numbers, with_a_batch(), without_graph, split, places, listed_values(), graphs)
+    inferred = mock.patch.object(torch._C, INFERENCE, _of_small_weights(getattr(torch._C, INFERENCE)))
+    traced = (with_a_batch(), without_graph, split, places, listed_values(), graphs, inferred)
+    patches = (steps, writes, numbers, *traced)
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
@@ -372,6 +375,18 @@ def _without_weights(weights: dict[str, torch.Tensor]) -> Callable[..., Any]:
         return export_onnx(graph, {}, *args)
 
     return export
+
+
+INFERENCE = '_jit_pass_onnx_graph_shape_type_inference'
+
+
+def _of_small_weights(infer: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave weights that are no shapes out of the inference, which copies them for each node."""
+
+    def run(graph: torch._C.Graph, named: Mapping[str, torch.Tensor], opset: int) -> Any:
+        return infer(graph, {name: one for name, one in named.items() if one.numel() <= LARGEST_SHAPE}, opset)
+
+    return run
 
 
 def _with_weights(model: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> onnx.ModelProto:
