@@ -75,7 +75,10 @@ def temporal_inputs(model: nn.Module) -> tuple[TensorSpec, ...]:
     rows, channels = (1, bank.num_temp_instances), bank.instance_feature.shape[1]
     default, longest = f'{bank.default_time_interval:g}', f'{bank.max_time_interval:g}'
     seconds = f'seconds since the last frame, {default} if 0 or more than {longest}'
-    kept, moved = "the last frame's kept instances", 'their anchors, projected into this frame'
+    kept, moved = (
+        'kept instances of the last frame',
+        'anchors of the kept instances, projected to the current frame',
+    )
     return (
         TensorSpec('time_interval', 'float32', (1,), seconds, single=True),
         TensorSpec('temp_instance_feature', 'float32', (*rows, channels), kept, single=True),
@@ -86,7 +89,7 @@ def temporal_inputs(model: nn.Module) -> tuple[TensorSpec, ...]:
 def spec(model: nn.Module) -> GraphSpec:
     cameras, height, width = model.input_sizes
     near = f'1 if the last frame is at most {model.head.instance_bank.max_time_interval:g} s away, else 0'
-    exists = '0 at a first frame, where the last instances may be any finite numbers'
+    exists = '0 at a first frame, where the last instances can be any finite values'
     inputs = (
         TensorSpec('img', 'float32', (cameras, 3, height, width), 'normalised images'),
         TensorSpec('lidar2img', 'float32', (cameras, 4, 4), 'LiDAR frame to pixels times depth', single=True),
