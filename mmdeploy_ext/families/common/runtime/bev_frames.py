@@ -58,8 +58,8 @@ class BevFacts(QueryBoxFacts):
 
 
 NO_RECORD = (
-    'have no can_bus: position, orientation and heading are of ego2global; acceleration, rotation rate and '
-    'velocity are 0, as in the data set of BEVFormer for scenes without a record'
+    'have no can_bus: position, orientation and heading come from ego2global; acceleration, rotation rate '
+    "and velocity are 0, as in BEVFormer's data set for scenes without a record"
 )
 
 
@@ -72,9 +72,9 @@ def record_of(frame: Frame, orientation: str = '') -> np.ndarray:
     if orientation and (kind := orientation_of(record)) != orientation:
         got = ORIENTATIONS.get(kind, 'neither of both kinds')
         raise DataError(
-            f'can_bus: entries 3 to 6 are {record[3:7].tolist()}, {got}; '
-            f'the model was trained with {ORIENTATIONS[orientation]} (can_bus_orientation={orientation!r}): '
-            f'give such records, or state the other kind in the config and export again'
+            f'can_bus: entries 3 to 6 are {record[3:7].tolist()}, {got}; the model was trained with '
+            f'{ORIENTATIONS[orientation]} (can_bus_orientation={orientation!r}): pass such records, or '
+            'set the other value in the config and export again'
         )
     return record
 
