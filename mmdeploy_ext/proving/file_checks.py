@@ -47,7 +47,9 @@ def option_errors(path: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise ModelFileError(f'{path}: export it again; its options fit no export: {error}') from error
+        raise ModelFileError(
+            f'{path}: the options in the file are not valid: {error}; export it again'
+        ) from error
 
 
 def of_images(detector: Detector, options: Options, image_bgr: np.ndarray, size: tuple[int, int]) -> Export:
@@ -87,7 +89,7 @@ def not_compared(
         return GraphResult(name, nodes, False, left_out=AS_WRITTEN if written else EDITED)
     if others:
         commands = ', '.join(dict.fromkeys(others))
-        error = f'edited by graph {commands}: give --edited to compare the outputs alone'
+        error = f'edited by graph {commands}: pass --edited to compare only the outputs'
         return GraphResult(name, nodes, False, error=error)
     return GraphResult(name, nodes, False, left_out=QUANTIZED) if edits else None
 
@@ -138,8 +140,8 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata, edited: bool = F
     return [
         check_valid(model),
         check_inference(model),
-        Check('opset', is_asked, f'asked for {opset}, written {opsets}'),
-        Check('precision', precision == claimed, f'asked for {claimed}, written {precision}'),
+        Check('opset', is_asked, f'requested {opset}, the file has {opsets}'),
+        Check('precision', precision == claimed, f'requested {claimed}, the file has {precision}'),
         *check_interface(model, metadata.spec),
         check_inputs_used(model, metadata.spec),
         check_not_random(model),
@@ -157,7 +159,7 @@ def check_valid(model: onnx.ModelProto) -> Check:
 
 def check_not_random(model: onnx.ModelProto) -> Check:
     drawn = random_nodes(model)
-    return Check('no operator is random', not drawn, ', '.join(drawn[:5]))
+    return Check('no operator draws random numbers', not drawn, ', '.join(drawn[:5]))
 
 
 def check_inference(model: onnx.ModelProto) -> Check:

@@ -234,8 +234,7 @@ def read_picture_file(detector: Detector, path: str) -> tuple[ExportedFile, Opti
     options = exported_options(family, metadata.options, path)
     if options.form != metadata.form:
         raise ModelFileError(
-            f'{path}: says that its form is {metadata.form!r} and that it was exported as '
-            f'{options.form!r}; export it again'
+            f'{path}: its form is {metadata.form!r}, but its options say {options.form!r}; export it again'
         )
     with file_checks.option_errors(path):
         options.check()
@@ -313,7 +312,7 @@ def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]
         notes.append(unjudged)
     if any(case.substituted for case in cases):
         return notes
-    return ["the file's own tensors were not put into your code: the end-to-end results decide", *notes]
+    return ["your code did not run on the file's tensors: the end-to-end results decide", *notes]
 
 
 def run_case(
@@ -434,7 +433,7 @@ def judge_results_of_images(
         return dataclasses.replace(case, detections=detections)
     with substituted(reference.detector.model, ranking):
         detections = match_images(reference, reference.run(), results, FLOAT32, settings)
-    note = f"{case.name}: PyTorch's queries have the ranks of the file, see its scores"
+    note = f"{case.name}: PyTorch's queries were ordered as in the file; the scores show the difference"
     return dataclasses.replace(case, detections=detections, notes=(*case.notes, note))
 
 

@@ -248,9 +248,7 @@ def judge_results(proof: Proof) -> None:
     results.cases, alone = accept_rest(results.cases)
     verdict.notes += [f'without a partner end to end: {line}' for line in alone]
     rows = [row for case in results.cases for row in (*case.detections, *case.parts)]
-    proof.add_notes(
-        f'{row.image}: beside a tie: {line}' for row in rows for line in getattr(row, 'excused', ())
-    )
+    proof.add_notes(f'{row.image}: at a tie: {line}' for row in rows for line in getattr(row, 'excused', ()))
 
 
 def notes_on_export(detector: Detector, metadata: Metadata) -> list[str]:

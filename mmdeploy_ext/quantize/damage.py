@@ -111,13 +111,13 @@ class Damage:
         elif self.terms >= LONG_SUM and self.own > 2**-9:
             found.append(f'sum over {self.terms:,} values')
         if precision == 'fp16' and self.faint < SMALLEST_NORMAL:
-            found.append(f'values of at most {self.faint:.2g}: float16 has all digits from 6.1e-05 on')
+            found.append(f'values of at most {self.faint:.2g}: below 6.1e-05 float16 loses digits')
         if LARGEST_STEP_1 < self.largest <= LARGEST_HALF:
             step = 2.0 ** (math.floor(math.log2(self.largest)) - (10 if precision == 'fp16' else 7))
             found.append(f'values up to {self.largest:.4g} have steps of {step:g}')
         if not found and math.isinf(self.own):
-            return ['gives no finite values from rounded ones']
-        return found or [f'adds an error of {self.own:.2g} of the spread of its values']
+            return ['returns values that are not finite when its inputs are rounded']
+        return found or [f'adds an error of {self.own:.2g}, relative to the spread of its values']
 
 
 def units_of(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:

@@ -120,4 +120,4 @@ def test_what_was_asked_for_decides_not_what_the_file_says(capsys, monkeypatch):
     asked = ('--postprocess', 'full', '--opset-version', '18')
     assert verify_app.main([CONFIG, CHECKPOINT, toy_file('raw'), *asked]) == 1
     out = capsys.readouterr().out
-    assert 'form as asked for' in out and 'opset as asked for' in out
+    assert 'form as requested' in out and 'opset as requested' in out

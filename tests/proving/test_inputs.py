@@ -112,7 +112,7 @@ def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_
     given = [('landscape', picture), ('portrait', portrait), ('wide', wide)]
     detector = toys['atss']
     inputs = proof_inputs(detector, options(detector), given)
-    by_rule = {one.sources[0][0]: one for one in inputs if one.name.startswith("by the config's rule")}
+    by_rule = {one.sources[0][0]: one for one in inputs if one.name.startswith('resized as in the config')}
     for title, image in given[1:]:
         expected = detector.rule.apply(image)
         assert np.array_equal(by_rule[title].images[0].tensor, expected.tensor)

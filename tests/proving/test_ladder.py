@@ -79,4 +79,4 @@ def test_a_file_has_the_contract_of_its_family_in_every_word(detector, tmp_path,
     onnx.save(model, tmp_path / 'told.onnx')
     verdict = check_files(detector, str(tmp_path / 'told.onnx'), IMAGES, written=True)
     (failed,) = [one for one in checks_of(verdict) if not one.passed]
-    assert failed.name == 'contract as the family states it' and failed.detail.startswith(key)
+    assert failed.name == 'contract as in the family' and failed.detail.startswith(key)

@@ -22,11 +22,15 @@ def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 class BevData(CameraData):
+    """`dataset_type` reads generated infos with `entries`."""
+
+    dataset_type = 'BevNuScenesDataset'
+    entries = staticmethod(can_bus_entry)
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     frame_of = staticmethod(frame_with_record)
 
     def frame(self, data: Mapping[str, Any]) -> Frame:
-        frame = loaded_frame(data, ('can_bus', 'scene_token'))
+        frame = loaded_frame(data, ('can_bus', 'scene_token', *self.needed))
         if frame.can_bus.shape != (CAN_BUS,):
             raise DataError(f'img_metas: can_bus has shape {frame.can_bus.shape}, expected ({CAN_BUS},)')
         pose = np.eye(4)
@@ -38,5 +42,5 @@ class BevData(CameraData):
         )
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        dataset = dict(type='BevNuScenesDataset')
-        return generated_dataset(folder, cfg, dataset, views=rule, entries=can_bus_entry)
+        dataset = dict(type=self.dataset_type)
+        return generated_dataset(folder, cfg, dataset, views=rule, entries=self.entries)

@@ -10,6 +10,7 @@ from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.families.common.bev_data import BevData
 from mmdeploy_ext.families.common.bev_graphs import BEV
 from mmdeploy_ext.families.common.box_conventions import (
+    CODER,
     check_coder,
     note_convention,
     state_convention,
@@ -79,11 +80,14 @@ def check_memory(cfg: Any) -> None:
 
 
 class BevFamily(CameraFamily, SequenceFamily):
+    """`coder` is the only supported type of the box coder."""
+
+    coder = CODER
     data = BevData()
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)
-        check_coder(model, cfg)
+        check_coder(model, cfg, self.coder)
         state_convention(model, cfg, CONVENTIONS[0])
         if not getattr(model, 'video_test_mode', True):  # the default of BEVFormer's class
             raise ConfigError(

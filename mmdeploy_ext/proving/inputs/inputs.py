@@ -104,7 +104,7 @@ def zoomed_input(detector: Detector, options: Options, picture: Picture, box_xyx
     size = smaller_size(detector, options, LARGE_OBJECT)
     view = zoomed(image_bgr, box_xyxy, size)
     pictures = [(titled(title, 'zoomed'), view)] * options.batch
-    return maker.fixed('zoomed, an object fills it', pictures, size)
+    return maker.fixed('zoomed, one object fills the image', pictures, size)
 
 
 def with_plain_picture(detector: Detector, case: ProofInput, plain: ProofInput) -> ProofInput:
@@ -209,7 +209,9 @@ class _Inputs:
             if not fits(self.detector, self.options, size):
                 cases.append(self.fixed('other image', [(title, picture)]))
             elif index or size != self.size:
-                cases.append(ProofInput("by the config's rule", (image,), ((title, picture),), rescale=True))
+                cases.append(
+                    ProofInput('resized as in the config', (image,), ((title, picture),), rescale=True)
+                )
         return cases
 
     def _scaled(self, rule: PreprocessRule) -> PreprocessRule:
@@ -242,7 +244,7 @@ class _Inputs:
         hosts = 'dark', 'bright', 'portrait in the input', 'W > 2H', 'other image'
         indices = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
         for index, names in zip(indices, [self.optional, *alone], strict=False):
-            name = f'{cases[index].name}, without {" and ".join(names)}'
+            name = f'{cases[index].name}, without input {" and ".join(names)}'
             images = cases[index].images
             if self.options.input != INPUT.default and 'img_shape' in names:
                 images = tuple(map(self._padded_by_pixels, images))

@@ -116,7 +116,8 @@ class BevOnnx(StreamRuntime):
             before[:3], before[YAW_DEG] = memory.tensors['position'], memory.tensors['heading'][0]
         feeds = self.feeds_of(frame, before)
         feeds |= dict(prev_bev=view, use_prev_bev=np.array([0.0 if memory is None else 1.0]))
-        outputs = graph.run({name: np.float32(values) for name, values in feeds.items()})
+        inputs = {tensor.name: tensor.dtype for tensor in graph.spec.inputs}
+        outputs = graph.run({name: values.astype(inputs[name]) for name, values in feeds.items()})
         return {self.names.get(name, name): values for name, values in outputs.items()}
 
     def feeds_of(self, frame: Frame, before: np.ndarray | None) -> dict[str, np.ndarray]:
