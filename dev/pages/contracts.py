@@ -74,7 +74,7 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     'bevdet': (f'{STREAMS}/BEVDet/bevdet_r50_4dlongterm_depth_cbgs.py', {}),
     'bevformer': (f'{STREAMS}/BEVFormer/bevformer_tiny.py', {}),
     'bevfusion': (f'{STREAMS}/BEVFusion/bevfusion_camera_lidar_r50_nus.py', {}),
-    'flashocc': (f'{STREAMS}/FlashOcc/flashocc_r50.py', {}),
+    'flashocc': (f'{STREAMS}/FlashOcc/flashocc_panoptic_r50.py', {}),
     'petr': (f'{STREAMS}/PETR/petrv2_vovnet_gridmask_p4_800x320.py', {}),
     'rtdetr': ('configs/rtdetr/rtdetr_r50vd.py', dict(dynamic=True)),
     'sparse4d': (f'{STREAMS}/Sparse4D/sparse4dv3_temporal_r50_1x8_bs6_256x704.py', {}),

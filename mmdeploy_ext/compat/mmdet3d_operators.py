@@ -254,6 +254,36 @@ def bev_pool_v2_forward(
         views.view(-1, views.shape[-1])[cells[starts.long()].long()] = sums
 
 
+def nearest_assign_forward(
+    classes: Tensor,
+    present: Tensor,
+    center_class: Tensor,
+    centers_classes: Tensor,
+    centers: Tensor,
+    ids: Tensor,
+    instances: Tensor,
+) -> None:
+    """Write the id of the nearest centre of a voxel's class, the first of equals, or the class.
+
+    Args:
+        classes: (X, Y, Z) of voxels.
+        present: classes of voxels that belong to centres.
+        center_class: class of centres of each class of voxels.
+        centers_classes: (n,).
+        centers: (n, 3), voxels.
+        ids: (n,).
+        instances: (X, Y, Z), filled.
+    """
+    instances.copy_(classes)
+    for label in present.unique().tolist():
+        voxels, rows = (classes == label).nonzero(), (centers_classes == center_class[label]).nonzero()[:, 0]
+        instances[classes == label] = 0
+        for part in voxels.split(4096) if len(rows) else ():
+            apart = ((part[:, None] - centers[rows].long()) ** 2).sum(-1)
+            first = (apart * len(rows) + torch.arange(len(rows), device=apart.device)).argmin(1)
+            instances[tuple(part.T)] = ids[rows[first]].to(instances)
+
+
 def dynamic_point_to_voxel(
     features: Tensor, cells: Tensor, reduction: str, *, without_first: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -258,6 +258,7 @@ def known_forms() -> dict[str, dict[str, Callable[..., Any]]]:
         'indice_conv_fp32': {'b4840077ea43': forms.indice_conv},
         'bev_pool_forward': {'0a049383e5a5': forms.bev_pool_forward},
         'bev_pool_v2_forward': {'c8d50a85cce8': forms.bev_pool_v2_forward},
+        'nearest_assign_forward': {'e4e3e5235fbd': forms.nearest_assign_forward},  # FlashOCC
         'geometric_kernel_attn_cuda_forward': {'88cb847a5c5b': forms.geometric_kernel_attention},
         'nms_normal_gpu': {
             '1883f348d6a7': forms.nms_of_upright_boxes,

@@ -52,7 +52,11 @@ class CameraDetector(MVXTwoStageDetector):
         for name, tensor in outputs.items():
             tap(name, tensor)
         samples = self.pts_bbox_head.get_bboxes(outputs, img_metas[0])
-        return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
+        return [{'pts_bbox': self.result_of(sample)} for sample in samples]
+
+    def result_of(self, sample: Any) -> dict[str, Any]:
+        """Return a result on the CPU of what the head's `get_bboxes` gives for a sample."""
+        return bbox3d2result(*sample)
 
     def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
         """Return the head's outputs of one frame, pictures (1, N, 3, H, W)."""

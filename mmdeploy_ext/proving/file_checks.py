@@ -52,11 +52,11 @@ def option_errors(path: str) -> Iterator[None]:
         ) from error
 
 
-def of_images(detector: Detector, options: Options, image_bgr: np.ndarray) -> Export:
-    """Return the function that exports an image file from any image."""
+def of_images(detector: Detector, options: Options, image_bgr: np.ndarray, size: tuple[int, int]) -> Export:
+    """Return the function that exports an image file from any image; `size`: traced height and width."""
 
     def export() -> onnx.ModelProto:
-        traced = prepare_fixed(detector.rule, image_bgr, options.height, options.width)
+        traced = prepare_fixed(detector.rule, image_bgr, *size)
         return files.export_graphs(detector, options, [traced])[0][0]
 
     return export

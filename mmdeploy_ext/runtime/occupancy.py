@@ -22,6 +22,27 @@ SCALE = 4
 
 
 @dataclasses.dataclass(frozen=True)
+class Instances:
+    """The objects that voxels belong to: each to the nearest centre of its class.
+
+    Attributes:
+        rows: (X, Y, Z) int32 row of a voxel's centre, -1 for none.
+        places: (n, 3) float32 x, y, z of the centres, metres.
+        cells: (n, 3) int32 their voxels.
+        scores: (n,) float32.
+        labels: (n,) int64 classes of the centres' head.
+        floor: centres have a score above it.
+    """
+
+    rows: np.ndarray
+    places: np.ndarray
+    cells: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    floor: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Occupancy:
     """The classes of a grid's voxels.
 
@@ -29,11 +50,31 @@ class Occupancy:
         labels: (X, Y, Z) uint8; x ahead, y left, z up in the frame of the model.
         leads: (X, Y, Z) float32 score of the best class minus that of the second; None: unknown.
         free: class of empty voxels.
+        instance_rows, instance_places, instance_cells, instance_scores, instance_labels, instance_floor: of
+            `instances`; None without a head of centres.
     """
 
     labels: np.ndarray
     leads: np.ndarray | None
     free: int
+    instance_rows: np.ndarray | None = None
+    instance_places: np.ndarray | None = None
+    instance_cells: np.ndarray | None = None
+    instance_scores: np.ndarray | None = None
+    instance_labels: np.ndarray | None = None
+    instance_floor: float | None = None
+
+    @property
+    def instances(self) -> Instances | None:
+        if self.instance_rows is None:
+            return None
+        names = [field.name for field in dataclasses.fields(Instances)]
+        return Instances(**{name: getattr(self, f'instance_{name}') for name in names})
+
+    def with_instances(self, instances: Instances) -> Self:
+        fields = dataclasses.fields(Instances)
+        given = {f'instance_{field.name}': getattr(instances, field.name) for field in fields}
+        return dataclasses.replace(self, **given)
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.labels != self.free))
@@ -45,7 +86,12 @@ class Occupancy:
         """A dict per class that is there: `label`, `name`, `voxels`."""
         labels, counts = np.unique(self.labels, return_counts=True)
         pairs = zip(labels.tolist(), counts.tolist(), strict=True)
-        return [dict(label=label, name=class_name(label, classes), voxels=count) for label, count in pairs]
+        entries = [dict(label=label, name=class_name(label, classes), voxels=count) for label, count in pairs]
+        if self.instances is not None:
+            for entry in entries:
+                rows = np.unique(self.instances.rows[self.labels == entry['label']])
+                entry['instances'] = int((rows >= 0).sum())
+        return entries
 
     def frame_picture(
         self, images_bgr: Sequence[np.ndarray], lidar2img: np.ndarray, classes: Sequence[str], title: str
@@ -55,11 +101,11 @@ class Occupancy:
         return beside(mosaic, grid_picture(self, classes, title, max(mosaic.shape[0], 440)))
 
 
-def from_above(occupancy: Occupancy) -> np.ndarray:
-    """Return the class of the highest voxel that is not free, (X, Y)."""
+def from_above(occupancy: Occupancy, values: np.ndarray | None = None) -> np.ndarray:
+    """Return the class, or the `values` (X, Y, Z), of the highest voxel that is not free, (X, Y)."""
     labels = occupancy.labels
     highest = labels.shape[2] - 1 - (labels != occupancy.free)[..., ::-1].argmax(-1)
-    return np.take_along_axis(labels, highest[..., None], -1)[..., 0]
+    return np.take_along_axis(labels if values is None else values, highest[..., None], -1)[..., 0]
 
 
 def grid_picture(
@@ -71,11 +117,15 @@ def grid_picture(
 ) -> np.ndarray:
     """Draw the view from above, ahead is up, and below it the slice at the car, seen from the right.
 
-    Voxels that are `marked` (X, Y, Z) bool are white.
+    Voxels that are `marked` (X, Y, Z) bool are white; black lines are borders of instances.
     """
     marked = np.zeros(occupancy.labels.shape, bool) if marked is None else marked
     middle, height = occupancy.labels.shape[1] // 2, occupancy.labels.shape[2]
     above = _coloured(occupancy, from_above(occupancy), marked.any(-1))[::-1, ::-1]
+    if occupancy.instances is not None:
+        rows = from_above(occupancy, occupancy.instances.rows)[::-1, ::-1]
+        above = cv2.resize(above, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)
+        above[_borders(np.kron(rows, np.ones((SCALE, SCALE), rows.dtype)))] = 0
     slice_ = _coloured(occupancy, occupancy.labels[:, middle], marked[:, middle]).transpose(1, 0, 2)[::-1]
     tall = max(round(side * height / occupancy.labels.shape[0]), SCALE * height)
     parts = [cv2.resize(above, (side, side), interpolation=cv2.INTER_NEAREST)]
@@ -95,6 +145,14 @@ def _coloured(occupancy: Occupancy, labels: np.ndarray, marked: np.ndarray) -> n
     picture = colours[labels]
     picture[marked] = 255
     return picture
+
+
+def _borders(rows: np.ndarray) -> np.ndarray:
+    """Return the first pixels of another instance, (h, w) bool."""
+    borders = np.zeros(rows.shape, bool)
+    borders[1:] |= rows[1:] != rows[:-1]
+    borders[:, 1:] |= rows[:, 1:] != rows[:, :-1]
+    return borders
 
 
 def beside(*pictures: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Occupancy: compared by class per voxel; results are voxels that are not free."""
+"""Occupancy: compared by class, and instance, per voxel; results are voxels that are not free."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.tasks import voxel_instances
 from mmdeploy_ext.verdict.results import DetectionRow
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def half_text(bars: Bars) -> str:
 def problem(reference: Occupancy, candidate: Occupancy) -> str:
     if reference.labels.shape != candidate.labels.shape:
         return f'voxels: got {candidate.labels.shape}, expected {reference.labels.shape}'
+    if reference.instances is not None and candidate.instances is None:
+        return 'voxels: got no instances'
     return ''
 
 
@@ -68,6 +71,14 @@ def match_detections(image: str, reference: Occupancy, candidate: Occupancy, **u
         lines = ', '.join(f'class {label}: IoU {iou:.6f}' for label, iou in ious.items() if iou < 1)
         reason = f'{int(wrong.sum())} voxels have another class ({100 * equal:.4f} % equal; {lines})'
     leads = reference.leads[wrong]
+    excused, lonely = (f'{int(tied.sum())} voxels',) if tied.any() else (), ()
+    if reference.instances is not None:
+        others = voxel_instances.differences(reference, candidate)
+        outside += (count := int(others.wrong.sum()))
+        reasons = [reason] if reason else []
+        reasons += [f'{count} voxels belong to another instance'] if count else []
+        reason, lonely = ', '.join([*reasons, *others.alone]), others.alone
+        excused += (f'{int(others.excused.sum())} voxels',) if others.excused.any() else ()
     return DetectionRow(
         image,
         reference=len(reference),
@@ -79,8 +90,9 @@ def match_detections(image: str, reference: Occupancy, candidate: Occupancy, **u
         passed=not reason,
         reason=reason,
         outside=outside,
-        alone=(lines,) if lines else (),
-        excused=(f'{int(tied.sum())} voxels',) if tied.any() else (),
+        broken=bool(lonely),  # no rate excuses a centre
+        alone=((lines,) if lines else ()) + lonely,
+        excused=excused,
     )
 
 
@@ -94,5 +106,7 @@ def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.
     from mmdeploy_ext.runtime.occupancy import beside, grid_picture
 
     wrong = None if problem(pair.reference, pair.candidate) else differing(pair.reference, pair.candidate)[0]
+    if wrong is not None and pair.reference.instances is not None:
+        wrong = wrong | voxel_instances.differences(pair.reference, pair.candidate).wrong
     sides = ('PyTorch', pair.reference), (pair.engine, pair.candidate)
     return beside(*(grid_picture(side, classes, title, marked=wrong) for title, side in sides))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from projects.configs.bevdet_model import bevdet
+from projects.configs.bevdet_model import bevdet, head
 
 
 def flashocc(
@@ -41,7 +41,18 @@ def flashocc(
     model['img_view_transformer'].update(grid_config=grid, sid=False, collapse_z=True)
     model['img_bev_encoder_backbone']['num_channels'] = list(widths)
     model['img_bev_encoder_neck']['in_channels'] = widths[2] + widths[0]
-    head = dict(
+    of_voxels = dict(
         type='BEVOCCHead2D', in_dim=view, out_dim=view, Dz=heights, num_classes=18, use_predicter=True
     )
-    return dict(model, type='BEVDetOCC', occ_head=head)
+    return dict(model, type='BEVDetOCC', occ_head=of_voxels)
+
+
+def panoptic(model: dict[str, Any], side: float = 40.0, cell: float = 0.4, most: int = 500) -> dict[str, Any]:
+    """Return a model of `flashocc` with a head of centres; `most` are decoded."""
+    centers = head(model['occ_head']['in_dim'], [-side, -side, -5.0, side, side, 3.0], most=most)
+    centers.update(type='Centerness_Head')
+    centers['bbox_coder'].update(out_size_factor=4, voxel_size=[cell / 4, cell / 4], score_threshold=0.3)
+    model['img_view_transformer'].update(
+        type='LSSViewTransformerBEVDepth', depthnet_cfg=dict(use_dcn=False, aspp_mid_channels=96)
+    )
+    return dict(model, type='BEVDepthPano', aux_centerness_head=centers)

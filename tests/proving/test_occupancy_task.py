@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext.runtime.occupancy import Occupancy, from_above
+from mmdeploy_ext.runtime.occupancy import Instances, Occupancy, from_above
 from mmdeploy_ext.tasks import task_module
 from mmdeploy_ext.verdict.results import Pair
 
@@ -64,3 +64,37 @@ def test_the_view_from_above_has_the_highest_voxel_that_is_not_free():
 def test_json_has_a_count_of_voxels_for_each_class():
     entries = grid().to_json(('a', 'b', 'c', 'free'))
     assert [(entry['name'], entry['voxels']) for entry in entries] == [('b', 6), ('c', 1), ('free', 41)]
+
+
+def with_instances(rows=(0, 0, 1, -1), cells=(0, 2), scores=(0.9, 0.8)):
+    """A row of voxels along x, two centres of one class."""
+    cells = np.array([[cell, 0, 0] for cell in cells], np.int32)
+    labels = np.where(np.array(rows) < 0, FREE, 1).astype(np.uint8)[:, None, None]
+    occupancy = Occupancy(labels, np.ones(labels.shape, np.float32), FREE)
+    rows = np.array(rows, np.int32)[:, None, None]
+    scores = np.array(scores, np.float32)
+    places = cells.astype(np.float32)
+    return occupancy.with_instances(Instances(rows, places, cells, scores, np.zeros(2, int), 0.3))
+
+
+@pytest.mark.parametrize(
+    ('candidate', 'passed'),
+    [
+        (dict(), True),
+        (dict(rows=(1, 1, 0, -1), cells=(2, 0), scores=(0.8, 0.9)), True),  # the same in another order
+        (dict(rows=(0, 1, 1, -1)), True),  # as near to both
+        (dict(rows=(1, 0, 1, -1)), False),
+        (dict(cells=(0, 3)), False),
+        (dict(scores=(0.9, 0.7)), False),
+    ],
+)
+def test_a_voxel_is_right_if_its_nearest_centre_is(candidate, passed):
+    row = TASK.match_detections('a', with_instances(), with_instances(**candidate))
+    assert row.passed is passed
+    assert bool(row.excused) is (candidate.get('rows') == (0, 1, 1, -1))
+
+
+def test_a_centre_at_the_threshold_may_be_missing():
+    candidate = with_instances(rows=(0, 0, 0, -1), scores=(0.9, 0.1))
+    assert TASK.match_detections('a', with_instances(scores=(0.9, 0.30005)), candidate).passed
+    assert not TASK.match_detections('a', with_instances(scores=(0.9, 0.31)), candidate).passed

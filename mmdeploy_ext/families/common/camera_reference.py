@@ -173,7 +173,11 @@ class CameraReference(abc.ABC):
         """Return the boxes of the last frame, best first, by its test path with these outputs of the head."""
         arrays = {name: np.array(value, order='C') for name, value in outputs.items()}
         tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
-        return self.results(self.test.again({f'{self.head_name}.forward': self.head_outputs(tensors)}))
+        return self.results(self.test.again(self.substitutes(tensors)))
+
+    def substitutes(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return path of a method -> what it returns for tensors of the files."""
+        return {f'{self.head_name}.forward': self.head_outputs(tensors)}
 
     def head_outputs(self, tensors: Mapping[str, Tensor]) -> Any:
         """Return tensors of the files, (L, 1, Q, columns), as the head's `forward` does."""

@@ -21,7 +21,7 @@ KEYS = dict(
     timestamp_s=('timestamp',),
     camera_times_s=('img_timestamp',),
     can_bus=('can_bus',),
-    command=('gt_ego_fut_cmd',),
+    command=('gt_ego_fut_cmd', 'ego_fut_cmd'),
     scene_token=('scene_token',),
 )
 """Field of a frame -> its keys in a sample or its metas."""

@@ -334,7 +334,7 @@ class PictureSide(GraphSide):
         return Subject(
             hosted(family, graph, options, detector.rule, detector.model).stages,
             metadata.spec.rounded(metadata.spec.with_required(feeds)),
-            file_checks.of_images(detector, options, self.images[0][1]),
+            file_checks.of_images(detector, options, self.images[0][1], (options.height, options.width)),
             f'{unseen_input.name} ({unseen_input.sources[0][0]})',
             arrays,
         )

@@ -13,7 +13,7 @@ register_family(
         ),
         GRID_SAMPLE,
     ),
-    facts='mmdeploy_ext.systems.bevformer.facts:BevFormerFacts',
+    facts='mmdeploy_ext.families.common.runtime.bev_frames:BevFacts',
     runtime='mmdeploy_ext.systems.bevformer.runtime',
     library='mmdet3d',
     claims=('BEVFormerHead',),

@@ -5,13 +5,13 @@ from typing import Any
 from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.families.common.lift_graphs import view_facts
 from mmdeploy_ext.families.common.lift_models import LiftFamily, LiftModels, check_view
-from mmdeploy_ext.families.common.runtime.lift_splat import LiftFacts
 from mmdeploy_ext.runtime.occupancy import Occupancy
-from mmdeploy_ext.systems.flashocc.graphs import graphs
+from mmdeploy_ext.systems.flashocc.graphs import HEAD, facts_of, graphs
+from mmdeploy_ext.systems.flashocc.instances import CENTER_MAPS, FlashOccFacts
 from mmdeploy_ext.systems.flashocc.reference import FlashOccReference
 from mmdeploy_ext.systems.flashocc.runtime import FORM, LOGITS, FlashOccOnnx
+from mmdeploy_ext.util.errors import ConfigError
 
 CLASSES = (
     'others', 'barrier', 'bicycle', 'bus', 'car', 'construction_vehicle', 'motorcycle', 'pedestrian',
@@ -21,31 +21,42 @@ CLASSES = (
 """Classes of Occ3D-nuScenes by label."""
 
 
+def check_model(cfg: Any) -> None:
+    """Raise ConfigError for views and heads of centres that are not exported."""
+    check_view(cfg)
+    head = cfg.model.get(HEAD)
+    if head and (len(head.tasks) != 1 or not head.bbox_coder.get('score_threshold')):
+        raise ConfigError(
+            f'{cfg.filename}: model.{HEAD}: {len(head.tasks)} tasks, bbox_coder.score_threshold='
+            f'{head.bbox_coder.get("score_threshold")}; expected one task and a threshold'
+        )
+
+
 class FlashOccFamily(LiftFamily):
     name, task = 'flashocc', 'occupancy'
     models = LiftModels(
-        detectors=('BEVDetOCC', 'BEVDepthOCC'),
+        detectors=('BEVDetOCC', 'BEVDepthOCC', 'BEVDepthPano'),
         heads=('BEVOCCHead2D', 'BEVOCCHead2D_V2'),
         head_key='occ_head',
         needed_settings=dict(use_predicter=True),
         absent_settings=dict(use_predicter=True),
-        check_further=check_view,
+        check_further=check_model,
     )
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_occ', '.extract_feat', '.extract_img_feat',
         'image_encoder', 'bev_encoder', 'prepare_inputs', 'img_view_transformer.forward', 'get_occ',
-        'get_occ_gpu',
+        'get_occ_gpu', 'simple_test_aux_centerness', 'aux_centerness_head.get_centers',
     )  # fmt: skip
     files = (FORM,)
     opens = FlashOccOnnx
     class_names = CLASSES
-    reference, graphs, facts = staticmethod(FlashOccReference), staticmethod(graphs), staticmethod(view_facts)
+    reference, graphs, facts = staticmethod(FlashOccReference), staticmethod(graphs), staticmethod(facts_of)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.occ_head.num_classes)
 
-    def memory_spec(self, facts: LiftFacts) -> MemorySpec:
-        return MemorySpec(needed=(LOGITS,))
+    def memory_spec(self, facts: FlashOccFacts) -> MemorySpec:
+        return MemorySpec(needed=(LOGITS, *(CENTER_MAPS if facts.centers else ())))
 
     def result(self, detections: Occupancy) -> Any:
         return detections.labels

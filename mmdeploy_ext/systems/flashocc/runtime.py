@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.families.common.runtime.lift_splat import LiftOnnx
 from mmdeploy_ext.runtime.occupancy import Occupancy
+from mmdeploy_ext.systems.flashocc.instances import instances_of
 from mmdeploy_ext.targets.plugins.bev_intervals import PoolLoop
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ class PooledOnnx(PoolLoop, FlashOccOnnx):
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Occupancy:
     labels = outputs[LABELS] if LABELS in outputs else outputs[LOGITS][0].argmax(-1)
-    return Occupancy(labels.astype('uint8'), None, len(metadata.classes) - 1)
+    occupancy = Occupancy(labels.astype('uint8'), None, len(metadata.classes) - 1)
+    if not metadata.postprocess.centers:
+        return occupancy
+    return occupancy.with_instances(instances_of(labels, outputs, metadata.postprocess.centers))
 
 
 QUANTISED, OPENS, RESULT = FORM, FlashOccOnnx, Occupancy

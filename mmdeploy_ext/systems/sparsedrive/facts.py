@@ -9,7 +9,7 @@ BOXES = ('pred_anchor', 'pred_class_score', 'pred_quality_score')
 LINES = ('map_points', 'map_scores')
 MOTION = ('motion_scores', 'motion_steps')
 PLAN = ('plan_scores', 'plan_steps')
-OUTPUTS = (*BOXES, *LINES, *MOTION, *PLAN, 'instance_id', 'confidence')
+OUTPUTS = (*BOXES, *LINES, *MOTION, *PLAN, 'instance_id', 'confidence', 'line_confidence')
 MEMORY = {
     'feature': 'features of the kept instances',
     'anchor': 'anchors of the kept instances',

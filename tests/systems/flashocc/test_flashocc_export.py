@@ -21,6 +21,7 @@ from mmdeploy_ext.targets.plugins import bev_intervals
 from mmdeploy_ext.util.errors import ConfigError
 from planting import replaced
 from proofs import prove
+from recorded_steps import Recorded
 
 TOY = toy_frames.FLASHOCC
 
@@ -57,24 +58,6 @@ def test_a_kit_has_the_classes_and_leads_of_pytorch(detector, frames, path_of, t
     expected = detector.family.reference(detector.model).step(frames[0]).detections
     np.testing.assert_array_equal(occupancy.labels, expected.labels)
     np.testing.assert_array_equal(occupancy.leads, expected.leads)
-
-
-class Recorded:
-    """The reference's results of frames, by their names."""
-
-    def __init__(self, stepper, frames):
-        self.results, self.states = {}, {}
-        for frame in frames:
-            self.results[frame.name] = stepper.step(frame)
-            self.states[frame.name] = stepper.state
-        self.state = None
-
-    def reset(self):
-        self.state = None
-
-    def step(self, frame):
-        self.state = self.states[frame.name]
-        return self.results[frame.name]
 
 
 @pytest.fixture(scope='module')

@@ -10,10 +10,11 @@ from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE
+from mmdeploy_ext.runtime.driving import command_of
 from mmdeploy_ext.synthetic.drive import SyntheticDrive, synthetic_drive
 from mmdeploy_ext.systems.sparsedrive import decoding
 from mmdeploy_ext.systems.sparsedrive.family import SparseDriveFamily
-from mmdeploy_ext.systems.sparsedrive.runtime import SparseDriveOnnx, command_of
+from mmdeploy_ext.systems.sparsedrive.runtime import SparseDriveOnnx
 from mmdeploy_ext.util.errors import ConfigError, DataError
 from proofs import OF_OTHER_CONTRACTS, run_pair
 from toy_frames import SPARSEDRIVE_SHORT as toy

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, TensorSpec
+from mmdeploy_ext.families.common.bev_graphs import with_sampling
+from mmdeploy_ext.families.common.bev_reference import BevReference
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.systems.bevformer.graphs import spec, with_sampling
-from mmdeploy_ext.systems.bevformer.reference import BevFormerReference
+from mmdeploy_ext.systems.bevformer.graphs import spec
 from mmdeploy_ext.systems.bevformer.targets.autoware import AutowareBevFormer
 from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins.export import (
     DeployedFrame,
@@ -42,7 +43,7 @@ class NodeFrame(DeployedFrame):
         return can_bus[torch.tensor(places, device=can_bus.device)]
 
 
-class NodeReference(BevFormerReference):
+class NodeReference(BevReference):
     """The detector's own test path; float32 positions and headings, as in the node, decide ties."""
 
     @property

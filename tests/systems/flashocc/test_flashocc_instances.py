@@ -1,0 +1,120 @@
+"""FlashOcc with a head of centres: each voxel of an object has the nearest centre of its class."""
+
+import dataclasses
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import toy_frames
+from eager_files import eager_row
+from mmdeploy_ext.kit.contents import KitCase, StoredCase
+from mmdeploy_ext.kit.frames import write_frames
+from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.systems.flashocc import instances
+from planting import replaced
+from proofs import prove
+from recorded_steps import Recorded
+
+TOY = toy_frames.PANOPTIC
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    return TOY.load(tmp_path_factory.mktemp('panoptic'))
+
+
+@pytest.fixture(scope='module')
+def frames(detector):
+    return list(synthetic_drive(2, detector.rule, scenes=2))
+
+
+@pytest.mark.matrix
+def test_instances_are_proven_and_kept_by_a_kit(detector, frames, tmp_path):
+    path = TOY.export(detector, tmp_path / 'export')
+    verdict = prove(detector, path, frames)
+    assert verdict.passed and verdict.summary()['matched'] >= 3000, verdict.failures
+    (entry,) = write_frames(detector, path, frames[:1], tmp_path)['cases']
+    (occupancy,) = KitCase.read(tmp_path, StoredCase.from_json(entry), 'flashocc').results
+    assert len(np.unique(occupancy.instances.rows)) >= 20
+
+
+@pytest.fixture(scope='module')
+def row_of(detector, frames, tmp_path_factory):
+    recorded = Recorded(detector.family.reference(detector.model), frames)
+
+    def row():
+        with mock.patch.object(type(detector.family), 'reference', lambda *_: recorded):
+            return eager_row(detector, tmp_path_factory.mktemp('eager'), frames)[0]
+
+    return row
+
+
+def of_maps(**changes):
+    def make(original):
+        def instances_of(labels, maps, facts):
+            return original(
+                labels, {**maps, **{name: change(maps[name]) for name, change in changes.items()}}, facts
+            )
+
+        return instances_of
+
+    return make
+
+
+def of_instances(**changes):
+    def make(original):
+        def instances_of(*args):
+            found = original(*args)
+            return dataclasses.replace(found, **{name: change(found) for name, change in changes.items()})
+
+        return instances_of
+
+    return make
+
+
+INSTANCES = 'mmdeploy_ext.systems.flashocc.runtime:instances_of'
+
+
+def other_order(found):
+    return np.where(found.rows < 0, -1, found.rows.max() - found.rows)
+
+
+def one_left_out(found):
+    rows = found.rows.copy()
+    rows.flat[rows.argmax()] = -1
+    return rows
+
+
+VARIANTS = {
+    'x and y of a centre exchanged': (INSTANCES, of_maps(reg=lambda maps: maps[:, ::-1])),
+    'height left out': (INSTANCES, of_maps(height=np.zeros_like)),
+    'classes shifted': (INSTANCES, of_maps(heatmap=lambda maps: np.roll(maps, 1, 1))),
+    'no suppression beside a peak': (
+        'mmdeploy_ext.systems.flashocc.instances:peaks',
+        lambda _: lambda heat: heat,
+    ),
+    'a voxel without an instance': (INSTANCES, of_instances(rows=one_left_out)),
+    'instances exchanged': (INSTANCES, of_instances(rows=other_order)),
+    'centres of all classes': (
+        'mmdeploy_ext.systems.flashocc.instances:nearest',
+        lambda original: lambda labels, voxels, classes: original(labels, voxels, np.roll(classes, 1)),
+    ),
+}
+
+
+def test_instances_equal_those_of_pytorch(row_of):
+    row = row_of()
+    assert row.passed and row.matched >= 3000, row.reasons
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_wrong_instances_are_not_proven(row_of, variant):
+    with replaced(*VARIANTS[variant]):
+        assert not row_of().passed
+
+
+def test_the_first_of_equally_near_centres_is_taken():
+    labels = np.full((5, 1, 1), instances.VOXEL_CLASSES[0], np.uint8)
+    rows = instances.nearest(labels, np.array([[4, 0, 0], [0, 0, 0], [1, 0, 0]]), np.array([0, 0, 1]))
+    assert rows[:, 0, 0].tolist() == [1, 1, 0, 0, 0]
