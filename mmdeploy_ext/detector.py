@@ -228,6 +228,7 @@ def load_weights(detector: Detector) -> None:
     checkpoint = load_checkpoint(detector.checkpoint).without(detector.ignored_keys)
     detector.report = checkpoint.renamed(model, detector.cfg.model.get('type', ''))
     family.load_weights(model, detector.report)
+    detector.report.state_dict.clear()  # gigabytes of a large model
     count = family.num_classes(model)
     detector.classes = family.class_names
     if len(detector.classes) != count:

@@ -26,6 +26,7 @@ RULES = {
     'sparse4d': 'dev.seeded.sparse4d:fill',
     'sparsedrive': 'dev.seeded.sparsedrive:fill',
     'streampetr': 'dev.seeded.by_name:fill_streampetr',
+    'vad': 'dev.seeded.vad:fill',
 }
 """Family -> function of (new detector, config, family, seed) that fills and returns the detector."""
 

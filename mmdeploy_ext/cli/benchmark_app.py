@@ -38,13 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'measure PyTorch with the exported parts of FOLDER instead of its own modules; options: `--parts'
         ' --help`',
     )
-    add('--engines A,B', f'of {",".join(ENGINES)} (default: torch,onnxruntime)', 'torch,onnxruntime')
+    add(
+        '--engines A,B',
+        f'engines to measure: {",".join(ENGINES)} (default: torch,onnxruntime)',
+        'torch,onnxruntime',
+    )
     add('--max-iter N', 'measured rounds (default: 20)', 20)
     add('--repeat-num N', 'repeat all rounds (default: 1)', 1)
     add('--warmup N', 'warm-up rounds (default: 3)', 3)
     add(
         '--max-seconds S',
-        'start no round after S seconds, after at least three; 0 runs all rounds (default: 0, of sparse '
+        'stop after S seconds, but not before three rounds; 0 runs all rounds (default: 0, sparse '
         'backbones 45)',
         type=float,
     )
@@ -62,28 +66,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--samples-per-gpu --batch-size N', 'images per batch (default: as in the files, else 1)', 0)
     add('--threads N', 'threads of every engine (default: number of cores)', 0)
     add('--images PATH...', 'images or folders (default: demo/toy.jpg)')
-    add('--no-memory', 'do not measure memory (a process per contender)')
+    add('--no-memory', 'do not measure memory, which starts a process per contender')
     add('--json FILE', 'write all figures as JSON')
     add('--chart FILE.png', 'draw a bar chart', writes='{}')
     add(
         '--launcher',
-        'processes on one machine share the rounds, in step; rank 0 reports',
+        'processes on one machine run the rounds together; rank 0 reports',
         'none',
         choices=('none', *distributed.STARTERS),
     )
     add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
-    points = parser.add_argument_group('models of LiDAR sweeps, and their sparse backbones')
+    points = parser.add_argument_group('LiDAR models and their sparse backbones')
     add = cli.adder(points)
     add(
         '--sweep FILE...',
-        'real sweeps: points (.bin), also for the generated frames of models with cameras; for backbones '
-        'also voxels (.npz: features and coordinates, coors_bxyz, coors_bzyx)',
+        'real sweeps: points (.bin), also for models with cameras; for backbones also voxels (.npz: '
+        'features and coordinates, coors_bxyz or coors_bzyx)',
         [],
     )
     add(
         '--voxels N...',
-        'measure the sparse backbone alone, on synthetic scenes of these sizes (default, where no more '
-        'of the model is exported: 5000 20000 60000 120000)',
+        'measure only the sparse backbone, on synthetic scenes with these numbers of voxels (default if '
+        'only the backbone is exported: 5000 20000 60000 120000)',
         type=int,
     )
 
@@ -96,7 +100,9 @@ def _check(args: argparse.Namespace) -> list[str]:
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
     if args.max_seconds and args.launcher != 'none':
-        raise UsageError('--max-seconds and --launcher: processes that measure in step run all rounds')
+        raise UsageError(
+            '--max-seconds and --launcher: processes that share the rounds run all of them; omit one option'
+        )
     for path in args.sweep:
         if not Path(path).is_file():
             raise UsageError(f'--sweep {path}: no such file')

@@ -32,12 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
         'graphs against the contract of the program that loads it. Exit status 1 with errors.'
     )
     add = cli.adder(parser)
-    add('folder PATH', 'sparse graph (.onnx), or folder of ONNX files and manifests, from any exporter')
+    add('folder PATH', 'sparse graph (.onnx), or folder of ONNX files and manifests; any exporter')
     add('--contract NAME', 'contract of a folder (default: detected from its files)')
     add(
         '--max-voxels N',
-        'sparse graph: most voxels of a sweep; a smaller output bound is an error, after a stride a '
-        'warning (default: 160000, and only warnings)',
+        'sparse graph: largest number of voxels of a sweep; a smaller output bound is an error, or a '
+        'warning after a stride (default: 160000, warnings only)',
         type=int,
     )
     add('--strict', 'also fail on warnings')
@@ -58,9 +58,9 @@ def find_contract(args: argparse.Namespace, modules: Mapping[str, str]) -> tuple
         }
         name = max(counts, key=lambda contract: counts[contract])
         if not counts[name]:
-            got = 'has no file of a contract' if folder.is_dir() else 'no such folder'
+            got = 'has no file that a program loads' if folder.is_dir() else 'no such folder'
             if folder.is_file():
-                got = 'is a file, expected the folder that it is in'
+                got = 'is a file, expected its folder'
             raise UsageError(f'{args.folder}: {got}; there are {", ".join(modules)}, see --contract')
     if name not in modules:
         raise UsageError(f'--contract {name}: expected one of {", ".join(modules)}')
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if is_file and not args.contract:
         return check_sparse(args)
     if args.max_voxels is not None:
-        raise UsageError(f'--max-voxels {args.max_voxels}: is for sparse graphs, {args.folder} is not one')
+        raise UsageError(f'--max-voxels {args.max_voxels}: requires a sparse graph; {args.folder} is not one')
     return check_folder(args)
 
 

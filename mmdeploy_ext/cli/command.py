@@ -29,7 +29,7 @@ def build_parser(command: str = '', words: Sequence[str] = ()) -> argparse.Argum
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name, tool in COMMANDS.items():
         missing = ', '.join(missing_modules(tool))
-        commands.add_parser(name, help=tool.help + (f' (not here: it needs {missing})' if missing else ''))
+        commands.add_parser(name, help=tool.help + (f' (not available: needs {missing})' if missing else ''))
     if command in COMMANDS:
         app = importlib.import_module(COMMANDS[command].module)
         chosen = [app.chosen_by(words)] if hasattr(app, 'chosen_by') else []
@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing and not {'-h', '--help', tool.without or '--help'} & options:
         print(
             f'error: mm2onnx {words[0]} needs PyTorch and OpenMMLab (not installed for {sys.executable}: '
-            f'{", ".join(missing)}); make env in a checkout of the repository, or the pip commands of its '
-            f'docs/install.md, install them',
+            f'{", ".join(missing)}); install them with make env in a clone of the repository, or as in '
+            'docs/install.md',
             file=sys.stderr,
         )
         return 2

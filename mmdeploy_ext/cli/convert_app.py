@@ -50,7 +50,7 @@ def convert_solo(args: argparse.Namespace) -> int:
     if config is None:
         print(f'use it with {args.config}')
         return 0
-    print(f'use it with {config}, which differs from {args.config} in')
+    print(f'use it with {config}, which changes in {args.config}:')
     print('\n'.join(f'  {change}' for change in converted.changes))
     return 0
 
@@ -62,9 +62,9 @@ def size_of(converted: Any) -> str:
 
 
 KINDS = {
-    'mmdet3': (convert_mmdet3, 'a checkpoint or a config of mmdet 3 to mmdet 2.28'),
-    'rtdetr': (convert_rtdetr, 'a checkpoint of lyuwenyu/RT-DETR, or of RTDetrForObjectDetection'),
-    'solo': (convert_solo, "a checkpoint of WXinlong/SOLO to mmdet 2.28's names"),
+    'mmdet3': (convert_mmdet3, 'checkpoint or config of mmdet 3, to mmdet 2.28'),
+    'rtdetr': (convert_rtdetr, 'checkpoint of lyuwenyu/RT-DETR or RTDetrForObjectDetection'),
+    'solo': (convert_solo, 'checkpoint of WXinlong/SOLO, to the names of mmdet 2.28'),
 }
 """Name -> converting function, and its subject."""
 
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
             add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
             add(
                 '--weights',
-                'original files: EMA weights if present (auto), or always one of the two (default: auto)',
+                'original files: which weights to read; auto: EMA if present (default: auto)',
                 'auto',
                 choices=('auto', 'ema', 'model'),
             )

@@ -65,7 +65,7 @@ def add_arguments(
     parser.set_defaults(only=only)
     shared.add_model_arguments(parser, needs_checkpoint=not only_check)
     add = cli.adder(parser)
-    add('--help-all', 'show all options, including the options of one family or contract', action='help')
+    add('--help-all', 'show all options, including those of one family or contract', action='help')
     add(
         '--backbone',
         'export only the sparse backbone of a LiDAR model; options: `--backbone --help`',
@@ -76,7 +76,7 @@ def add_arguments(
     )
     add(
         '--check',
-        'print what would be exported, or why it is refused, and write nothing; needs no CHECKPOINT',
+        'report what would be exported or why it cannot be; writes nothing and needs no CHECKPOINT',
     )
     cli.add_output(
         parser,
@@ -178,7 +178,7 @@ def _run(args: argparse.Namespace, only: str) -> int:
 def check_arguments(args: argparse.Namespace) -> None:
     for name in ('report', 'json', 'frames'):
         if getattr(args, name) is not None and not args.verify:
-            raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
+            raise UsageError(f'--{name} {getattr(args, name)}: requires --verify')
     check_normalisation(args.mean, args.std)
 
 
@@ -199,9 +199,9 @@ def check_raw_form(family: Family) -> None:
     if 'raw' in forms:
         return
     parts = [f'--postprocess {form}' for form in forms if form != 'full']
-    advice = 'its results are in its graph; omit the option'
+    advice = 'its graph includes the results; omit the option'
     if parts:
-        advice = f'its network is written by {" and ".join(parts)}, a file each'
+        advice = f'write the network with {" and ".join(parts)}, one file each'
     raise UsageError(f'--skip-postprocess: family {family.name!r} has no form without results; {advice}')
 
 
@@ -250,6 +250,8 @@ def print_exports(detector: Detector, options: Options) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from mmdeploy_ext.families.trial import check_translation
+
     kind_of(detector.family).build(detector)
     family, cfg, model = detector.family, detector.unbuilt_cfg, detector.model
     resolved = resolve(options, model, detector.rule)
@@ -259,7 +261,7 @@ def print_exports(detector: Detector, options: Options) -> int:
     for title, value in {**_part_types(cfg), 'preprocessing': rule}.items():
         console.print(f'  {title:14} {value}', highlight=False)
     table = Table(title='exports')
-    for title in ('form', 'size', 'opset', 'inputs', 'outputs, or why it is refused'):
+    for title in ('form', 'size', 'opset', 'inputs', 'outputs, or why it cannot be exported'):
         table.add_column(title)
     forms = next((option.choices for option in options.declared if option.name == 'form'), ())
     rows = []
@@ -275,6 +277,7 @@ def print_exports(detector: Detector, options: Options) -> int:
         console.print(table)
     options = kind_of(family).check(detector, options)
     contract_of(family, options).graphs(model, options)
+    check_translation(family, model, options)
     return 0
 
 
@@ -314,7 +317,7 @@ def _export_row(detector: Detector, options: Options) -> tuple[str, ...]:
 
 VARIANTS = {
     shared.DETECTOR: shared.Variant(
-        'Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.',
+        'Export an OpenMMLab 1.x detector to ONNX and prove that the file equals the model.',
         add_arguments,
         lambda args: run(args, args.only),
     ),

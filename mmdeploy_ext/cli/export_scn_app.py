@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('proof')
     add = cli.adder(group)
     add('--verify', 'prove the file; exit status 1 if it is not proven')
-    add('--verify-only', 'prove an existing FILE of --out, write nothing')
+    add('--verify-only', 'prove the existing file of --out and write nothing')
     add(
         '--edited',
-        'with --verify-only: the file was edited on purpose; compare results on inputs, not the graph',
+        'with --verify-only: the file was edited on purpose; compare only its results, not the graph',
     )
     add(
         '--input SWEEP...',
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         [],
         dest='test_img',
     )
-    add('--max-voxels N', 'most voxels of a sweep; a smaller output bound is an error', type=int)
+    add('--max-voxels N', 'largest number of voxels of a sweep; a smaller output bound is an error', type=int)
     add('--node-list JSON', 'node list of another exporter; the file must equal it')
     add('--threads N', "threads of ONNX Runtime (default: ONNX Runtime's choice)", 0)
     shared.add_library_argument(parser)
@@ -163,8 +163,8 @@ def check_order(output: str, options: Options) -> None:
     order = order_of_name(output)
     if order not in ('', options.order):
         raise UsageError(
-            f'--out {output}: the name says {order}, the order is {options.order}; correct '
-            f'the name or give --order {order}'
+            f'--out {output}: the name says {order}, but the order is {options.order}; correct the name '
+            f'or pass --order {order}'
         )
 
 
@@ -178,17 +178,17 @@ def find_ranges(args: argparse.Namespace, detector: Detector, options: Options) 
         int8_ranges = ranges.find(args, detector, target, int8_fp16_io=options.int8_fp16_io)
     if int8_ranges is None and has_int8(options):
         raise UsageError(
-            'int8 needs a range for every layer, and the checkpoint has no ranges: give sweeps '
-            'with --calibrate, or the ranges of an earlier calibration with --ranges'
+            'int8 needs a range for every layer, but the checkpoint has none: pass sweeps with '
+            '--calibrate, or the ranges of an earlier calibration with --ranges'
         )
     return int8_ranges
 
 
 def _check_proof(args: argparse.Namespace) -> None:
     if args.verify_only and not args.output_file:
-        raise UsageError('--verify-only: give the file with --out')
+        raise UsageError('--verify-only: pass the file with --out')
     if args.edited and not args.verify_only:
-        raise UsageError('--edited: goes with --verify-only')
+        raise UsageError('--edited: requires --verify-only')
     for name in ('report', 'json'):
         if getattr(args, name) and not (args.verify or args.verify_only):
             raise UsageError(f'--{name}: requires --verify or --verify-only')
@@ -197,8 +197,8 @@ def _check_proof(args: argparse.Namespace) -> None:
 
 
 EXPORT = shared.Variant(
-    "Export the sparse-convolution backbone of a LiDAR model: to NVIDIA's libspconv dialect or to ONNX of "
-    'standard operators. No GPU is needed, neither to export nor to prove.',
+    "Export the sparse-convolution backbone of a LiDAR model, to NVIDIA's libspconv dialect or to "
+    'standard ONNX operators. Neither export nor proof needs a GPU.',
     add_arguments,
     run,
 )

@@ -23,16 +23,16 @@ MAX_FAILURES = 8
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description="Judge the outputs of an engine for the inputs of a kit against PyTorch's results: exit "
-        'status 0 equal, 1 not, 2 usage. Needs no PyTorch.'
+        description="Compare an engine's outputs for the inputs of a kit with PyTorch's results. Exit "
+        'status: 0 equal, 1 not equal, 2 usage. Needs no PyTorch.'
     )
     add = cli.adder(parser)
     add('kit KIT', 'folder that mm2onnx kit wrote')
     add('outputs OUTPUTS', 'folder with CASE.npz, CASE.json of trtexec, or CASE/NAME.npy or .bin')
     add(
         '--run ENGINE',
-        'first run the inputs on an engine of this machine and write OUTPUTS, a new folder; in float16 '
-        'with --precision fp16',
+        'first run the inputs on an engine of this machine (in float16 with --precision fp16) and write '
+        'OUTPUTS, a new folder',
         choices=ENGINES,
     )
     add('--told WORDS', 'device, engine and version to print in the verdict; not checked', '')
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for failure in verdict.failures[:MAX_FAILURES]:
         print(f'differs: {failure}')
     if (hidden := len(verdict.failures) - MAX_FAILURES) > 0:
-        print(f'differs: {hidden} more; --json has them all')
+        print(f'differs: {hidden} more; see --json for all')
     print(title_of(verdict))
     return 0 if verdict.passed else 1
 

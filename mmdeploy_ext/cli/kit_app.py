@@ -73,7 +73,7 @@ def _add_outputs(parser: argparse.ArgumentParser, **settings: Any) -> None:
     add = cli.adder(parser)
     add('--licence WORDS', 'licence of --samples, for the README')
     add('--zip', 'also write KIT.zip')
-    add('--web', 'put onnxruntime-web into the kit, so that any web server can show its page')
+    add('--web', 'add onnxruntime-web to the kit, so that any web server can show its page')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -152,7 +152,7 @@ def write_of_parts(args: argparse.Namespace) -> dict[str, Any]:
 def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
     """Write the kit of a user's module and any file."""
     if not args.inputs and not args.samples:
-        raise UsageError('--inputs or --samples: expected samples to run on')
+        raise UsageError('--inputs or --samples: pass samples to run')
 
     from mmdeploy_ext import compat
     from mmdeploy_ext.kit.modules import write_module_kit
@@ -175,7 +175,7 @@ VARIANTS = {
     shared.DETECTOR: shared.Variant(
         "Write a kit: an ONNX model, inputs, and PyTorch's results. Run the inputs on the device, then "
         'mm2onnx judge; or show the kit in a browser with --serve. The model is an export of CONFIG and '
-        'CHECKPOINT or, with --module, any file of any module.',
+        'CHECKPOINT or, with --module, any ONNX file of your own module.',
         add_arguments,
         run,
     ),

@@ -23,8 +23,8 @@ BOTH = 'both'
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Run a model and report, by line of code, what an export of it will get wrong '
-        'and what to write instead. Exit status 1 if there is an error.'
+        description='Run a model and report the lines of code that an export would get wrong, and what to '
+        'write instead. Exit status 1 if there is an error.'
     )
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--exporter',
-        'exporter to try, which decides the severities (default: torchscript)',
+        'exporter to try; it decides the severities (default: torchscript)',
         'torchscript',
         choices=('torchscript', 'dynamo', BOTH),
     )

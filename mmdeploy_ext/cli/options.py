@@ -144,7 +144,8 @@ def add_module_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         '--tolerance RTOL',
-        'allowed difference, relative to the largest value of a column or channel; above 1e-3 of an output',
+        'allowed difference, relative to the largest value of a column or channel; above 1e-3, of the '
+        'whole output',
         DEFAULT_RTOL,
     )
     add(
@@ -153,7 +154,7 @@ def add_module_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         '--rows OUTPUT...',
-        'outputs with matching rows in any order, e.g. boxes scores labels',
+        'outputs that list the same rows in any order, e.g. boxes scores labels',
     )
     add('--seed SEED', 'seed of the generated inputs', 0)
     add('--no-generated', 'compare on the samples only, not on generated inputs')
@@ -167,7 +168,7 @@ def parse_state(words: Sequence[str] | None) -> dict[str, str]:
         if not separator or not name or not output:
             raise UsageError(f'--state {word}: expected INPUT=OUTPUT, names of the file')
         if name in pairs:
-            raise UsageError(f'--state {word}: input {name} is the value of {pairs[name]} already')
+            raise UsageError(f'--state {word}: input {name} already gets {pairs[name]}; name each input once')
         pairs[name] = output
     return pairs
 
@@ -192,8 +193,8 @@ def add_ignored_keys(parser: argparse.ArgumentParser) -> None:
     cli.add(
         parser,
         '--ignore-keys PREFIX...',
-        'ignore keys of the checkpoint with these prefixes, e.g. roi_head.mask_head. for a Faster R-CNN '
-        "from a Mask R-CNN's checkpoint; the verdict lists them",
+        'ignore checkpoint keys with these prefixes, e.g. roi_head.mask_head. to load a Mask R-CNN '
+        'checkpoint into a Faster R-CNN; the verdict lists them',
     )
 
 
@@ -249,7 +250,7 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
             )
         values['form'] = 'raw'
     if values.get('dynamic') and values.get('dynamic_batch'):
-        raise UsageError('--dynamic-batch fixes height and width, --dynamic-export does not: choose one')
+        raise UsageError('--dynamic-batch fixes height and width, --dynamic-export does not: pass only one')
     if 'opset' in values:
         check_opset(values['opset'], values.get('exporter', 'torchscript'))
     if 'height' in values:
@@ -262,8 +263,7 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
     add('--strict', "treat any 'untraced' line of the verdict as a failure")
     add(
         '--frames N',
-        "number of frames or sweeps of the proof, from the config's data.test if present, else generated "
-        '(default: 12)',
+        "number of frames or sweeps, from the config's data.test if present, else generated (default: 12)",
         type=int,
     )
     add(
@@ -299,7 +299,7 @@ def add_library_argument(parser: argparse.ArgumentParser) -> None:
     cli.add(
         parser,
         '--library',
-        "prove against the installed library if the repository's own copy of it does not run",
+        "if the repository's own copy of the library does not run, prove against the installed one",
         choices=('installed',),
     )
 

@@ -29,8 +29,8 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add = cli.adder(parser)
     add(
         '--parts PART...',
-        "modules by path, joined by + ('backbone+neck'), or methods ('extract_feat()'); "
-        'list shows what could be a part; samples prints a file for --samples',
+        "module paths joined by + ('backbone+neck'), or methods ('extract_feat()'); 'list' shows possible "
+        "parts, 'samples' prints a file for --samples",
         required=True,
     )
     text = 'folder to write (default: cut)'
@@ -44,7 +44,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
     add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
     add('--simplify', 'simplify the graphs')
-    add('--seeded', 'make random numbers of a part constants of its graph')
+    add('--seeded', "store a part's random numbers as constants in its graph")
     add('--json FILE', 'write the verdict as JSON')
 
 
@@ -59,8 +59,8 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 def add_samples(add: Any) -> None:
     add(
         '--samples SAMPLE...',
-        'images, or FILE.py:function, which yields the keyword arguments of the test path (default: the '
-        "config's data set, else views of the package's image)",
+        'images, or FILE.py:function that yields the keyword arguments of the test path (default: the '
+        "config's data set, else variants of the package's image)",
     )
 
 
@@ -113,9 +113,11 @@ def parts_of_refused(args: argparse.Namespace) -> PartsOfRefused | None:
         words = exporting_parts(args.config, args.checkpoint, overrides)
     except Exception as error:  # also of the user's code
         reason = one_line(error)[:300]
-        return PartsOfRefused(f'parts were not tried, because {reason}; to try them: {command} --parts list')
+        return PartsOfRefused(
+            f'parts were not tried, because {reason}; to try them, run {command} --parts list'
+        )
     if not words:
-        return PartsOfRefused(f'no part exports; for the reasons: {command} --parts list')
+        return PartsOfRefused(f'no part can be exported; for the reasons, run {command} --parts list')
     print(f'parts: {", ".join(words)} (exports)')
     return PartsOfRefused(f'to export parts: {command} --parts {" ".join(words)}', tuple(words))
 
@@ -179,7 +181,10 @@ def run(args: argparse.Namespace) -> int:
     for entry in folder.entries:
         print(f'{folder.file(entry)}: {tensors_text(entry["inputs"])} -> {tensors_text(entry["outputs"])}')
         if entry['rig']:
-            print(f'{folder.file(entry)}: for one rig: {", ".join(entry["rig"])} is a constant')
+            print(
+                f'{folder.file(entry)}: valid for one camera rig only, since {", ".join(entry["rig"])} is '
+                'a constant'
+            )
     if not args.verify:
         words = f'{args.config} {args.checkpoint} {args.output_file}'
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  mm2onnx verify {words}')

@@ -27,36 +27,36 @@ PRECISIONS = ('int8', 'fp16', 'bf16')
 
 def build_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(
-        description="Write a file in lower precision that keeps PyTorch's results, simulated on a CPU; say "
-        'which modules stay float32, and why.'
+        description="Write a file in lower precision that keeps PyTorch's results (simulated on a CPU), "
+        'and report which modules stay float32 and why.'
     )
     add = cli.adder(parser)
     add('model m.onnx', 'float32 file, or folder of graphs, that mm2onnx exported')
     shared.add_model_arguments(parser)
     add(
         '--to PRECISION...',
-        'fp16, bf16 or int8; int8 fp16: INT8, and float16 elsewhere',
+        'fp16, bf16 or int8; int8 fp16: INT8, with float16 for the rest',
         choices=PRECISIONS,
         required=True,
     )
     cli.add_output(
         parser, '--out --output FILE', 'file or folder to write (default: MODEL with .fp16.onnx ...)'
     )
-    add('--dry-run', 'find the plan, but write no file')
+    add('--dry-run', 'only find the plan, write no file')
     add('--json FILE', 'write the plan as JSON', writes='{}')
-    add('--keep-results SHARE', f'share of the results that is kept (default: {KEEP_RESULTS})', KEEP_RESULTS)
+    add('--keep-results SHARE', f'share of the results to keep (default: {KEEP_RESULTS})', KEEP_RESULTS)
     add(
         '--keep-metric NAME DROP',
-        'instead: a metric of the data set and how much it may drop: bbox_mAP 0.001',
+        'instead of --keep-results: a metric of the data set and its largest drop, e.g. bbox_mAP 0.001',
         nargs=2,
     )
     add(
         '--keep-fp32 PATTERN...',
-        "nodes that always stay in float32, by name, operator, module ('*', '?')",
+        "nodes that stay in float32, by name, operator or module ('*', '?')",
         [],
     )
     add('--images --input PATH...', 'samples to compare results on, as in verify', [])
-    add('--frames N', 'most frames, or sweeps of each input', type=int)
+    add('--frames N', 'largest number of frames, or of sweeps per input', type=int)
     shared.add_ignored_keys(parser)
     add_calibration(parser, '--calibration-images N', required=False)
     return parser
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if {'fp16', 'bf16'} <= {*precisions}:
         raise UsageError('--to fp16 bf16: a file can have only one of them; omit one')
     if 'int8' in precisions and not args.calibrate:
-        raise UsageError('--to int8: give images for the ranges with --calibrate')
+        raise UsageError('--to int8: pass images for the ranges with --calibrate')
     least = args.keep_results if args.keep_metric is None else 1 - float(args.keep_metric[1])
     if not 0 < least <= 1:
         raise UsageError(
@@ -113,7 +113,10 @@ def run(args: argparse.Namespace) -> int:
     for line in dict.fromkeys(lines):
         cli.say(console, line)
     if not args.dry_run:
-        cli.say(console, f'NOT PROVEN by these figures: {command("verify")} CONFIG CHECKPOINT {output}')
+        cli.say(
+            console,
+            f'NOT PROVEN by these figures; next: {command("verify")} CONFIG CHECKPOINT {output}',
+        )
     return 0
 
 

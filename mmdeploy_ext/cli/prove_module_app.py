@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Prove that an ONNX file computes what a PyTorch module computes: exit status 0 '
-        'proven, 1 not, 2 usage. The file needs no metadata, the module no config.'
+        description='Prove that an ONNX file computes what a PyTorch module computes. Exit status: 0 '
+        'proven, 1 not proven, 2 usage. Works with any ONNX file and any module.'
     )
     add = cli.adder(parser)
     add('module FILE.py:make', 'function without arguments that returns the module in evaluation mode')
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
     if not args.inputs and not args.samples:
-        raise UsageError('--inputs or --samples: expected samples to compare on')
+        raise UsageError('--inputs or --samples: pass samples to compare on')
     state = shared.parse_state(args.state)
 
     from mmdeploy_ext import compat

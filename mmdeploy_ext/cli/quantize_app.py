@@ -49,26 +49,26 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--engine',
-        'engine for which to quantise and measure: openvino uses NNCF (default: onnxruntime)',
+        'engine to quantise and measure for; openvino uses NNCF (default: onnxruntime)',
         QUANTISED[0],
         choices=QUANTISED,
     )
 
     add(
         'config CONFIG',
-        'config: with CHECKPOINT, keep layers in float that the results need, like mm2onnx precision',
+        'config; with CHECKPOINT, layers that the results need stay in float, as in mm2onnx precision',
         nargs='?',
     )
     add('checkpoint CHECKPOINT', 'checkpoint of the model', nargs='?')
     add(
         '--keep-results SHARE',
-        f'with CONFIG: share of the results that is kept (default: {KEEP_RESULTS})',
+        f'with CONFIG: share of the results to keep (default: {KEEP_RESULTS})',
         KEEP_RESULTS,
     )
     add_calibration(parser, '--images N')
 
     add = cli.adder(parser.add_argument_group('report'))
-    add('--rounds N', 'rounds that measure the time; 0 measures none (default: 10)', 10)
+    add('--rounds N', 'rounds of the time measurement; 0 skips it (default: 10)', 10)
     add('--threads N', "threads within an operator (default: the engine's choice)", 0)
     add('--probe-images N', 'number of images for comparing outputs (default: 4)', 4)
     add('--json FILE', 'write the report as JSON')
@@ -92,7 +92,7 @@ def add_calibration(parser: argparse.ArgumentParser, number: str, required: bool
     add(number, text, 100, dest='images_of_ranges')
     add(
         '--method',
-        'range of activations: minmax, or clipped by percentile or error (default: minmax); NNCF ignores it',
+        'ranges of activations: minmax, or clipped by percentile or error (default: minmax; NNCF ignores it)',
         DENSE_METHODS[0],
         choices=DENSE_METHODS,
     )
@@ -102,7 +102,7 @@ def add_calibration(parser: argparse.ArgumentParser, number: str, required: bool
     add = cli.adder(parser.add_argument_group('layers'))
     add(
         '--keep-float PATTERN...',
-        "layers that stay in float, by name ('*', '?'), e.g. '*bbox_head*', in addition to the last ones",
+        "layers that stay in float, in addition to the last ones, by name ('*', '?'), e.g. '*bbox_head*'",
         [],
     )
     add(
@@ -274,7 +274,7 @@ def show(
     if plan:
         show_plan(plan)
     console.print(views.output_table(measured['outputs']))
-    beside = f'; as they were: {", ".join(path.name for path in target.beside)}' if target.beside else ''
+    beside = f'; unchanged: {", ".join(path.name for path in target.beside)}' if target.beside else ''
     cli.say(
         console,
         f'{target.shown}: {facts["layers"]} layers in INT8 ({facts["weights_share"]:.1%} of the weights) by '
@@ -290,9 +290,8 @@ def show(
         cli.say(console, views.time_text(measured['time']))
     cli.say(
         console,
-        'NOT PROVEN by these figures; metrics of both on the data set of the config: '
-        f'{command("verify")} CONFIG CHECKPOINT {shlex.quote(str(target.shown))} --eval bbox'
-        '   # for masks only: --eval segm',
+        f"NOT PROVEN by these figures; to compare metrics on the config's data set: {command('verify')} "
+        f'CONFIG CHECKPOINT {shlex.quote(str(target.shown))} --eval bbox   # for masks only: --eval segm',
     )
 
 

@@ -21,7 +21,7 @@ LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
 def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
     add = cli.adder(parser)
     add('config', 'config file')
-    add('checkpoint', 'checkpoint file, in any published form')
+    add('checkpoint', 'checkpoint file, in any published format')
     add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
     add(
         '--weight-layout',
@@ -48,7 +48,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         'round ranges to fp16 (default: only for BEVFusion, as the reference)',
         action=argparse.BooleanOptionalAction,
     )
-    add('--data-root DIR', "infos: folder of the data set, if it is not the infos' own", '')
+    add('--data-root DIR', 'infos: folder of the data set (default: the folder of the infos)', '')
 
 
 def check(args: argparse.Namespace) -> None:
@@ -57,7 +57,7 @@ def check(args: argparse.Namespace) -> None:
     from mmdeploy_ext.sparse.ranges import Ranges
 
     if args.calibrate and args.ranges:
-        raise UsageError('--calibrate makes ranges and --ranges reads them: give only one of the two')
+        raise UsageError('--calibrate measures ranges and --ranges reads them: pass only one')
     cli.check_minimums(args, batches=0)
     if args.calibrate:
         sweep_items(args.calibrate)

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 def build_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Write the inputs of a proof and record.py, which runs them where the model was trained '
-        'and needs nothing of mm2onnx there.'
+        description='Write the inputs of a proof and record.py, which runs them in the environment of the '
+        'training. It does not need mm2onnx there.'
     )
     add = cli.adder(parser)
     add('--ask m.onnx', 'file, or folder of graphs, that mm2onnx exported', required=True)
     shared.add_model_arguments(parser)
     add('--images --input PATH...', 'samples to record, as for verify')
-    add('--frames N', 'most frames, or sweeps of each file (default: 12)', type=int)
+    add('--frames N', 'largest number of frames, or of sweeps per file (default: 12)', type=int)
     shared.add_normalisation_arguments(parser)
     add('--out FOLDER', 'folder to write', required=True)
     return parser
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     )
     request.check()
     count = ask_read(read_detector(request, args.ask), request, args.out)
-    print(f'{args.out}: {count} inputs. Copy the folder to the environment of the training, and type there:')
+    print(f'{args.out}: {count} inputs. Copy the folder to the environment of the training and run there:')
     print(f'  python {args.out}/record.py {args.config} {args.checkpoint} --inputs {args.out} --out recorded')
     print('Then here:')
     print(f'  mm2onnx verify {args.config} {args.checkpoint} {args.ask} --recorded recorded')

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 TAKES = dict(
     images='images, image folders, a film, or a camera index',
     sweeps='LiDAR sweeps (raw float32 points in .bin, or .npy, .pcd), or folders of them',
-    frames="frames of several cameras: infos of mmdet3d's kind (.pkl or .json)",
-    fused="frames of several cameras and a LiDAR: infos of mmdet3d's kind (.pkl or .json)",
+    frames="frames of several cameras: infos in mmdet3d's format (.pkl or .json)",
+    fused="frames of several cameras and a LiDAR: infos in mmdet3d's format (.pkl or .json)",
 )
 ENDINGS = dict(sweeps=SWEEP_SUFFIXES, frames=('.pkl', '.json'))
 """Suffixes by kind of samples; all others are pictures."""
@@ -49,11 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
         'ONNX file, or folder of graphs, that mm2onnx exported',
         f'{TAKES["images"]}; {TAKES["sweeps"]}; {TAKES["frames"]}, drawn to a folder or an .mp4 file',
     )
-    cli.add(parser, '--data-root DIR', "frames: folder of the data set, if it is not the infos' own")
+    cli.add(parser, '--data-root DIR', 'frames: folder of the data set (default: the folder of the infos)')
     cli.add(
         parser,
         '--black-if-missing',
-        'frames: use a black image for a camera without a file, instead of an error',
+        'frames: use a black image for a missing image file instead of failing',
     )
     return parser
 
@@ -166,7 +166,8 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
     if rule is None:
         raise ModelFileError(
-            f'{args.model}: is a LiDAR-only model; use it in a program (pass points to its step())'
+            f'{args.model}: is a LiDAR-only model of several graphs; use it in a program (pass points '
+            'to step())'
         )
     frames = [
         frame

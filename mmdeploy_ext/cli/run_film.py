@@ -28,7 +28,7 @@ PROGRESS_S = 2.0
 def plan_film(sources: Sequence[str], out: Path) -> dict[Path, Path]:
     """Film -> film to write."""
     if len(sources) > 1:
-        raise UsageError(f'{" ".join(sources)}: expected one film or camera at a time')
+        raise UsageError(f'{" ".join(sources)}: expected one film or camera')
     if out.suffix and not film.is_video(out) and not out.is_dir():
         raise UsageError(f'--out {out}: expected a folder, or a .mp4 file, for a film')
     source = Path(sources[0])

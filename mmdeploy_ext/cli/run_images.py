@@ -57,26 +57,28 @@ def make_parser(
     parser.add_argument('model', help=model or f'ONNX file written by {tool("export")}')
     parser.add_argument('images', nargs='+', help=images)
     text = (
-        'folder of the drawn images, NAME_det; or, for one image, a .jpg or .png file, and for a film a '
-        '.mp4 (default: %(default)s). Small images are drawn enlarged; --json is in pixels of the image'
+        'folder for the drawn images (NAME_det); a .jpg or .png file for one image, an .mp4 file for a '
+        'film (default: %(default)s). Small images are drawn enlarged; --json has pixels of the original'
     )
     cli.add_output(parser, '--out PATH', text, DEFAULT_OUT, writes='')
     text = 'draw and count boxes of at least this score, 0..1 (default: %(default)s)'
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S', help=text)
-    parser.add_argument('--json', metavar='FILE', help='write all detections as JSON, also below --score-thr')
+    parser.add_argument(
+        '--json', metavar='FILE', help='write all detections as JSON, including those below --score-thr'
+    )
     text = (
         'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; a missing one is an error'
     )
     providers = ['CPUExecutionProvider']
     parser.add_argument('--providers', nargs='+', default=providers, metavar='NAME', help=text)
     text = (
-        "3D boxes from images: JSON file with the camera's intrinsic matrix, or one per file name, "
-        "or a data set's *_mono3d.coco.json"
+        "3D boxes from images: JSON file with the camera's intrinsic matrix, or one matrix per file name, "
+        'or *_mono3d.coco.json of a data set'
     )
     parser.add_argument('--cameras', metavar='FILE', help=text)
     text = "threads within an operator, 1 or more (default: ONNX Runtime's choice)"
     parser.add_argument('--threads', type=int, metavar='N', help=text)
-    text = 'stop at the first unusable sample (default: continue, exit status 1)'
+    text = 'stop at the first unusable sample (default: continue and exit with status 1)'
     parser.add_argument('--fail-fast', action='store_true', help=text)
     return parser
 
@@ -140,7 +142,7 @@ def plan_pictures(
     }
     is_file = out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir()
     if is_file and len(relative) > 1:
-        raise UsageError(f'--out {out}: is one file, for {len(relative)} {kind}s; give a folder')
+        raise UsageError(f'--out {out}: is one file for {len(relative)} {kind}s; name a folder')
     targets: dict[Path, Path] = {}
     names: set[Path] = set()
     for file, name in relative.items():
@@ -199,14 +201,14 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
     if not expected or expected != runner:
         advice = f'use {tool(expected)} for it' if expected else 'no tool for images supports it'
         raise ModelFileError(
-            f'{path}: is a model of family {metadata.family!r}, its post-processing form is '
-            f'{metadata.form!r}: not for {tool(runner or "run")}; {advice}'
+            f'{path}: is a model of family {metadata.family!r}, with the form {metadata.form!r}, which '
+            f'{tool(runner or "run")} does not support; {advice}'
         )
     check_picture_graph(path, metadata)
     if metadata.options.get('score_form') == 'product':
         print(
-            'note: score_form=product: the threshold applies to class score times centerness, which may keep '
-            'fewer boxes than the PyTorch model does',
+            'note: score_form=product: the threshold applies to class score times centerness, so it may '
+            'keep fewer boxes than PyTorch',
             file=sys.stderr,
         )
 
@@ -218,7 +220,7 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
     first, rule = metadata.spec.inputs[0], metadata.preprocess
     if not isinstance(rule, PreprocessRule):
-        raise damaged(path, 'preprocess', 'is for rigs or sweeps, expected the rule of one image')
+        raise damaged(path, 'preprocess', 'is for several cameras or LiDAR, expected the rule of one image')
     is_normalised = len(first.axes) == 4 and first.axes[1] == rule.bands and first.dtype.startswith('float')
     if first.pixels is None and not is_normalised:
         problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected images Bx{rule.bands}xHxW'
@@ -232,8 +234,8 @@ def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
     takes_cameras = bool(camera_of(metadata))
     if takes_cameras and not args.cameras:
         raise UsageError(
-            f'{args.model}: finds 3D boxes and needs the camera of each image; give a JSON file with '
-            f'its matrix with --cameras, such as [[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]]'
+            f'{args.model}: finds 3D boxes and needs the camera matrix of each image; pass a JSON file '
+            'with --cameras, such as [[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]]'
         )
     if args.cameras and not takes_cameras:
         raise UsageError(f'--cameras {args.cameras}: {args.model} does not use cameras')

@@ -24,8 +24,8 @@ WORST = 10
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Calibrate INT8 ranges of a LiDAR backbone, or report its errors in int8 and '
-        'fp16 by layer, on a CPU.'
+        description='Calibrate the INT8 ranges of a LiDAR backbone, or report its errors in int8 and fp16 '
+        'per layer. Runs on a CPU.'
     )
     ranges.add_backbone_arguments(parser)
     group = parser.add_argument_group('calibration')
@@ -39,10 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--unfolded MODULE...',
-        'modules with weight ranges of the unfolded kernel (default, with --int8-fp16-input-output: '
-        'conv_input.0 of CenterPoint, as the reference)',
+        'modules whose weight range comes from the kernel before folding (default with '
+        '--int8-fp16-input-output: conv_input.0 of CenterPoint, as in the reference)',
     )
-    cli.add_output(group, '--out FILE', f'where ranges are written (default: {DEFAULT_OUTPUT})')
+    cli.add_output(group, '--out FILE', f'file to write the ranges to (default: {DEFAULT_OUTPUT})')
 
     add = cli.adder(parser.add_argument_group('fidelity'))
     add(
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         const='',
     )
     add('--fidelity-batches N', 'number of sweeps, evenly spread; 0 uses all (default: 4)', 4)
-    add('--int8-fp16-input-output', "keep the first and last layer as in the reference's INT8 file")
+    add('--int8-fp16-input-output', "keep the first and last layer in fp16, as in the reference's INT8 file")
     add('--fp16-layers PATTERN...', 'keep layers in fp16, by name or module path', [])
     add('--target TARGET', 'suggest fp16 layers until the output reaches this cosine (default: 0.999)', 0.999)
     add('--no-advice', 'skip the advice and its runs')
@@ -65,7 +65,7 @@ def check(args: argparse.Namespace) -> None:
     from mmdeploy_ext.runtime.sweeps import sweep_items
 
     if args.fidelity is None and not args.calibrate and not args.out:
-        raise UsageError('nothing to do: give --calibrate DIR|INFOS, or --fidelity DIR|INFOS')
+        raise UsageError('nothing to do: pass --calibrate DIR|INFOS or --fidelity DIR|INFOS')
     if args.fidelity == '' and not args.calibrate:
         raise UsageError('--fidelity: expected a folder of sweeps or infos, or --calibrate')
     cli.check_minimums(args, fidelity_batches=0)
@@ -103,7 +103,7 @@ def _ranges(args: argparse.Namespace, detector: Detector) -> Ranges:
         int8_fp16_io=args.int8_fp16_input_output,
     )
     if int8_ranges is None:
-        raise UsageError(f'{args.checkpoint}: has no ranges; give --calibrate DIR|INFOS or --ranges FILE')
+        raise UsageError(f'{args.checkpoint}: has no ranges; pass --calibrate DIR|INFOS or --ranges FILE')
     if args.out and not args.calibrate:
         ranges.save(int8_ranges, args.out)
     return int8_ranges

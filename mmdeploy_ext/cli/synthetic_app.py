@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 KINDS = {
-    'coco': (coco.add_arguments, coco.run, 'a COCO set of coloured shapes'),
+    'coco': (coco.add_arguments, coco.run, 'a COCO data set of coloured shapes'),
     'monocular': (
         monocular.add_arguments,
         monocular.run,
-        'annotations of single images of a nuScenes set of drives',
+        'single-image annotations of a nuScenes data set',
     ),
-    'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes set of drives: cameras and LiDAR'),
-    'panoptic': (coco.add_panoptic_arguments, coco.run_panoptic, 'panoptic annotations of the COCO set'),
-    'infos': (infos_app.add_arguments, infos_app.run, 'the info files of a nuScenes set'),
-    'weights': (weights_app.add_arguments, weights_app.run, 'a checkpoint for a config of any detector'),
+    'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes data set: cameras and LiDAR'),
+    'panoptic': (coco.add_panoptic_arguments, coco.run_panoptic, 'panoptic annotations of a COCO data set'),
+    'infos': (infos_app.add_arguments, infos_app.run, 'the info files of a nuScenes data set'),
+    'weights': (weights_app.add_arguments, weights_app.run, 'a checkpoint for any detector config'),
 }
 """Name -> function that adds its options, function that runs it, and a line of help."""
 MORE = dict(weights=weights_app.DESCRIPTION)

@@ -23,8 +23,8 @@ NO_GPU = 'NOT COMPARED: no GPU was found'
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Build a TensorRT engine of an ONNX file, in its dtypes or, with --fp16, in float16. '
-        'tensorrt-rtx builds for a chosen GPU architecture on a machine without a GPU.'
+        description="Build a TensorRT engine from an ONNX file, in the file's dtypes or, with --fp16, in "
+        'float16. tensorrt-rtx can build without a GPU for a chosen architecture.'
     )
     add = cli.adder(parser)
     add('onnx', 'ONNX file, or an engine (.engine) to check and describe')
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_output(parser, '--out FILE', text, writes=('{}', '{}.json'))
     add(
         '--sm N...',
-        'architectures of one engine, e.g. 86 for SM 8.6 (default: the local GPU)',
+        'GPU architectures that the engine supports, e.g. 86 for SM 8.6 (default: the local GPU)',
         [],
         type=int,
     )
@@ -50,17 +50,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         '--shapes NAME=MIN/OPT/MAX...',
-        'sizes of inputs, or of single axes, without a fixed size, e.g. '
+        'minimum/optimum/maximum size of dynamic inputs or axes, e.g. '
         'input=1x3x320x320/1x3x608x608/1x3x800x1344',
         [],
     )
     add(
         '--constant NAME[=VALUES]...',
-        'make inputs constants, by default or VALUES (1,2,...), if sizes in the graph depend on them '
-        '(masks in form full: img_shape ori_shape)',
+        'turn inputs into constants, with their default or VALUES (1,2,...); needed if sizes in the graph '
+        'depend on them (masks in form full: img_shape ori_shape)',
         [],
     )
-    add('--tf32', 'allow TF32: float32 products are rounded to 10 bits')
+    add('--tf32', 'allow TF32, which rounds float32 products to 10 bits')
     add('--layers JSON', 'write the dtype of every layer', writes='{}')
     add('--check', 'only report what TensorRT does not support; build nothing')
     add('--verify', 'compare the engine with ONNX Runtime on a GPU; exit status 1 if outputs differ')
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.onnx.endswith('.engine'):
         return _describe(args)
     if args.keep_fp32 and not args.fp16:
-        raise UsageError('--keep-fp32 goes with --fp16')
+        raise UsageError('--keep-fp32 requires --fp16')
     output = args.out or f'{args.onnx.removesuffix(".onnx")}.engine'
     job = engine.prepare(
         args.onnx,
@@ -168,7 +168,7 @@ def _verify(engine_path: str, onnx_path: str | None) -> int:
     from mmdeploy_ext.verdict.comparison import equality_claim, is_equal
 
     if onnx_path is None:
-        raise UsageError('--verify: give the ONNX file, so that the engine can be compared with it')
+        raise UsageError('--verify: pass the ONNX file, which the engine is compared with')
     if find_gpu() is None:
         print(NO_GPU)
         return 1

@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add(
         engine,
         '--onnx FILE',
-        'run the exported file or folder FILE; without FILE an export in WORK_DIR, made if missing',
+        'run the exported file or folder FILE; without FILE, the export in WORK_DIR, which is made if '
+        'missing',
         nargs='?',
         const='',
     )
@@ -52,15 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--eval METRIC...', 'metrics of the data set, e.g. bbox')
     add('--eval-options KEY=VALUE...', 'arguments of dataset.evaluate()')
     add('--out FILE', 'write the results, .pkl or .pickle', writes='{}')
-    add('--format-only', "write the results in the data set's format, no evaluation")
+    add('--format-only', "write the results in the data set's format and skip the evaluation")
     add('--fuse-conv-bn', 'fold batch normalisation into the convolutions (PyTorch)')
     work = add(
         '--work-dir WORK_DIR',
         'folder of exports and metrics (default: work_dirs/<config without _pth or _onnx>)',
     )
-    show = add('--show-dir SHOW_DIR', 'draw the detections into this folder')
+    show = add('--show-dir SHOW_DIR', 'draw the detections to this folder')
     add('--show-score-thr SHOW_SCORE_THR', 'draw boxes of at least this score (default: 0.3)', 0.3)
-    parts = add('--tmpdir TMPDIR', 'shared folder for the results of all processes (default: they are sent)')
+    parts = add(
+        '--tmpdir TMPDIR', 'shared folder for the results of all processes (default: the processes send them)'
+    )
     for folder in (work, show, parts):
         cli.writes(folder, '')
     add('--gpu-collect', 'collect results through the GPUs')
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
     compat.apply()
     if not (args.out or args.eval or args.format_only or args.show_dir):
-        raise UsageError('nothing to do: give at least one of --eval, --out, --format-only, --show-dir')
+        raise UsageError('nothing to do: pass at least one of --eval, --out, --format-only, --show-dir')
     if args.eval and args.format_only:
         raise UsageError('--eval and --format-only exclude each other')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
@@ -138,7 +141,7 @@ def engine_text(cfg: Any, tested: TestedModel) -> str:
         return f'{title_of(kind)}, file: {tested.target}'
     if tested.args.torch or cfg.get('backend_config'):
         return 'PyTorch'
-    return f'PyTorch, as {cfg.filename} has no backend_config; --onnx runs the exported file'
+    return f'PyTorch, since {cfg.filename} has no backend_config; --onnx runs the exported file'
 
 
 @contextlib.contextmanager
@@ -184,12 +187,12 @@ def export_if_stale(detector: Detector, tested: TestedModel) -> None:
             exported = read_files(target)
         except ModelFileError as error:
             raise ModelFileError(
-                f'{error} (backend_config.onnx_file; delete it to have it exported)'
+                f'{error} (backend_config.onnx_file; delete the file to export it again)'
             ) from error
         expected = tested.expected_metadata(detector)
         reason = stale_reason(exported.metadata, expected[-1])
         if len(exported.paths) != len(expected):
-            reason = f'incomplete: {len(exported.paths)} of {len(expected)} graphs'
+            reason = f'incomplete ({len(exported.paths)} of {len(expected)} graphs)'
         if any(digest.state(path) == digest.DAMAGED for path in exported.paths):
             reason = 'damaged: its weights have changed since the export'
         if reason and tested.args.onnx:
@@ -224,7 +227,7 @@ def _opened_dump(detector: Detector, tested: TestedModel, ranks: Ranks) -> Itera
             print(f'dumping the tensors of {text} to {folder}', flush=True)
         staging = ranks.gather(own)[0]
         if not staging.is_dir():
-            raise DataError(f'{folder}: the dump of all processes goes there; share it between the machines')
+            raise DataError(f'{folder}: all processes write their dump to it; share it between the machines')
         yield DumpWriter(staging, facts, samples, dump['tensors'])
 
 
@@ -282,7 +285,7 @@ def finish(
     source = detector.config if settings['type'] == 'TorchBackend' else tested.target
     engine = f'{title_of(settings["type"])} ({source}, samples: {len(dataset)})'
     if not args.eval:
-        print(f'{engine}: not evaluated; for metrics give --eval METRIC')
+        print(f'{engine}: not evaluated; for metrics, pass --eval METRIC')
         return 0
     facts = dict(model_facts(detector), **run_facts(detector), samples=len(dataset), processes=processes)
     facts['memory'] = settings.get('memory', 'keep')

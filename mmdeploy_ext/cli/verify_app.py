@@ -39,19 +39,19 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
     add(
         '--images --input PATH...',
         'samples to compare on: images or folders (default: demo/toy.jpg and, if present, 3 of '
-        'data.test); LiDAR sweeps (.bin, .npy; for sparse backbones also voxels, .npz), folders of them, '
-        'or info files (.pkl); for models with a memory an info file (.pkl)',
+        'data.test); LiDAR sweeps (.bin, .npy; for sparse backbones also voxels, .npz), folders of them '
+        'or info files (.pkl); for models with a memory, an info file (.pkl)',
     )
-    add('--eval METRIC...', 'also compare data-set metrics by both engines, e.g. bbox')
+    add('--eval METRIC...', "also compare the data set's metrics of both engines, e.g. bbox")
     add(
         '--recorded FOLDER',
-        'compare with the results that record.py wrote where the model was trained (mm2onnx record)',
+        'compare with the results of record.py in the environment of the training (mm2onnx record)',
         '',
     )
-    add('--edited', 'the file was edited on purpose: compare results on inputs, not the graph')
+    add('--edited', 'the file was edited on purpose: compare only its results, not the graph')
     group = parser.add_argument_group(
         'options of the export',
-        'repeat them as at the export (0: all candidates); a file with other values is not proven',
+        "must equal the file's (0: all candidates)",
     )
     shared.add_normalisation_arguments(group)
     shared.add_declared(group, EXPORT_OPTIONS)
@@ -59,7 +59,7 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
     shared.add_proof_arguments(parser)
     shared.add_library_argument(parser)
     shared.add_report_arguments(parser)
-    reason = 'is an option of export; omit it, verify uses the value in the file'
+    reason = 'is an option of export; omit it, since verify uses the value in the file'
     parser.elsewhere = {option.typed: reason for option in detector_options()}
 
 
@@ -105,14 +105,14 @@ def check_family(args: argparse.Namespace, family: Family) -> None:
     """Raise UsageError for options that do not go with a family."""
     parser, of_family = build_parser(), {option.name for option in family.options}
     foreign = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
-    shared.refuse_options(args, parser, foreign, f'files of family {family.name!r} have no such option')
+    shared.refuse_options(args, parser, foreign, f'family {family.name!r} has no such option')
     shared.refuse_of_kind(args, parser, 'verify', family)
 
 
 VARIANTS = {
     shared.DETECTOR: shared.Variant(
-        'Prove that an exported ONNX file is the model of CONFIG and CHECKPOINT: exit status 0 '
-        'proven, 1 not, 2 usage.',
+        'Prove that an exported ONNX file equals the model of CONFIG and CHECKPOINT. Exit status: 0 '
+        'proven, 1 not proven, 2 usage.',
         add_arguments,
         run,
     ),

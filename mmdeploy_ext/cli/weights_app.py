@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.detector import Detector
 
 DESCRIPTION = (
-    ' Weights are drawn from the seed, and set in one run of the test path so that the model finds objects. '
-    'The model needs no family. The same seed and samples give the same file.'
+    ' Weights are random numbers of the seed, scaled in one run of the test path so that the model finds '
+    'objects. Works with any detector. The same seed and samples give the same file.'
 )
 LARGEST_SEED = (1 << 63) - 1
 """Largest seed: PyTorch refuses 2^64 and more."""
@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('config', 'mmcv config, mmdet 2.x or mmdet3d 1.x')
     output = cli.add_output(parser, '--out FILE', 'checkpoint to write; never overwritten', type=Path)
     parser.take_output_by_position(output)
-    add('--seed SEED', 'of the drawn weights (default: 0)', 0)
+    add('--seed SEED', 'seed of the weights (default: 0)', 0)
     add(
         '--samples SAMPLE...',
-        'images, or FILE.py:function, which yields the keyword arguments of the test path; the first is '
-        "run (default: the config's data set, else the package's image, or a generated drive or sweep)",
+        'images, or FILE.py:function that yields the keyword arguments of the test path; only the first '
+        "runs (default: the config's data set, else the package's image, or a generated drive or sweep)",
         (),
     )
     add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'--seed {args.seed}: expected at most {LARGEST_SEED}')
     check_writable(args.out)
     if args.out.exists():
-        raise UsageError(f'{args.out}: already exists and is not overwritten; give another name')
+        raise UsageError(f'{args.out}: already exists and is not overwritten; choose another name')
     cli.wait_passively()
     options = parse_cfg_options(args.cfg_options)
     scores, labels = write_weights(args.config, args.out, args.seed, options, args.samples)

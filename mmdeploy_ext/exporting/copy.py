@@ -41,7 +41,8 @@ class SamePadding(nn.Conv2d):
             total = reach
         elif reach < stride - 1:
             raise ExportError(
-                f'a convolution that pads by its input: kernel {self.kernel_size}, stride {stride}'
+                f'a convolution whose padding depends on its input: kernel {self.kernel_size}, stride '
+                f'{stride}'
             )
         else:
             total = reach - (size - 1) % stride
@@ -113,7 +114,7 @@ PREPARATIONS: list[Callable[[nn.Module], None]] = [replace_class, keep_position_
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of the model in evaluation mode."""
+    """Return a copy of the model in evaluation mode; its parameters share the numbers of the model's."""
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):  # its weight is a result of others, which PyTorch does not copy
@@ -121,8 +122,11 @@ def copied(model: nn.Module) -> nn.Module:
                     hook(module, None)
     values = (value for module in model.modules() for value in vars(module).values())
     # PyTorch copies no instances of these, which losses of older code have
-    functions = {id(value): value for value in values if isinstance(value, torch.autograd.Function)}
-    result = copy.deepcopy(model, memo=functions)
+    kept = {id(value): value for value in values if isinstance(value, torch.autograd.Function)}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter:
+            kept[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    result = copy.deepcopy(model, memo=kept)
     _complete_copy(model, result)
     result.eval()  # by itself, since the `train` of some detectors returns None
     return result

@@ -11,7 +11,6 @@ import io
 import itertools
 import re
 import sys
-import tempfile
 import types
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -49,7 +48,8 @@ from mmdeploy_ext.exporting.torch_patches import (
     without_empty_writes,
 )
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.index import all_nodes, opsets_of
+from mmdeploy_ext.graph.io.index import all_nodes, opsets_of, refill
+from mmdeploy_ext.graph.io.types import LARGEST_SHAPE
 from mmdeploy_ext.graph.passes.constants import compute_constants
 from mmdeploy_ext.graph.passes.denormals import zero_denormals
 from mmdeploy_ext.graph.passes.global_means import split_global_means
@@ -132,7 +132,7 @@ def _example_outputs(stage: Stage, args: tuple[torch.Tensor, ...]) -> Any:
     except RuntimeError as error:
         size = 'x'.join(map(str, args[0].shape[2:]))
         raise UsageError(
-            f'stage {stage.name!r} does not take the example of {size}, see --shape: {error}'
+            f'stage {stage.name!r} does not run on the example of {size}; choose another --shape: {error}'
         ) from error
 
 
@@ -164,7 +164,7 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
     try:
         files.save(model, path)
     except ModelFileError as error:
-        raise ExportError(f'onnx.checker refuses the exported model: {error}') from error
+        raise ExportError(f'onnx.checker rejects the exported model: {error}') from error
 
 
 def has_large_weights(module: torch.nn.Module) -> bool:
@@ -188,8 +188,8 @@ def check_operators(module: torch.nn.Module, opset: int, without: Collection[str
         if opset < operator.opset:
             feature, name = operator.title
             raise UsageError(
-                f'--opset-version {opset}: the model has {feature}, which ONNX has since opset '
-                f'{operator.opset} ({name})'
+                f'--opset-version {opset}: the model has {feature}, which needs opset {operator.opset} or '
+                f'later ({name})'
             )
 
 
@@ -305,8 +305,8 @@ def check_written(model: onnx.ModelProto, opset: int) -> None:
     for node in all_nodes(model):
         if node.domain == 'mmcv':
             raise ExportError(
-                f'node {node.name!r}: {node.op_type} is an operator of mmcv that ONNX does not have, and no '
-                f'engine runs: leave it out of the module'
+                f'node {node.name!r}: {node.op_type} is an operator of mmcv without an ONNX version, and '
+                'no engine runs it: remove it from the module'
             )
         first = None if node.domain not in ('', 'ai.onnx') else first_opset(node.op_type)
         if first is not None and first > opset:
@@ -341,14 +341,15 @@ def _export_torchscript(
     writes = contextlib.nullcontext() if has_dynamic_sizes else without_empty_writes()
     numbers = products_with_flags()
     places = mock.patch.object(utils, '_run_symbolic_function', with_places(utils._run_symbolic_function))
-    patches = (steps, writes, numbers, with_a_batch(), without_graph, split, places, listed_values())
+    weights: dict[str, torch.Tensor] = {}
+    graphs = mock.patch.object(torch._C.Graph, '_export_onnx', _without_weights(weights))
+    inferred = mock.patch.object(torch._C, INFERENCE, _of_small_weights(getattr(torch._C, INFERENCE)))
+    traced = (with_a_batch(), without_graph, split, places, listed_values(), graphs, inferred)
+    patches = (steps, writes, numbers, *traced)
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        stream: io.BytesIO | str = io.BytesIO()
-        if has_large_weights(stage.module):
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx-'))
-            stream = str(Path(folder, 'stage.onnx'))
+        stream = io.BytesIO()
         torch.onnx.export(
             stage.module,
             args,
@@ -362,7 +363,44 @@ def _export_torchscript(
             # inlining the traced body of an autograd.Function breaks mmcv's DCN v2 (IndexError in torch 2.13)
             autograd_inlining=False,
         )
-        return onnx.load(stream) if isinstance(stream, str) else onnx.load_from_string(stream.getvalue())
+    return _with_weights(onnx.load_from_string(stream.getvalue()), weights)
+
+
+def _without_weights(weights: dict[str, torch.Tensor]) -> Callable[..., Any]:
+    """Keep the weights from the exporter, which makes three copies of all and has a limit of 2 GiB."""
+    export_onnx = torch._C.Graph._export_onnx
+
+    def export(graph: torch._C.Graph, named: Mapping[str, torch.Tensor], *args: Any) -> Any:
+        weights.update(named)
+        return export_onnx(graph, {}, *args)
+
+    return export
+
+
+INFERENCE = '_jit_pass_onnx_graph_shape_type_inference'
+
+
+def _of_small_weights(infer: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave weights that are no shapes out of the inference, which copies them for each node."""
+
+    def run(graph: torch._C.Graph, named: Mapping[str, torch.Tensor], opset: int) -> Any:
+        return infer(graph, {name: one for name, one in named.items() if one.numel() <= LARGEST_SHAPE}, opset)
+
+    return run
+
+
+def _with_weights(model: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> onnx.ModelProto:
+    """Write inputs that are weights as initializers, and take them out of `weights`."""
+    inputs = []
+    for value in model.graph.input:
+        if value.name not in weights:
+            inputs.append(value)
+            continue
+        tensor, kind = weights.pop(value.name), value.type.tensor_type.elem_type
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        model.graph.initializer.add(name=value.name, data_type=kind, dims=tensor.shape, raw_data=content)
+    refill(model.graph, input=inputs)
+    return model
 
 
 def _split_where_needed(split: Callable[[Any, Any], None], graph: Any, _: Any) -> None:

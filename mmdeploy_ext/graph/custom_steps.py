@@ -122,10 +122,10 @@ class SteppedModel:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if missing := [name for name in self._inputs if name not in feeds]:
-            raise ShapeError(f'feed {missing[0]!r}: is missing; the model reads it')
+            raise ShapeError(f'feed {missing[0]!r}: is missing; the model needs this input')
         if constants := self._defaults.intersection(feeds):
             name = min(constants)
-            raise ShapeError(f'feed {name!r}: has a default, which is a constant of the steps')
+            raise ShapeError(f'feed {name!r}: its default was made a constant of the steps; leave it out')
         tensors = {**feeds, **self._constants}
         for step in self.steps:
             step.run(tensors)

@@ -53,7 +53,7 @@ def random_feeds(
             continue
         tensor_type = value.type.tensor_type
         if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
-            raise UsageError(f'input {value.name!r} is not a tensor of known dtype; give its value yourself')
+            raise UsageError(f'input {value.name!r} is not a tensor of a known dtype; pass a value for it')
         known_names.update(dim.dim_param for dim in tensor_type.shape.dim)
         if value.name in sizes and np.ndim(sizes[value.name]):
             shape = [int(size) for size in sizes[value.name]]
@@ -69,7 +69,7 @@ def random_feeds(
     unknown = [name for name in sizes if name not in known_names]
     if unknown:
         raise UsageError(
-            f'sizes for {", ".join(unknown)}: the model has no such axis or input; it has '
+            f'sizes for {", ".join(unknown)}: not an axis or input of the model; it has '
             f'{", ".join(sorted(known_names - {""}))}'
         )
     return feeds

@@ -126,6 +126,7 @@ def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto
     untyped = [name for name in names if name not in tensor_types]
     if untyped:
         raise UsageError(
-            f'the type of {untyped[0]!r} cannot be inferred; does ONNX Runtime know all operators above it?'
+            f'the type of {untyped[0]!r} cannot be inferred; check that ONNX Runtime supports all '
+            'operators before it'
         )
     return [onnx.ValueInfoProto(name=name, type=tensor_types[name]) for name in names]

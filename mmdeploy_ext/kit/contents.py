@@ -173,8 +173,8 @@ def result_parts(results: Any, family: str = '') -> tuple[str, dict[str, np.ndar
             }
             return cls.__name__, arrays, facts
     raise UsageError(
-        f'results of the class {type(results).__name__}: kits hold {", ".join(classes)}; prove this model on '
-        f'this machine with mm2onnx verify'
+        f'results of the class {type(results).__name__}: a kit supports {", ".join(classes)}; prove this '
+        'model on this machine with mm2onnx verify'
     )
 
 
@@ -267,7 +267,7 @@ class KitCase:
                 if family:
                     check_registered(family)
                 raise DataError(
-                    f'{folder}: results of the class {image.type}; there are {", ".join(classes)}'
+                    f'{folder}: results of the class {image.type}; expected one of {", ".join(classes)}'
                 )
             fields = {field.name: field for field in dataclasses.fields(classes[image.type])}
             given = {**read_arrays(folder, image.fields), **image.facts}
@@ -355,11 +355,11 @@ class Manifest(JsonDataclass):
             self._find(f'graph of {case.name}', [case.graph], graphs)
             self._find(f'files of {case.name}', [array.file for array in case.arrays()], self.files)
             if case.results and not (self.task and graphs[case.graph].metadata):
-                raise Mismatch(f'{case.name} has results, and the manifest no task or metadata for them')
+                raise Mismatch(f'{case.name} has results, but the manifest has no task or metadata for them')
         for frame in self.frames:
             self._find(f'steps of frame {frame.name}', [step.case for step in frame.steps], cases)
             if self.memory is not None and not (frame.ego_pose and cases[frame.last_case].results):
-                raise Mismatch(f'frame {frame.name} has no ego_pose or results, and the model a memory')
+                raise Mismatch(f'frame {frame.name} has no ego_pose or results, but the model has a memory')
 
     @staticmethod
     def _find(key: str, names: Iterable[str], known_names: Mapping[str, Any]) -> None:
@@ -391,18 +391,20 @@ def read_manifest(folder: Path) -> Manifest:
     except ValueError as error:
         raise DataError(f'{path}: is not valid JSON: {error}') from error
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
-        raise DataError(f'{path}: is of another format; make the kit again')
+        raise DataError(f'{path}: has another format version; write the kit again with mm2onnx kit')
     if kit_hash(manifest) != manifest.get('kit_sha256'):
-        raise DataError(f'{path}: was changed since the kit was made; make it again')
+        raise DataError(f'{path}: was changed since the kit was written; write it again')
     typed = _typed(manifest, path)
     task = typed.task
     if task and task not in TASKS and task.partition('.')[0] not in _packages_of_families():
-        raise DataError(f'{path}: task {task!r} is of no family that is installed here; install its package')
+        raise DataError(
+            f'{path}: no installed family has the task {task!r}; install the package of that family'
+        )
     for file, expected in typed.files.items():
         if not (folder / file).is_file():
-            raise DataError(f'{folder / file}: is missing; the kit is not whole: make it again')
+            raise DataError(f'{folder / file}: is missing; the kit is incomplete: copy or write it again')
         if sha256_file(folder / file) != expected:
-            raise DataError(f'{folder / file}: was changed since the kit was made; make it again')
+            raise DataError(f'{folder / file}: was changed since the kit was written; write it again')
     return typed
 
 
@@ -416,7 +418,7 @@ def _typed(manifest: Mapping[str, Any], path: Path) -> Manifest:
     try:
         return read(Manifest, chosen)
     except Mismatch as error:
-        raise DataError(f'{path}: {error}; make the kit again') from error
+        raise DataError(f'{path}: {error}; write the kit again') from error
 
 
 def _packages_of_families() -> set[str]:

@@ -65,7 +65,7 @@ def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
     distance = ArrayDistance(got, expected)
     if distance.scale > 0 and EXACT < distance.max_rel <= ROUNDED:
         return (
-            f"within {100 * distance.max_rel:.2g} % of PyTorch's largest value everywhere, as where factors "
-            f'are rounded: is TF32 on, or float16?'
+            f"within {100 * distance.max_rel:.2g} % of PyTorch's largest value everywhere, which rounded "
+            'factors would explain: check for TF32 or float16'
         )
     return ''

@@ -75,5 +75,5 @@ class DriveJudge:
             for tensor, ratios in run.series['ratios'].items():
                 ratio = ratios[index] if index < len(ratios) else None
                 if tensor.startswith('memory ') and ratio is not None and ratio > limit:
-                    fault = f'the {tensor} is not the one that PyTorch hands on'
+                    fault = f'the {tensor} differs from the one that PyTorch passes to the next frame'
                     run.faults[fault].append(f'{names[index]} ({ratio:.3g} times its tolerance)')

@@ -87,8 +87,8 @@ def trtexec_script(manifest: Mapping[str, Any]) -> str:
     lines = [
         '#!/bin/sh',
         '# Run the inputs of this kit in TensorRT: sh run_trtexec.sh OUTPUTS [FLAG...]',
-        '# FLAGs are of the build: --noTF32 for float32. The file decides the precision; half precision is a',
-        '# file of `mm2onnx precision`. TensorRT 10 is told so, 11 knows no other way. Afterwards:',
+        '# FLAGs go to the build: --noTF32 for float32. The file decides the precision: for half precision,',
+        '# write a file with `mm2onnx precision`. TensorRT 10 needs --stronglyTyped for it. Afterwards:',
         "# mm2onnx judge KIT OUTPUTS --told 'DEVICE, TensorRT VERSION' [--precision fp16]",
         'set -e',
         'typed=; if trtexec --help 2>&1 | grep -q -e --stronglyTyped; then typed=--stronglyTyped; fi',

@@ -50,8 +50,8 @@ def write_frames(
     if between := contract_of(family, options).runner_outputs(detector.model, options):
         names = ', '.join(tensor.name for tensor in between)
         raise UsageError(
-            f'{Path(paths[0]).parent}: between its files the runner computes {names}, which no file does; '
-            f'kits are of the default contract of a family: export it without --contract'
+            f'{Path(paths[0]).parent}: the runner computes {names} between the files, and a kit contains '
+            'only files; export the model without --contract'
         )
     for file in files:
         check_facts(detector, file.path, file.metadata, detector.rule)
@@ -65,7 +65,7 @@ def write_frames(
     judged = {case['graph'] for case in writer.cases}
     if unused := [graph.file for graph in writer.graphs.values() if graph.name not in judged]:
         raise UsageError(
-            f'{len(samples)} frames: {", ".join(unused)} did not run in them; use more frames (--frames)'
+            f'{len(samples)} frames: {", ".join(unused)} did not run; use more frames (--frames)'
         )
     contents = dict(graphs=writer.entries, cases=writer.cases, frames=writer.frames, teacher_forced=False)
     if family.memory:

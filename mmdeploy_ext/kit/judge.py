@@ -96,11 +96,13 @@ class _Judge:
         self.verdict = Verdict(subject, claim=EQUAL)
         self.bars = self.verdict.bars
         if not is_named:
-            self.verdict.notes.append('the outputs have no kit.txt: nothing shows that they are of this kit')
+            self.verdict.notes.append(
+                'the outputs have no kit.txt, so it is not certain that they belong to this kit'
+            )
         if self.manifest.teacher_forced:
             self.verdict.notes.append(
-                "the memory is updated outside of the files: every frame ran on PyTorch's, so drift and the "
-                'code that updates it were not looked at'
+                "the memory is updated outside of the files: every frame ran on PyTorch's memory, so "
+                'neither drift nor the code that updates it was tested'
             )
 
     def judge(self) -> Verdict:
@@ -108,13 +110,13 @@ class _Judge:
         runs = [*self.cases, *(frame.outputs for frame in frames)]
         if not any(has_outputs(self.outputs, run) for run in runs):
             raise DataError(
-                f'{self.outputs}: has the outputs of no input of the kit; expected {runs[0]}.npz or '
+                f'{self.outputs}: has no outputs for any input of the kit; expected {runs[0]}.npz or '
                 f'{runs[0]}/NAME.bin and so on, as the programs in {self.kit} write them'
             )
         is_chained = any(has_outputs(self.outputs, frame.outputs) for frame in frames)
         if frames and not is_chained:
             verdict.notes.append(
-                f'{len(frames)} frames one after the other: no {frames[0].outputs} and so on; not looked at'
+                f'{len(frames)} frames in sequence: no {frames[0].outputs} and so on; not tested'
             )
         has_memory = self.manifest.memory is not None
         of_drive = {frame.last_case for frame in frames} if has_memory else set()
@@ -136,7 +138,7 @@ class _Judge:
         verdict.add_outputs(cases, sequences)
         has_values = any(row.matched for row in rows) or any(row.tensors for row in (*cases, *sequences))
         if verdict.passed and not has_values:
-            verdict.add_failures([f'{NOTHING_COMPARED}: PyTorch has no result in these inputs'])
+            verdict.add_failures([f'{NOTHING_COMPARED}: PyTorch finds nothing in these inputs'])
         return verdict
 
     def _judge_drive(
@@ -169,14 +171,14 @@ class _Judge:
         except DataError as error:
             return {}, [failed_row('all outputs', one_line(error))]
         rows = [
-            failed_row(output, f'missing; the engine gave {", ".join(arrays) or "nothing"}')
+            failed_row(output, f'missing; the engine wrote {", ".join(arrays) or "nothing"}')
             for output in spec.output_names
             if output not in arrays
         ]
         outputs = {}
         for output, array in arrays.items():
             if output not in spec.output_names:
-                reason = f'not an output of this kit; these are {", ".join(spec.output_names)}'
+                reason = f'not an output of this kit; expected {", ".join(spec.output_names)}'
                 rows.append(failed_row(output, reason, array))
                 continue
             tensor = spec.tensor(output)
@@ -198,7 +200,7 @@ class _Judge:
             rows = rows or self._compare(case, arrays)
             rows = [_explained(row, case.tensors, arrays) for row in rows]
         elif not case.results:
-            rows.append(failed_row('all outputs', 'the kit has nothing of PyTorch to compare them with'))
+            rows.append(failed_row('all outputs', 'the kit has no PyTorch results to compare with'))
         detections: tuple[results.DetectionRow, ...] = ()
         if case.results and all(row.passed for row in rows):
             detections = self._match(case, arrays)

@@ -44,7 +44,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
         raise UsageError(f'--run {engine}: expected one of {", ".join(ENGINES)}')
     check_new_folder(outputs)
     if manifest.engine == LIBSPCONV:
-        raise UsageError(f'{kit}: its file is for libspconv only; {kit}/README.md says how to run it there')
+        raise UsageError(f'{kit}: its file runs in libspconv only; see {kit}/README.md')
     device = device_of(engine)
     outputs.mkdir(parents=True, exist_ok=True)
     graphs = {entry.file: KitGraph.from_json(entry) for entry in manifest.graphs}

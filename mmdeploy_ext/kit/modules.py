@@ -50,7 +50,7 @@ def write_module_kit(
     verdict = proof.conclude()
     if wrong := [finding.line for finding in verdict.of('outputs') if not finding.passed]:
         failures = '; '.join(wrong[:3])
-        raise UsageError(f'{proof.path}: does not compute what the module computes here: {failures}')
+        raise UsageError(f'{proof.path}: does not equal the module on this machine: {failures}')
     return write_kit(out, proof.path, functools.partial(_write_contents, proof, pictures))
 
 

@@ -47,7 +47,7 @@ def read_outputs(
         )
     if len(sources) > 1:
         names = ', '.join(str(path.relative_to(folder)) for path in sources)
-        raise DataError(f'{folder}: has outputs of {name} twice: {names}; give every run a new folder')
+        raise DataError(f'{folder}: has outputs of {name} twice: {names}; write each run to a new folder')
     if archive.is_file():
         return _load(archive)
     if listing.is_file():
@@ -69,7 +69,7 @@ def _load(file: Path, name: str = '') -> dict[str, np.ndarray]:
         with stored:  # its arrays are read here; what is no array in it are bytes
             return {output: np.asarray(stored[output]) for output in stored.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f'{file}: cannot be read as arrays of numpy: {one_line(error)}') from error
+        raise DataError(f'{file}: cannot be read as numpy arrays: {one_line(error)}') from error
 
 
 def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
@@ -80,7 +80,7 @@ def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
     dtype = np.dtype(spec.tensor(name).dtype).newbyteorder('<')
     count = int(np.prod(shapes[name]))
     if len(content) != dtype.itemsize * count:
-        advice = 'a raw file has no shape of its own: write .npy if the engine gives another one'
+        advice = "a raw file stores no shape: write .npy if the engine's shape differs"
         if count and len(content) % count == 0 and len(content) // count in (1, 2, 4, 8):
             advice = f'{len(content) // count} bytes per value: write the dtype of the file, or .npy'
         raise DataError(
@@ -111,5 +111,5 @@ def check_kit(folder: Path, expected: str) -> bool:
     """Whether a folder has a file `KIT_HASH`; DataError unless its first word is `expected`."""
     path = folder / KIT_HASH
     if path.is_file() and path.read_bytes().split()[:1] != [expected.encode()]:
-        raise DataError(f'{path}: these outputs are of another kit; run the inputs of this one')
+        raise DataError(f'{path}: these outputs belong to another kit; run the inputs of this one')
     return path.is_file()

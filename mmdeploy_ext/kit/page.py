@@ -68,9 +68,9 @@ def check_page(kit: Path) -> None:
     """Raise DataError for no kit, a changed one, or one without a page."""
     if INDEX not in read_manifest(kit).files:
         raise DataError(
-            f'{kit}: has no page; kits of one file in float32, without a memory and with its weights inside, '
-            f'have one, if they take colour pictures and their results are upright boxes, masks or segments, '
-            f'or tensors'
+            f'{kit}: has no page; a page needs a kit of one float32 file with its weights inside and no '
+            'memory, with colour images as inputs and upright boxes, masks, segments or tensors as '
+            'results'
         )
 
 

@@ -33,7 +33,7 @@ def write_pictures(detector: Detector, path: str, samples: Collection[Any], fold
     `samples` are (title, picture as the rule takes it); the first counts as the traced picture.
     """
     file, options = read_picture_file(detector, path)
-    hint = '; of an export with --mean and --std give these here, too'
+    hint = '; if the export used --mean and --std, repeat them here'
     check_facts(detector, path, file.metadata, rule_of(detector, options), hint)
     inputs = proof_inputs(detector, options, list(samples))
     graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)

@@ -65,6 +65,6 @@ def serving(kit: Path, port: int = 0) -> Iterator[http.server.ThreadingHTTPServe
             server = http.server.ThreadingHTTPServer((LOOPBACK, port), handler)
         except (OSError, OverflowError) as error:  # the second one is of a number beyond 65535
             reason = getattr(error, 'strerror', error)
-            raise UsageError(f'port {port}: {reason}; choose another one by --port') from error
+            raise UsageError(f'port {port}: {reason}; choose another port with --port') from error
         with server:
             yield server

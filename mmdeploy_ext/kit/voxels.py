@@ -38,8 +38,8 @@ def write_voxels(
     file = read_sparse_file(detector, path, None)
     if not is_sparse(file.model):
         raise UsageError(
-            f'{path}: is a backbone alone, in the portable form; kits are of detectors, and of backbones for '
-            f'libspconv: name the export of one'
+            f'{path}: is a sparse backbone in the portable form; a kit needs a detector or a backbone for '
+            'libspconv'
         )
     settings, sets = detector.settings, list(samples)
     if file.precision == 'fp16':
@@ -47,7 +47,7 @@ def write_voxels(
         sets = [voxels for voxels in synthetic if len(voxels.features)] + sets
     if not sets:
         raise UsageError(
-            f'{path}: is INT8 with ranges for real sweeps; give some with --samples (.bin, .npz)'
+            f'{path}: is INT8 with ranges for real sweeps; pass some with --samples (.bin, .npz)'
         )
     arrays, family = ArrayFolder(folder), detector.family
     network = libspconv.read(path)

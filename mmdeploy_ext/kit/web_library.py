@@ -44,12 +44,12 @@ def package() -> Path:
 
 
 def _download(path: Path) -> None:
-    by_hand = f'or put what `npm pack {NAME}@{VERSION}` writes on another machine into {path.parent}'
+    by_hand = f'or run `npm pack {NAME}@{VERSION}` on another machine and copy its file to {path.parent}'
     npm = shutil.which('npm')
     if npm is None:
         raise UsageError(
-            f'{NAME} {VERSION} is not in {path.parent}, and there is no npm to download it: install Node.js '
-            f'(on Debian: apt install npm), {by_hand}'
+            f'{NAME} {VERSION} is not in {path.parent}, and npm, which downloads it, is not installed: '
+            f'install Node.js (on Debian: apt install npm), {by_hand}'
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.npm') as folder:
@@ -59,7 +59,7 @@ def _download(path: Path) -> None:
         except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
             reason = one_line(error.stderr or '')[:300] or error
             raise UsageError(
-                f'npm pack {NAME}@{VERSION} failed: {reason}; is its registry reachable (npm ping)? Try '
+                f'npm pack {NAME}@{VERSION} failed: {reason}; check the registry with npm ping and try '
                 f'again, {by_hand}'
             ) from error
         os.replace(Path(folder, path.name), path)

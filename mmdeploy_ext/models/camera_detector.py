@@ -33,9 +33,7 @@ class CameraDetector(MVXTwoStageDetector):
         """Test, as mmcv's runners call it; NotImplementedError for training."""
         if return_loss:
             name = type(self).__name__
-            raise NotImplementedError(
-                f'{name} of mm2onnx runs at test time; train with the repository of {name}'
-            )
+            raise NotImplementedError(f"mm2onnx's {name} cannot train; use its own repository")
         return self.forward_test(**data)
 
     def forward_test(
@@ -47,13 +45,18 @@ class CameraDetector(MVXTwoStageDetector):
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError(
-                f'{type(self).__name__} tests one augmentation: img_metas must be a list of one list'
+                f'{type(self).__name__} supports one augmentation at test time: img_metas must be a '
+                'list of one list'
             )
         outputs = self.run_frame(img_metas[0], tap('img', img[0]))
         for name, tensor in outputs.items():
             tap(name, tensor)
         samples = self.pts_bbox_head.get_bboxes(outputs, img_metas[0])
-        return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
+        return [{'pts_bbox': self.result_of(sample)} for sample in samples]
+
+    def result_of(self, sample: Any) -> dict[str, Any]:
+        """Return a result on the CPU of what the head's `get_bboxes` gives for a sample."""
+        return bbox3d2result(*sample)
 
     def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
         """Return the head's outputs of one frame, pictures (1, N, 3, H, W)."""

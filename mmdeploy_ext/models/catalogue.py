@@ -22,16 +22,31 @@ SHARED_2D = {
         'ConditionalDETR', 'ConditionalDETRHead', 'ConditionalDetrTransformer', 'DABDETR', 'DABDETRHead',
         'ConditionalDetrTransformerDecoder', 'DABDetrTransformerDecoder', 'DABDetrTransformerEncoder',
     ),
+    'convnext': ('ConvNeXt',),
     'dino': ('DINO', 'DINOHead', 'DinoTransformer', 'DinoTransformerDecoder'),
     'instance_masks': (
         'BoxInst', 'BoxInstBboxHead', 'BoxInstMaskHead', 'CondInst', 'CondInstBboxHead', 'CondInstMaskHead',
         'RTMDetIns', 'RTMDetInsSepBNHead',
     ),
     'rtmdet': ('CSPNeXt', 'CSPNeXtPAFPN', 'RTMDet', 'RTMDetSepBNHead'),
+    'v3det': ('CrossEntropyCustomLoss', 'NormedFCOSHead'),
 }  # fmt: skip
 """Module -> types; they need mmdet."""
 SHARED_3D = {
+    'bev_view.attention': (
+        'CustomMSDeformableAttention',
+        'MSDeformableAttention3D',
+        'SpatialCrossAttention',
+        'TemporalSelfAttention',
+    ),
+    'bev_view.transformer': (
+        'BEVFormerEncoder',
+        'BEVFormerLayer',
+        'DetectionTransformerDecoder',
+        'PerceptionTransformer',
+    ),
     'cp_fpn': ('CPFPN',),
+    'datasets.bev_dataset': ('BevNuScenesDataset',),
     'datasets.bevdet_dataset': ('BEVDetNuScenesDataset', 'LoadAnnotationsBEVDepth', 'PrepareImageInputs'),
     'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
     'datasets.pipelines.augmentation': ('ResizeCropFlipRotImage',),

@@ -88,8 +88,8 @@ class QueryBoxCoder:
         Returns:
             'bboxes' (n, 9) in the LiDAR frame: centre x, y, z, width, length, height in m, yaw in rad from -y
                 clockwise, velocity x, y in m/s (for a model of mmdet3d 1.x length, width, and yaw from x
-                counter-clockwise); 'scores' (n,), falling; 'labels' (n,). Kept are pairs of the best
-                `max_num` within the range that pass `passing`.
+                counter-clockwise); 'scores' (n,), falling; 'labels' (n,); 'rows' (n,) of the codes. Kept are
+                pairs of the best `max_num` within the range that pass `passing`.
         """
         if logits.shape[-1] != self.num_classes:
             raise ConfigError(
@@ -97,10 +97,12 @@ class QueryBoxCoder:
                 f'{logits.shape[-1]}, the number of classes of the head'
             )
         scores, pairs = logits.sigmoid().view(-1).topk(min(self.max_num, logits.numel()))
-        bboxes = self.boxes_of(codes[torch.div(pairs, self.num_classes, rounding_mode='floor')])
+        rows = torch.div(pairs, self.num_classes, rounding_mode='floor')
+        bboxes = self.boxes_of(codes[rows])
         low, high = bboxes.new_tensor(self.post_center_range).split(3)
         keep = ((bboxes[:, :3] >= low) & (bboxes[:, :3] <= high)).all(1) & self.passing(scores)
-        return dict(bboxes=bboxes[keep], scores=scores[keep], labels=(pairs % self.num_classes)[keep])
+        labels = pairs % self.num_classes
+        return dict(bboxes=bboxes[keep], scores=scores[keep], labels=labels[keep], rows=rows[keep])
 
 
 def decoded_samples(

@@ -153,7 +153,7 @@ class FrameDumpComparer:
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1
         if not self.names:
-            raise DataError(f'the files return none of {", ".join(self.family.data.compared)}')
+            raise DataError(f'the files have none of the outputs {", ".join(self.family.data.compared)}')
         _require(tensors, self.names)
         distance = 0.0
         if self.family.memory:

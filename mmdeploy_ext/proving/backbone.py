@@ -66,7 +66,7 @@ def prove_backbone(
     runner_class = DialectRunner if dialect else PortableRunner
     runner = attempt(lambda: runner_class(file, int(proof.engine.get('threads', 0))))
     if isinstance(runner, Exception):
-        results.reasons.append(f'the file cannot be run: {one_line(runner)[:300]}')
+        results.reasons.append(f'ONNX Runtime cannot run the file: {one_line(runner)[:300]}')
         return finish(proof)
 
     settings = detector.settings

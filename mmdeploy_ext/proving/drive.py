@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.results import SequenceRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
-ADVICE = 'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
+ADVICE = 'use a drive with objects that this model finds, more frames (--frames) and a trained checkpoint'
 """Advice for too few matched results of a drive."""
 SPECIAL = 'frames with one change of the rig, and frames of one colour'
 """Title of the case of `special_frames`."""
@@ -188,14 +188,14 @@ def special_frames(
 def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySpec) -> list[str]:
     row, notes = proof.results.sequence[-1], []
     if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
-        notes.append(f'{row.frames} frames ran; a statement about drift needs {FULL_DRIVE.frames} (--frames)')
+        notes.append(f'{row.frames} frames ran; to measure drift use {FULL_DRIVE.frames} (--frames)')
     if not row.resets:
-        notes.append('the scene did not change in these frames, so the reset was not tested')
+        notes.append('all frames are of one scene, so the reset was not tested')
     if bars.cosine is not None:
         notes.append(
-            f'judged with wider bars than float32: {tensor_text(bars.cosine)}, '
-            f'{100 * bars.match_rate:g} % of the results matched within {bars.distance_m} m and score '
-            f'{bars.score}; pairs that are only near count as matched'
+            f'judged with wider bars than float32: {tensor_text(bars.cosine)}, {100 * bars.match_rate:g} '
+            f'% of the results matched within {bars.distance_m} m and score {bars.score}; a pair within '
+            'these bars counts as matched'
         )
         if memory.instances:
             notes.append('the choice of instances for the next frame and their track ids were not compared')
@@ -237,8 +237,9 @@ class NearOrigin:
         if not self.moved_m:
             return []
         return [
-            f'scenes up to {self.moved_m / 1e3:.1f} km from the origin of the map were moved there: no '
-            f"model uses the position, and PyTorch's memory (float32, global) loses precision with distance"
+            f'scenes were moved to the origin of the map, from up to {self.moved_m / 1e3:.1f} km away: no '
+            "model uses the position, and PyTorch's memory (float32, global) loses precision with "
+            'distance'
         ]
 
     def _offset(self, frame: Frame) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graph import signature
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import openable
 from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
 from mmdeploy_ext.quantize.dense import QUANTISE
@@ -37,24 +39,22 @@ if TYPE_CHECKING:
     Export = Callable[[], onnx.ModelProto]
 
 
-LARGEST_PARSED = 4096
-"""Maximum bytes of an initializer that may set shapes."""
-
-
 @contextlib.contextmanager
 def option_errors(path: str) -> Iterator[None]:
     """Turn an option's UsageError into the file's ModelFileError."""
     try:
         yield
     except UsageError as error:
-        raise ModelFileError(f'{path}: export it again; its options fit no export: {error}') from error
+        raise ModelFileError(
+            f'{path}: the options in the file are not valid: {error}; export it again'
+        ) from error
 
 
-def of_images(detector: Detector, options: Options, image_bgr: np.ndarray) -> Export:
-    """Return the function that exports an image file from any image."""
+def of_images(detector: Detector, options: Options, image_bgr: np.ndarray, size: tuple[int, int]) -> Export:
+    """Return the function that exports an image file from any image; `size`: traced height and width."""
 
     def export() -> onnx.ModelProto:
-        traced = prepare_fixed(detector.rule, image_bgr, options.height, options.width)
+        traced = prepare_fixed(detector.rule, image_bgr, *size)
         return files.export_graphs(detector, options, [traced])[0][0]
 
     return export
@@ -87,7 +87,7 @@ def not_compared(
         return GraphResult(name, nodes, False, left_out=AS_WRITTEN if written else EDITED)
     if others:
         commands = ', '.join(dict.fromkeys(others))
-        error = f'edited by graph {commands}: give --edited to compare the outputs alone'
+        error = f'edited by graph {commands}: pass --edited to compare only the outputs'
         return GraphResult(name, nodes, False, error=error)
     return GraphResult(name, nodes, False, left_out=QUANTIZED) if edits else None
 
@@ -138,8 +138,8 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata, edited: bool = F
     return [
         check_valid(model),
         check_inference(model),
-        Check('opset', is_asked, f'asked for {opset}, written {opsets}'),
-        Check('precision', precision == claimed, f'asked for {claimed}, written {precision}'),
+        Check('opset', is_asked, f'requested {opset}, the file has {opsets}'),
+        Check('precision', precision == claimed, f'requested {claimed}, the file has {precision}'),
         *check_interface(model, metadata.spec),
         check_inputs_used(model, metadata.spec),
         check_not_random(model),
@@ -157,15 +157,14 @@ def check_valid(model: onnx.ModelProto) -> Check:
 
 def check_not_random(model: onnx.ModelProto) -> Check:
     drawn = random_nodes(model)
-    return Check('no operator is random', not drawn, ', '.join(drawn[:5]))
+    return Check('no operator draws random numbers', not drawn, ', '.join(drawn[:5]))
 
 
 def check_inference(model: onnx.ModelProto) -> Check:
     """Infer all types and shapes strictly with ONNX, with large weights as inputs."""
-    light, small = onnx.ModelProto(), []
-    light.CopyFrom(model)
+    light, small = types.skeleton(model), []
     for tensor in light.graph.initializer:
-        if len(tensor.raw_data) > LARGEST_PARSED:
+        if math.prod(tensor.dims) > types.LARGEST_SHAPE:
             value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             light.graph.input.append(value)
         else:

@@ -34,6 +34,7 @@ from mmdeploy_ext.proving.proof import (
     notes_on_export,
     open_file,
     start,
+    without_weights,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.recorded.stepper import RecordedStepper
@@ -62,13 +63,16 @@ if TYPE_CHECKING:
     from mmdeploy_ext.verdict.results import PreprocessingResult
     from mmdeploy_ext.verdict.verdict import Verdict
 
-ADVICE = 'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
+ADVICE = 'use sweeps with objects that this model finds, more sweeps (--frames) and a trained checkpoint'
 """Advice for too few matched results of sweeps."""
 MAX_DRAWN = 4
 """Maximum of sweeps, or frames, in the report."""
 MAX_EXCESS = 0.3
 """Allowed excess of the best score over PyTorch's on an empty sweep."""
-NOT_PUT_IN = "the files' outputs differ from the head's and were not put into it: the end-to-end boxes decide"
+NOT_PUT_IN = (
+    "the files' outputs differ from the inputs of your head, which did not run on them: the end-to-end "
+    'boxes decide'
+)
 
 
 @dataclasses.dataclass
@@ -169,6 +173,7 @@ def check_frames(
         compare = functools.partial(file_checks.compare_with_fresh_export, file.model, export, file.name)
         check_graph(proof, file, compare)
     check_model(proof)
+    proof.files = [*map(without_weights, files)]
     rule = files[-1].metadata.preprocess
     proof.results.preprocessing = compare_preparation(detector, rule, samples, unit)
     return proof
@@ -185,7 +190,7 @@ def read_files(detector: Detector, paths: Sequence[str]) -> tuple[list[ExportedF
     for file in files:
         if file.options != first.options:
             raise ModelFileError(
-                f'{file.path}: is from another export than {first.path} (options differ); export again'
+                f'{file.path}: was exported with other options than {first.path}; export both again'
             )
     options = exported_options(detector.family, first.options, first.path)
     with file_checks.option_errors(first.path):
@@ -221,8 +226,8 @@ def open_sides(
     names = {file.name for file in files}
     if absent := [f'{one.name}.onnx' for one in contract.graphs(model, options) if one.name not in names]:
         raise ModelFileError(
-            f'{Path(files[0].path).parent}: has no {", ".join(absent)}; the files of one export belong '
-            f'together: export it again'
+            f'{Path(files[0].path).parent}: has no {", ".join(absent)}; all files of an export are '
+            'needed: export again'
         )
     metadata = [file.metadata for file in files]
     return Sides(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 CPU = 'CPUExecutionProvider'
 
 ROUNDED = (
-    "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 was "
-    'rounded, as a GPU does'
+    "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 is "
+    'rounded, as on a GPU'
 )
 
 

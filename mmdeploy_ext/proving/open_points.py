@@ -58,7 +58,7 @@ def untraced_methods(
     copies = {f'{package} {sys.modules[package].__version__}': folder for package, folder in libraries}
     copies |= getattr(model, 'copied_libraries', {})  # that run in their own process
     lines = [
-        Untraced(f'{title} of {os.path.relpath(folder)}', 'its methods are compared by their results')
+        Untraced(f'{title} of {os.path.relpath(folder)}', 'only the results of its methods are compared')
         for title, folder in copies.items()
     ]
 
@@ -77,7 +77,7 @@ def untraced_methods(
         for place, method in methods_of(kind):
             names = [path, *(base.__name__ for base in kind.__mro__)]
             if any(fnmatchcase(one, place) for one in names):
-                lines.append(Untraced(method, 'compared by its results'))
+                lines.append(Untraced(method, 'only its results are compared'))
     by = 'pictures' if family.samples == 'images' else 'samples'
     lines += [Untraced(name, f'compared by {by}') for name in _users_data(cfg)]
     return list(dict.fromkeys(lines))
@@ -169,7 +169,7 @@ def unreached(limits: Mapping[str, Any], cases: Sequence[Case], samples: str) ->
         counts = [case.counts[name] for case in cases if name in case.counts]
         if counts and type(limit) is int and max(counts) < limit:
             lines.append(
-                f'{name} {limit} (most found {max(counts)}): reach it with {samples}, or lower it by '
-                f'--cfg-options on both sides'
+                f'{name} {limit} (most found {max(counts)}): reach it with {samples}, or lower it with '
+                '--cfg-options in export and verify'
             )
     return lines

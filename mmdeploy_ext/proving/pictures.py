@@ -19,7 +19,7 @@ from mmdeploy_ext.exporting.substitution import border_names, observed, substitu
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.proving import file_checks, half_precision
 from mmdeploy_ext.proving.float64 import rounding_of
-from mmdeploy_ext.proving.inputs.inputs import proof_inputs
+from mmdeploy_ext.proving.inputs.inputs import proof_inputs, smaller_size
 from mmdeploy_ext.proving.open_points import counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
@@ -36,6 +36,7 @@ from mmdeploy_ext.proving.proof import (
     notes_on_export,
     open_file,
     start,
+    without_weights,
 )
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     import numpy as np
+    import onnx
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
@@ -84,7 +86,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.proof import ExportedFile, Proof
     from mmdeploy_ext.verdict.bars import Bars
-    from mmdeploy_ext.verdict.results import PreprocessingResult, TensorRow
+    from mmdeploy_ext.verdict.results import GraphResult, PreprocessingResult, TensorRow
     from mmdeploy_ext.verdict.verdict import Verdict
 
 MAX_DRAWN = 8
@@ -117,7 +119,7 @@ def prove_pictures(
 
         inputs, notes = picture_inputs(detector, file, proof.options, pictures, cache)
         verdict.notes += notes
-        first = None
+        first, sums = None, []
         for entry in tracked(inputs, len(inputs), 'proving'):
             reference = entry
             if not isinstance(entry, InputReference):
@@ -127,9 +129,11 @@ def prove_pictures(
             reference.forget()
             results.cases.append(case)
             proof.pairs += pairs
-        again = InputReference(detector, first.input)
-        compare_again(proof, lambda: run_case(again, backend, beside)[0])
-        if names := changed_children(first.sums, again.sums):
+            sums.append(reference.sums)
+        place = smallest(inputs)
+        again = InputReference(detector, input_of(inputs[place]))
+        compare_again(proof, lambda: run_case(again, backend, beside)[0], place)
+        if names := changed_children(sums[place], again.sums):
             results.reasons.append(f'{AGAIN} (state that runs change): outputs of {", ".join(names)}')
 
         judge_results(proof)
@@ -158,7 +162,7 @@ def ask_pictures(
     file, options = read_picture_file(detector, path)
     compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
     inputs, _ = picture_inputs(detector, file, options, pictures)
-    inputs.append(getattr(inputs[0], 'input', inputs[0]))  # like the proof: end with the first
+    inputs.append(input_of(inputs[smallest(inputs)]))  # like the proof
     for entry in tracked(inputs, len(inputs), 'asking'):
         reference = entry if isinstance(entry, InputReference) else InputReference(detector, entry)
         reference.results  # noqa: B018 computed on demand
@@ -188,12 +192,25 @@ def check_pictures(
     )
     proof = start(detector, [file], options, engine_options([file], kind, engine), claims, facts)
     check_contents(proof, file, rule_of(detector, options), make_metadata(detector, options).spec)
-    export = file_checks.of_images(detector, options, pictures[0][1])
-    check_graph(proof, file, lambda: file_checks.compare_with_fresh_export(file.model, export))
+    check_graph(proof, file, lambda: compare_graph(detector, file.model, options, pictures[0][1]))
     check_model(proof)
+    proof.files = [without_weights(file)]
 
     proof.results.preprocessing = compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
     return proof
+
+
+def compare_graph(
+    detector: Detector, model: onnx.ModelProto, options: Options, picture: np.ndarray
+) -> GraphResult:
+    """Compare a file with a fresh export; a dynamic one is first traced at a smaller size."""
+    size = options.height, options.width
+    for traced in dict.fromkeys([smaller_size(detector, options), size]):
+        export = file_checks.of_images(detector, options, picture, traced)
+        result = file_checks.compare_with_fresh_export(model, export)
+        if result.equal:
+            break
+    return result
 
 
 def compare_preparation(
@@ -219,8 +236,7 @@ def read_picture_file(detector: Detector, path: str) -> tuple[ExportedFile, Opti
     options = exported_options(family, metadata.options, path)
     if options.form != metadata.form:
         raise ModelFileError(
-            f'{path}: says that its form is {metadata.form!r} and that it was exported as '
-            f'{options.form!r}; export it again'
+            f'{path}: its form is {metadata.form!r}, but its options say {options.form!r}; export it again'
         )
     with file_checks.option_errors(path):
         options.check()
@@ -279,6 +295,16 @@ def picture_inputs(
     return [*(run.get(index, one) for index, one in enumerate(inputs)), empty], []
 
 
+def input_of(entry: ProofInput | InputReference) -> ProofInput:
+    return entry.input if isinstance(entry, InputReference) else entry
+
+
+def smallest(inputs: Sequence[ProofInput | InputReference]) -> int:
+    """Return the index of the input with the fewest pixels, which runs again at the end."""
+    sizes = [sum(image.tensor.size for image in entry.images) for entry in inputs]
+    return sizes.index(min(sizes))
+
+
 def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]:
     """Note missing substitution of tensors, and choices among equal results."""
     notes = list(dict.fromkeys(note for case in cases for note in case.notes))
@@ -288,7 +314,7 @@ def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]
         notes.append(unjudged)
     if any(case.substituted for case in cases):
         return notes
-    return ["the file's own tensors were not put into your code: the end-to-end results decide", *notes]
+    return ["your code did not run on the file's tensors: the end-to-end results decide", *notes]
 
 
 def run_case(
@@ -409,7 +435,7 @@ def judge_results_of_images(
         return dataclasses.replace(case, detections=detections)
     with substituted(reference.detector.model, ranking):
         detections = match_images(reference, reference.run(), results, FLOAT32, settings)
-    note = f"{case.name}: PyTorch's queries have the ranks of the file, see its scores"
+    note = f"{case.name}: PyTorch's queries were ordered as in the file; the scores show the difference"
     return dataclasses.replace(case, detections=detections, notes=(*case.notes, note))
 
 

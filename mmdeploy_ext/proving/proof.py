@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.graph.io import files as graph_files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
+from mmdeploy_ext.graph.io.types import skeleton
 from mmdeploy_ext.graph.passes.fp16 import LOWER
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.verdict.results import Case, GraphResult
 
-AGAIN = 'the model returns different results when the first input runs again at the end'
+AGAIN = 'the model returns different results when an input runs again at the end'
 """Reason of failure: another final result."""
 INTERFACE_EDITS = {'fp16', 'set-shape'}
 """Commands that change input or output types or sizes."""
@@ -118,6 +119,11 @@ class Proof:
 
     def add_notes(self, notes: Iterable[str]) -> None:
         self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
+
+
+def without_weights(file: ExportedFile) -> ExportedFile:
+    """Return a file that is compared with its export, without large weights, for the engines' own."""
+    return dataclasses.replace(file, model=skeleton(file.model))
 
 
 def open_file(path: str) -> ExportedFile:
@@ -233,8 +239,9 @@ def check_model(proof: Proof) -> None:
         verdict.notes.append(f'weights of the checkpoint that --ignore-keys skipped: {ignored}')
 
 
-def compare_again(proof: Proof, run: Callable[[], Case]) -> None:
-    if all(case.passed for case in proof.results.cases[:1]) and (failures := run().failures):
+def compare_again(proof: Proof, run: Callable[[], Case], place: int = 0) -> None:
+    """Run the case of an index again."""
+    if proof.results.cases[place].passed and (failures := run().failures):
         proof.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
 
 
@@ -247,9 +254,7 @@ def judge_results(proof: Proof) -> None:
     results.cases, alone = accept_rest(results.cases)
     verdict.notes += [f'without a partner end to end: {line}' for line in alone]
     rows = [row for case in results.cases for row in (*case.detections, *case.parts)]
-    proof.add_notes(
-        f'{row.image}: beside a tie: {line}' for row in rows for line in getattr(row, 'excused', ())
-    )
+    proof.add_notes(f'{row.image}: at a tie: {line}' for row in rows for line in getattr(row, 'excused', ()))
 
 
 def notes_on_export(detector: Detector, metadata: Metadata) -> list[str]:

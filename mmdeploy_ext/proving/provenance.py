@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.detector import Detector
 
+REWORDED = dict(meaning='')
+"""Text of a tensor's spec for people; versions word it differently."""
+
 
 def provenance(detector: Detector, metadata: Metadata, rule: Any, contract: GraphSpec | None) -> list[Check]:
     contract_text = differing_contract(metadata.spec, contract)
@@ -30,7 +33,7 @@ def provenance(detector: Detector, metadata: Metadata, rule: Any, contract: Grap
     return [
         *facts_checks(detector, metadata, rule),
         settings_check(detector.unbuilt_cfg or detector.cfg, overrides),
-        Check('contract as the family states it', not contract_text, contract_text),
+        Check('contract as in the family', not contract_text, contract_text),
     ]
 
 
@@ -67,8 +70,10 @@ def class_name_notes(detector: Detector) -> list[str]:
     for source in (dataset.get('classes'), detector.cfg.get('classes'), detector.cfg.get('class_names')):
         if isinstance(source, list | tuple) and len(source) == len(classes) and [*source] != classes:
             label = next(index for index, name in enumerate(classes) if source[index] != name)
-            pair = f'label {label} is {classes[label]!r} there and {source[label]!r} in the config'
-            return [f'the file calls its classes as the checkpoint does: {pair}']
+            pair = (
+                f'label {label} is {classes[label]!r} in the checkpoint and {source[label]!r} in the config'
+            )
+            return [f'the file has the class names of the checkpoint: {pair}']
     return []
 
 
@@ -94,7 +99,7 @@ def hash_checks(detector: Any, recorded: Mapping[str, str], is_same: bool) -> tu
         sha256 = getattr(detector, f'{title}_sha256')
         detail = ''
         if file_hash != sha256:
-            detail = f'file says {file_hash[:12]}, this {title} is {sha256[:12]}'
+            detail = f'the file names {file_hash[:12]}, this {title} is {sha256[:12]}'
         if detail and is_same:
             notes.append(f'the file was made from another {title} ({detail}); its graph is the same')
         else:
@@ -107,8 +112,8 @@ def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> lis
     checks = []
     for name, value in expected.items():
         recorded = options.get(name)
-        detail = f'asked for {value}, the file says {recorded}'
-        checks.append(Check(f'{name} as asked for', _plain(recorded) == _plain(value), detail))
+        detail = f'requested {value}, the file says {recorded}'
+        checks.append(Check(f'{name} as requested', _plain(recorded) == _plain(value), detail))
     return checks
 
 
@@ -141,7 +146,7 @@ def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
         for key, value in overrides.items()
         if settings[key] != value
     )
-    return f'{differing[:300]}; if that is intended, give {cfg_options(overrides)}'
+    return f'{differing[:300]}; if that is intended, pass {cfg_options(overrides)}'
 
 
 def _setting_at(cfg: Any, key: str) -> Any:
@@ -166,7 +171,7 @@ def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
     differing = []
     for title in ('inputs', 'outputs'):
         ours, theirs = (
-            {tensor.name: dataclasses.asdict(tensor) for tensor in getattr(spec, title)}
+            {tensor.name: dataclasses.asdict(tensor) | REWORDED for tensor in getattr(spec, title)}
             for spec in (contract, recorded)
         )
         if list(theirs) != list(ours):
@@ -229,7 +234,7 @@ def stale_reason(recorded: Metadata, current: Metadata) -> str:
         'list of class names': tuple(recorded.classes) != tuple(current.classes),
     }
     differing = [title for title, differs in facts.items() if differs]
-    return f'stale: another {" and ".join(differing)}' if differing else ''
+    return f'stale: the {" and ".join(differing)} changed' if differing else ''
 
 
 KERNEL_AXES = 5
@@ -263,7 +268,7 @@ def weights_checks(detector: Detector) -> list[Check]:
 def differing_weights(weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> str:
     shared = weights.keys() & tensors.keys()
     if not shared:
-        return f'no tensor has the name of a weight of the model, such as {next(iter(weights))}'
+        return f'no tensor is named like a weight of the model, such as {next(iter(weights))}'
     names = [name for name in weights if name in shared and not _are_equal(weights[name], tensors[name])]
     more = f' and {len(names) - 1} more differ' if names[1:] else ' differs'
     return f'{names[0]}{more}' if names else ''

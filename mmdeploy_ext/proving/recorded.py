@@ -63,13 +63,16 @@ def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path])
         )
     if not recording.answered:
         verdict.add_failures(
-            ['no input of this proof was recorded: ask again with the --images and --frames of this command']
+            [
+                'no input of this proof was recorded: run mm2onnx record again with the --images and '
+                '--frames of this command'
+            ]
         )
     answered = len(dict.fromkeys(recording.answered))
     inputs = 'input' if answered == 1 else 'inputs'
     rests_on = f'recorded on {answered} {inputs}'
     if recording.headless:
-        rests_on += f', of {len({*recording.headless})} the results alone'
+        rests_on += f', {len({*recording.headless})} with results only'
     verdict.subject['recorded'] = f'{recording.title} ({rests_on})'
     verdict.notes += recording.notes
     verdict.notes += [f'recorded: {line}' for line in manifest['said']]
@@ -85,7 +88,7 @@ def _preparation(recording: Recording, detector: Detector, files: Sequence[Path]
     for entry in recording.manifest['own']:
         subject, path = f'recorded preparation of {entry["name"]}', by_content.get(entry['sha256'])
         if path is None:
-            yield Finding('surroundings', subject, None, '--images has no file with this content')
+            yield Finding('surroundings', subject, None, 'no file of --images has this content')
             continue
         with np.load(recording.folder / entry['file']) as file:
             fed = record.restored(entry['fed'], dict(file))

@@ -97,11 +97,13 @@ class InputReference:
         results = self.code.results(self.images, self.input.rescale)
         method = f'{type(self.code).__name__}.results of family {self.detector.family.name!r}'
         if len(results) != len(self.images):
-            raise ConfigError(f'{method} gave results of {len(results)} images, expected {len(self.images)}')
+            raise ConfigError(
+                f'{method} returned results of {len(results)} images, expected {len(self.images)}'
+            )
         foreign_types = [type(entry).__name__ for entry in results if not isinstance(entry, Rows)]
         if foreign_types:
             raise ConfigError(
-                f'{method} gave {foreign_types[0]}, no Scored of mmdeploy_ext.runtime.detections'
+                f'{method} returned {foreign_types[0]}, expected a Scored of mmdeploy_ext.runtime.detections'
             )
         return results
 

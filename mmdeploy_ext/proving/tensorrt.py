@@ -33,7 +33,7 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
     backend = TensorRtBackend(engine)
     backend.open_session()
     if backend.record.onnx_sha256 != sha256_onnx(source):
-        raise ModelFileError(f'{engine}: was built from another file than {source} (another SHA-256)')
+        raise ModelFileError(f'{engine}: was not built from {source} (the SHA-256 differs); build it again')
     model = fix_inputs(files.load(source), parse_constants(backend.record.constants))
     feeds = proof_feeds(model, backend.record, seed)
     got = backend.session.run(feeds)

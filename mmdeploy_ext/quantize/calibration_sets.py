@@ -79,7 +79,7 @@ def calibration_set(
         frames = evenly(camera_frames(source, metadata.preprocess, root), limit)
         return calibration_frames(metadata, frames)
     if root is not None and Path(source).suffix.lower() != '.json':
-        raise UsageError(f'--data-root {root}: goes with annotations (.json) or infos; {source} is neither')
+        raise UsageError(f'--data-root {root}: requires annotations (.json) or infos; {source} is neither')
     return calibration_images(metadata, evenly(image_files(source, root), limit))
 
 
@@ -95,13 +95,13 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
     """Images prepared by the file's rule, read lazily."""
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise ModelFileError(
-            f'a model of family {metadata.family!r} takes more than one image; expected a model of one '
-            f'image, or the image backbone of a model of several cameras'
+            f'a model of family {metadata.family!r} has more inputs than one image; expected a model of '
+            'one image, or the image backbone of a model of several cameras'
         )
     input_names = metadata.spec.input_names
     if foreign := [name for name in input_names[1:] if name not in BESIDE]:
         raise ModelFileError(
-            f'the graph expects {foreign[0]!r}, which no picture gives; quantise the one of pictures'
+            f'the graph has the input {foreign[0]!r}, which images cannot fill; quantise the image graph'
         )
 
     def feeds(path: Path) -> dict[str, np.ndarray]:
@@ -139,8 +139,8 @@ def image_files(source: str | Path, root: str | Path | None = None) -> list[Path
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise DataError(
-            f'{source}: {len(missing)} of {len(names)} images are not there, e.g. '
-            f'{", ".join(missing[:MAX_MISSING_NAMES])}; give their folder (--data-root)'
+            f'{source}: {len(missing)} of {len(names)} images are missing, e.g. '
+            f'{", ".join(missing[:MAX_MISSING_NAMES])}; pass their folder with --data-root'
         )
     return paths
 
@@ -152,9 +152,9 @@ def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSe
     """Frames as feeds {'img': (N, 3, H, W)} or (1, N, 3, H, W); ModelFileError: it has more inputs."""
     if not isinstance(metadata.preprocess, MultiViewRule) or metadata.spec.input_names != [IMAGE_INPUT]:
         raise ModelFileError(
-            f'{metadata.form!r} of family {metadata.family!r} takes '
-            f'{", ".join(metadata.spec.input_names[:4])}; of a model of several cameras the image backbone '
-            f'alone can be calibrated: give the folder of a deploy export, or its extract_img_feat.onnx'
+            f'{metadata.form!r} of family {metadata.family!r} has the inputs '
+            f'{", ".join(metadata.spec.input_names[:4])}; only the image backbone of a model with several '
+            'cameras can be calibrated: pass the folder of a deploy export, or its extract_img_feat.onnx'
         )
     pictures = metadata.spec.tensor(IMAGE_INPUT)
 
@@ -181,8 +181,8 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
         ]
     if not source.is_dir():
         raise ImageError(
-            f'{source}: no such folder or infos; this model has {rule.num_cameras} cameras: give infos '
-            f'(.pkl) or a folder with one folder of pictures per camera'
+            f'{source}: no such folder or infos; this model has {rule.num_cameras} cameras: pass infos '
+            '(.pkl) or a folder with one folder of images per camera'
         )
     cameras = rule.cameras or CAMERAS[: rule.num_cameras]
     for parent in (source, source / SAMPLES):
@@ -191,7 +191,8 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
             # some cameras of a drive may have an extra image
             return list(zip(*pictures, strict=False))
     raise ImageError(
-        f'{source}: has no folders {", ".join(cameras)}, one per camera; expected them there or in {SAMPLES}/'
+        f'{source}: has no folders {", ".join(cameras)} (one per camera); expected them in it or in '
+        f'{SAMPLES}/'
     )
 
 
@@ -204,7 +205,7 @@ def _read_sweeps(
     columns = tuple(range(model.width))
     sweeps = Sweeps(source, lambda points: (points, points), PointRule(model.width, columns), root, limit)
     if voxels := [item for item in sweeps.items if isinstance(item, Path) and item.suffix == '.npz']:
-        raise DataError(f'{voxels[0]}: holds voxels, the model expects points; give sweeps (.bin, .npy)')
+        raise DataError(f'{voxels[0]}: has voxels, the model expects points; pass sweeps (.bin, .npy)')
     return sweeps.items, lambda item: Sweep(sweeps.points(item), sweeps.name(item))
 
 
@@ -214,8 +215,8 @@ def _read_frames(
     rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
     if rule is None:
         raise ModelFileError(
-            f'family {metadata.family!r} has LiDAR only: infos of frames calibrate models with '
-            f'cameras; give sweeps'
+            f'family {metadata.family!r} uses LiDAR only, and infos of frames are for models with '
+            'cameras; pass sweeps'
         )
     frames = evenly(read_frames(source, rule, root), limit)
     return frames, lambda frame: model.moment(frame.read_pictures(), frame, root)

@@ -24,7 +24,7 @@ from mmdeploy_ext.graph.passes.fp16 import LARGEST_HALF, LOWER, PRODUCTS
 from mmdeploy_ext.graph.run import Runner, open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SMALLEST_NORMAL = 2.0**-14
 """Smallest float16 number with all digits."""
@@ -111,13 +111,13 @@ class Damage:
         elif self.terms >= LONG_SUM and self.own > 2**-9:
             found.append(f'sum over {self.terms:,} values')
         if precision == 'fp16' and self.faint < SMALLEST_NORMAL:
-            found.append(f'values of at most {self.faint:.2g}: float16 has all digits from 6.1e-05 on')
+            found.append(f'values of at most {self.faint:.2g}: below 6.1e-05 float16 loses digits')
         if LARGEST_STEP_1 < self.largest <= LARGEST_HALF:
             step = 2.0 ** (math.floor(math.log2(self.largest)) - (10 if precision == 'fp16' else 7))
             found.append(f'values up to {self.largest:.4g} have steps of {step:g}')
         if not found and math.isinf(self.own):
-            return ['gives no finite values from rounded ones']
-        return found or [f'adds an error of {self.own:.2g} of the spread of its values']
+            return ['returns values that are not finite when its inputs are rounded']
+        return found or [f'adds an error of {self.own:.2g}, relative to the spread of its values']
 
 
 def units_of(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
@@ -136,15 +136,16 @@ def units_of(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
 def counted(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
     """First output of each product and sum -> terms per value, and multiplications (0 for a sum)."""
     model = copy.deepcopy(model)
-    graph, constants = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
+    graph = model.graph
     summing = [node for node in graph.node if node.op_type in (*PRODUCTS, *SUMS)]
-    names = dict.fromkeys(name for node in summing for name in (node.input[0], node.output[0]))
+    ends = [[name for name in (*node.input[:2], node.output[0]) if name] for node in summing]
+    names = dict.fromkeys(name for of_node in ends for name in of_node)
     graph.node.extend(helper.make_node('Shape', [name], [f'{name}~shape']) for name in names)
     sizes = Runner(model, [f'{name}~shape' for name in names]).run(feeds) if names else {}
     found = {}
-    for node in summing:
-        first, output = (sizes[f'{name}~shape'].tolist() for name in (node.input[0], node.output[0]))
-        terms = _terms(node, first, output, constants)
+    for node, of_node in zip(summing, ends, strict=True):
+        *inputs, output = (sizes[f'{name}~shape'].tolist() for name in of_node)
+        terms = _terms(node, inputs, output)
         found[node.output[0]] = terms, math.prod(output) * terms if node.op_type in PRODUCTS else 0
     return found
 
@@ -297,12 +298,13 @@ class Measured:
             self.units[unit].add(tensor, sample, dict(zip(_ROW, map(float, results[output]), strict=True)))
 
 
-def _terms(node: onnx.NodeProto, first: Any, output: Any, constants: Mapping[str, onnx.TensorProto]) -> int:
+def _terms(node: onnx.NodeProto, inputs: Sequence[Any], output: Sequence[int]) -> int:
     """Number of values that a node adds per output value."""
-    first, output = ([int(size) for size in sizes] for sizes in (first, output))
-    if 'Conv' in node.op_type:
-        weight = constants.get(node.input[1])
-        return math.prod(weight.dims[1:]) if weight is not None else first[1]
+    first = inputs[0]
+    if node.op_type == 'Conv':
+        return math.prod(inputs[1][1:])
+    if node.op_type == 'ConvTranspose':  # on average: a stride leaves some out
+        return math.prod(first) * math.prod(inputs[1][1:]) // max(math.prod(output), 1)
     if node.op_type == 'MatMul':
         return first[-1]
     if node.op_type == 'Gemm':

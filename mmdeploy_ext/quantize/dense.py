@@ -104,7 +104,7 @@ class DenseQuantiser:
             if infinite := [name for name in (*node.input, *node.output) if name in self._infinite]:
                 raise InferenceError(
                     f'tensor {infinite[0]!r} of node {node.name} is not finite on the calibration images; '
-                    f'see its weights, or leave the layer in float'
+                    'check its weights, or keep the layer in float with --keep-float'
                 )
         with suppress_output():
             quantiser = QDQQuantizer(
@@ -152,8 +152,8 @@ def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence
     int8_layers = [name for name in layers if int8_nodes.issuperset(graph.layer(name).nodes)]
     if not int8_layers:
         raise ExportError(
-            f'none of the {len(layers)} layers is in INT8 after quantising: the file would be the float '
-            f'network; no file was written. See --keep-float and the weights'
+            f'none of the {len(layers)} layers is in INT8 after quantising, so no file was written; check '
+            '--keep-float and the weights'
         )
     return int8_layers
 
@@ -207,7 +207,7 @@ def _minmax_ranges(model: onnx.ModelProto, feeds: Iterator[dict[str, np.ndarray]
         except OSError as error:
             raise Mm2OnnxError(
                 f'{folder}: the temporary copy of the network could not be written '
-                f'({error.strerror or error}); free some space, or name a folder with more in TMPDIR'
+                f'({error.strerror or error}); free some space, or set TMPDIR to a folder with more'
             ) from error
         except Exception as error:
             if not type(error).__module__.startswith('onnxruntime'):

@@ -66,12 +66,12 @@ class DenseGraph:
 
     def __init__(self, model: onnx.ModelProto, path: object = 'the model') -> None:
         if is_quantised(model):
-            raise ModelFileError(f'{path}: is already quantised; give its float32 file')
+            raise ModelFileError(f'{path}: is already quantised; pass its float32 file')
         opset = next((entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')), 0)
         if opset < SMALLEST_OPSET:
             raise ModelFileError(
-                f'{path}: is of opset {opset}; scales per channel need opset {SMALLEST_OPSET} or later: '
-                f'export it again with --opset-version 17'
+                f'{path}: has opset {opset}, but scales per channel need opset {SMALLEST_OPSET} or later: '
+                'export it again with --opset-version 17'
             )
         self.model = _with_initializers(model)
         self.index = Index(self.model)
@@ -131,9 +131,8 @@ class DenseGraph:
             layers = {layer.name for layer in self.layers if any(map(match, (layer.name, *layer.nodes)))}
             if not layers:
                 raise UsageError(
-                    f'--keep-float {pattern!r}: fits the name of no layer'
-                    f'{did_you_mean(pattern, self._by_name)}; there are {len(self.layers)}, '
-                    f'such as {self.layers[0].name!r}'
+                    f'--keep-float {pattern!r}: matches no layer{did_you_mean(pattern, self._by_name)}; '
+                    f'there are {len(self.layers)} layers, such as {self.layers[0].name!r}'
                 )
             matches |= layers
         return [layer.name for layer in self.layers if layer.name in matches]

@@ -84,7 +84,7 @@ class Probe:
         self._threads, self._engine = threads, engine
         self._feeds = [{name: batch[name] for name in input_names} for batch in batches]
         if not self._feeds:
-            raise DataError('there is no batch to compare networks on; give at least one')
+            raise DataError('no batch to compare the networks on; pass at least one')
         runner = self._runner(graph.network)
         self._references = [runner.run(feeds) for feeds in self._feeds]
         for name, tensors in self._tensors_of_layer.items():
@@ -92,8 +92,8 @@ class Probe:
                 np.isfinite(outputs[tensor]).all() for outputs in self._references for tensor in tensors
             ):
                 raise InferenceError(
-                    f'{name}: gives values that are not finite in float32 already, on the images of '
-                    f'--calibrate; INT8 keeps no such outputs: check the checkpoint and the images'
+                    f'{name}: has values that are not finite on the images of --calibrate, in float32 '
+                    'already; check the checkpoint and the images'
                 )
 
     def _runner(self, network: onnx.ModelProto) -> Runner | OpenVinoRunner:

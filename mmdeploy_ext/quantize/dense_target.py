@@ -67,9 +67,9 @@ def find_target(model: str, output: str | None) -> Target:
     named = source if source.name not in ('', '..') else source.resolve()
     folder = Path(output) if output else named.with_name(f'{source.resolve().name}{SUFFIX}')
     if folder.suffix == '.onnx' or folder.is_file():
-        raise UsageError(f'--out {folder}: is a file; {model} is a folder of graphs, give a folder')
+        raise UsageError(f'--out {folder}: is a file; {model} is a folder of graphs, so name a folder')
     if folder.resolve() == source.resolve():
-        raise UsageError(f'--out {folder}: is the input; it is not overwritten; give another name')
+        raise UsageError(f'--out {folder}: is the input, which is never overwritten; choose another name')
     graph = find_graph(source)
     graph_files = (graph.name, f'{graph.name}.data')
     beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in graph_files]
@@ -94,8 +94,8 @@ def find_graph(source: Path) -> Path:
     if len(graphs) != 1 or (len(paths) == 1 and not quantised_graph(metadata_of[paths[0]].family)):
         names = ', '.join(path.name for path in paths) or 'no .onnx file'
         raise ModelFileError(
-            f'{source}: holds {names}; expected the folder of several graphs, one of which takes '
-            f'{IMAGE_INPUT!r} alone or is the dense one of a LiDAR model'
+            f'{source}: has {names}; expected a folder with the image backbone (its only input is '
+            f'{IMAGE_INPUT!r}) or the dense graph of a LiDAR model'
         )
     return graphs[0]
 
@@ -104,6 +104,6 @@ def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:
     """Raise ModelFileError for an INT8 file that `test.py` would overwrite in float32."""
     if is_quantised(files.load(path)):
         raise ModelFileError(
-            f'{path}: is an INT8 file and {reason}; the loop exports float32 files and writes none over it: '
-            f'make it again with {tool("quantize")} from a fresh export'
+            f'{path}: is an INT8 file and {reason}; it is not overwritten by a float32 export: write it '
+            f'again with {tool("quantize")} from a fresh export'
         )

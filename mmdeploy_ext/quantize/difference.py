@@ -26,7 +26,7 @@ class Difference:
         """Add a pair of equal size; NaN and infinity spread to cosine and errors."""
         reference, values = reference.ravel(), values.ravel()
         if reference.size != values.size:
-            raise ValueError(f'{values.size} values, expected {reference.size} as the reference has')
+            raise ValueError(f'{values.size} values, expected {reference.size} as in the reference')
         if reference.size == 0:
             return
         errors = values - reference

@@ -103,9 +103,10 @@ class Fidelity:
                 return f'{start}; no layer needs to stay fp16'
             if any(row.output is not None for row in self.rows):
                 return (
-                    f'{start}; the first sweep, which advice is made from, reaches the target: give another'
+                    f'{start}; the first sweep, which the advice uses, already reaches the target; '
+                    'pass another sweep first'
                 )
-            return f'{start}; advice was not asked for, or no layer is in int8'
+            return f'{start}; advice was not requested, or no layer is in int8'
         steps = ', '.join(f'{name} ({cosine:.5f})' for name, cosine in self.fp16_layers)
         reached = self.fp16_layers[-1][1] >= self.target
         end = '' if reached else f'; the target of {self.target:g} is not reached'
@@ -171,8 +172,8 @@ def fidelity(
                 sizes[node.name] += reference[name].size
     if first is None:
         raise DataError(
-            'fidelity: has no sweep to compare on, or none with a voxel in the range of the model; give a '
-            'folder or an infos file that has some'
+            'fidelity: no sweep has a voxel in the range of the model; pass a folder or infos with such '
+            'sweeps'
         )
     single_layer, fp16_layers = {}, ()
     if advise:

@@ -90,8 +90,8 @@ def check_single(models: Models) -> None:
         precision = 'int8' if is_quantised(model) else written_precision(model)
         if precision != 'fp32':
             raise ModelFileError(
-                f'{path}: is in {precision} already; a plan begins with float32: give the file that it was '
-                f'made of, or export it again with --precision fp32'
+                f'{path}: is already in {precision}; a plan needs a float32 file: pass the original, or '
+                'export again with --precision fp32'
             )
 
 
@@ -292,7 +292,7 @@ def plan_text(plan: Plan) -> str:
     shares = ', '.join(f'{share:.1%} in {name}' for name, share in plan.products.items())
     required = ', '.join(f'{count} ({reason})' for reason, count in plan.required.items())
     return (
-        f'{plan.kept.text} kept, simulated on a CPU; {plan.lowest.text} with all in {plan.precisions[0]}; '
-        f'multiplications: {shares}; {plan.trials} runs, {plan.cpu_s:.0f} s of CPU'
-        + (f'; nodes in fp32 in any plan: {required}' if required else '')
+        f'{plan.kept.text} kept, simulated on a CPU ({plan.lowest.text} with all nodes in '
+        f'{plan.precisions[0]}); multiplications: {shares}; {plan.trials} runs, {plan.cpu_s:.0f} s of CPU'
+        + (f'; nodes that every plan keeps in fp32: {required}' if required else '')
     )

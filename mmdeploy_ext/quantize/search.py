@@ -66,9 +66,9 @@ class Search:
             return []
         if start.share < self.least:
             raise ExportError(
-                f'a share of {self.least:g} cannot be reached: with all modules in the higher precision '
-                f'{start.text} are kept, with none {self.kept(()).text}; ask for {start.share:.4f} at most, '
-                f'or find what else differs: {tool("verify")}'
+                f'a share of {self.least:g} cannot be reached: {start.text} are kept with all modules in '
+                f'the higher precision, {self.kept(()).text} with none; lower --keep-results to '
+                f'{start.share:.4f}, or find the other difference with {tool("verify")}'
             )
         low, high = 0, len(units)
         while high - low > 1:

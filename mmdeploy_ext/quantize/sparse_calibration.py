@@ -150,14 +150,14 @@ def calibrate_sweeps(
     for count, sweep in enumerate(tracked(sweeps, 'calibrating'), 1):
         _collect(graph, sweep, calibrators, f'sweep {count} of {source}')
     if count == 0:
-        raise DataError(f'{source}: has no sweep to calibrate on; give a folder or infos that have some')
+        raise DataError(f'{source}: has no sweep to calibrate on; pass a folder or infos with sweeps')
     ranges = {}
     for node in nodes:
         amax = calibrators[node.name].amax()
         if amax == 0:
             raise DataError(
-                f'{source}: the input of {node.name} ({node.module}) was 0 in all {count} sweeps, which '
-                f'gives no range; give sweeps that reach it, or check the weights'
+                f'{source}: the input of {node.name} ({node.module}) was 0 in all {count} sweeps, so it '
+                'has no range; pass sweeps that reach it, or check the weights'
             )
         weight_fields = ()
         if isinstance(node, SparseConvolution):
@@ -165,7 +165,7 @@ def calibrate_sweeps(
                 weights = weight_amax((unfolded or {}).get(node.name, node.weight))
             except ValueError as error:
                 raise UsageError(
-                    f'{node.name} ({node.module}): of its weights, {error}; check the checkpoint'
+                    f'{node.name} ({node.module}): its weights: {error}; check the checkpoint'
                 ) from error
             weight_fields = weights, weight_norm(node)
         ranges[node.name] = NodeRange(node.module, float(np.float32(amax)), *weight_fields)
@@ -200,5 +200,5 @@ def kernels_before_folding(
     kernels = {node.module: node.weight for node in traced.convolutions()}
     for module in modules:
         if module not in kernels:
-            raise UsageError(f'{module}: no convolution of the graph comes from this module')
+            raise UsageError(f'{module}: is not the module of a convolution in the graph')
     return {node.name: kernels[node.module] for node in folded.convolutions() if node.module in modules}

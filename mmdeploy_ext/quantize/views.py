@@ -74,7 +74,7 @@ def time_text(times: Mapping[str, Any]) -> str:
         f'time on cores: {times["cpu_ratio"]["median"]:.3f}'
     )
     if (times['other_load'] or 0) > times['quiet_share']:
-        text += f'; doubtful: other processes used {times["other_load"]:.0%} of the cores'
+        text += f'; unreliable: other processes used {times["other_load"]:.0%} of the cores'
     return text
 
 

@@ -37,8 +37,8 @@ def can_bus_record(
         measured = np.asarray(measured, np.float64)
         if measured.shape != (CAN_BUS,) or not np.isfinite(measured[7:16]).all():
             raise DataError(
-                f'can_bus of an info: got {measured.tolist()}, expected {CAN_BUS} finite numbers; take the '
-                f'entry out if the record is not known'
+                f'can_bus of an info: got {measured.tolist()}, expected {CAN_BUS} finite numbers; remove '
+                'the entry if the record is unknown'
             )
         record[7:16] = measured[7:16]
     w, x, y, z = (float(number) for number in rotation)

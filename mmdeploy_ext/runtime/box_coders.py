@@ -78,8 +78,8 @@ class Traced(Coder):
 
     def boxes(self, xp: ModuleType, priors: Any, rows: Rows, level: int) -> Any:
         raise ModelFileError(
-            f'boxes are decoded by {self.code}, which is PyTorch code: a raw file has no consumer without '
-            f'PyTorch; export it with --postprocess decode or full'
+            f'boxes are decoded by {self.code}, which needs PyTorch; export with --postprocess decode or '
+            'full to run without PyTorch'
         )
 
 

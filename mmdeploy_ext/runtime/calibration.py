@@ -32,7 +32,7 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
         square = matrices[key].reshape(-1, 4, 4)[:, :3, :3].astype(np.float64)
         singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
         if key in INVERTED and len(singular):
-            raise DataError(f'{name}: {key}: matrix {singular[0]} has no inverse; mend the calibration')
+            raise DataError(f'{name}: {key}: matrix {singular[0]} has no inverse; correct the calibration')
     for index, matrix in enumerate(matrices['camera_intrinsics']):
         if problem := intrinsics_problem(matrix):
             raise DataError(f'{name}: camera_intrinsics of camera {index}: {problem}')
@@ -47,5 +47,6 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
         if not gap <= LIDAR2IMAGE_RTOL * np.abs(lidar2image[:3]).max():
             raise DataError(
                 f'{name}: matrices of camera {index} disagree: lidar2image is not camera_intrinsics times '
-                f'the inverse of camera2lidar (largest difference {gap:.3g}); put all in one order'
+                f'the inverse of camera2lidar (largest difference {gap:.3g}); list the cameras of both in '
+                'one order'
             )

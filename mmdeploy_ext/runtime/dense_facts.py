@@ -98,7 +98,7 @@ class Head(Facts):
     def check(self) -> None:
         columns = dict(self.outputs)
         if len(columns) < len(self.outputs):
-            raise Mismatch('head.outputs has a name twice')
+            raise Mismatch('head.outputs has a duplicate name')
         for key, name in (('scores', self.scores), ('visible', self.visible)):
             if name not in columns and (name or key == 'scores'):
                 raise Mismatch(f'head.{key} is {name!r}, expected one of {", ".join(columns)}')
@@ -109,7 +109,7 @@ class Head(Facts):
         if self.factor_from:
             name, column = self.factor_from if len(self.factor_from) == 2 else ('', 0)
             if not isinstance(column, int) or not 0 <= column < columns.get(name, 0):
-                raise Mismatch(f'head.factor_from is {self.factor_from}, which head.outputs does not have')
+                raise Mismatch(f'head.factor_from is {self.factor_from}, which is not in head.outputs')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,12 +154,14 @@ class DenseFacts(NmsConfig):
         columns = dict(self.head.outputs)
         for name, count in self.coder.columns.items():
             if columns.get(name, 0) < count:
-                raise Mismatch(f'head.outputs has no {name!r} of {count} columns, which coder.type reads')
+                raise Mismatch(f'head.outputs has no {name!r} with {count} columns, which coder.type needs')
         if self.head.factor and not self.head.factor_from and not isinstance(self.coder, Bucket):
             raise Mismatch('head.factor_from is empty, expected an output and its column for head.factor')
         classes = columns[self.head.scores] - self.head.first_class - (self.head.activation == 'softmax')
         if classes != self.num_classes:
-            raise Mismatch(f'head.outputs has scores of {classes} classes, num_classes is {self.num_classes}')
+            raise Mismatch(
+                f'head.outputs has scores for {classes} classes, but num_classes is {self.num_classes}'
+            )
 
 
 def factor_head(num_classes: int, factor: str) -> Head:

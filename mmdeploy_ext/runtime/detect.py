@@ -63,13 +63,13 @@ def detect(
     metadata = backend.metadata
     if cam2img is None and (name := camera_of(metadata)):
         raise UsageError(
-            f'{backend.path}: takes the camera of each picture ({name}), none was named; with '
-            f'`mm2onnx run` name a file by --cameras, in Python `model(image_bgr, cam2img)`'
+            f'{backend.path}: needs the camera matrix of each image ({name}); pass a file with --cameras '
+            'to `mm2onnx run`, or in Python `model(image_bgr, cam2img)`'
         )
     feeds = make_feeds(prepare(metadata, image_bgr, cam2img), metadata)
     computed = backend.infer(backend.select_inputs(feeds))
     compared = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
-    problem = f'{backend.path}: the network gave NaN, of which no result means anything'
+    problem = f'{backend.path}: the network returned NaN, so its results are meaningless'
     if any(np.isnan(computed[name]).any() for name in compared):
         raise InferenceError(problem)
     outputs = Entries(computed, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
@@ -79,7 +79,7 @@ def detect(
     for field in dataclasses.fields(results):
         values = getattr(results, field.name)
         if isinstance(values, np.ndarray) and values.dtype.kind == 'f' and not np.isfinite(values).all():
-            raise InferenceError(f'{backend.path}: results have {field.name} that are NaN or infinite')
+            raise InferenceError(f'{backend.path}: results have NaN or infinite {field.name}')
     check_ranges(results, len(metadata.classes), str(backend.path))
     return results
 
@@ -145,8 +145,8 @@ def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict
 def check_registered(family: str) -> None:
     if find_registration(family) is None:
         raise ModelFileError(
-            f'family {family!r} is not registered here; there are {", ".join(sorted(registered()))}. Install '
-            f'the package that the file was exported with, or export it again'
+            f'family {family!r} is not installed; there are {", ".join(sorted(registered()))}. Install '
+            'the package that exported the file, or export it again'
         )
 
 
@@ -184,11 +184,11 @@ def results_of(
     if not isinstance(results, list | tuple) or not all(isinstance(entry, Rows) for entry in results):
         refused = results if not isinstance(results, list | tuple) else next(iter(results), None)
         raise ConfigError(
-            f'{broken} gives {type(results).__name__} of {type(refused).__name__}; expected a list with a '
-            f'Rows of mmdeploy_ext.runtime.detections per image'
+            f'{broken} returns {type(results).__name__} of {type(refused).__name__}; expected a list with '
+            'one Rows of mmdeploy_ext.runtime.detections per image'
         )
     if any(np.any(np.diff(entry.scores) > 0) for entry in results):
-        raise ConfigError(f'{broken} does not return the best results first')
+        raise ConfigError(f'{broken} does not return results by descending score')
     return results
 
 

@@ -76,8 +76,9 @@ class Scored(Rows, abc.ABC):
 
     def to_mmdet_result(self, num_classes: int) -> Any:
         raise ConfigError(
-            f'{type(self).__name__} has no to_mmdet_result(num_classes), which returns the results of an '
-            f'image as the data set of the config evaluates them; the package that has this class defines it'
+            f'{type(self).__name__} has no to_mmdet_result(num_classes), which evaluation needs: it '
+            'returns the results of an image in the form that the data set evaluates; define it in the '
+            'package of this class'
         )
 
     @abc.abstractmethod
@@ -96,13 +97,13 @@ def check_ranges(results: Scored, num_classes: int, name: str) -> None:
     if len(outside):
         raise InferenceError(
             f'{name}: {len(outside)} of {len(scores)} results have scores outside of '
-            f'0..{results.largest_score:g}, such as {outside[0]:.6g}; prove the file'
+            f'0..{results.largest_score:g}, such as {outside[0]:.6g}; prove the file with mm2onnx verify'
         )
     unknown = labels[(labels < 0) | (labels >= num_classes)] if num_classes else labels[:0]
     if len(unknown):
         raise InferenceError(
-            f'{name}: {len(unknown)} of {len(labels)} results have labels of no class, such as '
-            f'{int(unknown[0])}; the file names {num_classes} classes; prove it'
+            f'{name}: {len(unknown)} of {len(labels)} results have labels outside of the {num_classes} '
+            f'classes, such as {int(unknown[0])}; prove the file with mm2onnx verify'
         )
 
 
@@ -271,8 +272,8 @@ def candidates_lost(count: int, cap: int, option: str) -> ModelFileError:
     """Make the error about `count` candidates above the limit `cap` of an option, e.g. 'max_candidates'."""
     option = f'--{option.replace("_", "-")}'
     return ModelFileError(
-        f'candidates: an image has {count} of them, the file was exported with {option} {cap} and '
-        f'left some out; export it with {option} {count} or more, or without'
+        f'candidates: an image has {count}, more than {option} {cap} of the export, so some were dropped; '
+        f'export it with {option} {count} or more, or without'
     )
 
 

@@ -1,17 +1,45 @@
 """What a driving model gives besides boxes: lines of the map, trajectories, a plan. Needs numpy only.
 
+And what it takes: the command of the driver.
+
 n results, P points, K modes, T steps; metres in the LiDAR frame.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from mmdeploy_ext.runtime.detections import Scored
 from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.util.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.runtime.frames import Frame
+
+COMMANDS = ('right', 'left', 'straight on')
+"""Commands of nuScenes' infos in the order of the models."""
+
+
+def command_of(frame: Frame) -> int:
+    """Return a frame's index in `COMMANDS`."""
+    command = np.asarray(frame.command if frame.command is not None else [], np.float64)
+    if command.shape != (len(COMMANDS),) or sorted(command) != [0, 0, 1]:
+        raise DataError(
+            f'command: got {command.tolist()}, expected a single 1 for one of {", ".join(COMMANDS)} '
+            '(gt_ego_fut_cmd of the infos)'
+        )
+    return int(command.argmax())
+
+
+def with_command(frame: Frame, info: Mapping[str, Any]) -> Frame:
+    """Return a frame with the command of its info."""
+    command = info.get('gt_ego_fut_cmd')
+    return dataclasses.replace(frame, command=None if command is None else np.array(command, np.float64))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,8 @@ class Runtime(contextlib.ExitStack):
 
     def __reduce__(self) -> Any:
         raise UsageError(
-            'an open model is not pickled, as its session is of this process: call open_model in each worker'
+            'an open model cannot be pickled, since its session belongs to this process: call '
+            'open_model in each worker'
         )
 
     @property
@@ -89,7 +90,7 @@ class Runtime(contextlib.ExitStack):
             backend.metadata.require(file, family if family in families else families[0])
             if form in backends:
                 raise ModelFileError(
-                    f'{backends[form].path}, {file}: both have the graph {form}; give one of them'
+                    f'{backends[form].path}, {file}: both have the graph {form}; pass one of them'
                 )
             backends[form] = backend
         return backends
@@ -108,7 +109,7 @@ class Runtime(contextlib.ExitStack):
 
 def check_finite(outputs: Mapping[str, np.ndarray], name: str) -> None:
     if not all(np.isfinite(values).all() for values in outputs.values()):
-        raise InferenceError(f'{name}: the network gave NaN or infinity')
+        raise InferenceError(f'{name}: the network returned NaN or infinity')
 
 
 def export_files(paths: Paths, names: Sequence[str]) -> list[Path]:
@@ -168,6 +169,6 @@ def check_same_export(files: Mapping[object, Metadata]) -> None:
         for field in SHARED_FIELDS:
             if getattr(metadata, field) != getattr(first_metadata, field):
                 raise ModelFileError(
-                    f'{path}: its {field} is not that of {first}; the files must be of one export: export '
-                    f'them again into a folder of their own'
+                    f'{path}: its {field} differs from {first}; use the files of one export, or export '
+                    'again into a new folder'
                 )

@@ -55,7 +55,7 @@ def open_film(source: str) -> Iterator[cv2.VideoCapture]:
         cv2.setLogLevel(level)
     try:
         if not capture.isOpened():
-            what = 'no such camera' if is_camera(source) else 'is damaged, or not a film that OpenCV can read'
+            what = 'no such camera' if is_camera(source) else 'is damaged or not a film that OpenCV can read'
             raise ImageError(f'{source}: {what}')
         yield capture
     finally:
@@ -102,11 +102,13 @@ def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
         def write(image: np.ndarray) -> None:
             sizes.append(image.shape[1::-1])
             if not video.isOpened() and not video.open(str(unfinished), code, fps, sizes[0]):
-                raise UsageError(f'--out {out}: this OpenCV cannot write mp4; name a folder for PNG files')
+                raise UsageError(
+                    f'--out {out}: this OpenCV cannot write mp4; pass a folder to write PNG files'
+                )
             if sizes[-1] != sizes[0]:  # OpenCV would leave it out
                 raise ImageError(
-                    f'a picture of {"x".join(map(str, sizes[-1]))} does not fit the film of '
-                    f'{"x".join(map(str, sizes[0]))}; name a folder for PNG files by --out'
+                    f'an image of {"x".join(map(str, sizes[-1]))} does not fit the film of '
+                    f'{"x".join(map(str, sizes[0]))}; pass a folder to --out to write PNG files'
                 )
             video.write(image)
 

@@ -49,7 +49,7 @@ def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
     if pose.shape != (4, 4):
         raise DataError(f'{name}: got shape {pose.shape}, expected (4, 4), LiDAR frame to global frame')
     if not np.isfinite(pose).all():
-        raise DataError(f'{name}: got NaN or infinity: {pose.tolist()}; skip the frame or give a valid pose')
+        raise DataError(f'{name}: got NaN or infinity: {pose.tolist()}; skip the frame or pass a valid pose')
     if problem := not_rigid(pose):
         raise DataError(f'{name}: is not a rigid transform: {problem}')
     return pose
@@ -82,8 +82,8 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
     for camera, matrix in enumerate(np.linalg.solve(intrinsics, lidar2img)):
         if problem := not_rigid(matrix):
             raise DataError(
-                f'calibration: lidar2img of camera {camera} is not its intrinsics times a rigid transform: '
-                f'{problem}; both must be for the pixels of the network input'
+                f'calibration: lidar2img of camera {camera} is not its intrinsics times a rigid '
+                f'transform: {problem}; both must refer to pixels of the network input'
             )
     return Calibration(lidar2img, intrinsics)
 
@@ -116,8 +116,8 @@ def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         )
     if images.shape != shape or images.dtype != np.float32:
         raise ShapeError(
-            f'images: got {images.dtype} {images.shape}, expected float32 {shape}; prepare them by the rule '
-            f'in the file (MultiViewRule.apply), or export for this size'
+            f'images: got {images.dtype} {images.shape}, expected float32 {shape}; prepare them with the '
+            'rule in the file (MultiViewRule.apply), or export for this size'
         )
     return np.ascontiguousarray(images)
 

@@ -163,4 +163,4 @@ def check_matrix(calibration: Arrays, key: str, shape: tuple[int, ...], name: st
     if matrix.shape != shape:
         raise ShapeError(f'{name}: {key} is of shape {matrix.shape}, expected {shape}')
     if not np.isfinite(matrix).all():
-        raise DataError(f'{name}: {key} holds NaN or infinity; mend the calibration')
+        raise DataError(f'{name}: {key} has NaN or infinity; correct the calibration')

@@ -46,7 +46,7 @@ def not_rigid(matrix: np.ndarray) -> str:
         error = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
     if not error <= RIGID_TOLERANCE:
         return f'its rotation R has R^T R - I of up to {error:.3g}, expected at most {RIGID_TOLERANCE}'
-    return 'its rotation mirrors (determinant -1)' if np.linalg.det(rotation) < 0 else ''
+    return 'its rotation is a reflection (determinant -1)' if np.linalg.det(rotation) < 0 else ''
 
 
 def softmax(values: Any) -> Any:

@@ -52,7 +52,7 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
         ) from error
     infos = content.get('infos', content.get('data_list')) if isinstance(content, dict) else content
     if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
-        raise DataError(f"{path}: has no list of infos; expected what mmdet3d's create_data.py writes")
+        raise DataError(f"{path}: has no list of infos; expected a file of mmdet3d's create_data.py")
     if not infos:
         raise DataError(f'{path}: is empty; expected at least one info')
     return infos
@@ -75,8 +75,8 @@ def find_file(
             if candidate.is_file():
                 return candidate
     raise DataError(
-        f'{source}: its {kind} {name[:LONGEST]} is not there, nor under {" or ".join(map(str, folders))}; '
-        f'give the folder of the data set (--data-root)'
+        f'{source}: its {kind} {name[:LONGEST]} is missing, also under {" or ".join(map(str, folders))}; '
+        'pass the folder of the data set with --data-root'
     )
 
 
@@ -133,7 +133,7 @@ class RigFrame:
         pictures = [None if path is None else read_image(path) for path in self.pictures]
         first = next((picture for picture in pictures if picture is not None), None)
         if first is None:
-            raise DataError(f'{self.source}: {self.name} has the picture of no camera; expected one at least')
+            raise DataError(f'{self.source}: {self.name} has no image of any camera; expected at least one')
         return [np.zeros_like(first) if picture is None else picture for picture in pictures]
 
 
@@ -279,7 +279,7 @@ def pose_of(values: Mapping[str, Any], place: str, name: str) -> np.ndarray:
         rotation = rotation_of(rotation)
     pose[:3, :3], pose[:3, 3] = rotation, numbers_of(values, place, f'{name}_translation', (3,))
     if problem := not_rigid(pose):
-        raise DataError(f'{place}: {key} is no rotation: {problem}')
+        raise DataError(f'{place}: {key} is not a rotation: {problem}')
     return pose
 
 

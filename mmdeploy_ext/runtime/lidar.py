@@ -42,7 +42,9 @@ class PillarsOnnx(Runtime):
         axes = {tensor.name: tensor.axes for tensor in self.session.spec.inputs}
         points = axes.get(INPUTS[0], ())[1:2]
         if self.rule.mode == 'hard' and points and points[0] != self.rule.max_points:
-            reason = f'max_points is {self.rule.max_points}, {INPUTS[0]!r} has {points[0]} of a voxel'
+            reason = (
+                f'max_points is {self.rule.max_points}, but {INPUTS[0]!r} has {points[0]} points per voxel'
+            )
             raise damaged(path, 'preprocess', reason)
 
     def step(self, points: np.ndarray) -> np.ndarray:
@@ -75,7 +77,7 @@ class LidarOnnx(Runtime):
         self.files = files = {}
         for path in export_files(paths, self.graphs):
             if path.stem in files:
-                raise ModelFileError(f'{files[path.stem]}, {path}: both are {path.name}; give one of them')
+                raise ModelFileError(f'{files[path.stem]}, {path}: both are {path.name}; pass one of them')
             files[path.stem] = path
         if missing := [f'{name}.onnx' for name in self.graphs if name not in files]:
             raise ModelFileError(

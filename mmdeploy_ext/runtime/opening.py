@@ -77,5 +77,7 @@ def open_model(
         return ImageModel(files[0], providers=providers, threads=threads)
     opens = opener(metadata)
     if opens is None:
-        raise ModelFileError(f'{path}: the runtime of family {metadata.family!r} has no OPENS')
+        raise ModelFileError(
+            f'{path}: family {metadata.family!r} cannot be opened, as its runtime module has no OPENS'
+        )
     return opens(str(path), providers=providers, threads=threads)

@@ -74,8 +74,8 @@ def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segment
     wrong = (panoptic < 0) | ((panoptic % OFFSET >= classes) & (panoptic != classes))
     if wrong.any():
         raise ModelFileError(
-            f'panoptic: a pixel is {int(panoptic[wrong][0])}, which is no class + number * {OFFSET} of '
-            f'{classes} classes, nor {classes}, which says that it is in no segment'
+            f'panoptic: a pixel is {int(panoptic[wrong][0])}; expected class + number * {OFFSET} with one '
+            f'of {classes} classes, or {classes} for no segment'
         )
     return [Segments.of_map(image, classes) for image in panoptic]
 

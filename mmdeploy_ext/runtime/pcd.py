@@ -28,7 +28,7 @@ def read_pcd(content: bytes, width: int, name: str) -> np.ndarray:
         form = header['DATA'][0]
         columns = _read(rows, fields, count, form)
     except (LookupError, ValueError, TypeError) as error:
-        raise DataError(f'{name}: is damaged, or no .pcd of version 0.7 ({error})') from error
+        raise DataError(f'{name}: is damaged or not a .pcd of version 0.7 ({error})') from error
     first = FIRST if 'intensity' in columns else FIRST[:3]
     names = [*first, *(field for field in columns if field not in (*first, PADDING))]
     if len(names) < width or not set(first) <= set(columns):
@@ -98,9 +98,9 @@ def _unpack(packed: bytes, size: int) -> bytes:
         start = len(content) - ((control & 31) << 8) - packed[place] - 1
         place += 1
         if start < 0:
-            raise ValueError('its compressed data refer to bytes before the first')
+            raise ValueError('the compressed data refer to bytes before the first one')
         for index in range(start, start + length + 2):  # a copy may reach into itself
             content.append(content[index])
     if len(content) != size:
-        raise ValueError(f'{len(content)} bytes are unpacked, {size} are expected')
+        raise ValueError(f'got {len(content)} bytes after unpacking, expected {size}')
     return bytes(content)

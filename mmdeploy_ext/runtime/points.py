@@ -40,7 +40,7 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror}); expected a sweep of float32') from error
     except (ValueError, EOFError) as error:
-        raise DataError(f'{path}: cannot be read ({error}); expected an array of numpy') from error
+        raise DataError(f'{path}: cannot be read ({error}); expected a numpy array') from error
     if suffix == '.pcd':
         points = read_pcd(content, width, str(path))
     if suffix not in ('.npy', '.pcd'):
@@ -63,8 +63,8 @@ def _raw_points(content: bytes, path: str | Path, width: int) -> np.ndarray:
     check_plausible(points, path, advice)
     if likelier := _likelier_width(values, width):
         raise DataError(
-            f'{path}: its {len(values)} values are points of {likelier} values by their look, the model '
-            f'takes points of {width}: add or leave out the columns that differ'
+            f'{path}: its {len(values)} values look like points of {likelier} values, but the model '
+            f'expects points of {width}: add or remove columns'
         )
     return check_points(points, width, str(path))
 
@@ -78,7 +78,7 @@ def check_plausible(
         return
     row, column = int(rows[0]), int(columns[0])
     title = f'{"xyz"[column]}, in metres,' if column < 3 else f'column {column}'
-    several = f' ({len(rows)} values of the file cannot be)' if len(rows) > 1 else ''
+    several = f' ({len(rows)} values of the file)' if len(rows) > 1 else ''
     raise DataError(
         f'{path}: {title} of point {row} is {points[row, column]:g}{several}, expected a number of at most '
         f'{LARGEST_VALUE:g}: {advice}'

@@ -92,7 +92,7 @@ class ScnOnnx(contextlib.ExitStack):
             InferenceError: the engine failed.
         """
         if (points is None) == (voxels is None):
-            raise DataError('step: give either points or voxels')
+            raise DataError('step: pass either points or voxels')
         start = time.perf_counter()
         if voxels is None:
             features, coordinates = self.voxels(points)
@@ -100,8 +100,8 @@ class ScnOnnx(contextlib.ExitStack):
             features, coordinates = voxels
             if self.rule.mode == 'hard' and len(features) > self.rule.max_voxels:
                 raise DataError(
-                    f'voxels: got {len(features)}, the model takes at most {self.rule.max_voxels} '
-                    f'(max_voxels); leave some out, or give the points'
+                    f'voxels: got {len(features)}, the model accepts at most {self.rule.max_voxels} '
+                    '(max_voxels); remove some, or pass points'
                 )
         voxelised = time.perf_counter()
         feeds = self.feeds(features, coordinates)
@@ -111,7 +111,7 @@ class ScnOnnx(contextlib.ExitStack):
         spent = dict(voxelise=voxelised - start, rulebook=built - voxelised, network=done - built)
         self.milliseconds = {part: seconds * 1e3 for part, seconds in spent.items()}
         if dense.shape != self.output_shape:
-            raise InferenceError(f'{self.path}: gave shape {dense.shape}, expected {self.output_shape}')
+            raise InferenceError(f'{self.path}: returned shape {dense.shape}, expected {self.output_shape}')
         return dense
 
     def feeds(self, features: np.ndarray, coordinates: np.ndarray) -> dict[str, np.ndarray]:
@@ -144,5 +144,5 @@ def _read_facts(props: Mapping[str, str], path: object) -> tuple[PortableFacts, 
     rule = read_entry(props, key, path, VoxelRule | FusionRule)
     rule = getattr(rule, 'voxels', rule)
     if rule is None:
-        raise damaged(path, key, 'voxels is None, expected how points become voxels')
+        raise damaged(path, key, 'voxels is None, expected the rule that turns points into voxels')
     return facts, rule

@@ -274,7 +274,7 @@ def checked_tensors(
             )
         if not np.isfinite(values).all():
             raise ShapeError(
-                f'state: {name!r} has NaN or infinity; call reset() to begin with an empty memory'
+                f'state: {name!r} has NaN or infinity; call reset() to start with an empty memory'
             )
         copies[name] = values
     return copies

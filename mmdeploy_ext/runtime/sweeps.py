@@ -73,8 +73,8 @@ class Sweeps:
             return np.ascontiguousarray(points)
         if points.shape[1] <= AGE:
             raise DataError(
-                f'{self.source}: points of {points.shape[1]} values have no column for the time lag that '
-                f'merging writes; give LoadPointsFromFile use_dim=5'
+                f'{self.source}: points of {points.shape[1]} values have no column for the time lag; set '
+                'use_dim=5 in LoadPointsFromFile'
             )
         merged = rule.past.merge(
             points.copy(),
@@ -117,6 +117,6 @@ def _lidar_path(info: Mapping[str, Any], source: Path) -> str:
             return str(info[outer][inner])
     if 'lidar_path' not in info:
         raise DataError(
-            f'{source}: an info has no lidar_path, but {shortened(list(info))}; expected infos of mmdet3d'
+            f'{source}: an info has no lidar_path; got {shortened(list(info))}, expected infos of mmdet3d'
         )
     return str(info['lidar_path'])

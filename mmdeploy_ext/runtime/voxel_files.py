@@ -16,8 +16,8 @@ FEATURES = re.compile(r'features(_f16|_f32)?')
 COORDINATES = re.compile(r'(?:coordinates|coors|coords)(?:_b(xyz|zyx))?(?:_i16|_i32)?')
 """Names of coordinates, perhaps with their order."""
 EXPECTED = (
-    'expected an .npz with `features` (N, C) floats and `coordinates` (N, 4) integers: sample and three axes '
-    '(also coors, coords; coors_bxyz and coors_bzyx say their order)'
+    'expected an .npz with `features` (N, C) floats and `coordinates` (N, 4) integers: sample and three '
+    'axes (also named coors or coords; coors_bxyz and coors_bzyx state the order)'
 )
 
 
@@ -48,7 +48,7 @@ def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
         )
     if coordinates.size and not 0 <= coordinates.min() <= coordinates.max() <= np.iinfo(np.int32).max:
         ends = f'{coordinates.min()} to {coordinates.max()}'
-        raise DataError(f'{path}: {name} are {ends}, expected 0 to what int32 holds')
+        raise DataError(f'{path}: {name} are {ends}, expected 0 to 2**31 - 1')
     if COORDINATES.fullmatch(name)[1] not in (None, order):
         coordinates = coordinates[:, [0, 3, 2, 1]]
     return features.astype(np.float32), np.ascontiguousarray(coordinates, np.int32)

@@ -126,5 +126,5 @@ def mixture_rules(models: Mapping[str, onnx.ModelProto]) -> Iterator[Violation]:
         first_file, first = stated[0]
         if text != first:
             message = f'{file} was exported from the checkpoint {text[:12]}, {first_file} from {first[:12]}'
-            yield Violation(file, '', 'mixture', f'{message}: are they of one model?', WARNING)
+            yield Violation(file, '', 'mixture', f'{message}: export both from one checkpoint', WARNING)
             return

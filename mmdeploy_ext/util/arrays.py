@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,16 +72,20 @@ class ArrayDistance:
         array, reference = self._scaled
         if not (array.any() or reference.any()):
             return 1.0
-        norms = float(np.linalg.norm(reference) * np.linalg.norm(array))
+        norms = math.prod(self._norms)
         return min(max(float(reference @ array) / norms, -1.0), 1.0) if norms > 0 else 0.0
 
     @property
     def norm_ratio(self) -> float:
         """Norm of the array over the reference's; 1 for two zero vectors, infinite for a zero reference."""
-        norm, reference_norm = (float(np.linalg.norm(side)) for side in self._scaled)
+        norm, reference_norm = self._norms
         if reference_norm == 0:
             return float('inf') if norm > 0 else 1.0
         return norm / reference_norm
+
+    @functools.cached_property
+    def _norms(self) -> tuple[float, float]:
+        return tuple(float(np.linalg.norm(side)) for side in self._scaled)
 
     @functools.cached_property
     def _scaled(self) -> tuple[np.ndarray, np.ndarray]:

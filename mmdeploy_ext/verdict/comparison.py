@@ -205,7 +205,7 @@ def _compare_group(
             reason = f'{worst.over} of {candidate.size} values differ, most in {worst.place}: '
             reason += f'by {worst.difference:.3g}, allowed {bar}'
     is_special = (sizes == 0) & (reference != 0)
-    usual = ArrayDistance(*(np.where(is_special, 0, side) for side in (candidate, reference)))
+    usual = ArrayDistance(_cleared(candidate, is_special), _cleared(reference, is_special))
     max_rel = group.rtol * worst.ratio if group.rtol else usual.max_rel
     return TensorRow(
         name,
@@ -218,6 +218,10 @@ def _compare_group(
         reason,
         norm_ratio=usual.norm_ratio if np.isfinite(usual.norm_ratio) else None,
     )
+
+
+def _cleared(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return np.where(places, 0, array) if places.any() else array
 
 
 def _compare_exactly(

@@ -114,7 +114,7 @@ def worst_value(
         index = row if title != 'column' or group.columns is None else group.columns[row]
         found = WorstValue(
             float(split[0][row, value]),
-            float(bars[row, value]),
+            float(np.broadcast_to(bars, ratios.shape)[row, value]),
             int((split[0] > bars).sum()),
             f'{title} {index}' if title else '',
             is_dead,
@@ -140,12 +140,13 @@ def _slices(array: np.ndarray, axis: int | None) -> np.ndarray:
 
 
 def _bars(sizes: np.ndarray, rounding: np.ndarray, allowed: Callable[..., Any]) -> np.ndarray:
-    """Tolerances (slices, values)."""
+    """Tolerances (slices, values), or (slices, 1) if none has values of several magnitudes."""
     tops = sizes.max(axis=1)
-    bars = allowed(tops, rounding.max(axis=1))[:, None].repeat(sizes.shape[1], axis=1)
-    for row in np.flatnonzero(tops > JUMP * LEAST):
-        if not _may_jump(sizes[row]):
-            continue
+    bars = allowed(tops, rounding.max(axis=1))[:, None]
+    rows = [row for row in np.flatnonzero(tops > JUMP * LEAST) if _may_jump(sizes[row])]
+    if rows:
+        bars = bars.repeat(sizes.shape[1], axis=1)
+    for row in rows:
         ranked = np.sort(sizes[row])
         is_jump = (ranked[1:] > JUMP * ranked[:-1]) & (ranked[:-1] > LEAST)
         usual = np.median(rounding[row])

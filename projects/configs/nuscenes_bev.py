@@ -56,3 +56,11 @@ def bev_data(
         test_mode=True,
     )
     return dict(samples_per_gpu=1, workers_per_gpu=4, val=test, test=test)
+
+
+def command_data(**settings: Any) -> dict[str, Any]:
+    """Return the `data` section of VAD, with the driver's command; `settings` of `bev_data`."""
+    data = bev_data(**settings)
+    data['test']['type'] = 'VADCustomNuScenesDataset'
+    data['test']['pipeline'][-1]['transforms'][-1]['keys'].append('ego_fut_cmd')
+    return data

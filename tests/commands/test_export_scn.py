@@ -170,7 +170,7 @@ def test_a_stored_node_list_is_compared(models, tmp_path, capsys):
     words = [*models['second'], '--output-file', path, '--verify-only', '--node-list', stored]
     assert export(*words, '--order', 'zyx') == 1
     out = capsys.readouterr().out
-    assert 'nodes.json' in out and 'order as asked for' in out
+    assert 'nodes.json' in out and 'order as requested' in out
     with pytest.raises(UsageError, match=r'nodes\.json'):
         compare_node_lists(content, content['nodes'], 'nodes.json')
 

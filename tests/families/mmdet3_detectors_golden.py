@@ -1,9 +1,11 @@
 """What mmdet 3.3.0 finds with small detectors that mmdet 2.28 lacks, on generated weights and pictures.
 
 `PYTHONPATH=tests/support .venv-mmdet3/bin/python tests/families/mmdet3_detectors_golden.py` writes
-`mmdet3_detectors_golden.json`. Needs numpy and torch alone.
+`mmdet3_detectors_golden.json`; mmpretrain 1.2.0 must be installed. The tests need numpy and torch alone.
 """
 
+import copy
+import importlib
 import json
 from pathlib import Path
 
@@ -26,6 +28,9 @@ RESNET = dict(
     norm_cfg=dict(type='BN', requires_grad=False),
     norm_eval=True,
 )
+CONVNEXT = dict(
+    type='mmpretrain.ConvNeXt', arch='atto', layer_scale_init_value=1.0, gap_before_final_norm=False
+)
 FPN = dict(
     type='FPN',
     in_channels=[8, 16, 32, 64],
@@ -38,6 +43,7 @@ FPN = dict(
 LAYERS = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU', inplace=True))
 FOCAL = dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)
 GIOU, L1 = dict(type='GIoULoss', loss_weight=2.0), dict(type='L1Loss', loss_weight=5.0)
+NORMED = dict(type='NormedLinear', tempearture=5, bias=True)
 NMS = dict(
     nms_pre=100, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.6), max_per_img=20
 )
@@ -80,7 +86,7 @@ def condinst(name, channels, params):
     )
 
 
-def detr(name, decoder=(), ffn=(), **changes):
+def detr(name, decoder=(), ffn=(), backbone=RESNET, channels=64, **changes):
     """Return Conditional DETR or DAB-DETR."""
     ffn_cfg = dict(embed_dims=256, feedforward_channels=64, num_fcs=2, ffn_drop=0.0, **dict(ffn))
     attention = dict(embed_dims=256, num_heads=8)
@@ -88,10 +94,10 @@ def detr(name, decoder=(), ffn=(), **changes):
     return dict(
         type=name,
         num_queries=12,
-        backbone=dict(RESNET, out_indices=(3,)),
+        backbone=dict(backbone, out_indices=(3,)),
         neck=dict(
             type='ChannelMapper',
-            in_channels=[64],
+            in_channels=[channels],
             kernel_size=1,
             out_channels=256,
             act_cfg=None,
@@ -117,6 +123,56 @@ def detr(name, decoder=(), ffn=(), **changes):
         ),
         test_cfg=dict(max_per_img=12),
         **changes,
+    )
+
+
+def faster_of_v3det():
+    """Return Faster R-CNN with the classifier of V3Det."""
+    coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4)
+    nms = dict(type='nms', iou_threshold=0.6)
+    return dict(
+        type='FasterRCNN',
+        backbone=RESNET,
+        neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=5),
+        rpn_head=dict(
+            type='RPNHead',
+            in_channels=16,
+            feat_channels=16,
+            anchor_generator=dict(
+                type='AnchorGenerator', scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]
+            ),
+            bbox_coder=dict(coder, target_stds=[1.0] * 4),
+            loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0),
+            loss_bbox=L1,
+        ),
+        roi_head=dict(
+            type='StandardRoIHead',
+            bbox_roi_extractor=dict(
+                type='SingleRoIExtractor',
+                roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+                out_channels=16,
+                featmap_strides=[4, 8, 16, 32],
+            ),
+            bbox_head=dict(
+                type='Shared2FCBBoxHead',
+                in_channels=16,
+                fc_out_channels=64,
+                roi_feat_size=7,
+                num_classes=5,
+                bbox_coder=dict(coder, target_stds=[0.1, 0.1, 0.2, 0.2]),
+                reg_class_agnostic=True,
+                cls_predictor_cfg=NORMED,
+                loss_cls=dict(
+                    type='CrossEntropyCustomLoss', num_classes=5, use_sigmoid=True, loss_weight=1.0
+                ),
+                loss_bbox=L1,
+            ),
+        ),
+        train_cfg=None,
+        test_cfg=dict(
+            rpn=dict(nms_pre=100, max_per_img=50, nms=dict(nms, iou_threshold=0.7), min_bbox_size=0),
+            rcnn=dict(score_thr=0.0001, nms=nms, max_per_img=20),
+        ),
     )
 
 
@@ -146,7 +202,27 @@ CASES = dict(
     ),
     condinst=condinst('CondInst', 8, 169),
     boxinst=condinst('BoxInst', 16, 593),
+    v3det_faster=faster_of_v3det(),
+    v3det_fcos=dict(
+        type='FCOS',
+        backbone=RESNET,
+        neck=FPN,
+        bbox_head=dict(
+            type='FCOSHead',
+            num_classes=5,
+            in_channels=32,
+            stacked_convs=1,
+            feat_channels=32,
+            strides=[8, 16, 32, 64, 128],
+            cls_predictor_cfg=NORMED,
+            norm_cfg=dict(type='GN', num_groups=8),
+            loss_cls=dict(FOCAL, type='FocalCustomLoss', num_classes=5),
+            loss_bbox=dict(type='IoULoss', loss_weight=1.0),
+        ),
+        test_cfg=dict(NMS, min_bbox_size=-1),  # mmdet 2.28 keeps boxes without area
+    ),
     conditional_detr=detr('ConditionalDETR'),
+    convnext=detr('ConditionalDETR', backbone=CONVNEXT, channels=320),
     dab_detr=detr(
         'DABDETR',
         decoder=dict(query_dim=4, query_scale_type='cond_elewise', with_modulated_hw_attn=True),
@@ -180,9 +256,10 @@ def main():
     from mmengine.config import ConfigDict
 
     register_all_modules()
+    importlib.import_module('mmpretrain.models')
     cases = {}
     for name, config in CASES.items():
-        model = MODELS.build(ConfigDict(config)).eval()
+        model = MODELS.build(ConfigDict(copy.deepcopy(config))).eval()
         for key, tensor in model.state_dict().items():
             tensor.copy_(drawn(key, tensor))
         meta = dict(batch_input_shape=SIZE[2:], img_shape=SHAPE, ori_shape=ORIGINAL, scale_factor=SCALE)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from mmcv import ConfigDict
+from mmcv import Config, ConfigDict
 from mmdet.models import builder
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
@@ -14,8 +14,7 @@ import mmdet3_detectors_golden as golden
 from drawn_weights import drawn
 from marking import in_suite
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.families.instance.family import InstanceFamily
-from mmdeploy_ext.families.query.family import QueryFamily
+from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.models.catalogue import MODELS_2D, register_all
 from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
 from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_name
@@ -31,7 +30,7 @@ META = dict(
 
 @pytest.fixture(scope='module', params=in_suite(golden.CASES, *golden.CASES))
 def case(request):
-    """Return what mmdet 3 finds, and the translated model with the weights that mmdet 3 had."""
+    """Return what mmdet 3 finds, the translated config, and its model with the weights that mmdet 3 had."""
     register_all(MODELS_2D)
     config, expected = to_mmdet2_model(copy.deepcopy(golden.CASES[request.param])), EXPECTED[request.param]
     model = builder.build_detector(ConfigDict(config)).eval()
@@ -43,7 +42,7 @@ def case(request):
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(drawn(theirs[name], tensor))
-    return expected, model
+    return expected, config, model
 
 
 def check(rows, labels, masks, expected):
@@ -55,7 +54,7 @@ def check(rows, labels, masks, expected):
 
 
 def test_the_model_finds_what_mmdet_3_finds(case):
-    expected, model = case
+    expected, _, model = case
     with torch.no_grad():
         (result,) = model.simple_test(golden.picture(), [META], rescale=True)
     boxes, masks = result if isinstance(result, tuple) else (result, None)
@@ -67,8 +66,8 @@ def test_the_model_finds_what_mmdet_3_finds(case):
 
 
 def test_the_modules_of_its_graph_find_the_same(case):
-    expected, model = case
-    family = InstanceFamily() if 'pixels' in expected else QueryFamily()
+    expected, config, model = case
+    family = find_family(Config(dict(model=config)))
     height, width = golden.SIZE[2:]
     options = Options(family.options, height=height, width=width)
     tensors = dict(

@@ -5,13 +5,13 @@ import types
 import numpy as np
 import pytest
 
+from mmdeploy_ext.families.common.runtime.bev_frames import record_of
 from mmdeploy_ext.families.common.runtime.query_boxes import above, at_least, passing
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 from mmdeploy_ext.systems.bevdet.runtime import BevDetOnnx
-from mmdeploy_ext.systems.bevformer.runtime import record_of
 from mmdeploy_ext.systems.petr.runtime import PetrOnnx, camera_times
 from mmdeploy_ext.systems.streampetr.runtime import StreamPetrOnnx
 

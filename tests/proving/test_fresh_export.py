@@ -1,5 +1,7 @@
 """Level 1 holds a file to a fresh export, edits of ours included."""
 
+from unittest import mock
+
 import onnx
 import pytest
 import torch
@@ -9,6 +11,8 @@ from mmdeploy_ext.cli import graph_app, verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.kinds import IMAGES
 from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving import file_checks
+from mmdeploy_ext.proving.pictures import compare_graph
 from proofs import check_files, level_1_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy, toy_file
 from verdicts import checks_of, graphs_of, preprocessing_of
@@ -37,6 +41,22 @@ def test_exact_group_normalisation_is_an_option_of_the_file_and_held_to_every_no
     next(entry for entry in means.attribute if entry.name == 'axes').ints[:] = [-2]
     graph = judged(detector, model, tmp_path)
     assert not graph.passed and means.name in graph.text
+
+
+def test_a_dynamic_file_is_held_to_a_smaller_trace_and_to_its_own_where_they_differ(detector):
+    options = detector.family.choose(form='raw', height=288, width=384, dynamic=True)
+    model, other = (onnx.load(toy_file('raw')) for _ in range(2))
+    other.graph.node[0].op_type = 'Ceil'
+    fresh, seen = {(288, 384): model, (224, 288): other}, []
+
+    def traced(detector, options, picture, size):
+        return lambda: seen.append(size) or fresh[size]
+
+    with mock.patch.object(file_checks, 'of_images', traced):
+        for file, sizes in ((other, [(224, 288)]), (model, [(224, 288), (288, 384)])):
+            seen.clear()
+            assert compare_graph(detector, file, options, None).equal
+            assert seen == sizes
 
 
 @pytest.mark.parametrize(
@@ -100,4 +120,4 @@ def test_what_was_asked_for_decides_not_what_the_file_says(capsys, monkeypatch):
     asked = ('--postprocess', 'full', '--opset-version', '18')
     assert verify_app.main([CONFIG, CHECKPOINT, toy_file('raw'), *asked]) == 1
     out = capsys.readouterr().out
-    assert 'form as asked for' in out and 'opset as asked for' in out
+    assert 'form as requested' in out and 'opset as requested' in out

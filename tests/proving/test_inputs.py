@@ -6,6 +6,7 @@ import pytest
 import toy_solo
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs, zoomed_input
+from mmdeploy_ext.proving.pictures import smallest
 from mmdeploy_ext.proving.references import (
     InputReference,
     changed_children,
@@ -111,7 +112,7 @@ def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_
     given = [('landscape', picture), ('portrait', portrait), ('wide', wide)]
     detector = toys['atss']
     inputs = proof_inputs(detector, options(detector), given)
-    by_rule = {one.sources[0][0]: one for one in inputs if one.name.startswith("by the config's rule")}
+    by_rule = {one.sources[0][0]: one for one in inputs if one.name.startswith('resized as in the config')}
     for title, image in given[1:]:
         expected = detector.rule.apply(image)
         assert np.array_equal(by_rule[title].images[0].tensor, expected.tensor)
@@ -122,13 +123,18 @@ def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_
 
 def test_of_a_large_dynamic_file_the_traced_input_alone_has_its_size(toys, picture):
     atss = toys['atss']
-    for height, width, expected in ((800, 1216, (416, 640)), (256, 320, (256, 320))):
+    for height, width, small, large in (
+        (800, 1216, (192, 288), (416, 640)),
+        (160, 256, (160, 256), (160, 256)),
+    ):
         chosen = options(atss, height=height, width=width)
         inputs = {one.name.split(',')[0]: one for one in proof_inputs(atss, chosen, [('a', picture)])}
         plain, zoomed = plain_inputs(atss, chosen)[0], zoomed_input(atss, chosen, ('a', picture), BOX)
         sizes = [one.images[0].tensor.shape[1:] for one in (inputs['dark'], inputs['bright'], plain, zoomed)]
-        assert sizes == [expected] * 4
+        assert sizes == [small] * 3 + [large]
         assert inputs['traced input'].images[0].tensor.shape[1:] == (height, width)
+        listed = [*inputs.values()]
+        assert smallest(listed) > 0  # which runs again at the end
 
 
 def test_objects_are_shares_of_an_oblong_picture_and_score_half_of_the_best():

@@ -76,10 +76,13 @@ def test_memories_part_where_a_tie_decides_which_instance_is_the_last_to_be_kept
     [
         (side([0, 1, 2, 3, 4, 6, 5, 7]), 'instances 5 and 6 are exchanged, first scores 0.1 apart'),
         (side([1, 0, 2, 3, 4, 5, 6, 7]), 'exchanged, first scores inf apart'),
-        (side(kept=[0, 1, 2, 6, 3]), 'memory row 0 has the confidence 0.900000, the best one left 0.950000'),
+        (
+            side(kept=[0, 1, 2, 6, 3]),
+            'memory row 0 has the confidence 0.900000, but a better one was left out: 0.950000',
+        ),
         (side(tracks=[*range(7), 9]), 'instance 7 has the track id 9, expected 7'),
         (side(tracks=[*range(7), -1]), 'instance 7 has the track id -1, expected 7'),
-        (side(next_id=0), 'the next id is 0, expected 8'),
+        (side(next_id=0), 'the next track id is 0, expected 8'),
     ],
 )
 def test_what_is_no_tie_is_a_fault(candidate, fault):

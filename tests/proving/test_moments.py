@@ -15,11 +15,11 @@ from marking import in_suite
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.common import camera_data
+from mmdeploy_ext.models.datasets.bev_dataset import BevNuScenesDataset
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.runtime import infos
 from mmdeploy_ext.runtime.geometry import invert_pose
-from mmdeploy_ext.systems.bevformer.model.dataset import BevNuScenesDataset
 from planting import altered, arguments, replaced, result
 from projects.configs import nuscenes_fusion
 from toy_atss import REPO

@@ -28,7 +28,7 @@ REPLACED = {f'model.test_cfg.nms.{key}': value for key, value in dict(_delete_=T
     ('overrides', 'detail'),
     [
         (ABSENT, 'model.test_cfg.nms.class_agnostic: the file says True, the config has no such key; if'),
-        (OTHER, 'model.test_cfg.score_thr: the file says 0.3, the config 0.05; if that is intended, give'),
+        (OTHER, 'model.test_cfg.score_thr: the file says 0.3, the config 0.05; if that is intended, pass'),
         ({'model.test_cfg.score_thr': 0.05}, ''),
         ({'data.workers_per_gpu': 0, 'data.no_such_key': 1}, ''),  # not of the model
         (ABSENT | {'model.test_cfg': dict(score_thr=0.05)}, ''),  # mmcv drops the first of the two
@@ -62,9 +62,11 @@ def test_a_file_of_another_export_is_stale():
     overridden = dict(recorded.options, cfg_options=dict(data=1))  # settings_check compares these
     assert stale_reason(recorded, dataclasses.replace(recorded, options=overridden)) == ''
     for title, changes in STALE.items():
-        assert stale_reason(recorded, dataclasses.replace(recorded, **changes)) == f'stale: another {title}'
+        assert (
+            stale_reason(recorded, dataclasses.replace(recorded, **changes)) == f'stale: the {title} changed'
+        )
     older = dataclasses.replace(recorded, versions={}, model_classes=({},))  # whose classes were elsewhere
-    assert stale_reason(recorded, older) == 'stale: another versions'
+    assert stale_reason(recorded, older) == 'stale: the versions changed'
 
 
 def test_options_are_compared_one_by_one():
@@ -87,7 +89,7 @@ def test_companions_are_compared_word_by_word(tmp_path):
 
 
 def test_tools_that_are_instructed_by_a_file_refuse_other_settings_with_what_to_type():
-    words = r'm\.onnx: was exported with other settings .* give --cfg-options model\.test_cfg\.nms\.class_ag'
+    words = r'm\.onnx: was exported with other settings .* pass --cfg-options model\.test_cfg\.nms\.class_ag'
     with pytest.raises(UsageError, match=words):
         refuse_other_settings(load_config(CONFIG), ABSENT, 'm.onnx')
     refuse_other_settings(load_config(CONFIG, dict(ABSENT)), ABSENT, 'm.onnx')

@@ -72,6 +72,6 @@ def test_the_opset_is_that_of_the_options_unless_the_file_was_edited():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)])
     spec = GraphSpec('g', *((TensorSpec(name, 'float32', (1, 2)),) for name in 'xy'))
     metadata = SimpleNamespace(options=dict(opset=17), spec=spec, precision='fp32')
-    for edited, expected in {False: {'opset': 'asked for 17, written [18]'}, True: {}}.items():
+    for edited, expected in {False: {'opset': 'requested 17, the file has [18]'}, True: {}}.items():
         checks = check_structure(model, metadata, edited)
         assert {check.name: check.detail for check in checks if not check.passed} == expected

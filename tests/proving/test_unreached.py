@@ -16,7 +16,8 @@ def test_a_limit_is_named_if_something_was_counted_and_less_than_it():
     ]
     limits = dict(max_per_img=100, max_candidates=40, nms_pre=1000, score_thr=0.5, type='full')
     assert unreached(limits, cases, '--images') == [
-        'max_per_img 100 (most found 97): reach it with --images, or lower it by --cfg-options on both sides'
+        'max_per_img 100 (most found 97): reach it with --images, or lower it with --cfg-options in export '
+        'and verify'
     ]
     assert unreached(dict(max_per_img=-1), cases, '--images') == unreached({}, cases, '--images') == []
 

@@ -26,7 +26,7 @@ def test_a_weight_that_is_not_that_of_the_checkpoint_is_named():
         (dict(a=torch.ones(2, dtype=torch.float16), old=torch.zeros(3)), ''),
         (dict(a=torch.ones(2), b=torch.ones(2)), 'b differs'),
         (dict(a=torch.ones(3), b=torch.ones(2)), 'a and 1 more differ'),
-        (dict(c=torch.ones(2)), 'no tensor has the name of a weight of the model, such as a'),
+        (dict(c=torch.ones(2)), 'no tensor is named like a weight of the model, such as a'),
     ],
 )
 def test_tensors_of_a_file_are_compared_by_name(tensors, detail):

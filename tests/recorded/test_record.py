@@ -69,8 +69,8 @@ def test_a_claim_that_rests_on_results_alone_says_so(request_of_toy, recorded, t
     folder = shutil.copytree(recorded, tmp_path / 'rec')
     changed_manifest(folder, lambda entry: [call.update(modules=[]) for call in entry['calls']])
     verdict = verdict_of(request_of_toy, folder)
-    assert verdict.proven and 'results alone' in verdict.subject['recorded']
-    assert 'results alone' not in verdict_of(request_of_toy, recorded).subject['recorded']
+    assert verdict.proven and 'results only' in verdict.subject['recorded']
+    assert 'results only' not in verdict_of(request_of_toy, recorded).subject['recorded']
 
 
 def changed_arrays(folder, change):

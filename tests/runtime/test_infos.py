@@ -60,7 +60,7 @@ def test_frames_come_scene_by_scene_in_the_order_of_time(tmp_path):
         (lambda info: info.pop('ego2global_rotation'), 'ego2global_rotation'),
         (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), 'CAM_BACK: .*cam_intrinsic'),
         (lambda info: info['cams']['CAM_BACK'].update(data_path='x.png'), 'x.png'),
-        (mirror, 'mirrors'),
+        (mirror, 'reflection'),
     ],
 )
 def test_what_a_frame_lacks_is_told_with_the_file(tmp_path, change, expected):

@@ -48,13 +48,13 @@ EXPORTS: dict[tuple[int, str], tuple[Any, onnx.ModelProto]] = {}
 """Model and options -> the model, which stays alive, and its fresh export."""
 
 
-def exported_once(detector: Any, options: Any, image_bgr: Any) -> Callable[[], onnx.ModelProto]:
+def exported_once(detector: Any, options: Any, image_bgr: Any, size: Any) -> Callable[[], onnx.ModelProto]:
     """Return what `file_checks.of_images` returns, for an export that is made once per model and options."""
 
     def export() -> onnx.ModelProto:
         key = id(detector), repr(options)
         if key not in EXPORTS:
-            EXPORTS[key] = detector, of_images(detector, options, image_bgr)()
+            EXPORTS[key] = detector, of_images(detector, options, image_bgr, size)()
         copied = onnx.ModelProto()
         copied.CopyFrom(EXPORTS[key][1])
         return copied

@@ -84,5 +84,6 @@ STREAMPETR = SeededToy('streampetr', 'projects/configs/StreamPETR/stream_petr_to
 BEVDET4D = SeededToy('bevdet4d', 'projects/configs/BEVDet/bevdet_toy.py')
 BEVDET = SeededToy('bevdet', 'projects/configs/BEVDet/bevdet_toy_single.py')
 FLASHOCC = SeededToy('flashocc', 'projects/configs/FlashOcc/flashocc_toy.py')
+VAD = SeededToy('vad', 'projects/configs/VAD/vad_toy.py')
 PANOPTIC = SeededToy('flashocc_panoptic', 'projects/configs/FlashOcc/flashocc_panoptic_toy.py')
 TOYS = STREAMPETR, PETR, PETRV2, BEVFORMER, SPARSE4D

@@ -1,6 +1,7 @@
 """Configs of mmdet 3 as configs of mmdet 2.28: equal to mmdet 2.28's own, or refused by key."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
 from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_names
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
+from mmdeploy_ext.weights.convert.mmdet3_refusals import CONFIGS, REFUSED
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 PREPROCESSOR = dict(type='DetDataPreprocessor', **IMAGENET, pad_mask=True, pad_size_divisor=32)
@@ -193,7 +195,12 @@ def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
     ('key', 'value', 'message'),
     [
         ('type', 'RTMDet', r"model\.bbox_head\.type='ATSSHead'"),
-        ('type', 'DDQDETR', '.*DDQDETR is not in'),
+        ('type', 'DDQDETR', r"model\.type='DDQDETR': .* \(3 of the 823 "),
+        (
+            'backbone.type',
+            'mmpretrain.TIMMBackbone',
+            r"model\.backbone\.type='TIMMBackbone': .* \(2 of the 823 ",
+        ),
     ],
 )
 def test_a_detector_or_part_of_mmdet_3_alone_is_refused_by_name(key, value, message):
@@ -201,6 +208,15 @@ def test_a_detector_or_part_of_mmdet_3_alone_is_refused_by_name(key, value, mess
     cfg.merge_from_dict({f'model.{key}': value})
     with pytest.raises(ConfigError, match=rf'^config3\.py: {message}'):
         to_mmdet2_config(cfg)
+
+
+def test_the_page_has_the_number_of_configs_of_each_refused_kind():
+    page = (Path(__file__).resolve().parents[2] / 'docs/mmdet3.md').read_text()
+    rows = [f'| {count} | {kind} |\n' for kind, (count, _) in REFUSED.items()]
+    assert [row for row in page.splitlines(keepends=True) if row in rows] == sorted(
+        rows, key=lambda row: -int(row.split()[1])
+    )
+    assert f'builds {CONFIGS - sum(count for count, _ in REFUSED.values())} of them' in page
 
 
 def checkpoint_with(path, text):

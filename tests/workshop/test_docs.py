@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dev.pages import skill
 from mmdeploy_ext.util.commands import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -103,6 +104,10 @@ def test_llms_txt_has_every_page_of_the_site():
     listed = re.findall(r'\]\((.*?)\.html\)', site_map.llms_text(REPOSITORY))
     assert {'docs/export', 'docs/SKILL', 'docs/zoo'} <= set(listed)
     assert all((REPOSITORY / f'{page}.md').is_file() for page in listed)
+
+
+def test_the_page_for_assistants_has_the_commands_and_headings_of_the_other_pages():
+    assert text('docs/SKILL.md') == skill.skill_text()
 
 
 @pytest.mark.parametrize('page', PAGES)

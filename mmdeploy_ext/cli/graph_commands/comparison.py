@@ -24,17 +24,17 @@ COMMANDS = Commands()
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     add = cli.adder(parser)
     add('--input PATH', 'inputs by name: .npz, a folder of .npy, or a dump of a _pth run')
-    add('--seed SEED', 'of random inputs for two files (default: 0)', 0)
+    add('--seed SEED', 'two files: seed of the random inputs (default: 0)', 0)
     add(
         '--rtol RTOL',
         'report a node that adds more than this difference, relative to its largest value (default: 1e-5;'
         ' 3e-3 for float16)',
         type=float,
     )
-    add('--all', 'print every tensor, not only near the difference')
+    add('--all', 'print every tensor, not only those near the difference')
     add(
         '--report DIR',
-        'write DIR/report.html: errors along the depth of the graph, all tensors',
+        'write DIR/report.html with the error of every tensor along the graph',
         writes=('{}/report.html', '{}/diff.json'),
     )
 
@@ -44,8 +44,8 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     'Find the first tensor where a file differs from its PyTorch model, or from another file',
     argument(
         'models MODEL...',
-        'CONFIG CHECKPOINT m.onnx compares a file with PyTorch; a.onnx b.onnx compares b with a, without '
-        'torch',
+        'CONFIG CHECKPOINT m.onnx compares a file with PyTorch; a.onnx b.onnx compares b with a and needs '
+        'no PyTorch',
     ),
     argument('--images PATH...', 'images for PyTorch (default: demo/toy.jpg)'),
     argument(
@@ -100,7 +100,7 @@ def _two_files(args: argparse.Namespace) -> Comparison:
 
 def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     if args.input and args.images:
-        raise UsageError('--input and --images: give only one of them')
+        raise UsageError('--input and --images: pass only one of them')
     cli.wait_passively()
     compat.apply()
     from mmdeploy_ext.contract.metadata import read_metadata

@@ -43,7 +43,7 @@ def _finish(args: argparse.Namespace, before: onnx.ModelProto, after: onnx.Model
     'extract',
     'Write some nodes as a separate model',
     argument('--nodes NODE...', "names, patterns ('/backbone/*') or positions ('#12')", []),
-    argument('--tensors TENSOR...', 'also the nodes that compute these tensors; names or patterns', []),
+    argument('--tensors TENSOR...', 'also the nodes that compute these tensors, by names or patterns', []),
     OUTPUT,
 )
 def run_extract(args: argparse.Namespace) -> int:
@@ -52,7 +52,7 @@ def run_extract(args: argparse.Namespace) -> int:
     from mmdeploy_ext.graph.passes.select import match_tensors, select_nodes
 
     if not args.nodes and not args.tensors:
-        raise UsageError('extract: say which nodes, by --nodes or --tensors')
+        raise UsageError('extract: select nodes with --nodes or --tensors')
     model = _load(args)
     index = Index(model)
     nodes = set(select_nodes(index, args.nodes))

@@ -18,10 +18,10 @@ COMMANDS = Commands()
 
 @COMMANDS.add(
     'write-tables',
-    'Write the tables of a rig that the engine of a folder computes itself',
+    'Write the tables of a camera rig that the program of a folder computes itself',
     argument('folder FOLDER', 'of an export'),
     argument('--contract NAME', 'contract of the folder (default: detected from its files)'),
-    argument('calibration CALIBRATION', '.npz file of the matrices of a rig'),
+    argument('calibration CALIBRATION', '.npz file with the matrices of a camera rig'),
     output('FILE', 'the tables, .npz'),
     takes_file=False,
 )

@@ -15,7 +15,7 @@ COMMANDS = Commands()
 
 @COMMANDS.add(
     'show',
-    'Print what is in a file: sparse graphs node by node',
+    'Print the contents of a file; sparse graphs node by node',
     argument(
         '--nodes PATTERN',
         "also list all nodes, or nodes with a matching name, operator or output, e.g. Conv or '/head/*'",

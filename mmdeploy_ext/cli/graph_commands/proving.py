@@ -23,14 +23,14 @@ SEEDS = 2
 """Sets of random inputs of a comparison."""
 JSON_FIELDS = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
 """Fields of a row in --json."""
-HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'
+HINT = 'raise --tolerance, pass other --inputs, or write the file with --no-proof'
 FEEDS = (
     argument('--inputs FILE', 'inputs to run on: .npz, or a folder of .npy (default: random values)'),
     argument('--seed N', 'seed of random inputs (default: 0)', 0),
     argument(
         '--size AXIS=N',
-        'size of a symbolic axis for random inputs; may be repeated (default: 1 for the first axis of '
-        'an input, else 64)',
+        'size of a symbolic axis for random inputs, repeatable (default: 1 for the first axis of an '
+        'input, else 64)',
         [],
         action='append',
     ),
@@ -40,7 +40,7 @@ FEEDS = (
 def proof(tolerance: float) -> tuple[AddArgument, ...]:
     """--out and the arguments of the comparison with the input file."""
     return (
-        output('OUT.onnx', 'file to write; the input file is never touched'),
+        output('OUT.onnx', 'file to write; the input file is never changed'),
         *FEEDS,
         argument(
             '--tolerance T',
@@ -76,7 +76,7 @@ def read_feeds(
 
     sizes = parse_sizes(args.size)
     if args.inputs and (sizes or args.seed):
-        raise UsageError('--size and --seed are for random inputs but --inputs gives them; omit one')
+        raise UsageError('--size and --seed are for random inputs, and --inputs replaces these; omit one')
     if args.inputs:
         return [load_tensors(args.inputs)]
     return [random_feeds(model, args.seed + step, sizes) for step in range(count)]
@@ -121,7 +121,7 @@ def finish(
             if args.inputs:
                 raise
             raise InferenceError(
-                f'{args.file}: {error}; it was run on random values: give inputs of a real run with --inputs'
+                f'{args.file}: {error}; the inputs were random: pass inputs of a real run with --inputs'
             ) from error
     equal = args.no_proof or is_equal(rows)
     content = dict(file=args.file, output=args.out if equal else None, **content)
@@ -132,7 +132,7 @@ def finish(
     if args.no_proof:
         cli.say(
             console,
-            f'{args.out}: written without a comparison; the numbers may differ',
+            f'{args.out}: written without a comparison; outputs may differ',
             'NOT COMPARED',
             'yellow',
         )

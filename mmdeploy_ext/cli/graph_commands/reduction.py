@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 COMMANDS = Commands()
 CHECK_HELP = (
     "test for the fault: 'nan' (not finite), 'engines' (ONNX Runtime's optimisations change the result), "
-    "'reference' (ONNX Runtime against the reference implementation), 'differs OTHER.onnx', 'crash', or a"
-    " shell command that exits with 0 if the fault is there; the candidate's file replaces {} or comes "
-    'last, with inputs.npz beside it'
+    "'reference' (ONNX Runtime against the reference implementation), 'differs OTHER.onnx', 'crash', or a "
+    'shell command that exits with 0 if the fault appears; the file to test replaces {} or is appended, '
+    'with inputs.npz beside it'
 )
 
 
@@ -40,7 +40,7 @@ CHECK_HELP = (
         1e-4,
     ),
     argument('--timeout S', 'seconds for one run of a command (default: %(default)g)', 60, type=float),
-    argument('--max-checks N', 'limit of checks (default: %(default)s)', 400),
+    argument('--max-checks N', 'largest number of checks (default: %(default)s)', 400),
 )
 def run_reduce(args: argparse.Namespace) -> int:
     from pathlib import Path
@@ -123,7 +123,7 @@ def _print(args: argparse.Namespace, reduction: Reduction) -> None:
         print(printable(f'  {node.name or "(no name)"} {node.op_type}: {reads} -> {writes}'))
     if reduction.stopped:
         print(f'stopped early: {reduction.stopped}; this is the smallest part so far')
-    print(f'{args.out}: see README.md in it; python {args.out}/run.py shows the fault again')
+    print(f'{args.out}: see its README.md; python {args.out}/run.py reproduces the fault')
 
 
 def _content(reduction: Reduction) -> dict[str, Any]:

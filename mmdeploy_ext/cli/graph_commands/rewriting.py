@@ -14,10 +14,10 @@ FP16_TOLERANCE = 1e-2
 
 @COMMANDS.add(
     'replace',
-    'Replace patterns of nodes by other nodes',
+    'Replace patterns of nodes with other nodes',
     argument(
         '--rule FILE.py',
-        'file with functions `pattern(op, x, ...)`, `replacement(op, x, ...)` and perhaps '
+        'file with the functions `pattern(op, x, ...)`, `replacement(op, x, ...)` and optionally '
         '`check(context, x, ...)`, as in onnxscript; repeatable',
         required=True,
         action='append',
@@ -56,14 +56,16 @@ def run_simplify(args: argparse.Namespace) -> int:
 
 @COMMANDS.add(
     'fp16',
-    'Write float16 into a graph, except for nodes that must stay in float32',
+    'Convert a graph to float16, except for nodes that must stay in float32',
     argument(
         '--keep-fp32 PATTERN',
         "nodes that stay in float32, by name, operator, module or output: '/decoder/*', Softmax; repeatable",
         [],
         action='append',
     ),
-    argument('--io', 'floats of inputs and outputs (default: %(default)s)', 'fp32', choices=('fp32', 'fp16')),
+    argument(
+        '--io', 'float type of inputs and outputs (default: %(default)s)', 'fp32', choices=('fp32', 'fp16')
+    ),
     *proving.proof(FP16_TOLERANCE),
 )
 def run_fp16(args: argparse.Namespace) -> int:

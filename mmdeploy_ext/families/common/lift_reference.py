@@ -31,8 +31,8 @@ class LiftReference(CameraReference):
             return super().notes
         return [
             *super().notes,
-            f'up to {max(self._at_borders.values())} lifted points of a frame are within {BORDER:g} cells of '
-            f"a cell's border: PyTorch, which places points in float32, may take the neighbouring cell",
+            f'up to {max(self._at_borders.values())} lifted points of a frame are within {BORDER:g} cells '
+            "of a cell's border: PyTorch places points in float32 and can select the neighbouring cell",
         ]
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:

@@ -27,8 +27,8 @@ def engine_notes(
         return [f'ONNX Runtime cannot run the whole model: {error}']
     errors = {name: compare(array, walk.free.get(name))[0] or 0.0 for name, array in outputs.items()}
     return [
-        f'output {name}: ONNX Runtime with all optimisations differs from the same nodes run one by one '
-        f'(relative error {error:.2e}): ties, or an optimisation of the engine'
+        f'output {name}: ONNX Runtime with all optimisations differs from the same nodes when each runs '
+        f'alone (relative error {error:.2e}): ties, or an optimisation of the engine'
         for name, error in errors.items()
         if error > bars.free
     ]
@@ -81,7 +81,7 @@ def diff_files(
     comparison = findings.comparison_of(candidate_walk, bars, structure, subject)
     comparison.notes = engine_notes(candidate.index.model, candidate_feeds, candidate_walk, bars)
     if is_random:
-        comparison.notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
+        comparison.notes.append(f'inputs are random numbers (seed {seed}); pass real ones with --input')
     reference_outputs = reference.index.outputs
     output_mates = {name: pairs.tensors.get(name) for name in candidate.index.outputs}
     comparison.missing = [name for name in reference_outputs if name not in output_mates.values()]
@@ -92,7 +92,7 @@ def diff_files(
     for entry in comparison.outputs:
         array = reference_walk.free[entry.paired] if entry.state == EQUAL else np.ones(1)
         if not array.size and comparison.restructured:
-            entry.state, entry.reason = UNKNOWN, 'is empty, which shows nothing in another structure'
+            entry.state, entry.reason = UNKNOWN, 'is empty, so it says nothing about another structure'
         elif array.size and array.dtype.kind == 'f' and not np.isfinite(array).any():
-            entry.state, entry.reason = UNKNOWN, 'holds no finite value, which shows nothing'
+            entry.state, entry.reason = UNKNOWN, 'has no finite value, so it says nothing'
     return comparison

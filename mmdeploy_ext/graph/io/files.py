@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import math
 import os
 import tempfile
@@ -67,8 +68,8 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     for name, file in files.items():
         if not file.is_file():
             raise ModelFileError(
-                f'{path}: the weights of {name!r} are in {file}, which is not there; put that file beside '
-                f'the model under this name'
+                f'{path}: the weights of {name!r} are in {file}, which is missing; put that file beside '
+                'the model under this name'
             )
     stored = [tensor for tensor in all_tensors(model) if tensor.name in files]
     try:
@@ -81,8 +82,8 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     if short:
         name = short[0].name
         raise ModelFileError(
-            f'{path}: the weights of {name!r} in {files[name]} cannot be read; was the file cut short, or is '
-            f'it of another model?{reason}'
+            f'{path}: the weights of {name!r} in {files[name]} cannot be read; the file is cut short or '
+            f'belongs to another model{reason}'
         )
 
 
@@ -130,7 +131,9 @@ def check_pair(path: Path) -> None:
     """Raise UsageError for a place where a large model and the file of its weights cannot be written."""
     if path.is_symlink() or is_special(path):
         name = data_of(path).name
-        raise UsageError(f'{path}: a model of this size has its weights in {name} beside it; give a file')
+        raise UsageError(
+            f'{path}: a model of this size stores its weights in {name} beside it; write to a file'
+        )
     check_writable(data_of(path))
 
 
@@ -161,6 +164,7 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
         new, new_data = folder / path.name, folder / data.name
         new_data.touch()
         onnx_ir.save(onnx_ir.from_proto(model), new, external_data=data.name, **layout)
+        gc.collect()  # its graph, which holds the weights, refers to itself
         if checked and not is_sparse(model):
             check_valid(new, path)
         new.write_bytes(sealed(new.read_bytes(), new_data))
@@ -207,22 +211,20 @@ def check_ordinary(model: onnx.ModelProto) -> None:
     """Raise ModelFileError for a graph of the libspconv dialect, before its types or numbers are used."""
     if is_sparse(model):
         raise ModelFileError(
-            'the model is a sparse graph of the libspconv dialect, which has no types and runs in no ONNX '
-            'Runtime; its portable form (`export_scn.py --target portable`) can be cut and run'
+            'the model is a sparse graph of the libspconv dialect, which has no types and does not run in '
+            'ONNX Runtime; its portable form (`export_scn.py --target portable`) can be cut and run'
         )
 
 
 def check_opsets(model: onnx.ModelProto, name: AnyPath) -> None:
     """Raise ModelFileError for a model without opsets, or of a version that is newer than installed onnx."""
     if not model.opset_import:
-        raise ModelFileError(
-            f'{name}: states no opset; it was cut short, or is not an ONNX file: {EXPORT_AGAIN}'
-        )
+        raise ModelFileError(f'{name}: has no opset; it was cut short or is not an ONNX file: {EXPORT_AGAIN}')
     newest = onnx.defs.onnx_opset_version()
     for entry in model.opset_import:
         if entry.domain in DEFAULT_DOMAINS and entry.version > newest:
             raise ModelFileError(
-                f'{name}: is of opset {entry.version}, and onnx {onnx.__version__} knows opsets up to '
+                f'{name}: has opset {entry.version}, but onnx {onnx.__version__} supports opsets up to '
                 f'{newest}; upgrade onnx or export with an older opset'
             )
     if model.ir_version > onnx.IR_VERSION:
@@ -242,7 +244,7 @@ def check_order(model: onnx.ModelProto, name: AnyPath = 'the model') -> None:
             if tensor in available:
                 continue
             if tensor not in producers:
-                reason = ', which no node, input or initializer gives'
+                reason = ', which is not an output of a node, an input or an initializer'
             else:
                 producer = node_label(graph.node, producers[tensor])
                 reason = f' before node {producer} has written it: nodes must be in topological order'
@@ -251,7 +253,7 @@ def check_order(model: onnx.ModelProto, name: AnyPath = 'the model') -> None:
         available.update(writes(node))
     missing = [value.name for value in graph.output if value.name not in available]
     if missing:
-        raise ModelFileError(f'{name}: no node gives the outputs {", ".join(missing)}')
+        raise ModelFileError(f'{name}: no node computes the outputs {", ".join(missing)}')
 
 
 def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
@@ -275,4 +277,4 @@ def check_valid(model: onnx.ModelProto | Path, name: AnyPath) -> None:
         if isinstance(model, onnx.ModelProto):
             names = names_without_shape((*model.graph.input, *model.graph.output))
             hint = f' (of {", ".join(names)}; graph.py set-shape states those of inputs)' if names else ''
-        raise ModelFileError(f'{name}: would not be a valid model: {error}{hint}') from error
+        raise ModelFileError(f'{name}: the result would not be a valid model: {error}{hint}') from error

@@ -181,7 +181,7 @@ class Index:
         if len(positions) > 1:
             places = ', '.join(f'#{position}' for position in positions[:8])
             raise UsageError(
-                f'{len(positions)} nodes are called {name!r}; give one by its position: {places}'
+                f'{len(positions)} nodes have the name {name!r}; select one by its position: {places}'
             )
         number = name.removeprefix('#').split(' ')[0]
         if name.startswith('#') and number.isdecimal() and int(number) < len(self.nodes):

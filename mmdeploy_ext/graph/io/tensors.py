@@ -33,7 +33,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             return load_dump(path)[0]
         arrays = {unquote(file.stem): _read_file(file) for file in sorted(path.glob('*.npy'))}
         if not arrays:
-            raise DataError(f'{path}: holds no tensors: expected .npy files or a {MANIFEST}')
+            raise DataError(f'{path}: has no tensors; expected .npy files or a {MANIFEST}')
         return arrays
     if not path.is_file():
         raise DataError(f'{path}: no such file or folder of tensors; expected .npz, or a folder of .npy')

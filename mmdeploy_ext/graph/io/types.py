@@ -41,7 +41,7 @@ def _infer_once(slim: onnx.ModelProto, strict: bool) -> dict[str, onnx.TypeProto
         inferred = onnx.shape_inference.infer_shapes(slim, strict_mode=strict, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
         if strict:
-            raise ModelFileError(f'shapes do not fit together: {error}') from error
+            raise ModelFileError(f'shapes are inconsistent: {error}') from error
         inferred = slim
     graph = inferred.graph
     values = (*graph.value_info, *graph.input, *graph.output)

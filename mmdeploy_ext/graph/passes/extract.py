@@ -39,7 +39,9 @@ def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto
     inputs = dict.fromkeys(name for position in sorted(nodes) for name in index.reads(position))
     starts = [name for name in inputs if name not in outputs and name not in index.constants]
     if not starts:
-        raise UsageError('the nodes depend only on constants: the part would have no inputs')
+        raise UsageError(
+            'the nodes depend only on constants, so the extracted model would have no inputs; select others'
+        )
     ends = []
     for position in sorted(nodes - constant_nodes):
         for name in index.writes(position):

@@ -56,13 +56,17 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
             hint = f'{did_you_mean(name, inputs)}; it has {", ".join(inputs)}'
             raise UsageError(f'--constant {name}: is not an input{hint}')
         if array is None and name not in defaults:
-            raise UsageError(f'--constant {name}: the file has no default; give {name}=VALUE,VALUE,...')
+            raise UsageError(
+                f'--constant {name}: the file has no default for it; pass {name}=VALUE,VALUE,...'
+            )
         if array is not None:
             element = inputs[name].type.tensor_type.elem_type
             axes = types.shape(inputs[name].type) or ()
             sizes = [size if isinstance(size, int) else 1 for size in axes]
             if array.size != math.prod(sizes):
-                raise UsageError(f'--constant {name}: {array.size} values, the input is {shape_text(sizes)}')
+                raise UsageError(
+                    f'--constant {name}: got {array.size} values, the input has shape {shape_text(sizes)}'
+                )
             dtype = helper.tensor_dtype_to_np_dtype(element)
             with np.errstate(invalid='ignore'):  # NaN and infinity as integers
                 is_whole = dtype.kind not in 'iub' or np.array_equal(array, array.astype(dtype))

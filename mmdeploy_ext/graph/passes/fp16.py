@@ -308,9 +308,9 @@ class _Writer:
             array = numpy_helper.to_array(self.initializers[name])
             if element == HALF and exceeds_half(array):
                 raise ExportError(
-                    f'float16: constant {name!r} has values up to {np.abs(array).max():g}; float16 ends at '
-                    f'65504: keep the nodes that read it in float32 (--keep-fp32), or export with '
-                    f'--precision fp32'
+                    f'float16: constant {name!r} has values up to {np.abs(array).max():g}; the largest '
+                    'float16 is 65504: keep the nodes that read it in float32 (--keep-fp32), or export '
+                    'with --precision fp32'
                 )
             array = array.astype(helper.tensor_dtype_to_np_dtype(element))
             self.new_initializers.append(numpy_helper.from_array(array, new_name))

@@ -50,7 +50,7 @@ def concatenate(
         merged.ir_version = max(merged.ir_version, model.ir_version)
     missing = [name for name in outputs if name not in values]
     if missing:
-        raise ExportError(f'outputs {missing} are given by no stage; there are {sorted(values)}')
+        raise ExportError(f'no stage has the outputs {missing}; there are {sorted(values)}')
     refill(graph, output=[values[name] for name in outputs])
     graph.name = 'mm2onnx'
     return merged
@@ -67,7 +67,7 @@ def _new_constants(
             constants[tensor.name] = tensor
             added.append(tensor)
         elif constants[tensor.name] != tensor:
-            raise ExportError(f'the input {tensor.name!r} has another default in another model')
+            raise ExportError(f'the input {tensor.name!r} has different defaults in two of the models')
     return added
 
 

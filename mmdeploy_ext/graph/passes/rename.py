@@ -100,11 +100,11 @@ def name_ends(
     graph = result.graph
     prefix, count = f'output_names {list(output_names)}', len(graph.output)
     if len(output_names) > count:
-        raise UsageError(f'{prefix}: {len(output_names)} names, and the module returns {count} tensors')
+        raise UsageError(f'{prefix}: got {len(output_names)} names, but the module returns {count} tensors')
     names = [*output_names, *(f'output_{place}' for place in range(len(output_names), count))]
     inputs = [value.name for value in graph.input]
     if repeated := sorted(name for name in set(names) if (inputs + names).count(name) > 1):
-        raise UsageError(f'{prefix}: {", ".join(repeated)} would be the name of two ends')
+        raise UsageError(f'{prefix}: {", ".join(repeated)} would name two inputs or outputs')
     _name_outputs(result, names)
     ends = {value.name: value for value in (*graph.input, *graph.output)}
     unknown = sorted(dynamic.keys() - ends.keys())

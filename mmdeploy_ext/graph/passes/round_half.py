@@ -36,8 +36,8 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     for node, typed_node in zip(graph.node, _typed_nodes(model), strict=True):
         if any('float16' in onnx.printer.to_text(body) for body in bodies(typed_node)):
             raise ExportError(
-                f'node {node.name!r} ({node.op_type}) has a sub-graph in float16, whose rounding is not '
-                f'shown; keep it float32'
+                f'node {node.name!r} ({node.op_type}) has a sub-graph in float16, which is not simulated; '
+                'keep the node in float32'
             )
         nodes += _rounded(node, halves, new_names)
     nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=halves[name]) for name in outputs]

@@ -23,7 +23,7 @@ def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
             continue
         fitting = {position for position, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern)}
         if not fitting:
-            raise UsageError(f'no node fits {pattern!r}{did_you_mean(pattern.strip("*"), names)}')
+            raise UsageError(f'no node matches {pattern!r}{did_you_mean(pattern.strip("*"), names)}')
         positions |= fitting
     return sorted(positions)
 
@@ -33,11 +33,11 @@ def match_tensors(index: Index, pattern: str) -> list[str]:
         return [pattern]
     if not any(sign in pattern for sign in WILDCARDS):
         index.check_tensor(pattern)
-        raise UsageError(f'{pattern!r} is an input or a constant of the graph; no node makes it')
+        raise UsageError(f'{pattern!r} is an input or a constant of the graph, not the output of a node')
     outputs = [name for name in index.tensors if index.producer(name) is not None]
     fitting = [name for name in outputs if fnmatch.fnmatchcase(name, pattern)]
     if not fitting:
-        raise UsageError(f'no tensor fits {pattern!r}{did_you_mean(pattern.strip("*"), outputs)}')
+        raise UsageError(f'no tensor matches {pattern!r}{did_you_mean(pattern.strip("*"), outputs)}')
     return fitting
 
 
@@ -48,8 +48,8 @@ def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
         if not positions:
             names = {name for node in nodes for name in (node.name, node.op_type) if name}
             raise UsageError(
-                f'--keep-fp32 {pattern!r}: fits the name, operator, module or output of no node'
-                f'{did_you_mean(pattern, names)}'
+                f"--keep-fp32 {pattern!r}: matches no node's name, operator, module or "
+                f'output{did_you_mean(pattern, names)}'
             )
     return sorted({position for positions in matches.values() for position in positions})
 

@@ -81,7 +81,7 @@ def _check_shapes(
             raise UsageError(f'{name!r} is not a named input axis{hint}; there are: {text}')
     for name, size in [*axes.items(), *((name, size) for name, shape in shapes.items() for size in shape)]:
         if isinstance(size, int) and not 1 <= size < 2**63:
-            raise UsageError(f'{name}={size}: a size is at least 1, and an integer of 64 bits')
+            raise UsageError(f'{name}={size}: expected an integer from 1 to what 64 bits hold')
 
 
 def _set_shape(value: onnx.ValueInfoProto, shape: Shape) -> None:
@@ -197,7 +197,7 @@ def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto
     """Apply `set_shapes`; `parse` reads each text."""
     parsed, inputs = dict(map(parse, texts)), Index(model).inputs
     if len(parsed) < len(texts):
-        raise UsageError(f'{" ".join(texts)}: a name appears twice; give each input or axis once')
+        raise UsageError(f'{" ".join(texts)}: a name appears twice; name each input or axis once')
     axes = {name: shape[0] for name, shape in parsed.items() if name not in inputs and len(shape) == 1}
     return set_shapes(model, {name: shape for name, shape in parsed.items() if name not in axes}, axes)
 

@@ -48,7 +48,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
     if is_large(model):
         raise ExportError(
-            'onnxslim supports models of up to 2 GiB, and this one is larger; fold does most of what it does'
+            'onnxslim supports models of up to 2 GiB, and this one is larger; use fold, which covers '
+            'most of it'
         )
     inputs = {value.name for value in model.graph.input}
     prepared = copy.deepcopy(model)

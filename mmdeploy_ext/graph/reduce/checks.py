@@ -69,7 +69,7 @@ class Check:
         """Undo `narrow`: the part does not show the cause."""
 
     def why_not(self) -> str:
-        return f'the whole model does not show it: {self.meaning}'
+        return f'the whole model does not have this fault: {self.meaning}'
 
     def facts(self) -> dict[str, Any]:
         return dict(check=self.kind, tolerance=self.tolerance, outcome=self.outcome)
@@ -88,7 +88,7 @@ class NotFinite(Check):
     """Finite inputs give NaN, else infinity; a NaN mostly comes from an infinity before it."""
 
     kind = 'nan'
-    meaning = 'an output is not finite although all inputs are'
+    meaning = 'an output is not finite, but all inputs are'
     rounding = True
     _narrowed = False
 
@@ -101,7 +101,7 @@ class NotFinite(Check):
 
     def check_whole(self, whole_model: Candidate) -> bool:
         if run.not_finite(whole_model.feeds):
-            raise UsageError('--check nan: the inputs themselves are not finite; give finite ones')
+            raise UsageError('--check nan: the inputs are not finite; pass finite ones')
         self.outcome = self._outcome(whole_model)
         return bool(self.outcome)
 
@@ -176,7 +176,7 @@ class Differs(Compared):
     """A part on another model's values gives other values than that model has there."""
 
     kind = 'differs'
-    meaning = 'fed with the values of the other model, the graph gives other ones than it'
+    meaning = 'on the same values, the graph and the other model return different results'
     rounding = True
     optimized = False
 
@@ -236,8 +236,8 @@ class Command(Check):
         status = self._status(whole_model)
         if status is None:
             raise UsageError(
-                f'--check {self.command!r}: did not end within {self.timeout_s:g} s on the whole model and '
-                f'was stopped; give it more time with --timeout'
+                f'--check {self.command!r}: did not end within {self.timeout_s:g} s on the whole model '
+                'and was stopped; raise --timeout'
             )
         if status in NOT_RUNNABLE:
             raise UsageError(f'--check {self.command!r}: the shell cannot run it: {self.last_result}')
@@ -248,11 +248,11 @@ class Command(Check):
         if status is None:
             self.timeouts += 1
             if self.timeouts >= MAX_TIMEOUTS:
-                raise Stopped(f'the check did not end within {self.timeout_s:g} s {self.timeouts} times')
+                raise Stopped(f'the check exceeded {self.timeout_s:g} s {self.timeouts} times')
         return status == 0
 
     def why_not(self) -> str:
-        return f'the check says no to the whole model: {self.last_result}'
+        return f'the check does not find the fault in the whole model: {self.last_result}'
 
     def facts(self) -> dict[str, Any]:
         return dict(super().facts(), command=self.command)

@@ -20,7 +20,7 @@ README = """# A reduced graph
 
 {meaning}
 
-This is the smallest part of `{source}` that still shows it: {after} of {before} nodes, found with
+This is the smallest part of `{source}` that still shows the fault: {after} of {before} nodes, found with
 {checks} checks{stopped}.
 
 | node | operator | reads | writes |
@@ -30,17 +30,17 @@ This is the smallest part of `{source}` that still shows it: {after} of {before}
 - `model.onnx`: the part. Its inputs are tensors of the whole graph.
 - `inputs.npz`: the values that these tensors had there.
 - `expected.npz`: {expected}
-- `run.py`: shows the fault: `python run.py`, with numpy and onnxruntime installed; exit status 0 when it
+- `run.py`: shows the fault: `python run.py`, with numpy and onnxruntime installed; exit status 0 if
   is shown.
 """
 """Text of the folder's README.md, with fields that `save_folder` fills by `str.format`."""
 EXPECTED = {
-    'nan': 'what ONNX Runtime gave when this was written.',
-    'engines': 'what ONNX Runtime gives without optimisations.',
-    'reference': 'what the reference implementation of ONNX gives.',
-    'differs': 'what the other model has there.',
-    'crash': 'empty where nothing could be computed.',
-    'command': 'what ONNX Runtime gave for the whole graph, without optimisations.',
+    'nan': 'the outputs of ONNX Runtime when this folder was written.',
+    'engines': 'the outputs of ONNX Runtime without optimisations.',
+    'reference': 'the outputs of the reference implementation of ONNX.',
+    'differs': 'the values of the same tensors in the other model.',
+    'crash': 'empty if nothing could be computed.',
+    'command': 'the outputs of ONNX Runtime for the whole graph, without optimisations.',
 }
 """Kind of a check -> contents of its expected.npz."""
 

@@ -114,7 +114,7 @@ def main() -> int:
     folder = Path(__file__).resolve().parent
     case = json.loads((folder / 'case.json').read_text(encoding='utf-8'))
     is_shown = judge(folder, case)
-    print('the fault is shown' if is_shown else 'the fault is NOT shown')
+    print('the fault appears' if is_shown else 'the fault does NOT appear')
     return 0 if is_shown else 1
 
 

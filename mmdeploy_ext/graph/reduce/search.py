@@ -134,7 +134,7 @@ def reduce(
         search.narrow(part)
         if not check.shows(search.best):
             raise UsageError(
-                '--check: says yes and then no to the same graph; make it deterministic (seeds, threads)'
+                '--check: gives different answers for the same graph; make it deterministic (seeds, threads)'
             )
     except Stopped as reason:
         stopped = str(reason)

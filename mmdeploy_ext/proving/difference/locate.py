@@ -114,7 +114,7 @@ def first_difference(
     if feeds is None and comparison.equal:
         comparison.results = side.differing_results(detector, metadata, path)
     if metadata.checkpoint_sha256 != detector.checkpoint_sha256:
-        comparison.notes.append('the metadata of the file names another checkpoint')
+        comparison.notes.append('the file was exported from another checkpoint')
     return comparison
 
 
@@ -286,14 +286,14 @@ class GraphSide:
         if graph is None or graph.module is None:
             comparable = ', '.join(name for name, graph in graphs.items() if graph.module) or 'none'
             raise UsageError(
-                f'the graph {metadata.form!r} cannot be compared with PyTorch tensor by tensor; of this '
-                f'model, only {comparable} can'
+                f'the graph {metadata.form!r} cannot be compared with PyTorch tensor by tensor; for this '
+                f'model, use {comparable}'
             )
         stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
         examples = enumerate(graph.example.items())
         feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
         fresh = functools.partial(file_checks.of_graphs(detector, options), metadata.form)
-        return Subject([stage], feeds, fresh, 'random numbers like the traced inputs')
+        return Subject([stage], feeds, fresh, 'random numbers with the shapes of the traced inputs')
 
     def upstream_notes(
         self,
@@ -334,7 +334,7 @@ class PictureSide(GraphSide):
         return Subject(
             hosted(family, graph, options, detector.rule, detector.model).stages,
             metadata.spec.rounded(metadata.spec.with_required(feeds)),
-            file_checks.of_images(detector, options, self.images[0][1]),
+            file_checks.of_images(detector, options, self.images[0][1], (options.height, options.width)),
             f'{unseen_input.name} ({unseen_input.sources[0][0]})',
             arrays,
         )

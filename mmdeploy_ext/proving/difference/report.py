@@ -41,7 +41,7 @@ def figure(value: float | None, entry: Entry | None = None) -> str:
 def headline(comparison: Comparison) -> str:
     parts = [*_output_names(comparison), _numbers(comparison)]
     if comparison.graph:
-        parts.append(f'the graph differs, even if these inputs do not show it: {comparison.graph}')
+        parts.append(f'the graph differs, although these inputs do not show it: {comparison.graph}')
     if comparison.results:
         parts.append(f'the results differ from your own code: {comparison.results}')
     if comparison.equal and not comparison.restructured and (places := comparison.other_values):
@@ -67,7 +67,7 @@ def _output_names(comparison: Comparison) -> Iterator[str]:
             noun = 'output {} is' if len(names) == 1 else 'outputs {} are'
             yield f'{noun.format(", ".join(names))} {place}'
     if comparison.renamed:
-        pairs = [f'{mate} is called {name}' for mate, name in comparison.renamed.items()]
+        pairs = [f'{mate} is named {name} here' for mate, name in comparison.renamed.items()]
         yield f'output {join_names(pairs, MAX_NAMES)} in {file}'
 
 
@@ -78,10 +78,10 @@ def _numbers(comparison: Comparison) -> str:
         shared = ' that both have' if comparison.missing or comparison.additional else ''
         outputs = f'the output{shared} agrees' if count == 1 else f'all {count} outputs{shared} agree'
         inside = '' if first is None else f'; inside, the files first differ at {_with_operator(first)}'
-        return f'equal numbers, other structure: {outputs}{inside}'
+        return f'equal numbers, different structure: {outputs}{inside}'
     if first is not None and not first.exact:
         nodes = join_names(first.nodes, MAX_NAMES)
-        return f'the first difference is at one of {nodes}; which one is unknown'
+        return f'the first difference is at one of {nodes}; they could not be separated'
     if first is not None:
         module = f' in {first.module}' if first.module else ''
         return f'the first difference is at node {_with_operator(first)}{module}'
@@ -95,16 +95,16 @@ def _numbers(comparison: Comparison) -> str:
                 f'{names} differ; a fresh export is needed to name the node, because a wrong value can match '
                 f'another tensor of PyTorch (--no-fresh omits the export)'
             )
-        return f'{names} differ, and no single node is at fault: accumulated rounding, or a tie that flips'
+        return f'{names} differ, but no single node is the cause: accumulated rounding, or a tie that flips'
     if not comparison.compared:
         return 'nothing could be compared'
     flipped = sum(entry.state == 'passed on' for entry in comparison.entries)
     if flipped:
         return (
-            f'{comparison.compared} tensors compared, no node is at fault, the outputs agree; {flipped} '
-            f'tensors between differ (ties in an order that later nodes undo)'
+            f'{comparison.compared} tensors compared; no node differs and the outputs agree. {flipped} '
+            'tensors in between differ (ties in an order that later nodes undo)'
         )
-    return f'{comparison.compared} tensors compared, none differs'
+    return f'{comparison.compared} tensors compared, all equal'
 
 
 def _with_operator(divergence: Divergence) -> str:
@@ -200,7 +200,7 @@ def depth_plot(comparison: Comparison) -> Markup:
         points.append(f'{x} {free}')
         kind, radius = ('wrong', 4.5) if entry.state == 'born here' else ('right', 1.8)
         errors = figure(entry.born, entry), figure(entry.error, entry)
-        title = Markup('{}: born here {}, whole model {}').format(entry.tensor, *errors)
+        title = Markup('{}: of this node {}, whole model {}').format(entry.tensor, *errors)
         circle = f'<circle class="{kind}" cx="{x}" cy="{born}" r="{radius}">'
         dots.append(f'{circle}<title>{title}</title></circle>')
     if points:

@@ -70,7 +70,7 @@ def split_of(
 def split_lines(found: Sequence[Split], narrow: Sequence[str]) -> list[str]:
     """Return a line for each part: its size at the last tensor, and the module that adds most of it."""
     if not found:
-        return ['not split: no tensor of a module was found in the file']
+        return ['not split: the file has no tensor of a module']
     lines = []
     for place, title in enumerate(PARTS):
         sizes = [entry.parts[place] for entry in found]

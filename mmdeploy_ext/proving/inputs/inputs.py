@@ -29,18 +29,20 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.preprocess.pictures import PreparedImage
+    from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 
 Picture = tuple[str, np.ndarray]
 """Title, picture as the rule takes it: (h, w, 3) uint8 BGR, or (h, w, bands)."""
 STRIDE = 32
-NARROW = 224
+NARROW = 128
 SMALL = 320
+SMALL_PICTURE = 224
+"""Root of the pixels of a dynamic file's input that tests no size."""
 LARGEST = 1_000_000
 """Pixels, height times width: upper bound of a larger `InputSizes.other`."""
 Size = tuple[int, int]
 LARGE_OBJECT = 512
-"""Root of the pixels of a smaller input: an object that fills it is of the last level of RoI extractors."""
+"""Root of the pixels of an object of the last level of RoI extractors."""
 BATCHES = (1, 2, 3)
 """Batches of a dynamic file: faults of batches begin at 2, faults of pairs at 3."""
 
@@ -90,18 +92,19 @@ def plain_inputs(detector: Detector, options: Options) -> list[ProofInput]:
     """Return an input per colour of `PLAIN`: a detector finds nothing in most."""
     maker, inputs = _Inputs(detector, options, []), []
     for title, value in PLAIN.items():
-        picture = title, np.full((*maker.smaller, detector.rule.picture_bands), value, np.uint8)
+        picture = title, np.full((*maker.small, detector.rule.picture_bands), value, np.uint8)
         pictures = [picture] * options.batch
-        inputs.append(maker.fixed('plain image, nothing found', pictures, maker.smaller))
+        inputs.append(maker.fixed('plain image, nothing found', pictures, maker.small))
     return inputs
 
 
 def zoomed_input(detector: Detector, options: Options, picture: Picture, box_xyxy: np.ndarray) -> ProofInput:
     """Return an input filled by the box (4,) of a picture, pixels."""
     maker, (title, image_bgr) = _Inputs(detector, options, []), picture
-    view = zoomed(image_bgr, box_xyxy, maker.smaller)
+    size = smaller_size(detector, options, LARGE_OBJECT)
+    view = zoomed(image_bgr, box_xyxy, size)
     pictures = [(titled(title, 'zoomed'), view)] * options.batch
-    return maker.fixed('zoomed, an object fills it', pictures, maker.smaller)
+    return maker.fixed('zoomed, one object fills the image', pictures, size)
 
 
 def with_plain_picture(detector: Detector, case: ProofInput, plain: ProofInput) -> ProofInput:
@@ -121,7 +124,7 @@ class _Inputs:
         self.detector, self.options, self.images = detector, options, images
         self.size = options.height, options.width
         self.sizes = other_sizes(detector, options) if options.dynamic else None
-        self.smaller = smaller_size(detector, options) if options.dynamic else self.size
+        self.small = smaller_size(detector, options)
         spec = detector.family.spec(detector.model, options)
         self.optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
         self.optional = () if options.required_inputs else self.optional
@@ -201,13 +204,23 @@ class _Inputs:
     def by_rule(self, pictures: Sequence[Picture]) -> list[ProofInput]:
         rule, cases = rule_of(self.detector, self.options), []
         for index, (title, picture) in enumerate(pictures):
-            image = rule.apply(picture)
+            image = (rule if index else self._scaled(rule)).apply(picture)
             size = image.tensor.shape[1:]
             if not fits(self.detector, self.options, size):
                 cases.append(self.fixed('other image', [(title, picture)]))
             elif index or size != self.size:
-                cases.append(ProofInput("by the config's rule", (image,), ((title, picture),), rescale=True))
+                cases.append(
+                    ProofInput('resized as in the config', (image,), ((title, picture),), rescale=True)
+                )
         return cases
+
+    def _scaled(self, rule: PreprocessRule) -> PreprocessRule:
+        """Return the rule for `small`: the traced input shows its picture at the size of the rule."""
+        if rule.img_scale is None or self.small == self.size:
+            return rule
+        factor = math.sqrt(math.prod(self.small) / math.prod(self.size))
+        width, height = (max(round(side * factor), STRIDE) for side in rule.img_scale)
+        return dataclasses.replace(rule, img_scale=(width, height))
 
     def of_sizes(self) -> list[ProofInput]:
         sizes, ((title, picture), second) = self.sizes, self.images[:2]
@@ -220,8 +233,8 @@ class _Inputs:
             self._unaligned(second, sizes.other, sizes.divisor),
             self.fixed('W > 2H', views(sizes.wide, 1), sizes.wide),
             self.fixed('H > 2W, batch 3', views(sizes.tall, 3), sizes.tall),
-            self.fixed('dark', [(titled(title, 'dark'), dark(picture))], self.smaller),
-            self.fixed('bright', [(titled(title, 'bright'), bright(picture))], self.smaller),
+            self.fixed('dark', [(titled(title, 'dark'), dark(picture))], self.small),
+            self.fixed('bright', [(titled(title, 'bright'), bright(picture))], self.small),
         ]
 
     def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
@@ -231,7 +244,7 @@ class _Inputs:
         hosts = 'dark', 'bright', 'portrait in the input', 'W > 2H', 'other image'
         indices = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
         for index, names in zip(indices, [self.optional, *alone], strict=False):
-            name = f'{cases[index].name}, without {" and ".join(names)}'
+            name = f'{cases[index].name}, without input {" and ".join(names)}'
             images = cases[index].images
             if self.options.input != INPUT.default and 'img_shape' in names:
                 images = tuple(map(self._padded_by_pixels, images))
@@ -299,12 +312,12 @@ def other_sizes(detector: Detector, options: Options) -> InputSizes:
     )
 
 
-def smaller_size(detector: Detector, options: Options) -> Size:
-    """Return a size of about `LARGE_OBJECT` squared that a dynamic file takes, at most the traced size."""
+def smaller_size(detector: Detector, options: Options, root: int = SMALL_PICTURE) -> Size:
+    """Return a size of about `root` squared that the file takes, at most the traced size."""
     image = picture_of(detector.family, detector.model, options)
     size = options.height, options.width
-    scale = LARGE_OBJECT / math.sqrt(math.prod(size))
-    if scale >= 1:
+    scale = root / math.sqrt(math.prod(size))
+    if scale >= 1 or not options.dynamic:
         return size
     smaller = _aligned(tuple(math.ceil(side * scale) for side in size), math.lcm(STRIDE, image.multiple))
     return smaller if detector.family.reference(detector.model).takes(image, *smaller) else size

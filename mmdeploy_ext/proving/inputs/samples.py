@@ -32,7 +32,7 @@ def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[
 
     files = list_images(paths)
     if len(files) > limit > 1:
-        print(f'{len(files)} images were given, only the first {limit} are used')
+        print(f'{len(files)} images given, only the first {limit} are used')
     return files[:limit]
 
 
@@ -58,8 +58,8 @@ def read_picture(path: str | Path, rule: PreprocessRule | None = None) -> np.nda
     picture = read_image(path, rule.color_type)
     if picture.shape[2:] != (rule.bands,):
         raise ImageError(
-            f'{path}: got an array {picture.shape}, expected (h, w, {rule.bands}): mean of Normalize has '
-            f'{rule.bands} values'
+            f'{path}: got an array of shape {picture.shape}, expected (h, w, {rule.bands}), since mean of '
+            f'Normalize has {rule.bands} values'
         )
     return picture
 

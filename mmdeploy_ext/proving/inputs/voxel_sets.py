@@ -78,7 +78,7 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
     sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
         if getattr(item, 'suffix', '') == '.npz':
-            raise DataError(f'{item}: holds voxels, the model expects points; give a sweep (.bin, .npy)')
+            raise DataError(f'{item}: has voxels, the model expects points; pass a sweep (.bin, .npy)')
         yield sweeps.name(item), sweeps.points(item)
 
 
@@ -112,7 +112,7 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
     if rule.mode == 'hard' and len(features) > rule.max_voxels:
         raise DataError(
             f'{path}: {len(features)} voxels, the model accepts at most {rule.max_voxels} (max_voxels); '
-            f'leave some out, or give the points'
+            'remove some or pass the points'
         )
     try:
         level = Level(coordinates, settings.spatial_shape)

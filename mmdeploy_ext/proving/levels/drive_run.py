@@ -204,7 +204,7 @@ class Modes:
         row = run.match(frame.name, expected, got.detections, **self.one_to_one)
         self.substituted.append(row.matched)
         if not row.passed:
-            fault = "your test path returns other results from the file's outputs"
+            fault = "your test path returns different results from the file's outputs"
             run.faults[fault].append(f'{frame.name} ({row.reason})')
 
     def _run_again(self, frame: Frame, expected: StepResult, got: StepResult) -> None:
@@ -231,7 +231,8 @@ class Modes:
             near = min_cosine is not None and not out_of_bars(row, min_cosine)
             if not row.passed and not near:
                 fault = (
-                    f'the {side} returns another {row.tensor} when the first frame runs again after a reset'
+                    f'the {side} returns a different {row.tensor} when the first frame runs again '
+                    'after a reset'
                 )
                 run.faults[fault].append(name)
 
@@ -349,7 +350,7 @@ class PairRun:
                 and abs(state.timestamp_s - frame.timestamp_s) <= SAME_POSE
                 and np.allclose(state.ego_pose, frame.ego_pose, rtol=0, atol=SAME_POSE)
             ):
-                fault = f'the {side} states that its memory is from another frame (pose, time or scene)'
+                fault = f'the {side} has a memory of another frame (pose, time or scene)'
                 self.faults[fault].append(name)
 
     def _follow(self, moment: Moment, name: str) -> list[Followed]:
@@ -443,7 +444,7 @@ class PairRun:
             self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
         self.worst_score = max(self.worst_score, row.worst_score)
         self.worst_iou = min(self.worst_iou, row.worst_iou)
-        self.excused += [f'{name}: beside a tie: {line}' for line in row.excused]
+        self.excused += [f'{name}: at a tie: {line}' for line in row.excused]
         if row.worst_distance is not None:
             self.worst_distance = max(self.worst_distance or 0.0, row.worst_distance)
         return row.passed

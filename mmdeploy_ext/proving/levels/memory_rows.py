@@ -293,7 +293,9 @@ class InstancePairing(RowPairing):
                 return f'instance {row} has the track id {candidate_track}, expected {paired_track or track}'
         following = [int(state.tensors[next_id][0]) for state in states]
         return (
-            '' if following[0] == following[1] else f'the next id is {following[1]}, expected {following[0]}'
+            ''
+            if following[0] == following[1]
+            else f'the next track id is {following[1]}, expected {following[0]}'
         )
 
 
@@ -349,4 +351,7 @@ def not_the_best(selection: QuerySelection) -> str:
     if not len(wrong):
         return ''
     row = int(wrong[0])
-    return f'memory row {row} has the confidence {chosen_scores[row]:.6f}, the best one left {best[row]:.6f}'
+    return (
+        f'memory row {row} has the confidence {chosen_scores[row]:.6f}, but a better one was left out: '
+        f'{best[row]:.6f}'
+    )

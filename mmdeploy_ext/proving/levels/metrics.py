@@ -38,8 +38,8 @@ SAME = (
 )
 """Facts that have to be equal to compare two runs' metrics."""
 NO_METRICS = (
-    'the evaluator returned none, as it does if no image has a detection; use a trained checkpoint, a data '
-    'set of its classes and, if its test_cfg has a score_thr, a lower one'
+    'the evaluator returned none, which happens if no image has a detection; use a trained checkpoint, a '
+    'data set of its classes and a lower test_cfg.score_thr'
 )
 """Reason why there is no metric, and the remedy."""
 NO_VALUES = 'every metric is NaN or -1 on both sides, because the data set has no object of these classes'
@@ -74,7 +74,7 @@ def near_zero_notes(rows: Sequence[MetricRow]) -> list[str]:
     headlines = [row for row in rows if HEADLINE.search(row.name)] or rows
     if not headlines or not all(row.reference < NEAR_ZERO for row in headlines):
         return []
-    return [f'metrics: all are below {NEAR_ZERO}, which proves little: use a trained checkpoint']
+    return [f'metrics: all are below {NEAR_ZERO}, too low to prove much: use a trained checkpoint']
 
 
 NEAR_ZERO = 0.01
@@ -97,7 +97,7 @@ def compare_metrics(
 
 
 def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
-    table = Table(title='the same data set, loader and evaluator by both engines')
+    table = Table(title='same data set, loader and evaluator for both engines')
     for title in ('metric', 'PyTorch', engine, 'difference', 'bar', 'verdict'):
         table.add_column(title, justify='left' if title == 'metric' else 'right')
     for row in rows:
@@ -141,13 +141,13 @@ def keep_metrics(
             'config, checkpoint, source of the model, data set, number of samples, memory, or metrics and '
             'options of the evaluation'
         )
-        print(f'{reference_path} is from another {changed}: not compared')
+        print(f'{reference_path} was written with another {changed}: not compared')
         return True
     values = reference.get('metrics')
     is_whole = {'config', 'processes', 'made'} <= reference.keys() and isinstance(values, dict)
     if not is_whole or not all(isinstance(value, int | float) for value in values.values()):
         raise UsageError(
-            f'{reference_path}: was not written by a run in PyTorch; delete it, run with --torch again'
+            f'{reference_path}: was not written by a run in PyTorch; delete it and run with --torch again'
         )
     rows = metric_rows(values, metrics, bars_of(precision).metric)
     if not rows:

@@ -198,7 +198,7 @@ def _differing(value: Any, expected: Any, place: str) -> Iterator[str]:
 def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> list[Check]:
     """Compare two node lists; return a check of nodes and one of initializers."""
     if not isinstance(expected, dict):
-        raise UsageError(f'{source}: is not a node list, expected an object with nodes and initializers')
+        raise UsageError(f'{source}: is not a node list; expected an object with nodes and initializers')
     checks, parts = [], dict(nodes=('meta', 'inputs', 'outputs', 'nodes'), initializers=('initializers',))
     for title, keys in parts.items():
         wrong = [line for key in keys for line in _differing(nodes.get(key), expected.get(key), key)]
@@ -217,7 +217,7 @@ def check_dialect(
     warnings = [entry for entry in violations if entry.severity == WARNING]
     notes = [f'contract: {entry.node or "file"}: {entry.message}' for entry in warnings[:SHOWN]]
     if len(warnings) > SHOWN:
-        notes.append(f'contract: {len(warnings) - SHOWN} more warnings, see {tool("check")}')
+        notes.append(f'contract: {len(warnings) - SHOWN} more warnings; run {tool("check")} to see them')
     count = f'{len(model.graph.node)} nodes by the rules of the engine'
     return [Check("contract of NVIDIA's engine", not wrong, first_lines(wrong) or count)], notes
 
@@ -244,7 +244,7 @@ def weight_ranges_check(detector: Detector, traced: SparseGraph, ranges: Ranges)
         if not any(np.array_equal(recorded, amax) for amax in (*candidates, *rounded)):
             largest, expected = float(recorded.max()), float(candidates[0].max())
             wrong.append(f'{node.name}: {largest:.6g}, expected {expected:.6g} at most')
-    return Check('ranges of the weights follow from the weights', not wrong, '; '.join(wrong)[:300])
+    return Check('ranges of the weights as computed from the weights', not wrong, '; '.join(wrong)[:300])
 
 
 def metadata_check(file: SparseFile) -> Check:

@@ -111,7 +111,7 @@ class DialectRunner:
         rtol: tolerance, relative to the largest reference value.
     """
 
-    title, timed, failure = 'the file, interpreted', 'numpy interpreter', 'graph cannot be run'
+    title, timed, failure = 'the file, interpreted', 'numpy interpreter', 'the graph does not run'
     rtol = HALF_RTOL
 
     def __init__(self, file: SparseFile, threads: int) -> None:
@@ -195,7 +195,7 @@ def layer_rows(reference: SparseReference, layer: Layer, same_order: bool, rtol:
     if features is None:
         return [failed_row(name, 'the file has no such layer')]
     if expected is None:
-        return [failed_row(name, 'missing in the reference: its convolution did not run')]
+        return [failed_row(name, 'missing in the reference, where this convolution did not run')]
     sites = in_order(sites, same_order)
     expected_order, order = (np.lexsort(array.T[::-1]) for array in (expected.coordinates, sites))
     if not np.array_equal(expected.coordinates[expected_order], sites[order]):

@@ -44,7 +44,9 @@ class FileTensor:
                 f'{path}: {value.name!r} is not a tensor; expected inputs and outputs of tensors'
             )
         if tensor_type.elem_type == TensorProto.STRING:
-            raise UsageError(f'{path}: {value.name!r} holds strings; expected inputs and outputs of numbers')
+            raise UsageError(
+                f'{path}: {value.name!r} is a tensor of strings; expected inputs and outputs of numbers'
+            )
         axes = None
         if tensor_type.HasField('shape'):
             axes = tuple(
@@ -131,7 +133,7 @@ def read_call(
         else:
             parts = _leaves(parameter, value)
         names += [name if isinstance(leaf, torch.Tensor) else '' for name, leaf in parts]
-    _refuse_equal(names, f'{title}: of the arguments')
+    _refuse_equal(names, f'{title}: arguments')
     values, tree = pytree.tree_flatten(_with_tensors((bound.args, bound.kwargs)))
     call = ModuleCall(title, tuple(values), tuple(names), tree)
     if not call.tensors:
@@ -192,8 +194,8 @@ def _refuse_equal(names: Sequence[str], place: str) -> None:
     counts = collections.Counter(filter(None, names))
     if equal := [name for name, count in counts.items() if count > 1]:
         raise UsageError(
-            f'{place} {counts[equal[0]]} tensors are called {equal[0]!r}, by their keys and indices joined '
-            f'with dots; wrap the module so that its tensors have different names'
+            f'{place} {counts[equal[0]]} tensors have the name {equal[0]!r} (keys and indices joined with '
+            'dots); wrap the module so that its tensors have different names'
         )
 
 
@@ -206,8 +208,8 @@ def pair_names(
     if len(file_names) == len(module_names):
         return dict(zip(file_names, module_names, strict=True))
     raise UsageError(
-        f'{place} are {", ".join(file_names)}; {module} are {", ".join(module_names)}: the counts differ and '
-        f'the names do not match; wrap the module so that it has the tensors of the file'
+        f'{place} are {", ".join(file_names)}; {module} are {", ".join(module_names)}: neither the number '
+        'nor the names agree; wrap the module so that it has the tensors of the file'
     )
 
 

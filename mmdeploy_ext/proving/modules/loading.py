@@ -46,7 +46,7 @@ def make_samples(target: str) -> list[Any]:
     """Return the samples (`calls.read_call`) of `FILE.py:function`."""
     samples = call_function(target)
     if not isinstance(samples, Iterable):
-        raise UsageError(f'--samples {target}: gives {samples!r}; expected an iterable of samples')
+        raise UsageError(f'--samples {target}: got {samples!r}, expected an iterable of samples')
     return list(samples)
 
 
@@ -57,7 +57,9 @@ def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
         try:
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.ndarray):
-                raise UsageError(f'{file}: is a single array; expected a .npz file with one per argument')
+                raise UsageError(
+                    f'{file}: is a single array; expected a .npz file with one array per argument'
+                )
             with arrays:
                 sample = {name: arrays[name] for name in arrays.files}
         except FileNotFoundError as error:
@@ -67,6 +69,6 @@ def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
         except CANNOT_READ as error:
             raise UsageError(f'{file}: is not a .npz file of plain arrays: {one_line(error)}') from error
         if not sample:
-            raise UsageError(f'{file}: holds no array; expected one per argument of the module')
+            raise UsageError(f'{file}: is empty; expected one array per argument of the module')
         samples.append(sample)
     return samples

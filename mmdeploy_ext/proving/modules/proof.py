@@ -107,7 +107,7 @@ def prove_module(
     if generate:
         proof.compare_generated()
     else:
-        proof.not_compared('generated inputs: not asked for')
+        proof.not_compared('generated inputs: not requested')
     return proof.conclude()
 
 
@@ -169,7 +169,7 @@ class ModuleProof:
         }
         file_outputs = [FileTensor.of(value, path).name for value in self.model.graph.output]
         if not samples:
-            raise UsageError(f'{path}: no sample to compare on; give at least one')
+            raise UsageError(f'{path}: no sample to compare on; pass at least one')
         self.calls = [
             read_call(module, sample, f'sample {index}', list(self.file_inputs))
             for index, sample in enumerate(samples)
@@ -179,7 +179,7 @@ class ModuleProof:
             dtypes, expected = ({n: t.dtype for n, t in side.tensors.items()} for side in (call, first))
             if dtypes != expected:
                 raise UsageError(
-                    f'{call.title}: holds {dtypes}; expected the tensors of sample 0: {expected}'
+                    f'{call.title}: has {dtypes}; expected the same tensors as in sample 0: {expected}'
                 )
         results = self._reference(first)
         self.inputs = pair_names(
@@ -238,8 +238,8 @@ class ModuleProof:
                 sizes = zip(axes, shape, strict=True)
                 if any(isinstance(axis, int) and axis != size for axis, size in sizes):
                     raise UsageError(
-                        f'{call.title}: {argument} is {shape_text(shape)}, {self.path} expects '
-                        f'{name} {shape_text(axes)}; give samples of this size, or a file with dynamic axes'
+                        f'{call.title}: {argument} is {shape_text(shape)}, {self.path} expects {name} '
+                        f'{shape_text(axes)}; pass samples of this size, or export with dynamic axes'
                     )
 
     def _check_names(self) -> None:
@@ -271,7 +271,7 @@ class ModuleProof:
                     return Check(title, False, f'frozen: the results of the module depend on {name}')
                 varied = True
         if not varied:
-            return Check(title, False, f'unused? the module fails with another {name}')
+            return Check(title, False, f'possibly unused: the module fails with another {name}')
         self.verdict.notes.append(f'argument {name}: neither the module nor the file uses it')
         return Check(title, True)
 
@@ -285,7 +285,7 @@ class ModuleProof:
     def _graph_result(self, fresh: bool, warnings: list[CodeWarning]) -> GraphResult:
         result = GraphResult('', count_nodes(self.model), equal=False)
         if not fresh:
-            return dataclasses.replace(result, left_out='not compared: not asked for')
+            return dataclasses.replace(result, left_out='not compared: not requested')
         if self.model.producer_name != 'pytorch':
             writer = self.model.producer_name or 'an unknown program'
             reason = f'not compared: written by {writer}; only files of torch.onnx.export are compared'
@@ -311,7 +311,7 @@ class ModuleProof:
 
     def _another_graph(self, difference: str) -> str:
         options = f'dynamo={self._is_by_dynamo()}, opset_version={opsets_of(self.model).get("", 0)}'
-        return f'not compared: this PyTorch exports another graph with {options} ({difference})'
+        return f'not compared: this version of PyTorch exports another graph with {options} ({difference})'
 
     def _is_by_dynamo(self) -> bool:
         nodes = self.model.graph.node[:1]
@@ -355,8 +355,8 @@ class ModuleProof:
             values = torch.cat([call.tensors[argument].flatten() for call in self.calls])
             if name not in self.state and len(values) and bool((values == values[0]).all()):
                 self.verdict.notes.append(
-                    f'input {name}: {values[0].item():g} everywhere in all samples, so other values were not '
-                    f'tried; give samples in which it differs, or --state of a memory'
+                    f'input {name}: {values[0].item():g} in all samples, so no other value was tested; '
+                    'pass samples with other values, or --state if it is a memory'
                 )
 
     def compare_generated(self) -> None:
@@ -365,7 +365,7 @@ class ModuleProof:
         for call in tracked(calls, len(calls), 'generated inputs'):
             refusal = self._refusal(call)
             if refusal:
-                self.not_compared(f'{call.title}: the module gives {refusal}')
+                self.not_compared(f'{call.title}: the module returns {refusal}')
             else:
                 self.add(self._compare(call))
         if not any(
@@ -402,7 +402,7 @@ class ModuleProof:
 
     def _run_sequence(self) -> Iterator[CallComparison]:
         if len(self.calls) == 1:
-            self.not_compared('the state: a single sample has no next frame; give two or more')
+            self.not_compared('the state: a single sample has no next frame; pass two or more')
         runs = (('teacher-forced', True), ('free-running', False), ('free-running after a reset', False))
         for mode, is_forced in runs:
             memory: Arrays = {}
@@ -417,8 +417,8 @@ class ModuleProof:
                 for name, output in self.state.items():
                     if output not in reference:
                         raise UsageError(
-                            f'{call.title}: {module_title(self.module)} returns no {self.outputs[output]}, '
-                            f'which is the {name} of the next frame'
+                            f'{call.title}: {module_title(self.module)} does not return '
+                            f'{self.outputs[output]}, which is the {name} of the next frame'
                         )
                 memory = {name: reference[output] for name, output in self.state.items()}
                 own_memory = {
@@ -474,7 +474,7 @@ class ModuleProof:
             outputs = in_order_of(reference, outputs, [n for n in reference if n not in choices], self.rtol)
             left_out |= choices
             self.not_compared(
-                f'{comparison.call.title}: {", ".join(choices)}: which of equal values a top-k selects'
+                f'{comparison.call.title}: {", ".join(choices)}: a top-k selects among equal values'
             )
         sides = ({n: side[n] for n in side if n not in left_out} for side in (reference, outputs))
         return compare_named(*sides, self.rtol, self.path, self.rounding(comparison))
@@ -496,7 +496,7 @@ class ModuleProof:
             verdict.add_failures([f'{", ".join(unseen)}: empty for every input, so it was not compared'])
         if len(self.cases) > 1 and all(same_bits(references[0], other) for other in references[1:]):
             reason = 'the module returns the same results for all inputs, so its inputs may be unused; '
-            verdict.add_failures([f'{reason}give samples that differ'])
+            verdict.add_failures([f'{reason}pass samples that differ'])
         if self.cases and self.cases[0].passed:
             again = self._compare(self.calls[0])
             repeated = compare_named(references[0], again.reference, self.rtol)

@@ -38,7 +38,7 @@ MATRIX_RTOL = 2e-6
 """Tolerance of matrices, relative to the largest value: three products of float32."""
 RECORD_RTOL = 1e-9
 """Tolerance of a CAN bus record, relative to its largest value (metres): float64."""
-READABLE = 'run the proof where data.test.ann_file is, so that its samples are compared'
+READABLE = 'run the proof where data.test.ann_file exists, so that its samples are compared'
 """Advice for a data set that cannot read generated infos."""
 
 
@@ -75,7 +75,7 @@ def compare_prepared(
     titles = tuple(title for title, _, _ in compared)
     differences = tuple(difference for _, of_moment, _ in compared for difference in of_moment)
     if absent := dict.fromkeys(name for _, _, missing in compared for name in missing):
-        notes.append(f'without {", ".join(absent)}, which the samples of the data set do not have')
+        notes.append(f'without {", ".join(absent)}, missing in the samples of the data set')
     return PreprocessingResult(titles, unit, differences, gaps=tuple(notes), error=error)
 
 
@@ -92,7 +92,7 @@ def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]
         yield 'without test-time augmentation'
     kind = data_class(test_dataset(cfg).get('type'), 'DATASETS')
     if kind not in (None, data_class(generated['type'], 'DATASETS')) and is_users_class(kind):
-        yield f'without {kind.__name__} of data.test: its files are of another kind'
+        yield f'without {kind.__name__} of data.test: its files have another format'
 
 
 def _generated_moments(detector: Detector, generated: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:

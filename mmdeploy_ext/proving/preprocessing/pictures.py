@@ -241,7 +241,7 @@ class ConfigPipeline:
         for index, value in enumerate(values):
             if isinstance(value, list):
                 if len(value) != 1:
-                    raise ValueError(f'the pipeline makes {len(value)} images from one, expected 1')
+                    raise ValueError(f'the pipeline returns {len(value)} images for one, expected 1')
                 value = value[0]
             values[index] = value.data if isinstance(value, DataContainer) else value
         return PipelinePicture(np.asarray(values[0], np.float32), values[1])
@@ -277,7 +277,7 @@ class UsersDataset:
         self.dataset.data_infos = [self.info]
         sample = self.dataset[0]
         if sample is None:
-            raise ValueError(f'no sample of {path}')
+            raise ValueError(f'no sample from {path}')
         return sample
 
 

@@ -91,7 +91,7 @@ def graphs_text(verdict: Verdict) -> str:
     nodes = sum(finding.figures['nodes'] for finding in graphs)
     equal = sum(finding.figures['equal'] for finding in graphs)
     remarks = [finding.text for finding in graphs if finding.figures['left_out']]
-    return '; '.join([f'{equal} of {len(graphs)} graphs equal to fresh exports ({nodes:,} nodes)', *remarks])
+    return '; '.join([f'{equal} of {len(graphs)} graphs equal fresh exports ({nodes:,} nodes)', *remarks])
 
 
 def outputs_text(verdict: Verdict) -> str:
@@ -196,13 +196,13 @@ def next_command(verdict: Verdict) -> str:
         names = [name for options in limits for name in options]
         larger = {name: max(options.get(name, 0) for options in limits) for name in names}
         again = export_command(subject, file, **larger)
-        return f'{again}   # only the number of candidates cut results off'
+        return f'{again}   # the limit of candidates removed results'
     if subject.get('form') == 'full' and failed and 'raw' in getattr(family, 'forms', ('raw',)):
         if tensors:  # before the post-processing: the other form would be as wrong
             words = shlex.join([*model.values(), file])
             return f'{command("graph")} diff {words}   # the first tensor that differs'
         again = export_command(subject, f'{file.removesuffix(".onnx")}_raw.onnx', form='raw')
-        return f'{again}   # is it the network or the post-processing?'
+        return f'{again}   # shows whether the network or the post-processing differs'
     words = [*model.values(), file, *_model_words(subject, subject.get('options', {}))]
     if not_run:
         installed = ' and '.join(not_run)

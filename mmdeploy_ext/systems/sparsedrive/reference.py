@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from mmdeploy_ext.families.common.camera_reference import array
 from mmdeploy_ext.families.common.instance_reference import InstanceReference, first_scores
 from mmdeploy_ext.families.common.lidar_parts import Watch
-from mmdeploy_ext.runtime.driving import DrivingScene
+from mmdeploy_ext.runtime.driving import DrivingScene, command_of
 from mmdeploy_ext.runtime.frames import Frame, StreamState
-from mmdeploy_ext.systems.sparsedrive.runtime import command_of
 
 
 class SparseDriveReference(InstanceReference):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.families.common.runtime.instance_stream import InstanceStream, gap_s, is_near, time_interval
-from mmdeploy_ext.runtime.driving import DrivingScene
+from mmdeploy_ext.runtime.driving import DrivingScene, command_of, with_command
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.runtime.streams import frame_of_rig
 from mmdeploy_ext.systems.sparsedrive.decoding import scene_of
 from mmdeploy_ext.systems.sparsedrive.facts import MEMORY
-from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,19 +21,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 FEATURES, FIRST, NEXT = FILES = ('sparsedrive_features', 'sparsedrive_first', 'sparsedrive_next')
-COMMANDS = ('right', 'left', 'straight on')
-"""Commands of nuScenes' infos in the order of the model."""
-
-
-def command_of(frame: Frame) -> int:
-    """Return a frame's index in `COMMANDS`."""
-    command = np.asarray(frame.command if frame.command is not None else [], np.float64)
-    if command.shape != (len(COMMANDS),) or sorted(command) != [0, 0, 1]:
-        raise DataError(
-            f'command: got {command.tolist()}, expected a 1 among two 0, for {", ".join(COMMANDS)} '
-            f'(gt_ego_fut_cmd of the infos)'
-        )
-    return int(command.argmax())
 
 
 class SparseDriveOnnx(InstanceStream):
@@ -76,9 +61,7 @@ class SparseDriveOnnx(InstanceStream):
 
 
 def frame_with_command(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: Any) -> Frame:
-    frame = frame_of_rig(images_bgr, rig, rule)
-    command = rig.info.get('gt_ego_fut_cmd')
-    return dataclasses.replace(frame, command=None if command is None else np.array(command, np.float64))
+    return with_command(frame_of_rig(images_bgr, rig, rule), rig.info)
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> DrivingScene:

@@ -35,7 +35,7 @@ def settings_rules(path: Path, model: onnx.ModelProto) -> Iterator[Violation]:
     for key, expected, source in _stated(model):
         value = _entry(content, key)
         if value is None:
-            yield Violation(file, key, 'key', f'{file}: {key} is not there; the program reads it')
+            yield Violation(file, key, 'key', f'{file}: {key} is missing; the program needs it')
         elif not is_same(value, expected):
             text = f'{file}: {key} is {shortened(value)}; {source} has {shortened(expected)}'
             yield Violation(file, key, 'export', text, *[WARNING] * (key.rpartition('.')[2] in TUNED))
@@ -107,12 +107,14 @@ def _grid_rules(file: str, content: Any, model: onnx.ModelProto) -> Iterator[Vio
             continue
         if count and cells != count:
             text = (
-                f'{file}: {key} {shortened(value)} gives {cells} by the float32 quotient of the program; '
-                f'the file has {count}'
+                f"{file}: {key} {shortened(value)} gives {cells} steps in the program's float32 "
+                f'division; the file has {count}'
             )
             yield Violation(file, key, 'grid', text)
         elif axis in starts and not is_same([low, step], starts[axis]):
-            text = f'{file}: {key} begins at {low:g} in steps of {step:g}; its export has {starts[axis]}'
+            text = (
+                f'{file}: {key} starts at {low:g} in steps of {step:g}; the exported model has {starts[axis]}'
+            )
             yield Violation(file, key, 'export', text)
 
 

@@ -154,9 +154,9 @@ class CenterPointFiles(AutowareContract):
         differences = _differences(cfg.model)
         if differences:
             raise ConfigError(
-                f'{cfg.filename}: --contract autoware: lidar_centerpoint cannot take this model: '
-                f'{"; ".join(differences)}; '
-                f'projects/configs/Autoware/centerpoint_pillar032_nus.py is one that fits'
+                f'{cfg.filename}: --contract autoware: lidar_centerpoint cannot load this model: '
+                f'{"; ".join(differences)}; projects/configs/Autoware/centerpoint_pillar032_nus.py is a '
+                'config that fits'
             )
         tasks = cfg.model[f'{prefix_of(cfg.model)}bbox_head']['tasks']
         class_words(tasks[0]['class_names'], f'{cfg.filename}: class_names of the task')
@@ -164,8 +164,8 @@ class CenterPointFiles(AutowareContract):
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         if model.box_convention != '1.x':
             raise ConfigError(
-                f'--contract autoware: the checkpoint has boxes of mmdet3d {model.box_convention}, expected '
-                f'1.x: the graph turns these into the boxes of the node'
+                f'--contract autoware: the checkpoint has boxes of mmdet3d {model.box_convention}, '
+                'expected 1.x, which the graph converts to the boxes of the node'
             )
         return graphs(model)
 
@@ -217,8 +217,8 @@ def class_words(names: Sequence[str], place: str) -> list[str]:
     translated, unknown = in_words_of(CENTERPOINT.classes, names)
     if unknown:
         raise ConfigError(
-            f'{place} has {", ".join(unknown)}, which the node publishes as UNKNOWN; it knows '
-            f'{", ".join(CENTERPOINT.classes)}: rename or leave out the classes'
+            f'{place} has {", ".join(unknown)}, which the node publishes as UNKNOWN; it supports '
+            f'{", ".join(CENTERPOINT.classes)}: rename or remove the classes'
         )
     return translated
 
@@ -262,10 +262,12 @@ def _differences(model: Mapping[str, Any]) -> list[str]:
         cells = node_cells(point_range[axis], point_range[axis + 3], voxel_size[axis])
         if cells != columns:
             differences.append(
-                f'{columns} cells along {name}, and {cells} by the float32 quotient of the node: change '
-                f'point_cloud_range or voxel_size'
+                f"{columns} cells along {name}, but {cells} in the node's float32 division: change "
+                'point_cloud_range or voxel_size'
             )
     height = point_range[5] - point_range[2]
     if abs(voxel_size[2] - height) > 1e-4:
-        differences.append(f'voxels {voxel_size[2]} m high, expected {height:g} m, the height of the range')
+        differences.append(
+            f'voxels are {voxel_size[2]} m high, expected the height of the range, {height:g} m'
+        )
     return differences

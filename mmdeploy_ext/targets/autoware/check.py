@@ -73,7 +73,7 @@ def check_node(node: Node, folder: Path) -> tuple[list[Violation], dict[str, Pat
     by_file = {path.name: model for path, model in models.values()}
     for name, model in by_file.items():
         if (contract := recorded(model, 'options.contract')) not in (None, 'autoware'):
-            text = f'{name} was exported with --contract {contract}; the node takes --contract autoware'
+            text = f'{name} was exported with --contract {contract}; the node needs --contract autoware'
             violations.append(Violation(name, '', 'contract', text))
     violations += mixture_rules(by_file)
     violations += _export_rules(node, values, by_file)
@@ -117,7 +117,7 @@ def _export_rules(
             if entry == 'classes':
                 yield from _label_rules(node, key, value, graph, expected)
             elif not is_same(value, expected):
-                message = f'{key} is {value}; {graph} states {expected}, with which it was exported'
+                message = f'{key} is {value}; {graph} was exported with {expected}'
                 yield Violation(node.manifest, key, 'export', message)
 
 
@@ -132,7 +132,8 @@ def _label_rules(
     for label, (name, stated) in enumerate(zip(names, expected, strict=False)):
         if name != stated and (stated in node.classes or name in expected):
             message = (
-                f'{key}[{label}] is {name}; that label of {graph} is {stated}: is it renamed on purpose?'
+                f'{key}[{label}] is {name}; that label of {graph} is {stated}; ignore this if you '
+                'renamed it on purpose'
             )
             yield Violation(node.manifest, key, 'export', message, WARNING)
 
@@ -167,12 +168,14 @@ def _settings_file(node: Node, folder: Path, stated: str) -> Path:
 
 
 def _missing(name: str, note: str = '') -> Violation:
-    return Violation(name, '', 'missing-file', f'{name} is not there; the node is given its path{note}')
+    return Violation(
+        name, '', 'missing-file', f'{name} is missing; the node gets its path as a parameter{note}'
+    )
 
 
 def _older_layout(folder: Path) -> str:
     older = sorted(path.name for path in folder.glob('*_ml_package.param.yaml'))
-    return f'; {", ".join(older)} is of the layout before manifest v4.1' if older else ''
+    return f'; {", ".join(older)} has the layout before manifest v4.1' if older else ''
 
 
 # ---- manifest
@@ -216,11 +219,13 @@ def _parameters(path: Path, keys: Mapping[str, Value]) -> tuple[dict[str, Any], 
         if missing and expected.is_optional:
             continue
         if missing and expected.since:
-            text = f'{missing} is not there, which the node since {expected.since} declares without a default'
-            warned.append(Violation(file, missing, 'version', f'{text}; older ones take the file', WARNING))
+            text = f'{missing} is missing; since {expected.since} the node has no default for it'
+            warned.append(
+                Violation(file, missing, 'version', f'{text}; older nodes accept the file', WARNING)
+            )
             continue
         if missing:
-            wrong[missing] = 'key', f'{missing} is not there; the node declares it without a default'
+            wrong[missing] = 'key', f'{missing} is missing; the node has no default for it'
             continue
         rule, text = expected.problem(value)
         if rule:
@@ -278,7 +283,7 @@ def _class_rules(node: Node, key: str, names: list[str]) -> Iterator[Violation]:
         if word not in ('', name):
             yield Violation(node.manifest, key, 'class', f'{key} has {name}, {text}; write {word}')
     if unknown := [shortened(name) for name in names if not word_of(name, node.classes)]:
-        text = f'{key} has {", ".join(unknown)}, {text}; it knows {", ".join(node.classes)}'
+        text = f'{key} has {", ".join(unknown)}, {text}; it supports {", ".join(node.classes)}'
         yield Violation(node.manifest, key, 'class', text, WARNING)
 
 
@@ -290,9 +295,9 @@ def _path_rules(node: Node, folder: Path, values: Mapping[str, Any]) -> Iterator
         path, is_read = PurePath(text), not key.endswith('engine_path')
         problem = ''
         if path.is_absolute() or '..' in path.parts:
-            problem = 'it leads out of the folder, which must hold all files of the model'
+            problem = 'it is outside of the folder, which must contain all files of the model'
         elif is_read and not os.path.isfile(folder / path):
-            problem = 'there is no such file; the path is relative to this folder'
+            problem = 'no such file; the path is relative to this folder'
         elif path in earlier:
             problem = f'that is the file of {earlier[path]}'
         earlier[path] = key
@@ -335,7 +340,7 @@ def _graph_rules(
         yield from _tensor_rules(name, actual, tensors, tensor, sizes, exactly)
     for actual, shape in tensors.shapes.items() if node.is_fixed else ():
         if None in shape:
-            text = f'{name}: {actual} is {shape_text(shape)}; the node gives no sizes: export it static'
+            text = f'{name}: {actual} is {shape_text(shape)}; the node sets no sizes: export with fixed sizes'
             yield Violation(name, actual, 'dynamic', text)
     yield from _operator_rules(node, name, model)
 
@@ -346,7 +351,7 @@ def _in_order(
     names, bound = [*tensors.inputs, *tensors.outputs], [*file.inputs, *file.outputs]
     if (len(tensors.inputs), len(tensors.outputs)) != (len(file.inputs), len(file.outputs)):
         text = (
-            f'{name} has {len(tensors.inputs)} inputs and {len(tensors.outputs)} outputs; the node takes '
+            f'{name} has {len(tensors.inputs)} inputs and {len(tensors.outputs)} outputs; the node binds '
             f'{", ".join(tensor.name for tensor in bound)} by index'
         )
         yield Violation(name, '', 'count', text)
@@ -354,7 +359,7 @@ def _in_order(
     customary = [tensor.name for tensor in bound]
     for actual, expected in zip(names, customary, strict=True):
         if actual != expected and actual in customary:
-            text = f'{name}: {actual} is where the node takes {expected}; it binds by index'
+            text = f'{name}: {actual} is at the index of {expected}; the node binds by index'
             yield Violation(name, actual, 'order', text)
     return list(zip(names, bound, strict=True))
 
@@ -371,11 +376,11 @@ def _by_name(
             if tensor.name in actual:
                 bound.append((tensor.name, tensor))
                 continue
-            text = f'{name} has no {side} {tensor.name!r}, which the node looks up; there are '
+            text = f'{name} has no {side} {tensor.name!r}, which the node looks up by name; there are '
             yield Violation(name, tensor.name, 'name', text + (', '.join(actual) or 'none'))
         for other in actual.keys() - {tensor.name for tensor in expected}:
             if side == 'input' or node.binds == 'exactly':
-                text = f'{name} has an {side} {other!r} that the node does not know'
+                text = f'{name} has an unexpected {side} {other!r}, which the node does not bind'
                 yield Violation(name, other, 'extra', text)
     return bound
 
@@ -398,9 +403,9 @@ def _tensor_rules(
     for axis, (word, size, size_of_node) in enumerate(zip(words, shape, expected, strict=False)):
         text = ''
         if exactly and word.startswith('+') and size is not None:
-            text = 'is fixed, and the node gives a range of sizes: export it with an axis that is open'
+            text = 'is fixed, but the node uses a range of sizes: export it with a dynamic axis'
         elif exactly and not word.startswith('+') and size is None and size_of_node is not None:
-            text = f'is open, and the node states {size_of_node}: export it with that size'
+            text = f'is dynamic, but the node uses {size_of_node}: export it with that size'
         if text:
             text = f'{file}: axis {axis} of {name} ({shape_text(shape)}) {text}'
             yield Violation(file, name, 'dynamic', text)
@@ -419,7 +424,7 @@ def _operator_rules(node: Node, file: str, model: onnx.ModelProto) -> Iterator[V
         title, operator = f'{file}: {entry.name or entry.op_type}', f'{entry.domain}::{entry.op_type}'
         if node.plugin_domain not in (None, entry.domain) or entry.op_type not in node.plugins:
             plugins = ', '.join(node.plugins) or 'none'
-            text = f'{title} is {operator}; the plug-ins that the node loads: {plugins}'
+            text = f'{title} is {operator}, which is not a plug-in of the node; it loads {plugins}'
             yield Violation(file, entry.name, 'operator', text)
             continue
         attributes = {attribute.name for attribute in entry.attribute}
@@ -427,7 +432,7 @@ def _operator_rules(node: Node, file: str, model: onnx.ModelProto) -> Iterator[V
             counts.setdefault((entry.op_type, name, change), []).append(name in attributes)
         for name in node.plugins[entry.op_type]:
             if name not in attributes:
-                text = f'{title} has no attribute {name}; the plug-in {operator} is not made without it'
+                text = f'{title} has no attribute {name}, which the plug-in {operator} requires'
                 yield Violation(file, entry.name, 'attribute', text)
     for (operator, name, change), found in counts.items():
         for is_there in sorted(set(found)):
@@ -438,7 +443,9 @@ def _operator_rules(node: Node, file: str, model: onnx.ModelProto) -> Iterator[V
             severity = NOTE if is_there == change.is_wanted else WARNING
             yield Violation(file, name, 'version', text, severity)
     if any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer):
-        text = f'{file} holds float16 weights; the nodes build fp16 from float32 files by trt_precision'
+        text = (
+            f'{file} has float16 weights; use a float32 file, from which the node builds fp16 (trt_precision)'
+        )
         yield Violation(file, '', 'precision', text, WARNING)
 
 
@@ -448,5 +455,7 @@ def _handover_rules(node: Node, tensors: Mapping[str, GraphTensors]) -> Iterator
         taken = tensors[target].inputs.get(name, ()) if target in tensors else ()
         if given and taken and None not in (*given, *taken) and math.prod(given) != math.prod(taken):
             file = f'{target}.onnx'
-            text = f'{file}: {name} is {shape_text(taken)}, {output} of {source}.onnx {shape_text(given)}'
+            text = (
+                f'{file}: {name} is {shape_text(taken)}, but {output} of {source}.onnx is {shape_text(given)}'
+            )
             yield Violation(file, name, 'shape', text)

@@ -70,7 +70,7 @@ class Value:
         if expected := self.also(value):
             return 'value', expected
         if self.type is float and not all(type(entry) is float for entry in entries):
-            return 'ros-type', 'a point in every number, 64.0 and not 64, or the node throws'
+            return 'ros-type', 'a decimal point in every number (64.0, not 64); otherwise the node throws'
         return '', ''
 
 
@@ -208,10 +208,10 @@ CELL = Value(float, 3, low=1e-3)
 def _quotient(key: str, axis: str, low: float, high: float, step: float) -> Iterator[Wrong]:
     exact, cells = (high - low) / step, node_cells(low, high, step)
     if cells != round(exact):
-        text = f'is {exact:g} cells of {step:g} m{axis}, and {cells} by the float32 quotient of the node'
-        yield Wrong(key, f'{text}, cut off; change it or the step', 'grid')
+        text = f"is {exact:g} cells of {step:g} m{axis}, but {cells} in the node's float32 division"
+        yield Wrong(key, f'{text}, rounded down; change it or the step', 'grid')
     elif abs(exact - cells) > 1e-3:
-        yield Wrong(key, f'is {exact:g} cells of {step:g} m{axis}, no whole number', 'grid', WARNING)
+        yield Wrong(key, f'is {exact:g} cells of {step:g} m{axis}, expected a whole number', 'grid', WARNING)
 
 
 # ---- lidar_centerpoint
@@ -239,7 +239,7 @@ REMAPPER_KEYS = {
 
 def _one_for_each_class(class_names: list[str], yaw_norm_thresholds: list[float]) -> Iterator[Wrong]:
     if len(set(class_names)) < len(class_names):
-        yield Wrong('class_names', f'has a name twice: {", ".join(class_names)}', 'class')
+        yield Wrong('class_names', f'has a duplicate name: {", ".join(class_names)}', 'class')
     if len(yaw_norm_thresholds) != len(class_names):
         count = len(yaw_norm_thresholds)
         text = f'has {count} numbers for {len(class_names)} classes; the node throws'
@@ -250,7 +250,8 @@ def _point_size(encoder_in_feature_size: int, point_feature_size: int) -> Iterat
     expected = POINT_WIDTH[encoder_in_feature_size]
     if point_feature_size != expected:
         text = (
-            f'is {point_feature_size}; of encoder_in_feature_size {encoder_in_feature_size} it is {expected}'
+            f'is {point_feature_size}, expected {expected} for encoder_in_feature_size '
+            f'{encoder_in_feature_size}'
         )
         yield Wrong('point_feature_size', text)
 
@@ -261,7 +262,10 @@ def _pillars(point_cloud_range: list[float], voxel_size: list[float]) -> Iterato
         yield from _quotient('point_cloud_range', f' along {name}', *bounds, voxel_size[axis])
     height = point_cloud_range[5] - point_cloud_range[2]
     if abs(voxel_size[2] - height) > 1e-4:
-        text = f'is {voxel_size[2]:g} m high, the range {height:g} m: a pillar is one voxel'
+        text = (
+            f'is {voxel_size[2]:g} m high, expected the height of the range, {height:g} m: a pillar is '
+            'one voxel'
+        )
         yield Wrong('voxel_size', text, 'grid', WARNING)
 
 
@@ -275,7 +279,7 @@ def _scores(
         if rule:
             yield Wrong(
                 f'min_confidence_scores.{name}',
-                f'is {shortened(scores)}, expected {expected}, one of each bin, from 0 to below 1',
+                f'is {shortened(scores)}, expected {expected}, one per bin, from 0 to below 1',
                 rule,
             )
 
@@ -423,7 +427,9 @@ STREAMPETR = Node(
 
 def _profile(voxels_num: list[int]) -> Iterator[Wrong]:
     if sorted(voxels_num) != voxels_num:
-        yield Wrong('voxels_num', f'is {voxels_num}, expected least, usual, most: the profile of TensorRT')
+        yield Wrong(
+            'voxels_num', f"is {voxels_num}, expected minimum, optimum and maximum for TensorRT's profile"
+        )
 
 
 def _voxels(point_cloud_range: list[float], voxel_size: list[float]) -> Iterator[Wrong]:
@@ -440,7 +446,7 @@ def _bounds(x_bound: list[float], y_bound: list[float], z_bound: list[float]) ->
 def _depths(d_bound: list[float], num_depth_features: int) -> Iterator[Wrong]:
     bins = node_cells(*d_bound)
     if bins != num_depth_features:
-        text = f'is {num_depth_features}; d_bound {d_bound} gives {bins} by the float32 quotient of the node'
+        text = f"is {num_depth_features}; d_bound {d_bound} gives {bins} in the node's float32 division"
         yield Wrong('num_depth_features', text, 'grid')
 
 
@@ -504,16 +510,15 @@ BEVFUSION_LIDAR = Node(
             'do_sort': Change(
                 'pull request 12631 (May 2026)',
                 'the file fits nodes before and since it',
-                'nodes before it take the file, nodes since it warn, and later ones will not load it; export '
-                'it again',
+                'older nodes load the file, newer ones warn, and future ones will not load it; export it '
+                'again',
                 True,
             )
         },
         'ImplicitGemm': {
             'act_type': Change(
                 'pull request 12658',
-                'nodes since it take the file; nodes before it leave bias and activation out, so that their '
-                'boxes are wrong',
+                'newer nodes load the file; older ones omit bias and activation, so their boxes are wrong',
                 'the file fits nodes before and since it',
                 False,
             )
@@ -542,8 +547,8 @@ BEVFUSION_CAMERAS = dataclasses.replace(
                     'geom_feats',
                     '+? 4',
                     ('INT32',),
-                    'the node writes 32-bit integers, whose bits are about 0 as a float: every camera '
-                    'feature lands in cell 0',
+                    'the node writes 32-bit integers, which are about 0 when read as floats: every camera '
+                    'feature goes to cell 0',
                 ),
                 Tensor('kept', '+?', ('BOOL', 'UINT8'), 'the node writes one byte for each cell'),
                 Tensor('ranks', '+?', ('INT64',)),
@@ -663,7 +668,7 @@ def _is_of_topics(cams: list[str]) -> str:
 
 def _halves(precision: str) -> Iterator[Wrong]:
     if precision == 'fp16':
-        text = 'is fp16, with which the library reads halves of transforms as floats; launch with '
+        text = 'is fp16, in which the library reads float16 transforms as float32; launch with '
         yield Wrong('precision', f'{text}precision:=fp32', 'precision', WARNING)
 
 

@@ -30,7 +30,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        raise ModelFileError(f'{path}: reading it needs PyYAML; pip install pyyaml') from error
+        raise ModelFileError(f'{path}: PyYAML is not installed; run pip install pyyaml') from error
     try:
         content = yaml.load(path.read_text(encoding='utf-8'), Loader=_loader())
     except OSError as error:
@@ -40,8 +40,8 @@ def read_parameters(path: Path) -> dict[str, Any]:
     for key in (ANY_NODE, PARAMETERS):
         if not isinstance(content, dict) or key not in content:
             raise ParameterFileError(
-                f'has no {key!r}: the parameters reach no node; expected {ANY_NODE!r}, {PARAMETERS!r} below '
-                f'it, and all keys below that'
+                f'has no {key!r}: no node would read the parameters; expected {ANY_NODE!r}, '
+                f'{PARAMETERS!r} below it, and all keys below that'
             )
         content = content[key]
     return content if isinstance(content, dict) else {}
@@ -63,24 +63,24 @@ def _loader() -> type:
         def compose_node(self, parent: Any, index: Any) -> Any:
             event = self.peek_event()
             if event.anchor:
-                raise _refused(event, 'an anchor or alias, which ROS 2 does not read')
+                raise _refused(event, 'an anchor or alias, which ROS 2 does not support')
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             names = [key.value for key, _ in node.value]
             if twice := [name for name in names if names.count(name) > 1]:
-                raise _refused(node, f'{twice[0]} is there twice; keep one of them')
+                raise _refused(node, f'{twice[0]} appears twice; keep one')
             return super().construct_mapping(node, deep)
 
         def construct_sequence(self, node: Any, deep: bool = False) -> list[Any]:
             values = super().construct_sequence(node, deep)
             if any(isinstance(value, list | dict) for value in values):
-                raise _refused(node, 'a list of lists or mappings, which ROS 2 refuses')
+                raise _refused(node, 'a list of lists or mappings, which ROS 2 does not accept')
             if len({type(value) for value in values}) > 1:
                 raise _refused(
                     node,
-                    'a list of several types, which ROS 2 refuses: write 0.0, not 0, among numbers with a '
-                    'point',
+                    'a list of several types, which ROS 2 does not accept: next to decimal numbers write '
+                    '0.0, not 0',
                 )
             return values
 

@@ -35,18 +35,18 @@ def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) 
     }
     for name, treatment in found.items():
         if not treatment:
-            message = f'{file}: what {name} does with boxes could not be probed; look at it yourself'
+            message = f'{file}: could not test how {name} transforms boxes; check it yourself'
             yield Violation(file, name, 'convention', message, WARNING)
         elif treatment not in (UNCHANGED, CONVERTED):
-            yield Violation(file, name, 'convention', f'{file}: of synthetic boxes {name} {treatment}')
+            yield Violation(file, name, 'convention', f'{file}: for synthetic boxes {name} {treatment}')
     if set(found.values()) == {UNCHANGED, CONVERTED}:
         message = ', '.join(f'{name} is {treatment}' for name, treatment in found.items())
-        message = f'{file}: of synthetic boxes {message}; sizes and angles must be of one convention'
+        message = f'{file}: for synthetic boxes {message}; sizes and angles must have one convention'
         yield Violation(file, rot, 'convention', message)
     elif set(found.values()) == {UNCHANGED}:
         message = (
-            f'{file}: dim and rot leave the network as they are: right of a model trained with mmdet3d 0.x '
-            f'alone; of 1.0 or later swap dim to [1, 0, 2] and give rot as (-cosine, -sine)'
+            f'{file}: dim and rot are unchanged, which is right only for a model trained with mmdet3d '
+            '0.x; for 1.0 or later swap dim to [1, 0, 2] and return rot as (-cosine, -sine)'
         )
         yield Violation(file, rot, 'convention', message, WARNING)
 
@@ -59,7 +59,7 @@ def _treatment(model: onnx.ModelProto, name: str, fed: np.ndarray, converted: np
         if np.allclose(expected[: len(output)], output, atol=1e-5):
             return treatment
     expected = fed[: len(output)].tolist()
-    return f'comes out as {output.tolist()} of {expected}; expected them unchanged or as mmdet3d 1.0 needs'
+    return f'turns {expected} into {output.tolist()}; expected no change, or the conversion for mmdet3d 1.0'
 
 
 def _behind_last_layer(model: onnx.ModelProto, name: str, values: np.ndarray) -> np.ndarray | None:

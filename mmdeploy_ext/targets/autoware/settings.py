@@ -84,7 +84,7 @@ def read_settings(folder: str | Path) -> CenterPointSettings:
     remapper = parameters[CENTERPOINT.remapper]
     if any(read_parameters(folder / remapper)['allow_remapping_by_area_matrix']):
         raise ModelFileError(
-            f'{folder}: {remapper} allows classes to change by area, which is not computed here; set '
-            f'allow_remapping_by_area_matrix to zeros'
+            f'{folder}: {remapper} lets classes change by area, which mm2onnx does not compute; set '
+            'allow_remapping_by_area_matrix to zeros'
         )
     return CenterPointSettings.of(parameters)

@@ -61,7 +61,9 @@ def _run_on_zeros(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     for name, values in run(model, feeds).items():
         stated = tensors.outputs[name]
         if not fits(values.shape, stated):
-            text = f'{file}: {name} is {shape_text(values.shape)} where zeros are fed, and stated as '
+            text = (
+                f'{file}: for inputs of zeros {name} is {shape_text(values.shape)}, but the graph declares '
+            )
             yield Violation(file, name, 'shape', text + shape_text(stated))
         elif not np.isfinite(values).all():
-            yield Violation(file, name, 'not-finite', f'{file}: {name} is not finite where zeros are fed')
+            yield Violation(file, name, 'not-finite', f'{file}: {name} is not finite for inputs of zeros')

@@ -82,8 +82,7 @@ def attend(
     """
     if shapes.dtype != np.int64:
         raise InferenceError(
-            f'{ATTENTION}: spatial_shapes are {shapes.dtype}, expected int64, which the plug-in reads; '
-            f'export it again'
+            f'{ATTENTION}: spatial_shapes are {shapes.dtype}, but the plug-in needs int64; export it again'
         )
     batch, queries, heads, _ = logits.shape
     anchors = references.shape[-1] // 2
@@ -145,7 +144,9 @@ def suppress(
         settings: background_class -1, score_activation 0, box_coding 0; others are not written here.
     """
     if settings != PLAIN or score_threshold < DENSE:
-        raise InferenceError(f'{NMS}: {settings} and score_threshold={score_threshold} are not computed here')
+        raise InferenceError(
+            f'{NMS}: {settings} with score_threshold={score_threshold} are not supported here'
+        )
     images = len(bboxes)
     counts, found = np.zeros((images, 1), np.int32), np.zeros((images, max_output_boxes, 4), np.float32)
     best, classes = np.zeros(found.shape[:2], np.float32), np.zeros(found.shape[:2], np.int32)
@@ -221,7 +222,7 @@ def open_with_plugins(
     """Return the inactive engine of a file with plug-ins."""
     if engine != ENGINE or tuple(providers) != PROVIDERS:
         raise EngineError(
-            f"{path}: its plug-ins are TensorRT's; here they run in numpy, and what is between them in "
-            f'{ENGINE} on the CPU: choose that engine'
+            f'{path}: has plug-ins of TensorRT, which run here in numpy and need {ENGINE} on the CPU for '
+            'the rest: choose that engine'
         )
     return PluginBackend(path, threads, graph_optimization, kernels)

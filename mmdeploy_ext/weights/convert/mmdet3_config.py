@@ -20,15 +20,23 @@ from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
 from mmdeploy_ext.weights.convert.mmdet3_model import (
     INNER,
-    OWN_DETECTORS,
-    OWN_HEADS,
     OWN_MODELS,
+    OWN_TYPES,
+    parts,
     to_mmdet2_model,
     without_scope,
 )
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 from mmdeploy_ext.weights.convert.mmdet3_points import is_of_points, to_mmdet3d_1_0
 from mmdeploy_ext.weights.convert.mmdet3_python import read_python_config
+from mmdeploy_ext.weights.convert.mmdet3_refusals import (
+    NO_BASE,
+    NO_MODEL,
+    NO_PIPELINE,
+    OTHER_PACKAGE,
+    check_types,
+    number_of,
+)
 
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
 """Data sets of both versions."""
@@ -51,7 +59,7 @@ def to_mmdet2_config(cfg: Any) -> Any:
 
     model, filename = cfg.get('model'), cfg.filename
     if not isinstance(model, dict):
-        raise ConfigError(f'{filename}: model={model!r}, expected a dict with `type`')
+        raise ConfigError(f'{filename}: model={model!r}, expected a dict with `type`; {number_of(NO_MODEL)}')
     if not is_config3(cfg):
         raise ConfigError(
             f'{filename}: is not a config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
@@ -89,11 +97,15 @@ def _translated(cfg: Any, model: dict[str, Any]) -> dict[str, Any]:
         print(printable(note), file=sys.stderr)
         model = model['detector']
         preprocessor = model.get('data_preprocessor') or preprocessor
+    check_types(without_scope(_plain(model)))
     preprocessor = without_scope(_plain(preprocessor))
     dataset = _plain((cfg.get('test_dataloader') or {}).get('dataset') or {})
     steps = dataset.get('pipeline') or _plain(cfg.get('test_pipeline'))
     if not steps:
-        raise ConfigError('has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one')
+        raise ConfigError(
+            'has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one; '
+            f'{number_of(NO_PIPELINE)}'
+        )
     if is_of_points(preprocessor):
         dataset = without_scope({**dataset, 'pipeline': steps})
         model2, test = to_mmdet3d_1_0(without_scope(_plain(model)), preprocessor, dataset)
@@ -101,7 +113,7 @@ def _translated(cfg: Any, model: dict[str, Any]) -> dict[str, Any]:
     model2 = to_mmdet2_model(_plain(model))
     test = _to_mmdet2_dataset(dataset, to_mmdet2_pipeline(without_scope(steps), preprocessor))
     values = dict(model=model2, data=dict(test=test))
-    if model2['type'] in OWN_DETECTORS or (model2.get('bbox_head') or {}).get('type') in OWN_HEADS:
+    if any(part['type'] in OWN_TYPES for part in parts(model2)):
         importlib.import_module(OWN_MODELS)
         values['custom_imports'] = dict(imports=[OWN_MODELS], allow_failed_imports=False)
     return values
@@ -223,5 +235,11 @@ def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
     names = ast.literal_eval(assignments[-1].value)
     names = names if isinstance(names, list | tuple) else [names]
     if foreign := [name for name in names if '::' in name]:
-        raise ConfigError(f'{path}: _base_ {foreign[0]!r} is a file of another package; {ADVICE}')
-    return [path.parent / name for name in names]
+        raise ConfigError(
+            f'{path}: _base_ {foreign[0]!r} is a file of another package; {ADVICE}; '
+            f'{number_of(OTHER_PACKAGE)}'
+        )
+    bases = [path.parent / name for name in names]
+    if missing := [base for base in bases if not base.is_file()]:
+        raise ConfigError(f'{path}: _base_ {str(missing[0])!r}: no such file; {number_of(NO_BASE)}')
+    return bases

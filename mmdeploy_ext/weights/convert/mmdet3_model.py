@@ -16,9 +16,12 @@ INNER = (
     'ByteTrack', 'DeepSORT', 'MaskTrackRCNN', 'OCSORT', 'QDTrack', 'SORT', 'SoftTeacher', 'StrongSORT',
 )  # fmt: skip
 """Trackers, and a semi-supervised model, with an entry `detector`."""
-OWN_HEADS = ('CenterNetUpdateHead',)
-OWN_DETECTORS = ('RTMDet', 'RTMDetIns', 'CondInst', 'BoxInst', 'DINO', 'ConditionalDETR', 'DABDETR')
-SCOPE, SCOPE_3D = 'mmdet.', 'mmdet3d.'
+OWN_TYPES = {
+    'BoxInst', 'CenterNetUpdateHead', 'CondInst', 'ConditionalDETR', 'ConvNeXt', 'CrossEntropyCustomLoss',
+    'DABDETR', 'DINO', 'NormedFCOSHead', 'RTMDet', 'RTMDetIns',
+}  # fmt: skip
+"""Types of `OWN_MODELS` in configs of mmdet 3."""
+SCOPES = ('mmdet.', 'mmdet3d.', 'mmpretrain.')
 WEIGHT_INIT = 'mmengine.model.weight_init'
 TORCH_NAMES = dict(BatchNorm2d='BN', SyncBatchNorm='SyncBN', GroupNorm='GN', LayerNorm='LN')
 """Class of torch.nn -> its name in a registry of mmcv, if it is another."""
@@ -55,7 +58,7 @@ def without_scope(config: Any) -> Any:
 
 def _registered_name(name: str) -> str:
     if name.count('.') < 2:
-        return name.removeprefix(SCOPE).removeprefix(SCOPE_3D)
+        return name.rpartition('.')[2] if name.startswith(SCOPES) else name
     module, _, name = name.rpartition('.')
     if module == WEIGHT_INIT:
         return name.removesuffix('Init')
@@ -98,6 +101,17 @@ def convert_centernet(model: dict[str, Any]) -> None:
         return
     head['in_channel'], head['feat_channel'] = head.pop('in_channels'), head.pop('feat_channels')
     neck['in_channel'] = neck.pop('in_channels')
+
+
+def convert_fcos(model: dict[str, Any]) -> None:
+    """Name V3Det's classifier in place, whose loss gives sigmoids, and leave out what a training reads."""
+    head = model['bbox_head']
+    model['neck'].pop('force_grad_on_level', None)
+    if head.get('loss_cls', {}).get('type') == 'FocalCustomLoss':
+        head.pop('loss_cls')
+    if predictor := head.get('cls_predictor_cfg'):
+        head['type'] = 'NormedFCOSHead'
+        predictor.pop('type')
 
 
 RTMDET_HEADS = dict(RTMDetSepBNHead='RTMDet', RTMDetInsSepBNHead='RTMDetIns')
@@ -240,6 +254,7 @@ CONVERTERS: dict[str, Callable[[dict[str, Any]], None]] = {
     'DETR': convert_detr,
     'DeformableDETR': convert_deformable_detr,
     'DINO': convert_dino,
+    'FCOS': convert_fcos,
     'KnowledgeDistillationSingleStageDetector': convert_distilled,
     'PanopticFPN': convert_panoptic_fpn,
     'RTMDet': convert_rtmdet,

@@ -12,14 +12,15 @@ from torchvision.transforms.functional import rotate
 import toy_drive_goldens
 from eager_files import eager_row
 from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.families.common.runtime import bev_frames
 from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.models.bev_view.grid import rotate_view
 from mmdeploy_ext.runtime import bev_motion
 from mmdeploy_ext.runtime.bev_motion import can_bus_record, record_of_pose
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.bevformer import runtime
 from mmdeploy_ext.systems.bevformer.family import BevFormerFamily
-from mmdeploy_ext.systems.bevformer.model.grid import rotate_view
 from mmdeploy_ext.targets.autoware.check import read_manifest, sizes_of
 from mmdeploy_ext.targets.autoware.nodes import BEVFORMER
 from mmdeploy_ext.targets.folder_rules import expected_shape
@@ -121,8 +122,11 @@ def test_the_boxes_are_those_that_config_or_checkpoint_state(detector, tmp_path,
 
 shift, since = bev_motion.bev_shift, bev_motion.motion_since
 FAULTS = {
-    'x and y of the shift exchanged': ((runtime, 'bev_shift'), lambda *given: shift(*given)[::-1]),
-    'motion since the first frame': ((runtime, 'motion_since'), lambda record, previous: since(record, None)),
+    'x and y of the shift exchanged': ((bev_frames, 'bev_shift'), lambda *given: shift(*given)[::-1]),
+    'motion since the first frame': (
+        (bev_frames, 'motion_since'),
+        lambda record, previous: since(record, None),
+    ),
 }
 """What is wrong -> (module and name of a public function), and what is put in its place."""
 
@@ -162,7 +166,7 @@ def test_records_of_another_kind_than_the_model_was_trained_with_are_refused(det
         with pytest.raises(DataError, match='can_bus'):
             stepper.step(dataclasses.replace(frame, can_bus=quaternion))
     other = dataclasses.replace(frame, can_bus=quaternion)
-    np.testing.assert_array_equal(runtime.record_of(other, 'wxyz'), quaternion)
+    np.testing.assert_array_equal(bev_frames.record_of(other, 'wxyz'), quaternion)
 
 
 def test_a_view_of_unequal_sides_turns_and_moves_by_its_own():

@@ -94,7 +94,20 @@ def decode(
     accepts: Callable[[np.ndarray, float | None], np.ndarray] = passing,
     columns: Sequence[int] = Z_FIFTH,
 ) -> Detections3D:
-    """Decode the outputs of one frame to boxes of mmdet3d 1.0 in the LiDAR frame, with z at the bottom.
+    """Return the boxes of `decode_rows`."""
+    return decode_rows(cls_scores, bbox_preds, facts, accepts, columns)[0]
+
+
+def decode_rows(
+    cls_scores: np.ndarray,
+    bbox_preds: np.ndarray,
+    facts: QueryBoxFacts,
+    accepts: Callable[[np.ndarray, float | None], np.ndarray] = passing,
+    columns: Sequence[int] = Z_FIFTH,
+) -> tuple[Detections3D, np.ndarray]:
+    """Decode the outputs of one frame to boxes of mmdet3d 1.0 in the LiDAR frame, and their queries (n,).
+
+    z is at the bottom of a box.
 
     Args:
         cls_scores: (L, 1, R, K) logits; the last layer counts.
@@ -115,7 +128,8 @@ def decode(
     if facts.box_convention == '0.17':
         codes = codes[:, WIDTH_FIRST]
         codes[:, 6:8] *= -1
-    return Detections3D(boxes_of_predictions(codes), scores, labels.astype(np.int64))[keep]
+    boxes = Detections3D(boxes_of_predictions(codes), scores, labels.astype(np.int64))
+    return boxes[keep], query[keep]
 
 
 def boxes_of_predictions(codes: np.ndarray) -> np.ndarray:

@@ -1,20 +1,4 @@
-"""BEVFormer: a bird's-eye view that attends to its predecessor and to all cameras; test time alone."""
+"""BEVFormer at test time: a bird's-eye view that attends to its predecessor, and objects in it."""
 
-MODELS_3D = {
-    'attention': (
-        'CustomMSDeformableAttention',
-        'MSDeformableAttention3D',
-        'SpatialCrossAttention',
-        'TemporalSelfAttention',
-    ),
-    'dataset': ('BevNuScenesDataset',),
-    'detector': ('BEVFormer',),
-    'head': ('BEVFormerHead',),
-    'transformer': (
-        'BEVFormerEncoder',
-        'BEVFormerLayer',
-        'DetectionTransformerDecoder',
-        'PerceptionTransformer',
-    ),
-}
+MODELS_3D = {'detector': ('BEVFormer',), 'head': ('BEVFormerHead',)}
 """Module -> types; they need mmdet3d."""

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, TensorSpec
+from mmdeploy_ext.families.common.bev_graphs import with_sampling
+from mmdeploy_ext.families.common.bev_reference import BevReference
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.systems.bevformer.graphs import spec, with_sampling
-from mmdeploy_ext.systems.bevformer.reference import BevFormerReference
+from mmdeploy_ext.systems.bevformer.graphs import spec
 from mmdeploy_ext.systems.bevformer.targets.autoware import AutowareBevFormer
 from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins.export import (
     DeployedFrame,
@@ -42,14 +43,14 @@ class NodeFrame(DeployedFrame):
         return can_bus[torch.tensor(places, device=can_bus.device)]
 
 
-class NodeReference(BevFormerReference):
+class NodeReference(BevReference):
     """The detector's own test path; float32 positions and headings, as in the node, decide ties."""
 
     @property
     def notes(self) -> list[str]:
         return [
             *super().notes,
-            "PyTorch's records of the motion are rounded to float32, as the node has them",
+            "PyTorch's motion records are rounded to float32, as in the node",
         ]
 
     def record(self, frame: Frame) -> np.ndarray:
@@ -63,12 +64,12 @@ class BevFormerFiles(AutowareContract):
         rule = self.family.preprocess_rule(cfg)
         if rule.num_cameras != CAMERAS:
             raise ConfigError(
-                f'{cfg.filename}: --contract autoware: {rule.num_cameras} cameras; the node has {CAMERAS}'
+                f'{cfg.filename}: --contract autoware: got {rule.num_cameras} cameras, the node has {CAMERAS}'
             )
         if not rule.normalised_first or rule.pad_size is not None:
             raise ConfigError(
-                f'{cfg.filename}: --contract autoware: the node normalises, resizes by a factor and pads to '
-                f'a multiple, in this order; the test pipeline has other steps'
+                f'{cfg.filename}: --contract autoware: the test pipeline has other steps than the node, '
+                'which normalises, resizes by a factor and pads to a multiple, in this order'
             )
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:

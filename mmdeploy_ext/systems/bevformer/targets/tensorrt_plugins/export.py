@@ -15,20 +15,21 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.families.common.bev_graphs import BevFrame
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.contracts import Contract
+from mmdeploy_ext.models.bev_view import sampling
+from mmdeploy_ext.models.bev_view.grid import rotate_view, rotation_in_graph
+from mmdeploy_ext.models.bev_view.steps import LastView
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, YAW_RAD
-from mmdeploy_ext.systems.bevformer.graphs import BevFormerFrame, spec
-from mmdeploy_ext.systems.bevformer.model import sampling
-from mmdeploy_ext.systems.bevformer.model.grid import rotate_view
-from mmdeploy_ext.systems.bevformer.model.steps import LastView
+from mmdeploy_ext.systems.bevformer.graphs import spec
 from mmdeploy_ext.systems.bevformer.runtime import FORM
 from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins import operators
 from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins.loop import DEPLOYED_NAMES, PluginOnnx
 
 
-class DeployedFrame(BevFormerFrame):
+class DeployedFrame(BevFrame):
     """One frame as TensorRT deployments feed it, in standard operators, from the motion."""
 
     operators: ModuleType = sampling
@@ -36,7 +37,7 @@ class DeployedFrame(BevFormerFrame):
     def forward(
         self, image: Tensor, prev_bev: Tensor, use_prev_bev: Tensor, can_bus: Tensor, lidar2img: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `BevFormerFrame.forward` as `bev_embed`, `outputs_classes`, `outputs_coords`.
+        """Return `BevFrame.forward` as `bev_embed`, `outputs_classes`, `outputs_coords`.
 
         `image` (1, N, 3, H, W) and `lidar2img` (1, N, 4, 4) have a batch axis; `can_bus` is in `record`'s
         order.
@@ -50,7 +51,7 @@ class DeployedFrame(BevFormerFrame):
     def turn(
         self, cells: Tensor, degrees: Tensor, center: Sequence[float], height: int, width: int
     ) -> Tensor:
-        rotation = operators.rotation_in_graph(degrees, cells.new_tensor(list(center)), height, width)
+        rotation = rotation_in_graph(degrees, cells.new_tensor(list(center)), height, width)
         return rotate_view(cells, rotation, height, width)
 
     def record(self, can_bus: Tensor) -> Tensor:

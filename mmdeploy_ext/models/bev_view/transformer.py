@@ -14,9 +14,9 @@ from mmcv.runner.base_module import BaseModule
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
+from mmdeploy_ext.models.bev_view.motion import CAN_BUS
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.query_decoder import AttentionLayer
-from mmdeploy_ext.systems.bevformer.model.motion import CAN_BUS
 from mmdeploy_ext.util.errors import ConfigError
 
 

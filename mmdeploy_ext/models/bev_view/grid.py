@@ -85,3 +85,19 @@ def rotate_view(view: Tensor, rotation: Tensor, height: int, width: int) -> Tens
     """Return a view (Q, channels) turned by `rotated_cells`; cells without a source are 0."""
     source, is_inside = rotated_cells(rotation, height, width)
     return view[source] * is_inside[:, None].to(view.dtype)
+
+
+def rotation_in_graph(degrees: Tensor, center: Tensor, height: int, width: int) -> Tensor:
+    """Return the matrix (2, 3) of `runtime.bev_motion.bev_rotation`, computed by a graph in float32.
+
+    float32 moves sources of cells by 1e-5 cells, up to 100 cells away. `degrees` () is the change of the
+    heading, `center` (2,) x and y in cells from the first corner.
+    """
+    radians = (360 * (degrees / 360).round() - degrees) * (torch.pi / 180)
+    cosine, sine = radians.cos(), radians.sin()
+    x, y = (center - center.new_tensor([width * 0.5, height * 0.5])).unbind()
+    rows = [
+        torch.stack([cosine, sine, x - x * cosine - y * sine]) / (0.5 * width),
+        torch.stack([-sine, cosine, y + x * sine - y * cosine]) / (0.5 * height),
+    ]
+    return torch.cat(rows).reshape(2, 3)  # onnx takes stacked rows for a shape, and refuses what reads them

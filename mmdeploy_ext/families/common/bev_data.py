@@ -1,4 +1,4 @@
-"""The frames of BEVFormer, with a record of motion."""
+"""Frames with a record of motion."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ import numpy as np
 
 from mmdeploy_ext.families.common.camera_data import CameraData
 from mmdeploy_ext.families.common.camera_samples import loaded_frame
+from mmdeploy_ext.families.common.runtime.bev_frames import frame_with_record
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.systems.bevformer.runtime import frame_with_record
 from mmdeploy_ext.util.errors import DataError
 
 
@@ -21,12 +21,16 @@ def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return dict(can_bus=rng.uniform(-1, 1, CAN_BUS))
 
 
-class BevFormerData(CameraData):
+class BevData(CameraData):
+    """`dataset_type` reads generated infos with `entries`."""
+
+    dataset_type = 'BevNuScenesDataset'
+    entries = staticmethod(can_bus_entry)
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     frame_of = staticmethod(frame_with_record)
 
     def frame(self, data: Mapping[str, Any]) -> Frame:
-        frame = loaded_frame(data, ('can_bus', 'scene_token'))
+        frame = loaded_frame(data, ('can_bus', 'scene_token', *self.needed))
         if frame.can_bus.shape != (CAN_BUS,):
             raise DataError(f'img_metas: can_bus has shape {frame.can_bus.shape}, expected ({CAN_BUS},)')
         pose = np.eye(4)
@@ -38,5 +42,5 @@ class BevFormerData(CameraData):
         )
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        dataset = dict(type='BevNuScenesDataset')
-        return generated_dataset(folder, cfg, dataset, views=rule, entries=can_bus_entry)
+        dataset = dict(type=self.dataset_type)
+        return generated_dataset(folder, cfg, dataset, views=rule, entries=self.entries)

@@ -1,4 +1,4 @@
-"""BEVFormer in PyTorch as a stepper."""
+"""Detectors that keep their bird's-eye view, in PyTorch as steppers."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +10,11 @@ from torch import nn
 
 from mmdeploy_ext.families.common.camera_reference import CameraReference, array
 from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.runtime.bev_frames import record_of
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS, TIE_CELLS, YAW_DEG, rotation_ties
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.moments import changed_drive, record_drive
-from mmdeploy_ext.systems.bevformer.runtime import record_of
 
 
 def given_record(frame: Frame) -> np.ndarray:
@@ -32,7 +32,7 @@ def given_record(frame: Frame) -> np.ndarray:
     return record
 
 
-class BevFormerReference(CameraReference):
+class BevReference(CameraReference):
     reads, outputs = ('lidar2img',), ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
 
     def __init__(self, model: nn.Module, notes: Sequence[str] = ()) -> None:
@@ -45,7 +45,11 @@ class BevFormerReference(CameraReference):
         if not self._ties:
             return notes
         frames = ', '.join(f'{count} cells of {name}' for name, count in self._ties.items())
-        return [*notes, f'rotation of the last view: {frames} are within {TIE_CELLS:g} cells of a tie']
+        return [
+            *notes,
+            f'rotation of the last view: {frames} are within {TIE_CELLS:g} cells of a tie, where rounding '
+            'decides',
+        ]
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         frames = list(changed_drive(sample))

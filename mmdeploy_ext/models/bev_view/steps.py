@@ -15,10 +15,10 @@ import torch
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor
 
+from mmdeploy_ext.models.bev_view import sampling
+from mmdeploy_ext.models.bev_view.grid import cell_centres, pillar_points, project_pillars
+from mmdeploy_ext.models.bev_view.sampling import SeenViews
 from mmdeploy_ext.models.transformer_layers import among_themselves, run_layer
-from mmdeploy_ext.systems.bevformer.model import sampling
-from mmdeploy_ext.systems.bevformer.model.grid import cell_centres, pillar_points, project_pillars
-from mmdeploy_ext.systems.bevformer.model.sampling import SeenViews
 from mmdeploy_ext.util.taps import tap
 
 if TYPE_CHECKING:
@@ -39,11 +39,31 @@ class LastView:
         cells: (1, Q, C), turned to the present heading with `rotate_prev_bev`.
         shift: (2,) x and y from a cell's own place to its place in it, shares of its sides.
         exists: (1,) 1; 0 at the first frame of a scene, where `cells` may be any finite numbers.
+        shifts_present: `shift` also moves where a cell looks in the present view.
     """
 
     cells: Tensor
     shift: Tensor
     exists: Tensor
+    shifts_present: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """Objects in a view.
+
+    Attributes:
+        logits: (L, 1, R, K) of all decoder layers.
+        boxes: (L, 1, R, 10): x, y (m), log of width and length, z of the centre (m), log of the height, sine
+            and cosine of the yaw, velocity in x and y (m/s).
+        queries: (1, R, C) after the last layer.
+        places: (1, R, 3) x, y, z of the last layer in shares of the range.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    queries: Tensor
+    places: Tensor
 
 
 def with_embeddings(transformer: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -87,7 +107,7 @@ def encode_view(
     """Return the bird's-eye view (1, Q, C) of a frame.
 
     Args:
-        head: a `BEVFormerHead`.
+        head: a `BevHead`.
         maps: the neck's maps of each level (N, C, h, w).
         can_bus: (18,), as in `cell_queries`.
         lidar2img: (N, 4, 4), LiDAR to pixels of the padded pictures times depth, m.
@@ -102,7 +122,8 @@ def encode_view(
     points = pillar_points(*size, encoder.num_points_in_pillar, encoder.pc_range).to(device)
     places, is_seen = project_pillars(points, lidar2img, image_size)
     centres = cell_centres(*size).to(device)
-    looked_at = torch.stack([centres + last.shift * last.exists, centres])
+    shifted = centres + last.shift * last.exists
+    looked_at = torch.stack([shifted, shifted if last.shifts_present else centres])
     remembered = torch.cat([last.cells, queries]) * last.exists
     view = tap('bev_query', queries)
     for number, layer in enumerate(encoder.layers):
@@ -120,12 +141,8 @@ def encode_view(
     return view
 
 
-def decode_objects(head: nn.Module, view: Tensor, operators: ModuleType = sampling) -> tuple[Tensor, Tensor]:
-    """Return the logits (L, 1, R, K) and box codes (L, 1, R, 10) of all decoder layers.
-
-    A box is x, y (m), log of width and length, z of its centre (m), log of its height, sine and cosine of its
-    yaw, and velocity in x and y (m/s); `view` is (1, Q, C).
-    """
+def decode_objects(head: nn.Module, view: Tensor, operators: ModuleType = sampling) -> Objects:
+    """Return the objects in a view (1, Q, C)."""
     transformer, size = head.transformer, (head.bev_h, head.bev_w)
     position, objects = head.query_embedding.weight[None].chunk(2, -1)
     reference = transformer.reference_points(position).sigmoid()  # (1, R, 3)
@@ -146,4 +163,4 @@ def decode_objects(head: nn.Module, view: Tensor, operators: ModuleType = sampli
         logits.append(head.cls_branches[number](objects))
         boxes.append(torch.cat([metres[..., :2], codes[..., 2:4], metres[..., 2:], codes[..., 5:]], -1))
         reference = centre
-    return torch.stack(logits), torch.stack(boxes)
+    return Objects(torch.stack(logits), torch.stack(boxes), objects, reference)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import functional
 
-from mmdeploy_ext.systems.bevformer.model.steps import LastView
+from mmdeploy_ext.models.bev_view.steps import LastView
 
 CAN_BUS = 18
 DX, DY, YAW_RAD, TURN_DEG = 0, 1, 16, 17
@@ -32,7 +32,7 @@ def last_view(head: nn.Module, motion: np.ndarray, prev_bev: Tensor | None) -> L
         last = turned(prev_bev, motion, transformer.rotate_center, (head.bev_h, head.bev_w))
     if transformer.use_shift:
         shift = shift_of(motion, np.array(head.pc_range[3:5]) - np.array(head.pc_range[:2]))
-    return LastView(last, cells.new_tensor(shift), cells.new_ones(1))
+    return LastView(last, cells.new_tensor(shift), cells.new_ones(1), head.shifts_present)
 
 
 def turned(view: Tensor, motion: np.ndarray, center: Sequence[float], size: tuple[int, int]) -> Tensor:

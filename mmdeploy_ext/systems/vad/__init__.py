@@ -1,0 +1,24 @@
+"""VAD: boxes with trajectories, lines and a plan, from a bird's-eye view that is kept."""
+
+from mmdeploy_ext.contract.options import own_contract
+from mmdeploy_ext.contract.registry import FILM, register_family
+from mmdeploy_ext.families.common.options import GRID_SAMPLE
+
+register_family(
+    'vad',
+    'mmdeploy_ext.systems.vad.family:VadFamily',
+    options=(
+        own_contract(
+            'portable', "one graph of plain operators; motion and the last bird's-eye view are inputs"
+        ),
+        GRID_SAMPLE,
+    ),
+    facts='mmdeploy_ext.systems.vad.runtime:VadFacts',
+    runtime='mmdeploy_ext.systems.vad.runtime',
+    library='mmdet3d',
+    claims=('VADHead',),
+    exports='VAD with VADHead (docs/models-cameras.md)',
+    similar_names=('VAD',),
+    of_config="size and cameras are the config's",
+    used_by={'': FILM},
+)

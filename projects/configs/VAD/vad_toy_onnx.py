@@ -1,0 +1,2 @@
+_base_ = ['./vad_toy.py', '../_base_/backends/onnxruntime.py']
+backend_config = dict(contract='portable')

@@ -1,0 +1,1 @@
+_base_ = ['./vad_toy.py', '../_base_/backends/torch.py']
