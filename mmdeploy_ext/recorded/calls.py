@@ -179,7 +179,7 @@ class Recording:
         if other := [key for key in {**shapes, **shapes_there} if shapes.get(key) != shapes_there.get(key)]:
             self._note(
                 call,
-                f'{", ".join(other)}: not compared, since the recorded shapes differ or only one side has them',
+                f'{", ".join(other)}: not compared: other shapes, or only on one side',
             )
             return
         rows = self._compare(expected, actual, self.rtol, lambda: _arrays(run_again()))
