@@ -64,6 +64,8 @@ from mmdeploy_ext.util.source_code import copied_file, is_users_file
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Exporter -> first and last opset that it writes in torch 2.13 (measured; dynamo writes 18 if asked for 11).
 """
+FIRST_OF_FUNCTIONS = 8
+"""IR version of the first files with local functions."""
 STACK_TRACE = 'pkg.torch.onnx.stack_trace'
 """Metadata of a dynamo node: paths and lines of its source."""
 
@@ -237,7 +239,11 @@ def run(
                     model = _export_dynamo(stage, args, dynamic, opset, table, multiples or {})
             else:
                 model = _export_torchscript(stage, args, dynamic, opset)
-            return finish(model, stage.exporter, opset, export_module)
+            model = finish(model, stage.exporter, opset, export_module)
+            model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+            if model.functions:
+                model.ir_version = max(model.ir_version, FIRST_OF_FUNCTIONS)
+            return model
     except Exception as error:
         if isinstance(root_cause(error), ExportError):  # dynamo wraps it in advice of its own
             raise ExportError(f'stage {stage.name!r} could not be exported: {root_cause(error)}') from error
