@@ -314,7 +314,7 @@ def check_written(model: onnx.ModelProto, opset: int) -> None:
                 f'node {node.name!r}: {node.op_type} is an operator of mmcv without an ONNX version, and '
                 'no engine runs it: remove it from the module'
             )
-        first = None if node.domain not in ('', 'ai.onnx') else first_opset(node.op_type)
+        first = None if node.domain not in ('', 'ai.onnx') else first_opsets().get(node.op_type)
         if first is not None and first > opset:
             raise ExportError(
                 f'node {node.name!r}: ONNX has {node.op_type} since opset {first}: --opset-version {first}'
@@ -322,14 +322,13 @@ def check_written(model: onnx.ModelProto, opset: int) -> None:
 
 
 @functools.cache
-def first_opset(op_type: str) -> int | None:
-    """Return the first opset with an operator; None: ONNX has none of this name."""
-    versions = [
-        entry.since_version
-        for entry in onnx.defs.get_all_schemas_with_history()
-        if not entry.domain and entry.name == op_type
-    ]
-    return min(versions, default=None)
+def first_opsets() -> dict[str, int]:
+    """Return operator of ONNX -> the first opset with it."""
+    found: dict[str, int] = {}
+    for entry in onnx.defs.get_all_schemas_with_history():
+        if not entry.domain:
+            found[entry.name] = min(found.get(entry.name, entry.since_version), entry.since_version)
+    return found
 
 
 def _export_torchscript(
