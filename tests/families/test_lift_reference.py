@@ -24,19 +24,18 @@ class InFloat32(nn.Module):
 
 
 def test_points_at_the_borders_of_cells_have_the_cells_of_the_graph(tmp_path):
-    """Cells of a centimetre: in float32 some points are in the neighbouring cell."""
+    """Cells of a tenth of a millimetre: in float32 some points are in the neighbouring cell."""
     view, rng = FLASHOCC.load(tmp_path).model.img_view_transformer, np.random.default_rng(0)
-    step, unit, none = torch.tensor([0.01, 0.01, 6.4]), torch.eye(3), torch.zeros(3)
+    step, unit, none = torch.tensor([1e-4, 1e-4, 6.4]), torch.eye(3), torch.zeros(3)
 
     def cells(points):
-        return cells_of(points, view.grid_lower_bound, step, (2560, 1920, 1)).flatten()
+        return cells_of(points, view.grid_lower_bound, step, (256000, 192000, 1)).flatten()
 
     upstream, others = InFloat32(view.frustum), 0
     for yaw in rng.uniform(-3, 3, 20):
         pose = torch.eye(4)
-        pose[:3, :3] = torch.tensor(
-            [[np.sin(yaw), 0, np.cos(yaw)], [-np.cos(yaw), 0, np.sin(yaw)], [0, -1, 0]]
-        )
+        sine, cosine = np.sin(yaw), np.cos(yaw)
+        pose[:3, :3] = torch.tensor([[sine, 0, cosine], [-cosine, 0, sine], [0, -1, 0]])
         pose[:3, 3] = torch.from_numpy(rng.uniform(0, 1, 3))
         intrinsics = torch.tensor([[130.7, 0, 88.3], [0, 130.7, 48.1], [0, 0, 1.0]])
         expected = cells(frustum_points(pose, intrinsics, unit, none, view.frustum))
