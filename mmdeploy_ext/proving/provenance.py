@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.detector import Detector
 
+REWORDED = dict(meaning='')
+"""Text of a tensor's spec for people; versions word it differently."""
+
 
 def provenance(detector: Detector, metadata: Metadata, rule: Any, contract: GraphSpec | None) -> list[Check]:
     contract_text = differing_contract(metadata.spec, contract)
@@ -168,7 +171,7 @@ def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
     differing = []
     for title in ('inputs', 'outputs'):
         ours, theirs = (
-            {tensor.name: dataclasses.asdict(tensor) for tensor in getattr(spec, title)}
+            {tensor.name: dataclasses.asdict(tensor) | REWORDED for tensor in getattr(spec, title)}
             for spec in (contract, recorded)
         )
         if list(theirs) != list(ours):

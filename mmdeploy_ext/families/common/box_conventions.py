@@ -32,8 +32,8 @@ def check_coder(model: nn.Module, cfg: Any, needed: str = CODER) -> None:
     coder = (part_cfg(cfg.model, 'pts_bbox_head').get('bbox_coder') or {}).get('type')
     if coder != needed and isinstance(model.pts_bbox_head.bbox_coder, QueryBoxCoder):
         raise ConfigError(
-            f'{cfg.filename}: model.pts_bbox_head.bbox_coder.type={coder!r}; expected {needed}, or a head of '
-            f'your own code that builds it, by custom_imports'
+            f'{cfg.filename}: model.pts_bbox_head.bbox_coder.type={coder!r}; expected {needed}, or your '
+            'own head with its own coder, loaded by custom_imports'
         )
 
 

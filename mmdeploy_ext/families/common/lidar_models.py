@@ -105,14 +105,13 @@ def check_points_side(filename: str, model: Mapping[str, Any], detector: str, he
         type_names = names_of_class(HEADS, part_type) if name == 'bbox_head' else [part_type]
         if not set(type_names) & set(allowed):
             raise ConfigError(
-                f'{filename}: model.{key}.type={part_type!r}; {detector} is exported with '
-                f'{" or ".join(allowed)}'
+                f'{filename}: model.{key}.type={part_type!r}; {detector} supports {" or ".join(allowed)}'
             )
     if middle == SCATTER:
         _check_pillars(filename, model)
     for key in ('img_backbone', 'pts_fusion_layer'):
         if model.get(key):
-            raise ConfigError(f'{filename}: model.{key}: {detector} is exported only without cameras')
+            raise ConfigError(f'{filename}: model.{key}: {detector} is supported only without cameras')
 
 
 def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
@@ -121,14 +120,14 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
     cells = grid_size(layer, f'{filename}: {key}')
     if (layer['max_num_points'] < 1) != dynamic:
         raise ConfigError(
-            f'{filename}: {key}.max_num_points={layer["max_num_points"]}; {DYNAMIC_DETECTOR} takes -1 (all '
-            f'points of a pillar), other detectors a fixed number'
+            f'{filename}: {key}.max_num_points={layer["max_num_points"]}; {DYNAMIC_DETECTOR} needs -1 '
+            '(all points of a pillar), other detectors a fixed number'
         )
     rows, columns = model[f'{prefix}middle_encoder']['output_shape']
     if columns < cells[0] or rows < cells[1]:
         raise ConfigError(
-            f'{filename}: model.{prefix}middle_encoder.output_shape={[rows, columns]} (rows, columns), but '
-            f'{key} makes {cells[1]} rows and {cells[0]} columns of pillars'
+            f'{filename}: model.{prefix}middle_encoder.output_shape={[rows, columns]} (rows, columns), '
+            f'but {key} gives {cells[1]} rows and {cells[0]} columns of pillars'
         )
 
 
@@ -143,7 +142,7 @@ def check_points_loaded(cfg: Any) -> None:
     width = use_dim if isinstance(use_dim, int) else len(use_dim)
     if width != in_channels:
         raise ConfigError(
-            f'{cfg.filename}: use_dim={use_dim} of {loader["type"]} gives {width} values per point, '
+            f'{cfg.filename}: use_dim={use_dim} of {loader["type"]} loads {width} values per point, but '
             f'model.{key}.in_channels is {in_channels}'
         )
 
