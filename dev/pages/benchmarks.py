@@ -520,7 +520,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--chart',
         action='store_true',
         help="README's ten models and four more of cameras: one file each, ONNX Runtime, no memory, about "
-        '15 s of rounds',
+        '15 s of rounds behind one to warm up',
     )
     add('--files', nargs='+', metavar='FILE', help='these files of the cases, such as full (default: all)')
     add('--no-memory', action='store_true', help='do not measure memory, which takes a process per row')
@@ -568,7 +568,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.chart:
         args.only = [*(name for name, case in cases.items() if case.title in CHART), *CAMERAS]
-        args.files, args.engines, args.no_memory, args.case_seconds = WHOLE, ['onnxruntime'], True, 15
+        args.files, args.engines, args.no_memory = WHOLE, ['onnxruntime'], True
+        args.case_seconds, args.warmup = 15, 1
     args.engines = args.engines or present()
     args.rounds = args.rounds or (3 if args.quick else 20)
     args.warmup = (1 if args.quick else 3) if args.warmup is None else args.warmup
