@@ -43,7 +43,7 @@ def test_a_time_that_is_no_number_is_refused(time):
     'calibration',
     [
         None,
-        Calibration(LENS[None], with_entry(LENS, (0, 0), -500)[None]),
+        Calibration(with_entry(LENS, (0, 0), -500)[None], with_entry(LENS, (0, 0), -500)[None]),
         Calibration(np.diag([2.0, 1, 1, 1])[None] @ LENS, LENS[None]),
     ],
     ids=['missing', 'focal length', 'of other pixels'],
