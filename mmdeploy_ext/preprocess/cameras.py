@@ -32,7 +32,8 @@ STEPS = ('ResizeCropFlipRotImage', 'NormalizeMultiviewImage', 'PadMultiViewImage
 SCALED_STEPS = ('NormalizeMultiviewImage', 'RandomScaleImageMultiViewImage', 'PadMultiViewImage')
 NEUTRAL = (
     'LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'DefaultFormatBundle3D',
-    'CustomCollect3D', 'NuScenesSparse4DAdaptor', 'Collect',
+    'CustomCollect3D', 'NuScenesSparse4DAdaptor', 'Collect', 'LoadPointsFromFile', 'LoadAnnotations3D',
+    'CustomObjectRangeFilter', 'CustomObjectNameFilter', 'CustomDefaultFormatBundle3D',
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def command_of(frame: Frame) -> int:
     if command.shape != (len(COMMANDS),) or sorted(command) != [0, 0, 1]:
         raise DataError(
             f'command: got {command.tolist()}, expected a single 1 for one of {", ".join(COMMANDS)} '
-            f'(gt_ego_fut_cmd of the infos)'
+            '(gt_ego_fut_cmd of the infos)'
         )
     return int(command.argmax())
 

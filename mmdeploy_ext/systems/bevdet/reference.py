@@ -64,7 +64,7 @@ class BevDetReference(LiftReference):
         seen: list[torch.Tensor] = []
         (module,) = self.hooks(frame).keys() - {self.head}
         handle = module.register_forward_hook(lambda _, inputs, output: seen.append(output[0]))
-        with torch.no_grad():
+        with torch.no_grad(), self.further_taps(frame):
             self.model(**self.data(frame, True))
         handle.remove()
         return array(seen[0])[0]

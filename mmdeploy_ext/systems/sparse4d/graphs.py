@@ -63,10 +63,8 @@ def temporal_inputs(model: nn.Module) -> tuple[TensorSpec, ...]:
     """Return the specs of `time_interval` and the last frame's instances."""
     bank = model.head.instance_bank
     rows, channels = (1, bank.num_temp_instances), bank.instance_feature.shape[1]
-    kept, moved = (
-        'kept instances of the last frame',
-        'anchors of the kept instances, projected to the current frame',
-    )
+    kept = 'kept instances of the last frame'
+    moved = 'anchors of the kept instances, projected to the current frame'
     return (
         interval_spec(bank),
         TensorSpec('temp_instance_feature', 'float32', (*rows, channels), kept, single=True),

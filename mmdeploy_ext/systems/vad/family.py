@@ -50,8 +50,28 @@ def check_lines(cfg: Any) -> None:
         )
 
 
-def entries(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return dict(can_bus_entry(rng), gt_ego_fut_cmd=np.eye(3)[rng.integers(3)])
+def entries(rng: np.random.Generator) -> dict[str, Any]:
+    """Return an info's entries for VAD's data set: one object, which its metrics need."""
+    return dict(
+        can_bus_entry(rng),
+        gt_ego_fut_cmd=np.eye(3)[rng.integers(3)],
+        gt_ego_his_trajs=np.zeros((2, 2)),
+        gt_ego_fut_trajs=np.zeros((6, 2)),
+        gt_ego_fut_masks=np.zeros(6),
+        gt_ego_lcf_feat=np.zeros(9),
+        fut_valid_flag=False,
+        map_location='generated',
+        gt_boxes=np.array([[0, 20, -1, 2, 4, 2, 0.0]]),
+        gt_names=np.array(['car']),
+        gt_velocity=np.zeros((1, 2)),
+        num_lidar_pts=np.ones(1, int),
+        valid_flag=np.ones(1, bool),
+        gt_agent_fut_trajs=np.zeros((1, 12)),
+        gt_agent_fut_masks=np.zeros((1, 6)),
+        gt_agent_fut_goal=np.zeros(1),
+        gt_agent_lcf_feat=np.zeros((1, 9)),
+        gt_agent_fut_yaw=np.zeros((1, 6)),
+    )
 
 
 class VadData(BevData):
