@@ -267,13 +267,13 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     entry: dict[str, Any] = dict(title=title, threads=args.threads, rows=[], notes=[])
     files: dict[str, Path] = {}
     try:
-        if not case.checkpoint and 'make' in args.steps:
+        if not case.checkpoint and ('make' in args.steps or not checkpoint.exists()):
             make('synthetic weights {config} --out {out}', folder / 'seeded.pth', places, work)
         for label, (name, command) in case.files.items():
             if args.files and label not in args.files:
                 continue
             try:
-                if 'make' in args.steps:
+                if 'make' in args.steps or not (folder / name).exists():
                     make(command, folder / name, places, work)
                 files[label] = folder / name
             except CommandError as error:
@@ -529,7 +529,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs='+',
         choices=STEPS,
         default=STEPS,
-        help='make the files, which other work may slow, and measure them later (default: both)',
+        help='make the files, on a busy machine too; measure those that are there, and make the others '
+        '(default: both)',
     )
     add(
         '--engines',
