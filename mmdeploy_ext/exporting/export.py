@@ -134,7 +134,7 @@ def _example_outputs(stage: Stage, args: tuple[torch.Tensor, ...]) -> Any:
     except RuntimeError as error:
         size = 'x'.join(map(str, args[0].shape[2:]))
         raise UsageError(
-            f'stage {stage.name!r} does not take the example of {size}, see --shape: {error}'
+            f'stage {stage.name!r} does not run on the example of {size}; choose another --shape: {error}'
         ) from error
 
 
@@ -166,7 +166,7 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
     try:
         files.save(model, path)
     except ModelFileError as error:
-        raise ExportError(f'onnx.checker refuses the exported model: {error}') from error
+        raise ExportError(f'onnx.checker rejects the exported model: {error}') from error
 
 
 def has_large_weights(module: torch.nn.Module) -> bool:
@@ -190,8 +190,8 @@ def check_operators(module: torch.nn.Module, opset: int, without: Collection[str
         if opset < operator.opset:
             feature, name = operator.title
             raise UsageError(
-                f'--opset-version {opset}: the model has {feature}, which ONNX has since opset '
-                f'{operator.opset} ({name})'
+                f'--opset-version {opset}: the model has {feature}, which needs opset {operator.opset} or '
+                f'later ({name})'
             )
 
 
@@ -311,10 +311,10 @@ def check_written(model: onnx.ModelProto, opset: int) -> None:
     for node in all_nodes(model):
         if node.domain == 'mmcv':
             raise ExportError(
-                f'node {node.name!r}: {node.op_type} is an operator of mmcv that ONNX does not have, and no '
-                f'engine runs: leave it out of the module'
+                f'node {node.name!r}: {node.op_type} is an operator of mmcv without an ONNX version, and '
+                'no engine runs it: remove it from the module'
             )
-        first = None if node.domain not in ('', 'ai.onnx') else first_opset(node.op_type)
+        first = None if node.domain not in ('', 'ai.onnx') else first_opsets().get(node.op_type)
         if first is not None and first > opset:
             raise ExportError(
                 f'node {node.name!r}: ONNX has {node.op_type} since opset {first}: --opset-version {first}'
@@ -322,14 +322,13 @@ def check_written(model: onnx.ModelProto, opset: int) -> None:
 
 
 @functools.cache
-def first_opset(op_type: str) -> int | None:
-    """Return the first opset with an operator; None: ONNX has none of this name."""
-    versions = [
-        entry.since_version
-        for entry in onnx.defs.get_all_schemas_with_history()
-        if not entry.domain and entry.name == op_type
-    ]
-    return min(versions, default=None)
+def first_opsets() -> dict[str, int]:
+    """Return operator of ONNX -> the first opset with it."""
+    found: dict[str, int] = {}
+    for entry in onnx.defs.get_all_schemas_with_history():
+        if not entry.domain:
+            found[entry.name] = min(found.get(entry.name, entry.since_version), entry.since_version)
+    return found
 
 
 def _export_torchscript(

@@ -60,7 +60,7 @@ def own_forward(model: nn.Module, height: int, width: int) -> Iterator[None]:
         reason = f'{type(error).__name__}: {one_line(error)}{users_line(error)}'
         raise ConfigError(
             f'{module}: the model does not run on an image of {height} x {width}: {reason}; correct the '
-            f'config, or give a --shape that the model supports'
+            'config, or pass a --shape that the model supports'
         ) from error
 
 
@@ -129,7 +129,7 @@ def check_export(family: ImageFamily, cfg: Any, options: Options, model: nn.Modu
         if min(options.height, options.width) < smallest:
             raise UsageError(
                 f'--shape {options.height} {options.width}: a file of any size needs sides of at least '
-                f'{smallest} pixels for this model, and is traced with such a size'
+                f'{smallest} pixels for this model, because it is traced at such a size'
             )
     check_forward(family, model, options)
 
@@ -180,6 +180,6 @@ def _run(family: Any, model: nn.Module, options: Options) -> None:
     count = len(outputs) if isinstance(outputs, tuple | list) else 1
     if count != len(stage.outputs):
         raise ConfigError(
-            f'{type(model).__name__}: gives {count} tensors, expected {len(stage.outputs)}: '
+            f'{type(model).__name__}: returns {count} tensors, expected {len(stage.outputs)}: '
             f'{", ".join(stage.outputs)}; {PARTS_WAY}'
         )
