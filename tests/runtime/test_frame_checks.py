@@ -1,16 +1,20 @@
 """Poses, times, matrices and pictures that people feed wrongly are refused by name."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.frame_checks import (
     check_calibration,
+    check_fields,
     check_matrices,
     check_pose,
     check_prepared,
     check_time,
 )
+from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.util.errors import DataError, ShapeError
 
 LENS = np.array([[500.0, 0, 320, 0], [0, 500, 240, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -69,3 +73,11 @@ def test_matrices_of_other_cameras_are_refused(matrices):
 def test_pictures_of_another_size_or_type_are_refused(images):
     with pytest.raises(ShapeError, match='images'):
         check_prepared(images, (1, 3, 4, 6))
+
+
+def test_a_rig_without_intrinsics_has_matrices_of_cameras_too():
+    frame = Frame(np.zeros((1, 3, 4, 6), np.float32), LENS[None], None, POSE, 0.0, None)
+    assert check_fields(frame, ['lidar2img'], 1)['lidar2img'].shape == (1, 4, 4)
+    mirrored = dataclasses.replace(frame, lidar2img=(LENS * [-1, 1, 1, 1])[None])
+    with pytest.raises(DataError, match='lidar2img of camera 0'):
+        check_fields(mirrored, ['lidar2img'], 1)

@@ -101,16 +101,16 @@ def test_a_file_is_found_below_the_data_root_whatever_folders_its_old_path_had(t
 
 
 def test_a_file_without_infos_is_refused(tmp_path):
-    for name, content in (
-        ('none.pkl', None),
-        ('cut.pkl', b'1'),
-        ('text.json', b'"a"'),
-        ('empty.json', b'[]'),
+    files = {'none.pkl': None, 'cut.pkl': b'1', 'text.json': b'"a"', 'empty.json': b'[]'}
+    for (name, content), said in zip(
+        files.items(), ('no such', 'be read', 'no list', 'is empty'), strict=True
     ):
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=name):
+        with pytest.raises(DataError, match=f'{name}: .*{said}'):
             read_infos(tmp_path / name)
+    with pytest.raises(DataError, match='expected a text'):
+        find_file(3, tmp_path / 'infos.pkl')
 
 
 @pytest.mark.parametrize('sweeps', ['a', ['a'], [dict(data_path=1)], [dict(data_path='a.bin')]])
