@@ -1,12 +1,12 @@
 """Detectors that lift pictures, in PyTorch: what decides the cell of a point."""
 
-import numpy as np
+import math
+
 import torch
 from torch import nn
 
 from mmdeploy_ext.families.common.lift_reference import placed_in_float64
 from mmdeploy_ext.models.lift_splat.view_transformer import cells_of, frustum_points
-from toy_frames import FLASHOCC
 
 
 class InFloat32(nn.Module):
@@ -23,23 +23,23 @@ class InFloat32(nn.Module):
         return points @ turn.T + pose[:3, 3]
 
 
-def test_points_at_the_borders_of_cells_have_the_cells_of_the_graph(tmp_path):
-    """Cells of a centimetre: in float32 some points are in the neighbouring cell."""
-    view, rng = FLASHOCC.load(tmp_path).model.img_view_transformer, np.random.default_rng(0)
-    step, unit, none = torch.tensor([0.01, 0.01, 6.4]), torch.eye(3), torch.zeros(3)
+def test_points_at_the_borders_of_cells_have_the_cells_of_the_graph():
+    """Cells of a tenth of a millimetre: in float32 some points are in the neighbouring cell."""
+    axes = torch.arange(1.0, 12.0, 0.5), torch.linspace(0, 95, 16), torch.linspace(0, 175, 44)
+    depth, row, column = torch.meshgrid(*axes, indexing='ij')
+    upstream = InFloat32(torch.stack([column, row, depth], -1))
+    low, step = torch.tensor([-12.8, -9.6, -10.0]), torch.tensor([1e-4, 1e-4, 20.0])
+    intrinsics = torch.tensor([[130.7, 0, 88.3], [0, 130.7, 48.1], [0, 0, 1.0]])
+    unit, none = torch.eye(3), torch.zeros(3)
 
     def cells(points):
-        return cells_of(points, view.grid_lower_bound, step, (2560, 1920, 1)).flatten()
+        return cells_of(points, low, step, (256000, 192000, 1)).flatten()
 
-    upstream, others = InFloat32(view.frustum), 0
-    for yaw in rng.uniform(-3, 3, 20):
-        pose = torch.eye(4)
-        pose[:3, :3] = torch.tensor(
-            [[np.sin(yaw), 0, np.cos(yaw)], [-np.cos(yaw), 0, np.sin(yaw)], [0, -1, 0]]
-        )
-        pose[:3, 3] = torch.from_numpy(rng.uniform(0, 1, 3))
-        intrinsics = torch.tensor([[130.7, 0, 88.3], [0, 130.7, 48.1], [0, 0, 1.0]])
-        expected = cells(frustum_points(pose, intrinsics, unit, none, view.frustum))
+    others = 0
+    for yaw in (-2.3, 0.4, 1.7):
+        pose, sine, cosine = torch.eye(4), math.sin(yaw), math.cos(yaw)
+        pose[:3] = torch.tensor([[sine, 0, cosine, 0.61], [-cosine, 0, sine, 0.27], [0, -1, 0, 1.5]])
+        expected = cells(frustum_points(pose, intrinsics, unit, none, upstream.frustum))
         others += int((cells(upstream.get_ego_coor(pose, intrinsics)) != expected).sum())
         with placed_in_float64(upstream):
             points = upstream.get_ego_coor(pose, intrinsics)
