@@ -64,6 +64,8 @@ from mmdeploy_ext.util.source_code import copied_file, is_users_file
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Exporter -> first and last opset that it writes in torch 2.13 (measured; dynamo writes 18 if asked for 11).
 """
+FIRST_OF_FUNCTIONS = 8
+"""IR version of the first files with local functions."""
 STACK_TRACE = 'pkg.torch.onnx.stack_trace'
 """Metadata of a dynamo node: paths and lines of its source."""
 
@@ -237,7 +239,11 @@ def run(
                     model = _export_dynamo(stage, args, dynamic, opset, table, multiples or {})
             else:
                 model = _export_torchscript(stage, args, dynamic, opset)
-            return finish(model, stage.exporter, opset, export_module)
+            model = finish(model, stage.exporter, opset, export_module)
+            model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+            if model.functions:
+                model.ir_version = max(model.ir_version, FIRST_OF_FUNCTIONS)
+            return model
     except Exception as error:
         if isinstance(root_cause(error), ExportError):  # dynamo wraps it in advice of its own
             raise ExportError(f'stage {stage.name!r} could not be exported: {root_cause(error)}') from error
@@ -308,7 +314,7 @@ def check_written(model: onnx.ModelProto, opset: int) -> None:
                 f'node {node.name!r}: {node.op_type} is an operator of mmcv without an ONNX version, and '
                 'no engine runs it: remove it from the module'
             )
-        first = None if node.domain not in ('', 'ai.onnx') else first_opset(node.op_type)
+        first = None if node.domain not in ('', 'ai.onnx') else first_opsets().get(node.op_type)
         if first is not None and first > opset:
             raise ExportError(
                 f'node {node.name!r}: ONNX has {node.op_type} since opset {first}: --opset-version {first}'
@@ -316,14 +322,13 @@ def check_written(model: onnx.ModelProto, opset: int) -> None:
 
 
 @functools.cache
-def first_opset(op_type: str) -> int | None:
-    """Return the first opset with an operator; None: ONNX has none of this name."""
-    versions = [
-        entry.since_version
-        for entry in onnx.defs.get_all_schemas_with_history()
-        if not entry.domain and entry.name == op_type
-    ]
-    return min(versions, default=None)
+def first_opsets() -> dict[str, int]:
+    """Return operator of ONNX -> the first opset with it."""
+    found: dict[str, int] = {}
+    for entry in onnx.defs.get_all_schemas_with_history():
+        if not entry.domain:
+            found[entry.name] = min(found.get(entry.name, entry.since_version), entry.since_version)
+    return found
 
 
 def _export_torchscript(

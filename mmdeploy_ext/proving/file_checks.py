@@ -208,7 +208,9 @@ def _interface_tensor(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int |
 
 
 def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) -> list[str]:
-    initializers = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    names = {tensor.name for tensor in inputs}
+    defaults = [value for value in model.graph.initializer if value.name in names]
+    initializers = {value.name: numpy_helper.to_array(value) for value in defaults}
     differing = []
     for tensor in inputs:
         array = initializers.get(tensor.name)

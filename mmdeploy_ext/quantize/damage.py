@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, bodies, captured, constants_to_initializers, opsets_of
@@ -82,6 +82,7 @@ class Damage:
         largest: largest absolute value, `at` tensor and `sample`.
         faint: maximum of the tensor with the smallest values.
         terms: most values added by a node.
+        products: share of the multiplications, of layers for INT8; 0 leaves it out of `weight`.
     """
 
     own: float = 0.0
@@ -91,6 +92,12 @@ class Damage:
     sample: int = 0
     faint: float = math.inf
     terms: int = 0
+    products: float = 0.0
+
+    @property
+    def weight(self) -> float:
+        """Damage that the higher precision removes, per multiplication there: errors add up as squares."""
+        return self.own**2 / (self.products + 1e-4) if self.products else self.own**2
 
     def add(self, tensor: str, sample: int, facts: Mapping[str, float]) -> None:
         spread = max(facts['spread'], 1e-6 * facts['largest'], 1e-30)
@@ -157,24 +164,17 @@ class Measured:
         units: unit -> `Damage`, in the order of the graph.
     """
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        precision: str,
-        fixed: Iterable[str],
-        ranges: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, precision: str, fixed: Iterable[str]) -> None:
         """Build the graph.
 
         Args:
             model: float32.
-            precision: 'fp16', 'bf16', or 'int8' with the `ranges` of the inputs of quantised nodes.
+            precision: 'fp16' or 'bf16'.
             fixed: first outputs of nodes that always stay float32.
-            ranges: tensor -> smallest and largest value.
         """
         model = copy.deepcopy(model)
         constants_to_initializers(model.graph)
-        self.precision, self.fixed, self.ranges = precision, set(fixed), ranges or {}
+        self.precision, self.fixed = precision, set(fixed)
         self.index = Index(model)
         self.floats = {
             name
@@ -182,7 +182,6 @@ class Measured:
             if kind.tensor_type.elem_type == TensorProto.FLOAT
         }
         self.units: dict[str, Damage] = {}
-        self.arrays: list[onnx.TensorProto] = []
         self._session = open_session(self._built(model), 'none', 0)
 
     def _built(self, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -222,7 +221,7 @@ class Measured:
                 nodes.append(helper.make_node('Facts', sides, [facts], domain=FACTS))
                 self.outputs[facts] = unit, name
         graph = onnx.GraphProto(name='damage', input=model.graph.input, node=nodes)
-        graph.initializer.extend([*model.graph.initializer, *self.arrays])
+        graph.initializer.extend(model.graph.initializer)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.outputs)
         result = onnx.ModelProto(ir_version=max(model.ir_version, 8), graph=graph)
         result.opset_import.extend([*model.opset_import, helper.make_opsetid(FACTS, 1)])
@@ -242,9 +241,9 @@ class Measured:
         for place, name in enumerate(node.input):
             if name in near:
                 new.input[place] = near[name]
-            elif name in self.floats and self._rounds(node):
+            elif name in self.floats:
                 new.input[place] = rounded = f'{name}~{node.output[0]}~{path}~{place}'
-                nodes += self._round(name, rounded, node, place)
+                nodes += self._round(name, rounded)
                 if name not in self.index.constants:
                     entering[name] = rounded
         copied = {}
@@ -253,39 +252,14 @@ class Measured:
             if name in self.floats:
                 copied[name] = f'{name}~{path}'
         nodes.append(new)
-        if self.precision != 'int8':
-            for name, changed in copied.items():
-                copied[name] = f'{changed}~rounded'
-                nodes += self._round(changed, copied[name], node, 0)
+        for name, changed in copied.items():
+            copied[name] = f'{changed}~rounded'
+            nodes += self._round(changed, copied[name])
         return copied, nodes, entering
 
-    def _rounds(self, node: onnx.NodeProto) -> bool:
-        return self.precision != 'int8' or node.op_type in PRODUCTS
-
-    def _round(self, name: str, rounded: str, node: onnx.NodeProto, place: int) -> Iterator[onnx.NodeProto]:
-        if self.precision != 'int8':
-            yield helper.make_node('Cast', [name], [f'{rounded}~'], to=LOWER[self.precision])
-            yield helper.make_node('Cast', [f'{rounded}~'], [rounded], to=TensorProto.FLOAT)
-            return
-        if place == PRODUCTS[node.op_type] and name in self.index.constants:
-            array = numpy_helper.to_array(self.index.constants[name])
-            axes = tuple(range(1, array.ndim)) if 'Conv' in node.op_type else tuple(range(array.ndim - 1))
-            step = np.maximum(np.abs(array).max(axis=axes, keepdims=True), 1e-30) / 127
-            self.arrays.append(
-                numpy_helper.from_array(np.float32(np.rint(array / step) * step), f'{rounded}~')
-            )
-        elif place == 0 and name in self.ranges:
-            low, high = (float(np.ravel(end)[0]) for end in self.ranges[name])
-            low, high = min(low, 0.0), max(high, 0.0)
-            scale = np.float32(max(high - low, 1e-30) / 255)
-            zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
-            ends = [f'{rounded}~scale', f'{rounded}~zero']
-            self.arrays += map(numpy_helper.from_array, (scale, zero), ends)
-            yield helper.make_node('QuantizeLinear', [name, *ends], [f'{rounded}~codes'])
-            yield helper.make_node('DequantizeLinear', [f'{rounded}~codes', *ends], [f'{rounded}~'])
-        else:
-            yield helper.make_node('Identity', [name], [f'{rounded}~'])
-        yield helper.make_node('Identity', [f'{rounded}~'], [rounded])
+    def _round(self, name: str, rounded: str) -> Iterator[onnx.NodeProto]:
+        yield helper.make_node('Cast', [name], [f'{rounded}~'], to=LOWER[self.precision])
+        yield helper.make_node('Cast', [f'{rounded}~'], [rounded], to=TensorProto.FLOAT)
 
     def add(self, feeds: Mapping[str, np.ndarray], sample: int) -> None:
         """Run one sample."""

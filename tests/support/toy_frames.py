@@ -85,5 +85,11 @@ BEVDET4D = SeededToy('bevdet4d', 'projects/configs/BEVDet/bevdet_toy.py')
 BEVDET = SeededToy('bevdet', 'projects/configs/BEVDet/bevdet_toy_single.py')
 FLASHOCC = SeededToy('flashocc', 'projects/configs/FlashOcc/flashocc_toy.py')
 VAD = SeededToy('vad', 'projects/configs/VAD/vad_toy.py')
+VAD_DEEP = SeededToy(
+    'vad',
+    VAD.config,
+    {f'model.pts_bbox_head.transformer.{name}.num_layers': 3 for name in ('decoder', 'map_decoder')},
+)
+"""With as many layers as Autoware's node takes."""
 PANOPTIC = SeededToy('flashocc_panoptic', 'projects/configs/FlashOcc/flashocc_panoptic_toy.py')
 TOYS = STREAMPETR, PETR, PETRV2, BEVFORMER, SPARSE4D

@@ -51,8 +51,8 @@ def check_parts(filename: str, model: nn.Module) -> None:
                 if found:
                     head = type(model.pts_bbox_head).__name__
                     raise ConfigError(
-                        f'{filename}: {found} is never called: {head} of mm2onnx goes through the layers of '
-                        f'encoder and decoder by itself; use your own head, by custom_imports'
+                        f"{filename}: {found} would never be called, since mm2onnx's {head} loops over the "
+                        'layers of encoder and decoder itself; use your own head with custom_imports'
                     )
 
 

@@ -10,7 +10,11 @@ from torch import nn
 from mmdeploy_ext.config.config import refused_values, test_pipeline
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.families.base import BACKBONE, find_family
-from mmdeploy_ext.families.common.box_conventions import note_head_convention, state_head_convention
+from mmdeploy_ext.families.common.box_conventions import (
+    note_head_convention,
+    state_head_convention,
+    with_heights,
+)
 from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.common.pillars import DYNAMIC_ENCODER, ENCODERS, MEANS, SCATTER, has_pillars
 from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
@@ -67,13 +71,16 @@ class LidarMethods:
         return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        encoder = f'{parts_of(model).prefix}middle_encoder'
+        parts = parts_of(model)
+        if hasattr(model, 'box_convention'):  # built by a family, not for parts
+            note_head_convention(model, checkpoint, parts.head)
+            if model.box_convention == '0.17' and hasattr(parts.voxel_encoder, 'pfn_layers'):
+                checkpoint = with_heights(parts.voxel_encoder, f'{parts.prefix}voxel_encoder', checkpoint)
+        encoder = f'{parts.prefix}middle_encoder'
         if find_kernels(getattr(model, encoder, nn.Module())):
             load_whole(model, checkpoint, encoder)
         else:  # pillars, or a user's model that derives from a LiDAR detector
             load_strict(model, checkpoint)
-        if hasattr(model, 'box_convention'):  # built by a family, not for parts
-            note_head_convention(model, checkpoint, parts_of(model).head)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)

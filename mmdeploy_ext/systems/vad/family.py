@@ -1,5 +1,7 @@
 """VAD: supported configs and models."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from mmdeploy_ext.families.common.camera_models import CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.common.samples import result
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.systems.vad.graphs import graphs
 from mmdeploy_ext.systems.vad.reference import VadReference
@@ -34,6 +37,14 @@ PUBLISHED = SETTINGS | dict(
 ABSENT = SETTINGS | dict(
     ego_his_encoder=None, ego_lcf_feat_idx=None, motion_det_score=None, pe_normalization=True
 )
+
+
+MAPS = ('boston-seaport', 'singapore-hollandvillage', 'singapore-onenorth', 'singapore-queenstown')
+MAP_LAYERS = (
+    'polygon', 'line', 'node', 'drivable_area', 'road_segment', 'road_block', 'lane', 'ped_crossing',
+    'walkway', 'stop_line', 'carpark_area', 'road_divider', 'lane_divider', 'traffic_light',
+    'lane_connector',
+)  # fmt: skip
 
 
 def check_lines(cfg: Any) -> None:
@@ -60,7 +71,7 @@ def entries(rng: np.random.Generator) -> dict[str, Any]:
         gt_ego_fut_masks=np.zeros(6),
         gt_ego_lcf_feat=np.zeros(9),
         fut_valid_flag=False,
-        map_location='generated',
+        map_location=MAPS[0],
         gt_boxes=np.array([[0, 20, -1, 2, 4, 2, 0.0]]),
         gt_names=np.array(['car']),
         gt_velocity=np.zeros((1, 2)),
@@ -75,11 +86,22 @@ def entries(rng: np.random.Generator) -> dict[str, Any]:
 
 
 class VadData(BevData):
+    """Generated infos come with empty maps of nuScenes, which the repository's data set opens."""
+
     compared = OUTPUTS
     needed = ('command',)
     frame_of = staticmethod(frame_with_command)
     dataset_type = 'VADCustomNuScenesDataset'
     entries = staticmethod(entries)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        places = folder / 'maps/expansion'
+        places.mkdir(parents=True, exist_ok=True)
+        lists: dict[str, Any] = {name: [] for name in MAP_LAYERS}
+        empty = dict(lists, version='1.3', canvas_edge=[1, 1], arcline_path_3={}, connectivity={})
+        for name in MAPS:
+            (places / f'{name}.json').write_text(json.dumps(empty), encoding='utf-8')
+        return super().generated_dataset(folder, cfg, rule)
 
 
 class VadFamily(BevFamily):

@@ -1,12 +1,14 @@
 """VAD's file: proven as a stream of boxes, lines, trajectories and plans; wrong ones are not."""
 
 import dataclasses
+import hashlib
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.common.runtime import bev_frames
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, YAW_RAD, record_of_pose
@@ -150,3 +152,16 @@ def test_the_encoder_of_lines_does_not_depend_on_the_order_of_points():
 def test_a_model_that_the_graph_does_not_follow_is_refused(setting, value):
     with pytest.raises(ConfigError, match=setting.rpartition('.')[2]):
         VadFamily.models.check(load_config(toy.config, {f'model.pts_bbox_head.{setting}': value}))
+
+
+UPSTREAM = 'c1ab248ec53c949e26bce00439e065cdc69be8612878c84049ab24af737fb6ac'
+"""SHA-256 of names and shapes of the 746 tensors of hustvl/VAD 1688c4b, VAD_tiny_stage_2.py."""
+
+
+@pytest.mark.matrix
+def test_the_published_checkpoint_has_the_names_and_shapes_of_the_model():
+    detector = detectors.read_config('projects/configs/VAD/VAD_tiny_stage_2.py')
+    detectors.build(detector)
+    state = sorted(detector.model.state_dict().items())
+    names = '\n'.join(f'{name} {"x".join(map(str, values.shape))}' for name, values in state)
+    assert len(state) == 746 and hashlib.sha256(names.encode()).hexdigest() == UPSTREAM

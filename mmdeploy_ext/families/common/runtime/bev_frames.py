@@ -108,17 +108,22 @@ class BevOnnx(StreamRuntime):
         return record_of(frame, self.metadata.postprocess.can_bus_orientation)
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
-        graph, before = self.graphs[self.files[-1]], None
+        graph = self.graphs[self.files[-1]]
         # any numbers at a first frame: a proof compares with a model that has none
-        view = np.ones(graph.spec.tensor('prev_bev').axes)
-        if memory is not None:
-            view, before = memory.tensors['bev_embed'], np.zeros(CAN_BUS)
-            before[:3], before[YAW_DEG] = memory.tensors['position'], memory.tensors['heading'][0]
-        feeds = self.feeds_of(frame, before)
+        view = np.ones(graph.spec.tensor('prev_bev').axes) if memory is None else memory.tensors['bev_embed']
+        feeds = self.feeds_of(frame, self.before(memory))
         feeds |= dict(prev_bev=view, use_prev_bev=np.array([0.0 if memory is None else 1.0]))
         inputs = {tensor.name: tensor.dtype for tensor in graph.spec.inputs}
         outputs = graph.run({name: values.astype(inputs[name]) for name, values in feeds.items()})
         return {self.names.get(name, name): values for name, values in outputs.items()}
+
+    def before(self, memory: StreamState | None) -> np.ndarray | None:
+        """Return position and heading of the last frame, in a record (18,)."""
+        if memory is None:
+            return None
+        record = np.zeros(CAN_BUS)
+        record[:3], record[YAW_DEG] = memory.tensors['position'], memory.tensors['heading'][0]
+        return record
 
     def feeds_of(self, frame: Frame, before: np.ndarray | None) -> dict[str, np.ndarray]:
         facts, motion = self.metadata.postprocess, motion_since(frame.can_bus, before)
