@@ -191,6 +191,12 @@ def test_record_py_is_python_3_6():
         ast.parse(file.read(), feature_version=(3, 6))
 
 
+def test_a_picture_is_loaded_without_annotations_of_any_kind():
+    names = ['LoadImageFromFile', 'LoadAnnotations', 'Resize', 'LoadPanopticAnnotations', 'LoadAnnotations3D']
+    steps = record.without_annotations([dict(type=name) for name in names])
+    assert [step['type'] for step in steps] == ['LoadImageFromFile', 'Resize']
+
+
 def test_values_survive_the_way_there_and_back():
     value = dict(
         a=(1, 2.5, None),
