@@ -10,14 +10,16 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dev.pages.tables import table, write_between
-from mmdeploy_ext.engines.registry import BASELINE, ENGINES, engines_of, present, title_of
+from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, engines_of, present, title_of
 from mmdeploy_ext.util.files import read_json, write_json
+from mmdeploy_ext.util.source_code import versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +39,11 @@ CHART = (
     'CenterPoint, sparse LiDAR backbone',
 )
 """Titles of the models in README's chart."""
+CAMERAS = ('bevdet_r50', 'petr_r50', 'bevformer_tiny', 'sparse4d_r50')
+"""Cases that `--chart` measures besides."""
+WHOLE = ('full', 'deploy contract', 'portable')
+"""Files with the whole model in float32, one per case."""
+STEPS = ('make', 'measure')
 LIMIT_S = 3600
 """A command that takes longer has hung."""
 NUSCENES = 'synthetic nuscenes --out {out} --train-scenes 1 --val-scenes 1 --frames 4'
@@ -260,15 +267,18 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     entry: dict[str, Any] = dict(title=title, threads=args.threads, rows=[], notes=[])
     files: dict[str, Path] = {}
     try:
-        if not case.checkpoint:
+        if not case.checkpoint and ('make' in args.steps or not checkpoint.exists()):
             make('synthetic weights {config} --out {out}', folder / 'seeded.pth', places, work)
         for label, (name, command) in case.files.items():
+            if args.files and label not in args.files:
+                continue
             try:
-                make(command, folder / name, places, work)
+                if 'make' in args.steps or not (folder / name).exists():
+                    make(command, folder / name, places, work)
                 files[label] = folder / name
             except CommandError as error:
                 entry['notes'].append(f'not measured: {label}: {error}')
-        if files:
+        if files and 'measure' in args.steps:
             print(f'measures {case.name}', flush=True)
             target = folder / 'benchmark.json'
             run(
@@ -291,6 +301,7 @@ def benchmark_words(
     ]  # fmt: skip
     words = ['benchmark', case.config, checkpoint, '--onnx', *files.values(), '--engines', ','.join(engines)]
     words += ['--threads', args.threads, '--device', args.device, '--skip-refused', *case.options]
+    words += ['--no-memory'] if args.no_memory else []
     words += ['--max-iter', args.rounds, '--warmup', args.warmup, '--max-seconds', args.case_seconds]
     if case.lidar and args.sweep:
         words += ['--sweep', *args.sweep]
@@ -303,7 +314,7 @@ def entry_of(result: Mapping[str, Any], files: Mapping[str, Path], notes: Sequen
     labels = {str(path): label for label, path in files.items()}
     memory = {row['name']: (row['memory'] or {}).get('peak_mb') for row in contenders}
     first = size_of(next(iter(files.values())))
-    rows = []
+    machine, device, rows = result['machine'], result['device'], []
     for row in contenders:
         base, ratio = memory.get(BASELINE), row['ratio_to_torch']
         if row['name'] == BASELINE or ratio is None:
@@ -312,21 +323,48 @@ def entry_of(result: Mapping[str, Any], files: Mapping[str, Path], notes: Sequen
             file=labels.get(row['file'], 'compiled'), engine=row['engine'],
             **{key: ratio[key] for key in ('median', 'q1', 'q3')},
             memory=round(memory[row['name']] / base, 3) if base and memory[row['name']] else None,
+            **times_of(row), gmac=row['gmac'], gmac_per_s=row['gmac_per_s'],
+            peak=result['peak_gmac_per_s'], version=machine['versions']['mm2onnx'],
         ))  # fmt: skip
     refused = [
         f'{title_of(one["engine"])} refuses {one["label"]}: {one["reason"]}' for one in result['refused']
     ]
-    machine, device = result['machine'], result['device']
-    versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
+    packages = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
     gpu = '' if device == 'cpu' else f', {machine["gpu"]}'
     messages = [note.replace(f'{ROOT}/', '') for note in (*refused, *result['notes']) if note]
     return dict(
-        machine=f'{machine["cpu"]}, {machine["cores"]} cores ({" ".join(machine["simd"])}){gpu}; {versions}',
+        machine=f'{machine["cpu"]}, {machine["cores"]} cores ({" ".join(machine["simd"])}){gpu}; {packages}',
         rounds=contenders[0]['runs'],
+        eager=times_of(contenders[0]),
         rows=rows,
         sizes={label: round(size_of(path) / first, 3) for label, path in files.items()},
         notes=[*notes, *messages],
     )
+
+
+def times_of(row: Mapping[str, Any]) -> dict[str, float]:
+    return dict(ms=round(row['total_ms']['median'], 1), per_s=row['images_per_s'])
+
+
+def merged(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return a case's new entry with the rows of an older one that were not measured again."""
+    measured = {(row['file'], row['engine']) for row in new['rows']}
+    kept = [
+        dict(row, version=version_of(old, row), machine=machine_of(old, row))
+        for row in old.get('rows', ())
+        if (row['file'], row['engine']) not in measured
+    ]
+    sizes = {**old.get('sizes', {}), **new.get('sizes', {})}
+    return {**old, **new, 'rows': [*kept, *new['rows']], 'sizes': sizes}
+
+
+def machine_of(entry: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    return row.get('machine') or f'{entry["threads"]} threads of {entry["machine"]}'
+
+
+def version_of(entry: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Return the version of mm2onnx that measured a row; older files have it in their line of the machine."""
+    return row.get('version') or re.search(r'mm2onnx ([^,]+)', entry['machine'])[1]
 
 
 # ---- the page
@@ -346,33 +384,51 @@ def write_page(page: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:
     content = ''
     if lines:
         draw(lines, engines, chart)
-        draw_best(lines, chart.with_name('speed.png'))
-        content = f'![Time against eager PyTorch](images/{chart.name})\n\n{figures(lines, engines)}'
+        draw_best(measured, chart.with_name('speed.png'))
+        content = f'![Time against eager PyTorch](images/{chart.name})\n\n{figures(measured)}'
     notes = [f'- {entry["title"]}: {note}' for entry in cases.values() for note in entry['notes']]
     machines: dict[str, list[str]] = {}
     for entry in measured:
-        machine = f'{entry["threads"]} threads of {entry["machine"]}'
-        machines.setdefault(machine, []).append(entry['title'].partition(',')[0])
+        for machine in dict.fromkeys(machine_of(entry, row) for row in entry['rows']):
+            machines.setdefault(machine, []).append(entry['title'].partition(',')[0])
     notes += [f'- Measured on {machine}: {", ".join(titles)}.' for machine, titles in machines.items()]
     write_between(page, 'benchmarks', content + '\n' + '\n'.join(notes) + '\n')
 
 
-def figures(lines: Sequence[tuple[Mapping[str, Any], str]], engines: Sequence[str]) -> str:
-    """Return the table: a row per file, two columns per engine."""
-    headings = ['model', 'file', 'size']
-    for engine in engines:
-        headings += [title_of(engine), 'RAM']
-    rows, last = [], None
-    for entry, file in lines:
-        cells = ['' if entry is last else entry['title'], file, entry['sizes'].get(file) or '']
-        by_engine = {row['engine']: row for row in entry['rows'] if row['file'] == file}
-        for engine in engines:
-            row = by_engine.get(engine)
-            cells.append(f'**{row["median"]:.3f}**' if row else '')
-            cells.append(f'{row["memory"]:.2f}' if row and row['memory'] else '')
-        rows.append(cells)
-        last = entry
-    return table(headings, rows, right=[heading for heading in headings if heading not in ('model', 'file')])
+HEADINGS = (
+    'model', 'file', 'engine', 'size', 'ms', 'per second', 'of eager', 'RAM', 'GMAC', 'GMAC/s', 'of peak',
+)  # fmt: skip
+
+
+def figures(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table: a row per model in eager PyTorch, and per file on an engine."""
+    rows, current = [], versions()['mm2onnx']
+    for entry in measured:
+        title = entry['title']
+        if eager := entry.get('eager'):
+            rows.append([title, '', 'eager PyTorch', '', *_times(eager), '1', '', '', '', ''])
+            title = ''
+        for row in sorted(entry['rows'], key=_place_of):
+            file, version = row['file'], version_of(entry, row)
+            label = file if version == current else f'{file} ({version})'
+            cells = [title, label, title_of(row['engine']), entry['sizes'].get(file) or '', *_times(row)]
+            cells += [f'**{row["median"]:.3f}**', f'{row["memory"]:.2f}' if row['memory'] else '']
+            cells += ['', '', '']
+            if speed := row.get('gmac_per_s'):
+                cells[-3:] = f'{row["gmac"]:.3g}', f'{speed:.1f}', f'{speed / row["peak"]:.0%}'
+            rows.append(cells)
+            title = ''
+    return table(HEADINGS, rows, right=HEADINGS[3:])
+
+
+def _place_of(row: Mapping[str, Any]) -> tuple[bool, str, str, int]:
+    """Return the place of a row: the whole model, its files of lower precision, other forms; engines."""
+    file, _, precision = row['file'].partition(', ')
+    return file not in (*WHOLE, 'compiled'), file, precision, [*ENGINES].index(row['engine'])
+
+
+def _times(row: Mapping[str, Any]) -> list[str]:
+    return [f'{row["ms"]:,.0f}', f'{row["per_s"]:.2f}'] if row.get('ms') else ['', '']
 
 
 def draw(lines: Sequence[tuple[Mapping[str, Any], str]], engines: Sequence[str], target: Path) -> None:
@@ -405,32 +461,46 @@ def draw(lines: Sequence[tuple[Mapping[str, Any], str]], engines: Sequence[str],
     figure.savefig(target, dpi=80, metadata={'Software': None})
 
 
-def draw_best(lines: Sequence[tuple[Mapping[str, Any], str]], target: Path) -> None:
-    """Draw README's chart as a PNG file: ONNX Runtime's ratio of ten models, detections included."""
+def draw_best(measured: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """Draw README's chart as a PNG file: ratios of ten models to eager PyTorch, detections included."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ratios = {
-        entry['title']: row['median']
-        for entry, file in lines
-        if entry['title'] in CHART and file in ('full', 'deploy contract', 'portable')
-        for row in entry['rows']
-        if row['engine'] == 'onnxruntime' and row['file'] == file
-    }
+    ratios = {entry['title']: best_ratios(entry) for entry in measured if entry['title'] in CHART}
     if not ratios:
         return
-    figure = Figure(figsize=(8, 0.6 + 0.27 * len(ratios)), layout='constrained')
+    figure = Figure(figsize=(8, 1 + 0.27 * len(ratios)), layout='constrained')
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    bars = axes.barh([*ratios], [*ratios.values()], height=0.6, color='#2f6fb2')
+    axes, places = figure.add_subplot(), range(len(ratios))
+    whole = [one.get('ONNX Runtime', 0) for one in ratios.values()]
+    bars = axes.barh(places, whole, height=0.6, color='#2f6fb2', label='ONNX Runtime')
     axes.bar_label(bars, fmt='%.2f', padding=4, fontsize=9)
-    axes.axvline(1.0, color='#1b2330', linewidth=1, linestyle='--')
+    for label, marker, colour in (('torch.compile', 'D', '#d1495b'), ('INT8', 'o', '#edae49')):
+        points = [(one[label], place) for place, one in enumerate(ratios.values()) if label in one]
+        if points:
+            axes.scatter(*zip(*points, strict=True), marker=marker, color=colour, label=label, zorder=3)
+    axes.axvline(1.0, color='#1b2330', linewidth=1, linestyle='--', label='eager PyTorch')
+    axes.set_yticks(places, [*ratios])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.05)
     axes.tick_params(axis='y', labelsize=9, length=0)
     axes.spines[['top', 'right', 'left']].set_visible(False)
-    axes.set_xlabel('time per image relative to eager PyTorch (1.0); lower is faster', fontsize=9)
+    axes.set_xlabel('time per image relative to eager PyTorch; lower is faster', fontsize=9)
+    figure.legend(loc='outside upper center', ncols=4, frameon=False, fontsize=9)
     figure.savefig(target, dpi=110, metadata={'Software': None})
+
+
+def best_ratios(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the title of a bar or mark -> the ratio."""
+    found = {}
+    for row in entry['rows']:
+        if row['engine'] == COMPILED:
+            found['torch.compile'] = row['median']
+        elif row['engine'] == 'onnxruntime' and row['file'] in WHOLE:
+            found['ONNX Runtime'] = row['median']
+        elif row['engine'] == 'onnxruntime' and row['file'].endswith('INT8'):
+            found['INT8'] = min(row['median'], found.get('INT8', 1))
+    return found
 
 
 # ---- the command
@@ -446,6 +516,22 @@ def build_parser() -> argparse.ArgumentParser:
     add('--list', action='store_true', help='print the cases and the engines, and leave')
     add('--quick', action='store_true', help='the small trained models of the repository, 3 rounds')
     add('--only', nargs='+', metavar='CASE', help='these cases; the page keeps the figures of the others')
+    add(
+        '--chart',
+        action='store_true',
+        help="README's ten models and four more of cameras: one file each, ONNX Runtime, no memory, about "
+        '15 s of rounds behind one to warm up',
+    )
+    add('--files', nargs='+', metavar='FILE', help='these files of the cases, such as full (default: all)')
+    add('--no-memory', action='store_true', help='do not measure memory, which takes a process per row')
+    add(
+        '--steps',
+        nargs='+',
+        choices=STEPS,
+        default=STEPS,
+        help='make the files, on a busy machine too; measure those that are there, and make the others '
+        '(default: both)',
+    )
     add(
         '--engines',
         nargs='+',
@@ -481,6 +567,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, engine in ENGINES.items():
             print(f'{name:20} {engine.absence() or "is here"}')
         return 0
+    if args.chart:
+        args.only = [*(name for name, case in cases.items() if case.title in CHART), *CAMERAS]
+        args.files, args.engines, args.no_memory = WHOLE, ['onnxruntime'], True
+        args.case_seconds, args.warmup = 15, 1
     args.engines = args.engines or present()
     args.rounds = args.rounds or (3 if args.quick else 20)
     args.warmup = (1 if args.quick else 3) if args.warmup is None else args.warmup
@@ -493,10 +583,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         gpu = args.device != 'cpu'
         if (args.only and case.name not in args.only) or (gpu and case.kind != 'images'):
             continue
-        entry = measure(case, args)
+        entry, name = measure(case, args), f'{case.name} {args.device}' if gpu else case.name
         print(json.dumps(entry, indent=1), flush=True)
         failed |= any(note.startswith('not measured') for note in entry['notes'])
-        found[f'{case.name} {args.device}' if gpu else case.name] = entry
+        if 'measure' not in args.steps:
+            continue
+        found[name] = merged(found.get(name, {}), entry)
         found = dict(sorted(found.items(), key=lambda item: order.index(item[0].partition(' ')[0])))
         write_json(figures_file, found)
     write_page(page, found)

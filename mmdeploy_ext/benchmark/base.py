@@ -11,10 +11,10 @@ import statistics
 import tempfile
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.benchmark import compiled, measure, memory
+from mmdeploy_ext.benchmark import compiled, measure, memory, work
 from mmdeploy_ext.benchmark.machine import OtherLoad, cores, load_notes, machine
 from mmdeploy_ext.benchmark.measure import Contender
-from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, engines_of
+from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES, engines_of
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.distributed import Ranks
@@ -123,7 +123,7 @@ class Benchmark(abc.ABC):
             if not contenders:
                 reasons = map('{engine} {label} ({file}): {reason}'.format_map, self.refused)
                 raise EngineError(
-                    f'nothing is left to measure, every engine refused every file: {"; ".join(reasons)}'
+                    f'nothing to measure, because no engine runs any of the files: {"; ".join(reasons)}'
                 )
             yield contenders
 
@@ -151,10 +151,13 @@ class Benchmark(abc.ABC):
             if self.ranks.rank == 0 and not self.args.no_memory and memory.is_supported():
                 memories = {contender.name: self._memory(contender) for contender in contenders}
             with OtherLoad() as load:
+                peak = work.peak(self.threads[-1])
                 runs = self._measure(contenders, groups)
+            products = self._products(contenders, groups[main][-1])
         rows = []
         for name, group_runs in runs.items():
-            for row in measure.summarise(contenders, group_runs, self.batch, self.ranks.size):
+            of_files = products if name == main else None
+            for row in measure.summarise(contenders, group_runs, self.batch, self.ranks.size, of_files):
                 rows.append(
                     row | dict(input=name, memory=memories.get(row['name']) if name == main else None)
                 )
@@ -172,6 +175,7 @@ class Benchmark(abc.ABC):
             rounds=max(row['runs'] for row in rows),
             warmup=self.args.warmup,
             machine=machine(),
+            peak_gmac_per_s=round(peak, 2),
             memory_method=memory.HOW,
             other_load=other_load,
             main_input=main,
@@ -179,6 +183,13 @@ class Benchmark(abc.ABC):
             refused=self.refused,
             notes=[*self.notes, *load_notes(other_load), *doubts(rows, main)],
         )
+
+    def _products(self, contenders: Sequence[Contender], sample: Any) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for contender in contenders:
+            if contender.engine == DEFAULT.name and contender.file not in found:
+                found[contender.file] = round(work.products(lambda: contender.run(sample)), 3)  # noqa: B023
+        return found
 
     def _memory(self, contender: Contender) -> dict[str, float]:
         words = dict(threads=contender.threads or self.threads[0], device='cpu')
@@ -266,7 +277,7 @@ def doubts(rows: Sequence[dict[str, Any]], main: str) -> list[str]:
         return ['no detections on these images; the time of post-processing depends on detections']
     if counts[-1] - counts[0] > COUNT_TOLERANCE * counts[-1]:
         return [
-            f'the contenders found {counts[0]:g} to {counts[-1]:g} detections per image: are they the same '
-            f'model? {tool("verify")} tells'
+            f'the contenders found {counts[0]:g} to {counts[-1]:g} detections per image, so the models '
+            f'may differ; check with {tool("verify")}'
         ]
     return []

@@ -185,14 +185,23 @@ def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
 
 
 def summarise(
-    contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]], batch: int, processes: int = 1
+    contenders: Sequence[Contender],
+    runs: Mapping[str, Sequence[Run]],
+    batch: int,
+    processes: int = 1,
+    work: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """A dict per contender: times in ms, ratio to PyTorch round by round, images per second."""
+    """A dict per contender: times in ms, ratio to PyTorch round by round, images per second.
+
+    `work`: file -> 1e9 products of a run, see `work.py`.
+    """
     rows = []
     for contender in contenders:
         its_runs = runs[contender.name]
         total_ms = milliseconds(run.total_s for run in its_runs)
         postprocess_s = (None if run.network_s is None else run.total_s - run.network_s for run in its_runs)
+        network_ms = milliseconds(run.network_s for run in its_runs)
+        gmac = (work or {}).get(contender.file)
         row = dict(
             name=contender.name,
             engine=contender.engine,
@@ -200,8 +209,10 @@ def summarise(
             file=contender.file,
             runs=len(its_runs),
             total_ms=total_ms,
-            network_ms=milliseconds(run.network_s for run in its_runs),
+            network_ms=network_ms,
             postprocess_ms=milliseconds(postprocess_s),
+            gmac=gmac,
+            gmac_per_s=round(gmac * 1e3 / network_ms['median'], 2) if gmac and network_ms else None,
             images_per_s=round(batch * processes * 1e3 / total_ms['median'], 3),
             detections_per_image=round(statistics.mean(run.detections for run in its_runs) / batch, 2),
             ratio_to_torch=ratio(its_runs, runs[BASELINE]) if BASELINE in runs else None,

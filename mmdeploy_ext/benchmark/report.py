@@ -27,7 +27,7 @@ def headline(result: Row) -> str:
     processes = '1 process' if result['processes'] == 1 else f'{result["processes"]} processes'
     return (
         f'{result["config"]}, input {result["input_shape"]}, {result["threads"]} threads, {processes}, '
-        f'{result["rounds"]} interleaved rounds; {machine}'
+        f'{result["rounds"]} interleaved rounds; {machine}, at most {result["peak_gmac_per_s"]:g} GMAC/s'
     )
 
 
@@ -52,6 +52,8 @@ def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
         'network': lambda row: _median(row['network_ms']),
         'post-process': lambda row: _median(row['postprocess_ms']),
         'images/s': lambda row: f'{row["images_per_s"]:.2f}',
+        'GMAC': lambda row: f'{row["gmac"]:.1f}' if row['gmac'] else '-',
+        'GMAC/s': lambda row: f'{row["gmac_per_s"]:.1f}' if row['gmac_per_s'] else '-',
         'found': lambda row: f'{row["detections_per_image"]:g}',
         'peak MB': lambda row: f'{row["memory"]["peak_mb"]:.0f}' if row['memory'] else '-',
     }

@@ -37,7 +37,7 @@ SWEEPS = 4
 
 
 class StreamBenchmark(Benchmark):
-    """Frames of a synthetic drive, or sweeps; `samples` has one prepared sample per round."""
+    """Frames of a synthetic drive, or sweeps; `samples` has one per round, and one to count products."""
 
     kind = 'stream'
     models = 'streaming models'
@@ -66,7 +66,7 @@ class StreamBenchmark(Benchmark):
             drive[index] = dataclasses.replace(drive[index], points=points, name=name)
         self.samples: list[Frame | Sweep] = [
             dataclasses.replace(drive[index % len(drive)], scene_token=f'drive {index // len(drive)}')
-            for index in range(args.warmup + args.max_iter * args.repeat_num)
+            for index in range(args.warmup + args.max_iter * args.repeat_num + 1)
         ]
 
     def export(self, folder: str) -> dict[str, str]:

@@ -14,6 +14,27 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class InstanceRows(JsonDataclass):
+    """Rows of a memory that each frame chooses anew among its Q instances, by a confidence.
+
+    Attributes:
+        tensors: tensors of the memory with these rows.
+        place: tensor and output (1, Q, n) by which a row is found among the instances.
+        per_query: outputs (1, Q, n) of the instances.
+        confidence: output (1, Q) that chooses the rows.
+        first_scores: PyTorch's output (1, Q) that orders instances, else NaN.
+        ids: output of track ids (1, Q, -1 for none), tensors of the rows' ids and of the next id; () without.
+    """
+
+    tensors: tuple[str, ...]
+    place: tuple[str, str]
+    per_query: tuple[str, ...]
+    confidence: str
+    first_scores: str
+    ids: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class MemorySpec(JsonDataclass):
     """The tensors in a model's memory, and how frames add rows.
 
@@ -29,10 +50,7 @@ class MemorySpec(JsonDataclass):
         places: (tensor, output, columns of the output with the tensor's columns).
         topk: K; 0 without `scores`.
         propagated: P; 0 without `scores`.
-        confidence: output (1, Q) that selects all rows per frame; '' if older rows stay.
-        first_scores: with `confidence`: PyTorch's output (1, Q) that orders instances, else NaN.
-        ids: with `confidence`: output of track ids (1, Q, -1 for none), tensors of the rows' ids and of the
-            next id.
+        instances: rows of each kind that is chosen anew; () if older rows stay.
     """
 
     tensors: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=dict)
@@ -43,9 +61,7 @@ class MemorySpec(JsonDataclass):
     places: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
     topk: int = 0
     propagated: int = 0
-    confidence: str = ''
-    first_scores: str = ''
-    ids: tuple[str, ...] = ()
+    instances: tuple[InstanceRows, ...] = ()
 
     def judged_by(self, spec: GraphSpec) -> Self:
         """The memory with a graph's output tolerances, below float32."""

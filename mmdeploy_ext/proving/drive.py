@@ -197,7 +197,7 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
             f'% of the results matched within {bars.distance_m} m and score {bars.score}; a pair within '
             'these bars counts as matched'
         )
-        if memory.confidence:
+        if memory.instances:
             notes.append('the choice of instances for the next frame and their track ids were not compared')
         if proof.engine.get('round_fp16'):
             notes.append(half_precision.ROUNDED)

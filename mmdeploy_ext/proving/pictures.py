@@ -36,6 +36,7 @@ from mmdeploy_ext.proving.proof import (
     notes_on_export,
     open_file,
     start,
+    without_weights,
 )
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
@@ -101,7 +102,6 @@ def prove_pictures(
     engine: Mapping[str, Any],
     claims: Claims,
     picture_files: Sequence[str | Path] = (),
-    cache: dict[bytes, Any] | None = None,
 ) -> Verdict:
     """Prove one file on (title, BGR image); the first is traced."""
     proof = check_pictures(detector, paths, pictures, engine, claims, picture_files)
@@ -116,13 +116,13 @@ def prove_pictures(
         if verdict.bars.is_float32 and not shows_inner(proof.engine):
             beside = open_beside(file, stack)
 
-        inputs, notes = picture_inputs(detector, file, proof.options, pictures, cache)
+        inputs, notes = picture_inputs(detector, file, proof.options, pictures)
         verdict.notes += notes
         first, sums = None, []
         for entry in tracked(inputs, len(inputs), 'proving'):
             reference = entry
             if not isinstance(entry, InputReference):
-                reference = InputReference(detector, entry, cache)
+                reference = InputReference(detector, entry)
             first = first or reference
             case, pairs = run_case(reference, backend, beside)
             reference.forget()
@@ -193,6 +193,7 @@ def check_pictures(
     check_contents(proof, file, rule_of(detector, options), make_metadata(detector, options).spec)
     check_graph(proof, file, lambda: compare_graph(detector, file.model, options, pictures[0][1]))
     check_model(proof)
+    proof.files = [without_weights(file)]
 
     proof.results.preprocessing = compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
     return proof
@@ -275,15 +276,14 @@ def picture_inputs(
     file: ExportedFile,
     options: Options,
     pictures: Sequence[tuple[str, np.ndarray]],
-    cache: dict[bytes, Any] | None = None,
 ) -> tuple[list[ProofInput | InputReference], list[str]]:
     inputs = list(proof_inputs(detector, options, pictures))
-    traced = InputReference(detector, inputs[0], cache)
+    traced = InputReference(detector, inputs[0])
     if traced.code.results_left_out(file.options):
         return [traced, *inputs[1:]], []
     if zoomed := zoomed_on_object(detector, options, traced):
         inputs.append(zoomed)
-    empty, note = empty_reference(detector, options, cache)
+    empty, note = empty_reference(detector, options)
     if empty is None:
         return [traced, *inputs[1:]], [note]
     run = {0: traced}

@@ -24,7 +24,7 @@ from mmdeploy_ext.graph.passes.fp16 import LARGEST_HALF, LOWER, PRODUCTS
 from mmdeploy_ext.graph.run import Runner, open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 SMALLEST_NORMAL = 2.0**-14
 """Smallest float16 number with all digits."""
@@ -125,15 +125,16 @@ def units_of(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
 def counted(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
     """First output of each product and sum -> terms per value, and multiplications (0 for a sum)."""
     model = copy.deepcopy(model)
-    graph, constants = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
+    graph = model.graph
     summing = [node for node in graph.node if node.op_type in (*PRODUCTS, *SUMS)]
-    names = dict.fromkeys(name for node in summing for name in (node.input[0], node.output[0]))
+    ends = [[name for name in (*node.input[:2], node.output[0]) if name] for node in summing]
+    names = dict.fromkeys(name for of_node in ends for name in of_node)
     graph.node.extend(helper.make_node('Shape', [name], [f'{name}~shape']) for name in names)
     sizes = Runner(model, [f'{name}~shape' for name in names]).run(feeds) if names else {}
     found = {}
-    for node in summing:
-        first, output = (sizes[f'{name}~shape'].tolist() for name in (node.input[0], node.output[0]))
-        terms = _terms(node, first, output, constants)
+    for node, of_node in zip(summing, ends, strict=True):
+        *inputs, output = (sizes[f'{name}~shape'].tolist() for name in of_node)
+        terms = _terms(node, inputs, output)
         found[node.output[0]] = terms, math.prod(output) * terms if node.op_type in PRODUCTS else 0
     return found
 
@@ -248,12 +249,13 @@ class Measured:
                 damage.own = max(damage.own, value)
 
 
-def _terms(node: onnx.NodeProto, first: Any, output: Any, constants: Mapping[str, onnx.TensorProto]) -> int:
+def _terms(node: onnx.NodeProto, inputs: Sequence[Any], output: Sequence[int]) -> int:
     """Number of values that a node adds per output value."""
-    first, output = ([int(size) for size in sizes] for sizes in (first, output))
-    if 'Conv' in node.op_type:
-        weight = constants.get(node.input[1])
-        return math.prod(weight.dims[1:]) if weight is not None else first[1]
+    first = inputs[0]
+    if node.op_type == 'Conv':
+        return math.prod(inputs[1][1:])
+    if node.op_type == 'ConvTranspose':  # on average: a stride leaves some out
+        return math.prod(first) * math.prod(inputs[1][1:]) // max(math.prod(output), 1)
     if node.op_type == 'MatMul':
         return first[-1]
     if node.op_type == 'Gemm':

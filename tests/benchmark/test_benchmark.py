@@ -6,12 +6,14 @@ from unittest.mock import MagicMock
 import cv2
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from mmdeploy_ext.benchmark import measure
 from mmdeploy_ext.benchmark.base import doubts
 from mmdeploy_ext.benchmark.machine import load_notes
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.cli import benchmark_app
+from mmdeploy_ext.quantize.damage import counted
 
 MODEL = 'configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth'
 FILE = 'demo/atss_toy.onnx'
@@ -54,6 +56,25 @@ def test_ratios_are_taken_round_by_round():
     assert row['total_ms']['median'] == 1000 and row['network_ms']['median'] == 500
     assert row['postprocess_ms']['median'] == 500 and row['detections_per_image'] == 3
     assert row['images_per_s'] == 6, 'two images per second in each of three processes'
+
+
+def test_products_are_counted_by_the_sizes_of_a_run():
+    nodes = [
+        helper.make_node('Conv', 'xw', 'c', strides=[2, 2]),
+        helper.make_node('ConvTranspose', 'cv', 'u', strides=[2, 2]),
+        helper.make_node('MatMul', 'um', 'o'),
+    ]
+    ends = [
+        helper.make_tensor_value_info('x', 1, ['b', 3, 'h', 9]),
+        helper.make_tensor_value_info('o', 1, None),
+    ]
+    shapes = dict(w=(4, 3, 3, 3), v=(4, 2, 2, 2), m=(8, 7))
+    weights = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()]
+    model = helper.make_model(helper.make_graph(nodes, 'g', ends[:1], ends[1:], weights), ir_version=8)
+    model.opset_import[0].version = 17
+    products = [count for _, count in counted(model, dict(x=np.ones((2, 3, 9, 9), np.float32))).values()]
+    # maps of 4 x 4 cells, of 8 x 8, of 8 x 7
+    assert products == [2 * 4 * 16 * 27, 2 * 4 * 16 * 8, 2 * 2 * 8 * 7 * 8]
 
 
 def test_the_time_of_int8_is_over_that_of_float32(monkeypatch):

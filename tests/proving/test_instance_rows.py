@@ -1,17 +1,22 @@
 """Instances of a memory that is chosen anew in every frame: ties, errors and tracks."""
 
+import types
+
 import numpy as np
 import pytest
 
-from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.contract.memory import InstanceRows, MemorySpec
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE, PairRun
 from mmdeploy_ext.proving.levels.memory_rows import InstancePairing, Moment
 from mmdeploy_ext.runtime.frames import StepResult, StreamState
+from mmdeploy_ext.verdict.results import DetectionRow
 
 INSTANCES, KEPT, TIE = 8, 5, 2e-5
-SPEC = MemorySpec(
-    needed=('place',),
+SPEC = InstanceRows(
+    tensors=('kept_place', 'track'),
+    place=('kept_place', 'place'),
     per_query=('place',),
-    places=(('kept_place', 'place', (0, 1)),),
     confidence='confidence',
     first_scores='first_scores',
     ids=('track', 'track', 'next'),
@@ -57,7 +62,7 @@ def test_instances_of_near_scores_may_be_exchanged_and_the_memory_takes_the_orde
     np.testing.assert_array_equal(followed.queries, EXCHANGED)
     reordered = pairing.reordered(candidate[1])
     np.testing.assert_array_equal(reordered['kept_place'], side()[1].tensors['kept_place'])
-    assert pairing.reordered(candidate[1]) is None  # in the order of the reference from now on
+    assert pairing.reordered(candidate[1]) == {}  # in the order of the reference from now on
 
 
 def test_memories_part_where_a_tie_decides_which_instance_is_the_last_to_be_kept():
@@ -98,3 +103,47 @@ def test_a_tie_at_the_cut_of_a_frames_own_instances_leaves_one_without_a_partner
         result.outputs['first_scores'] = np.array([[np.nan, np.nan, 0.5, 0.5, 0.4 + gap, 0.5, 0.4, 0.4]])
     sides[1][0].outputs['place'][0, 4] += 3.0
     assert follow(*sides).queries[4] == partner
+
+
+LINES = InstanceRows(
+    tensors=('kept_line',),
+    place=('kept_line', 'line'),
+    per_query=('line',),
+    confidence='line_confidence',
+    first_scores='first_line_scores',
+)
+FRAME = types.SimpleNamespace(name='a', scene_token='', timestamp_s=0.0, ego_pose=np.eye(4))
+
+
+def with_lines(sides, order, confidence):
+    """Add four lines, of which two are kept."""
+    result, state = sides
+    line = np.arange(4.0)[order, None] * np.array([[1.0, 3.0]])
+    confidence = np.array(confidence)[order]
+    kept = np.argsort(-confidence, kind='stable')[:2]
+    outputs = dict(line=line[None], line_confidence=confidence[None])
+    outputs['first_line_scores'] = np.array([[np.nan, np.nan, 0.4, 0.4]])
+    result.outputs.update(outputs)
+    state.tensors['kept_line'] = line[None, kept]
+    return result, state
+
+
+@pytest.mark.parametrize(('second', 'passed'), [(0.899999, True), (0.8, False)])
+def test_rows_of_each_kind_are_followed_by_themselves(second, passed):
+    reference = with_lines(side(), [0, 1, 2, 3], [0.2, 0.1, 0.9, second])
+    candidate = with_lines(side(EXCHANGED, SWAPPED), [0, 1, 3, 2], [0.2, 0.1, second, 0.9])
+    exact = ColumnGroup(rtol=0.0, atol=0.0)
+    tensors = dict.fromkeys(('kept_place', 'kept_line', 'next'), exact)
+    memory = MemorySpec(tensors=tensors, needed=('place', 'line'), instances=(SPEC, LINES))
+    outputs = tuple(TensorSpec(name, 'float32', (1, 'n', 2), groups=(exact,)) for name in ('place', 'line'))
+    results, states = zip(reference, candidate, strict=True)
+
+    def match(*unused, **bars):
+        return DetectionRow('a', 10, 10, 0, 0, 1.0, 0.0, True)
+
+    run = PairRun('teacher', GraphSpec('', (), outputs), SHORT_DRIVE, memory, match)
+    for _ in range(2):
+        run.add(Moment(FRAME, *results, *states))
+    row = run.finish()
+    assert (not row.reasons) is passed, row.reasons
+    assert row.ties

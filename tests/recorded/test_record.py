@@ -340,6 +340,8 @@ def test_results_of_the_same_form_are_taken():
     assert as_mmdet2([BOXES], [NO_BOXES], torch.nn.Module()) == [BOXES]
     (boxes,) = as_mmdet2([dict(pred_instances=INSTANCES)], [NO_BOXES], torch.nn.Module())
     assert [len(rows) for rows in boxes] == [0, 1]
+    (proposals,) = as_mmdet2([dict(pred_instances=INSTANCES)], [np.zeros((0, 5))], torch.nn.Module())
+    assert np.array_equal(proposals, np.ones((1, 5)))
 
 
 def recording_of(folder, **manifest):

@@ -19,7 +19,7 @@ from mmdeploy_ext.verdict.matching import MAX_REST
 from mmdeploy_ext.verdict.results import SequenceRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.contract.memory import MemorySpec
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
@@ -261,7 +261,7 @@ class PairRun:
         worst_distance, worst_score, worst_iou: of counted pairs.
         excused: lines on results beside a tie, of all frames.
         tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
-        pairing: pairs of memory rows; None for a memory without scores.
+        pairings: pairs of memory rows, of each kind; [] for a memory without scores.
         outputs: specs of the outputs other than state; `names` are compared.
         last: scene and time in s of the last frame.
         faults: fault -> names of the frames.
@@ -280,9 +280,9 @@ class PairRun:
         state = {source for source, _ in spec.state}
         self.mode, self.bars, self.memory, self.match = mode, bars, memory, match
         self.outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in state)
-        self.pairing: RowPairing | None = RowPairing(memory) if memory.scores else None
-        if memory.confidence:
-            self.pairing = InstancePairing(memory)
+        self.pairings: list[RowPairing] = [InstancePairing(rows) for rows in memory.instances]
+        if memory.scores:
+            self.pairings = [RowPairing(memory)]
         self.names: set[str] | None = None
         self.faults: dict[str, list[str]] = collections.defaultdict(list)
         self.stopped = ''
@@ -306,13 +306,17 @@ class PairRun:
         self.series['gap_s'].append(round(frame.timestamp_s - last[1], 6) if same_scene else None)
         self.series['name'].append(name)
         self.series['reset'].append(bool(moment.expected.was_reset))
-        if self.pairing and (moment.expected.was_reset or self.mode == 'teacher'):
-            self.pairing.forget()
+        if moment.expected.was_reset or self.mode == 'teacher':
+            self._forget()
         self._check_reset(moment, name)
         followed = self._follow(moment, name)
-        self.series['ties'].append(followed.ties)
+        self.series['ties'].append(sum(kind.ties for kind in followed))
         self._compare_tensors(moment, followed, name, rounding)
-        self.parted = self._match_detections(moment, name) and followed.parted
+        self.parted = self._match_detections(moment, name) and any(kind.parted for kind in followed)
+
+    def _forget(self) -> None:
+        for pairing in self.pairings:
+            pairing.forget()
 
     def takes_over(self) -> bool:
         """Whether a free candidate goes on with the reference's memory."""
@@ -320,15 +324,18 @@ class PairRun:
         if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
             return False
         self.tied['taken_over'] += 1
-        self.pairing.forget()
+        self._forget()
         return True
 
     def reordered(self, state: StreamState | None) -> StreamState | None:
         """Return a free candidate's memory in the reference's order, or None."""
-        if self.mode != 'free' or state is None or not isinstance(self.pairing, InstancePairing):
+        if self.mode != 'free' or state is None:
             return None
-        tensors = self.pairing.reordered(state)
-        return None if tensors is None else dataclasses.replace(state, tensors=tensors)
+        changed: dict[str, np.ndarray] = {}
+        for pairing in self.pairings:
+            if isinstance(pairing, InstancePairing):
+                changed |= pairing.reordered(state)
+        return dataclasses.replace(state, tensors={**state.tensors, **changed}) if changed else None
 
     def _check_reset(self, moment: Moment, name: str) -> None:
         frame, sides = moment.frame, ('reference', 'candidate')
@@ -346,22 +353,23 @@ class PairRun:
                 fault = f'the {side} has a memory of another frame (pose, time or scene)'
                 self.faults[fault].append(name)
 
-    def _follow(self, moment: Moment, name: str) -> Followed:
-        if self.pairing is None:
-            return Followed()
+    def _follow(self, moment: Moment, name: str) -> list[Followed]:
+        """Return how the rows of each kind are followed."""
         max_error = self.bars.score if self.mode == 'teacher' else np.inf
-        followed = self.pairing.follow(moment, self.bars.tie, max_error)
-        # half precision hands on other instances of a memory that is chosen anew: results alone are judged
-        if followed.fault and not (self.bars.near_counts and self.memory.confidence):
-            fault = 'the rows kept in memory differ by more than a tie'
-            self.faults[fault].append(f'{name} ({followed.fault})')
-        self.tied['ties'] += followed.ties
-        self.tied['tied_frames'] += bool(followed.ties)
-        self.tied['affected_frames'] += followed.rows is not None and self.pairing.affected
-        return followed
+        found = [pairing.follow(moment, self.bars.tie, max_error) for pairing in self.pairings]
+        for followed in found:
+            # half precision hands on other instances of a memory that is chosen anew: results count alone
+            if followed.fault and not (self.bars.near_counts and self.memory.instances):
+                fault = 'the rows kept in memory differ by more than a tie'
+                self.faults[fault].append(f'{name} ({followed.fault})')
+        ties, pairs = sum(followed.ties for followed in found), zip(found, self.pairings, strict=True)
+        self.tied['ties'] += ties
+        self.tied['tied_frames'] += bool(ties)
+        self.tied['affected_frames'] += any(of.rows is not None and pairing.affected for of, pairing in pairs)
+        return found
 
     def _compare_tensors(
-        self, moment: Moment, followed: Followed, name: str, rounding: Rounding | None
+        self, moment: Moment, followed: Sequence[Followed], name: str, rounding: Rounding | None
     ) -> None:
         expected, got = moment.expected.outputs, moment.got.outputs
         if self.names is None:
@@ -370,25 +378,30 @@ class PairRun:
         last = {  # a graph may give the last layer alone
             tensor.name for tensor in specs if tensor.name in self.memory.needed and tensor.axes[:1] == (1,)
         }
-        queries, per_query = followed.queries, set()
-        if queries is not None and not np.array_equal(queries, np.arange(len(queries))):
-            per_query = {*self.memory.per_query} & expected.keys() & got.keys()
+        partners: dict[str, np.ndarray] = {}
+        for of, pairing in zip(followed, self.pairings, strict=True):
+            if of.queries is not None and not np.array_equal(of.queries, np.arange(len(of.queries))):
+                partners |= dict.fromkeys(
+                    {*pairing.spec.per_query} & expected.keys() & got.keys(), of.queries
+                )
 
         def of_reference(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             kept = {tensor.name: arrays[tensor.name] for tensor in specs if tensor.name in arrays}
             kept |= {key: kept[key][-1:] for key in last & kept.keys()}
-            return kept | {key: kept[key][..., queries >= 0, :] for key in per_query & kept.keys()}
+            paired = partners.keys() & kept.keys()
+            return kept | {key: kept[key][..., partners[key] >= 0, :] for key in paired}
 
         candidate = {tensor.name: got[tensor.name] for tensor in specs if tensor.name in got}
-        candidate |= {key: got[key][..., queries[queries >= 0], :] for key in per_query & candidate.keys()}
+        for key in partners.keys() & candidate.keys():
+            candidate[key] = got[key][..., partners[key][partners[key] >= 0], :]
         distances = None if rounding is None else lambda draws: of_reference(rounding(draws))
         rows = compare_tensors(of_reference(expected), candidate, GraphSpec('', (), specs), distances)
-        rows += self._compare_memory(moment, followed.rows, rounding)
+        rows += self._compare_memory(moment, followed, rounding)
         for row in rows:
             self.tensors.add(row, name, len(self.series['name']))
 
     def _compare_memory(
-        self, moment: Moment, rows: np.ndarray | None, rounding: Rounding | None
+        self, moment: Moment, followed: Sequence[Followed], rounding: Rounding | None
     ) -> list[TensorRow]:
         states = moment.expected_state, moment.got_state
         if None in states:
@@ -399,16 +412,20 @@ class PairRun:
             for key, group in self.memory.tensors.items()
         )
         for side in (expected, got):  # the ids of tracks are compared by their pairing
-            for key in self.memory.ids[1:2]:
-                side.pop(f'memory {key}', None)
-        named = [key for key, array in expected.items() if np.ndim(array) > 1]  # the next id is no row
-        if rows is None or any(np.shape(got.get(key))[:2] != (1, len(rows)) for key in named):
-            return compare_tensors(expected, got, GraphSpec('the memory', (), specs), rounding)
+            for kind in self.memory.instances:
+                for key in kind.ids[1:2]:
+                    side.pop(f'memory {key}', None)
+        rows: dict[str, np.ndarray] = {}
+        for of, pairing in zip(followed, self.pairings, strict=True):
+            named = [f'memory {name}' for name in pairing.names(moment.expected_state)]
+            keys = [key for key in named if key in expected]
+            if of.rows is not None and all(np.shape(got.get(key))[:2] == (1, len(of.rows)) for key in keys):
+                rows |= dict.fromkeys(keys, of.rows)
 
         def of_reference(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {**arrays, **{key: arrays[key][:, rows >= 0] for key in named if key in arrays}}
+            return {**arrays, **{key: arrays[key][:, of >= 0] for key, of in rows.items() if key in arrays}}
 
-        got |= {key: got[key][:, rows[rows >= 0]] for key in named}
+        got |= {key: got[key][:, of[of >= 0]] for key, of in rows.items()}
         distances = None if rounding is None else lambda draws: of_reference(rounding(draws))
         return compare_tensors(of_reference(expected), got, GraphSpec('the memory', (), specs), distances)
 

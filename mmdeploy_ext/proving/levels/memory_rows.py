@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.memory import MemorySpec
+    from mmdeploy_ext.contract.memory import InstanceRows, MemorySpec
     from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 SAME_ROW = 5e-3
@@ -121,6 +121,10 @@ class RowPairing:
     def forget(self) -> None:
         self.rows = None
 
+    def names(self, state: StreamState) -> list[str]:
+        """Return the tensors of a memory that have the rows."""
+        return [name for name, values in state.tensors.items() if values.ndim > 1]
+
     @property
     def affected(self) -> bool:
         return self.rows is not None and bool((self.rows != np.arange(len(self.rows))).any())
@@ -196,21 +200,21 @@ class InstancePairing(RowPairing):
     `tracks`: id of the reference -> id of the candidate; new ids follow the order of rows, which ties change.
     """
 
-    def __init__(self, spec: MemorySpec) -> None:
-        super().__init__(spec)
-        self.tracks: dict[int, int] = {}
+    def __init__(self, spec: InstanceRows) -> None:
+        self.spec = spec
+        self.forget()
 
     def forget(self) -> None:
         super().forget()
-        self.tracks = {}
+        self.tracks: dict[int, int] = {}
 
     def follow(self, moment: Moment, tie: float, max_error: float) -> Followed:
         spec, sides = self.spec, [moment.expected.outputs, moment.got.outputs]
         states = moment.expected_state, moment.got_state
-        needed = {*spec.needed, spec.confidence, *spec.ids[:1]}
+        needed = {*spec.per_query, spec.confidence, *spec.ids[:1]}
         if None in states or any(needed - side.keys() for side in sides) or spec.first_scores not in sides[0]:
             return Followed()  # a kit has no first scores
-        places = [side[spec.places[0][1]][0].astype(np.float64) for side in sides]
+        places = [side[spec.place[1]][0].astype(np.float64) for side in sides]
         if places[0].shape != places[1].shape:
             return Followed()
         queries, had_same_rows = pair_rows(*places), self.rows is None or bool((self.rows >= 0).all())
@@ -233,21 +237,22 @@ class InstancePairing(RowPairing):
             places_text = f'row {worst.row}: instances {worst.reference} and {worst.candidate}'
             faults.append(f'{places_text}, confidences {worst.gap:.2g} apart, allowed {allowed:.2g}')
         ties = len(differing) - len(beyond) + int((queries != np.arange(len(queries))).sum())
-        faults.append(self._wrong_track(sides, states, queries, ties > 0))
+        if spec.ids:
+            faults.append(self._wrong_track(sides, states, queries, ties > 0))
         parted = bool((self.rows < 0).any()) and all(row.gap <= tie for row in differing)
         fault = next(filter(None, faults), '')
         return Followed(queries, self.rows, ties, fault, parted and not fault)
 
-    def reordered(self, state: StreamState) -> dict[str, np.ndarray] | None:
-        """Return the candidate's memory in the reference's order."""
+    def names(self, state: StreamState) -> list[str]:
+        return [*self.spec.tensors]
+
+    def reordered(self, state: StreamState) -> dict[str, np.ndarray]:
+        """Return the rows of the candidate's memory in the reference's order; {}: they are, or some lack."""
         rows = self.rows
         if rows is None or not self.affected or (rows < 0).any():
-            return None
+            return {}
         self.rows = None
-        return {
-            name: values[:, rows] if values.shape[:2] == (1, len(rows)) else values
-            for name, values in state.tensors.items()
-        }
+        return {name: state.tensors[name][:, rows] for name in self.names(state)}
 
     def _wrong_order(self, outputs: Mapping[str, np.ndarray], queries: np.ndarray, allowed: float) -> str:
         moved = np.flatnonzero((queries >= 0) & (queries != np.arange(len(queries))))
@@ -331,9 +336,9 @@ def pair_absent(partners: np.ndarray, may_be_absent: np.ndarray) -> np.ndarray:
     return partners
 
 
-def rows_kept(places: np.ndarray, state: StreamState, spec: MemorySpec) -> np.ndarray:
+def rows_kept(places: np.ndarray, state: StreamState, spec: InstanceRows) -> np.ndarray:
     """Return the instance (M,) at the place of each memory row; `places` is (Q, n)."""
-    memory = state.tensors[spec.places[0][0]][0].astype(np.float64)
+    memory = state.tensors[spec.place[0]][0].astype(np.float64)
     distance: Any = np.abs(memory[:, None] - places[None]).max(-1)
     return distance.argmin(1)
 

@@ -54,7 +54,7 @@ def center_branches(centers: nn.Module) -> list[nn.Module]:
 def output_specs(model: nn.Module) -> tuple[TensorSpec, TensorSpec]:
     """Return the contracts of logits and classes."""
     (_, rows, columns), head = view_axes(model), model.occ_head
-    voxels, meaning = (columns, rows, head.Dz), 'classes of voxels along x, y, z'
+    voxels, meaning = (columns, rows, head.Dz), 'class logits of voxels along x, y, z'
     logits = TensorSpec(LOGITS, 'float32', (1, *voxels, head.num_classes), meaning, 'logit', (LOGIT,))
     return logits, TensorSpec(LABELS, 'uint8', voxels, 'class of each voxel', compare='detections')
 

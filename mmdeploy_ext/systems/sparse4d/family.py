@@ -8,28 +8,41 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.config.config import replaced_entry
-from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.contract.memory import InstanceRows, MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import samples
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels, is_one_of
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.instance_anchors import camera_steps, spread_anchors
-from mmdeploy_ext.families.common.runtime.instance_boxes import COLUMNS, InstanceBoxes
+from mmdeploy_ext.families.common.instance_data import InstanceData
+from mmdeploy_ext.families.common.instance_graphs import KEPT_PLACES, KEPT_SCORES, VALUES
+from mmdeploy_ext.families.common.runtime.instance_boxes import InstanceBoxes
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.systems.sparse4d.data import Sparse4DData
 from mmdeploy_ext.systems.sparse4d.facts import Sparse4DFacts
-from mmdeploy_ext.systems.sparse4d.graphs import FEATURES, graphs
+from mmdeploy_ext.systems.sparse4d.graphs import graphs
 from mmdeploy_ext.systems.sparse4d.model.version import check_version
 from mmdeploy_ext.systems.sparse4d.reference import Sparse4DReference
 from mmdeploy_ext.systems.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DOnnx
 
 MEMORY = dict(
-    cached_feature=FEATURES,
-    cached_anchor=ColumnGroup(rtol=0.0, atol=5e-3),
-    confidence=ColumnGroup(rtol=0.0, atol=2e-4),
+    cached_feature=VALUES,
+    cached_anchor=KEPT_PLACES,
+    confidence=KEPT_SCORES,
     prev_id=ColumnGroup(rtol=0.0, atol=0.0),
 )
+INSTANCES = InstanceRows(
+    tensors=('cached_feature', 'cached_anchor', 'confidence', 'instance_id'),
+    place=('cached_anchor', 'pred_anchor'),
+    per_query=PREDICTIONS,
+    confidence='confidence',
+    first_scores='first_scores',
+    ids=('instance_id', 'instance_id', 'prev_id'),
+)
+
+
+class Sparse4DData(InstanceData):
+    compared = PREDICTIONS
 
 
 class Sparse4DFamily(CameraFamily, SequenceFamily):
@@ -98,10 +111,7 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
             tensors=MEMORY,
             needed=PREDICTIONS,
             per_query=PREDICTIONS,
-            places=(('cached_anchor', 'pred_anchor', tuple(range(COLUMNS))),),
-            confidence='confidence',
-            first_scores='first_scores',
-            ids=('instance_id', 'instance_id', 'prev_id'),
+            instances=(INSTANCES,),
         )
 
     def result(self, detections: InstanceBoxes) -> dict[str, Any]:

@@ -4,36 +4,28 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps, map_shapes
+from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps
+from mmdeploy_ext.families.common.instance_graphs import (
+    ANCHOR_COLUMNS,
+    ANCHORS,
+    VALUES,
+    InstanceNetwork,
+    interval_spec,
+    near_spec,
+)
 from mmdeploy_ext.models.sparse_instances import steps
-from mmdeploy_ext.models.sparse_instances.steps import Pictures, Remembered, feature_rows, run_head
+from mmdeploy_ext.models.sparse_instances.steps import Remembered, feature_rows, run_head
 from mmdeploy_ext.systems.sparse4d.runtime import FORM, PREDICTIONS
 
-FEATURES = ColumnGroup(rtol=0.0, atol=1e-3)
-LOGITS = ColumnGroup('logits', unit='logit', rtol=0.0, atol=1e-3)
-ANCHORS = (
-    ColumnGroup('xyz', (0, 1, 2), 'm', 0.0, 5e-3),
-    ColumnGroup('log size', (3, 4, 5), '', 0.0, 1e-3),
-    ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 1e-3),
-    ColumnGroup('velocity', (8, 9, 10), 'm/s', 0.0, 1e-3),
-)
-"""Tolerances of float32. Source: "Suggested tolerances" of the reference data of Sparse4D."""
+LOGITS = ColumnGroup('logits', unit='logit', rtol=0.0, atol=VALUES.atol)
 
 
-def map_sizes(model: nn.Module) -> tuple[Tensor, Tensor]:
-    cameras, height, width = model.input_sizes
-    return steps.map_sizes([shape[1:] for shape in map_shapes(model, height, width)], cameras)
-
-
-class PortableFrame(nn.Module):
-    """One frame, the first or a later one; map sizes are constants."""
+class PortableFrame(InstanceNetwork):
+    """One frame, the first or a later one."""
 
     def __init__(self, model: nn.Module, grid_sample: bool) -> None:
-        super().__init__()
-        self.model, self.size, self.grid_sample = model, model.input_sizes, grid_sample
-        sizes, starts = map_sizes(model)
-        self.register_buffer('sizes', sizes, persistent=False)
-        self.register_buffer('starts', starts, persistent=False)
+        super().__init__(model)
+        self.model, self.grid_sample = model, grid_sample
 
     def forward(
         self,
@@ -45,10 +37,8 @@ class PortableFrame(nn.Module):
         mask: Tensor,
         has_temp: Tensor,
     ) -> tuple[Tensor, ...]:
-        cameras, height, width = self.size
-        image_wh = lidar2img.new_tensor([[width, height]] * cameras)
         rows = feature_rows(feature_maps(self.model, img))
-        pictures = Pictures(rows, self.sizes, self.starts, lidar2img, image_wh, self.grid_sample)
+        pictures = self.pictures(rows, lidar2img, self.grid_sample)
         last = Remembered(temp_instance_feature, temp_anchor, mask > 0.5, has_temp > 0.5)
         return run_head(self.model.head, pictures, time_interval, last)
 
@@ -58,8 +48,8 @@ def predictions(model: nn.Module) -> tuple[TensorSpec, ...]:
     rows = 1, bank.num_anchor
     channels, classes = bank.instance_feature.shape[1], model.head.layers[-1].cls_layers[-1].out_features
     entries = (
-        (channels, 'instances', (FEATURES,)),
-        (steps.NUMBERS, 'x y z (m) log l w h sin cos (yaw) vx vy vz (m/s)', ANCHORS),
+        (channels, 'instances', (VALUES,)),
+        (steps.NUMBERS, ANCHOR_COLUMNS, ANCHORS),
         (classes, 'class logits', (LOGITS,)),
         (2, 'logits of centerness and yawness', (LOGITS,)),
     )
@@ -73,11 +63,10 @@ def temporal_inputs(model: nn.Module) -> tuple[TensorSpec, ...]:
     """Return the specs of `time_interval` and the last frame's instances."""
     bank = model.head.instance_bank
     rows, channels = (1, bank.num_temp_instances), bank.instance_feature.shape[1]
-    default, longest = f'{bank.default_time_interval:g}', f'{bank.max_time_interval:g}'
-    seconds = f'seconds since the last frame, {default} if 0 or more than {longest}'
-    kept, moved = "the last frame's kept instances", 'their anchors, projected into this frame'
+    kept = 'kept instances of the last frame'
+    moved = 'anchors of the kept instances, projected to the current frame'
     return (
-        TensorSpec('time_interval', 'float32', (1,), seconds, single=True),
+        interval_spec(bank),
         TensorSpec('temp_instance_feature', 'float32', (*rows, channels), kept, single=True),
         TensorSpec('temp_anchor', 'float32', (*rows, steps.NUMBERS), moved, single=True),
     )
@@ -85,13 +74,12 @@ def temporal_inputs(model: nn.Module) -> tuple[TensorSpec, ...]:
 
 def spec(model: nn.Module) -> GraphSpec:
     cameras, height, width = model.input_sizes
-    near = f'1 if the last frame is at most {model.head.instance_bank.max_time_interval:g} s away, else 0'
-    exists = '0 at a first frame, where the last instances may be any finite numbers'
+    exists = '0 at a first frame, where the last instances can be any finite values'
     inputs = (
         TensorSpec('img', 'float32', (cameras, 3, height, width), 'normalised images'),
         TensorSpec('lidar2img', 'float32', (cameras, 4, 4), 'LiDAR frame to pixels times depth', single=True),
         *temporal_inputs(model),
-        TensorSpec('mask', 'float32', (1,), near, single=True),
+        near_spec('mask', model.head.instance_bank),
         TensorSpec('has_temp', 'float32', (1,), exists, single=True),
     )
     return GraphSpec('sparse4d/portable', inputs, predictions(model))

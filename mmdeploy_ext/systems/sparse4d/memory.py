@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mmdeploy_ext.families.common.runtime.instance_boxes import CENTRE, COLUMNS, COSINE, SINE, VELOCITY
+from mmdeploy_ext.families.common.runtime.instance_stream import gap_s, is_near, time_interval
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import exact_sigmoid, relative_motion
@@ -47,29 +48,22 @@ class TemporalInputs(NamedTuple):
     track_id: np.ndarray
 
 
-def is_near(facts: Sparse4DFacts, memory: StreamState | None, timestamp_s: float) -> bool:
-    if memory is None:
-        return False
-    return bool(abs(np.float32(timestamp_s - memory.timestamp_s)) <= facts.max_time_interval)
-
-
 def temporal_inputs(
     facts: Sparse4DFacts, channels: int, memory: StreamState | None, frame: Frame
 ) -> TemporalInputs:
     track_id = np.full((1, facts.num_instances), NO_ID, np.int64)
-    interval, near = facts.default_time_interval, is_near(facts, memory, frame.timestamp_s)
     if memory is None:
         feature = np.zeros((1, facts.num_temp, channels), np.float32)
         anchor = np.zeros((1, facts.num_temp, COLUMNS), np.float32)
     else:
-        feature, gap = memory.tensors['cached_feature'], np.float32(frame.timestamp_s - memory.timestamp_s)
+        feature, gap = memory.tensors['cached_feature'], gap_s(memory, frame.timestamp_s)
         # by the true gap, also after a long one: the default stands in `time_interval` alone
         motion = relative_motion(memory.ego_pose, frame.ego_pose)
         anchor = project_anchors(memory.tensors['cached_anchor'], motion, float(gap))
         track_id[:, : facts.num_temp] = memory.tensors['instance_id']
-        interval = gap if near and gap != 0 else interval
-    time_interval, mask = np.array([interval], np.float32), np.array([near], np.float32)
-    return TemporalInputs(feature, anchor, time_interval, mask, memory is not None, track_id)
+    interval = time_interval(facts, memory, frame.timestamp_s)
+    mask = np.float32([is_near(facts, memory, frame.timestamp_s)])
+    return TemporalInputs(feature, anchor, interval, mask, memory is not None, track_id)
 
 
 def project_anchors(anchor: np.ndarray, motion: np.ndarray, seconds: float) -> np.ndarray:

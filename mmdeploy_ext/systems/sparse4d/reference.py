@@ -1,36 +1,23 @@
 """Sparse4D in PyTorch as a stepper."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.families.common.camera_reference import CameraReference, array
+from mmdeploy_ext.families.common.camera_reference import array
+from mmdeploy_ext.families.common.instance_reference import InstanceReference, first_refinement, first_scores
 from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.families.common.runtime.instance_boxes import InstanceBoxes
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, StreamState
-from mmdeploy_ext.synthetic.moments import special_drive
-from mmdeploy_ext.systems.sparse4d.runtime import Sparse4DOnnx
 
-GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
-"""Seconds between frames: around the published `max_time_interval` of 2 s, zero, and back in time."""
 CACHED = ('cached_feature', 'cached_anchor', 'confidence')
 LAST = dict(classification='pred_class_score', prediction='pred_anchor', quality='pred_quality_score')
 
 
-class Sparse4DReference(CameraReference):
-    reads = Sparse4DOnnx.reads
-
-    @property
-    def bank(self) -> nn.Module:
-        return self.head.instance_bank
-
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        return special_drive(sample, GAPS_S)
-
+class Sparse4DReference(InstanceReference):
     def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(self.model, 'extract_feat'), (self.head, 'forward')])
 
@@ -53,45 +40,20 @@ class Sparse4DReference(CameraReference):
     def is_first(self, frame: Frame) -> bool:
         return self.bank.cached_anchor is None
 
-    def was_reset(self, is_first: bool) -> bool:
-        return is_first or not bool(self.bank.mask[0])
-
     def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
-        pairs = zip(self.head.operation_order, self.head.layers, strict=True)
-        refinements = [layer for kind, layer in pairs if kind == 'refine']
-        first = refinements[self.head.num_single_frame_decoder - 1]
         return {  # our layers are not called: our head taps these two by itself
             self.head: lambda inputs, outputs: dict(outputs, rows=inputs[0][0]),
             self.head.layers[-1]: lambda inputs, refined: dict(instance_feature=inputs[0]),
-            first: lambda inputs, refined: dict(first_logits=refined[1]),
+            first_refinement(self.head): lambda inputs, refined: dict(first_logits=refined[1]),
         }
 
-    def data(self, frame: Frame, is_first: bool) -> dict[str, Any]:
-        height, width = frame.images.shape[2:]
-        return dict(
-            self.moment(frame.ego_pose, frame.timestamp_s),
-            img=self.tensor(frame.images)[None],
-            projection_mat=self.tensor(frame.lidar2img)[None],
-            image_wh=self.tensor([[[width, height]] * len(frame.images)]),
-        )
-
-    def moment(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, Any]:
-        pose = np.array(ego_pose, np.float64)
-        time = torch.tensor([timestamp_s], dtype=torch.float64, device=self.device)
-        return dict(timestamp=time, img_metas=[dict(T_global=pose, T_global_inv=np.linalg.inv(pose))])
-
     def tensors(self, values: Mapping[str, Any], was_reset: bool) -> dict[str, np.ndarray]:
-        scores = np.full((1, self.bank.num_anchor), np.nan)
-        if not was_reset:
-            best = array(values['first_logits'].max(-1).values.double().sigmoid())[0]
-            num_temp = self.bank.num_temp_instances
-            scores[0, num_temp:] = -np.sort(-best)[: len(best) - num_temp]
         return dict(
             pred_instance_feature=array(values['instance_feature']),
             **{name: array(values[key][-1]) for key, name in LAST.items()},
             instance_id=array(values['instance_id']),
             confidence=array(self.bank.temp_confidence),
-            first_scores=scores,
+            first_scores=first_scores(self.bank, None if was_reset else values['first_logits']),
         )
 
     def results(self, results: Sequence[Mapping[str, Any]]) -> InstanceBoxes:

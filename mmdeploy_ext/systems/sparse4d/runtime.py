@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.families.common.runtime.instance_boxes import COLUMNS, InstanceBoxes, decode
+from mmdeploy_ext.families.common.runtime.instance_stream import InstanceStream
 from mmdeploy_ext.runtime.frames import Frame, StreamState
-from mmdeploy_ext.runtime.streams import StreamRuntime
 from mmdeploy_ext.systems.sparse4d import memory as bank
 from mmdeploy_ext.systems.sparse4d.memory import TemporalInputs
 
@@ -21,9 +21,8 @@ FORM = 'sparse4d'
 PREDICTIONS = ('pred_instance_feature', 'pred_anchor', 'pred_class_score', 'pred_quality_score')
 
 
-class Sparse4DOnnx(StreamRuntime):
+class Sparse4DOnnx(InstanceStream):
     families, files = ('sparse4d',), (FORM,)
-    reads = ('lidar2img', 'ego_pose', 'timestamp_s')
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
         facts = self.metadata.postprocess
@@ -63,14 +62,6 @@ class Sparse4DOnnx(StreamRuntime):
             instance_id=(1, rows),
             prev_id=(1,),
         )
-
-    def begins_scene(
-        self, last: StreamState | None, timestamp_s: float | None, scene_token: str | None
-    ) -> bool:
-        return last is None
-
-    def starts_anew(self, frame: Frame, memory: StreamState | None) -> bool:
-        return not bank.is_near(self.metadata.postprocess, memory, frame.timestamp_s)
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:

@@ -11,35 +11,59 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.config.config import replaced_entry
-from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.contract.memory import InstanceRows, MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.instance_anchors import camera_steps, spread_anchors
+from mmdeploy_ext.families.common.instance_graphs import KEPT_PLACES, KEPT_SCORES, VALUES
 from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.systems.sparsedrive.data import SparseDriveData
-from mmdeploy_ext.systems.sparsedrive.facts import BOXES, MEMORY, OUTPUTS, SparseDriveFacts, facts_of
-from mmdeploy_ext.systems.sparsedrive.graphs import VALUES, graphs
+from mmdeploy_ext.systems.sparsedrive.facts import (
+    BOXES,
+    LINES,
+    MEMORY,
+    MOTION,
+    OUTPUTS,
+    SparseDriveFacts,
+    facts_of,
+)
+from mmdeploy_ext.systems.sparsedrive.graphs import graphs
 from mmdeploy_ext.systems.sparsedrive.reference import SparseDriveReference
 from mmdeploy_ext.systems.sparsedrive.runtime import FILES, SparseDriveOnnx
 from mmdeploy_ext.systems.sparsedrive.upstream import UpstreamReference
 from mmdeploy_ext.util.errors import ConfigError
 
-PLACES, SCORES, EXACT = (ColumnGroup(rtol=0.0, atol=bar) for bar in (5e-3, 2e-4, 0.0))
+EXACT = ColumnGroup(rtol=0.0, atol=0.0)
 OF_INSTANCES = dict(
     feature=VALUES,
-    anchor=PLACES,
-    confidence=SCORES,
+    anchor=KEPT_PLACES,
+    confidence=KEPT_SCORES,
     queue_feature=VALUES,
-    queue_anchor=PLACES,
+    queue_anchor=KEPT_PLACES,
     queue_period=EXACT,
 )
 FURTHER = dict(
-    prev_id=EXACT, ego_feature=VALUES, ego_anchor=PLACES, ego_period=EXACT, ego_status=VALUES,
-    map_feature=VALUES, map_anchor=PLACES, map_confidence=SCORES,
+    prev_id=EXACT, ego_feature=VALUES, ego_anchor=KEPT_PLACES, ego_period=EXACT, ego_status=VALUES,
+    map_feature=VALUES, map_anchor=KEPT_PLACES, map_confidence=KEPT_SCORES,
 )  # fmt: skip
+ROWS = InstanceRows(
+    tensors=(*OF_INSTANCES, 'instance_id'),
+    place=('anchor', 'pred_anchor'),
+    per_query=(*BOXES, *MOTION),
+    confidence='confidence',
+    first_scores='first_scores',
+    ids=('instance_id', 'instance_id', 'prev_id'),
+)
+LINE_ROWS = InstanceRows(
+    tensors=('map_feature', 'map_anchor', 'map_confidence'),
+    place=('map_anchor', 'map_points'),
+    per_query=LINES,
+    confidence='line_confidence',
+    first_scores='first_line_scores',
+)
 SETTINGS = {
     'use_deformable_func': True,
     'head.det_head.decouple_attn': True,
@@ -70,7 +94,7 @@ def check_tasks(cfg: Any) -> None:
         wrong.append(f'head.det_head.decoder.score_threshold={decoder.score_threshold}, expected None')
     if wrong:
         raise ConfigError(
-            f'{cfg.filename}: model: {"; ".join(wrong)}: the second stage of SparseDrive alone is exported'
+            f'{cfg.filename}: model: {"; ".join(wrong)}: only the second stage of SparseDrive is supported'
         )
 
 
@@ -150,12 +174,9 @@ class SparseDriveFamily(CameraFamily, SequenceFamily):
         return MemorySpec(
             tensors={**OF_INSTANCES, **FURTHER},
             outputs={name: f'post_{name}' for name in MEMORY},
-            needed=OUTPUTS[:-2],
-            per_query=(*BOXES, 'motion_scores', 'motion_steps'),
-            places=(('anchor', 'pred_anchor', tuple(range(11))),),
-            confidence='confidence',
-            first_scores='first_scores',
-            ids=('instance_id', 'instance_id', 'prev_id'),
+            needed=OUTPUTS[:-3],
+            per_query=(*ROWS.per_query, *LINE_ROWS.per_query),
+            instances=(ROWS, LINE_ROWS),
         )
 
     def result(self, detections: DrivingScene) -> dict[str, Any]:

@@ -5,21 +5,20 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps, map_shapes
-from mmdeploy_ext.models.sparse_instances.steps import NUMBERS, Pictures, feature_rows, map_sizes
+from mmdeploy_ext.families.common.instance_graphs import (
+    ANCHOR_COLUMNS,
+    ANCHORS,
+    VALUES,
+    InstanceNetwork,
+    interval_spec,
+    near_spec,
+)
+from mmdeploy_ext.models.sparse_instances.steps import NUMBERS, feature_rows
 from mmdeploy_ext.systems.sparsedrive.facts import MEMORY, OUTPUTS
 from mmdeploy_ext.systems.sparsedrive.model.steps import Moment, ego_feature, run_frame
 from mmdeploy_ext.systems.sparsedrive.runtime import FILES
 
 ROWS = ColumnGroup(rtol=1e-5, atol=5e-5)
-VALUES = ColumnGroup(rtol=0.0, atol=1e-3)
-"""Of features, logits and steps in metres."""
-ANCHORS = (
-    ColumnGroup('xyz', (0, 1, 2), 'm', 0.0, 5e-3),
-    ColumnGroup('log size', (3, 4, 5), '', 0.0, 1e-3),
-    ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 1e-3),
-    ColumnGroup('velocity', (8, 9, 10), 'm/s', 0.0, 1e-3),
-)
-"""Float32 tolerances, as Sparse4D's."""
 INTEGERS = ('instance_id', 'prev_id', 'queue_period', 'ego_period')
 
 
@@ -34,22 +33,15 @@ class Features(nn.Module):
         return feature_rows(maps), ego_feature(queue, maps[-1][:1])
 
 
-class FirstFrame(nn.Module):
+class FirstFrame(InstanceNetwork):
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.head, self.input_sizes = model.head, model.input_sizes
-        cameras, height, width = model.input_sizes
-        sizes, starts = map_sizes([shape[1:] for shape in map_shapes(model, height, width)], cameras)
-        self.register_buffer('sizes', sizes, persistent=False)
-        self.register_buffer('starts', starts, persistent=False)
+        super().__init__(model)
+        self.head = model.head
 
     def run(
         self, feature: Tensor, ego: Tensor, lidar2img: Tensor, command: Tensor, *past: object
     ) -> tuple[Tensor, ...]:
-        cameras, height, width = self.input_sizes
-        image_wh = lidar2img.new_tensor([[width, height]] * cameras)
-        pictures = Pictures(feature, self.sizes, self.starts, lidar2img, image_wh)
-        outputs, post = run_frame(self.head, pictures, ego, command, *past)
+        outputs, post = run_frame(self.head, self.pictures(feature, lidar2img), ego, command, *past)
         return (*(outputs[name] for name in OUTPUTS), *(post[name] for name in MEMORY))
 
     def forward(
@@ -126,34 +118,38 @@ def specs(model: nn.Module) -> list[GraphSpec]:
     images = TensorSpec('img', 'float32', (cameras, 3, height, width), 'normalised images')
     features = (
         tensor('feature', (1, cells, bank.embed_dims), 'features by camera, level, row, column', ROWS),
-        tensor('ego_feature', (1, 1, bank.embed_dims), 'of the front camera', ROWS),
+        tensor('ego_feature', (1, 1, bank.embed_dims), 'feature map of the front camera', ROWS),
     )
     frame = (
         *features,
         tensor('lidar2img', (cameras, 4, 4), 'LiDAR frame to pixels times depth'),
-        tensor('command', (1,), '0 right, 1 left, 2 straight on', dtype='int64'),
+        tensor('command', (1,), 'command: 0 right, 1 left, 2 straight', dtype='int64'),
     )
-    near = f'1 if the last frame is at most {bank.max_time_interval:g} s away, else 0'
-    default, longest = f'{bank.default_time_interval:g}', f'{bank.max_time_interval:g}'
     past = (
         tensor('gap', (1,), 'seconds since the last frame'),
-        tensor('time_interval', (1,), f'the same, {default} if 0 or more than {longest}'),
-        tensor('near', (1,), near),
-        tensor('motion', (1, 4, 4), "the last frame's LiDAR frame to this one's"),
+        interval_spec(bank),
+        near_spec('near', bank),
+        tensor('motion', (1, 4, 4), 'LiDAR frame of the last frame to the current LiDAR frame'),
     )
     modes, plans = planner.fut_mode, planner.ego_fut_mode
     outputs = (
-        tensor('pred_anchor', (*rows, NUMBERS), 'x y z (m) log l w h sin cos (yaw) vx vy vz (m/s)', *ANCHORS),
+        tensor('pred_anchor', (*rows, NUMBERS), ANCHOR_COLUMNS, *ANCHORS),
         tensor('pred_class_score', (*rows, classes), 'class logits', VALUES),
         tensor('pred_quality_score', (*rows, 2), 'logits of centerness and yawness', VALUES),
         tensor('map_points', (*line_rows, lines.anchor.shape[1]), 'x y of the points of lines (m)', VALUES),
         tensor('map_scores', (*line_rows, line_classes), 'class logits of lines', VALUES),
-        tensor('motion_scores', (*rows, modes), 'logits of the modes of instances', VALUES),
-        tensor('motion_steps', (*rows, modes * planner.fut_ts * 2), 'x y of steps, mode by mode (m)', VALUES),
-        tensor('plan_scores', (1, plans), "logits of the modes of the command's plans", VALUES),
-        tensor('plan_steps', (1, plans, planner.ego_fut_ts * 2), 'x y of their steps (m)', VALUES),
+        tensor('motion_scores', (*rows, modes), "mode logits of the instances' trajectories", VALUES),
+        tensor(
+            'motion_steps',
+            (*rows, modes * planner.fut_ts * 2),
+            "x y of the trajectories' steps, mode by mode (m)",
+            VALUES,
+        ),
+        tensor('plan_scores', (1, plans), 'mode logits of the plans for the command', VALUES),
+        tensor('plan_steps', (1, plans, planner.ego_fut_ts * 2), "x y of the plans' steps (m)", VALUES),
         tensor('instance_id', rows, 'track ids', dtype='int64'),
-        tensor('confidence', rows, 'by which instances are kept', VALUES),
+        tensor('confidence', rows, 'scores that select the instances to keep', VALUES),
+        tensor('line_confidence', line_rows, 'scores that select the lines to keep', VALUES),
     )
     post = *outputs, *memory_specs(model, 'post')
     pairs = tuple((f'post_{name}', f'pre_{name}') for name in MEMORY)

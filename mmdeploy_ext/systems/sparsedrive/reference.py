@@ -1,31 +1,25 @@
 """SparseDrive in PyTorch as a stepper."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.families.common.camera_reference import CameraReference, array
+from mmdeploy_ext.families.common.camera_reference import array
+from mmdeploy_ext.families.common.instance_reference import InstanceReference, first_scores
 from mmdeploy_ext.families.common.lidar_parts import Watch
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of
 from mmdeploy_ext.runtime.frames import Frame, StreamState
-from mmdeploy_ext.synthetic.moments import special_drive
-from mmdeploy_ext.systems.sparsedrive.runtime import SparseDriveOnnx
-
-GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
-"""Seconds between frames: around the published `max_time_interval` of 2 s, zero, and back in time."""
 
 
-class SparseDriveReference(CameraReference):
+class SparseDriveReference(InstanceReference):
     """Our model; `upstream.UpstreamReference` runs the repository's."""
 
-    reads = SparseDriveOnnx.reads
-
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        return special_drive(sample, GAPS_S)
+    @property
+    def bank(self) -> nn.Module:
+        return self.head.det_head.instance_bank
 
     def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
         return dict(features=[(self.model, 'extract_feat')], heads=[(self.head, 'forward')])
@@ -48,9 +42,6 @@ class SparseDriveReference(CameraReference):
     def is_first(self, frame: Frame) -> bool:
         return self._last is None
 
-    def was_reset(self, is_first: bool) -> bool:
-        return is_first or not bool(self.head.det_head.instance_bank.mask[0])
-
     def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
         encoder = self.head.motion_plan_head.instance_queue.ego_feature_encoder
         return {
@@ -59,29 +50,16 @@ class SparseDriveReference(CameraReference):
         }
 
     def data(self, frame: Frame, is_first: bool) -> dict[str, Any]:
-        height, width = frame.images.shape[2:]
         self.command = command_of(frame)
-        return dict(
-            self.moment(frame.ego_pose, frame.timestamp_s),
-            img=self.tensor(frame.images)[None],
-            projection_mat=self.tensor(frame.lidar2img)[None],
-            image_wh=self.tensor([[[width, height]] * len(frame.images)]),
-            gt_ego_fut_cmd=self.tensor(frame.command)[None],
-        )
-
-    def moment(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, Any]:
-        pose = np.array(ego_pose, np.float64)
-        time = torch.tensor([timestamp_s], dtype=torch.float64, device=self.device)
-        return dict(timestamp=time, img_metas=[dict(T_global=pose, T_global_inv=np.linalg.inv(pose))])
+        return dict(super().data(frame, is_first), gt_ego_fut_cmd=self.tensor(frame.command)[None])
 
     def tensors(self, values: Mapping[str, Any], was_reset: bool) -> dict[str, np.ndarray]:
         found = dict(self.found(values), feature=values['feature'], ego_feature=values['ego_feature'])
-        bank = self.head.det_head.instance_bank
-        scores = np.full((1, bank.num_anchor), np.nan)
-        if not was_reset:
-            best = array(values['first_logits'].max(-1).values.double().sigmoid())[0]
-            scores[0, bank.num_temp_instances :] = -np.sort(-best)[: len(best) - bank.num_temp_instances]
-        return {name: array(tensor) for name, tensor in found.items()} | dict(first_scores=scores)
+        banks = dict(first=self.bank, first_line=self.head.map_head.instance_bank)
+        logits = [None] * 2 if was_reset else [values['first_logits'], values['map_first_logits']]
+        scores = [first_scores(*pair) for pair in zip(banks.values(), logits, strict=True)]
+        named = {f'{name}_scores': of for name, of in zip(banks, scores, strict=True)}
+        return {name: array(tensor) for name, tensor in found.items()} | named
 
     def found(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the outputs of the files by name."""

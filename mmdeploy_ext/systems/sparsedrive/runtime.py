@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.families.common.runtime.instance_stream import InstanceStream, gap_s, is_near, time_interval
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of, with_command
 from mmdeploy_ext.runtime.geometry import relative_motion
-from mmdeploy_ext.runtime.streams import StreamRuntime, frame_of_rig
+from mmdeploy_ext.runtime.streams import frame_of_rig
 from mmdeploy_ext.systems.sparsedrive.decoding import scene_of
 from mmdeploy_ext.systems.sparsedrive.facts import MEMORY
 
@@ -22,11 +23,10 @@ if TYPE_CHECKING:
 FEATURES, FIRST, NEXT = FILES = ('sparsedrive_features', 'sparsedrive_first', 'sparsedrive_next')
 
 
-class SparseDriveOnnx(StreamRuntime):
+class SparseDriveOnnx(InstanceStream):
     """The three files; the first frame has its own graph."""
 
     families, files, parts = ('sparsedrive',), FILES, ('features', 'first head', 'next head')
-    reads = ('lidar2img', 'ego_pose', 'timestamp_s')
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
         features = self.graphs[FEATURES].run(dict(img=frame.images))
@@ -34,21 +34,15 @@ class SparseDriveOnnx(StreamRuntime):
         feeds = dict(features, lidar2img=frame.lidar2img.astype(np.float32), command=command)
         if memory is None:
             return features | self.graphs[FIRST].run(feeds)
-        facts, gap = self.metadata.postprocess, np.float32(frame.timestamp_s - memory.timestamp_s)
-        near = self.is_near(memory, frame.timestamp_s)
-        motion = relative_motion(memory.ego_pose, frame.ego_pose)
+        facts, motion = self.metadata.postprocess, relative_motion(memory.ego_pose, frame.ego_pose)
         feeds |= {f'pre_{name}': memory.tensors[name] for name in MEMORY}
         feeds |= dict(
-            gap=np.array([gap]),
-            time_interval=np.float32([gap if near and gap != 0 else facts.default_time_interval]),
-            near=np.float32([near]),
+            gap=np.array([gap_s(memory, frame.timestamp_s)]),
+            time_interval=time_interval(facts, memory, frame.timestamp_s),
+            near=np.float32([is_near(facts, memory, frame.timestamp_s)]),
             motion=motion[None].astype(np.float32),
         )
         return features | self.graphs[NEXT].run(feeds)
-
-    def is_near(self, memory: StreamState, timestamp_s: float) -> bool:
-        longest = self.metadata.postprocess.max_time_interval
-        return bool(abs(np.float32(timestamp_s - memory.timestamp_s)) <= longest)
 
     def hidden(self, name: str) -> bool:
         return name.startswith('post_')
@@ -61,14 +55,6 @@ class SparseDriveOnnx(StreamRuntime):
     def memory_shapes(self) -> dict[str, tuple[int, ...]]:
         spec = self.graphs[NEXT].spec
         return {name: tuple(spec.tensor(f'pre_{name}').axes) for name in MEMORY}
-
-    def begins_scene(
-        self, last: StreamState | None, timestamp_s: float | None, scene_token: str | None
-    ) -> bool:
-        return last is None
-
-    def starts_anew(self, frame: Frame, memory: StreamState | None) -> bool:
-        return memory is None or not self.is_near(memory, frame.timestamp_s)
 
     def moment(self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: Any = None) -> Frame:
         return frame_with_command(images_bgr, self.in_box_frame(rig), self.rule)

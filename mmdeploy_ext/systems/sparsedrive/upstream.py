@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mmdeploy_ext.families.common.camera_reference import array
+from mmdeploy_ext.families.common.instance_reference import first_refinement
 from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.runtime.frames import Frame, StreamState
@@ -22,7 +23,7 @@ LAST = dict(prediction='pred_anchor', classification='pred_class_score', quality
 class UpstreamReference(SparseDriveReference):
     def __init__(self, model: nn.Module, notes: Sequence[str] = ()) -> None:
         head = model.head
-        self.bank, self.line_bank = head.det_head.instance_bank, head.map_head.instance_bank
+        self.line_bank = head.map_head.instance_bank
         self.queue = head.motion_plan_head.instance_queue
         super().__init__(model, notes)
 
@@ -84,11 +85,11 @@ class UpstreamReference(SparseDriveReference):
         queue.ego_period, queue.prev_ego_status = tensors['ego_period'][None], tensors['ego_status']
 
     def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
-        head = self.head.det_head
-        pairs = zip(head.operation_order, head.layers, strict=True)
-        refinements = [layer for kind, layer in pairs if kind == 'refine']
-        first = refinements[head.num_single_frame_decoder - 1]
-        return {**super().hooks(frame), first: lambda inputs, refined: dict(first_logits=refined[1])}
+        hooks = dict(super().hooks(frame))
+        for head, title in ((self.head.det_head, ''), (self.head.map_head, 'map_')):
+            first = first_refinement(head)
+            hooks[first] = lambda inputs, refined, title=title: {f'{title}first_logits': refined[1]}
+        return hooks
 
     def found(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         detected, lines, motion, plan = values['outputs']
@@ -107,6 +108,7 @@ class UpstreamReference(SparseDriveReference):
             plan_steps=plan_steps,
             instance_id=detected['instance_id'],
             confidence=self.bank.temp_confidence,
+            line_confidence=self.line_bank.temp_confidence,
         )
 
     def results(self, results: Sequence[Mapping[str, Any]]) -> DrivingScene:

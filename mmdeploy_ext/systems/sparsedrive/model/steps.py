@@ -15,12 +15,10 @@ from torch.nn.functional import pad
 
 from mmdeploy_ext.exporting.ops.attention import multi_head
 from mmdeploy_ext.models.sparse_instances import steps
+from mmdeploy_ext.models.sparse_instances.blocks import SparseBox3DKeyPointsGenerator
 from mmdeploy_ext.models.sparse_instances.steps import (
-    CENTRE,
     COSINE,
-    LOG_SIZE,
     SINE,
-    VELOCITY,
     Pictures,
     Remembered,
 )
@@ -30,6 +28,8 @@ Memory = Mapping[str, Tensor]
 SPEED, VY = 6, 9
 """Column of the status' speed, and of an anchor's velocity along y."""
 COMMANDS = 3
+SINE_FIRST = (*range(SINE), COSINE, SINE, *range(COSINE + 1, steps.NUMBERS))
+"""Columns of projected anchors, which have cosine and sine in the place of each other."""
 
 
 class Moment(NamedTuple):
@@ -50,14 +50,9 @@ class Moment(NamedTuple):
 
 def moved_boxes(anchor: Tensor, motion: Tensor, gap_s: Tensor | None = None) -> Tensor:
     """Return anchors (1, n, 11) in the LiDAR frame after `motion`, moved by velocity over `gap_s`."""
-    turn = motion[:, None, :3, :3]
-    centre = anchor[..., CENTRE]
-    if gap_s is not None:
-        centre = centre + anchor[..., VELOCITY] * gap_s
-    centre = (turn @ centre[..., None])[..., 0] + motion[:, None, :3, 3]
-    cosine_sine = (turn[..., :2, :2] @ anchor[..., [COSINE, SINE], None])[..., 0]
-    velocity = (turn @ anchor[..., VELOCITY, None])[..., 0]
-    return torch.cat([centre, anchor[..., LOG_SIZE], cosine_sine[..., [1, 0]], velocity], -1)
+    seconds = motion.new_zeros(1) if gap_s is None else gap_s
+    moved = SparseBox3DKeyPointsGenerator.anchor_projection(anchor, motion, seconds)
+    return moved[..., SINE_FIRST]
 
 
 def moved_lines(anchor: Tensor, motion: Tensor) -> Tensor:
@@ -298,5 +293,6 @@ def run_frame(
         plan_steps=plan_steps.unflatten(1, (COMMANDS, -1))[:, command[0]],
         instance_id=ids,
         confidence=confidence,
+        line_confidence=line_confidence,
     )
     return outputs, post

@@ -19,10 +19,11 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps
 from mmdeploy_ext.families.common.camera_reference import array
+from mmdeploy_ext.families.common.instance_graphs import map_sizes
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.contracts import Contract
 from mmdeploy_ext.models.sparse_instances.steps import Pictures, Remembered, feature_rows, run_head
-from mmdeploy_ext.systems.sparse4d.graphs import map_sizes, predictions, temporal_inputs
+from mmdeploy_ext.systems.sparse4d.graphs import predictions, temporal_inputs
 from mmdeploy_ext.systems.sparse4d.reference import Sparse4DReference
 from mmdeploy_ext.systems.sparse4d.targets.sparseend2end.loop import CONSTANTS, FILES, SparseEnd2EndOnnx
 
@@ -110,13 +111,13 @@ def specs(model: nn.Module) -> list[GraphSpec]:
     first = (
         rows,
         tensor('spatial_shapes', (cameras, levels, 2), 'height and width of each map', 'int32'),
-        tensor('level_start_index', (cameras, levels), 'where each map begins', 'int32'),
+        tensor('level_start_index', (cameras, levels), 'start of each map', 'int32'),
         tensor('instance_feature', (*instances, channels), 'head.instance_bank.instance_feature'),
         tensor('anchor', (*instances, 11), 'head.instance_bank.anchor'),
         interval,
     )
     rig = (
-        tensor('image_wh', (1, cameras, 2), 'width and height of the pictures'),
+        tensor('image_wh', (1, cameras, 2), 'width and height of the images'),
         tensor('lidar2img', (1, cameras, 4, 4), 'LiDAR frame to pixels times depth'),
     )
     memory = (
