@@ -113,7 +113,7 @@ def test_a_file_without_infos_is_refused(tmp_path):
         find_file(3, tmp_path / 'infos.pkl')
 
 
-@pytest.mark.parametrize('sweeps', ['a', ['a'], [dict(data_path=1)], [dict(data_path='a.bin')]])
+@pytest.mark.parametrize('sweeps', [None, 'a', ['a'], [dict(data_path=1)], [dict(data_path='a.bin')]])
 def test_a_sweep_of_the_past_without_path_or_pose_is_refused(sweeps):
     with pytest.raises(DataError, match=r'info 3: sweeps'):
         past_sweeps(dict(sweeps=sweeps), 'info 3')
