@@ -69,7 +69,7 @@ def test_a_file_of_cameras_names_what_is_wrong_in_it(tmp_path):
             {'images': [dict(file_name='a.png', cam_intrinsic=m) for m in (camera, [*camera[:2], [0, 0, 2]])]}
         )
     )
-    with pytest.raises(DataError, match=r'a\.png is there twice'):
+    with pytest.raises(DataError, match=r'a\.png appears twice'):
         read_cameras(path)
 
 
