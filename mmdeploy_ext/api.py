@@ -23,8 +23,6 @@ from mmdeploy_ext.util.errors import DataError, LoadError, UsageError, after_wei
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import onnx
-
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
     from mmdeploy_ext.quantize.plan import Plan, Planner
@@ -235,14 +233,12 @@ def planner_of(
 
     kind, models = kind_of(detector.family), {path: load(path) for path in files}
     check_single(models)
-    settings = dict(cache={}) if kind.name == 'images' else {}
     engine = engine_settings('onnxruntime') | dict(graph_optimization='basic')
 
-    def judge(paths: Sequence[str]) -> Kept:
-        if metric:
-            return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine), metric)
-        claims = Claims(edited=True, timed=False, settings=settings)
-        return results_kept(kind.prove(detector, paths, chosen.samples, engine, claims))
+    def metric_of(paths: Sequence[str]) -> Kept:
+        return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine), metric)
+
+    judge = metric_of if metric else results_kept(detector, kind.name, files, chosen.samples, engine)
 
     with record_runs() as runs:
         before = on_files(files, models, judge)
@@ -253,11 +249,7 @@ def planner_of(
         )
     feeds = {path: [run.inputs for run in runs if Path(run.path).name == Path(path).name] for path in files}
 
-    def run(changed: dict[str, onnx.ModelProto]) -> Kept:
-        kept = on_files(files, changed, judge)
-        return dataclasses.replace(kept, total=max(kept.total, before.total))  # a file that fails has no rows
-
-    return Planner(models, run, feeds, keep, **quantiser), before
+    return Planner(models, lambda changed: on_files(files, changed, judge), feeds, keep, **quantiser), before
 
 
 def plan_read(

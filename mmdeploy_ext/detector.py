@@ -158,6 +158,8 @@ def read_config(
     cfg_options = dict(cfg_options or {})
     cfg = load_config(str(config), cfg_options)
     family_of_file = _family_of(cfg, file) if file else None
+    if file and (cameras := _cameras_of(file)):
+        cfg.cameras_of_file = cameras
     family = find_family(cfg, family_of_file.product if family_of_file else product)
     return Detector(str(config), str(checkpoint), cfg_options, cfg, family, device, weight_layout)
 
@@ -172,6 +174,16 @@ def _family_of(cfg: Any, path: str) -> Family | None:
             props = {entry.key: entry.value for entry in read(path).metadata_props}
             family = FAMILIES.get(read_entry(props, 'family', path))
     return family if family is not None and family.claims(cfg) else None
+
+
+def _cameras_of(path: str) -> int:
+    """Return the number of cameras of an exported file or folder; 0: it states none."""
+    from mmdeploy_ext.contract.metadata import read_metadata
+    from mmdeploy_ext.runtime.exported import model_files
+
+    with contextlib.suppress(ModelFileError):  # the proof reads the whole file and reports the error
+        return getattr(read_metadata(model_files(path)[0]).preprocess, 'num_cameras', 0)
+    return 0
 
 
 def build(

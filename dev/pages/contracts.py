@@ -65,6 +65,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ('FlashOcc, trt-plugin', f'{STREAMS}/FlashOcc/flashocc_r50.py', dict(contract='trt-plugin')),
     ('FlashOcc, trt-argmax', f'{STREAMS}/FlashOcc/flashocc_r50.py', dict(contract='trt-argmax')),
+    ('VAD, autoware', f'{STREAMS}/VAD/VAD_tiny_stage_2.py', dict(contract='autoware')),
     ('Sparse4D, deploy', f'{STREAMS}/Sparse4D/sparse4d_toy.py', dict(contract='deploy')),
     ('FCOS3D, full', f'{STREAMS}/Monocular/fcos3d_toy.py', dict(dynamic=True)),
     ('ImVoxelNet, full', f'{STREAMS}/ImVoxelNet/imvoxelnet_toy.py', dict(dynamic=True)),
@@ -80,6 +81,7 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     'sparse4d': (f'{STREAMS}/Sparse4D/sparse4dv3_temporal_r50_1x8_bs6_256x704.py', {}),
     'sparsedrive': (f'{STREAMS}/SparseDrive/sparsedrive_small_stage2.py', {}),
     'streampetr': (f'{STREAMS}/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py', {}),
+    'vad': (f'{STREAMS}/VAD/VAD_tiny_stage_2.py', {}),
 }
 """Folder of mmdeploy_ext/systems/ -> config and options of the files in its README."""
 CAMERAS = ('bevdet', 'bevformer', 'petr', 'sparse4d', 'sparsedrive', 'streampetr')

@@ -42,6 +42,8 @@ DATA = {
     '': ROOT / 'docs/zoo.json',
 }
 """First word of a config's name -> file of its record; '' stands for all other names."""
+MMDET3 = ROOT / 'docs/mmdet3.json'
+"""Counts of mmdet 3's configs, of dev/mmdet3_configs.py, and comparisons of both versions."""
 USUAL_SIZE = (320, 448)
 """(H, W) of the traced input, pixels: the default of the zoo. Tables leave it out."""
 LONGEST = 300
@@ -116,17 +118,34 @@ def by_kind(records: Sequence[Record]) -> dict[Kind, list[Record]]:
 # ---- docs/zoo.md
 
 
-def overview(records: Sequence[Record], versions: Mapping[str, str]) -> str:
-    """Return the part of docs/zoo.md between its marks."""
-    headings = ['kind', 'configs', 'proven, one size', 'proven, any size', 'not tried at any size']
-    rows = [kind_row(kind, of_kind) for kind, of_kind in by_kind(records).items()]
+def overview(records: Sequence[Record], versions: Mapping[str, str], translated: Mapping[str, int]) -> str:
+    """Return the part of docs/zoo.md between its marks.
+
+    `translated` is the count of mmdet 3's translated configs by family and task, such as `dense bbox2d`.
+    """
+    numbers = ['configs', 'proven, one size', 'proven, any size', 'not tried at any size', 'mmdet 3.3']
+    headings = ['kind', *numbers[:-1], 'worst error', numbers[-1]]
+    rows = [
+        [*kind_row(kind, of_kind), translated_of(kind, translated)]
+        for kind, of_kind in by_kind(records).items()
+    ]
     lidar = [record for record in records if record.config.startswith('mmdet3d/')]
     mmdet3d, mmdet = count_records(lidar), count_records([one for one in records if one not in lidar])
-    return f"""{table([*headings, 'worst error'], rows, right=headings[1:])}
+    return f"""{table(headings, rows, right=numbers)}
 **{mmdet.fixed} of the {mmdet.referenced} mmdet configs with a CPU reference are proven, {mmdet.dynamic} of them also at any size**; {mmdet.configs} were tested. For {mmdet.own_kernels} more, mmcv has no CPU kernel; they are proven against a kernel of this project and not counted above. **{mmdet3d.fixed} of the {mmdet3d.referenced}** mmdet3d configs with a CPU reference are proven; {mmdet3d.configs} were tested. The other {mmdet3d.configs - mmdet3d.referenced} need operators that mmcv has only for a GPU: {mmdet3d.own_kernels} (`DynamicScatter`) are proven against a kernel of this project, the rest are refused and name the operators.
 
 Measured with torch {versions['torch']}, mmdet {versions['mmdet']} and ONNX Runtime {versions['onnxruntime']}.
 """  # noqa: E501
+
+
+def translated_of(kind: Kind, translated: Mapping[str, int]) -> int | str:
+    """Return the count of mmdet 3's configs of a kind, or ''."""
+    counts = [
+        count
+        for (family, task), count in ((name.split(), count) for name, count in translated.items())
+        if family in kind.families and (not kind.tasks or task in kind.tasks)
+    ]
+    return sum(counts) or ''
 
 
 def kind_row(kind: Kind, records: Sequence[Record]) -> list[object]:
@@ -366,7 +385,8 @@ def write_pages() -> None:
     pages['parts'] = parts_page(records)
     for name, text in pages.items():
         (ROOT / f'docs/zoo/{name}.md').write_text(text, encoding='utf-8')
-    write_between(ROOT / 'docs/zoo.md', 'zoo', overview(records, pictures['versions']))
+    translated = read_json(MMDET3)['configs']['families']
+    write_between(ROOT / 'docs/zoo.md', 'zoo', overview(records, pictures['versions'], translated))
     write_between(ROOT / 'projects/mmrotate/README.md', 'zoo', rotated_section(zoo_records(rotated)))
 
 

@@ -17,6 +17,14 @@ BIASES = {
 }
 """Pattern of a key -> mean of the biases."""
 
+FACTORS = {
+    r'reference_points\.weight': 2.0,
+    r'map_reg_branches\.\d+\.4\.weight': 0.3,
+    r'(ego_fut_decoder|traj_branches\.\d+)\.4\.weight': 0.2,
+    r'': 1.0,
+}
+"""Pattern of a key -> factor of its numbers: lines and objects apart, steps ahead; the first match wins."""
+
 
 def steps_of(numbers: np.ndarray) -> np.ndarray:
     """Return the biases x, y, x, ... of steps: ahead, each plan to another side."""
@@ -33,9 +41,11 @@ def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Any) -> np.n
         return steps_of(numbers)
     if any(re.search(pattern, key) for pattern in BIASES):
         return by_name.first_match(BIASES, key) + by_name.vector_of(key, numbers, norms)
-    if re.search(r'map_(instance|pts)_embedding|motion_mode_query|ego_query', key):
+    if key.endswith('map_pts_embedding.weight'):  # straight lines
+        return np.linspace(-1, 1, len(numbers))[:, None] * numbers[0] + 0.05 * numbers
+    if re.search(r'map_instance_embedding|motion_mode_query|ego_query', key):
         return 1.5 * numbers
-    return bevformer.values_of(key, shape, prefix, norms)
+    return by_name.first_match(FACTORS, key) * bevformer.values_of(key, shape, prefix, norms)
 
 
 def fill(model: nn.Module, cfg: Any, family: object, seed: int = 0) -> nn.Module:

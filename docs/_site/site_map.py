@@ -33,7 +33,7 @@ CONTENTS = {
 }  # fmt: skip
 """Page -> caption -> the pages of its sidebar."""
 SYSTEMS = '/mmdeploy_ext/systems/{}/README'
-CAMERAS = ('streampetr', 'petr', 'bevformer', 'bevdet', 'flashocc', 'sparse4d', 'sparsedrive')
+CAMERAS = ('streampetr', 'petr', 'bevformer', 'bevdet', 'flashocc', 'sparse4d', 'sparsedrive', 'vad')
 BELOW = {
     'docs/zoo': 'zoo/*',
     'docs/reference/index': '*',

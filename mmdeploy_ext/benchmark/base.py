@@ -123,7 +123,7 @@ class Benchmark(abc.ABC):
             if not contenders:
                 reasons = map('{engine} {label} ({file}): {reason}'.format_map, self.refused)
                 raise EngineError(
-                    f'nothing is left to measure, every engine refused every file: {"; ".join(reasons)}'
+                    f'nothing to measure, because no engine runs any of the files: {"; ".join(reasons)}'
                 )
             yield contenders
 
@@ -277,7 +277,7 @@ def doubts(rows: Sequence[dict[str, Any]], main: str) -> list[str]:
         return ['no detections on these images; the time of post-processing depends on detections']
     if counts[-1] - counts[0] > COUNT_TOLERANCE * counts[-1]:
         return [
-            f'the contenders found {counts[0]:g} to {counts[-1]:g} detections per image: are they the same '
-            f'model? {tool("verify")} tells'
+            f'the contenders found {counts[0]:g} to {counts[-1]:g} detections per image, so the models '
+            f'may differ; check with {tool("verify")}'
         ]
     return []

@@ -51,7 +51,7 @@ class ImageBenchmark(Benchmark):
         files_metadata, self.options = read_files(args)
         paths = list_images(args.images or [DEFAULT_PICTURE])
         if len(paths) > MAX_IMAGES:
-            print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
+            print(f'{len(paths)} images given, only the first {MAX_IMAGES} are used')
         self.detector = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
         for path, metadata in zip(args.onnx, files_metadata, strict=True):
             metadata.require(path, self.detector.family.name)
@@ -139,7 +139,7 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
             first_source, first_value = pairs[0]
             if value != first_value:
                 raise UsageError(
-                    f'{source} takes {value}, {first_source} says {first_value}: one run measures one size'
+                    f'{source} has {value}, {first_source} has {first_value}; one run measures one size'
                 )
     height, width = sizes[0][1] if sizes else (0, 0)
     batch = batches[0][1] if batches else 1
@@ -150,8 +150,8 @@ def _read_metadata(path: str) -> Metadata:
     metadata = read_metadata(path)
     if metadata.samples != 'images':
         raise ModelFileError(
-            f'{path}: is a model of family {metadata.family!r}, which does not run on single images; give '
-            f'a file of the model of the config'
+            f'{path}: is a model of family {metadata.family!r}, which does not run on single images; pass '
+            "a file of the config's model"
         )
     return metadata
 

@@ -59,7 +59,10 @@ def load_notes(other_load: float | None) -> list[str]:
     """A note if other processes used more than `QUIET_SHARE` of the cores."""
     if other_load is None or other_load <= QUIET_SHARE:
         return []
-    return [f'other processes used {other_load:.0%} of the cores meanwhile: measure again when it is quiet']
+    return [
+        f'other processes used {other_load:.0%} of the cores during the measurement: repeat it on an idle '
+        'machine'
+    ]
 
 
 class OtherLoad:

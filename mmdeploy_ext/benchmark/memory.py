@@ -21,8 +21,8 @@ RUNS = 3
 STATUS = Path('/proc/self/status')
 HOW = (
     'each contender alone in a fresh process, resident set from /proc/self/status; peak: highest while '
-    'opening it and running three samples; resident: after them; both less what was there before, without '
-    'the weights of PyTorch'
+    'opening and running three samples; resident: after them; both without the memory used before, and '
+    "without PyTorch's weights"
 )
 
 
@@ -80,7 +80,7 @@ def measure(call: Callable[[], dict[str, float]], name: str) -> dict[str, float]
     process.join()
     if isinstance(answer, str):
         raise EngineError(
-            f'memory of {name}: {answer.strip().splitlines()[-1]} (exit status {process.exitcode}); '
-            f'--no-memory leaves this out'
+            f'memory of {name}: {answer.strip().splitlines()[-1]} (exit status {process.exitcode}); use '
+            '--no-memory to skip it'
         )
     return answer

@@ -250,6 +250,8 @@ def print_exports(detector: Detector, options: Options) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from mmdeploy_ext.families.trial import check_translation
+
     kind_of(detector.family).build(detector)
     family, cfg, model = detector.family, detector.unbuilt_cfg, detector.model
     resolved = resolve(options, model, detector.rule)
@@ -275,6 +277,7 @@ def print_exports(detector: Detector, options: Options) -> int:
         console.print(table)
     options = kind_of(family).check(detector, options)
     contract_of(family, options).graphs(model, options)
+    check_translation(family, model, options)
     return 0
 
 

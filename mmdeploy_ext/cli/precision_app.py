@@ -58,7 +58,7 @@ def build_parser() -> cli.ArgumentParser:
     add('--images --input PATH...', 'samples to compare results on, as in verify', [])
     add('--frames N', 'largest number of frames, or of sweeps per input', type=int)
     shared.add_ignored_keys(parser)
-    add_calibration(parser, '--calibration-images N', required=False)
+    add_calibration(parser, '--calibration-images N', 'percentile', required=False)
     return parser
 
 
@@ -133,7 +133,7 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
     images = calibration_set(
         path, read_metadata(str(path)), args.calibrate, args.data_root, args.images_of_ranges
     )
-    quantiser = DenseQuantiser(DenseGraph(files.load(path), path), args.reduce_range)
+    quantiser = DenseQuantiser(DenseGraph(files.load(path), path), args.reduce_range, outputs=False)
     quantiser.calibrate(images, args.method, args.percentile)
     layers = int8_layers(quantiser.graph, args.keep_float, last=True)
     return dict(quantiser=quantiser, quantised=str(path), layers=layers)

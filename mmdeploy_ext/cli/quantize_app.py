@@ -75,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_calibration(parser: argparse.ArgumentParser, number: str, required: bool = True) -> None:
+def add_calibration(
+    parser: argparse.ArgumentParser, number: str, method: str = DENSE_METHODS[0], required: bool = True
+) -> None:
     """Add the options of ranges and layers; `number`: the option of how many images."""
     add = cli.adder(parser.add_argument_group('calibration of int8'))
     add(
@@ -93,7 +95,7 @@ def add_calibration(parser: argparse.ArgumentParser, number: str, required: bool
     add(
         '--method',
         'ranges of activations: minmax, or clipped by percentile or error (default: minmax; NNCF ignores it)',
-        DENSE_METHODS[0],
+        method,
         choices=DENSE_METHODS,
     )
     add('--percentile P', f'for --method percentile (default: {PERCENTILE})', PERCENTILE)

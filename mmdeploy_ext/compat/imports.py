@@ -310,7 +310,7 @@ def _loaded_later(load: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             name = str(kwargs.get('name') or args[0])
             why = f'{type(error).__name__}: {one_line(error)}'
-            reason = f'it is compiled at {place(users)}, and that fails: {why}'
+            reason = f'compiling it at {place(users)} fails: {why}'
             sources = kwargs.get('sources') or (args[1] if len(args) > 1 else ())
             return Extension(name, _lack(name, reason, users), forms.functions_of_sources(sources))
 

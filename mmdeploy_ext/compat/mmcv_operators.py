@@ -227,7 +227,7 @@ def _pool(
     if not aligned:
         sides = sides.clamp(min=1)
     elif (sides < 0).any():
-        raise RuntimeError('RoIAlign: regions with a negative side; with aligned=True none is allowed')
+        raise RuntimeError('RoIAlign: got regions with a negative side, which aligned=True does not allow')
     cells = sides / sides.new_tensor([columns, rows])
     counts = torch.full_like(cells, sampling_ratio) if sampling_ratio > 0 else cells.ceil()
     starts = -sides / 2 if starts is None else starts
@@ -593,8 +593,8 @@ class PlainExtension(ModuleType):
 
         def refuse(*args: Any, **kwargs: Any) -> None:
             raise NotImplementedError(
-                f'mmcv.ops: {name} has no kernel, since mmcv is installed without compiled operators, and no '
-                f'form in PyTorch: `make env PLAIN=0` compiles it'
+                f'mmcv.ops: {name} has no PyTorch version, and mmcv is installed without compiled '
+                'operators: run `make env PLAIN=0` to compile them'
             )
 
         return refuse

@@ -142,7 +142,7 @@ def get_indice_pairs(
     NotImplementedError: `transpose`.
     """
     if transpose:
-        raise NotImplementedError('sparse_conv_ext: transposed sparse convolutions have no CPU form here')
+        raise NotImplementedError('sparse_conv_ext: transposed sparse convolutions have no CPU version')
     axes = indices.shape[1] - 1
     if subm:
         stride, padding = [1] * axes, [size // 2 for size in kernel_size]

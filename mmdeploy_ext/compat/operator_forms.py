@@ -33,7 +33,7 @@ ENDS_OF_NAMES = re.compile(r'(ext|_cuda|_C|_layer)$')
 KEYWORDS = ('if', 'for', 'while', 'switch', 'catch', 'return')
 
 NOT_COMPILED = (
-    'it is not compiled, and has no form in PyTorch: build the operators of the repository, or export the '
+    "it is not compiled and has no PyTorch version: build the repository's operators, or export the "
     'parts around it (--parts)'
 )
 executed_operators: dict[str, None] = {}
@@ -118,7 +118,7 @@ def missing(file: str, operator: str, extension: str = '') -> str:
     sources = sources_of(file, extension)
     digest = source_hash(sources, operator)
     if not digest:
-        return f'no one source of {operator} was found, and forms are chosen by their source'
+        return f'found no single source of {operator}, which decides its PyTorch version'
     return f'{operator} of {_binding_files(sources, operator)[0]} (source {digest}) is unknown'
 
 

@@ -290,8 +290,8 @@ def regions_without_numbers(module: ModuleType) -> None:
         if is_read and not regions.isfinite().all():
             lost = int((~regions.isfinite().all(dim=1)).sum())
             raise CheckpointError(
-                f'RoIAlign: {lost} of {len(regions)} regions have coordinates that are not finite numbers; '
-                f'weights that give such boxes are of another model, or damaged: check the checkpoint'
+                f'RoIAlign: {lost} of {len(regions)} regions have coordinates that are not finite, which '
+                'happens with weights of another model or a damaged file: check the checkpoint'
             )
         if is_read and len(regions) and not 0 <= regions[:, 0].min() <= regions[:, 0].max() < len(features):
             images = regions[:, 0].unique().tolist()

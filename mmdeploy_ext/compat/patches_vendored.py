@@ -78,8 +78,8 @@ def _refuse_too_old(folder: Path) -> None:
     if version and _release(version[1])[:2] < OLDEST_MMDET:
         oldest = '.'.join(map(str, OLDEST_MMDET))
         raise ConfigError(
-            f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: put your own modules '
-            f'beside such a version, and name them in custom_imports of the config'
+            f'{folder}: is mmdet {version[1]}; expected {oldest} or newer: combine your own modules with '
+            "such a version, and name them in the config's custom_imports"
         )
 
 

@@ -52,7 +52,7 @@ def masked_conv2d(
     if features.shape[0] != 1 or mask.dim() != 3:
         raise ValueError(
             f'masked_conv2d: got features {tuple(features.shape)} and mask {tuple(mask.shape)}; expected '
-            f'those of one image, (1, C, h, w) and (1, h, w)'
+            'one image, (1, C, h, w) and (1, h, w)'
         )
     everywhere = functional.conv2d(features, weight, bias, stride, padding)
     inside = mask if mask.dtype == torch.bool else mask > 0
@@ -287,8 +287,8 @@ def notes_on(model: nn.Module) -> list[str]:
             is_plain = getattr(function, 'apply', None) is plain  # see `patches_vendored`
         if is_plain:
             notes.append(
-                f'{kind.__module__}.{kind.__qualname__} computes by the reference of mm2onnx in PyTorch, '
-                f'and not by its compiled operator, which needs a GPU'
+                f"{kind.__module__}.{kind.__qualname__} runs as mm2onnx's PyTorch version instead of its "
+                'compiled operator, which needs a GPU'
             )
     return notes
 
@@ -349,8 +349,9 @@ def use_plain_attention(model: nn.Module) -> list[str]:
         names = tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)[1:]
         if names[:2] != ARGUMENTS[:2] or set(names) - set(ARGUMENTS):
             raise ValueError(
-                f'{kind.__module__}.{kind.__qualname__}.forward calls a kernel of flash_attn and takes '
-                f'{", ".join(names)}; expected {", ".join(ARGUMENTS)}: write it with PyTorch operators'
+                f'{kind.__module__}.{kind.__qualname__}.forward calls a kernel of flash_attn with the '
+                f'arguments {", ".join(names)}; expected {", ".join(ARGUMENTS)}: write it with PyTorch '
+                'operators'
             )
         kind.forward = _forward
         replaced.append(kind.__qualname__)

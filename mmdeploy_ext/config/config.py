@@ -133,8 +133,8 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         missing = error.filename if isinstance(error, FileNotFoundError) else ''
         if missing and not os.path.exists(missing):
             raise ConfigError(
-                f'{path}: cannot be read: it names {os.path.normpath(missing)}, e.g. as `_base_`: no such '
-                f'file; copy it there, or correct the path'
+                f'{path}: cannot be read: the file {os.path.normpath(missing)} (e.g. a `_base_`) does not '
+                'exist; copy it there, or correct the path'
             ) from error
         advice = ''
         if DUPLICATE in str(error):
@@ -208,7 +208,7 @@ def is_config3(cfg: Mapping[str, Any]) -> bool:
 
 def _check_config_file(path: str) -> None:
     if Path(path).is_dir():
-        raise ConfigError(f'{path}: is a folder; give the config file in it')
+        raise ConfigError(f'{path}: is a folder; pass the config file in it')
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')
     if Path(path).suffix not in CONFIG_SUFFIXES:
@@ -312,7 +312,7 @@ def _base_elsewhere(missing: str) -> str:
             break
     if found:
         bases[missing] = found
-        _note(f'{missing}, a file of _base_, is missing: {found} is read in its place')
+        _note(f'{missing}, a file of _base_, is missing: {found} is used instead')
     return found or missing
 
 

@@ -99,7 +99,7 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     names = [name for name in dict.fromkeys(classes.values()) if name in files]
     definitions = _first([f'{name} is in {files[name].relative_to(folder)}' for name in names])
     listed = _first([f'{key}={missing[key]!r}' for key in keys])
-    said = f'{listed}: registered by no imported module; {definitions}'
+    said = f'{listed}: not registered by an imported module; {definitions}'
     places = [files[name].relative_to(folder).with_suffix('').parts for name in names]
     on_the_way = ['.'.join(parts[:count]) for parts in places for count in range(len(parts), 0, -1)]
     if failing := next((module for module in on_the_way if module in (failures or {})), ''):
@@ -116,7 +116,7 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     modules = dict.fromkeys([*imports, *(module_to_import(files[name], folder) for name in names)])
     words = cfg_options({'custom_imports.imports': ','.join(modules)})
     own = '; its models are exported by the package mm2onnx-mmrotate' if 'mmrotate' in packages else ''
-    return f'{said}: write custom_imports = dict(imports={[*modules]}) into the config, or type {words}{own}'
+    return f'{said}: add custom_imports = dict(imports={[*modules]}) to the config, or pass {words}{own}'
 
 
 def _first(texts: Sequence[str]) -> str:

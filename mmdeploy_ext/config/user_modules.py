@@ -147,7 +147,7 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         package = cause.name.partition('.')[0]
         advice = not_installed(package, path)
         if cause.name != package:
-            advice = f'the {package} that is imported has no such module; change the import'
+            advice = f'the imported {package} has no such module; change the import'
         elif package in {str(name).partition('.')[0] for name in names}:
             folders = ', '.join(map(str, user_folders(path)[:2]))
             advice = (

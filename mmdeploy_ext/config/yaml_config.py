@@ -77,7 +77,7 @@ def _evaluated(value: Any, names: dict[str, Any], place: str, depth: int = 0) ->
     if not (isinstance(value, str) and value.startswith('${') and value.endswith('}')):
         return value
     if depth > len(names):
-        raise ConfigError(f'{place}: {value} leads back to itself')
+        raise ConfigError(f'{place}: {value} refers to itself')
     try:
         result = eval(value[2:-1], dict(names))
     except Exception as error:  # an expression may raise anything

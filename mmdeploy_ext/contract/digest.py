@@ -53,16 +53,16 @@ def sealed(content: bytes, data: Path | None = None) -> bytes:
 
     `data`: file of external weights in the model's folder.
     """
-    kept, is_ours = [], False
+    kept, is_ours, view = [], False, memoryview(content)  # a slice of it is no copy of the weights
     for number, start, begin, end in fields(content):
         key = entry(content[begin:end]).get(1, b'').decode() if number == METADATA else ''
         is_ours |= key.startswith(PREFIX) and key != KEY
         if key != KEY:
-            kept.append(content[start:end])
+            kept.append(view[start:end])
     if not is_ours:
         return content
     folder, names = (data.parent, [data.name]) if data else (Path(), [])
-    value = json.dumps(_digest(content, folder, names)).encode()
+    value = json.dumps(_digest(view, folder, names)).encode()
     digest = b''.join(_field(number, text) for number, text in ((1, KEY.encode()), (2, value)))
     return b''.join([*kept, _field(METADATA, digest)])
 

@@ -221,9 +221,10 @@ def check_graph(
     absent = [tensor for tensor in spec.inputs if tensor.name not in inputs]
     if absent and all(tensor.default is not None for tensor in absent):
         raise LoadError(
-            f'{path}: the graph has lost its optional inputs {", ".join(tensor.name for tensor in absent)}, '
-            f'which now are constants; simplifiers treat an input with a default as a constant: '
-            f'export with --simplify, or use {tool("graph")} simplify, which keeps them'
+            f'{path}: the graph has lost its optional inputs '
+            f'{", ".join(tensor.name for tensor in absent)}, because a simplifier turned inputs with a '
+            f'default into constants: export with --simplify, or use {tool("graph")} simplify, which '
+            'keeps them'
         )
     for kind, tensors, graph_tensors in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):
         names = [tensor.name for tensor in tensors]

@@ -178,7 +178,8 @@ class Options(Mapping[str, Any]):
                 condition, needed = option.only_with
                 needed_option = by_name[condition].with_value(needed, prefix)
                 raise UsageError(
-                    f'{option.with_value(value, prefix)} goes with {needed_option}, got {self[condition]}'
+                    f'{option.with_value(value, prefix)} goes with {needed_option} only, got '
+                    f'{self[condition]}'
                 )
             fixing, fixed_value = self.fixed.get(name, (None, value))
             if fixing is not None and value not in (fixed_value, '') and (value or value is False):
@@ -239,7 +240,7 @@ FORM = Option(
 OPSET = Option(
     'opset',
     DEFAULT_OPSET,
-    'opset of the file, 11 to 20; never changed silently (default: 17; 18 for dynamo; 19 with DCN)',
+    'opset of the file, 11 to 20 (default: 17; 18 for dynamo; 19 with DCN)',
     flag='--opset-version',
     key='opset_version',
     metavar='N',
@@ -257,8 +258,9 @@ SIMPLIFY = Option('simplify', False, 'simplify the graph with onnxslim', key='si
 GROUP_NORM = Option(
     'group_norm',
     '',
-    'GroupNorm: operator: InstanceNormalization, fast, less exact sums in ONNX Runtime; '
-    'exact: 1.2 to 1.8 times its time (default: in float32 exact if the backbone has one, else operator)',
+    'GroupNorm: operator uses InstanceNormalization, which is fast but sums less exactly in ONNX Runtime; '
+    'exact takes 1.2 to 1.8 times as long (default: exact in float32 if the backbone has a GroupNorm, '
+    'else operator)',
     ('', 'operator', 'exact'),
     key='group_norm',
 )
@@ -267,7 +269,7 @@ PRECISIONS = ('fp32', 'fp16', 'bf16')
 PRECISION = Option(
     'precision',
     'fp32',
-    'fp16: casts in the graph, post-processing stays float32; no file is bf16, see --inference-precision '
+    'fp16: float16 in the graph, float32 in the post-processing; for bf16 see --inference-precision '
     '(default: fp32)',
     ('fp32', 'fp16'),
     key='precision',
@@ -294,7 +296,7 @@ KEEP_FP32 = Option(
 KEEP_RESULTS = Option(
     'keep_results',
     0.0,
-    'with fp16: find the modules that stay float32, so that this share of the results is kept, e.g. 0.999',
+    'with fp16: find the modules that must stay float32 to keep this share of the results, e.g. 0.999',
     metavar='SHARE',
     minimum=0,
     maximum=1,
@@ -308,8 +310,8 @@ HOSTS = '2D models in other programs'
 INPUT = Option(
     'input',
     'float32',
-    'float32: normalised images (default); uint8: pixels (N, 3, H, W), uint8-nhwc: (N, H, W, 3); mean, '
-    'std, channel order and padding are in the graph',
+    'float32: normalised images (default); uint8: pixels (N, 3, H, W); uint8-nhwc: pixels (N, H, W, 3), '
+    'with mean, std, channel order and padding in the graph',
     ('float32', 'uint8', 'uint8-nhwc'),
     key='input',
     group=HOSTS,
@@ -318,7 +320,7 @@ INPUT = Option(
 CHANNELS = Option(
     'channels',
     '',
-    "with --input uint8: order of the pixels' channels (default: as the config's Normalize)",
+    "with --input uint8: channel order of the pixels (default: as in the config's Normalize)",
     ('', 'rgb', 'bgr'),
     key='channels',
     group=HOSTS,
@@ -395,11 +397,11 @@ OF_SOME = 'options of some families'
 MAX_CANDIDATES = Option(
     'max_candidates',
     0,
-    'full form: keep at most the K best candidates, in constant shapes, for TensorRT (default: all)',
+    'full form: keep at most the K best candidates, with constant shapes, for TensorRT (default: all)',
     key='max_candidates',
     metavar='K',
     minimum=1,
-    hint='leave it out for all',
+    hint='omit it to keep all',
     only_with=('form', 'full'),
     group=OF_SOME,
 )
@@ -439,8 +441,8 @@ NMS_PLUGIN = Option(
 SPARSE_FORM = Option(
     'sparse_form',
     'buckets',
-    'sparse backbone: buckets: multiplies existing pairs only (default); tables: plain neighbour tables, '
-    'two to five times slower, for engines that cannot split at run time (TensorRT)',
+    'sparse backbone: buckets multiplies existing pairs only (default); tables uses plain neighbour '
+    'tables, two to five times slower, for engines that cannot split at run time (TensorRT)',
     ('buckets', 'tables'),
     key='sparse_form',
     group='models of cameras and sweeps',
@@ -455,21 +457,21 @@ SPARSE = (
     Option(
         'order',
         '',
-        "axis order of coordinates and weights (default: as in the name of --out, else the reference's)",
+        "axis order of coordinates and weights (default: from the name of --out, else the reference's)",
         ('', 'xyz', 'zyx'),
     ),
     Option(
         'precision',
         '',
-        'precision attributes of all layers (default: none, which engines read as fp16)',
+        'precision attribute of all layers (default: none, which the engine reads as fp16)',
         ('', 'fp16', 'int8'),
         only_with=('target', 'libspconv'),
     ),
     Option(
         'int8_fp16_io',
         False,
-        "with --precision int8: first layers compute in fp16 and the last gives fp16, as in NVIDIA's INT8"
-        ' files',
+        'with --precision int8: the first layers compute in fp16 and the last one returns fp16, as in '
+        "NVIDIA's INT8 files",
         flag='--int8-fp16-input-output',
         only_with=('precision', 'int8'),
     ),
@@ -480,11 +482,12 @@ SPARSE = (
         metavar='PATTERN=P[:Q]',
         only_with=('target', 'libspconv'),
     ),
-    Option('fold', 'fp32', 'precision in which batch norm is folded (default: fp32)', ('fp16', 'fp32')),
+    Option('fold', 'fp32', 'precision for folding batch norm (default: fp32)', ('fp16', 'fp32')),
     Option(
         'output_bound',
         0,
-        'most active sites for which the engine reserves memory (default, and 0: 200000, as the reference)',
+        'number of active sites that the engine reserves memory for (default, and 0: 200000, as in '
+        'the reference)',
         metavar='N',
         minimum=0,
         only_with=('target', 'libspconv'),

@@ -93,9 +93,8 @@ class Registration:
         """Import the module that turns outputs into results; ConfigError: missing."""
         if not self.runtime:
             raise ConfigError(
-                f'family {self.name!r} has no runtime, which turns the outputs of its files into results; '
-                f'give register_family(..., runtime=MODULE), a module with detections(metadata, outputs, '
-                f'feeds)'
+                f'family {self.name!r} has no runtime to turn the outputs of its files into results; pass '
+                'register_family(..., runtime=MODULE), a module with detections(metadata, outputs, feeds)'
             )
         runtime = importlib.import_module(self.runtime)
         if not (hasattr(runtime, 'detections') or hasattr(runtime, 'OPENS')):

@@ -227,7 +227,7 @@ class GraphSpec(JsonDataclass):
                 _check_array(tensor, feeds[tensor.name], sizes)
             elif not tensor.is_optional:
                 takes = f'{tensor.dtype} {tensor.shape_text()}'
-                raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; it expects {takes}')
+                raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; expected {takes}')
 
 
 def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[str, int]]) -> None:
@@ -241,7 +241,7 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[s
         raise ShapeError(f'{prefix} {array.min()}, expected positive numbers ({tensor.meaning})')
     prefix = f'{prefix} shape {shape},'
     if tensor.axes[:1] == ('B',) and not array.shape[0]:  # every engine fails in its own way
-        raise ShapeError(f'{prefix} a batch of no images; expected {expected} of 1 or more')
+        raise ShapeError(f'{prefix} an empty batch; expected {expected} with at least one image')
     sides = [array.shape[place] for place in tensor.sides]
     if any(size < tensor.smallest or size % tensor.multiple for size in sides):
         multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''

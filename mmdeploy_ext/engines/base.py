@@ -83,7 +83,7 @@ class Backend(abc.ABC):
         outputs = self.run(feeds)
         missing = [name for name in self.spec.output_names if name not in outputs]
         if missing:
-            raise ShapeError(f'{self.engine} gave no {missing}; it gave {sorted(outputs)}')
+            raise ShapeError(f'{self.engine} did not return {missing}; got {sorted(outputs)}')
         arrays = {name: outputs[name] for name in self.spec.output_names}
         return {
             name: array.astype('float32') if array.dtype == 'float16' else array

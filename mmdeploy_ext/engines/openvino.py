@@ -80,14 +80,14 @@ class OpenVinoBackend(Backend):
         kinds = {device.partition('.')[0] for device in core.available_devices}  # several GPUs are GPU.0, ...
         if self.device not in kinds.union(core.available_devices):
             raise EngineError(
-                f'OpenVINO device {self.device!r} was asked for; here are {core.available_devices}'
+                f'OpenVINO device {self.device!r} was asked for; available are {core.available_devices}'
             )
         if self.computes_in:  # OpenVINO would accept the hint and compute in float32
             precisions = core.get_property(self.device, 'OPTIMIZATION_CAPABILITIES')
             if self.computes_in.upper() not in precisions:
                 raise EngineError(
-                    f'inference_precision={self.computes_in}: OpenVINO device {self.device} computes in '
-                    f'{", ".join(precisions)} here; use fp32'
+                    f'inference_precision={self.computes_in}: OpenVINO device {self.device} supports '
+                    f'{", ".join(precisions)}; use fp32'
                 )
         self.metadata = read_metadata(self.path)
         self.spec = self.metadata.spec

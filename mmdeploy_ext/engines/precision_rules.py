@@ -78,7 +78,7 @@ RULES = (
         'GridSample',
         lambda graph, position: graph.opset >= 20,
         'GridSample of opset 20 gives wrong values',
-        'export with --opset-version 18, whose GridSample is right',
+        'export with --opset-version 18',
     ),
     Rule(
         'TensorRT 10 and 11',
@@ -95,7 +95,7 @@ RULES = (
         'TensorRT 10 and 11',
         'Softmax',
         lambda graph, position: graph.dtype(position) == 'float16' and graph.is_attention(position),
-        'fused attention adds in float16, unless casts to float32 are around query, key and value',
+        'fused attention sums in float16, unless query, key and value are cast to float32',
         'keep its module in float32 where results differ: --keep-fp32',
     ),
     *(

@@ -99,7 +99,7 @@ class EngineInfo:
                     f'{self.install}'
                 )
         if self.gpu and not gpu_name():
-            return f'{self.name}: there is no GPU here'
+            return f'{self.name}: this machine has no GPU'
         return ''
 
 
@@ -258,6 +258,6 @@ def check_engine_kind(kind: str, inference_precision: str | None = None) -> None
         raise EngineError(f'{kind}: streaming and LiDAR models run on {" or ".join(able)}')
     if inference_precision not in (None, 'fp32'):
         raise UsageError(
-            f'--inference-precision {inference_precision}: goes with models of single images; models of '
-            f'frames have --precision fp16 of the export'
+            f'--inference-precision {inference_precision}: is for models of single images; for models of '
+            'frames, export with --precision fp16'
         )

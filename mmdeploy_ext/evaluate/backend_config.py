@@ -55,7 +55,7 @@ def read_settings(cfg: Any, family: Family, unit: str, onnx: bool | None = None)
     if onnx is not None:  # one config and one command line may serve both runs
         keys |= {*BACKENDS['TorchBackend'].keys, *(DEFAULT.keys if kind == 'TorchBackend' else ())}
     if unknown := settings.keys() - {'type', *keys}:
-        raise ConfigError(f'{prefix} has unknown keys {sorted(unknown)}; {kind} takes {sorted(keys)}')
+        raise ConfigError(f'{prefix} has unknown keys {sorted(unknown)}; {kind} supports {sorted(keys)}')
     if isinstance(settings.get('providers'), str):
         settings['providers'] = [settings['providers']]
     settings['dump'] = _read_dump(f'{prefix}.dump', settings.get('dump'), unit)

@@ -190,8 +190,8 @@ def loader_errors() -> Iterator[None]:
         if 'DataLoader worker' not in str(error):
             raise
         raise DataError(
-            f'a process that loads samples ended ({one_line(error)[:150]}); is the memory full? '
-            f'--cfg-options data.workers_per_gpu=0 loads them in this one'
+            f'a process that loads samples ended ({one_line(error)[:150]}), possibly out of memory; '
+            '--cfg-options data.workers_per_gpu=0 loads samples in the main process'
         ) from error
 
 
@@ -249,7 +249,7 @@ def check_evaluation(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) ->
     if metrics and not hasattr(dataset, 'evaluate'):
         kind = type(dataset).__name__
         raise ConfigError(
-            f'{cfg.filename}: --eval: a {kind} has no evaluator; give its `dataset` as data.test'
+            f'{cfg.filename}: --eval: a {kind} has no evaluator; set data.test to its `dataset`'
         )
     if metrics and getattr(type(dataset), 'evaluate', None) is CocoDataset.evaluate:
         try:
@@ -260,8 +260,8 @@ def check_evaluation(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) ->
     root, version = getattr(dataset, 'data_root', None), getattr(dataset, 'version', None)
     if root and version and not Path(root, version).is_dir():
         raise DataError(
-            f'{cfg.filename}: data.test: {Path(root, version)}: no such folder; --eval needs the tables of '
-            f'nuScenes, which its evaluator reads there'
+            f"{cfg.filename}: data.test: {Path(root, version)}: no such folder; --eval needs nuScenes' "
+            'tables in it'
         )
 
 

@@ -61,8 +61,8 @@ def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
         if not required:
             return [''] * len(dataset)
         raise DataError(
-            f'{getattr(dataset, "ann_file", "the data set")}: its infos have no scene_token, so frames '
-            f'cannot be put in sequence; make the info file with {tool("synthetic infos")}'
+            f'{getattr(dataset, "ann_file", "the data set")}: its infos have no scene_token, so the order '
+            f'of frames is unknown; make the info file with {tool("synthetic infos")}'
         )
     return [str(info['scene_token']) for info in infos]
 
@@ -118,7 +118,8 @@ def _check_finite(index: int, result: Any) -> None:
     """COCO's evaluator takes boxes with NaN for matches of any object."""
     if not all(np.isfinite(array).all() for array in _float_arrays(result)):
         raise DataError(
-            f'sample {index}: the model gave boxes or scores that are NaN or infinite, nothing is evaluated'
+            f'sample {index}: the model returned boxes or scores that are NaN or infinite, so nothing '
+            'was evaluated'
         )
 
 
@@ -187,7 +188,7 @@ def _parts_in(folder: Path, results: dict[int, Any], ranks: Ranks) -> list[dict[
     if missing:
         raise DataError(
             f'--tmpdir {folder}: has no {", ".join(missing)}; expected a folder that the machines of all '
-            f'processes share, or leave --tmpdir out'
+            'processes share, or omit --tmpdir'
         )
     parts = [pickle.loads(path.read_bytes()) for path in paths]
     for path in paths:

@@ -34,15 +34,15 @@ def check_available(dataset: Any) -> None:
     """Check a nuScenes data set for tracking."""
     if dataset.version not in SPLITS:
         raise DataError(
-            f'--eval {METRIC}: the tables are {dataset.version!r}; expected {" or ".join(SPLITS)}, of which '
-            f'the devkit has true tracks'
+            f'--eval {METRIC}: the tables are {dataset.version!r}; expected {" or ".join(SPLITS)}, for '
+            'which the devkit has true tracks'
         )
     try:
         import nuscenes.eval.tracking.evaluate  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f'--eval {METRIC}: the devkit of nuScenes needs motmetrics for it ({error}); '
-            f'pip install "motmetrics>=1.4", the extra "tracking" of mm2onnx'
+            f'--eval {METRIC}: the nuScenes devkit needs motmetrics ({error}); run pip install '
+            '"motmetrics>=1.4" (extra "tracking" of mm2onnx)'
         ) from error
 
 
@@ -70,7 +70,7 @@ def track_entries(dataset: Any, results: Sequence[Any]) -> dict[str, list[dict[s
             (result,) = result.values()
         if 'instance_ids' not in result:
             raise DataError(
-                f'--eval {METRIC}: the results have no track ids; this model does not follow objects'
+                f'--eval {METRIC}: the results have no track ids; this model does not track objects'
             )
         ids, scores = result['instance_ids'], result.get('cls_scores', result['scores_3d'])
         boxes = []

@@ -41,7 +41,8 @@ class SamePadding(nn.Conv2d):
             total = reach
         elif reach < stride - 1:
             raise ExportError(
-                f'a convolution that pads by its input: kernel {self.kernel_size}, stride {stride}'
+                f'a convolution whose padding depends on its input: kernel {self.kernel_size}, stride '
+                f'{stride}'
             )
         else:
             total = reach - (size - 1) % stride

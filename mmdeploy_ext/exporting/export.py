@@ -49,6 +49,7 @@ from mmdeploy_ext.exporting.torch_patches import (
 )
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import all_nodes, opsets_of, refill
+from mmdeploy_ext.graph.io.types import LARGEST_SHAPE
 from mmdeploy_ext.graph.passes.constants import compute_constants
 from mmdeploy_ext.graph.passes.denormals import zero_denormals
 from mmdeploy_ext.graph.passes.global_means import split_global_means
@@ -63,6 +64,8 @@ from mmdeploy_ext.util.source_code import copied_file, is_users_file
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Exporter -> first and last opset that it writes in torch 2.13 (measured; dynamo writes 18 if asked for 11).
 """
+FIRST_OF_FUNCTIONS = 8
+"""IR version of the first files with local functions."""
 STACK_TRACE = 'pkg.torch.onnx.stack_trace'
 """Metadata of a dynamo node: paths and lines of its source."""
 
@@ -131,7 +134,7 @@ def _example_outputs(stage: Stage, args: tuple[torch.Tensor, ...]) -> Any:
     except RuntimeError as error:
         size = 'x'.join(map(str, args[0].shape[2:]))
         raise UsageError(
-            f'stage {stage.name!r} does not take the example of {size}, see --shape: {error}'
+            f'stage {stage.name!r} does not run on the example of {size}; choose another --shape: {error}'
         ) from error
 
 
@@ -163,7 +166,7 @@ def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = N
     try:
         files.save(model, path)
     except ModelFileError as error:
-        raise ExportError(f'onnx.checker refuses the exported model: {error}') from error
+        raise ExportError(f'onnx.checker rejects the exported model: {error}') from error
 
 
 def has_large_weights(module: torch.nn.Module) -> bool:
@@ -187,8 +190,8 @@ def check_operators(module: torch.nn.Module, opset: int, without: Collection[str
         if opset < operator.opset:
             feature, name = operator.title
             raise UsageError(
-                f'--opset-version {opset}: the model has {feature}, which ONNX has since opset '
-                f'{operator.opset} ({name})'
+                f'--opset-version {opset}: the model has {feature}, which needs opset {operator.opset} or '
+                f'later ({name})'
             )
 
 
@@ -236,7 +239,11 @@ def run(
                     model = _export_dynamo(stage, args, dynamic, opset, table, multiples or {})
             else:
                 model = _export_torchscript(stage, args, dynamic, opset)
-            return finish(model, stage.exporter, opset, export_module)
+            model = finish(model, stage.exporter, opset, export_module)
+            model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+            if model.functions:
+                model.ir_version = max(model.ir_version, FIRST_OF_FUNCTIONS)
+            return model
     except Exception as error:
         if isinstance(root_cause(error), ExportError):  # dynamo wraps it in advice of its own
             raise ExportError(f'stage {stage.name!r} could not be exported: {root_cause(error)}') from error
@@ -304,8 +311,8 @@ def check_written(model: onnx.ModelProto, opset: int) -> None:
     for node in all_nodes(model):
         if node.domain == 'mmcv':
             raise ExportError(
-                f'node {node.name!r}: {node.op_type} is an operator of mmcv that ONNX does not have, and no '
-                f'engine runs: leave it out of the module'
+                f'node {node.name!r}: {node.op_type} is an operator of mmcv without an ONNX version, and '
+                'no engine runs it: remove it from the module'
             )
         first = None if node.domain not in ('', 'ai.onnx') else first_opsets().get(node.op_type)
         if first is not None and first > opset:
@@ -341,7 +348,9 @@ def _export_torchscript(
     places = mock.patch.object(utils, '_run_symbolic_function', with_places(utils._run_symbolic_function))
     weights: dict[str, torch.Tensor] = {}
     graphs = mock.patch.object(torch._C.Graph, '_export_onnx', _without_weights(weights))
-    patches = (steps, writes, numbers, with_a_batch(), without_graph, split, places, listed_values(), graphs)
+    inferred = mock.patch.object(torch._C, INFERENCE, _of_small_weights(getattr(torch._C, INFERENCE)))
+    traced = (with_a_batch(), without_graph, split, places, listed_values(), graphs, inferred)
+    patches = (steps, writes, numbers, *traced)
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
@@ -371,6 +380,18 @@ def _without_weights(weights: dict[str, torch.Tensor]) -> Callable[..., Any]:
         return export_onnx(graph, {}, *args)
 
     return export
+
+
+INFERENCE = '_jit_pass_onnx_graph_shape_type_inference'
+
+
+def _of_small_weights(infer: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave weights that are no shapes out of the inference, which copies them for each node."""
+
+    def run(graph: torch._C.Graph, named: Mapping[str, torch.Tensor], opset: int) -> Any:
+        return infer(graph, {name: one for name, one in named.items() if one.numel() <= LARGEST_SHAPE}, opset)
+
+    return run
 
 
 def _with_weights(model: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> onnx.ModelProto:

@@ -188,7 +188,7 @@ def exported_options(family: Family, content: Mapping[str, Any], path: object = 
     refusals = [missing_option_message(family, name, content) for name in values if name not in names]
     refusals += [f'{name} is missing' for name in required if name not in values]
     if refusals:
-        raise ModelFileError(f'{path}: export it again; its options fit no export: {refusals[0]}')
+        raise ModelFileError(f'{path}: the options in the file are not valid: {refusals[0]}; export it again')
     return family.choose(**values)
 
 
@@ -277,8 +277,8 @@ def find_family(cfg: Any, product: str = '') -> Family:
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')
     if cfg.get('test_cfg') and cfg.model.get('test_cfg'):  # mmdet refuses it without naming them
         raise ConfigError(
-            f'{cfg.filename}: has test_cfg, beside the model, and model.test_cfg; expected one of them: the '
-            f'keys of overrides begin as those of the config'
+            f'{cfg.filename}: has both test_cfg and model.test_cfg; keep only one, so that the keys of '
+            'overrides are clear'
         )
     family = claiming_family(cfg, product)
     if family is None:
@@ -296,7 +296,7 @@ def claiming_family(cfg: Any, product: str = '') -> Family | None:
     if len(best) > 1:
         raise ConfigError(
             f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
-            f'equally; correct what their `claims` return'
+            'equally; correct the return values of their `claims`'
         )
     return best[0] if best else None
 
@@ -321,7 +321,7 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
         if (failure := library_failure(library)) not in ('', NOT_INSTALLED)
     }
     for library, failure in failures.items():
-        reason += f' (families of {library} are left out: {failure})'
+        reason += f' (families of {library} are not available: {failure})'
     if LEFT_OUT:
         import mmdet
 
@@ -333,7 +333,7 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
             f'{", ".join(LEFT_OUT)}: {first})'
         )
     failures = {
-        library: f'{library} cannot be imported: {failure}; install what it needs'
+        library: f'{library} cannot be imported: {failure}; install the missing packages'
         for library, failure in failures.items()
         if not older_library(library)
     }

@@ -35,6 +35,6 @@ def import_installed() -> None:
         except Exception as error:
             raise ConfigError(
                 f'{entry.dist.name if entry.dist else "a package"}: its entry point {entry.name} = '
-                f'{entry.value} of {ENTRY_POINTS} cannot be imported: {type(error).__name__}: {error}; mend '
-                f'or uninstall it'
+                f'{entry.value} of {ENTRY_POINTS} cannot be imported: {type(error).__name__}: {error}; '
+                'correct or uninstall it'
             ) from error

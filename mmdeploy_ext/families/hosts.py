@@ -41,18 +41,22 @@ def check(options: Options, rule: PreprocessRule, spec: GraphSpec, facts: Any) -
         if not 0 < options.max_candidates <= MOST_BOXES:
             raise UsageError(f'--nms-plugin: needs --max-candidates of 1 to {MOST_BOXES}')
     if options.input == INPUT.default:
-        options.refuse([CHANNELS], 'goes with --input uint8')
+        options.refuse([CHANNELS], 'requires --input uint8')
         return
     picture, typed = spec.inputs[0], f'--input {options.input}'
     if rule.color_type != 'color':
         raise UsageError(
-            f'{typed}: the model takes pictures of color_type={rule.color_type!r}; normalise them in the '
-            f'program'
+            f'{typed}: the model has images of color_type={rule.color_type!r}, which the graph cannot '
+            'normalise; normalise them in your program'
         )
     if len(picture.axes) != 4 or picture.axes[1] != len(rule.mean):
-        raise UsageError(f'{typed}: the form {options.form!r} takes {picture.name!r}, which is no picture')
+        raise UsageError(
+            f'{typed}: the form {options.form!r} has the input {picture.name!r}, which is not an image'
+        )
     if rule.centred or rule.resize == 'warp':
-        raise UsageError(f'{typed}: the test pipeline pads around the picture; leave it out')
+        raise UsageError(
+            f'{typed}: the test pipeline pads on all sides, which the graph cannot do; omit the option'
+        )
     if rule.to_float32:
         raise UsageError(f'{typed}: the test pipeline resizes in float32 (to_float32=True); set it to False')
 
@@ -120,13 +124,15 @@ def _most_results(spec: GraphSpec, facts: Any) -> int:
     outputs = {tensor.name: tensor for tensor in spec.outputs if tensor.name not in COUNTS}
     typed = '--outputs efficient-nms'
     if outputs.keys() not in RESULTS or ('dets' in outputs and outputs['dets'].axes[2] != 5):
-        raise UsageError(f'{typed}: goes with models of upright boxes alone, these are {", ".join(outputs)}')
+        raise UsageError(
+            f'{typed}: requires a model of upright boxes without masks; the outputs are {", ".join(outputs)}'
+        )
     rows = outputs['labels'].axes[1]
     most = rows if isinstance(rows, int) else getattr(facts, 'max_per_img', -1)
     if most is None or most <= 0:
         raise UsageError(
-            f'{typed}: test_cfg.max_per_img={most} has no limit; set it by '
-            f'--cfg-options model.test_cfg.max_per_img=100, or export with --max-candidates'
+            f'{typed}: test_cfg.max_per_img={most} has no limit; set one with --cfg-options '
+            'model.test_cfg.max_per_img=100, or export with --max-candidates'
         )
     return most
 
@@ -135,11 +141,11 @@ def _with_counts(graph: Graph, spec: GraphSpec, most: int) -> Graph:
     names = tuple(tensor.name for tensor in spec.outputs if tensor.name not in COUNTS)
     labels = spec.tensor('labels')
     pads, batch = isinstance(labels.axes[1], str), labels.axes[0]
-    pixels = 'x1 y1 x2 y2 in the pixels of dets; padded with zeros'
+    pixels = 'x1 y1 x2 y2 in the same pixels as dets; padded with zeros'
     columns = (
         ('num_dets', 'int32', (batch, 1), 'number of results'),
         ('det_boxes', 'float32', (batch, most, 4), pixels),
-        ('det_scores', 'float32', (batch, most), 'in descending order; padded with zeros'),
+        ('det_scores', 'float32', (batch, most), 'scores in descending order; padded with zeros'),
         ('det_classes', 'int32', (batch, most), 'class indices; padded with -1'),
     )
     outputs = tuple(TensorSpec(*column, compare='detections') for column in columns)
@@ -190,7 +196,7 @@ def _with_pixels(spec: GraphSpec, pixels: Pixels) -> GraphSpec:
         picture,
         dtype='uint8',
         axes=(batch, height, width, channels) if pixels.last else picture.axes,
-        meaning='pictures, 0 to 255, padded with any value bottom and right of img_shape',
+        meaning='images, 0 to 255, padded at the bottom and right of img_shape with any value',
         pixels=pixels,
     )
     size = 'height and width before padding; 0 means the input size'

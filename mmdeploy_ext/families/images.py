@@ -65,7 +65,7 @@ class ImageFamily(Family):
     @property
     def options(self) -> tuple[Option, ...]:
         if not self.forms:
-            raise ConfigError(f"family {self.name!r} has no forms; expected one at least, such as ('raw',)")
+            raise ConfigError(f"family {self.name!r} has no forms; expected at least one, such as ('raw',)")
         default = FORM.default if FORM.default in self.forms else self.forms[0]
         form = dataclasses.replace(FORM, choices=self.forms, default=default)
         image_options = tuple(form if option is FORM else option for option in IMAGE)

@@ -78,7 +78,7 @@ def refusal(
         similar = (text for text in sorted(registered_names()) if ('.' in text) == ('.' in name))
         hint = did_you_mean(name, similar).removeprefix('; ')
         unknown = (
-            f'{key}={name!r} is registered by no imported module: if it is yours, name its module in '
+            f'{key}={name!r} is not registered by an imported module: if it is yours, name its module in '
             f'custom_imports{f" ({hint})" if hint else ""}; '
         )
     advice += ''.join(f'{key}: {trial_words(key, name)}; ' for key, name in copies(model).items())
@@ -140,7 +140,9 @@ def _head_class(name: str) -> type | None:
 
 def trial_words(key: str, name: str) -> str:
     words = cfg_options({f'{key}.type': name})
-    return f'it has the methods of {name}: {words} tries that, and the proof says whether it is the same'
+    return (
+        f'it has the methods of {name}: {words} tries that head, and the proof shows whether it is the same'
+    )
 
 
 def _has_sensors(cfg: Any) -> bool:

@@ -58,7 +58,7 @@ class SequenceData(abc.ABC):
 
         Raises NotImplementedError for models with a memory, which are proven on a synthetic drive.
         """
-        raise NotImplementedError(f'{type(self).__name__}: takes no sweeps')
+        raise NotImplementedError(f'{type(self).__name__}: does not use sweeps')
 
     @abc.abstractmethod
     def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame | Sweep:

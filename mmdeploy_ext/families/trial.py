@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import traceback
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,21 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.config.user_modules import users_line
+from mmdeploy_ext.exporting.copy import prepared
+from mmdeploy_ext.exporting.export import run
+from mmdeploy_ext.exporting.ops.operator import current_form, operators_as
 from mmdeploy_ext.families import hosts
+from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.nearest import PARTS_WAY
-from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, one_line
+from mmdeploy_ext.util.errors import ConfigError, ExportError, Mm2OnnxError, UsageError, one_line
+from mmdeploy_ext.util.source_code import files_of_users_classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.spec import Stage
     from mmdeploy_ext.families.images import ImageFamily
 
 SIDE = 128
@@ -53,7 +60,7 @@ def own_forward(model: nn.Module, height: int, width: int) -> Iterator[None]:
         reason = f'{type(error).__name__}: {one_line(error)}{users_line(error)}'
         raise ConfigError(
             f'{module}: the model does not run on an image of {height} x {width}: {reason}; correct the '
-            f'config, or give a --shape that the model supports'
+            'config, or pass a --shape that the model supports'
         ) from error
 
 
@@ -70,15 +77,43 @@ def check_forward(family: Any, model: nn.Module, options: Options) -> None:
 
 
 def _failure(family: Any, model: nn.Module, options: Options) -> Mm2OnnxError | None:
-    sizes = [(min(SIDE, options.height), min(SIDE, options.width)), (options.height, options.width)]
     error: Mm2OnnxError | None = None
-    for height, width in dict.fromkeys(sizes):
+    for smaller in _sizes(options):
         try:
-            _run(family, model, options.replace(height=height, width=width, batch=1))
+            _run(family, model, smaller)
             return None
         except Mm2OnnxError as failure:
             error = failure
     return error
+
+
+def _sizes(options: Options) -> list[Options]:
+    """Return the options with the smallest picture and with their own, once if it is the same."""
+    sizes = [(min(SIDE, options.height), min(SIDE, options.width)), (options.height, options.width)]
+    return [options.replace(height=height, width=width, batch=1) for height, width in dict.fromkeys(sizes)]
+
+
+def check_translation(family: Any, model: nn.Module, options: Options) -> None:
+    """Export the network of a model with classes of the user, on its trial's picture, and drop it.
+
+    Raises ExportError, as for an operator that the exporter does not have.
+    """
+    if not files_of_users_classes(model):
+        return
+    model = prepared(model)
+    for graph in contract_of(family, options).graphs(model, options):
+        if graph.example and graph.stages:
+            stage = graph.stages[0]
+            _translate(stage, tuple(graph.example[name] for name in stage.inputs), options)
+    for smaller in _sizes(options) if 'form' in options else ():
+        try:
+            _run(family, model, smaller)
+        except Mm2OnnxError:
+            continue
+        stage, tensors = _network(family, model, smaller)
+        if tensors:
+            _translate(stage, tensors, smaller)
+        return
 
 
 def check_export(family: ImageFamily, cfg: Any, options: Options, model: nn.Module) -> None:
@@ -94,7 +129,7 @@ def check_export(family: ImageFamily, cfg: Any, options: Options, model: nn.Modu
         if min(options.height, options.width) < smallest:
             raise UsageError(
                 f'--shape {options.height} {options.width}: a file of any size needs sides of at least '
-                f'{smallest} pixels for this model, and is traced with such a size'
+                f'{smallest} pixels for this model, because it is traced at such a size'
             )
     check_forward(family, model, options)
 
@@ -104,18 +139,37 @@ def picture_channels(model: nn.Module) -> int:
     return getattr(model, 'picture_channels', 3)
 
 
-def _run(family: Any, model: nn.Module, options: Options) -> None:
-    spec = family.spec(model, options)
+def _network(family: Any, model: nn.Module, options: Options) -> tuple[Stage, tuple[torch.Tensor, ...]]:
+    """Return the first stage and its inputs for a black picture; () if it takes others."""
+    spec, stage = family.spec(model, options), family.stages(model, options)[0]
     first = spec.inputs[0]
     if first.axes[1:2] != (3,):
-        return  # features of pictures, such as the form `regions` takes
-    stage = family.stages(model, options)[0]
+        return stage, ()  # features of pictures, such as the form `regions` takes
     picture = np.zeros((1, picture_channels(model), options.height, options.width), np.float32)
     feeds = spec.with_defaults({first.name: picture})
     if not feeds.keys() >= set(stage.inputs):
-        return  # a camera has no default
+        return stage, ()  # a camera has no default
     like = next(model.parameters())
-    tensors = [torch.from_numpy(feeds[name]).to(like.device) for name in stage.inputs]
+    return stage, tuple(torch.from_numpy(feeds[name]).to(like.device) for name in stage.inputs)
+
+
+def _translate(stage: Stage, tensors: tuple[torch.Tensor, ...], options: Options) -> None:
+    dynamic = {}
+    for name, tensor in zip(stage.inputs, tensors, strict=True) if options.get('dynamic') else ():
+        dynamic[name] = {axis: f'{name}_{axis}' for axis in (0, *range(2, tensor.dim()))}
+    stage = dataclasses.replace(stage, exporter=stage.exporter or options.exporter)
+    try:
+        with operators_as(stage.operators or current_form()):
+            run(stage, tensors, dynamic, options.opset)
+    except ExportError as error:
+        if INTERNAL not in str(error):
+            raise
+
+
+def _run(family: Any, model: nn.Module, options: Options) -> None:
+    stage, tensors = _network(family, model, options)
+    if not tensors:
+        return
     try:
         with own_forward(model, options.height, options.width), torch.no_grad():
             outputs = stage.module(*tensors)
@@ -126,6 +180,6 @@ def _run(family: Any, model: nn.Module, options: Options) -> None:
     count = len(outputs) if isinstance(outputs, tuple | list) else 1
     if count != len(stage.outputs):
         raise ConfigError(
-            f'{type(model).__name__}: gives {count} tensors, expected {len(stage.outputs)}: '
+            f'{type(model).__name__}: returns {count} tensors, expected {len(stage.outputs)}: '
             f'{", ".join(stage.outputs)}; {PARTS_WAY}'
         )

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 NOT_OF_BACKBONES = 'sparse backbones do not have it'
 ONNX_RUNTIME_ALONE = (
-    'sparse backbones do not have it: they run in ONNX Runtime on the CPU, and have no detections that a '
-    'data set could evaluate; leave it out'
+    'sparse backbones do not have it: they run in ONNX Runtime on the CPU and have no detections to '
+    'evaluate; omit it'
 )
 
 

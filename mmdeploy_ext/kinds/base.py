@@ -86,8 +86,8 @@ class Kind(abc.ABC):
         for name, values in dict(mean=mean, std=std).items():
             if values is not None and len(values):
                 raise UsageError(
-                    f'{name}={[*map(float, values)]}: goes with models of single pictures; family '
-                    f'{detector.family.name!r} normalises as its config states: leave {name} out'
+                    f'{name}={[*map(float, values)]}: is for models of single images; family '
+                    f'{detector.family.name!r} normalises as in its config: omit {name}'
                 )
         build(detector)
 
@@ -187,7 +187,7 @@ class Kind(abc.ABC):
 
     def tested(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> TestedModel:
         """Return the model of the test loop; `args` are those of `mm2onnx test`."""
-        raise NotImplementedError(f'family {family.name!r} has no results that a data set could evaluate')
+        raise NotImplementedError(f'family {family.name!r} has no results that a data set can evaluate')
 
     def refused(self, command: str, family: Family) -> dict[str, str]:
         """Return option of a command -> why a family does not support it."""
@@ -228,7 +228,7 @@ class Kind(abc.ABC):
         self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
     ) -> list[MetricRow]:
         """Return metrics of the data set by both engines."""
-        raise NotImplementedError(f'{detector.family.name!r} has no results that a data set could evaluate')
+        raise NotImplementedError(f'{detector.family.name!r} has no results that a data set can evaluate')
 
     def default_output(self, family: Family, stem: str, options: Options) -> str:
         """Return the default file or folder of an export; `stem` is the config's."""

@@ -37,8 +37,8 @@ class Images(Kind):
     name = 'images'
     unit = 'samples'
     refuses: ClassVar = {
-        'verify': {'frames': 'goes with streaming models only'},
-        'kit': {'frames': 'goes with models of frames and sweeps only'},
+        'verify': {'frames': 'is for streaming models only'},
+        'kit': {'frames': 'is for models of frames and sweeps only'},
     }
     public_samples = (str(DEFAULT_PICTURE),)
 

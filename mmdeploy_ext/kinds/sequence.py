@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 NO_SUCH_OPTION = 'family {entry.name!r} has no such option; {entry.of_config}'
-SIZES_OF_CONFIG = 'streaming and LiDAR models do not have it; their config decides on graphs and sizes'
+SIZES_OF_CONFIG = 'streaming and LiDAR models do not have it; their config decides graphs and sizes'
 
 
 class Sequences(Kind):

@@ -44,7 +44,7 @@ def check_paths(
 ) -> int:
     """Raise UsageError unless files are samples of a family; return the number of frames."""
     if _has_cameras(family) and len(paths) > 1:
-        raise UsageError(f'{option} {" ".join(paths)}: expected one info file, with the frames of all')
+        raise UsageError(f'{option} {" ".join(paths)}: expected one info file with all frames')
     for path in paths:
         if not Path(path).exists():
             raise UsageError(f'{option} {path}: no such file or folder')
@@ -52,17 +52,17 @@ def check_paths(
         if _has_cameras(family) and suffix != '.pkl':
             models = 'models with a memory' if family.memory else 'models of cameras'
             raise UsageError(
-                f'{option} {path}: {models} take frames with poses and calibrations: an info file (.pkl); '
-                f'without {option} these are of data.test, or generated'
+                f'{option} {path}: {models} need frames with poses and calibrations: pass an info file '
+                f'(.pkl); without {option} they come from data.test or are generated'
             )
         if suffix in IMAGE_SUFFIXES:
             raise UsageError(
-                f'{option} {path}: is a picture, the model expects LiDAR sweeps: points (.bin, .npy), a '
-                f'folder of them, or an info file (.pkl, .json)'
+                f'{option} {path}: is an image, the model expects LiDAR sweeps: points (.bin, .npy), a '
+                'folder of them, or an info file (.pkl, .json)'
             )
     minimum = 2 if family.memory else 1
     if count is not None and count < minimum:
-        why = '; a memory needs a frame before' if family.memory else ''
+        why = '; a memory needs a previous frame' if family.memory else ''
         raise UsageError(f'--frames {count}: expected {minimum} or more{why}')
     return count or DEFAULT_FRAMES
 

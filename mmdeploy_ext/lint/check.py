@@ -81,7 +81,7 @@ def _check_inputs(example_inputs: Any, other_inputs: Any) -> None:
                 f'forward, for one argument (x,)'
             )
     if not list(tensors_in(example_inputs)):
-        raise UsageError('lint: example_inputs hold no tensor; expected the arguments of forward')
+        raise UsageError('lint: example_inputs have no tensor; expected the arguments of forward')
 
 
 def _run(module: torch.nn.Module, inputs: Sequence[Any]) -> None:
@@ -92,7 +92,7 @@ def _run(module: torch.nn.Module, inputs: Sequence[Any]) -> None:
         shapes = ', '.join(f'{str(tensor.dtype)[6:]} {tuple(tensor.shape)}' for tensor in tensors_in(inputs))
         raise UsageError(
             f'lint: {type(module).__name__} does not run on these inputs ({shapes}): '
-            f'{type(error).__name__}: {one_line(error)}; give inputs that its forward accepts'
+            f'{type(error).__name__}: {one_line(error)}; pass inputs that its forward accepts'
         ) from error
 
 
@@ -126,7 +126,7 @@ def _unused_inputs(observer: Observer, count: int, dynamic: bool) -> Iterator[Ev
         if not uses:
             yield Event('unused-input', None, f'input {name!r} reaches no output')
         elif not dynamic and uses == {'aten::size'}:
-            yield Event('unused-input', None, f'input {name!r} counts for its sizes alone')
+            yield Event('unused-input', None, f'input {name!r} matters only through its size')
 
 
 def _tensor_names(

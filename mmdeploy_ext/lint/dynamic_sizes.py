@@ -76,10 +76,10 @@ def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str
 def _difference(outputs: Any, expected: Any) -> str:
     maps, references = list(tensors_in(outputs)), list(tensors_in(expected))
     if len(maps) != len(references):
-        return f'gives {len(maps)} maps, PyTorch {len(references)}'
+        return f'returns {len(maps)} maps, PyTorch {len(references)}'
     for output, reference in zip(maps, references, strict=True):
         if output.shape != reference.shape:
-            return f'gives maps of {tuple(output.shape)}, PyTorch of {tuple(reference.shape)}'
+            return f'returns maps of {tuple(output.shape)}, PyTorch of {tuple(reference.shape)}'
         error = float((output - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
         if not error <= RTOL:
             return f'is {error:.2g} of the largest value off'
@@ -120,9 +120,9 @@ def _refusal_of_random(
 ) -> str:
     lines = _lines(part, inputs, ['random'])
     return (
-        f'{type(part).__name__} ({file_of(type(part))}) gives other maps when it runs again on one picture: '
-        f'it draws random numbers{f" in {lines}" if lines else ""}; switch dropout off in a test '
-        f'(F.dropout(x, training=self.training)), or make the noise an input'
+        f'{type(part).__name__} ({file_of(type(part))}) returns different maps when it runs twice on one '
+        f'image: it draws random numbers{f" in {lines}" if lines else ""}; switch dropout off at test '
+        'time (F.dropout(x, training=self.training)), or make the noise an input'
     )
 
 

@@ -104,16 +104,15 @@ ALL = (
         title='An input that no output of the graph depends on',
         why='Nothing reads it, or its value became a Python number. The TorchScript exporter drops it from '
         'the file: feeding it is then an error.',
-        fix='Take it out of the signature. (This project puts dropped inputs back, as its spec says.)',
+        fix='Remove it from the signature. (mm2onnx restores dropped inputs that are in its spec.)',
         outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
         otherwise='warning',
     ),
     Rule(
         id='state-written',
         title='State of the module that is written in `forward`',
-        why='A graph has no state. The file starts from what the module held when it was exported, every '
-        'time.',
-        fix='State is an argument and a result; the caller feeds it back.',
+        why='A graph has no state. The file always starts with the values that the module had at the export.',
+        fix='Make the state an argument and a result; the caller passes it back.',
         outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=WRONG),
     ),
     Rule(
@@ -127,18 +126,18 @@ ALL = (
     Rule(
         id='random',
         title='Random numbers drawn in `forward`; dropout that is on',
-        why='The file draws numbers of its own: it cannot be compared with anything.',
-        fix='Noise is an input; `module.eval()` switches dropout off.',
+        why='The file draws its own random numbers, so its outputs cannot be compared.',
+        fix='Make the noise an input; `module.eval()` switches dropout off.',
         outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=WRONG_AT_ONCE),
     ),
     Rule(
         id='unsupported-operator',
-        title='An operator that the exporter does not know at this opset, such as `torch.inverse`; a '
+        title='An operator that the exporter does not support at this opset, such as `torch.inverse`; a '
         '`torch.autograd.Function` without `symbolic`',
-        why='The export ends with its name. The dynamo exporter knows other operators, and follows the '
+        why='The export fails and names it. The dynamo exporter supports other operators and traces the '
         'Python code of a Function.',
-        fix='A higher opset where one has it; a form of standard operators; a `symbolic` or a custom '
-        'operator. Inverses of camera matrices are computed outside and fed.',
+        fix='A higher opset that has it; standard operators; a `symbolic` or a custom operator. Compute '
+        'inverses of camera matrices outside and pass them as inputs.',
         outcomes=dict(torchscript=REFUSED, dynamo=REFUSED),
     ),
 )

@@ -47,7 +47,7 @@ def try_export(
     low, high = OPSETS[exporter]
     opset = min(max(opset or default_opset(module, exporter), low), high)
     if has_data and exporter == 'dynamo':
-        return Trial(exporter, opset, refused=True, skipped=True, text='tensor.data ends the process here')
+        return Trial(exporter, opset, refused=True, skipped=True, text='tensor.data crashes the process')
     names = [f'input_{index}' for index, _ in enumerate(tensors_in(args))]
     try:
         copied = tuple(copies(list(args)))

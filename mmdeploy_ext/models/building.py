@@ -81,8 +81,8 @@ def head_of(model: torch.nn.Module) -> torch.nn.Module:
         if head is not None:
             return head
     raise ConfigError(
-        f'{type(model).__name__}: has none of {", ".join(HEAD_KEYS)}; a family whose model has other parts '
-        f'states what is taken from its head (num_classes, limits) itself'
+        f'{type(model).__name__}: has none of {", ".join(HEAD_KEYS)}; a family of such a model must '
+        'define num_classes and limits itself'
     )
 
 

@@ -33,9 +33,7 @@ class CameraDetector(MVXTwoStageDetector):
         """Test, as mmcv's runners call it; NotImplementedError for training."""
         if return_loss:
             name = type(self).__name__
-            raise NotImplementedError(
-                f'{name} of mm2onnx runs at test time; train with the repository of {name}'
-            )
+            raise NotImplementedError(f"mm2onnx's {name} cannot train; use its own repository")
         return self.forward_test(**data)
 
     def forward_test(
@@ -47,7 +45,8 @@ class CameraDetector(MVXTwoStageDetector):
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError(
-                f'{type(self).__name__} tests one augmentation: img_metas must be a list of one list'
+                f'{type(self).__name__} supports one augmentation at test time: img_metas must be a '
+                'list of one list'
             )
         outputs = self.run_frame(img_metas[0], tap('img', img[0]))
         for name, tensor in outputs.items():

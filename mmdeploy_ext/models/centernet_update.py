@@ -15,7 +15,7 @@ from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.models.catalogue import registered_if_named
 
 AnchorFreeHead = mmdet_module('mmdet.models.dense_heads.anchor_free_head').AnchorFreeHead
-TRAINS = 'CenterNet with an FPN is trained by mmdet 3: its head has no loss here'
+TRAINS = 'CenterNet with an FPN cannot train here; use mmdet 3'
 
 
 @registered_if_named(HEADS)

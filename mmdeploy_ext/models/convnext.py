@@ -1,6 +1,7 @@
-"""ConvNeXt with the parameter names of mmpretrain, which mmdet 3's configs name.
+"""ConvNeXt and ConvNeXt V2 with the parameter names of mmpretrain, which mmdet 3's configs name.
 
-Source: mmpretrain 1.2.0 `models/backbones/convnext.py`; https://arxiv.org/abs/2201.03545.
+Source: mmpretrain 1.2.0 `models/backbones/convnext.py`, `models/utils/norm.py`;
+https://arxiv.org/abs/2201.03545, https://arxiv.org/abs/2301.00808.
 Glossary: B batch, C channels, h, w cells of a map.
 """
 
@@ -28,6 +29,7 @@ ARCHITECTURES = dict(
     huge=((3, 3, 27, 3), 352),
 )
 """Name -> blocks of each stage, channels of the first; each further stage has twice as many."""
+RESPONSE_EPS = 1e-6
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -37,20 +39,35 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class Block(nn.Module):
-    """A depthwise convolution and two linear layers, added to the maps."""
+class ResponseNorm(nn.Module):
+    """V2's normalisation of each channel by its norm over the map, relative to that of all channels."""
 
-    def __init__(self, channels: int, eps: float, gamma: float) -> None:
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows (B, h, w, C)."""
+        response = rows.square().sum((1, 2), keepdim=True).sqrt()
+        response = response / (response.mean(-1, keepdim=True) + RESPONSE_EPS)
+        return self.gamma * (rows * response) + self.beta + rows
+
+
+class Block(nn.Module):
+    """A depthwise convolution and two linear layers, added to the maps; of V2 with a `ResponseNorm`."""
+
+    def __init__(self, channels: int, eps: float, gamma: float, grn: bool) -> None:
         super().__init__()
         self.depthwise_conv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps)
         self.pointwise_conv1 = nn.Linear(channels, 4 * channels)
+        self.grn = ResponseNorm(4 * channels) if grn else nn.Identity()
         self.pointwise_conv2 = nn.Linear(4 * channels, channels)
         self.gamma = nn.Parameter(torch.full((channels,), gamma)) if gamma > 0 else None
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         rows = self.norm(self.depthwise_conv(maps).permute(0, 2, 3, 1))
-        rows = self.pointwise_conv2(F.gelu(self.pointwise_conv1(rows)))
+        rows = self.pointwise_conv2(self.grn(F.gelu(self.pointwise_conv1(rows))))
         rows = rows if self.gamma is None else rows * self.gamma
         return maps + rows.permute(0, 3, 1, 2)
 
@@ -68,6 +85,7 @@ class ConvNeXt(BaseModule):
         in_channels: int = 3,
         stem_patch_size: int = 4,
         norm_cfg: dict[str, Any] | None = None,
+        use_grn: bool = False,
         layer_scale_init_value: float = 1e-6,
         out_indices: Sequence[int] = (3,),
         drop_path_rate: float = 0.0,
@@ -89,7 +107,7 @@ class ConvNeXt(BaseModule):
             side = 2 if stage else stem_patch_size
             layers = [nn.Conv2d(before, after, side, side), ChannelNorm(before if stage else after, eps)]
             self.downsample_layers.append(nn.Sequential(*(layers[::-1] if stage else layers)))
-            blocks = [Block(after, eps, layer_scale_init_value) for _ in range(depth)]
+            blocks = [Block(after, eps, layer_scale_init_value, use_grn) for _ in range(depth)]
             self.stages.append(nn.Sequential(*blocks))
         self.out_indices = tuple(index % len(depths) for index in out_indices)
         for index in self.out_indices:

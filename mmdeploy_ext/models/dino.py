@@ -29,7 +29,7 @@ Y_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
 """Encoding order of a box cxcywh: y, x, width, height; bound of the sines' periods, from 1 on."""
 LEAST_ODDS = 1e-3
 """Least distance from 0 and 1 of a box's numbers, before the last layer."""
-TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
+TRAINS = 'DINO cannot train here; use mmdet 3'
 
 
 @registered_if_named(DETECTORS)
@@ -172,13 +172,13 @@ class DINOHead(dense_heads.DeformableDETRHead):
     def __init__(self, *args: Any, transformer: Mapping[str, Any], **kwargs: Any) -> None:
         for key in ('as_two_stage', 'with_box_refine'):
             if not kwargs.get(key, False):
-                raise ConfigError(f'model.bbox_head.{key}=False: expected True, as DINO has it')
+                raise ConfigError(f'model.bbox_head.{key}=False: expected True, as in DINO')
         super().__init__(*args, transformer=dict(transformer), **kwargs)
         boxes = getattr(self.transformer, 'two_stage_num_proposals', self.num_query)
         if boxes != self.num_query:
             raise ConfigError(
-                f'model.bbox_head.transformer.two_stage_num_proposals={boxes}: expected num_query='
-                f'{self.num_query}, a box for each query'
+                f'model.bbox_head.transformer.two_stage_num_proposals={boxes}: expected '
+                f'num_query={self.num_query}, one box per query'
             )
         self.query_embedding = nn.Embedding(self.num_query, self.embed_dims)
 

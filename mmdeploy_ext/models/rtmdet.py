@@ -206,7 +206,7 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
 
 POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
 DISTANCES = dict(type='DistancePointBBoxCoder')
-TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
+TRAINS = 'RTMDet cannot train here; use mmdet 3'
 
 
 @registered_if_named(DETECTORS)
@@ -246,7 +246,7 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         if not dict(loss_cls or {}).get('use_sigmoid', True):
             raise ConfigError('model.bbox_head.loss_cls.use_sigmoid=False: RTMDet has sigmoid scores')
         if share_conv and use_depthwise:
-            raise ConfigError('model.bbox_head: share_conv=True goes with use_depthwise=False')
+            raise ConfigError('model.bbox_head: share_conv=True requires use_depthwise=False')
         self.num_classes = self.cls_out_channels = num_classes
         self.use_sigmoid_cls, self.exp_on_reg, self.test_cfg = True, exp_on_reg, test_cfg
         self.prior_generator = build_prior_generator(dict(anchor_generator))

@@ -49,7 +49,7 @@ Opset 0 is the part's lowest, at least 17; `seeded` makes random numbers constan
 """
 OTHER = 0.05
 """Relative change of numbers for a second run."""
-INSIDE = 'it is not written. Cut parts inside it'
+INSIDE = 'it is not written. Export parts inside it'
 
 
 class RigError(ExportError):
@@ -173,7 +173,7 @@ class RecordedPart:
         )
         wrong = [f'{row.tensor}: {row.reason}' for row in rows if not row.passed]
         if wrong:
-            raise ExportError(f'the graph gives other results than PyTorch {title}: {wrong[0]}; {INSIDE}')
+            raise ExportError(f'the graph and PyTorch return different results {title}: {wrong[0]}; {INSIDE}')
 
     def rounding(
         self,
@@ -325,8 +325,8 @@ def names_for(form: PartForm, names: Mapping[str, str]) -> dict[str, str]:
     final = list(chosen.values())
     if repeated := sorted({name for name in final if final.count(name) > 1}):
         raise UsageError(
-            f'--parts {form.part.text}: {", ".join(repeated)} would be the name of two tensors; give others '
-            f'by --names FILE.json: {{"PATH": "NAME"}}'
+            f'--parts {form.part.text}: {", ".join(repeated)} would be the name of two tensors; rename '
+            f'one with --names FILE.json: {{"PATH": "NAME"}}'
         )
     return chosen
 

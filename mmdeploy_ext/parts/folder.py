@@ -33,7 +33,7 @@ def result_json(part: Part, result: Tree) -> dict[str, Any]:
         else:
             raise ConfigError(
                 f'--parts {part.text}: returns a {type(value).__name__} as {name}, which a graph cannot '
-                f'give; cut parts inside it'
+                'return; export parts inside it'
             )
     return dict(leaves=leaves, tree=json.loads(pytree.treespec_dumps(result.spec)))
 

@@ -98,10 +98,10 @@ def form_of(part: Part, calls: Sequence[PartCall]) -> PartForm:
             if of_step.changed:
                 raise ConfigError(
                     f'--parts {part.text}: {step.text} changes its argument {of_step.changed[0]} in place '
-                    f'({call.title}); a graph gives results and changes no input'
+                    f'({call.title}); a graph cannot change its inputs'
                 )
     if not first.steps[-1].result.tensors:
-        raise ConfigError(f'--parts {part.text}: returns no tensor, which a graph could compute')
+        raise ConfigError(f'--parts {part.text}: returns no tensor, so a graph would have no output')
     arguments = tuple(first.steps[0].arguments.tensors)
     outputs = tuple(first.steps[-1].result.tensors)
     links = tuple(_links(part, calls, index) for index in range(len(part.steps)))
@@ -117,7 +117,7 @@ def with_keys(form: PartForm, calls: Sequence[PartCall], model: torch.nn.Module)
     for index in range(len(form.part.steps)):
         _check_arrays(form, calls, index)
     if not form.inputs:
-        raise ConfigError(f'--parts {form.part.text}: gets no tensor, so that a graph would have no input')
+        raise ConfigError(f'--parts {form.part.text}: gets no tensor, so a graph would have no input')
     return dataclasses.replace(form, dynamic=_dynamic_axes(form, calls))
 
 
@@ -161,14 +161,14 @@ def _check_same_form(part: Part, first: PartCall, call: PartCall) -> None:
                 raise ConfigError(
                     f'--parts {part.text}: calls of {step.text} have different forms: {side} {name}: '
                     f'{forms[0].get(name, "absent")} in {first.title}, {forms[1].get(name, "absent")} in '
-                    f'{call.title}; one graph has one form'
+                    f'{call.title}; a graph supports only one of them'
                 )
         modules = expected.arguments.modules, got.arguments.modules
         changed = [name for name in modules[0] if modules[0][name] is not modules[1].get(name)]
         if changed:
             raise ConfigError(
                 f'--parts {part.text}: {step.text} gets another module as {changed[0]} in {call.title} '
-                f'than in {first.title}; cut the module that calls it'
+                f'than in {first.title}; export the module that calls it'
             )
 
 
@@ -191,7 +191,7 @@ def _links(part: Part, calls: Sequence[PartCall], index: int) -> tuple[Link, ...
             raise ConfigError(
                 f'--parts {part.text}: {part.steps[index].text} gets {name}, which is not a result of '
                 f'{" or ".join(step.text for step in part.steps[:index])}: code between them changes '
-                f'values. Cut them into parts of their own'
+                'values. Export them as separate parts'
             )
         links.append(Link(name, *found[0]))
     return tuple(links)
@@ -210,8 +210,8 @@ def _check_arrays(form: PartForm, calls: Sequence[PartCall], index: int) -> None
             if not np.array_equal(before.setdefault(place, entered.array), entered.array):
                 raise ConfigError(
                     f'--parts {form.part.text}: an array of shape {shape_text(entered.array.shape)} that '
-                    f'changes from call to call is computed in numpy and enters torch at '
-                    f'{entered.place or "?"}; cut the part behind that line'
+                    'changes from call to call is computed in numpy and enters torch at '
+                    f'{entered.place or "?"}; export a part that begins after that line'
                 )
 
 

@@ -76,7 +76,7 @@ def prove_folder(
     if not bars.is_float32:
         verdict.notes += [bars_text(bars), ROUNDED]
     verdict.notes += [
-        f'{part}: for one rig: {", ".join(keys)} of the samples is a constant of the graph'
+        f'{part}: valid for one camera rig only: {", ".join(keys)} of the samples is a constant of the graph'
         for part, keys in folder.fixed.items()
         if keys
     ]
@@ -150,9 +150,11 @@ def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], r
         matched = match_results('results', before, result)
         wrong += [row.reason for row in (*matched.detections, *matched.tensors) if not row.passed]
     if not compared:
-        verdict.notes.append('samples: others than at the export, whose results were not compared')
+        verdict.notes.append(
+            'other samples than at the export; their results at the export were not compared'
+        )
         return
-    title = f"PyTorch's results as at the export ({compared} samples)"
+    title = f"PyTorch's results equal those at the export ({compared} samples)"
     detail = f'the code around the parts, or its inputs, changed: {wrong[0]}' if wrong else ''
     verdict.findings.append(check_finding(Check(title, not wrong, detail)))
 
@@ -238,9 +240,9 @@ def _compare_model(
     verdict.add_outputs(cases)
     if in_order:
         names = ', '.join(dict.fromkeys(in_order))
-        verdict.notes.append(f'compared in order, since no task has results of this form: {names}')
+        verdict.notes.append(f'compared in order, since no task matches results of this form: {names}')
     if not any(case.tensors or case.detections for case in cases):
-        verdict.add_failures(['no array in its results was compared'], 'whole model')
+        verdict.add_failures(['its results have no array, so nothing was compared'], 'whole model')
     elif not any(row.reference for case in cases for row in case.detections) and not any(
         case.tensors for case in cases
     ):
@@ -310,8 +312,8 @@ def locate(
     for session in sessions:
         results = run_swapped(factory, samples, [session])
         if not match_results('', recording.results[index], results[-1], bars).passed:
-            return f'sample {index}, by {session.part.text} alone'
-    return f'sample {index}, by the parts together'
+            return f'sample {index}, with only {session.part.text} exported'
+    return f'sample {index}, with all parts exported'
 
 
 def bars_text(bars: Bars) -> str:

@@ -134,7 +134,7 @@ class _Recorder:
             expected = part.steps[len(self.open[part])].text
             raise UsageError(
                 f'--parts {part.text}: the test path calls {step.text} where {expected} was expected; the '
-                f'steps of a part are called in turn. Cut them into parts of their own'
+                'steps of a part must be called in order. Export them as separate parts'
             )
         given = Tree.of(arguments_of(original, args, kwargs))
         arguments = given.copied()

@@ -79,17 +79,19 @@ def check_repeated(
             raise ConfigError(
                 f'{name}: {nan} are NaN in PyTorch ({call.title}); check the weights and the samples'
             )
-        changed = f'{name}: gives another {wrong or form.outputs[0]} when it is run again with the arguments '
+        changed = (
+            f'{name}: returns a different {wrong or form.outputs[0]} when it runs again with the arguments '
+        )
         changed += f'of {call.title}: it'
         if not same_bits(own, again) and same_bits(_of_one_seed(run), _of_one_seed(run)):
             place = place_of_draw(run)
             raise ConfigError(
-                f'{changed} draws random numbers{f" at {place}" if place else ""}. --seeded makes them '
-                f'constants of the graph; or cut parts inside it'
+                f'{changed} draws random numbers{f" at {place}" if place else ""}. Use --seeded to make '
+                'them constants of the graph, or export parts inside it'
             )
         attribute = _changed_attribute(model, run)
         raise ConfigError(
-            f'{changed} remembers{f" by {attribute}" if attribute else ""}. Cut parts inside it'
+            f'{changed} keeps state{f" in {attribute}" if attribute else ""}. Export parts inside it'
         )
 
 
@@ -142,7 +144,7 @@ def check_constants(
         if wrong := _differing(form, call, own):
             raise ConfigError(
                 f'--parts {form.part.text}: gives another {wrong} with {", ".join(form.keys)} of '
-                f'{call.title} in float32, which has too few digits for it. Cut parts inside it'
+                f'{call.title} in float32, which is not precise enough. Export parts inside it'
             )
         changing = changing_constants(first, call)
         if changing and not same_bits(own, run_part(model, form, first, tensors, paths)):
@@ -189,9 +191,9 @@ def _refuse(
     index, name = changing[keys[0]][0]
     values = [_text(side.steps[index].arguments.constants.get(name)) for side in calls]
     raise ConfigError(
-        f'--parts {form.part.text}: {name} is a constant of the graph, changes from call to call and reaches '
-        f'the results: {values[0]} in {first.title}, {values[1]} in {call.title} (of {", ".join(keys)}); '
-        f'give samples that agree in it, or cut a part that does not read it'
+        f'--parts {form.part.text}: {name} is a constant of the graph, changes from call to call and '
+        f'reaches the results: {values[0]} in {first.title}, {values[1]} in {call.title} (of '
+        f'{", ".join(keys)}); pass samples that agree in it, or export a part that does not read it'
     )
 
 

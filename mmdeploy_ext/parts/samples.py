@@ -62,7 +62,7 @@ def samples_of(cfg: Any, words: Sequence[str] = (), count: int = MOST) -> tuple[
     try:
         dataset = evaluation.build_dataset(cfg)
     except (ConfigError, DataError) as error:
-        return _views(cfg, error), "views of the package's picture"
+        return _views(cfg, error), "variants of the package's image"
     available = min(count, len(dataset))
     indices = [index * len(dataset) // available for index in range(available)]
     if scenes_of(dataset):
@@ -84,10 +84,10 @@ def _views(cfg: Any, error: Exception) -> list[dict[str, Any]]:
     steps = [step['type'] for step in test_pipeline(cfg)]
     if steps[:1] != ['LoadImageFromFile']:
         raise UsageError(
-            f'--samples FILE.py:function: is required, because there is no data set ({one_line(error)}); the '
-            f'function yields the keyword arguments of the test path; --parts samples > samples.py writes a '
-            f'file with their keys. Configs of nuScenes read a generated set, too: '
-            f'mm2onnx synthetic nuscenes --out data/nuscenes, then mm2onnx synthetic infos'
+            f'--samples FILE.py:function: is required, because there is no data set ({one_line(error)}). '
+            'The function yields the keyword arguments of the test path; --parts samples > samples.py '
+            'writes a file with their keys. Configs of nuScenes also read a generated data set: mm2onnx '
+            'synthetic nuscenes --out data/nuscenes, then mm2onnx synthetic infos'
         ) from error
     picture, path = read_image(DEFAULT_PICTURE), Path(DEFAULT_PICTURE)
     return [
@@ -164,12 +164,12 @@ def _lacking(model: torch.nn.Module, sample: dict[str, Any]) -> str:
     kwargs = opened(sample)
     with contextlib.suppress(Exception), torch.no_grad():
         model(**{name: watched(value, name) for name, value in kwargs.items()})
-    texts = [f'{name} lacks {", ".join(dict.fromkeys(keys))}' for name, keys in absent.items() if keys]
+    texts = [f'{name} has no {", ".join(dict.fromkeys(keys))}' for name, keys in absent.items() if keys]
     methods = (getattr(model, name, None) for name in ('simple_test', 'forward_test'))
     taken = {key: None for method in methods if method for key in inspect.signature(method).parameters}
     others = [key for key in taken if key not in kwargs and key not in ('kwargs', 'args')]
     if others:
-        texts.append(f'the test path also takes {", ".join(others)}')
+        texts.append(f'the test path also has the arguments {", ".join(others)}')
     advice = '--parts samples > samples.py writes a file for --samples samples.py:make'
     return f'; of the sample: {"; ".join([*texts, advice])}'
 

@@ -86,7 +86,7 @@ def skeleton_of(cfg: Any) -> str:
     ]
     if dataset:
         lines += [f'{dataset.__name__} ({":".join(map(str, place_of(dataset)))}) adds {", ".join(added)}.']
-    lines += ['Values are made up; where a line says EDIT your model may need others.', '"""', '']
+    lines += ['Values are examples; change the lines marked EDIT if your model needs others.', '"""', '']
     lines += ['import numpy as np', 'import torch']
     if {'box_mode_3d', 'box_type_3d'} & {*metas}:
         lines += ['from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes']

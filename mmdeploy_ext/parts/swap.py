@@ -62,8 +62,8 @@ class Inside(torch.Tensor):
         first = next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Inside))
         if name not in (*PASSED_ON, *SIZES) and not name.startswith('new_'):
             raise ConfigError(
-                f'{first.place}, is read by other code, too ({name}), and a graph gives the results of its '
-                f'last step alone: export it in a part of its own'
+                f'{first.place}, is also read by other code ({name}), but a graph returns only the '
+                'results of its last step: export it as a separate part'
             )
         with torch._C.DisableTorchFunctionSubclass():
             results = func(*args, **(kwargs or {}))
@@ -102,7 +102,7 @@ class PartSession:
         feeds, device = {}, None
         for entry in self.entry['inputs']:
             if entry['path'] not in tensors:
-                raise ConfigError(f'{self.part.text}: got no {entry["path"]}, which its graph takes')
+                raise ConfigError(f'{self.part.text}: got no {entry["path"]}, which its graph needs')
             tensor = tensors[entry['path']]
             device = tensor.device if device is None and not entry['metas'] else device
             _check_shape(self.part, entry, tensor)
@@ -123,8 +123,8 @@ def _check_shape(part: Part, entry: dict[str, Any], tensor: torch.Tensor) -> Non
     )
     if not fits:
         raise ConfigError(
-            f'{part.text}: {entry["path"]} is {shape_text(tensor.shape)}, its graph takes '
-            f'{shape_text(expected)}; axes are open if they differ between the samples of the export'
+            f'{part.text}: {entry["path"]} is {shape_text(tensor.shape)}, its graph expects '
+            f'{shape_text(expected)}; an axis is dynamic if it differs between the samples of the export'
         )
 
 
@@ -132,8 +132,8 @@ def _check_rig(part: Part, rig: Mapping[str, Any], stacks: Mapping[str, np.ndarr
     for key, values in rig.items():
         if key in stacks and not np.array_equal(stacks[key], values):
             raise ConfigError(
-                f'{part.text}: its graph is for the rig of the export, whose {key} is another one; export it '
-                f'with samples of this rig'
+                f'{part.text}: its graph is valid only for the camera rig of the export, and {key} '
+                'differs; export it with samples of this rig'
             )
 
 

@@ -66,7 +66,7 @@ def projection_problem(camera: np.ndarray, size: Sequence[int] | None = None) ->
     if not abs(length - 1) <= ROW_ATOL:
         return f'[2], the third row, has the length {length:g}, expected 1: a row of the rotation'
     if np.linalg.det(rows) <= 0:
-        return 'mirrors or is negated: its determinant is below 0'
+        return 'is a reflection or negated: its determinant is below 0'
     centre = rows[:2] @ rows[2]
     focal_lengths = np.linalg.norm(rows[:2] - centre[:, None] * rows[2], axis=1)
     return _lens_problem(focal_lengths, centre, size)
@@ -82,7 +82,7 @@ def _lens_problem(focal_lengths: Sequence[float], centre: Sequence[float], size:
         if not -FARTHEST_CENTRE * side <= centre[axis] <= (1 + FARTHEST_CENTRE) * side:
             return (
                 f'[{axis}][2] gives the principal point {"xy"[axis]} = {centre[axis]:g}, expected it near '
-                f'0 to {side}, the picture; is the matrix for another size?'
+                f'0 to {side}, the image; check that the matrix is for this size'
             )
     return ''
 
@@ -99,7 +99,8 @@ def check_projection(camera: np.ndarray, size: Sequence[int] | None = None) -> N
     _check_finite(PROJECTION, camera)
     if np.array_equal(camera[2], (0, 0, 1, 0)):
         raise ShapeError(
-            f'{PROJECTION}: got {camera.tolist()}, the intrinsics of a camera; expected them times lidar2cam'
+            f'{PROJECTION}: got {camera.tolist()}, which is an intrinsic matrix; expected the '
+            'intrinsics times lidar2cam'
         )
     if problem := projection_problem(camera, size):
         raise ShapeError(f'{PROJECTION}{problem if problem[0] == "[" else f" {problem}"}')
@@ -142,7 +143,7 @@ def cameras_of(content: Any) -> dict[str, np.ndarray]:
     for file_name, matrix in pairs:
         name, camera = file_name and Path(file_name).as_posix(), square_matrix(matrix)
         if not np.array_equal(cameras.setdefault(name, camera), camera):
-            raise ValueError(f'{name} is there twice, with different cameras')
+            raise ValueError(f'{name} appears twice, with different matrices')
     return cameras
 
 
@@ -151,7 +152,7 @@ def read_cameras(path: str | Path) -> dict[str, np.ndarray]:
     try:
         return cameras_of(read_json(path))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f'{path}: holds no cameras: {error}') from error
+        raise DataError(f'{path}: is not a file of cameras: {error}') from error
 
 
 def camera_for(cameras: Mapping[str, np.ndarray], picture: str | Path) -> np.ndarray:
@@ -162,11 +163,11 @@ def camera_for(cameras: Mapping[str, np.ndarray], picture: str | Path) -> np.nda
         return cameras[max(endings, key=len)]
     namesakes = [name for name in cameras if name and Path(name).name == Path(path).name]
     if not namesakes and '' not in cameras:
-        raise DataError(f'{picture}: has no camera in the file of cameras, which has {len(cameras)}')
+        raise DataError(f'{picture}: is not in the file of cameras, which lists {len(cameras)}')
     camera = cameras[namesakes[0] if namesakes else '']
     if not all(np.array_equal(cameras[name], camera) for name in namesakes):
         raise DataError(
-            f'{picture}: the file of cameras has different ones for {", ".join(namesakes)}; name the picture '
-            f'by one of these paths'
+            f'{picture}: the file of cameras has different matrices for {", ".join(namesakes)}; name the '
+            'image by one of these paths'
         )
     return camera

@@ -32,7 +32,8 @@ STEPS = ('ResizeCropFlipRotImage', 'NormalizeMultiviewImage', 'PadMultiViewImage
 SCALED_STEPS = ('NormalizeMultiviewImage', 'RandomScaleImageMultiViewImage', 'PadMultiViewImage')
 NEUTRAL = (
     'LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'DefaultFormatBundle3D',
-    'CustomCollect3D', 'NuScenesSparse4DAdaptor', 'Collect',
+    'CustomCollect3D', 'NuScenesSparse4DAdaptor', 'Collect', 'LoadPointsFromFile', 'LoadAnnotations3D',
+    'CustomObjectRangeFilter', 'CustomObjectNameFilter', 'CustomDefaultFormatBundle3D',
 )  # fmt: skip
 
 
@@ -207,7 +208,7 @@ def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) 
     if pad_size and (len(pad_size) != 2 or pad_size[0] < sizes['size'][0] or pad_size[1] < sizes['size'][1]):
         raise ConfigError(
             f'test pipeline step {STEPS[2]}: size={pad["size"]}; expected height and width of at least '
-            f'{sizes["size"]}, those of the pictures before it'
+            f'{sizes["size"]}, the size of the images before it'
         )
     return MultiViewRule(
         mean=tuple(map(float, norm['mean'])),
@@ -252,8 +253,8 @@ def _scaled_sizes(pipeline: Sequence[Mapping[str, Any]], step: Mapping[str, Any]
     width_height = [step['img_scale'] for step in pipeline if 'img_scale' in step]
     if len(width_height) != 1 or np.shape(width_height[0]) != (2,):
         raise ConfigError(
-            f'test pipeline step MultiScaleFlipAug3D: img_scale={width_height}; expected width and height of '
-            f'the pictures as they are taken'
+            f'test pipeline step MultiScaleFlipAug3D: img_scale={width_height}; expected width and height '
+            'of the original images'
         )
     source = int(width_height[0][1]), int(width_height[0][0])
     resized = int(source[0] * scale), int(source[1] * scale)

@@ -179,7 +179,7 @@ class PreprocessRule(JsonDataclass):
             expected = f'(h, w, {self.bands}) of {" or ".join(dtypes)}'
             expected += f': preprocess.mean of the file has {self.bands} values'
         if str(dtype) not in dtypes or shape[2:] != (self.picture_bands,) or 0 in shape:
-            raise ShapeError(f'picture: got {dtype} {shape}, expected {expected}')
+            raise ShapeError(f'image: got {dtype} {shape}, expected {expected}')
         height, width = shape[:2]
         if self.color_type == 'grayscale':
             image_bgr = grey_of(image_bgr)

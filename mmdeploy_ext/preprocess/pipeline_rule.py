@@ -74,13 +74,10 @@ def rule_from_pipeline(
 def _unknown(kind: Any) -> ConfigError:
     name = str(kind).rpartition('.')[2]
     if name != kind and name in KNOWN:
-        return ConfigError(
-            f'test pipeline step {kind!r}: types of steps are read without a scope; expected {name!r}'
-        )
+        return ConfigError(f'test pipeline step {kind!r}: expected the type without a scope, {name!r}')
     return ConfigError(
-        f'test pipeline step {kind!r} may change pictures or points in a way that the exported file '
-        f'cannot describe; if it changes neither, take it out of the test pipeline; supported: '
-        f'{", ".join(ORDERED)}'
+        f'test pipeline step {kind!r} can change images or points in a way that the exported file cannot '
+        f'describe; if it does not, remove it from the test pipeline; supported: {", ".join(ORDERED)}'
     )
 
 
@@ -105,11 +102,12 @@ def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
         raise ConfigError('test pipeline: RandomCenterCropPad and Pad both pad the image; expected one')
     color_type = values.get('color_type', 'color')
     if color_type != 'color' and (values.get('resize') in ('pillow', WARP) or values.get('centred')):
-        raise ConfigError(f'test pipeline: color_type={color_type!r} goes with Resize by OpenCV and Pad')
+        raise ConfigError(f'test pipeline: color_type={color_type!r} requires Resize with OpenCV and Pad')
     if color_type == 'unchanged' and 'Normalize' not in order:
         raise ConfigError(
-            'test pipeline: got no Normalize, which tells the number of bands; expected one, such as '
-            "dict(type='Normalize', mean=[0, 0, 0, 0], std=[1, 1, 1, 1], to_rgb=False), which changes nothing"
+            'test pipeline: got no Normalize, which decides the number of bands; add one, such as '
+            "dict(type='Normalize', mean=[0, 0, 0, 0], std=[1, 1, 1, 1], to_rgb=False), which changes "
+            'nothing'
         )
     if values.get('to_float32') and values.get('resize') == 'pillow':
         raise ConfigError(
@@ -136,7 +134,7 @@ def _flat_steps(
             if step.get(option):
                 raise ConfigError(
                     f'test pipeline step {step["type"]}: {option}={step[option]} outside of '
-                    f'MultiScaleFlipAug flips pictures at random; expected 0'
+                    'MultiScaleFlipAug flips images at random; expected 0'
                 )
             steps.append(step)
             continue
@@ -144,8 +142,8 @@ def _flat_steps(
         if step.get('flip'):
             advice = f', with {cfg_options({f"{step_key}.flip": False})}' if key else ''
             raise ConfigError(
-                f'test pipeline step MultiScaleFlipAug: flip={step["flip"]} is test-time augmentation, which '
-                f'is not part of an exported file; leave it out{advice}'
+                f'test pipeline step MultiScaleFlipAug: flip={step["flip"]} is test-time augmentation, '
+                f'which an exported file does not support; remove it{advice}'
             )
         if step.get('img_scale') is not None:
             values['img_scale'] = _single_scale(step['img_scale'], step_key)
@@ -180,8 +178,8 @@ def _single_scale(img_scale: Any, key: str = '') -> tuple[int, int]:
     if len(scales) != 1:
         advice = f', with {cfg_options({f"{key}.img_scale": tuple(scales[0])})}' if key else ''
         raise ConfigError(
-            f'test pipeline: img_scale={img_scale} has {len(scales)} scales; an exported file has one '
-            f'(test-time augmentation is not part of it): choose one{advice}'
+            f'test pipeline: img_scale={img_scale} has {len(scales)} scales; an exported file supports '
+            f'one (no test-time augmentation): choose one{advice}'
         )
     return int(scales[0][0]), int(scales[0][1])
 
@@ -240,8 +238,8 @@ def _read_normalize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     values['to_rgb'] = bool(step.get('to_rgb', True))
     if count != 3 and values['to_rgb']:
         raise ConfigError(
-            f'test pipeline step Normalize: to_rgb=True of pictures of {count} bands, which mmcv leaves as '
-            f'they are or fails on; expected False'
+            f'test pipeline step Normalize: to_rgb=True for images with {count} bands, which mmcv ignores '
+            'or fails on; expected False'
         )
 
 
@@ -254,8 +252,8 @@ def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
         if scale is None or scale[0] != scale[1] or not values.get('keep_ratio'):
             raise ConfigError(
                 f'test pipeline step Pad: pad_to_square=True after a Resize to img_scale={scale}, '
-                f'keep_ratio={values.get("keep_ratio")} gives each image a square of its own; expected a '
-                f'square img_scale with keep_ratio=True'
+                f'keep_ratio={values.get("keep_ratio")} gives each image a square of another size; '
+                'expected a square img_scale with keep_ratio=True'
             )
         values['pad_size'] = scale
     pad_val = step.get('pad_val', 0)
@@ -269,8 +267,8 @@ def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
 def _read_centre_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     if not (test_mode := step.get('test_mode', False)):
         raise ConfigError(
-            f'test pipeline step RandomCenterCropPad: test_mode={test_mode!r} crops pictures at random; '
-            f'expected True'
+            f'test pipeline step RandomCenterCropPad: test_mode={test_mode!r} crops images at random; '
+            'expected True'
         )
     mode, operand = step.get('test_pad_mode', ('logical_or', 127))
     values['centred'] = True

@@ -52,8 +52,8 @@ class PointRule:
             raise ConfigError(f'LoadPointsFromMultiSweeps: time_dim={column}; expected {AGE}')
         if (past_dim := int(past_step.get('load_dim', 5))) != load_dim:
             raise ConfigError(
-                f'LoadPointsFromMultiSweeps: load_dim={past_dim}; expected {load_dim}, that of '
-                f'LoadPointsFromFile, since all files are read alike'
+                f'LoadPointsFromMultiSweeps: load_dim={past_dim}; expected {load_dim} as in '
+                'LoadPointsFromFile, since all files have one format'
             )
         past = PastSweeps(
             max_sweeps=int(past_step.get('sweeps_num', 10)),

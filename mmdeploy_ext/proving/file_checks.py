@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graph import signature
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import openable
 from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
 from mmdeploy_ext.quantize.dense import QUANTISE
@@ -35,10 +37,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.detector import Detector
 
     Export = Callable[[], onnx.ModelProto]
-
-
-LARGEST_PARSED = 4096
-"""Maximum bytes of an initializer that may set shapes."""
 
 
 @contextlib.contextmanager
@@ -164,10 +162,9 @@ def check_not_random(model: onnx.ModelProto) -> Check:
 
 def check_inference(model: onnx.ModelProto) -> Check:
     """Infer all types and shapes strictly with ONNX, with large weights as inputs."""
-    light, small = onnx.ModelProto(), []
-    light.CopyFrom(model)
+    light, small = types.skeleton(model), []
     for tensor in light.graph.initializer:
-        if len(tensor.raw_data) > LARGEST_PARSED:
+        if math.prod(tensor.dims) > types.LARGEST_SHAPE:
             value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             light.graph.input.append(value)
         else:
@@ -211,7 +208,9 @@ def _interface_tensor(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int |
 
 
 def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) -> list[str]:
-    initializers = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    names = {tensor.name for tensor in inputs}
+    defaults = [value for value in model.graph.initializer if value.name in names]
+    initializers = {value.name: numpy_helper.to_array(value) for value in defaults}
     differing = []
     for tensor in inputs:
         array = initializers.get(tensor.name)

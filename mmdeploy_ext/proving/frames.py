@@ -34,6 +34,7 @@ from mmdeploy_ext.proving.proof import (
     notes_on_export,
     open_file,
     start,
+    without_weights,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.recorded.stepper import RecordedStepper
@@ -172,6 +173,7 @@ def check_frames(
         compare = functools.partial(file_checks.compare_with_fresh_export, file.model, export, file.name)
         check_graph(proof, file, compare)
     check_model(proof)
+    proof.files = [*map(without_weights, files)]
     rule = files[-1].metadata.preprocess
     proof.results.preprocessing = compare_preparation(detector, rule, samples, unit)
     return proof

@@ -36,6 +36,7 @@ from mmdeploy_ext.proving.proof import (
     notes_on_export,
     open_file,
     start,
+    without_weights,
 )
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
@@ -193,6 +194,7 @@ def check_pictures(
     check_contents(proof, file, rule_of(detector, options), make_metadata(detector, options).spec)
     check_graph(proof, file, lambda: compare_graph(detector, file.model, options, pictures[0][1]))
     check_model(proof)
+    proof.files = [without_weights(file)]
 
     proof.results.preprocessing = compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
     return proof

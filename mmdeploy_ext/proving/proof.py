@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.graph.io import files as graph_files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
+from mmdeploy_ext.graph.io.types import skeleton
 from mmdeploy_ext.graph.passes.fp16 import LOWER
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
@@ -118,6 +119,11 @@ class Proof:
 
     def add_notes(self, notes: Iterable[str]) -> None:
         self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
+
+
+def without_weights(file: ExportedFile) -> ExportedFile:
+    """Return a file that is compared with its export, without large weights, for the engines' own."""
+    return dataclasses.replace(file, model=skeleton(file.model))
 
 
 def open_file(path: str) -> ExportedFile:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.detector import Detector
 
+REWORDED = dict(meaning='')
+"""Text of a tensor's spec for people; versions word it differently."""
+
 
 def provenance(detector: Detector, metadata: Metadata, rule: Any, contract: GraphSpec | None) -> list[Check]:
     contract_text = differing_contract(metadata.spec, contract)
@@ -168,7 +171,7 @@ def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
     differing = []
     for title in ('inputs', 'outputs'):
         ours, theirs = (
-            {tensor.name: dataclasses.asdict(tensor) for tensor in getattr(spec, title)}
+            {tensor.name: dataclasses.asdict(tensor) | REWORDED for tensor in getattr(spec, title)}
             for spec in (contract, recorded)
         )
         if list(theirs) != list(ours):
@@ -275,6 +278,8 @@ def _are_equal(weight: torch.Tensor, tensor: torch.Tensor) -> bool:
     import torch
 
     weight, tensor = weight.cpu(), tensor.to(weight.dtype)
+    if weight.ndim == 2 and weight.shape[1] == tensor.shape[1] + 1:  # zeros for the heights of 0.x's pillars
+        weight, tensor = weight[:, weight.any(0)], tensor[:, tensor.any(0)]
     if weight.ndim == KERNEL_AXES and not torch.equal(weight, tensor):
         weight, tensor = (values.flatten().sort().values for values in (weight, tensor))
     return torch.equal(weight, tensor)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io import types
@@ -27,7 +28,7 @@ from mmdeploy_ext.util.cli import suppress_output
 from mmdeploy_ext.util.errors import ExportError, InferenceError, Mm2OnnxError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 OPERATORS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Relu', 'Clip', 'MaxPool', 'Add', 'Resize')
 INFERRED_KEY, INFERRED_VALUE = 'onnx.infer', 'onnxruntime.quant'
@@ -44,11 +45,13 @@ class DenseQuantiser:
     Attributes:
         graph: float model; layers of its `network` are quantised.
         reduce_range: 7-bit weights, for CPUs without VNNI, which saturate at 16 bits.
+        outputs: also round outputs and biases of layers, and nodes between layers. ONNX Runtime needs it to
+            compute in INT8, TensorRT does not; it doubles the error.
         ranges: tensor -> range.
     """
 
-    def __init__(self, graph: DenseGraph, reduce_range: bool = False) -> None:
-        self.graph, self.reduce_range = graph, reduce_range
+    def __init__(self, graph: DenseGraph, reduce_range: bool = False, outputs: bool = True) -> None:
+        self.graph, self.reduce_range, self.outputs = graph, reduce_range, outputs
         self.ranges: dict[str, Range] = {}
         self._infinite: set[str] = set()
         self._typed_network = _with_types(graph.network)
@@ -94,9 +97,6 @@ class DenseQuantiser:
 
         InferenceError: an activation of these layers is not finite.
         """
-        from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
-        from onnxruntime.quantization.calibrate import CalibrationMethod
-
         if not layers:
             return copy.deepcopy(self.graph.network)
         nodes = self._int8_nodes(layers)
@@ -106,6 +106,76 @@ class DenseQuantiser:
                     f'tensor {infinite[0]!r} of node {node.name} is not finite on the calibration images; '
                     'check its weights, or keep the layer in float with --keep-float'
                 )
+        return self._integer(nodes) if self.outputs else self._rounded({node.name for node in nodes})
+
+    def errors(self, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+        """Layer -> largest error that rounding its inputs adds, over the spread of its values."""
+        layers, names = self.graph.layers, {value.name for value in self.graph.network.graph.input}
+        network = self._rounded({node for layer in layers for node in layer.nodes}, beside=True)
+        outputs = [name for layer in layers for name in layer.outputs]
+        runner = Runner(network, [*outputs, *map('{}/int8'.format, outputs)])
+        errors = dict.fromkeys((layer.name for layer in layers), 0.0)
+        for batch in batches:
+            arrays = runner.run({name: batch[name] for name in names})
+            for layer in layers:
+                for name in layer.outputs:
+                    spread = max(np.linalg.norm(arrays[name] - arrays[name].mean()), 1e-30)
+                    error = np.linalg.norm(arrays[f'{name}/int8'] - arrays[name]) / spread
+                    errors[layer.name] = max(errors[layer.name], float(error))
+        return errors
+
+    def _rounded(self, layer_nodes: Collection[str], beside: bool = False) -> onnx.ModelProto:
+        """The network with Q/DQ at the inputs and weights of nodes; `beside`: of copies that write X/int8."""
+        network = copy.deepcopy(self.graph.network)
+        graph, nodes, rounded = network.graph, [], {}
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            is_layer = node.name in layer_nodes
+            if is_layer and beside:
+                nodes.append(copy.deepcopy(node))
+                node.name, node.output[0] = '', f'{node.output[0]}/int8'
+            for place in (0, PRODUCTS[node.op_type]) if is_layer else ():
+                name = node.input[place]
+                if name not in rounded:
+                    rounded[name] = f'{name}/rounded'
+                    array = numpy_helper.to_array(constants[name]) if name in constants else None
+                    added, arrays = self.rounding(node, name, rounded[name], array)
+                    nodes += added
+                    graph.initializer.extend(arrays)
+                node.input[place] = rounded[name]
+            nodes.append(node)
+        read = {name for node in nodes for name in reads(node)} | {value.name for value in graph.output}
+        refill(graph, node=nodes, initializer=[one for one in graph.initializer if one.name in read])
+        return network
+
+    def rounding(
+        self, node: onnx.NodeProto, name: str, rounded: str, weight: np.ndarray | None
+    ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """Nodes and constants that round an input of a product to 8 bits, or its `weight` per channel."""
+        ends = [f'{rounded}/scale', f'{rounded}/zero']
+        if weight is None:
+            low, high = (float(np.ravel(end)[0]) for end in self.ranges[name])
+            low, high = min(low, 0.0), max(high, 0.0)
+            scale = np.float32(max(high - low, 1e-30) / 255)
+            arrays = scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
+            nodes = [helper.make_node('QuantizeLinear', [name, *ends], [f'{rounded}/codes'])]
+            axis = {}
+        else:
+            axis = dict(axis=_channel_axis(node, weight.ndim))
+            others = tuple(place for place in range(weight.ndim) if place != axis['axis'])
+            scale = np.maximum(np.abs(weight).max(axis=others, keepdims=True), 1e-30)
+            scale /= 63 if self.reduce_range else 127
+            codes = np.rint(weight / scale).astype(np.int8)
+            scale = np.float32(scale.ravel())
+            arrays, nodes = (scale, np.zeros(len(scale), np.int8), codes), []
+            ends.append(f'{rounded}/codes')
+        nodes.append(helper.make_node('DequantizeLinear', [f'{rounded}/codes', *ends[:2]], [rounded], **axis))
+        return nodes, list(map(numpy_helper.from_array, map(np.asarray, arrays), ends))
+
+    def _integer(self, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+        from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
+        from onnxruntime.quantization.calibrate import CalibrationMethod
+
         with suppress_output():
             quantiser = QDQQuantizer(
                 copy.deepcopy(self._typed_network),
@@ -136,8 +206,14 @@ class DenseQuantiser:
         return network
 
     def _int8_nodes(self, layers: Sequence[str]) -> list[onnx.NodeProto]:
-        names = set(self.graph.int8_nodes(layers))
+        names = set(self.graph.int8_nodes(layers, between=self.outputs))
         return [node for node in self.graph.network.graph.node if node.name in names]
+
+
+def _channel_axis(node: onnx.NodeProto, rank: int) -> int:
+    if node.op_type == 'Gemm':
+        return 0 if any(entry.name == 'transB' and entry.i for entry in node.attribute) else 1
+    return dict(Conv=0, ConvTranspose=1).get(node.op_type, rank - 1)
 
 
 def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence[str]) -> list[str]:

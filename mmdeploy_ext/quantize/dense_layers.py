@@ -137,8 +137,8 @@ class DenseGraph:
             matches |= layers
         return [layer.name for layer in self.layers if layer.name in matches]
 
-    def int8_nodes(self, layers: Iterable[str]) -> list[str]:
-        """Nodes to quantise: the layers', and later nodes that stay INT8.
+    def int8_nodes(self, layers: Iterable[str], between: bool = True) -> list[str]:
+        """Nodes to quantise: the layers', and with `between` later nodes that stay INT8.
 
         Later nodes are `FOLLOWERS`, Resize 'nearest', and additions of INT8 tensors.
         """
@@ -147,7 +147,7 @@ class DenseGraph:
         nodes = []
         for position in self._positions:
             node = self.index.nodes[position]
-            if node.name in layer_nodes or _stays_int8(node, int8_tensors):
+            if node.name in layer_nodes or (between and _stays_int8(node, int8_tensors)):
                 nodes.append(node.name)
                 int8_tensors.update(node.output)
         return nodes

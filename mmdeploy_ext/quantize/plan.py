@@ -130,7 +130,7 @@ class Planner:
         if layers:
             graph = self.quantiser.graph
             models[self.quantised] = compact(graph.joined(self.quantiser.network(layers)))
-            nodes = graph.int8_nodes(layers)
+            nodes = graph.int8_nodes(layers, between=self.quantiser.outputs)
             patterns = ['QuantizeLinear', 'DequantizeLinear', *map(glob.escape, nodes), *patterns]
         if lower == 'fp32':
             return models
@@ -152,7 +152,7 @@ class Planner:
         layers: list[str] = []
         if 'int8' in precisions:
             search = Search(lambda units: self.run(self.written(lower, patterns, self._int8(units))), least)
-            damages, needed = self._searched(search, self.layers, kept, lambda: self._damages('int8'))
+            damages, needed = self._searched(search, self.layers, kept, self._damages_of_layers)
             layers, kept, lowest = self._int8(needed), search.kept(needed), search.kept(())
             trials += len(search.trials)
             rows += [self._row(unit, lower, damages, 'int8', search, needed) for unit in needed]
@@ -184,19 +184,14 @@ class Planner:
         if search.holds(()):
             return {}, []
         damages = measure()
-        measured = [unit for unit in units if unit in damages]
-        worst = sorted(measured, key=lambda unit: -damages[unit].own)
-        needed = search.higher(worst, before)
+        weights = {unit: damages[unit].weight for unit in units if unit in damages}
+        needed = search.higher(dict(sorted(weights.items(), key=lambda entry: -entry[1])), before)
         return damages, [unit for unit in units if unit in needed]
 
     def _damages(self, precision: str) -> dict[str, Damage]:
         damages: dict[str, Damage] = {}
         for path, model in self.models.items():
-            if precision == 'int8' and path != self.quantised:
-                continue
-            fixed = required_fp32(model, precision) if precision in LOWER else {}
-            ranges = self.quantiser.ranges if precision == 'int8' else {}
-            measured, terms = Measured(model, precision, fixed, ranges), {}
+            measured, terms = Measured(model, precision, required_fp32(model, precision)), {}
             for sample, feeds in enumerate(self.feeds[path][:SAMPLES]):
                 measured.add(feeds, sample)
                 terms = terms or counted(model, feeds)
@@ -204,11 +199,17 @@ class Planner:
                 damage = measured.units.get(unit, Damage())
                 damage.terms = max(damage.terms, terms.get(name, (0, 0))[0])
             damages |= measured.units
-        if precision != 'int8':
-            return damages
-        layers = self.quantiser.graph.layers
-        units = units_of(self.quantiser.graph.model)
-        return {layer.name: damages[units[layer.outputs[0]][0]] for layer in layers}
+        return damages
+
+    def _damages_of_layers(self) -> dict[str, Damage]:
+        feeds, graph = self.feeds[self.quantised], self.quantiser.graph
+        terms = counted(graph.model, feeds[0])
+        products = {layer.name: sum(terms[output][1] for output in layer.outputs) for layer in graph.layers}
+        total = sum(products.values())
+        return {
+            name: Damage(own=error, products=products[name] / total)
+            for name, error in self.quantiser.errors(feeds[:SAMPLES]).items()
+        }
 
     def _row(
         self,

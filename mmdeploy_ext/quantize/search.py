@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-MOST_TRIALS = 24
+MOST_TRIALS = 12
 """Maximum of runs over all samples; then the smallest valid plan so far is used."""
+LARGEST = 1e6
+"""Largest weight of a unit: infinite errors count the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +61,8 @@ class Search:
     def holds(self, units: Collection[str]) -> bool:
         return self.kept(units).share >= self.least
 
-    def higher(self, units: Sequence[str], start: Kept) -> list[str]:
-        """Return the units that need the higher precision; `units` are ordered by damage, worst first.
+    def higher(self, damages: Mapping[str, float], start: Kept) -> list[str]:
+        """Return the units that need the higher precision; `damages`: unit -> weight, worst first.
 
         ExportError: even with all units there, `start` loses the share.
         """
@@ -66,15 +70,17 @@ class Search:
             return []
         if start.share < self.least:
             raise ExportError(
-                f'a share of {self.least:g} cannot be reached: {start.text} are kept with all modules in '
-                f'the higher precision, {self.kept(()).text} with none; lower --keep-results to '
-                f'{start.share:.4f}, or find the other difference with {tool("verify")}'
+                f'a share of {self.least:g} cannot be reached: with all modules in the higher precision '
+                f'{start.text} are kept, with none {self.kept(()).text}; ask for {start.share:.4f} at most, '
+                f'or find what else differs: {tool("verify")}'
             )
+        units = list(damages)
+        sums = [0.0, *itertools.accumulate(min(weight, LARGEST) for weight in damages.values())]
         low, high = 0, len(units)
-        while high - low > 1:
-            middle = (low + high) // 2
+        while high - low > 1 and len(self.trials) < MOST_TRIALS:
+            middle = bisect.bisect_left(sums, (sums[low] + sums[high]) / 2, low + 1, high - 1)
             low, high = (low, middle) if self.holds(units[:middle]) else (middle, high)
-        needed = list(units[:high])
+        needed = units[:high]
         for group in _halves(needed[:-1][::-1]):  # bisection showed that the last one is needed
             needed = self._without(needed, group)
         return needed

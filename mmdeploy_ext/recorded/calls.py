@@ -56,7 +56,7 @@ class Ask:
         tree, file = record.Tree(), f'{len(self.calls):06d}.npz'
         entry = tree.put(arguments)
         if tree.unknown:
-            raise ConfigError(f'{name}: forward takes {", ".join(tree.unknown)}, which cannot be written')
+            raise ConfigError(f'{name}: the arguments {", ".join(tree.unknown)} of forward cannot be written')
         np.savez_compressed(self.folder / file, **tree.arrays)
         self.calls.append(dict(name=name, file=file, arguments=entry, input=sums_of(tree.arrays)))
 
@@ -170,17 +170,17 @@ class Recording:
     ) -> None:
         recorded = [(entry['name'], record.restored(entry['outputs'], arrays)) for entry in call['modules']]
         if not recorded:
-            self._note(call, 'no output of a head was recorded: name modules by --module of record.py')
-            return
-        if [head for head, _ in recorded] != [head for head, _ in here]:
-            self._note(call, f'the heads were called {len(recorded)} times there, {len(here)} times here')
+            self._note(call, 'no output of a head was recorded: name modules with --module of record.py')
             return
         expected, actual = _arrays(here), _arrays(recorded)
         shapes, shapes_there = (
             {key: array.shape for key, array in side.items()} for side in (expected, actual)
         )
         if other := [key for key in {**shapes, **shapes_there} if shapes.get(key) != shapes_there.get(key)]:
-            self._note(call, f'{", ".join(other)}: other shapes there, they were not compared')
+            self._note(
+                call,
+                f'{", ".join(other)}: not compared: other shapes, or only on one side',
+            )
             return
         rows = self._compare(expected, actual, self.rtol, lambda: _arrays(run_again()))
         self.rows += ((name, row) for row in rows)
@@ -251,4 +251,4 @@ def identity_of(manifest: Mapping[str, Any], model: torch.nn.Module, checkpoint_
         for name, value in model.state_dict().items()
         if not name.endswith('num_batches_tracked') and record.weight_digest(value) not in recorded
     ]
-    return [f'the recorded model has no weight equal to {name}' for name in other]
+    return [f'no weight of the recorded model equals {name}' for name in other]

@@ -64,13 +64,15 @@ def _check_form(recorded: Any, own: Any) -> None:
 
 def _by_class(instances: Mapping[str, torch.Tensor], own: Any) -> Any:
     """mmdet 3's `InstanceData` as lists per class: of rows (n, 5), and of masks if the model has them."""
+    rows = np.concatenate([instances['bboxes'].numpy(), instances['scores'].numpy()[:, None]], 1)
+    if isinstance(own, np.ndarray):  # proposals
+        return rows
     boxes_own = own[0] if isinstance(own, tuple) else own
     labels = instances['labels'].numpy()
     if len(labels) and not (labels.min() >= 0 and labels.max() < len(boxes_own)):
         raise DataError(
             f'the recorded labels are {labels.min()} to {labels.max()}, expected {len(boxes_own)} classes'
         )
-    rows = np.concatenate([instances['bboxes'].numpy(), instances['scores'].numpy()[:, None]], 1)
     of_class = [labels == index for index in range(len(boxes_own))]
     boxes = [rows[chosen] for chosen in of_class]
     if not isinstance(own, tuple):

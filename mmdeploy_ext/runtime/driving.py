@@ -30,8 +30,8 @@ def command_of(frame: Frame) -> int:
     command = np.asarray(frame.command if frame.command is not None else [], np.float64)
     if command.shape != (len(COMMANDS),) or sorted(command) != [0, 0, 1]:
         raise DataError(
-            f'command: got {command.tolist()}, expected a 1 among two 0, for {", ".join(COMMANDS)} '
-            f'(gt_ego_fut_cmd of the infos)'
+            f'command: got {command.tolist()}, expected a single 1 for one of {", ".join(COMMANDS)} '
+            '(gt_ego_fut_cmd of the infos)'
         )
     return int(command.argmax())
 

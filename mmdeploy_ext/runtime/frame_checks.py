@@ -41,10 +41,6 @@ def check_fields(frame: Frame, names: Collection[str], num_cameras: int) -> dict
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
     """Copy a rigid pose (4, 4) as float64; DataError for anything else."""
-    if pose is None:
-        raise DataError(
-            f'{name}: is missing; expected the 4x4 matrix from the LiDAR frame to the global frame'
-        )
     pose = _copied(pose, name)
     if pose.shape != (4, 4):
         raise DataError(f'{name}: got shape {pose.shape}, expected (4, 4), LiDAR frame to global frame')
@@ -110,10 +106,6 @@ def check_matrices(name: str, matrices: np.ndarray, num_cameras: int) -> np.ndar
 def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Prepared images (N, 3, H, W) float32 of `shape`; ShapeError for anything else."""
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[0] != shape[0]:
-        raise ShapeError(
-            f'images: got shape {images.shape}, expected {shape}: the {shape[0]} cameras of this model'
-        )
     if images.shape != shape or images.dtype != np.float32:
         raise ShapeError(
             f'images: got {images.dtype} {images.shape}, expected float32 {shape}; prepare them with the '

@@ -75,7 +75,7 @@ def checked_features(features: np.ndarray, rows: int, channels: int) -> np.ndarr
     if features.shape != (rows, channels):
         raise DataError(
             f'features: got shape {features.shape}, expected ({rows}, {channels}): one row per voxel, '
-            f'as wide as the network was exported'
+            'with the width of the export'
         )
     features = np.ascontiguousarray(features, np.float32)
     if not np.isfinite(features).all():

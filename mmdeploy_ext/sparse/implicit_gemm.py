@@ -52,8 +52,8 @@ class ImplicitGemm:
                 output = self._convolution(node, inputs[0], name)
             elif isinstance(node, Add) and len({self._sites[tensor] for tensor in node.inputs}) > 1:
                 raise ExportError(
-                    f'{node.name} ({node.module}): adds tensors of two convolutions that make their sites '
-                    f'themselves; the plug-ins may give them in another order'
+                    f'{node.name} ({node.module}): adds tensors of two convolutions that create their own '
+                    'sites; the plug-ins can return them in different orders'
                 )
             elif isinstance(node, Add | Relu):
                 output = op(node.op_type, inputs, name)

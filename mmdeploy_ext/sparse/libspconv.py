@@ -152,7 +152,7 @@ def _precision_attributes(node: SparseConvolution | Add) -> dict[str, str]:
 def _parameters(node: SparseConvolution) -> list[TensorProto]:
     if node.bias is None:
         raise ExportError(
-            f'{node.name} ({node.module}): has no bias, which the engine reads unasked; fold the graph first'
+            f'{node.name} ({node.module}): has no bias, which the engine always reads; fold the graph first'
         )
     number = node.name.removeprefix('conv')
     tensors = []
@@ -185,8 +185,8 @@ def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:
     is_whole = orders and orders[0] in ORDERS and any(node.is_convolution for node in parser.nodes)
     if not is_whole or len(model.graph.input) != 1 or len(model.graph.output) != 1:
         raise ModelFileError(
-            f'{path}: expected one input and output, a SparseConvolution, and a ScatterDense with a format '
-            f'of {" or ".join(ORDERS)}; is it a libspconv file?'
+            f'{path}: expected one input and output, a SparseConvolution, and a ScatterDense with a '
+            f'format of {" or ".join(ORDERS)}; check that it is a libspconv file'
         )
     modules = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == MODULES), {})
     nodes = tuple(_node(node, modules.get(node.name, '')) for node in parser.nodes)

@@ -58,8 +58,8 @@ def check(
         source = read(source)
     if not is_sparse(source):
         message = (
-            'there is no SparseConvolution: this is not a file of the libspconv dialect (a portable or dense '
-            'ONNX?); the engine refuses it'
+            'there is no SparseConvolution: this is not a file of the libspconv dialect (perhaps a '
+            'portable or dense ONNX file); the engine rejects it'
         )
         return [Violation('', '', 'other-dialect', message)]
     graph = source.graph
@@ -92,10 +92,12 @@ def _node_rules(node: ParsedNode) -> NodeViolations:
     if node.op_type == 'ScatterDense':
         order = values['format']
         if order not in ('', *ORDERS):
-            yield 'format', 'attribute-value', f"format={order!r}; the engine knows 'xyz' and 'zyx'"
+            yield 'format', 'attribute-value', f"format={order!r}; the engine supports 'xyz' and 'zyx'"
     for name in ('precision', 'output_precision'):
         if values.get(name, '') not in PRECISIONS:
-            message = f"{name}={values[name]!r}: only 'int8' means int8, anything else reads as Float16"
+            message = (
+                f"{name}={values[name]!r}: only 'int8' means int8; the engine reads anything else as Float16"
+            )
             yield name, 'precision', message
     yield from _range_rules(node)
 
@@ -109,10 +111,10 @@ def _geometry_rules(node: ParsedNode) -> NodeViolations:
             yield name, 'attribute-value', message
     activation = values['activation']
     if activation not in (*ACTIVATIONS, *libspconv_measured.NO_ACTIVATION):
-        message = f"activation={activation!r}; the engine knows 'ReLU' and 'None', in this spelling"
+        message = f"activation={activation!r}; the engine supports 'ReLU' and 'None', spelled like this"
         yield 'activation', 'activation', message
     if values['output_bound'] < 1:
-        message = f'output_bound={values["output_bound"]}: the engine makes room for no active site'
+        message = f'output_bound={values["output_bound"]}: the engine reserves memory for no active site'
         yield 'output_bound', 'output-bound', message
     if values['kernel_size'] == (1, 1, 1) and not values['subm']:
         message = (
@@ -137,7 +139,7 @@ def _array_rules(node: ParsedNode) -> NodeViolations:
         if count:
             yield name, 'not-finite', f'{count} of {array.size} values of the {name} are NaN or infinite'
     if weight.size and not weight.any():
-        yield 'weight', 'all-zero', 'all weights are zero: was the checkpoint loaded?', WARNING
+        yield 'weight', 'all-zero', 'all weights are zero: check that the checkpoint was loaded', WARNING
 
 
 def _unread_rules(node: ParsedNode) -> NodeViolations:
@@ -177,7 +179,7 @@ def _range_rules(node: ParsedNode) -> NodeViolations:
     if node.is_convolution:
         yield from _weight_range_rules(node, computes_int8)
     if any(ranges.values()) and not any(node.values.get(name) for name in ('precision', 'output_precision')):
-        message = f'{next(iter(ranges))} is set, precision is not: the engine takes Float16'
+        message = f'{next(iter(ranges))} is set but precision is not: the engine uses Float16'
         yield 'precision', 'precision', message, WARNING
 
 
@@ -206,8 +208,9 @@ def _graph_rules(graph: onnx.GraphProto, nodes: list[ParsedNode]) -> Iterator[Vi
     for node in nodes:
         if node.output not in used:
             message = (
-                f'its output {node.output!r} is used by no node: the graph is disconnected, what follows '
-                f'takes another tensor. Something between was not traced (BatchNorm that is not folded?)'
+                f'its output {node.output!r} is used by no node: the graph is disconnected, since the '
+                'next node reads another tensor. Something in between was not traced, perhaps a '
+                'BatchNorm that is not folded'
             )
             yield Violation(node.name, node.output, 'disconnected', message)
 
@@ -233,7 +236,7 @@ def _order_rules(nodes: list[ParsedNode], file_order: str) -> Iterator[Violation
             if len(grid) == 3 and grid[z_axis] > FLAT_RATIO * min(grid):
                 message = (
                     f'format={order!r} makes axis {z_axis} z, but {list(grid)} of {owner.name} has its '
-                    f'shortest axis elsewhere: are coordinates, weights and shapes in the other order?'
+                    'shortest axis elsewhere: coordinates, weights or shapes may be in the other order'
                 )
                 yield Violation(node.name, 'format', 'order', message, WARNING)
                 break
@@ -335,7 +338,7 @@ class TensorWalk:
                 return counterpart[1]
             message = (
                 f'inverse convolution with rulebook {node.values["rulebook"]!r}, which no convolution '
-                f'before it has: the engine does not know which sites to go back to'
+                'before it has: the engine cannot restore its sites'
             )
             self._report(node, 'rulebook', 'rulebook', message)
             return TensorFacts(sites=node.name)
@@ -368,7 +371,7 @@ class TensorWalk:
 
     def _check_output_bound(self, node: ParsedNode, target: TensorFacts) -> None:
         bound = node.values['output_bound']
-        consequence = 'the engine has no room for more active sites than that'
+        consequence = 'the engine has no memory for more active sites'
         traced_rows = node.unread['output_shape'][:1]
         if traced_rows and traced_rows[0] > bound > 0:
             message = f'output_bound={bound}, but {traced_rows[0]} sites were active when it was traced; '

@@ -33,8 +33,8 @@ def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]
     if weight.ndim == 5 and (weight.shape[-1], weight.shape[0]) not in CHANNELS:
         pairs = ', '.join(f'{inputs} -> {outputs}' for inputs, outputs in CHANNELS)
         message = (
-            f'{weight.shape[-1]} -> {weight.shape[0]} channels: {VERSION} has no such kernel and ends the '
-            f'program when it loads the file; it has {pairs}'
+            f'{weight.shape[-1]} -> {weight.shape[0]} channels: {VERSION} has no such kernel and aborts '
+            f'when it loads the file; it has {pairs}'
         )
         yield 'weight', 'no-kernel', message, WARNING
     kernel, dilation = tuple(values['kernel_size']), tuple(values['dilation'])
@@ -42,12 +42,12 @@ def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]
         shape = 'x'.join(map(str, kernel))
         dilated = f' with dilation {list(dilation)}' if set(dilation) != {1} else ''
         message = (
-            f'a submanifold kernel of {shape}{dilated}: {VERSION} computes other values than spconv, or does '
-            f'not start; write a smaller one as 3x3x3 with zeros around it'
+            f'a submanifold kernel of {shape}{dilated}: {VERSION} does not start or computes other values '
+            'than spconv; write a smaller kernel as 3x3x3 with zeros around it'
         )
         yield 'kernel_size', 'submanifold-kernel', message, ERROR
     if values['activation'] in NO_ACTIVATION:
-        message = f'activation={values["activation"]!r}: {VERSION} loads it and computes none'
+        message = f'activation={values["activation"]!r}: {VERSION} loads it but applies no activation'
         yield 'activation', 'activation', message, ERROR
 
 
@@ -61,7 +61,7 @@ def rules_of_grid(node: ParsedNode) -> Iterator[tuple[str, str, str, str]]:
             if axis == 0 and cells <= LARGEST_GRID[2] and grid[2] <= LARGEST_GRID[0]:
                 advice = '; the other --order has room for it'
             message = (
-                f'axis {axis} has {cells} cells, and {VERSION} tells {largest} apart: sites {largest} cells '
-                f'apart along it and next to each other otherwise are taken for neighbours{advice}'
+                f'axis {axis} has {cells} cells, but {VERSION} distinguishes only {largest}: it treats '
+                f'sites {largest} cells apart on this axis as neighbours{advice}'
             )
             yield 'input_spatial_shape', 'grid-size', message, WARNING

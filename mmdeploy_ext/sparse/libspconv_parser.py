@@ -193,7 +193,7 @@ class EngineParser:
             rule = 'initializer-bytes'
             problem = f'has {len(tensor.raw_data)} bytes of raw_data, expected {size} for {list(tensor.dims)}'
         if problem:
-            message = f'initializer {name!r} {problem}; the engine logs it and goes on with no values'
+            message = f'initializer {name!r} {problem}; the engine logs it and continues without values'
             self._report(node, name, rule, message)
             return np.zeros(0, np.float16)
         return np.frombuffer(tensor.raw_data, '<f2').reshape(tuple(tensor.dims))
@@ -203,7 +203,7 @@ class EngineParser:
         text = repr(value) if value != () else 'an empty list'
         if attribute is None:
             if field.severity:
-                message = f'has no attribute {field.name!r}; the engine takes {text} in silence'
+                message = f'has no attribute {field.name!r}; the engine silently uses {text}'
                 self._report(name, field.name, 'attribute-missing', message, field.severity)
             return value
         kind = onnx.AttributeProto.AttributeType.Name(attribute.type)

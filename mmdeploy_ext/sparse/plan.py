@@ -147,8 +147,8 @@ def site_levels(graph: SparseGraph) -> dict[str, int]:
         level = levels[node.inputs[0]]
         if any(levels[tensor] != level for tensor in node.inputs):
             raise ExportError(
-                f'{_title(node)}: adds tensors on different active sites, which no engine can; both branches '
-                f'need the same strided convolutions'
+                f'{_title(node)}: adds tensors on different active sites, which is not possible; both '
+                'branches need the same strided convolutions'
             )
         levels[node.output] = level
         if is_convolution and node.inverse:
@@ -210,7 +210,7 @@ def _check_grids(node: SparseConvolution, grid: Triple, output_grid: Triple) -> 
     stated = tuple(node.input_spatial_shape), tuple(node.output_spatial_shape)
     if stated != (grid, output_grid):
         raise ExportError(
-            f'{_title(node)}: says grids {stated[0]} -> {stated[1]}; its geometry gives {grid} -> '
+            f'{_title(node)}: states grids {stated[0]} -> {stated[1]}, but its geometry gives {grid} -> '
             f'{output_grid}'
         )
 

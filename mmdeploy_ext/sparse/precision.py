@@ -69,8 +69,8 @@ def _precisions(
         if not names:
             examples = ', '.join(f'{node.name} ({node.module})' for node in nodes[:3])
             raise UsageError(
-                f'precision override {pattern!r} fits no convolution or addition; expected a node name or a '
-                f'module path, * standing for anything: {examples}, ...'
+                f'precision override {pattern!r} matches no convolution or addition; expected a node name '
+                f'or a module path with * as a wildcard: {examples}, ...'
             )
         precisions.update(dict.fromkeys(names, pair))
     return precisions
@@ -118,7 +118,7 @@ def _check_ranges(nodes: Sequence[Node]) -> None:
         for consumer in consumers.get(node.output, ()) if node.output_precision == 'int8' else ():
             if problem := _input_problem(consumer):
                 raise UsageError(
-                    f'{consumer.name} ({consumer.module}): reads what {node.name} stores in int8, but '
+                    f'{consumer.name} ({consumer.module}): reads the int8 output of {node.name}, but '
                     f'{problem}; calibrate'
                 )
 

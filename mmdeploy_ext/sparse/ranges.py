@@ -121,7 +121,7 @@ class Ranges:
         digest = graph_digest(graph)
         if self.graph_sha256 and self.graph_sha256 != digest:
             raise UsageError(
-                f'{self.title}: are ranges of another network (graph {self.graph_sha256[:12]}, expected '
+                f'{self.title}: has ranges of another network (graph {self.graph_sha256[:12]}, expected '
                 f'{digest[:12]}); calibrate this one'
             )
         for node in graph.convolutions():
@@ -141,7 +141,7 @@ class Ranges:
         if checkpoint_sha256 and self.checkpoint_sha256:
             hashes = f' (checkpoint {self.checkpoint_sha256[:12]}, this one is {checkpoint_sha256[:12]})'
         raise UsageError(
-            f'{self.title}: are ranges of other weights{hashes}: {node.name} ({node.module}) has the norm '
+            f'{self.title}: has ranges of other weights{hashes}: {node.name} ({node.module}) has the norm '
             f'{norm:.6g}, expected {ranges.weight_norm:.6g}; calibrate this checkpoint'
         )
 
@@ -189,7 +189,7 @@ class Ranges:
         """Rebuild from `to_json`; only `format`, `version` and `nodes` are required."""
         if not isinstance(content, dict) or content.get('format') != FORMAT:
             raise UsageError(
-                f'{title}: is not a file of ranges ("format" must be "{FORMAT}"); make one with '
+                f'{title}: is not a file of ranges ("format" must be "{FORMAT}"); write one with '
                 f'{tool("calibrate")} --calibrate'
             )
         try:

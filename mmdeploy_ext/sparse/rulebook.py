@@ -58,9 +58,9 @@ class Level:
         if row >= 0:
             first = int(np.flatnonzero(keys == keys[row])[0])
             raise DataError(
-                f'coordinates: rows {first} and {row} are the same voxel {self.coordinates[row].tolist()}; '
-                f'expected every voxel once: merge the points of a voxel, as `voxelise` of preprocess.points '
-                f'does'
+                f'coordinates: rows {first} and {row} are the same voxel '
+                f'{self.coordinates[row].tolist()}; expected each voxel once: merge the points of a '
+                'voxel, as in `voxelise` of preprocess.points'
             )
         return slots, rows, shift
 

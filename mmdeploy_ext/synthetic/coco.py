@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     size = tuple(args.size) if args.size else None
     counts = dict(train_images=args.train_images, val_images=args.val_images)
     was_made = ensure_toy_coco(args.out, seed=args.seed, size=size, force=args.force, **counts)
-    pictures = f'{args.train_images} training and {args.val_images} validation pictures made'
+    pictures = f'{args.train_images} training and {args.val_images} validation images written'
     print(f'{args.out}: {pictures if was_made else staging.EXISTS}')
     return 0
 
@@ -141,7 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
     parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
-    parser.add_argument('--force', action='store_true', help='replace a generated set at --out')
+    parser.add_argument('--force', action='store_true', help='replace a generated data set at --out')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size (default: a mix)')
 
 
@@ -208,7 +208,7 @@ def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parame
         ensure_toy_coco(root, **parameters)
     set_parameters = read_json(root / staging.MANIFEST)['parameters']
     if set_parameters.get('world') != WORLD or not {'seed', 'size', *SPLITS} <= set_parameters.keys():
-        raise DataError(f'{root}: is no set of `mm2onnx synthetic coco` of world {WORLD}; name one')
+        raise DataError(f'{root}: is not a data set of `mm2onnx synthetic coco` of world {WORLD}; pass one')
     was_made = False
     with staging.locked(root):
         for split in SPLITS:

@@ -39,7 +39,7 @@ OPTIONS = (
     (
         '--drop-share',
         'P',
-        'chance that a camera is dark or dazzled in a key frame after a good one (default: %(default)s)',
+        'probability that a camera becomes dark or overexposed in a key frame (default: %(default)s)',
     ),
 )
 """Name, metavar and help of the options, in the order of `SetOptions`."""
@@ -144,4 +144,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         parser.add_argument(name, default=field.default, metavar=metavar, help=text, **value)
     parser.add_argument('--jobs', type=int, default=2, metavar='N', help='processes (default: %(default)s)')
-    parser.add_argument('--force', action='store_true', help='replace a generated set at --out')
+    parser.add_argument('--force', action='store_true', help='replace a generated data set at --out')

@@ -100,7 +100,9 @@ def check_root(root: Path, version: str) -> None:
     if version not in SPLITS:
         raise UsageError(f'--version: got {version!r}, expected one of {", ".join(SPLITS)}')
     if not root.is_dir():
-        raise DataError(f'{root}: no such folder; --root-path names the one with {version}/ and samples/')
+        raise DataError(
+            f'{root}: no such folder; pass the folder with {version}/ and samples/ as --root-path'
+        )
     if not (root / version).is_dir():
         versions = sorted(path.name for path in root.glob('v*') if path.is_dir())
         raise DataError(

@@ -58,7 +58,9 @@ def make_set(
     - `force`: replace a set at `root`, never other folders.
     """
     if root.resolve() == Path.cwd():
-        raise DataError(f'{root}: is the working directory, which a finished set would replace; name another')
+        raise DataError(
+            f'{root}: is the working directory, which the data set would replace; choose another folder'
+        )
     with locked(root):
         if (root / MANIFEST).is_file() and not force:
             existing = read_json(root / MANIFEST)['parameters']
@@ -94,5 +96,5 @@ def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
     """Write (H, W, 3) uint8 BGR; quality 0..100."""
     done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise DataError(f'{path}: OpenCV could not encode the picture of shape {image.shape}')
+        raise DataError(f'{path}: OpenCV could not encode an image of shape {image.shape}')
     path.write_bytes(encoded.tobytes())

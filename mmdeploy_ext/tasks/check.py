@@ -20,7 +20,7 @@ def check_task(task: str, results: Any, compared: Sequence[str] = ()) -> list[st
     match = task_module(task).match_detections
     results = results[np.argsort(-results.scores, kind='stable')]
     if not match('unchanged', results, results).matched:
-        raise DataError('these results are not matched with themselves; give some that count')
+        raise DataError('these results do not match themselves; pass results above the thresholds')
     overlooked = []
     for name, changed in _changed(results, compared):
         with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError):  # not called equal

@@ -38,8 +38,7 @@ def problem(reference: Instances, candidate: Instances) -> str:
         masks, scores, labels = results.masks, results.scores, results.labels
         if masks.ndim != 3 or len(masks) != len(scores) or labels.shape != (len(scores),):
             return (
-                f'{side}: masks {masks.shape}, scores {scores.shape} and labels {labels.shape} do not belong '
-                f'together'
+                f'{side}: masks {masks.shape}, scores {scores.shape} and labels {labels.shape} do not match'
             )
         if bad := int((~np.isfinite(scores)).sum()):
             return f'{side}: {bad} instances have NaN or infinite scores'

@@ -35,9 +35,7 @@ def problem(reference: Polylines, candidate: Polylines) -> str:
             lines.points.shape[:1] != lines.scores.shape
             or lines.points.shape[1:] != reference.points.shape[1:]
         ):
-            return (
-                f'{side}: points {lines.points.shape} and scores {lines.scores.shape} do not belong together'
-            )
+            return f'{side}: points {lines.points.shape} and scores {lines.scores.shape} do not match'
         if not (np.isfinite(lines.points).all() and np.isfinite(lines.scores).all()):
             return f'{side}: lines have NaN or infinite values'
     return ''

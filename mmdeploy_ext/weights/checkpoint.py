@@ -101,7 +101,7 @@ class Checkpoint:
         """Drop keys that begin with `prefixes`; CheckpointError: a prefix of no key."""
         for prefix in prefixes:
             if not any(key.startswith(prefix) for key in self.state_dict):
-                raise CheckpointError(f'{self.path}: --ignore-keys {prefix}: no key begins so')
+                raise CheckpointError(f'{self.path}: --ignore-keys {prefix}: no key has this prefix')
         kept = {key: value for key, value in self.state_dict.items() if not key.startswith(tuple(prefixes))}
         return dataclasses.replace(self, state_dict=kept)
 
@@ -125,7 +125,9 @@ def read_content(path: str | Path) -> Any:
         code = re.search(r'GLOBAL ([\w.]+)', str(error))
         kind = described_kind(path, 'PyTorch')
         if code and 'nsupported' in str(error):
-            message = f'{path}: holds {code.group(1)}, which would run code on loading; do not load this file'
+            message = (
+                f'{path}: holds {code.group(1)}, which would run code when loaded; do not load this file'
+            )
         elif kind:
             message = f'{path}: is not a PyTorch checkpoint: it {kind}'
         else:
@@ -138,13 +140,11 @@ def read_content(path: str | Path) -> Any:
 
 def _check_is_file(path: str) -> None:
     if Path(path).is_dir():
-        raise CheckpointError(f'{path}: is a folder; give the checkpoint file in it')
+        raise CheckpointError(f'{path}: is a folder; pass the checkpoint file in it')
     if not Path(path).exists():
         raise CheckpointError(f'{path}: no such checkpoint file')
     if not Path(path).is_file():
-        raise CheckpointError(
-            f'{path}: is a pipe or a device; checkpoints are read from a file, copy it there'
-        )
+        raise CheckpointError(f'{path}: is a pipe or a device; copy the checkpoint to a file')
 
 
 def check_archive(path: str | Path) -> None:
@@ -257,8 +257,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if objects and not advice:
             kind = type(objects[0])
             raise PickledModelError(
-                f'{path}: holds an object of {kind.__module__}.{kind.__name__}, which is not loaded, instead '
-                f'of its weights; load it where its classes are, and save '
+                f'{path}: holds an object of {kind.__module__}.{kind.__name__}, which is not loaded, '
+                'instead of weights; load it where its classes are installed, and save '
                 f"{{'state_dict': model.state_dict()}}"
             )
         raise CheckpointError(
@@ -403,7 +403,7 @@ def ignoring_advice(problems: str, unexpected: Sequence[str]) -> str:
     prefix = '.'.join(names[0] for names in common)
     if not prefix or not problems.startswith('unexpected'):
         return ''
-    return f', or leave these weights out: --ignore-keys {prefix}.'
+    return f', or ignore these weights with --ignore-keys {prefix}.'
 
 
 def misfits(

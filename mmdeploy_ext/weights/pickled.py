@@ -19,8 +19,8 @@ from mmdeploy_ext.weights.checkpoint import plain_tensors
 from mmdeploy_ext.weights.inert_pickle import INERT_PICKLE, StandIn
 
 CONVERT = (
-    'In the environment that made it, load it and `torch.save({"state_dict": model.state_dict()}, FILE)`, '
-    'which keeps the calibrated ranges too'
+    'Load it in its own environment and run `torch.save({"state_dict": model.state_dict()}, FILE)`, which '
+    'also keeps the calibrated ranges'
 )
 
 
@@ -32,7 +32,7 @@ def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         if not _is_pickle(path):
             raise CheckpointError(
-                f'{path}: is a TorchScript archive, or none that torch.save wrote. {CONVERT}'
+                f'{path}: is a TorchScript archive, or was not written by torch.save. {CONVERT}'
             )
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about sources of classes that are not installed
@@ -48,7 +48,7 @@ def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
             f'({type(error).__name__}: {error}). {CONVERT}'
         ) from error
     if not weights:
-        raise CheckpointError(f'{path}: holds objects but no weights that could be found. {CONVERT}')
+        raise CheckpointError(f'{path}: has objects but no weights that mm2onnx can find. {CONVERT}')
     with named(path):
         return plain_tensors(weights)
 

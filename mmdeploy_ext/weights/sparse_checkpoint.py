@@ -75,7 +75,7 @@ class LoadReport:
         if self.ranges:
             parts.append(f'{len(self.ranges)} calibrated ranges')
         if self.rest == 'absent':
-            parts.append("the model's other weights are not in it")
+            parts.append("it lacks the model's other weights")
         return '; '.join(parts)
 
 
@@ -172,8 +172,8 @@ def _find_prefix(source: Source, kernels: Sequence[layouts.Kernel]) -> str:
     (prefix, count), *rest = counts.most_common(2)
     if rest and rest[0][1] == count and (count > 1 or len(kernels) == 1):
         raise CheckpointError(
-            f'{source.path}: holds two backbones, {prefix}* and {rest[0][0]}*, that fit equally; save '
-            f'the one that is meant as {{"state_dict": ...}}'
+            f'{source.path}: holds two backbones, {prefix}* and {rest[0][0]}*, that fit equally; save the '
+            f'one to use as {{"state_dict": ...}}'
         )
     return prefix
 

@@ -114,8 +114,8 @@ def decide_layouts(
     if undecided:
         raise CheckpointError(
             f'{path}: the layout of {len(undecided)} kernels cannot be told from their shapes '
-            f'({"; ".join(undecided[:3])}), and the others do not decide it; a wrong guess would load and be '
-            f'wrong. Say --weight-layout spconv1 or spconv2, by the library that trained it'
+            f'({"; ".join(undecided[:3])}), and the others do not decide it; a wrong layout would load '
+            'and give wrong results. Pass --weight-layout spconv1 or spconv2, the library of the training'
         )
     return layout_of
 

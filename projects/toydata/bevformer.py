@@ -267,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--out', required=True, type=Path, help='checkpoint to write')
     parser.add_argument('--iterations', type=int, default=420)
     parser.add_argument('--seed', type=int, default=0)
-    text = 'checkpoint of an earlier run, with whose weights this one begins; the optimiser begins anew'
+    text = 'checkpoint whose weights this run starts with; the optimiser starts fresh'
     parser.add_argument('--begin-with', help=text)
     args = parser.parse_args(argv)
     if args.iterations < 1:

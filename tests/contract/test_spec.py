@@ -42,12 +42,12 @@ def test_right_feeds_pass_with_and_without_the_optional_one():
 @pytest.mark.parametrize(
     ('name', 'array', 'message'),
     [
-        ('input', None, r"input 'input' of toy/full is missing; it expects float32 Bx3xHxW"),
+        ('input', None, r"input 'input' of toy/full is missing; expected float32 Bx3xHxW"),
         ('inputs', np.zeros(1), r"'inputs' is not an input of toy/full; its inputs are input, img_shape"),
         ('input', np.zeros((1, 3, 8, 8)), r"'input': got float64 1x3x8x8, expected float32 Bx3xHxW"),
         ('input', np.zeros((3, 8, 8), np.float32), r'got shape 3x8x8 with 3 axes, expected float32 Bx3xHxW'),
         ('input', np.zeros((2, 4, 8, 8), np.float32), r'got shape 2x4x8x8, expected float32 Bx3xHxW'),
-        ('input', np.zeros((0, 3, 8, 8), np.float32), r'got shape 0x3x8x8, a batch of no images; expected'),
+        ('input', np.zeros((0, 3, 8, 8), np.float32), r'got shape 0x3x8x8, an empty batch; expected'),
         ('pre_memory', np.zeros((1, 9, 4), np.float32), r"'pre_memory': got shape 1x9x4, expected.*1x8x4"),
         ('img_shape', np.zeros((1, 2), np.float32), r"'img_shape': got shape 1x2, but B is 2 in 'input'"),
     ],

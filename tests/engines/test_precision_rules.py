@@ -32,7 +32,7 @@ PRODUCTS = 'Conv', 'MatMul', 'Gemm'
 CASES = {
     'GridSample of opset 20': (one_node('GridSample', 'float', 20), one_node('GridSample', 'float', 18)),
     'beyond 65,504 keys': (attention('float16', 65_505), attention('float16', 64)),
-    'adds in float16': (attention('float16', 64), attention('float', 64)),
+    'sums in float16': (attention('float16', 64), attention('float', 64)),
     **{f'TF32 {name}': (one_node(name, 'float'), one_node(name, 'float16')) for name in PRODUCTS},
     **{
         f'no bfloat16 {name}': (one_node(name, 'bfloat16', 22), one_node(name, 'float', 22))

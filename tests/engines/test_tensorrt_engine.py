@@ -48,7 +48,7 @@ def test_an_engine_of_another_version_is_refused(engine):
     record = read_record(engine)
     check_version(record, 'tensorrt-rtx', '1.2.0', engine)
     for name, version in (('tensorrt-rtx', '9.9.9'), ('tensorrt', '1.2.0')):
-        with pytest.raises(EngineError, match=rf'here is {name} {version}'):
+        with pytest.raises(EngineError, match=rf'but {name} {version} is installed'):
             check_version(record, name, version, engine)
 
 

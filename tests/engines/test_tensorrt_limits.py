@@ -32,7 +32,7 @@ REFUSED = {
     ),
     'topk': (
         parse(K, 'float[1,5000] x', 'float[1,3841] y', constants='<int64[1] k = {3841}>'),
-        r'best \(TopK\): K=3841, and TensorRT sorts 3840 at most',
+        r'best \(TopK\): K=3841, but TensorRT sorts at most 3840',
     ),
     'integer product': (
         parse('[prod] y = MatMul(x, x)', 'int64[3,3] x', 'int64[3,3] y'),
@@ -46,7 +46,7 @@ REFUSED = {
     ),
     'split': (
         parse('[parts] y, z = Split(x, n)', 'float[9] x, int64[2] n', 'float[A] y, float[B] z'),
-        r'parts \(Split\): splits by lengths that are known at run time only',
+        r'parts \(Split\): splits by lengths that are known only at run time',
     ),
     'unknown operator': (
         parse('[sel] y = Compress(x, c)', 'float[9] x, bool[9] c', 'float[N] y'),

@@ -1,20 +1,24 @@
 """A model over protobuf's 2 GiB is a pair, m.onnx and m.onnx.data, in every command; here it is 100 kB."""
 
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from mmdeploy_ext import open_model
 from mmdeploy_ext.cli import export_app, info_app, kit_app, run_app, verify_app
 from mmdeploy_ext.contract import digest
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.util.files import external_locations, sha256_onnx
 from mmdeploy_ext.util.folders import restore_interrupted
+from mmdeploy_ext.util.heap import resident_bytes
 from refusals import refused
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, SHIPPED, export_toy, load_toy
 
@@ -109,3 +113,18 @@ def test_a_pair_whose_writing_was_killed_between_two_renames_is_completed(pair, 
     restore_interrupted([path])
     assert sorted(entry.name for entry in tmp_path.iterdir()) == PAIR
     assert digest.state(path) == digest.WHOLE and files.load(path) == model
+
+
+def test_an_export_makes_two_copies_of_the_weights_at_most():
+    layers = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(16))).eval()
+    status = Path('/proc/self/status')
+    try:
+        Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+    except OSError:
+        pytest.skip('no peak of the memory here')
+    before = resident_bytes()
+    model = export_module(layers, [torch.zeros(1, 1024)])
+    peak = re.search(r'VmHWM:\s*(\d+) kB', status.read_text())
+    weights = sum(tensor.nbytes for tensor in layers.parameters())
+    assert model.ByteSize() > weights
+    assert int(peak[1]) * 1024 - before < 2.5 * weights

@@ -223,6 +223,9 @@ CASES = dict(
     ),
     conditional_detr=detr('ConditionalDETR'),
     convnext=detr('ConditionalDETR', backbone=CONVNEXT, channels=320),
+    convnext_v2=detr(
+        'ConditionalDETR', backbone=dict(CONVNEXT, use_grn=True, layer_scale_init_value=0.0), channels=320
+    ),
     dab_detr=detr(
         'DABDETR',
         decoder=dict(query_dim=4, query_scale_type='cond_elewise', with_modulated_hw_attn=True),

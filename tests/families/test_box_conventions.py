@@ -4,6 +4,8 @@ from types import SimpleNamespace as Names
 
 import numpy as np
 import pytest
+import torch
+from mmdet3d.models import build_voxel_encoder
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_anchor3d
@@ -12,9 +14,10 @@ from mmdeploy_ext.families.anchor3d.facts import AnchorFacts
 from mmdeploy_ext.families.anchor3d.graphs import facts_of
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
-from mmdeploy_ext.families.common.box_conventions import note_head_convention
+from mmdeploy_ext.families.common.box_conventions import note_head_convention, with_heights
 from mmdeploy_ext.families.common.runtime import anchors3d, center_boxes
 from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 COLUMNS, ROWS = 60, 12
 """Of the map; its cells are 1 m, and their indices are metres."""
@@ -126,3 +129,31 @@ def test_a_checkpoint_of_0_17_brings_the_defaults_of_0_17(tmp_path):
         found[version] = facts.box_convention, facts.dir_offset, facts.dir_limit_offset, facts.sizes[:2]
     assert found['0.17.2'] == ('0.17', 0, 1, (1.6, 3.9))
     assert found['1.0.0rc6'] == ('1.x', pytest.approx(-np.pi / 2), 0, (3.9, 1.6))
+
+
+@pytest.mark.parametrize('with_distance', [False, True])
+@pytest.mark.parametrize('legacy', [False, True])
+def test_pillars_of_0_17_have_no_height_from_their_centre(legacy, with_distance):
+    encoder = build_voxel_encoder(
+        dict(
+            type='PillarFeatureNet', in_channels=4, feat_channels=[8], voxel_size=(2, 2, 4), legacy=legacy,
+            point_cloud_range=(0, 0, -3, 8, 8, 1), with_distance=with_distance, norm_cfg=dict(type='BN1d'),
+        )
+    ).eval()  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(1, 1, 4, generator=generator)
+    weight = torch.rand(8, 9 + with_distance, generator=generator)
+    key = 'encoder.pfn_layers.0.linear.weight'
+    fitted = with_heights(encoder, 'encoder', Checkpoint('', {key: weight}, {}))
+    encoder.pfn_layers[0].linear.weight.data = fitted.state_dict[key]
+    from_centre = points[0, :, :2] - 1
+    seen = torch.cat([from_centre, points[0, :, 2:]], 1) if legacy else points[0]
+    columns = [
+        seen,
+        torch.zeros(1, 3),
+        from_centre,
+        *([seen[:, :3].norm(dim=1, keepdim=True)] * with_distance),
+    ]
+    found = encoder(points, torch.ones(1, dtype=torch.int32), torch.zeros(1, 4, dtype=torch.int32))
+    expected = torch.relu(torch.cat(columns, 1) @ weight.T) / (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

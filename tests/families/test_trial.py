@@ -44,6 +44,12 @@ class BackboneOfOneSize(ResNet):
         return super().forward(picture)
 
 
+@BACKBONES.register_module()
+class BackboneOfFrequencies(ResNet):
+    def forward(self, picture):
+        return super().forward(picture + torch.fft.rfft2(picture).real.mean())
+
+
 @pytest.fixture(autouse=True)
 def no_parts(monkeypatch):
     """Try no parts of what is refused, see tests/parts/test_parts_of_refused.py."""
@@ -80,3 +86,11 @@ def test_a_model_that_runs_at_its_own_size_alone_is_exported(tmp_path):
 def test_what_a_kernel_says_of_untrained_weights_is_no_refusal(tmp_path):
     content = TOY + "model = dict(bbox_head=dict(type='HeadOfUntrainedRegions'))\n"
     assert checked(tmp_path, content) == 0
+
+
+@pytest.mark.parametrize('words', [(), ('--dynamic-export',)])
+def test_an_operator_that_the_exporter_lacks_is_refused_with_module_line_and_parts(words, tmp_path, capsys):
+    content = TOY + "model = dict(backbone=dict(type='BackboneOfFrequencies'))\n"
+    assert checked(tmp_path, content, *words) != 0
+    said = capsys.readouterr().err
+    assert all(part in said for part in ('fft_rfft2', 'backbone', 'test_trial.py:', '--parts'))

@@ -165,6 +165,25 @@ def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_pat
 
 
 @pytest.mark.matrix
+def test_lines_and_plans_go_through_a_kit(tmp_path):
+    toy, kit = toy_frames.SPARSEDRIVE_SHORT, tmp_path / 'kit'
+    detector = toy.load(tmp_path)
+    toy.export(detector, tmp_path)
+    drive, _ = proof_samples(detector, 3)
+    SEQUENCE.kit(detector, str(tmp_path / toy.name), drive, kit, GENERATED)
+    outputs = run(kit, tmp_path / 'outputs')[1]
+    judgement = judge(kit, outputs)
+    assert judgement.passed, judgement.failures
+    assert all(row.figures['match_rate'] == 1 for row in judgement.with_figure('frames'))
+
+    def other_plan(arrays):
+        arrays['plan_steps'] = arrays['plan_steps'][:, ::-1].copy()
+
+    judgement = judge(kit, changed(outputs, tmp_path / 'o', other_plan, 'sparsedrive_next_001'))
+    assert not judgement.passed and 'plan' in ' '.join(judgement.failures), judgement.failures
+
+
+@pytest.mark.matrix
 def test_a_file_that_runs_for_the_frame_before_gets_the_tensors_of_that_frame(tmp_path):
     """The rig changes in the second frame, in which PETRv2's embedding runs for both frames."""
     detector, kit = toy_frames.PETRV2.load(tmp_path), tmp_path / 'kit'

@@ -56,5 +56,5 @@ def test_the_file_of_a_config_of_pictures_runs(tmp_path, capsys):
 def test_what_a_sample_lacks_is_named_with_the_users_line():
     sample = toy_parts.samples()[0]
     del sample['img_metas'][0]['lidar2img']
-    with pytest.raises(ConfigError, match=r'toy_parts\.py:\d+\): matrices = .*img_metas lacks lidar2img;'):
+    with pytest.raises(ConfigError, match=r'toy_parts\.py:\d+\): matrices = .*img_metas has no lidar2img;'):
         run_test_path(toy_parts.Detector(), sample)

@@ -1,10 +1,18 @@
 """Cameras that people write wrongly are refused with the entry, for pictures and for rigs."""
 
+import json
+
 import numpy as np
 import pytest
 
 import toy_stream_files as stream
-from mmdeploy_ext.preprocess.cam2img import check_camera, check_projection, square_matrix
+from mmdeploy_ext.preprocess.cam2img import (
+    camera_for,
+    check_camera,
+    check_projection,
+    read_cameras,
+    square_matrix,
+)
 from mmdeploy_ext.runtime.infos import read_frames
 from mmdeploy_ext.util.errors import DataError, ShapeError
 from toy_streampetr_export import RULE
@@ -48,3 +56,26 @@ def test_cameras_of_published_data_sets_are_taken(name):
     matrix, size = PUBLISHED[name]
     check_camera(square_matrix(matrix), size)
     check_projection(square_matrix(matrix) @ LIDAR2CAM, size)
+
+
+def test_a_file_of_cameras_names_what_is_wrong_in_it(tmp_path):
+    path, camera = tmp_path / 'cameras.json', RIGHT.tolist()
+    for content in ('text', [[1, 2], [3, 4]], {'images': [{'file_name': 'a.png'}]}):
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=r'cameras\.json'):
+            read_cameras(path)
+    path.write_text(
+        json.dumps(
+            {'images': [dict(file_name='a.png', cam_intrinsic=m) for m in (camera, [*camera[:2], [0, 0, 2]])]}
+        )
+    )
+    with pytest.raises(DataError, match=r'a\.png is there twice'):
+        read_cameras(path)
+
+
+def test_a_picture_has_one_camera_by_the_end_of_its_path():
+    cameras = {name: np.eye(4) * number for number, name in enumerate(('left/a.png', 'right/a.png'), start=1)}
+    assert camera_for(cameras, '/data/right/a.png')[0, 0] == 2
+    for picture, said in (('b.png', 'has no camera'), ('a.png', 'left/a.png, right/a.png')):
+        with pytest.raises(DataError, match=said):
+            camera_for(cameras, picture)

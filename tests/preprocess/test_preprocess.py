@@ -198,6 +198,13 @@ def in_float32(**resize):
     return steps
 
 
+def loaded(color_type, resize='cv2', without=''):
+    steps = with_step('Resize', backend=resize)
+    steps[0]['color_type'] = color_type
+    steps[1]['transforms'] = [entry for entry in steps[1]['transforms'] if entry['type'] != without]
+    return steps
+
+
 def reordered(*kinds):
     steps = pipeline((333, 200), IMAGENET, dict(size_divisor=32))
     by_kind = {entry['type']: entry for entry in steps[1]['transforms']}
@@ -211,6 +218,20 @@ def reordered(*kinds):
         (with_step('Resize', interpolation='bicubic'), "interpolation='bicubic'"),
         (with_step('MultiScaleFlipAug', flip=True), 'flip=True'),
         (reordered('Pad', 'Resize', 'Normalize'), 'Pad, Resize, Normalize'),
+        (loaded(color_type='grayscale', resize='pillow', without='Normalize'), "'grayscale'"),
+        (loaded(color_type='unchanged', without='Normalize'), 'no Normalize'),
+        (loaded(color_type='bgr'), "'bgr'"),
+        (in_float32(backend='pillow'), 'to_float32'),
+        (with_step('Resize', backend='skimage'), "'skimage'"),
+        (with_step('MultiScaleFlipAug', img_scale=333), 'img_scale=333'),
+        (with_step('MultiScaleFlipAug', img_scale=[(1, 2, 3)]), r'\(1, 2, 3\)'),
+        (with_step('MultiScaleFlipAug', img_scale=[(333, 200), (400, 300)]), '2 scales'),
+        (with_step('MultiScaleFlipAug', img_scale=None, scale_factor=2.0), 'scale_factor=2.0'),
+        (with_step('Normalize', mean=[0, 0]), r'mean=\[0, 0\]'),
+        (with_step('Pad', pad_to_square=True), 'pad_to_square'),
+        (with_step('Pad', pad_val='black'), 'Pad'),
+        ([dict(type='LoadImageFromFile'), dict(type='RandomFlip', flip_ratio=0.5)], 'flip_ratio=0.5'),
+        (centred(test_mode=False), 'test_mode=False'),
     ],
 )
 def test_unsupported_step_is_refused_by_name(steps, named):

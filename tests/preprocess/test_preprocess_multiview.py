@@ -8,6 +8,7 @@ import pytest
 
 from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.preprocess.pillow_resize import FILTERS, resize_pillow
+from mmdeploy_ext.util.errors import ConfigError, ShapeError
 from mmdeploy_ext.util.typed_json import read
 
 STATISTICS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
@@ -122,3 +123,35 @@ def test_survives_json_and_the_metadata_tells_it_from_the_rule_of_one_image():
 
     for rule in (multiview_rule(pipeline(SMALL, size=(64, 128))), PreprocessRule(size=(4, 5))):
         assert read(Rule, json.loads(json.dumps(rule.to_json()))) == rule
+
+
+def changed(place, **changes):
+    steps = copy.deepcopy(pipeline(SMALL))
+    steps[place].update(changes)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ('steps', 'named'),
+    [
+        (pipeline(SMALL)[::-1], 'in this order'),
+        (changed(3, pad_val=1), 'pad_val=1'),
+        (changed(3, size_divisor=0.5), 'size_divisor=0.5'),
+        (changed(3, size=(10, 10)), r'size=\(10, 10\)'),
+        (changed(2, type='RandomScaleImage3D'), 'RandomScaleImage3D'),
+        (changed(1, training=True), 'training=True'),
+        (changed(1, data_aug_conf=dict(H=90, W=160)), 'final_dim'),
+        (changed(4, flip=True), 'flip=True'),
+    ],
+)
+def test_a_pipeline_that_no_file_can_describe_is_refused_by_step_and_option(steps, named):
+    with pytest.raises(ConfigError, match=named):
+        multiview_rule(steps)
+
+
+def test_pictures_of_another_number_or_kind_are_refused():
+    rule = multiview_rule(pipeline(SMALL))
+    images, *_ = rig((90, 160))
+    for given in (images[:5], [*images[:5], None], [image.astype(np.float32) for image in images]):
+        with pytest.raises(ShapeError):
+            rule.apply(given)

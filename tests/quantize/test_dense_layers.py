@@ -99,6 +99,27 @@ def test_layers_are_weights_and_the_last_ones_are_those_that_no_other_follows():
     assert [value.name for value in graph.network.graph.output] == ['logits0', 'logits1']
 
 
+def test_a_plan_rounds_the_inputs_of_its_layers_alone(calibrated):
+    at_inputs = DenseQuantiser(calibrated.graph, outputs=False)
+    at_inputs.ranges = calibrated.ranges
+    layers = [layer.name for layer in calibrated.graph.layers]
+    made = finish_model(calibrated.graph, at_inputs.network(layers[1:]), {})
+    onnx.checker.check_model(made, full_check=True)
+    float_model = residual_model()
+    index = {node.name: node for node in made.graph.node}
+    for node in float_model.graph.node:
+        same = node.op_type != 'Conv' or node.name == 'net/stem/Conv'
+        assert (list(index[node.name].input) == list(node.input)) == same, node.name
+    expected = run.run(float_model, batches()[0])['score0']
+    errors = [
+        np.abs(run.run(finish_model(one.graph, one.network(layers), {}), batches()[0])['score0'] - expected)
+        for one in (at_inputs, calibrated)
+    ]
+    assert errors[0].mean() < errors[1].mean() < 0.05, 'less error than with rounded outputs'
+    added = at_inputs.errors(batches(2))
+    assert [*added] == layers and all(0 < error < 0.05 for error in added.values())
+
+
 def test_the_whole_model_keeps_names_and_comes_near_float32(calibrated):
     model = residual_model()
     layers = [layer.name for layer in calibrated.graph.layers[:-1]]

@@ -1,8 +1,10 @@
 """The bin that a percentile chooses."""
 
 import numpy as np
+import pytest
 
 from mmdeploy_ext.quantize.calibrators import make_calibrator
+from mmdeploy_ext.util.errors import UsageError
 
 
 def test_a_percentile_is_the_lower_edge_of_the_bin_that_reaches_it():
@@ -13,3 +15,9 @@ def test_a_percentile_is_the_lower_edge_of_the_bin_that_reaches_it():
     below = [(values <= edge).mean() for edge in calibrator.edges]
     expected = calibrator.edges[np.searchsorted(below, 0.9) - 1]
     assert abs(calibrator.amax() - expected) < width / 2
+
+
+@pytest.mark.parametrize('asked', [('median',), ('percentile', 0), ('percentile', 100.5)])
+def test_a_method_or_percentile_that_is_none_is_refused(asked):
+    with pytest.raises(UsageError, match=str(asked[-1])):
+        make_calibrator(*asked)

@@ -1,5 +1,7 @@
 """The plan of a precision: planted faults are found with their module and reason; what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import run
+from mmdeploy_ext.proving.kept import may_drop_out
+from mmdeploy_ext.quantize.damage import Damage
 from mmdeploy_ext.quantize.plan import Planner, check_single
 from mmdeploy_ext.quantize.search import Kept, Search
 from mmdeploy_ext.util.errors import ExportError, ModelFileError, UsageError
@@ -146,14 +150,31 @@ ALL = Kept(100, 100)
 
 def needed_units(units, needed, start=ALL):
     search = Search(lambda higher: Kept(100 - 10 * len({*needed} - {*higher}), 100), 0.999)
-    return search.higher(units, start), search
+    return search.higher(dict.fromkeys(units, 1.0), start), search
 
 
 def test_the_search_keeps_what_the_results_need_alone():
     units = [f'u{index}' for index in range(64)]
     found, search = needed_units(units, ['u3', 'u40'])
-    assert found == ['u3', 'u40'] and len(search.trials) <= 20
+    assert {'u3', 'u40'} <= {*found} and len(found) <= 6 and len(search.trials) <= 12
     assert needed_units(units, [])[0] == []
+
+
+def test_of_equal_errors_the_unit_with_fewer_multiplications_goes_back_first():
+    damages = dict(large=Damage(own=0.1, products=0.5), small=Damage(own=0.1, products=0.01))
+    weights = {unit: damage.weight for unit, damage in damages.items()}
+    search = Search(lambda higher: Kept(98 + len(higher), 100), 0.99)
+    assert search.higher(dict(sorted(weights.items(), key=lambda entry: -entry[1])), ALL) == ['small']
+
+
+def test_a_result_behind_the_end_of_a_full_list_may_drop_out():
+    scores = np.float32([0.9, 0.31, 0.22, 0.21])
+    reference = SimpleNamespace(scores=scores)
+    full = SimpleNamespace(scores=np.float32([0.9, 0.4, 0.35, 0.2]))
+    limits = dict(score_thr=0.05, max_per_img=4)
+    assert may_drop_out(reference, full, limits, [1, 2, 3]) == [(2, None), (3, None)]
+    limits['max_per_img'] = 100
+    assert may_drop_out(reference, full, limits, [1, 2, 3]) == []
 
 
 def test_a_share_that_float32_does_not_keep_is_refused_with_the_best():

@@ -80,6 +80,13 @@ def test_a_claim_that_rests_on_results_alone_says_so(request_of_toy, recorded, t
     assert 'results only' not in verdict_of(request_of_toy, recorded).subject['recorded']
 
 
+@pytest.mark.matrix
+def test_names_of_more_classes_than_the_model_has_are_not_compared(request_of_toy, recorded, tmp_path):
+    folder = shutil.copytree(recorded, tmp_path / 'rec')
+    changed_manifest(folder, lambda entry: entry['classes'].append('none'))
+    assert verdict_of(request_of_toy, folder).proven
+
+
 def changed_arrays(folder, change):
     for path in folder.glob('0*.npz'):
         with np.load(path) as file:
@@ -347,6 +354,8 @@ def test_results_of_the_same_form_are_taken():
     assert as_mmdet2([BOXES], [NO_BOXES], torch.nn.Module()) == [BOXES]
     (boxes,) = as_mmdet2([dict(pred_instances=INSTANCES)], [NO_BOXES], torch.nn.Module())
     assert [len(rows) for rows in boxes] == [0, 1]
+    (proposals,) = as_mmdet2([dict(pred_instances=INSTANCES)], [np.zeros((0, 5))], torch.nn.Module())
+    assert np.array_equal(proposals, np.ones((1, 5)))
 
 
 def recording_of(folder, **manifest):

@@ -6,7 +6,7 @@ from pyquaternion import Quaternion
 
 import toy_stream_files as stream
 from mmdeploy_ext.preprocess.cameras import CAMERAS
-from mmdeploy_ext.runtime.infos import find_file, read_frames
+from mmdeploy_ext.runtime.infos import find_file, past_sweeps, read_frames, read_infos
 from mmdeploy_ext.util.errors import DataError
 from toy_streampetr_export import RULE
 
@@ -61,6 +61,12 @@ def test_frames_come_scene_by_scene_in_the_order_of_time(tmp_path):
         (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), 'CAM_BACK: .*cam_intrinsic'),
         (lambda info: info['cams']['CAM_BACK'].update(data_path='x.png'), 'x.png'),
         (mirror, 'reflection'),
+        (lambda info: info['cams'].pop('CAM_BACK'), 'CAM_BACK'),
+        (lambda info: info.update(ego2global_rotation=[0, 0, 0, 0]), 'ego2global_rotation'),
+        (lambda info: info.update(ego2global_translation=[1, np.nan, 0]), 'ego2global_translation'),
+        (lambda info: info.update(lidar2ego_rotation='1 0 0 0'), 'lidar2ego_rotation'),
+        (lambda info: info.update(timestamp=None), 'timestamp'),
+        (lambda info: info.update(scene_token=[1]), 'scene_token'),
     ],
 )
 def test_what_a_frame_lacks_is_told_with_the_file(tmp_path, change, expected):
@@ -92,3 +98,22 @@ def test_a_file_is_found_below_the_data_root_whatever_folders_its_old_path_had(t
     for old in ('data/nuscenes', 'samples/nuscenes', 'sweeps/samples/x'):
         path = f'/of/another/machine/{old}/samples/LIDAR_TOP/a.bin'
         assert find_file(path, tmp_path / 'infos.pkl', tmp_path / 'set') == sweep
+
+
+def test_a_file_without_infos_is_refused(tmp_path):
+    files = {'none.pkl': None, 'cut.pkl': b'1', 'text.json': b'"a"', 'empty.json': b'[]'}
+    for (name, content), said in zip(
+        files.items(), ('no such', 'be read', 'no list', 'is empty'), strict=True
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=f'{name}: .*{said}'):
+            read_infos(tmp_path / name)
+    with pytest.raises(DataError, match='expected a text'):
+        find_file(3, tmp_path / 'infos.pkl')
+
+
+@pytest.mark.parametrize('sweeps', ['a', ['a'], [dict(data_path=1)], [dict(data_path='a.bin')]])
+def test_a_sweep_of_the_past_without_path_or_pose_is_refused(sweeps):
+    with pytest.raises(DataError, match=r'info 3: sweeps'):
+        past_sweeps(dict(sweeps=sweeps), 'info 3')

@@ -69,17 +69,27 @@ SPARSEDRIVE_SHORT = SeededToy(
     'sparsedrive',
     SPARSEDRIVE.config,
     {
+        'data.test.data_aug_conf.final_dim': (64, 128),
+        'model.head.motion_plan_head.instance_queue.feature_map_scale': (2, 4),
+        'model.head.det_head.anchor_encoder.out_loops': 1,
         'model.head.det_head.operation_order': ['deformable', 'ffn', 'refine', 'temp_gnn', 'refine'],
         'model.head.map_head.operation_order': ['refine', 'temp_gnn', 'gnn', 'deformable', 'ffn', 'refine'],
         'model.head.motion_plan_head.operation_order': ['temp_gnn', 'gnn', 'norm', 'cross_gnn', 'refine'],
     },
 )
-"""With one aggregation a head."""
+"""With one aggregation a head, small embeddings and images."""
 PETR = SeededToy('petr', 'projects/configs/PETR/petr_toy.py')
 PETRV2 = SeededToy('petrv2', 'projects/configs/PETR/petrv2_toy.py')
 STREAMPETR = SeededToy('streampetr', 'projects/configs/StreamPETR/stream_petr_toy.py')
 BEVDET4D = SeededToy('bevdet4d', 'projects/configs/BEVDet/bevdet_toy.py')
 BEVDET = SeededToy('bevdet', 'projects/configs/BEVDet/bevdet_toy_single.py')
 FLASHOCC = SeededToy('flashocc', 'projects/configs/FlashOcc/flashocc_toy.py')
+VAD = SeededToy('vad', 'projects/configs/VAD/vad_toy.py')
+VAD_DEEP = SeededToy(
+    'vad',
+    VAD.config,
+    {f'model.pts_bbox_head.transformer.{name}.num_layers': 3 for name in ('decoder', 'map_decoder')},
+)
+"""With as many layers as Autoware's node takes."""
 PANOPTIC = SeededToy('flashocc_panoptic', 'projects/configs/FlashOcc/flashocc_panoptic_toy.py')
 TOYS = STREAMPETR, PETR, PETRV2, BEVFORMER, SPARSE4D

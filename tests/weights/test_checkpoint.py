@@ -12,7 +12,7 @@ from mmcv.runner import load_state_dict
 from torch import nn
 
 from mmdeploy_ext.util.errors import CheckpointError
-from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
+from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict, read_content
 from mmdeploy_ext.weights.convert.conversion import save_checkpoint
 
 
@@ -201,3 +201,11 @@ def test_a_value_that_the_cast_makes_infinite_is_refused():
     weight = torch.full((3, 2), 1e300, dtype=torch.float64)
     with pytest.raises(CheckpointError, match=r'not finite: 1 \(0\.weight'):
         load_strict(tiny(), checkpoint(**{'0_weight': weight}))
+
+
+def test_a_path_that_is_no_checkpoint_is_named(tmp_path):
+    (tmp_path / 'text.pth').write_text('weights')
+    (tmp_path / 'empty.pth').write_bytes(b'')
+    for name, said in (('', 'folder'), ('none.pth', 'no such'), ('text.pth', 'text'), ('empty.pth', 'empty')):
+        with pytest.raises(CheckpointError, match=said):
+            read_content(tmp_path / name)

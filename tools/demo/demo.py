@@ -29,7 +29,7 @@ def steps(out: str) -> list[tuple[str, list[str]]]:
             f'tools/dist_test_pth.sh {CONFIG}_pth.py {CHECKPOINT} 1 --eval=bbox'.split(),
         ),
         (
-            'export it, check it against the dump, evaluate it on ONNX Runtime',
+            'export it, compare it with the dump, evaluate it in ONNX Runtime',
             f'tools/dist_test_onnx.sh {CONFIG}_onnx.py {CHECKPOINT} 1 --eval=bbox'.split(),
         ),
         (
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        '--out', default='work_dirs/demo', help='where the report goes (default: work_dirs/demo)'
+        '--out', default='work_dirs/demo', help='folder of the report (default: work_dirs/demo)'
     )
     args = parser.parse_args(argv)
     start = time.perf_counter()

@@ -36,12 +36,12 @@ RUNS = 3
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Run a LiDAR detector on one sweep and draw its boxes from above, by PyTorch, by ONNX '
-        'Runtime, or by both side by side.'
+        description='Run a LiDAR detector on one sweep in PyTorch, ONNX Runtime or both, and draw its '
+        'boxes from above.'
     )
     add = cli.adder(parser)
     add('sweep', "raw float32 points: nuScenes' .pcd.bin, or .bin with the model's values per point")
-    default = 'default: %(default)s, which is in a checkout of the repository; needed elsewhere'
+    default = 'default: %(default)s, which exists in a clone of the repository; required elsewhere'
     add('--config CONFIG', default, CONFIG)
     add('--checkpoint CHECKPOINT', default, CHECKPOINT)
     add(
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
     demo.check_options(args)
     if args.onnx and args.engine == 'torch':
-        raise UsageError(f'--onnx {args.onnx}: goes with --engine onnx or both')
+        raise UsageError(f'--onnx {args.onnx}: requires --engine onnx or both')
     if args.out.suffix.lower() not in ('', *PICTURE_SUFFIXES):
         raise UsageError(f'--out {args.out}: expected a .png or .jpg file')
     check_writable(args.out)
@@ -91,7 +91,7 @@ def load(args: argparse.Namespace) -> Any:
     detector = read_config(args.config, args.checkpoint, overrides)
     family = detector.family
     if family.samples != 'sweeps':
-        raise ConfigError(f'{args.config}: family {family.name!r} takes no LiDAR sweep alone')
+        raise ConfigError(f'{args.config}: family {family.name!r} needs more than a LiDAR sweep')
     build(detector)
     load_weights(detector)
     return detector

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
-        description='Run a scene of data.test through a model of cameras, LiDAR or both and draw its boxes '
-        'into all cameras and from above, by PyTorch, by ONNX Runtime, or by both side by side.'
+        description='Run a scene of data.test through a model of cameras, LiDAR or both, in PyTorch, ONNX '
+        'Runtime or both, and draw its boxes in all cameras and from above.'
     )
     add = cli.adder(parser)
     add('config', 'config file')
-    add('checkpoint', 'checkpoint file; PyTorch needs it', nargs='?')
-    add('--onnx PATH', 'exported folder or file; ONNX Runtime needs it')
-    demo.add_options(parser, None, 'both with a checkpoint and --onnx, else the given one')
+    add('checkpoint', 'checkpoint file, for PyTorch', nargs='?')
+    add('--onnx PATH', 'exported folder or file, for ONNX Runtime')
+    demo.add_options(parser, None, 'default: both if checkpoint and --onnx are given, else the given one')
     add('--scene N', 'number of the scene, from 0 (default: %(default)s)', 0)
     add('--frames N', 'only the first N frames (default: all)', type=int)
     add(
@@ -71,7 +71,7 @@ def check_options(args: argparse.Namespace) -> None:
     if not 0 < args.fps < math.inf:
         raise UsageError(f'--fps {args.fps}: expected more than 0, and finite')
     if not film.is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in film.OTHER_FILES):
-        raise UsageError(f'--out {args.out}: names a file, expected a name in .mp4 or a folder')
+        raise UsageError(f'--out {args.out}: is a file, expected a name in .mp4 or a folder')
     check_writable(args.out if film.is_video(args.out) else args.out / 'x.png')
 
 
@@ -114,8 +114,8 @@ def find_3d_family(config: str, cfg: Any) -> SequenceFamily:
     family = find_family(cfg, DETECTOR)
     if family.samples == 'images':
         raise ConfigError(
-            f'{config}: family {family.name!r} takes single pictures; expected a model of all cameras, of '
-            f'LiDAR or of both (pictures are drawn by `mm2onnx run`)'
+            f'{config}: family {family.name!r} uses single images; expected a model of all cameras, of '
+            'LiDAR or of both (for images, use `mm2onnx run`)'
         )
     return family
 
@@ -139,8 +139,8 @@ def load_steppers(
         unnamed = tuple(f'class {label}' for label in range(len(classes)))  # of a checkpoint without names
         if 'torch' in engines and tuple(files.metadata.classes) not in (tuple(classes), unnamed):
             raise ConfigError(
-                f'{args.onnx}: its classes are {", ".join(files.metadata.classes)}, those of '
-                f'{args.checkpoint} are {", ".join(classes)}; export the files from this checkpoint'
+                f'{args.onnx}: has the classes {", ".join(files.metadata.classes)}, but {args.checkpoint} '
+                f'has {", ".join(classes)}; export the files from this checkpoint'
             )
         options: dict[str, Any] = dict(engine='OnnxRuntimeBackend', threads=args.threads)
         if args.providers:

@@ -61,7 +61,7 @@ class TensorRtBackend(Backend):
         check_version(self.record, package.name, package.version, self.path)
         gpu = find_gpu(self.device)
         if gpu is None:
-            raise EngineError(f'{self.path}: there is no GPU {self.device} here; an engine needs a GPU')
+            raise EngineError(f'{self.path}: this machine has no GPU {self.device}, which an engine needs')
         check_architecture(self.record, gpu.architecture, gpu.name, self.path)
         log = package.logger()
         # the runtime has to live as long as its engines
@@ -93,8 +93,8 @@ class TensorRtBackend(Backend):
                 value = defaults.get(name, 0)
             if feed is not None and not np.all(feed.reshape(-1, np.size(value)) == value):
                 raise ShapeError(
-                    f'input {name!r} is a constant of {self.path}, {_text(value)}, and is fed '
-                    f'{_text(feed)}; build it with --constant {name}={_text(feed)}, or run the raw form'
+                    f'input {name!r} is a constant of {self.path}, {_text(value)}, but got {_text(feed)}; '
+                    f'build the engine with --constant {name}={_text(feed)}, or run the raw form'
                 )
         return self.session.run(self.spec.with_defaults(feeds))
 

@@ -109,15 +109,15 @@ def _parser_message(parser: Any, package: Package) -> str:
         node = f'node {error.node_name()} ({error.node_operator()}): ' if error.node_operator() else ''
         words.append(f'{node}{_plain(error.desc())}')
     rest = f' and {len(errors) - 5} more' if len(errors) > 5 else ''
-    return f'{package.name} {package.version} does not take the file: {"; ".join(words)}{rest}'
+    return f'{package.name} {package.version} does not support the file: {"; ".join(words)}{rest}'
 
 
 def _plain(message: str) -> str:
     text = message.split('[checkMacros')[0].strip()
     if 'is a shape tensor and must have type Int32 or Int64' in text:
         text += (
-            '; sizes inside depend on the values of this input: make it a constant (--constant NAME, '
-            'backend_config.constants), or export the raw form'
+            '; sizes in the graph depend on the values of this input: make it a constant (--constant '
+            'NAME, backend_config.constants), or export the raw form'
         )
     return text
 

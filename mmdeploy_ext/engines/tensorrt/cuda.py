@@ -52,7 +52,7 @@ class GpuMemory:
 
     def __init__(self, index: int = 0) -> None:
         if find_gpu(index) is None:
-            raise EngineError(f'there is no GPU {index} here; engines need an NVIDIA GPU')
+            raise EngineError(f'this machine has no GPU {index}; engines need an NVIDIA GPU')
         self._driver = _driver()
         device, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
         self._call('cuDeviceGet', ctypes.byref(device), index)

@@ -98,7 +98,7 @@ def prepare(
     fixed = for_tensorrt.parse_constants(constants)
     model = for_tensorrt.fix_inputs(files.load(source), fixed)
     if files.is_large(model):
-        raise EngineError(f'{source}: is over 2 GiB, which no ONNX parser reads in one piece; split it')
+        raise EngineError(f'{source}: is over 2 GiB, more than an ONNX parser reads at once; split it')
     built_with = None
     rtx = (tensorrt_package.installed_package(package, architectures) or package) != 'tensorrt'
     check_limits(model, rtx=rtx, file=str(source))
@@ -186,9 +186,9 @@ def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Se
     package = tensorrt_package.find_package()
     gpu = find_gpu(device)
     if gpu is None:
-        raise EngineError(f'{package.name}: there is no GPU {device} here; an engine needs a GPU')
+        raise EngineError(f'{package.name}: this machine has no GPU {device}, which an engine needs')
     if not Path(source).is_file():
-        raise ModelFileError(f'{source}: no such ONNX file, and no engine (.engine)')
+        raise ModelFileError(f'{source}: no such file; expected an ONNX file or an engine (.engine)')
     stem = source.removesuffix('.onnx')
     target = Path(f'{stem}.sm{gpu.architecture}.engine')
     candidates = Path(f'{stem}.engine'), target

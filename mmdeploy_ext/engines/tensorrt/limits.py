@@ -23,8 +23,8 @@ from mmdeploy_ext.util.errors import EngineError
 
 TURING = 75
 NO_TURING = (
-    'TensorRT-RTX has no matrix products of float32 there; leave 75 out, or build with --fp16 (and without '
-    '--keep-fp32 for these)'
+    'TensorRT-RTX has no float32 matrix products there; omit 75, or build with --fp16 (without '
+    '--keep-fp32 for these nodes)'
 )
 LARGEST_K = 3840
 INTEGERS = frozenset(map(TensorProto.DataType.Value, ('INT32', 'INT64', 'BOOL', 'UINT8')))
@@ -66,8 +66,8 @@ StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique
 UNSUPPORTED = dict.fromkeys(_UNKNOWN_OPERATORS.split(), NO_OPERATOR)
 """Operator of onnx 1.23.2 that the parser of tensorrt-rtx 1.7.1 does not know -> advice."""
 UNSUPPORTED['MatMulInteger'] = (
-    'TensorRT has no integer products; of masks, form full: give the file a constant number of candidates '
-    '(--max-candidates K), or export --postprocess raw'
+    'TensorRT has no integer products; for masks in form full, export with a constant number of '
+    'candidates (--max-candidates K), or with --postprocess raw'
 )
 
 
@@ -196,14 +196,14 @@ class _Rules:
             k = int(counts[0].ravel()[0]) if counts else k
             if k > LARGEST_K:
                 return (
-                    f'K={k}, and TensorRT sorts {LARGEST_K} at most: export with a smaller --max-candidates, '
-                    f'nms_pre or max_per_img of test_cfg, or another form'
+                    f'K={k}, but TensorRT sorts at most {LARGEST_K}: export with a smaller '
+                    '--max-candidates, nms_pre or max_per_img of test_cfg, or another form'
                 )
         if operator == 'Split' and any(node.input[1:]) and node.input[1] not in self.constants:
             return (
-                'splits by lengths that are known at run time only, and the builder wants their values; '
-                'split by constants (a sparse backbone: pytorch2onnx.py --sparse-form tables, export_scn.py '
-                '--form tables)'
+                'splits by lengths that are known only at run time, but the builder needs their values; '
+                'split by constants (a sparse backbone: pytorch2onnx.py --sparse-form tables, '
+                'export_scn.py --form tables)'
             )
         if operator in ('ScatterElements', 'ScatterND'):
             for attribute in node.attribute:
@@ -223,7 +223,9 @@ class _Rules:
             element = self._element(name)
             if element and element not in SUPPORTED_TYPES:
                 kind = types.dtype(element)
-                return f'gives {name!r} of type {kind}, which TensorRT does not have; cast to another type'
+                return (
+                    f'returns {name!r} of type {kind}, which TensorRT does not support; cast to another type'
+                )
         if operator != 'Cast' and first == TensorProto.UINT8:
             return 'computes on uint8, which TensorRT can only cast; cast the input to float32 first'
         return ''

@@ -102,7 +102,7 @@ def check_architectures(package: Package, architectures: Sequence[int], local: i
     """Raise EngineError for architectures that a package cannot build for; `local` is this GPU's, or None."""
     supported = ' '.join(map(str, package.architectures))
     if not architectures and local is None:
-        advice = f'choose what to build for: --sm {supported}' if supported else INSTALL['tensorrt-rtx']
+        advice = f'choose an architecture: --sm {supported}' if supported else INSTALL['tensorrt-rtx']
         raise EngineError(f'there is no GPU that {package.name} could build for; {advice}')
     requested, architectures = bool(architectures), architectures or [local]
     if package.builds_for_others:
@@ -111,11 +111,11 @@ def check_architectures(package: Package, architectures: Sequence[int], local: i
             subject = '--sm' if requested else 'the GPU of this machine is SM'
             raise EngineError(
                 f'{subject} {" ".join(map(str, unknown))}: {package.name} {package.version} builds for '
-                f'{supported}, and does not run on others; use tensorrt on such a GPU'
+                f'{supported}, and its engines do not run on others; use tensorrt on such a GPU'
             )
     elif set(architectures) != {local}:
         gpu = 'there is none' if local is None else f'that is SM {local}'
         raise EngineError(
-            f'--sm {" ".join(map(str, architectures))}: {package.name} builds for the GPU at hand, and '
-            f'{gpu}; with tensorrt-rtx engines for other architectures can be built'
+            f'--sm {" ".join(map(str, architectures))}: {package.name} builds for the local GPU, and '
+            f'{gpu}; use tensorrt-rtx for other architectures'
         )

@@ -118,15 +118,14 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         raise ModelFileError(f'{error}; build the engine again') from error
     size = path.stat().st_size
     if size != record.nbytes:
-        question = 'was it cut short?' if size < record.nbytes else 'is it another engine?'
+        question = 'it may be cut short.' if size < record.nbytes else 'it may be another engine.'
         raise ModelFileError(
             f'{path}: has {size} bytes, its record {record.nbytes}: {question} Copy it again or build it '
             f'again'
         )
     if sha256_file(path) != record.sha256:
         raise ModelFileError(
-            f'{path}: is not the engine that {beside.name} is about (another SHA-256); copy both, or build '
-            f'it again'
+            f'{path}: is not the engine of {beside.name} (the SHA-256 differs); copy both, or build it again'
         )
     return record
 
@@ -145,8 +144,9 @@ def check_version(record: Record, package: str, version: str, path: object) -> N
     """Raise EngineError if the engine is of another package or version."""
     if (record.package, record.version) != (package, version):
         raise EngineError(
-            f'{path}: was built by {record.package} {record.version}, here is {package} {version}, and an '
-            f'engine is for one version: install that version, or build the engine again from {record.onnx}'
+            f'{path}: was built by {record.package} {record.version}, but {package} {version} is '
+            'installed, and an engine runs in one version only: install that version, or build the '
+            f'engine again from {record.onnx}'
         )
 
 

@@ -51,7 +51,7 @@ def _node(g: Any, inputs: tuple[Any, ...], weight: Any, *settings: Any) -> Any:
     for name, value in zip(SETTINGS, settings, strict=False):
         if isinstance(value, torch._C.Value):
             raise ExportError(
-                f'deformable convolution: {name} is computed from a size, and ONNX takes a number: give '
+                f'deformable convolution: {name} is computed from a size, but ONNX needs a number: pass '
                 f'one ({place_of(value.node())})'
             )
     stride, pads, dilation = map(_pair, settings[:3])

@@ -128,7 +128,6 @@ def _name_functions(
             _name_functions(model, function, names, body)
             model.functions.append(function)
             _import(model, helper.make_opsetid(DOMAIN, 1), *function.opset_import)
-            model.ir_version = max(model.ir_version, 8)  # functions exist from IR 8 on
         node.op_type = names[key]
         _import(part, helper.make_opsetid(DOMAIN, 1))
 

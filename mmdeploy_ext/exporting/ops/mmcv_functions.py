@@ -113,8 +113,8 @@ def _align_symbolic(g: Any, maps: Any, rois: Any, *settings: Any) -> Any:
     if GLOBALS.export_onnx_opset_version < MIN_OPSET:
         if mode == 'half_pixel':
             raise ExportError(
-                f"mmcv's RoIAlign with aligned=True is ONNX's RoiAlign with half_pixel, which there is since "
-                f'opset {MIN_OPSET}: --opset-version {MIN_OPSET}'
+                "mmcv's RoIAlign with aligned=True is ONNX's RoiAlign with half_pixel, which needs "
+                f'--opset-version {MIN_OPSET} or later'
             )
         attributes = {}
     first = g.op('Constant', value_t=torch.tensor(0))
@@ -177,8 +177,8 @@ def _checked_regions(forward: Callable[..., Any]) -> Callable[..., Any]:
     def checked(layer: Any, features: Any, rois: Any) -> Any:
         if _is_traced() and features.shape[0] > 1:
             raise ExportError(
-                f'mmcv.ops.SimpleRoIAlign of {int(features.shape[0])} images: its form for exports expects '
-                f'as many regions of each image; export it for one image'
+                f'mmcv.ops.SimpleRoIAlign of {int(features.shape[0])} images: the export needs the same '
+                'number of regions per image; export it for one image'
             )
         return forward(layer, features, rois)
 
@@ -190,14 +190,14 @@ def _refused(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         caller = sys._getframe(1).f_code
         if torch.compiler.is_compiling():
             raise ExportError(
-                f'{caller.co_qualname} of mmcv calls its compiled kernel {name}, which the dynamo exporter '
-                f'cannot trace: --exporter torchscript, or leave it out of the module'
+                f'{caller.co_qualname} of mmcv calls its compiled kernel {name}, which the dynamo '
+                'exporter cannot trace: use --exporter torchscript, or remove it from the module'
             )
         # what `forward` of an autograd function returns is the result of its symbolic, or is refused
         if _is_traced() and caller.co_name != 'forward':
             raise ExportError(
-                f'{caller.co_qualname} of mmcv calls its compiled kernel {name}, of which a graph would keep '
-                f'the result for the example: leave it out of the module, and call it on the outputs'
+                f'{caller.co_qualname} of mmcv calls its compiled kernel {name}, whose result for the '
+                'example would become a constant: remove it from the module and call it on the outputs'
             )
         return kernel(*args, **kwargs)
 

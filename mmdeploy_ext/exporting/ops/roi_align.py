@@ -138,11 +138,11 @@ def pool_level(
 def check_layer(layer: torch.nn.Module) -> None:
     """Raise ConfigError, with the setting, for a layer that ONNX's RoiAlign does not compute."""
     if not isinstance(layer, RoIAlign):
-        raise ConfigError(f'roi_layer.type={type(layer).__name__}; regions export with RoIAlign')
+        raise ConfigError(f'roi_layer.type={type(layer).__name__}; only RoIAlign is supported')
     if layer.pool_mode != 'avg' or layer.use_torchvision:
         raise ConfigError(
             f'roi_layer has pool_mode={layer.pool_mode!r} and use_torchvision={layer.use_torchvision}; '
-            f"regions export with pool_mode='avg' and mmcv's own kernel"
+            "only pool_mode='avg' and mmcv's own kernel are supported"
         )
 
 

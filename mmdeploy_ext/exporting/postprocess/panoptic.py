@@ -108,8 +108,8 @@ def pixels(inside: torch.Tensor) -> torch.Tensor:
 def _classes_of(facts: Any) -> tuple[int, int]:
     if facts.num_classes >= OFFSET:
         raise ConfigError(
-            f'num_classes={facts.num_classes}: a panoptic map holds class + number * {OFFSET}, so that '
-            f'fewer than {OFFSET} classes fit'
+            f'num_classes={facts.num_classes}: a panoptic map stores class + number * {OFFSET}, so it '
+            f'supports fewer than {OFFSET} classes'
         )
     return facts.num_classes, facts.num_things
 

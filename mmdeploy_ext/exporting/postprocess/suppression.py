@@ -41,7 +41,7 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
     is_soft = soft and nms_type == 'soft_nms'
     if nms_type != 'nms' and not is_soft:
         raise ConfigError(
-            f'test_cfg.nms.type={nms_type!r} has no ONNX form that gives the same detections; expected '
+            f'test_cfg.nms.type={nms_type!r} cannot be exported with the same detections; expected '
             f"'nms'{_advice(key, given, 'nms', NMS_ARGUMENTS)}"
         )
     names = (*NMS_ARGUMENTS, *SOFT_NMS_ARGUMENTS) if is_soft else NMS_ARGUMENTS
@@ -239,7 +239,7 @@ class Suppression:
 
     def _by_plugin(self, bboxes: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         if self.inverted or not self.suppresses:
-            raise UsageError('--nms-plugin: the boxes of this model are not suppressed as the plug-in does')
+            raise UsageError("--nms-plugin: this model's NMS differs from the plug-in's; omit the option")
         classes = torch.arange(self.plugin_classes, device=labels.device)
         chosen = (labels.gather(1, rows)[..., None] == classes) & (best > NO_CANDIDATE)[..., None]
         scores = torch.where(chosen, best[..., None], 0.0)

@@ -92,7 +92,7 @@ class Recorder:
         value = self._value(tensor)
         if value is None:
             raise ExportError(
-                f'{user}: takes a tensor that does not come from the voxels; expected one that does'
+                f'{user}: gets a tensor that does not depend on the voxels; expected one that does'
             )
         if value.problem:
             raise ExportError(value.problem)
@@ -101,7 +101,7 @@ class Recorder:
     def lookup(self, tensor: object) -> Value:
         value = self._value(tensor)
         if value is None:
-            raise UnsupportedOperatorError('combines the voxels with something that does not come from them')
+            raise UnsupportedOperatorError('combines the voxels with a tensor that does not depend on them')
         return value
 
     def add(self, node_type: type[Node], inputs: tuple[Value, ...], sparse: bool, **fields: Any) -> Value:
@@ -145,7 +145,7 @@ class Recorder:
     def _rebind_aliases(self, tensor: torch.Tensor, value: Value) -> None:
         before = self._value(tensor)
         storage = tensor.untyped_storage().data_ptr()
-        reason = f'{self.path or "the encoder"}: changes in place a tensor that another one looks into'
+        reason = f'{self.path or "the encoder"}: changes a tensor in place that has views'
         for alias in self._alive:
             if alias is not tensor and alias.untyped_storage().data_ptr() == storage:
                 same = before is not None and self._values[id(alias)].name == before.name
@@ -209,8 +209,8 @@ class Recorder:
             value = Value('', problem=problem)
         elif not len(result.features):
             raise NoSiteLeftError(
-                f'{path}: no active site is left of the {len(source.features)} that it was traced with; '
-                f'trace with the coordinates of a sweep'
+                f'{path}: none of the {len(source.features)} traced sites is left active; trace with the '
+                'coordinates of a real sweep'
             )
         else:
             fields = convolution_fields(module) | dict(
@@ -226,13 +226,13 @@ class Recorder:
 
     def _sites_problem(self, path: str, tensor: SparseConvTensor, value: Value) -> str:
         if tensor.batch_size != 1:
-            return f'{path}: works on {tensor.batch_size} samples; the dialect knows one'
+            return f'{path}: has {tensor.batch_size} samples; the dialect supports one'
         indices, shape = self._sites[value.name]
         if torch.equal(indices, tensor.indices) and shape == tensor.spatial_shape:
             return ''
         return (
-            f'{path}: its features and its coordinates do not belong together; the dialect cannot '
-            f'move sites or change their grid between convolutions'
+            f'{path}: its features and coordinates do not match; the dialect cannot move sites or change '
+            'their grid between convolutions'
         )
 
     def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
@@ -347,7 +347,7 @@ def _batch_norm(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, r
     mean, var = arguments['running_mean'], arguments['running_var']
     if arguments['training'] or mean is None or var is None:
         raise UnsupportedOperatorError(
-            'batch normalisation by the statistics of its own input; it needs running statistics'
+            'batch normalisation with the statistics of its input; expected running statistics'
         )
     gamma = torch.ones_like(mean) if arguments['weight'] is None else arguments['weight']
     beta = torch.zeros_like(mean) if arguments['bias'] is None else arguments['bias']
@@ -416,13 +416,15 @@ def convolution_problem(path: str, module: ConvolutionModule) -> str:
     """Return why the dialect cannot express a convolution, or ''."""
     class_name = type(module).__name__
     if module.ndim != 3:
-        return f'{path}: {class_name} has {module.ndim} dimensions; the dialect knows 3'
+        return f'{path}: {class_name} has {module.ndim} dimensions; the dialect supports 3'
     if module.transposed:
-        return f'{path}: {class_name} is a transposed convolution, which the engine does not read'
+        return f'{path}: {class_name} is a transposed convolution, which the engine does not support'
     if module.groups != 1:
-        return f'{path}: {class_name} has {module.groups} groups; the dialect knows 1'
+        return f'{path}: {class_name} has {module.groups} groups; the dialect supports 1'
     if module.act_type.name not in ('None_', 'ReLU'):
-        return f'{path}: {class_name} has the activation {module.act_type.name}; the dialect knows ReLU'
+        return (
+            f'{path}: {class_name} has the activation {module.act_type.name}; the dialect supports only ReLU'
+        )
     return ''
 
 

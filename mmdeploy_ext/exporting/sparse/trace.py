@@ -56,7 +56,7 @@ def trace(
         return _trace(module, *_voxels(sites, values, shape, in_channels), order, shape)
 
     if coordinates is None and features is not None:
-        raise UsageError('features without coordinates; give both, or neither for one zero voxel')
+        raise UsageError('features without coordinates; pass both, or neither for one zero voxel')
     if coordinates is not None:
         return traced(coordinates, features)
     try:
@@ -81,7 +81,7 @@ def _trace(
         result = _call(module, *tensors, shape)
         output, output_shape = _finish(recorder, result)
     if not any(isinstance(node, SparseConvolution) for node in recorder.nodes):
-        raise ExportError(f'{type(module).__name__}: has no sparse convolution; is it the sparse encoder?')
+        raise ExportError(f'{type(module).__name__}: has no sparse convolution; pass the sparse encoder')
     graph = SparseGraph(
         tuple(recorder.nodes), order, shape, features.shape[1], output, output_shape, len(coordinates)
     )
@@ -150,8 +150,8 @@ def _call(module: nn.Module, features: torch.Tensor, coordinates: torch.Tensor, 
         size = [shape[2], shape[1], shape[0] - 1]
         return module(features, coordinates, 1, size)
     raise ExportError(
-        f'{type(module).__name__}.forward takes ({", ".join(required)}); expected (features, coordinates, '
-        f'batch_size), or one SparseConvTensor; give it such a forward'
+        f'{type(module).__name__}.forward takes ({", ".join(required)}); change it to accept (features, '
+        'coordinates, batch_size) or one SparseConvTensor'
     )
 
 
@@ -171,9 +171,9 @@ def _finish(recorder: Recorder, result: Any) -> tuple[str, tuple[int, ...]]:
         result = dense.reshape(1, -1, *dense.shape[3:])
     if not isinstance(result, torch.Tensor):
         raise ExportError(
-            f'the encoder gives {type(result).__name__}; expected a tensor or a SparseConvTensor'
+            f'the encoder returns {type(result).__name__}; expected a tensor or a SparseConvTensor'
         )
     value = recorder.use(result, 'the result')
     if value.sparse:
-        raise ExportError('the encoder gives features without their sites; expected a dense tensor')
+        raise ExportError('the encoder returns features without their sites; expected a dense tensor')
     return value.name, tuple(result.shape)

@@ -25,7 +25,7 @@ register_family(
         'H3DRoIHead',
         'SASSD',
     ),
-    of_config="the grid is the config's",
+    of_config='the config decides the grid',
     used_by={'': SWEEP},
 )
 register_family(
@@ -38,6 +38,6 @@ register_family(
     claims=('DynamicMVXFasterRCNN',),
     exports='MVX-Net with PointFusion (docs/models-lidar.md)',
     similar_names=('MVX', 'PointFusion', 'VoteFusion'),
-    of_config="the grid and the picture are the config's",
+    of_config='the config decides grid and image size',
     used_by={'': FILM},
 )

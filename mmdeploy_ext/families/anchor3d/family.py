@@ -39,7 +39,7 @@ def check_limits(cfg: Any) -> None:
     if prefix_of(cfg.model):
         key, test = f'{key}.pts', test.get('pts') or {}
     if missing := [name for name in READ if test.get(name) is None]:
-        raise ConfigError(f'{cfg.filename}: {key} has no {", ".join(missing)}, which mmdet3d reads')
+        raise ConfigError(f'{cfg.filename}: {key} has no {", ".join(missing)}, which mmdet3d requires')
     max_num = test['max_num']
     if not isinstance(max_num, int) or max_num < 1:
         raise ConfigError(f'{cfg.filename}: {key}.max_num={max_num!r}, expected a positive whole number')

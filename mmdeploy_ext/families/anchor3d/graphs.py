@@ -15,13 +15,13 @@ from mmdeploy_ext.runtime.lidar import PILLARS
 MEANINGS = dict(
     cls_score='scores of each anchor and class',
     bbox_pred='deltas of each anchor',
-    dir_cls_pred='whether a box points the other way',
+    dir_cls_pred='whether the heading of a box is reversed',
 )
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return two graphs: points to the bird's-eye view, and the view to raw outputs (`points_and_head`)."""
-    bev_meaning = "bird's-eye view of the points"
+    bev_meaning = "bird's-eye view (BEV) of the points"
     return points_and_head(model, options, 'anchor3d', flat_outputs, head_outputs(model), bev_meaning)
 
 

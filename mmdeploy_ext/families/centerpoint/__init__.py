@@ -13,6 +13,6 @@ register_family(
     claims=('CenterPoint',),
     exports='CenterPoint of points with CenterHead (docs/models-lidar.md)',
     similar_names=('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion'),
-    of_config="the grid is the config's",
+    of_config='the config decides the grid',
     used_by={'': SWEEP},
 )

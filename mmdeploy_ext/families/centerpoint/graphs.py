@@ -26,7 +26,7 @@ def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tup
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    bev_meaning = "bird's-eye view of the sparse backbone"
+    bev_meaning = "bird's-eye view (BEV) from the sparse backbone"
     return points_and_head(model, options, 'centerpoint', flat_outputs, head_outputs(model), bev_meaning)
 
 

@@ -45,9 +45,11 @@ def check_anchor_head(filename: str, key: str, head: Mapping[str, Any]) -> None:
             f'{PER_CLASS_HEAD} go together'
         )
     if not head.get('loss_cls', dict(use_sigmoid=True)).get('use_sigmoid', False):
-        raise ConfigError(f'{filename}: {key}.loss_cls.use_sigmoid=False: scores are exported as sigmoids')
+        raise ConfigError(
+            f'{filename}: {key}.loss_cls.use_sigmoid=False: only sigmoid scores are supported; expected True'
+        )
     if not head.get('use_direction_classifier', True):
-        raise ConfigError(f'{filename}: {key}.use_direction_classifier=False is not exported')
+        raise ConfigError(f'{filename}: {key}.use_direction_classifier=False is not supported; expected True')
 
 
 def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor, ...]:

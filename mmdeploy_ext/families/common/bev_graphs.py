@@ -98,12 +98,12 @@ def frame_spec(model: nn.Module, name: str, further: Sequence[TensorSpec] = ()) 
     layers, queries = len(head.transformer.decoder.layers), head.query_embedding.num_embeddings
     classes = int(head.cls_branches[-1][-1].out_features)
     images = 'normalised images, padded bottom and right'
-    before = "the last frame's bev_embed; any finite numbers at the first frame"
-    record = 'record of the motion, position and heading since the last frame'
-    shift = 'where a cell finds itself in the last view: x, y from its place, in shares of the sides'
-    rotation = 'centres of cells to their sources in the last view'
+    before = 'bev_embed of the last frame; any finite values at the first frame'
+    record = 'can_bus record; position and heading relative to the last frame'
+    shift = 'shift of each cell in the last view: x, y relative to the sides'
+    rotation = 'cell centres to their positions in the last view'
     exists = '0 at the first frame of a scene, 1 otherwise'
-    cells = "bird's-eye view, row by row from the least y, x"
+    cells = "bird's-eye view (BEV), row by row from the smallest y, x"
     inputs = (
         TensorSpec('img', 'float32', (cameras, 3, height, width), images),
         TensorSpec('lidar2img', 'float32', (cameras, 4, 4), 'LiDAR frame to pixels times depth', single=True),

@@ -51,8 +51,8 @@ def check_parts(filename: str, model: nn.Module) -> None:
                 if found:
                     head = type(model.pts_bbox_head).__name__
                     raise ConfigError(
-                        f'{filename}: {found} is never called: {head} of mm2onnx goes through the layers of '
-                        f'encoder and decoder by itself; use your own head, by custom_imports'
+                        f"{filename}: {found} would never be called, since mm2onnx's {head} loops over the "
+                        'layers of encoder and decoder itself; use your own head with custom_imports'
                     )
 
 
@@ -66,16 +66,17 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
         )
         if wrong := [f'{key}={layer[key]}' for key, is_other in differs.items() if is_other]:
             raise ConfigError(
-                f'{filename}: model.pts_bbox_head.transformer.encoder.transformerlayers: {", ".join(wrong)}; '
-                f'expected those of the published configs, or your own layers, by custom_imports'
+                f'{filename}: model.pts_bbox_head.transformer.encoder.transformerlayers: '
+                f'{", ".join(wrong)}; expected the values of the published configs, or your own layers '
+                'with custom_imports'
             )
 
 
 def check_memory(cfg: Any) -> None:
     if not cfg.model.get('video_test_mode', True):
         raise ConfigError(
-            f'{cfg.filename}: model.video_test_mode=False forgets the last view before every frame; '
-            f'expected True'
+            f'{cfg.filename}: model.video_test_mode=False makes the model forget the last view before '
+            'every frame; expected True'
         )
 
 
@@ -91,8 +92,8 @@ class BevFamily(CameraFamily, SequenceFamily):
         state_convention(model, cfg, CONVENTIONS[0])
         if not getattr(model, 'video_test_mode', True):  # the default of BEVFormer's class
             raise ConfigError(
-                f'{cfg.filename}: model.video_test_mode is not stated, and False by default: the model then '
-                f'forgets the last view before every frame; expected True'
+                f'{cfg.filename}: model.video_test_mode is missing, and its default False makes the model '
+                'forget the last view before every frame; expected True'
             )
         check_parts(cfg.filename, model)
         if isinstance(model.pts_bbox_head.transformer.encoder.layers[0], BEVFormerLayer):

@@ -45,7 +45,11 @@ class BevReference(CameraReference):
         if not self._ties:
             return notes
         frames = ', '.join(f'{count} cells of {name}' for name, count in self._ties.items())
-        return [*notes, f'rotation of the last view: {frames} are within {TIE_CELLS:g} cells of a tie']
+        return [
+            *notes,
+            f'rotation of the last view: {frames} are within {TIE_CELLS:g} cells of a tie, where rounding '
+            'decides',
+        ]
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         frames = list(changed_drive(sample))

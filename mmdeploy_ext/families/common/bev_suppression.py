@@ -78,6 +78,6 @@ def result_specs(
 
     return (
         result('boxes', 'float32', f'{meaning}; padded with zeros', (columns,), groups=groups),
-        result('scores', 'float32', 'in descending order; padded with zeros'),
+        result('scores', 'float32', 'scores in descending order; padded with zeros'),
         result('labels', 'int64', 'class indices; -1 where a row is padding'),
     )

@@ -1,8 +1,10 @@
 """The box convention of a model: mmdet3d 0.17 or 1.x."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmdeploy_ext.families.common.detector_parts import part_cfg
@@ -30,8 +32,8 @@ def check_coder(model: nn.Module, cfg: Any, needed: str = CODER) -> None:
     coder = (part_cfg(cfg.model, 'pts_bbox_head').get('bbox_coder') or {}).get('type')
     if coder != needed and isinstance(model.pts_bbox_head.bbox_coder, QueryBoxCoder):
         raise ConfigError(
-            f'{cfg.filename}: model.pts_bbox_head.bbox_coder.type={coder!r}; expected {needed}, or a head of '
-            f'your own code that builds it, by custom_imports'
+            f'{cfg.filename}: model.pts_bbox_head.bbox_coder.type={coder!r}; expected {needed}, or your '
+            'own head with its own coder, loaded by custom_imports'
         )
 
 
@@ -64,3 +66,21 @@ def note_head_convention(model: nn.Module, checkpoint: Checkpoint, head: nn.Modu
             owner = head if hasattr(head, key) else getattr(head, 'anchor_generator', None)
             if hasattr(owner, key):
                 setattr(owner, key, value)
+
+
+def with_heights(encoder: nn.Module, name: str, checkpoint: Checkpoint) -> Checkpoint:
+    """Fit pillars of mmdet3d 0.x, which measure no height from their centre, to 1.x.
+
+    `name` is the encoder's in the checkpoint. The height gets zeros as weights. With `legacy` 1.x puts it in
+    the place of z, so that it is measured from 0.
+    """
+    layers = encoder.pfn_layers
+    inner, built = next(entry for entry in layers.named_parameters() if entry[1].dim() == 2)
+    key = f'{name}.pfn_layers.{inner}'
+    weight = checkpoint.state_dict.get(key)
+    if weight is None or not encoder._with_voxel_center or weight.shape[1] != built.shape[1] - 1:
+        return checkpoint
+    encoder.z_offset = 0.0
+    place = weight.shape[1] - int(encoder._with_distance)
+    columns = [weight[:, :place], torch.zeros_like(weight[:, :1]), weight[:, place:]]
+    return dataclasses.replace(checkpoint, state_dict={**checkpoint.state_dict, key: torch.cat(columns, 1)})

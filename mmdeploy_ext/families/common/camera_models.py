@@ -29,12 +29,13 @@ DEFAULT_CAMERAS = 6
 
 
 def stated_cameras(cfg: Any) -> Mapping[str, Any]:
-    """Return `num_cams` of a config, else of the first sample of data.test; {}: neither states it."""
+    """Return `num_cams` of a config, of data.test's first sample, or of the file; {}: none states it."""
     if 'num_cams' in cfg:
         return cfg
     files = [settings.get('ann_file') for settings in test_datasets(cfg)]
     paths = [Path(file) for file in files if isinstance(file, str) and Path(file).suffix in INFOS]
     cameras = first_cameras(paths[0], paths[0].stat().st_mtime_ns) if paths and paths[0].is_file() else 0
+    cameras = cameras or cfg.get('cameras_of_file', 0)
     return dict(num_cams=cameras) if cameras else {}
 
 

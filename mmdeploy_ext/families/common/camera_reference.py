@@ -114,8 +114,8 @@ class CameraReference(abc.ABC):
         cameras = self.model.input_sizes[0]
         if len(frame.images) != cameras:
             raise ShapeError(
-                f'{frame.name or "frame"}: got {len(frame.images)} pictures, the model has {cameras} '
-                f'cameras; state num_cams in the config'
+                f'{frame.name or "frame"}: got {len(frame.images)} images, the model has {cameras} '
+                'cameras; set num_cams in the config'
             )
         frame_checks.check_fields(frame, self.reads, cameras)
         is_first = self.is_first(frame)

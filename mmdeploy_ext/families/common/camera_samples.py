@@ -42,7 +42,7 @@ def loaded_frame(data: Mapping[str, Any], needed: Collection[str] = ()) -> Frame
     """Return a collated sample (batch 1, one augmentation) as a frame; raises DataError if one is missing."""
     for key in ('img', 'img_metas'):
         if key not in data:
-            raise DataError(f'the test pipeline gives no {key}; add it to the keys of its last step')
+            raise DataError(f'the test pipeline does not return {key}; add it to the keys of its last step')
     meta = only(data['img_metas'], 'img_metas')
     fields = {}
     for name, keys in KEYS.items():
@@ -53,8 +53,8 @@ def loaded_frame(data: Mapping[str, Any], needed: Collection[str] = ()) -> Frame
     for name in ('lidar2img', *needed):
         if name not in fields:
             raise DataError(
-                f'the test pipeline gives no {" or ".join(KEYS[name])}; add it to the keys or meta_keys of '
-                f'its last step'
+                f'the test pipeline does not return {" or ".join(KEYS[name])}; add it to the keys or '
+                'meta_keys of its last step'
             )
     return camera_frame(only(data['img'], 'img'), fields, meta)
 

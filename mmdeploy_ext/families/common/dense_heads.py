@@ -151,8 +151,8 @@ def plain_head(head: nn.Module) -> Head:
 def refuse_softmax(head: nn.Module) -> None:
     if not head.use_sigmoid_cls:
         raise ConfigError(
-            f'model.bbox_head.loss_cls.use_sigmoid=False: {type(head).__name__} takes sigmoids anyway, '
-            f'also of the background; expected True'
+            f'model.bbox_head.loss_cls.use_sigmoid=False: {type(head).__name__} applies a sigmoid anyway, '
+            'even to the background; expected True'
         )
 
 
@@ -590,7 +590,7 @@ def kind_of(head: nn.Module) -> HeadKind:
         (nearest,) = difflib.get_close_matches(type(head).__name__, KINDS, 1, 0)
         advice = f'; {trial_words("model.bbox_head", original)}' if original else f' (nearest: {nearest})'
         raise ConfigError(
-            f'{place_of_results(head)}: of no kind of dense head that is exported{advice}; else {OWN}'
+            f'{place_of_results(head)}: is not a dense head that mm2onnx supports{advice}; else {OWN}'
         )
     if name == 'AnchorFreeHead' and hasattr(head, 'integral'):
         name = 'PicoDetHead'

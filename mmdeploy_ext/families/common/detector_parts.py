@@ -139,8 +139,8 @@ def check(model: Mapping[str, Any], options: Options) -> None:
                 )
             if options.exporter == 'dynamo':  # measured: a small Swin is not proven in batches
                 raise UsageError(
-                    f'--exporter dynamo --dynamic-export: {name} takes any size with the TorchScript '
-                    f'exporter alone; leave --exporter out, or export a fixed --shape'
+                    f'--exporter dynamo --dynamic-export: {name} supports any size only with the '
+                    'TorchScript exporter; omit --exporter, or export a fixed --shape'
                 )
         divisor = multiple_of(name, part)
         if options.height % divisor or options.width % divisor:
@@ -155,8 +155,7 @@ def check_grid_sample(name: str, options: Options) -> None:
     low, high = GRID_SAMPLE_OPSETS
     if not low <= options.opset <= high:
         raise UsageError(
-            f'--opset-version {options.opset}: {name} needs GridSample, which ONNX has since opset {low}; '
-            f'expected {low} to {high}'
+            f'--opset-version {options.opset}: {name} needs GridSample; expected opset {low} to {high}'
         )
 
 
@@ -164,8 +163,8 @@ def check_one_image(head: nn.Module, options: Options) -> None:
     """Raise UsageError for batches and dynamic files of guided anchors."""
     if options.batch > 1 or options.dynamic:
         raise UsageError(
-            f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
-            f'it with --batch-size 1 and without --dynamic-export'
+            f"{type(head).__name__}: mmdet uses the first image's mask for the whole batch; export with "
+            '--batch-size 1 and without --dynamic-export'
         )
 
 
@@ -173,8 +172,8 @@ def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) 
     """Raise UsageError for a size with fewer tokens than queries."""
     if num_tokens < num_queries:
         raise UsageError(
-            f'--shape {options.height} {options.width}: gives {num_tokens} tokens for {key}={num_queries}; '
-            f'choose a larger size'
+            f'--shape {options.height} {options.width}: this size has {num_tokens} tokens for '
+            f'{key}={num_queries}; choose a larger size'
         )
 
 
@@ -184,7 +183,7 @@ def check_max_candidates(options: Options, available: int | None, any_size: bool
         return
     option = f'--max-candidates {options.max_candidates}'
     if options.dynamic and not any_size:
-        raise UsageError(f'{option}: its shapes are constant; export it without --dynamic-export')
+        raise UsageError(f'{option}: requires constant shapes; omit --dynamic-export')
     if available is not None and options.max_candidates > available:
         raise UsageError(
             f'{option}: the model has only {available} candidates at {options.height} x {options.width}'
@@ -197,14 +196,16 @@ def check_settings(test_cfg: Mapping[str, Any] | None, key: str, needed: Sequenc
         raise ConfigError(f'{key}={test_cfg!r}: expected a dict of settings')
     if missing := [name for name in needed if (test_cfg or {}).get(name) is None]:
         raise ConfigError(
-            f'{key} has no {", ".join(missing)}, which {reader} reads; expected {", ".join(needed)}'
+            f'{key} has no {", ".join(missing)}, which {reader} requires; expected {", ".join(needed)}'
         )
 
 
 def check_limit(key: str, limit: Any, available: int) -> None:
     """Refuse a limit that is no whole number from 1 to `available`."""
     if type(limit) is not int or not 0 < limit <= available:  # True is an int, too
-        raise ConfigError(f'model.test_cfg.{key}={limit}; expected 1 to {available}, as many as there are')
+        raise ConfigError(
+            f'model.test_cfg.{key}={limit}; expected 1 to {available}, the number of candidates'
+        )
 
 
 def check_rotated_limits(test_cfg: Mapping[str, Any], max_key: str) -> None:
@@ -214,9 +215,7 @@ def check_rotated_limits(test_cfg: Mapping[str, Any], max_key: str) -> None:
     for key in ('score_thr', 'nms_thr'):
         number(key, test_cfg.get(key), float)
     if not test_cfg.get('use_rotate_nms'):
-        raise ConfigError(
-            'model.test_cfg.use_rotate_nms: expected True, boxes are compared as they are turned'
-        )
+        raise ConfigError('model.test_cfg.use_rotate_nms: expected True, since NMS compares rotated boxes')
 
 
 def check_smallest(strides: Iterable[int], options: Options) -> None:
@@ -276,6 +275,6 @@ def check_box_type(cfg: Any, expected: str) -> None:
         given = settings.get('box_type_3d', expected)
         if str(given).lower() != expected.lower():
             raise ConfigError(
-                f'{cfg.filename}: data.test.box_type_3d={given!r}; files of this model make and suppress '
-                f'boxes of {expected!r}, expected that'
+                f'{cfg.filename}: data.test.box_type_3d={given!r}; expected {expected!r}, the convention '
+                "of this model's boxes"
             )

@@ -34,9 +34,9 @@ def image_input(
 
 def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
     """Return the specs of `img_shape`, used if boxes are clipped, and `scale_factor`."""
-    size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
+    size = 'height and width before padding; boxes are clipped to it; 0 means the input size'
     ratios = 'w h w h ratios, input / original; boxes are divided by it'
-    padding = 'rows of padding above the image and columns left of it, which boxes lose'
+    padding = 'rows of padding above the image and columns left of it; subtracted from boxes'
     inputs = (
         TensorSpec('img_shape', 'float32', (batch, 2), size, 'pixel', default=0.0, unused=not clips),
         TensorSpec('scale_factor', 'float32', (batch, 4), ratios, default=1.0),
@@ -67,7 +67,7 @@ def results_and_candidates(
     batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
     if not cap:
         return results(batch, 'n')
-    meaning = f'({pairs}, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+    meaning = f'({pairs}, class) pairs above the score threshold; if more than {cap}, the rest was dropped'
     candidates = TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections')
     return (*results(batch, capped(cap, *limits)), candidates)
 
@@ -79,11 +79,11 @@ Axis = int | str
 
 
 def mask_inputs(
-    batch: Axis, zero: str = '0 means those of the input, up to a multiple of 8'
+    batch: Axis, zero: str = '0 means the input size, rounded up to a multiple of 8'
 ) -> tuple[TensorSpec, ...]:
     """Return the specs of `img_shape` and `ori_shape`; `zero` is the meaning of 0."""
-    content = f'height and width before padding, which masks are cropped to; {zero}'
-    original = f'height and width of the original images, which masks are resized to; {zero}'
+    content = f'height and width before padding; masks are cropped to it; {zero}'
+    original = f'height and width of the original images; masks are resized to it; {zero}'
     return (
         TensorSpec('img_shape', 'float32', (batch, 2), content, 'pixel', default=0.0),
         TensorSpec('ori_shape', 'int64', (2,), original, 'pixel', default=0),
@@ -91,7 +91,7 @@ def mask_inputs(
 
 
 def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
-    pixels, order = 'pixels of the instances at ori_shape', 'in descending order; padded with zeros'
+    pixels, order = 'masks of the instances at ori_shape', 'scores in descending order; padded with zeros'
     labels = 'class indices; -1 where a row is padding'
     return (
         TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), pixels, compare='detections'),
@@ -140,8 +140,8 @@ def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
     different = sorted(set(sizes))
     if len(different) > 1:
         raise ShapeError(
-            f'ori_shape: the images of a batch have the original sizes {different}; {results} of one batch '
-            f'have one size: run them one by one (samples_per_gpu=1)'
+            f'ori_shape: the images of a batch have different original sizes, {different}; {results} of a '
+            'batch have one size: run the images one by one (samples_per_gpu=1)'
         )
     return np.asarray(different[0], np.int64)
 

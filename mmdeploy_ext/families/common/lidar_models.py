@@ -10,7 +10,11 @@ from torch import nn
 from mmdeploy_ext.config.config import refused_values, test_pipeline
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.families.base import BACKBONE, find_family
-from mmdeploy_ext.families.common.box_conventions import note_head_convention, state_head_convention
+from mmdeploy_ext.families.common.box_conventions import (
+    note_head_convention,
+    state_head_convention,
+    with_heights,
+)
 from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.common.pillars import DYNAMIC_ENCODER, ENCODERS, MEANS, SCATTER, has_pillars
 from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
@@ -67,13 +71,16 @@ class LidarMethods:
         return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        encoder = f'{parts_of(model).prefix}middle_encoder'
+        parts = parts_of(model)
+        if hasattr(model, 'box_convention'):  # built by a family, not for parts
+            note_head_convention(model, checkpoint, parts.head)
+            if model.box_convention == '0.17' and hasattr(parts.voxel_encoder, 'pfn_layers'):
+                checkpoint = with_heights(parts.voxel_encoder, f'{parts.prefix}voxel_encoder', checkpoint)
+        encoder = f'{parts.prefix}middle_encoder'
         if find_kernels(getattr(model, encoder, nn.Module())):
             load_whole(model, checkpoint, encoder)
         else:  # pillars, or a user's model that derives from a LiDAR detector
             load_strict(model, checkpoint)
-        if hasattr(model, 'box_convention'):  # built by a family, not for parts
-            note_head_convention(model, checkpoint, parts_of(model).head)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(parts_of(model).head.num_classes)
@@ -98,14 +105,13 @@ def check_points_side(filename: str, model: Mapping[str, Any], detector: str, he
         type_names = names_of_class(HEADS, part_type) if name == 'bbox_head' else [part_type]
         if not set(type_names) & set(allowed):
             raise ConfigError(
-                f'{filename}: model.{key}.type={part_type!r}; {detector} is exported with '
-                f'{" or ".join(allowed)}'
+                f'{filename}: model.{key}.type={part_type!r}; {detector} supports {" or ".join(allowed)}'
             )
     if middle == SCATTER:
         _check_pillars(filename, model)
     for key in ('img_backbone', 'pts_fusion_layer'):
         if model.get(key):
-            raise ConfigError(f'{filename}: model.{key}: {detector} is exported only without cameras')
+            raise ConfigError(f'{filename}: model.{key}: {detector} is supported only without cameras')
 
 
 def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
@@ -114,14 +120,14 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
     cells = grid_size(layer, f'{filename}: {key}')
     if (layer['max_num_points'] < 1) != dynamic:
         raise ConfigError(
-            f'{filename}: {key}.max_num_points={layer["max_num_points"]}; {DYNAMIC_DETECTOR} takes -1 (all '
-            f'points of a pillar), other detectors a fixed number'
+            f'{filename}: {key}.max_num_points={layer["max_num_points"]}; {DYNAMIC_DETECTOR} needs -1 '
+            '(all points of a pillar), other detectors a fixed number'
         )
     rows, columns = model[f'{prefix}middle_encoder']['output_shape']
     if columns < cells[0] or rows < cells[1]:
         raise ConfigError(
-            f'{filename}: model.{prefix}middle_encoder.output_shape={[rows, columns]} (rows, columns), but '
-            f'{key} makes {cells[1]} rows and {cells[0]} columns of pillars'
+            f'{filename}: model.{prefix}middle_encoder.output_shape={[rows, columns]} (rows, columns), '
+            f'but {key} gives {cells[1]} rows and {cells[0]} columns of pillars'
         )
 
 
@@ -136,7 +142,7 @@ def check_points_loaded(cfg: Any) -> None:
     width = use_dim if isinstance(use_dim, int) else len(use_dim)
     if width != in_channels:
         raise ConfigError(
-            f'{cfg.filename}: use_dim={use_dim} of {loader["type"]} gives {width} values per point, '
+            f'{cfg.filename}: use_dim={use_dim} of {loader["type"]} loads {width} values per point, but '
             f'model.{key}.in_channels is {in_channels}'
         )
 

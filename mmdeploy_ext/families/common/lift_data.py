@@ -38,7 +38,9 @@ class LiftData(CameraData):
     def frame(self, data: Mapping[str, Any]) -> Frame:
         """Return the present frame of a sample with `img_inputs`."""
         if 'img_inputs' not in data:
-            raise DataError('the test pipeline gives no img_inputs; add it to the keys of its last step')
+            raise DataError(
+                'the test pipeline does not return img_inputs; add it to the keys of its last step'
+            )
         inputs = data['img_inputs']
         while len(inputs) == 1:  # augmentations
             inputs = inputs[0]

@@ -94,7 +94,9 @@ def frame_inputs(model: nn.Module) -> list[TensorSpec]:
     return [
         TensorSpec('img', 'float32', (cameras, 3, height, width), 'normalised images, B, G, R'),
         TensorSpec('sensor2keyego', 'float32', (cameras, 4, 4), 'camera to key ego, m', single=True),
-        TensorSpec('intrinsics', 'float32', (cameras, 3, 3), 'camera to picture as taken', single=True),
+        TensorSpec(
+            'intrinsics', 'float32', (cameras, 3, 3), 'camera to pixels of the original image', single=True
+        ),
     ]
 
 

@@ -20,7 +20,7 @@ LOADER = 'PrepareImageInputs'
 def check_view(cfg: Any) -> None:
     """Raise ConfigError for views that are not exported."""
     if cfg.model.get('upsample'):
-        raise ConfigError(f'{cfg.filename}: model.upsample=True is not exported; expected False')
+        raise ConfigError(f'{cfg.filename}: model.upsample=True is not supported; expected False')
     if cfg.model.get('img_view_transformer', {}).get('accelerate'):
         raise ConfigError(
             f'{cfg.filename}: model.img_view_transformer.accelerate=True keeps the cells of the first frame; '
@@ -37,7 +37,7 @@ class LiftModels(CameraModels):
             loaders = [step for step in test_pipeline(cfg) if step['type'] == LOADER]
             if len(loaders) != 1:
                 raise ConfigError(
-                    f'{cfg.filename}: the test pipeline has no {LOADER}, which loads the pictures'
+                    f'{cfg.filename}: the test pipeline has no {LOADER}, which loads the images'
                 )
             config = loaders[0]['data_config']
             scale, resized, (left, top) = resize_and_crop(config)

@@ -1,18 +1,23 @@
 """Detectors that lift pictures into a bird's-eye view in PyTorch: the detector's own `forward`."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
-from torch import nn
+from torch import Tensor, nn
 
+from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.families.common.camera_reference import CameraReference
 from mmdeploy_ext.families.common.lift_graphs import view_facts
 from mmdeploy_ext.families.common.runtime.lift_splat import BORDER, border_points, frustum_places
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.synthetic.moments import special_drive
+
+PLACED_BY = 'get_ego_coor', 'get_lidar_coor'
+"""Upstream's methods that place lifted points."""
 
 
 class LiftReference(CameraReference):
@@ -31,8 +36,9 @@ class LiftReference(CameraReference):
             return super().notes
         return [
             *super().notes,
-            f'up to {max(self._at_borders.values())} lifted points of a frame are within {BORDER:g} cells of '
-            f"a cell's border: PyTorch, which places points in float32, may take the neighbouring cell",
+            f'up to {max(self._at_borders.values())} lifted points of a frame are within {BORDER:g} cells '
+            f"of a cell's border: here PyTorch places them in float64; in float32 it may take the "
+            f'neighbouring cell',
         ]
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
@@ -40,6 +46,9 @@ class LiftReference(CameraReference):
 
     def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(self.model, 'forward')])
+
+    def further_taps(self, frame: Frame) -> contextlib.AbstractContextManager[None]:
+        return placed_in_float64(self.model.img_view_transformer)
 
     def forget(self) -> None:
         pass
@@ -75,6 +84,24 @@ class LiftReference(CameraReference):
         if rig not in self._at_borders:
             points = frustum_places(self.view_facts, poses, intrinsics, crop)
             self._at_borders[rig] = int(border_points(self.view_facts, points).sum())
+
+
+@contextlib.contextmanager
+def placed_in_float64(transformer: nn.Module) -> Iterator[None]:
+    """Inside the block upstream's methods place lifted points in float64, rounded once, as the graph does.
+
+    A cell is chosen by the place: in float32 the rounding of an engine would decide at a border.
+    """
+
+    def in_float64(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *matrices: method(*(matrix.double() for matrix in matrices)).float()
+
+    with contextlib.ExitStack() as stack:
+        for name in PLACED_BY:
+            if hasattr(transformer, name):
+                method = in_float64(getattr(transformer, name))
+                stack.enter_context(replaced_entry(vars(transformer), name, method))
+        yield
 
 
 def sensor_poses(frame: Frame) -> np.ndarray:

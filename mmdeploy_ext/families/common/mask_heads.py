@@ -40,7 +40,7 @@ def judge_of(roi_head: nn.Module) -> nn.Module | None:
 def check_flow(roi_head: nn.Module) -> None:
     """Refuse `mask_info_flow` that is off: mmdet's own `simple_test` fails."""
     if not getattr(roi_head, 'mask_info_flow', True):
-        raise ConfigError('model.roi_head.mask_info_flow=False: masks export with True')
+        raise ConfigError('model.roi_head.mask_info_flow=False is not supported; expected True')
 
 
 def threshold(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> float:

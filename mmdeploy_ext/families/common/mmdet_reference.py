@@ -146,8 +146,9 @@ def _in_order(class_boxes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray
         rows = np.concatenate([np.asarray(boxes, np.float32).reshape(-1, 5) for boxes in class_boxes])
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f'the test path gives {type(class_boxes).__name__} of {type(class_boxes[0]).__name__} for an '
-            f'image; expected an array (n, 5) for each class: export parts of this detector (docs/parts.md)'
+            f'the test path returns {type(class_boxes).__name__} of {type(class_boxes[0]).__name__} for '
+            'an image; expected an array (n, 5) for each class: export parts of this detector '
+            '(docs/parts.md)'
         ) from error
     counts = [len(boxes) for boxes in class_boxes]
     labels = np.repeat(np.arange(len(class_boxes), dtype=np.int64), counts)

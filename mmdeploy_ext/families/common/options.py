@@ -18,7 +18,8 @@ GRID_SAMPLE = Option(
 PASTE_MASKS = Option(
     'paste_masks',
     False,
-    'full form: masks pasted in the graph, at the size of the original (default: inside the box)',
+    'full form: paste masks in the graph at the size of the original image (default: masks are '
+    'relative to the box)',
     key='paste_masks',
     only_with=('form', 'full'),
     group=options.OF_SOME,

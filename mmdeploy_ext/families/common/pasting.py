@@ -28,22 +28,23 @@ def check(threshold: float, options: Options) -> None:
         return
     if options.get('max_candidates'):
         raise UsageError(
-            '--paste-masks: the size of its masks follows from ori_shape; leave it out with --max-candidates'
+            '--paste-masks: the size of the masks depends on ori_shape, so it cannot be combined with '
+            '--max-candidates'
         )
     if threshold <= 0:
         raise UsageError(
-            f'--paste-masks: mask_thr_binary is {threshold:g}; expected more than 0, which pixels outside of '
-            f'masks have'
+            f'--paste-masks: mask_thr_binary is {threshold:g}; expected more than 0, the value outside of '
+            'masks'
         )
 
 
 def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int | str) -> TensorSpec:
     side = side_of(model.roi_head)
     axes, dtype = (batch, rows, side, side), 'float32'
-    meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
+    meaning = 'probabilities for the predicted class, relative to the box; zero where dets is padding'
     if options.get('paste_masks'):
         axes, dtype = (batch, rows, 'h', 'w'), 'bool'
-        meaning = 'pixels of the instances in the original; h, w are the largest of the batch'
+        meaning = 'masks of the instances in the original image; h, w are the largest of the batch'
     return TensorSpec('masks', dtype, axes, meaning, compare='detections')
 
 
@@ -51,7 +52,7 @@ def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
     """Return the spec of `ori_shape`; () without pasting."""
     if not options.get('paste_masks'):
         return ()
-    meaning = 'height and width of the original images, which masks are pasted into'
+    meaning = 'height and width of the original images; masks have this size'
     return (TensorSpec('ori_shape', 'int64', (batch, 2), meaning, 'pixel', positive=True),)
 
 

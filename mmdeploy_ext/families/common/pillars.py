@@ -183,10 +183,13 @@ CELLS = torch.stack([0 * PLACES, 0 * PLACES, PLACES, PLACES], dim=1)
 
 def hard_inputs(max_points: int, width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
     """Return each input with its traced tensor; float32 also in a float16 graph."""
-    points, cells = 'points of each pillar, then zeros', 'sample 0, z, y, x of each pillar, each pillar once'
+    points, cells = (
+        ('points of each pillar, padded with zeros'),
+        'sample (0), z, y, x of each pillar; no duplicates',
+    )
     tensors = (
         TensorSpec(INPUTS[0], 'float32', ('N', max_points, width), points, single=True),
-        TensorSpec(INPUTS[1], 'int32', ('N',), 'how many points a pillar has'),
+        TensorSpec(INPUTS[1], 'int32', ('N',), 'number of points in each pillar'),
         TensorSpec(INPUTS[2], 'int32', ('N', 4), cells, 'cell'),
     )
     example = _points(EXAMPLE, max_points, width), PLACES % max_points + 1, CELLS
@@ -195,7 +198,10 @@ def hard_inputs(max_points: int, width: int) -> list[tuple[TensorSpec, torch.Ten
 
 def dynamic_inputs(width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
     """Return each input with its traced tensor, two points per pillar; float32 also in a float16 graph."""
-    rows, cells = 'the pillar of each point, as a row of coors', 'sample 0, z, y, x of each pillar, each once'
+    rows, cells = (
+        'row of coors that each point belongs to',
+        ('sample (0), z, y, x of each pillar; no duplicates'),
+    )
     tensors = (
         TensorSpec(DYNAMIC_INPUTS[0], 'float32', ('P', width), 'points in range', single=True),
         TensorSpec(DYNAMIC_INPUTS[1], 'int32', ('P',), rows),

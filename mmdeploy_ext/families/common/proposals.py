@@ -61,12 +61,15 @@ TRIAL_OVERLAP, TRIAL_LIMIT, TRIAL_PER_LEVEL = 0.45, 16, 6
 def check_head(head: nn.Module) -> None:
     if not isinstance(head, HEADS) and not is_users_own(head):
         names = ', '.join(kind.__name__ for kind in HEADS)
-        raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {names}')
+        raise ConfigError(f'model.rpn_head.type={type(head).__name__}: supported are {names}')
     if is_staged(head):
         if any(count != 1 for stage in head.stages for count in stage.prior_generator.num_base_priors):
-            raise ConfigError('model.rpn_head.stages: Cascade RPN has one anchor per cell')
+            raise ConfigError('model.rpn_head.stages: expected one anchor per cell, as in Cascade RPN')
         if not head.stages[-1].with_cls:
-            raise ConfigError('model.rpn_head.stages[-1].with_cls=False: the last stage gives the scores')
+            raise ConfigError(
+                'model.rpn_head.stages[-1].with_cls=False: expected True, since the last stage computes '
+                'the scores'
+            )
     needed = (*entries_of(head), 'min_bbox_size')
     detector_parts.check_settings(head.test_cfg, 'model.test_cfg.rpn', needed, type(head).__name__)
     # upstream leaves out the last one by -1
@@ -373,15 +376,13 @@ def tried(head: nn.Module, make: type[Proposals]) -> bool:
                 wanted = own_proposals(head, maps, size)
             except Exception as error:
                 raised = f'{type(error).__name__}: {error}{users_line(error)}'
-                raise ConfigError(
-                    f'{place}, tried on outputs of its kind, raises {raised}: use {OWN}'
-                ) from error
+                raise ConfigError(f'{place} raises on generated outputs: {raised}; use {OWN}') from error
             clip_hw = maps[0].new_tensor([size])
             remaining = [
                 longer for longer, module in modules.items() if same(_found(*module(maps, clip_hw)), wanted)
             ]
         if not remaining:
-            raise ConfigError(f'{place} gives other proposals than any that we know: use {OWN}')
+            raise ConfigError(f'{place} selects proposals in a way that mm2onnx does not know: use {OWN}')
     _LONGER[head] = remaining[0]
     return _LONGER[head]
 

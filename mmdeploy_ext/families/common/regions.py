@@ -101,7 +101,7 @@ def check_extractor(extractor: nn.Module) -> None:
     if not isinstance(extractor, EXTRACTORS):
         exported = ', '.join(extractor_class.__name__ for extractor_class in EXTRACTORS)
         raise ConfigError(
-            f'{type(extractor).__name__}: no extractor of regions that is exported ({exported})'
+            f'{type(extractor).__name__}: this region extractor is not supported (supported: {exported})'
         )
     allowed = MOVING_LAYERS
     if isinstance(extractor, extractors.GenericRoIExtractor):
@@ -278,7 +278,7 @@ def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
     if any(larger % side for larger, side in zip(semantic, size, strict=True)):
         raise ConfigError(
             f'model.roi_head.semantic_roi_extractor: output_size {tuple(semantic)} is not a multiple of '
-            f'{tuple(size)}, that of {kind}_roi_extractor'
+            f'{tuple(size)}, the output_size of {kind}_roi_extractor'
         )
     return tuple(larger // side for larger, side in zip(semantic, size, strict=True))
 

@@ -16,12 +16,16 @@ from mmdeploy_ext.util.errors import DataError
 
 def check_given(data: Mapping[str, Any], keys: Iterable[str]) -> None:
     if missing := [key for key in keys if key not in data]:
-        raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
+        raise DataError(
+            f'the test pipeline does not return {", ".join(missing)}; add them to the keys of Collect3D'
+        )
 
 
 def check_dumped(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
     if missing := [name for name in names if name not in tensors]:
-        raise DataError(f'the dump has no {", ".join(missing)}; dump with tensors=None, or name them too')
+        raise DataError(
+            f'the dump has no {", ".join(missing)}; dump with tensors=None, or list them in tensors'
+        )
 
 
 def only(value: Any, key: str) -> Any:

@@ -31,7 +31,7 @@ def traced_encoder(encoder: nn.Module) -> SparseGraph:
 def check_form(filename: str, options: Options, sparse: bool) -> None:
     if options.sparse_form != SPARSE_FORM.default and not sparse:
         raise UsageError(
-            f'--sparse-form {options.sparse_form}: {filename} has no sparse backbone; leave it out'
+            f'--sparse-form {options.sparse_form}: {filename} has no sparse backbone; omit the option'
         )
 
 
@@ -64,9 +64,9 @@ def load_whole(model: nn.Module, checkpoint: Checkpoint, encoder: str) -> None:
     """Load all weights of a detector; sparse kernels may be in any layout of spconv."""
     report = load_model(checkpoint.path, model, encoder)
     if report.rest != 'loaded' or report.unused:
-        content = 'nothing but the sparse encoder' if report.rest != 'loaded' else 'all of the model'
+        content = 'only the sparse encoder' if report.rest != 'loaded' else 'the whole model'
         raise CheckpointError(
-            f'{checkpoint.path}: does not fit the model of the config: it holds {content}'
-            f'{", and unexpected keys " + listed(report.unused) if report.unused else ""}. Use the '
-            f'config that this checkpoint was trained with'
+            f'{checkpoint.path}: does not fit the model of the config: it contains '
+            f'{content}{", and unexpected keys " + listed(report.unused) if report.unused else ""}. Use '
+            'the config that this checkpoint was trained with'
         )

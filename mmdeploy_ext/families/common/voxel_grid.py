@@ -17,7 +17,7 @@ def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelR
     Of two limits of voxels the second (of tests) counts; mmcv's default is 20,000.
     """
     if missing := [name for name in NEEDED if layer.get(name) is None]:
-        raise ConfigError(f'the layer of voxels has no {", ".join(missing)}')
+        raise ConfigError(f'the voxel layer has no {", ".join(missing)}')
     max_voxels, max_points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
     max_voxels = int(max_voxels[1] if isinstance(max_voxels, list | tuple) else max_voxels)
     return VoxelRule(
@@ -39,7 +39,7 @@ def grid_size(layer: Mapping[str, Any], key: str) -> tuple[int, int, int]:
     cells = np.rint(counts).astype(int)
     if (np.abs(counts - cells) > 1e-3).any() or min(cells) < 1:
         raise ConfigError(
-            f'{key}: point_cloud_range={list(limits)} is {counts.round(3).tolist()} voxels of '
+            f'{key}: point_cloud_range={list(limits)} has {counts.round(3).tolist()} voxels of '
             f'voxel_size={list(sizes)} along x, y, z; expected whole numbers'
         )
     return tuple(cells.tolist())

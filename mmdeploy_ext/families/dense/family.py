@@ -57,8 +57,7 @@ class DenseFamily(ImageFamily):
             strides = kind_of(head).generator(head).strides
             if any(len(set(stride)) > 1 for stride in strides):
                 raise ConfigError(
-                    f'model.bbox_head.anchor_generator.strides={strides}; dense heads export with '
-                    f'strides that are equal in x and y'
+                    f'model.bbox_head.anchor_generator.strides={strides}; expected equal strides in x and y'
                 )
         detector_parts.check(cfg.model, options)
         detector_parts.check_smallest(facts.strides, options)

@@ -45,12 +45,12 @@ RAW_MEANINGS = dict(
     objectness=('objectness logits', 'logit'),
     iou_pred=('logits of the predicted IoU', 'logit'),
     shape_pred=('logarithms of the size of guided anchors', ''),
-    loc_pred=('logits of where anchors are', 'logit'),
-    bbox_cls=('bucket logits of the sides', 'logit'),
-    bbox_reg=('offsets in the buckets of the sides', ''),
+    loc_pred=('logits of anchor locations', 'logit'),
+    bbox_cls=('bucket logits of the box sides', 'logit'),
+    bbox_reg=('offsets in the buckets of the box sides', ''),
     heatmap=('class scores of centres, 0..1', ''),
     wh=('width and height, strides', ''),
-    offset=('place of the centre in its cell, strides', ''),
+    offset=('position of the centre in its cell, in strides', ''),
     pred_map=('per anchor x y logits, w h logarithms, objectness and class logits', ''),
 )
 BOX_MEANINGS = dict(
@@ -164,7 +164,7 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
     outputs = kind.flatten(kind.tested(head, head(model.extract_feat(image))))
     if len(outputs) != len(names):
         raise ConfigError(
-            f'{type(head).__name__}: gives {len(outputs)} tensors, expected {len(names)}: '
+            f'{type(head).__name__}: returns {len(outputs)} tensors, expected {len(names)}: '
             f'{", ".join(names)}; use {OWN}'
         )
     if not torch.jit.is_tracing():  # the export has run the model once before it traces

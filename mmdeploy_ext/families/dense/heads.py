@@ -109,7 +109,10 @@ def _tried_facts(head: nn.Module, facts: DenseFacts) -> tuple[DenseFacts, str]:
     traced = f', also with {code} traced' if code.startswith('your ') else ''
     generator = users_class(type(getattr(head, 'prior_generator', None)))
     priors = f', on priors of your {generator}' if generator else ''
-    problem = f'{place} gives other boxes than any that we know{traced}{priors}: --postprocess raw, {OWN}'
+    problem = (
+        f'{place} selects boxes in a way that mm2onnx does not know{traced}{priors}: use --postprocess '
+        f'raw, {OWN}'
+    )
     decodings = [facts]
     if kind.own and not isinstance(facts.coder, Traced):
         described = dataclasses.replace(facts.head, inverted=True)
@@ -124,14 +127,14 @@ def _tried_facts(head: nn.Module, facts: DenseFacts) -> tuple[DenseFacts, str]:
                 return found, _left_out(head, names)
     except Exception as error:
         raised = f'{type(error).__name__}: {error}{users_line(error)}'
-        problem = f'{place}, tried on outputs of its kind, raises {raised}: --postprocess raw, {OWN}'
+        problem = f'{place} raises on generated outputs: {raised}; use --postprocess raw, {OWN}'
     return dataclasses.replace(facts, coder=Traced(code=place)), problem
 
 
 def _left_out(head: nn.Module, names: tuple[str, ...]) -> str:
     settings = ', '.join(f'model.test_cfg.{name}=-1' for name in names)
     level = ' of each level' if 'nms_pre' in names else ''
-    expected = f'{type(head).__name__} leaves out the last result{level}; expected a positive number'
+    expected = f'{type(head).__name__} drops the last result{level}; expected a positive number'
     return f'{settings}: {expected}' if names else ''
 
 

@@ -69,8 +69,8 @@ class DenseReference(ImageReference):
         if options.get('score_form') != 'product':
             return ''
         return (
-            'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
-            'product is not the one that get_bboxes applies'
+            'score_form=product stores no class scores, so detections are not compared: get_bboxes '
+            'applies its threshold to class scores, not to the product'
         )
 
     def takes(self, picture: TensorSpec, height: int, width: int) -> bool:
@@ -139,8 +139,8 @@ class DenseReference(ImageReference):
         numbers = ', '.join(map(str, numbers_in_results(head)))
         written = f' ({numbers})' if numbers else ''
         return [
-            f'nms_pre {limit} of the config: {place} does not cut there, and neither does the file; a limit '
-            f'written in your code{written} is compared by the results of these inputs alone'
+            f'nms_pre {limit} of the config: {place} does not apply it, and neither does the file; a '
+            f'limit in your code{written} is compared only through the results of these inputs'
         ]
 
     def expected_tensors(

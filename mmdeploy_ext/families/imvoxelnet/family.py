@@ -54,8 +54,8 @@ class ImVoxelNetFamily(ImageFamily):
             detector_parts.check_rotated_limits(detector_parts.test_cfg_of(cfg), 'max_num')
             for step in steps_of(test_pipeline(cfg), *MOVED):
                 raise ConfigError(
-                    f'test pipeline step {step["type"]}: mmdet3d multiplies places in the picture by '
-                    f'scale_factor alone; expected Resize, Normalize and Pad'
+                    f'test pipeline step {step["type"]}: mmdet3d scales image positions only by '
+                    'scale_factor; expected Resize, Normalize and Pad'
                 )
         detector_parts.check(cfg.model, options)
 
@@ -65,7 +65,7 @@ class ImVoxelNetFamily(ImageFamily):
         if frame != FRAME or HEAD not in heads or PER_CLASS_HEAD in heads:
             raise ConfigError(
                 f'{filename}: model.coord_type={model.get("coord_type")!r} and '
-                f'model.bbox_head.type={head.get("type")!r}; ImVoxelNet is exported with {FRAME!r} and {HEAD}'
+                f'model.bbox_head.type={head.get("type")!r}; ImVoxelNet supports {FRAME!r} and {HEAD}'
             )
         check_anchor_head(filename, 'model.bbox_head', head)
 
@@ -85,6 +85,6 @@ class ImVoxelNetFamily(ImageFamily):
     def check_dataset(self, cfg: Any, dataset: Any) -> None:
         if len(dataset) and PROJECTION not in only(dataset[0].get('img_metas', {}), 'img_metas'):
             raise ConfigError(
-                f'{cfg.filename}: data.test: its pictures come without {PROJECTION}, the matrix from the '
-                f'LiDAR to the picture, among the metas that Collect3D collects'
+                f'{cfg.filename}: data.test: Collect3D does not collect {PROJECTION}, the matrix from '
+                'LiDAR to image, in its metas; add it'
             )

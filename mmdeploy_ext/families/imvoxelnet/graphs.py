@@ -28,7 +28,7 @@ MEANINGS = dict(
     bbox_pred=('deltas of each anchor', ''),
     dir_cls_pred=('logits of both directions of each anchor', 'logit'),
 )
-BOX = 'x y z of the middle of the bottom and sizes (m), yaw (rad), in the frame of the voxels'
+BOX = 'x y z of the bottom centre and sizes (m), yaw (rad), in the frame of the voxels'
 SMALLEST = 32
 """Smallest side of a dynamic input, pixels: the stride of the last map."""
 FULL_NAMES = ('boxes', 'scores', 'labels')
@@ -49,10 +49,8 @@ def facts_of(model: nn.Module) -> ImVoxelNetFacts:
 
 def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
     """Return the specs of cameras and ratios, in float32 also in a float16 graph."""
-    camera = (
-        'from the frame of the voxels, in metres, to pixels of the picture before it is resized, times depth'
-    )
-    ratios = 'w h w h ratios, input / picture before it is resized; 1 if the camera is that of the input'
+    camera = 'frame of the voxels (m) to pixels of the original image, times depth'
+    ratios = 'w h w h ratios, input / original; 1 if the camera matrix refers to the input'
     return (
         TensorSpec(PROJECTION, 'float32', (batch, 4, 4), camera, single=True),
         TensorSpec('scale_factor', 'float32', (batch, 4), ratios, default=1.0, single=True),

@@ -37,8 +37,8 @@ class InstanceFamily(ImageFamily):
         detector_parts.check(cfg.model, options)
         if options.height % graphs.MULTIPLE or options.width % graphs.MULTIPLE:
             raise UsageError(
-                f'--shape {options.height} {options.width}: mask features take sizes that are multiples of '
-                f'{graphs.MULTIPLE}'
+                f'--shape {options.height} {options.width}: mask features need sizes that are multiples '
+                f'of {graphs.MULTIPLE}'
             )
 
     def facts(self, model: nn.Module) -> InstanceFacts:

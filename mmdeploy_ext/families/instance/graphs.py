@@ -207,9 +207,9 @@ def _weights(place: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
 def spec(model: InstanceMaskDetector, options: Options) -> GraphSpec:
     image = image_input(options, smallest=MULTIPLE, multiple=MULTIPLE)
     batch = image.axes[0]
-    meaning = 'pixels of the instances at ori_shape'
+    meaning = 'masks of the instances at ori_shape'
     masks = TensorSpec('masks', 'bool', (batch, 'n', 'h', 'w'), meaning, compare='detections')
-    _, ori_shape = mask_inputs(batch, '0 means those of the input')
+    _, ori_shape = mask_inputs(batch, '0 means the input size')
     inputs = (image, *optional_inputs(batch, clips=True), ori_shape)
     return GraphSpec('instance/full', inputs, (*box_outputs(batch, 'n'), masks))
 

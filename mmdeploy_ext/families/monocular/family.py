@@ -42,10 +42,12 @@ def check_detector(cfg: Any, options: Options, check_head: Callable[[Any, nn.Mod
 def check_points_head(cfg: Any, head: nn.Module) -> None:
     detector_parts.check_rotated_limits(head.test_cfg or {}, 'max_per_img')
     if not head.bbox_coder.norm_on_bbox:
-        raise ConfigError('model.bbox_head.bbox_coder.norm_on_bbox=False: mmdet3d refuses it, too')
+        raise ConfigError(
+            'model.bbox_head.bbox_coder.norm_on_bbox=False is not supported, as in mmdet3d; expected True'
+        )
     if list(steps_of(test_pipeline(cfg), 'Resize')):
         raise ConfigError(
-            'test pipeline step Resize: mmdet3d cannot divide centres by its scale_factor; leave it out'
+            'test pipeline step Resize: mmdet3d cannot divide centres by its scale_factor; remove it'
         )
 
 
@@ -66,8 +68,8 @@ class MonocularMethods:
     def check_dataset(self, cfg: Any, dataset: Any) -> None:
         if not list(steps_of(test_pipeline(cfg), 'LoadImageFromFileMono3D')):
             raise ConfigError(
-                f'{cfg.filename}: data.test: its pipeline has no LoadImageFromFileMono3D, so that pictures '
-                f'come without cam2img'
+                f'{cfg.filename}: data.test: its pipeline has no LoadImageFromFileMono3D, so images have '
+                'no cam2img'
             )
 
 

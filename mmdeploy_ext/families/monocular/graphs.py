@@ -23,24 +23,22 @@ from mmdeploy_ext.util.taps import tap
 
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),
-    bbox_pred=('offset of the centre (pixels), depth and sizes (m), yaw seen along the ray (rad), rest', ''),
+    bbox_pred=('offset of the centre (pixels), depth and sizes (m), yaw relative to the ray (rad), rest', ''),
     dir_cls_pred=('logits of both directions', 'logit'),
-    depth_cls_pred=('logits of bins of depth', 'logit'),
-    weight=('logarithms of weights of depths', ''),
+    depth_cls_pred=('logits of depth bins', 'logit'),
+    weight=('logarithms of depth weights', ''),
     attr_pred=('logits of attributes', 'logit'),
     centerness=('centerness logits', 'logit'),
 )
 METRES, SIZES = ColumnGroup('x y z', (0, 1, 2), 'm'), ColumnGroup('sizes', (3, 4, 5), 'm')
 YAW, VELOCITY = ColumnGroup('yaw', (6,), 'rad'), ColumnGroup('velocity', (7, 8), 'm/s')
 """Columns of boxes, and their units."""
-BOX = 'x y z of the middle of the bottom and sizes (m), yaw (rad), velocity (m/s), in the frame of the camera'
+BOX = 'x y z of the bottom centre and sizes (m), yaw (rad), velocity (m/s), in the frame of the camera'
 
 
 def camera_input(batch: int | str) -> TensorSpec:
     """Return the spec of the cameras, float32 also in a float16 graph."""
-    meaning = (
-        'from the frame of the camera to pixels of the network input times depth; the last row is 0 0 0 1'
-    )
+    meaning = 'camera frame to pixels of the network input, times depth; the last row is 0 0 0 1'
     return TensorSpec('cam2img', 'float32', (batch, 4, 4), meaning, single=True)
 
 
@@ -155,7 +153,9 @@ def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tupl
         attr_pred=TensorSpec(
             'attr_pred', 'float32', (batch, cells, int(head.num_attrs)), 'logits of attributes', 'logit'
         ),
-        bboxes=TensorSpec('bboxes', 'float32', (batch, cells, 4), 'x1 y1 x2 y2 in the picture', 'pixel'),
+        bboxes=TensorSpec(
+            'bboxes', 'float32', (batch, cells, 4), 'x1 y1 x2 y2 in the original image', 'pixel'
+        ),
     )
     return tuple(tensors[name] for name in result_names(model, 'decode'))
 

@@ -87,7 +87,7 @@ class QueryFamily(ImageFamily):
 
 
 def check_masks(cfg: Any, options: Options) -> list[nn.Module]:
-    options.refuse([PASTE_MASKS], 'masks have the size of the original anyway')
+    options.refuse([PASTE_MASKS], 'masks always have the size of the original image')
     with refused_by_name(cfg):
         supported_parts.check_class(
             DETECTORS.get(cfg.model.type), supported_parts.MASK_DETECTORS, 'detector of masks by queries'

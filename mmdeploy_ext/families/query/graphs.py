@@ -27,7 +27,7 @@ from mmdeploy_ext.families.query.supported_parts import attends_inside_masks, ki
 from mmdeploy_ext.families.trial import picture_channels
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 
-SIZE_DEFAULT = '0 means those of the input'
+SIZE_DEFAULT = '0 means the input size'
 MASK_MULTIPLE = 32
 """Divisor of the sides of an input with masks, which have a quarter of the sides."""
 PROBE = 256

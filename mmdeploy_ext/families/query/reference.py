@@ -49,8 +49,8 @@ class QueryReference(ImageReference):
         if not graphs.num_proposals(self.model):
             return ''
         return (
-            f'the tensors {" and ".join(NAMES)} were not compared on their own but by their results: which '
-            'queries are the best ones rounds'
+            f'the tensors {" and ".join(NAMES)} were compared only through their results, because '
+            'rounding decides which queries are the best'
         )
 
     def ranking(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -109,9 +109,9 @@ class QueryMasksReference(ImageReference):
         if not supported_parts.attends_inside_masks(self.model.panoptic_head):
             return ''
         return (
-            f'the tensors {" and ".join(masks.NAMES)} were not compared on their own but by their results: '
-            'queries look inside their masks alone, so that a pixel at the threshold of a mask, which '
-            'rounds, changes them'
+            f'the tensors {" and ".join(masks.NAMES)} were compared only through their results: queries '
+            "attend only inside their masks, so a pixel at a mask's threshold, where rounding decides, "
+            'changes them'
         )
 
 

@@ -80,7 +80,7 @@ UNTRACED = (
 def kind_of(head: nn.Module) -> str:
     name = nearest_base(type(head), (*TRANSFORMERS, CO_DINO_HEAD))
     if name is None:
-        raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
+        raise ConfigError(f'{type(head).__name__}: this query head is not supported')
     return name
 
 
@@ -100,17 +100,18 @@ def check_co_detr(model: Mapping[str, Any], test_cfg: Any) -> None:
     kind = (model.get('query_head') or {}).get('type')
     if kind != CO_DINO_HEAD:
         raise ConfigError(
-            f'model.query_head.type={kind!r}: of Co-DETR {CO_DINO_HEAD} is exported; use a co_dino config'
+            f'model.query_head.type={kind!r}: only {CO_DINO_HEAD} of Co-DETR is supported; use a '
+            'co_dino config'
         )
     if (module := model.get('eval_module', 'detr')) != 'detr':
         raise ConfigError(
-            f'model.eval_module={module!r}: results of the heads that train Co-DETR are not exported; '
-            f"expected 'detr', those of query_head: {cfg_options({'model.eval_module': 'detr'})}"
+            f"model.eval_module={module!r}: Co-DETR's auxiliary heads are not supported; expected 'detr', "
+            f'the results of query_head: {cfg_options({"model.eval_module": "detr"})}'
         )
     for key in CO_DETR_MASKS:
         if model.get(key):
             raise ConfigError(
-                f'model.{key}: masks of Co-DETR are not exported; expected a config of boxes alone'
+                f'model.{key}: masks of Co-DETR are not supported; expected a config with boxes only'
             )
     if not isinstance(test_cfg, list | tuple) or not (test_cfg and isinstance(test_cfg[0], Mapping)):
         raise ConfigError(
@@ -125,7 +126,7 @@ def samples_points(head: nn.Module) -> bool:
 def check_class(kind: type, exported: tuple[type, ...], role: str) -> None:
     if not issubclass(kind, exported):
         names = ', '.join(upstream.__name__ for upstream in exported)
-        raise ConfigError(f'{kind.__name__}: no {role} that is exported; expected {names}')
+        raise ConfigError(f'{kind.__name__}: this {role} is not supported; expected {names}')
 
 
 def check_head(head: nn.Module) -> None:
@@ -136,7 +137,7 @@ def check_head(head: nn.Module) -> None:
         check_class(type(transformer), (TRANSFORMERS[kind],), 'transformer')
     elif not has_name(transformer, CO_DETR_PARTS):
         raise ConfigError(
-            f'{type(transformer).__name__}: no transformer of {CO_DINO_HEAD} that is exported; expected '
+            f'{type(transformer).__name__}: this transformer of {CO_DINO_HEAD} is not supported; expected '
             f'{CO_DETR_PARTS[0]}'
         )
     if isinstance(transformer, conditional_detr.ConditionalDetrTransformer):
@@ -175,9 +176,7 @@ def fuses(cfg: Any) -> bool:
 
 def check_instances(fusion: nn.Module) -> None:
     if not fusion.test_cfg.get('instance_on', False):
-        raise ConfigError(
-            'model.test_cfg.instance_on is False, and so is panoptic_on: it gives neither instances nor a map'
-        )
+        raise ConfigError('model.test_cfg.instance_on and panoptic_on are both False; set one to True')
 
 
 def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
@@ -202,7 +201,7 @@ def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
             check_class(type(head), (REGION_PARTS[f'{kind}_head'],), f'{kind}_head')
         chosen_coder(part_of(roi_head, 'bbox_head', stage), 'model.roi_head.bbox_head')
     if roi_head.with_shared_head:
-        raise ConfigError('model.roi_head.shared_head: queries with regions export without')
+        raise ConfigError('model.roi_head.shared_headis not supported for queries with regions; remove it')
 
 
 def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> None:

@@ -48,9 +48,7 @@ class SoloFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         if options.layout == 'fork' and options.dynamic:
-            raise UsageError(
-                '--layout fork: its outputs have no batch axis; export it without --dynamic-export'
-            )
+            raise UsageError('--layout fork: its outputs have no batch axis; omit --dynamic-export')
         _check_head(cfg.filename, cfg.model.mask_head, options)
         with refused_by_name(cfg):
             mask_config(detector_parts.test_cfg_of(cfg))
@@ -95,7 +93,7 @@ def _grids_of(filename: str, head: Mapping[str, Any]) -> list[int]:
 def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
     if head.get('dynamic_conv_size', 1) != 1:
         raise ConfigError(
-            f'{filename}: model.mask_head.dynamic_conv_size={head.dynamic_conv_size}; SOLOv2 exports with 1'
+            f'{filename}: model.mask_head.dynamic_conv_size={head.dynamic_conv_size}; SOLOv2 supports only 1'
         )
     if not (head.get('loss_cls') or {}).get('use_sigmoid', True):
         raise ConfigError(f'{filename}: model.mask_head.loss_cls.use_sigmoid is False; expected True')

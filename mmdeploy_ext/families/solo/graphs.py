@@ -37,11 +37,11 @@ MEANINGS = {
     'cate': 'class scores of grid cells after sigmoid and points NMS',
     'kernel': 'dynamic 1x1 kernels of grid cells',
     'seg': 'soft masks of grid cells, 0..1',
-    'features': 'mask features; a soft mask is the sigmoid of their product with a kernel',
+    'features': 'mask features; a soft mask is the sigmoid of features times kernel',
     'x': 'soft masks of grid columns, 0..1; a cell has the product of its column and its row',
     'y': 'soft masks of grid rows, 0..1',
 }
-ROWS = 'level after level, each row by row'
+ROWS = 'level by level, row by row'
 
 
 def kind(head: nn.Module) -> str:

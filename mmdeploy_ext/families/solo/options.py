@@ -5,7 +5,7 @@ from mmdeploy_ext.contract.options import MAX_CANDIDATES, OF_SOME, Option
 LAYOUT = Option(
     'layout',
     'batched',
-    'raw form: cells of all levels with a batch axis (default), or exactly the outputs of the fork '
+    'raw form: cells of all levels with a batch axis (default), or the outputs of the fork '
     'zhangjinsong3/SOLOv2.tensorRT',
     ('batched', 'fork'),
     only_with=('form', 'raw'),

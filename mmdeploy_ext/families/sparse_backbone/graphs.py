@@ -43,11 +43,13 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
     voxels_of(cfg, parts)
     encoder_cfg, means = cfg.model[parts['encoder']], cfg.model.get(parts['means'])
     if 'in_channels' not in encoder_cfg:
-        raise ConfigError(f'model.{parts["encoder"]} has no in_channels; expected the values of a voxel')
+        raise ConfigError(
+            f'model.{parts["encoder"]} has no in_channels; expected the number of values per voxel'
+        )
     if means is not None and means.get('type') not in MEANS:
         raise ConfigError(
-            f'model.{parts["means"]}.type is {means.get("type")}; expected one of {", ".join(MEANS)}: means '
-            f'of points'
+            f'model.{parts["means"]}.type is {means.get("type")}; expected one of {", ".join(MEANS)}, '
+            'which compute the mean of the points'
         )
     return rule_of_layer(cfg.model[parts['voxels']], int(encoder_cfg['in_channels']), order)
 
@@ -113,7 +115,7 @@ def _check_channels(model_cfg: Any, shape: tuple[int, int, int, int], parts: Map
     channels = (model_cfg.get(parts['backbone']) or {}).get('in_channels')
     if isinstance(channels, int) and channels != shape[1]:
         raise ConfigError(
-            f'model.{parts["encoder"]} gives {shape}: {shape[1]} channels (its channels times the height '
-            f'that is left), but model.{parts["backbone"]}.in_channels is {channels}; sparse_shape, '
-            f'encoder_paddings or in_channels is wrong'
+            f'model.{parts["encoder"]} returns {shape}: {shape[1]} channels (channels times remaining '
+            f'height), but model.{parts["backbone"]}.in_channels is {channels}; sparse_shape, '
+            'encoder_paddings or in_channels is wrong'
         )

@@ -61,10 +61,10 @@ def padded_rows(roi_head: nn.Module) -> str:
             roi_head.simple_test_bboxes([regions], metas, [regions], roi_head.test_cfg)
         except Exception as error:  # a user's method raises what it likes
             raised = f'{type(error).__name__}: {error}{users_line(error)}'
-            raise ConfigError(f'{place}, tried on three regions, raises {raised}: use {OWN}') from error
+            raise ConfigError(f'{place} raises on three generated regions: {raised}; use {OWN}') from error
     zeros = tuple((given[0].reshape(len(regions), -1) == 0).all(1).tolist())
     if zeros not in PADDED:
-        raise ConfigError(f'{place} leaves out other regions than any that we know: use {OWN}')
+        raise ConfigError(f'{place} drops regions in a way that mm2onnx does not know: use {OWN}')
     return PADDED[zeros]
 
 
@@ -75,12 +75,12 @@ def is_padding(regions: torch.Tensor, padding: str) -> torch.Tensor:
 
 def check_head(head: nn.Module) -> None:
     if not isinstance(head, HEADS) or not getattr(head, 'with_cls', True):
-        raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
+        raise ConfigError(f'{type(head).__name__}: this box head is not supported; expected one with classes')
     columns = getattr(getattr(head, 'fc_cls', None), 'out_features', None)
     if columns == head.num_classes and not getattr(head, 'custom_cls_channels', False):
         raise ConfigError(  # a graph takes off the column of the background
-            f'model.roi_head.bbox_head.type={type(head).__name__}: its layer fc_cls gives {columns} columns '
-            f'for num_classes={columns}; heads with one more, that of the background, are exported'
+            f'model.roi_head.bbox_head.type={type(head).__name__}: its layer fc_cls gives {columns} '
+            f'columns for num_classes={columns}; expected one more, for the background'
         )
     coder_of(head)
 

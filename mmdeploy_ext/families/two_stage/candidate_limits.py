@@ -30,12 +30,12 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
     name, limit = next(iter(limits.items()))
     first = f'--{name.replace("_", "-")} {limit}'
     if options.dynamic:
-        raise UsageError(f'{first}: its shapes are constant; export it without --dynamic-export')
+        raise UsageError(f'{first}: requires constant shapes; omit --dynamic-export')
     if 'roi_head' not in heads:
         if 'max_candidates' in limits:
             raise UsageError(f'{first}: proposals are the results of this model; use --max-proposals')
     elif boxes.thresholds(heads['roi_head'].test_cfg).method:
-        raise UsageError(f'{first}: soft_nms is a Loop; export it without limits of candidates')
+        raise UsageError(f'{first}: soft_nms is a Loop; omit the limits of candidates')
     elif len(limits) < len(LIMITS):
         raise UsageError(f'{first}: constant shapes need both --max-proposals and --max-candidates')
     for name, available in _available(heads, options).items():
@@ -51,7 +51,10 @@ def check_proposals(head: nn.Module, options: Options) -> None:
     if is_guided(head):
         detector_parts.check_one_image(head, options)
     if options.get('max_proposals') and (is_guided(head) or is_staged(head)):
-        raise UsageError(f'--max-proposals {options.max_proposals}: {type(head).__name__} exports without')
+        raise UsageError(
+            f'--max-proposals {options.max_proposals}: {type(head).__name__} does not support it; omit '
+            'the option'
+        )
 
 
 def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:

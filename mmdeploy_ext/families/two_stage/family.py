@@ -72,8 +72,8 @@ class TwoStageFamily(ImageFamily):
             return
         if getattr(dataset, 'proposals', None) is None:
             raise ConfigError(
-                f'{cfg.filename}: data.test.proposal_file is missing; {cfg.model.type} looks at proposals '
-                f'of a file'
+                f'{cfg.filename}: data.test.proposal_file is missing; {cfg.model.type} reads its '
+                'proposals from this file'
             )
         if 'proposals' not in dataset[0]:
             raise ConfigError(
@@ -125,7 +125,7 @@ class TwoStagePanopticFamily(ImageFamily):
     claims = staticmethod(claims)
 
     def check(self, cfg: Any, options: Options) -> None:
-        options.refuse((MAX_CANDIDATES, MAX_PROPOSALS, PASTE_MASKS), 'the results of this model are maps')
+        options.refuse((MAX_CANDIDATES, MAX_PROPOSALS, PASTE_MASKS), 'this model returns maps')
         heads = checks.check_two_stage(cfg, options)
         with refused_by_name(cfg):
             panoptic.check_heads(cfg, heads['roi_head'])

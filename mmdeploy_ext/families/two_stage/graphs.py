@@ -45,9 +45,9 @@ from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 from mmdeploy_ext.util.taps import tap
 
 COUNT_MEANINGS = dict(
-    candidates='(region, class) pairs over the score threshold; more than {}: the rest was cut off',
-    proposal_candidates='boxes that could be proposals, where some are lacking; more than {}: the rest '
-    'was cut off',
+    candidates='(region, class) pairs above the score threshold; if more than {}, the rest was dropped',
+    proposal_candidates='boxes that can be proposals, if there are too few proposals; if more than {}, '
+    'the rest was dropped',
 )
 MASK_NAMES = ('masks', 'mask_scores')
 
@@ -208,7 +208,9 @@ def clips_regions(model: nn.Module) -> bool:
 
 
 def proposals_tensor(batch: int | str) -> TensorSpec:
-    meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
+    meaning = (
+        'x1 y1 x2 y2 of region proposals in pixels of the network input; rows without an area are padding'
+    )
     return TensorSpec(PROPOSALS, 'float32', (batch, 'K', 4), meaning, 'pixel')
 
 
@@ -221,7 +223,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     if has_masks(model):
         outputs += (mask_output(model, options, batch, rows),)
         if judge_of(roi_head) is not None:
-            meaning = 'scores of the masks: of the box times the predicted IoU; zero where dets is padding'
+            meaning = 'mask scores: box score times predicted IoU; zero where dets is padding'
             outputs += (TensorSpec(MASK_NAMES[1], 'float32', (batch, rows), meaning, compare='detections'),)
     for name, option in COUNTS.items():
         if options.get(option):

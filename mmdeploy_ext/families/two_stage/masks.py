@@ -31,7 +31,8 @@ POINT_SETTINGS = ('subdivision_steps', 'subdivision_num_points', 'scale_factor')
 def check_head(head: nn.Module) -> None:
     if not isinstance(head, mask_heads.FCNMaskHead):
         raise ConfigError(
-            f'{type(head).__name__}: no mask head that is exported; expected one of FCNMaskHead'
+            f'{type(head).__name__}: this mask head is not supported; expected FCNMaskHead or a class '
+            'derived from it'
         )
 
 

@@ -60,16 +60,16 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
             raise ConfigError(f'model.{key}.type={name}: expected {upstream.__name__}')
     if stages_of(roi_head) > 1:
         raise ConfigError(
-            f'model.roi_head.type={type(roi_head).__name__}: mmdet tests panoptic detectors of one stage '
-            f'of regions alone'
+            f'model.roi_head.type={type(roi_head).__name__}: mmdet supports panoptic detectors with one '
+            'region stage only'
         )
     fusion, things = cfg.model.panoptic_fusion_head, int(roi_head.bbox_head.num_classes)
     stuff = cfg.model.semantic_head.get('num_stuff_classes', 53)
     got = fusion.get('num_things_classes', 80), fusion.get('num_stuff_classes', 53)
     if got != (things, stuff):
         raise ConfigError(
-            f'model.panoptic_fusion_head has {got[0]} things and {got[1]} stuff classes; expected {things}, '
-            f'those of bbox_head, and {stuff}, those of semantic_head'
+            f'model.panoptic_fusion_head has {got[0]} things and {got[1]} stuff classes; expected '
+            f'{things} as in bbox_head and {stuff} as in semantic_head'
         )
     settings = detector_parts.test_cfg_of(cfg)['panoptic']
     overlap = settings.get('mask_overlap')
@@ -136,14 +136,14 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     batch = image.axes[0]
     inputs = (image, *optional_inputs(batch, clips=True))
     if options.form == 'full':
-        meaning = 'height and width of the original images, which the maps have'
+        meaning = 'height and width of the original images and of the maps'
         original = TensorSpec('ori_shape', 'int64', (2,), meaning, 'pixel', positive=True)
         return GraphSpec('two_stage/full', (*inputs, original), map_output(batch))
     side, columns = side_of(model.roi_head), int(model.panoptic_fusion_head.num_stuff_classes) + 1
     sides = (options.height // RATIO, options.width // RATIO)
     quarter = ('H4', 'W4') if options.dynamic else sides
-    masks = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
-    stuff = 'logits of stuff; the last class is no stuff'
+    masks = 'probabilities for the predicted class, relative to the box; zero where dets is padding'
+    stuff = 'logits of stuff; the last class means no stuff'
     return GraphSpec(
         'two_stage/raw',
         inputs,

@@ -158,7 +158,7 @@ class TwoStageReference(ImageReference):
         if not proposes(self.model) or output_kinds(self.model.rpn_head) == ('cls', 'reg'):
             return ''
         kind = type(self.model.rpn_head).__name__
-        return f'the proposals of {kind} were not compared on their own but by their results'
+        return f'the proposals of {kind} were compared only through their results'
 
     def counts(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
         prefix = 'rpn.' if roi_head_of(self.model) else ''

@@ -24,11 +24,11 @@ from mmdeploy_ext.util.taps import tap
 
 PROPOSALS, REGIONS = FORMS = ('proposals', 'regions')
 MEANINGS = dict(
-    features='features that regions are pooled from',
+    features='features for RoI pooling',
     rpn_cls='logits of proposals',
     rpn_reg='deltas of proposals',
-    regions='x1 y1 x2 y2 of the regions of a later stage',
-    region_features='features of regions, as the head of boxes looks at them',
+    regions='x1 y1 x2 y2 of regions of a later stage',
+    region_features='features of regions, input of the box head',
     cls_score='class logits of regions, the background last',
     bbox_pred='box deltas of regions',
     bbox_cls='bucket logits of the sides of regions',
@@ -47,26 +47,30 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
         return
     if missing := {'rpn_head', 'roi_head'} - heads.keys():
         raise UsageError(
-            f'--postprocess {options.form}: the model has no {missing.pop()}; it is one graph, export full'
+            f'--postprocess {options.form}: the model has no {missing.pop()} and is a single graph: '
+            'use --postprocess full'
         )
     if options.form == REGIONS and options.precision != 'fp32':
         raise UsageError(
-            f'--precision {options.precision}: the graph of regions stays float32; export it without'
+            f'--precision {options.precision}: the graph of regions supports float32 only; omit the option'
         )
     rpn_head, roi_head = heads['rpn_head'], heads['roi_head']
     if context_names(roi_head) or grid_of(roi_head) is not None:
         raise UsageError(
-            f'--postprocess {options.form}: {type(roi_head).__name__}: results are made of more than regions '
-            f'of these levels, or scaled twice; it is one graph, export full'
+            f'--postprocess {options.form}: {type(roi_head).__name__}: its results need more than regions '
+            'of these levels, or are scaled twice: use --postprocess full'
         )
     if is_guided(rpn_head) or is_staged(rpn_head):
-        raise UsageError(f'--postprocess {options.form}: {type(rpn_head).__name__} is one graph, export full')
+        raise UsageError(
+            f'--postprocess {options.form}: {type(rpn_head).__name__} is a single graph: use '
+            '--postprocess full'
+        )
     if proposals_of(rpn_head).smallest < 0:
         size = float(rpn_head.test_cfg.get('min_bbox_size', -1))
         kept = f', with which {type(rpn_head).__name__} keeps them' if size >= 0 else ''
         raise ConfigError(
-            f'test_cfg.rpn.min_bbox_size={size:g}{kept}: --postprocess {options.form} takes proposals '
-            f'without an area for padding; set {1 if kept else 0} or more, or export full'
+            f'test_cfg.rpn.min_bbox_size={size:g}{kept}: --postprocess {options.form} treats proposals '
+            f'without an area as padding; set {1 if kept else 0} or more, or use --postprocess full'
         )
 
 
@@ -134,7 +138,9 @@ def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
             with torch.no_grad():
                 tensors = dict(zip(network.names, network(like.new_zeros((1, 3, *size))), strict=True))
         except RuntimeError as error:
-            raise UsageError(f'--shape {size[0]} {size[1]}: the model does not take it: {error}') from error
+            raise UsageError(
+                f'--shape {size[0]} {size[1]}: the model does not support this size: {error}'
+            ) from error
         features = [tensors[name] for name in feature_names(model)]
         boxes = like.new_tensor([[[0.0, 0.0, 8.0, 8.0]] * PROBED])
         with torch.no_grad():
@@ -173,7 +179,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         scored = dataclasses.replace(proposals, compare='detections')
         outputs = *features, scored, *tensors(graphs.proposal_names(model))
     else:
-        meaning = 'height and width before padding, which boxes are clipped to'
+        meaning = 'height and width before padding; boxes are clipped to it'
         size = dataclasses.replace(
             img_shape, meaning=meaning, default=None, positive=True, unused=not graphs.clips_regions(model)
         )

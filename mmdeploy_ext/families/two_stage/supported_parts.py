@@ -82,19 +82,21 @@ def check_detector(model: Mapping[str, Any]) -> None:
         keys.append('roi_head')
     for key in keys:
         if not model.get(key):
-            raise ConfigError(f'model.{key} is missing; {detector.__name__} exports with one')
+            raise ConfigError(f'model.{key} is missing; {detector.__name__} needs one')
     if 'rpn_head' not in keys and model['roi_head'].get('mask_head'):
-        raise ConfigError(f'model.roi_head.mask_head: {detector.__name__} exports without')
+        raise ConfigError(f'model.roi_head.mask_headis not supported for {detector.__name__}; remove it')
     if upstream is detectors.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
-        raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with the index of a branch')
+        raise ConfigError(
+            'model.roi_head.test_branch_idx=-1is not supported; set the index of one branch of TridentNet'
+        )
 
 
 def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
     name = type(roi_head).__name__
     if not isinstance(roi_head, ROI_HEADS):
-        raise ConfigError(f'model.roi_head.type={name}: no head of regions that is exported')
+        raise ConfigError(f'model.roi_head.type={name}: this RoI head is not supported')
     if not roi_head.with_bbox:
-        raise ConfigError(f'model.roi_head.bbox_head is missing; {name} exports with one')
+        raise ConfigError(f'model.roi_head.bbox_head is missing; {name} needs one')
     needed = boxes.NEEDED if points_of(roi_head) is None else (*boxes.NEEDED, *masks.POINT_SETTINGS)
     check_settings(roi_head.test_cfg, f'model.test_cfg.{key}', needed, name)
     boxes.thresholds(roi_head.test_cfg, key)
@@ -104,14 +106,14 @@ def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
         box_head = part_of(roi_head, 'bbox_head', stage)
         boxes.check_head(box_head)
         if not has_grid and not getattr(box_head, 'with_reg', True):
-            raise ConfigError('model.roi_head.bbox_head.with_reg=False: exports in a GridRoIHead alone')
+            raise ConfigError('model.roi_head.bbox_head.with_reg=Falseis supported only in a GridRoIHead')
         if roi_head.with_mask:
             check_extractor(part_of(roi_head, 'mask_roi_extractor', stage))
             masks.check_head(part_of(roi_head, 'mask_head', stage))
     if has_grid:
         check_extractor(roi_head.grid_roi_extractor)
         if roi_head.with_mask:  # mmdet scales boxes otherwise then
-            raise ConfigError('model.roi_head: GridRoIHead exports without a mask_head')
+            raise ConfigError('model.roi_head.mask_head is not supported for GridRoIHead; remove it')
     if 'semantic' in context_names(roi_head):
         check_extractor(roi_head.semantic_roi_extractor)
     Regions(roi_head, 'bbox', 0)  # refuses semantic maps whose cells do not fit

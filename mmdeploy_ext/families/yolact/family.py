@@ -43,8 +43,9 @@ class YolactFamily(ImageFamily):
             _check_type('bbox_head', head, dense_heads.YOLACTHead)
             if chosen_coder(head).type == 'tblr':
                 raise ConfigError(
-                    f'model.bbox_head.bbox_coder.type={type(head.bbox_coder).__name__}: its boxes may end '
-                    f'before they begin, for which the graph does not compute what mmdet does'
+                    f'model.bbox_head.bbox_coder.type={type(head.bbox_coder).__name__}: its boxes can '
+                    'have a negative size, for which the graph and mmdet differ; this coder is not '
+                    'supported'
                 )
             facts = facts_of(head)
             # the smallest input has one cell a level, of which `nms_pre` leaves the best priors

@@ -187,9 +187,9 @@ def _inside(span: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     image = image_input(options, smallest=1, multiple=detector_parts.multiple(model))
     batch, rows = image.axes[0], facts_of(model.bbox_head).max_per_img
-    meaning = 'pixels of the instances at ori_shape'
+    meaning = 'masks of the instances at ori_shape'
     masks = TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), meaning, compare='detections')
-    _, ori_shape = mask_inputs(batch, '0 means those of the input')
+    _, ori_shape = mask_inputs(batch, '0 means the input size')
     inputs = (image, *optional_inputs(batch, clips=True), ori_shape)
     return GraphSpec('yolact/full', inputs, (*box_outputs(batch, rows), masks))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import math
 import os
 import tempfile
@@ -163,6 +164,7 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
         new, new_data = folder / path.name, folder / data.name
         new_data.touch()
         onnx_ir.save(onnx_ir.from_proto(model), new, external_data=data.name, **layout)
+        gc.collect()  # its graph, which holds the weights, refers to itself
         if checked and not is_sparse(model):
             check_valid(new, path)
         new.write_bytes(sealed(new.read_bytes(), new_data))

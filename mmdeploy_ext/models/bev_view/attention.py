@@ -59,8 +59,8 @@ class TemporalSelfAttention(DeformableSampler):
     ) -> None:
         if (num_levels, num_bev_queue) != (1, 2):
             raise ConfigError(
-                f'TemporalSelfAttention: num_levels={num_levels}, num_bev_queue={num_bev_queue}; expected 1 '
-                "and 2, a bird's-eye view of one level and the one before it"
+                f'TemporalSelfAttention: num_levels={num_levels}, num_bev_queue={num_bev_queue}; expected '
+                "1 and 2: the current and the previous bird's-eye view, with one level"
             )
         super().__init__(embed_dims, num_heads, num_levels, num_points, num_bev_queue)
         self.output_proj = nn.Linear(embed_dims, embed_dims)

@@ -39,7 +39,7 @@ class LastView:
         cells: (1, Q, C), turned to the present heading with `rotate_prev_bev`.
         shift: (2,) x and y from a cell's own place to its place in it, shares of its sides.
         exists: (1,) 1; 0 at the first frame of a scene, where `cells` may be any finite numbers.
-        shifts_present: `shift` also moves where a cell looks in the present view.
+        shifts_present: `shift` also moves where a cell looks in the present view, at the first frame, too.
     """
 
     cells: Tensor
@@ -122,8 +122,10 @@ def encode_view(
     points = pillar_points(*size, encoder.num_points_in_pillar, encoder.pc_range).to(device)
     places, is_seen = project_pillars(points, lidar2img, image_size)
     centres = cell_centres(*size).to(device)
-    shifted = centres + last.shift * last.exists
-    looked_at = torch.stack([shifted, shifted if last.shifts_present else centres])
+    if last.shifts_present:
+        looked_at = (centres + last.shift).expand(2, -1, -1)
+    else:
+        looked_at = torch.stack([centres + last.shift * last.exists, centres])
     remembered = torch.cat([last.cells, queries]) * last.exists
     view = tap('bev_query', queries)
     for number, layer in enumerate(encoder.layers):

@@ -74,7 +74,7 @@ class LiftSplatDetector(MVXTwoStageDetector):
         """Test, as mmcv's runners call it; NotImplementedError for training."""
         if return_loss:
             name = type(self).__name__
-            raise NotImplementedError(f'{name} of mm2onnx runs at test time; train with its own repository')
+            raise NotImplementedError(f"mm2onnx's {name} cannot train; use its own repository")
         return self.forward_test(**data)
 
     def forward_test(
@@ -91,7 +91,10 @@ class LiftSplatDetector(MVXTwoStageDetector):
         given to `extract_img_feat`.
         """
         if not isinstance(img_inputs, list) or len(img_inputs) != 1:
-            raise DataError(f'{type(self).__name__} tests one augmentation: img_inputs must be a list of one')
+            raise DataError(
+                f'{type(self).__name__} supports one augmentation at test time: img_inputs must be a list '
+                'of one'
+            )
         maps, _ = self.extract_img_feat(img_inputs[0], img_metas[0], **how)
         return self.results_of(maps, img_metas[0])
 

@@ -84,7 +84,7 @@ class LidarBackbone(nn.Module):
         broken = int((~cloud.isfinite()).any(1).sum())
         if broken:
             raise DataError(
-                f'points of sample {sample}: {broken} of {len(cloud)} hold NaN or infinity; drop them'
+                f'points of sample {sample}: {broken} of {len(cloud)} have NaN or infinity; remove them'
             )
         return cloud
 

@@ -18,6 +18,6 @@ register_family(
     claims=('BEVDet', 'BEVDet4D', 'BEVDepth4D'),
     exports='BEVDet, BEVDet4D and BEVDepth4D with CenterHead (docs/models-cameras.md)',
     similar_names=('BEVDet', 'BEVDepth', 'BEVStereo', 'LSS'),
-    of_config="size and cameras are the config's",
+    of_config='the config decides size and cameras',
     used_by={'': FILM},
 )

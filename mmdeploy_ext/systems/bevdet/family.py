@@ -28,8 +28,8 @@ def check_model(cfg: Any) -> None:
         values = test.get(key)
         if isinstance(values, list | tuple) and len(values) < tasks:
             raise ConfigError(
-                f'{cfg.filename}: {test_cfg_key(cfg)}.pts.{key}={list(values)}; expected one value, or one '
-                f'for each of the {tasks} tasks'
+                f'{cfg.filename}: {test_cfg_key(cfg)}.pts.{key}={list(values)}; expected one value, or '
+                f'one for each of the {tasks} tasks'
             )
     kinds = test.get('nms_type')
     kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds]

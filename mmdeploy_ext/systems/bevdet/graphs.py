@@ -25,8 +25,8 @@ from mmdeploy_ext.systems.bevdet.facts import BevDetFacts
 from mmdeploy_ext.systems.bevdet.runtime import FORM, VIEW
 
 MEANINGS = dict(
-    reg=('place in the cell, x, y', 'cell'),
-    height=('z of the middle', 'm'),
+    reg=('position in the cell, x, y', 'cell'),
+    height=('z of the centre', 'm'),
     dim=('logarithms of length, width, height', ''),
     rot=('sine and cosine of the yaw', ''),
     vel=('velocity x, y', 'm/s'),
@@ -106,14 +106,16 @@ def spec(model: nn.Module) -> GraphSpec:
     inputs, adjacent, axes = frame_inputs(model), adjacent_of(model), view_axes(model)
     outputs, state = output_specs(model), ()
     if adjacent:
-        exists = '0 where there is no such frame: the present view stands for it'
-        source = 'cell (column, row, 1) to its source in that view, -1..1'
+        exists = '0 if there is no such frame; the current view replaces it'
+        source = 'cell (column, row, 1) to its position in that view, -1..1'
         inputs += [
-            TensorSpec('prev_bev', 'float32', (adjacent, *axes), 'views of frames before, newest first'),
+            TensorSpec(
+                'prev_bev', 'float32', (adjacent, *axes), 'views of the previous frames, newest first'
+            ),
             TensorSpec('prev_exists', 'float32', (adjacent,), exists, single=True),
             TensorSpec('prev_warp', 'float32', (adjacent, 2, 3), source, single=True),
         ]
-        view = TensorSpec(VIEW, 'float32', (1, *axes), 'view of this frame', groups=(VIEWS,))
+        view = TensorSpec(VIEW, 'float32', (1, *axes), 'view of the current frame', groups=(VIEWS,))
         outputs = (view, *outputs)
     return GraphSpec('bevdet/portable', tuple(inputs), outputs, state)
 

@@ -20,8 +20,8 @@ from mmdeploy_ext.systems.bevdet.graphs import adjacent_of, facts_of, head_names
 from mmdeploy_ext.systems.bevdet.runtime import VIEW
 
 KEPT = (
-    'views of frames before are kept as they were, as all deployments keep them; the published evaluation '
-    'lifts old pictures again'
+    'views of previous frames are stored as they were computed, as in all deployments; the published '
+    'evaluation computes them again from the old images'
 )
 
 
@@ -64,7 +64,7 @@ class BevDetReference(LiftReference):
         seen: list[torch.Tensor] = []
         (module,) = self.hooks(frame).keys() - {self.head}
         handle = module.register_forward_hook(lambda _, inputs, output: seen.append(output[0]))
-        with torch.no_grad():
+        with torch.no_grad(), self.further_taps(frame):
             self.model(**self.data(frame, True))
         handle.remove()
         return array(seen[0])[0]

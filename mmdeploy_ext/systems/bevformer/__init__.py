@@ -19,6 +19,6 @@ register_family(
     claims=('BEVFormerHead',),
     exports='BEVFormer with BEVFormerHead (docs/models-cameras.md)',
     similar_names=('BEVFormer', 'DETR3D'),
-    of_config="size and cameras are the config's",
+    of_config='the config decides size and cameras',
     used_by={'': FILM},
 )

@@ -13,6 +13,6 @@ register_family(
     claims=('BEVFusion',),
     exports='BEVFusion of cameras and LiDAR (docs/models-lidar.md)',
     similar_names=('TransFusion', 'BEVFusion', 'LSS'),
-    of_config="the grid and the cameras are the config's",
+    of_config='the config decides grid and cameras',
     used_by={'': FILM},
 )

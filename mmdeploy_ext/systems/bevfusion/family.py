@@ -51,11 +51,11 @@ class BEVFusionFamily(SequenceFamily):
     def check(self, cfg: Any, options: Options) -> None:
         if cfg.get('fork') and options.contract != 'portable':
             raise ConfigError(
-                f'{cfg.filename}: is of the repository {cfg.fork.root}, whose own code is the reference of a '
-                f'proof; --contract {options.contract} is not proven against it; leave --contract out'
+                f'{cfg.filename}: is a config of the repository {cfg.fork.root}, which is proven against '
+                f'its own code with the default contract only; omit --contract {options.contract}'
             )
         if options.precision != 'fp32':
-            raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; leave --precision out')
+            raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; omit --precision')
         check_model(cfg)
         check_form(cfg.filename, options, bool(cfg.model.encoders.get('lidar')))
 
@@ -84,8 +84,9 @@ class BEVFusionFamily(SequenceFamily):
         depth = checkpoint.state_dict.get(DEPTH_KERNEL)
         if depth is not None and depth.ndim == 4 and depth.shape[1] == 6:
             raise CheckpointError(
-                f'{checkpoint.path}: {DEPTH_KERNEL} takes six depth channels, as mit-han-lab/bevfusion has '
-                f'after db75150; this model has one: use a published checkpoint, or one trained by db75150'
+                f'{checkpoint.path}: {DEPTH_KERNEL} has six depth channels, as in mit-han-lab/bevfusion '
+                'after db75150; this model has one: use a published checkpoint, or one trained with '
+                'db75150'
             )
         if getattr(model, 'fork', None):
             model.fork.checkpoint = str(Path(checkpoint.path).resolve())
@@ -119,15 +120,15 @@ def _check_parts(cfg: Any) -> None:
     lidar, camera = model.encoders.get('lidar'), model.encoders.get('camera')
     if not lidar and camera.vtransform.type != 'LSSTransform':
         raise ConfigError(
-            f'{name}.encoders.camera.vtransform.type={camera.vtransform.type!r} looks at points, and there '
-            f'is no LiDAR; expected LSSTransform'
+            f'{name}.encoders.camera.vtransform.type={camera.vtransform.type!r} needs points, and the '
+            'model has no LiDAR; expected LSSTransform'
         )
     encoder_type = (lidar.get('backbone') or {}).get('type') if lidar else ''
     if lidar and encoder_type != 'BEVFusionSparseEncoder':
         raise ConfigError(
-            f'{name}.encoders.lidar.backbone.type={encoder_type!r}; expected BEVFusionSparseEncoder, whose '
-            f'axes are x, y, z'
+            f'{name}.encoders.lidar.backbone.type={encoder_type!r}; expected BEVFusionSparseEncoder, with '
+            'axes x, y, z'
         )
     branches = model.heads.object.get('common_heads') or {}
     if not isinstance(branches, Mapping) or 'vel' not in branches:
-        raise ConfigError(f'{name}.heads.object.common_heads has no vel; boxes in the files have velocities')
+        raise ConfigError(f'{name}.heads.object.common_heads has no vel; the exported boxes need velocities')

@@ -115,8 +115,8 @@ def adapt(cfg: Any) -> None:
     if lidar:
         if not lidar.pop('voxelize_reduce', True):
             raise ConfigError(
-                f'{cfg.filename}: model.encoders.lidar.voxelize_reduce=False; expected True, which takes the '
-                f'mean of the points of each voxel'
+                f'{cfg.filename}: model.encoders.lidar.voxelize_reduce=False; expected True: the mean of '
+                'the points of each voxel'
             )
         backbone = lidar.get('backbone') or {}
         if backbone.get('type') in ENCODERS:
@@ -159,8 +159,8 @@ def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> lis
         step_type = step['type']
         if step_type == 'GlobalRotScaleTrans' and step.get('is_train'):
             raise ConfigError(
-                f'{cfg.filename}: GlobalRotScaleTrans of the test pipeline has is_train=True, which turns '
-                f'and scales points; expected False'
+                f'{cfg.filename}: GlobalRotScaleTrans of the test pipeline has is_train=True, which '
+                'rotates and scales points; expected False'
             )
         if step_type in ignored:
             continue
@@ -192,8 +192,8 @@ def _points_step(cfg: Any, step: Mapping[str, Any]) -> list[dict[str, Any]]:
     beams, augmented = values.pop('reduce_beams', None), values.pop('load_augmented', None)
     if augmented or (beams or BEAMS) < BEAMS:
         raise ConfigError(
-            f'{cfg.filename}: {step["type"]} has reduce_beams={beams}, load_augmented={augmented}; expected '
-            f'{BEAMS} beams of points that are not augmented'
+            f'{cfg.filename}: {step["type"]} has reduce_beams={beams}, load_augmented={augmented}; '
+            f'expected {BEAMS} beams without augmentation'
         )
     if isinstance(values.get('use_dim'), int):
         values['use_dim'] = list(range(values['use_dim']))
@@ -243,7 +243,9 @@ class ForkProcess:
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         content = (
-            json.loads(line) if line else dict(error=f'the process ended with status {self.process.wait()}')
+            json.loads(line)
+            if line
+            else dict(error=f"the repository's process ended with status {self.process.wait()}")
         )
         if 'error' in content:
             raise InferenceError(f'{self.fork.root}: its own code raised {content["error"]}')
@@ -335,16 +337,16 @@ class ForkReference(BEVFusionReference):
     def notes(self) -> list[str]:
         facts = self.process.facts
         convention = facts['box_convention']
-        turned = '' if convention == '1.x' else '; they were turned into those of mmdet3d 1.x to be compared'
+        turned = '' if convention == '1.x' else ', converted to mmdet3d 1.x for the comparison'
         lines = [
-            f'the reference is the code of {facts["root"]}, through its test path, in a separate process',
+            f'the reference is the test path of {facts["root"]} in a separate process',
             'the graphs are our implementation with the same weights',
-            f'its boxes are those of {CONVENTIONS[convention]}{turned}',
+            f'its boxes have the convention of {CONVENTIONS[convention]}{turned}',
             *(f'patched in the reference: {patch["name"]}: {patch["reason"]}' for patch in facts['patches']),
         ]
         if self.process.operators:
             lines.append(
-                f'operators of the repository that are not compiled here ran in PyTorch: '
+                'operators of the repository that are not compiled ran in PyTorch: '
                 f'{", ".join(self.process.operators)}'
             )
         return lines

@@ -28,19 +28,19 @@ a row of `third` rows of `second`; `slots` has each cell's row. Row 0 is empty. 
 table before in `second` and `third`, and point k - 1 in `first`; 0 is padding.
 """
 TABLE_MEANINGS = dict(
-    cells='cell of each point of the frustum, x * Y + y; X * Y for none',
-    first='points of the frustum in one cell, numbered from 1; 0 for none',
-    pixels='cell of a feature map that each of them stands for',
+    cells='cell of each frustum point, x * Y + y; X * Y if outside',
+    first='frustum points in one cell, numbered from 1; 0 for none',
+    pixels='feature map cell of each point in `first`',
     second='rows of `first` in one cell; 0 for none',
     third='rows of `second` in one cell; 0 for none',
-    slots='row of a cell in the sums of `first`, `second` and `third`, one behind the other',
+    slots='row of a cell in the concatenated sums of `first`, `second` and `third`',
 )
 MEANINGS = dict(
-    camera_intrinsics='camera to picture as it was taken, pixels',
-    camera2lidar='camera to LiDAR, before the augmentation of points',
-    lidar2image='LiDAR before the augmentation to picture as it was taken',
-    img_aug_matrix='picture as it was taken to input of the network, pixels',
-    lidar_aug_matrix='LiDAR to augmented LiDAR; a unit matrix when it is deployed',
+    camera_intrinsics='camera to pixels of the original image',
+    camera2lidar='camera to LiDAR before augmentation',
+    lidar2image='LiDAR before augmentation to pixels of the original image',
+    img_aug_matrix='pixels of the original image to pixels of the network input',
+    lidar_aug_matrix='LiDAR to augmented LiDAR; the identity matrix in a deployment',
 )
 
 
@@ -131,7 +131,7 @@ def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
         parts.append(_graph('rig', RigTables(model), matrices, tables))
     if uses_points(model):
         size = transform_of(model).image_size
-        meaning = 'what the LiDAR measured in a pixel; 0 where nothing'
+        meaning = 'LiDAR depth per pixel; 0 without a point'
         groups = (ColumnGroup(rtol=1e-6),)
         specs['depth'] = TensorSpec('depth', 'float32', (cameras, 1, *size), meaning, 'm', groups)
         points = TensorSpec('points', 'float32', ('P', 3), 'augmented LiDAR frame', 'm', single=True)
@@ -141,7 +141,7 @@ def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
         lidar = portable_graph(model.encoders['lidar'].encoder, 'lidar', 'bevfusion', options)
         parts.append(lidar)
         axes = tuple(lidar.spec.outputs[0].axes)
-        specs['bev'] = TensorSpec('bev', 'float32', axes, "bird's-eye view of the sparse backbone")
+        specs['bev'] = TensorSpec('bev', 'float32', axes, "bird's-eye view (BEV) from the sparse backbone")
     queries = model.heads['object'].num_proposals
     facts_of_outputs = dict(
         boxes=('float32', (queries, 9), 'bottom centre, w, l, h, yaw, velocity; m, rad, m/s'),
@@ -149,7 +149,7 @@ def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
         labels=(
             'int64',
             (queries,),
-            'class; -1 of a box out of range or below the score limit',
+            'class; -1 for a box out of range or below the score threshold',
         ),
     )
     outputs = (TensorSpec(name, *facts, compare='detections') for name, facts in facts_of_outputs.items())

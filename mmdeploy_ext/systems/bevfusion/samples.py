@@ -27,7 +27,7 @@ SOURCE = 900, 1600
 
 def fusion_rule(cfg: Any) -> FusionRule:
     encoders = cfg.model.encoders
-    with refused_values(cfg, 'the test pipeline, or what model.encoders has of pictures'):
+    with refused_values(cfg, 'the test pipeline or the image entries of model.encoders'):
         views = _views(cfg, encoders.camera) if encoders.get('camera') else None
     if not encoders.get('lidar'):
         return FusionRule(views, None)
@@ -44,8 +44,8 @@ def _loading(cfg: Any, width: int) -> dict[str, Any]:
         return dict(load_dim=rule.load_dim, use_dim=rule.use_dim)
     if rule.use_dim != tuple(range(rule.load_dim)):
         raise ConfigError(
-            f'{cfg.filename}: use_dim={list(rule.use_dim)} of LoadPointsFromFile; expected all of its '
-            f'load_dim={rule.load_dim}, since LoadPointsFromMultiSweeps chooses'
+            f'{cfg.filename}: use_dim={list(rule.use_dim)} of LoadPointsFromFile; expected all of '
+            f'load_dim={rule.load_dim}, since LoadPointsFromMultiSweeps selects the columns'
         )
     past = dict(pad_empty_sweeps=rule.past.pad_empty, remove_close=rule.past.remove_close)
     return dict(load_dim=rule.load_dim, use_dim=rule.past_dim, sweeps=rule.past.max_sweeps, **past)
@@ -55,7 +55,7 @@ def _views(cfg: Any, camera: Any) -> MultiViewRule:
     steps = {step.get('type'): step for step in test_pipeline(cfg)}
     for name in ('ImageAug3D', 'ImageNormalize'):
         if name not in steps:
-            raise ConfigError(f'{cfg.filename}: the test pipeline has no {name}; it makes the pictures')
+            raise ConfigError(f'{cfg.filename}: the test pipeline has no {name}, which prepares the images')
     height, width = camera.vtransform.image_size
     low, high = steps['ImageAug3D']['resize_lim']
     bottom = float(np.mean(steps['ImageAug3D'].get('bot_pct_lim', (0.0, 0.0))))
@@ -81,7 +81,9 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
     It has `img` (N, 3, H, W), `points` (P, V) and `img_metas`.
     """
     if 'img_metas' not in data or not {'img', 'points'} & set(data):
-        raise DataError('the test pipeline gives no img, points and img_metas; see the keys of Collect3D')
+        raise DataError(
+            'the test pipeline must return img, points and img_metas; check the keys of Collect3D'
+        )
     meta = only(data['img_metas'], 'img_metas')
     points = only(data['points'], 'points').cpu().numpy() if 'points' in data else NO_POINTS
     images = only(data['img'], 'img').cpu().numpy() if 'img' in data else None

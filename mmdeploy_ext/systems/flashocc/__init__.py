@@ -13,6 +13,6 @@ register_family(
     claims=('BEVOCCHead2D', 'BEVOCCHead2D_V2', 'BEVOCCHead3D'),
     exports='BEVDetOCC, BEVDepthOCC and BEVDepthPano with BEVOCCHead2D (docs/models-cameras.md)',
     similar_names=('OCC',),
-    of_config="size and cameras are the config's",
+    of_config='the config decides size and cameras',
     used_by={'': FILM},
 )

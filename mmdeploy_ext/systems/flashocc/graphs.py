@@ -54,7 +54,7 @@ def center_branches(centers: nn.Module) -> list[nn.Module]:
 def output_specs(model: nn.Module) -> tuple[TensorSpec, TensorSpec]:
     """Return the contracts of logits and classes."""
     (_, rows, columns), head = view_axes(model), model.occ_head
-    voxels, meaning = (columns, rows, head.Dz), 'classes of voxels along x, y, z'
+    voxels, meaning = (columns, rows, head.Dz), 'class logits of voxels along x, y, z'
     logits = TensorSpec(LOGITS, 'float32', (1, *voxels, head.num_classes), meaning, 'logit', (LOGIT,))
     return logits, TensorSpec(LABELS, 'uint8', voxels, 'class of each voxel', compare='detections')
 
@@ -73,8 +73,9 @@ def facts_of(model: nn.Module) -> FlashOccFacts:
         return FlashOccFacts(**lift_facts(model))
     coder = head.bbox_coder
     centers = CenterFacts(
-        origin=tuple(map(float, coder.pc_range[:2])),
-        cell=(tuple(map(float, coder.voxel_size[:2])), int(coder.out_size_factor)),
+        pc_origin=tuple(map(float, coder.pc_range[:2])),
+        voxel_size=tuple(map(float, coder.voxel_size[:2])),
+        out_size_factor=int(coder.out_size_factor),
         max_num=int(coder.max_num),
         score_threshold=float(coder.score_threshold),
         post_center_range=tuple(map(float, coder.post_center_range)),

@@ -6,7 +6,7 @@ from mmdeploy_ext.contract.registry import FILM, register_family
 OPTIONS = (
     own_contract(
         'portable',
-        'three graphs; the position embedding is separate, and the head refuses one of another calibration',
+        'three graphs; the position embedding is separate, and the head rejects one of another calibration',
     ),
 )
 

@@ -27,8 +27,7 @@ class PetrData(CameraData):
         cameras, rest = divmod(len(sample.images), self.frames)
         if rest:
             raise DataError(
-                f'img: got {len(sample.images)} pictures; expected those of all cameras for '
-                f'{self.frames} frames'
+                f'img: got {len(sample.images)} images, expected all cameras for {self.frames} frames'
             )
         present = {name: getattr(sample, name)[:cameras] for name in OF_CAMERAS}
         return dataclasses.replace(sample, **present)

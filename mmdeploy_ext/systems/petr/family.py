@@ -41,7 +41,7 @@ def check_sweeps(cfg: Any, frames: int) -> None:
         if step['type'] == SWEEPS and step.get('sweeps_num') != frames - 1:
             raise ConfigError(
                 f'{cfg.filename}: {SWEEPS} of the test pipeline has sweeps_num={step.get("sweeps_num")}, '
-                f'expected {frames - 1}, the number of frames that the head sees beside the present one'
+                f'expected {frames - 1}, the number of previous frames that the head uses'
             )
 
 

@@ -140,10 +140,10 @@ def predictions(size: Sizes) -> tuple[TensorSpec, TensorSpec]:
 
 def embedding_spec(size: Sizes) -> GraphSpec:
     matrices = (1, size.cameras, 4, 4)
-    inverse = 'inverses of lidar2img, made in float64: pixels times depth to the LiDAR frame of this moment'
+    inverse = 'inverses of lidar2img, computed in float64: pixels times depth to the current LiDAR frame'
     axes = (1, size.cameras, size.positions, *size.map_size)
-    per_rig = 'position embedding of the tokens; compute it again when img2lidar or the image size change'
-    copied = 'img2lidar, by which the head tells a stale pos_embed'
+    per_rig = 'position embedding of the tokens; recompute it when img2lidar or the image size changes'
+    copied = 'img2lidar that pos_embed was computed from; the head rejects another one'
     return GraphSpec(
         'petr/position_embedding',
         (TensorSpec('img2lidar', 'float32', matrices, inverse, single=True),),
@@ -163,14 +163,14 @@ def portable(size: Sizes) -> list[GraphSpec]:
     images = TensorSpec('img', 'float32', image, 'normalised images, padded bottom and right')
     inputs = [features, *embedding.outputs, embedding.inputs[0]]
     if size.frames > 1:
-        before = 'of the frame before; at the first frame of a scene that of this frame again'
+        before = 'of the previous frame; at the first frame of a scene, of the current frame'
         meanings = {tensor.name: f'{tensor.meaning}; {before}' for tensor in inputs}
-        meanings['img2lidar'] = 'pixels times depth of the frame before to the LiDAR frame of this frame'
+        meanings['img2lidar'] = 'pixels times depth of the previous frame to the current LiDAR frame'
         inputs += [
             dataclasses.replace(tensor, name=f'prev_{tensor.name}', meaning=meanings[tensor.name])
             for tensor in inputs
         ]
-        time = 'mean time since the frame before, over the cameras; 1.245 at the first frame of a scene'
+        time = 'time since the previous frame, mean over the cameras; 1.245 at the first frame of a scene'
         inputs.append(TensorSpec('mean_time_stamp', 'float32', (1,), time, 's', single=True))
     return [
         GraphSpec('petr/extract_img_feat', (images,), (features,)),

@@ -20,8 +20,8 @@ from mmdeploy_ext.util.errors import DataError
 GAPS_S, LAG_S = (0.5, 0.05, 1.7, 6.0, 0.5), 0.08
 """Seconds between frames with irregular gaps, and between the pictures of a frame."""
 OLDER_FRAME = (
-    'the frame before is the last one that ran; the published evaluation takes sweeps of about 1.25 s '
-    'before, which no cache of features holds'
+    'the previous frame is the last one that ran; the published evaluation uses sweeps from about 1.25 s '
+    'earlier, whose features are not stored'
 )
 
 
@@ -67,8 +67,8 @@ class PetrReference(CameraReference):
             return
         if (moment := (state.timestamp_s, state.scene_token)) not in self._seen:
             raise DataError(
-                'PETRv2 in PyTorch takes the pictures of the frame before, which a state does not have: give '
-                'it a state of its last two frames, or run that frame'
+                'PETRv2 in PyTorch needs the images of the previous frame, which a state does not have: '
+                'run that frame first'
             )
         self._before, self._maps = self._seen[moment], state.tensors['img_feats']
 

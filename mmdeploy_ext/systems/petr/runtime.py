@@ -59,8 +59,8 @@ def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.
     gap = (earlier_ages - ages).mean(dtype=np.float32)
     if not gap > 0:
         raise DataError(
-            f'camera_times_s: the pictures are {gap:.6f} s newer than those of the frame before, expected '
-            f'more than 0; skip the frame, or call reset() when a new drive starts'
+            f"camera_times_s: the images are {gap:.6f} s newer than the previous frame's, expected more "
+            'than 0; skip the frame, or call reset() when a new drive starts'
         )
     return gap
 

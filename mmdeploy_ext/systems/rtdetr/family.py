@@ -35,8 +35,8 @@ class RtDetrFamily(ImageFamily):
         model = super().build(cfg)
         if missing := [name for name in PARTS if not hasattr(model, name)]:
             raise ConfigError(
-                f'{cfg.filename}: model.type={type(model).__name__}: has no {", ".join(missing)}, which the '
-                f'graph of an RTDETR runs'
+                f'{cfg.filename}: model.type={type(model).__name__}: has no {", ".join(missing)}, which '
+                'the graph of RT-DETR needs'
             )
         return model
 
@@ -81,8 +81,8 @@ class RtDetrFamily(ImageFamily):
         # boxes would be relative to the padding, too
         if rule.keep_ratio or rule.pad_size or rule.size_divisor > 1:
             raise ConfigError(
-                f'{cfg.filename}: the test pipeline keeps the ratio or pads; RT-DETR takes whole images: '
-                f'Resize(keep_ratio=False) and no Pad'
+                f'{cfg.filename}: the test pipeline keeps the aspect ratio or pads; RT-DETR needs '
+                'Resize(keep_ratio=False) and no Pad'
             )
         return rule
 

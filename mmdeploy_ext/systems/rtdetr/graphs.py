@@ -50,7 +50,7 @@ def separate_branches(model: nn.Module) -> None:
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     batch = 'B' if options.dynamic or options.dynamic_batch else options.batch
     height, width = ('H', 'W') if options.dynamic else (options.height, options.width)
-    meaning, shape = 'RGB / 255, resized without keeping the ratio', (batch, 3, height, width)
+    meaning, shape = 'RGB / 255, resized without keeping the aspect ratio', (batch, 3, height, width)
     images = TensorSpec('images', 'float32', shape, meaning, smallest=STRIDE, multiple=STRIDE)
     if options.form == 'raw':
         return GraphSpec('rtdetr/raw', (images,), _raw_outputs(model.decoder, batch))
@@ -70,7 +70,7 @@ def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]
     queries, classes = int(decoder.num_queries), int(decoder.num_classes)
     boxes = 'cx cy w h relative to the input, 0..1'
     groups = (ColumnGroup('cxcy', (0, 1)), ColumnGroup('wh', (2, 3)))
-    tokens = 'which token of the encoder a query was, by descending score; maps fine to coarse, row by row'
+    tokens = 'encoder token of each query, by descending score; maps from fine to coarse, row by row'
     return (
         TensorSpec('logits', 'float32', (batch, queries, classes), 'class logits per query', 'logit'),
         TensorSpec('boxes', 'float32', (batch, queries, 4), boxes, groups=groups),
@@ -89,8 +89,8 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
         if rescale and tuple(image.img_shape) != image.tensor.shape[1:]:
             raise ShapeError(
                 f'images: got an image of {image.img_shape[0]}x{image.img_shape[1]} padded to '
-                f'{image.tensor.shape[1]}x{image.tensor.shape[2]}; RT-DETR takes whole images: resize to the '
-                f'size of the graph (Resize img_scale)'
+                f'{image.tensor.shape[1]}x{image.tensor.shape[2]}; RT-DETR does not support padding: '
+                'resize to the size of the graph (Resize img_scale)'
             )
     return {'images': np.stack([image.tensor for image in images]), SIZES: target_sizes(sizes)}
 

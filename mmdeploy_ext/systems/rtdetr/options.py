@@ -9,7 +9,7 @@ FUSE = Option(
     'merge the branches of RepVGG blocks into one convolution (default: yes)',
     group=OF_SOME,
 )
-DYNAMIC_BATCH = Option('dynamic_batch', False, 'the batch stays dynamic, the size is fixed', group=OF_SOME)
+DYNAMIC_BATCH = Option('dynamic_batch', False, 'dynamic batch, fixed size', group=OF_SOME)
 OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
 KEEP_FP32 = ('*.backbone.conv1*', '*.decoder*')
 """Nodes that stay float32 in float16 files (measured: docs/engines.md)."""

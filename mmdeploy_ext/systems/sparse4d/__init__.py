@@ -14,8 +14,8 @@ register_family(
         dataclasses.replace(
             GRID_SAMPLE,
             default='gather',
-            help='gather leaves out cameras that do not see an instance (default); operator takes '
-            'GridSample, in graphs of fixed shapes',
+            help='gather (default) skips cameras that do not see an instance; operator uses GridSample '
+            'with fixed shapes',
             only_with=('contract', 'portable'),
             group=CONTRACT.group,
         ),
@@ -26,6 +26,6 @@ register_family(
     claims=('Sparse4D', 'Sparse4DHead'),
     exports='Sparse4D with Sparse4DHead (docs/models-cameras.md)',
     similar_names=('Sparse4D', 'SparseDrive'),
-    of_config="size and cameras are the config's",
+    of_config='the config decides size and cameras',
     used_by={'': FILM},
 )

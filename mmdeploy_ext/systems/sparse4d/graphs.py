@@ -63,7 +63,8 @@ def temporal_inputs(model: nn.Module) -> tuple[TensorSpec, ...]:
     """Return the specs of `time_interval` and the last frame's instances."""
     bank = model.head.instance_bank
     rows, channels = (1, bank.num_temp_instances), bank.instance_feature.shape[1]
-    kept, moved = "the last frame's kept instances", 'their anchors, projected into this frame'
+    kept = 'kept instances of the last frame'
+    moved = 'anchors of the kept instances, projected to the current frame'
     return (
         interval_spec(bank),
         TensorSpec('temp_instance_feature', 'float32', (*rows, channels), kept, single=True),
@@ -73,7 +74,7 @@ def temporal_inputs(model: nn.Module) -> tuple[TensorSpec, ...]:
 
 def spec(model: nn.Module) -> GraphSpec:
     cameras, height, width = model.input_sizes
-    exists = '0 at a first frame, where the last instances may be any finite numbers'
+    exists = '0 at a first frame, where the last instances can be any finite values'
     inputs = (
         TensorSpec('img', 'float32', (cameras, 3, height, width), 'normalised images'),
         TensorSpec('lidar2img', 'float32', (cameras, 4, 4), 'LiDAR frame to pixels times depth', single=True),

@@ -11,6 +11,6 @@ register_family(
     claims=('SparseDrive',),
     exports='SparseDrive with detection, map, motion and planning (docs/models-cameras.md)',
     similar_names=('SparseDrive',),
-    of_config="size and cameras are the config's",
+    of_config='the config decides size and cameras',
     used_by={'': FILM},
 )

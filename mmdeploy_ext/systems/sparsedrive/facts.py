@@ -11,21 +11,21 @@ MOTION = ('motion_scores', 'motion_steps')
 PLAN = ('plan_scores', 'plan_steps')
 OUTPUTS = (*BOXES, *LINES, *MOTION, *PLAN, 'instance_id', 'confidence', 'line_confidence')
 MEMORY = {
-    'feature': "kept instances' features",
-    'anchor': 'their anchors',
-    'confidence': 'their confidences',
-    'instance_id': 'their track ids',
-    'prev_id': 'the next id',
-    'queue_feature': 'their features in past frames, oldest first',
-    'queue_anchor': 'their anchors in past frames',
-    'queue_period': 'number of frames in a row that an instance is in the queue',
-    'map_feature': "kept lines' features",
-    'map_anchor': 'their points',
-    'map_confidence': 'their confidences',
-    'ego_feature': "the ego vehicle's features in past frames",
-    'ego_anchor': 'its anchors in past frames',
-    'ego_period': 'number of frames of it in the queue',
-    'ego_status': 'the predicted status, of which the speed is read',
+    'feature': 'features of the kept instances',
+    'anchor': 'anchors of the kept instances',
+    'confidence': 'confidences of the kept instances',
+    'instance_id': 'track ids of the kept instances',
+    'prev_id': 'next track id',
+    'queue_feature': 'features of the instances in past frames, oldest first',
+    'queue_anchor': 'anchors of the instances in past frames',
+    'queue_period': 'number of consecutive frames of each instance in the queue',
+    'map_feature': 'features of the kept lines',
+    'map_anchor': 'points of the kept lines',
+    'map_confidence': 'confidences of the kept lines',
+    'ego_feature': 'features of the ego vehicle in past frames',
+    'ego_anchor': 'anchors of the ego vehicle in past frames',
+    'ego_period': 'number of frames of the ego vehicle in the queue',
+    'ego_status': 'predicted ego status, which contains the speed',
 }
 """Tensor of the memory, in its frame's LiDAR frame -> meaning; prefixes are `pre_` and `post_`."""
 

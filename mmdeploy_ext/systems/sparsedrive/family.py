@@ -94,7 +94,7 @@ def check_tasks(cfg: Any) -> None:
         wrong.append(f'head.det_head.decoder.score_threshold={decoder.score_threshold}, expected None')
     if wrong:
         raise ConfigError(
-            f'{cfg.filename}: model: {"; ".join(wrong)}: the second stage of SparseDrive alone is exported'
+            f'{cfg.filename}: model: {"; ".join(wrong)}: only the second stage of SparseDrive is supported'
         )
 
 

@@ -118,18 +118,18 @@ def specs(model: nn.Module) -> list[GraphSpec]:
     images = TensorSpec('img', 'float32', (cameras, 3, height, width), 'normalised images')
     features = (
         tensor('feature', (1, cells, bank.embed_dims), 'features by camera, level, row, column', ROWS),
-        tensor('ego_feature', (1, 1, bank.embed_dims), 'of the front camera', ROWS),
+        tensor('ego_feature', (1, 1, bank.embed_dims), 'feature map of the front camera', ROWS),
     )
     frame = (
         *features,
         tensor('lidar2img', (cameras, 4, 4), 'LiDAR frame to pixels times depth'),
-        tensor('command', (1,), '0 right, 1 left, 2 straight on', dtype='int64'),
+        tensor('command', (1,), 'command: 0 right, 1 left, 2 straight', dtype='int64'),
     )
     past = (
         tensor('gap', (1,), 'seconds since the last frame'),
         interval_spec(bank),
         near_spec('near', bank),
-        tensor('motion', (1, 4, 4), "the last frame's LiDAR frame to this one's"),
+        tensor('motion', (1, 4, 4), 'LiDAR frame of the last frame to the current LiDAR frame'),
     )
     modes, plans = planner.fut_mode, planner.ego_fut_mode
     outputs = (
@@ -138,13 +138,18 @@ def specs(model: nn.Module) -> list[GraphSpec]:
         tensor('pred_quality_score', (*rows, 2), 'logits of centerness and yawness', VALUES),
         tensor('map_points', (*line_rows, lines.anchor.shape[1]), 'x y of the points of lines (m)', VALUES),
         tensor('map_scores', (*line_rows, line_classes), 'class logits of lines', VALUES),
-        tensor('motion_scores', (*rows, modes), 'logits of the modes of instances', VALUES),
-        tensor('motion_steps', (*rows, modes * planner.fut_ts * 2), 'x y of steps, mode by mode (m)', VALUES),
-        tensor('plan_scores', (1, plans), "logits of the modes of the command's plans", VALUES),
-        tensor('plan_steps', (1, plans, planner.ego_fut_ts * 2), 'x y of their steps (m)', VALUES),
+        tensor('motion_scores', (*rows, modes), "mode logits of the instances' trajectories", VALUES),
+        tensor(
+            'motion_steps',
+            (*rows, modes * planner.fut_ts * 2),
+            "x y of the trajectories' steps, mode by mode (m)",
+            VALUES,
+        ),
+        tensor('plan_scores', (1, plans), 'mode logits of the plans for the command', VALUES),
+        tensor('plan_steps', (1, plans, planner.ego_fut_ts * 2), "x y of the plans' steps (m)", VALUES),
         tensor('instance_id', rows, 'track ids', dtype='int64'),
-        tensor('confidence', rows, 'by which instances are kept', VALUES),
-        tensor('line_confidence', line_rows, 'by which lines are kept', VALUES),
+        tensor('confidence', rows, 'scores that select the instances to keep', VALUES),
+        tensor('line_confidence', line_rows, 'scores that select the lines to keep', VALUES),
     )
     post = *outputs, *memory_specs(model, 'post')
     pairs = tuple((f'post_{name}', f'pre_{name}') for name in MEMORY)

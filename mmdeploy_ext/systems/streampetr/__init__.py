@@ -17,6 +17,6 @@ register_family(
     claims=('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX'),
     exports='Petr3D with StreamPETRHead (docs/models-cameras.md)',
     similar_names=('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D'),
-    of_config="size and cameras are the config's",
+    of_config='the config decides size and cameras',
     used_by={'': FILM},
 )

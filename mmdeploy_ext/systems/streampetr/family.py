@@ -36,15 +36,15 @@ are float32 here and a step of float32 at 10 s is 1e-6 s.
 def check_test_path(cfg: Any) -> None:
     if not cfg.model.get('aux_2d_only', True):
         raise ConfigError(
-            f'{cfg.filename}: model.aux_2d_only=False chooses tokens by the 2D head at test time, which '
-            f'is not exported; expected True'
+            f'{cfg.filename}: model.aux_2d_only=False selects tokens with the 2D head at test time, which '
+            'is not supported; expected True'
         )
     head = part_cfg(cfg.model, 'pts_bbox_head')
     decoder = (head.get('transformer') or {}).get('decoder') or {}
     if decoder.get('post_norm_cfg', dict(type='LN')) is None:
         raise ConfigError(
-            f'{cfg.filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None: the '
-            f"branches were trained on normalised outputs, another layer's output would reach them"
+            f'{cfg.filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None, so the '
+            'branches would get outputs that are not normalised; expected a norm'
         )
 
 
@@ -72,8 +72,8 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
         stride, (height, width) = int(cfg.model.get('stride', 16)), self.preprocess_rule(cfg).input_size
         if height % stride or width % stride:
             raise ConfigError(
-                f'{cfg.filename}: the test pipeline gives images of {height}x{width}, expected multiples of '
-                f'the stride {stride}; set size_divisor of PadMultiViewImage'
+                f'{cfg.filename}: the test pipeline returns images of {height}x{width}, expected '
+                f'multiples of the stride {stride}; set size_divisor in PadMultiViewImage'
             )
 
     def build(self, cfg: Any) -> nn.Module:

@@ -138,7 +138,7 @@ class SpecFactory:
 
     def embeddings(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
         axes, cone = (1, size.tokens, size.channels), (1, size.tokens, 8)
-        per_token = 'per token |fx| |fy| in 1000 px and the normalised far points of its ray'
+        per_token = 'per token |fx| and |fy| in 1000 px and normalised points of its ray'
         return (
             self.tensor('pos_embed', axes, 'position embedding of the tokens', '', (ColumnGroup(atol=5e-4),)),
             self.tensor('cone', cone, per_token, '', (ColumnGroup(atol=1e-5),)),
@@ -164,10 +164,10 @@ def extract_img_feat(size: Sizes, options: Options) -> GraphSpec:
 
 def position_embedding(size: Sizes, options: Options) -> GraphSpec:
     factory, matrices = SpecFactory(options), (1, size.cameras, 4, 4)
-    inverse = 'inverses of lidar2img, made in float64: pixels times depth to LiDAR frame'
+    inverse = 'inverses of lidar2img, computed in float64: pixels times depth to the LiDAR frame'
     inputs = (
         factory.tensor('img2lidar', matrices, inverse),
-        factory.tensor('intrinsics', matrices, 'of the network input', 'pixel'),
+        factory.tensor('intrinsics', matrices, 'height and width of the network input', 'pixel'),
     )
     return GraphSpec('streampetr/position_embedding', inputs, factory.embeddings(size))
 

@@ -1,5 +1,7 @@
 """VAD: supported configs and models."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from mmdeploy_ext.families.common.camera_models import CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.common.samples import result
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.systems.vad.graphs import graphs
 from mmdeploy_ext.systems.vad.reference import VadReference
@@ -36,6 +39,14 @@ ABSENT = SETTINGS | dict(
 )
 
 
+MAPS = ('boston-seaport', 'singapore-hollandvillage', 'singapore-onenorth', 'singapore-queenstown')
+MAP_LAYERS = (
+    'polygon', 'line', 'node', 'drivable_area', 'road_segment', 'road_block', 'lane', 'ped_crossing',
+    'walkway', 'stop_line', 'carpark_area', 'road_divider', 'lane_divider', 'traffic_light',
+    'lane_connector',
+)  # fmt: skip
+
+
 def check_lines(cfg: Any) -> None:
     """Raise ConfigError for a memory that is not kept, and for a range that drops lines."""
     check_memory(cfg)
@@ -50,16 +61,47 @@ def check_lines(cfg: Any) -> None:
         )
 
 
-def entries(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return dict(can_bus_entry(rng), gt_ego_fut_cmd=np.eye(3)[rng.integers(3)])
+def entries(rng: np.random.Generator) -> dict[str, Any]:
+    """Return an info's entries for VAD's data set: one object, which its metrics need."""
+    return dict(
+        can_bus_entry(rng),
+        gt_ego_fut_cmd=np.eye(3)[rng.integers(3)],
+        gt_ego_his_trajs=np.zeros((2, 2)),
+        gt_ego_fut_trajs=np.zeros((6, 2)),
+        gt_ego_fut_masks=np.zeros(6),
+        gt_ego_lcf_feat=np.zeros(9),
+        fut_valid_flag=False,
+        map_location=MAPS[0],
+        gt_boxes=np.array([[0, 20, -1, 2, 4, 2, 0.0]]),
+        gt_names=np.array(['car']),
+        gt_velocity=np.zeros((1, 2)),
+        num_lidar_pts=np.ones(1, int),
+        valid_flag=np.ones(1, bool),
+        gt_agent_fut_trajs=np.zeros((1, 12)),
+        gt_agent_fut_masks=np.zeros((1, 6)),
+        gt_agent_fut_goal=np.zeros(1),
+        gt_agent_lcf_feat=np.zeros((1, 9)),
+        gt_agent_fut_yaw=np.zeros((1, 6)),
+    )
 
 
 class VadData(BevData):
+    """Generated infos come with empty maps of nuScenes, which the repository's data set opens."""
+
     compared = OUTPUTS
     needed = ('command',)
     frame_of = staticmethod(frame_with_command)
     dataset_type = 'VADCustomNuScenesDataset'
     entries = staticmethod(entries)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        places = folder / 'maps/expansion'
+        places.mkdir(parents=True, exist_ok=True)
+        lists: dict[str, Any] = {name: [] for name in MAP_LAYERS}
+        empty = dict(lists, version='1.3', canvas_edge=[1, 1], arcline_path_3={}, connectivity={})
+        for name in MAPS:
+            (places / f'{name}.json').write_text(json.dumps(empty), encoding='utf-8')
+        return super().generated_dataset(folder, cfg, rule)
 
 
 class VadFamily(BevFamily):

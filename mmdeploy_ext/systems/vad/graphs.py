@@ -52,18 +52,24 @@ def further_specs(model: nn.Module) -> tuple[TensorSpec, ...]:
     layers, lines = len(head.map_cls_branches), head.map_instance_embedding.num_embeddings
     agents = (len(head.cls_branches), 1, head.query_embedding.num_embeddings, head.fut_mode)
     classes, points = head.map_cls_branches[-1][-1].out_features, head.map_pts_embedding.num_embeddings
-    layered, shares = ', of all decoder layers', 'in shares of the sides of the view'
+    layered, shares = ', of all decoder layers', 'relative to the sides of the view'
 
     def tensor(name: str, axes: tuple[int, ...], meaning: str, unit: str = '') -> TensorSpec:
         return TensorSpec(name, 'float32', axes, meaning, unit, groups=(VALUES,), single=True)
 
-    steps = 'x y of the steps of modes of objects (m); the same for all layers'
+    steps = "x y of the trajectories' steps, mode by mode (m); the same for all layers"
     return (
         tensor('all_traj_preds', (*agents, 2 * head.fut_ts), steps),
-        tensor('all_traj_cls_scores', agents, 'logits of the modes; the same for all layers', 'logit'),
+        tensor(
+            'all_traj_cls_scores', agents, 'mode logits of the trajectories; the same for all layers', 'logit'
+        ),
         tensor('map_all_cls_scores', (layers, 1, lines, classes), f'class logits of lines{layered}', 'logit'),
         tensor('map_all_bbox_preds', (layers, 1, lines, 4), f'x y w h of lines {shares}{layered}'),
-        tensor('map_all_pts_preds', (layers, 1, lines, points, 2), f'x y of their points {shares}{layered}'),
+        tensor(
+            'map_all_pts_preds',
+            (layers, 1, lines, points, 2),
+            f'x y of the points of lines {shares}{layered}',
+        ),
         tensor('ego_fut_preds', (1, head.ego_fut_mode, head.fut_ts, 2), 'x y of the steps of the plans (m)'),
     )
 
@@ -72,7 +78,7 @@ def spec(model: nn.Module) -> GraphSpec:
     further = [tensor for tensor in further_specs(model) if tensor.name != 'map_all_bbox_preds']
     axes, meaning = (1, *further[-1].axes[2:]), "x y of the points of the command's plan (m)"
     plan = dataclasses.replace(further[-1], name='ego_plan', axes=axes, meaning=meaning)
-    command = TensorSpec('command', 'int64', (1,), '0 right, 1 left, 2 straight on', single=True)
+    command = TensorSpec('command', 'int64', (1,), 'command: 0 right, 1 left, 2 straight', single=True)
     frame = frame_spec(model, 'vad/portable', (*further, plan))
     return dataclasses.replace(frame, inputs=(*frame.inputs, command))
 

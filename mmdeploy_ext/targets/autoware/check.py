@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.targets.autoware.bevdet_settings import settings_rules
 from mmdeploy_ext.targets.autoware.nodes import NODES, REMAPPER_KEYS
-from mmdeploy_ext.targets.autoware.parameter_file import ParameterFileError, read_parameters
+from mmdeploy_ext.targets.autoware.parameter_file import ParameterFileError, read_json, read_parameters
 from mmdeploy_ext.targets.autoware.trial import trial_rules
 from mmdeploy_ext.targets.autoware.words import in_words_of, word_of
 from mmdeploy_ext.targets.folder_rules import (
@@ -184,13 +184,17 @@ def _older_layout(folder: Path) -> str:
 def read_manifest(node: Node, folder: Path) -> tuple[dict[str, Any], list[Violation]]:
     """Return parameter -> value of valid parameters, and the violations of the others."""
     values, violations = _parameters(folder / node.manifest, node.keys)
-    for key in [key for key in values if node.variables and key in PATHS]:
+    for key in [key for key in values if node.variables and key.rpartition('.')[2] in PATHS]:
         values[key], problem = _launched(node, values[key])
         if problem:
             text = f'{key} is {shortened(values[key])}: {problem}'
             violations.append(Violation(node.manifest, key, 'path', text))
+    model_file = folder / values.get('model_param_path', node.model_manifest)
+    if node.model_keys and model_file.is_file():
+        found, wrong = _parameters(model_file, node.model_keys)
+        values, violations = values | found, violations + wrong
     everything = dict(values)
-    by_last_word = {name.rpartition('.')[2]: name for name in node.keys}
+    by_last_word = {name.rpartition('.')[2]: name for name in (*node.model_keys, *node.keys)}
     for rule in node.rules:
         for wrong in _called(rule, values) or ():
             first, dot, rest = wrong.key.partition('.')
@@ -210,7 +214,7 @@ def read_manifest(node: Node, folder: Path) -> tuple[dict[str, Any], list[Violat
 def _parameters(path: Path, keys: Mapping[str, Value]) -> tuple[dict[str, Any], list[Violation]]:
     file = path.name
     try:
-        content = read_parameters(path)
+        content = read_json(path) if path.suffix == '.json' else read_parameters(path)
     except ParameterFileError as error:
         return {}, [Violation(file, '', 'manifest', f'{file}: {error}')]
     values, wrong, warned = {}, {}, []
@@ -236,7 +240,7 @@ def _parameters(path: Path, keys: Mapping[str, Value]) -> tuple[dict[str, Any], 
     return values, found + warned
 
 
-PATHS = ('onnx_path', 'engine_path', 'model_config')
+PATHS = ('onnx_path', 'engine_path', 'model_config', 'model_param_path')
 """Parameters of `Node.variables`."""
 FOLDER = '$(var model_path)'
 
@@ -261,14 +265,20 @@ def _lookup(content: Mapping[str, Any], name: str) -> tuple[Any, str]:
     return value, ''
 
 
+def _by_words(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by the last word of their names, and by the last two."""
+    words = {name: name.split('.') for name in values}
+    return {'_'.join(words[name][-count:]): values[name] for count in (2, 1) for name in values}
+
+
 def _called(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    by_word = {name.rpartition('.')[2]: value for name, value in values.items()}
+    by_word = _by_words(values)
     names = list(inspect.signature(function).parameters)
     return function(*(by_word[name] for name in names)) if by_word.keys() >= set(names) else None
 
 
 def sizes_of(node: Node, values: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = {name.rpartition('.')[2]: value for name, value in values.items()}
+    sizes = _by_words(values)
     for name, function in node.sizes.items():
         size = _called(function, sizes)
         if size is not None:

@@ -1,8 +1,9 @@
 """Requirements of Autoware's perception nodes on a folder: its files, the keys of the manifest, tensors.
 
 Source: autowarefoundation/autoware_universe 5e12a711 (CenterPoint's manifest v4.1: 656cdab8; BEVFormer:
-bevformer_node.cpp@0d02fce, bevformer_inference_engine.cpp@7e68106, its plug-ins@c1fe1b8): names, types, sizes
-and computations of the nodes; facts, no code.
+bevformer_node.cpp@0d02fce, bevformer_inference_engine.cpp@7e68106, its plug-ins@c1fe1b8; VAD:
+vad_node.cpp@048de72e, vad_model.hpp@02fa6a08): names, types, sizes and computations of the nodes; facts, no
+code.
 """
 
 from __future__ import annotations
@@ -144,6 +145,7 @@ class Node:
         keys: parameter, with dots -> its value.
         variables: of the launch file -> their values for a folder; the node has no paths relative to it.
         settings: file that the node gets the path of by its launch file, and names its rules; '' for none.
+        model_manifest: JSON file of the parameters `model_keys`, at `model_param_path`; '' for none.
         sizes: name -> function of values of the manifest, named by the last words of their keys.
         rules: functions like `sizes`, which yield `Wrong` values.
         classes: class names that the node knows; () for any.
@@ -164,6 +166,8 @@ class Node:
     keys: Mapping[str, Value]
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: str = ''
+    model_manifest: str = ''
+    model_keys: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     sizes: Mapping[str, Callable[..., int]] = dataclasses.field(default_factory=dict)
     rules: tuple[Callable[..., Iterator[Wrong]], ...] = ()
     classes: tuple[str, ...] = ()
@@ -727,5 +731,148 @@ BEVDET = Node(
     exported={'post_process_params.class_names': 'classes', 'data_params.cams': 'preprocess.cameras'},
 )
 
-NODES = (CENTERPOINT, STREAMPETR, BEVFUSION_CAMERAS, BEVFUSION_LIDAR, BEVFORMER, BEVDET)
+# ---- tensorrt_vad
+
+VAD_LAYERS = 3
+"""Decoder layers in the node's shapes."""
+QUERIES = f'{VAD_LAYERS} 1 prediction_num_queries'
+MAP_QUERIES = f'{VAD_LAYERS} 1 map_num_queries'
+FRAME = (
+    Tensor('mlvl_feats.0', '1 num_cameras bev_feature_dim rows columns'),
+    Tensor('img_metas.0[can_bus]', '1 vehicle_state_can_bus_dim'),
+    Tensor('img_metas.0[lidar2img]', 'num_cameras 4 4'),
+    Tensor('img_metas.0[shift]', '1 2'),
+)
+LAST_VIEW = Tensor('prev_bev', 'cells 1 bev_feature_dim')
+FOUND = (
+    Tensor('out.bev_embed', LAST_VIEW.axes),
+    Tensor('out.ego_fut_preds', '1 planning_ego_commands planning_timesteps 2'),
+    Tensor('out.all_traj_preds', f'{QUERIES} prediction_trajectory_modes numbers'),
+    Tensor('out.all_traj_cls_scores', f'{QUERIES} prediction_trajectory_modes'),
+    Tensor('out.all_bbox_preds', f'{QUERIES} prediction_bbox_pred_dim'),
+    Tensor('out.all_cls_scores', f'{QUERIES} prediction_num_classes'),
+    Tensor('out.map_all_cls_scores', f'{MAP_QUERIES} map_num_classes'),
+    Tensor('out.map_all_pts_preds', f'{MAP_QUERIES} map_points_per_polyline 2'),
+    Tensor('out.map_all_bbox_preds', f'{MAP_QUERIES} 4'),
+)
+
+
+def _one_for_each_camera(num_cameras: int, use_raw: list[bool]) -> Iterator[Wrong]:
+    if len(use_raw) != num_cameras:
+        yield Wrong('use_raw', f'has {len(use_raw)} entries for {num_cameras} cameras; the node throws')
+
+
+def _thresholds(
+    map_classes: list[str],
+    object_classes: list[str],
+    map_confidence_thresholds: list[float],
+    object_confidence_thresholds: list[float],
+) -> Iterator[Wrong]:
+    for name, classes, found in (
+        ('map_confidence_thresholds', map_classes, map_confidence_thresholds),
+        ('object_confidence_thresholds', object_classes, object_confidence_thresholds),
+    ):
+        if len(classes) != len(found):
+            yield Wrong(name, f'has {len(found)} numbers for {len(classes)} classes; the node throws')
+
+
+def _net(file: str, **inputs: str) -> dict[str, Value]:
+    paths = dict(onnx_path=ONNX_PATH, engine_path=TEXT, precision=Value(str, choices=('fp32', 'fp16')))
+    keys = dict(paths, name=Value(str, choices=(file,)))
+    keys |= {f'inputs.{key}': Value(str, choices=(value,)) for key, value in inputs.items()}
+    return {f'{M}nets.{file}.{key}': value for key, value in keys.items()}
+
+
+FEATURES_OF = dict(input_feature='mlvl_feats.0', net='backbone', name='out.0')
+ARCHITECTURE = 'network_architecture.'
+VAD = Node(
+    name='tensorrt_vad',
+    manifest='vad.param.yaml',
+    patterns=('vad.param.yaml', 'vad.param.json', 'head_no_prev.onnx'),
+    files=(
+        GraphFile(
+            'backbone',
+            (
+                Tensor(
+                    'img',
+                    'num_cameras 3 input_specs_target_image_height input_specs_target_image_width',
+                ),
+            ),
+            (Tensor('out.0', 'num_cameras 1 bev_feature_dim rows columns'),),
+            f'{M}nets.backbone.onnx_path',
+        ),
+        GraphFile('head_no_prev', FRAME, FOUND, f'{M}nets.head_no_prev.onnx_path'),
+        GraphFile('head', (*FRAME, LAST_VIEW), FOUND, f'{M}nets.head.onnx_path'),
+    ),
+    keys={
+        'node_params.num_cameras': COUNT,
+        'node_params.use_raw': Value(bool, 0),
+        'sync_params.front_camera_id': Value(int, low=0),
+        'sync_params.sync_tolerance_ms': Value(float, low=0),
+        'interface_params.trajectory_timestep': Value(float, low=1e-3),
+        'interface_params.detection_range': CUBOID,
+        'interface_params.map_colors': Value(float, 0),
+        'interface_params.input_image_width': COUNT,
+        'interface_params.input_image_height': COUNT,
+        'model_param_path': Value(str, pattern=r'.*\.json'),
+        f'{M}default_command': Value(int, choices=(0, 1, 2)),
+        f'{M}map_confidence_thresholds': Value(float, 0, low=0, high=1),
+        f'{M}object_confidence_thresholds': Value(float, 0, low=0, high=1),
+        f'{M}plugins_path': TEXT,
+        'class_mapping': NAMES,
+        **_net('backbone'),
+        **_net('head', **FEATURES_OF),
+        **_net('head_no_prev', **FEATURES_OF),
+    },
+    variables=dict(model_path='.'),
+    model_manifest='vad.param.json',
+    model_keys={
+        'major_version': Value(int, choices=(0,)),
+        'minor_version': Value(int, low=0),
+        'model_name': TEXT,
+        'image_normalization.mean': Value(float, 3),
+        'image_normalization.std': Value(float, 3, low=1e-6),
+        'input_specs.target_image_width': COUNT,
+        'input_specs.target_image_height': COUNT,
+        'class_definitions.map_classes': NAMES,
+        'class_definitions.object_classes': NAMES,
+        f'{ARCHITECTURE}bev.height': COUNT,
+        f'{ARCHITECTURE}bev.width': COUNT,
+        f'{ARCHITECTURE}bev.feature_dim': COUNT,
+        f'{ARCHITECTURE}bev.downsample_factor': COUNT,
+        f'{ARCHITECTURE}transformer.num_decoder_layers': Value(int, choices=(VAD_LAYERS,)),
+        f'{ARCHITECTURE}prediction.num_queries': COUNT,
+        f'{ARCHITECTURE}prediction.num_classes': COUNT,
+        f'{ARCHITECTURE}prediction.bbox_pred_dim': COUNT,
+        f'{ARCHITECTURE}prediction.trajectory_modes': COUNT,
+        f'{ARCHITECTURE}prediction.timesteps': COUNT,
+        f'{ARCHITECTURE}planning.ego_commands': COUNT,
+        f'{ARCHITECTURE}planning.timesteps': COUNT,
+        f'{ARCHITECTURE}map.num_queries': COUNT,
+        f'{ARCHITECTURE}map.num_classes': COUNT,
+        f'{ARCHITECTURE}map.points_per_polyline': COUNT,
+        f'{ARCHITECTURE}vehicle_state.can_bus_dim': COUNT,
+    },
+    sizes=dict(
+        cells=lambda bev_height, bev_width: bev_height * bev_width,
+        rows=lambda target_image_height, downsample_factor: target_image_height // downsample_factor,
+        columns=lambda target_image_width, downsample_factor: target_image_width // downsample_factor,
+        numbers=lambda prediction_timesteps: 2 * prediction_timesteps,
+    ),
+    rules=(_one_for_each_camera, _thresholds),
+    is_fixed=True,
+    plugins=dict.fromkeys(('RotatePlugin', 'MultiscaleDeformableAttnPlugin_TRT', 'SelectAndPadPlugin'), ()),
+    plugin_domain=None,
+    handovers=(
+        ('backbone', 'out.0', 'head', 'mlvl_feats.0'),
+        ('head_no_prev', 'out.bev_embed', 'head', 'prev_bev'),
+    ),
+    exported={
+        'image_normalization.mean': 'preprocess.mean',
+        'image_normalization.std': 'preprocess.std',
+        'class_definitions.object_classes': 'classes',
+    },
+)
+
+NODES = (CENTERPOINT, STREAMPETR, BEVFUSION_CAMERAS, BEVFUSION_LIDAR, BEVFORMER, BEVDET, VAD)
 """A folder of bevfusion with a camera graph is a camera model."""

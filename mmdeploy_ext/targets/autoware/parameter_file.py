@@ -6,6 +6,7 @@ Source: ros2/rcl, rcl_yaml_param_parser, src/parse.c and src/yaml_variant.c (beh
 from __future__ import annotations
 
 import functools
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,17 @@ def read_parameters(path: Path) -> dict[str, Any]:
                 f'{PARAMETERS!r} below it, and all keys below that'
             )
         content = content[key]
+    return content if isinstance(content, dict) else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a file of a model's own parameters."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise ParameterFileError(f'cannot be read: {error.strerror}') from error
+    except ValueError as error:
+        raise ParameterFileError(f'is not JSON: {one_line(error)}') from error
     return content if isinstance(content, dict) else {}
 
 

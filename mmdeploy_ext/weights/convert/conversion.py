@@ -89,10 +89,10 @@ def config_text(cfg: Any) -> str:
     try:
         text = cfg.pretty_text
         if Config.fromstring(text, '.py')._cfg_dict != cfg._cfg_dict:
-            raise ValueError('its text gives other values')
+            raise ValueError('its text has other values')
     except Exception as error:  # of yapf, for values that are no Python
         raise ConfigError(
-            f'{cfg.filename}: holds values that cannot be written as a config ({type(error).__name__}); '
-            f'expected plain ones: finite numbers, texts, lists, dicts'
+            f'{cfg.filename}: has values that cannot be written as a config ({type(error).__name__}); '
+            'expected plain values: finite numbers, texts, lists, dicts'
         ) from error
     return text

@@ -15,8 +15,8 @@ from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, to_mmdet2_names
 KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
 """Keys of `meta` that are kept."""
 OTHER_CONFIG = (
-    f'. Give the config of the same model with --config; `{command(COMMAND)} CONFIG3.py OUT.py` '
-    f"makes it of mmdet 3's"
+    f'. Pass the config of the same model with --config; `{command(COMMAND)} CONFIG3.py OUT.py` writes it '
+    "from mmdet 3's"
 )
 
 

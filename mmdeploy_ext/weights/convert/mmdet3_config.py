@@ -41,8 +41,8 @@ from mmdeploy_ext.weights.convert.mmdet3_refusals import (
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
 """Data sets of both versions."""
 ADVICE = (
-    'give the whole config: the checkpoint, in which mmengine keeps it, or what a training writes into its '
-    'folder (TIME/vis_data/config.py)'
+    'pass the whole config: the checkpoint, in which mmengine stores it, or TIME/vis_data/config.py of '
+    "the training's folder"
 )
 FAMILIES = 'mmdeploy_ext.families.base'
 CHECKPOINTS = ('.pth', '.pt', '.ckpt')
@@ -93,7 +93,7 @@ def _translated(cfg: Any, model: dict[str, Any]) -> dict[str, Any]:
     """Entries of the translated config."""
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     if model.get('type') in INNER and isinstance(model.get('detector'), dict):
-        note = f'note: {cfg.filename}: of {model["type"]} the detector alone is translated'
+        note = f'note: {cfg.filename}: only the detector of {model["type"]} is translated'
         print(printable(note), file=sys.stderr)
         model = model['detector']
         preprocessor = model.get('data_preprocessor') or preprocessor
@@ -166,17 +166,15 @@ def read_mmdet3_config(path: str | Path) -> Any:
 
 def _parse_values(path: str, text: object) -> dict[str, Any]:
     if not isinstance(text, str) or not text.strip():
-        raise ConfigError(f'{path}: keeps no config in meta.cfg; give the config itself')
+        raise ConfigError(f'{path}: has no config in meta.cfg; pass the config')
     values = {}
     try:
         for statement in ast.parse(text).body:
             if not isinstance(statement, ast.Assign) or [*map(type, statement.targets)] != [ast.Name]:
-                raise ValueError(f'line {statement.lineno} is no `name = value`')
+                raise ValueError(f'line {statement.lineno} is not `name = value`')
             values[statement.targets[0].id] = _parse_value(statement.value)
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f'{path}: meta.cfg is not a plain config: {error}; give the config itself'
-        ) from error
+        raise ConfigError(f'{path}: meta.cfg is not a plain config: {error}; pass the config') from error
     return values
 
 

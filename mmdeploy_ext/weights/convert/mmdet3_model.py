@@ -73,6 +73,11 @@ def to_mmdet2_model(config: dict[str, Any]) -> dict[str, Any]:
     model = without_scope(config)
     model.pop('data_preprocessor', None)
     model.pop('train_cfg', None)
+    for part in parts(model):
+        part.pop('force_grad_on_level', None)  # only a training reads it
+        if part['type'] == 'FocalCustomLoss':
+            part['type'] = 'FocalLoss'
+            part.pop('num_classes')
     if convert := CONVERTERS.get(model.get('type')):
         convert(model)
     semantic = (model.get('roi_head') or {}).get('semantic_head')
@@ -104,11 +109,8 @@ def convert_centernet(model: dict[str, Any]) -> None:
 
 
 def convert_fcos(model: dict[str, Any]) -> None:
-    """Name V3Det's classifier in place, whose loss gives sigmoids, and leave out what a training reads."""
+    """Name the head with V3Det's classifier, in place."""
     head = model['bbox_head']
-    model['neck'].pop('force_grad_on_level', None)
-    if head.get('loss_cls', {}).get('type') == 'FocalCustomLoss':
-        head.pop('loss_cls')
     if predictor := head.get('cls_predictor_cfg'):
         head['type'] = 'NormedFCOSHead'
         predictor.pop('type')

@@ -22,7 +22,7 @@ CLASS_HEAD = 'decoder.enc_score_head.weight'
 """Head with a row per class."""
 COUNTER = '.num_batches_tracked'
 OTHER_CONFIG = (
-    '. Give the config of the same backbone (configs/rtdetr/rtdetr_r18vd.py, r34vd, r50vd, r101vd) with '
+    '. Pass the config of the same backbone (configs/rtdetr/rtdetr_r18vd.py, r34vd, r50vd, r101vd) with '
     '--config'
 )
 
@@ -83,8 +83,8 @@ def convert(source: Source, cfg: Any) -> Converted:
     if head is not None and len(head) != len(model_tensors[CLASS_HEAD]):
         raise CheckpointError(
             f'{CLASS_HEAD}: the file has {len(head)} classes, {cfg.filename} has '
-            f'{len(model_tensors[CLASS_HEAD])}; the config that uses it needs the same, and the classes of '
-            f'its data set; give {cfg_options({"model.decoder.num_classes": len(head)})}'
+            f'{len(model_tensors[CLASS_HEAD])}; the config needs the same number, and the classes of its '
+            f'data set; pass {cfg_options({"model.decoder.num_classes": len(head)})}'
         )
     _remove_unused(tensors, model_tensors, notes)
     _complete(tensors, model_tensors, notes)

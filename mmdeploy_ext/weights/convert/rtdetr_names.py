@@ -84,7 +84,7 @@ def advice(path: str, keys: Collection[Any]) -> str:
         return f"{path}: has transformers' names of RT-DETR; convert it first: {command}"
     if {'ema', 'model'} & set(keys):
         return (
-            f'{path}: has {sorted(map(str, keys))}; of the original RT-DETR? Convert it: {command}; '
-            f"of another model: save the weights that are meant as {{'state_dict': ...}}"
+            f'{path}: has {sorted(map(str, keys))}; if it is the original RT-DETR, convert it: {command}; '
+            f"otherwise save its weights as {{'state_dict': ...}}"
         )
     return ''

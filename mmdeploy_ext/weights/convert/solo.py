@@ -19,7 +19,7 @@ from mmdeploy_ext.weights.convert.solo_config import check_config, check_head, f
 KEPT_META = ('CLASSES', 'epoch', 'iter')
 """Keys of `meta` that are kept."""
 OTHER_CONFIG = (
-    ' (named as in mmdet). Give the config of the same backbone, tower width and depth with --config'
+    ' (named as in mmdet). Pass the config of the same backbone, tower width and depth with --config'
 )
 
 

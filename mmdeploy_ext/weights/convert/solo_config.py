@@ -56,14 +56,14 @@ def check_head(cfg: Any, head: str, shapes: Shapes, text: object = None) -> None
     if config_head != head:
         raise CheckpointError(
             f'the checkpoint has the layers of {head}, {cfg.filename} has mask_head.type={config_head!r}; '
-            f'give the config of that head with --config'
+            'pass the config of that head with --config'
         )
     grids = checkpoint_grids(shapes) or config_grids(text)
     expected = list(cfg.model.mask_head.get('num_grids', MMDET_GRIDS))
     if grids and grids != expected:
         raise CheckpointError(
-            f'the checkpoint was trained on grids of {grids} cells, {cfg.filename} says '
-            f'mask_head.num_grids={expected}; give the config that the checkpoint was trained with'
+            f'the checkpoint was trained on grids of {grids} cells, {cfg.filename} has '
+            f'mask_head.num_grids={expected}; pass the config that the checkpoint was trained with'
         )
 
 

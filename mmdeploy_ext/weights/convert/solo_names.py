@@ -87,6 +87,6 @@ def advice(path: str, keys: Collection[Any]) -> str:
     if not original_head(map(str, keys)):
         return ''
     return (
-        f'{path}: is a checkpoint of the original SOLO repository, whose names mmdet does not know; convert '
-        f'it first: {conversion_command(COMMAND, path)}'
+        f'{path}: is a checkpoint of the original SOLO repository, with other names than in mmdet; '
+        f'convert it first: {conversion_command(COMMAND, path)}'
     )

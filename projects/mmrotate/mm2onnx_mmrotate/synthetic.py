@@ -225,7 +225,10 @@ def ensure_toy_dota(
         manifest = root / MANIFEST
         if manifest.is_file() and json.loads(manifest.read_text(encoding='utf-8')) == parameters:
             return False
-        raise FileExistsError(f'{root}: exists, and is no set of {parameters}; remove it, or name another')
+        raise FileExistsError(
+            f'{root}: already exists with other parameters than {parameters}; remove it, or choose '
+            'another folder'
+        )
     unfinished = root.with_name(f'.{root.name}.part')
     shutil.rmtree(unfinished, ignore_errors=True)
     for split, count in counts.items():
@@ -247,11 +250,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='python -m mm2onnx_mmrotate.synthetic', description="Generate a data set in DOTA's format."
     )
-    parser.add_argument('--out', default='data/toy_dota', help='folder of the set (default: %(default)s)')
+    parser.add_argument(
+        '--out', default='data/toy_dota', help='folder of the data set (default: %(default)s)'
+    )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
     parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
-    parser.add_argument('--picture', metavar='FILE', help='write one picture of no split, a PNG, not a set')
+    parser.add_argument(
+        '--picture',
+        metavar='FILE',
+        help='write a single PNG image outside of the splits instead of a data set',
+    )
     args = parser.parse_args(argv)
     for option, minimum in dict(seed=0, train_images=1, val_images=1).items():
         if getattr(args, option) < minimum:
@@ -267,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         was_made = ensure_toy_dota(args.out, seed=args.seed, **counts)
     except FileExistsError as error:
         parser.error(str(error))
-    made = f'{args.train_images} training and {args.val_images} validation pictures made'
+    made = f'{args.train_images} training and {args.val_images} validation images written'
     print(f'{args.out}: {made if was_made else "already there"}')
     return 0
 

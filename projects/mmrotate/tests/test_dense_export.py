@@ -126,7 +126,7 @@ def test_what_is_refused_is_named():
     family.check(cfg, chosen(max_candidates=pairs))
     with pytest.raises(UsageError, match=f'the model has only {pairs} candidates at 64 x 96'):
         family.check(cfg, chosen(max_candidates=pairs + 1))
-    with pytest.raises(UsageError, match='export it without --dynamic-export'):
+    with pytest.raises(UsageError, match='omit --dynamic-export'):
         family.check(cfg, chosen(max_candidates=5, dynamic=True))
 
 

@@ -187,8 +187,8 @@ def test_redet_is_refused_by_its_layer():
 @pytest.mark.parametrize(
     'change, message',
     [
-        (dict(num_stages=3), 'refines upright regions alone'),
-        (dict(agnostic=False), 'takes one box of all classes'),
+        (dict(num_stages=3), 'refines only upright regions'),
+        (dict(agnostic=False), 'uses one box for all classes'),
         (dict(coder='DeltaXYWHAOBBoxCoder'), 'does not fit upright regions'),
     ],
 )

@@ -126,7 +126,7 @@ def test_which_regions_are_padding_is_found_by_trying(is_padding, expected):
         assert boxes.padded_rows(head) == expected
         pads = lambda row: row[0] == 4  # noqa: E731
         head.__class__ = padding_head(pads)
-        with pytest.raises(ConfigError, match=r'your Padding\.simple_test_bboxes .* other regions'):
+        with pytest.raises(ConfigError, match=r'your Padding\.simple_test_bboxes .* drops regions'):
             boxes.padded_rows(head)
         head.__class__ = padding_head(lambda row: row[9])
         with pytest.raises(ConfigError, match=r'your Padding\.simple_test_bboxes .* IndexError'):

@@ -21,7 +21,7 @@ from mmdeploy_ext.targets.plugins import bev_intervals
 from mmdeploy_ext.util.errors import ConfigError
 from planting import replaced
 from proofs import prove
-from recorded_steps import Recorded
+from replay import Replay
 
 TOY = toy_frames.FLASHOCC
 
@@ -63,7 +63,7 @@ def test_a_kit_has_the_classes_and_leads_of_pytorch(detector, frames, path_of, t
 @pytest.fixture(scope='module')
 def row_of(detector, frames, tmp_path_factory):
     """Run a contract's loop beside the recorded results of PyTorch."""
-    recorded, folder = Recorded(detector.family.reference(detector.model), frames[:2]), tmp_path_factory
+    recorded, folder = Replay(detector, frames[:2]), tmp_path_factory
 
     def row(contract='portable'):
         with mock.patch.object(type(detector.family), 'reference', lambda *_: recorded):

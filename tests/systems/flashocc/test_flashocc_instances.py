@@ -14,7 +14,7 @@ from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.flashocc import instances
 from planting import replaced
 from proofs import prove
-from recorded_steps import Recorded
+from replay import Replay
 
 TOY = toy_frames.PANOPTIC
 
@@ -41,7 +41,7 @@ def test_instances_are_proven_and_kept_by_a_kit(detector, frames, tmp_path):
 
 @pytest.fixture(scope='module')
 def row_of(detector, frames, tmp_path_factory):
-    recorded = Recorded(detector.family.reference(detector.model), frames)
+    recorded = Replay(detector, frames)
 
     def row():
         with mock.patch.object(type(detector.family), 'reference', lambda *_: recorded):

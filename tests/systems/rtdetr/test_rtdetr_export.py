@@ -102,7 +102,7 @@ def test_pipelines_that_pad_are_refused(toy):
     for step in cfg.data.test.pipeline[1].transforms:
         if step['type'] == 'Resize':
             step['keep_ratio'] = True
-    with pytest.raises(ConfigError, match='keeps the ratio or pads'):
+    with pytest.raises(ConfigError, match='keeps the aspect ratio or pads'):
         toy.family.preprocess_rule(cfg)
 
 

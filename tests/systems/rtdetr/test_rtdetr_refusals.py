@@ -27,7 +27,7 @@ def test_unconverted_checkpoints(bench, weights):
     torch.save(dict(model=weights, ema=dict(module=weights)), path)
     with pytest.raises(CheckpointError) as refused:
         load_checkpoint(path)
-    command = shlex.split(str(refused.value).partition('Convert it: ')[2].partition(';')[0])
+    command = shlex.split(str(refused.value).partition('convert it: ')[2].partition(';')[0])
     assert command[-5:] == ['rtdetr', str(path), 'OUT.pth', '--config', 'CONFIG']
 
 

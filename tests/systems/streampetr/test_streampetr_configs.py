@@ -3,11 +3,16 @@
 import pickle
 from pathlib import Path
 
+import onnx
 from mmdet3d.models import build_model
 
 import streampetr_golden as seeded
 from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.detector import read_config, resolve
+from mmdeploy_ext.detector_files import make_metadata
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.kinds import kind_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDER = REPOSITORY / 'projects/configs/StreamPETR'
@@ -92,3 +97,21 @@ def test_without_num_cams_the_first_sample_of_the_data_set_tells_the_cameras(tmp
         other = load('stream_petr_toy')
         other.data.test.ann_file = str(tmp_path / file)
         assert family.preprocess_rule(other).num_cameras == 6
+
+
+def test_without_num_cams_and_data_set_an_exported_file_tells_the_cameras(tmp_path):
+    config = tmp_path / 'c.py'
+    config.write_text(
+        f"_base_ = ['{FOLDER}/stream_petr_toy.py']\ndata = dict(test=dict(ann_file='none.pkl'))\n"
+    )
+    exported = read_config(config, cfg_options=dict(num_cams=3))
+    kind_of(exported.family).build(exported)
+    options = resolve(exported.family.choose(opset=17), exported.model, exported.rule)
+    graph = contract_of(exported.family, options).graphs(exported.model, options)[0]
+    node = onnx.helper.make_node('Identity', ['x'], ['y'])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], 'g', [], []))
+    onnx.helper.set_model_props(model, make_metadata(exported, options, graph).to_props())
+    onnx.save(model, tmp_path / 'm.onnx')
+    for file, cameras in ((tmp_path, 3), (tmp_path / 'm.onnx', 3), ('', 6)):
+        detector = read_config(config, file=str(file))
+        assert detector.family.preprocess_rule(detector.cfg).num_cameras == cameras

@@ -70,10 +70,10 @@ class MvxNetFamily(LidarMethods, SequenceFamily):
             if exported not in names:
                 raise ConfigError(f'{filename}: model.{key}.type={part_type!r}; expected {exported}')
         if not model.get('img_backbone'):
-            raise ConfigError(f'{filename}: model has no img_backbone; expected that of the picture')
+            raise ConfigError(f'{filename}: model has no img_backbone; expected a backbone for the image')
         for key in NOT_EXPORTED:
             if model.get(key):
-                raise ConfigError(f'{filename}: model.{key} is not exported; leave it out')
+                raise ConfigError(f'{filename}: model.{key} is not supported; remove it')
         check_encoder(filename, model)
         check_head(filename, model)
 

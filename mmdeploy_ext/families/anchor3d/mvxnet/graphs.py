@@ -101,14 +101,14 @@ def fuse_picture(
 
 def voxels_spec(width: int, channels: int) -> GraphSpec:
     inputs = (
-        TensorSpec(PICTURE, 'float32', (1, 3, 'H', 'W'), 'the picture, normalised and padded'),
-        TensorSpec(CAMERA[0], 'float32', (4, 4), 'LiDAR to the picture as it was taken', single=True),
+        TensorSpec(PICTURE, 'float32', (1, 3, 'H', 'W'), 'image, normalised and padded'),
+        TensorSpec(CAMERA[0], 'float32', (4, 4), 'LiDAR to pixels of the original image', single=True),
         TensorSpec(
             CAMERA[1],
             'float32',
             (4, 4),
-            'that picture to the network input: factors of x and y on the diagonal, below 0 if it is '
-            'flipped, and what is added to them in the last column',
+            'pixels of the original image to the network input: factors of x and y on the diagonal, '
+            'negative if it is flipped, and what is added to them in the last column',
             single=True,
         ),
         *(tensor for tensor, _ in dynamic_inputs(width)),
@@ -134,6 +134,6 @@ def voxels_graph(model: nn.Module) -> Graph:
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return three graphs: picture and points to voxels, to the bird's-eye view, and to raw outputs."""
-    bev_meaning = "bird's-eye view of the points"
+    bev_meaning = "bird's-eye view (BEV) of the points"
     rest = points_and_head(model, options, FAMILY, flat_outputs, head_outputs(model), bev_meaning)
     return [voxels_graph(model), *rest]

@@ -94,16 +94,18 @@ def check_camera(frame: FusedFrame) -> None:
     name = frame.name or 'frame'
     shape = np.shape(frame.images)
     if len(shape) != 4 or shape[:2] != (1, 3):
-        raise ShapeError(f'{name}: the picture is of shape {shape}, expected (1, 3, H, W)')
+        raise ShapeError(f'{name}: the image has shape {shape}, expected (1, 3, H, W)')
     calibration = {key: np.asarray(matrix, np.float32) for key, matrix in frame.calibration.items()}
     for key in CAMERA:
         check_matrix(calibration, key, (1, 4, 4), name)
     _, picture = CAMERA
     if calibration[picture][0, [0, 0, 1, 1], [1, 2, 0, 2]].any():
-        raise DataError(f'{name}: img_aug_matrix turns the picture; it may only be scaled, moved and flipped')
+        raise DataError(
+            f'{name}: img_aug_matrix rotates the image; only scaling, shifting and flipping are supported'
+        )
     lidar_aug = calibration.get('lidar_aug_matrix')
     if lidar_aug is not None and not np.array_equal(lidar_aug, np.eye(4)):
-        raise DataError(f'{name}: lidar_aug_matrix moves the points; expected the unit matrix')
+        raise DataError(f'{name}: lidar_aug_matrix moves the points; expected the identity matrix')
 
 
 def camera_matrices(lidar2image: np.ndarray, picture2input: np.ndarray) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ NEUTRAL_OF_POINTS = dict(rot_range=(0, 0), scale_ratio_range=(1, 1), translation
 def fusion_rule(cfg: Any, width: int) -> FusionRule:
     points = point_rule(cfg, width)
     if points.past is not None:
-        raise ConfigError(f'{cfg.filename}: LoadPointsFromMultiSweeps: past sweeps are not exported')
+        raise ConfigError(f'{cfg.filename}: LoadPointsFromMultiSweeps: past sweeps are not supported')
     voxels = rule_of_layer(cfg.model.pts_voxel_layer, width, 'zyx')
     steps = test_pipeline(cfg)
     with refused_by_name(cfg):
@@ -45,7 +45,7 @@ def _picture_steps(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 if tuple(np.ravel(step.get(name, neutral))) != neutral:
                     raise ConfigError(
                         f'test pipeline step GlobalRotScaleTrans: {name}={step[name]}, expected '
-                        f'{list(neutral)}: a test does not move points'
+                        f'{list(neutral)}, which does not move points'
                     )
         if step['type'] == 'MultiScaleFlipAug3D':
             if step.get('pts_scale_ratio', 1) not in (1, [1], (1,)):

@@ -58,8 +58,8 @@ class BevFacts(QueryBoxFacts):
 
 
 NO_RECORD = (
-    'have no can_bus: position, orientation and heading are of ego2global; acceleration, rotation rate and '
-    'velocity are 0, as in the data set of BEVFormer for scenes without a record'
+    'have no can_bus: position, orientation and heading come from ego2global; acceleration, rotation rate '
+    "and velocity are 0, as in BEVFormer's data set for scenes without a record"
 )
 
 
@@ -72,9 +72,9 @@ def record_of(frame: Frame, orientation: str = '') -> np.ndarray:
     if orientation and (kind := orientation_of(record)) != orientation:
         got = ORIENTATIONS.get(kind, 'neither of both kinds')
         raise DataError(
-            f'can_bus: entries 3 to 6 are {record[3:7].tolist()}, {got}; '
-            f'the model was trained with {ORIENTATIONS[orientation]} (can_bus_orientation={orientation!r}): '
-            f'give such records, or state the other kind in the config and export again'
+            f'can_bus: entries 3 to 6 are {record[3:7].tolist()}, {got}; the model was trained with '
+            f'{ORIENTATIONS[orientation]} (can_bus_orientation={orientation!r}): pass such records, or '
+            'set the other value in the config and export again'
         )
     return record
 
@@ -108,17 +108,22 @@ class BevOnnx(StreamRuntime):
         return record_of(frame, self.metadata.postprocess.can_bus_orientation)
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
-        graph, before = self.graphs[self.files[-1]], None
+        graph = self.graphs[self.files[-1]]
         # any numbers at a first frame: a proof compares with a model that has none
-        view = np.ones(graph.spec.tensor('prev_bev').axes)
-        if memory is not None:
-            view, before = memory.tensors['bev_embed'], np.zeros(CAN_BUS)
-            before[:3], before[YAW_DEG] = memory.tensors['position'], memory.tensors['heading'][0]
-        feeds = self.feeds_of(frame, before)
+        view = np.ones(graph.spec.tensor('prev_bev').axes) if memory is None else memory.tensors['bev_embed']
+        feeds = self.feeds_of(frame, self.before(memory))
         feeds |= dict(prev_bev=view, use_prev_bev=np.array([0.0 if memory is None else 1.0]))
         inputs = {tensor.name: tensor.dtype for tensor in graph.spec.inputs}
         outputs = graph.run({name: values.astype(inputs[name]) for name, values in feeds.items()})
         return {self.names.get(name, name): values for name, values in outputs.items()}
+
+    def before(self, memory: StreamState | None) -> np.ndarray | None:
+        """Return position and heading of the last frame, in a record (18,)."""
+        if memory is None:
+            return None
+        record = np.zeros(CAN_BUS)
+        record[:3], record[YAW_DEG] = memory.tensors['position'], memory.tensors['heading'][0]
+        return record
 
     def feeds_of(self, frame: Frame, before: np.ndarray | None) -> dict[str, np.ndarray]:
         facts, motion = self.metadata.postprocess, motion_since(frame.can_bus, before)

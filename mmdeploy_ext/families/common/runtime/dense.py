@@ -91,7 +91,7 @@ def _checked_shapes(outputs: Arrays, height: int, width: int, facts: DenseFacts)
     for name in names:
         shape, expected_shape = outputs[name].shape[2:], shapes[int(name.rpartition('_')[2])]
         if tuple(shape) != expected_shape:
-            raise ShapeError(f'{name}: is a map of {tuple(shape)}, expected {expected_shape} as of {first}_*')
+            raise ShapeError(f'{name}: is a map of {tuple(shape)}, expected {expected_shape} as in {first}_*')
     for level, base in enumerate(facts.base_anchors):
         for name, columns in head.outputs:
             channels, expected_channels = outputs[f'{name}_{level}'].shape[1], len(base) * columns
@@ -115,7 +115,7 @@ def rows_per_level(outputs: Arrays, height: int, width: int, facts: DenseFacts) 
         expected = f'{sum(sizes)} by level_sizes'
     else:
         raise ShapeError(
-            'level_sizes: is not an output of the graph, which needs it since head.maps_by_stride is False'
+            'level_sizes: is not an output of the graph, but head.maps_by_stride=False requires it'
         )
     if sum(sizes) != rows:
         raise ShapeError(f'boxes: got {rows} rows, expected {expected}')

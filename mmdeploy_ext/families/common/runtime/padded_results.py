@@ -40,8 +40,8 @@ def check_form(metadata: Metadata) -> None:
     """Raise ModelFileError for the first of two graphs: it has no detections."""
     if metadata.form == 'proposals':
         raise ModelFileError(
-            'this file of form proposals gives no detections: feed its outputs, by their names, to the file '
-            'of form regions of the same model'
+            'a file of form proposals returns no detections: feed its outputs by name to the file of form '
+            'regions of the same model'
         )
 
 

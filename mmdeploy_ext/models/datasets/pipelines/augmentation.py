@@ -54,8 +54,8 @@ class ResizeCropFlipRotImage:
     def __init__(self, data_aug_conf: dict[str, Any], training: bool = True, **options: Any) -> None:
         if training:
             raise ValueError(
-                'ResizeCropFlipRotImage of mm2onnx runs at test time (training=False); train with the '
-                'repository of StreamPETR'
+                "mm2onnx's ResizeCropFlipRotImage cannot train; set training=False, or use StreamPETR's "
+                'repository'
             )
         if tuple(data_aug_conf.get('rot_lim', (0.0, 0.0))) != (0.0, 0.0):
             raise ValueError(

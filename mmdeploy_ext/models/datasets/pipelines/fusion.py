@@ -43,8 +43,7 @@ class ImageAug3D:
     ) -> None:
         if is_train:
             raise ValueError(
-                'ImageAug3D of mm2onnx runs at test time (is_train=False); train with the repository of '
-                'BEVFusion'
+                "mm2onnx's ImageAug3D cannot train; set is_train=False, or use BEVFusion's repository"
             )
         self.final_dim, self.source = tuple(final_dim), tuple(source)
         self.resize_lim, self.bot_pct_lim = tuple(resize_lim), tuple(bot_pct_lim)
@@ -54,8 +53,8 @@ class ImageAug3D:
         for index, image in enumerate(results['img']):
             if image.shape[:2] != self.source:
                 raise DataError(
-                    f'picture of camera {index}: got {image.shape[0]}x{image.shape[1]} (height x width), '
-                    f'ImageAug3D has source={self.source}; intrinsics and pictures must be of that size'
+                    f'image of camera {index}: got {image.shape[0]}x{image.shape[1]} (height x width), '
+                    f'ImageAug3D has source={self.source}; intrinsics and images must have that size'
                 )
             images.append(change.image(image))
         moved, matrix = change.matrix(), np.eye(4, dtype=np.float32)

@@ -75,7 +75,8 @@ class PadMultiViewImage:
     ) -> None:
         if (size is None) == (size_divisor is None):
             raise ValueError(
-                f'PadMultiViewImage: got size={size} and size_divisor={size_divisor}, expected one of them'
+                f'PadMultiViewImage: got size={size} and size_divisor={size_divisor}, expected only '
+                'one of them'
             )
         self.size, self.size_divisor, self.pad_val = size, size_divisor, pad_val
 

@@ -7,7 +7,7 @@ register_contract(
     'autoware',
     'mmdeploy_ext.systems.bevdet.targets.autoware_export:BevDetFiles',
     'mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_loop:CppOnnx',
-    help="the file that Autoware's tensorrt_bevdet loads, of BEVDepth4D; the node feeds no ego pose, so that "
+    help="the file that Autoware's tensorrt_bevdet loads, for BEVDepth4D; the node passes no ego pose, so "
     'past views are not moved',
     fixes=dict(precision='fp32'),
     checks='mmdeploy_ext.targets.autoware.check',
@@ -17,7 +17,8 @@ register_contract(
     'trt-plugin',
     'mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.export:PoolFiles',
     'mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.loop:PoolOnnx',
-    help="the graph of BEVDet's own TensorRT converter, with the intervals of a rig and its plug-in",
+    help="the graph of BEVDet's own TensorRT converter, with its plug-in; the intervals of the camera rig "
+    'are inputs',
     fixes=dict(precision='fp32'),
 )
 register_contract(
@@ -25,7 +26,6 @@ register_contract(
     'bevdet-cpp',
     'mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_export:CppFiles',
     'mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_loop:CppOnnx',
-    help='the one file of bevdet-tensorrt-cpp (branch one) and bevdet_vendor, of BEVDepth4D, with their '
-    'plug-ins',
+    help='the file of bevdet-tensorrt-cpp (branch one) and bevdet_vendor, for BEVDepth4D, with plug-ins',
     fixes=dict(precision='fp32'),
 )

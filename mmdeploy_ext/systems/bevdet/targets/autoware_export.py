@@ -17,9 +17,9 @@ from mmdeploy_ext.util.errors import ConfigError
 SCORE_THRESHOLD = 0.2
 """Score that a box has to reach, the node's default; tune it there."""
 NO_POSE = (
-    'AUTOWARE FEEDS NO EGO POSE: the node that was read sets neither scene_token nor ego2global, so that '
-    'views of frames before are not moved with the car, begin as zeros, and no scene ever begins; this proof '
-    'feeds poses and scenes, and says nothing about the node without them'
+    'AUTOWARE PASSES NO EGO POSE: the node sets neither scene_token nor ego2global, so previous views are '
+    'not moved with the car, start as zeros, and no scene ever starts; this proof passes poses and scenes '
+    'and does not cover the node without them'
 )
 
 
@@ -42,8 +42,8 @@ class BevDetFiles(CppFiles):
         is_other_order = sorted(cameras) == sorted(BEVDET_CAMERAS) and cameras != BEVDET_CAMERAS
         if len(cameras) != len(BEVDET_CAMERAS) or is_other_order:
             raise ConfigError(
-                f"{cfg.filename}: --contract autoware: the cameras are {', '.join(cameras)}; the node's "
-                f'topics are {", ".join(BEVDET_CAMERAS)}, in this order'
+                f'{cfg.filename}: --contract autoware: the cameras are {", ".join(cameras)}; expected the '
+                f'order of the topics of the node, {", ".join(BEVDET_CAMERAS)}'
             )
 
     def companions(self, model: nn.Module) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ register_contract(
     'autoware',
     'mmdeploy_ext.systems.bevformer.targets.autoware_export:BevFormerFiles',
     'mmdeploy_ext.systems.bevformer.targets.autoware:AutowareBevFormer',
-    help="the file that Autoware's tensorrt_bevformer loads, of plain operators",
+    help="the file that Autoware's tensorrt_bevformer loads, with plain operators",
     fixes=dict(precision='fp32'),
     checks='mmdeploy_ext.targets.autoware.check',
 )
@@ -16,6 +16,6 @@ register_contract(
     'trt-plugin',
     'mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins.export:PluginFiles',
     'mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins.loop:PluginOnnx',
-    help='the graph that TensorRT deployments of BEVFormer load, with their plug-ins',
+    help="the graph of BEVFormer's TensorRT deployments, with their plug-ins",
     fixes=dict(precision='fp32', grid_sample='operator'),
 )

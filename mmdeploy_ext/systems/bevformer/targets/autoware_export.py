@@ -50,7 +50,7 @@ class NodeReference(BevReference):
     def notes(self) -> list[str]:
         return [
             *super().notes,
-            "PyTorch's records of the motion are rounded to float32, as the node has them",
+            "PyTorch's motion records are rounded to float32, as in the node",
         ]
 
     def record(self, frame: Frame) -> np.ndarray:
@@ -64,12 +64,12 @@ class BevFormerFiles(AutowareContract):
         rule = self.family.preprocess_rule(cfg)
         if rule.num_cameras != CAMERAS:
             raise ConfigError(
-                f'{cfg.filename}: --contract autoware: {rule.num_cameras} cameras; the node has {CAMERAS}'
+                f'{cfg.filename}: --contract autoware: got {rule.num_cameras} cameras, the node has {CAMERAS}'
             )
         if not rule.normalised_first or rule.pad_size is not None:
             raise ConfigError(
-                f'{cfg.filename}: --contract autoware: the node normalises, resizes by a factor and pads to '
-                f'a multiple, in this order; the test pipeline has other steps'
+                f'{cfg.filename}: --contract autoware: the test pipeline has other steps than the node, '
+                'which normalises, resizes by a factor and pads to a multiple, in this order'
             )
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:

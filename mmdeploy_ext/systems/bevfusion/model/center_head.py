@@ -42,7 +42,7 @@ class BEVFusionCenterHead(CenterHead):
         self.limits = tuple(float(value) for value in self.bbox_coder.post_center_range or ())
         _ = self.nms  # refuses invalid settings of the suppression
         if not self.with_velocity:
-            raise ConfigError('CenterHead: common_heads has no vel; BEVFusion has velocities')
+            raise ConfigError('CenterHead: common_heads has no vel; BEVFusion needs velocities')
         if self.test_cfg.get('max_pool_nms'):
             raise ConfigError('CenterHead: test_cfg.max_pool_nms=True; expected False')
         if not self.limits:
@@ -52,7 +52,7 @@ class BEVFusionCenterHead(CenterHead):
         highs = zip(self.limits[3:], limits_after_nms[3:], strict=True)
         if any(outer > inner for outer, inner in lows) or any(inner > outer for inner, outer in highs):
             raise ConfigError(
-                f'CenterHead: test_cfg.post_center_limit_range={list(limits_after_nms)} leaves out a part of '
+                f'CenterHead: test_cfg.post_center_limit_range={list(limits_after_nms)} excludes part of '
                 f'bbox_coder.post_center_range={list(self.limits)}; expected the same range'
             )
 
@@ -65,7 +65,7 @@ class BEVFusionCenterHead(CenterHead):
             scales = [[scales] * count for count in self.counts]
         if [kind for kind in kinds if kind not in KINDS] or len(kinds) != tasks:
             raise ConfigError(
-                f'CenterHead: test_cfg.nms_type={kinds}; expected circle or rotate, or {tasks} of them'
+                f'CenterHead: test_cfg.nms_type={kinds}; expected circle or rotate, or a list of {tasks}'
             )
         needed = ('post_max_size', 'nms_thr') if 'rotate' in kinds else ('post_max_size',)
         missing = [key for key in needed if test.get(key) is None]

@@ -143,21 +143,21 @@ class BEVFusion(BaseModule):
         maps = []
         for sensor in self.sensors:
             if points is None and (sensor == 'lidar' or self.encoders[sensor]['vtransform'].uses_points):
-                raise ShapeError('points are None; expected a cloud (P, in_channels) for each sample')
+                raise ShapeError('points are None; expected an array (P, in_channels) per sample')
             if sensor == 'lidar':
                 maps.append(self.lidar_view(points))
                 continue
             size = self.encoders['camera']['vtransform'].image_size
             if img is None or img.ndim != 5 or tuple(img.shape[2:]) != (3, *size):
                 shape = None if img is None else tuple(img.shape)
-                raise ShapeError(f'pictures are {shape}; expected (B, cameras, 3, {size[0]}, {size[1]})')
+                raise ShapeError(f'images are {shape}; expected (B, cameras, 3, {size[0]}, {size[1]})')
             rig = read_rig(metas, img.device, img.shape[1])
             maps.append(self.camera_view(img, points, rig))
         return self.heads['object'](self.joined(maps))
 
     def forward(self, return_loss: bool = True, **data: Any) -> Any:
         if return_loss:
-            raise NotImplementedError('BEVFusion has no losses here; train it with its own repository')
+            raise NotImplementedError('this BEVFusion cannot train; use its own repository')
         return self.forward_test(**data)
 
     def forward_test(
@@ -166,7 +166,8 @@ class BEVFusion(BaseModule):
         if isinstance(img_metas[0], list):
             if len(img_metas) != 1:
                 raise DataError(
-                    f'BEVFusion tests one augmentation, and got {len(img_metas)}; name one in its pipeline'
+                    f'BEVFusion supports one augmentation at test time, got {len(img_metas)}; keep '
+                    'one in the pipeline'
                 )
             img_metas = img_metas[0]
             points = points[0] if points is not None else None
@@ -205,10 +206,10 @@ def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any
             f'BEVFusion: encoders has {", ".join(unknown) or "nothing"}; expected camera, lidar or both'
         )
     if (fuser is not None) != (len(sensors) > 1):
-        raise ConfigError(f'BEVFusion: fuser={fuser}: two sensors need one, a single one has none')
+        raise ConfigError(f'BEVFusion: fuser={fuser}: expected a fuser for two sensors and none for one')
     unknown_heads = [name for name, head in heads.items() if head and name != 'object']
     if unknown_heads or not heads.get('object'):
         names = ', '.join(unknown_heads) or 'no object'
-        raise ConfigError(f'BEVFusion: heads has {names}; expected object alone')
+        raise ConfigError(f'BEVFusion: heads has {names}; expected only object')
     if (kind := heads['object'].get('type')) not in HEADS:
         raise ConfigError(f'BEVFusion: heads.object.type={kind!r}; expected {" or ".join(HEADS)}')

@@ -67,7 +67,9 @@ class ViewTransform(nn.Module):
         self.nx = _constant(torch.tensor(count))
         self.shape = tuple(count[:2])
         if count[2] != 1:
-            raise ConfigError(f'{type(self).__name__}: zbound={list(zbound)} makes {count[2]} cells, not 1')
+            raise ConfigError(
+                f'{type(self).__name__}: zbound={list(zbound)} gives {count[2]} cells, expected 1'
+            )
         self.frustum = _constant(rigs.frustum(self.image_size, self.feature_size, tuple(dbound)))
         self.D = len(self.frustum)
         self.last_in_pixel = LastInCell(self.image_size[0] * self.image_size[1])
@@ -166,5 +168,5 @@ class DepthLSSTransform(ViewTransform):
 
     def lift(self, maps: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if depth is None:
-            raise ShapeError('DepthLSSTransform takes depth maps, and got none')
+            raise ShapeError('DepthLSSTransform needs depth maps, got None')
         return self.split(self.depthnet(torch.cat([self.dtransform(depth), maps], 1)))

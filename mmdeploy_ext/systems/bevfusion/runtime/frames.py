@@ -98,7 +98,7 @@ def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -
         return NO_POINTS
     info, title = rig.info, f'{rig.source}: the info of {rig.name}'
     if 'lidar_path' not in info:
-        raise DataError(f'{title} has no lidar_path; expected that of a sweep')
+        raise DataError(f'{title} has no lidar_path; expected the path of a sweep')
 
     def read(name: Any) -> np.ndarray:
         return read_points(find_file(name, rig.source, root, 'sweep'), rule.load_dim)
@@ -130,5 +130,5 @@ def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> 
     expected = (cameras or (len(images) if images is not None else 'N'), 3, *size)
     if images is None or images.shape != expected:
         shape = 'there are none' if images is None else f'of shape {images.shape}'
-        raise ShapeError(f'{frame.name or "frame"}: pictures of the cameras: {shape}; expected {expected}')
+        raise ShapeError(f'{frame.name or "frame"}: camera images have shape {shape}, expected {expected}')
     return np.ascontiguousarray(images, np.float32)

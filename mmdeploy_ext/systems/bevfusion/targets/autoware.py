@@ -67,7 +67,9 @@ class AutowareBEVFusion(FusionRuntime):
 
         super().__init__()
         if engine != ENGINE or tuple(providers) != PROVIDERS:
-            raise EngineError(f"{engine}: Autoware's plug-ins run in numpy here, what follows in {ENGINE}")
+            raise EngineError(
+                f'{engine}: has plug-ins of Autoware, which run here in numpy; the rest needs {ENGINE}'
+            )
         path = files_by_name(paths, GRAPHS)[LIDAR]
         self.metadata = read_metadata(path)
         self.metadata.require(path, FAMILY, GRAPHS)
@@ -107,7 +109,8 @@ def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelPr
     later = index.ancestors(index.outputs, [tensor])
     if index.producer(tensor) is None or index.leaves(later, [tensor]):
         raise ModelFileError(
-            f'{name}: is not cut in two by {tensor!r}, the map of the sparse encoder; export it again'
+            f'{name}: {tensor!r}, the map of the sparse encoder, does not divide the graph in two; '
+            'export it again'
         )
     typed = [value for value in model.graph.value_info if value.name == tensor]
     first = part(index, index.ancestors([tensor]), model.graph.input, [ValueInfoProto(name=tensor)])

@@ -178,9 +178,7 @@ class BEVFusionFiles(AutowareContract):
         check_head(cfg, 'autoware')
         prefix = f'{cfg.filename}: --contract autoware: model.'
         if cfg.model.encoders.get('camera'):
-            raise ConfigError(
-                f'{prefix}encoders.camera: the files of LiDAR alone are written; leave cameras out'
-            )
+            raise ConfigError(f'{prefix}encoders.camera: this contract is for LiDAR only; remove the cameras')
         voxels = cfg.model.encoders.lidar.voxelize
         point_values = int(cfg.model.encoders.lidar.backbone.in_channels)
         if point_values not in (4, 5):
@@ -191,13 +189,13 @@ class BEVFusionFiles(AutowareContract):
         rule = rule_of_layer(voxels, point_values, 'xyz')
         if rule.mode == 'dynamic':
             raise ConfigError(
-                f'{prefix}encoders.lidar.voxelize: max_num_points={rule.max_points}, max_voxels='
-                f'{rule.max_voxels}: the node has limits of both; expected numbers above 0'
+                f'{prefix}encoders.lidar.voxelize: max_num_points={rule.max_points}, '
+                f'max_voxels={rule.max_voxels}: the node limits both; expected numbers above 0'
             )
         if rule.max_voxels > MAX_SITES:
             raise ConfigError(
-                f'{prefix}encoders.lidar.voxelize.max_voxels={rule.max_voxels}: the plug-in has room for '
-                f'{MAX_SITES}'
+                f'{prefix}encoders.lidar.voxelize.max_voxels={rule.max_voxels}: the plug-in supports at '
+                f'most {MAX_SITES}'
             )
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:

@@ -8,7 +8,7 @@ for name, outputs in (('trt-plugin', 'logits'), ('trt-argmax', 'classes')):
         name,
         'mmdeploy_ext.systems.flashocc.targets.export:PooledFiles',
         'mmdeploy_ext.systems.flashocc.runtime:PooledOnnx',
-        help=f"the graph of {outputs} of FlashOcc's own TensorRT converter, with the intervals of a rig and "
-        'its plug-in',
+        help=f"the graph of {outputs} of FlashOcc's own TensorRT converter, with its plug-in; the "
+        'intervals of the camera rig are inputs',
         fixes=dict(precision='fp32'),
     )

@@ -38,8 +38,8 @@ class PooledFiles(Contract):
     def check(self, cfg: Any) -> None:
         if (kind := cfg.model.img_view_transformer.type) != 'LSSViewTransformer':
             raise ConfigError(
-                f'{cfg.filename}: model.img_view_transformer.type={kind!r}: this graph has no depth network; '
-                f'expected LSSViewTransformer, or the contract portable'
+                f'{cfg.filename}: model.img_view_transformer.type={kind!r}: this contract has no depth '
+                'network; expected LSSViewTransformer, or use --contract portable'
             )
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:

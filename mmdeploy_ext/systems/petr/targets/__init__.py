@@ -8,7 +8,7 @@ for family, loop in dict(petr='PetrBound', petrv2='petrv2_bound').items():
         'dl4agx',
         'mmdeploy_ext.systems.petr.targets.dl4agx.export:Dl4agxFiles',
         f'mmdeploy_ext.systems.petr.targets.dl4agx.loop:{loop}',
-        help="the two graphs of NVIDIA's DL4AGX, whose caller computes the position embedding, and a third "
-        'graph that does',
+        help="the two graphs of NVIDIA's DL4AGX and a third one for the position embedding, which the "
+        'caller computes',
         fixes=dict(precision='fp32'),
     )

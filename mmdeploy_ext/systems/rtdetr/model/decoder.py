@@ -95,7 +95,7 @@ class RTDETRDecoder(BaseModule):
         **training: Any,
     ) -> None:
         if unknown := sorted(training.keys() - TRAINING):
-            raise ConfigError(f'model.decoder has {", ".join(unknown)}; expected none beside its own keys')
+            raise ConfigError(f'model.decoder has unknown keys: {", ".join(unknown)}')
         super().__init__(init_cfg)
         self.num_classes, self.num_queries, self.num_layers = num_classes, num_queries, num_layers
         dim = hidden_dim

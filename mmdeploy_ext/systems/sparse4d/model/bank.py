@@ -35,8 +35,8 @@ def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
             anchor = np.load(anchor, allow_pickle=False)
         except (OSError, EOFError, ValueError) as error:
             raise ConfigError(
-                f'InstanceBank: anchor {anchor} cannot be read as an array of numpy ({one_line(error)}); '
-                f'copy it again'
+                f'InstanceBank: anchor {anchor} cannot be read as a numpy array ({one_line(error)}); copy '
+                'it again'
             ) from error
     anchors = torch.tensor(np.asarray(anchor)[:count], dtype=torch.float32)
     if anchors.ndim != 2 or anchors.shape[1] != NUMBERS:
@@ -91,8 +91,8 @@ class InstanceBank(BaseModule):
         anchors = read_anchors(anchor, num_anchor)
         if num_temp_instances >= len(anchors):
             raise ConfigError(
-                f'InstanceBank: num_temp_instances={num_temp_instances} of {len(anchors)} anchors; expected '
-                f'fewer than there are'
+                f'InstanceBank: num_temp_instances={num_temp_instances}, expected fewer than the '
+                f'{len(anchors)} anchors'
             )
         self.num_anchor = len(anchors)
         self.embed_dims, self.num_temp_instances = embed_dims, num_temp_instances

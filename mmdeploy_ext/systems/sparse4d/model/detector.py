@@ -34,8 +34,8 @@ class Sparse4D(BaseModule):
         super().__init__(init_cfg)
         if not use_deformable_func:
             raise ConfigError(
-                'Sparse4D: use_deformable_func=False is another function at the border of pictures than that '
-                'for which weights are trained; expected True'
+                'Sparse4D: use_deformable_func=False gives other results at image borders than the '
+                'trained weights expect; expected True'
             )
         self.img_backbone, self.img_neck = build_backbone(img_backbone), build_neck(img_neck)
         self.head = build_head(head)
@@ -51,13 +51,12 @@ class Sparse4D(BaseModule):
         `img` is (1, N, 3, H, W), `data` the `metas` of `Sparse4DHead.forward`.
         """
         if self.training:
-            raise NotImplementedError(
-                'Sparse4D of mm2onnx runs at test time; train with the repository of Sparse4D'
-            )
+            raise NotImplementedError("mm2onnx's Sparse4D cannot train; use its own repository")
         if isinstance(img, list):
             if len(img) != 1:
                 raise DataError(
-                    f'Sparse4D tests one augmentation, and got {len(img)}; name one in its pipeline'
+                    f'Sparse4D supports one augmentation at test time, got {len(img)}; keep one in '
+                    'the pipeline'
                 )
             img = img[0]
             data = {key: value[0] if isinstance(value, list) else value for key, value in data.items()}

@@ -106,7 +106,7 @@ class Sparse4DHead(BaseModule):
         if not decouple_attn or not is_known:
             raise ConfigError(
                 f'Sparse4DHead: decouple_attn={decouple_attn}, operation_order={self.operation_order}; '
-                f'expected True, and operations of {", ".join(OPERATIONS)}, the last one refine'
+                f'expected True, and operations from {", ".join(OPERATIONS)} with refine last'
             )
         self.num_single_frame_decoder = num_single_frame_decoder
         self.instance_bank = build_from_cfg(instance_bank, PLUGIN_LAYERS)

@@ -38,10 +38,10 @@ def check_version(cfg: Any) -> None:
     if order[-1] != 'refine' or not 0 < before < refinements:
         wrong.append(
             f'head.num_single_frame_decoder={before}, {refinements} refinements, at last {order[-1]!r}; '
-            f'expected 1 to {refinements - 1} of them, and one at last'
+            f'expected 1 to {refinements - 1}, and refine as the last operation'
         )
     if wrong:
         raise ConfigError(
-            f'{cfg.filename}: model: {"; ".join(wrong)}: Sparse4D v3 alone is exported; without its '
-            f'operator the model is another function at the border of pictures'
+            f'{cfg.filename}: model: {"; ".join(wrong)}: only Sparse4D v3 is supported; without its '
+            'operator the results differ at image borders'
         )

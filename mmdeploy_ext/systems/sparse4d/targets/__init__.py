@@ -7,6 +7,5 @@ register_contract(
     'deploy',
     'mmdeploy_ext.systems.sparse4d.targets.sparseend2end.export:SparseEnd2EndFiles',
     'mmdeploy_ext.systems.sparse4d.targets.sparseend2end.loop:SparseEnd2EndOnnx',
-    help="the backbone and the heads of the first and of later frames, with the names of SparseEnd2End's "
-    'files',
+    help="backbone, head of the first frame and head of later frames, with SparseEnd2End's file names",
 )

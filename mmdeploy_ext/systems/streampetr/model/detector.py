@@ -44,7 +44,8 @@ class Petr3D(CameraDetector):
             )
         if stride != self.pts_bbox_head.stride:
             raise ConfigError(
-                f"{name}: stride is {stride}, the head's is {self.pts_bbox_head.stride}; give both the same"
+                f"{name}: stride is {stride}, the head's is {self.pts_bbox_head.stride}; set both to "
+                'the same value'
             )
         self.position_level = position_level
         self.prev_scene_token: str | None = None
@@ -54,7 +55,9 @@ class Petr3D(CameraDetector):
 
     def forward_test(self, img_metas: list, rescale: bool = False, **data: Any) -> list[dict]:
         if not isinstance(img_metas, list) or len(img_metas) != 1:
-            raise DataError('Petr3D tests one augmentation: img_metas must be a list of one list')
+            raise DataError(
+                'Petr3D supports one augmentation at test time: img_metas must be a list of one list'
+            )
         img = data.pop('img')[0]
         single = {key: values[0][0].unsqueeze(0) for key, values in data.items()}
         return self.simple_test(img_metas[0], img=img, **single)
@@ -64,7 +67,8 @@ class Petr3D(CameraDetector):
         img = img.unsqueeze(0) if img.dim() == 4 else img
         if img.shape[0] != 1:
             raise DataError(
-                f'Petr3D tests one sample at a time, since scenes are streams; got a batch of {img.shape[0]}'
+                'Petr3D supports one sample at a time, since scenes are streams; got a batch of '
+                f'{img.shape[0]}'
             )
         outputs = self.run_frame(img_metas, tap('img', img), **data)
         samples = self.pts_bbox_head.get_bboxes(outputs, img_metas)

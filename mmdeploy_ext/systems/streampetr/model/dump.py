@@ -32,7 +32,7 @@ def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str
     tensors = dict(tgt=tgt, query_pos=query_pos) | dict(taps)
     missing = [name for name in DUMP_NAMES if name not in tensors]
     if missing:
-        raise DataError(f'dump: the model gave no {", ".join(missing)}; dump with the PyTorch model')
+        raise DataError(f'dump: the model returned no {", ".join(missing)}; dump with the PyTorch model')
     arrays = {name: tensors[name].detach().cpu().numpy() for name in DUMP_NAMES}
     # the fork's images have no batch axis, and its times in the memory are float64
     arrays['img'] = arrays['img'].reshape(arrays['img'].shape[-4:])

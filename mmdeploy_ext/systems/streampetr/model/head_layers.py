@@ -132,9 +132,8 @@ class HeadLayers(BaseModule):
                 self.in_channels != self.embed_dims
             ),
             f'embed_dims={self.embed_dims} must be a multiple of 4': bool(self.embed_dims % 4),
-            f'depth_num={self.depth_num}: the cone takes a point 30 bins from the end': (
-                self.depth_num < -CONE_BIN
-            ),
+            f'depth_num={self.depth_num}: expected at least 30, since the cone uses the point 30 bins '
+            'from the end': (self.depth_num < -CONE_BIN),
             f'num_propagated={self.num_propagated} exceeds memory_len={self.memory_len}': (
                 self.num_propagated > self.memory_len
             ),

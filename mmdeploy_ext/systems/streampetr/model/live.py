@@ -76,8 +76,8 @@ def check_parts(filename: str, model: nn.Module) -> None:
     if layers or methods:
         raise ConfigError(
             f'{filename}: {type(head).__name__} of {sys.modules[type(head).__module__].__file__} has no '
-            f'{", ".join([*layers, *methods])}; the export follows the head of exiawsh/StreamPETR and needs '
-            f'them by these names'
+            f'{", ".join([*layers, *methods])}; the export needs these names, as in the head of '
+            'exiawsh/StreamPETR'
         )
 
 

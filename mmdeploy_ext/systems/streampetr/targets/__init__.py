@@ -6,7 +6,7 @@ from mmdeploy_ext.contract.registry import register_contract
 NODE_IMAGES = Option(
     'node_images',
     'bgr',
-    'planes of the images that the node feeds: bgr up to 0.51.0 (default), rgb after pull request 13167',
+    "order of the node's image planes: bgr up to 0.51.0 (default), rgb after pull request 13167",
     ('bgr', 'rgb'),
     key='node_images',
     group=CONTRACT.group,
@@ -34,7 +34,7 @@ register_contract(
     'autoware',
     'mmdeploy_ext.systems.streampetr.targets.autoware_export:StreamPetrFiles',
     'mmdeploy_ext.systems.streampetr.targets.autoware:AutowareStreamPetr',
-    help="the three files that Autoware's camera_streampetr loads, of the last decoder layer",
+    help="the three files that Autoware's camera_streampetr loads, with the last decoder layer only",
     fixes=dict(precision='fp32'),
     options=(NODE_IMAGES,),
     checks='mmdeploy_ext.targets.autoware.check',
@@ -44,6 +44,6 @@ register_contract(
     'fork',
     'mmdeploy_ext.systems.streampetr.targets.streampetr_fork.export:ForkFiles',
     'mmdeploy_ext.systems.streampetr.targets.streampetr_fork.loop:ForkOnnx',
-    help='the one graph of the StreamPETR deployment fork',
+    help='the single graph of the StreamPETR deployment fork',
     options=(VERSION, IMG2LIDAR),
 )

@@ -104,11 +104,11 @@ def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
     """Return the contracts of the three graphs, derived from the deploy contract's."""
     image, position = spec.extract_img_feat(size, options), spec.position_embedding(size, options)
     head = spec.pts_head_memory(size, options)
-    meaning = f'pictures as the node normalises them, planes in the order {", ".join(options.node_images)}'
+    meaning = f'images as the node normalises them, planes in the order {", ".join(options.node_images)}'
     pictures = dataclasses.replace(image.inputs[0], axes=(1, *image.inputs[0].axes), meaning=meaning)
     pad = TensorSpec('img_metas_pad', 'float32', (3,), 'H, W, 3; a constant of the graph', 'pixel')
     lidar, intrinsics = position.inputs
-    meanings = 'vehicle to the map whose origin is the first place', 'its inverse'
+    meanings = 'vehicle to a map with its origin at the first position', 'its inverse'
     poses = [
         TensorSpec(name, 'float32', (1, 4, 4), text, single=True)
         for name, text in zip(('data_ego_pose', 'data_ego_pose_inv'), meanings, strict=True)
@@ -118,7 +118,7 @@ def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
     after = [_rows(head.tensor(f'post_memory_{field}'), size.state, field) for field in FIELDS]
     results = [
         TensorSpec(
-            name, 'float32', (1, rows, size.queries), f'{head.tensor(name).meaning}; queries are columns'
+            name, 'float32', (1, rows, size.queries), f'{head.tensor(name).meaning}; one column per query'
         )
         for name, rows in (('all_cls_scores', size.classes), ('all_bbox_preds', size.code))
     ]
@@ -134,7 +134,7 @@ def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
 
 
 def _rows(tensor: TensorSpec, rows: int, field: str) -> TensorSpec:
-    meaning = f'{spec.STATE_MEANING[field]}; places relative to the first one; newest rows first'
+    meaning = f'{spec.STATE_MEANING[field]}; positions relative to the first one; newest rows first'
     return dataclasses.replace(tensor, axes=(1, rows, *tensor.axes[2:]), meaning=meaning)
 
 

@@ -25,8 +25,8 @@ from mmdeploy_ext.families.images import GraphSpec, Options, Stage, TensorSpec
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),
     bbox_pred=('box deltas dx dy dw dh da', ''),
-    rois=('boxes of the head before, which deltas refine: x y width height in pixels, angle in radians', ''),
-    angle_cls=('logits of the classes of angles', 'logit'),
+    rois=('boxes of the previous head, refined by deltas: x y width height in pixels, angle in radians', ''),
+    angle_cls=('logits of the angle classes', 'logit'),
     angle_pred=('angle, radians', 'rad'),
     centerness=('centerness logits', 'logit'),
     pts_pred=('offsets y x of nine points from the point of the cell, strides', ''),

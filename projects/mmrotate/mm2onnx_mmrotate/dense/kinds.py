@@ -246,5 +246,5 @@ def kind_of(head: nn.Module) -> RotatedKind:
     """Return the kind of a head; ConfigError: its class is derived from none that is exported."""
     kind = kind_of_class(type(head))
     if kind is None:
-        raise ConfigError(f'{type(head).__name__}: no kind of head of rotated boxes that is exported')
+        raise ConfigError(f'{type(head).__name__}: this head of rotated boxes is not supported')
     return kind

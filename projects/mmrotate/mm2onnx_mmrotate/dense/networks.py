@@ -54,7 +54,7 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> Maps:
     names = raw_names(model)
     if len(outputs) != len(names):
         head = type(last_head(model)).__name__
-        raise ConfigError(f'{head}: gives {len(outputs)} tensors, expected {", ".join(names)}')
+        raise ConfigError(f'{head}: returns {len(outputs)} tensors, expected {", ".join(names)}')
     return outputs
 
 

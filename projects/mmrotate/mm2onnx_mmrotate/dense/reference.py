@@ -71,8 +71,8 @@ class RotatedDenseReference(RotatedReference):
         if options.get('score_form') != 'product':
             return ''
         return (
-            'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
-            'product is not the one that get_bboxes applies'
+            'score_form=product stores no class scores, so detections are not compared: get_bboxes applies '
+            'its threshold to class scores, not to the product'
         )
 
     def candidate_bounds(

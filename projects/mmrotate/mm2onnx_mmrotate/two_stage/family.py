@@ -42,7 +42,7 @@ class RotatedTwoStageFamily(ImageFamily):
         test_cfg = detector_parts.test_cfg_of(cfg)
         for key in ('rpn_head', 'roi_head'):
             if not cfg.model.get(key):
-                raise ConfigError(f'model.{key} is missing; {cfg.model.type} exports with one')
+                raise ConfigError(f'model.{key} is missing; {cfg.model.type} needs one')
         rpn_head = detector_parts.tested_head(cfg, 'rpn_head', test_cfg.get('rpn'))
         roi_head = detector_parts.tested_head(cfg, 'roi_head', test_cfg.get('rcnn'))
         heads.check_rpn_head(rpn_head)

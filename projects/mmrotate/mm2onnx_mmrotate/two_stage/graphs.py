@@ -139,7 +139,7 @@ def _decode_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...
     head = last_head(model.roi_head)
     per_region = boxes_per_region(head)
     box = 'x y width height and angle of each region, of one box or one per class'
-    score = f'class scores, 0..1; {NO_CANDIDATE:g} in rows that are no proposal of the image'
+    score = f'class scores, 0..1; {NO_CANDIDATE:g} in padding rows'
     return (
         TensorSpec('boxes', 'float32', (batch, 'K', per_region, 5), box, 'pixel', compare='detections'),
         TensorSpec('scores', 'float32', (batch, 'K', int(head.num_classes)), score, compare='detections'),
@@ -153,18 +153,18 @@ def _raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     regions = 'x y width height angle' if rotated else 'x1 y1 x2 y2'
     meanings = dict(
         bbox_pred='box deltas of regions',
-        fix_pred='shares of the sides along which corners glide, 0..1',
+        fix_pred='offsets of the corners along the sides, 0..1',
         ratio_pred='covered share of the upright box, 0..1',
     )
     columns = dict(output_columns(head))
     classes = int(head.num_classes) + 1
-    logits = 'class logits, the background last; in rows that are no proposal it has all of the score'
+    logits = 'class logits, the background last; padding rows are background'
     return (
         TensorSpec(
             'regions',
             'float32',
             (batch, 'K', 5 if rotated else 4),
-            f'{regions} of the regions that the last head looks at',
+            f"{regions} of the last head's input regions",
             'pixel',
             compare='detections',
         ),

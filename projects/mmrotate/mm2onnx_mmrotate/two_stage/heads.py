@@ -39,7 +39,7 @@ def upstream_of(part: nn.Module, classes: tuple[type, ...], key: str) -> type:
         if isinstance(part, upstream):
             return upstream
     expected = ', '.join(upstream.__name__ for upstream in classes)
-    raise ConfigError(f'model.{key}.type={type(part).__name__}: exported are {expected}')
+    raise ConfigError(f'model.{key}.type={type(part).__name__}: supported are {expected}')
 
 
 def is_oriented(rpn_head: nn.Module) -> bool:
@@ -67,7 +67,7 @@ def coder_of(head: nn.Module) -> Delta | GlidingVertex:
         if head.version != head.fix_coder.version:
             raise ConfigError(
                 f'model.roi_head.bbox_head: version={head.version!r}, but its fix_coder has '
-                f'angle_range={head.fix_coder.version!r}; give both the same'
+                f'angle_range={head.fix_coder.version!r}; set both to the same value'
             )
         if type(coder) is DeltaXYWHBBoxCoder:
             return GlidingVertex(
@@ -81,8 +81,9 @@ def coder_of(head: nn.Module) -> Delta | GlidingVertex:
     elif type(coder) is coders.DeltaXYWHAOBBoxCoder:
         return delta_of(coder, 'rotated_delta')
     raise ConfigError(
-        f'model.roi_head.bbox_head ({type(head).__name__}): bbox_coder is {type(coder).__name__}; exported '
-        f'are DeltaXYWHAHBBoxCoder, DeltaXYWHAOBBoxCoder and, in a GVBBoxHead, DeltaXYWHBBoxCoder'
+        f'model.roi_head.bbox_head ({type(head).__name__}): bbox_coder is {type(coder).__name__}; '
+        'supported are DeltaXYWHAHBBoxCoder, DeltaXYWHAOBBoxCoder and, in a GVBBoxHead, '
+        'DeltaXYWHBBoxCoder'
     )
 
 
@@ -107,13 +108,13 @@ def check_rpn_head(head: nn.Module) -> None:
     expected = coders.MidpointOffsetCoder if is_oriented(head) else DeltaXYWHBBoxCoder
     if type(head.bbox_coder) is not expected:
         raise ConfigError(
-            f'model.rpn_head.bbox_coder is {type(head.bbox_coder).__name__}; {upstream.__name__} exports '
-            f'with {expected.__name__}'
+            f'model.rpn_head.bbox_coder is {type(head.bbox_coder).__name__}; {upstream.__name__} needs '
+            f'{expected.__name__}'
         )
     if is_oriented(head) and head.bbox_coder.version != head.version:
         raise ConfigError(
             f'model.rpn_head: version={head.version!r}, but its bbox_coder has '
-            f'angle_range={head.bbox_coder.version!r}; give both the same'
+            f'angle_range={head.bbox_coder.version!r}; set both to the same value'
         )
 
 
@@ -130,7 +131,7 @@ def check_roi_head(roi_head: nn.Module, oriented: bool) -> None:
         head = part_of(roi_head, 'bbox_head', stage)
         upstream_of(head, BOX_HEADS, 'roi_head.bbox_head')
         if not getattr(head, 'with_reg', True) or not getattr(head, 'with_cls', True):
-            raise ConfigError('model.roi_head.bbox_head: exports with with_cls and with_reg')
+            raise ConfigError('model.roi_head.bbox_head: expected with_cls=True and with_reg=True')
         settings = coder_of(head)
         if rotated != (settings.type == 'rotated_delta'):
             raise ConfigError(
@@ -141,13 +142,13 @@ def check_roi_head(roi_head: nn.Module, oriented: bool) -> None:
         agnostic = settings.type == 'upright_delta' or not last
         if agnostic and not head.reg_class_agnostic:
             raise ConfigError(
-                f'model.roi_head.bbox_head, stage {stage}: reg_class_agnostic=False; mmrotate takes one box '
-                f'of all classes there'
+                f'model.roi_head.bbox_head, stage {stage}: reg_class_agnostic=False; expected True, since '
+                'mmrotate uses one box for all classes there'
             )
         if not last and settings.type != 'upright_delta':
             raise ConfigError(
-                f'model.roi_head.num_stages={stages_of(roi_head)}: mmrotate refines upright regions alone, '
-                f'in a stage before the last'
+                f'model.roi_head.num_stages={stages_of(roi_head)}: mmrotate refines only upright regions, '
+                'in a stage before the last'
             )
         rotated = True
 
@@ -160,16 +161,14 @@ def check_rois(extractor: nn.Module, rotated: bool) -> None:
     if not rotated:
         check_extractor(extractor)
         if type(extractor) is not SingleRoIExtractor:
-            raise ConfigError(f'{type(extractor).__name__}: upright regions export from SingleRoIExtractor')
+            raise ConfigError(f'{type(extractor).__name__}: upright regions need SingleRoIExtractor')
         return
     if type(extractor) is not RotatedSingleRoIExtractor:
-        raise ConfigError(
-            f'{type(extractor).__name__}: rotated regions export from RotatedSingleRoIExtractor'
-        )
+        raise ConfigError(f'{type(extractor).__name__}: rotated regions need RotatedSingleRoIExtractor')
     for layer in extractor.roi_layers:
         if type(layer).__name__ == 'RiRoIAlignRotated':
             raise ConfigError(
-                'model.roi_head.bbox_roi_extractor.roi_layer.type=RiRoIAlignRotated: mmcv has no CPU kernel '
-                'of it, so that there is nothing to compare an export with'
+                'model.roi_head.bbox_roi_extractor.roi_layer.type=RiRoIAlignRotated: mmcv has no CPU '
+                'kernel for it, so an export could not be compared'
             )
         check_rotated_layer(layer)

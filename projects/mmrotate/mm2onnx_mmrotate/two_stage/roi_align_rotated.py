@@ -194,9 +194,7 @@ def pool_rotated(
 def check_rotated_layer(layer: nn.Module) -> None:
     """Refuse (ConfigError) a layer that `pool_rotated` does not compute."""
     if not isinstance(layer, RoIAlignRotated):
-        raise ConfigError(
-            f'roi_layer.type={type(layer).__name__}; rotated regions export with RoIAlignRotated'
-        )
+        raise ConfigError(f'roi_layer.type={type(layer).__name__}; rotated regions need RoIAlignRotated')
 
 
 LIBRARY_OPERATORS.append(

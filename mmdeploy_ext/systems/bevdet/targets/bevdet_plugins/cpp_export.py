@@ -45,13 +45,12 @@ SETTINGS = 'bevdet.yaml'
 TRANSFORM = 6
 """Numbers of a slot's motion."""
 NOTES = (
-    'the program fills all slots with the first view of a scene, and moves them from then on; PyTorch here '
-    'does the same (the published test takes the present frame for frames before the scene)',
-    "PyTorch's pictures are rounded to whole grey levels, which the program feeds; the program takes the "
-    'nearest pixels of a picture, the training an antialiased bicubic resize: that difference is not in this '
-    'proof',
-    'the program builds its tables once and takes fixed camera poses; here they follow the calibration of '
-    "each frame. It keeps one class per cell; boxes here are those of the model's own decoding",
+    'the program fills all slots with the first view of a scene and moves them from then on; so does '
+    'PyTorch in this proof (the published test uses the current frame for frames before the scene)',
+    "PyTorch's images are rounded to whole grey levels, as in the program; the program resizes with "
+    'nearest pixels, the training with antialiased bicubic: this proof does not cover that difference',
+    'the program builds its tables once for fixed camera poses; in this proof they follow the calibration '
+    'of each frame. The program keeps one class per cell; this proof decodes boxes as the model does',
 )
 """What a verdict says about the program."""
 
@@ -189,16 +188,26 @@ def spec(model: nn.Module) -> GraphSpec:
     rule, adjacent, axes = model.rule, adjacent_of(model), view_axes(model)
     height, width = rule.source
     inputs = (
-        TensorSpec('images', 'int32', (rule.num_cameras, 3, height, width // 4), '4 bytes of B, G, R planes'),
+        TensorSpec(
+            'images',
+            'int32',
+            (rule.num_cameras, 3, height, width // 4),
+            'B, G, R planes, 4 bytes per element',
+        ),
         TensorSpec('mean', 'float32', (3,), 'of the planes'),
         TensorSpec('std', 'float32', (3,), 'of the planes'),
         TensorSpec('cam_params', 'float32', (1, rule.num_cameras, VECTOR), 'of each camera'),
         *(TensorSpec(name, 'int32', (axis,), meaning) for name, (axis, meaning) in TABLES.items()),
-        TensorSpec('adj_feats', 'float32', (1, adjacent, *axes), 'views before, newest first, not moved'),
-        TensorSpec('transforms', 'float32', (1, adjacent, TRANSFORM), 'cell to its source cell, row by row'),
-        TensorSpec('flag', 'int32', (1, 1), '0: the present view stands for all views before'),
+        TensorSpec(
+            'adj_feats',
+            'float32',
+            (1, adjacent, *axes),
+            'previous views, newest first, without motion compensation',
+        ),
+        TensorSpec('transforms', 'float32', (1, adjacent, TRANSFORM), 'source cell of each cell, row by row'),
+        TensorSpec('flag', 'int32', (1, 1), '0: the current view replaces all previous views'),
     )
-    view = TensorSpec(PRESENT, 'float32', (1, *axes), 'view of this frame', groups=(VIEWS,))
+    view = TensorSpec(PRESENT, 'float32', (1, *axes), 'view of the current frame', groups=(VIEWS,))
     return GraphSpec('bevdet/bevdet-cpp', inputs, (*output_specs(model), view))
 
 
@@ -227,9 +236,9 @@ class CppFiles(Contract):
         kinds = cfg.model.type, cfg.model.img_view_transformer.type
         if kinds != ('BEVDepth4D', 'LSSViewTransformerBEVDepth'):
             raise ConfigError(
-                f'{cfg.filename}: model.type={kinds[0]!r}, model.img_view_transformer.type={kinds[1]!r}: the '
-                f'one file of bevdet-tensorrt-cpp is of BEVDepth4D with LSSViewTransformerBEVDepth; expected '
-                f'these, or the contract portable'
+                f'{cfg.filename}: model.type={kinds[0]!r}, model.img_view_transformer.type={kinds[1]!r}: '
+                'bevdet-tensorrt-cpp supports only BEVDepth4D with LSSViewTransformerBEVDepth; use '
+                'these, or --contract portable'
             )
         rule = self.family.preprocess_rule(cfg)
         lengths = tuple(len(places) for places in picture_places(rule))
@@ -237,19 +246,21 @@ class CppFiles(Contract):
         limits = as_list(test.nms_thr, len(head.tasks))
         if 'circle' in as_list(test.nms_type, len(head.tasks)) or len(set(limits)) > 1:
             raise ConfigError(
-                f'{cfg.filename}: {test_cfg_key(cfg)}.pts: nms_type={test.nms_type}, nms_thr={test.nms_thr}: '
-                f'the program compares overlaps, with one threshold for all tasks; expected rotate, and one '
-                f'number'
+                f'{cfg.filename}: {test_cfg_key(cfg)}.pts: nms_type={test.nms_type}, '
+                f'nms_thr={test.nms_thr}: the program compares overlaps with one threshold for all tasks; '
+                'expected rotate and one number'
             )
         if rule.source[1] % 4 or rule.scale > 1 or min(rule.crop) < 0 or lengths != rule.size:
             raise ConfigError(
-                f'{cfg.filename}: data_config: src_size={rule.source}, input_size={rule.size}: the plug-in '
-                f'Preprocess takes smaller pictures, inside of the camera picture, whose width is a multiple '
-                f'of 4'
+                f'{cfg.filename}: data_config: src_size={rule.source}, input_size={rule.size}: the '
+                'plug-in Preprocess needs an input inside of the camera image, with a width that is a '
+                'multiple of 4'
             )
         grid = cfg.model.img_view_transformer.grid_config
         if list(grid['x']) != list(grid['y']):
-            raise ConfigError(f'{cfg.filename}: grid_config: the program decodes square views alone')
+            raise ConfigError(
+                f'{cfg.filename}: grid_config: the program decodes only square views; use equal x and y'
+            )
         counts = {axis: round((high - low) / step) for axis, (low, high, step) in grid.items()}
         counts['depth'] = len(torch.arange(*grid['depth'], dtype=torch.float32))
         for axis, count in counts.items():
@@ -257,9 +268,8 @@ class CppFiles(Contract):
             steps = node_cells(*interval(low, step, count))
             if steps != count:
                 raise ConfigError(
-                    f'{cfg.filename}: grid_config.{axis}={list(grid[axis])}: the model has {count} of these '
-                    f'steps, the program {steps}, a quotient of float32 cut off; expected another step or '
-                    f'range'
+                    f'{cfg.filename}: grid_config.{axis}={list(grid[axis])}: the model has {count} steps, '
+                    f"but the program's float32 division gives {steps}; change the step or the range"
                 )
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:

@@ -32,8 +32,8 @@ class PoolFiles(Contract):
     def check(self, cfg: Any) -> None:
         if cfg.model.type != 'BEVDet':
             raise ConfigError(
-                f"{cfg.filename}: model.type={cfg.model.type!r}: BEVDet's converter takes one frame and no "
-                f'depth network; expected BEVDet, or the contract portable'
+                f"{cfg.filename}: model.type={cfg.model.type!r}: BEVDet's converter supports one frame "
+                'and no depth network; expected BEVDet, or use --contract portable'
             )
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:

@@ -42,7 +42,7 @@ from mmdeploy_ext.util.errors import ConfigError
 
 CAMERAS = 6
 HEAD = dict(
-    score='probability; of a query one class alone is not zero',
+    score='probability; per query only one class is not zero',
     rot='sine, cosine of the yaw',
     dim='logarithm of w, l, h in m',
     reg='centre in cells of the head, x first',
@@ -89,10 +89,10 @@ def graphs(model: nn.Module, cameras: int) -> list[Graph]:
     sparse = backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)
     camera_outputs = dict(
-        camera_feature='channels last', camera_depth_weights='of the bins of depth; they add up to 1'
+        camera_feature='channels last', camera_depth_weights='probability of each depth bin; they add up to 1'
     )
-    view_outputs = dict(feat_out='what the cameras see from above')
-    fuser_outputs = dict(middle="bird's-eye view of both sensors")
+    view_outputs = dict(feat_out="bird's-eye view (BEV) from the cameras")
+    fuser_outputs = dict(middle="bird's-eye view (BEV) from both sensors")
     parts = [
         _graph('camera.backbone', CameraBackbone(model), sizes, ('img', 'depth'), camera_outputs),
         _graph('camera.vtransform', transform_of(model).downsample, sizes, (POOLED,), view_outputs),
@@ -215,11 +215,11 @@ class CudaFiles(Contract):
         check_head(cfg, 'cuda-bevfusion')
         prefix = f'{cfg.filename}: --contract cuda-bevfusion: model.encoders'
         if missing := [name for name in SENSORS if not cfg.model.encoders.get(name)]:
-            raise ConfigError(f'{prefix} has no {missing[0]}; the program takes both sensors')
+            raise ConfigError(f'{prefix} has no {missing[0]}; the program needs both sensors')
         if (kind := cfg.model.encoders.camera.vtransform.type) != 'DepthLSSTransform':
             raise ConfigError(
-                f'{prefix}.camera.vtransform.type={kind!r}; the program takes depth maps: expected '
-                f'DepthLSSTransform'
+                f'{prefix}.camera.vtransform.type={kind!r}; the program uses depth maps: expected '
+                'DepthLSSTransform'
             )
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
@@ -232,13 +232,11 @@ class CudaFiles(Contract):
         """Return the specs of tensors between the files, and two more LiDAR maps; cells have to be equal."""
         exact, rounded = (ColumnGroup(rtol=0.0),), (ColumnGroup(rtol=1e-6),)
         return (
-            TensorSpec(DEPTH, 'float32', (), 'what the LiDAR measured in each pixel', 'm', rounded),
-            TensorSpec(CELLS, 'int64', (), 'cell of each point of the frustum', groups=exact),
+            TensorSpec(DEPTH, 'float32', (), 'LiDAR depth per pixel', 'm', rounded),
+            TensorSpec(CELLS, 'int64', (), 'cell of each frustum point', groups=exact),
             TensorSpec(POOLED, 'float32', (), 'sums of cells'),
-            TensorSpec(OTHER_ORDER, 'float32', (), "LiDAR's map by the file of the other order"),
-            TensorSpec(
-                UNROUNDED, 'float32', (), "LiDAR's map with the weights of the checkpoint", groups=(HALF,)
-            ),
+            TensorSpec(OTHER_ORDER, 'float32', (), 'LiDAR map from the file with the other axis order'),
+            TensorSpec(UNROUNDED, 'float32', (), "LiDAR map with the checkpoint's weights", groups=(HALF,)),
         )
 
 
@@ -246,5 +244,6 @@ def check_head(cfg: Any, contract: str) -> None:
     """Raise ConfigError for another head than TransFusion's."""
     if (kind := cfg.model.heads.object.type) != 'TransFusionHead':
         raise ConfigError(
-            f'{cfg.filename}: model.heads.object.type={kind!r}: --contract {contract} takes TransFusionHead'
+            f'{cfg.filename}: model.heads.object.type={kind!r}: --contract {contract} supports only '
+            'TransFusionHead'
         )

@@ -80,11 +80,13 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
     paths = {name: path for name, path in paths.items() if path.is_file()}
     missing = [name for name in BOUND if name not in paths and name not in SPARSE]
     violations = [
-        Violation(f'{name}.onnx', '', 'missing-file', 'is not there; the engine cannot be built')
+        Violation(f'{name}.onnx', '', 'missing-file', 'is missing; the engine cannot be built')
         for name in missing
     ]
     if not set(SPARSE) & set(paths):
-        violations.append(Violation('', '', 'missing-file', f'neither {" nor ".join(SPARSE)} is there'))
+        violations.append(
+            Violation('', '', 'missing-file', f'{" and ".join(SPARSE)} are missing; one is needed')
+        )
     models: dict[str, onnx.ModelProto] = {}
     sizes: dict[str, int] = {}
     for name, path in paths.items():
@@ -111,14 +113,14 @@ def _file_rules(
     from mmdeploy_ext.graph.io.files import is_sparse
 
     if is_sparse(model):
-        yield Violation(file, '', 'other-dialect', 'holds sparse convolutions; expected ordinary ONNX')
+        yield Violation(file, '', 'other-dialect', 'has sparse convolutions; expected ordinary ONNX')
         return
     for side, names, bound in (('input', tensors.inputs, inputs), ('output', tensors.outputs, outputs)):
         for name in sorted(bound.keys() - names.keys()):
-            message = f'has no {side} {name!r}, which the C++ looks up; there are {", ".join(names)}'
+            message = f'has no {side} {name!r}, which the C++ looks up by name; there are {", ".join(names)}'
             yield Violation(file, name, 'name', message)
         for name in sorted(names.keys() - bound.keys()):
-            yield Violation(file, name, 'name', f'has an {side} {name!r} that the C++ binds nothing to')
+            yield Violation(file, name, 'name', f'has an {side} {name!r} that the C++ does not bind')
     for name, shape in tensors.shapes.items():
         kind = tensors.types[name]
         if kind == 'FLOAT16':
@@ -127,7 +129,10 @@ def _file_rules(
         elif kind != 'FLOAT':
             yield Violation(file, name, 'type', f'{name} is {kind}, expected FLOAT')
         if None in shape or not shape:
-            message = f'{name} has axes that are not fixed; the C++ reads every size from the engine'
+            message = (
+                f'{name} has dynamic axes, but the C++ reads every size from the engine: export with '
+                'fixed sizes'
+            )
             yield Violation(file, name, 'dynamic', message)
     yield from _node_rules(file, model)
     yield from weight_rules(file, model)
@@ -146,12 +151,12 @@ def _node_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
             )
             yield Violation(file, '', 'operator', message)
             continue
-        message = f'{node.name}: {PLUGIN} needs the plug-in of that name when the engine is built'
+        message = f'{node.name}: {PLUGIN} needs the plug-in of that name to build the engine'
         yield Violation(file, '', 'plug-in', message, WARNING)
         attributes = node_attributes(node)
         for name, value in PLUGIN_ATTRIBUTES.items():
             if not math.isclose(got := attributes.get(name, math.nan), value, abs_tol=1e-9):
-                message = f'{node.name}: {name} is {got}, the plug-in computes with {value}'
+                message = f'{node.name}: {name} is {got}, but the plug-in always uses {value}'
                 yield Violation(file, name, 'attribute', message)
 
 
@@ -169,9 +174,15 @@ def _size_rules(
         else:
             sizes.update(zip(axes.split(), shape, strict=True))
         if name == 'camera_feature' and shape[-1] % POOLING_STEP:
-            message = f'{name} has {shape[-1]} channels; a thread of the pooling adds up {POOLING_STEP}'
+            message = (
+                f'{name} has {shape[-1]} channels, expected a multiple of {POOLING_STEP} (one pooling '
+                f'thread adds {POOLING_STEP})'
+            )
             yield Violation(file, name, 'shape', message)
         main = MAIN_SHAPES.get(name, shape)
         if len(main) == len(shape) and not fits(shape, main):
-            message = f'{name} is {shape_text(shape)}, main.cpp has {shape_text(main)}: change its constants'
+            message = (
+                f'{name} is {shape_text(shape)}, but main.cpp has {shape_text(main)}: change the '
+                'constants in main.cpp'
+            )
             yield Violation(file, name, 'main.cpp', message, WARNING)

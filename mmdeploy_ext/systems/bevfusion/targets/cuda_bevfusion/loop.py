@@ -117,7 +117,7 @@ class CudaBEVFusion(FusionRuntime):
         start = time.perf_counter()
         features, coordinates = voxelise(points, self.rule.voxels)
         if not len(features):
-            raise DataError('points: none is inside the range of the model')
+            raise DataError('points: none is in the range of the model; check frame and unit')
         maps = {}
         for name, graph in self.sparse.items():
             ordered = coordinates if graph.order == self.rule.voxels.order else coordinates[:, [0, 3, 2, 1]]

@@ -76,7 +76,8 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
 
     if weights.size != len(tables.indices):
         raise DataError(
-            f'the tables are of {len(tables.indices)} points, the network gave weights of {weights.size}'
+            f'the tables have {len(tables.indices)} points, but the network returned weights for '
+            f'{weights.size}'
         )
     channels, pixels = features.shape[3], features.shape[1] * features.shape[2]
     sums = np.zeros((tables.shape[0] * tables.shape[1], channels), np.float32)
@@ -105,9 +106,7 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
     metadata = read_metadata(path)
     metadata.require(path, FAMILY)
     if metadata.postprocess.view is None:
-        raise ModelFileError(
-            f'{path}: is a LiDAR-only model; expected an export with cameras, which are pooled'
-        )
+        raise ModelFileError(f'{path}: is a LiDAR-only model; expected an export with cameras')
     rig = read_calibration(calibration)
     check_calibration(rig, metadata.preprocess.views.num_cameras, calibration)
     view = metadata.postprocess.view

@@ -65,12 +65,12 @@ def bound(size: Sizes) -> list[GraphSpec]:
     for number, level in enumerate(size.levels):
         axes, meaning = (cameras, 1, *level), f'feature map of level {number}'
         if twice:
-            axes, meaning = (1, 2 * cameras, *level), f'{meaning}: present cameras, then prev.{number}'
-            last = f'first {cameras} cameras of out.{number} of the frame before'
+            axes, meaning = (1, 2 * cameras, *level), f'{meaning}: current cameras, then prev.{number}'
+            last = f'first {cameras} cameras of out.{number} of the previous frame'
             inputs.append(TensorSpec(f'prev.{number}', 'float32', (1, cameras, *level), last))
         outputs.append(TensorSpec(f'out.{number}', 'float32', axes, meaning, groups=(FEATURES,)))
     tokens = size.frames * cameras
-    positions = 'pos_embed of all cameras; of every frame whose calibration, motion or time gap is another'
+    positions = 'pos_embed of all cameras; recompute it whenever calibration, motion or time gap changes'
     head_inputs = [
         TensorSpec('mlvl_feats.0', 'float32', (1, tokens, *size.levels[0]), 'out.0'),
         TensorSpec(
@@ -81,7 +81,7 @@ def bound(size: Sizes) -> list[GraphSpec]:
         ),
     ]
     if twice:
-        time = 'mean time since the frame before, over the cameras: of every frame anew'
+        time = 'time since the previous frame, mean over the cameras; different for every frame'
         head_inputs.append(TensorSpec(BOUND_TIME, 'float32', (1,), time, 's', single=True))
     head_outputs = tuple(
         dataclasses.replace(tensor, name=BOUND_NAMES[tensor.name]) for tensor in predictions(size)

@@ -32,16 +32,13 @@ def bound_files(frames: int) -> tuple[str, str, str]:
 
 
 def bound_note(frames: int) -> str:
-    note = (
-        'contract dl4agx: the caller computes the position embedding (position_embedding.onnx; its weights '
-        'are in neither of the two graphs) '
-    )
+    note = 'contract dl4agx: run position_embedding.onnx, whose weights are not in the two graphs, '
     if frames == 1:
-        return f'{note}again whenever calibration, resize or crop change'
+        return f'{note}whenever calibration, resize or crop changes'
     return (
-        f'{note}for EVERY frame: the matrices of the frame before change with the motion of the car, and '
-        'mean_time_stamp with the gap; values that are loaded once (v2_coords_pe.bin, '
-        'v2_mean_time_stamp.bin) are those of another frame, and velocities are wrong by the ratio of the '
+        f'{note}for EVERY frame: the matrices of the previous frame change with the motion of the car, '
+        'and mean_time_stamp with the time gap. Values that are loaded once (v2_coords_pe.bin, '
+        'v2_mean_time_stamp.bin) belong to another frame, and velocities are wrong by the ratio of the '
         'gaps'
     )
 

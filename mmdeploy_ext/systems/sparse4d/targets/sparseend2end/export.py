@@ -111,13 +111,13 @@ def specs(model: nn.Module) -> list[GraphSpec]:
     first = (
         rows,
         tensor('spatial_shapes', (cameras, levels, 2), 'height and width of each map', 'int32'),
-        tensor('level_start_index', (cameras, levels), 'where each map begins', 'int32'),
+        tensor('level_start_index', (cameras, levels), 'start of each map', 'int32'),
         tensor('instance_feature', (*instances, channels), 'head.instance_bank.instance_feature'),
         tensor('anchor', (*instances, 11), 'head.instance_bank.anchor'),
         interval,
     )
     rig = (
-        tensor('image_wh', (1, cameras, 2), 'width and height of the pictures'),
+        tensor('image_wh', (1, cameras, 2), 'width and height of the images'),
         tensor('lidar2img', (1, cameras, 4, 4), 'LiDAR frame to pixels times depth'),
     )
     memory = (

@@ -39,7 +39,7 @@ class SparseEnd2EndOnnx(Sparse4DOnnx):
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelFileError(
-                f'{path}: is no constants of these files ({error}); export them again'
+                f'{path}: has no valid constants of these files ({error}); export them again'
             ) from error
 
     def infer(self, frame: Frame, inputs: TemporalInputs) -> dict[str, np.ndarray]:

@@ -130,7 +130,7 @@ def fork_spec(size: Sizes, options: Options) -> GraphSpec:
     ]
     outputs = (
         *factory.predictions(size),
-        *state('mem', size.memory, 'this LiDAR frame, before this frame adds to it', 'ages of the rows'),
+        *state('mem', size.memory, 'the current LiDAR frame, before the update', 'ages of the rows'),
         factory.tensor(
             'outs_dec',
             (1, size.queries, size.channels),

@@ -38,7 +38,10 @@ class ForkOnnx(StreamPetrOnnx):
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
         if engine == 'OpenVinoBackend':
             # OpenVINO 2026.4 drops an input that the graph needs: wrong results from the second frame on
-            raise EngineError(f'{paths}: the fork contract does not run right in OpenVINO; export deploy')
+            raise EngineError(
+                f'{paths}: OpenVINO computes wrong results for the fork contract; export with --contract '
+                'deploy'
+            )
         super().__init__(paths, engine=engine, **options)
 
     def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
