@@ -17,6 +17,7 @@ from mmdeploy_ext.recorded import record
 from mmdeploy_ext.recorded.calls import Ask, Recording, sums_of
 from mmdeploy_ext.recorded.results import as_mmdet2, convention_of
 from mmdeploy_ext.util.errors import ConfigError, DataError
+from proofs import fresh_exports_once
 from toy_atss import CHECKPOINT, CONFIG, REPO, export_toy, load_toy
 
 SOURCE = record.__file__
@@ -32,6 +33,12 @@ def run_record(folder, *words):
         'mmdeploy_ext.compat:apply',
     ]
     return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, cwd=REPO, check=False)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def exports():
+    with fresh_exports_once():
+        yield
 
 
 @pytest.fixture(scope='module')
