@@ -79,3 +79,14 @@ def test_a_picture_has_one_camera_by_the_end_of_its_path():
     for picture, said in (('b.png', 'has no camera'), ('a.png', 'left/a.png, right/a.png')):
         with pytest.raises(DataError, match=said):
             camera_for(cameras, picture)
+
+
+def test_intrinsics_alone_and_a_wrong_last_row_are_no_projection():
+    with pytest.raises(ShapeError, match='the intrinsics of a camera'):
+        check_projection(square_matrix(RIGHT))
+    for value in (np.nan, 2):
+        camera = square_matrix(RIGHT)
+        camera[3, 3] = value
+        for check in (check_camera, check_projection):
+            with pytest.raises(ShapeError, match='last row'):
+                check(camera)
