@@ -76,7 +76,7 @@ def test_a_file_of_cameras_names_what_is_wrong_in_it(tmp_path):
 def test_a_picture_has_one_camera_by_the_end_of_its_path():
     cameras = {name: np.eye(4) * number for number, name in enumerate(('left/a.png', 'right/a.png'), start=1)}
     assert camera_for(cameras, '/data/right/a.png')[0, 0] == 2
-    for picture, said in (('b.png', 'has no camera'), ('a.png', 'left/a.png, right/a.png')):
+    for picture, said in (('b.png', 'is not in the file of cameras'), ('a.png', 'left/a.png, right/a.png')):
         with pytest.raises(DataError, match=said):
             camera_for(cameras, picture)
 
