@@ -233,7 +233,7 @@ def planner_of(
 
     kind, models = kind_of(detector.family), {path: load(path) for path in files}
     check_single(models)
-    engine = engine_settings('onnxruntime') | dict(graph_optimization='basic')
+    engine = engine_settings('onnxruntime') | dict(graph_optimization='basic', round_fp16=True)
 
     def metric_of(paths: Sequence[str]) -> Kept:
         return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine), metric)

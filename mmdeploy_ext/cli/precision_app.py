@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError('--to fp16 bf16: a file can have only one of them; omit one')
     if 'int8' in precisions and not args.calibrate:
         raise UsageError('--to int8: pass images for the ranges with --calibrate')
-    least = args.keep_results if args.keep_metric is None else 1 - float(args.keep_metric[1])
+    least = args.keep_results if args.keep_metric is None else 1 - drop_of(*args.keep_metric)
     if not 0 < least <= 1:
         raise UsageError(
             f'--keep-results {least:g}: expected a share above 0 and up to 1, e.g. {KEEP_RESULTS}'
@@ -118,6 +118,15 @@ def run(args: argparse.Namespace) -> int:
             f'NOT PROVEN by these figures; next: {command("verify")} CONFIG CHECKPOINT {output}',
         )
     return 0
+
+
+def drop_of(name: str, drop: str) -> float:
+    try:
+        return float(drop)
+    except ValueError:
+        raise UsageError(
+            f'--keep-metric {name} {drop}: expected a name and a number'
+        ) from None
 
 
 def calibrated(args: argparse.Namespace) -> dict[str, Any]:

@@ -56,6 +56,12 @@ class Graph:
         sizes = types.shape(self.types.get(self.index.writes(position)[0])) or [0]
         return sizes[-1] if isinstance(sizes[-1], int) else 0
 
+    def is_int8(self, position: int) -> bool:
+        producers = map(self.index.producer, self.index.nodes[position].input[:2])
+        return all(
+            place is not None and self.index.nodes[place].op_type == 'DequantizeLinear' for place in producers
+        )
+
     def is_attention(self, position: int) -> bool:
         """Whether a Softmax has scores of a product of two computed tensors, and multiplies values."""
         waiting, products = [position], []
@@ -102,7 +108,7 @@ RULES = (
         Rule(
             'TensorRT 10 and 11, CUDA',
             operator,
-            lambda graph, position: graph.dtype(position) == 'float',
+            lambda graph, position: graph.dtype(position) == 'float' and not graph.is_int8(position),
             'products of float32 are rounded to TF32 (10 bits) by default',
             'build with --noTF32; ONNX Runtime: use_tf32=0',
         )

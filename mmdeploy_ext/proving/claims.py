@@ -21,7 +21,7 @@ class Claims:
             such a file is not proven.
         timed: whether the verdict has times.
         strict: whether code outside the graph is a failure.
-        settings: per kind of samples: `picture_files` and `cache` of images, `bars` of a drive,
+        settings: per kind of samples: `picture_files` of images, `bars` of a drive,
             `ranges`, `max_voxels` and `node_list` of a backbone.
     """
 

@@ -64,7 +64,6 @@ def results_kept(
     """
     if kind == 'backbone':
         raise UsageError('a sparse backbone has no results of its own; give the export of the whole model')
-    engine = {**engine, 'round_fp16': True}
     of_kind = _of_pictures if kind == 'images' else _of_frames
     candidates, limits = of_kind(detector, paths, samples, engine)
     task = detector.family.task

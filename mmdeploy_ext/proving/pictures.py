@@ -102,7 +102,6 @@ def prove_pictures(
     engine: Mapping[str, Any],
     claims: Claims,
     picture_files: Sequence[str | Path] = (),
-    cache: dict[bytes, Any] | None = None,
 ) -> Verdict:
     """Prove one file on (title, BGR image); the first is traced."""
     proof = check_pictures(detector, paths, pictures, engine, claims, picture_files)
@@ -117,13 +116,13 @@ def prove_pictures(
         if verdict.bars.is_float32 and not shows_inner(proof.engine):
             beside = open_beside(file, stack)
 
-        inputs, notes = picture_inputs(detector, file, proof.options, pictures, cache)
+        inputs, notes = picture_inputs(detector, file, proof.options, pictures)
         verdict.notes += notes
         first, sums = None, []
         for entry in tracked(inputs, len(inputs), 'proving'):
             reference = entry
             if not isinstance(entry, InputReference):
-                reference = InputReference(detector, entry, cache)
+                reference = InputReference(detector, entry)
             first = first or reference
             case, pairs = run_case(reference, backend, beside)
             reference.forget()
@@ -277,15 +276,14 @@ def picture_inputs(
     file: ExportedFile,
     options: Options,
     pictures: Sequence[tuple[str, np.ndarray]],
-    cache: dict[bytes, Any] | None = None,
 ) -> tuple[list[ProofInput | InputReference], list[str]]:
     inputs = list(proof_inputs(detector, options, pictures))
-    traced = InputReference(detector, inputs[0], cache)
+    traced = InputReference(detector, inputs[0])
     if traced.code.results_left_out(file.options):
         return [traced, *inputs[1:]], []
     if zoomed := zoomed_on_object(detector, options, traced):
         inputs.append(zoomed)
-    empty, note = empty_reference(detector, options, cache)
+    empty, note = empty_reference(detector, options)
     if empty is None:
         return [traced, *inputs[1:]], [note]
     run = {0: traced}

@@ -132,7 +132,7 @@ def _network_input(fed: Mapping[str, Any]) -> np.ndarray:
 def _settings(manifest: dict[str, Any], detector: Detector) -> list[Finding]:
     """Compare class names and, in the same generation of OpenMMLab, `test_cfg`."""
     findings = []
-    if manifest['classes'] and detector.classes:
+    if len(manifest['classes']) == len(detector.classes):  # a checkpoint of RPN names classes without outputs
         same = [*manifest['classes']] == [*map(str, detector.classes)]
         text = '' if same else f'recorded {manifest["classes"][:5]}, here {[*detector.classes][:5]}'
         findings.append(Finding('surroundings', 'recorded classes', same, text))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +55,11 @@ class InputReference:
         sums: `output_sums` of that run.
         borders: path of a method -> its results, one per call.
         engine_seconds: times of the last file's runs.
-        cache: content of images -> cached results, `borders` and `sums`; None: no cache.
     """
 
-    def __init__(
-        self, detector: Detector, proof_input: ProofInput, cache: dict[bytes, Any] | None = None
-    ) -> None:
+    def __init__(self, detector: Detector, proof_input: ProofInput) -> None:
         self.detector, self.input, self.seconds = detector, proof_input, 0.0
         self.code = detector.family.reference(detector.model)
-        self.cache = cache
         self.engine_seconds: list[float] = []
         self.sums: dict[str, list[float]] = {}
         left_out = proof_input.left_out
@@ -77,10 +72,6 @@ class InputReference:
     @functools.cached_property
     def results(self) -> list[Any]:
         model = self.detector.model
-        content = b'' if self.cache is None else _content(self.images, self.input.rescale)
-        if self.cache and content in self.cache:
-            results, self.borders, self.sums = self.cache[content]
-            return results
         with (
             observed(model, self.code.borders()) as self.borders,
             output_sums(model) as self.sums,
@@ -89,8 +80,6 @@ class InputReference:
             start = time.perf_counter()
             results = self.run()
             self.seconds = time.perf_counter() - start
-        if self.cache is not None:
-            self.cache[content] = results, self.borders, self.sums
         return results
 
     def run(self) -> list[Any]:
@@ -123,15 +112,6 @@ class InputReference:
         """Free the cached results and `borders`."""
         self._computed.clear()
         self.borders = {}
-
-
-def _content(images: Sequence[PreparedImage], rescale: bool) -> bytes:
-    digest = hashlib.sha256(repr(rescale).encode())
-    for image in images:
-        for field in dataclasses.fields(image):
-            value = getattr(image, field.name) if field.compare else None
-            digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
-    return digest.digest()
 
 
 @contextlib.contextmanager
@@ -188,14 +168,12 @@ def references(
     return [InputReference(detector, proof_input) for proof_input in inputs]
 
 
-def empty_reference(
-    detector: Detector, options: Options, cache: dict[bytes, Any] | None = None
-) -> tuple[InputReference | None, str]:
+def empty_reference(detector: Detector, options: Options) -> tuple[InputReference | None, str]:
     """Return the reference of a plain image where PyTorch finds nothing, or None and the reason."""
     counts, limit = {}, getattr(detector.family.facts(detector.model), 'max_per_img', None)
     inputs = plain_inputs(detector, options)
     for plain in inputs:
-        reference, (title, _) = InputReference(detector, plain, cache), plain.sources[0]
+        reference, (title, _) = InputReference(detector, plain), plain.sources[0]
         try:
             counts[title] = sum(map(len, reference.results))
         except Exception as error:  # the user's code may need a candidate, as guided anchors do

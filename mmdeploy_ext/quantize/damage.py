@@ -1,7 +1,7 @@
-"""Effects of lower precision on a graph's values: one run with three values of every tensor.
+"""Effects of lower precision on a graph's values: one run with two values of every tensor.
 
-A tensor is computed in float32, rounded only inside its unit, and with everything before it rounded. Stored
-values are rounded and sums are float32, as `graph/passes/round_half.py` simulates it on a CPU.
+A tensor is computed in float32, and with rounding inside its unit alone. Stored values are rounded and sums
+are float32, as `graph/passes/round_half.py` simulates it on a CPU.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import Index, bodies, captured, constants_to_initializers, opsets_of
+from mmdeploy_ext.graph.io.index import Index, bodies, captured, constants_to_initializers
 from mmdeploy_ext.graph.io.modules import module_of
 from mmdeploy_ext.graph.passes.fp16 import LARGEST_HALF, LOWER, PRODUCTS
 from mmdeploy_ext.graph.run import Runner, open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 SMALLEST_NORMAL = 2.0**-14
 """Smallest float16 number with all digits."""
@@ -35,50 +35,37 @@ LONG_SUM = 4096
 SUMS = ('ReduceSum', 'ReduceMean', 'ReduceL2', 'ReduceSumSquare', 'GlobalAveragePool', 'CumSum', 'Softmax')
 COUNTER = re.compile(r'_\d+$')
 """Call number after a module's name."""
-FACTS = 'mm2onnx.precision'
-"""Domain of the function that summarises a tensor."""
-_FACTS = """
-<domain: "mm2onnx.precision", opset_import: ["" : {opset}]>
-Facts (exact, own, passed) => (facts) {{
-  flat = Constant<value_ints = [-1]>()
-  zero = Constant<value = float {{0}}>()
-  zeros = Constant<value_floats = [0.0]>()
-  infinite = IsInf(exact)
-  undefined = IsNaN(exact)
-  special = Or(infinite, undefined)
-  shaped = Where(special, zero, exact)
-  plain = Reshape(shaped, flat)
-  sizes = Abs(plain)
-  some = Concat<axis = 0>(sizes, zeros)
-  largest = ReduceMax<keepdims = 0>(some)
-  mean = ReduceMean<keepdims = 0>(plain)
-  centred = Sub(plain, mean)
-  spread = ReduceL2<keepdims = 0>(centred)
-  own_same = Equal(own, exact)
-  own_errors = Sub(own, exact)
-  own_off = Where(own_same, zero, own_errors)
-  own_error = ReduceL2<keepdims = 0>(own_off)
-  passed_same = Equal(passed, exact)
-  passed_errors = Sub(passed, exact)
-  passed_off = Where(passed_same, zero, passed_errors)
-  passed_error = ReduceL2<keepdims = 0>(passed_off)
-  a = Reshape(largest, flat)
-  b = Reshape(spread, flat)
-  c = Reshape(own_error, flat)
-  d = Reshape(passed_error, flat)
-  facts = Concat<axis = 0>(a, b, c, d)
-}}
-"""
-_ROW = ('largest', 'spread', 'own_error', 'passed_error')
+CONSTANTS = {'~zero': 0.0, '~zeros': [0.0], '~flat': [-1], '~part': 1e-6, '~least': 1e-30}
+LARGEST = (
+    ('Reshape', 'exact ~flat', 'plain'),
+    ('IsInf', 'plain', 'infinite'),
+    ('Where', 'infinite ~zero plain', 'finite'),
+    ('Abs', 'finite', 'sizes'),
+    ('Concat', 'sizes ~zeros', 'some'),
+    ('ReduceMax', 'some', 'Largest'),
+)
+"""Steps to the largest absolute value of a tensor: operator, inputs, output."""
+ERROR = (
+    ('ReduceMean', 'finite', 'mean'),
+    ('Sub', 'finite mean', 'centred'),
+    ('ReduceL2', 'centred', 'spread'),
+    ('Equal', 'lower exact', 'same'),
+    ('Sub', 'lower exact', 'errors'),
+    ('Where', 'same ~zero errors', 'off'),
+    ('ReduceL2', 'off', 'difference'),
+    ('Mul', 'Largest ~part', 'part'),
+    ('Max', 'spread part ~least', 'scale'),
+    ('Div', 'difference scale', 'Error'),
+)
+"""Further steps to its error, over the spread of its values."""
 
 
 @dataclasses.dataclass
 class Damage:
-    """Errors a unit adds and passes on, over all samples.
+    """The error a unit adds, and the values in it, over all samples.
 
     Attributes:
-        own: largest error of a tensor with exact unit inputs, over the spread of its values.
-        passed_on: the same with everything before it lower.
+        own: largest error of an output with exact unit inputs, over the spread of its values.
         largest: largest absolute value, `at` tensor and `sample`.
         faint: maximum of the tensor with the smallest values.
         terms: most values added by a node.
@@ -86,7 +73,6 @@ class Damage:
     """
 
     own: float = 0.0
-    passed_on: float = 0.0
     largest: float = 0.0
     at: str = ''
     sample: int = 0
@@ -99,15 +85,11 @@ class Damage:
         """Damage that the higher precision removes, per multiplication there: errors add up as squares."""
         return self.own**2 / (self.products + 1e-4) if self.products else self.own**2
 
-    def add(self, tensor: str, sample: int, facts: Mapping[str, float]) -> None:
-        spread = max(facts['spread'], 1e-6 * facts['largest'], 1e-30)
-        for name in ('own', 'passed_on'):
-            error = facts[f'{name.removesuffix("_on")}_error'] / spread
-            setattr(self, name, max(getattr(self, name), math.inf if math.isnan(error) else error))
-        if facts['largest'] > self.largest:
-            self.largest, self.at, self.sample = facts['largest'], tensor, sample
-        if facts['largest'] > 0:
-            self.faint = min(self.faint, facts['largest'])
+    def see(self, tensor: str, sample: int, largest: float) -> None:
+        if largest > self.largest:
+            self.largest, self.at, self.sample = largest, tensor, sample
+        if largest > 0:
+            self.faint = min(self.faint, largest)
 
     def reasons(self, precision: str) -> list[str]:
         """Why a unit may need float32, surest first."""
@@ -158,7 +140,7 @@ def counted(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str
 
 
 class Measured:
-    """A float32 graph with three values of each tensor.
+    """A float32 graph with two values of each tensor.
 
     Attributes:
         units: unit -> `Damage`, in the order of the graph.
@@ -182,94 +164,89 @@ class Measured:
             if kind.tensor_type.elem_type == TensorProto.FLOAT
         }
         self.units: dict[str, Damage] = {}
+        self._nodes: list[onnx.NodeProto] = []
+        self._rounded: set[str] = set()
+        self._watched: dict[str, tuple[str, str, str]] = {}
         self._session = open_session(self._built(model), 'none', 0)
 
     def _built(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        names: dict[str, dict[str, str]] = dict(own={}, passed={})
-        units, nodes = units_of(model), []
-        unit_of_tensor: dict[str, str] = {}
-        self.outputs: dict[str, tuple[str, str]] = {}
-        taken = {name for node in model.graph.node for name in captured(node)}
+        units = {name: unit for name, (unit, _) in units_of(model).items()}
+        unit_of = {name: units[node.output[0]] for node in model.graph.node for name in node.output}
+        inner = {name for node in model.graph.node for name in captured(node)}
+        leaving = {value.name for value in model.graph.output}
         for node in model.graph.node:
-            unit = units[node.output[0]][0]
+            leaving |= {name for name in node.input if unit_of.get(name) != units[node.output[0]]}
+        lower: dict[str, str] = {}
+        for node in model.graph.node:
+            unit = units[node.output[0]]
             self.units.setdefault(unit, Damage())
-            nodes.append(node)
+            self._nodes.append(node)
             written = [name for name in node.output if name in self.floats]
-            unit_of_tensor.update(dict.fromkeys(node.output, unit))
             stays = (
-                node.output[0] in self.fixed or next(bodies(node), None) or taken.intersection(node.output)
+                node.output[0] in self.fixed or next(bodies(node), None) or inner.intersection(node.output)
             )
             if not written or stays or not self.floats.intersection(node.input):
                 continue
-            for path, of_path in names.items():
-                near = {
-                    name: of_path[name]
-                    for name in node.input
-                    if name in of_path and (path == 'passed' or unit_of_tensor.get(name) == unit)
-                }
-                copied, added, entering = self._lower(node, path, near)
-                nodes += added
-                of_path.update(copied)
-            for name, rounded in entering.items():  # the unit's float32 inputs
-                nodes.append(
-                    helper.make_node('Facts', [name, rounded, rounded], [f'{rounded}~facts'], domain=FACTS)
-                )
-                self.outputs[f'{rounded}~facts'] = unit, name
+            new = copy.deepcopy(node)
+            new.name = ''
+            for place, name in enumerate(node.input):
+                if name in lower and unit_of[name] == unit:
+                    new.input[place] = lower[name]
+                elif name in self.floats:  # a float32 input of the unit
+                    new.input[place] = f'{name}~{unit}'
+                    if self._round(name, f'{name}~{unit}') and name not in self.index.constants:
+                        self._watch(unit, name)
+            new.output[:] = [name and f'{name}~exact' for name in node.output]
+            self._nodes.append(new)
             for name in written:
-                facts = f'{name}~facts'
-                sides = [name, names['own'][name], names['passed'][name]]
-                nodes.append(helper.make_node('Facts', sides, [facts], domain=FACTS))
-                self.outputs[facts] = unit, name
-        graph = onnx.GraphProto(name='damage', input=model.graph.input, node=nodes)
+                lower[name] = f'{name}~lower'
+                self._round(f'{name}~exact', lower[name])
+                self._watch(unit, name, lower[name] if name in leaving else '')
+        graph = onnx.GraphProto(name='damage', input=model.graph.input, node=self._nodes)
         graph.initializer.extend(model.graph.initializer)
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.outputs)
+        for name, value in CONSTANTS.items():
+            array = np.asarray(value, np.int64 if name == '~flat' else np.float32)
+            graph.initializer.append(numpy_helper.from_array(array, name))
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._watched)
         result = onnx.ModelProto(ir_version=max(model.ir_version, 8), graph=graph)
-        result.opset_import.extend([*model.opset_import, helper.make_opsetid(FACTS, 1)])
-        facts = onnx.parser.parse_function(_FACTS.format(opset=opsets_of(model)['']))
-        result.functions.extend([*model.functions, facts])
+        result.opset_import.extend(model.opset_import)
+        result.functions.extend(model.functions)
         return result
 
-    def _lower(
-        self, node: onnx.NodeProto, path: str, near: Mapping[str, str]
-    ) -> tuple[dict[str, str], list[onnx.NodeProto], dict[str, str]]:
-        """A copy of a node with rounded inputs and outputs; integers come from float32.
+    def _round(self, name: str, rounded: str) -> bool:
+        """Add the nodes that round a tensor, unless they are there."""
+        if rounded in self._rounded:
+            return False
+        self._rounded.add(rounded)
+        casts = ([name, f'{rounded}~', LOWER[self.precision]], [f'{rounded}~', rounded, TensorProto.FLOAT])
+        self._nodes += [helper.make_node('Cast', [source], [target], to=to) for source, target, to in casts]
+        return True
 
-        Returns tensor -> its lower one, the nodes, and tensor -> rounded for the node's float32 inputs.
-        """
-        new, nodes, entering = copy.deepcopy(node), [], {}
-        new.name = ''
-        for place, name in enumerate(node.input):
-            if name in near:
-                new.input[place] = near[name]
-            elif name in self.floats:
-                new.input[place] = rounded = f'{name}~{node.output[0]}~{path}~{place}'
-                nodes += self._round(name, rounded)
-                if name not in self.index.constants:
-                    entering[name] = rounded
-        copied = {}
-        for place, name in enumerate(node.output):
-            new.output[place] = f'{name}~{path}' if name else ''
-            if name in self.floats:
-                copied[name] = f'{name}~{path}'
-        nodes.append(new)
-        for name, changed in copied.items():
-            copied[name] = f'{changed}~rounded'
-            nodes += self._round(changed, copied[name])
-        return copied, nodes, entering
-
-    def _round(self, name: str, rounded: str) -> Iterator[onnx.NodeProto]:
-        yield helper.make_node('Cast', [name], [f'{rounded}~'], to=LOWER[self.precision])
-        yield helper.make_node('Cast', [f'{rounded}~'], [rounded], to=TensorProto.FLOAT)
+    def _watch(self, unit: str, name: str, lower: str = '') -> None:
+        names = dict(exact=name, lower=lower) | {constant: constant for constant in CONSTANTS}
+        for operator, inputs, output in (*LARGEST, *(ERROR if lower else ())):
+            names[output] = f'{name}~{unit}~{output}'
+            options = dict(axis=0) if operator == 'Concat' else {}
+            options |= dict(keepdims=0) if operator.startswith('Reduce') else {}
+            inputs = [names[one] for one in inputs.split()]
+            self._nodes.append(helper.make_node(operator, inputs, [names[output]], **options))
+        for function in ('Largest', 'Error') if lower else ('Largest',):
+            self._watched[names[function]] = function, unit, name
 
     def add(self, feeds: Mapping[str, np.ndarray], sample: int) -> None:
         """Run one sample."""
-        names = [output.name for output in self._session.get_outputs()]
         taken = {value.name for value in self._session.get_inputs()}
         taken |= {value.name for value in self._session.get_overridable_initializers()}
         given = {name: array for name, array in feeds.items() if name in taken}
-        results = dict(zip(names, self._session.run(names, given), strict=True))
-        for output, (unit, tensor) in self.outputs.items():
-            self.units[unit].add(tensor, sample, dict(zip(_ROW, map(float, results[output]), strict=True)))
+        results = self._session.run(list(self._watched), given)
+        for (function, unit, tensor), value in zip(self._watched.values(), map(float, results), strict=True):
+            damage = self.units[unit]
+            if function == 'Largest':
+                damage.see(tensor, sample, value)
+            if math.isnan(value) or (self.precision == 'fp16' and damage.largest > LARGEST_HALF):
+                damage.own = math.inf
+            elif function == 'Error':
+                damage.own = max(damage.own, value)
 
 
 def _terms(node: onnx.NodeProto, inputs: Sequence[Any], output: Sequence[int]) -> int:

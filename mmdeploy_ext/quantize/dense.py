@@ -46,7 +46,7 @@ class DenseQuantiser:
         graph: float model; layers of its `network` are quantised.
         reduce_range: 7-bit weights, for CPUs without VNNI, which saturate at 16 bits.
         outputs: also round outputs and biases of layers, and nodes between layers. ONNX Runtime needs it to
-            compute in INT8, TensorRT does not; it doubles the error.
+            compute in INT8; it doubles the error.
         ranges: tensor -> range.
     """
 

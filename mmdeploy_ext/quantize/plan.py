@@ -118,6 +118,7 @@ class Planner:
     ) -> None:
         self.models, self.run, self.feeds, self.keep = models, run, feeds, tuple(keep)
         self.quantiser, self.quantised, self.layers = quantiser, quantised, tuple(layers)
+        self._counted: dict[str, dict[str, tuple[int, int]]] = {}
         self.units: dict[str, dict[str, None]] = {}
         for model in models.values():
             for unit, pattern in units_of(model).values():
@@ -188,13 +189,17 @@ class Planner:
         needed = search.higher(dict(sorted(weights.items(), key=lambda entry: -entry[1])), before)
         return damages, [unit for unit in units if unit in needed]
 
+    def _counts(self, path: str) -> dict[str, tuple[int, int]]:
+        if path not in self._counted:
+            self._counted[path] = counted(self.models[path], self.feeds[path][0])
+        return self._counted[path]
+
     def _damages(self, precision: str) -> dict[str, Damage]:
         damages: dict[str, Damage] = {}
         for path, model in self.models.items():
-            measured, terms = Measured(model, precision, required_fp32(model, precision)), {}
+            measured, terms = Measured(model, precision, required_fp32(model, precision)), self._counts(path)
             for sample, feeds in enumerate(self.feeds[path][:SAMPLES]):
                 measured.add(feeds, sample)
-                terms = terms or counted(model, feeds)
             for name, (unit, _) in units_of(model).items():
                 damage = measured.units.get(unit, Damage())
                 damage.terms = max(damage.terms, terms.get(name, (0, 0))[0])
@@ -203,7 +208,7 @@ class Planner:
 
     def _damages_of_layers(self) -> dict[str, Damage]:
         feeds, graph = self.feeds[self.quantised], self.quantiser.graph
-        terms = counted(graph.model, feeds[0])
+        terms = self._counts(self.quantised)
         products = {layer.name: sum(terms[output][1] for output in layer.outputs) for layer in graph.layers}
         total = sum(products.values())
         return {
@@ -245,7 +250,7 @@ class Planner:
             higher = {nodes[place].output[0] for place in higher}
             if lower != 'fp32':
                 higher |= required_fp32(model, lower).keys()
-            for name, (_, products) in counted(model, self.feeds[path][0]).items():
+            for name, (_, products) in self._counts(path).items():
                 layer = layer_of.get((path, name), '')
                 precision = 'int8' if layer in layers else 'fp32' if name in higher else lower
                 shares[precision] += products

@@ -221,6 +221,10 @@ def without_augmentation(steps, said):
     return steps
 
 
+def without_annotations(steps):
+    return [step for step in steps if 'Annotations' not in str(step['type'])]
+
+
 class Mmcv1:
     """mmdet 2, and mmdet3d 0.x to 1.0.0rc6."""
 
@@ -259,7 +263,7 @@ class Mmcv1:
             pipelines = importlib.import_module(datasets.__name__ + '.pipelines')
             if not hasattr(pipelines, 'Compose'):  # mmdet3d 0.x
                 pipelines = importlib.import_module('mmdet.datasets.pipelines')
-            compose = pipelines.Compose([step for step in steps if 'LoadAnnotations' not in step['type']])
+            compose = pipelines.Compose(without_annotations(steps))
             return [(path, lambda path=path: compose(self._info(path))) for path in files]
         settings.update(pipeline=steps, test_mode=True)
         settings.pop('samples_per_gpu', None)
@@ -343,7 +347,7 @@ class Mmengine:
         from mmengine.dataset import Compose
 
         steps = settings.get('pipeline') or self.cfg.test_pipeline
-        compose = Compose([step for step in steps if 'LoadAnnotations' not in str(step['type'])])
+        compose = Compose(without_annotations(steps))
         return [(path, lambda path=path: compose(self._info(path))) for path in files]
 
     def _info(self, path):

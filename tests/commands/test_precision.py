@@ -62,3 +62,9 @@ def test_without_results_there_is_no_criterion(single, capsys):
     words = [single, CONFIG, CHECKPOINT, '--to', 'fp16', '--dry-run', '--cfg-options']
     assert main([*words, 'model.test_cfg.score_thr=0.999']) == 1
     assert '--images' in capsys.readouterr().err
+
+
+def test_a_drop_of_a_metric_is_a_number(capsys):
+    words = ['m.onnx', CONFIG, CHECKPOINT, '--to', 'fp16', '--keep-metric', '0.001', 'bbox_mAP']
+    assert main(words) == 2
+    assert '--keep-metric' in capsys.readouterr().err

@@ -66,3 +66,9 @@ def test_every_rule_is_tested_and_says_a_way_out():
 def test_onnx_runtime_has_no_bfloat16_on_a_cpu(name):
     with pytest.raises(Exception, match='Could not find an implementation'):
         onnxruntime.InferenceSession(one_node(name, 'bfloat16', 22).SerializeToString())
+
+
+def test_a_product_of_int8_values_is_no_product_of_float32():
+    nodes = '[a] x = DequantizeLinear(p, s, z) [b] w = DequantizeLinear(q, s, z) [n] y = MatMul(x, w)'
+    inputs = 'int8[2,3] p, int8[3,4] q, float s, int8 z'
+    assert not found_rules(parse(nodes, inputs, 'float[2,4] y'))

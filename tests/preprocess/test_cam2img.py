@@ -82,7 +82,7 @@ def test_a_picture_has_one_camera_by_the_end_of_its_path():
 
 
 def test_intrinsics_alone_and_a_wrong_last_row_are_no_projection():
-    with pytest.raises(ShapeError, match='lidar2img: .*lidar2cam'):
+    with pytest.raises(ShapeError, match=r'lidar2img: .*lidar2cam'):
         check_projection(square_matrix(RIGHT))
     for value in (np.nan, 2):
         camera = square_matrix(RIGHT)

@@ -17,6 +17,7 @@ from mmdeploy_ext.recorded import record
 from mmdeploy_ext.recorded.calls import Ask, Recording, sums_of
 from mmdeploy_ext.recorded.results import as_mmdet2, convention_of
 from mmdeploy_ext.util.errors import ConfigError, DataError
+from proofs import fresh_exports_once
 from toy_atss import CHECKPOINT, CONFIG, REPO, export_toy, load_toy
 
 SOURCE = record.__file__
@@ -32,6 +33,12 @@ def run_record(folder, *words):
         'mmdeploy_ext.compat:apply',
     ]
     return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, cwd=REPO, check=False)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def exports():
+    with fresh_exports_once():
+        yield
 
 
 @pytest.fixture(scope='module')
@@ -71,6 +78,13 @@ def test_a_claim_that_rests_on_results_alone_says_so(request_of_toy, recorded, t
     verdict = verdict_of(request_of_toy, folder)
     assert verdict.proven and 'results only' in verdict.subject['recorded']
     assert 'results only' not in verdict_of(request_of_toy, recorded).subject['recorded']
+
+
+@pytest.mark.matrix
+def test_names_of_more_classes_than_the_model_has_are_not_compared(request_of_toy, recorded, tmp_path):
+    folder = shutil.copytree(recorded, tmp_path / 'rec')
+    changed_manifest(folder, lambda entry: entry['classes'].append('none'))
+    assert verdict_of(request_of_toy, folder).proven
 
 
 def changed_arrays(folder, change):
@@ -182,6 +196,12 @@ def test_random_weights_are_not_recorded(request_of_toy, recorded, tmp_path):
 def test_record_py_is_python_3_6():
     with open(SOURCE, encoding='utf-8') as file:
         ast.parse(file.read(), feature_version=(3, 6))
+
+
+def test_a_picture_is_loaded_without_annotations_of_any_kind():
+    names = ['LoadImageFromFile', 'LoadAnnotations', 'Resize', 'LoadPanopticAnnotations', 'LoadAnnotations3D']
+    steps = record.without_annotations([dict(type=name) for name in names])
+    assert [step['type'] for step in steps] == ['LoadImageFromFile', 'Resize']
 
 
 def test_values_survive_the_way_there_and_back():
@@ -328,6 +348,7 @@ INSTANCES = dict(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=torch.ten
         (dict(pts_bbox=dict(scores_3d=1)), dict(pts_bbox=dict(scores_3d=1, labels_3d=1)), 'labels_3d'),
         ([], dict(pan_results=1), 'pan_results'),
         (dict(pred_instances=INSTANCES), (NO_BOXES, [[], []]), 'masks'),
+        (dict(pred_instances=dict(INSTANCES, masks=[])), (NO_BOXES, ([], [])), 'scores'),
         (dict(pred_instances=INSTANCES), NO_BOXES[:1], 'labels'),
     ],
 )

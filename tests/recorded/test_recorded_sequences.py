@@ -13,6 +13,7 @@ from mmdeploy_ext.proving.drive import NEW_SCENE
 from mmdeploy_ext.recorded import record
 from mmdeploy_ext.recorded.results import corners_of
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
+from proofs import fresh_exports_once
 from toy_anchor3d import exported
 from toy_centerpoint import sweep
 from toy_frames import STREAMPETR
@@ -44,6 +45,12 @@ class Recorder:
 
     def verdict(self, recorded):
         return prove_read(*self.read(recorded=recorded))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def exports():
+    with fresh_exports_once():
+        yield
 
 
 @pytest.fixture(scope='module')

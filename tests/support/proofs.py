@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -60,6 +61,32 @@ def exported_once(detector: Any, options: Any, image_bgr: Any, size: Any) -> Cal
         return copied
 
     return export
+
+
+@contextlib.contextmanager
+def fresh_exports_once() -> Iterator[None]:
+    """Let proofs of one config and checkpoint, in the block, share a fresh export of each graph."""
+    made: dict[tuple[str, ...], onnx.ModelProto] = {}
+    exports: dict[tuple[str, ...], Callable[..., onnx.ModelProto]] = {}
+
+    def once(make: Callable[..., Callable[..., onnx.ModelProto]]) -> Callable[..., Any]:
+        def of(detector: Any, options: Any, *rest: Any) -> Callable[..., onnx.ModelProto]:
+            file = detector.config, detector.checkpoint_sha256, repr(options)
+
+            def export(*names: str) -> onnx.ModelProto:
+                if (*file, *names) not in made:
+                    if file not in exports:
+                        exports[file] = make(detector, options, *rest)
+                    made[*file, *names] = exports[file](*names)
+                return copy.deepcopy(made[*file, *names])
+
+            return export
+
+        return of
+
+    names = 'of_images', 'of_graphs'
+    with mock.patch.multiple(file_checks, **{name: once(getattr(file_checks, name)) for name in names}):
+        yield
 
 
 def check_files(

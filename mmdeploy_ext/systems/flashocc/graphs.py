@@ -73,8 +73,9 @@ def facts_of(model: nn.Module) -> FlashOccFacts:
         return FlashOccFacts(**lift_facts(model))
     coder = head.bbox_coder
     centers = CenterFacts(
-        origin=tuple(map(float, coder.pc_range[:2])),
-        cell=(tuple(map(float, coder.voxel_size[:2])), int(coder.out_size_factor)),
+        pc_origin=tuple(map(float, coder.pc_range[:2])),
+        voxel_size=tuple(map(float, coder.voxel_size[:2])),
+        out_size_factor=int(coder.out_size_factor),
         max_num=int(coder.max_num),
         score_threshold=float(coder.score_threshold),
         post_center_range=tuple(map(float, coder.post_center_range)),

@@ -33,15 +33,17 @@ class CenterFacts(Facts):
     """The settings of centres.
 
     Attributes:
-        origin, cell: first corner of the heat map, and size of its cells, x and y, metres.
+        pc_origin: (x, y) metres of the heat map's first corner.
+        voxel_size, out_size_factor: (x, y) metres and number of voxels per cell of the heat map.
         max_num: peaks that are decoded.
         score_threshold: exclusive.
         post_center_range: lowest x, y, z, then highest, metres.
-        voxel_low, voxel_step: first corner and size of the voxels, x, y, z, metres.
+        voxel_low, voxel_step: of the occupancy: first corner and size of the voxels, x, y, z, metres.
     """
 
-    origin: tuple[float, float]
-    cell: tuple[tuple[Positive, Positive], Count]
+    pc_origin: tuple[float, float]
+    voxel_size: tuple[Positive, Positive]
+    out_size_factor: Count
     max_num: Count
     score_threshold: float
     post_center_range: Range
@@ -77,9 +79,9 @@ def instances_of(labels: np.ndarray, maps: Mapping[str, np.ndarray], facts: Cent
     best = top_rows(scores, facts.max_num)
     classes, cells = np.divmod(best, rows * columns)
     shift, height = (maps[name][0].reshape(-1, rows * columns)[:, cells].T for name in ('reg', 'height'))
-    steps, factor = facts.cell
-    xy = (np.stack([cells % columns, cells // columns], 1).astype(np.float32) + shift) * np.float32(factor)
-    xy = xy * np.float32(steps) + np.float32(facts.origin)
+    grid = np.stack([cells % columns, cells // columns], 1).astype(np.float32)
+    xy = (grid + shift) * np.float32(facts.out_size_factor)
+    xy = xy * np.float32(facts.voxel_size) + np.float32(facts.pc_origin)
     places = np.concatenate([xy, height], 1)
     kept = in_range(places, facts.post_center_range) & (scores[best] > np.float32(facts.score_threshold))
     places, classes = places[kept], classes[kept]
