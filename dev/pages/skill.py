@@ -36,19 +36,19 @@ description: {description}
 {commands}
 ```
 
-Use the user's config and checkpoint, in the user's repository. Other options: LiDAR and cameras {folder}, \
-{parts_page} {parts}, TensorRT {tensorrt} ({engines}).
+Use the user's config, checkpoint and repository. Options: {folder} for \
+LiDAR and cameras, {parts} for {parts_page}, {tensorrt} for TensorRT ({engines}).
 
 The last lines are the verdict ({verdict}). The exit status is 0 for `PROVEN`, 1 for `NOT PROVEN`, 2 for a \
 wrong command. `untraced` and `unreached` are information. Report a model as exported only if it is \
 `PROVEN`. Never widen a tolerance.
 
-If it is `NOT PROVEN`, repeat `verify` with `--json FILE` and read `failures`. Then:
+If the verdict is `NOT PROVEN`, repeat `verify` with `--json FILE` and read `failures`. Then:
 
 1. Run the command after `next:`.
 2. {difference} with `graph diff`.
-3. Export with `--postprocess raw`: if that is proven, the post-processing differs.
-4. With seeded weights, repeat with a trained checkpoint.
+3. Export with `--postprocess raw`: if that file is proven, the post-processing differs.
+4. Replace seeded weights by a trained checkpoint.
 5. {no_family}: export parts.
 """
 
