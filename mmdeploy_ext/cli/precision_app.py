@@ -124,9 +124,7 @@ def drop_of(name: str, drop: str) -> float:
     try:
         return float(drop)
     except ValueError:
-        raise UsageError(
-            f'--keep-metric {name} {drop}: expected a name and a number'
-        ) from None
+        raise UsageError(f'--keep-metric {name} {drop}: expected a name and a number') from None
 
 
 def calibrated(args: argparse.Namespace) -> dict[str, Any]:

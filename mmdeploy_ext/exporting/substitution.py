@@ -24,6 +24,8 @@ LIMITS = dict(nms_pre=10**9, max_per_img=10**9, iou_threshold=1.0, nms_thr=1.0, 
 """Entries of a head's `test_cfg` -> values without effect."""
 DOUBLED = ('topk', 'topK', 'corner_topk', 'max_per_image', 'post_max_size')
 """Further limits, which are doubled."""
+WITH_MASKS = 10
+"""Factor of `max_per_img` where every result gets a mask of the image's size: all would take terabytes."""
 FUNCTIONS = types.FunctionType, functools.partial
 """Types of functions that may replace methods, see `substituted`."""
 
@@ -92,7 +94,10 @@ def without_limits(model: torch.nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack, _AtMostAll():
         for config in _configs(model):
             doubled = {key: 2 * config[key] for key in DOUBLED if type(config.get(key)) is int}
-            for key, value in {**doubled, **LIMITS}.items():
+            limits = {**doubled, **LIMITS}
+            if 'mask_thr_binary' in config:
+                limits['max_per_img'] = WITH_MASKS * config.get('max_per_img', 0)
+            for key, value in limits.items():
                 if key in config:
                     stack.enter_context(replaced_entry(config, key, value))
         yield

@@ -171,3 +171,10 @@ def test_without_limits_a_head_that_takes_its_best_takes_all():
         assert scores.topk(head.test_cfg['max_per_img'], sorted=False).values.numel() == 3
         assert torch.topk(scores, k=head.test_cfg['max_per_img'], dim=0).indices.tolist() == [1, 2, 0]
     assert scores.topk(head.test_cfg['max_per_img']).indices.tolist() == [1, 2]
+
+
+def test_without_limits_results_with_masks_stay_countable():
+    head = torch.nn.Module()
+    head.test_cfg = dict(max_per_img=100, mask_thr_binary=0.5, nms=dict(iou_threshold=0.5))
+    with without_limits(head):
+        assert head.test_cfg['max_per_img'] == 1000 and head.test_cfg['nms']['iou_threshold'] == 1
