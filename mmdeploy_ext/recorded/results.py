@@ -79,6 +79,11 @@ def _by_class(instances: Mapping[str, torch.Tensor], own: Any) -> Any:
         return boxes
     if 'masks' not in instances:
         raise DataError('the recorded result has no masks, the model here has')
+    if isinstance(own[1], tuple):
+        raise DataError(
+            'the recorded scores are those of masks, as Mask Scoring R-CNN of mmdet 3 gives them; the model '
+            'here has scores of boxes, too: give it a model without mask_iou_head on both sides'
+        )
     masks = np.asarray(instances['masks'])
     for own_mask in (mask for of_own_class in own[1] for mask in of_own_class):
         # RTMDet-Ins of mmdet 3 leaves out rows and columns that end outside of the input

@@ -69,13 +69,24 @@ def test_a_file_of_cameras_names_what_is_wrong_in_it(tmp_path):
             {'images': [dict(file_name='a.png', cam_intrinsic=m) for m in (camera, [*camera[:2], [0, 0, 2]])]}
         )
     )
-    with pytest.raises(DataError, match=r'a\.png appears twice'):
+    with pytest.raises(DataError, match=r'cameras\.json: .*a\.png'):
         read_cameras(path)
 
 
 def test_a_picture_has_one_camera_by_the_end_of_its_path():
     cameras = {name: np.eye(4) * number for number, name in enumerate(('left/a.png', 'right/a.png'), start=1)}
     assert camera_for(cameras, '/data/right/a.png')[0, 0] == 2
-    for picture, said in (('b.png', 'has no camera'), ('a.png', 'left/a.png, right/a.png')):
+    for picture, said in (('b.png', r'b\.png'), ('a.png', 'left/a.png, right/a.png')):
         with pytest.raises(DataError, match=said):
             camera_for(cameras, picture)
+
+
+def test_intrinsics_alone_and_a_wrong_last_row_are_no_projection():
+    with pytest.raises(ShapeError, match=r'lidar2img: .*lidar2cam'):
+        check_projection(square_matrix(RIGHT))
+    for value in (np.nan, 2):
+        camera = square_matrix(RIGHT)
+        camera[3, 3] = value
+        for check in (check_camera, check_projection):
+            with pytest.raises(ShapeError, match='0 0 0 1'):
+                check(camera)

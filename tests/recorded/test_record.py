@@ -348,6 +348,7 @@ INSTANCES = dict(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=torch.ten
         (dict(pts_bbox=dict(scores_3d=1)), dict(pts_bbox=dict(scores_3d=1, labels_3d=1)), 'labels_3d'),
         ([], dict(pan_results=1), 'pan_results'),
         (dict(pred_instances=INSTANCES), (NO_BOXES, [[], []]), 'masks'),
+        (dict(pred_instances=dict(INSTANCES, masks=[])), (NO_BOXES, ([], [])), 'scores'),
         (dict(pred_instances=INSTANCES), NO_BOXES[:1], 'labels'),
     ],
 )
