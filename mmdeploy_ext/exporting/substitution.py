@@ -24,8 +24,8 @@ LIMITS = dict(nms_pre=10**9, max_per_img=10**9, iou_threshold=1.0, nms_thr=1.0, 
 """Entries of a head's `test_cfg` -> values without effect."""
 DOUBLED = ('topk', 'topK', 'corner_topk', 'max_per_image', 'post_max_size')
 """Further limits, which are doubled."""
-WITH_MASKS = 10
-"""Factor of `max_per_img` where every result gets a mask of the image's size: all would take terabytes."""
+WITH_MASKS = 1000
+"""Smallest `max_per_img` where a result gets a mask per class: all results would take terabytes."""
 FUNCTIONS = types.FunctionType, functools.partial
 """Types of functions that may replace methods, see `substituted`."""
 
@@ -96,7 +96,7 @@ def without_limits(model: torch.nn.Module) -> Iterator[None]:
             doubled = {key: 2 * config[key] for key in DOUBLED if type(config.get(key)) is int}
             limits = {**doubled, **LIMITS}
             if 'mask_thr_binary' in config:
-                limits['max_per_img'] = WITH_MASKS * config.get('max_per_img', 0)
+                limits['max_per_img'] = max(WITH_MASKS, config.get('max_per_img', 0))
             for key, value in limits.items():
                 if key in config:
                     stack.enter_context(replaced_entry(config, key, value))

@@ -175,6 +175,8 @@ def test_without_limits_a_head_that_takes_its_best_takes_all():
 
 def test_without_limits_results_with_masks_stay_countable():
     head = torch.nn.Module()
-    head.test_cfg = dict(max_per_img=100, mask_thr_binary=0.5, nms=dict(iou_threshold=0.5))
-    with without_limits(head):
-        assert head.test_cfg['max_per_img'] == 1000 and head.test_cfg['nms']['iou_threshold'] == 1
+    for max_per_img, all_results in ((100, 1000), (300, 1000), (2000, 2000)):
+        head.test_cfg = dict(max_per_img=max_per_img, mask_thr_binary=0.5, nms=dict(iou_threshold=0.5))
+        with without_limits(head):
+            assert head.test_cfg['max_per_img'] == all_results
+            assert head.test_cfg['nms']['iou_threshold'] == 1

@@ -116,7 +116,7 @@ class SoftMasks(abc.ABC):
         """Return the pixels above `mask_thr` in 0..1 per mask, and their sum, (B, m) float32."""
         areas = totals = 0
         for soft in self.chunks(cells):
-            values = KEEP_ABOVE(soft, mask_thr)
+            values = KEEP_ABOVE(soft, mask_thr).clamp(max=1)  # ONNX Runtime's sigmoid exceeds 1 by rounding
             totals = totals + values.sum(dim=2)
             areas = areas + values.ceil().sum(dim=2)
         return areas, totals

@@ -14,6 +14,7 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
+from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks
 from mmdeploy_ext.families.solo import reference, runtime
 from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.graphs import SoloFullForm
@@ -207,6 +208,14 @@ def test_no_result_is_an_empty_result(changes):
         by_numpy(kind, raw, [(96, 128)], (50, 40), **changes),
     ):
         assert found[0].masks.shape == (0, 50, 40) and len(found[0]) == 0
+
+
+def test_a_pixel_whose_sigmoid_rounds_above_one_is_one_pixel(monkeypatch):
+    above_one = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0)).item()
+    monkeypatch.setattr(DynamicMasks, 'chunks', lambda *_: [torch.tensor([[[0.2, 0.75, above_one]]])])
+    soft = DynamicMasks(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 3))
+    areas, totals = soft.sums(torch.tensor([[0]]), mask_thr=0.5)
+    assert (areas.tolist(), totals.tolist()) == ([[2.0]], [[1.75]])
 
 
 @pytest.fixture(scope='module', params=['torchscript', pytest.param('dynamo', marks=pytest.mark.matrix)])
