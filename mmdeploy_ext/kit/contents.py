@@ -34,7 +34,7 @@ DTYPES = (
     *('float16', 'float32', 'float64'),
 )
 """Dtypes of stored arrays."""
-FORMAT = 3
+FORMAT = 4
 """Format of the manifest; other formats are refused."""
 RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detections3D)}
 """Name in the manifest -> class of the results of an image or frame."""

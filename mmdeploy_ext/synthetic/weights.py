@@ -69,6 +69,8 @@ BRANCH_GAIN = 0.25
 """Spread of what a residual branch adds to its input: branches as large amplify rounding from block to block.
 """
 
+NORMS = nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm
+
 MIXING = {'convolution', '_convolution', 'mm', 'addmm', 'bmm', 'baddbmm', 'addbmm', 'addmv', 'mv', 'linear'}
 """Operators that compute new features, as layers do."""
 REDUCING = {'sum', 'mean', 'var', 'std', 'norm', 'linalg_vector_norm'}
@@ -86,9 +88,11 @@ def draw(model: nn.Module, seed: int) -> None:
     Weights get a variance of 1 / inputs, biases of layers a spread of `BIAS`, others 0, embeddings and other
     tables a variance of 1, or uniform numbers of 0 to 1 if the model's own initialisation puts them there:
     places. Buffers that the model's own initialisation writes keep its values. Tables that are not trained
-    stay as they were built; the rest, too, in 8 bits.
+    and weights of normalisations stay as they were built; the rest has its own initialisation, in 8 bits.
     """
-    places = _tables_of_places(model)
+    initialised = _initialised(model)
+    places = {name for name, value in initialised.items() if _is_table_of_places(value)}
+    norms = {id(part.weight) for part in model.modules() if isinstance(part, NORMS)}
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
@@ -108,28 +112,29 @@ def draw(model: nn.Module, seed: int) -> None:
             if getattr(parameters.get(f'{name[:-4]}weight'), 'ndim', 0) >= 2:
                 drawn = np.round(rng.standard_normal(parameter.shape) / DRAWN_STEP) * DRAWN_STEP
                 parameter.copy_(torch.from_numpy(drawn * BIAS))
-        else:
-            parameter.copy_(parameter.bfloat16())
+        else:  # some constructors leave memory as it is, such as L2Norm's of SSD
+            value = parameter if id(parameter) in norms else initialised[name]
+            parameter.copy_(value.bfloat16())
 
 
-def _tables_of_places(model: nn.Module) -> set[str]:
-    """Return the names of parameters (rows, columns) that the model's own initialisation puts in 0 to 1.
+def _initialised(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters by name as the model's own initialisation sets them.
 
     Parameters are as before afterwards; buffers are initialised.
     """
-    parameters = list(model.parameters())
-    built = [parameter.clone() for parameter in parameters]
+    built = [parameter.clone() for parameter in model.parameters()]
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         initialise(model)
-    ranges = {
-        name: (float(table.min()), float(table.max()))
-        for name, table in model.named_parameters()
-        if table.dim() == 2 and table.numel()
-    }
-    for parameter, value in zip(parameters, built, strict=True):
+    values = {name: parameter.clone() for name, parameter in model.named_parameters() if parameter.dim() < 3}
+    for parameter, value in zip(model.parameters(), built, strict=True):
         parameter.copy_(value)
-    return {name for name, (least, largest) in ranges.items() if 0 <= least < largest <= 1}
+    return values
+
+
+def _is_table_of_places(value: torch.Tensor) -> bool:
+    """Whether a parameter (rows, columns) is initialised with numbers of 0 to 1."""
+    return value.dim() == 2 and value.numel() > 0 and 0 <= float(value.min()) < float(value.max()) <= 1
 
 
 @dataclasses.dataclass(eq=False)

@@ -120,7 +120,7 @@ def test_a_fault_in_a_float16_file_is_found(detector, files, tmp_path):
     ('given', 'message'),
     [
         (['--precision', 'bf16'], 'no bfloat16 form.*inference-precision bf16'),
-        (['--fp16-io'], '--fp16-io goes with --precision fp16, got fp32'),
+        (['--fp16-io'], '--fp16-io goes with --precision fp16 only, got fp32'),
     ],
 )
 def test_options_that_do_nothing_are_refused_before_the_weights_load(given, message, tmp_path, capsys):

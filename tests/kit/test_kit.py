@@ -166,7 +166,7 @@ def test_half_precision_has_bars_of_its_own_and_an_overflow_is_beyond_them(atss,
     half = rewritten(outputs, tmp_path / 'half', in_half_precision)
     assert not judge(kit, half).passed
     judgement = judge(kit, half, precision='fp16', told='x')
-    assert title_of(judgement) == 'WITHIN FP16 BARS ON 6 INPUTS (x, as told)', judgement.failures
+    assert title_of(judgement) == 'WITHIN FP16 BARS ON 7 INPUTS (x, as told)', judgement.failures
     overflow = rewritten(outputs, tmp_path / 'overflow', overflowed)
     assert judge(kit, overflow, precision='fp16').title == 'NOT WITHIN FP16 BARS'
 

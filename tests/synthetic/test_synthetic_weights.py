@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv.ops import ModulatedDeformConv2dPack
+from mmdet.models.necks import SSDNeck
 from torch import nn
 
 from mmdeploy_ext.cli import synthetic_app, weights_app
-from mmdeploy_ext.synthetic.weights import BIAS, LOW, calibrate
+from mmdeploy_ext.synthetic.weights import BIAS, LOW, calibrate, draw
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -111,6 +112,14 @@ def test_buffers_that_the_models_own_initialisation_writes_keep_its_values():
     network.register_buffer('centres', torch.zeros(2))
     calibrate(network, lambda: map(network, [torch.rand(64, 16)]))
     assert (network.centres == 0.5).all()
+
+
+def test_a_scale_without_a_layer_has_its_own_initialisation():
+    model = SSDNeck((4, 8), (4, 8, 8), (2,), (1,), l2_norm_scale=20)  # its constructor leaves the scale as memory is
+    with torch.no_grad():
+        model.l2_norm.weight.fill_(float('nan'))
+        draw(model, seed=0)
+    assert model.l2_norm.weight.eq(20).all()
 
 
 def test_layers_without_a_bias_are_scaled(config, tmp_path):

@@ -113,7 +113,7 @@ BAD_CONFIGS = {
         toy_centerpoint.NODE
         | {'[-6.4, -9.6, -1.6, 6.4, 9.6, 1.6]\nmodel': '[-49.6, -49.6, -1.6, 49.6, 49.6, 1.6]\nmodel'}
         | {'[0.4, 0.4, 3.2]': '[0.2, 0.2, 3.2]', 'output_shape=(48, 32)': 'output_shape=(496, 496)'},
-        '496 cells along x, and 495',
+        '496 cells along x, but 495',
     ),
 }
 
