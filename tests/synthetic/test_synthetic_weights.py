@@ -115,7 +115,7 @@ def test_buffers_that_the_models_own_initialisation_writes_keep_its_values():
 
 
 def test_a_scale_without_a_layer_has_its_own_initialisation():
-    model = SSDNeck((4, 8), (4, 8, 8), (2,), (1,), l2_norm_scale=20)  # its constructor leaves the scale as memory is
+    model = SSDNeck((4, 8), (4, 8, 8), (2,), (1,), l2_norm_scale=20)  # its constructor sets no scale
     with torch.no_grad():
         model.l2_norm.weight.fill_(float('nan'))
         draw(model, seed=0)
