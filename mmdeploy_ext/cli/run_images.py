@@ -26,7 +26,7 @@ from mmdeploy_ext.util.errors import (
     one_line,
     printable,
 )
-from mmdeploy_ext.util.files import check_outputs, check_writable, will_write, write_json
+from mmdeploy_ext.util.files import check_outputs, check_writable, external_locations, will_write, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -120,6 +120,11 @@ def check_damage(files: Sequence[str | Path]) -> None:
 
     for file in files:
         if note := check_whole(file):
+            for name in external_locations(Path(file)):
+                if not Path(file).with_name(name).is_file():
+                    raise ModelFileError(
+                        f'{file}: {name}, which has its weights, is not beside it: copy both'
+                    )
             print(f'note: {note}', file=sys.stderr)
 
 
