@@ -90,7 +90,7 @@ def results_kept(
 def may_drop_out(
     reference: Any, candidate: Any, limits: Mapping[str, float], missing: Sequence[int], *_: Any
 ) -> list[tuple[int, None]]:
-    """PyTorch's missing results within the score bar of the end of the file's list."""
+    """Return missing results whose scores may, within the bar, fall below the last of the file's list."""
     end = limits.get('score_thr', 0.0)
     if len(candidate.scores) in [limits.get(name) for name in LIMITS]:
         end = max(end, candidate.scores.min())

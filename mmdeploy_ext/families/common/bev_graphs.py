@@ -58,8 +58,8 @@ class BevFrame(nn.Module):
             lidar2img: (N, 4, 4), LiDAR frame, m, to pixels times depth.
             can_bus: (18,) of `bev_motion.motion_since`: this frame's record, with position (m, axes of the
                 map) and heading (degrees) relative to the frame before.
-            bev_shift: (2,) of `bev_motion.bev_shift`: motion of the car, x right and y ahead, in shares of
-                the view's sides.
+            bev_shift: (2,) of `bev_motion.bev_shift`: motion of the car, x right and y ahead, relative to
+                the sides of the view.
             bev_rotation: (2, 3) of `bev_motion.bev_rotation`: cell centre (x, y, 1), in cells from the
                 middle, to its source x, y in -1..1 of the last view.
             prev_bev: (Q, 1, C), `bev_embed` of the frame before, neither turned nor moved.

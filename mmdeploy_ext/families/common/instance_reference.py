@@ -1,4 +1,4 @@
-"""Detectors with a bank of instances, which keeps poses and times itself, in PyTorch as steppers."""
+"""PyTorch steppers of detectors whose bank of instances keeps poses and times."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -54,9 +54,9 @@ def first_refinement(head: nn.Module) -> nn.Module:
 
 
 def first_scores(bank: nn.Module, logits: Tensor | None) -> np.ndarray:
-    """Return (1, A) float64 scores that order new instances behind the kept ones, NaN; None: no last frame.
+    """Return (1, A) float64 scores that order the new instances; NaN for the kept ones.
 
-    `logits` (1, A, K) are of the first refinement.
+    `logits` (1, A, K) come from the first refinement; None at a first frame.
     """
     scores, kept = np.full((1, bank.num_anchor), np.nan), bank.num_temp_instances
     if logits is not None:

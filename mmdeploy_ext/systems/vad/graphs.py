@@ -25,19 +25,9 @@ class VadFrame(BevFrame):
 
     shifts_present = True
 
-    def forward(
-        self,
-        img: Tensor,
-        lidar2img: Tensor,
-        can_bus: Tensor,
-        bev_shift: Tensor,
-        bev_rotation: Tensor,
-        prev_bev: Tensor,
-        use_prev_bev: Tensor,
-        command: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Return the outputs; `command` (1,) int64 chooses the plan, the rest is `BevFrame.forward`'s."""
-        given = img, lidar2img, can_bus, bev_shift, bev_rotation, prev_bev, use_prev_bev
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs; the last input, `command` (1,) int64, chooses the plan."""
+        *given, command = inputs
         *found, plans = super().forward(*given)
         return *found, plans, plans[0].index_select(0, command).cumsum(1)
 
