@@ -39,8 +39,8 @@ class DDQTransformerDecoder(DinoTransformerDecoder):
     def seen(self, seen: torch.Tensor | None, logits: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """Return (B, Q, Q) bool, True where one of a pair is distinct by NMS.
 
-        `logits` (B, Q, C), `boxes` (B, Q, 4) cxcywh. As in mmdet 3, those that query 0 sees take part: all, if
-        it is distinct itself.
+        `logits` (B, Q, C), `boxes` (B, Q, 4) cxcywh. As in mmdet 3, those that query 0 sees take part: all,
+        if it is distinct itself.
         """
         scores = logits.amax(-1).sigmoid()
         if seen is not None:
