@@ -267,7 +267,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     entry: dict[str, Any] = dict(title=title, threads=args.threads, rows=[], notes=[])
     files: dict[str, Path] = {}
     try:
-        if not case.checkpoint and ('make' in args.steps or not checkpoint.exists()):
+        if not case.checkpoint and not checkpoint.exists():
             make('synthetic weights {config} --out {out}', folder / 'seeded.pth', places, work)
         for label, (name, command) in case.files.items():
             if args.files and label not in args.files:
