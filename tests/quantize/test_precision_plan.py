@@ -172,9 +172,12 @@ def test_a_result_behind_the_end_of_a_full_list_may_drop_out():
     reference = SimpleNamespace(scores=scores)
     full = SimpleNamespace(scores=np.float32([0.9, 0.4, 0.35, 0.2]))
     limits = dict(score_thr=0.05, max_per_img=4)
-    assert may_drop_out(reference, full, limits, [1, 2, 3]) == [(2, None), (3, None)]
+    assert may_drop_out(reference, full, limits, [1, 2, 3], [], {}) == [(2, None), (3, None)]
+    assert may_drop_out(reference, full, limits, [3], [], {1: 2, 2: 1}) == [(3, None), (2, None)], (
+        'another near'
+    )
     limits['max_per_img'] = 100
-    assert may_drop_out(reference, full, limits, [1, 2, 3]) == []
+    assert may_drop_out(reference, full, limits, [1, 2, 3], [], {}) == []
 
 
 def test_a_share_that_float32_does_not_keep_is_refused_with_the_best():
