@@ -1,7 +1,7 @@
 """Effects of lower precision on a graph's values: one run with two values of every tensor.
 
-A tensor is computed in float32, and with rounding inside its unit alone; a unit is measured at its ends. Stored values are rounded and sums
-are float32, as `graph/passes/round_half.py` simulates it on a CPU.
+A tensor is computed in float32, and with rounding inside its unit alone; a unit is measured at its ends.
+Stored values are rounded and sums are float32, as `graph/passes/round_half.py` simulates it on a CPU.
 """
 
 from __future__ import annotations
