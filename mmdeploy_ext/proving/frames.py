@@ -165,15 +165,16 @@ def check_frames(
     graphs = contract_of(family, options).graphs(detector.model, options)
     specs = {graph.name: graph.spec for graph in graphs}
     export_graph = file_checks.of_graphs(detector, options)
-    for file in files:
+    for place, file in enumerate(files):
         check_contents(proof, file, detector.rule, specs.get(file.name))
         if file is files[-1]:
             add_checks(proof, file, companions_checks(detector, options, Path(file.path).parent))
         export = functools.partial(export_graph, file.name)
         compare = functools.partial(file_checks.compare_with_fresh_export, file.model, export, file.name)
         check_graph(proof, file, compare)
+        del compare
+        files[place] = file = without_weights(file)
     check_model(proof)
-    proof.files = [*map(without_weights, files)]
     rule = files[-1].metadata.preprocess
     proof.results.preprocessing = compare_preparation(detector, rule, samples, unit)
     return proof
