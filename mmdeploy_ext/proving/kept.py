@@ -76,10 +76,8 @@ def results_kept(
                 if isinstance(found, Exception):
                     found = [result[:0] for result in expected]
                 for reference, candidate in zip(expected, found, strict=True):
-                    row = match(task, 'results', reference, candidate, HALF)
-                    if row.missing or row.outside:
-                        tied = functools.partial(may_drop_out, reference, candidate, limits)
-                        row = match(task, 'results', reference, candidate, HALF, tied=tied)
+                    tied = functools.partial(may_drop_out, reference, candidate, limits)
+                    row = match(task, 'results', reference, candidate, HALF, tied=tied)
                     total += row.reference
                     matched += row.reference - row.missing - row.outside
         return Kept(matched, total)
