@@ -98,7 +98,7 @@ def add_calibration(
     add(number, text, 100, dest='images_of_ranges')
     add(
         '--method',
-        f'ranges of activations: extremes, or clipped by percentile or error (default: {method}; not for NNCF)',
+        f'ranges of activations: extremes, or clipped by percentile or error (default: {method}; not NNCF)',
         method,
         choices=DENSE_METHODS,
     )
