@@ -191,8 +191,9 @@ class Planner:
         if search.holds(()):
             return {}, []
         damages = measure()
-        weights = {unit: damages[unit].weight for unit in units if unit in damages}
-        needed = search.higher(dict(sorted(weights.items(), key=lambda entry: -entry[1])), before)
+        worst = sorted((unit for unit in units if unit in damages), key=lambda unit: -damages[unit].weight)
+        sizes = {unit: damages[unit].products or damages[unit].weight for unit in worst}
+        needed = search.higher(sizes, before)
         return damages, [unit for unit in units if unit in needed]
 
     def _counts(self, path: str) -> dict[str, tuple[int, int]]:

@@ -19,7 +19,7 @@ MOST_TRIALS, MOST_TRIALS_INT8 = 12, 8
 Layers in INT8 add errors of the same size: after a few runs only chance decides which plan holds.
 """
 LARGEST = 1e6
-"""Largest weight of a unit: infinite errors count the same."""
+"""Largest size of a unit: infinite errors count the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Search:
     def holds(self, units: Collection[str]) -> bool:
         return self.kept(units).share >= self.least
 
-    def higher(self, damages: Mapping[str, float], start: Kept) -> list[str]:
-        """Return the units that need the higher precision; `damages`: unit -> weight, worst first.
+    def higher(self, sizes: Mapping[str, float], start: Kept) -> list[str]:
+        """Return the units that need the higher precision; `sizes`: unit -> what is halved, worst unit first.
 
         ExportError: even with all units there, `start` loses the share.
         """
@@ -79,8 +79,8 @@ class Search:
                 f'{start.text} are kept, with none {self.kept(()).text}; ask for {start.share:.4f} at most, '
                 f'or find what else differs: {tool("verify")}'
             )
-        units = list(damages)
-        sums = [0.0, *itertools.accumulate(min(weight, LARGEST) for weight in damages.values())]
+        units = list(sizes)
+        sums = [0.0, *itertools.accumulate(min(size, LARGEST) for size in sizes.values())]
         low, high = 0, len(units)
         while high - low > 1 and len(self.trials) < self.most:
             middle = bisect.bisect_left(sums, (sums[low] + sums[high]) / 2, low + 1, high - 1)
