@@ -85,13 +85,9 @@ def results_kept(
 
 def kept_of(task: str, reference: Any, candidate: Any, limits: Mapping[str, float]) -> Kept:
     """Return how many results of one sample are kept; those that may drop out of a full list do not count."""
-    row = match(task, 'results', reference, candidate, HALF)
-    lost = row.missing + row.outside
-    matched = row.reference - lost
-    if lost:
-        tied = functools.partial(may_drop_out, reference, candidate, limits)
-        row = match(task, 'results', reference, candidate, HALF, tied=tied)
-    return Kept(matched, matched + row.missing + row.outside)
+    tied = functools.partial(may_drop_out, reference, candidate, limits)
+    row = match(task, 'results', reference, candidate, HALF, tied=tied)
+    return Kept(row.matched, row.matched + row.missing + row.outside)
 
 
 def may_drop_out(
@@ -108,7 +104,7 @@ def may_drop_out(
     """
     end = limits.get('score_thr', 0.0)
     if len(candidate.scores) in [limits.get(name) for name in LIMITS]:
-        end = max(end, min(candidate.scores.min(), reference.scores.min()))
+        end = max(end, min(candidate.scores.min(), reference.scores.min(initial=1.0)))
     return [(row, None) for row in (*missing, *outside) if reference.scores[row] <= end + HALF.score]
 
 

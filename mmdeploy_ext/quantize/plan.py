@@ -16,11 +16,10 @@ from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.passes.fp16 import LOWER, of_opset, required_fp32, to_lower
 from mmdeploy_ext.graph.passes.precision import with_fp16_metadata
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
-from mmdeploy_ext.quantize.compact import compact
 from mmdeploy_ext.quantize.damage import Damage, Measured, counted, units_of
 from mmdeploy_ext.quantize.dense import QUANTISE
 from mmdeploy_ext.quantize.dense_layers import is_quantised
-from mmdeploy_ext.quantize.search import Search
+from mmdeploy_ext.quantize.search import MOST_TRIALS_INT8, Search
 from mmdeploy_ext.quantize.views import table
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import ModelFileError, escape
@@ -131,7 +130,7 @@ class Planner:
         models = dict(self.models)
         if layers:
             graph = self.quantiser.graph
-            models[self.quantised] = compact(graph.joined(self.quantiser.network(layers)))
+            models[self.quantised] = graph.joined(self.quantiser.network(layers))
             nodes = graph.int8_nodes(layers, between=self.quantiser.outputs)
             patterns = ['QuantizeLinear', 'DequantizeLinear', *map(glob.escape, nodes), *patterns]
         if lower == 'fp32':
@@ -155,7 +154,11 @@ class Planner:
             rows += [self._row(unit, 'fp32', damages, lower, search, needed) for unit in needed]
         layers: list[str] = []
         if 'int8' in precisions:
-            search = Search(lambda units: self.run(self.written(lower, patterns, self._int8(units))), least)
+            search = Search(
+                lambda units: self.run(self.written(lower, patterns, self._int8(units))),
+                least,
+                MOST_TRIALS_INT8,
+            )
             damages, needed = self._searched(search, self.layers, kept, self._damages_of_layers)
             layers, kept, lowest = self._int8(needed), search.kept(needed), search.kept(())
             trials += len(search.trials)
@@ -188,8 +191,9 @@ class Planner:
         if search.holds(()):
             return {}, []
         damages = measure()
-        weights = {unit: damages[unit].weight for unit in units if unit in damages}
-        needed = search.higher(dict(sorted(weights.items(), key=lambda entry: -entry[1])), before)
+        worst = sorted((unit for unit in units if unit in damages), key=lambda unit: -damages[unit].weight)
+        sizes = {unit: damages[unit].products or damages[unit].weight for unit in worst}
+        needed = search.higher(sizes, before)
         return damages, [unit for unit in units if unit in needed]
 
     def _counts(self, path: str) -> dict[str, tuple[int, int]]:
