@@ -78,9 +78,7 @@ def commands_of(page: str) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize(
-    'page', in_suite(COMMAND_PAGES, 'README.md', 'docs/run.md', 'docs/any-module.md', 'docs/SKILL.md')
-)
+@pytest.mark.parametrize('page', in_suite(COMMAND_PAGES, 'README.md', 'docs/run.md', 'docs/any-module.md'))
 def test_the_commands_of_a_page(page, tmp_path, monkeypatch, capfd):
     for name in ('configs', 'demo', 'tools', 'mmdeploy_ext'):
         (tmp_path / name).symlink_to(REPOSITORY / name)

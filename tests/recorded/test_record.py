@@ -183,7 +183,15 @@ def test_random_weights_are_not_recorded(request_of_toy, recorded, tmp_path, mon
     name = next(name for name in state if name.endswith('atss_reg.weight'))
     state[name] = state[name][:, :-1]
     torch.save(checkpoint, tmp_path / 'other.pth')
-    words = ['record.py', CONFIG, tmp_path / 'other.pth', '--inputs', folder / 'ask', '--out', tmp_path / 'rec']
+    words = [
+        'record.py',
+        CONFIG,
+        tmp_path / 'other.pth',
+        '--inputs',
+        folder / 'ask',
+        '--out',
+        tmp_path / 'rec',
+    ]
     monkeypatch.setattr(sys, 'argv', [*map(str, words)])
     monkeypatch.setattr(sys, 'path', [*sys.path])
     with pytest.raises(SystemExit, match=name):
