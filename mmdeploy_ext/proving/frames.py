@@ -166,7 +166,7 @@ def check_frames(
     graphs = contract_of(family, options).graphs(detector.model, options)
     specs = {graph.name: graph.spec for graph in graphs}
     export_graph = file_checks.of_graphs(detector, before_plan(options, files[-1].edits))
-    for file in files:
+    for place, file in enumerate(files):
         check_contents(proof, file, detector.rule, specs.get(file.name))
         if file is files[-1]:
             add_checks(proof, file, companions_checks(detector, options, Path(file.path).parent))
@@ -175,8 +175,9 @@ def check_frames(
             file_checks.compare_with_fresh_export, file.model, export, file.name, file.edits
         )
         check_graph(proof, file, compare)
+        del compare
+        files[place] = file = without_weights(file)
     check_model(proof)
-    proof.files = [*map(without_weights, files)]
     rule = files[-1].metadata.preprocess
     proof.results.preprocessing = compare_preparation(detector, rule, samples, unit)
     return proof

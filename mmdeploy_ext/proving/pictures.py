@@ -193,8 +193,9 @@ def check_pictures(
     proof = start(detector, [file], options, engine_options([file], kind, engine), claims, facts)
     check_contents(proof, file, rule_of(detector, options), make_metadata(detector, options).spec)
     check_graph(proof, file, lambda: compare_graph(detector, file.model, options, pictures[0][1], file.edits))
+    file = without_weights(file)
+    proof.files = [file]
     check_model(proof)
-    proof.files = [without_weights(file)]
 
     proof.results.preprocessing = compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
     return proof

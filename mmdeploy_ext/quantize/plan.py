@@ -119,6 +119,7 @@ class Planner:
         self.models, self.run, self.feeds, self.keep = models, run, feeds, tuple(keep)
         self.quantiser, self.quantised, self.layers = quantiser, quantised, tuple(layers)
         self._counted: dict[str, dict[str, tuple[int, int]]] = {}
+        self._measured: dict[str, Measured] = {}
         self.units: dict[str, dict[str, None]] = {}
         for model in models.values():
             for unit, pattern in units_of(model).values():
@@ -147,6 +148,8 @@ class Planner:
         if lower != 'fp32':
             search = Search(lambda units: self.run(self.written(lower, self._patterns(units))), least)
             damages, needed = self._searched(search, list(self.units), before, lambda: self._damages(lower))
+            for path, measured in self._measured.items():
+                measured.see_values(needed, self.feeds[path][:SAMPLES])
             patterns, kept, lowest = self._patterns(needed), search.kept(needed), search.kept(())
             trials += len(search.trials)
             rows += [self._row(unit, 'fp32', damages, lower, search, needed) for unit in needed]
@@ -198,12 +201,13 @@ class Planner:
         damages: dict[str, Damage] = {}
         for path, model in self.models.items():
             measured, terms = Measured(model, precision, required_fp32(model, precision)), self._counts(path)
-            for sample, feeds in enumerate(self.feeds[path][:SAMPLES]):
-                measured.add(feeds, sample)
+            for feeds in self.feeds[path][:SAMPLES]:
+                measured.add(feeds)
             for name, (unit, _) in units_of(model).items():
                 damage = measured.units.get(unit, Damage())
                 damage.terms = max(damage.terms, terms.get(name, (0, 0))[0])
             damages |= measured.units
+            self._measured[path] = measured
         return damages
 
     def _damages_of_layers(self) -> dict[str, Damage]:
