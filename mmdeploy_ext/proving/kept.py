@@ -77,13 +77,18 @@ def results_kept(
                 if isinstance(found, Exception):
                     found = [result[:0] for result in expected]
                 for reference, candidate in zip(expected, found, strict=True):
-                    tied = functools.partial(may_drop_out, reference, candidate, limits)
-                    row = match(task, 'results', reference, candidate, HALF, tied=tied)
-                    total += row.reference
-                    matched += row.reference - row.missing - row.outside
+                    row = kept_of(task, reference, candidate, limits)
+                    matched, total = matched + row.matched, total + row.total
         return Kept(matched, total)
 
     return kept
+
+
+def kept_of(task: str, reference: Any, candidate: Any, limits: Mapping[str, float]) -> Kept:
+    """Return how many results of one sample are kept; those that may drop out of a full list do not count."""
+    tied = functools.partial(may_drop_out, reference, candidate, limits)
+    row = match(task, 'results', reference, candidate, HALF, tied=tied)
+    return Kept(row.matched, row.matched + row.missing + row.outside)
 
 
 def may_drop_out(
@@ -94,13 +99,13 @@ def may_drop_out(
     _: Sequence[int],
     outside: Mapping[int, int],
 ) -> list[tuple[int, None]]:
-    """Return results that may, within the bar of scores, fall below the last of the file's list.
+    """Return results that may, within the bar of scores, fall below the last of a full list.
 
     `missing` have no partner there, `outside` (row -> column) one beyond the bars.
     """
     end = limits.get('score_thr', 0.0)
     if len(candidate.scores) in [limits.get(name) for name in LIMITS]:
-        end = max(end, candidate.scores.min())
+        end = max(end, min(candidate.scores.min(), reference.scores.min(initial=1.0)))
     return [(row, None) for row in (*missing, *outside) if reference.scores[row] <= end + HALF.score]
 
 

@@ -56,8 +56,19 @@ def test_bfloat16_is_written_and_judged_as_such(single, tmp_path):
     assert main([single, CONFIG, CHECKPOINT, '--to', 'bf16', '--keep-results', '0.9', *files]) == 0
     types = {tensor.data_type for tensor in onnx.load(tmp_path / 'b.onnx').graph.initializer}
     assert onnx.TensorProto.BFLOAT16 in types
-    verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'b.onnx', samples=[str(PICTURE)], edited=True)
+    verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'b.onnx', samples=[str(PICTURE)])
     assert verdict.title == 'WITHIN BF16 BARS'
+    assert verdict.of('file')[0].figures['equal'], 'node by node'
+
+
+@pytest.mark.matrix
+def test_int8_with_float16_is_compared_with_a_fresh_export_in_its_plan(single, tmp_path):
+    files = ['--out', str(tmp_path / 'i.onnx'), '--images', str(PICTURE), '--calibrate', str(PICTURE)]
+    words = [single, CONFIG, CHECKPOINT, '--to', 'int8', 'fp16', '--keep-results', '0.9']
+    assert main([*words, *files]) == 0
+    verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'i.onnx', samples=[str(PICTURE)])
+    assert verdict.title == 'WITHIN INT8 BARS'
+    assert verdict.of('file')[0].figures['equal'], 'node by node'
 
 
 @pytest.mark.matrix

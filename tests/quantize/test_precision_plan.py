@@ -10,12 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import run
-from mmdeploy_ext.proving.kept import may_drop_out
+from mmdeploy_ext.proving.kept import kept_of, may_drop_out
 from mmdeploy_ext.quantize.damage import Damage
 from mmdeploy_ext.quantize.dense import DenseQuantiser
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.plan import Planner, check_single
 from mmdeploy_ext.quantize.search import Kept, Search
+from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.util.errors import ExportError, ModelFileError, UsageError
 
 ROWS, COLUMNS = 8, 4
@@ -197,6 +198,19 @@ def test_a_result_behind_the_end_of_a_full_list_may_drop_out():
     )
     limits['max_per_img'] = 100
     assert may_drop_out(reference, full, limits, [1, 2, 3], [], {}) == []
+    limits['max_per_img'] = 4
+    confident = SimpleNamespace(scores=np.float32([0.99, 0.98, 0.97, 0.96]))
+    assert may_drop_out(reference, confident, limits, [0, 1], [], {}) == []
+
+
+def test_a_result_that_may_drop_out_does_not_count():
+    boxes = np.float32([[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]])
+    scores, labels = np.float32([0.9, 0.22, 0.2]), np.zeros(3, np.int64)
+    reference = Detections(boxes, scores, labels)
+    candidate = Detections(boxes + np.float32([[0], [100], [100]]), scores, labels)
+    assert kept_of('bbox2d', reference, candidate, dict(max_per_img=3)) == Kept(1, 1)
+    assert kept_of('bbox2d', reference, candidate, dict(max_per_img=100)) == Kept(1, 3)
+    assert kept_of('bbox2d', reference[:0], candidate, dict(max_per_img=3)) == Kept(0, 0)
 
 
 def test_a_share_that_float32_does_not_keep_is_refused_with_the_best():

@@ -14,6 +14,7 @@ from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.common.runtime import bev_frames
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, YAW_RAD, record_of_pose
 from mmdeploy_ext.runtime.frames import StreamState
+from mmdeploy_ext.runtime.geometry import exact_sigmoid
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.vad.family import VadFamily
 from mmdeploy_ext.systems.vad.model.head import LineEncoder
@@ -21,7 +22,7 @@ from mmdeploy_ext.systems.vad.model.steps import bounds_of
 from mmdeploy_ext.systems.vad.runtime import VadOnnx
 from mmdeploy_ext.util.errors import ConfigError
 from proofs import OF_OTHER_CONTRACTS
-from replay import rows, run_of, with_outputs, with_tensors
+from replay import Replay, rows, run_of, with_outputs, with_tensors
 from toy_frames import VAD as toy
 
 detector, paths = toy.fixtures()
@@ -139,6 +140,34 @@ OFTEN = (
 def test_a_fault_in_our_own_code_is_not_proven(row_of, fault):
     with mock.patch.object(*FAULTS[fault]):
         assert not row_of().passed
+
+
+@pytest.fixture(scope='module')
+def row_at_threshold(detector, paths):
+    """Return a function that runs the files over two frames; in the first a line is at the threshold."""
+    head, frames = detector.model.pts_bbox_head, recorded_frames(detector)[:2]
+    lines = [result.outputs['map_all_cls_scores'][-1, 0] for result, _ in Replay(detector, frames).moments]
+    lowest = [float(exact_sigmoid(logits.max(-1)).min()) for logits in lines]
+    assert lowest[1] < lowest[0] - 1e-3 < head.map_thresh  # all decisions stay
+    with mock.patch.object(head, 'map_thresh', lowest[0] + 1e-6):
+        return rows(detector, paths, frames)
+
+
+@pytest.mark.parametrize(
+    ('moved', 'tied', 'passed'), [((), 0, True), ([0], 1, True), ([1], 0, False), ([0, 1], 1, False)]
+)
+def test_trajectories_may_differ_where_a_line_is_at_the_threshold(
+    detector, row_at_threshold, moved, tied, passed
+):
+    names = [recorded_frames(detector)[index].name for index in moved]
+
+    def run(self, frame, memory):
+        outputs, shift = RUN(self, frame, memory), np.float32(0.01 * (frame.name in names))
+        return dict(outputs, all_traj_preds=outputs['all_traj_preds'] + shift)
+
+    with mock.patch.object(VadOnnx, 'run', run):
+        row = row_at_threshold()
+    assert row.passed is passed and row.tied_frames == tied, row.reasons
 
 
 def test_the_encoder_of_lines_does_not_depend_on_the_order_of_points():
