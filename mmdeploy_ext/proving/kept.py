@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -152,8 +153,8 @@ def _of_frames(
 
 
 def metric_kept(rows: Sequence[MetricRow], name: str) -> Kept:
-    """Return a data set metric; UsageError: the evaluator has no such number."""
+    """Return a data set metric, 0 without results; UsageError: the evaluator has no such number."""
     row = next((row for row in rows if row.name == name), None)
     if row is None:
         raise UsageError(f'--keep-metric {name}: expected one of {", ".join(row.name for row in rows)}')
-    return Kept(row.candidate, row.reference, name)
+    return Kept(0.0 if math.isnan(row.candidate) else row.candidate, row.reference, name)
