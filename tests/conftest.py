@@ -1,8 +1,11 @@
 """What all tests share. Fixtures of one family live in that family's folder."""
 
+import contextvars
 import functools
+import gc
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnxruntime
@@ -41,6 +44,28 @@ def pytest_configure(config) -> None:
         disturb_toys(config.option.disturb)
     session = onnxruntime.InferenceSession
     session.__init__ = one_thread(session.__init__)
+    gc.set_threshold(10_000)  # models and graphs are many objects, and few of them garbage
+
+
+def pytest_collection_finish() -> None:
+    export = sys.modules.get('mmdeploy_ext.exporting.export')
+    if export:
+        export.run = on_a_short_stack(export.run)
+
+
+def on_a_short_stack(run):
+    """Run exports in a thread: TorchScript's tracer copies the stack of Python for each operator."""
+
+    @functools.wraps(run)
+    def call(*args, **kwargs):
+        import torch
+
+        if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+            return run(*args, **kwargs)  # modes are of a thread
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(contextvars.copy_context().run, run, *args, **kwargs).result()
+
+    return call
 
 
 def one_thread(start):

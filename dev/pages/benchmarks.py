@@ -267,7 +267,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     entry: dict[str, Any] = dict(title=title, threads=args.threads, rows=[], notes=[])
     files: dict[str, Path] = {}
     try:
-        if not case.checkpoint and ('make' in args.steps or not checkpoint.exists()):
+        if not case.checkpoint and not checkpoint.exists():
             make('synthetic weights {config} --out {out}', folder / 'seeded.pth', places, work)
         for label, (name, command) in case.files.items():
             if args.files and label not in args.files:
@@ -461,6 +461,14 @@ def draw(lines: Sequence[tuple[Mapping[str, Any], str]], engines: Sequence[str],
     figure.savefig(target, dpi=80, metadata={'Software': None})
 
 
+SERIES = (
+    ('ONNX Runtime', '', '#2f6fb2', '#aac3de'),
+    ('torch.compile', 'D', '#d1495b', '#eba9b0'),
+    ('INT8', 'o', '#edae49', '#f9e0b5'),
+)
+"""Name in README's chart, mark ('': a bar), colours of the present and of older versions."""
+
+
 def draw_best(measured: Sequence[Mapping[str, Any]], target: Path) -> None:
     """Draw README's chart as a PNG file: ratios of ten models to eager PyTorch, detections included."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -471,35 +479,42 @@ def draw_best(measured: Sequence[Mapping[str, Any]], target: Path) -> None:
         return
     figure = Figure(figsize=(8, 1 + 0.27 * len(ratios)), layout='constrained')
     FigureCanvasAgg(figure)
-    axes, places = figure.add_subplot(), range(len(ratios))
-    whole = [one.get('ONNX Runtime', 0) for one in ratios.values()]
-    bars = axes.barh(places, whole, height=0.6, color='#2f6fb2', label='ONNX Runtime')
-    axes.bar_label(bars, fmt='%.2f', padding=4, fontsize=9)
-    for label, marker, colour in (('torch.compile', 'D', '#d1495b'), ('INT8', 'o', '#edae49')):
-        points = [(one[label], place) for place, one in enumerate(ratios.values()) if label in one]
-        if points:
-            axes.scatter(*zip(*points, strict=True), marker=marker, color=colour, label=label, zorder=3)
+    axes = figure.add_subplot()
+    for name, marker, *colours in SERIES:
+        shown = [(place, *one[name]) for place, one in enumerate(ratios.values()) if name in one]
+        for is_old, color in enumerate(colours):
+            label = f'{name}, older version' if is_old else name
+            points = [(place, median) for place, median, old in shown if old == is_old]
+            if not points:
+                continue
+            places, medians = zip(*points, strict=True)
+            if marker:
+                axes.scatter(medians, places, marker=marker, color=color, label=label, zorder=3)
+            else:
+                bars = axes.barh(places, medians, height=0.6, color=color, label=label)
+                axes.bar_label(bars, fmt='%.2f', padding=4, fontsize=9)
     axes.axvline(1.0, color='#1b2330', linewidth=1, linestyle='--', label='eager PyTorch')
-    axes.set_yticks(places, [*ratios])
+    axes.set_yticks(range(len(ratios)), [*ratios])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.05)
     axes.tick_params(axis='y', labelsize=9, length=0)
     axes.spines[['top', 'right', 'left']].set_visible(False)
     axes.set_xlabel('time per image relative to eager PyTorch; lower is faster', fontsize=9)
-    figure.legend(loc='outside upper center', ncols=4, frameon=False, fontsize=9)
+    figure.legend(loc='outside upper center', ncols=3, frameon=False, fontsize=9)
     figure.savefig(target, dpi=110, metadata={'Software': None})
 
 
-def best_ratios(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Return the title of a bar or mark -> the ratio."""
-    found = {}
+def best_ratios(entry: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
+    """Return the title of a bar or mark -> the ratio, and whether an older version measured it."""
+    found: dict[str, tuple[float, bool]] = {}
     for row in entry['rows']:
+        ratio = row['median'], version_of(entry, row) != versions()['mm2onnx']
         if row['engine'] == COMPILED:
-            found['torch.compile'] = row['median']
+            found['torch.compile'] = ratio
         elif row['engine'] == 'onnxruntime' and row['file'] in WHOLE:
-            found['ONNX Runtime'] = row['median']
+            found['ONNX Runtime'] = ratio
         elif row['engine'] == 'onnxruntime' and row['file'].endswith('INT8'):
-            found['INT8'] = min(row['median'], found.get('INT8', 1))
+            found['INT8'] = min(ratio, found.get('INT8', ratio))
     return found
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from marking import in_suite
 from mmdeploy_ext.cli import command
+from proofs import fresh_exports_once, samples_alone
 from refusals import REPOSITORY
 
 VARIABLES = {'$CONFIG': 'configs/demo/atss_toy.py', '$CKPT': 'demo/checkpoints/atss_toy.pth'}
@@ -34,6 +35,7 @@ shutil.copy('demo/atss_toy.onnx', 'work_dirs/full.onnx')
 BEFORE = {
     'docs/models-cameras.md': """
 from mmdeploy_ext.cli import command
+from proofs import fresh_exports_once, samples_alone
 command.main(['synthetic', 'nuscenes', '--root', 'data', '--train-scenes', '1', '--val-scenes', '1',
               '--frames', '2', '--jobs', '1'])
 command.main(['synthetic', 'infos', '--root-path', 'data', '--out-dir', '.', '--extra-tag', 'toy'])
@@ -76,9 +78,7 @@ def commands_of(page: str) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize(
-    'page', in_suite(COMMAND_PAGES, 'README.md', 'docs/run.md', 'docs/any-module.md', 'docs/SKILL.md')
-)
+@pytest.mark.parametrize('page', in_suite(COMMAND_PAGES, 'README.md', 'docs/run.md', 'docs/any-module.md'))
 def test_the_commands_of_a_page(page, tmp_path, monkeypatch, capfd):
     for name in ('configs', 'demo', 'tools', 'mmdeploy_ext'):
         (tmp_path / name).symlink_to(REPOSITORY / name)
@@ -92,22 +92,26 @@ def test_the_commands_of_a_page(page, tmp_path, monkeypatch, capfd):
     if page == 'README.md':
         (tmp_path / f'{OWN}.py').write_text("_base_ = ['configs/demo/atss_toy.py']\n")
         (tmp_path / f'{OWN}.pth').symlink_to(REPOSITORY / VARIABLES['$CKPT'])
-    for program, *words in found:
-        if program == 'python':
-            subprocess.run([sys.executable, *words], check=True)
-        else:
-            assert command.main(words) == 0, f'{" ".join(words)}\n{capfd.readouterr().err}'
+    with fresh_exports_once(), samples_alone():
+        for program, *words in found:
+            if program == 'python':
+                subprocess.run([sys.executable, *words], check=True)
+            else:
+                assert command.main(words) == 0, f'{" ".join(words)}\n{capfd.readouterr().err}'
 
 
 @pytest.mark.parametrize('page', in_suite(PYTHON_PAGES, 'docs/export.md', 'docs/run.md'))
-def test_the_python_of_a_page(page, tmp_path):
-    """In a process of its own: some pages register operators and families."""
+def test_the_python_of_a_page(page, tmp_path, monkeypatch):
     for name in ('configs', 'demo', 'projects', 'mmdeploy_ext'):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     (tmp_path / 'work_dirs').mkdir()
-    script = tmp_path / 'page.py'
-    script.write_text(
-        '\n'.join([IMPORTS, BEFORE.get(page, ''), *blocks_of(page, 'python')]), encoding='utf-8'
-    )
-    ran = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True)
+    code = '\n'.join([IMPORTS, BEFORE.get(page, ''), *blocks_of(page, 'python')])
+    if 'regist' not in code:
+        monkeypatch.chdir(tmp_path)
+        with samples_alone():
+            exec(compile(code, page, 'exec'), {})
+        return
+    # other tests would find the operators and families of the page
+    (tmp_path / 'page.py').write_text(code, encoding='utf-8')
+    ran = subprocess.run([sys.executable, 'page.py'], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]

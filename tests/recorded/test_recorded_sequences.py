@@ -1,5 +1,6 @@
 """Recordings of sweeps and drives: a right one proves, each planted fault fails."""
 
+import contextlib
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from mmdeploy_ext.proving.drive import NEW_SCENE
 from mmdeploy_ext.recorded import record
 from mmdeploy_ext.recorded.results import corners_of
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
-from proofs import fresh_exports_once
+from proofs import fresh_exports_once, samples_alone
 from toy_anchor3d import exported
 from toy_centerpoint import sweep
 from toy_frames import STREAMPETR
@@ -23,11 +24,12 @@ class Recorder:
     """A toy, its file, and what was asked; `record` is the environment of its training."""
 
     def __init__(self, folder, config, checkpoint, files, frames, samples=()):
-        self.folder = folder
+        self.folder, self.inputs = folder, samples_alone if samples else contextlib.nullcontext
         self.request = dict(
             config=config, checkpoint=checkpoint, onnx_file=files, samples=samples, frames=frames
         )
-        ask_read(*self.read(), folder / 'ask')
+        with self.inputs():
+            ask_read(*self.read(), folder / 'ask')
 
     def read(self, **more):
         request = ProofRequest(**self.request, **more)
@@ -44,7 +46,8 @@ class Recorder:
         return out
 
     def verdict(self, recorded):
-        return prove_read(*self.read(recorded=recorded))
+        with self.inputs():
+            return prove_read(*self.read(recorded=recorded))
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -195,7 +195,7 @@ def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
     ('key', 'value', 'message'),
     [
         ('type', 'RTMDet', r"model\.bbox_head\.type='ATSSHead'"),
-        ('type', 'DDQDETR', r"model\.type='DDQDETR': .* \(3 of the 823 "),
+        ('type', 'GLIP', r"model\.type='GLIP': .* \(73 of the 823 "),
         (
             'backbone.type',
             'mmpretrain.TIMMBackbone',
