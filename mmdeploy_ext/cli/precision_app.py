@@ -58,7 +58,7 @@ def build_parser() -> cli.ArgumentParser:
     add('--images --input PATH...', 'samples to compare results on, as in verify', [])
     add('--frames N', 'largest number of frames, or of sweeps per input', type=int)
     shared.add_ignored_keys(parser)
-    add_calibration(parser, '--calibration-images N', 'percentile', required=False)
+    add_calibration(parser, '--calibration-images N', 'percentile', 99.999, required=False)
     return parser
 
 

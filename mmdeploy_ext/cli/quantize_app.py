@@ -76,7 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_calibration(
-    parser: argparse.ArgumentParser, number: str, method: str = DENSE_METHODS[0], required: bool = True
+    parser: argparse.ArgumentParser,
+    number: str,
+    method: str = DENSE_METHODS[0],
+    percentile: float = PERCENTILE,
+    required: bool = True,
 ) -> None:
     """Add the options of ranges and layers; `number`: the option of how many images."""
     add = cli.adder(parser.add_argument_group('calibration of int8'))
@@ -94,11 +98,11 @@ def add_calibration(
     add(number, text, 100, dest='images_of_ranges')
     add(
         '--method',
-        'ranges of activations: minmax, or clipped by percentile or error (default: minmax; NNCF ignores it)',
+        f'ranges of activations: extremes, or clipped by percentile or error (default: {method}; not NNCF)',
         method,
         choices=DENSE_METHODS,
     )
-    add('--percentile P', f'for --method percentile (default: {PERCENTILE})', PERCENTILE)
+    add('--percentile P', f'for --method percentile (default: {percentile})', percentile)
     add('--reduce-range', '7-bit weights, for CPUs without VNNI')
 
     add = cli.adder(parser.add_argument_group('layers'))

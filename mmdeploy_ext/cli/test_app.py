@@ -288,7 +288,7 @@ def finish(
         print(f'{engine}: not evaluated; for metrics, pass --eval METRIC')
         return 0
     facts = dict(model_facts(detector), **run_facts(detector), samples=len(dataset), processes=processes)
-    facts['memory'] = settings.get('memory', 'keep')
+    facts |= dict(memory=settings.get('memory', 'keep'), input_size=tested.input_size())
     facts['evaluation'] = evaluation.settings_text(detector.cfg, args.eval, eval_options)
     metrics = evaluation.evaluate(detector.cfg, dataset, results, args.eval, eval_options)
     precision = backend_config.precision(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +112,11 @@ def model_and_test(
     config: str, cfg_options: Mapping[str, Any] | None = None, samples: Sequence[str] = ()
 ) -> tuple[torch.nn.Module, Callable[[], Iterator[Any]]]:
     """Return the model of a config without weights, and a function that yields results of its test path."""
-    from mmdeploy_ext.kinds import kind_of
     from mmdeploy_ext.parts.samples import run_test_path, samples_of
 
     detector = _of_family(config, cfg_options)
     if detector is not None and not samples:
-        return detector.model, lambda: kind_of(detector.family).test(detector)
+        return detector.model, functools.partial(_results, detector)
     if detector is not None:
         model, cfg = detector.model, detector.cfg
     else:
@@ -126,6 +126,16 @@ def model_and_test(
         model, cfg = unloaded.build(), unloaded.cfg
     sample = samples_of(cfg, samples, 1)[0][0]
     return model, lambda: map(run_test_path, [model], [sample])
+
+
+def _results(detector: Detector) -> Iterator[Any]:
+    from mmdeploy_ext.config.config import refused_by_name
+    from mmdeploy_ext.families.trial import own_forward
+    from mmdeploy_ext.kinds import kind_of
+
+    advice = 'choose another scale in its test pipeline'
+    with refused_by_name(detector.cfg), own_forward(detector.model, 'its generated sample', advice):
+        yield from kind_of(detector.family).test(detector)
 
 
 def _of_family(config: str, cfg_options: Mapping[str, Any] | None) -> Detector | None:

@@ -51,6 +51,7 @@ class MemorySpec(JsonDataclass):
         topk: K; 0 without `scores`.
         propagated: P; 0 without `scores`.
         instances: rows of each kind that is chosen anew; () if older rows stay.
+        decided: outputs that depend on `StepResult.undecided`, with the results of `without_motion`.
     """
 
     tensors: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=dict)
@@ -62,6 +63,7 @@ class MemorySpec(JsonDataclass):
     topk: int = 0
     propagated: int = 0
     instances: tuple[InstanceRows, ...] = ()
+    decided: tuple[str, ...] = ()
 
     def judged_by(self, spec: GraphSpec) -> Self:
         """The memory with a graph's output tolerances, below float32."""

@@ -37,21 +37,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.util.dump import DumpWriter
 
 
-class PublishedDetector(Network):
-    def __init__(self, model: nn.Module) -> None:
-        from mmcv.parallel import MMDataParallel
-
-        device = next(model.parameters()).device
-        ids = [device.index or 0] if device.type == 'cuda' else [-1]
-        self.model = MMDataParallel(model, device_ids=ids)
-        if device.type == 'cpu':
-            self.model.device_ids = []
-
-    def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        with torch.no_grad():
-            return self.model(return_loss=False, rescale=True, **data)
-
-
 @dataclasses.dataclass(eq=False)
 class BackendDetector(Network):
     """An image detector on a backend: stages in PyTorch, or a file on an engine."""

@@ -121,7 +121,7 @@ def export_stages(
         for graph_pass in stage.passes:
             model, _ = graph_pass(model)
     if options.get('dynamic') is False:  # files of pictures have the option
-        model, _ = compute_constants(model)
+        compute_constants(model)
     model, _ = zero_denormals(_with_exact_sums(model, options))
     if options.simplify:
         model = simplify(model)

@@ -49,8 +49,10 @@ def failing_module(model: nn.Module, error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def own_forward(model: nn.Module, height: int, width: int) -> Iterator[None]:
-    """Raise ConfigError with the module's path if the model fails in the block."""
+def own_forward(
+    model: nn.Module, sample: str, advice: str = 'pass a --shape that the model supports'
+) -> Iterator[None]:
+    """Raise ConfigError with the module's path if the model fails in the block, on a `sample`."""
     try:
         yield
     except Mm2OnnxError:
@@ -59,8 +61,7 @@ def own_forward(model: nn.Module, height: int, width: int) -> Iterator[None]:
         module = failing_module(model, error) or type(model).__name__
         reason = f'{type(error).__name__}: {one_line(error)}{users_line(error)}'
         raise ConfigError(
-            f'{module}: the model does not run on an image of {height} x {width}: {reason}; correct the '
-            'config, or pass a --shape that the model supports'
+            f'{module}: the model does not run on {sample}: {reason}; correct the config, or {advice}'
         ) from error
 
 
@@ -171,7 +172,7 @@ def _run(family: Any, model: nn.Module, options: Options) -> None:
     if not tensors:
         return
     try:
-        with own_forward(model, options.height, options.width), torch.no_grad():
+        with own_forward(model, f'an image of {options.height} x {options.width}'), torch.no_grad():
             outputs = stage.module(*tensors)
     except ConfigError as error:
         if INTERNAL in str(error):

@@ -16,12 +16,14 @@ from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import attributes, changes, constant_change, exact_text
 from mmdeploy_ext.graph.io.index import (
+    Index,
     all_nodes,
     array_bytes,
     bodies,
     captured,
     constant_value,
     node_label,
+    operator_name,
     opsets_of,
     schema_of,
 )
@@ -223,10 +225,7 @@ def is_same_structure(model: onnx.ModelProto, reference: onnx.ModelProto) -> boo
 
 def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[GraphDifference]:
     """Walk both graphs of equal structure back from their outputs, and compare the constants of each pair."""
-    constants = Constants()
-    programs = Program(model, constants), Program(reference, constants)
-    indices = tuple(program.index for program in programs)
-    values, reference_values = ({**program.constants, **program.defaults} for program in programs)
+    indices = Index(model), Index(reference)
     pending = [(*names, -1) for names in zip(*(index.outputs for index in indices), strict=True)]
     details: dict[tuple[str, str], str] = {}
     readers: dict[tuple[str, str], set[int]] = {}
@@ -236,7 +235,7 @@ def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -
         readers.setdefault((name, reference_name), set()).add(reader)
         if not is_new:
             continue
-        value, expected = values.get(name), reference_values.get(reference_name)
+        value, expected = _constant(indices[0], name), _constant(indices[1], reference_name)
         if value is not None and expected is not None:
             if not _is_close(value, expected):
                 details[name, reference_name] = f'{name}: {constant_change(value, expected)[0]}'
@@ -263,6 +262,16 @@ def _constants_that_differ(model: onnx.ModelProto, reference: onnx.ModelProto) -
         module = module_path(nodes[first]) if first >= 0 else ''
         found.append(GraphDifference('initializer', where, module, details[key], more))
     return found
+
+
+def _constant(index: Index, name: str) -> np.ndarray | None:
+    """Return an initializer, a Constant node's value, or the one that an Identity copies."""
+    if name in index.constants:
+        return numpy_helper.to_array(index.constants[name])
+    if (position := index.producer(name)) is None:
+        return None
+    node = index.nodes[position]
+    return _constant(index, node.input[0]) if operator_name(node) == 'Identity' else constant_value(node)
 
 
 def _inner_constants(node: onnx.NodeProto, model: onnx.ModelProto) -> list[np.ndarray]:

@@ -141,17 +141,14 @@ class Images(Kind):
         self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
     ) -> list[MetricRow]:
         from mmdeploy_ext.engines import build_backend
-        from mmdeploy_ext.evaluate.detector import BackendDetector, PublishedDetector
+        from mmdeploy_ext.evaluate.detector import BackendDetector, TorchDetector
         from mmdeploy_ext.proving.levels.metrics import compare_metrics
 
         with build_backend(path=paths[0], **engine) as backend:
-            metadata = backend.metadata
-            detectors = (
-                PublishedDetector(detector.model),
-                BackendDetector(backend, detector.family, metadata),
-            )
-            precision = backend.computes_in or metadata.precision
-            return compare_metrics(detector.cfg, *detectors, names, precision)
+            candidate = BackendDetector(backend, detector.family, backend.metadata)
+            reference = TorchDetector(detector.family.reference(detector.model), candidate)
+            precision = backend.computes_in or backend.metadata.precision
+            return compare_metrics(detector.cfg, reference, candidate, names, precision)
 
     def observed_options(self, family: Family, form: str, size: tuple[int, int], dynamic: bool) -> Options:
         # opset 0 is the default: no stage depends on it; trials use --opset-version

@@ -90,6 +90,10 @@ class TestedModel(abc.ABC):
         """Optional facts in the manifest of a dump."""
         return {}
 
+    def input_size(self) -> list[int] | None:
+        """(H, W) to which images are padded; None: sizes of the pipeline."""
+        return None
+
     @abc.abstractmethod
     def file_suffix(self) -> str:
         """Suffix of the file or folder in the work directory."""
@@ -133,6 +137,9 @@ class ImageModel(TestedModel):
 
     def dump_facts(self) -> dict[str, Any]:
         return dict(form=self.options.form)
+
+    def input_size(self) -> list[int] | None:
+        return None if self.options.dynamic else [self.options.height, self.options.width]
 
     @contextlib.contextmanager
     def in_torch(self, detector: Detector, dump: DumpWriter | None) -> Iterator[Network]:

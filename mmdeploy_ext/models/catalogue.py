@@ -23,6 +23,8 @@ SHARED_2D = {
         'ConditionalDetrTransformerDecoder', 'DABDetrTransformerDecoder', 'DABDetrTransformerEncoder',
     ),
     'convnext': ('ConvNeXt',),
+    'crowddet': ('MultiInstanceBBoxHead',),
+    'ddq': ('DDQDETR', 'DDQDETRHead', 'DDQTransformer', 'DDQTransformerDecoder'),
     'dino': ('DINO', 'DINOHead', 'DinoTransformer', 'DinoTransformerDecoder'),
     'instance_masks': (
         'BoxInst', 'BoxInstBboxHead', 'BoxInstMaskHead', 'CondInst', 'CondInstBboxHead', 'CondInstMaskHead',

@@ -29,6 +29,8 @@ Y_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
 """Encoding order of a box cxcywh: y, x, width, height; bound of the sines' periods, from 1 on."""
 LEAST_ODDS = 1e-3
 """Least distance from 0 and 1 of a box's numbers, before the last layer."""
+NO_RESULT = -1e4
+"""Logit of a query without results; its sigmoid is 0."""
 TRAINS = 'DINO cannot train here; use mmdet 3'
 
 
@@ -66,22 +68,39 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
         reference_points: torch.Tensor,
         valid_ratios: torch.Tensor,
         reg_branches: nn.ModuleList,
+        cls_branches: nn.ModuleList,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the last queries (Q, B, D), normalised, and their boxes (B, Q, 4).
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return the last queries (Q, B, D), normalised, their boxes (B, Q, 4), and `seen`.
 
         `query` is (Q, B, D), `reference_points` boxes cxcywh (B, Q, 4) relative to the image without padding,
         `valid_ratios` (B, L, 2) shares of each map's width and height in the image.
         """
-        scale = torch.cat([valid_ratios, valid_ratios], -1)[:, None]
+        scale, seen = torch.cat([valid_ratios, valid_ratios], -1)[:, None], None
         for index, layer in enumerate(self.layers):
             boxes = reference_points[:, :, None] * scale
             places = self.ref_point_head(self.encoded(boxes[:, :, 0])).transpose(0, 1)
-            query = layer(query, *args, query_pos=places, reference_points=boxes, **kwargs)
+            masks = self.attention_masks(seen)
+            query = layer(query, *args, query_pos=places, reference_points=boxes, attn_masks=masks, **kwargs)
             if index < len(self.layers) - 1:
-                steps = reg_branches[index](query.transpose(0, 1))
+                rows = query.transpose(0, 1)
+                steps = reg_branches[index](rows)
                 reference_points = (steps + inverse_sigmoid(reference_points, eps=LEAST_ODDS)).sigmoid()
-        return self.norm(query), reference_points
+                seen = self.seen(seen, cls_branches[index](rows), reference_points)
+        return self.norm(query), reference_points, seen
+
+    def seen(
+        self, seen: torch.Tensor | None, logits: torch.Tensor, boxes: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Return (B, Q, Q) bool, which query looks at which in the next layer; None: at all.
+
+        Those in row 0 give results.
+        """
+        return None
+
+    def attention_masks(self, seen: torch.Tensor | None) -> list[torch.Tensor | None] | None:
+        """Return the masks of a layer's attentions."""
+        return None
 
     def encoded(self, boxes: torch.Tensor) -> torch.Tensor:
         """Return the encoding (B, Q, 2 * D) of boxes cxcywh (B, Q, 4)."""
@@ -103,15 +122,15 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         self,
         mlvl_feats: Sequence[torch.Tensor],
         mlvl_masks: Sequence[torch.Tensor],
-        query_embed: torch.Tensor,
+        query_embed: nn.Embedding | None,
         mlvl_pos_embeds: Sequence[torch.Tensor],
         reg_branches: nn.ModuleList,
         cls_branches: nn.ModuleList,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the last queries (Q, B, D), normalised, and their boxes (B, Q, 4).
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return the last queries (Q, B, D), normalised, their boxes (B, Q, 4), and `seen`.
 
-        `mlvl_feats` are (B, D, h, w), `mlvl_masks` (B, h, w) bool, True in padding, `query_embed` (Q, D),
+        `mlvl_feats` are (B, D, h, w), `mlvl_masks` (B, h, w) bool, True in padding, `query_embed` of (Q, D),
         `mlvl_pos_embeds` (B, D, h, w); branches are of each layer, then of the tokens.
         """
         device = mlvl_feats[0].device
@@ -137,32 +156,35 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
             reference_points=self.get_reference_points(shapes, ratios, device=device),
             **common,
         )
-        boxes = self.best_boxes(memory.transpose(0, 1), padded, shapes, reg_branches[-1], cls_branches[-1])
+        tokens, last = memory.transpose(0, 1), self.decoder.num_layers
+        rows, proposals = self.gen_encoder_output_proposals(tokens, padded, shapes)
+        moved, logits = reg_branches[last](rows) + proposals, cls_branches[last](rows)
+        query, boxes = self.first_queries(tokens, logits, moved, query_embed)
         return self.decoder(
-            query_embed[:, None].expand(-1, memory.shape[1], -1),
+            query.transpose(0, 1),
             key=None,
             value=memory,
             key_padding_mask=padded,
             reference_points=boxes,
             reg_branches=reg_branches,
+            cls_branches=cls_branches,
             **common,
         )
 
-    def best_boxes(
+    def first_queries(
         self,
-        memory: torch.Tensor,
-        padded: torch.Tensor,
-        shapes: torch.Tensor,
-        moves: nn.Module,
-        scores: nn.Module,
-    ) -> torch.Tensor:
-        """Return the boxes (B, Q, 4) cxcywh of the tokens with the highest class scores, best first.
+        tokens: torch.Tensor,
+        logits: torch.Tensor,
+        moved: torch.Tensor,
+        query_embed: nn.Embedding | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return queries (B, Q, D) and boxes (B, Q, 4) cxcywh, those of the best tokens, best first.
 
-        `memory` is (B, S, D), `padded` (B, S) bool, `shapes` (L, 2) h, w of each map.
+        `tokens` are (B, S, D), `logits` (B, S, C), `moved` (B, S, 4) boxes before the sigmoid.
         """
-        rows, proposals = self.gen_encoder_output_proposals(memory, padded, shapes)
-        best = scores(rows).amax(-1).topk(self.two_stage_num_proposals, 1)[1]
-        return (moves(rows) + proposals).gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
+        best = logits.amax(-1).topk(self.two_stage_num_proposals, 1)[1]
+        boxes = moved.gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
+        return query_embed.weight[None].expand(len(tokens), -1, -1), boxes
 
 
 @registered_if_named(HEADS)
@@ -190,17 +212,20 @@ class DINOHead(dense_heads.DeformableDETRHead):
         Features are (B, D, h, w); metas have `batch_input_shape` and `img_shape`.
         """
         masks = self.masks(mlvl_feats, img_metas)
-        query, reference = self.transformer(
+        query, reference, seen = self.transformer(
             mlvl_feats,
             masks,
-            self.query_embedding.weight,
+            self.query_embedding,
             [self.positional_encoding(mask) for mask in masks],
             reg_branches=self.reg_branches,
             cls_branches=self.cls_branches,
         )
         query, last = query.transpose(0, 1), self.transformer.decoder.num_layers - 1
         boxes = (self.reg_branches[last](query) + inverse_sigmoid(reference)).sigmoid()
-        return self.cls_branches[last](query)[None], boxes[None], None, None
+        logits = self.cls_branches[last](query)
+        if seen is not None:
+            logits = torch.where(seen[:, 0, :, None], logits, NO_RESULT)
+        return logits[None], boxes[None], None, None
 
     def masks(
         self, mlvl_feats: Sequence[torch.Tensor], img_metas: Sequence[Mapping[str, Any]]

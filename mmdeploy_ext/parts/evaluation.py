@@ -4,22 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.evaluate.detector import PublishedDetector
+import torch
+
+from mmdeploy_ext.evaluate.loop import Network
 from mmdeploy_ext.parts.swap import open_sessions, swapped
 from mmdeploy_ext.proving.levels.metrics import compare_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from torch import nn
+
     from mmdeploy_ext.parts.folder import CutFolder
     from mmdeploy_ext.parts.model import ModelFactory
     from mmdeploy_ext.verdict.results import MetricRow
 
 
-class OneByOneDetector(PublishedDetector):
+class OneByOneDetector(Network):
     """A detector for single samples in data set order, as parts and memories require."""
 
     one_by_one = True
+
+    def __init__(self, model: nn.Module) -> None:
+        from mmcv.parallel import MMDataParallel
+
+        device = next(model.parameters()).device
+        ids = [device.index or 0] if device.type == 'cuda' else [-1]
+        self.model = MMDataParallel(model, device_ids=ids)
+        if device.type == 'cpu':
+            self.model.device_ids = []
+
+    def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
+        with torch.no_grad():
+            return self.model(return_loss=False, rescale=True, **data)
 
 
 class SwappedDetector(OneByOneDetector):

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext import detector_files as files
-from mmdeploy_ext.contract.metadata import OF_SPARSE_GRAPHS, PREFIX
+from mmdeploy_ext.contract.metadata import BF16, OF_SPARSE_GRAPHS, PREFIX
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.contract.spec import written_precision
 from mmdeploy_ext.detector import prepare_fixed
@@ -24,6 +24,8 @@ from mmdeploy_ext.graph import signature
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import openable
 from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
+from mmdeploy_ext.graph.passes.fp16 import BF16_OPSET
+from mmdeploy_ext.proving.planned import plan_of, with_plan_of
 from mmdeploy_ext.quantize.dense import QUANTISE
 from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 from mmdeploy_ext.verdict.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphDifference, GraphResult
@@ -79,12 +81,14 @@ def of_graphs(detector: Detector, options: Options) -> Callable[[str], onnx.Mode
 
 
 def not_compared(
-    name: str, nodes: int, edits: Sequence[str], *, edited: bool, written: bool
+    name: str, nodes: int, edits: Sequence[str], *, edited: bool, written: bool, planned: bool = False
 ) -> GraphResult | None:
-    """Return the result of a file that needs no fresh export, else None."""
+    """Return the result of a file that needs no fresh export, else None; `planned`: see `plan_of`."""
     others = [edit for edit in edits if not edit.startswith(QUANTISE)]
     if written or edited:
         return GraphResult(name, nodes, False, left_out=AS_WRITTEN if written else EDITED)
+    if planned:
+        return None
     if others:
         commands = ', '.join(dict.fromkeys(others))
         error = f'edited by graph {commands}: pass --edited to compare only the outputs'
@@ -92,14 +96,18 @@ def not_compared(
     return GraphResult(name, nodes, False, left_out=QUANTIZED) if edits else None
 
 
-def compare_with_fresh_export(model: onnx.ModelProto, export: Export, name: str = '') -> GraphResult:
-    """Compare a file's nodes, weights, and sparse metadata with its fresh export."""
+def compare_with_fresh_export(
+    model: onnx.ModelProto, export: Export, name: str = '', edits: Sequence[str] = ()
+) -> GraphResult:
+    """Compare a file's nodes, weights, and sparse metadata with its fresh export, changed by its plan."""
     nodes = count_nodes(model)
     try:
         fresh = export()
     except Mm2OnnxError as error:
         text = f'no fresh export to compare with: {one_line(error)[:500]}'
         return GraphResult(name, nodes, False, error=text)
+    if plan := plan_of(model, edits):
+        fresh = with_plan_of(model, plan, fresh)
     found = differing_facts(model, fresh) or signature.differences(model, fresh)
     return GraphResult(name, nodes, not found, tuple(found))
 
@@ -130,11 +138,12 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata, edited: bool = F
     Edited files may have another opset.
     """
     opset = metadata.options['opset']
+    opset = max(opset, BF16_OPSET) if BF16 in metadata.edits else opset
     opsets = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
     is_asked = opsets == [opset] or (edited and len(opsets) == 1)
     # an undeclared float16 file would be judged by the bars of float32
     claimed, precision = metadata.options.get('precision') or 'fp32', written_precision(model)
-    claimed = metadata.precision if metadata.precision == 'bf16' else claimed
+    claimed = 'bf16' if BF16 in metadata.edits else claimed
     return [
         check_valid(model),
         check_inference(model),

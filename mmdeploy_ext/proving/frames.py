@@ -18,6 +18,7 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.open_points import count_voxels, unreached
+from mmdeploy_ext.proving.planned import before_plan
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.proof import (
@@ -164,16 +165,19 @@ def check_frames(
     proof = start(detector, files, options, engine_options(files, kind, engine), claims, facts)
     graphs = contract_of(family, options).graphs(detector.model, options)
     specs = {graph.name: graph.spec for graph in graphs}
-    export_graph = file_checks.of_graphs(detector, options)
-    for file in files:
+    export_graph = file_checks.of_graphs(detector, before_plan(options, files[-1].edits))
+    for place, file in enumerate(files):
         check_contents(proof, file, detector.rule, specs.get(file.name))
         if file is files[-1]:
             add_checks(proof, file, companions_checks(detector, options, Path(file.path).parent))
         export = functools.partial(export_graph, file.name)
-        compare = functools.partial(file_checks.compare_with_fresh_export, file.model, export, file.name)
+        compare = functools.partial(
+            file_checks.compare_with_fresh_export, file.model, export, file.name, file.edits
+        )
         check_graph(proof, file, compare)
+        del compare
+        files[place] = file = without_weights(file)
     check_model(proof)
-    proof.files = [*map(without_weights, files)]
     rule = files[-1].metadata.preprocess
     proof.results.preprocessing = compare_preparation(detector, rule, samples, unit)
     return proof

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -76,25 +77,36 @@ def results_kept(
                 if isinstance(found, Exception):
                     found = [result[:0] for result in expected]
                 for reference, candidate in zip(expected, found, strict=True):
-                    row = match(task, 'results', reference, candidate, HALF)
-                    matched, total = matched + row.matched, total + row.reference
-                    if row.missing:
-                        tied = functools.partial(may_drop_out, reference, candidate, limits)
-                        without = match(task, 'results', reference, candidate, HALF, tied=tied)
-                        matched += row.missing - without.missing
+                    row = kept_of(task, reference, candidate, limits)
+                    matched, total = matched + row.matched, total + row.total
         return Kept(matched, total)
 
     return kept
 
 
+def kept_of(task: str, reference: Any, candidate: Any, limits: Mapping[str, float]) -> Kept:
+    """Return how many results of one sample are kept; those that may drop out of a full list do not count."""
+    tied = functools.partial(may_drop_out, reference, candidate, limits)
+    row = match(task, 'results', reference, candidate, HALF, tied=tied)
+    return Kept(row.matched, row.matched + row.missing + row.outside)
+
+
 def may_drop_out(
-    reference: Any, candidate: Any, limits: Mapping[str, float], missing: Sequence[int], *_: Any
+    reference: Any,
+    candidate: Any,
+    limits: Mapping[str, float],
+    missing: Sequence[int],
+    _: Sequence[int],
+    outside: Mapping[int, int],
 ) -> list[tuple[int, None]]:
-    """Return missing results whose scores may, within the bar, fall below the last of the file's list."""
+    """Return results that may, within the bar of scores, fall below the last of a full list.
+
+    `missing` have no partner there, `outside` (row -> column) one beyond the bars.
+    """
     end = limits.get('score_thr', 0.0)
     if len(candidate.scores) in [limits.get(name) for name in LIMITS]:
-        end = max(end, candidate.scores.min())
-    return [(row, None) for row in missing if reference.scores[row] <= end + HALF.score]
+        end = max(end, min(candidate.scores.min(), reference.scores.min(initial=1.0)))
+    return [(row, None) for row in (*missing, *outside) if reference.scores[row] <= end + HALF.score]
 
 
 def _of_pictures(
@@ -141,8 +153,8 @@ def _of_frames(
 
 
 def metric_kept(rows: Sequence[MetricRow], name: str) -> Kept:
-    """Return a data set metric; UsageError: the evaluator has no such number."""
+    """Return a data set metric, 0 without results; UsageError: the evaluator has no such number."""
     row = next((row for row in rows if row.name == name), None)
     if row is None:
         raise UsageError(f'--keep-metric {name}: expected one of {", ".join(row.name for row in rows)}')
-    return Kept(row.candidate, row.reference, name)
+    return Kept(0.0 if math.isnan(row.candidate) else row.candidate, row.reference, name)

@@ -21,6 +21,7 @@ from mmdeploy_ext.proving import file_checks, half_precision
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs, smaller_size
 from mmdeploy_ext.proving.open_points import counts_of_images, limits_of, unreached
+from mmdeploy_ext.proving.planned import before_plan
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
     AGAIN,
@@ -191,22 +192,27 @@ def check_pictures(
     )
     proof = start(detector, [file], options, engine_options([file], kind, engine), claims, facts)
     check_contents(proof, file, rule_of(detector, options), make_metadata(detector, options).spec)
-    check_graph(proof, file, lambda: compare_graph(detector, file.model, options, pictures[0][1]))
+    check_graph(proof, file, lambda: compare_graph(detector, file.model, options, pictures[0][1], file.edits))
+    file = without_weights(file)
+    proof.files = [file]
     check_model(proof)
-    proof.files = [without_weights(file)]
 
     proof.results.preprocessing = compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
     return proof
 
 
 def compare_graph(
-    detector: Detector, model: onnx.ModelProto, options: Options, picture: np.ndarray
+    detector: Detector,
+    model: onnx.ModelProto,
+    options: Options,
+    picture: np.ndarray,
+    edits: Sequence[str] = (),
 ) -> GraphResult:
     """Compare a file with a fresh export; a dynamic one is first traced at a smaller size."""
-    size = options.height, options.width
+    options, size = before_plan(options, edits), (options.height, options.width)
     for traced in dict.fromkeys([smaller_size(detector, options), size]):
         export = file_checks.of_images(detector, options, picture, traced)
-        result = file_checks.compare_with_fresh_export(model, export)
+        result = file_checks.compare_with_fresh_export(model, export, edits=edits)
         if result.equal:
             break
     return result

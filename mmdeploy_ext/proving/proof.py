@@ -12,7 +12,7 @@ from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.config.point_ranges import disagreements
 from mmdeploy_ext.config.user_modules import libraries_not_run
 from mmdeploy_ext.contract import digest
-from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.metadata import BF16, Metadata, read_metadata
 from mmdeploy_ext.graph.io import files as graph_files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
@@ -21,6 +21,7 @@ from mmdeploy_ext.graph.passes.fp16 import LOWER
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
 from mmdeploy_ext.proving.open_points import add_code, untraced_methods
+from mmdeploy_ext.proving.planned import plan_of
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     class_name_notes,
@@ -141,7 +142,8 @@ def engine_options(
 ) -> dict[str, Any]:
     """Return the engine's options: `half_precision.proof_engine` for float16 and bfloat16."""
     is_half = any(
-        {file.metadata.precision, file.options.get('precision')} & LOWER.keys() for file in exported_files
+        BF16 in file.edits or {file.metadata.precision, file.options.get('precision')} & LOWER.keys()
+        for file in exported_files
     )
     return half_precision.proof_engine(kind, engine) if is_half else dict(engine)
 
@@ -187,7 +189,9 @@ def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
 def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> None:
     """Compare a file's graph with `compare`, and its hashes with the model's."""
     nodes, claims = count_nodes(file.model), proof.claims
-    graph = not_compared(file.name, nodes, file.edits, edited=claims.edited, written=claims.written)
+    planned = plan_of(file.model, file.edits) is not None
+    settings = dict(edited=claims.edited, written=claims.written, planned=planned)
+    graph = not_compared(file.name, nodes, file.edits, **settings)
     graph = graph or compare()
     proof.results.graphs.append(graph)
     state = digest.state(file.path)

@@ -1,7 +1,7 @@
 """Effects of lower precision on a graph's values: one run with two values of every tensor.
 
-A tensor is computed in float32, and with rounding inside its unit alone. Stored values are rounded and sums
-are float32, as `graph/passes/round_half.py` simulates it on a CPU.
+A tensor is computed in float32, and with rounding inside its unit alone; a unit is measured at its ends.
+Stored values are rounded and sums are float32, as `graph/passes/round_half.py` simulates it on a CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import Index, bodies, captured, constants_to_initializers
+from mmdeploy_ext.graph.io.index import bodies, captured, constants_to_initializers
 from mmdeploy_ext.graph.io.modules import module_of
 from mmdeploy_ext.graph.passes.fp16 import LARGEST_HALF, LOWER, PRODUCTS
 from mmdeploy_ext.graph.run import Runner, open_session
@@ -35,34 +35,25 @@ LONG_SUM = 4096
 SUMS = ('ReduceSum', 'ReduceMean', 'ReduceL2', 'ReduceSumSquare', 'GlobalAveragePool', 'CumSum', 'Softmax')
 COUNTER = re.compile(r'_\d+$')
 """Call number after a module's name."""
-CONSTANTS = {'~zero': 0.0, '~zeros': [0.0], '~flat': [-1], '~part': 1e-6, '~least': 1e-30}
-LARGEST = (
-    ('Reshape', 'exact ~flat', 'plain'),
-    ('IsInf', 'plain', 'infinite'),
-    ('Where', 'infinite ~zero plain', 'finite'),
-    ('Abs', 'finite', 'sizes'),
-    ('Concat', 'sizes ~zeros', 'some'),
-    ('ReduceMax', 'some', 'Largest'),
-)
-"""Steps to the largest absolute value of a tensor: operator, inputs, output."""
 ERROR = (
+    ('IsInf', 'exact', 'infinite'),
+    ('Where', 'infinite ~zero exact', 'finite'),
     ('ReduceMean', 'finite', 'mean'),
     ('Sub', 'finite mean', 'centred'),
     ('ReduceL2', 'centred', 'spread'),
+    ('ReduceL2', 'finite', 'norm'),
     ('Equal', 'lower exact', 'same'),
     ('Sub', 'lower exact', 'errors'),
     ('Where', 'same ~zero errors', 'off'),
     ('ReduceL2', 'off', 'difference'),
-    ('Mul', 'Largest ~part', 'part'),
-    ('Max', 'spread part ~least', 'scale'),
-    ('Div', 'difference scale', 'Error'),
 )
-"""Further steps to its error, over the spread of its values."""
+"""Steps to the error of a tensor, spread and norm of its values: operator, inputs, output."""
+MEASURED = ('difference', 'spread', 'norm')
 
 
 @dataclasses.dataclass
 class Damage:
-    """The error a unit adds, and the values in it, over all samples.
+    """The error a unit adds, and the values in it, over some samples.
 
     Attributes:
         own: largest error of an output with exact unit inputs, over the spread of its values.
@@ -156,20 +147,21 @@ class Measured:
         """
         model = copy.deepcopy(model)
         constants_to_initializers(model.graph)
-        self.precision, self.fixed = precision, set(fixed)
-        self.index = Index(model)
+        self.precision, self.model, self.fixed = precision, model, set(fixed)
         self.floats = {
             name
             for name, kind in types.infer(model).items()
             if kind.tensor_type.elem_type == TensorProto.FLOAT
         }
         self.units: dict[str, Damage] = {}
+        self.tensors: dict[str, dict[str, None]] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._rounded: set[str] = set()
-        self._watched: dict[str, tuple[str, str, str]] = {}
-        self._session = open_session(self._built(model), 'none', 0)
+        self._ends: dict[str, str] = {}
+        self._session = open_session(self._built(), 'none', 0)
 
-    def _built(self, model: onnx.ModelProto) -> onnx.ModelProto:
+    def _built(self) -> onnx.ModelProto:
+        model, constants = self.model, {tensor.name for tensor in self.model.graph.initializer}
         units = {name: unit for name, (unit, _) in units_of(model).items()}
         unit_of = {name: units[node.output[0]] for node in model.graph.node for name in node.output}
         inner = {name for node in model.graph.node for name in captured(node)}
@@ -180,6 +172,7 @@ class Measured:
         for node in model.graph.node:
             unit = units[node.output[0]]
             self.units.setdefault(unit, Damage())
+            tensors = self.tensors.setdefault(unit, {})
             self._nodes.append(node)
             written = [name for name in node.output if name in self.floats]
             stays = (
@@ -187,6 +180,8 @@ class Measured:
             )
             if not written or stays or not self.floats.intersection(node.input):
                 continue
+            tensors |= dict.fromkeys(name for name in node.input if name in self.floats - constants)
+            tensors |= dict.fromkeys(written)
             new = copy.deepcopy(node)
             new.name = ''
             for place, name in enumerate(node.input):
@@ -194,59 +189,62 @@ class Measured:
                     new.input[place] = lower[name]
                 elif name in self.floats:  # a float32 input of the unit
                     new.input[place] = f'{name}~{unit}'
-                    if self._round(name, f'{name}~{unit}') and name not in self.index.constants:
-                        self._watch(unit, name)
+                    self._round(name, f'{name}~{unit}')
             new.output[:] = [name and f'{name}~exact' for name in node.output]
             self._nodes.append(new)
             for name in written:
                 lower[name] = f'{name}~lower'
                 self._round(f'{name}~exact', lower[name])
-                self._watch(unit, name, lower[name] if name in leaving else '')
+                if name in leaving:
+                    self._compare(unit, name, lower[name])
         graph = onnx.GraphProto(name='damage', input=model.graph.input, node=self._nodes)
         graph.initializer.extend(model.graph.initializer)
-        for name, value in CONSTANTS.items():
-            array = np.asarray(value, np.int64 if name == '~flat' else np.float32)
-            graph.initializer.append(numpy_helper.from_array(array, name))
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._watched)
+        graph.initializer.append(numpy_helper.from_array(np.float32(0), '~zero'))
+        graph.output.extend(
+            onnx.ValueInfoProto(name=f'{name}~{kind}') for name in self._ends for kind in MEASURED
+        )
         result = onnx.ModelProto(ir_version=max(model.ir_version, 8), graph=graph)
         result.opset_import.extend(model.opset_import)
         result.functions.extend(model.functions)
         return result
 
-    def _round(self, name: str, rounded: str) -> bool:
+    def _round(self, name: str, rounded: str) -> None:
         """Add the nodes that round a tensor, unless they are there."""
         if rounded in self._rounded:
-            return False
+            return
         self._rounded.add(rounded)
         casts = ([name, f'{rounded}~', LOWER[self.precision]], [f'{rounded}~', rounded, TensorProto.FLOAT])
         self._nodes += [helper.make_node('Cast', [source], [target], to=to) for source, target, to in casts]
-        return True
 
-    def _watch(self, unit: str, name: str, lower: str = '') -> None:
-        names = dict(exact=name, lower=lower) | {constant: constant for constant in CONSTANTS}
-        for operator, inputs, output in (*LARGEST, *(ERROR if lower else ())):
-            names[output] = f'{name}~{unit}~{output}'
-            options = dict(axis=0) if operator == 'Concat' else {}
-            options |= dict(keepdims=0) if operator.startswith('Reduce') else {}
+    def _compare(self, unit: str, name: str, lower: str) -> None:
+        self._ends[name] = unit
+        names = {'exact': name, 'lower': lower, '~zero': '~zero'}
+        for operator, inputs, output in ERROR:
+            names[output] = f'{name}~{output}'
+            options = dict(keepdims=0) if operator.startswith('Reduce') else {}
             inputs = [names[one] for one in inputs.split()]
             self._nodes.append(helper.make_node(operator, inputs, [names[output]], **options))
-        for function in ('Largest', 'Error') if lower else ('Largest',):
-            self._watched[names[function]] = function, unit, name
 
-    def add(self, feeds: Mapping[str, np.ndarray], sample: int) -> None:
-        """Run one sample."""
+    def add(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Measure the errors of one sample."""
         taken = {value.name for value in self._session.get_inputs()}
         taken |= {value.name for value in self._session.get_overridable_initializers()}
         given = {name: array for name, array in feeds.items() if name in taken}
-        results = self._session.run(list(self._watched), given)
-        for (function, unit, tensor), value in zip(self._watched.values(), map(float, results), strict=True):
-            damage = self.units[unit]
-            if function == 'Largest':
-                damage.see(tensor, sample, value)
-            if math.isnan(value) or (self.precision == 'fp16' and damage.largest > LARGEST_HALF):
-                damage.own = math.inf
-            elif function == 'Error':
-                damage.own = max(damage.own, value)
+        results = np.float64(self._session.run(None, given)).reshape(-1, len(MEASURED))
+        for unit, (difference, spread, norm) in zip(self._ends.values(), results, strict=True):
+            error = difference / max(spread, 1e-6 * norm, 1e-30)
+            self.units[unit].own = max(self.units[unit].own, math.inf if math.isnan(error) else error)
+
+    def see_values(self, units: Sequence[str], samples: Iterable[Mapping[str, np.ndarray]]) -> None:
+        """Note the sizes of values in units."""
+        names = dict.fromkeys(name for unit in units for name in self.tensors.get(unit, ()))
+        runner = Runner(self.model, list(names)) if names else None
+        for sample, feeds in enumerate(samples if runner else ()):
+            arrays = runner.run(feeds)
+            for unit in units:
+                for name in self.tensors.get(unit, ()):
+                    finite = arrays[name][np.isfinite(arrays[name])]
+                    self.units[unit].see(name, sample, float(np.abs(finite).max(initial=0)))
 
 
 def _terms(node: onnx.NodeProto, inputs: Sequence[Any], output: Sequence[int]) -> int:

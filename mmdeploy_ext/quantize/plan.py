@@ -16,11 +16,10 @@ from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.passes.fp16 import LOWER, of_opset, required_fp32, to_lower
 from mmdeploy_ext.graph.passes.precision import with_fp16_metadata
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
-from mmdeploy_ext.quantize.compact import compact
 from mmdeploy_ext.quantize.damage import Damage, Measured, counted, units_of
 from mmdeploy_ext.quantize.dense import QUANTISE
 from mmdeploy_ext.quantize.dense_layers import is_quantised
-from mmdeploy_ext.quantize.search import Search
+from mmdeploy_ext.quantize.search import MOST_TRIALS_INT8, Search
 from mmdeploy_ext.quantize.views import table
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import ModelFileError, escape
@@ -119,6 +118,7 @@ class Planner:
         self.models, self.run, self.feeds, self.keep = models, run, feeds, tuple(keep)
         self.quantiser, self.quantised, self.layers = quantiser, quantised, tuple(layers)
         self._counted: dict[str, dict[str, tuple[int, int]]] = {}
+        self._measured: dict[str, Measured] = {}
         self.units: dict[str, dict[str, None]] = {}
         for model in models.values():
             for unit, pattern in units_of(model).values():
@@ -130,7 +130,7 @@ class Planner:
         models = dict(self.models)
         if layers:
             graph = self.quantiser.graph
-            models[self.quantised] = compact(graph.joined(self.quantiser.network(layers)))
+            models[self.quantised] = graph.joined(self.quantiser.network(layers))
             nodes = graph.int8_nodes(layers, between=self.quantiser.outputs)
             patterns = ['QuantizeLinear', 'DequantizeLinear', *map(glob.escape, nodes), *patterns]
         if lower == 'fp32':
@@ -147,12 +147,18 @@ class Planner:
         if lower != 'fp32':
             search = Search(lambda units: self.run(self.written(lower, self._patterns(units))), least)
             damages, needed = self._searched(search, list(self.units), before, lambda: self._damages(lower))
+            for path, measured in self._measured.items():
+                measured.see_values(needed, self.feeds[path][:SAMPLES])
             patterns, kept, lowest = self._patterns(needed), search.kept(needed), search.kept(())
             trials += len(search.trials)
             rows += [self._row(unit, 'fp32', damages, lower, search, needed) for unit in needed]
         layers: list[str] = []
         if 'int8' in precisions:
-            search = Search(lambda units: self.run(self.written(lower, patterns, self._int8(units))), least)
+            search = Search(
+                lambda units: self.run(self.written(lower, patterns, self._int8(units))),
+                least,
+                MOST_TRIALS_INT8,
+            )
             damages, needed = self._searched(search, self.layers, kept, self._damages_of_layers)
             layers, kept, lowest = self._int8(needed), search.kept(needed), search.kept(())
             trials += len(search.trials)
@@ -185,8 +191,9 @@ class Planner:
         if search.holds(()):
             return {}, []
         damages = measure()
-        weights = {unit: damages[unit].weight for unit in units if unit in damages}
-        needed = search.higher(dict(sorted(weights.items(), key=lambda entry: -entry[1])), before)
+        worst = sorted((unit for unit in units if unit in damages), key=lambda unit: -damages[unit].weight)
+        sizes = {unit: damages[unit].products or damages[unit].weight for unit in worst}
+        needed = search.higher(sizes, before)
         return damages, [unit for unit in units if unit in needed]
 
     def _counts(self, path: str) -> dict[str, tuple[int, int]]:
@@ -198,12 +205,13 @@ class Planner:
         damages: dict[str, Damage] = {}
         for path, model in self.models.items():
             measured, terms = Measured(model, precision, required_fp32(model, precision)), self._counts(path)
-            for sample, feeds in enumerate(self.feeds[path][:SAMPLES]):
-                measured.add(feeds, sample)
+            for feeds in self.feeds[path][:SAMPLES]:
+                measured.add(feeds)
             for name, (unit, _) in units_of(model).items():
                 damage = measured.units.get(unit, Damage())
                 damage.terms = max(damage.terms, terms.get(name, (0, 0))[0])
             damages |= measured.units
+            self._measured[path] = measured
         return damages
 
     def _damages_of_layers(self) -> dict[str, Damage]:

@@ -13,10 +13,13 @@ from mmdeploy_ext.util.errors import ExportError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-MOST_TRIALS = 12
-"""Maximum of runs over all samples; then the smallest valid plan so far is used."""
+MOST_TRIALS, MOST_TRIALS_INT8 = 12, 8
+"""Maximum of runs over all samples; then the smallest valid plan so far is used.
+
+Layers in INT8 add errors of the same size: after a few runs only chance decides which plan holds.
+"""
 LARGEST = 1e6
-"""Largest weight of a unit: infinite errors count the same."""
+"""Largest size of a unit: infinite errors count the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +48,13 @@ class Search:
     Attributes:
         run: units in the higher precision -> `Kept`.
         least: share of the results.
+        most: runs.
         trials: units -> `Kept`, in the order of the runs.
     """
 
     run: Callable[[Collection[str]], Kept]
     least: float
+    most: int = MOST_TRIALS
     trials: dict[frozenset[str], Kept] = dataclasses.field(default_factory=dict)
 
     def kept(self, units: Collection[str]) -> Kept:
@@ -61,8 +66,8 @@ class Search:
     def holds(self, units: Collection[str]) -> bool:
         return self.kept(units).share >= self.least
 
-    def higher(self, damages: Mapping[str, float], start: Kept) -> list[str]:
-        """Return the units that need the higher precision; `damages`: unit -> weight, worst first.
+    def higher(self, sizes: Mapping[str, float], start: Kept) -> list[str]:
+        """Return the units that need the higher precision; `sizes`: unit -> what is halved, worst unit first.
 
         ExportError: even with all units there, `start` loses the share.
         """
@@ -74,10 +79,10 @@ class Search:
                 f'{start.text} are kept, with none {self.kept(()).text}; ask for {start.share:.4f} at most, '
                 f'or find what else differs: {tool("verify")}'
             )
-        units = list(damages)
-        sums = [0.0, *itertools.accumulate(min(weight, LARGEST) for weight in damages.values())]
+        units = list(sizes)
+        sums = [0.0, *itertools.accumulate(min(size, LARGEST) for size in sizes.values())]
         low, high = 0, len(units)
-        while high - low > 1 and len(self.trials) < MOST_TRIALS:
+        while high - low > 1 and len(self.trials) < self.most:
             middle = bisect.bisect_left(sums, (sums[low] + sums[high]) / 2, low + 1, high - 1)
             low, high = (low, middle) if self.holds(units[:middle]) else (middle, high)
         needed = units[:high]
@@ -87,7 +92,7 @@ class Search:
 
     def _without(self, needed: list[str], group: Sequence[str]) -> list[str]:
         """Return the needed units without units of a group that change no results."""
-        if len(self.trials) >= MOST_TRIALS:
+        if len(self.trials) >= self.most:
             return needed
         rest = [unit for unit in needed if unit not in group]
         if self.holds(rest):

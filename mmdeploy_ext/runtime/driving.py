@@ -120,6 +120,11 @@ class DrivingScene(Detections3D):
             line_labels=lines.labels,
         )
 
+    def without_motion(self) -> Self:
+        """Return the scene with all trajectories and the plan at the origin."""
+        names = 'trajectories', 'mode_scores', 'plan_points', 'plan_scores', 'plan_mode'
+        return dataclasses.replace(self, **{name: np.zeros_like(getattr(self, name)) for name in names})
+
     def place(self, index: int) -> dict[str, Any]:
         best = self.mode_scores[index].argmax()
         return super().place(index) | dict(trajectory=self.trajectories[index, best].round(4).tolist())

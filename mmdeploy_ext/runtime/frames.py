@@ -119,11 +119,13 @@ class StepResult:
             10). The PyTorch reference adds `outs_dec` and the memory.
         detections: decoded from them.
         was_reset: the frame had an empty memory; for Sparse4D also after a gap above `max_time_interval`.
+        undecided: decisions of PyTorch so near to a threshold that rounding may change them.
     """
 
     outputs: dict[str, np.ndarray]
     detections: Detections3D
     was_reset: bool = False
+    undecided: int = 0
 
 
 class Stepper(Protocol):

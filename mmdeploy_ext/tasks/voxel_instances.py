@@ -53,7 +53,7 @@ def differences(reference: Occupancy, candidate: Occupancy) -> Differences:
     alone = tuple(
         f'a centre of score {score:.4f} has no partner'
         for score in scores.tolist()
-        if score > ours.floor + SCORE_BAR
+        if abs(score - ours.floor) > SCORE_BAR
     )
     expected = np.where(ours.rows < 0, -1, np.append(row_of, -1)[ours.rows])
     other = (reference.labels == candidate.labels) & (expected != theirs.rows)

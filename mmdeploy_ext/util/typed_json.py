@@ -172,8 +172,8 @@ def _read_union(choices: tuple[Any, ...], value: Any, key: str) -> Any:
         try:
             return read(choice, value, key)
         except Mismatch as error:
-            errors.append(error)
-    raise max(errors, key=lambda error: len(str(error).partition(' ')[0]))  # of the innermost key
+            errors.append(str(error))  # a kept error keeps all frames below it, and their models
+    raise Mismatch(max(errors, key=lambda text: len(text.partition(' ')[0])))  # of the innermost key
 
 
 def _dataclass_of(choices: tuple[Any, ...], value: Mapping[str, Any], key: str) -> Any:

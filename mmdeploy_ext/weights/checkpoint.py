@@ -21,7 +21,7 @@ from torch import Tensor
 from mmdeploy_ext.compat import numpy_checkpoint_globals
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.util.cli import suppress_output
-from mmdeploy_ext.util.errors import CheckpointError, check_distinct, named
+from mmdeploy_ext.util.errors import CheckpointError, check_distinct, named, one_line
 from mmdeploy_ext.util.files import described_kind
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
 from mmdeploy_ext.weights.inert_pickle import INERT_PICKLE
@@ -127,6 +127,11 @@ def read_content(path: str | Path) -> Any:
         if code and 'nsupported' in str(error):
             message = (
                 f'{path}: holds {code.group(1)}, which would run code when loaded; do not load this file'
+            )
+        elif 'TorchScript' in str(error):
+            message = (
+                f'{path}: is a TorchScript archive, not a checkpoint; save its weights with '
+                '`torch.save(torch.jit.load(FILE).state_dict(), OUT)`'
             )
         elif kind:
             message = f'{path}: is not a PyTorch checkpoint: it {kind}'
@@ -377,7 +382,7 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
         with suppress_output():  # mmcv logs each deformable convolution
             result = torch.nn.Module.load_state_dict(model, fitting, strict=False)
     except RuntimeError as error:  # another shape under an older name
-        raise CheckpointError(f'{checkpoint.path}: {error}') from error
+        raise CheckpointError(f'{checkpoint.path}: {one_line(error)}') from error
     for key in result.missing_keys:  # NaN shows if inference uses the key after all
         if key.startswith(ignored) and built[key].is_floating_point():
             built[key].fill_(float('nan'))

@@ -7,7 +7,6 @@ inert objects that keep their state.
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,18 +29,10 @@ def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
     Names are without one `module.`; quantisers' `_amax` are included. CheckpointError: unreadable this way.
     """
     try:
-        if not _is_pickle(path):
-            raise CheckpointError(
-                f'{path}: is a TorchScript archive, or was not written by torch.save. {CONVERT}'
-            )
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about sources of classes that are not installed
             content = torch.load(path, map_location='cpu', weights_only=False, pickle_module=INERT_PICKLE)
         weights = dict(_find_weights(content))
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
     except Exception as error:  # hostile or exotic pickles may raise anything
         raise CheckpointError(
             f'{path}: holds a pickled model that cannot be read without running its code '
@@ -51,15 +42,6 @@ def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f'{path}: has objects but no weights that mm2onnx can find. {CONVERT}')
     with named(path):
         return plain_tensors(weights)
-
-
-def _is_pickle(path: str | Path) -> bool:
-    """A zip archive except TorchScript (which would run code), or a pickle."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return not any(name.endswith('/constants.pkl') for name in archive.namelist())
-    with open(path, 'rb') as file:
-        return file.read(1) == b'\x80'
 
 
 def _find_weights(content: Any) -> Iterator[tuple[str, torch.Tensor]]:

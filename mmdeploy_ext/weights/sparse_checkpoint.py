@@ -93,9 +93,14 @@ def read_source(path: str | Path) -> Source:
     except PickledModelError:
         pass
     except CheckpointError as error:
-        if not isinstance(error.__cause__, pickle.UnpicklingError):
+        if not isinstance(error.__cause__, pickle.UnpicklingError) or not _is_pickle(path):
             raise
     return Source(str(path), 'pickled module', read_pickled(path))
+
+
+def _is_pickle(path: str | Path) -> bool:
+    with open(path, 'rb') as file:
+        return file.read(2) in (b'PK', b'\x80\x02')
 
 
 def load_model(

@@ -92,12 +92,17 @@ def test_a_config_of_mmdet_3_is_read_as_its_translation_with_its_checkpoint(conf
 
 
 def test_a_plugin_of_mmengine_is_named_where_the_model_needs_it(config3):
-    text = config3.read_text() + "custom_imports = dict(imports=['my_backbones'])\n"
+    plain, other = config3.read_text(), "model['backbone'] = dict(type='MyBackbone')\n"
+    text = plain + "custom_imports = dict(imports=['my_backbones'])\n"
     config3.write_text(text)
     assert load_config(str(config3)).model.type == 'DETR'  # its model does without
-    config3.write_text(text + "model['backbone'] = dict(type='MyBackbone')\n")
+    config3.write_text(text + other)
     with pytest.raises(ConfigError, match='my_backbones'):
         load_config(str(config3))
+    config3.write_text(f'{plain}{other}')
+    with pytest.raises(ConfigError, match='MyBackbone') as error:
+        load_config(str(config3))
+    assert 'custom_imports' not in str(error.value)
 
 
 OF_MMDET_2 = [
@@ -148,20 +153,23 @@ OF_MMDET_2 = [
     'yolox/yolox_s_8x8_300e_coco.py',
 ]
 """mmdet 2.28's configs of further heads and backbones, whose models mmdet 3 has letter by letter."""
-RTMDET, DINO = 'configs/rtmdet/rtmdet_l.py', 'tests/families/query/dino_golden.py'
+RTMDET, QUERIES = (
+    'configs/rtmdet/rtmdet_l.py',
+    runpy.run_path(str(REPOSITORY / 'tests/families/query/dino_golden.py'))['MODELS'],
+)
 
 
 def model_of(name):
     """Return the model of a config of mmdet 3, as text."""
     if name in RECORDED:
         return pprint.pformat(RECORDED[name]['model'])
-    if name == DINO:
-        return pprint.pformat(runpy.run_path(str(REPOSITORY / DINO))['MODEL'])
+    if name in QUERIES:
+        return pprint.pformat(QUERIES[name])
     path = str(REPOSITORY / RTMDET) if name == RTMDET else mmdet_config(name)
     return pprint.pformat(Config.fromfile(path).model.to_dict())
 
 
-@pytest.mark.parametrize('name', in_suite([RTMDET, DINO, *RECORDED, *OF_MMDET_2], RTMDET))
+@pytest.mark.parametrize('name', in_suite([RTMDET, *QUERIES, *RECORDED, *OF_MMDET_2], RTMDET))
 def test_a_config_of_each_kind_of_head_is_translated_in_a_fresh_process(name, tmp_path):
     """In this process other tests have imported what registers a model."""
     source, target = tmp_path / 'config3.py', tmp_path / 'config2.py'

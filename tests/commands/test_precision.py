@@ -4,12 +4,15 @@ import shutil
 
 import onnx
 import pytest
+import torch
 
 from mmdeploy_ext import prove
+from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
 from mmdeploy_ext.cli.precision_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 from mmdeploy_ext.util.files import read_json
-from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_demo, load_toy
 
 
 @pytest.fixture(scope='module')
@@ -53,8 +56,19 @@ def test_bfloat16_is_written_and_judged_as_such(single, tmp_path):
     assert main([single, CONFIG, CHECKPOINT, '--to', 'bf16', '--keep-results', '0.9', *files]) == 0
     types = {tensor.data_type for tensor in onnx.load(tmp_path / 'b.onnx').graph.initializer}
     assert onnx.TensorProto.BFLOAT16 in types
-    verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'b.onnx', samples=[str(PICTURE)], edited=True)
+    verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'b.onnx', samples=[str(PICTURE)])
     assert verdict.title == 'WITHIN BF16 BARS'
+    assert verdict.of('file')[0].figures['equal'], 'node by node'
+
+
+@pytest.mark.matrix
+def test_int8_with_float16_is_compared_with_a_fresh_export_in_its_plan(single, tmp_path):
+    files = ['--out', str(tmp_path / 'i.onnx'), '--images', str(PICTURE), '--calibrate', str(PICTURE)]
+    words = [single, CONFIG, CHECKPOINT, '--to', 'int8', 'fp16', '--keep-results', '0.9']
+    assert main([*words, *files]) == 0
+    verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'i.onnx', samples=[str(PICTURE)])
+    assert verdict.title == 'WITHIN INT8 BARS'
+    assert verdict.of('file')[0].figures['equal'], 'node by node'
 
 
 @pytest.mark.matrix
@@ -62,6 +76,24 @@ def test_without_results_there_is_no_criterion(single, capsys):
     words = [single, CONFIG, CHECKPOINT, '--to', 'fp16', '--dry-run', '--cfg-options']
     assert main([*words, 'model.test_cfg.score_thr=0.999']) == 1
     assert '--images' in capsys.readouterr().err
+
+
+@pytest.mark.matrix
+def test_a_metric_is_measured_in_the_simulated_precision(tmp_path):
+    """Values beyond float16 before a norm: ONNX Runtime's float32 on a CPU would keep the metric."""
+    ensure_toy_coco(tmp_path / 'toy', train_images=1, val_images=3)
+    loaded = torch.load(CHECKPOINT, map_location='cpu', weights_only=False)
+    for name, value in loaded['state_dict'].items():
+        if name.startswith('neck.fpn_convs'):
+            value.mul_(1e5)
+    torch.save(loaded, checkpoint := str(tmp_path / 'large.pth'))
+    single = export_toy(load_demo('atss', checkpoint=checkpoint), tmp_path / 'm.onnx')
+    data = dict(ann_file='annotations/instances_val2017.json', img_prefix='val2017/')
+    options = {f'data.test.{key}': f'{tmp_path}/toy/{value}' for key, value in data.items()}
+    request = ProofRequest(CONFIG, checkpoint, single, cfg_options=options)
+    planner, before = plan_read(read_detector(request, single), request, 'bbox_mAP', ())
+    assert before.share > 0.99
+    assert planner.run(planner.written('fp16', [])).share < 0.5
 
 
 def test_a_drop_of_a_metric_is_a_number(capsys):

@@ -15,10 +15,10 @@ from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata, check_
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.families.base import load_families
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
-from mmdeploy_ext.runtime.box_coders import Delta
+from mmdeploy_ext.runtime.box_coders import Delta, Scaled
 from mmdeploy_ext.runtime.dense_facts import DenseFacts, Head
 from mmdeploy_ext.util.errors import LoadError, ModelFileError
-from mmdeploy_ext.util.typed_json import JsonDataclass
+from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch
 
 NAMES = Path(__file__).resolve().parents[1] / 'goldens/metadata_names.json'
 FACTS = DenseFacts(
@@ -103,6 +103,34 @@ def test_a_wrong_value_is_refused_by_its_entry_and_key(entry, change, key):
     content = json.loads(props[PREFIX + entry]) | change
     with pytest.raises(ModelFileError, match=rf'm\.onnx: .*mm2onnx\.{entry}: {key}'):
         Metadata.from_props({**props, PREFIX + entry: json.dumps(content)}, 'm.onnx')
+
+
+COLUMNS = (('cls_score', 3), ('bbox_pred', 4))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'key'),
+    [
+        (dict(outputs=(*COLUMNS, *COLUMNS)), 'head.outputs'),
+        (dict(outputs=COLUMNS[:1]), 'head.outputs'),
+        (dict(outputs=(('cls_score', 4), COLUMNS[1])), 'head.outputs'),
+        (dict(scores='scores'), 'head.scores'),
+        (dict(visible='shape'), 'head.visible'),
+        (dict(visible='bbox_pred'), 'head.visible'),
+        (dict(conf_thr=0.1), 'head.conf_thr'),
+        (dict(factor='bbox_pred'), 'head.factor_from'),
+        (dict(factor='bbox_pred', factor_from=('bbox_pred', 4)), 'head.factor_from'),
+        (dict(factor='bbox_pred', factor_from=('bbox_pred', '0')), 'head.factor_from'),
+        (dict(strides=[16, 32]), 'strides'),
+        (dict(base_anchors=[[[0, 0]]]), 'base_anchors'),
+        (dict(base_anchors=[[[0, 0], [-16, -16, 16, 16]]]), 'base_anchors'),
+        (dict(coder=Scaled(strides=[16, 32], around_points=False)), 'coder.strides'),
+    ],
+)
+def test_facts_of_a_head_that_do_not_fit_together_are_refused_by_their_key(changes, key):
+    of_head = {name: changes.pop(name) for name in [*changes] if hasattr(FACTS.head, name)}
+    with pytest.raises(Mismatch, match=rf'^{key}'):
+        dataclasses.replace(FACTS, head=dataclasses.replace(FACTS.head, **of_head), **changes)
 
 
 def test_a_graph_that_a_simplifier_took_optional_inputs_from_is_told_so():

@@ -52,6 +52,24 @@ REFUSED = {
         parse('[sel] y = Compress(x, c)', 'float[9] x, bool[9] c', 'float[N] y'),
         r'sel \(Compress\): TensorRT has no such operator',
     ),
+    'uint8 codes': (
+        parse(
+            'q = QuantizeLinear(x, s, z) [dq] y = DequantizeLinear(q, s, z)',
+            constants='<float s = {0.1}, uint8 z = {0}>',
+        ),
+        r'dq \(DequantizeLinear\): has codes of uint8, but TensorRT takes int8',
+    ),
+    'zero point': (
+        parse(
+            '[q] c = QuantizeLinear(x, s, z) y = DequantizeLinear(c, s, z)',
+            constants='<float s = {0.1}, int8 z = {-3}>',
+        ),
+        r'q \(QuantizeLinear\): has a zero point other than 0',
+    ),
+    'int32 bias': (
+        parse('[b] y = DequantizeLinear(x, s)', 'int32[3] x', 'float[3] y', constants='<float s = {0.1}>'),
+        r'b \(DequantizeLinear\): has codes of int32',
+    ),
     'int16 input': (parse('y = Cast<to = 1>(x)', 'int16[2,3] x'), r'x: input of type int16'),
     'nameless': (parse('a = Relu(x) y = Unique(a)', 'float[3] x', 'float[N] y'), r'#1 \(Unique\)'),
 }
@@ -63,6 +81,10 @@ BUILT = {
     'bool': parse('y = Not(x)', 'bool[3] x', 'bool[3] y'),
     'split by constants': parse(
         'y, z = Split(x, n)', 'float[9] x', 'float[4] y, float[5] z', constants='<int64[2] n = {4, 5}>'
+    ),
+    'int8 codes': parse(
+        'q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)',
+        constants='<float s = {0.1}, int8 z = {0}>',
     ),
     'uint8 cast': parse('y = Cast<to = 1>(x)', 'uint8[2,3] x'),
 }

@@ -1,5 +1,6 @@
 """Networks of the data-set loop: dumps of batches that a family splits, parts that do not make a data set."""
 
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.evaluate.detector import BackendDetector, TorchDetector
 from mmdeploy_ext.evaluate.loop import collect
 from mmdeploy_ext.families.reference import ImageReference
+from mmdeploy_ext.kinds.images import Images
 from mmdeploy_ext.runtime.detections import Detections, Scored
 from mmdeploy_ext.util.distributed import Ranks
 from mmdeploy_ext.util.dump import DumpWriter, load_dump
@@ -91,6 +93,33 @@ def test_results_in_pytorch_are_those_of_the_models_own_test_path_and_tensors_th
     network = TorchDetector(Tested(lambda tensor: 2 * tensor[0, 0, 0]), detector(tmp_path))
     assert [result[0][0, 0] for result in network.run(batch(), [3, 4, 5])] == [20, 22, 24]
     assert [load_dump(tmp_path / f'00000{index}')[0]['first'] for index in (4, 5)] == [[11], [12]]
+
+
+def test_both_sides_of_compared_metrics_get_pictures_of_the_size_of_the_file(monkeypatch):
+    class Fixed(Echo):
+        spec = dataclasses.replace(SPEC, inputs=(TensorSpec('input', 'float32', ('B', 3, 4, 5)),))
+        metadata = SimpleNamespace(spec=spec, classes=('thing',), family='echo', precision='fp32')
+        computes_in = None
+
+        def feeds(self, images, rescale):
+            sizes.extend(image.tensor.shape for image in images)
+            return super().feeds(images, rescale)
+
+        def reference(self, model):
+            return self
+
+        def results(self, images, rescale):
+            return boxes_of('', None, self.infer(self.feeds(images, rescale)), {})
+
+    def run(cfg, reference, candidate, *_):
+        return [network.run(batch(), [0, 1, 2]) and len(sizes) for network in (reference, candidate)]
+
+    sizes, file = [], Fixed()
+    monkeypatch.setattr('mmdeploy_ext.engines.build_backend', lambda **_: contextlib.nullcontext(file))
+    monkeypatch.setattr('mmdeploy_ext.proving.levels.metrics.compare_metrics', run)
+    detector = SimpleNamespace(cfg=None, family=file, model=None)
+    assert Images().metrics(detector, ['file.onnx'], ['bbox'], {}) == [3, 6]
+    assert set(sizes) == {(3, 4, 5)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -213,10 +213,6 @@ def test_defaults_follow_from_the_exporter_and_the_norms_of_the_backbone():
     assert default_group_norm(model) == 'exact'
 
 
-@pytest.mark.parametrize(
-    ('exporter', 'opset', 'version'),
-    [('torchscript', 11, 6), ('torchscript', 17, 8), ('torchscript', 20, 9), ('dynamo', 18, 8)],
-)
-def test_a_file_has_the_lowest_ir_version_of_its_opset(exporter, opset, version):
-    model = export_module(torch.nn.ReLU(), (torch.rand(2),), exporter=exporter, opset=opset)
-    assert model.ir_version == version
+def test_a_file_of_dynamo_has_the_lowest_ir_version_of_its_opset():
+    model = export_module(torch.nn.ReLU(), (torch.rand(2),), exporter='dynamo', opset=18)
+    assert model.ir_version == 8

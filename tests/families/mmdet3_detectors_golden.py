@@ -176,7 +176,44 @@ def faster_of_v3det():
     )
 
 
+def crowddet(with_refine):
+    """Return CrowdDet, which finds more than its limit of results."""
+    model = faster_of_v3det()
+    rpn_head, roi_head = model['rpn_head'], model['roi_head']
+    rpn_head['anchor_generator'].update(scales=[4], ratios=[1.0, 2.0, 3.0], centers=[(8, 8)] * 5)
+    rpn_head['bbox_coder'].update(target_stds=[0.3] * 4, clip_border=False)
+    extractor = roi_head['bbox_roi_extractor']
+    extractor['roi_layer'].update(sampling_ratio=-1, aligned=True)
+    head = dict(
+        roi_head['bbox_head'],
+        type='MultiInstanceBBoxHead',
+        with_refine=with_refine,
+        num_shared_fcs=2,
+        num_classes=1,
+        reg_class_agnostic=False,
+        loss_cls=dict(type='CrossEntropyLoss', loss_weight=1.0, use_sigmoid=False, reduction='none'),
+        loss_bbox=dict(type='SmoothL1Loss', loss_weight=1.0, reduction='none'),
+    )
+    head.pop('cls_predictor_cfg')
+    test_cfg = copy.deepcopy(model['test_cfg'])
+    test_cfg['rpn'].update(nms=dict(type='nms', iou_threshold=0.9), min_bbox_size=2)
+    test_cfg['rcnn'].update(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5))
+    return dict(
+        model,
+        type='CrowdDet',
+        neck=dict(
+            model['neck'],
+            norm_cfg=dict(type='GN', num_groups=4),
+            upsample_cfg=dict(mode='bilinear', align_corners=False),
+        ),
+        roi_head=dict(type='MultiInstanceRoIHead', bbox_roi_extractor=extractor, bbox_head=head),
+        test_cfg=test_cfg,
+    )
+
+
 CASES = dict(
+    crowddet=crowddet(False),
+    crowddet_refine=crowddet(True),
     rtmdet_ins=dict(
         type='RTMDet',
         backbone=dict(type='CSPNeXt', arch='P5', deepen_factor=0.167, widen_factor=0.125, **LAYERS),
@@ -269,6 +306,7 @@ def main():
         with torch.no_grad():
             (sample,) = model.predict(picture(), [DetDataSample(metainfo=meta)], rescale=True)
         found = sample.pred_instances
+        found = found[found.scores.argsort(descending=True, stable=True)]  # CrowdDet's are not in order
         rows = torch.cat([found.bboxes, found.scores[:, None]], 1)
         shapes = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
         masks = found.masks.numpy() if 'masks' in found else None

@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.models.catalogue import MODELS_2D, register_all
 from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
-from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_name
+from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_names
 
 EXPECTED = json.loads(golden.FILE.read_text())
 META = dict(
@@ -34,8 +34,9 @@ def case(request):
     register_all(MODELS_2D)
     config, expected = to_mmdet2_model(copy.deepcopy(golden.CASES[request.param])), EXPECTED[request.param]
     model = builder.build_detector(ConfigDict(config)).eval()
-    theirs = {to_mmdet2_name(name, config['type']): name for name in expected['shapes']}
     state = model.state_dict()
+    names = to_mmdet2_names(expected['shapes'], state, config['type'])
+    theirs = {name: key for key, name in names.items()}
     assert {name: [*tensor.shape] for name, tensor in state.items()} == {
         name: expected['shapes'][key] for name, key in theirs.items()
     }

@@ -248,10 +248,8 @@ def test_metrics_of_a_data_set_without_objects_are_no_proof(value, tmp_path, cap
         assert kept == passed == (not is_vacuous)
 
 
-@pytest.mark.parametrize('fact', ['code_sha256', 'dataset_sha256', 'evaluation'])
-def test_metrics_of_another_source_of_the_model_data_set_or_evaluation_are_not_compared(
-    fact, tmp_path, capsys
-):
+@pytest.mark.parametrize('fact', ['code_sha256', 'dataset_sha256', 'input_size', 'evaluation'])
+def test_metrics_of_another_model_data_set_input_or_evaluation_are_not_compared(fact, tmp_path, capsys):
     facts = dict.fromkeys(dataset.SAME, '1') | dict(config='c', processes=1)
     dataset.keep_metrics(tmp_path, 'TorchBackend', dict(mAP=0.5), facts | {fact: '2'}, 'fp32')
     assert dataset.keep_metrics(tmp_path, 'OnnxRuntimeBackend', dict(mAP=0.3), facts, 'fp32')

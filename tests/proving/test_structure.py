@@ -51,7 +51,7 @@ def test_each_check_of_a_file_alone_finds_its_fault(check):
     graph = helper.make_graph([helper.make_node('Neg', ['x'], ['y'])], 'g', [x], [y], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)])
     spec = GraphSpec('g', *((TensorSpec(name, 'float32', (1, 2)),) for name in 'xy'))
-    metadata = SimpleNamespace(options=dict(opset=17), spec=spec, precision='fp32')
+    metadata = SimpleNamespace(options=dict(opset=17), spec=spec, edits=())
     ALONE.get(check, lambda *_: None)(model.graph, metadata.options)
     wrong = [one.name for one in check_structure(model, metadata) if not one.passed]
     assert any(check in name for name in wrong) == bool(check), wrong
@@ -64,6 +64,7 @@ def test_a_graph_is_left_uncompared_for_a_stated_reason_alone():
     assert not_compared('g', 3, ('fp16',), **no | dict(edited=True)).left_out == EDITED
     assert not_compared('g', 3, ('quantize int8',), **no).left_out == QUANTIZED
     assert not not_compared('g', 3, ('quantize int8', 'replace'), **no).passed
+    assert not_compared('g', 3, ('quantize',), **no, planned=True) is None
 
 
 def test_the_opset_is_that_of_the_options_unless_the_file_was_edited():
@@ -71,7 +72,7 @@ def test_the_opset_is_that_of_the_options_unless_the_file_was_edited():
     graph = helper.make_graph([helper.make_node('Neg', ['x'], ['y'])], 'g', [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)])
     spec = GraphSpec('g', *((TensorSpec(name, 'float32', (1, 2)),) for name in 'xy'))
-    metadata = SimpleNamespace(options=dict(opset=17), spec=spec, precision='fp32')
+    metadata = SimpleNamespace(options=dict(opset=17), spec=spec, edits=())
     for edited, expected in {False: {'opset': 'requested 17, the file has [18]'}, True: {}}.items():
         checks = check_structure(model, metadata, edited)
         assert {check.name: check.detail for check in checks if not check.passed} == expected

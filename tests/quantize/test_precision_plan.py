@@ -7,12 +7,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import run
-from mmdeploy_ext.proving.kept import may_drop_out
+from mmdeploy_ext.proving.kept import kept_of, may_drop_out
 from mmdeploy_ext.quantize.damage import Damage
+from mmdeploy_ext.quantize.dense import DenseQuantiser
+from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.plan import Planner, check_single
 from mmdeploy_ext.quantize.search import Kept, Search
+from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.util.errors import ExportError, ModelFileError, UsageError
 
 ROWS, COLUMNS = 8, 4
@@ -43,7 +47,7 @@ def network(*steps, **constants):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
 
 
-def planner_of(model, keep=()):
+def planner_of(model, keep=(), **quantiser):
     """A planner whose results are the rows of `y` within 0.02 of float32."""
     wanted = run(model, dict(x=X))['y']
 
@@ -52,7 +56,7 @@ def planner_of(model, keep=()):
         near = np.abs(found - wanted).max(axis=1) <= 0.02
         return Kept(int(near.sum()), ROWS)
 
-    return Planner(dict(m=model), kept, dict(m=[dict(x=X)]), keep), kept(dict(m=model))
+    return Planner(dict(m=model), kept, dict(m=[dict(x=X)]), keep, **quantiser), kept(dict(m=model))
 
 
 def steps_of(*texts, **constants):
@@ -134,6 +138,22 @@ def test_a_constant_beyond_float16_stays_in_any_plan():
     assert planner.plan(['bf16'], 0.9, before).required == {}
 
 
+def test_int8_fp16_writes_layers_between_codes_and_the_rest_in_float16():
+    model = network(('Relu', '@', {}))
+    quantiser = DenseQuantiser(DenseGraph(model), outputs=False)
+    quantiser.calibrate([dict(x=X)])
+    planner, before = planner_of(model, quantiser=quantiser, quantised='m', layers=['backbone/fc'])
+    plan = planner.plan(['int8', 'fp16'], 0.999, before)
+    assert (plan.layers, plan.products) == (['backbone/fc'], dict(int8=0.5, fp16=0.5))
+    written = planner.written('fp16', plan.patterns, plan.layers)['m']
+    onnx.checker.check_model(written, full_check=True)
+    assert sum(node.op_type == 'DequantizeLinear' for node in written.graph.node) == 2
+    elements = {name: value.tensor_type.elem_type for name, value in infer(written).items()}
+    outputs = {node.name: elements[node.output[0]] for node in written.graph.node}
+    assert outputs['/backbone/fc/MatMul'] == TensorProto.FLOAT
+    assert outputs['/head/fault/Relu_0'] == outputs['/head/out/MatMul'] == TensorProto.FLOAT16
+
+
 def test_a_pattern_without_a_module_and_a_file_below_float32_are_refused():
     model = network(('Relu', '@', {}))
     with pytest.raises(UsageError, match='fualt'):
@@ -172,9 +192,25 @@ def test_a_result_behind_the_end_of_a_full_list_may_drop_out():
     reference = SimpleNamespace(scores=scores)
     full = SimpleNamespace(scores=np.float32([0.9, 0.4, 0.35, 0.2]))
     limits = dict(score_thr=0.05, max_per_img=4)
-    assert may_drop_out(reference, full, limits, [1, 2, 3]) == [(2, None), (3, None)]
+    assert may_drop_out(reference, full, limits, [1, 2, 3], [], {}) == [(2, None), (3, None)]
+    assert may_drop_out(reference, full, limits, [3], [], {1: 2, 2: 1}) == [(3, None), (2, None)], (
+        'another near'
+    )
     limits['max_per_img'] = 100
-    assert may_drop_out(reference, full, limits, [1, 2, 3]) == []
+    assert may_drop_out(reference, full, limits, [1, 2, 3], [], {}) == []
+    limits['max_per_img'] = 4
+    confident = SimpleNamespace(scores=np.float32([0.99, 0.98, 0.97, 0.96]))
+    assert may_drop_out(reference, confident, limits, [0, 1], [], {}) == []
+
+
+def test_a_result_that_may_drop_out_does_not_count():
+    boxes = np.float32([[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]])
+    scores, labels = np.float32([0.9, 0.22, 0.2]), np.zeros(3, np.int64)
+    reference = Detections(boxes, scores, labels)
+    candidate = Detections(boxes + np.float32([[0], [100], [100]]), scores, labels)
+    assert kept_of('bbox2d', reference, candidate, dict(max_per_img=3)) == Kept(1, 1)
+    assert kept_of('bbox2d', reference, candidate, dict(max_per_img=100)) == Kept(1, 3)
+    assert kept_of('bbox2d', reference[:0], candidate, dict(max_per_img=3)) == Kept(0, 0)
 
 
 def test_a_share_that_float32_does_not_keep_is_refused_with_the_best():

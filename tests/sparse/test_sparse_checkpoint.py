@@ -153,6 +153,33 @@ def test_other_names_missing_and_unexpected_keys_are_listed(tmp_path):
         load_model(save(changed, tmp_path), NETS['second']())
 
 
+KERNEL = torch.zeros(3, 3, 3, 3, 4)
+BACKBONE = {'first.weight': KERNEL, 'point.weight': torch.zeros(1, 1, 1, 4, 4)}
+
+
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        ({'head.weight': torch.zeros(4, 4)}, 'no kernel of 5 axes'),
+        ({f'{side}.{key}': value for side in 'ab' for key, value in BACKBONE.items()}, r'a\.\* and b\.\*'),
+        (dict(epoch=1), 'epoch'),
+        (torch.nn.ReLU(), 'no weights'),
+        (b'numbers', 'is not a PyTorch checkpoint'),
+        (b'\x80\x02no pickle', 'without running its code'),
+    ],
+)
+def test_files_without_one_sparse_backbone_are_refused(content, said, tmp_path):
+    path = tmp_path / 'w.pth'
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(CheckpointError, match=said):
+        load_model(path, Pointwise())
+
+
+def test_a_model_without_sparse_convolutions_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match='Linear'):
+        load_model(save({'weight': KERNEL}, tmp_path), torch.nn.Linear(2, 2))
+
+
 # ---- whole models
 
 

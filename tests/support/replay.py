@@ -65,3 +65,15 @@ def with_outputs(run: Callable[..., Any], change: Callable[..., Any]) -> Callabl
         return outputs
 
     return changed
+
+
+def once_a_frame(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a runtime's `run` that computes the outputs of a frame, known by its name, once."""
+    outputs: dict[str, Any] = {}
+
+    def kept(self: Any, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
+        if frame.name not in outputs:
+            outputs[frame.name] = run(self, frame, memory)
+        return outputs[frame.name]
+
+    return kept

@@ -9,7 +9,9 @@ from mmdet.models.necks import SSDNeck
 from torch import nn
 
 from mmdeploy_ext.cli import synthetic_app, weights_app
+from mmdeploy_ext.config.config import mmdet_config
 from mmdeploy_ext.synthetic.weights import BIAS, LOW, calibrate, draw
+from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -162,6 +164,17 @@ def test_deformable_convolutions_keep_rounding_small():
         outputs, moved = network(given), network(given + 1e-5)
     assert outputs.std() > 0.1
     assert (outputs - moved).abs().max() < 1e-2
+
+
+def test_a_model_that_fails_on_its_sample_is_refused_with_the_module_and_its_error():
+    options = {
+        'model.backbone.depth': 18,
+        'model.neck.in_channels': [64, 128, 256, 512],
+        'data.test.pipeline.1.img_scale': (96, 64),  # a map of 1 x 1 under a deformable kernel of 3 x 3
+    }
+    _, test = weights_app.model_and_test(mmdet_config('ddod/ddod_r50_fpn_1x_coco.py'), options)
+    with pytest.raises(ConfigError, match=r'bbox_head\.(cls|reg)_convs\.\d\.conv: .* smaller than kernel'):
+        next(test())
 
 
 def test_the_command_overwrites_nothing(config, tmp_path):

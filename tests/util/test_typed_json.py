@@ -1,7 +1,9 @@
 """Facts are written to JSON and read back by their annotations; what does not fit is refused by its key."""
 
 import dataclasses
+import gc
 import json
+import weakref
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -67,6 +69,23 @@ def test_a_wrong_value_is_refused_by_its_key(key, value, place):
     with pytest.raises(ModelFileError) as error:
         Example.from_json({**EXAMPLE.to_json(), key: value}, 'm.onnx')
     assert str(error.value).startswith('m.onnx: ') and f'{place} ' in str(error.value)
+
+
+class Weights:
+    pass
+
+
+def test_reading_a_value_of_two_types_keeps_nothing_of_its_callers_alive():
+    def read():
+        model = Weights()
+        dataclasses.replace(EXAMPLE, scale=(1, 2))
+        return weakref.ref(model)
+
+    gc.disable()
+    try:
+        assert read()() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize('key', EXAMPLE.to_json())

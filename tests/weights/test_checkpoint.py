@@ -147,6 +147,14 @@ def test_a_weight_whose_name_is_taken_for_an_older_one_is_missing():
         load_strict(Renamed(), Checkpoint('w.pth', dict(weights), {}))
 
 
+def test_a_weight_of_another_shape_under_an_older_name_is_named():
+    weights = {'cls.weight': torch.ones(2, 2), 'cls.bias': torch.ones(2)}
+    model = Renamed()
+    model.conv_cls = nn.Linear(3, 3)
+    with pytest.raises(CheckpointError, match=r'w\.pth: .*conv_cls\.weight'):
+        load_strict(model, Checkpoint('w.pth', weights, {}))
+
+
 def test_a_flipped_bit_of_any_tensor_is_found(tmp_path):
     path = tmp_path / 'w.pth'
     torch.save({'state_dict': {'first': torch.rand(3, 2), 'last': torch.rand(5)}}, path)
@@ -204,8 +212,21 @@ def test_a_value_that_the_cast_makes_infinite_is_refused():
 
 
 def test_a_path_that_is_no_checkpoint_is_named(tmp_path):
-    (tmp_path / 'text.pth').write_text('weights')
-    (tmp_path / 'empty.pth').write_bytes(b'')
-    for name, said in (('', 'folder'), ('none.pth', 'no such'), ('text.pth', 'text'), ('empty.pth', 'empty')):
-        with pytest.raises(CheckpointError, match=said):
+    (tmp_path / 'words.pth').write_text('weights')
+    (tmp_path / '0.pth').write_bytes(b'')
+    torch.save(tiny().state_dict(), tmp_path / 'whole.pth')
+    content = (tmp_path / 'whole.pth').read_bytes()
+    (tmp_path / 'index.pth').write_bytes(content.replace(b'PK\x01\x02', b'PK\x01\x03'))
+    torch.jit.script(nn.ReLU()).save(tmp_path / 'jit.pth')
+    said = {
+        '': 'is a folder',
+        'none.pth': 'no such checkpoint',
+        'words.pth': 'is not a PyTorch checkpoint',
+        '0.pth': 'is empty',
+        'index.pth': 'is damaged',
+        'jit.pth': 'TorchScript',
+        '/proc/self/mem': 'cannot be read',  # as a disk that fails
+    }
+    for name, reason in said.items():
+        with pytest.raises(CheckpointError, match=reason):
             read_content(tmp_path / name)

@@ -18,7 +18,7 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS, check_ordinary
 from mmdeploy_ext.graph.io.index import all_graphs, constant_value, join_names, opsets_of
 from mmdeploy_ext.graph.passes import deform_conv, roi_align
-from mmdeploy_ext.util.commands import tool
+from mmdeploy_ext.util.commands import command, tool
 from mmdeploy_ext.util.errors import EngineError
 
 TURING = 75
@@ -54,6 +54,9 @@ FLOAT_ONLY = {
     'GridSample': 'samples only floats; cast its input to float32',
 }
 """Operator that takes only floats -> reason and advice."""
+CODES = 'but TensorRT takes int8 with zero point 0 alone; write INT8 with {precision} --to int8'
+READ_VALUES = dict(Split=1, TopK=1, QuantizeLinear=2, DequantizeLinear=2)
+"""Operator -> place of the input whose values its rules read."""
 NO_OPERATOR = 'TensorRT has no such operator; rewrite it in others ({graph} replace)'
 _UNKNOWN_OPERATORS = """
 AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im
@@ -157,20 +160,20 @@ class _Rules:
         types.fold_shapes(slim, self.types)
         self.constants: dict[str, np.ndarray] = {}
         graphs = list(all_graphs(slim))
-        counts = {
+        read = {
             name
             for graph in graphs
             for node in graph.node
-            if node.op_type in ('Split', 'TopK')
-            for name in node.input[1:2]
+            if node.op_type in READ_VALUES
+            for name in node.input[READ_VALUES[node.op_type] :][:1]
         }
         for graph in graphs:
             for tensor in getattr(graph, 'initializer', ()):  # a function has none
                 has_values = tensor.raw_data or tensor.int64_data or tensor.int32_data or tensor.float_data
-                if tensor.name in counts and has_values:
+                if tensor.name in read and has_values:
                     self.constants[tensor.name] = numpy_helper.to_array(tensor)
             for node in graph.node:
-                value = constant_value(node) if counts.intersection(node.output) else None
+                value = constant_value(node) if read.intersection(node.output) else None
                 if value is not None:
                     self.constants[node.output[0]] = value
 
@@ -219,6 +222,12 @@ class _Rules:
             return 'reduces bool; cast its input to int32'
         if operator in FLOAT_ONLY and first in INTEGERS:
             return FLOAT_ONLY[operator]
+        if operator in ('QuantizeLinear', 'DequantizeLinear'):
+            codes = first if operator == 'DequantizeLinear' else self._element(node.output[0])
+            if codes in INTEGERS:
+                return f'has codes of {types.dtype(codes)}, {CODES.format(precision=command("precision"))}'
+            if any(np.any(self.constants.get(name, 0)) for name in node.input[2:3]):
+                return f'has a zero point other than 0, {CODES.format(precision=command("precision"))}'
         for name in node.output:
             element = self._element(name)
             if element and element not in SUPPORTED_TYPES:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmdeploy_ext.config.config import cfg_options
 from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.exporting.ops.efficient_nms import efficient_nms
-from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets, nms_of_sorted
+from mmdeploy_ext.exporting.ops.nms import batched_keep, class_offsets, nms_of_sorted
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_class_offsets, rotated_keep
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 from mmdeploy_ext.util.errors import ConfigError, UsageError
@@ -217,11 +217,7 @@ class Suppression:
         if self.max_per_img <= 0 and not self.class_agnostic:
             groups = torch.arange(GROUPS, device=labels.device)[None, :, None]
             grouped = torch.where(labels[:, None] % GROUPS == groups, grouped, NO_CANDIDATE)
-        selected = batched_nms(separated, grouped, self.iou_threshold, max_output)
-        flat_rows = selected[:, 0] * scores.shape[1] + selected[:, 2]
-        flat_kept = torch.zeros_like(scores).flatten()
-        flat_kept = flat_kept.scatter(0, flat_rows, torch.ones_like(flat_rows, dtype=scores.dtype))
-        return flat_kept.reshape(scores.shape) > 0
+        return batched_keep(separated, grouped, self.iou_threshold, max_output)
 
     def _capped(
         self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor, results: Tensor

@@ -115,7 +115,7 @@ def map_sizes(
     shape = options.height, options.width
     if shape not in sizes:
         image = next(model.parameters()).new_zeros((1, picture_channels(model), *shape))
-        with own_forward(model, *shape), torch.no_grad():
+        with own_forward(model, f'an image of {shape[0]} x {shape[1]}'), torch.no_grad():
             maps = network(model, image)
         sizes[shape] = [tuple(level_map.shape[2:]) for level_map in maps[:levels]]
     return sizes[shape]

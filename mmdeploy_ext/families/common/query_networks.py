@@ -20,7 +20,15 @@ from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.exporting.ops.attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.suppression import hw
 from mmdeploy_ext.families.common.image_graphs import clip_size
-from mmdeploy_ext.families.common.padding import PaddedMap, SinePositions, periods, tokens_of, waves
+from mmdeploy_ext.families.common.padding import (
+    PaddedMap,
+    PaddedSinePositions,
+    SinePositions,
+    periods,
+    tokens_of,
+    waves,
+)
+from mmdeploy_ext.models.dino import NO_RESULT
 from mmdeploy_ext.models.transformer_layers import among_themselves, attend_to, run_layer
 from mmdeploy_ext.util.taps import tap
 
@@ -241,9 +249,19 @@ class DeformableNetwork(QueryNetwork):
         self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return boxes (B, Q, 4) of the best tokens, best first, and scores (B, S) of memory (B, S, D)."""
-        head = self.head
-        transformer, last = head.transformer, head.transformer.decoder.num_layers
-        proposals = []
+        head, last = self.head, self.head.transformer.decoder.num_layers
+        rows, box_logits = self.token_rows(memory, levels, keep)
+        scores = self.token_scores(head.cls_branches[last](rows))
+        best = scores.topk(head.transformer.two_stage_num_proposals, 1)[1][..., None]
+        best_rows = rows.gather(1, best.expand(-1, -1, rows.shape[2]))
+        logits = head.reg_branches[last](best_rows) + box_logits.gather(1, best.expand(-1, -1, 4))
+        return logits.sigmoid(), scores
+
+    def token_rows(
+        self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows (B, S, D) for the branches and proposals (B, S, 4), before the sigmoid, of tokens."""
+        transformer, proposals = self.head.transformer, []
         for index, level in enumerate(levels):
             y = (level.rows.place + 0.5) / level.rows.count
             x = (level.columns.place + 0.5) / level.columns.count
@@ -253,11 +271,7 @@ class DeformableNetwork(QueryNetwork):
         valid = (boxes.amin(2, True) > BORDER) & (boxes.amax(2, True) < 1 - BORDER) & (keep > 0.5)
         box_logits = torch.where(valid, torch.log(boxes / (1 - boxes)), torch.full_like(boxes, math.inf))
         rows = transformer.enc_output_norm(transformer.enc_output(memory * valid.to(memory.dtype)))
-        scores = self.token_scores(head.cls_branches[last](rows))
-        best = scores.topk(transformer.two_stage_num_proposals, 1)[1][..., None]
-        best_rows = rows.gather(1, best.expand(-1, -1, rows.shape[2]))
-        logits = head.reg_branches[last](best_rows) + box_logits.gather(1, best.expand(-1, -1, 4))
-        return logits.sigmoid(), scores
+        return rows, box_logits
 
     @staticmethod
     def token_scores(logits: torch.Tensor) -> torch.Tensor:
@@ -293,6 +307,7 @@ class DeformableNetwork(QueryNetwork):
         head = self.head
         layers = head.transformer.decoder.layers
         scale = ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, 1, L, 2 or 4)
+        seen = None
         for index, layer in enumerate(layers):
             points = reference[:, :, None] * scale
             position = self.position_in_layer(query_position, points)
@@ -305,14 +320,23 @@ class DeformableNetwork(QueryNetwork):
             ) -> torch.Tensor:
                 return attend_points(attention, layer_query + position, memory, reference_points=points)
 
-            attend = dict(self_attn=among_themselves(position), cross_attn=cross_attend)
+            unseen = None if seen is None else ~seen[:, None]
+            attend = dict(self_attn=among_themselves(position, unseen), cross_attn=cross_attend)
             query = run_layer(layer, query, attend)
             if index < len(layers) - 1 and head.with_box_refine:
                 reference = _moved(reference, head.reg_branches[index](query), self.least_odds)
                 scale = ratios.repeat(1, 1, 2)[:, None]
+                seen = self.seen(seen, head.cls_branches[index], query, reference)
         query = self.output_queries(query)
         boxes = _moved(reference, head.reg_branches[len(layers) - 1](query), self.least_odds_of_results)
-        return head.cls_branches[len(layers) - 1](query), boxes
+        logits = head.cls_branches[len(layers) - 1](query)
+        return logits if seen is None else torch.where(seen[:, 0, :, None], logits, NO_RESULT), boxes
+
+    def seen(
+        self, seen: torch.Tensor | None, branch: nn.Module, query: torch.Tensor, boxes: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Return (B, Q, Q) bool, which query looks at which after a layer; None: at all."""
+        return None
 
     def position_in_layer(self, query_position: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Return positions (B, Q, D) of queries in a layer with points (B, Q, L, 2 or 4)."""
@@ -371,6 +395,29 @@ class DinoNetwork(DeformableNetwork):
         return self.head.transformer.decoder.norm(query)
 
 
+class DdqNetwork(DinoNetwork):
+    """`DDQDETRHead`: as DINO, with distinct tokens as queries, of which every layer keeps distinct ones."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        # a token of padding may be a query
+        self.positions = PaddedSinePositions(self.head.positional_encoding)
+
+    def _proposals(
+        self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        head, last = self.head, self.head.transformer.decoder.num_layers
+        rows, box_logits = self.token_rows(memory, levels, keep)
+        logits, moved = head.cls_branches[last](rows), head.reg_branches[last](rows) + box_logits
+        query, boxes = head.transformer.first_queries(memory, logits, moved)
+        return query, query, boxes, self.token_scores(logits)
+
+    def seen(
+        self, seen: torch.Tensor | None, branch: nn.Module, query: torch.Tensor, boxes: torch.Tensor
+    ) -> torch.Tensor | None:
+        return self.head.transformer.decoder.seen(seen, branch(query), boxes)
+
+
 def _moved(reference: torch.Tensor, steps: torch.Tensor, eps: float) -> torch.Tensor:
     columns = reference.shape[-1]
     moved = steps[..., :columns] + inverse_sigmoid(reference, eps)
@@ -382,6 +429,7 @@ NETWORKS = dict(
     DABDETRHead=ConditionalNetwork,
     DETRHead=DetrNetwork,
     DeformableDETRHead=DeformableNetwork,
+    DDQDETRHead=DdqNetwork,
     DINOHead=DinoNetwork,
     CoDINOHead=DinoNetwork,
     HybridBranchDeformableDETRHead=HybridBranchNetwork,

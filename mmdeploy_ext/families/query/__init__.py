@@ -12,7 +12,7 @@ register_family(
     keep_fp32=('region_network/[!bn]*',),  # all but backbone and neck, as of two-stage detectors
     claims=('DETR', 'DeformableDETR', 'DINO', 'CoDETR', 'MaskFormer', 'SparseRCNN', 'QueryInst'),
     exports=(
-        'DETR, Deformable DETR, DINO, Co-DINO, Mask2Former, MaskFormer, Sparse R-CNN and QueryInst '
+        'DETR, Deformable DETR, DINO, DDQ, Co-DINO, Mask2Former, MaskFormer, Sparse R-CNN and QueryInst '
         '(docs/models-2d.md)'
     ),
     similar_names=(

@@ -12,7 +12,7 @@ from mmdeploy_ext.config.config import cfg_options
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.dense_heads import chosen_coder
 from mmdeploy_ext.families.common.regions import check_extractor, part_of, stages_of
-from mmdeploy_ext.models import conditional_detr, dino
+from mmdeploy_ext.models import conditional_detr, ddq, dino
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.util.source_code import nearest_base
 
@@ -43,6 +43,7 @@ QUERY_ROI_HEAD = 'QueryRoIHead'
 HEADS = (heads.DETRHead, heads.DeformableDETRHead, dino.DINOHead)
 TRANSFORMERS = dict(
     ConditionalDETRHead=conditional_detr.ConditionalDetrTransformer,
+    DDQDETRHead=ddq.DDQTransformer,
     DABDETRHead=conditional_detr.ConditionalDetrTransformer,
     DETRHead=transformer.Transformer,
     DeformableDETRHead=transformer.DeformableDetrTransformer,

@@ -17,7 +17,8 @@ from torch import nn
 from mmdeploy_ext.config.config import replaced_entry
 from mmdeploy_ext.config.user_modules import users_line
 from mmdeploy_ext.contract.nms import NmsConfig
-from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
+from mmdeploy_ext.exporting.ops.nms import greedy_keep_batch, pairwise_iou
+from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, gather_rows, nms_config
 from mmdeploy_ext.families.common.dense_heads import OWN, compares_products, place_of_method
 from mmdeploy_ext.families.common.regions import (
     Pool,
@@ -29,6 +30,7 @@ from mmdeploy_ext.families.common.regions import (
     part_of,
     stages_of,
 )
+from mmdeploy_ext.models.crowddet import PAIR, MultiInstanceBBoxHead
 from mmdeploy_ext.runtime.geometry import softmax
 from mmdeploy_ext.util.errors import ConfigError
 
@@ -113,7 +115,12 @@ def last_head(roi_head: nn.Module) -> nn.Module:
 
 
 def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """Return class scores (..., C) in 0..1 of logits (..., C + 1), or (..., C + 2) for SeesawLoss."""
+    """Return class scores (..., C) in 0..1 of logits (..., C + 1), or (..., C + 2) for SeesawLoss.
+
+    Of CrowdDet the scores (..., 2) of a pair.
+    """
+    if isinstance(head, MultiInstanceBBoxHead):
+        return head.scores(logits)
     scores = head.loss_cls.get_activation(logits) if head.custom_cls_channels else softmax(logits)
     return scores[..., :-1]
 
@@ -183,6 +190,8 @@ class Boxes(nn.Module):
         scores = torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE))
         labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
         boxes = boxes.expand(-1, -1, scores.shape[2], -1)
+        if isinstance(self.stages[-1].head, MultiInstanceBBoxHead):
+            return of_pairs(boxes.flatten(1, 2), scores.flatten(1), config)
         suppress = Suppression(
             config.iou_threshold,
             config.max_per_img,
@@ -193,6 +202,26 @@ class Boxes(nn.Module):
             plugin_classes=self.stages[-1].head.num_classes if self.plugin else 0,
         )
         return suppress(*(tensor.flatten(1, 2) for tensor in (boxes, scores, labels, candidates)))
+
+
+def of_pairs(boxes: torch.Tensor, scores: torch.Tensor, config: NmsConfig) -> tuple[torch.Tensor, ...]:
+    """Return dets (B, n, 5) and labels (B, n) of pairs of boxes (B, 2 * K, 4), which spare each other.
+
+    `scores` (B, 2 * K) of no candidate are `NO_CANDIDATE`. Too many results end behind the first regions.
+    """
+    boxes = torch.cat([boxes, boxes.new_zeros(1, 1, 4).expand(boxes.shape[0], -1, -1)], 1)  # never empty
+    scores = torch.cat([scores, torch.full_like(boxes[:, :1, 0], NO_CANDIDATE)], 1)
+    ranked, rows = scores.sort(1, descending=True)
+    ranks = torch.arange(boxes.shape[1], device=boxes.device)
+    regions = torch.div(rows, PAIR, rounding_mode='floor')
+    suppressed = (pairwise_iou(gather_rows(boxes, rows)) > config.iou_threshold) & (ranks[:, None] > ranks)
+    suppressed = suppressed & (regions[:, :, None] != regions[:, None])
+    keep = (greedy_keep_batch(suppressed) & (ranked > NO_CANDIDATE)).to(scores.dtype)
+    keep = torch.zeros_like(scores).scatter(1, rows, keep)
+    keep = (keep > 0) & (keep.cumsum(1) <= config.max_per_img)
+    scores = torch.where(keep, scores, torch.full_like(scores, NO_CANDIDATE))
+    best = Suppression(config.iou_threshold, config.max_per_img, suppresses=False)
+    return best(boxes, scores, torch.zeros_like(rows), keep)
 
 
 def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from mmdeploy_ext.families.common.proposals import (
     thresholds,
 )
 from mmdeploy_ext.families.two_stage import boxes
+from mmdeploy_ext.models.crowddet import MultiInstanceBBoxHead
 from mmdeploy_ext.util.errors import UsageError
 
 COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
@@ -36,6 +37,8 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
             raise UsageError(f'{first}: proposals are the results of this model; use --max-proposals')
     elif boxes.thresholds(heads['roi_head'].test_cfg).method:
         raise UsageError(f'{first}: soft_nms is a Loop; omit the limits of candidates')
+    elif isinstance(heads['roi_head'].bbox_head, MultiInstanceBBoxHead):
+        raise UsageError(f"{first}: CrowdDet's suppression is a Loop; omit the limits of candidates")
     elif len(limits) < len(LIMITS):
         raise UsageError(f'{first}: constant shapes need both --max-proposals and --max-candidates')
     for name, available in _available(heads, options).items():

@@ -19,6 +19,7 @@ from mmdeploy_ext.families.common.image_graphs import clip_size
 from mmdeploy_ext.families.common.proposals import is_guided, is_staged, proposals_of
 from mmdeploy_ext.families.common.regions import context_names, feature_names, grid_of
 from mmdeploy_ext.families.two_stage import graphs
+from mmdeploy_ext.models.crowddet import MultiInstanceBBoxHead
 from mmdeploy_ext.util.errors import ConfigError, UsageError
 from mmdeploy_ext.util.taps import tap
 
@@ -55,10 +56,11 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
             f'--precision {options.precision}: the graph of regions supports float32 only; omit the option'
         )
     rpn_head, roi_head = heads['rpn_head'], heads['roi_head']
-    if context_names(roi_head) or grid_of(roi_head) is not None:
+    has_pairs = isinstance(roi_head.bbox_head, MultiInstanceBBoxHead)
+    if context_names(roi_head) or grid_of(roi_head) is not None or has_pairs:
         raise UsageError(
             f'--postprocess {options.form}: {type(roi_head).__name__}: its results need more than regions '
-            'of these levels, or are scaled twice: use --postprocess full'
+            'of these levels, are scaled twice, or are pairs: use --postprocess full'
         )
     if is_guided(rpn_head) or is_staged(rpn_head):
         raise UsageError(

@@ -1,7 +1,5 @@
 """Compute the parts of a graph that depend on no input, only on constants and fixed shapes."""
 
-import copy
-
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -14,15 +12,15 @@ LARGEST = 1 << 22
 """Most elements of a constant that is written."""
 
 
-def compute_constants(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
-    """Return a model in which nodes that depend on no input are constants, and whether anything changed.
+def compute_constants(model: onnx.ModelProto) -> bool:
+    """Make nodes that depend on no input constants, in place; return whether anything changed.
 
     OpenCV DNN 4.11 reads the small nodes of anchors wrongly. Not fired: nodes that read initializers (weights
     keep their names), other domains, random nodes, bodies, results of more than `LARGEST` elements.
     """
-    result = copy.deepcopy(model)
-    graph = result.graph
-    _fix_shapes(result)
+    light = types.skeleton(model)
+    graph = light.graph
+    _fix_shapes(light)
     constants: set[str] = set()
     computed: list[onnx.NodeProto] = []
     sources: list[onnx.NodeProto] = []
@@ -39,7 +37,7 @@ def compute_constants(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     needed = {name for node in kept for name in reads(node)} | {value.name for value in graph.output}
     names = sorted(made & needed)
     if not names:
-        return model, False
+        return False
     outputs = [onnx.ValueInfoProto(name=name) for name in names]
     alone = helper.make_model(
         helper.make_graph(sources, 'constants', [], outputs),
@@ -47,8 +45,9 @@ def compute_constants(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
         ir_version=model.ir_version,
     )
     arrays = {name: array for name, array in Runner(alone).run({}).items() if array.size <= LARGEST}
-    _replace(graph, arrays)
-    return result, True
+    refill(model.graph, node=graph.node)
+    _replace(model.graph, arrays)
+    return True
 
 
 def _is_computed(node: onnx.NodeProto, constants: set[str]) -> bool:

@@ -1,6 +1,5 @@
 """Concatenate models that pass tensors to each other by name."""
 
-import copy
 from collections.abc import Collection, Sequence
 
 import onnx
@@ -15,12 +14,14 @@ def concatenate(
 ) -> onnx.ModelProto:
     """Merge models into one: an input of a model is the output of an earlier model with the same name.
 
+    The first model becomes the result, and the others are changed: a copy of large weights is gigabytes.
+
     Args:
         models: in the order of execution, with the same opset of each domain.
         prefixes: one per model, put with '/' before the names of its nodes and inner values.
         outputs: outputs of the merged graph: outputs of the models, or inputs that are passed through.
     """
-    merged = copy.deepcopy(models[0])  # into which the others are put: it may have most of the weights
+    merged = models[0]
     opsets = {entry.domain: entry.version for entry in merged.opset_import}
     for entry in (entry for model in models[1:] for entry in model.opset_import):
         if entry.domain not in opsets:
@@ -37,7 +38,7 @@ def concatenate(
     produced = {value.name for value in graph.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for model, prefix in zip(models[1:], prefixes[1:], strict=True):
-        added = copy.deepcopy(model.graph)
+        added = model.graph
         _add_prefix(added, prefix)
         for value in added.input:
             if value.name not in values:

@@ -43,15 +43,14 @@ def rename_nodes(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
 
 
 def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
-    """Return a model with the spec's inputs and outputs, in its order.
+    """Give a model the spec's inputs and outputs, in its order; it is changed in place and returned.
 
     - An input that the exporter dropped because nothing uses it is put back.
     - An input with a default gets an initializer of that value, of size 1 along dynamic axes, which feeding
       overrides.
     - Declared shapes are the spec's, with its names of dynamic axes.
     """
-    result = copy.deepcopy(model)
-    graph = result.graph
+    graph = model.graph
     extra = [value.name for value in graph.input if value.name not in spec.input_names]
     produced = {name for node in graph.node for name in node.output}
     produced.update(tensor.name for tensor in graph.initializer)
@@ -84,8 +83,8 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
             del graph.initializer[place]
     graph.initializer.extend(defaults.values())
     refill(graph, input=inputs, output=outputs)
-    result.ir_version = max(result.ir_version, 4)
-    return result
+    model.ir_version = max(model.ir_version, 4)
+    return model
 
 
 def name_ends(

@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.graph.io.index import bodies, refill
+from mmdeploy_ext.graph.io.index import bodies, claim_name, refill
 from mmdeploy_ext.graph.io.types import infer, skeleton
 from mmdeploy_ext.graph.passes.fp16 import LOWER, SINGLE
-from mmdeploy_ext.graph.passes.rename import rename_tensors
+from mmdeploy_ext.graph.passes.rename import all_tensor_names, rename_tensors
 from mmdeploy_ext.util.errors import ExportError
 
 
@@ -31,16 +31,17 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     inputs, outputs = (
         sorted(halves.keys() & {value.name for value in values}) for values in (graph.input, graph.output)
     )
-    new_names = {name: f'{name}/exact' for name in inputs} | {name: f'{name}/single' for name in outputs}
-    nodes = [helper.make_node('Cast', [name], [f'{name}/exact'], to=SINGLE) for name in inputs]
+    used = set(all_tensor_names(model))
+    new_names = {name: claim_name(name, used) for name in (*inputs, *outputs)}
+    nodes = [helper.make_node('Cast', [name], [new_names[name]], to=SINGLE) for name in inputs]
     for node, typed_node in zip(graph.node, _typed_nodes(model), strict=True):
         if any('float16' in onnx.printer.to_text(body) for body in bodies(typed_node)):
             raise ExportError(
                 f'node {node.name!r} ({node.op_type}) has a sub-graph in float16, which is not simulated; '
                 'keep the node in float32'
             )
-        nodes += _rounded(node, halves, new_names)
-    nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=halves[name]) for name in outputs]
+        nodes += _rounded(node, halves, new_names, used)
+    nodes += [helper.make_node('Cast', [new_names[name]], [name], to=halves[name]) for name in outputs]
     refill(graph, node=nodes, initializer=initializers, value_info=())
     return result
 
@@ -60,7 +61,9 @@ def _to_single(tensor: TensorProto) -> TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
-def _rounded(node: onnx.NodeProto, halves: dict[str, int], new_names: dict[str, str]) -> list[onnx.NodeProto]:
+def _rounded(
+    node: onnx.NodeProto, halves: dict[str, int], new_names: dict[str, str], used: set[str]
+) -> list[onnx.NodeProto]:
     single = copy.deepcopy(node)
     single.input[:] = [new_names.get(name, name) for name in node.input]
     single.output[:] = [new_names.get(name, name) for name in node.output]
@@ -76,7 +79,7 @@ def _rounded(node: onnx.NodeProto, halves: dict[str, int], new_names: dict[str, 
     casts = []
     for place, name in enumerate(node.output):
         if name in halves:
-            output, unrounded, rounded = single.output[place], f'{name}/unrounded', f'{name}/rounded'
+            output, unrounded, rounded = single.output[place], claim_name(name, used), claim_name(name, used)
             single.output[place] = unrounded
             casts.append(helper.make_node('Cast', [unrounded], [rounded], to=halves[name]))
             casts.append(helper.make_node('Cast', [rounded], [output], to=SINGLE))

@@ -260,6 +260,7 @@ class PairRun:
     Attributes:
         worst_distance, worst_score, worst_iou: of counted pairs.
         excused: lines on results beside a tie, of all frames.
+        undecided: frames in which `MemorySpec.decided` was left out.
         tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
         pairings: pairs of memory rows, of each kind; [] for a memory without scores.
         outputs: specs of the outputs other than state; `names` are compared.
@@ -296,6 +297,7 @@ class PairRun:
         self.last: tuple[str, float] | None = None
         self.worst_score, self.worst_iou, self.parted = 0.0, 1.0, False
         self.excused: list[str] = []
+        self.undecided = 0
 
     def add(self, moment: Moment, rounding: Rounding | None = None) -> None:
         """Judge one frame by both sides' results and memories; `rounding`: of `named_tensors`."""
@@ -310,9 +312,11 @@ class PairRun:
             self._forget()
         self._check_reset(moment, name)
         followed = self._follow(moment, name)
-        self.series['ties'].append(sum(kind.ties for kind in followed))
-        self._compare_tensors(moment, followed, name, rounding)
-        self.parted = self._match_detections(moment, name) and any(kind.parted for kind in followed)
+        decided = self._decided(moment, name)
+        undecided = 0 if decided is moment else moment.expected.undecided
+        self.series['ties'].append(sum(kind.ties for kind in followed) + undecided)
+        self._compare_tensors(decided, followed, name, rounding)
+        self.parted = self._match_detections(decided, name) and any(kind.parted for kind in followed)
 
     def _forget(self) -> None:
         for pairing in self.pairings:
@@ -368,13 +372,44 @@ class PairRun:
         self.tied['affected_frames'] += any(of.rows is not None and pairing.affected for of, pairing in pairs)
         return found
 
+    def _decided(self, moment: Moment, name: str) -> Moment:
+        """Return the frame, without what undecided decisions changed."""
+        sides = moment.expected, moment.got
+        specs = tuple(tensor for tensor in self.outputs if tensor.name in self.memory.decided)
+        if not moment.expected.undecided or self.bars.cosine is not None:
+            return moment
+        arrays = ({tensor.name: side.outputs[tensor.name] for tensor in specs} for side in sides)
+        rows = compare_tensors(*arrays, GraphSpec('', (), specs))
+        results = self.match(name, *(side.detections for side in sides), **self._limits)
+        if all(row.passed for row in rows) and results.passed:
+            return moment
+        self.undecided += 1
+        self.tied['ties'] += moment.expected.undecided
+        self.tied['tied_frames'] += 1
+        expected, got = (
+            dataclasses.replace(
+                side,
+                outputs={key: side.outputs[key] for key in side.outputs.keys() - {*self.memory.decided}},
+                detections=side.detections.without_motion(),
+            )
+            for side in sides
+        )
+        return dataclasses.replace(moment, expected=expected, got=got)
+
+    @property
+    def _limits(self) -> dict[str, float]:
+        bars = self.bars
+        limits = dict(score_thr=bars.score_thr, distance_bar=bars.distance_m, score_bar=bars.score)
+        return limits if bars.corner_m is None else dict(limits, corner_bar=bars.corner_m)
+
     def _compare_tensors(
         self, moment: Moment, followed: Sequence[Followed], name: str, rounding: Rounding | None
     ) -> None:
         expected, got = moment.expected.outputs, moment.got.outputs
         if self.names is None:
             self.names = {*self.memory.needed, *(expected.keys() & got.keys())}
-        specs = tuple(tensor for tensor in self.outputs if tensor.name in self.names)
+        names = self.names - ({*self.memory.decided} - expected.keys())
+        specs = tuple(tensor for tensor in self.outputs if tensor.name in names)
         last = {  # a graph may give the last layer alone
             tensor.name for tensor in specs if tensor.name in self.memory.needed and tensor.axes[:1] == (1,)
         }
@@ -430,16 +465,12 @@ class PairRun:
         return compare_tensors(of_reference(expected), got, GraphSpec('the memory', (), specs), distances)
 
     def _match_detections(self, moment: Moment, name: str) -> bool:
-        sides, bars = (moment.expected.detections, moment.got.detections), self.bars
-        limits = dict(score_thr=bars.score_thr, distance_bar=bars.distance_m, score_bar=bars.score)
-        if bars.corner_m is not None:
-            limits['corner_bar'] = bars.corner_m
-        row = self.match(name, *sides, **limits)
+        row = self.match(name, moment.expected.detections, moment.got.detections, **self._limits)
         for key in self.totals:
             self.totals[key] += getattr(row, key)
         for key in ('reference', 'extra'):
             self.series[key].append(getattr(row, key))
-        self.series['matched'].append(row.matched + (row.outside if bars.near_counts else 0))
+        self.series['matched'].append(row.matched + (row.outside if self.bars.near_counts else 0))
         if row.broken or (not row.passed and not (row.missing or row.extra or row.outside)):
             self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
         self.worst_score = max(self.worst_score, row.worst_score)
@@ -484,6 +515,8 @@ class PairRun:
         if row.resets < bars.resets:
             reasons.append(f'{row.resets} resets after the first frame, a proof needs {bars.resets}')
         reasons += self.tensors.reasons(row.frames)
+        if self.undecided and self.undecided == row.frames:
+            reasons.append(f'{", ".join(self.memory.decided)}: decisions at a threshold in every frame')
         if row.match_rate is None:
             reasons.append(NOTHING_FOUND)
         elif row.match_rate < bars.match_rate:

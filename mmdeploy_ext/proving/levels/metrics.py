@@ -34,6 +34,7 @@ SAME = (
     'dataset_sha256',
     'samples',
     'memory',
+    'input_size',
     'evaluation',
 )
 """Facts that have to be equal to compare two runs' metrics."""
@@ -138,8 +139,8 @@ def keep_metrics(
     if any(reference.get(key) != facts[key] for key in SAME):
         print(metrics)
         changed = (
-            'config, checkpoint, source of the model, data set, number of samples, memory, or metrics and '
-            'options of the evaluation'
+            'config, checkpoint, source of the model, data set, number of samples, memory, size of the input '
+            '(backend_config.shape), or metrics and options of the evaluation'
         )
         print(f'{reference_path} was written with another {changed}: not compared')
         return True

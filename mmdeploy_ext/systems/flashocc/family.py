@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.families.common.camera_models import is_one_of
 from mmdeploy_ext.families.common.lift_models import LiftFamily, LiftModels, check_view
 from mmdeploy_ext.runtime.occupancy import Occupancy
 from mmdeploy_ext.systems.flashocc.graphs import HEAD, facts_of, graphs
@@ -19,6 +20,8 @@ CLASSES = (
     'vegetation', 'free',
 )  # fmt: skip
 """Classes of Occ3D-nuScenes by label."""
+OF_SEVERAL_FRAMES = 'BEVDepth4DOCC', 'BEVDepth4DPano', 'BEVStereo4DOCC'
+PARTS = '--parts img_backbone+img_neck img_bev_encoder_backbone+img_bev_encoder_neck occ_head'
 
 
 def check_model(cfg: Any) -> None:
@@ -32,9 +35,19 @@ def check_model(cfg: Any) -> None:
         )
 
 
+class FlashOccModels(LiftModels):
+    def check(self, cfg: Any) -> None:
+        if is_one_of(OF_SEVERAL_FRAMES, cfg.model):
+            raise ConfigError(
+                f'{cfg.filename}: model.type={cfg.model.type!r} reads past frames; the graph has no input '
+                f'for them; expected {" or ".join(self.detectors)}; or export its parts: {PARTS}'
+            )
+        super().check(cfg)
+
+
 class FlashOccFamily(LiftFamily):
     name, task = 'flashocc', 'occupancy'
-    models = LiftModels(
+    models = FlashOccModels(
         detectors=('BEVDetOCC', 'BEVDepthOCC', 'BEVDepthPano'),
         heads=('BEVOCCHead2D', 'BEVOCCHead2D_V2'),
         head_key='occ_head',

@@ -19,7 +19,7 @@ from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.systems.vad.graphs import graphs
 from mmdeploy_ext.systems.vad.reference import VadReference
-from mmdeploy_ext.systems.vad.runtime import FORM, OUTPUTS, VadFacts, VadOnnx, frame_with_command
+from mmdeploy_ext.systems.vad.runtime import DECIDED, FORM, OUTPUTS, VadFacts, VadOnnx, frame_with_command
 from mmdeploy_ext.util.errors import ConfigError
 
 PUBLISHED = SETTINGS | dict(
@@ -136,7 +136,9 @@ class VadFamily(BevFamily):
 
     def memory_spec(self, facts: VadFacts) -> MemorySpec:
         outputs = dict(bev_embed='bev_embed')
-        return MemorySpec(tensors=MEMORY, outputs=outputs, needed=OUTPUTS[1:], per_query=PREDICTIONS)
+        return MemorySpec(
+            tensors=MEMORY, outputs=outputs, needed=OUTPUTS[1:], per_query=PREDICTIONS, decided=DECIDED
+        )
 
     def result(self, detections: DrivingScene) -> dict[str, Any]:
         (entry,) = result(detections).values()

@@ -3,6 +3,7 @@
 n boxes, M modes, T steps, V lines of P points.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ from mmdeploy_ext.families.common.bev_reference import BevReference
 from mmdeploy_ext.families.common.camera_reference import array
 from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of
-from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.frames import Frame, StepResult
+from mmdeploy_ext.runtime.geometry import exact_sigmoid
 from mmdeploy_ext.systems.vad.model.steps import bounds_of
 from mmdeploy_ext.systems.vad.runtime import OUTPUTS
+from mmdeploy_ext.verdict.ties import TIE
 
 TRUTH = [0.0, 20, -1, 2, 4, 2, 0, 0, 0]
 """A box that the repository's test path needs for its metrics."""
@@ -25,6 +28,10 @@ TRUTH = [0.0, 20, -1, 2, 4, 2, 0, 0, 0]
 
 class VadReference(BevReference):
     outputs = OUTPUTS
+
+    def step(self, frame: Frame) -> StepResult:
+        result = super().step(frame)
+        return dataclasses.replace(result, undecided=undecided(self.head, result.outputs))
 
     def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
         return {self.head: self.kept}
@@ -76,3 +83,15 @@ class VadReference(BevReference):
     def head_outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._found = {**self._found, **tensors}
         return dict(tensors, map_all_bbox_preds=bounds_of(tensors['map_all_pts_preds']))
+
+
+def undecided(head: nn.Module, outputs: Mapping[str, np.ndarray]) -> int:
+    """Return the pairs of object and line within `ties.TIE` of `map_thresh` or `dis_thresh`."""
+    logits, points = outputs['map_all_cls_scores'][-1, 0], outputs['map_all_pts_preds'][-1, 0]
+    scores = exact_sigmoid(logits.max(-1)).astype(np.float64)
+    nearest = points[np.arange(len(points)), np.linalg.norm(points, axis=-1).argmin(1)]
+    low, high = np.split(np.array(head.pc_range), 2)
+    centres = (outputs['all_bbox_preds'][-1, 0, :, :2] - low[:2]) / (high - low)[:2]
+    apart = np.linalg.norm(centres[:, None] - nearest, axis=-1)
+    margins = np.minimum(scores - head.map_thresh, head.dis_thresh - apart)
+    return int((np.abs(margins) <= TIE).sum())

@@ -30,6 +30,8 @@ OUTPUTS = (
     'bev_embed', 'all_cls_scores', 'all_bbox_preds', 'all_traj_preds', 'all_traj_cls_scores',
     'map_all_cls_scores', 'map_all_pts_preds', 'ego_fut_preds', 'ego_plan',
 )  # fmt: skip
+DECIDED = 'all_traj_preds', 'all_traj_cls_scores', 'ego_fut_preds', 'ego_plan'
+"""Outputs that depend on which lines an object attends to."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

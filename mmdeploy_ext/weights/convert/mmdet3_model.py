@@ -18,7 +18,7 @@ INNER = (
 """Trackers, and a semi-supervised model, with an entry `detector`."""
 OWN_TYPES = {
     'BoxInst', 'CenterNetUpdateHead', 'CondInst', 'ConditionalDETR', 'ConvNeXt', 'CrossEntropyCustomLoss',
-    'DABDETR', 'DINO', 'NormedFCOSHead', 'RTMDet', 'RTMDetIns',
+    'DABDETR', 'DDQDETR', 'DINO', 'MultiInstanceBBoxHead', 'NormedFCOSHead', 'RTMDet', 'RTMDetIns',
 }  # fmt: skip
 """Types of `OWN_MODELS` in configs of mmdet 3."""
 SCOPES = ('mmdet.', 'mmdet3d.', 'mmpretrain.')
@@ -114,6 +114,15 @@ def convert_fcos(model: dict[str, Any]) -> None:
     if predictor := head.get('cls_predictor_cfg'):
         head['type'] = 'NormedFCOSHead'
         predictor.pop('type')
+
+
+def convert_crowddet(model: dict[str, Any]) -> None:
+    """Name detector and head of regions as in mmdet 2.28, in place, with mmcv's RoIAlign."""
+    model['type'], roi_head = 'FasterRCNN', model['roi_head']
+    for part in (roi_head, roi_head['bbox_head']):
+        part.pop('num_instance', None)  # mmdet 3 takes only 2
+    roi_head['type'] = 'StandardRoIHead'
+    roi_head['bbox_roi_extractor']['roi_layer'].pop('use_torchvision', None)
 
 
 RTMDET_HEADS = dict(RTMDetSepBNHead='RTMDet', RTMDetInsSepBNHead='RTMDetIns')
@@ -230,6 +239,20 @@ def convert_dino(model: dict[str, Any]) -> None:
     model['bbox_head'].pop('sync_cls_avg_factor', None)
 
 
+def convert_ddq(model: dict[str, Any]) -> None:
+    """As `convert_dino` with DDQ's types; ConfigError: `dqs_cfg` has another type than `nms`."""
+    nms = model.pop('dqs_cfg', dict(type='nms', iou_threshold=0.8))
+    _check_keys('model.dqs_cfg', nms, {'type', 'iou_threshold'})
+    if nms['type'] != 'nms':
+        raise ConfigError(f"model.dqs_cfg.type={nms['type']!r}: expected 'nms'")
+    model.pop('dense_topk_ratio', None)  # only a training reads these
+    model['bbox_head'].pop('aux_num_pos', None)
+    convert_dino(model)
+    transformer = model['bbox_head']['transformer']
+    transformer['type'], transformer['decoder']['type'] = 'DDQTransformer', 'DDQTransformerDecoder'
+    transformer['decoder']['iou_threshold'] = nms['iou_threshold']
+
+
 def convert_mask_former(model: dict[str, Any]) -> None:
     """Convert layers and encodings of MaskFormer or Mask2Former in place.
 
@@ -252,7 +275,9 @@ def convert_mask_former(model: dict[str, Any]) -> None:
 CONVERTERS: dict[str, Callable[[dict[str, Any]], None]] = {
     'CenterNet': convert_centernet,
     'ConditionalDETR': convert_conditional_detr,
+    'CrowdDet': convert_crowddet,
     'DABDETR': convert_conditional_detr,
+    'DDQDETR': convert_ddq,
     'DETR': convert_detr,
     'DeformableDETR': convert_deformable_detr,
     'DINO': convert_dino,

@@ -58,6 +58,7 @@ CONDITIONAL: tuple[Rule, ...] = (
 RULES: dict[str, tuple[Rule, ...]] = {
     'ConditionalDETR': CONDITIONAL,
     'DABDETR': CONDITIONAL,
+    'DDQDETR': (*DEFORMABLE, (r'^query_map\.', f'{TRANSFORMER}query_map.')),
     'DETR': (*DETR_LAYERS, NECK),
     'DeformableDETR': DEFORMABLE,
     'DINO': DEFORMABLE,
@@ -68,6 +69,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 """Detector -> rules; the first match counts."""
 UNUSED_PREFIXES = (
+    'bbox_head.aux_cls_branches.',
+    'bbox_head.aux_reg_branches.',
     'data_preprocessor.',
     'dn_query_generator.',
     'reid.',
@@ -75,7 +78,7 @@ UNUSED_PREFIXES = (
     'teacher_model.',
     'track_head.',
 )
-"""Tensors without use: mean and std of a wrapper, DINO's denoising queries, parts around a detector."""
+"""Tensors without use: of a wrapper, of queries that only train (DINO, DDQ), of parts around a detector."""
 INNER_PREFIX = re.compile(r'^(detector|teacher)\.')
 """Of a detector in a tracker, and of the one that a semi-supervised model tests."""
 

@@ -21,8 +21,6 @@ REFUSED: dict[str, tuple[int, tuple[str, ...]]] = {
     're-identification models (`reid/`)': (4, ('BaseReID',)),
     'scripts in the folder of configs (`override_category.py`)': (3, ()),
     'models of Detectron2': (3, ('Detectron2Wrapper',)),
-    'DDQ models': (3, ('DDQDETR',)),
-    'CrowdDet models': (2, ('CrowdDet',)),
     'backbones of timm': (2, ('TIMMBackbone',)),
     NO_BASE: (4, ()),
     NO_PIPELINE: (1, ()),

@@ -12,6 +12,7 @@ from torch import nn
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops import forms
 from mmdeploy_ext.exporting.ops.attention import attend
+from mmdeploy_ext.exporting.ops.nms import BATCHED_NMS
 from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, Operator, Plugin, operators_as, register
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 from mmdeploy_ext.graph.io import types
@@ -99,6 +100,18 @@ def test_standard_operators_and_functions_do_what_pytorch_does_on_other_inputs(n
             wanted = net(*map(torch.from_numpy, feeds)).numpy()
             assert found.shape == wanted.shape
             np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
+
+
+class Suppression(nn.Module):
+    def forward(self, *tensors):
+        return BATCHED_NMS(*tensors)
+
+
+@pytest.mark.parametrize(('form', 'version'), [('standard', 6), ('function', 8)])
+def test_an_operator_raises_the_ir_version_only_where_it_stays_a_function(form, version):
+    with operators_as(form):
+        model = export_module(Suppression(), BATCHED_NMS.example(), opset=11)
+    assert model.ir_version == version
 
 
 def test_the_plugin_of_tensorrt_gets_the_node_it_reads():

@@ -1,21 +1,26 @@
-"""What mmdet 3.3.0 gives for a small DINO, on generated weights and pictures: its names and sampled values.
+"""What mmdet 3.3.0 gives for a small DINO and DDQ DETR, on generated weights: names and sampled values.
 
 `PYTHONPATH=tests/support .venv-mmdet3/bin/python tests/families/query/dino_golden.py` writes
 `dino_golden.json`; the tests build the translated config, fill it in the same way and compare. Needs numpy
 and torch alone.
 """
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from drawn_weights import SAMPLES, drawn
+from drawn_weights import drawn
 
 FILE = Path(__file__).with_suffix('.json')
 SIZE, SHAPES = (2, 3, 64, 96), [(64, 96), (48, 80)]
 """Of the batch, and of the pictures in it."""
+SAMPLES = 200
+"""Values of each output that are kept."""
+NO_RESULT = -1e4
+"""Logit of a query that gives no result."""
 LAYER = dict(ffn_cfg=dict(embed_dims=256, feedforward_channels=64, ffn_drop=0.0))
 POINTS = dict(embed_dims=256, num_levels=4, dropout=0.0)
 MODEL = dict(
@@ -66,6 +71,18 @@ MODEL = dict(
     ),
     test_cfg=dict(max_per_img=10),
 )
+MODELS = dict(
+    DINO=MODEL,
+    DDQDETR=dict(
+        MODEL,
+        type='DDQDETR',
+        num_queries=72,  # more than distinct tokens in one of the pictures
+        dense_topk_ratio=1.5,
+        dqs_cfg=dict(type='nms', iou_threshold=0.4),
+        decoder=dict(MODEL['decoder'], num_layers=4),
+        bbox_head=dict(MODEL['bbox_head'], type='DDQDETRHead'),
+    ),
+)
 
 
 def pictures():
@@ -77,7 +94,7 @@ def pictures():
 
 
 def sampled(outputs):
-    """Return sampled values of logits and boxes."""
+    """Return sampled values of scores and boxes."""
     flat = [one.numpy().ravel() for one in outputs]
     places = [np.linspace(0, len(values) - 1, SAMPLES).astype(int) for values in flat]
     return [values[place].astype(float).tolist() for values, place in zip(flat, places, strict=True)]
@@ -85,20 +102,36 @@ def sampled(outputs):
 
 def main():
     """Write the file, by mmdet 3."""
-    from mmdet.registry import MODELS
+    from mmcv.ops import nms
+    from mmdet import registry
+    from mmdet.models.detectors import ddq_detr
     from mmdet.structures import DetDataSample
     from mmdet.utils import register_all_modules
 
+    def stable_nms(boxes, scores, _, cfg):
+        order, ranks = scores.argsort(descending=True, stable=True), torch.arange(len(scores))
+        return None, order[nms(boxes[order], -ranks.float(), cfg['iou_threshold'])[1]]
+
+    ddq_detr.batched_nms = stable_nms  # tokens in padding are equal
     register_all_modules()
-    model = MODELS.build(dict(MODEL)).eval()
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(drawn(name, tensor))
-    samples = [DetDataSample(metainfo=dict(batch_input_shape=SIZE[2:], img_shape=shape)) for shape in SHAPES]
-    with torch.no_grad():
-        inside = model.forward_transformer(model.extract_feat(pictures()), samples)
-        outputs = model.bbox_head(inside['hidden_states'], inside['references'])
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    FILE.write_text(json.dumps(dict(shapes=shapes, outputs=sampled([one[-1] for one in outputs]))) + '\n')
+    cases = {}
+    for kind, config in MODELS.items():
+        model = registry.MODELS.build(copy.deepcopy(config)).eval()
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(drawn(name, tensor))
+        samples = [
+            DetDataSample(metainfo=dict(batch_input_shape=SIZE[2:], img_shape=shape)) for shape in SHAPES
+        ]
+        with torch.no_grad():
+            inside = model.forward_transformer(model.extract_feat(pictures()), samples)
+            outputs = model.bbox_head(inside['hidden_states'], inside['references'])
+        logits, boxes = (layers[-1] for layers in outputs)
+        if kind == 'DDQDETR':
+            kept = model.cache_dict['distinct_query_mask'][-1][:: model.cache_dict['num_heads'], 0, :, None]
+            logits = torch.where(kept, logits, NO_RESULT)
+        shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        cases[kind] = dict(shapes=shapes, outputs=sampled([logits.sigmoid(), boxes]))
+    FILE.write_text(json.dumps(cases) + '\n')
 
 
 if __name__ == '__main__':

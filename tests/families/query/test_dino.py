@@ -1,4 +1,4 @@
-"""DINO's parts are mmdet 3's by names, shapes and numbers; they are exported as a detector of queries."""
+"""DINO and DDQ DETR are mmdet 3's by names, shapes and numbers; they are exported as detectors of queries."""
 
 import copy
 import json
@@ -14,29 +14,21 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from drawn_weights import drawn
 from marking import in_suite
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.families.common.query_networks import DinoNetwork
+from mmdeploy_ext.families.common.query_networks import NETWORKS, DinoNetwork
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
-from mmdeploy_ext.weights.convert.mmdet3_names import UNUSED_PREFIXES, to_mmdet2_name
+from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_names
+
+EXPECTED = json.loads(golden.FILE.read_text())
 
 
-@pytest.fixture(scope='module')
-def expected():
-    return json.loads(golden.FILE.read_text())
-
-
-@pytest.fixture(scope='module')
-def model(expected):
+def built(kind):
     """Return the translated model, with the weights that mmdet 3 had."""
-    built = builder.build_detector(to_mmdet2_model(copy.deepcopy(golden.MODEL))).eval()
-    state = built.state_dict()
-    names = {
-        to_mmdet2_name(name, 'DINO'): name
-        for name in expected['shapes']
-        if not name.startswith(UNUSED_PREFIXES)
-    }
+    built = builder.build_detector(to_mmdet2_model(copy.deepcopy(golden.MODELS[kind]))).eval()
+    state, shapes = built.state_dict(), EXPECTED[kind]['shapes']
+    names = {name: theirs for theirs, name in to_mmdet2_names(shapes, state, kind).items()}
     assert {name: list(tensor.shape) for name, tensor in state.items()} == {
-        name: expected['shapes'][theirs] for name, theirs in names.items()
+        name: shapes[theirs] for name, theirs in names.items()
     }
     with torch.no_grad():
         for name, tensor in state.items():
@@ -44,38 +36,47 @@ def model(expected):
     return built
 
 
+@pytest.fixture(scope='module')
+def model():
+    return built('DINO')
+
+
+@pytest.fixture(scope='module', params=golden.MODELS)
+def case(request):
+    return built(request.param), EXPECTED[request.param]['outputs']
+
+
 def outputs(model):
-    """Return what the head gives, as mmdet 2.28 asks it."""
+    """Return logits and boxes of the head, as mmdet 2.28 asks it."""
     metas = [dict(batch_input_shape=golden.SIZE[2:], img_shape=(*shape, 3)) for shape in golden.SHAPES]
     with torch.no_grad():
         logits, boxes, *_ = model.bbox_head(model.extract_feat(golden.pictures()), metas)
     return logits[-1], boxes[-1]
 
 
+def network_of(model):
+    """Return the module that is exported."""
+    return NETWORKS[type(model.bbox_head).__name__](model)
+
+
 def network_outputs(model):
-    """Return logits and boxes of the module that is exported."""
     with torch.no_grad():
-        found = DinoNetwork(model)(golden.pictures(), torch.tensor(golden.SHAPES, dtype=torch.float32))
+        found = network_of(model)(golden.pictures(), torch.tensor(golden.SHAPES, dtype=torch.float32))
     return found[:2]
 
 
-def furthest(found, expected):
-    return max(
-        np.abs(np.subtract(ours, theirs)).max() / np.abs(theirs).max()
-        for ours, theirs in zip(found, expected['outputs'], strict=True)
-    )
-
-
-def test_names_shapes_and_outputs_are_those_of_mmdet_3(model, expected):
-    assert furthest(golden.sampled(outputs(model)), expected) < 1e-4
-    assert furthest(golden.sampled(network_outputs(model)), expected) < 1e-4
+def test_names_shapes_and_outputs_are_those_of_mmdet_3(case):
+    model, expected = case
+    for logits, boxes in (outputs(model), network_outputs(model)):
+        np.testing.assert_allclose(golden.sampled([logits.sigmoid(), boxes]), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize('exporter', in_suite(['torchscript', 'dynamo'], 'torchscript'))
-def test_its_graph_gives_the_same(model, exporter):
+def test_its_graph_gives_the_same(case, exporter):
+    model, _ = case
     image, shapes = golden.pictures(), torch.tensor(golden.SHAPES, dtype=torch.float32)
     names = dict(input_names=['input', 'img_shape'], output_names=['logits', 'boxes', 'token_scores'])
-    network = DinoNetwork(model)
+    network = network_of(model)
     opset = dict(torchscript=17, dynamo=18)[exporter]
     file = export_module(network, (image, shapes), exporter=exporter, opset=opset, **names)
     found = Runner(file).run(dict(input=image.numpy(), img_shape=shapes.numpy()))

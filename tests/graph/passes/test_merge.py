@@ -40,9 +40,9 @@ X = np.array([[1.0, -2.0, 3.0]], np.float32)
 
 def test_a_chain_is_joined_by_name_and_equals_the_parts_run_in_turn():
     first, second = scale('x', 'middle', 2.0), scale('middle', 'y', 5.0)
+    wanted = run(second, middle=run(first, x=X)['middle'])['y']
     merged = concatenate([first, second], ['net', 'post'], ['y'])
-    middle = run(first, x=X)['middle']
-    np.testing.assert_array_equal(run(merged, x=X)['y'], run(second, middle=middle)['y'])
+    np.testing.assert_array_equal(run(merged, x=X)['y'], wanted)
     assert [value.name for value in merged.graph.input] == ['x']
     assert [value.name for value in merged.graph.output] == ['y']
 
@@ -77,9 +77,10 @@ def branching(source, target):
 
 def test_sub_graphs_are_renamed_with_what_they_use():
     parts = [scale('x', 'middle', 2.0), branching('x', 'y')]
+    wanted = [run(parts[1], x=x)['y'] for x in (X, -X)]
     merged = concatenate(parts, ['a', 'b'], ['y', 'middle'])
-    for x in (X, -X):
-        np.testing.assert_array_equal(run(merged, x=x)['y'], run(parts[1], x=x)['y'])
+    for x, y in zip((X, -X), wanted, strict=True):
+        np.testing.assert_array_equal(run(merged, x=x)['y'], y)
     inner = next(node for node in merged.graph.node if node.op_type == 'If').attribute[0].g
     assert inner.node[0].name == 'b/branch'
     assert list(inner.node[0].input) == ['b/inner', 'b/weight']

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from mmdeploy_ext.graph.passes.rename import rename_tensors
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import Runner
 
@@ -32,6 +33,14 @@ def test_every_stored_value_is_rounded_and_ends_keep_their_type():
     np.testing.assert_array_equal(got, (half + np.float16(2048)) - np.float16(2048))
     assert got.dtype == np.float16
     assert not np.array_equal(Runner(model).run(dict(x=half))['y'], got), 'ONNX Runtime shows it by itself'
+
+
+def test_a_graph_may_have_the_names_of_added_tensors():
+    added = {name for node in round_half(make(TensorProto.FLOAT16)).graph.node for name in node.output}
+    for name in added - {'t', 'u', 'y'}:
+        model = make(TensorProto.FLOAT16)
+        rename_tensors(model.graph, lambda old, name=name: name if old == 't' else old)
+        onnx.checker.check_model(round_half(model), full_check=True)
 
 
 def test_a_model_without_float16_comes_back_the_same():

@@ -12,9 +12,10 @@ from mmdeploy_ext.kit.contents import KitCase, StoredCase
 from mmdeploy_ext.kit.frames import write_frames
 from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.flashocc import instances
+from mmdeploy_ext.systems.flashocc.runtime import FlashOccOnnx
 from planting import replaced
 from proofs import prove
-from replay import Replay
+from replay import Replay, once_a_frame
 
 TOY = toy_frames.PANOPTIC
 
@@ -41,10 +42,14 @@ def test_instances_are_proven_and_kept_by_a_kit(detector, frames, tmp_path):
 
 @pytest.fixture(scope='module')
 def row_of(detector, frames, tmp_path_factory):
-    recorded = Replay(detector, frames)
+    """Run the loop beside the recorded results of PyTorch; the network runs once a frame."""
+    recorded, run = Replay(detector, frames), once_a_frame(FlashOccOnnx.run)
 
     def row():
-        with mock.patch.object(type(detector.family), 'reference', lambda *_: recorded):
+        with (
+            mock.patch.object(type(detector.family), 'reference', lambda *_: recorded),
+            mock.patch.object(FlashOccOnnx, 'run', run),
+        ):
             return eager_row(detector, tmp_path_factory.mktemp('eager'), frames)[0]
 
     return row
@@ -62,6 +67,48 @@ def of_maps(**changes):
     return make
 
 
+def of_facts(**changes):
+    return lambda original: (
+        lambda labels, maps, facts: original(labels, maps, dataclasses.replace(facts, **changes))
+    )
+
+
+def of_cells(change):
+    """Change the voxels (n, 3) of the centres, given those and the shape of the grid."""
+    return lambda original: (
+        lambda labels, voxels, classes: original(labels, change(voxels, labels.shape), classes)
+    )
+
+
+def maps_of_frame_before(original):
+    kept = []
+
+    def instances_of(labels, maps, facts):
+        kept.append(maps)
+        return original(labels, kept[0], facts)
+
+    return instances_of
+
+
+def wider_suppression(original):
+    def peaks(heat):
+        around = np.pad(heat, ((0, 0), (2, 2), (2, 2)))
+        windows = np.lib.stride_tricks.sliding_window_view(around, (5, 5), (1, 2))
+        return np.where(heat == windows.max((-2, -1)), heat, np.float32(0))
+
+    return peaks
+
+
+def second_nearest(labels, voxels, classes):
+    found = np.full(labels.shape, -1, np.int32)
+    for center_class, voxel_class in enumerate(instances.VOXEL_CLASSES):
+        rows, places = np.flatnonzero(classes == center_class), np.argwhere(labels == voxel_class)
+        if len(rows) > 1 and len(places):
+            apart = ((places[:, None] - voxels[rows]) ** 2).sum(-1)
+            found[tuple(places.T)] = rows[apart.argsort(1)[:, 1]]
+    return found
+
+
 def of_instances(**changes):
     def make(original):
         def instances_of(*args):
@@ -74,6 +121,9 @@ def of_instances(**changes):
 
 
 INSTANCES = 'mmdeploy_ext.systems.flashocc.runtime:instances_of'
+NEAREST = 'mmdeploy_ext.systems.flashocc.instances:nearest'
+PEAKS = 'mmdeploy_ext.systems.flashocc.instances:peaks'
+VOXEL_CLASSES = 'mmdeploy_ext.systems.flashocc.instances:VOXEL_CLASSES'
 
 
 def other_order(found):
@@ -87,17 +137,27 @@ def one_left_out(found):
 
 
 VARIANTS = {
-    'x and y of a centre exchanged': (INSTANCES, of_maps(reg=lambda maps: maps[:, ::-1])),
+    'x and y of offsets exchanged': (INSTANCES, of_maps(reg=lambda maps: maps[:, ::-1])),
     'height left out': (INSTANCES, of_maps(height=np.zeros_like)),
     'classes shifted': (INSTANCES, of_maps(heatmap=lambda maps: np.roll(maps, 1, 1))),
-    'no suppression beside a peak': (
-        'mmdeploy_ext.systems.flashocc.instances:peaks',
-        lambda _: lambda heat: heat,
+    'maps of the frame before': (INSTANCES, maps_of_frame_before),
+    'rows of the maps flipped': (INSTANCES, of_maps(heatmap=lambda maps: maps[:, :, ::-1])),
+    'a lower threshold of centres': (INSTANCES, of_facts(score_threshold=0.25)),
+    'fewer centres': (INSTANCES, of_facts(max_num=20)),
+    'no suppression beside a peak': (PEAKS, lambda _: lambda heat: heat),
+    'suppression two cells wide': (PEAKS, wider_suppression),
+    'x and y of voxels exchanged': (NEAREST, of_cells(lambda voxels, shape: voxels[:, [1, 0, 2]])),
+    'z flipped': (
+        NEAREST,
+        of_cells(lambda voxels, shape: voxels * [1, 1, -1] + [0, 0, shape[2] - 1]),
     ),
+    'voxels of another corner': (NEAREST, of_cells(lambda voxels, shape: voxels + np.eye(3, dtype=int)[0])),
+    'the second nearest centre': (NEAREST, lambda _: second_nearest),
+    'classes of voxels shifted': (VOXEL_CLASSES, lambda classes: (*classes[1:], classes[0])),
     'a voxel without an instance': (INSTANCES, of_instances(rows=one_left_out)),
     'instances exchanged': (INSTANCES, of_instances(rows=other_order)),
-    'centres of all classes': (
-        'mmdeploy_ext.systems.flashocc.instances:nearest',
+    'centres of other classes': (
+        NEAREST,
         lambda original: lambda labels, voxels, classes: original(labels, voxels, np.roll(classes, 1)),
     ),
 }

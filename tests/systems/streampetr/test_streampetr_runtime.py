@@ -1,9 +1,12 @@
 """The streaming runtime is the unpatched model, frame by frame; its memory, resets and refusals."""
 
 import dataclasses
+import json
 import logging
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -13,7 +16,7 @@ from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.systems.streampetr.memory import to_local
 from mmdeploy_ext.systems.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.systems.streampetr.targets.streampetr_fork.loop import ForkOnnx
-from mmdeploy_ext.util.errors import DataError, InferenceError, ShapeError
+from mmdeploy_ext.util.errors import DataError, InferenceError, ModelFileError, ShapeError
 from toy_streampetr import HEIGHT, WIDTH
 
 BOX = np.array([5e-3] * 3 + [1e-3] * 7)
@@ -168,3 +171,36 @@ def test_a_network_that_gives_nan_is_an_error_and_an_empty_memory(runtime):
         runtime.step(dataclasses.replace(toy.frame(1), images=images))
     again = runtime.step(toy.frame(1))
     assert again.was_reset and np.isfinite(again.outputs['all_cls_scores']).all()
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [('timestamp', None), ('egopose', np.zeros((1, 2, 4, 4))), ('embedding', np.nan)],
+)
+def test_a_state_of_another_model_is_refused_by_its_tensor(runtime, name, value):
+    runtime.step(toy.frame(0))
+    state = runtime.state
+    tensors = dict(state.tensors)
+    old = tensors.pop(name)
+    if value is not None:
+        tensors[name] = np.full_like(old, value) if np.ndim(value) == 0 else value
+    with pytest.raises(ShapeError, match=name):
+        runtime.state = dataclasses.replace(state, tensors=tensors)
+    assert not runtime.step(toy.frame(1)).was_reset
+
+
+def test_graphs_of_other_cameras_and_folders_without_all_graphs_are_refused(tmp_path):
+    files = deployed.files()
+    with pytest.raises(ModelFileError, match=StreamPetrOnnx.files[-1]):
+        StreamPetrOnnx(files[:1])
+    copies = []
+    for file in files:
+        model = onnx.load(file)
+        props = {entry.key: entry.value for entry in model.metadata_props}
+        rule = json.loads(props['mm2onnx.preprocess'])
+        rule.update(num_cameras=5, cameras=rule['cameras'][:5])
+        onnx.helper.set_model_props(model, {**props, 'mm2onnx.preprocess': json.dumps(rule)})
+        copies.append(tmp_path / Path(file).name)
+        onnx.save(model, copies[-1])
+    with pytest.raises(ModelFileError, match='graph expects'):
+        StreamPetrOnnx(copies)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import types
 from unittest import mock
 
 import numpy as np
@@ -15,6 +16,7 @@ from mmdeploy_ext.families.common.runtime import bev_frames
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, YAW_RAD, record_of_pose
 from mmdeploy_ext.runtime.frames import StreamState
 from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.systems.vad import reference
 from mmdeploy_ext.systems.vad.family import VadFamily
 from mmdeploy_ext.systems.vad.model.head import LineEncoder
 from mmdeploy_ext.systems.vad.model.steps import bounds_of
@@ -139,6 +141,41 @@ OFTEN = (
 def test_a_fault_in_our_own_code_is_not_proven(row_of, fault):
     with mock.patch.object(*FAULTS[fault]):
         assert not row_of().passed
+
+
+def test_a_line_at_a_threshold_is_undecided_for_objects_beside_it():
+    head = types.SimpleNamespace(map_thresh=0.5, dis_thresh=0.2, pc_range=[0, 0, 0, 10, 10, 1])
+    logits = [[0, -9], [9, -9], [-9, -9]]
+    points = [[[x, 0.1], [0.9, 0.9]] for x in (0.1, 0.3, 0.1)]
+    boxes = [[1, 1, *[0] * 8], [9, 9, *[0] * 8]]
+    named = dict(map_all_cls_scores=logits, map_all_pts_preds=points, all_bbox_preds=boxes)
+    outputs = {name: np.float32(values)[None, None] for name, values in named.items()}
+    assert reference.undecided(head, outputs) == 2
+
+
+@pytest.fixture(scope='module')
+def row_with_tie(detector, paths):
+    """Return a function that runs the files over two frames; a decision of the first is at a threshold."""
+    counts = iter([1, 0])
+    with mock.patch.object(reference, 'undecided', lambda head, outputs: next(counts)):
+        return rows(detector, paths, recorded_frames(detector)[:2])
+
+
+@pytest.mark.parametrize(
+    ('moved', 'tied', 'passed'), [((), 0, True), ([0], 1, True), ([1], 0, False), ([0, 1], 1, False)]
+)
+def test_trajectories_may_differ_in_a_frame_with_a_line_at_a_threshold(
+    detector, row_with_tie, moved, tied, passed
+):
+    names = [recorded_frames(detector)[index].name for index in moved]
+
+    def run(self, frame, memory):
+        outputs, shift = RUN(self, frame, memory), np.float32(0.01 * (frame.name in names))
+        return dict(outputs, all_traj_preds=outputs['all_traj_preds'] + shift)
+
+    with mock.patch.object(VadOnnx, 'run', run):
+        row = row_with_tie()
+    assert row.passed is passed and row.tied_frames == tied, row.reasons
 
 
 def test_the_encoder_of_lines_does_not_depend_on_the_order_of_points():

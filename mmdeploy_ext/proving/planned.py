@@ -1,0 +1,93 @@
+"""What the precision plan in a file makes of a fresh float32 export."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from mmdeploy_ext.contract.metadata import BF16
+from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.graph.passes.fp16 import LOWER, of_opset
+from mmdeploy_ext.quantize.dense import QUANTISE, DenseQuantiser
+from mmdeploy_ext.quantize.dense_layers import DenseGraph, is_quantised
+from mmdeploy_ext.quantize.plan import Planner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.contract.options import Options
+
+SEVEN_BITS = 63
+"""Largest code of a weight with --reduce-range."""
+
+
+def plan_of(model: onnx.ModelProto, edits: Sequence[str]) -> dict[str, Any] | None:
+    """Return the plan of a bfloat16 or INT8 file that nothing else changed after its export."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == 'precision.plan'), None)
+    return json.loads(text) if text and edits and {*edits} <= {BF16, QUANTISE} else None
+
+
+def before_plan(options: Options, edits: Sequence[str]) -> Options:
+    """Return the options of the float32 export that a later plan changed."""
+    single = dict(precision='fp32', fp16_io=False, keep_fp32=(), keep_results=0.0)
+    return options.replace(**single) if edits else options
+
+
+def with_plan_of(model: onnx.ModelProto, plan: dict[str, Any], fresh: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a float32 graph in the precision of a file's plan, with the file's INT8 ranges.
+
+    The file's INT8 weights replace those that differ by a step in few places: engines fold weights with
+    other roundings.
+    """
+    lower = next((name for name in plan['precisions'] if name in LOWER), 'fp32')
+    fresh, quantiser, layers = of_opset(fresh, lower), None, []
+    if is_quantised(model):
+        quantiser = DenseQuantiser(DenseGraph(fresh), _has_7_bits(model), outputs=False)
+        layers = [layer.name for layer in quantiser.graph.layers if layer.name in plan['layers']]
+        inputs = (name for node in quantiser.graph.network.graph.node for name in node.input)
+        quantiser.ranges = dict.fromkeys(inputs, (np.zeros(1), np.zeros(1))) | _ranges(model)
+    planner = Planner({'': fresh}, dict, {}, quantiser=quantiser)
+    result = planner.written(lower, plan['patterns'], layers)['']
+    codes = _codes(model)
+    for tensor in result.graph.initializer:
+        if tensor.name in codes and _is_rounding(codes[tensor.name], tensor):
+            tensor.CopyFrom(codes[tensor.name])
+    return result
+
+
+def _codes(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    return {
+        tensor.name: tensor
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.INT8 and tensor.name.endswith('/codes')
+    }
+
+
+def _has_7_bits(model: onnx.ModelProto) -> bool:
+    codes = _codes(model).values()
+    return all(np.abs(numpy_helper.to_array(tensor)).max(initial=0) <= SEVEN_BITS for tensor in codes)
+
+
+def _ranges(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Tensor -> range of its scale; behind a Cast also of the Cast's input."""
+    index, found = Index(model), {}
+    for node in model.graph.node:
+        if node.op_type != 'QuantizeLinear' or node.input[1] not in index.constants:
+            continue
+        end = 127 * numpy_helper.to_array(index.constants[node.input[1]]).astype(np.float64)
+        name, position = node.input[0], index.producer(node.input[0])
+        found[name] = end, end
+        if position is not None and index.nodes[position].op_type == 'Cast':
+            found[index.nodes[position].input[0]] = end, end
+    return found
+
+
+def _is_rounding(codes: onnx.TensorProto, expected: onnx.TensorProto) -> bool:
+    if codes.dims != expected.dims:
+        return False
+    steps = np.abs(numpy_helper.to_array(codes).astype(int) - numpy_helper.to_array(expected))
+    return bool(steps.max(initial=0) <= 1 and np.count_nonzero(steps) <= 1 + steps.size // 1000)
