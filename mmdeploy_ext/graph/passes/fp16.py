@@ -4,6 +4,8 @@
   product with a weight: coordinates, inverse sigmoids, arguments of sine encodings.
 * From the last product with a weight to outputs marked `single`, with everything that reads them (boxes, the
   scores that a top-k sorts).
+
+Without both, the toy StreamPETR keeps 0 of 418 results.
 """
 
 from __future__ import annotations
@@ -38,10 +40,6 @@ LARGEST_HALF = 65504.0
 """Largest number in float16."""
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
 """Operator -> place of the operand that is a weight if it is constant."""
-SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log', 'Sin', 'Cos', 'Range'})
-"""Operators that stay float32: squares, exponentials, counts, angles and epsilons exceed float16's range or
-grid.
-"""
 TYPED_OPS = {'Cast', 'CastLike', 'Constant', 'ConstantOfShape', 'EyeLike', 'RandomNormal', 'RandomUniform'}
 """Operators that state their output type; left unchanged."""
 SINGLE_OPERANDS = {'Resize': (1, 2)}
@@ -199,8 +197,6 @@ class _Graph:
             if from_single or position in ending:
                 islands.add(position)
                 single.update(self.floats(node.output))
-            elif node.op_type in SINGLE_OPS:
-                islands.add(position)
         return islands
 
     def not_defined(self) -> set[int]:

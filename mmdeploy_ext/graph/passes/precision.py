@@ -28,7 +28,10 @@ from mmdeploy_ext.util.errors import ModelFileError
 FACTS = 'fp16.'
 """Prefix of the entries of `metadata_props` about the precision."""
 STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*', 'fusion/*')
-"""Patterns of nodes that make and read boxes and maps: near 608 px float16 has steps of 0.5 px."""
+"""Patterns of nodes that make and read boxes and maps: near 608 px float16 has steps of 0.5 px.
+
+Without them the toy ATSS keeps 712 of 714 results of a picture of 1344 px.
+"""
 
 
 def in_precision(

@@ -1,7 +1,7 @@
 """RT-DETR: family, graphs and runtime; the detector is in `mmdeploy_ext/systems/rtdetr/model`."""
 
 from mmdeploy_ext.contract.registry import register_family
-from mmdeploy_ext.systems.rtdetr.options import KEEP_FP32, OPTIONS
+from mmdeploy_ext.systems.rtdetr.options import OPTIONS
 
 register_family(
     'rtdetr',
@@ -9,7 +9,6 @@ register_family(
     options=OPTIONS,
     facts='mmdeploy_ext.systems.rtdetr.facts:RtDetrFacts',
     runtime='mmdeploy_ext.systems.rtdetr.runtime',
-    keep_fp32=KEEP_FP32,
     claims=('RTDETR',),
     exports='RTDETR, queries without suppression (docs/models-2d.md)',
     similar_names=('RTDETR', 'RTDetrV2', 'HybridEncoder'),

@@ -11,5 +11,3 @@ FUSE = Option(
 )
 DYNAMIC_BATCH = Option('dynamic_batch', False, 'dynamic batch, fixed size', group=OF_SOME)
 OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
-KEEP_FP32 = ('*.backbone.conv1*', '*.decoder*')
-"""Nodes that stay float32 in float16 files (measured: docs/engines.md)."""
