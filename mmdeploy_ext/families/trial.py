@@ -21,7 +21,7 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.nearest import PARTS_WAY
 from mmdeploy_ext.util.errors import ConfigError, ExportError, Mm2OnnxError, UsageError, one_line
-from mmdeploy_ext.util.source_code import files_of_users_classes
+from mmdeploy_ext.util.source_code import has_known_modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,11 +95,11 @@ def _sizes(options: Options) -> list[Options]:
 
 
 def check_translation(family: Any, model: nn.Module, options: Options) -> None:
-    """Export the network of a model with classes of the user, on its trial's picture, and drop it.
+    """Export the network of a model with classes that we do not know, on its trial's picture, and drop it.
 
     Raises ExportError, as for an operator that the exporter does not have.
     """
-    if not files_of_users_classes(model):
+    if has_known_modules(model):
         return
     model = prepared(model)
     for graph in contract_of(family, options).graphs(model, options):

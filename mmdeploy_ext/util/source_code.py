@@ -41,8 +41,14 @@ TYPED = ('<string>', '<stdin>', '<console>', '<python-input-', '<ipython-input-'
 """File names of typed code: `exec`, `python -c`, a pipe, consoles."""
 
 
+def package_of(path: Path) -> str:
+    """Package of an installed file, or ''."""
+    folders = iter(path.parts)
+    return next(folders, '') if any(folder in PACKAGE_FOLDERS for folder in folders) else ''
+
+
 def is_in_package(path: Path) -> bool:
-    return any(folder in path.parts for folder in PACKAGE_FOLDERS)
+    return bool(package_of(path))
 
 
 def is_typed(file: str) -> bool:
@@ -256,6 +262,13 @@ def parts_of(model: Any) -> Iterator[tuple[str, Any]]:
         for name, value in vars(module).items():
             several = value if isinstance(value, list | tuple) else [value]
             yield from ((f'{path}.{name}'.lstrip('.'), entry) for entry in several)
+
+
+def has_known_modules(model: Any) -> bool:
+    """Whether all modules are classes of PyTorch, the OpenMMLab packages that we test with, or ours."""
+    known = {*LIBRARIES, *DISTRIBUTIONS, mmdeploy_ext.__name__}
+    packages = {type(module).__module__.partition('.')[0] for module in model.modules()}
+    return packages <= known and not files_of_users_classes(model)
 
 
 def files_of_users_classes(model: Any) -> set[Path]:

@@ -92,12 +92,17 @@ def test_a_config_of_mmdet_3_is_read_as_its_translation_with_its_checkpoint(conf
 
 
 def test_a_plugin_of_mmengine_is_named_where_the_model_needs_it(config3):
-    text = config3.read_text() + "custom_imports = dict(imports=['my_backbones'])\n"
+    plain, other = config3.read_text(), "model['backbone'] = dict(type='MyBackbone')\n"
+    text = plain + "custom_imports = dict(imports=['my_backbones'])\n"
     config3.write_text(text)
     assert load_config(str(config3)).model.type == 'DETR'  # its model does without
-    config3.write_text(text + "model['backbone'] = dict(type='MyBackbone')\n")
+    config3.write_text(text + other)
     with pytest.raises(ConfigError, match='my_backbones'):
         load_config(str(config3))
+    config3.write_text(f'{plain}{other}')
+    with pytest.raises(ConfigError, match='MyBackbone') as error:
+        load_config(str(config3))
+    assert 'custom_imports' not in str(error.value)
 
 
 OF_MMDET_2 = [

@@ -88,9 +88,34 @@ def test_what_a_kernel_says_of_untrained_weights_is_no_refusal(tmp_path):
     assert checked(tmp_path, content) == 0
 
 
-@pytest.mark.parametrize('words', [(), ('--dynamic-export',)])
-def test_an_operator_that_the_exporter_lacks_is_refused_with_module_line_and_parts(words, tmp_path, capsys):
-    content = TOY + "model = dict(backbone=dict(type='BackboneOfFrequencies'))\n"
+LIBRARY = """
+import torch
+from mmdet.models.backbones import ResNet
+from mmdet.models.builder import BACKBONES
+
+@BACKBONES.register_module()
+class BackboneOfALibrary(ResNet):
+    def forward(self, picture):
+        return super().forward(picture + torch.fft.rfft2(picture).real.mean())
+"""
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'words', 'file'),
+    [
+        ('BackboneOfFrequencies', ('--dynamic-export',), 'test_trial.py:'),
+        ('BackboneOfALibrary', (), 'timms.py:9'),
+    ],
+)
+def test_an_operator_that_the_exporter_lacks_is_refused_with_module_line_and_parts(
+    backbone, words, file, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / 'site-packages').mkdir()
+    (tmp_path / 'site-packages/timms.py').write_text(LIBRARY)
+    monkeypatch.syspath_prepend(tmp_path / 'site-packages')
+    content = TOY + f"model = dict(backbone=dict(type='{backbone}'))\n"
+    if backbone == 'BackboneOfALibrary':
+        content += "custom_imports = dict(imports=['timms'])\n"
     assert checked(tmp_path, content, *words) != 0
     said = capsys.readouterr().err
-    assert all(part in said for part in ('fft_rfft2', 'backbone', 'test_trial.py:', '--parts'))
+    assert all(part in said for part in ('fft_rfft2', 'backbone', file, '--parts'))

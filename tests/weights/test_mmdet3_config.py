@@ -210,6 +210,51 @@ def test_a_detector_or_part_of_mmdet_3_alone_is_refused_by_name(key, value, mess
         to_mmdet2_config(cfg)
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(model=None), 'model=None'),
+        (dict(model=dict(type='DETR', data_preprocessor=PREPROCESSOR)), "has no 'neck'"),
+        (dict(test_dataloader=dict()), 'has neither test_dataloader'),
+        (dict(test_dataloader=None, model=dict(type='ATSS')), 'is not a config of mmdet 3'),
+    ],
+)
+def test_a_config_without_a_part_is_refused_by_the_part(changes, message):
+    cfg = config3('atss/atss_r50_fpn_1x_coco.py')
+    for key, value in changes.items():
+        del cfg._cfg_dict[key]
+        if value is not None:
+            cfg[key] = value
+    with pytest.raises(ConfigError, match=rf'^config3\.py: {message}'):
+        to_mmdet2_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'no such config'),
+        ('model = [', 'syntax error'),
+        ('model = dict(depth=1 / 0)', 'ZeroDivisionError'),
+        ("_base_ = 'mmdet::atss/a.py'", "'mmdet::atss/a.py'"),
+        ("_base_ = ['none.py']", r"none\.py'"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_refused_by_file_and_reason(text, message, tmp_path):
+    path = tmp_path / 'c3.py'
+    if text:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=rf'c3\.py: .*{message}'):
+        read_mmdet3_config(path)
+
+
+@pytest.mark.parametrize(
+    'text', [None, ' ', 'model.type = 1', 'import os', 'model = os.getcwd()', 'model = [']
+)
+def test_the_config_of_a_checkpoint_that_is_no_plain_text_is_refused(text, tmp_path):
+    with pytest.raises(ConfigError, match=r'epoch_1\.pth: .*meta\.cfg.*pass the config'):
+        read_mmdet3_config(checkpoint_with(tmp_path / 'epoch_1.pth', text))
+
+
 def test_the_page_has_the_number_of_configs_of_each_refused_kind():
     page = (Path(__file__).resolve().parents[2] / 'docs/mmdet3.md').read_text()
     rows = [f'| {count} | {kind} |\n' for kind, (count, _) in REFUSED.items()]

@@ -74,10 +74,11 @@ def test_bases_are_changed_as_by_mmengine_and_classes_are_names(tmp_path, block)
         (CHILD + 'import mmdet.models\n', 'child.py:10'),
         (CHILD + "_base_ = './a.py'\n", 'child.py:10'),
         (CHILD + 'model = [\n', 'child.py, line 10'),
+        (CHILD.replace('.model', '.broken'), 'broken.py, line 1'),
     ],
 )
 def test_what_mmengine_does_not_read_is_named_by_file_and_line(tmp_path, child, place):
-    path = written(tmp_path, model=MODEL, data=DATA, child=child)
+    path = written(tmp_path, model=MODEL, data=DATA, child=child, broken='model = [')
     with pytest.raises(ConfigError, match=re.escape(place)) as error:
         read_mmdet3_config(path)
     assert '\n' not in str(error.value)

@@ -160,6 +160,8 @@ def read_mmdet3_config(path: str | Path) -> Any:
     if Path(path).suffix in CHECKPOINTS:
         text = load_checkpoint(path).meta.get('cfg')
         return Config(_parse_values(str(path), text), cfg_text=text, filename=str(path))
+    if not Path(path).is_file():
+        raise ConfigError(f'{path}: no such config file')
     read = read_python_config if is_python_config(parsed_config(str(path))) else _run_config
     return Config(read(Path(path)), filename=str(path))
 
@@ -198,8 +200,6 @@ def _run_config(path: Path) -> dict[str, Any]:
     from mmcv import Config
     from mmcv.utils import ConfigDict
 
-    if not path.is_file():
-        raise ConfigError(f'{path}: no such config file')
     try:
         tree = ast.parse(BASE_VALUE.sub(r'\1', path.read_text(encoding='utf-8')), str(path))
     except (SyntaxError, ValueError) as error:

@@ -45,8 +45,6 @@ def read_python_config(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], set[str]]:
-    if not path.is_file():
-        raise ConfigError(f'{path}: no such config file')
     try:
         tree = ast.parse(path.read_text(encoding='utf-8'), str(path))
     except (SyntaxError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import types
 from unittest import mock
 
 import numpy as np
@@ -14,15 +15,15 @@ from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.common.runtime import bev_frames
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, YAW_RAD, record_of_pose
 from mmdeploy_ext.runtime.frames import StreamState
-from mmdeploy_ext.runtime.geometry import exact_sigmoid
 from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.systems.vad import reference
 from mmdeploy_ext.systems.vad.family import VadFamily
 from mmdeploy_ext.systems.vad.model.head import LineEncoder
 from mmdeploy_ext.systems.vad.model.steps import bounds_of
 from mmdeploy_ext.systems.vad.runtime import VadOnnx
 from mmdeploy_ext.util.errors import ConfigError
 from proofs import OF_OTHER_CONTRACTS
-from replay import Replay, rows, run_of, with_outputs, with_tensors
+from replay import rows, run_of, with_outputs, with_tensors
 from toy_frames import VAD as toy
 
 detector, paths = toy.fixtures()
@@ -142,32 +143,14 @@ def test_a_fault_in_our_own_code_is_not_proven(row_of, fault):
         assert not row_of().passed
 
 
-@pytest.fixture(scope='module')
-def row_at_threshold(detector, paths):
-    """Return a function that runs the files over two frames; in the first a line is at the threshold."""
-    head, frames = detector.model.pts_bbox_head, recorded_frames(detector)[:2]
-    lines = [result.outputs['map_all_cls_scores'][-1, 0] for result, _ in Replay(detector, frames).moments]
-    lowest = [float(exact_sigmoid(logits.max(-1)).min()) for logits in lines]
-    assert lowest[1] < lowest[0] - 1e-3 < head.map_thresh  # all decisions stay
-    with mock.patch.object(head, 'map_thresh', lowest[0] + 1e-6):
-        return rows(detector, paths, frames)
-
-
-@pytest.mark.parametrize(
-    ('moved', 'tied', 'passed'), [((), 0, True), ([0], 1, True), ([1], 0, False), ([0, 1], 1, False)]
-)
-def test_trajectories_may_differ_where_a_line_is_at_the_threshold(
-    detector, row_at_threshold, moved, tied, passed
-):
-    names = [recorded_frames(detector)[index].name for index in moved]
-
-    def run(self, frame, memory):
-        outputs, shift = RUN(self, frame, memory), np.float32(0.01 * (frame.name in names))
-        return dict(outputs, all_traj_preds=outputs['all_traj_preds'] + shift)
-
-    with mock.patch.object(VadOnnx, 'run', run):
-        row = row_at_threshold()
-    assert row.passed is passed and row.tied_frames == tied, row.reasons
+def test_a_line_at_a_threshold_is_undecided_for_objects_beside_it():
+    head = types.SimpleNamespace(map_thresh=0.5, dis_thresh=0.2, pc_range=[0, 0, 0, 10, 10, 1])
+    logits = [[0, -9], [9, -9], [-9, -9]]
+    points = [[[x, 0.1], [0.9, 0.9]] for x in (0.1, 0.3, 0.1)]
+    boxes = [[1, 1, *[0] * 8], [9, 9, *[0] * 8]]
+    named = dict(map_all_cls_scores=logits, map_all_pts_preds=points, all_bbox_preds=boxes)
+    outputs = {name: np.float32(values)[None, None] for name, values in named.items()}
+    assert reference.undecided(head, outputs) == 2
 
 
 def test_the_encoder_of_lines_does_not_depend_on_the_order_of_points():
