@@ -43,7 +43,9 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
     contract = contract_of(family, options)
     one_file = contract.one_file
     if output.endswith('.onnx') != one_file and family.files:
-        expected = 'one file, expected a name in .onnx' if one_file else 'several graphs, expected a folder'
+        expected = (
+            'one file, expected a name in .onnx' if one_file else 'a folder, expected a name without .onnx'
+        )
         raise UsageError(f'{option}{output}: the {options.contract} contract is {expected}')
     paths = [Path(output)]
     if not one_file:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
 from mmdeploy_ext.contract.spec import ColumnGroup
-from mmdeploy_ext.util.typed_json import JsonDataclass
+from mmdeploy_ext.util.typed_json import JsonDataclass, optional
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
@@ -63,7 +63,7 @@ class MemorySpec(JsonDataclass):
     topk: int = 0
     propagated: int = 0
     instances: tuple[InstanceRows, ...] = ()
-    decided: tuple[str, ...] = ()
+    decided: tuple[str, ...] = optional(())
 
     def judged_by(self, spec: GraphSpec) -> Self:
         """The memory with a graph's output tolerances, below float32."""

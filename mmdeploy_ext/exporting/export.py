@@ -95,18 +95,21 @@ def export_stages(
     for stage in stages:
         stage.module.eval()  # torch.onnx.export sets the mode that it found, in all parts
         args = tuple(tensors[name] for name in stage.inputs)
-        if stage is not stages[-1]:
-            outputs = _example_outputs(stage, args)
-            outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-            tensors.update(zip(stage.outputs, outputs, strict=True))
-        ranks |= {name: tensor.dim() for name, tensor in tensors.items()}
-        ends = {name: ranks[name] for name in (*stage.inputs, *stage.outputs) if name in ranks}
+        later = () if stage is stages[-1] else stage.outputs
         stage = dataclasses.replace(stage, exporter=stage.exporter or options.exporter)
+        ranks |= {name: tensor.dim() for name, tensor in tensors.items()}
+        ranks |= {name: MOST_AXES for name in later if name not in ranks}
+        ends = {name: ranks[name] for name in (*stage.inputs, *stage.outputs) if name in ranks}
         dynamic = _dynamic_axes(ends, letters, options)
         if not options.get('dynamic', False):
             letters.update({name: {**letters.get(name, {}), 1: f'{name}_rows'} for name in stage.varying})
         with operators_as(stage.operators or current_form()):
-            parts.append(run(stage, args, dynamic, options.opset, multiples))
+            model, outputs = _run_with_outputs(stage, args, dynamic, options.opset, multiples)
+        parts.append(model)
+        for name, tensor in zip(later, outputs() if later else (), strict=True):
+            tensors[name] = tensor.detach()
+            axes = letters.get(name, {}).items()
+            letters[name] = {axis: letter for axis, letter in axes if axis < tensor.dim()}
         if stage.exporter == 'dynamo':  # it finds that some axes have one size: those are no longer open
             for value in parts[-1].graph.output:
                 sizes = value.type.tensor_type.shape.dim
@@ -125,6 +128,29 @@ def export_stages(
     model = apply_spec(model, spec)
     check_written(model, options.opset)
     return model
+
+
+MOST_AXES = 8
+"""Rank of a tensor between stages until it is traced; further axes have no effect."""
+
+
+def _run_with_outputs(
+    stage: Stage, args: tuple[torch.Tensor, ...], *how: Any
+) -> tuple[onnx.ModelProto, Callable[[], Sequence[torch.Tensor]]]:
+    """Return a stage's graph, see `run`, and a function that gives its outputs for `args`."""
+    calls: list[Any] = []
+    with stage.module.register_forward_hook(lambda _module, _args, result: calls.append(result)):
+        try:
+            model = run(stage, args, *how)
+        except ExportError:
+            _example_outputs(stage, args)  # the module's own error
+            raise
+
+    def outputs() -> Sequence[torch.Tensor]:
+        result = _example_outputs(stage, args) if stage.exporter == 'dynamo' else calls[0]
+        return result if isinstance(result, tuple | list) else (result,)
+
+    return model, outputs
 
 
 def _example_outputs(stage: Stage, args: tuple[torch.Tensor, ...]) -> Any:

@@ -15,12 +15,10 @@ from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
 from mmdeploy_ext.exporting.ops.nms import batched_keep
+from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
 from mmdeploy_ext.models.boxes_cxcywh import cxcywh_to_xyxy
 from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.dino import DINO, DINOHead, DinoTransformer, DinoTransformerDecoder
-
-NO_QUERY = -1.0
-"""Below every score."""
 
 
 @registered_if_named(DETECTORS)
@@ -44,7 +42,7 @@ class DDQTransformerDecoder(DinoTransformerDecoder):
         """
         scores = logits.amax(-1).sigmoid()
         if seen is not None:
-            scores = torch.where(seen[:, 0], scores, NO_QUERY)
+            scores = torch.where(seen[:, 0], scores, NO_CANDIDATE)
         keep = batched_keep(cxcywh_to_xyxy(boxes), scores[:, None], self.iou_threshold, scores.shape[1])
         return keep[:, :, None] | keep[:, None]
 
@@ -72,11 +70,11 @@ class DDQTransformer(DinoTransformer):
         """
         scores, count = logits.amax(-1).sigmoid(), self.two_stage_num_proposals
         outside = moved[..., 0].isinf()
-        scores = torch.where(outside & (outside.to(torch.int64).cumsum(1) > 1), NO_QUERY, scores)
+        scores = torch.where(outside & (outside.to(torch.int64).cumsum(1) > 1), NO_CANDIDATE, scores)
         boxes = cxcywh_to_xyxy(moved.sigmoid())
         keep = batched_keep(boxes, scores[:, None], self.decoder.iou_threshold, count)
-        best, rows = torch.where(keep, scores, NO_QUERY).topk(count, 1)
-        present, rows = (best > NO_QUERY)[..., None], rows[..., None]
+        best, rows = torch.where(keep, scores, NO_CANDIDATE).topk(count, 1)
+        present, rows = (best > NO_CANDIDATE)[..., None], rows[..., None]
         query = self.query_map(tokens.gather(1, rows.expand(-1, -1, tokens.shape[2])))
         moved = moved.gather(1, rows.expand(-1, -1, 4))
         return torch.where(present, query, 0.0), torch.where(present, moved, 0.0).sigmoid()

@@ -71,6 +71,8 @@ def distances(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray,
     if not np.isfinite(differences).all():
         is_same = (expected == got) | (np.isnan(expected) & np.isnan(got))
         differences = np.where(is_same, 0.0, np.where(np.isfinite(differences), differences, np.inf))
+    if sizes.max(initial=0) < SENTINEL:  # no NaN either
+        return differences, sizes
     is_special = ~np.isfinite(sizes) | ((differences == 0) & (sizes >= SENTINEL))
     return differences, np.where(is_special, 0.0, sizes)
 
@@ -159,6 +161,6 @@ def _bars(sizes: np.ndarray, rounding: np.ndarray, allowed: Callable[..., Any]) 
 
 def _may_jump(sizes: np.ndarray) -> bool:
     """Whether the sizes skip exponents of two, without sorting them."""
-    exponents = np.frexp(sizes[sizes > LEAST])[1]
+    exponents = np.ascontiguousarray(sizes).view(np.int64)[sizes > LEAST] >> 52  # sizes have no sign
     present = np.flatnonzero(np.bincount(exponents - exponents.min()))
     return bool((np.diff(present) > np.log2(JUMP) - 1).any())

@@ -140,6 +140,22 @@ def test_the_option_simplify_leaves_one_of_three_reshapes():
     assert sizes(model.graph.output) == {'y': [6, 2]}
 
 
+class Counted(torch.nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * 2
+
+
+def test_a_stage_runs_once_for_its_export():
+    stages = [Stage('first', Counted(), ('x',), ('y',)), Stage('second', Counted(), ('y',), ('z',))]
+    contract = GraphSpec('toy', *((TensorSpec(name, 'float32', ('N', 4)),) for name in 'xz'))
+    model = export_stages(stages, dict(x=torch.rand(3, 4)), contract, Options((OPSET, EXPORTER, SIMPLIFY)))
+    assert [stage.module.calls for stage in stages] == [1, 1]
+    assert [node.op_type for node in model.graph.node].count('Mul') == 2
+
+
 def test_simplified_graphs_keep_no_shapes_whose_symbols_depend_on_the_hash_seed():
     model = export_module(Reshapes(), (torch.rand(3, 4),), opset=17)
     assert not simplify(model).graph.value_info

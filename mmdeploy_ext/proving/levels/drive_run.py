@@ -374,18 +374,20 @@ class PairRun:
 
     def _decided(self, moment: Moment, name: str) -> Moment:
         """Return the frame, without what undecided decisions changed."""
-        sides = moment.expected, moment.got
-        specs = tuple(tensor for tensor in self.outputs if tensor.name in self.memory.decided)
-        if not moment.expected.undecided or self.bars.cosine is not None:
+        count, sides = moment.expected.undecided, (moment.expected, moment.got)
+        if not count or self.bars.cosine is not None:
             return moment
+        specs = tuple(tensor for tensor in self.outputs if tensor.name in self.memory.decided)
         arrays = ({tensor.name: side.outputs[tensor.name] for tensor in specs} for side in sides)
         rows = compare_tensors(*arrays, GraphSpec('', (), specs))
         results = self.match(name, *(side.detections for side in sides), **self._limits)
         if all(row.passed for row in rows) and results.passed:
             return moment
         self.undecided += 1
-        self.tied['ties'] += moment.expected.undecided
+        self.tied['ties'] += count
         self.tied['tied_frames'] += 1
+        names = ', '.join(self.memory.decided)
+        self.excused.append(f'{name}: {names} depend on {count} decisions at a threshold')
         expected, got = (
             dataclasses.replace(
                 side,

@@ -153,31 +153,6 @@ def test_a_line_at_a_threshold_is_undecided_for_objects_beside_it():
     assert reference.undecided(head, outputs) == 2
 
 
-@pytest.fixture(scope='module')
-def row_with_tie(detector, paths):
-    """Return a function that runs the files over two frames; a decision of the first is at a threshold."""
-    counts = iter([1, 0])
-    with mock.patch.object(reference, 'undecided', lambda head, outputs: next(counts)):
-        return rows(detector, paths, recorded_frames(detector)[:2])
-
-
-@pytest.mark.parametrize(
-    ('moved', 'tied', 'passed'), [((), 0, True), ([0], 1, True), ([1], 0, False), ([0, 1], 1, False)]
-)
-def test_trajectories_may_differ_in_a_frame_with_a_line_at_a_threshold(
-    detector, row_with_tie, moved, tied, passed
-):
-    names = [recorded_frames(detector)[index].name for index in moved]
-
-    def run(self, frame, memory):
-        outputs, shift = RUN(self, frame, memory), np.float32(0.01 * (frame.name in names))
-        return dict(outputs, all_traj_preds=outputs['all_traj_preds'] + shift)
-
-    with mock.patch.object(VadOnnx, 'run', run):
-        row = row_with_tie()
-    assert row.passed is passed and row.tied_frames == tied, row.reasons
-
-
 def test_the_encoder_of_lines_does_not_depend_on_the_order_of_points():
     torch.manual_seed(0)
     encoder, points = LineEncoder(8), torch.randn(1, 3, 5, 8)

@@ -1,16 +1,26 @@
 """CrowdDet's suppression: the graph keeps the boxes that the model's own loop keeps."""
 
+import copy
+
 import numpy as np
+import pytest
 import torch
+from mmcv import Config
 from torch import nn
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+import mmdet3_detectors_golden as golden
 from mmdeploy_ext.contract.nms import NmsConfig
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE
+from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.two_stage.boxes import of_pairs
 from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.models.catalogue import MODELS_2D, register_all
 from mmdeploy_ext.models.crowddet import set_nms
+from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
 
 CONFIG = NmsConfig(score_thr=0.2, iou_threshold=0.5, class_agnostic=False, nms_pre=-1, max_per_img=7)
 
@@ -42,3 +52,18 @@ def test_the_graph_keeps_the_boxes_of_the_models_own_loop():
             rows = rows[rows[:, 4].argsort(descending=True)]
             present = found['labels'][image] == 0
             np.testing.assert_array_equal(found['dets'][image][present], rows.numpy())
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(form='regions'), '^--postprocess regions'),
+        (dict(max_proposals=9, max_candidates=9), '^--max-candidates 9|^--max-proposals 9'),
+    ],
+)
+def test_graphs_of_single_boxes_are_refused(options, message):
+    register_all(MODELS_2D)
+    cfg = Config(dict(model=to_mmdet2_model(copy.deepcopy(golden.CASES['crowddet']))))
+    family = find_family(cfg)
+    with pytest.raises(UsageError, match=message):
+        family.check(cfg, Options(family.options, height=96, width=128, opset=17, **options))

@@ -1,0 +1,72 @@
+"""Decisions of PyTorch at a threshold: what follows from them may differ, unless every frame has one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.proving.levels.drive_run import MODES, SHORT_DRIVE, PairRun
+from mmdeploy_ext.proving.levels.memory_rows import Moment
+from mmdeploy_ext.runtime.driving import DrivingScene
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+from mmdeploy_ext.tasks import driving
+
+STEPS, CLASSES = (
+    TensorSpec(name, 'float32', (1, 'n', 2), groups=(ColumnGroup(rtol=0.0, atol=1e-3),))
+    for name in ('steps', 'classes')
+)
+MEMORY = MemorySpec(needed=('steps', 'classes'), decided=('steps',))
+STATE = StreamState({}, np.eye(4), 0.0, '')
+FRAME = Frame(np.zeros(0), np.zeros(0), np.zeros(0), np.eye(4), 0.0, '')
+SCENE = DrivingScene(
+    np.float32([[0, 10, 0, 2, 4, 2, 0, 0, 0]]),
+    np.float32([0.9]),
+    np.array([0]),
+    trajectories=np.zeros((1, 1, 6, 2), np.float32),
+    mode_scores=np.ones((1, 1), np.float32),
+    line_points=np.zeros((1, 20, 2), np.float32),
+    line_scores=np.float32([0.9]),
+    line_labels=np.array([0]),
+    plan_points=np.zeros((1, 6, 2), np.float32),
+    plan_scores=np.ones(1, np.float32),
+    plan_mode=np.array([0]),
+)
+
+
+def result(undecided=0, moved=0.0, name='steps'):
+    """Return a frame's result; `moved` metres in an output, and in the trajectory or the box."""
+    outputs = {tensor.name: np.zeros((1, 1, 2), np.float32) for tensor in (STEPS, CLASSES)}
+    outputs[name] = outputs[name] + np.float32(moved)
+    field = dict(steps='trajectories', classes='boxes')[name]
+    scene = dataclasses.replace(SCENE, **{field: getattr(SCENE, field) + np.float32(moved)})
+    return StepResult(outputs, scene, undecided=undecided)
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize(
+    ('moved', 'name', 'tied', 'passed'),
+    [
+        ((0.0, 0.0), 'steps', 0, True),
+        ((0.1, 0.0), 'steps', 1, True),
+        ((0.0, 0.1), 'steps', 0, False),
+        ((0.1, 0.0), 'classes', 1, False),
+    ],
+)
+def test_what_follows_from_an_undecided_decision_may_differ(mode, moved, name, tied, passed):
+    row = judged(mode, [result(undecided=1), result()], [result(moved=by, name=name) for by in moved])
+    assert (not row.reasons) is passed, row.reasons
+    assert row.tied_frames == row.ties == len(row.excused) == tied
+
+
+def test_one_frame_has_to_be_decided():
+    row = judged('free', [result(undecided=1)] * 2, [result(moved=0.1)] * 2)
+    assert row.tied_frames == 2 and row.reasons
+
+
+def judged(mode, reference, candidate):
+    run = PairRun(mode, GraphSpec('', (), (STEPS, CLASSES)), SHORT_DRIVE, MEMORY, driving.match_detections)
+    for sides in zip(reference, candidate, strict=True):
+        run.add(Moment(FRAME, *sides, STATE, STATE))
+    return run.finish()
