@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.util.commands import command, tool
-from mmdeploy_ext.util.errors import UsageError, check_distinct, named
+from mmdeploy_ext.util.errors import check_distinct, named
 from mmdeploy_ext.util.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 from mmdeploy_ext.weights.convert import conversion
@@ -68,20 +68,15 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
     return converted
 
 
-def translate_file(source: str | Path, target: str | Path | None) -> str:
-    """Translate a config of mmdet 3, or of an mmengine checkpoint, to text of mmdet 2.28; perhaps write it.
+def translate_file(source: str | Path, target: str | Path) -> None:
+    """Translate a config of mmdet 3, or of an mmengine checkpoint, to mmdet 2.28, and write it.
 
     ConfigError: mmdet 2.28 lacks a part or key.
     """
-    if target is not None:
-        if not str(target).endswith('.py'):
-            raise UsageError(f'{target}: is not the name of a config; expected one that ends with .py')
-        check_outputs({'': [target]}, {'the config': [source]})
-        check_writable(target)
+    check_outputs({'': [target]}, {'the config': [source]})
+    check_writable(target)
     cfg = to_mmdet2_config(read_mmdet3_config(source))
     text = conversion.config_text(cfg)
     text = f'# {source} of mmdet 3 as a config of mmdet 2.28, by {tool(COMMAND)}\n{text}'
-    if target is not None:
-        with atomic_path(target) as temporary:
-            temporary.write_text(text, encoding='utf-8')
-    return text
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding='utf-8')

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmdeploy_ext.util.errors import CheckpointError, ConfigError
-from mmdeploy_ext.weights.convert.solo_names import HEADS
 
 DEPTHS = {
     (False, (2, 2, 2, 2)): 18,
@@ -36,12 +35,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_config(cfg: Any) -> None:
-    """Raise ConfigError for a config that is not of SOLO with a ResNet."""
+    """Raise ConfigError for a config without a ResNet."""
     model = cfg.get('model') or {}
-    head = (model.get('mask_head') or {}).get('type')
-    if head not in HEADS.values():
-        expected = ', '.join(HEADS.values())
-        raise ConfigError(f'{cfg.filename}: mask_head.type={head!r}, expected one of {expected}')
     depth = (model.get('backbone') or {}).get('depth')
     if not isinstance(depth, int):
         raise ConfigError(f'{cfg.filename}: model.backbone.depth={depth!r}, expected the depth of a ResNet')

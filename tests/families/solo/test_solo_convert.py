@@ -9,8 +9,10 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import solo_golden as golden
 from marking import in_suite
 from mmdeploy_ext.config.config import load_config, mmdet_config
+from mmdeploy_ext.util.errors import CheckpointError, ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.solo import convert
+from mmdeploy_ext.weights.convert.solo_config import check_config, check_head
 from mmdeploy_ext.weights.convert.solo_names import converted_names, original_name
 from model_shapes import model_shapes
 
@@ -67,6 +69,9 @@ def test_values_and_facts_are_carried_over(tmp_path):
     assert 'num_grids=[24, 20, 14, 10, 8]' in config  # SOLOv2's layers do not tell them
     # the original's towers have 32 groups, whatever a config says
     assert load_config(str(tmp_path / 'out.py')).model.mask_head.norm_cfg.num_groups == 32
+    (tmp_path / 'out.py').write_text('mine = 1')
+    assert golden.run_tool(source, target, '--config', TOY) == 2
+    assert (tmp_path / 'out.py').read_text() == 'mine = 1'
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,7 @@ def test_values_and_facts_are_carried_over(tmp_path):
     [
         ({'neck.extra.weight': [4]}, TOY, 'unexpected keys 1 (neck.extra.weight)'),
         ({'bbox_head.solo_cate.bias': [80]}, TOY, '(80,) in the file, (6,) in the model'),
+        ({'other.weight': [4]}, TOY, "['other.weight']"),
         ({}, 'configs/demo/decoupled_solo_toy.py', 'SOLOV2Head'),
         ({}, 'configs/demo/atss_toy.py', 'mask_head.type=None'),
     ],
@@ -85,7 +91,20 @@ def test_what_does_not_fit_is_refused_by_name(surplus, config, said, tmp_path, c
     assert [path.name for path in tmp_path.iterdir()] == ['in.pth']
 
 
-def test_a_file_of_another_repository_is_refused(tmp_path, capsys):
-    torch.save({'bbox_head.atss_cls.weight': torch.zeros(2)}, tmp_path / 'atss.pth')
-    assert golden.run_tool(tmp_path / 'atss.pth', tmp_path / 'out.pth', '--config', TOY) == 2
-    assert 'atss.pth' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ('key', 'said'),
+    [('bbox_head.atss_cls.weight', 'bbox_head.solo_*'), ('mask_head.conv_cls.weight', 'mask_head.*')],
+)
+def test_a_file_of_another_repository_is_refused(key, said, tmp_path, capsys):
+    torch.save({key: torch.zeros(2)}, tmp_path / 'w.pth')
+    assert golden.run_tool(tmp_path / 'w.pth', tmp_path / 'out.pth', '--config', TOY) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_config_of_other_grids_or_without_a_resnet_is_refused():
+    cfg = load_config(TOY)
+    with pytest.raises(CheckpointError, match=r'\[1, 2\]'):
+        check_head(cfg, 'SOLOV2Head', {}, 'num_grids=[1, 2]')
+    del cfg.model.backbone['depth']
+    with pytest.raises(ConfigError, match=r'model\.backbone\.depth'):
+        check_config(cfg)
