@@ -18,15 +18,13 @@ from mmdeploy_ext.util.files import check_outputs, write_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import onnx
-
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.quantize.calibration_sets import CalibrationSet
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
-    from mmdeploy_ext.quantize.dense_probe import Probe
     from mmdeploy_ext.quantize.dense_target import Target
+    from mmdeploy_ext.quantize.difference import Difference
     from mmdeploy_ext.quantize.plan import Plan
 
 
@@ -133,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.quantize.calibration_sets import calibration_set
     from mmdeploy_ext.quantize.dense import finish_model, layers_in_int8, record
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
-    from mmdeploy_ext.quantize.dense_probe import Probe
+    from mmdeploy_ext.quantize.dense_probe import compare_outputs
     from mmdeploy_ext.quantize.dense_target import find_target
 
     _check_numbers(args)
@@ -146,17 +144,18 @@ def run(args: argparse.Namespace) -> int:
     layers = int8_layers(graph, args.keep_float, args.int8_last or not images.heads)
     with after_weights():
         quantiser = _quantiser(args, graph, images)
-        probe = Probe(graph, images.subset(args.probe_images), args.threads, args.engine)
         plan = _plan(args, quantiser, target, layers) if args.config else None
         if plan:
             layers = plan.layers
         network = quantiser.network(layers)
         layers = layers_in_int8(graph, network, layers)
+        probed = images.subset(args.probe_images)
+        outputs = compare_outputs(graph, network, probed, args.threads, args.engine)
         facts = quantisation_facts(args, metadata, graph, layers, images)
         result = finish_model(graph, network, facts)
         record(result, quantiser)
         target.save(result)
-        measured = measure(args, target, probe, network, images)
+        measured = measure(args, target, outputs, images)
         show(args, target, facts, measured, plan)
     return 0
 
@@ -240,7 +239,7 @@ def quantisation_facts(
 
 
 def measure(
-    args: argparse.Namespace, target: Target, probe: Probe, network: onnx.ModelProto, images: CalibrationSet
+    args: argparse.Namespace, target: Target, outputs: dict[str, Difference], images: CalibrationSet
 ) -> dict[str, Any]:
     """Sizes of both files, errors of the outputs, and the time of the first item (None with --rounds 0)."""
     from mmdeploy_ext.benchmark.measure import time_files
@@ -251,7 +250,7 @@ def measure(
         float_bytes=sizes[0],
         int8_bytes=sizes[1],
         size_ratio=round(sizes[1] / sizes[0], 4),
-        outputs=probe.compare(network),
+        outputs=outputs,
         time=None,
     )
     if args.rounds:
@@ -274,7 +273,7 @@ def show(
     console = cli.stdout()
     if args.json:
         content = dict(model=str(target.model), output=str(target.output), **facts, **measured)
-        content['outputs'] = measured['outputs'].to_json()
+        content['outputs'] = {name: one.to_json() for name, one in measured['outputs'].items()}
         content['plan'] = plan.to_json() if plan else None
         write_json(args.json, content)
     if plan:

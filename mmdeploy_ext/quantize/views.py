@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from mmdeploy_ext.quantize.dense_probe import Outputs
+    from mmdeploy_ext.quantize.difference import Difference
     from mmdeploy_ext.quantize.fidelity import Fidelity
 
 TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
@@ -46,11 +46,11 @@ def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int =
             figure.savefig(temporary, format='png', dpi=dpi)
 
 
-def output_table(outputs: Outputs) -> Table:
+def output_table(outputs: Mapping[str, Difference]) -> Table:
     title = 'outputs of the network, INT8 against float32'
     titles = ('output', 'cosine', 'error', 'largest error')
     view = table(*titles, title=title, title_justify='left')
-    for name, difference in outputs.by_layer.items():
+    for name, difference in outputs.items():
         view.add_row(
             escape(name),
             f'{difference.cosine:.6f}',

@@ -34,7 +34,7 @@ LEFT_OUT = """
     kinds.images.Images.build
     proving.modules.loading.make_module proving.modules.loading.make_samples proving.modules.proof.ModuleProof
     quantize.dense.DenseQuantiser.calibrate quantize.dense.DenseQuantiser.network quantize.dense.finish_model
-    quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_probe.Probe
+    quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_probe.compare_outputs
     kinds.images.Images.check_provable kinds.tested.ImageModel proving.inputs.samples.PictureSamples
     quantize.dense_target.Target.save
     quantize.sparse_calibration.checkpoint_ranges quantize.sparse_calibration.config_sweeps
@@ -62,7 +62,7 @@ ROWS = [
     (f'{QUANTIZE} --method percentile --percentile 99',
      'quantize.dense.DenseQuantiser.calibrate', dict(method='percentile', percentile=99)),
     (f'{QUANTIZE} --int8-last --keep-float a b', '.int8_layers', dict(keep_float=['a', 'b'], last=True)),
-    (f'{QUANTIZE} --threads 3', 'quantize.dense_probe.Probe', dict(threads=3)),
+    (f'{QUANTIZE} --threads 3', 'quantize.dense_probe.compare_outputs', dict(threads=3)),
     (f'prove_module m.py:f --onnx m.onnx {MODULE} --no-fresh-export',
      'proving.modules.proof.prove_module', dict(OF_MODULE, fresh=False)),
     (f'kit m.onnx --module m.py:f --out kit {MODULE}', 'proving.modules.proof.ModuleProof',

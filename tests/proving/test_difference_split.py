@@ -29,6 +29,17 @@ class Toy(torch.nn.Module):
         return self.second(torch.tanh(self.first(x)))
 
 
+class Tokens(Toy):
+    """A convolution, and layers of the tokens of one picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.second, self.last = torch.nn.Linear(8, 4), torch.nn.GELU()
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).flatten(2).transpose(1, 2).contiguous()))
+
+
 def split(model, graph):
     x = np.random.default_rng(0).normal(size=(1, 3, 12, 12)).astype(np.float32)
     search = Search(Subject([Stage('', model, ('x',), ('y',))], dict(x=x), None, ''), DiffBars())
@@ -52,11 +63,12 @@ def test_a_right_export_differs_by_rounding_alone(tmp_path):
     assert len(split_lines(found, narrow)) == len(PARTS)
 
 
-def test_a_rounded_weight_is_the_share_of_the_export_and_named_by_its_module(tmp_path):
-    model = Toy().eval()
+@pytest.mark.parametrize('kind', [Toy, Tokens])
+def test_a_rounded_weight_is_the_share_of_the_export_and_named_by_its_module(kind, tmp_path):
+    model = kind().eval()
     graph = exported(model, tmp_path)
     for tensor in graph.graph.initializer:
-        if tensor.name == 'second.weight':
+        if not tensor.name.startswith('first') and len(tensor.dims) > 1:
             array = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     found, narrow = split(model, graph)

@@ -13,6 +13,8 @@ from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.quantize.dense import OPERATORS, DenseQuantiser, finish_model
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
+from mmdeploy_ext.quantize.plan import Planner
+from mmdeploy_ext.quantize.search import Kept
 from mmdeploy_ext.util.errors import UsageError
 
 SIZE = 16
@@ -121,6 +123,25 @@ def test_a_plan_rounds_the_inputs_of_its_layers_alone_as_tensorrt_takes_them(cal
     assert all(0 < error.mean() < 0.05 for error in errors)
     added = at_inputs.errors(batches(2))
     assert [*added] == layers and all(0 < error < 0.05 for error in added.values())
+
+
+def test_the_search_returns_layers_by_their_multiplications(calibrated):
+    model, graph, in_int8 = residual_model(), calibrated.graph, []
+    quantiser = DenseQuantiser(graph, outputs=False)
+    quantiser.ranges = calibrated.ranges
+
+    def kept(models):
+        inputs = {node.name: node.input[1] for node in models['m'].graph.node if node.op_type == 'Conv'}
+        in_int8.append({layer.name for layer in graph.layers if 'rounded' in inputs[layer.nodes[0]]})
+        return Kept(0, 1)
+
+    layers = [layer.name for layer in graph.layers]
+    settings = dict(quantiser=quantiser, quantised='m', layers=layers)
+    planner = Planner(dict(m=model), kept, dict(m=batches(2)), **settings)
+    assert planner.plan(['int8'], 1.0, Kept(1, 1)).layers == []
+    assert in_int8[0] == {*layers}
+    assert not {'head/last', 'net/stem'} & in_int8[1], 'half of the multiplications, not of the errors'
+    assert in_int8[1]
 
 
 def test_the_whole_model_keeps_names_and_comes_near_float32(calibrated):

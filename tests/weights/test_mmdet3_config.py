@@ -10,6 +10,7 @@ from mmcv import Config
 from mmdeploy_ext.config.config import load_config, mmdet_config
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
+from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
 from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_names
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 from mmdeploy_ext.weights.convert.mmdet3_refusals import CONFIGS, REFUSED
@@ -183,12 +184,36 @@ def steps_with(index, **changes):
     ('preprocessor', 'steps', 'message'),
     [
         (bgr(rgb_to_bgr=True), STEPS, r'model\.data_preprocessor\.rgb_to_bgr=True'),
+        (bgr(type='Mine'), STEPS, r"model\.data_preprocessor\.type='Mine'"),
+        (bgr(to_grey=True), STEPS, r'model\.data_preprocessor\.to_grey=True'),
         (PREPROCESSOR, steps_with(1, type='FixScaleResize'), r"test_pipeline\.1\.type='FixScaleResize'"),
+        (PREPROCESSOR, steps_with(1, blur=True), r'test_pipeline\.1\.blur=True'),
+        (PREPROCESSOR, [LOAD, dict(type='RandomFlip', prob=0.5), PACK], r'test_pipeline\.1\.prob=0\.5'),
+        (PREPROCESSOR, steps_with(1, scale=None, scale_factor=0.5), r'test_pipeline: .*scale_factor=0\.5'),
+        (PREPROCESSOR, [STEPS[1], LOAD, PACK], r'test_pipeline: has the order Resize, LoadImageFromFile'),
+        (PREPROCESSOR, [LOAD, dict(type='Pad', size_divisor=20), PACK], r'model\..*\.pad_size_divisor=32'),
     ],
 )
 def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
     with pytest.raises(ConfigError, match=rf'^config3\.py: {message}'):
         to_mmdet2_config(config3('atss/atss_r50_fpn_1x_coco.py', preprocessor, steps))
+
+
+STACK = dict(num_layers=1, blur=1)
+DETR = dict(type='DETR', neck=dict(in_channels=[8]), bbox_head={}, num_queries=1, encoder=STACK)
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (dict(type='YOLACT', mask_head=dict(with_seg_branch=False), test_cfg=dict(mask_thr=0.3)), 'mask_thr'),
+        (dict(type='ConditionalDETR', decoder={}, num_patterns=3), r'model\.num_patterns=3'),
+        (DETR, r'model\.encoder\.blur=1'),
+    ],
+)
+def test_a_setting_that_mmdet_2_lacks_is_refused_by_its_key(model, message):
+    with pytest.raises(ConfigError, match=message):
+        to_mmdet2_model(model)
 
 
 @pytest.mark.parametrize(

@@ -56,12 +56,15 @@ def split_of(
             continue
         record = records[row.reference.record]
         label = next((label for label in (*record.names, *record.outputs_of) if label in exact), '')
-        arrays = [row.reference.value, walked.free.get(name), wide.get(name)]
-        if not label or any(array is None or array.shape != exact[label].shape for array in arrays):
+        arrays = [row.reference.value, walked.free.get(name), wide.get(name), exact.get(label)]
+        if any(array is None for array in arrays):
             continue
-        torch_single, graph_single, graph_exact = arrays
-        pairs = (torch_single, exact[label]), (graph_single, graph_exact), (graph_exact, exact[label])
-        largest = max(float(np.abs(exact[label]).max(initial=0.0)), 1e-30)
+        arrays = [array.squeeze() for array in arrays]  # a Linear in float64 drops a batch of 1
+        if len({array.shape for array in arrays}) > 1:
+            continue
+        torch_single, graph_single, graph_exact, torch_exact = arrays
+        pairs = (torch_single, torch_exact), (graph_single, graph_exact), (graph_exact, torch_exact)
+        largest = max(float(np.abs(torch_exact).max(initial=0.0)), 1e-30)
         parts = tuple(float(distance_of(*pair).max(initial=0.0)) / largest for pair in pairs)
         found.append(Split(name, record.module or record.label, parts))
     return found, narrow
