@@ -43,7 +43,9 @@ class DDQTransformerDecoder(DinoTransformerDecoder):
         scores = logits.amax(-1).sigmoid()
         if seen is not None:
             scores = torch.where(seen[:, 0], scores, NO_CANDIDATE)
-        keep = batched_keep(cxcywh_to_xyxy(boxes), scores[:, None], self.iou_threshold, scores.shape[1])
+        keep = batched_keep(
+            cxcywh_to_xyxy(boxes), scores, scores[:, None], self.iou_threshold, scores.shape[1]
+        )
         return keep[:, :, None] | keep[:, None]
 
     def attention_masks(self, seen: torch.Tensor | None) -> list[torch.Tensor | None] | None:
@@ -72,7 +74,7 @@ class DDQTransformer(DinoTransformer):
         outside = moved[..., 0].isinf()
         scores = torch.where(outside & (outside.to(torch.int64).cumsum(1) > 1), NO_CANDIDATE, scores)
         boxes = cxcywh_to_xyxy(moved.sigmoid())
-        keep = batched_keep(boxes, scores[:, None], self.decoder.iou_threshold, count)
+        keep = batched_keep(boxes, scores, scores[:, None], self.decoder.iou_threshold, count)
         best, rows = torch.where(keep, scores, NO_CANDIDATE).topk(count, 1)
         present, rows = (best > NO_CANDIDATE)[..., None], rows[..., None]
         query = self.query_map(tokens.gather(1, rows.expand(-1, -1, tokens.shape[2])))

@@ -91,13 +91,15 @@ def batched_nms(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_o
     return BATCHED_NMS(bboxes_xyxy, scores, torch.tensor([iou_threshold]), torch.tensor([max_output]))
 
 
-def batched_keep(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> Tensor:
-    """Return (B, N) bool, True for the boxes that `batched_nms` keeps."""
-    selected, count = batched_nms(bboxes_xyxy, scores, iou_threshold, max_output), bboxes_xyxy.shape[1]
-    rows = selected[:, 0] * count + selected[:, 2]
-    keep = torch.zeros_like(bboxes_xyxy[..., 0]).flatten()
-    keep = keep.scatter(0, rows, torch.ones_like(rows, dtype=keep.dtype))
-    return keep.reshape(bboxes_xyxy.shape[:2]) > 0
+def batched_keep(
+    bboxes_xyxy: Tensor, scores: Tensor, grouped: Tensor, iou_threshold: float, max_output: int
+) -> Tensor:
+    """Return (B, N) bool, True for the boxes that `batched_nms` keeps by the scores `grouped` (B, C, N)."""
+    selected = batched_nms(bboxes_xyxy, grouped, iou_threshold, max_output)
+    rows = selected[:, 0] * scores.shape[1] + selected[:, 2]
+    keep = torch.zeros_like(scores).flatten()
+    keep = keep.scatter(0, rows, torch.ones_like(rows, dtype=scores.dtype))
+    return keep.reshape(scores.shape) > 0
 
 
 def class_offsets(bboxes_xyxy: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:

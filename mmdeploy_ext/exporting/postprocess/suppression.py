@@ -217,7 +217,7 @@ class Suppression:
         if self.max_per_img <= 0 and not self.class_agnostic:
             groups = torch.arange(GROUPS, device=labels.device)[None, :, None]
             grouped = torch.where(labels[:, None] % GROUPS == groups, grouped, NO_CANDIDATE)
-        return batched_keep(separated, grouped, self.iou_threshold, max_output)
+        return batched_keep(separated, scores, grouped, self.iou_threshold, max_output)
 
     def _capped(
         self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor, results: Tensor
