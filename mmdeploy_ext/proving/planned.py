@@ -50,7 +50,7 @@ def with_plan_of(model: onnx.ModelProto, plan: dict[str, Any], fresh: onnx.Model
         layers = [layer.name for layer in quantiser.graph.layers if layer.name in plan['layers']]
         inputs = (name for node in quantiser.graph.network.graph.node for name in node.input)
         quantiser.ranges = dict.fromkeys(inputs, (np.zeros(1), np.zeros(1))) | _ranges(model)
-    planner = Planner({'': fresh}, dict, {}, quantiser=quantiser)
+    planner = Planner({'': fresh}, run=dict, feeds={}, quantiser=quantiser)  # writes alone
     result = planner.written(lower, plan['patterns'], layers)['']
     codes = _codes(model)
     for tensor in result.graph.initializer:
