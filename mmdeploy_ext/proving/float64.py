@@ -159,12 +159,12 @@ def in_float64(module: Any, seed: int | None = None) -> Iterator[None]:
     `seed`: of a draw's roundings, or None. Other libraries' operators get float64 weights and may raise.
     """
     modules = list(module.modules()) if isinstance(module, torch.nn.Module) else []
-    parameters = {id(p): (p, p.data) for part in modules for p in part.parameters(recurse=False)}
+    parameters = {id(p): (p, p.dtype) for part in modules for p in part.parameters(recurse=False)}
     buffers = [(part, dict(part._buffers)) for part in modules]
     default = torch.get_default_dtype()
     try:
-        for parameter, data in parameters.values():
-            parameter.data = _wider(data)
+        for parameter, _ in parameters.values():
+            parameter.data = _wider(parameter.data)
         for part, named in buffers:
             part._buffers.update({name: _copied(buffer) for name, buffer in named.items()})
         torch.set_default_dtype(torch.float64)
@@ -172,8 +172,8 @@ def in_float64(module: Any, seed: int | None = None) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(default)
-        for parameter, data in parameters.values():
-            parameter.data = data
+        for parameter, dtype in parameters.values():
+            parameter.data = parameter.data.to(dtype)  # exact, and no third copy of large weights
         for part, named in buffers:
             part._buffers.update(named)
 

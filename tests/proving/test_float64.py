@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 
 from mmdeploy_ext.proving.float64 import in_float64, rounding_of
@@ -143,3 +144,11 @@ def test_the_same_sums_have_the_same_rounding_whichever_function_adds_them(name)
     runs = [lambda function=f: dict(y=function(x, w).numpy()) for f in (functional.linear, SUMS[name])]
     linear, other = (rounding_of(None, exact, run)(3)['y'].mean() for run in runs)
     assert 0.7 < other / linear < 1.4
+
+
+def test_float64_weights_take_the_place_of_the_models_own():
+    layer = torch.nn.Linear(2, 2)
+    values, storage = layer.weight.detach().clone(), StorageWeakRef(layer.weight.untyped_storage())
+    with in_float64(layer):
+        assert layer.weight.dtype == torch.float64 and storage.expired()
+    assert layer.weight.dtype == torch.float32 and torch.equal(layer.weight, values)
