@@ -16,10 +16,11 @@ if str(REPO) not in sys.path:
     sys.path.insert(0, str(REPO))
 
 from mmdeploy_ext import compat  # noqa: E402
-from mmdeploy_ext.util import cli  # noqa: E402
+from mmdeploy_ext.util import cli, heap  # noqa: E402
 
 WORKER_BYTES = 4 << 30
 cli.wait_passively()
+heap.keep_freed_memory()
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: as many workers as cores
 compat.apply()
