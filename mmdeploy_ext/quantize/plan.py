@@ -6,6 +6,7 @@ import collections
 import copy
 import dataclasses
 import glob
+import itertools
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 Models = dict[str, 'onnx.ModelProto']
 SAMPLES = 2
 """Number of samples to measure."""
+CHEAP = 0.01
+"""Share of the multiplications tried in float32 first: geometry and decoding often suffice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +142,17 @@ class Planner:
 
     def plan(self, precisions: Sequence[str], least: float, before: Kept) -> Plan:
         """Find the plan for 'int8', 'fp16' or 'bf16', lowest first; `before`: kept in float32."""
-        start = time.process_time()
+        begin = time.process_time()
         lower = next((name for name in precisions if name in LOWER), 'fp32')
         self.models = {path: of_opset(model, lower) for path, model in self.models.items()}
         rows, trials, patterns, kept = [], 0, [*self.keep], before
         lowest, damages = before, {}
         if lower != 'fp32':
             search = Search(lambda units: self.run(self.written(lower, self._patterns(units))), least)
-            damages, needed = self._searched(search, list(self.units), before, lambda: self._damages(lower))
+            cheap = self._cheap(lower)
+            is_enough = not search.holds(()) and search.holds(cheap)
+            units, start = (cheap, search.kept(cheap)) if is_enough else (list(self.units), before)
+            damages, needed = self._searched(search, units, start, lambda: self._damages(lower))
             for path, measured in self._measured.items():
                 measured.see_values(needed, self.feeds[path][:SAMPLES])
             patterns, kept, lowest = self._patterns(needed), search.kept(needed), search.kept(())
@@ -173,7 +179,7 @@ class Planner:
         rows = [dataclasses.replace(row, products=of_unit.get(row.unit, 0.0)) for row in rows]
         return Plan(
             tuple(precisions), least, kept, before, lowest, rows, patterns, layers, dict(required), products,
-            trials, time.process_time() - start,
+            trials, time.process_time() - begin,
         )  # fmt: skip
 
     def _int8(self, without: Sequence[str]) -> list[str]:
@@ -184,6 +190,13 @@ class Planner:
             *self.keep,
             *(pattern for unit in self.units if unit in units for pattern in self.units[unit]),
         ]
+
+    def _cheap(self, lower: str) -> list[str]:
+        """Units with the fewest multiplications, `CHEAP` of all together."""
+        _, of_unit = self._products(lower, (), ())
+        units = sorted(self.units, key=lambda unit: of_unit.get(unit, 0.0))
+        ends = itertools.accumulate(of_unit.get(unit, 0.0) for unit in units)
+        return [unit for unit, end in zip(units, ends, strict=True) if end <= CHEAP]
 
     def _searched(
         self, search: Search, units: Sequence[str], before: Kept, measure: Callable[[], dict[str, Damage]]

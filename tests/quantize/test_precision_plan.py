@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.io.types import infer
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import run
 from mmdeploy_ext.proving.kept import kept_of, may_drop_out
@@ -130,6 +131,37 @@ def test_what_holds_as_a_whole_is_not_searched():
     assert (plan.rows, plan.trials, plan.products) == ([], 1, dict(fp16=1.0))
     planner, before = planner_of(network(('Relu', '@', {})), keep=['head.fault'])
     assert planner.plan(['fp16'], 0.999, before).patterns == ['head.fault']
+
+
+def test_units_without_multiplications_are_tried_first():
+    """Rounding of a coordinate is small, and the cell that it chooses another one."""
+    operators = ['MatMul', 'Relu'] * 20
+    names = ['x', *(f't{place}' for place in range(len(operators)))]
+    nodes = [
+        helper.make_node(
+            operator, [source, 'w'][: 1 + (operator == 'MatMul')], [name], f'/head/{name}/{operator}'
+        )
+        for operator, source, name in zip(operators, names, names[1:], strict=False)
+    ]
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [ROWS, COLUMNS])]
+        for name in (names[0], names[-1])
+    ]
+    weight = numpy_helper.from_array(np.eye(COLUMNS, dtype=np.float32), 'w')
+    opset = helper.make_opsetid('', 17)
+    model = helper.make_model(
+        helper.make_graph(nodes, 'toy', *ends, [weight]), opset_imports=[opset], ir_version=8
+    )
+
+    def kept(models):
+        kinds = types.infer(models['m'])
+        relus = [node for node in models['m'].graph.node if node.op_type == 'Relu']
+        return Kept(
+            all(kinds[node.output[0]].tensor_type.elem_type == TensorProto.FLOAT for node in relus), 1
+        )
+
+    plan = Planner(dict(m=model), kept, dict(m=[dict(x=X)])).plan(['fp16'], 0.999, Kept(1, 1))
+    assert (plan.products, len(plan.rows)) == (dict(fp16=1.0), 20)
 
 
 def test_a_constant_beyond_float16_stays_in_any_plan():
