@@ -131,6 +131,7 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
     """The calibrated quantiser of the graph that can be INT8, as arguments of `Planner`."""
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graph.passes.fp16 import of_opset
     from mmdeploy_ext.quantize.calibration_sets import calibration_set
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
@@ -140,7 +141,8 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
     images = calibration_set(
         path, read_metadata(str(path)), args.calibrate, args.data_root, args.images_of_ranges
     )
-    quantiser = DenseQuantiser(DenseGraph(files.load(path), path), args.reduce_range, outputs=False)
+    model = of_opset(files.load(path), 'bf16' if 'bf16' in args.to else 'fp32')
+    quantiser = DenseQuantiser(DenseGraph(model, path), args.reduce_range, outputs=False)
     quantiser.calibrate(images, args.method, args.percentile)
     layers = int8_layers(quantiser.graph, args.keep_float, last=True)
     return dict(quantiser=quantiser, quantised=str(path), layers=layers)

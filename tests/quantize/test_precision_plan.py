@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import run
 from mmdeploy_ext.proving.kept import kept_of, may_drop_out
