@@ -67,14 +67,14 @@ def test_json_has_a_count_of_voxels_for_each_class():
 
 
 def with_instances(rows=(0, 0, 1, -1), cells=(0, 2), scores=(0.9, 0.8)):
-    """A row of voxels along x, two centres of one class."""
+    """A row of voxels along x, centres of one class."""
     cells = np.array([[cell, 0, 0] for cell in cells], np.int32)
     labels = np.where(np.array(rows) < 0, FREE, 1).astype(np.uint8)[:, None, None]
     occupancy = Occupancy(labels, np.ones(labels.shape, np.float32), FREE)
     rows = np.array(rows, np.int32)[:, None, None]
     scores = np.array(scores, np.float32)
     places = cells.astype(np.float32)
-    return occupancy.with_instances(Instances(rows, places, cells, scores, np.zeros(2, int), 0.3))
+    return occupancy.with_instances(Instances(rows, places, cells, scores, np.zeros(len(scores), int), 0.3))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,8 @@ def test_a_voxel_is_right_if_its_nearest_centre_is(candidate, passed):
 
 
 def test_a_centre_at_the_threshold_may_be_missing():
-    candidate = with_instances(rows=(0, 0, 0, -1), scores=(0.9, 0.1))
+    candidate = with_instances(rows=(0, 0, 0, -1), cells=(0,), scores=(0.9,))
     assert TASK.match_detections('a', with_instances(scores=(0.9, 0.30005)), candidate).passed
     assert not TASK.match_detections('a', with_instances(scores=(0.9, 0.31)), candidate).passed
+    below = with_instances(scores=(0.9, 0.2))
+    assert not TASK.match_detections('a', candidate, below).passed, 'the file has a lower threshold'
