@@ -266,9 +266,9 @@ def parts_of(model: Any) -> Iterator[tuple[str, Any]]:
 
 def has_known_modules(model: Any) -> bool:
     """Whether all modules are classes of PyTorch, the OpenMMLab packages that we test with, or ours."""
-    known = {*LIBRARIES, *DISTRIBUTIONS, mmdeploy_ext.__name__}
+    supported = {*LIBRARIES, *DISTRIBUTIONS, mmdeploy_ext.__name__}
     packages = {type(module).__module__.partition('.')[0] for module in model.modules()}
-    return packages <= known and not files_of_users_classes(model)
+    return packages <= supported and not files_of_users_classes(model)
 
 
 def files_of_users_classes(model: Any) -> set[Path]:
