@@ -133,15 +133,26 @@ def faster_of_v3det():
     return dict(
         type='FasterRCNN',
         backbone=RESNET,
-        neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=5),
+        neck=dict(
+            type='FPN',
+            in_channels=[8, 16, 32, 64],
+            out_channels=16,
+            num_outs=5,
+            norm_cfg=dict(type='GN', num_groups=4),
+            upsample_cfg=dict(mode='bilinear', align_corners=False),
+        ),
         rpn_head=dict(
             type='RPNHead',
             in_channels=16,
             feat_channels=16,
             anchor_generator=dict(
-                type='AnchorGenerator', scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]
+                type='AnchorGenerator',
+                scales=[4],
+                ratios=[1.0, 2.0, 3.0],
+                strides=[4, 8, 16, 32, 64],
+                centers=[(8, 8)] * 5,
             ),
-            bbox_coder=dict(coder, target_stds=[1.0] * 4),
+            bbox_coder=dict(coder, target_stds=[0.3] * 4, clip_border=False),
             loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0),
             loss_bbox=L1,
         ),
@@ -170,7 +181,7 @@ def faster_of_v3det():
         ),
         train_cfg=None,
         test_cfg=dict(
-            rpn=dict(nms_pre=100, max_per_img=50, nms=dict(nms, iou_threshold=0.7), min_bbox_size=0),
+            rpn=dict(nms_pre=100, max_per_img=50, nms=dict(nms, iou_threshold=0.7), min_bbox_size=2),
             rcnn=dict(score_thr=0.0001, nms=nms, max_per_img=20),
         ),
     )
@@ -179,9 +190,7 @@ def faster_of_v3det():
 def crowddet(with_refine):
     """Return CrowdDet, which finds more than its limit of results."""
     model = faster_of_v3det()
-    rpn_head, roi_head = model['rpn_head'], model['roi_head']
-    rpn_head['anchor_generator'].update(scales=[4], ratios=[1.0, 2.0, 3.0], centers=[(8, 8)] * 5)
-    rpn_head['bbox_coder'].update(target_stds=[0.3] * 4, clip_border=False)
+    roi_head = model['roi_head']
     extractor = roi_head['bbox_roi_extractor']
     extractor['roi_layer'].update(sampling_ratio=-1, aligned=True)
     head = dict(
@@ -196,16 +205,11 @@ def crowddet(with_refine):
     )
     head.pop('cls_predictor_cfg')
     test_cfg = copy.deepcopy(model['test_cfg'])
-    test_cfg['rpn'].update(nms=dict(type='nms', iou_threshold=0.9), min_bbox_size=2)
+    test_cfg['rpn'].update(nms=dict(type='nms', iou_threshold=0.9))
     test_cfg['rcnn'].update(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5))
     return dict(
         model,
         type='CrowdDet',
-        neck=dict(
-            model['neck'],
-            norm_cfg=dict(type='GN', num_groups=4),
-            upsample_cfg=dict(mode='bilinear', align_corners=False),
-        ),
         roi_head=dict(type='MultiInstanceRoIHead', bbox_roi_extractor=extractor, bbox_head=head),
         test_cfg=test_cfg,
     )
