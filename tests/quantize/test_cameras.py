@@ -153,7 +153,7 @@ def test_sources_of_another_kind_are_refused(tmp_path):
     head = metadata('pts_head_memory', ['img', 'pre_memory'])
     for error, word, read in (
         (ModelFileError, 'pre_memory', lambda: calibration_frames(head, [])),
-        (ImageError, 'no_such', lambda: camera_frames(tmp_path / 'no_such', RULE)),
+        (ImageError, 'no_such: no such folder', lambda: camera_frames(tmp_path / 'no_such', RULE)),
         (ImageError, RIG[0], lambda: camera_frames(tmp_path, RULE)),
         (DataError, 'a.npz', lambda: READERS['sweeps'](SimpleNamespace(width=5), None, tmp_path, None, 0)),
         (ModelFileError, "'bevfusion'", lambda: READERS['fused'](None, lidar, tmp_path, None, 0)),

@@ -99,4 +99,4 @@ def test_a_layer_without_a_range_is_named(graph, factor, words):
     _, coordinates = SWEEPS[0]
     features = np.full((len(coordinates), 5), factor, np.float32)
     with pytest.raises(DataError, match=words):
-        calibrate_sweeps(graph, [(features, coordinates)])
+        calibrate_sweeps(graph, [(features, coordinates)], 'max')
