@@ -4,11 +4,12 @@ import pytest
 import torch
 from mmcv import Config
 
-from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError
+from mmdeploy_ext.util.errors import CheckpointError, ConfigError, Mm2OnnxError, UsageError
 from mmdeploy_ext.weights.convert.conversion import (
     FOREIGN_SUFFIXES,
     check_output,
     config_text,
+    in_model_order,
     model_tensors,
     save_checkpoint,
 )
@@ -21,6 +22,11 @@ def config(**values):
 def test_a_config_needs_a_model():
     with pytest.raises(ConfigError, match=r'c\.py: model=3'):
         model_tensors(config(model=3))
+
+
+def test_tensors_that_do_not_fit_the_model_are_named():
+    with pytest.raises(CheckpointError, match=r'c\.py: .*neck\.weight'):
+        in_model_order({}, {'neck.weight': torch.ones(1)}, 'c.py', '')
 
 
 @pytest.mark.parametrize('suffix', FOREIGN_SUFFIXES)
