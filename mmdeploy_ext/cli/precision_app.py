@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError('--to fp16 bf16: a file can have only one of them; omit one')
     if 'int8' in precisions and not args.calibrate:
         raise UsageError('--to int8: pass images for the ranges with --calibrate')
+    cli.check_minimums(args, calibration_images=0)
     least = args.keep_results if args.keep_metric is None else 1 - drop_of(*args.keep_metric)
     if not 0 < least <= 1:
         raise UsageError(
@@ -122,9 +124,12 @@ def run(args: argparse.Namespace) -> int:
 
 def drop_of(name: str, drop: str) -> float:
     try:
-        return float(drop)
+        number = float(drop)
     except ValueError:
-        raise UsageError(f'--keep-metric {name} {drop}: expected a name and a number') from None
+        number = math.nan
+    if not 0 <= number < 1:
+        raise UsageError(f'--keep-metric {name} {drop}: expected a name, and a number from 0 to below 1')
+    return number
 
 
 def calibrated(args: argparse.Namespace) -> dict[str, Any]:
@@ -139,7 +144,7 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
 
     path = find_graph(Path(args.model))
     images = calibration_set(
-        path, read_metadata(str(path)), args.calibrate, args.data_root, args.images_of_ranges
+        path, read_metadata(str(path)), args.calibrate, args.data_root, args.calibration_images
     )
     model = of_opset(files.load(path), 'bf16' if 'bf16' in args.to else 'fp32')
     quantiser = DenseQuantiser(DenseGraph(model, path), args.reduce_range, outputs=False)

@@ -93,7 +93,7 @@ def add_calibration(
         'folder of the images of annotations, or of the data set of infos (default: beside them)',
     )
     text = 'number of images or frames, evenly spread; 0 uses all (default: 100)'
-    add(number, text, 100, dest='images_of_ranges')
+    add(number, text, 100)
     add(
         '--method',
         f'ranges of activations: extremes, or clipped by percentile or error (default: {method}; not NNCF)',
@@ -116,7 +116,7 @@ def add_calibration(
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    cli.check_minimums(args, images_of_ranges=0, rounds=0, threads=0, probe_images=1)
+    cli.check_minimums(args, images=0, rounds=0, threads=0, probe_images=1)
     if args.config and (not args.checkpoint or args.engine != QUANTISED[0]):
         raise UsageError(
             'CONFIG requires CHECKPOINT and --engine onnxruntime: NNCF chooses the layers itself'
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     _check_reports(args, target)
     model = files.load(target.model)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, target.model)
-    images = calibration_set(target.model, metadata, args.calibrate, args.data_root, args.images_of_ranges)
+    images = calibration_set(target.model, metadata, args.calibrate, args.data_root, args.images)
     graph = DenseGraph(model, target.model)
     layers = int8_layers(graph, args.keep_float, args.int8_last or not images.heads)
     with after_weights():

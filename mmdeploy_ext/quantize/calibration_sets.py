@@ -150,7 +150,7 @@ def image_files(source: str | Path, root: str | Path | None = None) -> list[Path
 
 def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSet:
     """Frames as feeds {'img': (N, 3, H, W)} or (1, N, 3, H, W); ModelFileError: it has more inputs."""
-    if not isinstance(metadata.preprocess, MultiViewRule) or metadata.spec.input_names != [IMAGE_INPUT]:
+    if metadata.spec.input_names != [IMAGE_INPUT]:
         raise ModelFileError(
             f'{metadata.form!r} of family {metadata.family!r} has the inputs '
             f'{", ".join(metadata.spec.input_names[:4])}; only the image backbone of a model with several '

@@ -113,7 +113,6 @@ def weight_amax(weight: np.ndarray) -> tuple[float, ...]:
 
     A channel of zeros gets the layer's largest range, or 1: engines divide by the scale.
     """
-    _largest(weight)
     values = np.abs(weight.reshape(len(weight), -1).astype(np.float32)).max(axis=1)
     return tuple(float(value) or float(values.max()) or 1.0 for value in values)
 

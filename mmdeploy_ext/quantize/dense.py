@@ -277,8 +277,6 @@ def _minmax_ranges(model: onnx.ModelProto, feeds: Iterator[dict[str, np.ndarray]
             )
             calibrator.collect_data(Reader())
             ranges = calibrator.compute_data().data
-        except Mm2OnnxError:
-            raise
         except OSError as error:
             raise Mm2OnnxError(
                 f'{folder}: the temporary copy of the network could not be written '

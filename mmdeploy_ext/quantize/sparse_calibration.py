@@ -139,7 +139,7 @@ def calibrate_sweeps(
         checkpoint_sha256: for the file.
 
     Raises:
-        DataError: no sweep, non-finite values, or an input of zeros.
+        DataError: non-finite values, or an input of zeros.
     """
     nodes = quantised(graph)
     calibrators = {
@@ -149,8 +149,6 @@ def calibrate_sweeps(
     count = 0
     for count, sweep in enumerate(tracked(sweeps, 'calibrating'), 1):
         _collect(graph, sweep, calibrators, f'sweep {count} of {source}')
-    if count == 0:
-        raise DataError(f'{source}: has no sweep to calibrate on; pass a folder or infos with sweeps')
     ranges = {}
     for node in nodes:
         amax = calibrators[node.name].amax()
@@ -161,13 +159,8 @@ def calibrate_sweeps(
             )
         weight_fields = ()
         if isinstance(node, SparseConvolution):
-            try:
-                weights = weight_amax((unfolded or {}).get(node.name, node.weight))
-            except ValueError as error:
-                raise UsageError(
-                    f'{node.name} ({node.module}): its weights: {error}; check the checkpoint'
-                ) from error
-            weight_fields = weights, weight_norm(node)
+            weights = (unfolded or {}).get(node.name, node.weight)
+            weight_fields = weight_amax(weights), weight_norm(node)
         ranges[node.name] = NodeRange(node.module, float(np.float32(amax)), *weight_fields)
     title = method_title(method, percentile)
     if add_method and add_method != method:

@@ -12,6 +12,7 @@ from mmdeploy_ext.cli.precision_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 from mmdeploy_ext.util.files import read_json
+from refusals import refused
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_demo, load_toy
 
 
@@ -98,7 +99,19 @@ def test_a_metric_is_measured_in_the_simulated_precision(tmp_path):
     assert planner.run(planner.written('fp16', [])).share < 0.5
 
 
-def test_a_drop_of_a_metric_is_a_number(capsys):
-    words = ['m.onnx', CONFIG, CHECKPOINT, '--to', 'fp16', '--keep-metric', '0.001', 'bbox_mAP']
-    assert main(words) == 2
-    assert '--keep-metric' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ('words', 'named'),
+    [
+        ('--to fp16 bf16', '--to fp16 bf16'),
+        ('--to int8', '--calibrate'),
+        ('--to int8 --calibrate a.jpg --calibration-images -1', '--calibration-images -1'),
+        ('--to fp16 --keep-results 0', '--keep-results 0'),
+        ('--to fp16 --keep-results 1.01', '--keep-results 1.01'),
+        ('--to fp16 --keep-results nan', '--keep-results nan'),
+        ('--to fp16 --keep-metric 0.001 bbox_mAP', '--keep-metric 0.001 bbox_mAP'),
+        ('--to fp16 --keep-metric bbox_mAP 1', '--keep-metric bbox_mAP 1'),
+        ('--to fp16 --keep-metric bbox_mAP -0.1', '--keep-metric bbox_mAP -0.1'),
+    ],
+)
+def test_options_are_refused_before_a_file_is_read(words, named, capsys):
+    assert named in refused(capsys, main, 'm.onnx', CONFIG, CHECKPOINT, *words.split())

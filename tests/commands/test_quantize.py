@@ -1,6 +1,7 @@
 """quantize.py on the trained toy ATSS: a file that runners and the test loop take; what is refused."""
 
 import dataclasses
+import importlib.util
 
 import onnx
 import pytest
@@ -9,6 +10,7 @@ from mmdeploy_ext.cli import run_images, test_app
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.util.files import read_json, sha256_file
+from refusals import refused
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO
 
 DEMO = REPO / 'demo/atss_toy.onnx'
@@ -97,3 +99,24 @@ def test_a_stale_int8_file_is_not_written_over(int8, data, tmp_path, capsys):
     assert evaluate(path, data, tmp_path / 'run') == 1  # found after the weights
     assert 'stale.onnx: is an INT8 file and stale' in capsys.readouterr().err
     assert sha256_file(path) == before
+
+
+@pytest.mark.parametrize(
+    ('words', 'named'),
+    [
+        ('c.py', 'CHECKPOINT'),
+        ('c.py c.pth --engine openvino', '--engine onnxruntime'),
+        ('--images -1', '--images -1'),
+        ('--probe-images 0', '--probe-images 0'),
+        ('--rounds -1', '--rounds -1'),
+        ('--threads -1', '--threads -1'),
+    ],
+)
+def test_options_are_refused_before_a_file_is_read(words, named, capsys):
+    assert named in refused(capsys, main, 'm.onnx', *words.split(), '--calibrate', 'a.jpg')
+
+
+def test_times_need_pytorch(monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'torch' else found(name))
+    assert '--rounds 0' in refused(capsys, main, 'm.onnx', '--calibrate', 'a.jpg')

@@ -9,6 +9,7 @@ import torch
 import toy_scn_family
 from mmdeploy_ext.cli.scn_ptq_app import main
 from mmdeploy_ext.sparse.ranges import Ranges
+from refusals import refused
 
 
 @pytest.fixture(scope='module')
@@ -81,3 +82,25 @@ def test_ranges_of_a_quantised_checkpoint_need_no_calibration(model, sweeps, ran
     read = Ranges.load(output)
     assert read.calibrator == 'checkpoint'
     assert read.nodes == found.nodes
+
+
+@pytest.mark.parametrize(
+    ('words', 'named'),
+    [
+        ('', '--calibrate'),
+        ('--fidelity', '--fidelity'),
+        ('--fidelity no_such', 'no_such'),
+        ('--fidelity {sweeps} --fidelity-batches -1', '--fidelity-batches -1'),
+        ('--calibrate no_such', 'no_such'),
+        ('--calibrate {sweeps} --batches -1', '--batches -1'),
+        ('--calibrate {sweeps} --ranges r.json', '--ranges'),
+        ('--calibrate {sweeps} --out {sweeps}', 'is a folder'),
+    ],
+)
+def test_options_are_refused_before_the_model_is_read(words, named, sweeps, capsys):
+    assert named in refused(capsys, main, 'c.py', 'c.pth', *words.format(sweeps=sweeps).split())
+
+
+def test_a_checkpoint_without_ranges_needs_a_calibration(model, tmp_path, capsys):
+    error = refused(capsys, main, *model, '--out', tmp_path / 'r.json', status=1)
+    assert model[1] in error and '--calibrate' in error

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,9 +17,10 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.detector_files import read_files
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
-from mmdeploy_ext.quantize.calibration_sets import camera_frames
+from mmdeploy_ext.quantize.calibration_sets import READERS, calibration_frames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.quantize.dense_target import find_target
+from mmdeploy_ext.util.errors import DataError, ImageError, ModelFileError, UsageError
 from mmdeploy_ext.util.files import read_json, sha256_file
 from toy_streampetr_export import FACTS
 
@@ -143,3 +145,41 @@ def test_a_folder_gives_a_folder_with_its_backbone_in_int8_and_the_rest_as_it_wa
     assert (found['layers'], found['float_layers']) == (3, []), 'the heads are in another graph'
     assert all(figures['cosine'] > 0.999 for figures in found['outputs'].values())
     assert not list(tmp_path.glob('.*'))
+
+
+def test_sources_of_another_kind_are_refused(tmp_path):
+    np.savez(tmp_path / 'a.npz', 1)
+    lidar = SimpleNamespace(family='bevfusion', preprocess=SimpleNamespace(views=None))
+    head = metadata('pts_head_memory', ['img', 'pre_memory'])
+    for error, word, read in (
+        (ModelFileError, 'pre_memory', lambda: calibration_frames(head, [])),
+        (ImageError, 'no_such: no such folder', lambda: camera_frames(tmp_path / 'no_such', RULE)),
+        (ImageError, RIG[0], lambda: camera_frames(tmp_path, RULE)),
+        (DataError, 'a.npz', lambda: READERS['sweeps'](SimpleNamespace(width=5), None, tmp_path, None, 0)),
+        (ModelFileError, "'bevfusion'", lambda: READERS['fused'](None, lidar, tmp_path, None, 0)),
+    ):
+        with pytest.raises(error, match=word):
+            read()
+
+
+def test_an_output_that_is_a_file_or_the_input_is_refused(folder, tmp_path):
+    (tmp_path / 'file').touch()
+    for output in ('new.onnx', tmp_path / 'file', folder):
+        with pytest.raises(UsageError, match=f'--out {output}'):
+            find_target(str(folder), str(output))
+
+
+def test_a_folder_needs_one_backbone(folder):
+    (folder / 'pts_head_memory.onnx').unlink()
+    with pytest.raises(ModelFileError, match=r'has extract_img_feat\.onnx;'):
+        find_target(str(folder), None)
+    onnx.save(graph('other', ['img']), folder / 'other.onnx')
+    onnx.save(graph('pts_head_memory', ['img_feats_in', 'pre_memory']), folder / 'pts_head_memory.onnx')
+    with pytest.raises(
+        ModelFileError, match=r'has extract_img_feat\.onnx, other\.onnx, pts_head_memory\.onnx;'
+    ):
+        find_target(str(folder), None)
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(ModelFileError, match=r'no \.onnx file'):
+        find_target(str(folder), None)

@@ -1,15 +1,18 @@
 """Images to calibrate on: folders, COCO annotations, and what is refused by name."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.quantize.calibration_sets import calibration_images, evenly, image_files
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.quantize.calibration_sets import calibration_images, calibration_set, evenly, image_files
 from mmdeploy_ext.runtime.detect import prepare
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.util.errors import DataError, ModelFileError, UsageError
 from toy_atss import PICTURE, REPO
 
 
@@ -46,3 +49,24 @@ def test_images_are_prepared_as_the_runners_do(tmp_path):
 def test_a_limit_takes_images_evenly():
     assert evenly(list(range(10)), 4) == [0, 3, 6, 9]
     assert evenly(list(range(3)), 4) == evenly(list(range(3)), 0) == [0, 1, 2]
+
+
+@pytest.mark.parametrize('content', [[], dict(images=[]), dict(images=5), dict(images=[dict(file_name=3)])])
+def test_annotations_without_images_are_refused(content, tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"a\.json: .*COCO's format"):
+        image_files(path)
+
+
+def test_a_graph_that_images_cannot_fill_and_a_root_without_annotations_are_refused():
+    path = REPO / 'demo/atss_toy.onnx'
+    metadata = read_metadata(str(path))
+    with pytest.raises(UsageError, match='--data-root'):
+        calibration_set(path, metadata, PICTURE, REPO, 0)
+    with pytest.raises(ModelFileError, match="'petr'"):
+        calibration_images(SimpleNamespace(family='petr', preprocess=None), [])
+    inputs = *metadata.spec.inputs, TensorSpec('memory', 'float32', (1, 4))
+    spec = dataclasses.replace(metadata.spec, inputs=inputs)
+    with pytest.raises(ModelFileError, match="'memory'"):
+        calibration_images(dataclasses.replace(metadata, spec=spec), [])

@@ -1,6 +1,7 @@
 """Layers of a dense graph, and INT8 of some of them: small graphs with every case, against float32."""
 
 import copy
+import sys
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -11,11 +12,22 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.cli.quantize_app import build_parser, int8_layers, quantisation_facts
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.quantize.dense import OPERATORS, DenseQuantiser, finish_model
+from mmdeploy_ext.quantize.dense import OPERATORS, DenseQuantiser, finish_model, layers_in_int8
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
-from mmdeploy_ext.quantize.plan import Planner
+from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
+from mmdeploy_ext.quantize.dense_probe import OpenVinoRunner, compare_outputs
+from mmdeploy_ext.quantize.plan import Planner, check_single
 from mmdeploy_ext.quantize.search import Kept
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.errors import (
+    DataError,
+    EngineError,
+    ExportError,
+    InferenceError,
+    Mm2OnnxError,
+    ModelFileError,
+    UsageError,
+)
+from toy_engines import parse
 
 SIZE = 16
 RNG = np.random.default_rng(0)
@@ -246,3 +258,71 @@ def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared()
     made = DenseGraph(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8))
     assert made.last == ['enc/scores', 'dec/head']
     assert made.compared == ['enc/scores']
+
+
+def test_a_model_without_layers_to_quantise_is_refused(calibrated):
+    graph = calibrated.graph
+    int8 = graph.joined(calibrated.network(['net/stem']))
+    for model, words in (
+        (int8, 'already quantised'),
+        (residual_model(opset=12), 'opset 12'),
+        (parse('y = Relu(x)'), 'float32 weights'),
+    ):
+        with pytest.raises(ModelFileError, match=f'q.onnx: .*{words}'):
+            DenseGraph(model, 'q.onnx')
+    assert DenseGraph(residual_model(opset=13)).layers == graph.layers
+    with pytest.raises(ModelFileError, match='in int8'):
+        check_single({'q.onnx': int8})
+    with pytest.raises(UsageError, match=r'net/stm.*net/stem'):
+        graph.matching(['net/stm'])
+    with pytest.raises(ExportError, match='of the 1 layers'):
+        layers_in_int8(graph, graph.network, ['net/stem'])
+
+
+@pytest.mark.parametrize(('value', 'method'), [(np.inf, 'minmax'), (np.nan, 'percentile')])
+def test_a_range_that_is_not_finite_is_named(value, method):
+    made, samples = DenseQuantiser(DenseGraph(residual_model())), batches(2)
+    samples[0]['input'][0, 0, 0, 0] = value
+    made.calibrate(samples, method)
+    with pytest.raises(InferenceError, match="'input' of node net/stem/Conv"):
+        made.network(['net/stem'])
+
+
+def test_outputs_that_are_not_finite_in_float32_are_named():
+    graph = DenseGraph(residual_model(kernels={**KERNELS, 'last': np.full_like(KERNELS['last'], np.nan)}))
+    with pytest.raises(InferenceError, match='head/last'):
+        compare_outputs(graph, graph.network, batches(1))
+
+
+def raises(error):
+    raise error
+
+
+def test_a_calibration_that_fails_says_what_failed(calibrated, monkeypatch):
+    made = DenseQuantiser(calibrated.graph)
+    with pytest.raises(InferenceError, match='INVALID_ARGUMENT'):
+        made.calibrate([{'input': np.ones((1, 3, 5, 5), np.float32)}])
+    with pytest.raises(DataError, match=r'a\.png'):
+        made.calibrate(map(raises, [DataError('a.png')]))
+    monkeypatch.setattr(onnx, 'save_model', lambda *_, **__: raises(OSError(28, 'No space left on device')))
+    with pytest.raises(Mm2OnnxError, match=r'No space left on device.*TMPDIR'):
+        made.calibrate(batches(1))
+
+
+def test_engines_that_are_absent_or_fail_are_named(calibrated, monkeypatch):
+    graph = calibrated.graph
+    monkeypatch.setitem(sys.modules, 'nncf', None)
+    with pytest.raises(EngineError, match='pip install openvino nncf'):
+        NncfQuantiser(graph, [])
+    failing = dict(side_effect=RuntimeError('failing'))
+    monkeypatch.setitem(sys.modules, 'nncf', MagicMock(__version__='3.0', quantize=MagicMock(**failing)))
+    with pytest.raises(InferenceError, match=r'NNCF 3\.0 failed: failing'):
+        NncfQuantiser(graph, batches(1)).network(['net/stem'])
+    openvino = MagicMock()
+    monkeypatch.setitem(sys.modules, 'openvino', openvino)
+    openvino.Core().compile_model().side_effect = RuntimeError('failing')
+    with pytest.raises(InferenceError, match='OpenVINO failed to run the network: failing'):
+        OpenVinoRunner(graph.network, [], 0).run({})
+    openvino.Core().read_model.side_effect = RuntimeError('failing')
+    with pytest.raises(ModelFileError, match='OpenVINO cannot compile the network: failing'):
+        OpenVinoRunner(graph.network, [], 0)

@@ -248,3 +248,4 @@ def test_a_result_that_may_drop_out_does_not_count():
 def test_a_share_that_float32_does_not_keep_is_refused_with_the_best():
     with pytest.raises(ExportError, match=r'0\.9900'):
         needed_units(['a', 'b'], ['a', 'c'], start=Kept(99, 100))
+    assert needed_units(['a', 'b'], ['a'], start=Kept(999, 1000))[0] == ['a']

@@ -10,7 +10,7 @@ from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps, kernels_b
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.errors import DataError, UsageError
 
 SWEEPS = [toy_sparse.voxels(toy_sparse.SMALL_GRID, 60, seed) for seed in range(3)]
 
@@ -92,3 +92,11 @@ def test_additions_can_have_a_method_of_their_own(graph):
     assert mixed.input_amax('add0') == most.input_amax('add0')
     assert mixed.input_amax('conv1') < most.input_amax('conv1')
     assert mixed.calibrator == 'percentile 95 (additions: max)'
+
+
+@pytest.mark.parametrize(('factor', 'words'), [(0, 'conv0'), (3e38, 'sweep 1 of sweeps: .*conv1')])
+def test_a_layer_without_a_range_is_named(graph, factor, words):
+    _, coordinates = SWEEPS[0]
+    features = np.full((len(coordinates), 5), factor, np.float32)
+    with pytest.raises(DataError, match=words):
+        calibrate_sweeps(graph, [(features, coordinates)], 'max')

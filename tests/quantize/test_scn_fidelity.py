@@ -10,6 +10,7 @@ from mmdeploy_ext.quantize.fidelity import fidelity
 from mmdeploy_ext.quantize.simulation import Simulation
 from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps
 from mmdeploy_ext.sparse import engine
+from mmdeploy_ext.util.errors import DataError
 
 SWEEPS = [toy_sparse.voxels(toy_sparse.SMALL_GRID, 1000, seed) for seed in range(2)]
 
@@ -112,3 +113,8 @@ def test_layers_that_the_graph_keeps_in_fp16_are_not_int8(graph, ranges):
     row = next(row for row in kept.rows if row.name == 'conv1')
     assert row.output is None
     assert row.local.error > 0.5  # what int8 would do to it
+
+
+def test_sweeps_without_voxels_are_refused(graph, ranges):
+    with pytest.raises(DataError, match='voxel'):
+        fidelity(graph, ranges, [(np.zeros((0, 5), np.float32), np.zeros((0, 4), np.int32))])

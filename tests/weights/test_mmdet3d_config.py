@@ -58,3 +58,7 @@ def test_what_is_not_known_is_refused_by_its_key():
     cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='PolarMix'))
     with pytest.raises(ConfigError, match=r"lidar\.py: test_pipeline\.1\.type='PolarMix'"):
         to_mmdet2_config(cfg)
+    cfg = as_mmdet3d_1_4('second')[1]
+    cfg.model.type = 'mmdet3d.PointRCNN'
+    with pytest.raises(ConfigError, match=r"lidar\.py: model\.type='PointRCNN'"):
+        to_mmdet2_config(cfg)
