@@ -25,6 +25,8 @@ class Difference:
     def add(self, reference: np.ndarray, values: np.ndarray) -> None:
         """Add a pair of equal size; NaN and infinity spread to cosine and errors."""
         reference, values = reference.ravel(), values.ravel()
+        if reference.size != values.size:
+            raise ValueError(f'{values.size} values, expected {reference.size} as in the reference')
         if reference.size == 0:
             return
         errors = values - reference

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import toy_sparse
+from mmdeploy_ext.quantize.difference import Difference
 from mmdeploy_ext.quantize.fidelity import fidelity
 from mmdeploy_ext.quantize.simulation import Simulation
 from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps
@@ -118,3 +119,8 @@ def test_layers_that_the_graph_keeps_in_fp16_are_not_int8(graph, ranges):
 def test_sweeps_without_voxels_are_refused(graph, ranges):
     with pytest.raises(DataError, match='voxel'):
         fidelity(graph, ranges, [(np.zeros((0, 5), np.float32), np.zeros((0, 4), np.int32))])
+
+
+def test_outputs_of_another_size_are_not_compared():
+    with pytest.raises(ValueError, match='1 values, expected 3'):
+        Difference().add(np.ones(3), np.ones(1))
