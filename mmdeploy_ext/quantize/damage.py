@@ -161,7 +161,8 @@ class Measured:
         self._session = open_session(self._built(), 'none', 0)
 
     def _built(self) -> onnx.ModelProto:
-        model, constants = self.model, {tensor.name for tensor in self.model.graph.initializer}
+        model = self.model
+        variable = self.floats - {tensor.name for tensor in model.graph.initializer}
         units = {name: unit for name, (unit, _) in units_of(model).items()}
         unit_of = {name: units[node.output[0]] for node in model.graph.node for name in node.output}
         inner = {name for node in model.graph.node for name in captured(node)}
@@ -180,7 +181,7 @@ class Measured:
             )
             if not written or stays or not self.floats.intersection(node.input):
                 continue
-            tensors |= dict.fromkeys(name for name in node.input if name in self.floats - constants)
+            tensors |= dict.fromkeys(name for name in node.input if name in variable)
             tensors |= dict.fromkeys(written)
             new = copy.deepcopy(node)
             new.name = ''
