@@ -23,6 +23,7 @@ from mmdeploy_ext.config.config import (
 )
 from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.preprocess.pictures import prepare_image
 from mmdeploy_ext.util.errors import (
     ConfigError,
     EngineError,
@@ -421,11 +422,11 @@ def resolve(
 
 
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
-    """Prepare `image_bgr` by `rule` (`PreprocessRule.apply`) for exactly `height` x `width` pixels.
+    """Prepare `image_bgr` by `rule` (`prepare_image`) for exactly `height` x `width` pixels.
 
     Resizes to fit and pads, resizes exactly (ratio not kept), or warps about the centre.
     """
-    return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
+    return prepare_image(dataclasses.replace(rule, size=(height, width)), image_bgr)
 
 
 def rule_of(detector: Detector, options: Options) -> Any:

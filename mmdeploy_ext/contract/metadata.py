@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from mmdeploy_ext.contract.facts import Facts
+from mmdeploy_ext.contract.preparation import FusionRule, MultiViewRule, PreprocessRule, VoxelRule
 from mmdeploy_ext.contract.registry import find_registration
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.preprocess import cameras
-from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.preprocess.pictures import PreprocessRule
-from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import ConfigError, LoadError, ModelFileError, shape_text
 from mmdeploy_ext.util.files import AnyPath, check_onnx_file, unreadable_onnx
@@ -21,7 +18,7 @@ from mmdeploy_ext.util.typed_json import Mismatch, plain, read
 PREFIX = 'mm2onnx.'
 GRAPH_RULES = 7
 """Increased when a model's graph or metadata change; files with another number are refused."""
-Rule = PreprocessRule | cameras.MultiViewRule | VoxelRule | FusionRule
+Rule = PreprocessRule | MultiViewRule | VoxelRule | FusionRule
 ENTRIES = dict(
     family=str,
     form=str,
@@ -105,7 +102,7 @@ class Metadata:
         """'images', camera 'frames', LiDAR 'sweeps' or 'fused'."""
         if isinstance(self.preprocess, PreprocessRule):
             return 'images'
-        if isinstance(self.preprocess, cameras.MultiViewRule):
+        if isinstance(self.preprocess, MultiViewRule):
             return 'frames'
         return 'sweeps' if hasattr(self.preprocess, 'voxel_size') else 'fused'
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.kinds.base import Kind
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.preprocess.pictures import prepare_image
 
 if TYPE_CHECKING:
     import argparse
@@ -73,7 +74,7 @@ class Images(Kind):
         picture = read_picture(DEFAULT_PICTURE, detector.rule)
         height, width = picture.shape[:2]
         picture[height // 2 :, width // 2 :] //= NIGHT
-        images, sources = (detector.rule.apply(picture),), (('sample', picture),)
+        images, sources = (prepare_image(detector.rule, picture),), (('sample', picture),)
         sample = ProofInput('sample', images, sources, rescale=True)
         yield InputReference(detector, sample).run()
 

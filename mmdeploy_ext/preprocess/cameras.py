@@ -6,28 +6,17 @@ fundamentalvision/BEVFormer 66b65f3. N cameras, H, W network input in pixels, h,
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmdeploy_ext.contract.preparation import CAMERAS, MultiViewRule
 from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
-from mmdeploy_ext.preprocess.pictures import (
-    Colour,
-    Deviation,
-    Side,
-    Step,
-    next_multiples,
-    normalise,
-    resize_cv2,
-)
+from mmdeploy_ext.preprocess.pictures import normalise, resize_cv2
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 from mmdeploy_ext.util.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.util.typed_json import Bounds, JsonDataclass, Mismatch
 
-CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
-"""nuScenes' cameras in the order of StreamPETR's info files."""
 STEPS = ('ResizeCropFlipRotImage', 'NormalizeMultiviewImage', 'PadMultiViewImage')
 SCALED_STEPS = ('NormalizeMultiviewImage', 'RandomScaleImageMultiViewImage', 'PadMultiViewImage')
 NEUTRAL = (
@@ -49,128 +38,67 @@ class Calibration(NamedTuple):
     intrinsics: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class MultiViewRule(JsonDataclass):
-    """How the images of one moment become the network input.
+def prepare_views(rule: MultiViewRule, images_bgr: Sequence[np.ndarray]) -> np.ndarray:
+    """Return (N, 3, H, W) float32 of N images (h, w, 3) uint8 BGR in the order of `cameras`."""
+    _check_images(rule, images_bgr)
+    prepared = np.zeros((rule.num_cameras, 3, *rule.input_size), np.float32)
+    for target, image in zip(prepared, images_bgr, strict=True):
+        values = image if rule.normalised_first else _cropped(rule, image)
+        values = normalise(values, rule.mean, rule.std, rule.to_rgb)
+        if rule.normalised_first:
+            values = resize_cv2(values, *rule.resized)
+        target[:, : rule.size[0], : rule.size[1]] = values.transpose(2, 0, 1)
+    return prepared
 
-    Attributes:
-        mean, std: per channel, after `to_rgb`.
-        to_rgb: swap OpenCV's BGR to RGB.
-        source: (h, w) of every image.
-        scale: network pixels per image pixel.
-        resized: (h, w) after the resize.
-        crop: (top, left) in the resized image; black outside.
-        size: (h, w) of the crop.
-        size_divisor: zero-pad bottom and right to a multiple, after normalising.
-        pad_size: (H, W) to pad to instead.
-        num_cameras: N.
-        cameras: names in the order of the network input; `CAMERAS` for six, else ().
-        normalised_first: normalise, then OpenCV's bilinear resize of float32, no crop; otherwise Pillow's
-            bicubic resize, crop, normalise.
+
+def calibrate(rule: MultiViewRule, intrinsics: np.ndarray, lidar2cam: np.ndarray) -> Calibration:
+    """Calibration of a rig for pixels of the network input.
+
+    `intrinsics` (N, 3, 3) are of images of size `source`; `lidar2cam` (N, 4, 4) is rigid, metres, camera
+    x right, y down, z forward.
     """
+    count = rule.num_cameras
+    for name, value, side in (('intrinsics', intrinsics, 3), ('lidar2cam', lidar2cam, 4)):
+        shape = count, side, side
+        problem = 'nothing' if value is None else f'shape {np.shape(value)}'
+        if value is not None and np.shape(value) == shape:
+            problem = '' if np.isfinite(value).all() else 'NaN or infinity'
+        if problem:
+            raise DataError(f'{name}: got {problem}, expected finite numbers of shape {shape}')
+    for index, matrix in enumerate(np.asarray(intrinsics, np.float64)):
+        if problem := intrinsics_problem(matrix, rule.source):
+            raise DataError(f'intrinsics of {rule.camera_name(index)}: {problem}')
+    full = np.tile(np.eye(4), (count, 1, 1))
+    full[:, :3, :3] = rule.crop_matrix() @ np.asarray(intrinsics, np.float64)
+    return Calibration(full @ np.asarray(lidar2cam, np.float64), full)
 
-    mean: tuple[Colour, Colour, Colour]
-    std: tuple[Deviation, Deviation, Deviation]
-    to_rgb: bool
-    source: tuple[Side, Side]
-    scale: Annotated[float, Bounds(above=0.0)]
-    resized: tuple[Side, Side]
-    crop: tuple[int, int]
-    size: tuple[Side, Side]
-    size_divisor: Step = 1
-    pad_size: tuple[Side, Side] | None = None
-    num_cameras: Annotated[int, Bounds(1, 100)] = 6
-    cameras: tuple[str, ...] = CAMERAS
-    normalised_first: bool = False
-    kind: Literal['multiview'] = 'multiview'
 
-    def check(self) -> None:
-        for index, side in enumerate(('top', 'left')):
-            start, size, resized = self.crop[index], self.size[index], self.resized[index]
-            if not -size < start < resized:
-                raise Mismatch(f'crop[{index}] is {start}, which leaves nothing of {resized} pixels ({side})')
-            if self.pad_size and self.pad_size[index] < size:
-                raise Mismatch(f'pad_size[{index}] is {self.pad_size[index]}, expected at least size, {size}')
-        if len(self.cameras) not in (0, self.num_cameras):
-            count = len(self.cameras)
-            raise Mismatch(f'cameras has {count} names, expected num_cameras, {self.num_cameras}')
+def _cropped(rule: MultiViewRule, image: np.ndarray) -> np.ndarray:
+    (top, left), (height, width) = rule.crop, rule.size
+    rows = max(top, 0), min(top + height, rule.resized[0])
+    columns = max(left, 0), min(left + width, rule.resized[1])
+    resized = resize_pillow(image, *rule.resized, resample='bicubic', rows=rows)
+    inside = resized[:, columns[0] : columns[1]]
+    if inside.shape[:2] == rule.size:
+        return np.ascontiguousarray(inside)
+    crop = np.zeros((height, width, 3), np.uint8)
+    crop[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left] = inside
+    return crop
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        return self.pad_size or next_multiples(self.size, self.size_divisor)
 
-    def apply(self, images_bgr: Sequence[np.ndarray]) -> np.ndarray:
-        """Return (N, 3, H, W) float32 of N images (h, w, 3) uint8 BGR in the order of `cameras`."""
-        self._check_images(images_bgr)
-        prepared = np.zeros((self.num_cameras, 3, *self.input_size), np.float32)
-        for target, image in zip(prepared, images_bgr, strict=True):
-            values = image if self.normalised_first else self._cropped(image)
-            values = normalise(values, self.mean, self.std, self.to_rgb)
-            if self.normalised_first:
-                values = resize_cv2(values, *self.resized)
-            target[:, : self.size[0], : self.size[1]] = values.transpose(2, 0, 1)
-        return prepared
-
-    def _cropped(self, image: np.ndarray) -> np.ndarray:
-        (top, left), (height, width) = self.crop, self.size
-        rows = max(top, 0), min(top + height, self.resized[0])
-        columns = max(left, 0), min(left + width, self.resized[1])
-        resized = resize_pillow(image, *self.resized, resample='bicubic', rows=rows)
-        inside = resized[:, columns[0] : columns[1]]
-        if inside.shape[:2] == self.size:
-            return np.ascontiguousarray(inside)
-        crop = np.zeros((height, width, 3), np.uint8)
-        crop[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left] = inside
-        return crop
-
-    def _check_images(self, images: Sequence[np.ndarray]) -> None:
-        if len(images) != self.num_cameras:
+def _check_images(rule: MultiViewRule, images: Sequence[np.ndarray]) -> None:
+    if len(images) != rule.num_cameras:
+        raise ShapeError(
+            f'images: got {len(images)}, expected {rule.num_cameras}, one per camera'
+            + (f' in the order {", ".join(rule.cameras)}' if rule.cameras else '')
+        )
+    for index, image in enumerate(images):
+        if image is None or image.shape != (*rule.source, 3) or image.dtype != np.uint8:
+            actual = 'None' if image is None else f'{image.dtype} {image.shape}'
             raise ShapeError(
-                f'images: got {len(images)}, expected {self.num_cameras}, one per camera'
-                + (f' in the order {", ".join(self.cameras)}' if self.cameras else '')
+                f'image of {rule.camera_name(index)}: got {actual}, expected uint8 {(*rule.source, 3)}; '
+                f'the calibration is for that size, so scale image and intrinsics to it together'
             )
-        for index, image in enumerate(images):
-            if image is None or image.shape != (*self.source, 3) or image.dtype != np.uint8:
-                actual = 'None' if image is None else f'{image.dtype} {image.shape}'
-                raise ShapeError(
-                    f'image of {self.camera_name(index)}: got {actual}, expected uint8 {(*self.source, 3)}; '
-                    f'the calibration is for that size, so scale image and intrinsics to it together'
-                )
-
-    def camera_name(self, index: int) -> str:
-        return self.cameras[index] if index < len(self.cameras) else f'camera {index}'
-
-    def crop_matrix(self, size: int = 3) -> np.ndarray:
-        """Matrix (size, size) from image pixels to network pixels.
-
-        Size 3 maps (x, y, 1), size 4 (x, y, depth, 1), x and y divided by depth. float32 as in StreamPETR;
-        float64 as in BEVFormer if `normalised_first`.
-        """
-        matrix = np.eye(size, dtype=np.float64 if self.normalised_first else np.float32)
-        matrix[[0, 1], [0, 1]] = self.scale
-        matrix[:2, -1] = -self.crop[1], -self.crop[0]
-        return matrix
-
-    def calibrate(self, intrinsics: np.ndarray, lidar2cam: np.ndarray) -> Calibration:
-        """Calibration of a rig for pixels of the network input.
-
-        `intrinsics` (N, 3, 3) are of images of size `source`; `lidar2cam` (N, 4, 4) is rigid, metres, camera
-        x right, y down, z forward.
-        """
-        count = self.num_cameras
-        for name, value, side in (('intrinsics', intrinsics, 3), ('lidar2cam', lidar2cam, 4)):
-            shape = count, side, side
-            problem = 'nothing' if value is None else f'shape {np.shape(value)}'
-            if value is not None and np.shape(value) == shape:
-                problem = '' if np.isfinite(value).all() else 'NaN or infinity'
-            if problem:
-                raise DataError(f'{name}: got {problem}, expected finite numbers of shape {shape}')
-        for index, matrix in enumerate(np.asarray(intrinsics, np.float64)):
-            if problem := intrinsics_problem(matrix, self.source):
-                raise DataError(f'intrinsics of {self.camera_name(index)}: {problem}')
-        full = np.tile(np.eye(4), (count, 1, 1))
-        full[:, :3, :3] = self.crop_matrix() @ np.asarray(intrinsics, np.float64)
-        return Calibration(full @ np.asarray(lidar2cam, np.float64), full)
 
 
 def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) -> MultiViewRule:

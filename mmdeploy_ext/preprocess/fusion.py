@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.preprocess.pictures import PreprocessRule
-from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.util.typed_json import JsonDataclass
+from mmdeploy_ext.contract.preparation import FusionRule
 
 POINTS = 'load_dim', 'use_dim', 'sweeps', 'pad_empty_sweeps', 'remove_close'
 AGE = 4
@@ -84,35 +80,6 @@ class PastSweeps:
         return points[~(np.abs(points[:, :2]) < CLOSE_M).all(axis=1)]
 
 
-@dataclasses.dataclass(frozen=True)
-class FusionRule(JsonDataclass):
-    """The rules of both sensors.
-
-    Attributes:
-        views: rule of the cameras, or of one picture (MVX-Net); None for LiDAR alone.
-        voxels: rule of the points; None for cameras alone.
-        load_dim: values per point in a file.
-        use_dim: columns that the model takes after merging.
-        sweeps: most past sweeps.
-        pad_empty_sweeps, remove_close: see `PastSweeps`.
-    """
-
-    views: MultiViewRule | PreprocessRule | None
-    voxels: VoxelRule | None
-    load_dim: int = 5
-    use_dim: tuple[int, ...] = (0, 1, 2, 3, 4)
-    sweeps: int = 0
-    pad_empty_sweeps: bool = False
-    remove_close: bool = False
-    kind: Literal['fusion'] = 'fusion'
-
-    @property
-    def past(self) -> PastSweeps | None:
-        return PastSweeps(self.sweeps, self.pad_empty_sweeps, self.remove_close) if self.sweeps else None
-
-    def img_aug_matrix(self) -> np.ndarray:
-        """(N, 4, 4) equal matrices from camera pixels to network pixels, for (x, y, depth, 1).
-
-        x and y are divided by depth, see `runtime.frames.of_rays`.
-        """
-        return np.tile(self.views.crop_matrix(4), (self.views.num_cameras, 1, 1))
+def past_of(rule: FusionRule) -> PastSweeps | None:
+    """The merging of a rule; None: the key frame alone."""
+    return PastSweeps(rule.sweeps, rule.pad_empty_sweeps, rule.remove_close) if rule.sweeps else None

@@ -14,15 +14,15 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.preparation import WARP, PreprocessRule
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 from mmdeploy_ext.util.errors import ImageError, ShapeError
 from mmdeploy_ext.util.files import IMAGE_SUFFIXES
-from mmdeploy_ext.util.typed_json import Bounds, JsonDataclass, Mismatch, optional
 
 DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
 """Warnings of libjpeg after which it decodes wrong pixels."""
@@ -73,144 +73,51 @@ class PreparedImage:
         return dataclasses.replace(self, cam2img=square_matrix(self.to_input) @ cam2img)
 
 
-LARGEST_SIDE = 16384
-"""Pixels of a side: OpenCV's resize takes 32766, and a network of this size takes gigabytes."""
-Side = Annotated[int, Bounds(1, LARGEST_SIDE)]
-Edge = Annotated[int, Bounds(1, 10**6)]
-"""Of `img_scale`, where a long one means that the other decides."""
-Step = Annotated[int, Bounds(1, 1024)]
-"""Pixels that sides become multiples of."""
-Colour = Annotated[float, Bounds(-1e6, 1e6)]
-Deviation = Annotated[float, Bounds(maximum=1e6, above=0.0)]
+def prepare_image(rule: PreprocessRule, image_bgr: np.ndarray) -> PreparedImage:
+    """Network input of an image as `read_image` gives it.
 
-
-@dataclasses.dataclass(frozen=True)
-class PreprocessRule(JsonDataclass):
-    """How an image becomes the network input.
-
-    Attributes:
-        mean, std: (pixel - mean) / std, a number per band of the network's input after `to_rgb`.
-        to_rgb: swap OpenCV's BGR to RGB before normalising.
-        img_scale: (long, short) edge in pixels in either order, as in mmdet's `Resize`; exact (w, h) without
-            `keep_ratio` and for warps. None: no resize.
-        keep_ratio: keep the aspect ratio.
-        size_divisor: pad H and W to multiples, below and right, or all around if `centred`.
-        pad_or, pad_more: unless `pad_or` is 0, pad each side to (side | pad_or) + pad_more.
-        centred: pad around the middle, rounded down.
-        pad_size: (H, W) to pad to instead; larger sides stay.
-        size: (H, W) of a graph of fixed shape: resize to fit inside (or exactly, without `keep_ratio`) and
-            pad; overrides scale and padding.
-        pad_val: padding per band, after normalising as in mmdet.
-        resize: bilinear by 'cv2' or 'pillow'; 'warp': OpenCV's affine warp by the ratio of widths about the
-            middle, cut or black above and below.
-        to_float32: resize in float32 without rounding to 8 bits.
-        color_type: mmcv's: 'color', 'grayscale', or 'unchanged': bands and dtype as in the file.
+    `image_bgr`: (h, w, 3) uint8 BGR; with color_type 'unchanged' (h, w, bands) of a dtype of
+    `BAND_DTYPES`. ShapeError: another array.
     """
-
-    mean: tuple[Colour, ...] = (0.0, 0.0, 0.0)
-    std: tuple[Deviation, ...] = (1.0, 1.0, 1.0)
-    to_rgb: bool = True
-    img_scale: tuple[Edge, Edge] | None = None
-    keep_ratio: bool = True
-    size_divisor: Step = 1
-    size: tuple[Side, Side] | None = None
-    pad_val: tuple[Colour, ...] = (0.0, 0.0, 0.0)
-    pad_size: tuple[Side, Side] | None = None
-    resize: Literal['cv2', 'pillow', 'warp'] = 'cv2'
-    pad_or: Annotated[int, Bounds(0, 1024)] = 0
-    pad_more: Annotated[int, Bounds(0, 1024)] = 0
-    centred: bool = False
-    to_float32: bool = False
-    color_type: Literal['color', 'grayscale', 'unchanged'] = optional('color')
-
-    def check(self) -> None:
-        edges = self.img_scale or (1, 1)
-        longest = min(edges) if self.keep_ratio and self.resize != WARP else max(edges)
-        if longest > LARGEST_SIDE:
-            raise Mismatch(f'img_scale is {list(edges)}, expected sides of at most {LARGEST_SIDE} pixels')
-        if not len(self.mean) == len(self.std) == len(self.pad_val):
-            counts = ', '.join(f'{name} {len(getattr(self, name))}' for name in ('mean', 'std', 'pad_val'))
-            raise Mismatch(f'number of values: {counts}; expected one per band in each')
-
-    @property
-    def bands(self) -> int:
-        """Channels of the network's input."""
-        return len(self.mean)
-
-    @property
-    def picture_bands(self) -> int:
-        """Channels of the pictures that `apply` takes; grey ones have three."""
-        return self.bands if self.color_type == 'unchanged' else 3
-
-    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
-        if self.resize == WARP:
-            return self.size or (self.img_scale[1], self.img_scale[0])
-        if self.size is not None:
-            if not self.keep_ratio:
-                return self.size
-            factor = min(self.size[0] / height, self.size[1] / width)
-        elif self.img_scale is None:
-            return height, width
-        elif not self.keep_ratio:
-            return self.img_scale[1], self.img_scale[0]
-        else:
-            factor = min(max(self.img_scale) / max(height, width), min(self.img_scale) / min(height, width))
-        return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
-
-    def padded_shape(self, height: int, width: int) -> tuple[int, int]:
-        if self.size is not None:
-            return self.size
-        if self.pad_size is not None:
-            return max(self.pad_size[0], height), max(self.pad_size[1], width)
-        if self.pad_or:
-            return (height | self.pad_or) + self.pad_more, (width | self.pad_or) + self.pad_more
-        return next_multiples((height, width), self.size_divisor)
-
-    def apply(self, image_bgr: np.ndarray) -> PreparedImage:
-        """Network input of an image as `read_image` gives it.
-
-        `image_bgr`: (h, w, 3) uint8 BGR; with color_type 'unchanged' (h, w, bands) of a dtype of
-        `BAND_DTYPES`. ShapeError: another array.
-        """
-        shape, dtype = np.shape(image_bgr), getattr(image_bgr, 'dtype', type(image_bgr).__name__)
-        dtypes, expected = ('uint8',), 'uint8 (h, w, 3): blue, green and red from 0 to 255'
-        if self.color_type == 'unchanged':
-            dtypes = BAND_DTYPES
-            expected = f'(h, w, {self.bands}) of {" or ".join(dtypes)}'
-            expected += f': preprocess.mean of the file has {self.bands} values'
-        if str(dtype) not in dtypes or shape[2:] != (self.picture_bands,) or 0 in shape:
-            raise ShapeError(f'image: got {dtype} {shape}, expected {expected}')
-        height, width = shape[:2]
-        if self.color_type == 'grayscale':
-            image_bgr = grey_of(image_bgr)
-        if self.to_float32:
-            image_bgr = image_bgr.astype(np.float32)
-        resized_h, resized_w = self.resized_shape(height, width)
-        warp = warp_about_middle((height, width), (resized_h, resized_w)) if self.resize == WARP else None
-        if warp is not None:
-            image_bgr = warped(image_bgr, warp, resized_h, resized_w)
-        elif (resized_h, resized_w) != (height, width):
-            image_bgr = RESIZERS[self.resize](image_bgr, resized_h, resized_w)
-        padded_h, padded_w = self.padded_shape(resized_h, resized_w)
-        padded = np.broadcast_to(np.float32(self.pad_val), (padded_h, padded_w, self.bands)).copy()
-        content = normalise(image_bgr, self.mean, self.std, self.to_rgb)
-        content = content.reshape(*content.shape[:2], self.bands)
-        top, left = 0, 0
-        if self.centred:  # an input of odd size that the content fills lacks its last row or column, in mmdet
-            top, left = padded_h // 2 - resized_h // 2, padded_w // 2 - resized_w // 2
-            content = content[: padded_h // 2 + resized_h // 2, : padded_w // 2 + resized_w // 2]
-        padded[top : top + content.shape[0], left : left + content.shape[1]] = content
-        ratio_w, ratio_h = resized_w / width, resized_h / height
-        if warp is not None:
-            ratio_h = ratio_w
-        return PreparedImage(
-            tensor=np.ascontiguousarray(padded.transpose(2, 0, 1)),
-            img_shape=(resized_h, resized_w),
-            scale_factor=np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32),
-            ori_shape=(height, width),
-            border=(top, left),
-            warp=warp,
-        )
+    shape, dtype = np.shape(image_bgr), getattr(image_bgr, 'dtype', type(image_bgr).__name__)
+    dtypes, expected = ('uint8',), 'uint8 (h, w, 3): blue, green and red from 0 to 255'
+    if rule.color_type == 'unchanged':
+        dtypes = BAND_DTYPES
+        expected = f'(h, w, {rule.bands}) of {" or ".join(dtypes)}'
+        expected += f': preprocess.mean of the file has {rule.bands} values'
+    if str(dtype) not in dtypes or shape[2:] != (rule.picture_bands,) or 0 in shape:
+        raise ShapeError(f'image: got {dtype} {shape}, expected {expected}')
+    height, width = shape[:2]
+    if rule.color_type == 'grayscale':
+        image_bgr = grey_of(image_bgr)
+    if rule.to_float32:
+        image_bgr = image_bgr.astype(np.float32)
+    resized_h, resized_w = rule.resized_shape(height, width)
+    warp = warp_about_middle((height, width), (resized_h, resized_w)) if rule.resize == WARP else None
+    if warp is not None:
+        image_bgr = warped(image_bgr, warp, resized_h, resized_w)
+    elif (resized_h, resized_w) != (height, width):
+        image_bgr = RESIZERS[rule.resize](image_bgr, resized_h, resized_w)
+    padded_h, padded_w = rule.padded_shape(resized_h, resized_w)
+    padded = np.broadcast_to(np.float32(rule.pad_val), (padded_h, padded_w, rule.bands)).copy()
+    content = normalise(image_bgr, rule.mean, rule.std, rule.to_rgb)
+    content = content.reshape(*content.shape[:2], rule.bands)
+    top, left = 0, 0
+    if rule.centred:  # an input of odd size that the content fills lacks its last row or column, in mmdet
+        top, left = padded_h // 2 - resized_h // 2, padded_w // 2 - resized_w // 2
+        content = content[: padded_h // 2 + resized_h // 2, : padded_w // 2 + resized_w // 2]
+    padded[top : top + content.shape[0], left : left + content.shape[1]] = content
+    ratio_w, ratio_h = resized_w / width, resized_h / height
+    if warp is not None:
+        ratio_h = ratio_w
+    return PreparedImage(
+        tensor=np.ascontiguousarray(padded.transpose(2, 0, 1)),
+        img_shape=(resized_h, resized_w),
+        scale_factor=np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32),
+        ori_shape=(height, width),
+        border=(top, left),
+        warp=warp,
+    )
 
 
 BAND_DTYPES = ('uint8', 'uint16', 'int16', 'float32', 'float64')
@@ -224,19 +131,11 @@ def grey_of(image_bgr: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY)
 
 
-def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
-    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
-
-
 def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear resize of (h, w, bands)."""
     import cv2
 
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-WARP = 'warp'
-"""`PreprocessRule.resize` of mmdet3d's `AffineResize`."""
 
 
 def warp_about_middle(size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:

@@ -4,60 +4,16 @@ Source: mmcv 1.7.2 `Voxelization` on CPU (hard) and mmdet3d 1.0.0rc6 `HardSimple
 (dynamic). P points of D values, N voxels of up to M points.
 """
 
-import dataclasses
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.preparation import VoxelRule
 from mmdeploy_ext.util.errors import DataError
-from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch
 
 MODES = ('hard', 'dynamic')
 ORDERS = ('xyz', 'zyx')
-
-
-@dataclasses.dataclass(frozen=True)
-class VoxelRule(JsonDataclass):
-    """How points become voxels.
-
-    Attributes:
-        point_cloud_range: (x, y, z, x, y, z) lower and upper bounds in metres, LiDAR frame. A point is in
-            range if its voxel index is in [0, grid_size), where `grid_size` is rounded.
-        voxel_size: (x, y, z) metres.
-        max_points: points per voxel; -1 if 'dynamic'.
-        max_voxels: later voxels are dropped; -1 if 'dynamic'.
-        order: axis order of coordinates, 'xyz' or 'zyx'.
-        in_channels: D.
-        mode: 'hard' or 'dynamic'.
-    """
-
-    point_cloud_range: tuple[float, float, float, float, float, float]
-    voxel_size: tuple[float, float, float]
-    max_points: int
-    max_voxels: int
-    order: Literal['xyz', 'zyx']
-    in_channels: int
-    mode: Literal['hard', 'dynamic'] = 'hard'
-
-    def check(self) -> None:
-        if min(self.voxel_size) <= 0:
-            raise Mismatch(f'voxel_size is {self.voxel_size}, expected sizes above 0')
-        if min(self.grid_size) < 1:
-            raise Mismatch(
-                f'point_cloud_range is {self.point_cloud_range}, which has no voxel of {self.voxel_size}'
-            )
-        if self.mode == 'hard' and min(self.max_points, self.max_voxels) < 1:
-            raise Mismatch(
-                f'max_points, max_voxels are {self.max_points}, {self.max_voxels}; expected numbers above 0, '
-                f"or mode='dynamic'"
-            )
-
-    @property
-    def grid_size(self) -> tuple[int, int, int]:
-        low, high = np.array(self.point_cloud_range, np.float32).reshape(2, 3)
-        cells = (high - low) / np.array(self.voxel_size, np.float32)
-        return tuple(int(count) for count in np.floor(cells + 0.5))  # C's round: halves away from zero
 
 
 def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray]:

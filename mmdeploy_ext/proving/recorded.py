@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.preprocess.pictures import prepare_image
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.samples import read_picture
 from mmdeploy_ext.proving.inputs.voxel_sets import points_of
@@ -97,7 +98,7 @@ def _preparation(recording: Recording, detector: Detector, files: Sequence[Path]
 
 
 def _compare_picture(there: np.ndarray, path: Path, detector: Detector) -> tuple[bool, str]:
-    here = detector.rule.apply(read_picture(path, detector.rule)).tensor[None]
+    here = prepare_image(detector.rule, read_picture(path, detector.rule)).tensor[None]
     if there.shape != here.shape:
         return False, f'recorded {there.shape}, here {here.shape}'
     levels = np.abs(there - here) * np.float32(detector.rule.std)[:, None, None]

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
+from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule, prepare_views
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, list_images, read_image
 from mmdeploy_ext.preprocess.point_files import PointRule
 from mmdeploy_ext.runtime.detect import BESIDE, has_runtime, make_feeds, opener, prepare, runtime_of
@@ -159,7 +159,7 @@ def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSe
     pictures = metadata.spec.tensor(IMAGE_INPUT)
 
     def feeds(frame: Frame) -> dict[str, np.ndarray]:
-        images = metadata.preprocess.apply([read_image(path) for path in frame])
+        images = prepare_views(metadata.preprocess, [read_image(path) for path in frame])
         return {IMAGE_INPUT: images.astype(pictures.dtype).reshape(pictures.axes)}
 
     return CalibrationSet(frames, feeds, 'frames', heads=False)

@@ -28,6 +28,7 @@ from mmdeploy_ext.preprocess.cam2img import (
     original,
     unmoved,
 )
+from mmdeploy_ext.preprocess.pictures import prepare_image
 from mmdeploy_ext.runtime.detections import check_ranges, with_labels
 from mmdeploy_ext.util.errors import (
     ConfigError,
@@ -91,7 +92,7 @@ def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | Non
     rule = metadata.preprocess
     if isinstance(height, int) and isinstance(width, int):
         rule = dataclasses.replace(rule, size=(height, width))
-    prepared = rule.apply(image_bgr)
+    prepared = prepare_image(rule, image_bgr)
     return prepared if cam2img is None else prepared.with_camera(cam2img)
 
 

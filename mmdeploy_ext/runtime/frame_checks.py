@@ -109,7 +109,7 @@ def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if images.shape != shape or images.dtype != np.float32:
         raise ShapeError(
             f'images: got {images.dtype} {images.shape}, expected float32 {shape}; prepare them with the '
-            'rule in the file (MultiViewRule.apply), or export for this size'
+            'rule in the file (mmdeploy_ext.preprocess.cameras.prepare_views), or export for this size'
         )
     return np.ascontiguousarray(images)
 

@@ -17,6 +17,7 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.base import record_runs
+from mmdeploy_ext.preprocess.cameras import calibrate, prepare_views
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.device_graph import HeldGraph, fetch
@@ -145,7 +146,7 @@ class StreamRuntime(Runtime):
             scene_token: a change means a new scene; None: unchanged.
             fields: further ones of a `Frame`, such as `can_bus`.
         """
-        images, (lidar2img, intrinsics) = self.rule.apply(images_bgr), calibration or (None, None)
+        images, (lidar2img, intrinsics) = prepare_views(self.rule, images_bgr), calibration or (None, None)
         frame = Frame(images, lidar2img, intrinsics, ego_pose, timestamp_s, scene_token, **fields)
         return self.step(frame).detections
 
@@ -288,8 +289,8 @@ def scene_of(token: str | None, last: StreamState | None) -> str:
 
 def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
     """Frame of `read_frames` with its N pictures (h, w, 3) uint8."""
-    calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
-    images = rule.apply(images_bgr)
+    calibration = calibrate(rule, rig.intrinsics, rig.lidar2cam)
+    images = prepare_views(rule, images_bgr)
     return Frame(
         images,
         *calibration,

@@ -13,7 +13,7 @@ import pytest
 from marking import in_suite
 from mmdeploy_ext.cli import run_images
 from mmdeploy_ext.families import mmdet_plugin  # noqa: F401  (registers the families)
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.preprocess.pictures import prepare_image, read_image
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.tasks.bbox2d import match_detections
@@ -77,7 +77,7 @@ def test_every_form_gives_the_detections_of_pytorch_in_pixels_of_the_image(form,
     assert runner.main([*argv, *([] if form == 'full' else ['--score-thr', '0.5'])]) == 0
     for entry in json.loads((tmp_path / 'found.json').read_text())['images']:
         picture = read_image(entry['image'])
-        prepared = detector.rule.apply(picture)
+        prepared = prepare_image(detector.rule, picture)
         (wanted,) = detector.family.reference(detector.model).results([prepared], True)
         found = from_json(entry['detections'])
         # the JSON rounds to 1e-3 pixel, which a sliver of a box feels

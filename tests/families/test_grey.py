@@ -7,7 +7,7 @@ import torch
 
 from mmdeploy_ext import detector as deploy
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.preprocess.pictures import prepare_image, read_image
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.util.errors import UsageError
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy
@@ -48,7 +48,7 @@ def test_grey_levels_of_a_jpeg_are_those_of_mmcv():
 
 def test_a_grey_file_finds_the_objects_of_pytorch_in_a_picture(toy, grey_file):
     picture = read_image(PICTURE, 'grayscale')
-    (expected,) = toy.family.reference(toy.model).results([toy.rule.apply(picture)], True)
+    (expected,) = toy.family.reference(toy.model).results([prepare_image(toy.rule, picture)], True)
     with build_backend('OnnxRuntimeBackend', grey_file) as backend:
         assert backend.spec.inputs[0].axes == ('B', 1, 'H', 'W')
         found = detect(backend, picture)

@@ -16,7 +16,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.hosts import DetectionCounts, check, hosted
 from mmdeploy_ext.graph.passes.shapes import set_by_text, with_fixed_metadata
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.preprocess.pictures import prepare_image, read_image
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import results_from_padded, with_labels
 from mmdeploy_ext.targets.plugins.kernels import ENGINE as BACKEND
@@ -69,7 +69,7 @@ def feeds_of_opencv(height, width, prepared, picture):
 
 def test_a_program_feeds_pixels_of_opencv_and_reads_num_dets_rows_of_pytorch(toy, session, found):
     picture = read_image(PICTURE)
-    prepared = toy.rule.apply(picture)
+    prepared = prepare_image(toy.rule, picture)
     (expected,) = toy.family.reference(toy.model).results([prepared], True)
     assert [value.name for value in session.get_inputs()] == ['input', 'img_shape', 'scale_factor']
     assert not session.get_overridable_initializers()

@@ -13,6 +13,7 @@ from mmdeploy_ext.preprocess.cam2img import (
     read_cameras,
     square_matrix,
 )
+from mmdeploy_ext.preprocess.cameras import calibrate
 from mmdeploy_ext.runtime.infos import read_frames
 from mmdeploy_ext.util.errors import DataError, ShapeError
 from toy_streampetr_export import RULE
@@ -48,7 +49,7 @@ def test_a_wrong_matrix_is_refused_with_camera_and_entry(case, tmp_path):
     with pytest.raises(DataError, match=rf'CAM_BACK: cam_intrinsic{entry}'):
         read_frames(tmp_path / 'set/toy_val.pkl', RULE)
     with pytest.raises(DataError, match=f'CAM_FRONT.*{entry}'):
-        RULE.calibrate(np.stack([matrix] * 6), np.stack([LIDAR2CAM] * 6))
+        calibrate(RULE, np.stack([matrix] * 6), np.stack([LIDAR2CAM] * 6))
 
 
 @pytest.mark.parametrize('name', PUBLISHED)

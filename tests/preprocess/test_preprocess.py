@@ -9,7 +9,7 @@ import pytest
 from mmdet.datasets.pipelines import Compose
 
 from mmdeploy_ext.config.config import load_config, mmdet_config, test_pipeline
-from mmdeploy_ext.preprocess.pictures import PreprocessRule, read_image
+from mmdeploy_ext.preprocess.pictures import PreprocessRule, prepare_image, read_image
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.util.errors import ConfigError
 
@@ -48,7 +48,7 @@ def by_mmdet(steps, path):
 
 def assert_equals_mmdet(steps, path):
     tensor, metas = by_mmdet(steps, path)
-    prepared = rule_from_pipeline(steps).apply(read_image(path))
+    prepared = prepare_image(rule_from_pipeline(steps), read_image(path))
     assert prepared.tensor.dtype == np.float32
     assert prepared.tensor.shape == tensor.shape
     np.testing.assert_array_equal(prepared.tensor, tensor)
@@ -158,7 +158,7 @@ def test_padding_all_around_equals_mmdets(image_file, steps, size):
 @pytest.mark.parametrize('size', [(120, 90), (640, 427)])
 def test_pictures_resized_in_float32_equal_mmdets(image_file, size):
     prepared = assert_equals_mmdet(in_float32(), image_file(*size))
-    rounded = rule_from_pipeline(with_step('Resize')).apply(read_image(image_file(*size)))
+    rounded = prepare_image(rule_from_pipeline(with_step('Resize')), read_image(image_file(*size)))
     assert 0 < np.abs(prepared.tensor - rounded.tensor).max() < 0.02
 
 
@@ -244,22 +244,24 @@ def test_fixed_size_letterboxes_bottom_and_right(size):
     image = picture(*size)
     mean, std = tuple(IMAGENET['mean']), tuple(IMAGENET['std'])
     rule = PreprocessRule(mean, std, img_scale=(1333, 800), size=(128, 160))
-    prepared = rule.apply(image)
+    prepared = prepare_image(rule, image)
     height, width = prepared.img_shape
     assert prepared.tensor.shape == (3, 128, 160)
     assert height == 128 or width == 160
     assert abs(height / width - size[0] / size[1]) <= 0.51 * (1 + size[0] / size[1]) / width
     assert not prepared.tensor[:, height:].any()
     assert not prepared.tensor[:, :, width:].any()
-    alone = PreprocessRule(mean, std, img_scale=(width, height), keep_ratio=False).apply(image)
+    alone = prepare_image(PreprocessRule(mean, std, img_scale=(width, height), keep_ratio=False), image)
     np.testing.assert_array_equal(prepared.tensor[:, :height, :width], alone.tensor)
     np.testing.assert_array_equal(prepared.scale_factor, alone.scale_factor)
 
 
 def test_a_fixed_size_is_filled_where_the_ratio_is_not_kept():
     mean, std, image = tuple(IMAGENET['mean']), tuple(IMAGENET['std']), picture(33, 500)
-    found = PreprocessRule(mean, std, img_scale=(1333, 800), keep_ratio=False, size=(128, 160)).apply(image)
-    stretched = PreprocessRule(mean, std, img_scale=(160, 128), keep_ratio=False).apply(image)
+    found = prepare_image(
+        PreprocessRule(mean, std, img_scale=(1333, 800), keep_ratio=False, size=(128, 160)), image
+    )
+    stretched = prepare_image(PreprocessRule(mean, std, img_scale=(160, 128), keep_ratio=False), image)
     assert found.img_shape == (128, 160)
     np.testing.assert_array_equal(found.tensor, stretched.tensor)
     np.testing.assert_array_equal(found.scale_factor, stretched.scale_factor)
@@ -293,7 +295,7 @@ def check_resize(Resize, height, width, scale, keep_ratio, backend):
         return  # mmcv asks OpenCV for an empty image; the rule keeps one pixel
     wanted = Resize(keep_ratio=keep_ratio, backend=backend)(results)
     rule = PreprocessRule(img_scale=scale, keep_ratio=keep_ratio, to_rgb=False, resize=backend)
-    prepared = rule.apply(image)
+    prepared = prepare_image(rule, image)
     np.testing.assert_array_equal(prepared.tensor, wanted['img'].transpose(2, 0, 1).astype(np.float32))
     np.testing.assert_array_equal(prepared.scale_factor, wanted['scale_factor'])
 

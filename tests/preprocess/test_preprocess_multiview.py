@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mmdeploy_ext.preprocess.cameras import multiview_rule
+from mmdeploy_ext.preprocess.cameras import calibrate, multiview_rule, prepare_views
 from mmdeploy_ext.preprocess.pillow_resize import FILTERS, resize_pillow
 from mmdeploy_ext.util.errors import ConfigError, ShapeError
 from mmdeploy_ext.util.typed_json import read
@@ -88,8 +88,8 @@ def test_equals_the_real_pipeline_bit_for_bit(conf, norm, pad):
     rule = multiview_rule(steps)
     wanted = np.stack(results['img']).transpose(0, 3, 1, 2)
     assert wanted.shape[2:] == rule.input_size
-    np.testing.assert_array_equal(rule.apply(images), wanted)
-    calibration = rule.calibrate(intrinsics, lidar2cam)
+    np.testing.assert_array_equal(prepare_views(rule, images), wanted)
+    calibration = calibrate(rule, intrinsics, lidar2cam)
     np.testing.assert_array_equal(calibration.intrinsics, np.stack(results['intrinsics']))
     np.testing.assert_array_equal(calibration.lidar2img, np.stack(results['lidar2img']))
 
@@ -112,8 +112,8 @@ def test_a_rule_that_normalises_first_is_the_test_pipeline_bit_for_bit(scales):
     results = Compose(copy.deepcopy([norm, *scaled]))(results)
     rule = multiview_rule(steps)
     assert rule.normalised_first
-    np.testing.assert_array_equal(rule.apply(images), np.stack(results['img']).transpose(0, 3, 1, 2))
-    calibration = rule.calibrate(intrinsics, lidar2cam)
+    np.testing.assert_array_equal(prepare_views(rule, images), np.stack(results['img']).transpose(0, 3, 1, 2))
+    calibration = calibrate(rule, intrinsics, lidar2cam)
     np.testing.assert_allclose(calibration.lidar2img, np.stack(results['lidar2img']), rtol=1e-12)
 
 
@@ -154,4 +154,4 @@ def test_pictures_of_another_number_or_kind_are_refused():
     images, *_ = rig((90, 160))
     for given in (images[:5], [*images[:5], None], [image.astype(np.float32) for image in images]):
         with pytest.raises(ShapeError):
-            rule.apply(given)
+            prepare_views(rule, given)

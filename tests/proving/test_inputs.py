@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import toy_solo
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.preprocess.pictures import prepare_image, read_image
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs, zoomed_input
 from mmdeploy_ext.proving.pictures import smallest
 from mmdeploy_ext.proving.references import (
@@ -114,7 +114,7 @@ def test_given_pictures_are_added_at_the_size_that_the_rule_of_the_config_gives_
     inputs = proof_inputs(detector, options(detector), given)
     by_rule = {one.sources[0][0]: one for one in inputs if one.name.startswith('resized as in the config')}
     for title, image in given[1:]:
-        expected = detector.rule.apply(image)
+        expected = prepare_image(detector.rule, image)
         assert np.array_equal(by_rule[title].images[0].tensor, expected.tensor)
         assert by_rule[title].rescale
     height, width = by_rule['portrait'].images[0].tensor.shape[1:]

@@ -13,6 +13,7 @@ from mmdeploy_ext.contract.options import INPUT
 from mmdeploy_ext.detector import prepare_fixed, rule_of
 from mmdeploy_ext.families.hosts import pixels_of
 from mmdeploy_ext.families.images import batches, picture_of
+from mmdeploy_ext.preprocess.pictures import prepare_image
 from mmdeploy_ext.proving.inputs.pictures import (
     bright,
     cut,
@@ -111,7 +112,7 @@ def with_plain_picture(detector: Detector, case: ProofInput, plain: ProofInput) 
     """Return a batch with a plain picture as its second one."""
     (title, picture), size = plain.sources[0], case.images[1].tensor.shape[1:]
     same_shape = np.full_like(case.sources[1][1], picture.flat[0])
-    prepared = dataclasses.replace(detector.rule, size=tuple(size)).apply(same_shape)
+    prepared = prepare_image(dataclasses.replace(detector.rule, size=tuple(size)), same_shape)
     images = (case.images[0], prepared, *case.images[2:])
     if prepared.tensor.shape[1:] != size or len(batches(detector.family, images)) > 1:
         return case
@@ -166,7 +167,7 @@ class _Inputs:
 
     def _smaller(self, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
         rule, inner = self.detector.rule, part_of(size, place)
-        small = dataclasses.replace(rule, size=inner).apply(image_bgr)
+        small = prepare_image(dataclasses.replace(rule, size=inner), image_bgr)
         tensor = np.empty((len(small.tensor), *size), np.float32)
         tensor[:] = np.float32(rule.pad_val)[: len(tensor), None, None]
         tensor[:, : inner[0], : inner[1]] = small.tensor
@@ -204,7 +205,7 @@ class _Inputs:
     def by_rule(self, pictures: Sequence[Picture]) -> list[ProofInput]:
         rule, cases = rule_of(self.detector, self.options), []
         for index, (title, picture) in enumerate(pictures):
-            image = (rule if index else self._scaled(rule)).apply(picture)
+            image = prepare_image(rule if index else self._scaled(rule), picture)
             size = image.tensor.shape[1:]
             if not fits(self.detector, self.options, size):
                 cases.append(self.fixed('other image', [(title, picture)]))
@@ -261,7 +262,9 @@ class _Inputs:
     def _unaligned(self, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
         scale = max(size[1], STRIDE), max(size[0], STRIDE)
         changes = dict(size=None, pad_size=None, pad_or=0, keep_ratio=False, size_divisor=step)
-        prepared = dataclasses.replace(self.detector.rule, **changes, img_scale=scale).apply(image[1])
+        prepared = prepare_image(
+            dataclasses.replace(self.detector.rule, **changes, img_scale=scale), image[1]
+        )
         height, width = prepared.img_shape
         if step == 1:
             return ProofInput(

@@ -19,7 +19,7 @@ import numpy as np
 from mmdeploy_ext.config.config import test_dataset, test_pipeline
 from mmdeploy_ext.models.building import data_class, makes_samples
 from mmdeploy_ext.preprocess import pictures
-from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.preprocess.pictures import PreparedImage, prepare_image
 from mmdeploy_ext.proving.inputs.pictures import sample_files, write_array
 from mmdeploy_ext.proving.inputs.samples import is_default
 from mmdeploy_ext.runtime import detect
@@ -97,7 +97,7 @@ def compare_picture(
     if pixels is not None or (len(axes) == 4 and axes[1] == rule.bands):  # as `mm2onnx run` prepares it
         image = detect.prepare(metadata, image_bgr)
     else:  # a graph of regions
-        image = rule.apply(image_bgr)
+        image = prepare_image(rule, image_bgr)
     differences = [*_compare_values(file.name, _rule_values(image), expected)]
     if feeds:
         fed = detect.make_feeds(image, metadata)

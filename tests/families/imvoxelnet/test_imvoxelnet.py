@@ -8,6 +8,7 @@ from mmdeploy_ext.evaluate import detector as test_loop
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.imvoxelnet import reference, samples
 from mmdeploy_ext.preprocess.cam2img import check_projection
+from mmdeploy_ext.preprocess.pictures import prepare_image
 from mmdeploy_ext.util.errors import ConfigError, ShapeError
 from proofs import prove
 from toy_monocular import exported, options, picture, seeded, toy
@@ -41,12 +42,12 @@ def test_boxes_of_mmdet3d_0_17_are_proven():
 
 
 def prepared(kind):
-    return seeded(kind).rule.apply(picture()[1]).with_camera(PROJECTION)
+    return prepare_image(seeded(kind).rule, picture()[1]).with_camera(PROJECTION)
 
 
 def test_a_camera_of_a_picture_is_given_back_as_it_was():
     detector, (_, image) = seeded(KIND), picture()
-    prepared = detector.rule.apply(image).with_camera(PROJECTION)
+    prepared = prepare_image(detector.rule, image).with_camera(PROJECTION)
     batch = detector.family.feeds([prepared], rescale=True)
     assert np.array_equal(batch['lidar2img'][0], PROJECTION.astype(np.float32))
     (meta,) = reference.metas([prepared])
@@ -56,7 +57,7 @@ def test_a_camera_of_a_picture_is_given_back_as_it_was():
 
 def test_the_test_loop_takes_the_camera_from_the_meta_of_a_picture():
     rule, (_, image) = seeded(KIND).rule, picture()
-    expected = rule.apply(image)
+    expected = prepare_image(rule, image)
     meta = dict(
         lidar2img=PROJECTION.astype(np.float32),
         ori_shape=image.shape,

@@ -27,6 +27,7 @@ from mmdeploy_ext.families.monocular import cameras, graphs, reference, task
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix
+from mmdeploy_ext.preprocess.pictures import prepare_image
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.runtime.detect import results_of
@@ -175,7 +176,7 @@ def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(kind
 def test_the_test_loop_takes_the_camera_of_the_network_input_from_the_meta_of_a_picture(kind):
     rule, (_, image) = seeded(kind).rule, picture()
     intrinsics = [[250.0, 0, 160], [0, 240.0, 50], [0, 0, 1]]
-    expected = rule.apply(image).with_camera(square_matrix(intrinsics))
+    expected = prepare_image(rule, image).with_camera(square_matrix(intrinsics))
     meta = dict(
         cam2img=intrinsics, ori_shape=image.shape, img_shape=(*expected.img_shape, 3), scale_factor=1.0
     )
@@ -191,7 +192,7 @@ def test_a_warped_picture_is_that_of_affine_resize(size):
     rule = seeded('smoke').rule
     image = picture(height=size[0], width=size[1])[1]
     expected = AffineResize(img_scale=SIZE[::-1], down_ratio=4)(dict(img=image.copy()))
-    prepared = dataclasses.replace(rule, mean=(0.0,) * 3, std=(1.0,) * 3, to_rgb=False).apply(image)
+    prepared = prepare_image(dataclasses.replace(rule, mean=(0.0,) * 3, std=(1.0,) * 3, to_rgb=False), image)
     assert np.array_equal(prepared.tensor.transpose(1, 2, 0), expected['img'].astype(np.float32))
     to_map = np.diag([0.25, 0.25, 1]) @ prepared.to_input
     np.testing.assert_allclose(to_map, expected['trans_mat'], atol=1e-5)

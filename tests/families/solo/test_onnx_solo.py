@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.detector_files import export_files
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.preprocess.pictures import prepare_image, read_image
 from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.synthetic import coco
 from mmdeploy_ext.tasks.mask import match_detections
@@ -59,7 +59,7 @@ def test_the_instances_of_pytorch_in_pixels_of_the_image(found, detector):
     entries = {Path(entry['image']).name: entry for entry in found['images']}
     assert list(found['classes']) == list(detector.model.CLASSES)
     for name, least in LEAST.items():
-        prepared = detector.rule.apply(read_image(entries[name]['image']))
+        prepared = prepare_image(detector.rule, read_image(entries[name]['image']))
         wanted = detector.family.reference(detector.model).results([prepared], True)[0]
         row = match_detections(name, wanted, decoded(entries[name]))
         assert row.passed and row.matched >= least, row

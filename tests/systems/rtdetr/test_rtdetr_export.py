@@ -11,7 +11,7 @@ import torch
 import toy_rtdetr
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.preprocess.pictures import prepare_image, read_image
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.systems.rtdetr import runtime
 from mmdeploy_ext.util.errors import ConfigError, ShapeError
@@ -65,7 +65,7 @@ def test_a_fixed_shape_is_height_and_width(toy):
 
 
 def test_sizes_are_those_of_the_picture_or_of_the_input(toy):
-    image = toy.rule.apply(np.zeros((50, 70, 3), np.uint8))
+    image = prepare_image(toy.rule, np.zeros((50, 70, 3), np.uint8))
     for rescale, expected in ((True, [[70, 50]]), (False, [[SIDE, SIDE]])):
         assert toy.family.feeds([image], rescale)[runtime.SIZES].tolist() == expected
     padded = dataclasses.replace(image, img_shape=(SIDE, SIDE - 8))
@@ -81,7 +81,7 @@ def test_an_input_of_too_few_tokens_is_refused_before_the_engine_runs(raw_backen
 
 def test_runtimes_of_both_forms_give_the_detectors_detections(toy, full, raw_backend):
     picture = read_image(toy_rtdetr.PICTURE)
-    prepared = toy.rule.apply(picture)
+    prepared = prepare_image(toy.rule, picture)
     wanted = toy.family.reference(toy.model).results([prepared], True)[0]
     with build_backend('OnnxRuntimeBackend', full, threads=1) as backend:
         found = detect.detect(backend, picture), detect.detect(raw_backend, picture)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.families.common.runtime.anchors3d import decode
+from mmdeploy_ext.preprocess.pictures import prepare_image
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.runtime.exported import check_forms
 from mmdeploy_ext.runtime.frames import FusedFrame, check_matrix
@@ -127,7 +128,7 @@ def frame_of_rig(
     With `root` None, sweeps that are not at the path of the info are searched beside the infos.
     """
     (picture,) = images_bgr
-    prepared = rule.views.apply(picture)
+    prepared = prepare_image(rule.views, picture)
     path = find_file(rig.info['point_cloud']['velodyne_path'], rig.source, root, 'sweep')
     points = read_points(path, rule.load_dim)[:, list(rule.use_dim)]
     return FusedFrame(

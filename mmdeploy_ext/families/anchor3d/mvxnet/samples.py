@@ -14,6 +14,7 @@ from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
 from mmdeploy_ext.families.common.samples import check_dumped, check_given, only, picture_files
 from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.fusion import FusionRule
+from mmdeploy_ext.preprocess.pictures import prepare_image
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.preprocess.point_files import point_rule
 from mmdeploy_ext.runtime.frames import FusedFrame
@@ -112,7 +113,7 @@ def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Fu
 
 def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
     for points, picture, lidar2image, name in generated_moments(rule, count):
-        prepared = rule.views.apply(picture)
+        prepared = prepare_image(rule.views, picture)
         calibration = _calibration(lidar2image, prepared.to_input)
         yield FusedFrame(points, name, images=prepared.tensor[None], calibration=calibration)
 

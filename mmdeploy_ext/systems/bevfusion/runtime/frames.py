@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.preprocess.cameras import prepare_views
+from mmdeploy_ext.preprocess.fusion import past_of
 from mmdeploy_ext.runtime.calibration import check_calibration
 from mmdeploy_ext.runtime.exported import Runtime
 from mmdeploy_ext.runtime.frames import FusedFrame
@@ -73,7 +75,7 @@ def frame_of_rig(
     """
     if rule.views is None:
         return FusedFrame(points_of(rig, rule, root), rig.name)
-    images = rule.views.apply(images_bgr)
+    images = prepare_views(rule.views, images_bgr)
     intrinsics = np.tile(np.eye(4), (len(images), 1, 1))
     intrinsics[:, :3, :3] = rig.intrinsics
     calibration = dict(
@@ -104,8 +106,8 @@ def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -
         return read_points(find_file(name, rig.source, root, 'sweep'), rule.load_dim)
 
     points = read(info['lidar_path'])
-    if rule.past:
-        points = rule.past.merge(points, past_sweeps(info, title), rig.timestamp_s, read)
+    if rule.sweeps:
+        points = past_of(rule).merge(points, past_sweeps(info, title), rig.timestamp_s, read)
     return np.ascontiguousarray(points[:, list(rule.use_dim)])
 
 
