@@ -15,6 +15,7 @@ from mmdeploy_ext.detector import check_picture_options, rule_of
 from mmdeploy_ext.detector_files import make_metadata
 from mmdeploy_ext.engines import build_backend, title_of
 from mmdeploy_ext.engines.base import FAILURES, attempt
+from mmdeploy_ext.engines.plugins import open_with_plugins
 from mmdeploy_ext.exporting.substitution import border_names, observed, substituted, without_limits
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.proving import file_checks, half_precision
@@ -51,7 +52,6 @@ from mmdeploy_ext.proving.references import (
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
-from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
 from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.engines.plugins import open_with_plugins
 from mmdeploy_ext.families.common.runtime.lift_splat import LiftOnnx, frustum_places
 from mmdeploy_ext.targets.plugins.bevdet_kernels import KERNELS
-from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

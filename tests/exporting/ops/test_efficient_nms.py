@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from mmdeploy_ext.engines.plugins import suppress
 from mmdeploy_ext.exporting.ops.efficient_nms import EFFICIENT_NMS
-from mmdeploy_ext.targets.plugins.kernels import suppress
 
 
 @pytest.mark.parametrize('class_agnostic', [False, True])

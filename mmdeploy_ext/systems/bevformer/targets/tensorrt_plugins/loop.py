@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, ClassVar
 
+from mmdeploy_ext.engines.plugins import open_with_plugins
 from mmdeploy_ext.runtime.bev_motion import motion_since
 from mmdeploy_ext.systems.bevformer.runtime import BevFormerOnnx
-from mmdeploy_ext.targets.plugins.kernels import open_with_plugins
+from mmdeploy_ext.targets.plugins.kernels import KERNELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +21,7 @@ class PluginOnnx(BevFormerOnnx):
     """The file with plug-ins in numpy; shift and rotation are in the graph."""
 
     names: ClassVar[dict[str, str]] = {name: ours for ours, name in DEPLOYED_NAMES.items()}
-    build = staticmethod(open_with_plugins)
+    build = staticmethod(functools.partial(open_with_plugins, kernels=KERNELS))
 
     def feeds_of(self, frame: Frame, before: np.ndarray | None) -> dict[str, np.ndarray]:
         motion = motion_since(frame.can_bus, before)
