@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
-from mmdeploy_ext.exporting.postprocess.suppression import length
+from mmdeploy_ext.exporting.ops.sizes import length
 from mmdeploy_ext.util.errors import ShapeError
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.exporting.ops.operator import Operator, register
-from mmdeploy_ext.exporting.postprocess.suppression import hw
+from mmdeploy_ext.exporting.ops.sizes import hw
 from mmdeploy_ext.graph.script import Body
 
 PIECES = 8

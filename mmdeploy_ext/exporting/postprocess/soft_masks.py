@@ -15,8 +15,8 @@ import torch
 from onnx import TensorProto
 
 from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.exporting.ops.sizes import length
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
-from mmdeploy_ext.exporting.postprocess.suppression import length
 from mmdeploy_ext.runtime.grid_lines import lines
 
 PIECES = 8

@@ -255,18 +255,6 @@ def _padded(results: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tupl
     return dets, torch.where(present, labels, torch.full_like(labels, -1))
 
 
-def length(size: torch.Tensor | int) -> torch.Tensor:
-    """Return `size` as a () int64 tensor that stays dynamic in a trace."""
-    if isinstance(size, torch.Tensor):
-        return torch.as_tensor(size)  # a trace of TorchScript gets a Cast of no effect
-    return torch.scalar_tensor(size, dtype=torch.int64)  # `as_tensor` would freeze a torch.SymInt
-
-
-def hw(maps: torch.Tensor) -> torch.Tensor:
-    """Return the height and width (2,) int64 of (B, C, H, W), dynamic in a trace."""
-    return torch.stack([length(size) for size in maps.shape[2:]])
-
-
 def limit(count: int, available: torch.Tensor | int) -> torch.Tensor | int:
     """Return min(count, available); a negative count is no limit."""
     if count < 0:

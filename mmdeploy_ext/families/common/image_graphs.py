@@ -12,7 +12,8 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import Stage, TensorSpec
-from mmdeploy_ext.exporting.postprocess.suppression import capped, hw
+from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.util.errors import ShapeError, UsageError
 from mmdeploy_ext.util.taps import tap

@@ -18,7 +18,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.exporting.ops.attention import attend_tokens
-from mmdeploy_ext.exporting.postprocess.suppression import hw
+from mmdeploy_ext.exporting.ops.sizes import hw
 from mmdeploy_ext.families.common.image_graphs import clip_size
 from mmdeploy_ext.families.common.padding import (
     PaddedMap,

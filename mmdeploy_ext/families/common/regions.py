@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from mmdeploy_ext.compat.plain_kernels import bins_of
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
-from mmdeploy_ext.exporting.postprocess.suppression import clip_to, hw
+from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.exporting.postprocess.suppression import clip_to
 from mmdeploy_ext.families.common.dense_heads import border_inset, bucket_settings, chosen_coder, clips
 from mmdeploy_ext.runtime.box_coders import Bucket, Coder
 from mmdeploy_ext.util.errors import ConfigError

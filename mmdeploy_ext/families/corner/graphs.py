@@ -14,11 +14,11 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage
+from mmdeploy_ext.exporting.ops.sizes import hw
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     Suppression,
     gather_rows,
-    hw,
     nms_config,
     number,
     positive,

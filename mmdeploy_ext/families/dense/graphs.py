@@ -14,8 +14,8 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.exporting.ops.sizes import hw, length
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
-from mmdeploy_ext.exporting.postprocess.suppression import hw, length
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.dense_heads import OWN, kind_of
 from mmdeploy_ext.families.common.image_graphs import (

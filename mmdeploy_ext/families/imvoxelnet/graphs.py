@@ -13,7 +13,8 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw, rows_of
+from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, rows_of
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.anchor_heads import anchor_settings, flat_outputs
 from mmdeploy_ext.families.common.bev_suppression import best_rows, padded, result_specs, suppressed

@@ -11,7 +11,8 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, hw, rows_of
+from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, rows_of
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.bev_suppression import result_specs
 from mmdeploy_ext.families.common.image_graphs import image_input

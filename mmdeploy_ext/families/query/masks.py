@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmdeploy_ext.exporting.ops.attention import attend_tokens
+from mmdeploy_ext.exporting.ops.sizes import hw
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
-from mmdeploy_ext.exporting.postprocess.suppression import hw, number
+from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.common.image_graphs import clip_size
 from mmdeploy_ext.families.common.padding import PaddedMap, PaddedSinePositions, SinePositions, tokens_of
 from mmdeploy_ext.families.common.query_networks import (

@@ -13,12 +13,12 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting.ops.nms import pairwise_iou
+from mmdeploy_ext.exporting.ops.sizes import hw
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     clip_to,
     gather_rows,
-    hw,
     limit,
     number,
     positive,
