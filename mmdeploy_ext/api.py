@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
-    from mmdeploy_ext.quantize.plan import Plan, Planner
-    from mmdeploy_ext.quantize.search import Kept
+    from mmdeploy_ext.quantize.plan import Planner
+    from mmdeploy_ext.quantize.planned import Kept, Plan
     from mmdeploy_ext.verdict.verdict import Verdict
 
 

@@ -23,7 +23,7 @@ from mmdeploy_ext.families.sparse import SparseFamily
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
 from mmdeploy_ext.sparse.order import reorder
-from mmdeploy_ext.sparse.ranges import Ranges
+from mmdeploy_ext.sparse.ranges import Ranges, from_amax
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.util.files import atomic_path
 from mmdeploy_ext.util.source_code import versions
@@ -199,3 +199,13 @@ def export_file(
     graph = make_graph(trace(detector), options, detector.family, ranges, detector.checkpoint_sha256)
     write_file(detector, graph, options, path, ranges)
     return graph, time.perf_counter() - start
+
+
+def checkpoint_ranges(detector: Detector, half: bool | None = None) -> Ranges | None:
+    """Ranges in the checkpoint (NVIDIA's PTQ files have some), or None."""
+    if not detector.report.ranges:
+        return None
+    graph = fold(trace(detector), 'fp32')
+    ranges = from_amax(graph, detector.report.ranges, detector.checkpoint, detector.checkpoint_sha256)
+    ranges.check(graph)
+    return ranges.half() if (detector.family.int8.half_ranges if half is None else half) else ranges

@@ -66,7 +66,8 @@ def build_parser() -> cli.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
     from mmdeploy_ext.engines.precision_rules import rule_lines
-    from mmdeploy_ext.quantize.plan import show_plan, with_plan
+    from mmdeploy_ext.quantize.plan import show_plan
+    from mmdeploy_ext.quantize.planned import with_plan
 
     cli.wait_passively()
     precisions = [name for name in PRECISIONS if name in args.to]

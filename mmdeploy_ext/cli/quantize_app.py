@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
     from mmdeploy_ext.quantize.dense_target import Target
     from mmdeploy_ext.quantize.difference import Difference
-    from mmdeploy_ext.quantize.plan import Plan
+    from mmdeploy_ext.quantize.planned import Plan
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -70,12 +70,13 @@ def find(args: argparse.Namespace, detector: Detector, target: str, **fields: An
     `--fp16-ranges` rounds them to float16, `--no-fp16-ranges` does not. Without either, `--ranges` stay,
     other ranges are rounded as in the family's reference. `fields` are of `Calibration`.
     """
+    from mmdeploy_ext import backbone_files
     from mmdeploy_ext.quantize import sparse_calibration
 
     if args.loaded_ranges is not None:
         return args.loaded_ranges.half() if args.fp16_ranges else args.loaded_ranges
     if not args.calibrate:
-        return sparse_calibration.checkpoint_ranges(detector, args.fp16_ranges)
+        return backbone_files.checkpoint_ranges(detector, args.fp16_ranges)
     calibration = sparse_calibration.Calibration(
         method=args.method, batches=args.batches, half=args.fp16_ranges, root=args.data_root, **fields
     )

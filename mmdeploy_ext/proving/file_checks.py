@@ -25,8 +25,8 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import openable
 from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
 from mmdeploy_ext.graph.passes.fp16 import BF16_OPSET
-from mmdeploy_ext.proving.planned import plan_of, with_plan_of
 from mmdeploy_ext.quantize.dense import QUANTISE
+from mmdeploy_ext.quantize.planned import plan_of, with_plan_of
 from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 from mmdeploy_ext.verdict.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphDifference, GraphResult
 

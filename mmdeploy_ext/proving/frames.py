@@ -18,7 +18,6 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.open_points import count_voxels, unreached
-from mmdeploy_ext.proving.planned import before_plan
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.proof import (
@@ -38,6 +37,7 @@ from mmdeploy_ext.proving.proof import (
     without_weights,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
+from mmdeploy_ext.quantize.planned import before_plan
 from mmdeploy_ext.recorded.stepper import RecordedStepper
 from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox3d, match, task_module
 from mmdeploy_ext.util.cli import tracked

@@ -19,7 +19,7 @@ from mmdeploy_ext.proving.drive import NearOrigin, with_moment
 from mmdeploy_ext.proving.frames import open_runner, read_files
 from mmdeploy_ext.proving.pictures import open_backend, picture_inputs, read_picture_file, results_of_file
 from mmdeploy_ext.proving.references import InputReference
-from mmdeploy_ext.quantize.search import Kept
+from mmdeploy_ext.quantize.planned import Kept
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.tasks import match
 from mmdeploy_ext.util.errors import UsageError

@@ -22,7 +22,6 @@ from mmdeploy_ext.proving import file_checks, half_precision
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs, smaller_size
 from mmdeploy_ext.proving.open_points import counts_of_images, limits_of, unreached
-from mmdeploy_ext.proving.planned import before_plan
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
     AGAIN,
@@ -49,6 +48,7 @@ from mmdeploy_ext.proving.references import (
     reference_with_empty_image,
     zoomed_on_object,
 )
+from mmdeploy_ext.quantize.planned import before_plan
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible

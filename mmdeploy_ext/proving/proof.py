@@ -21,7 +21,6 @@ from mmdeploy_ext.graph.passes.fp16 import LOWER
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
 from mmdeploy_ext.proving.open_points import add_code, untraced_methods
-from mmdeploy_ext.proving.planned import plan_of
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     class_name_notes,
@@ -30,6 +29,7 @@ from mmdeploy_ext.proving.provenance import (
     provenance,
     weights_checks,
 )
+from mmdeploy_ext.quantize.planned import plan_of
 from mmdeploy_ext.util.errors import one_line
 from mmdeploy_ext.util.files import sha256_file
 from mmdeploy_ext.util.source_code import changed_files, other_copies, versions, versions_with_places

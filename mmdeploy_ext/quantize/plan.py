@@ -1,89 +1,37 @@
-"""A file's precision plan: modules that stay in a higher one by results, and why."""
+"""The search for a precision plan: modules that stay in a higher precision by results, and why."""
 
 from __future__ import annotations
 
 import collections
-import copy
 import dataclasses
-import glob
 import itertools
-import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mmdeploy_ext.contract.metadata import BF16
 from mmdeploy_ext.contract.spec import written_precision
-from mmdeploy_ext.graph import edits
-from mmdeploy_ext.graph.passes.fp16 import LOWER, of_opset, required_fp32, to_lower
-from mmdeploy_ext.graph.passes.precision import with_fp16_metadata
+from mmdeploy_ext.graph.passes.fp16 import LOWER, of_opset, required_fp32
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 from mmdeploy_ext.quantize.damage import Damage, Measured, counted, units_of
-from mmdeploy_ext.quantize.dense import QUANTISE
 from mmdeploy_ext.quantize.dense_layers import is_quantised
+from mmdeploy_ext.quantize.planned import Plan, Row, written
 from mmdeploy_ext.quantize.search import MOST_TRIALS_INT8, Search
 from mmdeploy_ext.quantize.views import table
 from mmdeploy_ext.util import cli
 from mmdeploy_ext.util.errors import ModelFileError, escape
-from mmdeploy_ext.verdict.verdict import plain_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
-    import onnx
     from rich.table import Table
 
     from mmdeploy_ext.quantize.dense import DenseQuantiser
-    from mmdeploy_ext.quantize.search import Kept
+    from mmdeploy_ext.quantize.planned import Kept, Models
 
-Models = dict[str, 'onnx.ModelProto']
 SAMPLES = 2
 """Number of samples to measure."""
 CHEAP = 0.01
 """Share of the multiplications tried in float32 first: geometry and decoding often suffice."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A unit above the requested precision, and why; `products`: its share of all."""
-
-    unit: str
-    precision: str
-    reasons: tuple[str, ...]
-    products: float
-
-
-@dataclasses.dataclass
-class Plan:
-    """A plan and its results.
-
-    Attributes:
-        precisions: requested, lowest first.
-        least: requested share of the results.
-        kept: results with this plan; `before`: in float32, `lowest`: all units in the lowest precision.
-        rows: units in a higher precision.
-        patterns: of float32 nodes, as in `--keep-fp32`.
-        layers: in INT8.
-        required: reason -> nodes in float32 in any plan.
-        products: precision -> share of the multiplications.
-        trials: runs over all samples; `cpu_s` seconds.
-    """
-
-    precisions: tuple[str, ...]
-    least: float
-    kept: Kept
-    before: Kept
-    lowest: Kept
-    rows: list[Row]
-    patterns: list[str]
-    layers: list[str]
-    required: dict[str, int]
-    products: dict[str, float]
-    trials: int = 0
-    cpu_s: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | dict(share=self.kept.share, simulated='on a CPU')
 
 
 def check_single(models: Models) -> None:
@@ -129,16 +77,8 @@ class Planner:
         matching_nodes([node for model in models.values() for node in model.graph.node], self.keep)
 
     def written(self, lower: str, patterns: Sequence[str], layers: Sequence[str] = ()) -> Models:
-        """The graphs with `layers` in INT8, all but `patterns` in `lower`: 'fp16', 'bf16' or 'fp32'."""
-        models = dict(self.models)
-        if layers:
-            graph = self.quantiser.graph
-            models[self.quantised] = graph.joined(self.quantiser.network(layers))
-            nodes = graph.int8_nodes(layers, between=self.quantiser.outputs)
-            patterns = ['QuantizeLinear', 'DequantizeLinear', *map(glob.escape, nodes), *patterns]
-        if lower == 'fp32':
-            return models
-        return {path: to_lower(model, lower, patterns) for path, model in models.items()}
+        """See `planned.written`."""
+        return written(self.models, lower, patterns, layers, self.quantiser, self.quantised)
 
     def plan(self, precisions: Sequence[str], least: float, before: Kept) -> Plan:
         """Find the plan for 'int8', 'fp16' or 'bf16', lowest first; `before`: kept in float32."""
@@ -281,21 +221,6 @@ class Planner:
             {name: share / total for name, share in shares.items() if share},
             {unit: share / total for unit, share in of_unit.items()},
         )
-
-
-def with_plan(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
-    """Return a written graph with precision metadata: `precision.plan`, JSON, and entries for proofs.
-
-    Pure float16 files record options for a fresh export; others record the change.
-    """
-    if 'fp16' in plan.precisions:
-        model = with_fp16_metadata(model, False, plan.patterns, plan.least)
-    result = copy.deepcopy(model)
-    for precision, edit in dict(int8=QUANTISE, bf16=BF16).items():
-        if precision in plan.precisions:
-            edits.record(result, edit)
-    result.metadata_props.add(key='precision.plan', value=json.dumps(plain_json(plan.to_json())))
-    return result
 
 
 def show_plan(plan: Plan) -> None:

@@ -13,6 +13,8 @@ from mmdeploy_ext.util.errors import ExportError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from mmdeploy_ext.quantize.planned import Kept
+
 MOST_TRIALS, MOST_TRIALS_INT8 = 12, 8
 """Maximum of runs over all samples; then the smallest valid plan so far is used.
 
@@ -20,25 +22,6 @@ Layers in INT8 add errors of the same size: after a few runs only chance decides
 """
 LARGEST = 1e6
 """Largest size of a unit: infinite errors count the same."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """PyTorch's results of the samples, and how many a file keeps; or a `metric` of both."""
-
-    matched: float
-    total: float
-    metric: str = ''
-
-    @property
-    def share(self) -> float:
-        return 1 - self.total + self.matched if self.metric else self.matched / max(self.total, 1)
-
-    @property
-    def text(self) -> str:
-        if self.metric:
-            return f'{self.metric} {self.matched:.4f} (PyTorch {self.total:.4f})'
-        return f'{self.matched:,} of {self.total:,} results ({100 * self.share:.2f} %)'
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ from mmdeploy_ext.runtime.sweeps import Sweeps
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
-from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, from_amax, graph_digest, quantised, weight_norm
+from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
 from mmdeploy_ext.util.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -101,18 +101,6 @@ def config_sweeps(
 
     rule = point_rule(detector.cfg, detector.settings.in_channels)
     return Sweeps(source, voxels, rule, root or None, limit, order)
-
-
-def checkpoint_ranges(detector: Detector, half: bool | None = None) -> Ranges | None:
-    """Ranges in the checkpoint (NVIDIA's PTQ files have some), or None."""
-    from mmdeploy_ext.backbone_files import trace
-
-    if not detector.report.ranges:
-        return None
-    graph = fold(trace(detector), 'fp32')
-    ranges = from_amax(graph, detector.report.ranges, detector.checkpoint, detector.checkpoint_sha256)
-    ranges.check(graph)
-    return ranges.half() if Calibration(half=half).resolved(detector.family).half else ranges
 
 
 def calibrate_sweeps(

@@ -37,7 +37,7 @@ LEFT_OUT = """
     quantize.dense.record quantize.dense_layers.DenseGraph quantize.dense_probe.compare_outputs
     kinds.images.Images.check_provable kinds.tested.ImageModel proving.inputs.samples.PictureSamples
     quantize.dense_target.Target.save
-    quantize.sparse_calibration.checkpoint_ranges quantize.sparse_calibration.config_sweeps
+    backbone_files.checkpoint_ranges quantize.sparse_calibration.config_sweeps
     runtime.sweeps.sweep_items
 """
 RESULTS = {

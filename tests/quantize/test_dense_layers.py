@@ -17,7 +17,7 @@ from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
 from mmdeploy_ext.quantize.dense_probe import OpenVinoRunner, compare_outputs
 from mmdeploy_ext.quantize.plan import Planner, check_single
-from mmdeploy_ext.quantize.search import Kept
+from mmdeploy_ext.quantize.planned import Kept
 from mmdeploy_ext.util.errors import (
     DataError,
     EngineError,

@@ -16,7 +16,8 @@ from mmdeploy_ext.quantize.damage import Damage
 from mmdeploy_ext.quantize.dense import DenseQuantiser
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.plan import Planner, check_single
-from mmdeploy_ext.quantize.search import Kept, Search
+from mmdeploy_ext.quantize.planned import Kept
+from mmdeploy_ext.quantize.search import Search
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.util.errors import ExportError, ModelFileError, UsageError
 

@@ -22,7 +22,6 @@ from mmdeploy_ext.proving.file_checks import (
     differing_facts,
 )
 from mmdeploy_ext.quantize.calibrators import weight_amax
-from mmdeploy_ext.quantize.sparse_calibration import checkpoint_ranges
 from mmdeploy_ext.sparse import libspconv, libspconv_contract, portable
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
@@ -233,7 +232,7 @@ def check_portable(model: onnx.ModelProto) -> list[Check]:
 def weight_ranges_check(detector: Detector, traced: SparseGraph, ranges: Ranges) -> Check:
     """Check that all ranges come from folded or unfolded kernels, or the checkpoint."""
     unfolded = {node.module: node.weight for node in traced.convolutions()}
-    in_checkpoint, wrong = checkpoint_ranges(detector), []
+    in_checkpoint, wrong = deploy.checkpoint_ranges(detector), []
     for node in fold(traced, 'fp32').convolutions():
         kernels = node.weight, unfolded.get(node.module, node.weight)
         candidates = [np.asarray(weight_amax(kernel), np.float32) for kernel in kernels]

@@ -7,11 +7,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.metadata import BF16
 from mmdeploy_ext.graph.signature import differences
-from mmdeploy_ext.proving.planned import plan_of, with_plan_of
 from mmdeploy_ext.quantize.dense import QUANTISE, DenseQuantiser
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
-from mmdeploy_ext.quantize.plan import Plan, Planner, with_plan
-from mmdeploy_ext.quantize.search import Kept
+from mmdeploy_ext.quantize.plan import Planner
+from mmdeploy_ext.quantize.planned import Kept, Plan, plan_of, with_plan, with_plan_of
 
 ALL = Kept(1, 1)
 LAYERS = ['a', 'b']

@@ -1,7 +1,10 @@
-"""What the precision plan in a file makes of a fresh float32 export."""
+"""A file's precision plan: what it says, how a graph is written by it, and how it is read back."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import glob
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +13,122 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from mmdeploy_ext.contract.metadata import BF16
+from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io.index import Index
-from mmdeploy_ext.graph.passes.fp16 import LOWER, of_opset
+from mmdeploy_ext.graph.passes.fp16 import LOWER, of_opset, to_lower
+from mmdeploy_ext.graph.passes.precision import with_fp16_metadata
 from mmdeploy_ext.quantize.dense import QUANTISE, DenseQuantiser
 from mmdeploy_ext.quantize.dense_layers import DenseGraph, is_quantised
-from mmdeploy_ext.quantize.plan import Planner
+from mmdeploy_ext.verdict.verdict import plain_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.contract.options import Options
 
+Models = dict[str, onnx.ModelProto]
 SEVEN_BITS = 63
 """Largest code of a weight with --reduce-range."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """PyTorch's results of the samples, and how many a file keeps; or a `metric` of both."""
+
+    matched: float
+    total: float
+    metric: str = ''
+
+    @property
+    def share(self) -> float:
+        return 1 - self.total + self.matched if self.metric else self.matched / max(self.total, 1)
+
+    @property
+    def text(self) -> str:
+        if self.metric:
+            return f'{self.metric} {self.matched:.4f} (PyTorch {self.total:.4f})'
+        return f'{self.matched:,} of {self.total:,} results ({100 * self.share:.2f} %)'
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A unit above the requested precision, and why; `products`: its share of all."""
+
+    unit: str
+    precision: str
+    reasons: tuple[str, ...]
+    products: float
+
+
+@dataclasses.dataclass
+class Plan:
+    """A plan and its results.
+
+    Attributes:
+        precisions: requested, lowest first.
+        least: requested share of the results.
+        kept: results with this plan; `before`: in float32, `lowest`: all units in the lowest precision.
+        rows: units in a higher precision.
+        patterns: of float32 nodes, as in `--keep-fp32`.
+        layers: in INT8.
+        required: reason -> nodes in float32 in any plan.
+        products: precision -> share of the multiplications.
+        trials: runs over all samples; `cpu_s` seconds.
+    """
+
+    precisions: tuple[str, ...]
+    least: float
+    kept: Kept
+    before: Kept
+    lowest: Kept
+    rows: list[Row]
+    patterns: list[str]
+    layers: list[str]
+    required: dict[str, int]
+    products: dict[str, float]
+    trials: int = 0
+    cpu_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | dict(share=self.kept.share, simulated='on a CPU')
+
+
+def written(
+    models: Models,
+    lower: str,
+    patterns: Sequence[str],
+    layers: Sequence[str] = (),
+    quantiser: DenseQuantiser | None = None,
+    quantised: str = '',
+) -> Models:
+    """The graphs with `layers` in INT8, all but `patterns` in `lower`: 'fp16', 'bf16' or 'fp32'.
+
+    `quantiser` is calibrated, of the graph at the path `quantised`.
+    """
+    models = dict(models)
+    if layers:
+        graph = quantiser.graph
+        models[quantised] = graph.joined(quantiser.network(layers))
+        nodes = graph.int8_nodes(layers, between=quantiser.outputs)
+        patterns = ['QuantizeLinear', 'DequantizeLinear', *map(glob.escape, nodes), *patterns]
+    if lower == 'fp32':
+        return models
+    return {path: to_lower(model, lower, patterns) for path, model in models.items()}
+
+
+def with_plan(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
+    """Return a written graph with precision metadata: `precision.plan`, JSON, and entries for proofs.
+
+    Pure float16 files record options for a fresh export; others record the change.
+    """
+    if 'fp16' in plan.precisions:
+        model = with_fp16_metadata(model, False, plan.patterns, plan.least)
+    result = copy.deepcopy(model)
+    for precision, edit in dict(int8=QUANTISE, bf16=BF16).items():
+        if precision in plan.precisions:
+            edits.record(result, edit)
+    result.metadata_props.add(key='precision.plan', value=json.dumps(plain_json(plan.to_json())))
+    return result
 
 
 def plan_of(model: onnx.ModelProto, edits: Sequence[str]) -> dict[str, Any] | None:
@@ -50,8 +156,7 @@ def with_plan_of(model: onnx.ModelProto, plan: dict[str, Any], fresh: onnx.Model
         layers = [layer.name for layer in quantiser.graph.layers if layer.name in plan['layers']]
         inputs = (name for node in quantiser.graph.network.graph.node for name in node.input)
         quantiser.ranges = dict.fromkeys(inputs, (np.zeros(1), np.zeros(1))) | _ranges(model)
-    planner = Planner({'': fresh}, run=dict, feeds={}, quantiser=quantiser)  # writes alone
-    result = planner.written(lower, plan['patterns'], layers)['']
+    result = written({'': fresh}, lower, plan['patterns'], layers, quantiser)['']
     codes = _codes(model)
     for tensor in result.graph.initializer:
         if tensor.name in codes and _is_rounding(codes[tensor.name], tensor):
