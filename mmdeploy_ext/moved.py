@@ -1,12 +1,15 @@
-"""Modules of mm2onnx 0.2 that have another name since; importing one says the new name."""
+"""Modules of older versions that have another name since; importing one says the new name."""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
 
 PACKAGE = __name__.partition('.')[0]
 MOVED = {
@@ -78,6 +81,13 @@ MOVED = {
 """Old name below the package -> new name there, or a place in the checkout; a package is for all below it."""
 
 
+KEPT = (
+    'families.parts.detector_parts',
+    'families.parts.image_graphs',
+)
+"""Old names that configs, kits and packages of users import: they are the new modules."""
+
+
 def new_name(name: str) -> str:
     """Return the name of an old module of this package today, or ''."""
     words = name.split('.')[1:]
@@ -86,6 +96,19 @@ def new_name(name: str) -> str:
             home = '' if '/' in new or new.startswith('dev.') else f'{PACKAGE}.'
             return '.'.join([home + new, *words[count:]])
     return ''
+
+
+class Kept:
+    """Loads a module of `KEPT`."""
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """Make an empty module, which `exec_module` replaces."""
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        name = module.__spec__.name
+        sys.modules[name] = importlib.import_module(new_name(name))
 
 
 class Finder:
@@ -97,10 +120,12 @@ class Finder:
         if not name.startswith(f'{PACKAGE}.'):
             return None
         words = name.split('.', 1)[1]
+        if words in KEPT:
+            return ModuleSpec(name, Kept)
         if words in FOLDERS:
             return ModuleSpec(name, None, is_package=True)
         if new := new_name(name):
-            raise ImportError(f'{name} of mm2onnx 0.2 is {new} now; change the import', name=name)
+            raise ImportError(f'{name} of an older mm2onnx is {new} now; change the import', name=name)
         return None
 
 
