@@ -4,10 +4,12 @@ import ast
 import contextlib
 import fnmatch
 import functools
+import io
 import json
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 from unittest import mock
 
@@ -252,3 +254,47 @@ def test_no_file_names_a_machine():
         for match in (match for pattern in PRIVATE for match in pattern.finditer(content)):
             found.append(f'{name}: {match.group().decode()}')
     assert not found
+
+
+PATH = re.compile(r'(?<![\w./{}<~*-])(?:\.{1,2}/)*((?:[\w.-]+/)+[\w.-]+\.(?:py|m?js))\b(?![\w/*]|\.\w)')
+SOURCE = re.compile(r'\bSources?\b[^:\n]*:.*?(?:\n\s*\n|\Z)', re.DOTALL)
+"""A paragraph on files of another repository."""
+ELSEWHERE = (
+    '_base_/', 'ask/', 'config/utils.py', 'core/', 'faster_rcnn/', 'mmcv/', 'mmdet/', 'models/fasternet.py',
+    'plugin/', 'projects/configs/flashocc/', 'projects/configs/panoptic-flashocc/', 'tools/train.py',
+    'work_dirs/',
+)  # fmt: skip
+"""Paths in libraries and in repositories of users."""
+OF_OTHERS = 'CHANGELOG.md', 'docs/forks.md', 'docs/zoo/no-family.md', 'docs/zh-CN/forks.md'
+"""Pages about files of other repositories, or of older versions."""
+
+
+def prose_of(name: str) -> list[str]:
+    """Docstrings and comments of a source, or a page."""
+    text = text_of(name)
+    if name.endswith('.md'):
+        return [text]
+    if not name.endswith('.py'):
+        return re.findall(r'/\*.*?\*/|//.*', text, re.DOTALL)
+    comments = [
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    nodes = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr)]
+    docs = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [*docs, ' '.join(comments)]
+
+
+def test_every_path_in_docstrings_and_pages_is_there():
+    ends = {name.split('/', count)[-1] for name in tracked() for count in range(name.count('/') + 1)}
+    wrong = [
+        f'{name}: {path}'
+        for suffix in ('.py', '.js', '.mjs', '.md')
+        for name in tracked(suffix)
+        if name not in OF_OTHERS
+        for text in prose_of(name)
+        for path in PATH.findall(text if suffix == '.md' else SOURCE.sub('', text))
+        if path not in ends and not path.startswith(ELSEWHERE)
+    ]
+    assert not wrong, '\n'.join(wrong)

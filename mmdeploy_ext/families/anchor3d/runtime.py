@@ -3,7 +3,7 @@
     runtime = AnchorOnnx('work_dirs/pointpillars')     # the folder that pytorch2onnx.py wrote
     boxes = runtime.detect(read_points('000008.bin', runtime.width))
 
-Decoding: `parts/runtime/anchors3d.py`.
+Decoding: `families/common/runtime/anchors3d.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     runtime = CenterPointOnnx('work_dirs/centerpoint')     # the folder that pytorch2onnx.py wrote
     boxes = runtime.detect(read_points('sweep.pcd.bin', runtime.width))
 
-Decoding: `parts/runtime/center_boxes.py`.
+Decoding: `families/common/runtime/center_boxes.py`.
 """
 
 from __future__ import annotations

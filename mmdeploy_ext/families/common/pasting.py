@@ -1,4 +1,4 @@
-"""Masks at the size of the original image, in the graph, equal to `parts/runtime/pasted_masks.py`.
+"""Masks at the size of the original image, in the graph, equal to `runtime/pasted_masks.py`.
 
 A Loop makes one mask at a time, so that only one takes the memory of float32; the results are bool.
 Glossary: B batch, n detections of the fullest image, or a constant of the file, R masks, m their side, s

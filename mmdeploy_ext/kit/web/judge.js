@@ -67,7 +67,7 @@ function isEmpty(expected, output) {
 /**
  * Return failing rows of what `full` files promise of order and padding, on which no matching depends.
  *
- * The rules are those of `order_rows` in mmdeploy_ext/contract/comparison.py.
+ * The rules are those of `order_rows` in mmdeploy_ext/verdict/comparison.py.
  */
 function brokenPromises({ dets, scores, labels }, { postprocess, classes }) {
   const [name, array] = dets ? ['dets', dets] : ['scores', scores];

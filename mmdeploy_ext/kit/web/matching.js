@@ -1,7 +1,7 @@
 /**
  * Matches two lists of results one to one, within a class and the bars of the manifest, whatever their order.
  *
- * The rules are those of `mm2onnx judge`: mmdeploy_ext/tasks/matching.py says what each is for.
+ * The rules are those of `mm2onnx judge`: mmdeploy_ext/verdict/matching.py says what each is for.
  */
 
 import { boxOverlaps, maskOverlaps } from 'kit/overlaps.js';
