@@ -84,10 +84,17 @@ SYSTEMS = 'mmdeploy_ext.systems'
 
 
 def folders() -> list[ModuleType]:
-    """Return the models of systems, which list their own types."""
-    systems = importlib.import_module(SYSTEMS)
-    names = [f'{SYSTEMS}.{module.name}.model' for module in pkgutil.iter_modules(systems.__path__)]
-    return [importlib.import_module(name) for name in names]
+    """Return the folders of models, of which some list their own types, here and in systems."""
+    systems = folders_in(importlib.import_module(SYSTEMS))
+    own = [folder for system in systems for folder in folders_in(system, ['model'])]
+    return [*folders_in(models), *own]
+
+
+def folders_in(package: ModuleType, names: Sequence[str] = ()) -> list[ModuleType]:
+    """Import the packages in a package, or some of them."""
+    found = [module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg]
+    names = [name for name in found if not names or name in names]
+    return [importlib.import_module(f'{package.__name__}.{name}') for name in names]
 
 
 def _with_folders(table: str, shared: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:

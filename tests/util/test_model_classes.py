@@ -74,13 +74,9 @@ def test_a_changed_file_is_named_and_no_other_one(plugin):
 def test_classes_of_the_libraries_are_nobodys_and_ours_are_ours():
     from mmdet.models import build_head
 
-    from mmdeploy_ext.systems.rtdetr.model.decoder import Postprocess
+    from mmdeploy_ext.models.rtdetr.decoder import Postprocess
 
     head = build_head(dict(type='RetinaHead', num_classes=2, in_channels=8, feat_channels=8, stacked_convs=1))
     assert model_classes(head) == ()
     (entry,) = model_classes(Postprocess(2, 10))
-    assert (
-        entry.ours
-        and entry.file == 'mmdeploy_ext/systems/rtdetr/model/decoder.py'
-        and len(entry.sha256) == 64
-    )
+    assert entry.ours and entry.file == 'mmdeploy_ext/models/rtdetr/decoder.py' and len(entry.sha256) == 64

@@ -1,4 +1,4 @@
-"""RT-DETR: family, graphs and runtime; the detector is in `mmdeploy_ext/systems/rtdetr/model`."""
+"""RT-DETR: family, graphs and runtime; the detector is in `mmdeploy_ext/models/rtdetr`."""
 
 from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.systems.rtdetr.options import OPTIONS

@@ -12,10 +12,10 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.models.building import names_of_class
+from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, STRIDE
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.systems.rtdetr import graphs, runtime
 from mmdeploy_ext.systems.rtdetr.facts import RtDetrFacts
-from mmdeploy_ext.systems.rtdetr.model.detector import MAX_PER_IMG, STRIDE
 from mmdeploy_ext.systems.rtdetr.reference import RtDetrReference
 from mmdeploy_ext.util.errors import ConfigError, UsageError
 

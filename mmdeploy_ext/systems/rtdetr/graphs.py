@@ -13,9 +13,9 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+from mmdeploy_ext.models.rtdetr.detector import STRIDE
+from mmdeploy_ext.models.rtdetr.layers import RepVggBlock
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.systems.rtdetr.model.detector import STRIDE
-from mmdeploy_ext.systems.rtdetr.model.layers import RepVggBlock
 from mmdeploy_ext.systems.rtdetr.runtime import SIZES, target_sizes
 from mmdeploy_ext.util.errors import ShapeError
 

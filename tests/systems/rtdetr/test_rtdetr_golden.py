@@ -8,8 +8,8 @@ import rtdetr_golden as golden
 import toy_rtdetr
 from marking import in_suite
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.systems.rtdetr.model.decoder import Anchors
-from mmdeploy_ext.systems.rtdetr.model.encoder import PositionEmbedding
+from mmdeploy_ext.models.rtdetr.decoder import Anchors
+from mmdeploy_ext.models.rtdetr.encoder import PositionEmbedding
 
 CASES = ('r18vd', 'b'), ('r18vd', 'b_rowmajor'), ('r50vd', 'a'), ('r50vd', 'b'), ('r50vd', 'b_rowmajor')
 

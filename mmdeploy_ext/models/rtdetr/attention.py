@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmdeploy_ext.exporting.ops.attention import attend_maps, point_weights
-from mmdeploy_ext.systems.rtdetr.model.layers import SelfAttention
+from mmdeploy_ext.models.rtdetr.layers import SelfAttention
 
 FLOAT16_MAX = 65504.0
 """Clamp before the last normalisation of a decoder layer, as in the original."""

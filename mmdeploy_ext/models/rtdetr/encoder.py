@@ -14,7 +14,7 @@ from mmdet.models.builder import NECKS
 from torch import nn
 
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.systems.rtdetr.model.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
+from mmdeploy_ext.models.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
 from mmdeploy_ext.util.errors import ConfigError
 
 REP_BLOCKS = 3

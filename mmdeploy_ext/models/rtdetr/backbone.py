@@ -13,7 +13,7 @@ from mmdet.models.builder import BACKBONES
 from torch import nn
 
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.systems.rtdetr.model.layers import ConvNorm
+from mmdeploy_ext.models.rtdetr.layers import ConvNorm
 from mmdeploy_ext.util.errors import ConfigError
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}

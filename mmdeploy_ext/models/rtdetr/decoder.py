@@ -20,8 +20,8 @@ from torch import nn
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.models.boxes_cxcywh import cxcywh_to_xyxy
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.systems.rtdetr.model.attention import DecoderLayer
-from mmdeploy_ext.systems.rtdetr.model.layers import MLP
+from mmdeploy_ext.models.rtdetr.attention import DecoderLayer
+from mmdeploy_ext.models.rtdetr.layers import MLP
 from mmdeploy_ext.util.errors import ConfigError, ShapeError
 from mmdeploy_ext.util.taps import tap
 

@@ -16,7 +16,7 @@ from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_ne
 from mmdet.models.detectors.base import BaseDetector
 
 from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.systems.rtdetr.model.decoder import Postprocess
+from mmdeploy_ext.models.rtdetr.decoder import Postprocess
 from mmdeploy_ext.util.errors import ShapeError
 
 STRIDE = 32
