@@ -56,4 +56,5 @@ def __dir__() -> list[str]:
     return [*__all__, '__version__']
 
 
+sys.meta_path.insert(0, moved.Kept)
 sys.meta_path.append(moved.Finder)

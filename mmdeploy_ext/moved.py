@@ -85,7 +85,8 @@ KEPT = (
     'families.parts.detector_parts',
     'families.parts.image_graphs',
 )
-"""Old names that configs, kits and packages of users import: they are the new modules."""
+"""Old names that configs, kits and packages of users import; a package is for all below it."""
+KEPT_NAMES = tuple(f'{PACKAGE}.{name}.' for name in KEPT)
 
 
 def new_name(name: str) -> str:
@@ -99,7 +100,12 @@ def new_name(name: str) -> str:
 
 
 class Kept:
-    """Loads a module of `KEPT`."""
+    """The first finder of imports, and the loader of what is in `KEPT`: the new module has the old name too."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        is_kept = name.startswith(f'{PACKAGE}.') and f'{name}.'.startswith(KEPT_NAMES)
+        return ModuleSpec(name, Kept) if is_kept else None
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
@@ -120,8 +126,6 @@ class Finder:
         if not name.startswith(f'{PACKAGE}.'):
             return None
         words = name.split('.', 1)[1]
-        if words in KEPT:
-            return ModuleSpec(name, Kept)
         if words in FOLDERS:
             return ModuleSpec(name, None, is_package=True)
         if new := new_name(name):
