@@ -100,7 +100,7 @@ def new_name(name: str) -> str:
 
 
 class Kept:
-    """The first finder of imports, and the loader of what is in `KEPT`: the new module has the old name too."""
+    """The first finder of imports and the loader of `KEPT`: the new module has the old name too."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:

@@ -108,8 +108,8 @@ def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     images = np.asarray(images)
     if images.shape != shape or images.dtype != np.float32:
         raise ShapeError(
-            f'images: got {images.dtype} {images.shape}, expected float32 {shape}; prepare them with the '
-            'rule in the file (mmdeploy_ext.preprocess.cameras.prepare_views), or export for this size'
+            f'images: got {images.dtype} {images.shape}, expected float32 {shape}; prepare them with '
+            "mmdeploy_ext.preprocess.cameras.prepare_views and the file's rule, or export for this size"
         )
     return np.ascontiguousarray(images)
 
