@@ -291,6 +291,30 @@ def test_watched_modules_keep_a_forward_of_their_own():
     assert model.other.forward is own and 'forward' not in vars(model.head)
 
 
+FACTS = dict(
+    format=record.FORMAT,
+    versions=dict(mmdet='3.3.0', torch='2.1.0'),
+    library='mmdet',
+    device='cpu',
+    cuda=None,
+    device_name='',
+    checkpoint=dict(name='c.pth', sha256=''),
+    config=dict(name='c.py', sha256=''),
+    test_cfg=None,
+    classes=[],
+    weights={},
+    said=[],
+    own=[],
+    unknown_types=[],
+    calls=[],
+)
+
+
+def recording_of(folder, compare=None, **facts):
+    (folder / 'manifest.json').write_text(json.dumps(FACTS | facts))
+    return Recording(folder, compare)
+
+
 class Counting(torch.nn.Module):
     """A model with a memory: the number of its calls."""
 
@@ -307,17 +331,16 @@ class Counting(torch.nn.Module):
 @pytest.mark.parametrize('heads_there', [{}, {'head': 1}, {'neck': 2}])
 def test_heads_that_cannot_be_compared_are_noted_and_run_once(tmp_path, heads_there):
     img, tree = torch.ones(2, 3), record.Tree()
-    asked, result = record.Tree(), tree.put([torch.zeros(1, 5)])
+    asked, result = record.Tree(), tree.put([torch.zeros(1, 3)])
     asked.put(dict(img=img))
     modules = [dict(name=name, outputs=tree.put([img] * count)) for name, count in heads_there.items()]
     np.savez(tmp_path / '0.npz', **tree.arrays)
-    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays), modules=modules, result=result)
-    manifest = dict(format=record.FORMAT, device='cpu', calls=[call])
-    (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
-    model, recording = Counting(), Recording(tmp_path, compare=lambda *args: pytest.fail('compared'))
+    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays).to_json(), modules=modules, result=result)
+    model = Counting()
+    recording = recording_of(tmp_path, lambda *args: pytest.fail('compared'), calls=[call])
     with recording.calls_of(model, 'a'):
         (sample,) = model(img=img)
-    assert model.count == 1 and torch.equal(sample, torch.zeros(1, 5))
+    assert model.count == 1 and torch.equal(sample, torch.zeros(1, 3))
     assert recording.answered == recording.headless == ['0.npz'] and recording.notes
     with recording.calls_of(model, 'again'):
         (sample,) = model(img=img)
@@ -326,15 +349,16 @@ def test_heads_that_cannot_be_compared_are_noted_and_run_once(tmp_path, heads_th
 
 def test_heads_are_compared_whatever_the_order_of_their_keys(tmp_path):
     img, tree, asked = torch.ones(2, 3), record.Tree(), record.Tree()
-    result, outputs = tree.put([torch.zeros(1, 5)]), tree.put([[dict(reg=img[:, :2], heat=img)]])
+    result, outputs = tree.put([torch.zeros(1, 3)]), tree.put([[dict(reg=img[:, :2], heat=img)]])
     asked.put(dict(img=img))
     np.savez(tmp_path / '0.npz', **tree.arrays)
     modules = [dict(name='head', outputs=outputs)]
-    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays), modules=modules, result=result)
-    (tmp_path / 'manifest.json').write_text(json.dumps(dict(format=1, device='cpu', calls=[call])))
+    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays).to_json(), modules=modules, result=result)
     model, compared = Counting(), []
     model.head.forward = lambda pair: ([dict(heat=pair[0], reg=pair[0][:, :2])],)
-    recording = Recording(tmp_path, compare=lambda here, there, *bars: compared.append((here, there)) or [])
+    recording = recording_of(
+        tmp_path, lambda here, there, *bars: compared.append((here, there)) or [], calls=[call]
+    )
     with recording.calls_of(model, 'a'):
         model(img=img)
     ((here, there),) = compared
@@ -369,11 +393,6 @@ def test_results_of_the_same_form_are_taken():
     assert [len(rows) for rows in boxes] == [0, 1]
     (proposals,) = as_mmdet2([dict(pred_instances=INSTANCES)], [np.zeros((0, 5))], torch.nn.Module())
     assert np.array_equal(proposals, np.ones((1, 5)))
-
-
-def recording_of(folder, **manifest):
-    (folder / 'manifest.json').write_text(json.dumps(manifest))
-    return Recording(folder, compare=None)
 
 
 def test_folders_of_no_recording_and_of_another_format_are_refused(tmp_path):
