@@ -79,6 +79,8 @@ def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path])
 def _gap(verdict: Verdict, recording: Recording) -> str:
     """Return why the verdict is not one on the recorded results, or ''."""
     again = 'run mm2onnx record again with the --images and --frames of this command'
+    if recording.unreadable:
+        return recording.unreadable[0]
     if not recording.answered:
         return f'no input of this proof was recorded: {again}'
     if left_out := sorted({*recording.left_out}):

@@ -176,6 +176,7 @@ class Recording:
         rows: (input, comparison of a head's output here with the recorded one).
         answered: files of the recorded inputs that were compared.
         left_out: names of inputs without a recording.
+        unreadable: why recorded inputs could not be compared.
         headless: files of the answered inputs whose heads' outputs could not be compared.
         notes: why they could not.
     """
@@ -204,6 +205,7 @@ class Recording:
         self.rows: list[tuple[str, TensorRow]] = []
         self.answered: list[str] = []
         self.left_out: list[str] = []
+        self.unreadable: list[str] = []
         self.headless: list[str] = []
         self.notes: list[str] = []
         self._next: dict[str, int] = {}
@@ -236,7 +238,6 @@ class Recording:
             outputs: list[tuple[str, Any]] = []
             with record.watched(model, names, outputs):
                 own = run()
-            arrays = load_arrays(self.folder / call.file)
 
             def run_again() -> list[tuple[str, Any]]:
                 again: list[tuple[str, Any]] = []
@@ -244,10 +245,16 @@ class Recording:
                     run()  # what follows the heads may refuse float64
                 return again
 
+            try:
+                with readable(f'{self.folder}: {call.name}'):
+                    arrays = load_arrays(self.folder / call.file)
+                    self._compare_heads(name, call, arrays, outputs, run_again)
+                    result = as_mmdet2(record.restored(call.result, arrays, 'cpu'), own, model)
+            except DataError as error:  # of an input that a proof may do without
+                self.unreadable.append(str(error))
+                raise
             self.answered.append(call.file)
-            with readable(f'{self.folder}: {call.name}'):
-                self._compare_heads(name, call, arrays, outputs, run_again)
-                return as_mmdet2(record.restored(call.result, arrays, 'cpu'), own, model)
+            return result
 
         with _calls(model, answer):
             yield
