@@ -14,7 +14,8 @@ from mmdeploy_ext.parts.part import Part
 from mmdeploy_ext.parts.record import RESULT, PartCall
 from mmdeploy_ext.parts.tree import PLAIN, Tree
 from mmdeploy_ext.util.errors import ConfigError, ModelFileError
-from mmdeploy_ext.util.files import read_json, write_json
+from mmdeploy_ext.util.file_names import path_in
+from mmdeploy_ext.util.files import read_json, will_read, write_json
 
 MANIFEST = 'parts.json'
 RESULTS = 'results.npz'
@@ -106,7 +107,7 @@ class CutFolder:
         return {entry['part']: tuple(entry.get('rig', ())) for entry in self.entries}
 
     def file(self, entry: dict[str, Any]) -> Path:
-        return self.path / entry['file']
+        return path_in(self.path, entry['file'], self.path / MANIFEST)
 
     def names(self, entry: dict[str, Any]) -> dict[str, str]:
         """Return path of a tensor -> its name in the file, where they differ."""
@@ -124,9 +125,10 @@ class CutFolder:
         content = read_json(Path(path, MANIFEST))
         try:
             folder = cls(Path(path), content['facts'], content['options'], content['parts'])
-            missing = [entry['file'] for entry in folder.entries if not folder.file(entry).is_file()]
+            paths = [folder.file(entry) for entry in folder.entries]
         except (KeyError, TypeError) as error:
             raise ModelFileError(f'{path}/{MANIFEST}: is not a manifest of parts ({error})') from error
-        if missing:
+        will_read('a file of the parts', [Path(path, MANIFEST), Path(path, RESULTS), *paths])
+        if missing := [path.name for path in paths if not path.is_file()]:
             raise ModelFileError(f'{path}: {", ".join(missing)} is missing; export the parts again')
         return folder

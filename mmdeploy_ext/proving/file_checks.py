@@ -103,11 +103,11 @@ def compare_with_fresh_export(
     nodes = count_nodes(model)
     try:
         fresh = export()
+        if plan := plan_of(model, edits):
+            fresh = with_plan_of(model, plan, fresh)
     except Mm2OnnxError as error:
         text = f'no fresh export to compare with: {one_line(error)[:500]}'
         return GraphResult(name, nodes, False, error=text)
-    if plan := plan_of(model, edits):
-        fresh = with_plan_of(model, plan, fresh)
     found = differing_facts(model, fresh) or signature.differences(model, fresh)
     return GraphResult(name, nodes, not found, tuple(found))
 

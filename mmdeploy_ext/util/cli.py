@@ -380,7 +380,11 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
         if files is None:
             title = 'input' if action.dest in ('file', 'files', 'in_file') else action.dest.replace('_', ' ')
             name = f'what {option} names' if action.option_strings else f'the {title}'
-            run.reads(name, _words(value))
+            words = _words(value)
+            run.reads(name, words)
+            graphs = [file for word in words for file in Path(word).glob('*.onnx')]
+            run.reads(f'a graph of {name}', graphs)
+            run.reads(f'the weights of {name}', (f'{file}.data' for file in (*words, *graphs)))
         elif value is not None:
             paths = [file.format(value) for file in files if file] if str(value).strip() else ['']
             run.writes(option, paths)
