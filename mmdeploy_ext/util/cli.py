@@ -162,7 +162,7 @@ def _without_exit() -> Iterator[None]:
     process, leave = os.getpid(), os._exit
 
     def refuse(status: int) -> None:
-        if os.getpid() != process:  # a forked one
+        if status or os.getpid() != process:  # a forked one
             leave(status)
         raise SystemExit(status)
 
