@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.markup import escape
 
 from mmdeploy_ext.quantize import views
+from mmdeploy_ext.util.errors import escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.benchmark.base import Benchmark
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
+from mmdeploy_ext.contract.metadata import PREFIX, read_entry
 from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.families.base import BACKBONE
@@ -24,7 +24,7 @@ from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet, in_order, sweep_set
 from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.sparse import buckets
 from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.plan import Plan
+from mmdeploy_ext.sparse.plan import PortableFacts
 from mmdeploy_ext.sparse.rulebook import build
 from mmdeploy_ext.util.errors import UsageError
 
@@ -173,14 +173,14 @@ def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet]
 def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
     """Function that runs a portable file on OpenVINO; `order` is the axis order of voxels."""
     props = {entry.key: entry.value for entry in load_model(path).metadata_props}
-    facts = json.loads(props[buckets.FACTS])
-    plan, same_order = Plan.from_json(facts['plan']), facts['order'] == order
+    facts = read_entry(props, buckets.FACTS.removeprefix(PREFIX), path, PortableFacts)
+    plan, same_order = facts.plan, facts.order == order
     model = compiled(path, threads)
 
     def run(voxels: VoxelSet) -> Run:
         start = time.perf_counter()
         rulebook = build(plan, in_order(voxels.coordinates, same_order), threads)
-        feeds = buckets.feeds(plan, rulebook, facts['form'], threads)
+        feeds = buckets.feeds(plan, rulebook, facts.form, threads)
         feeds = {buckets.VOXELS: voxels.features, **feeds}
         rulebook_end = time.perf_counter()
         model(feeds)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.kit.judge import PRECISIONS, judge, title_of, to_json
 from mmdeploy_ext.kit.local_run import ENGINES, run_kit
 from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.errors import UsageError, printable
 from mmdeploy_ext.util.files import write_json
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ def run(args: argparse.Namespace) -> int:
     for finding in verdict.with_figure('frames'):
         print_drift(finding, verdict.series[finding.subject])
     for note in verdict.notes:
-        print(f'note: {note}')
+        print(printable(f'note: {note}'))
     for failure in verdict.failures[:MAX_FAILURES]:
-        print(f'differs: {failure}')
+        print(printable(f'differs: {failure}'))
     if (hidden := len(verdict.failures) - MAX_FAILURES) > 0:
         print(f'differs: {hidden} more; see --json for all')
-    print(title_of(verdict))
+    print(printable(title_of(verdict)))
     return 0 if verdict.passed else 1
 
 
@@ -71,7 +71,8 @@ def print_case(found: Sequence[Finding]) -> None:
     matched = [finding.figures['matched'] for finding in found if 'image' in finding.figures]
     results = f', {sum(matched)} results matched' if matched else ''
     passed = all(finding.passed for finding in found)
-    print(f'{"ok    " if passed else "FAILED"} {found[0].figures["input"]}: {tensors} tensors{results}')
+    title = printable(found[0].figures['input'])
+    print(f'{"ok    " if passed else "FAILED"} {title}: {tensors} tensors{results}')
 
 
 def print_drift(finding: Finding, series: Mapping[str, Any]) -> None:
@@ -88,7 +89,7 @@ def print_drift(finding: Finding, series: Mapping[str, Any]) -> None:
         drift = f'{worst} {ratio:.2g} of its tolerance' if worst else 'no tensor was compared'
         reset = ', memory emptied' if series['reset'][index] else ''
         matched = f'{series["matched"][index]} of {series["reference"][index]} results matched'
-        print(f'       {name}: {drift}, {matched}{reset}')
+        print(printable(f'       {name}: {drift}, {matched}{reset}'))
 
 
 main = cli.program(run, build_parser)

@@ -172,8 +172,9 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
 
 
 def print_report(findings: Sequence[Finding]) -> None:
-    from rich.markup import escape
     from rich.table import Table
+
+    from mmdeploy_ext.util.errors import escape
 
     colours = dict(ok='green', differs='yellow', absent='dim', problem='bold red')
     table = Table('', 'found', 'expected', 'verdict', title='mm2onnx doctor')

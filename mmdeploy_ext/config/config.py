@@ -32,6 +32,8 @@ from mmdeploy_ext.config.user_modules import (
 from mmdeploy_ext.config.yaml_config import SUFFIXES, read_yaml_config
 from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, printable
 
+MOST_BASES = 50
+"""Most bases of bases: mmdet has five."""
 SHORTEST_TYPO = 4
 """Shortest key that may be reported as a typo."""
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
@@ -127,20 +129,28 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         importlib.import_module(CATALOGUE).register_after(lambda: _import_plugins(cfg, path), cfg)
     except (UsageError, ConfigError):
         raise
-    except SyntaxError as error:
-        raise ConfigError(f'{path}: syntax error: {_shortened(error, path)}') from error
-    except Exception as error:
-        missing = error.filename if isinstance(error, FileNotFoundError) else ''
-        if missing and not os.path.exists(missing):
-            raise ConfigError(
-                f'{path}: cannot be read: the file {os.path.normpath(missing)} (e.g. a `_base_`) does not '
-                'exist; copy it there, or correct the path'
-            ) from error
-        advice = ''
-        if DUPLICATE in str(error):
-            advice = '; mmcv 1.7.2 allows a key in one file of `_base_` only: keep it in one of them'
-        raise ConfigError(f'{path}: cannot be read: {import_failure(error)}{advice}') from error
+    except (Exception, SystemExit) as error:
+        raise _unreadable(path, error) from error
     return cfg
+
+
+def _unreadable(path: str, error: BaseException) -> ConfigError:
+    if isinstance(error, SystemExit):
+        return ConfigError(f'{path}: ends this process with status {error.code}; remove the exit')
+    if isinstance(error, RecursionError):
+        return ConfigError(f'{path}: has a value that contains itself, or is nested too deeply')
+    if isinstance(error, SyntaxError):
+        return ConfigError(f'{path}: syntax error: {_shortened(error, path)}')
+    missing = error.filename if isinstance(error, FileNotFoundError) else ''
+    if missing and not os.path.exists(missing):
+        return ConfigError(
+            f'{path}: cannot be read: the file {os.path.normpath(missing)} (e.g. a `_base_`) does not '
+            'exist; copy it there, or correct the path'
+        )
+    advice = ''
+    if DUPLICATE in str(error):
+        advice = '; mmcv 1.7.2 allows a key in one file of `_base_` only: keep it in one of them'
+    return ConfigError(f'{path}: cannot be read: {import_failure(error)}{advice}')
 
 
 def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -220,6 +230,11 @@ def _check_config_file(path: str) -> None:
 
 def _only_in_mmengine(path: str) -> bool:
     """Whether a file or a base has `_base_.data_root` or `mmdet::_base_/x.py`, or is pure Python."""
+    with nested_config(path):
+        return _has_mmengine_form(path)
+
+
+def _has_mmengine_form(path: str) -> bool:
     tree = parsed_config(path)
     if is_python_config(tree):
         return True
@@ -252,6 +267,26 @@ def replaced_entry(config: dict[str, Any], key: str, value: Any) -> Iterator[Non
             del config[key]
 
 
+_open_configs: list[str] = []
+"""Real paths of a config and its bases that are being read."""
+
+
+@contextlib.contextmanager
+def nested_config(path: str | Path) -> Iterator[None]:
+    """Read a config inside; ConfigError: it is a base of itself, or of more than `MOST_BASES` files."""
+    real = os.path.realpath(path)
+    if real in _open_configs:
+        ring = ' -> '.join([*_open_configs[_open_configs.index(real) :], real])
+        raise ConfigError(f'{path}: is a base of itself ({ring}); remove a `_base_`')
+    if len(_open_configs) >= MOST_BASES:
+        raise ConfigError(f'{path}: is behind more than {MOST_BASES} bases; join some of them')
+    _open_configs.append(real)
+    try:
+        yield
+    finally:
+        _open_configs.remove(real)
+
+
 @contextlib.contextmanager
 def installed_bases() -> Iterator[None]:
     """Redirect `_base_` files that are missing, see `_base_elsewhere`.
@@ -265,6 +300,10 @@ def installed_bases() -> Iterator[None]:
     def file2dict(filename: str, *args: Any) -> Any:
         if not Path(filename).is_file():
             filename = _base_elsewhere(os.path.normpath(os.path.abspath(filename)))
+        with nested_config(filename):
+            return read_file(filename, *args)
+
+    def read_file(filename: str, *args: Any) -> Any:
         text = Path(filename).read_bytes()
         if b'import' in text:
             find_modules(imported_modules(filename), filename)
@@ -332,7 +371,7 @@ def _closed_temporary_files() -> Iterator[None]:
     """mmcv 1.7.2 leaves a file open when a config raises, which prints a traceback at exit."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raised: BaseException | None = error
         while raised is not None:
             for frame, _ in traceback.walk_tb(raised.__traceback__):

@@ -13,7 +13,7 @@ from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import ConfigError, LoadError, ModelFileError, shape_text
 from mmdeploy_ext.util.files import AnyPath, check_onnx_file, unreadable_onnx
 from mmdeploy_ext.util.protobuf import metadata_of
-from mmdeploy_ext.util.typed_json import Mismatch, plain, read
+from mmdeploy_ext.util.typed_json import Mismatch, parse_json, plain, read
 
 PREFIX = 'mm2onnx.'
 GRAPH_RULES = 7
@@ -185,10 +185,10 @@ def check_entry_names(
 def read_entry(props: Mapping[str, str], name: str, path: object, annotation: Any = None) -> Any:
     """Read an entry (name without prefix) as its type in `ENTRIES` or `annotation`."""
     try:
-        return read(annotation or ENTRIES[name], json.loads(props.get(PREFIX + name, '')))
+        return read(annotation or ENTRIES[name], parse_json(props.get(PREFIX + name, '')))
     except Mismatch as error:
         raise damaged(path, name, error) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise damaged(path, name, f'is not JSON: {error}') from error
 
 

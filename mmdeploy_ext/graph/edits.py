@@ -4,7 +4,7 @@ import json
 
 import onnx
 
-from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.contract.metadata import PREFIX, read_entry
 from mmdeploy_ext.graph.io.index import refill
 from mmdeploy_ext.util.errors import ModelFileError
 
@@ -19,7 +19,8 @@ def record(model: onnx.ModelProto, command: str) -> None:
         return
     if KEY not in props:
         raise ModelFileError(f'the file has no {KEY}; export it again')
-    props[KEY].value = json.dumps([*json.loads(props[KEY].value), command])
+    earlier = read_entry({KEY: props[KEY].value}, 'edits', 'the file')
+    props[KEY].value = json.dumps([*earlier, command])
 
 
 def drop_metadata(model: onnx.ModelProto) -> None:

@@ -22,7 +22,8 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.tasks import TASKS
 from mmdeploy_ext.util.errors import DataError, UsageError
-from mmdeploy_ext.util.files import sha256_file
+from mmdeploy_ext.util.file_names import name_problem, path_in
+from mmdeploy_ext.util.files import read_json, sha256_file, will_read
 from mmdeploy_ext.util.typed_json import Bounds, JsonDataclass, Mismatch, optional, read
 
 MODEL, MANIFEST, LINES, KIT_HASH = 'model.onnx', 'manifest.json', 'manifest.txt', 'kit.txt'
@@ -82,6 +83,8 @@ class StoredCase(JsonDataclass):
     output_shapes: Mapping[str, tuple[Annotated[int, Bounds(0)], ...]]
 
     def check(self) -> None:
+        if problem := name_problem(self.name):
+            raise Mismatch(f'the name of a case {problem}')
         if len(self.results) not in (0, len(self.images)):
             raise Mismatch(f'{self.name}: {len(self.images)} images have {len(self.results)} results')
 
@@ -100,6 +103,10 @@ class StoredGraph(JsonDataclass):
     metadata: Mapping[str, str] | None = optional()
     spec: Any = optional()
     source_sha256: str = optional('')
+
+    def check(self) -> None:
+        if problem := name_problem(self.file):
+            raise Mismatch(f'the file of graph {self.name} {problem}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +152,14 @@ class ArrayFolder:
 def read_array(folder: Path, entry: StoredArray) -> np.ndarray:
     """Read the array of a manifest's entry; DataError: its file is of another size."""
     path, dtype = folder / entry.file, np.dtype(entry.dtype).newbyteorder('<')
-    content = path.read_bytes()
-    if len(content) != dtype.itemsize * math.prod(entry.shape):
-        raise DataError(f'{path}: has {len(content)} bytes, expected {entry.dtype} {list(entry.shape)}')
-    return np.frombuffer(content, dtype).reshape(entry.shape).astype(entry.dtype)
+    check_size(path, entry)
+    return np.frombuffer(path.read_bytes(), dtype).reshape(entry.shape).astype(entry.dtype)
+
+
+def check_size(path: Path, entry: StoredArray) -> None:
+    size_bytes = path.stat().st_size
+    if size_bytes != np.dtype(entry.dtype).itemsize * math.prod(entry.shape):
+        raise DataError(f'{path}: has {size_bytes} bytes, expected {entry.dtype} {list(entry.shape)}')
 
 
 def read_arrays(folder: Path, entries: Stored) -> dict[str, np.ndarray]:
@@ -310,6 +321,10 @@ class ChainedFrame(JsonDataclass):
     timestamp_s: float = 0.0
     ego_pose: tuple[Row, Row, Row, Row] | None = None
 
+    def check(self) -> None:
+        if problem := name_problem(self.outputs):
+            raise Mismatch(f'the name of the outputs of a frame {problem}')
+
     @property
     def outputs(self) -> str:
         return f'chain_{self.name}'
@@ -381,15 +396,15 @@ def kit_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a kit's manifest; DataError: it or one of its files is missing or was changed."""
+    """Read a kit's manifest; DataError: it or one of its files is missing, was changed, or is no plain file.
+
+    The run may not write these files.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         got = f'{folder}: is a file' if folder.is_file() else f'{path}: no such file'
         raise DataError(f'{got}; expected the folder that mm2onnx kit wrote')
-    try:
-        manifest = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise DataError(f'{path}: is not valid JSON: {error}') from error
+    manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
         raise DataError(f'{path}: has another format version; write the kit again with mm2onnx kit')
     if kit_hash(manifest) != manifest.get('kit_sha256'):
@@ -400,11 +415,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(
             f'{path}: no installed family has the task {task!r}; install the package of that family'
         )
-    for file, expected in typed.files.items():
-        if not (folder / file).is_file():
-            raise DataError(f'{folder / file}: is missing; the kit is incomplete: copy or write it again')
-        if sha256_file(folder / file) != expected:
-            raise DataError(f'{folder / file}: was changed since the kit was written; write it again')
+    files = {file: path_in(folder, file, path, below=True) for file in typed.files}
+    will_read('a file of the kit', [path, folder / KIT_HASH, *files.values()])
+    for name, file in files.items():
+        if not file.is_file():
+            raise DataError(f'{file}: is missing; the kit is incomplete: copy or write it again')
+        if sha256_file(file) != typed.files[name]:
+            raise DataError(f'{file}: was changed since the kit was written; write it again')
+    for array in (array for case in typed.cases for array in case.arrays()):
+        check_size(files[array.file], array)
     return typed
 
 
@@ -413,8 +432,9 @@ def _typed(manifest: Mapping[str, Any], path: Path) -> Manifest:
     chosen = {name: manifest[name] for name in names if name in manifest}
     frames = chosen.get('frames')
     for frame in frames if isinstance(frames, list) else ():
-        if isinstance(frame, dict):
-            frame.pop('outputs', None)  # which follows from the frame's own name
+        # programs write to this name; here it follows from the frame's own
+        if isinstance(frame, dict) and frame.pop('outputs', None) != f'chain_{frame.get("name")}':
+            raise DataError(f'{path}: frames.outputs is not chain_ and the name of its frame')
     try:
         return read(Manifest, chosen)
     except Mismatch as error:

@@ -67,15 +67,16 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
 
         return timed
 
-    run_onnxruntime.main(str(outputs), kit=kit, opens=opens, say=lambda text: None)
+    run_all = _named(InferenceError, f'{kit}: its inputs cannot be run', run_onnxruntime.main)
+    run_all(str(outputs), kit=kit, opens=opens, say=lambda text: None)
     medians = ', '.join(f'{name} {1e3 * statistics.median(times):.3g} ms' for name, times in seconds.items())
     return f'{device}, {"in float16, " if fp16 else ""}{medians}'
 
 
 def _named(kind: type[Mm2OnnxError], subject: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def named(*arguments: Any) -> Any:
+    def named(*arguments: Any, **settings: Any) -> Any:
         try:
-            return function(*arguments)
+            return function(*arguments, **settings)
         except Mm2OnnxError:
             raise
         except (Exception, SystemExit) as error:  # the program of a kit ends where a provider does not start

@@ -10,8 +10,8 @@ from mmdeploy_ext.contract.digest import check_whole, sealed
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import for_tensorrt
 from mmdeploy_ext.proving.provenance import facts_checks
-from mmdeploy_ext.util.errors import UsageError
-from mmdeploy_ext.util.files import external_locations, sha256_onnx
+from mmdeploy_ext.util.errors import UsageError, named
+from mmdeploy_ext.util.files import sha256_onnx
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
@@ -44,7 +44,10 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
         shutil.copyfile(path, target)
     else:
         target.write_bytes(sealed(changed.SerializeToString()))
-    for name in external_locations(path):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path.parent / name, folder / name)
+    with named(path):
+        stored = files.external_files(model, path.parent)
+    for file in {*stored.values()}:
+        place = folder / file.relative_to(path.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
     return dict(source_sha256=sha256_onnx(path))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.kit.contents import KIT_HASH, name_of_stem
+from mmdeploy_ext.util.arrays import load_arrays
 from mmdeploy_ext.util.errors import DataError, one_line
+from mmdeploy_ext.util.files import will_read
+from mmdeploy_ext.util.typed_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,28 +49,18 @@ def read_outputs(
     if len(sources) > 1:
         names = ', '.join(str(path.relative_to(folder)) for path in sources)
         raise DataError(f'{folder}: has outputs of {name} twice: {names}; write each run to a new folder')
+    will_read('an output of the engine', sources)
     if archive.is_file():
-        return _load(archive)
+        return load_arrays(archive)
     if listing.is_file():
         return _read_trtexec(listing, spec)
     arrays = {}
     for file in arrays_in_folder:
         if file.suffix == '.npy':
-            arrays |= _load(file, name_of_stem(file.stem))
+            arrays |= load_arrays(file, name_of_stem(file.stem))
         else:
             arrays[name_of_stem(file.stem)] = _read_raw(file, spec, shapes)
     return arrays
-
-
-def _load(file: Path, name: str = '') -> dict[str, np.ndarray]:
-    try:
-        stored = np.load(file, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            return {name: stored}
-        with stored:  # its arrays are read here; what is no array in it are bytes
-            return {output: np.asarray(stored[output]) for output in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f'{file}: cannot be read as numpy arrays: {one_line(error)}') from error
 
 
 def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
@@ -92,7 +83,7 @@ def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
 
 def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
     try:
-        entries = json.loads(file.read_text(encoding='utf-8'))
+        entries = parse_json(file.read_text(encoding='utf-8'))
         arrays = {}
         for entry in entries:
             shape = tuple(int(size) for size in str(entry['dimensions']).split('x') if size)
@@ -102,7 +93,7 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
                 array = values.astype(dtype)
             is_cut = array.dtype.kind in 'iub' and not np.array_equal(array, values)  # 0.7 is no label
             arrays[entry['name']] = values if is_cut else array
-    except (ValueError, KeyError, TypeError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DataError(f'{file}: is not what trtexec --exportOutput writes: {one_line(error)}') from error
     return arrays
 

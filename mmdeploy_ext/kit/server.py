@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import re
 import tempfile
+import urllib.parse
+from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.kit import web_library
-from mmdeploy_ext.kit.page import LIBRARY, check_page
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.kit.page import INDEX, LIBRARY, check_page
+from mmdeploy_ext.util.errors import DataError, UsageError
+from mmdeploy_ext.util.file_names import path_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,9 +37,21 @@ class KitRequest(http.server.SimpleHTTPRequestHandler):
         self.library = library
         super().__init__(*request, directory=directory)
 
+    def send_head(self) -> Any:
+        """Answer this machine alone: pages elsewhere may give their own names this address."""
+        port = self.server.server_port
+        if self.headers.get('Host') not in (f'{LOOPBACK}:{port}', f'localhost:{port}'):
+            self.send_error(HTTPStatus.FORBIDDEN, f'expected the host {LOOPBACK}:{port}')
+            return None
+        return super().send_head()
+
     def translate_path(self, path: str) -> str:
-        """Path in the kit, or else in the library."""
-        file = Path(super().translate_path(path))
+        """Path in the kit, or else in the library; '' (not found) for anything that is no file of them."""
+        name = urllib.parse.unquote(re.split('[?#]', path)[0]).lstrip('/') or INDEX
+        try:
+            file = path_in(self.directory, name, self.directory, below=True)
+        except DataError:
+            return ''
         in_library = self.library / file.name
         is_library = file.parent == Path(self.directory, LIBRARY)
         return str(in_library if is_library and not file.exists() else file)

@@ -124,7 +124,7 @@ MAX_DETAILS = 2
 
 def print_report(report: Report, console: Console, notes: bool = False) -> None:
     """Print trials and findings; without `notes` notes are only counted."""
-    from rich.markup import escape
+    from mmdeploy_ext.util.errors import escape
 
     console.print(f'[bold]{escape(report.name)}[/bold]')
     for trial in report.trials:
@@ -141,7 +141,7 @@ def print_report(report: Report, console: Console, notes: bool = False) -> None:
 
 
 def _print_finding(finding: Finding, console: Console, explain: bool) -> None:
-    from rich.markup import escape
+    from mmdeploy_ext.util.errors import escape
 
     colour, site = COLOURS[finding.severity], finding.site
     place = '' if site is None else f' {escape(site.text)}'

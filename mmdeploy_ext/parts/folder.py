@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils import _pytree as pytree
 
 from mmdeploy_ext.parts.graph import PartForm
@@ -14,11 +16,51 @@ from mmdeploy_ext.parts.part import Part
 from mmdeploy_ext.parts.record import RESULT, PartCall
 from mmdeploy_ext.parts.tree import PLAIN, Tree
 from mmdeploy_ext.util.errors import ConfigError, ModelFileError
-from mmdeploy_ext.util.files import read_json, write_json
+from mmdeploy_ext.util.file_names import path_in
+from mmdeploy_ext.util.files import read_json, will_read, write_json
+from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch, optional, read
 
 MANIFEST = 'parts.json'
 RESULTS = 'results.npz'
 """Results of the test path on the export's samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartTensor(JsonDataclass):
+    """A tensor of a part; open axes of `shape` are texts."""
+
+    name: str
+    path: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    metas: bool = optional(False)
+
+    def check(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise Mismatch(f'{self.path}: dtype is {self.dtype!r}, expected a dtype of torch')
+
+
+@dataclasses.dataclass(frozen=True)
+class PartResult(JsonDataclass):
+    """See `result_json`."""
+
+    leaves: tuple[Mapping[str, Any], ...]
+    tree: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class PartEntry(JsonDataclass):
+    """The entry of a part in the manifest, see `part_json`; older versions wrote no `rig`."""
+
+    part: str
+    file: str
+    inputs: tuple[PartTensor, ...]
+    outputs: tuple[PartTensor, ...]
+    keys: Mapping[str, int]
+    results: tuple[PartResult, ...]
+    constants: Mapping[str, str]
+    rig: Mapping[str, Any] = optional()
+    sha256: str = optional('')
 
 
 def result_json(part: Part, result: Tree) -> dict[str, Any]:
@@ -106,7 +148,7 @@ class CutFolder:
         return {entry['part']: tuple(entry.get('rig', ())) for entry in self.entries}
 
     def file(self, entry: dict[str, Any]) -> Path:
-        return self.path / entry['file']
+        return path_in(self.path, entry['file'], self.path / MANIFEST)
 
     def names(self, entry: dict[str, Any]) -> dict[str, str]:
         """Return path of a tensor -> its name in the file, where they differ."""
@@ -124,9 +166,11 @@ class CutFolder:
         content = read_json(Path(path, MANIFEST))
         try:
             folder = cls(Path(path), content['facts'], content['options'], content['parts'])
-            missing = [entry['file'] for entry in folder.entries if not folder.file(entry).is_file()]
-        except (KeyError, TypeError) as error:
+            entries = [read(PartEntry, entry) for entry in folder.entries]
+            paths = [path_in(folder.path, entry.file, folder.path / MANIFEST) for entry in entries]
+        except (KeyError, Mismatch, TypeError) as error:
             raise ModelFileError(f'{path}/{MANIFEST}: is not a manifest of parts ({error})') from error
-        if missing:
+        will_read('a file of the parts', [Path(path, MANIFEST), Path(path, RESULTS), *paths])
+        if missing := [path.name for path in paths if not path.is_file()]:
             raise ModelFileError(f'{path}: {", ".join(missing)} is missing; export the parts again')
         return folder

@@ -6,8 +6,6 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.graph.io.files import load
@@ -22,7 +20,7 @@ from mmdeploy_ext.parts.swap import PartSession, open_sessions, swapped
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
 from mmdeploy_ext.proving.half_precision import ROUNDED
 from mmdeploy_ext.proving.open_points import add_code
-from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.util.arrays import load_arrays, to_array
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import ConfigError, Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.util.source_code import changed_files, model_classes
@@ -139,8 +137,7 @@ def _check_facts(verdict: Verdict, factory: ModelFactory, folder: CutFolder) -> 
 
 def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], recording: Recording) -> None:
     """Compare PyTorch's results with the export's, to detect changes around the parts."""
-    with np.load(folder.path / RESULTS) as file:
-        kept = {name: file[name] for name in file.files}
+    kept = load_arrays(folder.path / RESULTS)
     compared, wrong = 0, []
     for key, result in zip(history_keys(samples), recording.results, strict=True):
         before = with_kept(result, key, kept)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import os
 import re
 import tempfile
@@ -21,7 +20,8 @@ import numpy as np
 from mmdeploy_ext.contract.preparation import WARP, PreprocessRule
 from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
-from mmdeploy_ext.util.errors import ImageError, ShapeError
+from mmdeploy_ext.util.arrays import load_arrays
+from mmdeploy_ext.util.errors import DataError, ImageError, ShapeError
 from mmdeploy_ext.util.files import IMAGE_SUFFIXES
 
 DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
@@ -219,8 +219,8 @@ def read_image(path: str | Path, color_type: str = 'color') -> np.ndarray:
         raise ImageError(f'{path}: is empty (0 bytes), expected an image')
     if color_type == 'unchanged' and path.suffix.lower() == '.npy':
         try:
-            return np.atleast_3d(np.load(io.BytesIO(content)))
-        except (OSError, ValueError) as error:
+            return np.atleast_3d(load_arrays(path, 'image')['image'])
+        except (DataError, KeyError) as error:
             raise ImageError(f'{path}: is not an array that np.load reads ({error})') from error
     flags = dict(color=cv2.IMREAD_COLOR, grayscale=cv2.IMREAD_GRAYSCALE, unchanged=cv2.IMREAD_UNCHANGED)
     with _decoder_messages() as messages:

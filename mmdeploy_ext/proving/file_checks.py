@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from mmdeploy_ext.graph.passes.fp16 import BF16_OPSET
 from mmdeploy_ext.quantize.dense import QUANTISE
 from mmdeploy_ext.quantize.planned import plan_of, with_plan_of
 from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
+from mmdeploy_ext.util.typed_json import parse_json
 from mmdeploy_ext.verdict.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphDifference, GraphResult
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ def compare_with_fresh_export(
     nodes = count_nodes(model)
     try:
         fresh = export()
+        if plan := plan_of(model, edits):
+            fresh = with_plan_of(model, plan, fresh)
     except Mm2OnnxError as error:
         text = f'no fresh export to compare with: {one_line(error)[:500]}'
         return GraphResult(name, nodes, False, error=text)
-    if plan := plan_of(model, edits):
-        fresh = with_plan_of(model, plan, fresh)
     found = differing_facts(model, fresh) or signature.differences(model, fresh)
     return GraphResult(name, nodes, not found, tuple(found))
 
@@ -127,7 +127,7 @@ def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[Grap
 
 def _parsed(text: str | None) -> object:
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else parse_json(text)
     except ValueError:
         return text
 

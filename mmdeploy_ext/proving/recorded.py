@@ -14,10 +14,11 @@ from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.samples import read_picture
 from mmdeploy_ext.proving.inputs.voxel_sets import points_of
 from mmdeploy_ext.recorded import record
-from mmdeploy_ext.recorded.calls import Recording, identity_of
+from mmdeploy_ext.recorded.calls import Manifest, Recording, identity_of, readable
+from mmdeploy_ext.util.arrays import load_arrays
 from mmdeploy_ext.util.files import sha256_file
 from mmdeploy_ext.verdict.comparison import compare_named
-from mmdeploy_ext.verdict.verdict import Finding
+from mmdeploy_ext.verdict.verdict import NOTHING_COMPARED, Finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,13 +63,7 @@ def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path])
         verdict.findings.append(
             Finding('outputs', f'{name}: recorded {row.tensor}', row.passed, row.reason, dict(recorded=name))
         )
-    if not recording.answered:
-        verdict.add_failures(
-            [
-                'no input of this proof was recorded: run mm2onnx record again with the --images and '
-                '--frames of this command'
-            ]
-        )
+    verdict.add_failures(filter(None, [_gap(verdict, recording)]))
     answered = len(dict.fromkeys(recording.answered))
     inputs = 'input' if answered == 1 else 'inputs'
     rests_on = f'recorded on {answered} {inputs}'
@@ -76,25 +71,40 @@ def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path])
         rests_on += f', {len({*recording.headless})} with results only'
     verdict.subject['recorded'] = f'{recording.title} ({rests_on})'
     verdict.notes += recording.notes
-    verdict.notes += [f'recorded: {line}' for line in manifest['said']]
-    if others := sorted({*recording.left_out}):
-        verdict.notes.append(f'not recorded, compared with PyTorch here: {", ".join(others)}')
-    if unsteady := [call['name'] for call in manifest['calls'] if not call['repeats']]:
+    verdict.notes += [f'recorded: {line}' for line in manifest.said]
+    if unsteady := [call.name for call in manifest.calls if not call.repeats]:
         verdict.notes.append(f'a second run there gave different values: {", ".join(unsteady)}')
+
+
+def _gap(verdict: Verdict, recording: Recording) -> str:
+    """Return why the verdict is not one on the recorded results, or ''."""
+    again = 'run mm2onnx record again with the --images and --frames of this command'
+    if recording.unreadable:
+        return recording.unreadable[0]
+    if not recording.answered:
+        return f'no input of this proof was recorded: {again}'
+    if left_out := sorted({*recording.left_out}):
+        return f'not recorded, compared with PyTorch here: {", ".join(left_out)}: {again}'
+    has_results = bool(verdict.with_figure('image') or verdict.series)
+    matched = verdict.summary()['matched'] + sum(sum(one['matched']) for one in verdict.series.values())
+    if not (matched if has_results else recording.rows):
+        return f'{NOTHING_COMPARED}: the recording has no results'
+    return ''
 
 
 def _preparation(recording: Recording, detector: Detector, files: Sequence[Path]) -> Iterator[Finding]:
     """Compare images and sweeps of the user's test pipeline and of the file's rule."""
     by_content = {sha256_file(path): path for path in files}
-    for entry in recording.manifest['own']:
-        subject, path = f'recorded preparation of {entry["name"]}', by_content.get(entry['sha256'])
+    for entry in recording.manifest.own:
+        subject, path = f'recorded preparation of {entry.name}', by_content.get(entry.sha256)
         if path is None:
             yield Finding('surroundings', subject, None, 'no file of --images has this content')
             continue
-        with np.load(recording.folder / entry['file']) as file:
-            fed = record.restored(entry['fed'], dict(file))
         compare = _compare_points if path.suffix == '.bin' else _compare_picture
-        yield Finding('surroundings', subject, *compare(_network_input(fed), path, detector))
+        with readable(f'{recording.folder}: {entry.name}'):
+            fed = record.restored(entry.fed, load_arrays(recording.folder / entry.file))
+            compared = compare(_network_input(fed), path, detector)
+        yield Finding('surroundings', subject, *compared)
 
 
 def _compare_picture(there: np.ndarray, path: Path, detector: Detector) -> tuple[bool, str]:
@@ -130,16 +140,16 @@ def _network_input(fed: Mapping[str, Any]) -> np.ndarray:
     return value.numpy()
 
 
-def _settings(manifest: dict[str, Any], detector: Detector) -> list[Finding]:
+def _settings(manifest: Manifest, detector: Detector) -> list[Finding]:
     """Compare class names and, in the same generation of OpenMMLab, `test_cfg`."""
     findings = []
-    if len(manifest['classes']) == len(detector.classes):  # a checkpoint of RPN names classes without outputs
-        same = [*manifest['classes']] == [*map(str, detector.classes)]
-        text = '' if same else f'recorded {manifest["classes"][:5]}, here {[*detector.classes][:5]}'
+    if len(manifest.classes) == len(detector.classes):  # a checkpoint of RPN names classes without outputs
+        same = [*manifest.classes] == [*map(str, detector.classes)]
+        text = '' if same else f'recorded {manifest.classes[:5]}, here {[*detector.classes][:5]}'
         findings.append(Finding('surroundings', 'recorded classes', same, text))
     own = detector.cfg.model.get('test_cfg') or detector.cfg.get('test_cfg')
-    if 'mmengine' not in manifest['versions'] and own and manifest['test_cfg']:
-        there, here = _plain(manifest['test_cfg']), _plain(own)
+    if 'mmengine' not in manifest.versions and own and manifest.test_cfg:
+        there, here = _plain(manifest.test_cfg), _plain(own)
         names = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
         text = ', '.join(f'{name}: recorded {there.get(name)}, here {here.get(name)}' for name in names[:3])
         findings.append(Finding('surroundings', 'recorded test_cfg', not names, text))

@@ -12,13 +12,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from mmdeploy_ext.contract.metadata import BF16
+from mmdeploy_ext.contract.metadata import BF16, entries_of
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.fp16 import LOWER, of_opset, to_lower
 from mmdeploy_ext.graph.passes.precision import with_fp16_metadata
 from mmdeploy_ext.quantize.dense import QUANTISE, DenseQuantiser
 from mmdeploy_ext.quantize.dense_layers import DenseGraph, is_quantised
+from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch, parse_json, read
 from mmdeploy_ext.verdict.verdict import plain_json
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
 
 Models = dict[str, onnx.ModelProto]
+KEY = 'precision.plan'
 SEVEN_BITS = 63
 """Largest code of a weight with --reduce-range."""
 
@@ -127,14 +130,30 @@ def with_plan(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     for precision, edit in dict(int8=QUANTISE, bf16=BF16).items():
         if precision in plan.precisions:
             edits.record(result, edit)
-    result.metadata_props.add(key='precision.plan', value=json.dumps(plain_json(plan.to_json())))
+    result.metadata_props.add(key=KEY, value=json.dumps(plain_json(plan.to_json())))
     return result
 
 
-def plan_of(model: onnx.ModelProto, edits: Sequence[str]) -> dict[str, Any] | None:
+@dataclasses.dataclass(frozen=True)
+class WrittenPlan(JsonDataclass):
+    """What a proof needs of a file's `Plan`."""
+
+    precisions: tuple[str, ...]
+    patterns: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
+def plan_of(model: onnx.ModelProto, edits: Sequence[str]) -> WrittenPlan | None:
     """Return the plan of a bfloat16 or INT8 file that nothing else changed after its export."""
-    text = next((entry.value for entry in model.metadata_props if entry.key == 'precision.plan'), None)
-    return json.loads(text) if text and edits and {*edits} <= {BF16, QUANTISE} else None
+    text = entries_of(model.metadata_props).get(KEY)
+    if not (text and edits and {*edits} <= {BF16, QUANTISE}):
+        return None
+    try:
+        plan = parse_json(text)
+        names = [field.name for field in dataclasses.fields(WrittenPlan)]
+        return read(WrittenPlan, {name: plan[name] for name in names if name in plan})
+    except (Mismatch, TypeError, ValueError) as error:
+        raise ModelFileError(f'{KEY} in its metadata is damaged: {error}; export it again') from error
 
 
 def before_plan(options: Options, edits: Sequence[str]) -> Options:
@@ -143,20 +162,20 @@ def before_plan(options: Options, edits: Sequence[str]) -> Options:
     return options.replace(**single) if edits else options
 
 
-def with_plan_of(model: onnx.ModelProto, plan: dict[str, Any], fresh: onnx.ModelProto) -> onnx.ModelProto:
+def with_plan_of(model: onnx.ModelProto, plan: WrittenPlan, fresh: onnx.ModelProto) -> onnx.ModelProto:
     """Return a float32 graph in the precision of a file's plan, with the file's INT8 ranges.
 
     The file's INT8 weights replace those that differ by a step in few places: engines fold weights with
     other roundings.
     """
-    lower = next((name for name in plan['precisions'] if name in LOWER), 'fp32')
+    lower = next((name for name in plan.precisions if name in LOWER), 'fp32')
     fresh, quantiser, layers = of_opset(fresh, lower), None, []
     if is_quantised(model):
         quantiser = DenseQuantiser(DenseGraph(fresh), _has_7_bits(model), outputs=False)
-        layers = [layer.name for layer in quantiser.graph.layers if layer.name in plan['layers']]
+        layers = [layer.name for layer in quantiser.graph.layers if layer.name in plan.layers]
         inputs = (name for node in quantiser.graph.network.graph.node for name in node.input)
         quantiser.ranges = dict.fromkeys(inputs, (np.zeros(1), np.zeros(1))) | _ranges(model)
-    result = written({'': fresh}, lower, plan['patterns'], layers, quantiser)['']
+    result = written({'': fresh}, lower, plan.patterns, layers, quantiser)['']
     codes = _codes(model)
     for tensor in result.graph.initializer:
         if tensor.name in codes and _is_rounding(codes[tensor.name], tensor):

@@ -513,6 +513,10 @@ def asked_of(folder):
             '%s has the format %s, this record.py reads %d: use the record.py next to it'
             % (path, asked['format'], FORMAT)
         )
+    for call in asked['calls']:
+        is_plain = re.match(r'\w+\.npz$', call['file'])
+        if not is_plain or not os.path.isfile(os.path.join(folder, call['file'])):
+            raise Refusal('%s: the file %r is not one of this folder' % (path, call['file']))
     return asked
 
 
@@ -530,7 +534,7 @@ def record(args, part):
     for number, model in enumerate(models):
         side.model = model
         for call in asked['calls']:
-            with np.load(os.path.join(args.inputs, call['file'])) as file:
+            with np.load(os.path.join(args.inputs, call['file']), allow_pickle=False) as file:
                 arrays = dict(file)
             arguments = restored(call['arguments'], arrays, args.device, class_named)
             entry, tree = recorded(side, arguments, names)

@@ -13,6 +13,7 @@ from mmdeploy_ext.util.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+ARRAYS = np.ndarray | torch.Tensor
 CORNERS_M = 1e-4
 """Largest difference of recorded corners from those of the right convention, relative to the range."""
 
@@ -50,16 +51,26 @@ def _check_form(recorded: Any, own: Any) -> None:
         if absent:
             raise DataError(f'the recorded result has no {", ".join(map(str, absent))}, expected {[*own]}')
         for key, value in own.items():
-            if isinstance(value, dict):
+            if isinstance(value, ARRAYS | dict):
                 _check_form(recorded[key], value)
+    elif isinstance(own, ARRAYS):
+        _check_shape(recorded, own)
     elif isinstance(own, list | tuple):
         if not isinstance(recorded, list | tuple) or len(recorded) != len(own):
             count = len(recorded) if isinstance(recorded, list | tuple) else type(recorded).__name__
             raise DataError(
                 f'the recorded result has {count} entries, expected {len(own)} (classes, or boxes and masks)'
             )
-        for there, here in zip(recorded, own, strict=True) if isinstance(own, tuple) else ():
-            _check_form(there, here)
+        for there, here in zip(recorded, own, strict=True):
+            if isinstance(own, tuple) or isinstance(here, ARRAYS):
+                _check_form(there, here)
+
+
+def _check_shape(recorded: Any, own: np.ndarray | torch.Tensor) -> None:
+    """Refuse another number of axes or columns; the number of rows is compared later."""
+    got = tuple(recorded.shape) if isinstance(recorded, ARRAYS) else type(recorded).__name__
+    if isinstance(got, str) or len(got) != own.ndim or got[1:] != tuple(own.shape[1:]):
+        raise DataError(f'the recorded result has {got}, expected {tuple(own.shape)}')
 
 
 def _by_class(instances: Mapping[str, torch.Tensor], own: Any) -> Any:

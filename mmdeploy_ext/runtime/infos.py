@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from mmdeploy_ext.preprocess.fusion import PastSweep
 from mmdeploy_ext.runtime.geometry import invert_pose, not_rigid, rotation_of
 from mmdeploy_ext.util import plain_pickle
 from mmdeploy_ext.util.errors import LONGEST, DataError, printable, shortened
+from mmdeploy_ext.util.typed_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
         raise DataError(f'{path}: no such file or folder; expected a folder of sweeps or infos (.pkl, .json)')
     try:
         stored = path.read_bytes()
-        content = json.loads(stored) if path.suffix == '.json' else plain_pickle.loads(stored)
+        content = parse_json(stored) if path.suffix == '.json' else plain_pickle.loads(stored)
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
     except Exception as error:  # a damaged pickle raises almost anything

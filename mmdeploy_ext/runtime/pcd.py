@@ -9,6 +9,8 @@ import numpy as np
 
 from mmdeploy_ext.util.errors import DataError
 
+LONGEST_HEADER = 65536
+"""Bytes."""
 FIRST = ('x', 'y', 'z', 'intensity')
 PADDING = '_'
 """Name of a field without a meaning."""
@@ -24,7 +26,7 @@ def read_pcd(content: bytes, width: int, name: str) -> np.ndarray:
     try:
         header, rows = _header(content)
         fields = _fields(header)
-        count = int(header['POINTS'][0])
+        count = _count(header)
         form = header['DATA'][0]
         columns = _read(rows, fields, count, form)
     except (LookupError, ValueError, TypeError) as error:
@@ -42,14 +44,23 @@ def read_pcd(content: bytes, width: int, name: str) -> np.ndarray:
 
 def _header(content: bytes) -> tuple[dict[str, list[str]], bytes]:
     header: dict[str, list[str]] = {}
+    place = 0
     while 'DATA' not in header:
-        line, newline, content = content.partition(b'\n')
-        if not newline:
-            raise ValueError('its header has no DATA')
-        words = line.decode('ascii').split()
+        end = content.find(b'\n', place, LONGEST_HEADER)
+        if end < 0:
+            raise ValueError(f'its header has no DATA in {LONGEST_HEADER} bytes')
+        words = content[place:end].decode('ascii').split()
         if words and not words[0].startswith('#'):
             header[words[0]] = words[1:]
-    return header, content
+        place = end + 1
+    return header, content[place:]
+
+
+def _count(header: dict[str, list[str]]) -> int:
+    count, width, height = (int(header[key][0]) for key in ('POINTS', 'WIDTH', 'HEIGHT'))
+    if count != width * height:
+        raise ValueError(f'POINTS is {count}, WIDTH x HEIGHT {width} x {height}')
+    return count
 
 
 def _fields(header: dict[str, list[str]]) -> list[tuple[str, str, int]]:
@@ -67,21 +78,30 @@ def _read(rows: bytes, fields: list[tuple[str, str, int]], count: int, form: str
         table = np.array(rows.split(), np.float64).reshape(count, sum(size for *_, size in fields))
         starts = np.cumsum([0, *(size for *_, size in fields)])
         return {field: table[:, start] for (field, *_), start in zip(fields, starts, strict=False)}
+    record = np.dtype([(str(place), dtype, (size,)) for place, (_, dtype, size) in enumerate(fields)])
     if form == 'binary':
-        record = np.dtype([(str(place), dtype, (size,)) for place, (_, dtype, size) in enumerate(fields)])
+        _check_size(rows, count * record.itemsize)
         table = np.frombuffer(rows, record, count)
         return {field: table[str(place)][:, 0] for place, (field, *_) in enumerate(fields)}
     if form != 'binary_compressed':
         raise ValueError(f'DATA {form}')
     compressed, size = (int(value) for value in np.frombuffer(rows, '<u4', 2))
-    content, columns, start = _unpack(rows[8 : 8 + compressed], size), {}, 0
+    _check_size(rows[8:], compressed)
+    content, columns, start = _unpack(rows[8:]), {}, 0
+    for expected in (size, count * record.itemsize):
+        _check_size(content, expected)
     for field, dtype, values in fields:
         columns[field] = np.frombuffer(content, dtype, count * values, start)[::values]
         start += count * values * np.dtype(dtype).itemsize
     return columns
 
 
-def _unpack(packed: bytes, size: int) -> bytes:
+def _check_size(content: bytes, size_bytes: int) -> None:
+    if len(content) != size_bytes:
+        raise ValueError(f'its points have {len(content)} bytes, expected {size_bytes} by its header')
+
+
+def _unpack(packed: bytes) -> bytes:
     """Content of an LZF stream: a run of bytes, or a copy of earlier ones."""
     content, place = bytearray(), 0
     while place < len(packed):
@@ -101,6 +121,4 @@ def _unpack(packed: bytes, size: int) -> bytes:
             raise ValueError('the compressed data refer to bytes before the first one')
         for index in range(start, start + length + 2):  # a copy may reach into itself
             content.append(content[index])
-    if len(content) != size:
-        raise ValueError(f'got {len(content)} bytes after unpacking, expected {size}')
     return bytes(content)

@@ -6,7 +6,6 @@ seconds.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.preprocess.points import check_points as checked
 from mmdeploy_ext.runtime.pcd import read_pcd
+from mmdeploy_ext.util.arrays import load_arrays
 from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,12 +35,10 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
     suffix = Path(path).suffix.lower()
     try:
         content = Path(path).read_bytes()
-        if suffix == '.npy':
-            points = np.load(io.BytesIO(content), allow_pickle=False)
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror}); expected a sweep of float32') from error
-    except (ValueError, EOFError) as error:
-        raise DataError(f'{path}: cannot be read ({error}); expected a numpy array') from error
+    if suffix == '.npy':
+        points = load_arrays(path, 'points').get('points', np.zeros(0))
     if suffix == '.pcd':
         points = read_pcd(content, width, str(path))
     if suffix not in ('.npy', '.pcd'):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.util.arrays import load_arrays
 from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,14 +29,9 @@ def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
     order of `_bxyz` or `_bzyx` (`coords_bxyz_i16`).
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {
-                name: stored[name]
-                for name in stored.files
-                if FEATURES.fullmatch(name) or COORDINATES.fullmatch(name)
-            }
-    except Exception as error:  # a damaged archive raises almost anything
-        raise DataError(f'{path}: cannot be read ({error}); {EXPECTED}') from error
+        arrays = load_arrays(path)
+    except DataError as error:
+        raise DataError(f'{error}; {EXPECTED}') from error
     features = arrays[_single_name(path, arrays, FEATURES, 'features')]
     name = _single_name(path, arrays, COORDINATES, 'coordinates')
     coordinates = arrays[name]

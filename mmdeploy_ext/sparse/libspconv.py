@@ -16,6 +16,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper
 
 from mmdeploy_ext.contract.digest import sealed
+from mmdeploy_ext.contract.metadata import PREFIX, entries_of, read_entry
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.ir import ORDERS, TRIPLES, SparseConvolution, SparseGraph
@@ -188,7 +189,8 @@ def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:
             f'{path}: expected one input and output, a SparseConvolution, and a ScatterDense with a '
             f'format of {" or ".join(ORDERS)}; check that it is a libspconv file'
         )
-    modules = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == MODULES), {})
+    props = entries_of(model.metadata_props)
+    modules = read_entry(props, MODULES.removeprefix(PREFIX), path) if MODULES in props else {}
     nodes = tuple(_node(node, modules.get(node.name, '')) for node in parser.nodes)
     grid = next(node.input_spatial_shape for node in nodes if isinstance(node, SparseConvolution))
     (rows, channels), output_shape = map(_sizes, (model.graph.input[0], model.graph.output[0]))

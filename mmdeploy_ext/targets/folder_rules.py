@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.contract.metadata import PREFIX, damaged
+from mmdeploy_ext.util.typed_json import parse_json
 from mmdeploy_ext.util.violations import WARNING, Violation
 
 if TYPE_CHECKING:
@@ -112,7 +112,10 @@ def recorded(model: onnx.ModelProto, name: str) -> Any:
     """Return an entry of an export's metadata by dotted keys, or None."""
     entry, *keys = name.split('.')
     text = next((prop.value for prop in model.metadata_props if prop.key == f'{PREFIX}{entry}'), 'null')
-    value = json.loads(text)
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise damaged('a file of the folder', entry, f'is not JSON: {error}') from error
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.util.errors import DataError, one_line
+
 if TYPE_CHECKING:
     import torch
+
+
+def load_arrays(path: str | os.PathLike[str], single: str = '') -> dict[str, np.ndarray]:
+    """Arrays of an .npz file by name, or {`single`: array} of a .npy file; DataError: it is damaged."""
+    if not os.path.isfile(path):
+        raise DataError(f'{path}: no such file; expected arrays of numpy')
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return {single: stored}
+        with stored:  # entries that are no arrays are bytes
+            return {name: np.asarray(stored[name]) for name in stored.files}
+    except Exception as error:  # a damaged archive raises almost anything
+        raise DataError(f'{path}: cannot be read as numpy arrays: {one_line(error)[:200]}') from error
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:

@@ -134,7 +134,8 @@ def run(
             check_files(run_files, parser, args)
             if getattr(args, 'json', None):
                 check_writable(args.json)
-            status = body(args)
+            with _without_exit():
+                status = body(args)
         if sys.stdout is not None:  # closed by the shell: `>&-`
             sys.stdout.flush()
         return status
@@ -153,6 +154,26 @@ def run(
         message = re.sub(r'\bdocs/[\w-]+\.md', r"\g<0> of mm2onnx's repository", message)
     print(wrapped(printable(COLOURS.sub('', f'error: {message}'))), file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def _without_exit() -> Iterator[None]:
+    """UsageError if the user's code ends this process, also by `os._exit`: 0 would read as a proof."""
+    process, leave = os.getpid(), os._exit
+
+    def refuse(status: int) -> None:
+        if status or os.getpid() != process:  # a forked one
+            leave(status)
+        raise SystemExit(status)
+
+    os._exit = refuse
+    try:
+        yield
+    except SystemExit as error:
+        place = _place_in_users_code(error) or 'code that was read'
+        raise UsageError(f'{place}: ends this process with status {error.code}; remove the exit') from error
+    finally:
+        os._exit = leave
 
 
 def wrapped(message: str) -> str:
@@ -195,7 +216,7 @@ def _status_and_message(error: Exception) -> tuple[int, str]:
     raise error
 
 
-def _place_in_users_code(error: Exception) -> str:
+def _place_in_users_code(error: BaseException) -> str:
     import traceback
 
     from mmdeploy_ext.util.source_code import is_ours, is_users_file
@@ -359,7 +380,11 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
         if files is None:
             title = 'input' if action.dest in ('file', 'files', 'in_file') else action.dest.replace('_', ' ')
             name = f'what {option} names' if action.option_strings else f'the {title}'
-            run.reads(name, _words(value))
+            words = _words(value)
+            run.reads(name, words)
+            graphs = [file for word in words for file in Path(word).glob('*.onnx')]
+            run.reads(f'a graph of {name}', graphs)
+            run.reads(f'the weights of {name}', (f'{file}.data' for file in (*words, *graphs)))
         elif value is not None:
             paths = [file.format(value) for file in files if file] if str(value).strip() else ['']
             run.writes(option, paths)

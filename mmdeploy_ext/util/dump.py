@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.util.errors import ConfigError, DataError, shape_text
+from mmdeploy_ext.util.file_names import path_in
 from mmdeploy_ext.util.files import read_json, write_json
 from mmdeploy_ext.util.folders import replaced_folder
 
@@ -63,7 +64,7 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
     manifest = load_manifest(folder)
     tensors = {}
     for name, entry in manifest['tensors'].items():
-        path = folder / entry['file']
+        path = path_in(folder, entry['file'], folder / MANIFEST)
         if not path.is_file():
             raise DataError(
                 f'{path}: is named in {folder / MANIFEST} and missing; dump again with the _pth config'
@@ -74,8 +75,11 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
                 f'{path}: its content is not the one that was dumped (sha256 differs); dump again with the '
                 f'_pth config'
             )
-        values = np.frombuffer(content, np.dtype(entry['dtype']).newbyteorder('<'))
-        tensors[name] = values.reshape(entry['shape'])
+        try:
+            values = np.frombuffer(content, np.dtype(entry['dtype']).newbyteorder('<'))
+            tensors[name] = values.reshape(entry['shape'])
+        except (TypeError, ValueError) as error:
+            raise DataError(f'{folder / MANIFEST}: {name}: {error}; dump again') from error
     return tensors, manifest
 
 

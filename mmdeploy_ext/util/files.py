@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.util.file_names import name_problem
+from mmdeploy_ext.util.typed_json import parse_json
 
 if TYPE_CHECKING:
     import onnx
@@ -51,6 +53,8 @@ class RunFiles:
         """Register inputs, named `title` in messages."""
         for path in paths:
             self._read.setdefault(_key(path), title)
+            if (option := self._written.get(_key(path))) and not is_special(path):
+                self.refuse_read(path, option)
 
     def writes(self, option: str, paths: Iterable[AnyPath]) -> None:
         """Register outputs of an option."""
@@ -98,9 +102,9 @@ def _own_stream(status: os.stat_result) -> int | None:
 
 
 def external_locations(path: Path) -> set[str]:
-    """Relative paths of an ONNX file's external weights; empty if it cannot be read."""
+    """Relative paths of an ONNX file's external weights below its folder; empty if it cannot be read."""
     try:
-        return set(_locations(read_onnx(path)))
+        return {name for name in _locations(read_onnx(path)) if not name_problem(name, below=True)}
     except (Mm2OnnxError, ImportError):  # the tool that reads the file reports what is wrong
         return set()
 
@@ -133,6 +137,12 @@ def will_write(option: str, paths: Iterable[AnyPath]) -> None:
     """`RunFiles.writes` of the current run; does nothing outside of `watched_run`."""
     if (run := _RUN.get(None)) is not None:
         run.writes(option, paths)
+
+
+def will_read(title: str, paths: Iterable[AnyPath]) -> None:
+    """`RunFiles.reads` of the current run, of inputs that the command line does not name."""
+    if (run := _RUN.get(None)) is not None:
+        run.reads(title, paths)
 
 
 def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str, Iterable[AnyPath]]) -> None:
@@ -219,12 +229,12 @@ def write_json(target: str | os.PathLike[str], content: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
+        return parse_json(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError as error:
         raise UsageError(f'{path}: no such file') from error
     except OSError as error:
         raise UsageError(f'{path}: cannot be read ({error.strerror or error})') from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f'{path}: is not valid JSON ({error})') from error
 
 

@@ -5,6 +5,7 @@ Annotations are evaluated: import them at run time.
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -14,8 +15,27 @@ from mmdeploy_ext.util.errors import ConfigError, ModelFileError
 
 LARGEST = 1e30
 """Largest number that is read: times pixels it still fits float32."""
+DEEPEST = 100
+"""Lists and dicts inside of each other; functions that walk through values call themselves."""
+SCALARS = str, int, float, type(None)
 LEFT_OUT = 'left_out'
 """Key in a field's `metadata`, see `optional`."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text from a file; ValueError: not JSON, or nested deeper than `DEEPEST`."""
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError('nested too deeply') from error
+    values, depth = [content], 0
+    while values:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f'nested more than {DEEPEST} levels deep')
+        inner = [value.values() if isinstance(value, dict) else value for value in values]
+        values = [one for items in inner if not isinstance(items, SCALARS) for one in items]
+    return content
 
 
 class Mismatch(ConfigError):

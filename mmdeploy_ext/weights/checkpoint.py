@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import json
 import pickle
 import re
 import warnings
@@ -23,6 +22,7 @@ from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.util.cli import suppress_output
 from mmdeploy_ext.util.errors import CheckpointError, check_distinct, named, one_line
 from mmdeploy_ext.util.files import described_kind
+from mmdeploy_ext.util.typed_json import parse_json
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
 from mmdeploy_ext.weights.inert_pickle import INERT_PICKLE
 
@@ -225,7 +225,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file: a JSON header of names, types, shapes and offsets, then the numbers."""
     content = memoryview(bytearray(Path(path).read_bytes()))
     end_of_header = 8 + int.from_bytes(content[:8], 'little')
-    header = json.loads(bytes(content[8:end_of_header]))
+    header = parse_json(bytes(content[8:end_of_header]))
     header.pop('__metadata__', None)
     tensors = {}
     for name, entry in header.items():

@@ -7,6 +7,7 @@ import pytest
 
 from mmdeploy_ext.config import config
 from mmdeploy_ext.config.config import config_sha256, load_config
+from mmdeploy_ext.util.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY = str(REPOSITORY / 'configs/demo/atss_toy.py')
@@ -108,3 +109,28 @@ def test_without_augmentation_one_scale_stays_that_of_1_or_the_first():
     (note,) = config.without_augmentation(dict(data=dict(test=dict(dataset=dict(pipeline=[step])))))
     assert step == dict(type='MultiScaleFlipAug3D', flip=False, pts_scale_ratio=1.0, img_scale=(8, 4))
     assert all(name in note for name in ('flip', 'scales', 'scales of points'))
+
+
+MMDET3 = "x = _base_.y\nmodel = dict(type='ATSS', data_preprocessor=dict())\n"
+PYTHON = 'with read_base():\n    from .{} import *\n'
+
+
+@pytest.mark.parametrize(
+    ('files', 'named'),
+    [
+        (dict(a="_base_ = ['b.py']\n" + MMDET3, b="_base_ = ['a.py']\n"), 'base of itself'),
+        (dict(a="_base_ = 'b.py'\n", b="_base_ = 'a.py'\n"), 'base of itself'),
+        (dict(a=PYTHON.format('b'), b=PYTHON.format('a')), 'base of itself'),
+        ({f'a{i or ""}': f"_base_ = 'a{i + 1}.py'\n" for i in range(2000)}, 'bases'),
+        (dict(a="model = dict(type='ATSS')\nmodel['a'] = model\n"), 'contains itself'),
+        (dict(a="_base_ = ['b.py']\n" + MMDET3 + "model['a'] = model\n", b='y = 1\n'), 'contains itself'),
+        (dict(a=PYTHON.format('b') + "model = {}\nmodel['a'] = model\n", b='y = 1\n'), 'contains itself'),
+        (dict(a='import sys\nsys.exit(0)\n'), 'ends this process'),
+        (dict(a="_base_ = ['b.py']\n" + MMDET3 + 'raise SystemExit\n', b='y = 1\n'), 'ends this process'),
+    ],
+)
+def test_rings_of_bases_values_in_themselves_and_exits_are_refused(tmp_path, files, named):
+    for name, text in files.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    with pytest.raises(ConfigError, match=named):
+        load_config(str(tmp_path / 'a.py'))

@@ -12,6 +12,7 @@ from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.run import run
 from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.util.files import external_locations
 from toy_graphs import conv_net, model_of, same
 
 
@@ -39,6 +40,22 @@ def test_a_good_file_is_read_with_its_external_data(tmp_path):
     model = files.load(save_external(tmp_path))
     feeds = random_feeds(model)
     same(run(model, feeds), run(large_net(), feeds))
+
+
+@pytest.mark.parametrize('location', ['../x.weights', '/dev/zero', 'link', ''])
+def test_external_data_elsewhere_are_refused_by_their_tensor(tmp_path, location):
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    path = save_external(folder)
+    (folder / 'x.weights').rename(tmp_path / 'x.weights')
+    (folder / 'link').symlink_to(tmp_path / 'x.weights')
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == 'location').value = location
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match='external data'):
+        files.load(path)
+    assert external_locations(path) == ({'link'} if location == 'link' else set())
 
 
 def test_missing_and_short_external_data_name_the_file(tmp_path):

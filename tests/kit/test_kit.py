@@ -10,11 +10,12 @@ import pytest
 
 from few_packages import run_command
 from kits import ATSS
-from mmdeploy_ext.cli import kit_app
+from mmdeploy_ext.cli import judge_app, kit_app
 from mmdeploy_ext.kit.contents import kit_hash
 from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge, title_of, to_json
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.kit.local_run import run_kit
+from mmdeploy_ext.util.errors import DataError, UsageError
 from wrong_outputs import FAULTS, rewritten
 
 LARGEST_BYTES = 20_000_000
@@ -204,14 +205,20 @@ def test_a_task_of_no_installed_family_is_not_imported(atss, tmp_path):
         ('task', 3, 'task'),
         ('graphs', [], 'graphs'),
         ('graphs 0 metadata', [], 'metadata'),
+        ('graphs 0 file', '/etc/hostname', 'graph'),
+        ('cases 0 name', '../../evil', 'case'),
+        ('cases 0 name', 'a\0b', 'case'),
         ('cases 0 graph', 'none', 'none'),
         ('cases 0 images', 'x', r'images'),
         ('cases 0 inputs input dtype', 'object', 'dtype'),
         ('cases 0 inputs input shape', [-1], 'shape'),
+        ('cases 0 inputs input shape', [1, 3, 256, 321], 'bytes'),
         ('cases 0 inputs input file', '../secret', 'secret'),
+        ('files ../secret', '', 'secret'),
         ('cases 0 results 0 fields', {}, 'Detections'),
         ('cases 0 output_shapes', 3, 'output_shapes'),
-        ('frames', [{'name': '000', 'title': '', 'steps': []}], 'frames'),
+        ('frames', [{'name': '000', 'title': '', 'steps': [], 'outputs': 'chain_000'}], 'frames'),
+        ('frames', [{'name': '000', 'title': '', 'steps': [], 'outputs': '../evil'}], 'frames'),
         ('precision', 'int4', 'precision'),
     ],
 )
@@ -228,3 +235,38 @@ def test_a_malformed_manifest_is_refused_by_its_key(atss, tmp_path, key, value, 
     (outputs / 'kit.txt').write_text(manifest['kit_sha256'])
     with pytest.raises(DataError, match=named):
         judge(kit, outputs)
+    if path[0] != 'cases' or path[-1] in ('name', 'shape'):
+        with pytest.raises(DataError, match=named):
+            run_kit(kit, tmp_path / 'ran', 'onnxruntime')
+    assert {path.name for path in tmp_path.iterdir()} == {'kit', 'outputs'}
+
+
+def test_a_link_in_a_kit_and_a_deep_manifest_are_refused(atss, tmp_path):
+    kit = shutil.copytree(atss[0], tmp_path / 'kit')
+    array = next(kit.glob('inputs/*/*.bin'))
+    array.rename(tmp_path / 'elsewhere')
+    array.symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(DataError, match='link'):
+        judge(kit, atss[1])
+    (kit / 'manifest.json').write_text('[' * 50_000 + ']' * 50_000)
+    with pytest.raises(UsageError, match='manifest'):
+        judge(kit, atss[1])
+
+
+def test_a_kit_and_its_outputs_are_not_overwritten(atss, tmp_path, capsys):
+    kit, outputs = (shutil.copytree(folder, tmp_path / folder.name) for folder in atss)
+    for target in (kit / 'manifest.json', kit / 'model.onnx', outputs / '000.npz'):
+        before = target.read_bytes()
+        assert judge_app.main([str(kit), str(outputs), '--json', str(target)]) == 2
+        assert target.read_bytes() == before and target.name in capsys.readouterr().err
+
+
+def test_a_title_of_a_kit_prints_no_line_of_its_own(atss, tmp_path, capsys):
+    kit, outputs = (shutil.copytree(folder, tmp_path / folder.name) for folder in atss)
+    manifest = json.loads((kit / 'manifest.json').read_text())
+    manifest['cases'][0]['title'] = 'a\nEQUAL everything'
+    manifest['kit_sha256'] = kit_hash(manifest)
+    (kit / 'manifest.json').write_text(json.dumps(manifest))
+    (outputs / 'kit.txt').write_text(manifest['kit_sha256'])
+    assert judge_app.main([str(kit), str(outputs)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(manifest['cases']) + 1

@@ -135,6 +135,20 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path):
         CutFolder.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('file', '../evil.onnx'), ('file', '/dev/zero'), ('inputs', 3), ('inputs', [{}]), ('results', None)],
+)
+def test_a_malformed_manifest_is_refused_by_its_key(cut_toy, tmp_path, key, value):
+    folder = shutil.copytree(cut_toy.folder.path, tmp_path / 'cut')
+    assert len(CutFolder.read(folder).parts)
+    content = json.loads((folder / 'parts.json').read_text())
+    content['parts'][0][key] = value
+    (folder / 'parts.json').write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r'parts\.json'):
+        CutFolder.read(folder)
+
+
 def test_the_swapped_model_is_timed_against_pytorch(cut_toy, tmp_path):
     target = tmp_path / 'times.json'
     words = [toy_atss.CONFIG, toy_atss.CHECKPOINT, '--parts', str(cut_toy.folder.path), '--json', str(target)]

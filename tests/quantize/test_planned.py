@@ -11,6 +11,7 @@ from mmdeploy_ext.quantize.dense import QUANTISE, DenseQuantiser
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.plan import Planner
 from mmdeploy_ext.quantize.planned import Kept, Plan, plan_of, with_plan, with_plan_of
+from mmdeploy_ext.util.errors import ModelFileError
 
 ALL = Kept(1, 1)
 LAYERS = ['a', 'b']
@@ -76,3 +77,11 @@ def test_only_a_plan_explains_edits():
     assert plan_of(file, [*edits, 'replace']) is None
     assert plan_of(export(), edits) is None
     onnx.checker.check_model(file, full_check=True)
+
+
+@pytest.mark.parametrize('text', ['[', '[]', '{}', '3', '[' * 50_000, '{"precisions": "int8"}'])
+def test_a_malformed_plan_is_refused_by_its_key(text):
+    file, edits = written('int8')
+    next(entry for entry in file.metadata_props if entry.key == 'precision.plan').value = text
+    with pytest.raises(ModelFileError, match=r'precision\.plan'):
+        plan_of(file, edits)

@@ -1,6 +1,7 @@
 """A recording answers for the environment of the training, and a changed one is found."""
 
 import ast
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,10 +14,12 @@ import torch
 from marking import in_suite
 from mmdeploy_ext.api import ProofRequest, ask_read, prove_read, read_detector
 from mmdeploy_ext.families.common.samples import ClockwiseBoxes
+from mmdeploy_ext.proving.views.table import print_verdict
 from mmdeploy_ext.recorded import record
 from mmdeploy_ext.recorded.calls import Ask, Recording, sums_of
 from mmdeploy_ext.recorded.results import as_mmdet2, convention_of
-from mmdeploy_ext.util.errors import ConfigError, DataError
+from mmdeploy_ext.util import cli
+from mmdeploy_ext.util.errors import ConfigError, DataError, UsageError
 from proofs import fresh_exports_once, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, REPO, export_toy, load_toy
 
@@ -154,6 +157,12 @@ FAULTS = {
     'other classes': lambda folder: changed_manifest(folder, lambda entry: entry['classes'].reverse()),
     'other weights': lambda folder: changed_manifest(folder, other_weights),
     'no input': lambda folder: changed_manifest(folder, lambda entry: entry.update(calls=[])),
+    'the empty image alone': lambda folder: changed_manifest(
+        folder, lambda entry: entry.update(calls=entry['calls'][:1])
+    ),
+    'an unreadable result of the empty image': lambda folder: changed_manifest(
+        folder, lambda entry: entry['calls'][0].update(result=[{'__array__': 'none'}])
+    ),
     'another preparation': lambda folder: changed_arrays_of_own(folder),
 }
 
@@ -168,7 +177,8 @@ def changed_arrays_of_own(folder):
 
 
 @pytest.mark.parametrize(
-    'fault', in_suite(FAULTS, 'boxes 3 pixels to the right', 'outputs of the head', 'no input')
+    'fault',
+    in_suite(FAULTS, 'boxes 3 pixels to the right', 'outputs of the head', 'the empty image alone'),
 )
 def test_a_recording_with_a_fault_is_no_proof(request_of_toy, recorded, tmp_path, fault):
     folder = shutil.copytree(recorded, tmp_path / 'rec')
@@ -197,6 +207,13 @@ def test_random_weights_are_not_recorded(request_of_toy, recorded, tmp_path, mon
     with pytest.raises(SystemExit, match=name):
         record.main()
     assert sorted(path.name for path in tmp_path.iterdir()) == ['other.pth']
+
+
+def test_an_ask_that_names_a_file_elsewhere_is_refused(tmp_path):
+    asked = dict(format=record.FORMAT, checkpoint='', calls=[dict(file='../evil.npz')])
+    (tmp_path / 'ask.json').write_text(json.dumps(asked))
+    with pytest.raises(record.Refusal, match='evil'):
+        record.asked_of(str(tmp_path))
 
 
 def test_record_py_is_python_3_6():
@@ -291,6 +308,30 @@ def test_watched_modules_keep_a_forward_of_their_own():
     assert model.other.forward is own and 'forward' not in vars(model.head)
 
 
+FACTS = dict(
+    format=record.FORMAT,
+    versions=dict(mmdet='3.3.0', torch='2.1.0'),
+    library='mmdet',
+    device='cpu',
+    cuda=None,
+    device_name='',
+    checkpoint=dict(name='c.pth', sha256=''),
+    config=dict(name='c.py', sha256=''),
+    test_cfg=None,
+    classes=[],
+    weights={},
+    said=[],
+    own=[],
+    unknown_types=[],
+    calls=[],
+)
+
+
+def recording_of(folder, compare=None, **facts):
+    (folder / 'manifest.json').write_text(json.dumps(FACTS | facts))
+    return Recording(folder, compare)
+
+
 class Counting(torch.nn.Module):
     """A model with a memory: the number of its calls."""
 
@@ -304,20 +345,19 @@ class Counting(torch.nn.Module):
         return [img]
 
 
-@pytest.mark.parametrize('heads_there', [{}, {'head': 1}, {'neck': 2}])
+@pytest.mark.parametrize('heads_there', [{}, {'head': 1}, {'neck': 2}, {'none': 0}])
 def test_heads_that_cannot_be_compared_are_noted_and_run_once(tmp_path, heads_there):
     img, tree = torch.ones(2, 3), record.Tree()
-    asked, result = record.Tree(), tree.put([torch.zeros(1, 5)])
+    asked, result = record.Tree(), tree.put([torch.zeros(1, 3)])
     asked.put(dict(img=img))
     modules = [dict(name=name, outputs=tree.put([img] * count)) for name, count in heads_there.items()]
     np.savez(tmp_path / '0.npz', **tree.arrays)
-    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays), modules=modules, result=result)
-    manifest = dict(format=record.FORMAT, device='cpu', calls=[call])
-    (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
-    model, recording = Counting(), Recording(tmp_path, compare=lambda *args: pytest.fail('compared'))
+    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays).to_json(), modules=modules, result=result)
+    model = Counting()
+    recording = recording_of(tmp_path, lambda *args: pytest.fail('compared'), calls=[call])
     with recording.calls_of(model, 'a'):
         (sample,) = model(img=img)
-    assert model.count == 1 and torch.equal(sample, torch.zeros(1, 5))
+    assert model.count == 1 and torch.equal(sample, torch.zeros(1, 3))
     assert recording.answered == recording.headless == ['0.npz'] and recording.notes
     with recording.calls_of(model, 'again'):
         (sample,) = model(img=img)
@@ -326,15 +366,16 @@ def test_heads_that_cannot_be_compared_are_noted_and_run_once(tmp_path, heads_th
 
 def test_heads_are_compared_whatever_the_order_of_their_keys(tmp_path):
     img, tree, asked = torch.ones(2, 3), record.Tree(), record.Tree()
-    result, outputs = tree.put([torch.zeros(1, 5)]), tree.put([[dict(reg=img[:, :2], heat=img)]])
+    result, outputs = tree.put([torch.zeros(1, 3)]), tree.put([[dict(reg=img[:, :2], heat=img)]])
     asked.put(dict(img=img))
     np.savez(tmp_path / '0.npz', **tree.arrays)
     modules = [dict(name='head', outputs=outputs)]
-    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays), modules=modules, result=result)
-    (tmp_path / 'manifest.json').write_text(json.dumps(dict(format=1, device='cpu', calls=[call])))
+    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays).to_json(), modules=modules, result=result)
     model, compared = Counting(), []
     model.head.forward = lambda pair: ([dict(heat=pair[0], reg=pair[0][:, :2])],)
-    recording = Recording(tmp_path, compare=lambda here, there, *bars: compared.append((here, there)) or [])
+    recording = recording_of(
+        tmp_path, lambda here, there, *bars: compared.append((here, there)) or [], calls=[call]
+    )
     with recording.calls_of(model, 'a'):
         model(img=img)
     ((here, there),) = compared
@@ -371,16 +412,77 @@ def test_results_of_the_same_form_are_taken():
     assert np.array_equal(proposals, np.ones((1, 5)))
 
 
-def recording_of(folder, **manifest):
-    (folder / 'manifest.json').write_text(json.dumps(manifest))
-    return Recording(folder, compare=None)
-
-
 def test_folders_of_no_recording_and_of_another_format_are_refused(tmp_path):
     with pytest.raises(DataError, match='manifest'):
         Recording(tmp_path, compare=None)
     with pytest.raises(DataError, match='format'):
         recording_of(tmp_path, format=record.FORMAT + 1)
+
+
+@pytest.mark.parametrize(
+    'facts',
+    [
+        dict(versions={}),
+        dict(classes='a'),
+        dict(weights=[]),
+        dict(said=[1]),
+        dict(checkpoint=None),
+        dict(calls=[{}]),
+        dict(calls=[dict(name='a', file='../a.npz', input=dict(shapes=[], sums=[]), modules=[], result=1)]),
+        dict(calls=[dict(name='a', file='a.npz', input=dict(shapes=[[1]], sums=[]), modules=[], result=1)]),
+        dict(own=[dict(name='a', sha256='', file='/dev/zero', fed=1)]),
+        dict(other=1),
+    ],
+)
+def test_a_malformed_manifest_is_refused(tmp_path, facts):
+    assert recording_of(tmp_path).manifest.library == 'mmdet'
+    with pytest.raises(DataError, match='manifest'):
+        recording_of(tmp_path, **facts)
+
+
+def test_a_manifest_of_another_kind_is_refused(tmp_path):
+    for text in ('[]', '3', '[' * 50_000, ''):
+        (tmp_path / 'manifest.json').write_text(text)
+        with pytest.raises(UsageError, match='manifest'):
+            Recording(tmp_path, compare=None)
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(np.float32(7.0).tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ('result', 'damage'),
+    [
+        ([{'__array__': 'a9'}], lambda path: None),
+        ([{'__array__': {}}], lambda path: None),
+        ([{'__array__': 'a0', 'bits': [9, 9]}], lambda path: None),
+        ([{'__float__': 'x'}], lambda path: None),
+        ({'__tuple__': 3}, lambda path: None),
+        (3, lambda path: None),
+        ([{'__array__': 'a0', 'tensor': True}], flipped),
+        ([{'__array__': 'a0', 'tensor': True}], lambda path: path.unlink()),
+        ([{'__array__': 'a0', 'tensor': True}], lambda path: path.write_bytes(b'[]')),
+    ],
+)
+def test_a_damaged_call_is_refused_by_name_and_remembered(tmp_path, result, damage):
+    img, asked = torch.ones(2, 3), record.Tree()
+    asked.put(dict(img=img))
+    np.savez(tmp_path / '0.npz', a0=np.full((1, 3), 7.0, np.float32))
+    damage(tmp_path / '0.npz')
+    call = dict(name='a', file='0.npz', input=sums_of(asked.arrays).to_json(), modules=[], result=result)
+    recording = recording_of(tmp_path, calls=[call])
+    model = Counting()
+    with recording.calls_of(model, 'a'), pytest.raises(DataError, match=tmp_path.name):
+        model(img=img)
+    assert len(recording.unreadable) == 1 and not recording.answered
+
+
+def test_texts_of_a_recording_print_no_line_of_their_own(verdict, capsys):
+    print_verdict(dataclasses.replace(verdict, notes=['recorded: a\nPROVEN everything']), cli.stdout())
+    assert sum(line.startswith('PROVEN') for line in capsys.readouterr().out.splitlines()) == 1
 
 
 def test_calls_that_cannot_be_recorded_are_refused(tmp_path):

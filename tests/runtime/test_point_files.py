@@ -79,6 +79,26 @@ def test_a_pcd_gives_its_fields_by_name_without_padding_and_invalid_points(form,
             read_points(tmp_path / 'cut.pcd', 4)
 
 
+@pytest.mark.parametrize('form', ['ascii', 'binary', 'binary_compressed'])
+@pytest.mark.parametrize('key', ['POINTS', 'WIDTH', 'HEIGHT', 'POINTS WIDTH'])
+def test_a_pcd_of_another_size_than_its_header_is_refused(form, key, table, tmp_path):
+    write_pcd(tmp_path / 'a.pcd', table, form)
+    content = (tmp_path / 'a.pcd').read_bytes()
+    for name in key.split():
+        number, other = (1, 2) if name == 'HEIGHT' else (COUNT, COUNT - 1)
+        assert f'{name} {number}\n'.encode() in content
+        content = content.replace(f'{name} {number}\n'.encode(), f'{name} {other}\n'.encode())
+    (tmp_path / 'a.pcd').write_bytes(content)
+    with pytest.raises(DataError, match=r'a\.pcd'):
+        read_points(tmp_path / 'a.pcd', 4)
+
+
+def test_a_pcd_without_data_is_refused_after_the_longest_header(tmp_path):
+    (tmp_path / 'a.pcd').write_bytes(b'# a\n' * 30_000 + b'DATA ascii\n')
+    with pytest.raises(DataError, match='DATA'):
+        read_points(tmp_path / 'a.pcd', 4)
+
+
 def test_an_npy_gives_its_points_and_another_width_or_objects_are_refused(tmp_path):
     points = np.random.default_rng(0).uniform(-50, 50, (100, 4))
     np.save(tmp_path / 'a.npy', points)

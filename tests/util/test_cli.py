@@ -1,5 +1,6 @@
 """What all tools share: one `error:` line, exit codes, tracebacks only with --debug."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmdeploy_ext.util.errors import (
     named,
 )
 
+LEAVE = os._exit
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -165,3 +167,14 @@ def test_a_terminal_gets_the_reason_first_and_the_rest_in_lines_of_its_own(monke
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == 'error: a.py: cannot be exported' and len(lines) > 4
     assert lines[-1].strip() == reasons[-1] and all(len(line) <= 60 for line in lines)
+
+
+@pytest.mark.parametrize('leave', [sys.exit, os._exit])
+def test_code_that_ends_the_process_is_no_success(leave, capsys):
+    name = leave.__name__
+
+    def body(_):
+        getattr(os if name == '_exit' else sys, name)(0)
+
+    assert cli.run(body, parser(), []) == 2
+    assert 'ends this process' in capsys.readouterr().err and os._exit is LEAVE

@@ -1,6 +1,7 @@
 """Named tensors come back from disk as they were; a damaged dump is refused by name."""
 
 import hashlib
+import json
 import os
 import shutil
 
@@ -70,3 +71,16 @@ def test_a_missing_sample_is_no_smaller_dump(tmp_path, missing):
 
 def test_a_folder_without_samples_is_no_dump(tmp_path):
     assert list_samples(tmp_path / 'none') == list_samples(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'), [('file', '../a.bin'), ('dtype', 'x'), ('shape', [7]), ('shape', 'x')]
+)
+def test_a_malformed_manifest_is_refused(tmp_path, key, value):
+    save_dump(tmp_path / 'dump', dict(a=np.zeros(3)), {})
+    (tmp_path / 'a.bin').write_bytes(np.zeros(3).tobytes())
+    manifest = json.loads((tmp_path / 'dump/manifest.json').read_text())
+    manifest['tensors']['a'][key] = value
+    (tmp_path / 'dump/manifest.json').write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match='manifest'):
+        load_dump(tmp_path / 'dump')

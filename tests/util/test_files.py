@@ -18,6 +18,8 @@ from mmdeploy_ext.util.files import (
     read_onnx,
     sha256_file,
     sha256_onnx,
+    watched_run,
+    will_read,
 )
 from toy_engines import two_outputs
 
@@ -126,3 +128,12 @@ def test_an_onnx_file_without_permission_is_not_called_cut_short(tmp_path, monke
     monkeypatch.setattr(os, 'access', lambda *_: False)  # root may read all
     with pytest.raises(ModelFileError, match='permission'):
         read_onnx(path)
+
+
+def test_an_output_is_no_input_that_is_found_later(tmp_path):
+    (tmp_path / 'a').touch()
+    with watched_run() as run:
+        run.writes('--json', [tmp_path / 'a', tmp_path / 'b'])
+        with pytest.raises(UsageError, match='--json'):
+            will_read('a file of the kit', [tmp_path / 'a'])
+        will_read('a file of the kit', [tmp_path / 'c'])

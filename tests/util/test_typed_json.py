@@ -11,6 +11,7 @@ import pytest
 
 from mmdeploy_ext.contract.facts import Bounds, Count, Facts, Mismatch, Stride, optional
 from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.util.typed_json import DEEPEST, parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,3 +95,11 @@ def test_a_missing_key_is_refused(key):
     del content[key]
     with pytest.raises(ModelFileError, match=key):
         Example.from_json(content)
+
+
+def test_json_is_read_to_a_depth():
+    assert parse_json('[' * DEEPEST + ']' * DEEPEST) and parse_json('{"a": ["text", 1, null]}')
+    for depth in (DEEPEST + 1, 50_000):
+        for begin, end in ('[]', ('{"a":', '}')):
+            with pytest.raises(ValueError, match='deep'):
+                parse_json(begin * depth + '1' + end * depth)

@@ -15,7 +15,8 @@ from onnx import external_data_helper as external_data
 from mmdeploy_ext.contract.digest import check_whole, sealed
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, node_label, reads, writes
-from mmdeploy_ext.util.errors import ModelFileError, UsageError
+from mmdeploy_ext.util.errors import DataError, ModelFileError, UsageError, named
+from mmdeploy_ext.util.file_names import path_in
 from mmdeploy_ext.util.files import (
     EXPORT_AGAIN,
     PROTOBUF_LIMIT,
@@ -25,6 +26,7 @@ from mmdeploy_ext.util.files import (
     check_writable,
     is_special,
     read_onnx,
+    will_read,
 )
 from mmdeploy_ext.util.folders import replaced_files
 
@@ -59,12 +61,18 @@ def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
     for tensor in all_tensors(model):
         if external_data.uses_external_data(tensor):
             entries = {entry.key: entry.value for entry in tensor.external_data}
-            locations[tensor.name] = folder / entries.get('location', '')
+            place = f'the external data of {tensor.name!r}'
+            try:
+                locations[tensor.name] = path_in(folder, entries.get('location'), place, below=True)
+            except DataError as error:
+                raise ModelFileError(f'{error}; {EXPORT_AGAIN}') from error
     return locations
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
-    files = external_files(model, path.parent)
+    with named(path):
+        files = external_files(model, path.parent)
+    will_read(f'the weights of {path}', files.values())
     for name, file in files.items():
         if not file.is_file():
             raise ModelFileError(

@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmdeploy_ext.config.user_functions import load_module
-from mmdeploy_ext.graph.io.tensors import CANNOT_READ
+from mmdeploy_ext.util.arrays import load_arrays
 from mmdeploy_ext.util.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import numpy as np
 
 
 def load_function(target: str) -> Callable[..., Any]:
@@ -54,20 +54,9 @@ def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
     """Return a sample, name -> array, per .npz file; UsageError: unreadable or empty."""
     samples = []
     for file in files:
-        try:
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.ndarray):
-                raise UsageError(
-                    f'{file}: is a single array; expected a .npz file with one array per argument'
-                )
-            with arrays:
-                sample = {name: arrays[name] for name in arrays.files}
-        except FileNotFoundError as error:
-            raise UsageError(f'{file}: no such file') from error
-        except UsageError:
-            raise
-        except CANNOT_READ as error:
-            raise UsageError(f'{file}: is not a .npz file of plain arrays: {one_line(error)}') from error
+        sample = load_arrays(file)
+        if '' in sample:
+            raise UsageError(f'{file}: is a single array; expected a .npz file with one array per argument')
         if not sample:
             raise UsageError(f'{file}: is empty; expected one array per argument of the module')
         samples.append(sample)

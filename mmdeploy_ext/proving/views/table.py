@@ -6,8 +6,6 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from mmdeploy_ext.compat import replaced
 from mmdeploy_ext.contract.registry import detector_options, registration_of
 from mmdeploy_ext.families.base import BACKBONE, FAMILIES
@@ -15,6 +13,7 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.runtime.detect import runner_of
 from mmdeploy_ext.runtime.detections import candidates_needed
 from mmdeploy_ext.util.commands import command
+from mmdeploy_ext.util.errors import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -6,11 +6,11 @@ Source: ros2/rcl, rcl_yaml_param_parser, src/parse.c and src/yaml_variant.c (beh
 from __future__ import annotations
 
 import functools
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.util.errors import ModelFileError, one_line
+from mmdeploy_ext.util.typed_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +51,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the content of a file of a model's own parameters."""
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = parse_json(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise ParameterFileError(f'cannot be read: {error.strerror}') from error
     except ValueError as error:

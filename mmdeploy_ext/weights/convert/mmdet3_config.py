@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmdeploy_ext.config.config import is_config3
+from mmdeploy_ext.config.config import is_config3, nested_config
 from mmdeploy_ext.config.user_modules import is_python_config, parsed_config
 from mmdeploy_ext.util.errors import ConfigError, printable
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
@@ -205,8 +205,9 @@ def _run_config(path: Path) -> dict[str, Any]:
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f'{path}: syntax error: {error}') from error
     merged: dict[str, Any] = {}
-    for base in _remove_bases(path, tree):
-        merged.update(_run_config(base))
+    with nested_config(path):
+        for base in _remove_bases(path, tree):
+            merged.update(_run_config(base))
     scope: dict[str, Any] = {'_base_': ConfigDict(copy.deepcopy(merged)), '__file__': str(path)}
     try:
         exec(compile(tree, str(path), 'exec'), scope)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from mmcv.utils import ConfigDict
 
+from mmdeploy_ext.config.config import nested_config
 from mmdeploy_ext.config.user_modules import is_block_of_bases, user_folders
 from mmdeploy_ext.util.errors import ConfigError
 
@@ -117,7 +118,8 @@ def _take_base(path: Path, statement: ast.stmt, scope: dict[str, Any]) -> set[st
     file = next((folder / place for folder in folders if (folder / place).is_file()), None)
     if file is None:
         _refuse(path, statement.lineno, f'base {place} is not in {folders[0]}; copy it there')
-    values, imported = _read(file)
+    with nested_config(path):
+        values, imported = _read(file)
     for alias in statement.names:
         if alias.name == '*':
             scope.update(values)

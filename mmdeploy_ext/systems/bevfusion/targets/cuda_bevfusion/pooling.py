@@ -7,7 +7,6 @@ bird's-eye view, C channels, n intervals.
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 from mmdeploy_ext.runtime.exported import model_files
 from mmdeploy_ext.systems.bevfusion.runtime.frames import FAMILY
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.geometry import cells
+from mmdeploy_ext.util.arrays import load_arrays
 from mmdeploy_ext.util.errors import DataError, ModelFileError
 from mmdeploy_ext.util.files import atomic_path
 
@@ -90,9 +90,9 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
 def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
     """Return the float32 `MATRICES` of an .npz file; `lidar_aug_matrix` defaults to a unit matrix."""
     try:
-        with np.load(path) as stored:
-            matrices = {name: np.asarray(stored[name], np.float32) for name in MATRICES if name in stored}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        stored = load_arrays(path)
+        matrices = {name: stored[name].astype(np.float32) for name in MATRICES if name in stored}
+    except ValueError as error:
         raise DataError(f'{path}: cannot be read; expected an .npz file of {", ".join(MATRICES)}') from error
     return {'lidar_aug_matrix': np.eye(4, dtype=np.float32), **matrices}
 

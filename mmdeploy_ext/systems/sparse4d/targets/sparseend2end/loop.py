@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from mmdeploy_ext.systems.sparse4d.runtime import Sparse4DOnnx
 from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.util.typed_json import parse_json
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.exported import Paths
@@ -32,7 +32,7 @@ class SparseEnd2EndOnnx(Sparse4DOnnx):
         head = self.graphs[NEXT]
         path = Path(head.backend.path).with_name(CONSTANTS)
         try:
-            content = json.loads(path.read_text(encoding='utf-8'))
+            content = parse_json(path.read_text(encoding='utf-8'))
             self.constants = {
                 tensor.name: np.array(content[tensor.name], tensor.dtype).reshape(tensor.axes)
                 for tensor in map(head.spec.tensor, CONSTANT_INPUTS)
