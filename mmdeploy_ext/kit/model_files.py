@@ -43,7 +43,7 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
     if changed == model:
         shutil.copyfile(path, target)
     else:
-        target.write_bytes(sealed(changed.SerializeToString()))
+        target.write_bytes(sealed(changed.SerializeToString(), path.parent))
     for name in external_locations(path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / name, folder / name)
