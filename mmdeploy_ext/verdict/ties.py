@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 TIE = 1e-5
 """Largest difference of two scores, or of score and threshold, left to rounding."""
+MOST_TIED, ALWAYS_TIED = 0.1, 2
+"""Largest share of a sample's results that ties may excuse; and a number that they always may."""
 Choice = tuple[int | None, int | None]
 """Row of the reference and column of the candidate, or None."""
 
@@ -114,6 +116,13 @@ class Ties:
             lower = [index for index in rest if self.sides[side].scores[index] <= self.lowest[1 - side]]
             found += [_single(side, index) for index in lower[: chosen[side].count(None)]]
         return found
+
+
+def too_many_ties(count: int, total: int, results: str = 'results') -> str:
+    """Return why ties do not excuse `count` of a sample's `total` results, or ''."""
+    if count <= max(MOST_TIED * total, ALWAYS_TIED):
+        return ''
+    return f'{count} of {total} {results} differ at ties, allowed {100 * MOST_TIED:g} %'
 
 
 def _single(side: int, index: int) -> Choice:
