@@ -130,6 +130,7 @@ def prove_frames(
             results.cases += cases
             results.reasons += reasons
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
+    verdict.unreached += [f'{title}: in no frame' for title, count in modes.made.items() if not count]
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
 

@@ -32,6 +32,7 @@ SCENE = DrivingScene(
     plan_points=np.zeros((1, 6, 2), np.float32),
     plan_scores=np.ones(1, np.float32),
     plan_mode=np.array([0]),
+    plan_final=np.zeros((6, 2), np.float32),
 )
 
 

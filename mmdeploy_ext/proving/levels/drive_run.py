@@ -102,6 +102,7 @@ class Modes:
             outputs.
         before: state of the reference before the next frame; None: empty.
         runs: mode -> `PairRun`.
+        made: title of the reference's `decode_cases` -> number of frames whose outputs allow the case.
     """
 
     def __init__(
@@ -139,6 +140,8 @@ class Modes:
         self.substituted: list[int] = []
         self.one_to_one = getattr(task_module(task), 'ONE_TO_ONE', {})
         self.first: tuple[Frame, StepResult, StepResult | None] | None = None
+        self.decode_cases = getattr(reference, 'decode_cases', lambda outputs: {})
+        self.made: dict[str, int] = {}
 
     def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
         expected = self.clock.run('reference', lambda: self.reference.step(frame))
@@ -206,6 +209,16 @@ class Modes:
         if not row.passed:
             fault = "your test path returns different results from the file's outputs"
             run.faults[fault].append(f'{frame.name} ({row.reason})')
+        for title, outputs in self.decode_cases(got.outputs).items():
+            self.made.setdefault(title, 0)
+            if outputs is None:
+                continue
+            self.made[title] += 1
+            sides = self.reference.boxes_of(outputs), self.candidates[mode].boxes_of(outputs)
+            row = run.match(frame.name, *sides, **self.one_to_one)
+            if not row.passed:
+                fault = f'your test path returns different results from outputs with {title}'
+                run.faults[fault].append(f'{frame.name} ({row.reason})')
 
     def _run_again(self, frame: Frame, expected: StepResult, got: StepResult) -> None:
         self.candidates['teacher'].reset()

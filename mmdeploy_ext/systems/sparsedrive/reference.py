@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from mmdeploy_ext.families.common.camera_reference import array
 from mmdeploy_ext.families.common.instance_reference import InstanceReference, first_scores
 from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.models.sparse_instances.steps import CENTRE, COSINE, LOG_SIZE, SINE
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of
 from mmdeploy_ext.runtime.frames import Frame, StreamState
+
+COLLISION, CLEAR_M = 'a best plan that collides', 3.0
+"""Title of a case, and distance from an agent of 1 m at which no plan meets it."""
 
 
 class SparseDriveReference(InstanceReference):
@@ -66,7 +70,51 @@ class SparseDriveReference(InstanceReference):
         return values['outputs'][0]
 
     def results(self, results: Sequence[Mapping[str, Any]]) -> DrivingScene:
-        return results[0]['img_bbox']['scene']
+        found = results[0]['img_bbox']
+        boxes = np.array(found['boxes_3d'][:, :9], np.float32)
+        boxes[:, 2] -= boxes[:, 5] * np.float32(0.5)
+        plans, final = (np.array(found[name], np.float32) for name in ('planning', 'final_planning'))
+        plans = plans[self.command]
+        return DrivingScene(
+            boxes,
+            np.array(found['scores_3d']),
+            np.array(found['labels_3d'], np.int64),
+            np.array(found['instance_ids'], np.int64),
+            np.array(found['trajs_3d']),
+            np.array(found['trajs_score']),
+            line_points=np.array(found['vectors'], np.float32),
+            line_scores=np.array(found['scores']),
+            line_labels=np.array(found['labels']),
+            plan_points=plans,
+            plan_scores=np.array(found['planning_score'][self.command]),
+            plan_mode=np.abs(plans - final).max((1, 2)).argmin(keepdims=True),
+            plan_final=final,
+        )
+
+    def decode_cases(self, outputs: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray] | None]:
+        """Return outputs in which a sure agent stands in the best plan's way, but not in all plans'."""
+        return {COLLISION: colliding(outputs)}
 
     def head_outputs(self, tensors: Mapping[str, Tensor]) -> Any:
         return dict(tensors), torch.tensor([self.command])
+
+
+def colliding(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """Return outputs with one sure agent in the way of one plan, the best; None: it meets all plans."""
+    changed = {name: np.array(values) for name, values in outputs.items()}
+    scores, steps = changed['plan_scores'][0], changed['plan_steps'][0]
+    plans = steps.reshape(len(steps), -1, 2).cumsum(1)
+    apart = np.linalg.norm(plans[:, :, None, None] - plans, axis=-1).min(-1)  # plan, step, from plan
+    best, step, other = np.unravel_index(apart.argmax(), apart.shape)
+    if apart[best, step, other] < CLEAR_M:
+        return None
+    scores[best] = scores.max() + 1
+    logits = changed['pred_class_score'][0]
+    logits -= logits.max() + 2
+    agent = logits.max(-1).argmin()
+    logits[agent, 0] = 4.0
+    anchor = changed['pred_anchor'][0, agent]
+    anchor[CENTRE.start : CENTRE.start + 2] = plans[best, step]
+    anchor[LOG_SIZE], anchor[[SINE, COSINE]] = 0.0, (0.0, 1.0)
+    changed['motion_steps'][0, agent] = 0.0
+    return changed
