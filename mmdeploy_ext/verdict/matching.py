@@ -12,6 +12,7 @@ from mmdeploy_ext.verdict.bars import FLOAT32, Bars
 from mmdeploy_ext.verdict.comparison import compare_named
 from mmdeploy_ext.verdict.results import DetectionRow
 from mmdeploy_ext.verdict.slices import FLOOR
+from mmdeploy_ext.verdict.ties import too_many_ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -154,6 +155,8 @@ def match_lists(
     if outside:
         _, text = figures(pairing, worst_of(outside))
         reasons.append(f'{len(outside)} pair{"s" if len(outside) > 1 else ""} outside the bars ({text})')
+    too_many = too_many_ties(len(choices), len(reference.scores))
+    reasons += [too_many] if too_many else []
     chosen = [{pair[side] for pair in choices} for side in (0, 1)]
     low_alone = len({*low_rows} - chosen[0]) + len({*low_columns} - chosen[1])
     nearest = dict(zip([*pairing.matched, *pairing.outside], pairing.nearness.tolist(), strict=True))
@@ -180,6 +183,7 @@ def match_lists(
         low_alone=low_alone,
         passed=not reasons,
         reason=', '.join(reasons),
+        broken=bool(too_many),
         alone=tuple(lines[:MAX_LISTED]),
         excused=tuple(ties),
     )
