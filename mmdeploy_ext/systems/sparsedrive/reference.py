@@ -22,6 +22,10 @@ class SparseDriveReference(InstanceReference):
     """Our model; `upstream.UpstreamReference` runs the repository's."""
 
     @property
+    def notes(self) -> list[str]:
+        return [*super().notes, "not compared: plans for other commands than the frame's: no file has them"]
+
+    @property
     def bank(self) -> nn.Module:
         return self.head.det_head.instance_bank
 
