@@ -14,8 +14,8 @@ from mmdeploy_ext.models.sparse_instances.steps import CENTRE, COSINE, LOG_SIZE,
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 
-COLLISION, CLEAR_M = 'a best plan that collides', 3.0
-"""Title of a case, and distance from an agent of 1 m at which no plan meets it."""
+COLLISION, CLEAR_M = 'a best plan that collides', 4.0
+"""Title of a case, and distance from an agent of 1 m at which no plan meets it, or more."""
 
 
 class SparseDriveReference(InstanceReference):
@@ -104,21 +104,20 @@ class SparseDriveReference(InstanceReference):
 
 
 def colliding(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """Return outputs with one sure agent in the way of one plan, the best; None: it meets all plans."""
+    """Return outputs in which the best plan ends apart from all others, at one sure agent; None: one plan."""
     changed = {name: np.array(values) for name, values in outputs.items()}
     scores, steps = changed['plan_scores'][0], changed['plan_steps'][0]
-    plans = steps.reshape(len(steps), -1, 2).cumsum(1)
-    apart = np.linalg.norm(plans[:, :, None, None] - plans, axis=-1).min(-1)  # plan, step, from plan
-    best, step, other = np.unravel_index(apart.argmax(), apart.shape)
-    if apart[best, step, other] < CLEAR_M:
+    if len(scores) == 1:
         return None
-    scores[best] = scores.max() + 1
+    plans = steps.reshape(len(steps), -1, 2).cumsum(1)
+    best = scores.argmax()
+    steps[best, -2] += plans[..., 0].max() + CLEAR_M - plans[best, -1, 0]
     logits = changed['pred_class_score'][0]
     logits -= logits.max() + 2
     agent = logits.max(-1).argmin()
     logits[agent, 0] = 4.0
     anchor = changed['pred_anchor'][0, agent]
-    anchor[CENTRE.start : CENTRE.start + 2] = plans[best, step]
+    anchor[CENTRE.start : CENTRE.start + 2] = steps[best].reshape(-1, 2).sum(0)
     anchor[LOG_SIZE], anchor[[SINE, COSINE]] = 0.0, (0.0, 1.0)
     changed['motion_steps'][0, agent] = 0.0
     return changed

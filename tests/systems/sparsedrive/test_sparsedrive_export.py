@@ -218,16 +218,13 @@ def test_both_writings_of_the_decoder_are_equal_with_plans_that_collide(plans, s
     assert reached >= 3 if plans > 1 else reached == 0
 
 
-def test_a_frame_with_a_colliding_best_plan_is_made():
-    outputs = random_outputs(0)
-    outputs['plan_steps'][0, 0] = np.tile([0, 4], 6)
-    outputs['plan_steps'][0, 1] = np.tile([4, 0], 6)
-    changed = colliding(outputs)
+@pytest.mark.parametrize('seed', range(4))
+def test_outputs_with_a_colliding_best_plan_are_made(seed):
+    changed = colliding(random_outputs(seed))
     facts = SimpleNamespace(plan_steps=6, use_rescore=True)
-    steps = changed['motion_steps'][0].reshape(12, 3, 12, 2)
-    assert decoding.plan_of(facts, changed, steps).mode != changed['plan_scores'].argmax()
-    outputs['plan_steps'][:] = 0
-    assert colliding(outputs) is None
+    found = decoding.plan_of(facts, changed, changed['motion_steps'][0].reshape(12, 3, 12, 2))
+    assert found.mode != changed['plan_scores'].argmax() and (found.scores < 1e-6).sum() == 1
+    assert colliding(random_outputs(seed, plans=1)) is None
 
 
 def test_plans_that_collide_lose_their_score():
