@@ -11,7 +11,7 @@ import numpy as np
 
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import half_precision
-from mmdeploy_ext.proving.float64 import rounding_of
+from mmdeploy_ext.proving.float64 import in_float64, rounding_of
 from mmdeploy_ext.proving.frames import (
     MAX_DRAWN,
     check_frames,
@@ -90,13 +90,16 @@ def prove_frames(
         if not verdict.bars.is_float32:
             memory = memory.judged_by(sides.spec)
         rounding = functools.partial(rounding_of_frame, sides.reference) if verdict.bars.is_float32 else None
-        settings = dict(spec=sides.spec, memory=memory, task=family.task, rounding_of=rounding)
+        drawn = functools.partial(drawn_results, sides.reference) if verdict.bars.is_float32 else None
+        settings = dict(
+            spec=sides.spec, memory=memory, task=family.task, rounding_of=rounding, drawn_results=drawn
+        )
         modes_of = functools.partial(Modes, sides.reference, **settings)
         of_drive = functools.partial(Modes, RecordedStepper(detector, sides.reference), **settings)
         modes = of_drive(dict(teacher=teacher, free=sides.runner), bars=bars)
         drive = NearOrigin(frames)
 
-        drawn = drawn_frames(len(drive))
+        chosen = drawn_frames(len(drive))
         first, most_results, shape = None, 0, ''
         for index, frame in enumerate(tracked(drive, len(drive), 'proving')):
             if not memory.tensors:
@@ -104,7 +107,7 @@ def prove_frames(
             expected, by_mode = modes.add(frame)
             first, shape = first or frame, shape or 'x'.join(map(str, frame.images.shape))
             most_results = max(most_results, len(expected.detections))
-            if index in drawn and 'free' in by_mode:
+            if index in chosen and 'free' in by_mode:
                 title = f'{frame.name or f"frame {index}"}, free-running, frame {index + 1} of the drive'
                 detections = expected.detections, by_mode['free'].detections
                 proof.pairs.append(bbox3d.pair_of(frame, detector.rule, title, *detections))
@@ -130,6 +133,7 @@ def prove_frames(
             results.cases += cases
             results.reasons += reasons
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
+    verdict.unreached += [f'{title}: in no frame' for title, count in modes.made.items() if not count]
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
 
@@ -142,6 +146,18 @@ def rounding_of_frame(
         return named_tensors(reference.step(frame), reference.state)
 
     return rounding_of(reference.model, tensors, run)
+
+
+def drawn_results(reference: Any, frame: Frame, before: StreamState | None) -> Callable[[int | None], Any]:
+    def results(seed: int | None) -> Any:
+        try:
+            with in_float64(reference.model, seed):
+                reference.state = before
+                return reference.step(frame).detections
+        except Exception:  # an operator or code for float32 only
+            return None
+
+    return results
 
 
 def ask_samples(detector: Detector, paths: Sequence[str], samples: Collection[Any]) -> None:
