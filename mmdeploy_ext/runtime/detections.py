@@ -270,7 +270,7 @@ def count_bounds(scores: np.ndarray, threshold: float, slack: float) -> tuple[np
 
 
 def candidates_lost(metadata: Metadata, count: int, name: str) -> ModelFileError:
-    """Make the error about `count` candidates above the limit `name`; it advises none that TensorRT refuses."""
+    """Make the error about `count` candidates above a limit; TensorRT accepts the limit that it advises."""
     option, cap = f'--{name.replace("_", "-")}', metadata.options[name]
     advice = f'export it with {option} {count} or more, or without'
     if count > LARGEST_K:

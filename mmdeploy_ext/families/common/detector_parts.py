@@ -238,11 +238,11 @@ def test_cfg_of(cfg: Any, *, may_be_list: bool = False) -> Any:
 
 
 def nms_pre_key(cfg: Any, part: str = '') -> str:
-    """Return the key of the limit of candidates per level in a config; `part` of `test_cfg`, such as 'rpn'."""
-    settings = test_cfg_of(cfg)
-    path = ['model.test_cfg' if cfg.model.get('test_cfg') else 'test_cfg', *filter(None, [part])]
-    settings = settings.get(part) or {} if part else settings
-    return '.'.join([*path, 'nms_pre' if settings.get('deploy_nms_pre') is None else 'deploy_nms_pre'])
+    """Return the key in a config of the candidates per level; `part` is an entry of `test_cfg`, or ''."""
+    settings, path = test_cfg_of(cfg), 'model.test_cfg' if cfg.model.get('test_cfg') else 'test_cfg'
+    if part:
+        settings, path = settings.get(part) or {}, f'{path}.{part}'
+    return f'{path}.{"nms_pre" if settings.get("deploy_nms_pre") is None else "deploy_nms_pre"}'
 
 
 def tested_head(
