@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.detector import Detector, read_config
+from mmdeploy_ext.contract.options import MADE_FOR, TARGETS, Target
+from mmdeploy_ext.detector import Detector, fit, read_config
 from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
@@ -164,10 +165,27 @@ def read_detector(request: ExportRequest | ProofRequest, file: str = '') -> Dete
 
 
 def chosen_options(detector: Detector, request: ExportRequest) -> Options:
-    """Return the options of an export; UsageError: unknown option or wrong value."""
-    options = detector.family.choose(**{'opset': 0, **request.options})
-    options.check(names=request.options)
-    return options
+    """Return the options of an export, with those of `--for`; UsageError: unknown option or wrong value.
+
+    See `detector.fit`, which may change the config.
+    """
+    family, name = detector.family, request.options.get(MADE_FOR.name, '')
+    target = TARGETS.get(name, Target())
+    chosen = {**target.needs, **request.options}
+    try:
+        options = family.choose(**{'opset': 0, **chosen})
+        options.check(names=chosen)
+    except UsageError as error:
+        if not target.needs:
+            raise
+        raise UsageError(f'{MADE_FOR.with_value(name)}: {error}') from error
+    effective = {
+        option.name
+        for option in options.declared
+        if option.has_effect(options) and option.name not in {*chosen, *options.fixed}
+    }
+    preferred = {name: value for name, value in target.prefers.items() if name in effective}
+    return fit(detector, options.replace(**preferred))
 
 
 def output_of(detector: Detector, options: Options, request: ExportRequest) -> str:

@@ -21,7 +21,8 @@ from mmdeploy_ext.config.config import (
     test_dataset,
     test_pipeline,
 )
-from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, find_family
+from mmdeploy_ext.contract.options import FORM, MADE_FOR, TARGETS
+from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, exported_options, find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.util.errors import (
     ConfigError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.export import CodeWarning
     from mmdeploy_ext.families.images import ImageFamily
@@ -65,6 +67,7 @@ class Detector:
         checkpoint_sha256: digest of the checkpoint, since `load_weights`.
         report: the checkpoint; a `LoadReport` for a sparse backbone.
         ignored_keys: prefixes of checkpoint keys that are left out.
+        lowered: key of the config that `fit` changed -> value of the config, value of the model.
         collected: entries that the test pipeline collects, after a proof ran it.
         recording: an `Ask` or a `Recording`, around the calls of `forward` in a proof, or None.
         code_warnings: PyTorch's warnings about the user's code in exports.
@@ -87,6 +90,7 @@ class Detector:
     checkpoint_sha256: str = ''
     report: Any = None
     ignored_keys: tuple[str, ...] = ()
+    lowered: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     recording: Any = None
     code_warnings: list[CodeWarning] = dataclasses.field(default_factory=list, init=False, repr=False)
@@ -158,10 +162,40 @@ def read_config(
     cfg_options = dict(cfg_options or {})
     cfg = load_config(str(config), cfg_options)
     family_of_file = _family_of(cfg, file) if file else None
-    if file and (cameras := _cameras_of(file)):
+    metadata = _metadata_of(file) if file else None
+    if cameras := getattr(metadata and metadata.preprocess, 'num_cameras', 0):
         cfg.cameras_of_file = cameras
     family = find_family(cfg, family_of_file.product if family_of_file else product)
-    return Detector(str(config), str(checkpoint), cfg_options, cfg, family, device, weight_layout)
+    detector = Detector(str(config), str(checkpoint), cfg_options, cfg, family, device, weight_layout)
+    if metadata is not None and metadata.options.get(MADE_FOR.name):
+        with contextlib.suppress(ModelFileError):  # as above
+            fit(detector, exported_options(family, metadata.options))
+    return detector
+
+
+def fit(detector: Detector, options: Options) -> Options:
+    """Lower limits of top-k nodes in the config to what `--for` an engine sorts; return options with limits.
+
+    Call it before `build`. Limits that the user passes are not changed.
+    """
+    target = TARGETS.get(options.get(MADE_FOR.name, ''))
+    if target is None or not target.largest_k or options.get('form') != FORM.default:
+        return options
+    cfg, family = detector.cfg, detector.family
+    sized = with_size(options, checked_rule(cfg, family))
+    for key, rows in family.sorted_levels(cfg, sized).items():
+        given = functools.reduce(lambda entry, name: entry.get(name), key.split('.'), cfg)
+        given = given if given and given > 0 else max(rows)
+        limit = target.largest_k
+        while sum(min(count, limit) for count in rows) > target.largest_k:
+            limit -= 1
+        if limit < given and key not in detector.cfg_options:
+            cfg.merge_from_dict({key: limit})
+            detector.lowered[key] = given, limit
+    if options.dynamic:
+        return options
+    most = family.most_candidates(cfg, sized).items()
+    return options.replace(**{name: options[name] or min(count, target.largest_k) for name, count in most})
 
 
 def _family_of(cfg: Any, path: str) -> Family | None:
@@ -176,14 +210,13 @@ def _family_of(cfg: Any, path: str) -> Family | None:
     return family if family is not None and family.claims(cfg) else None
 
 
-def _cameras_of(path: str) -> int:
-    """Return the number of cameras of an exported file or folder; 0: it states none."""
+def _metadata_of(path: str) -> Metadata | None:
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.runtime.exported import model_files
 
     with contextlib.suppress(ModelFileError):  # the proof reads the whole file and reports the error
-        return getattr(read_metadata(model_files(path)[0]).preprocess, 'num_cameras', 0)
-    return 0
+        return read_metadata(model_files(path)[0])
+    return None
 
 
 def build(
@@ -375,6 +408,10 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     try:
         with refused_by_name(cfg):
             family.check(cfg, resolved)
+    except UsageError as error:
+        if not resolved.get(MADE_FOR.name):
+            raise
+        raise UsageError(f'{MADE_FOR.with_value(resolved[MADE_FOR.name])}: {error}') from error
     except ConfigError as error:
         if '--postprocess raw' in str(error):  # suggest it if it works
             from mmdeploy_ext.families.trial import check_forward
@@ -403,21 +440,28 @@ def resolve(
 ) -> Options:
     """Return options with opset, height, width (0) and `group_norm` ('') filled in.
 
-    The size is the test pipeline's padded image in pixels: landscape, filling the test scale if the
-    ratio is kept; 640 x 640 without a scale. Float32 and the start of a plan get
-    `default_group_norm`.
+    Float32 and the start of a plan get `default_group_norm`.
     """
-    options, changes = resolve_opset(options, model, without), {}
-    if options.get('height') == 0 and options.width == 0:
-        long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
-        is_stretched = rule.img_scale is not None and not rule.keep_ratio
-        height, width = rule.resized_shape(1, 1) if is_stretched else (short_edge, long_edge)
-        changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
+    options, changes = with_size(resolve_opset(options, model, without), rule), {}
     if options.get('group_norm') == '' and (options.precision == 'fp32' or options.keep_results):
         from mmdeploy_ext.exporting.export import default_group_norm
 
         changes['group_norm'] = default_group_norm(model)
     return options.replace(**changes)
+
+
+def with_size(options: Options, rule: PreprocessRule) -> Options:
+    """Return options with height and width (0) filled in: the test pipeline's padded image in pixels.
+
+    Landscape, filling the test scale if the ratio is kept; 640 x 640 without a scale.
+    """
+    if options.get('height') != 0 or options.width != 0:
+        return options
+    long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
+    is_stretched = rule.img_scale is not None and not rule.keep_ratio
+    height, width = rule.resized_shape(1, 1) if is_stretched else (short_edge, long_edge)
+    height, width = rule.size or rule.padded_shape(height, width)
+    return options.replace(height=height, width=width)
 
 
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:

@@ -18,7 +18,8 @@ from mmdeploy_ext.api import (
 )
 from mmdeploy_ext.cli import export_scn_app, parts_app, proof
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.detector import Detector, resolve
+from mmdeploy_ext.contract.options import LARGEST_K, MADE_FOR, OPSET
+from mmdeploy_ext.detector import Detector, resolve, with_size
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 COMMON = {
     '-h', '--help-all', '--check', '--parts', '--out', '--verify', '--shape', '--dynamic-export',
     '--simplify', '--dynamic-batch', '--postprocess', '--opset-version', '--precision', '--backbone',
-    '--images', '--cfg-options', '--report',
+    '--images', '--cfg-options', '--report', '--for',
 }  # fmt: skip
 """Options that `--help` shows; `--help-all` shows all."""
 SIZES = {False: 'fixed', True: 'dynamic'}
@@ -148,6 +149,8 @@ def _run(args: argparse.Namespace, only: str) -> int:
     if args.skip_postprocess:
         check_raw_form(family)
     options = chosen_options(detector, request)
+    if options.get('made_for'):
+        print(_chosen_for(detector, options))
     proof.print_libraries_not_run(detector.cfg, args)
     if args.check:
         return print_exports(detector, options)
@@ -203,6 +206,22 @@ def check_raw_form(family: Family) -> None:
     if parts:
         advice = f'write the network with {" and ".join(parts)}, one file each'
     raise UsageError(f'--skip-postprocess: family {family.name!r} has no form without results; {advice}')
+
+
+def _chosen_for(detector: Detector, options: Options) -> str:
+    """The options that `--for` sets, and what changes against the config, in one line."""
+    sized = with_size(options, detector.family.preprocess_rule(detector.cfg))
+    words = [
+        ' '.join(option.words(sized))
+        for option in sized.declared
+        if sized[option.name] != option.default and option.name not in (MADE_FOR.name, OPSET.name)
+    ]
+    changes = [
+        f'{key} {limit} instead of {given}, since TensorRT sorts at most {LARGEST_K} candidates: PyTorch is '
+        f'compared with {limit}, too'
+        for key, (given, limit) in detector.lowered.items()
+    ]
+    return f'for {options.made_for}: {"; ".join([" ".join(filter(None, words)) or "no options", *changes])}'
 
 
 def _title(family: Family, options: Options, count: int) -> str:

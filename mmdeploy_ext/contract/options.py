@@ -348,6 +348,44 @@ OUTPUTS = Option(
 FOR_HOSTS = (INPUT, CHANNELS, REQUIRED_INPUTS, OUTPUTS)
 """Options that change inputs and outputs of image graphs, see `families/hosts.py`."""
 
+LARGEST_K = 3840
+"""Most rows that TensorRT's TopK returns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a program needs of a file.
+
+    Attributes:
+        needs: option -> value; a family without the option is refused.
+        prefers: option -> value, where the family has the option.
+        largest_k: most candidates of an image in a fixed-shape `full` file; 0: no limit.
+    """
+
+    needs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prefers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    largest_k: int = 0
+
+
+TENSORRT_PREFERS = dict(grid_sample='gather', sparse_form='tables')
+TARGETS = dict(
+    tensorrt=Target(prefers=dict(TENSORRT_PREFERS, required_inputs=True), largest_k=LARGEST_K),
+    # nvinfer feeds images only: TensorRT takes the defaults of other inputs as constants
+    deepstream=Target(dict(outputs='efficient-nms'), TENSORRT_PREFERS, LARGEST_K),
+    openvino=Target(prefers=dict(required_inputs=True)),
+    web=Target(dict(input='uint8-nhwc', channels='rgb'), dict(required_inputs=True)),
+    autoware=Target(dict(contract='autoware')),
+)
+"""Choice of `--for` -> what it needs."""
+MADE_FOR = Option(
+    'made_for',
+    '',
+    'set the options that this program needs and limits that its engine supports; options that you pass win',
+    ('', *TARGETS),
+    flag='--for',
+    rare=True,
+)
+
 IMAGE = (
     FORM,
     OPSET,
@@ -391,6 +429,7 @@ IMAGE = (
     GROUP_NORM,
     *HALF,
     *FOR_HOSTS,
+    MADE_FOR,
 )
 """Options of every family of single images."""
 OF_SOME = 'options of some families'
@@ -413,7 +452,7 @@ MAX_PROPOSALS = dataclasses.replace(
 )
 LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
 """Limits of candidates before NMS."""
-DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32, KEEP_RESULTS)
+DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32, KEEP_RESULTS, MADE_FOR)
 """Options of every family of frames or sweeps."""
 
 CONTRACT = Option(

@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -114,6 +114,14 @@ class Family(abc.ABC):
             ConfigError: names the entry of the config.
             UsageError: an option does not fit the model.
         """
+
+    def sorted_levels(self, cfg: Any, options: Options) -> Mapping[str, Sequence[int]]:
+        """Return key of a limit of a top-k in the config -> rows that it sorts, per level, for `--for`."""
+        return {}
+
+    def most_candidates(self, cfg: Any, options: Options) -> Mapping[str, int]:
+        """Return option of `LIMITS` -> most candidates of an image at the size of `options`."""
+        return {}
 
     @abc.abstractmethod
     def build(self, cfg: Any) -> torch.nn.Module:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph
-from mmdeploy_ext.kit.engine_files import shapes_of
+from mmdeploy_ext.kit.engine_files import DETECT, shapes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,7 @@ def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
         frames=manifest['frames'],
         tensors=_tensors,
         shapes=shapes_of,
+        detects=(folder / DETECT).is_file(),
     )
     template = 'readme_libspconv.md.j2' if manifest.get('engine') == LIBSPCONV else 'readme.md.j2'
     text = Path(__file__).with_name(template).read_text(encoding='utf-8')

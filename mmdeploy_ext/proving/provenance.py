@@ -213,11 +213,16 @@ def normalisation_notes(detector: Detector) -> list[str]:
 
 
 def override_notes(detector: Detector, metadata: Metadata, subject: str = 'the file was') -> list[str]:
+    lowered = [
+        f'{key} is {limit} in the file and in PyTorch, not {given} as in the config: TensorRT sorts no more '
+        f'(--for {metadata.options["made_for"]})'
+        for key, (given, limit) in detector.lowered.items()
+    ]
     both = metadata.options.get('cfg_options') or {}, detector.cfg_options
     if not any(both):
-        return []
+        return lowered
     listed = [', '.join(f'{key}={value}' for key, value in overrides.items()) or 'none' for overrides in both]
-    return [f'{subject} exported with --cfg-options {listed[0]}; PyTorch ran with {listed[1]}']
+    return [f'{subject} exported with --cfg-options {listed[0]}; PyTorch ran with {listed[1]}', *lowered]
 
 
 def stale_reason(recorded: Metadata, current: Metadata) -> str:

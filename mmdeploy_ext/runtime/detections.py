@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from mmdeploy_ext.contract.options import LARGEST_K, LIMITS, MADE_FOR
 from mmdeploy_ext.util.errors import ConfigError, InferenceError, ModelFileError
 
 if TYPE_CHECKING:
@@ -268,18 +269,27 @@ def count_bounds(scores: np.ndarray, threshold: float, slack: float) -> tuple[np
     return (flat > threshold + slack).sum(1), (flat > threshold - slack).sum(1)
 
 
-def candidates_lost(count: int, cap: int, option: str) -> ModelFileError:
-    """Make the error about `count` candidates above the limit `cap` of an option, e.g. 'max_candidates'."""
-    option = f'--{option.replace("_", "-")}'
+def candidates_lost(metadata: Metadata, count: int, name: str) -> ModelFileError:
+    """Make the error about `count` candidates above a limit; TensorRT accepts the limit that it advises."""
+    option, cap = f'--{name.replace("_", "-")}', metadata.options[name]
+    advice = f'export it with {option} {count} or more, or without'
+    if count > LARGEST_K:
+        fewer = MADE_FOR.with_value('tensorrt')
+        if metadata.options.get(MADE_FOR.name):  # nms_pre is as low as it has to be
+            fewer = 'a higher score_thr in test_cfg (--cfg-options)'
+        advice = f'export it without {option}; for TensorRT, which sorts {LARGEST_K} at most, with {fewer}'
     return ModelFileError(
         f'candidates: an image has {count}, more than {option} {cap} of the export, so some were dropped; '
-        f'export it with {option} {count} or more, or without'
+        f'{advice}'
     )
 
 
-def candidates_needed(reason: str) -> dict[str, int]:
-    match = re.search(r'candidates: .* export it with --(max-\w+) (\d+) or more', reason)
-    return {match[1].replace('-', '_'): int(match[2])} if match else {}
+def candidates_needed(reason: str) -> dict[str, Any]:
+    """Return the options of an export that loses no candidates, by the text of `candidates_lost`; or {}."""
+    if match := re.search(r'candidates: .* export it with --(max-\w+) (\d+) or more', reason):
+        return {match[1].replace('-', '_'): int(match[2])}
+    option = re.search(r'candidates: .* export it without .* with --for tensorrt', reason)
+    return dict.fromkeys(LIMITS, 0) | dict(made_for='tensorrt') if option else {}
 
 
 def check_cap(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) -> None:
@@ -294,7 +304,7 @@ def check_cap(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) ->
         if count > cap and (max_per_img < 0 or len(image) < max_per_img)
     ]
     if counts:
-        raise candidates_lost(max(counts), cap, 'max_candidates')
+        raise candidates_lost(metadata, max(counts), 'max_candidates')
 
 
 def check_all_seen(metadata: Metadata, outputs: Arrays, option: str, counts: str) -> None:
@@ -302,4 +312,4 @@ def check_all_seen(metadata: Metadata, outputs: Arrays, option: str, counts: str
     cap = metadata.options.get(option, 0)
     largest = int(np.max(outputs[counts])) if cap else 0
     if largest > cap:
-        raise candidates_lost(largest, cap, option)
+        raise candidates_lost(metadata, largest, option)

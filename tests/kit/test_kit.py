@@ -13,8 +13,11 @@ from kits import ATSS
 from mmdeploy_ext.cli import judge_app, kit_app
 from mmdeploy_ext.kit.contents import kit_hash
 from mmdeploy_ext.kit.diagnosis import diagnose
+from mmdeploy_ext.kit.engine_files import DETECT, RUNNERS
 from mmdeploy_ext.kit.judge import judge, title_of, to_json
 from mmdeploy_ext.kit.local_run import run_kit
+from mmdeploy_ext.kit.readme import write_readme
+from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.util.errors import DataError, UsageError
 from wrong_outputs import FAULTS, rewritten
 
@@ -29,6 +32,26 @@ def test_a_kit_is_small_and_its_own_script_gives_equal_outputs(atss):
     judgement = judge(kit, outputs, told='this CPU')
     assert title_of(judgement) == f'EQUAL ON {judgement.summary()["inputs"]} INPUTS (this CPU, as told)'
     assert judgement.summary()['matched'] > 500
+
+
+def test_only_the_program_of_a_kit_names_what_to_judge(atss, tmp_path, monkeypatch):
+    kit, said = atss[0], []
+    run_onnxruntime.main(str(tmp_path / 'here'), kit=kit, say=said.append)
+    monkeypatch.setattr(run_onnxruntime, 'KIT', kit)
+    run_onnxruntime.main(str(tmp_path / 'there'), kit=kit, say=said.append)
+    assert [line for line in said if 'judge' in line] == said[-1:]
+    assert f'judge {kit} {tmp_path}/there' in said[-1]
+
+
+def test_the_readme_of_a_kit_has_a_command_for_each_of_its_programs(atss, tmp_path):
+    folder = tmp_path / 'kit'
+    shutil.copytree(atss[0], folder)
+    shutil.copy(RUNNERS / DETECT, folder)
+    write_readme(folder, json.loads((folder / 'manifest.json').read_text()))
+    _, *blocks = (folder / 'README.md').read_text().split('```bash')
+    commands = ' '.join(block.split('```')[0] for block in blocks).split()
+    programs = {path.name for path in folder.iterdir() if path.suffix in ('.py', '.sh', '.c', '.cpp')}
+    assert DETECT in programs and programs <= set(commands)
 
 
 def test_the_command_judges_with_numpy_alone(atss, tmp_path):

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from mmdeploy_ext.contract.metadata import PREFIX, read_entry
-from mmdeploy_ext.contract.options import LIMITS
+from mmdeploy_ext.contract.options import LARGEST_K, LIMITS
 from mmdeploy_ext.contract.registry import registration_of
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS, check_ordinary
@@ -26,7 +26,6 @@ NO_TURING = (
     'TensorRT-RTX has no float32 matrix products there; omit 75, or build with --fp16 (without '
     '--keep-fp32 for these nodes)'
 )
-LARGEST_K = 3840
 INTEGERS = frozenset(map(TensorProto.DataType.Value, ('INT32', 'INT64', 'BOOL', 'UINT8')))
 _OTHERS = ('FLOAT', 'FLOAT16', 'BFLOAT16', 'INT8', 'INT4', 'FLOAT8E4M3FN', 'DOUBLE')
 SUPPORTED_TYPES = INTEGERS.union(map(TensorProto.DataType.Value, _OTHERS))

@@ -237,6 +237,14 @@ def test_cfg_of(cfg: Any, *, may_be_list: bool = False) -> Any:
     return test_cfg
 
 
+def nms_pre_key(cfg: Any, part: str = '') -> str:
+    """Return the key in a config of the candidates per level; `part` is an entry of `test_cfg`, or ''."""
+    settings, path = test_cfg_of(cfg), 'model.test_cfg' if cfg.model.get('test_cfg') else 'test_cfg'
+    if part:
+        settings, path = settings.get(part) or {}, f'{path}.{part}'
+    return f'{path}.{"nms_pre" if settings.get("deploy_nms_pre") is None else "deploy_nms_pre"}'
+
+
 def tested_head(
     cfg: Any,
     key: str,

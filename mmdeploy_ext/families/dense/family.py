@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.dense_heads import KINDS, kind_of
-from mmdeploy_ext.families.common.runtime.dense import largest_num_candidates, level_shapes
+from mmdeploy_ext.families.common.runtime.dense import largest_num_candidates, level_shapes, sorted_rows
 from mmdeploy_ext.families.dense import graphs
 from mmdeploy_ext.families.dense.heads import check_results, facts_of
 from mmdeploy_ext.families.dense.reference import DenseReference
@@ -68,6 +68,19 @@ class DenseFamily(ImageFamily):
             shapes = level_shapes(options.height, options.width, facts.strides)
             available = largest_num_candidates(facts, shapes)
         detector_parts.check_max_candidates(options, available)
+
+    def sorted_levels(self, cfg: Any, options: Options) -> dict[str, list[int]]:
+        facts = facts_of(self.head(cfg))
+        key = detector_parts.nms_pre_key(cfg)
+        if key.rpartition('.')[2] not in detector_parts.test_cfg_of(cfg) or facts.nms_pre <= 0:
+            return {}
+        shapes = level_shapes(options.height, options.width, facts.strides)
+        return {key: sorted_rows(facts, shapes)}
+
+    def most_candidates(self, cfg: Any, options: Options) -> dict[str, int]:
+        facts = facts_of(self.head(cfg))
+        shapes = level_shapes(options.height, options.width, facts.strides)
+        return dict(max_candidates=largest_num_candidates(facts, shapes))
 
     def head(self, cfg: Any) -> nn.Module:
         return detector_parts.tested_head(cfg, 'bbox_head', detector_parts.test_cfg_of(cfg))

@@ -53,6 +53,9 @@ class SoloFamily(ImageFamily):
         with refused_by_name(cfg):
             mask_config(detector_parts.test_cfg_of(cfg))
 
+    def most_candidates(self, cfg: Any, options: Options) -> dict[str, int]:
+        return dict(max_candidates=pairs_of(cfg.filename, cfg.model.mask_head))
+
     def build(self, cfg: Any) -> nn.Module:
         _grids_of(cfg.filename, cfg.model.mask_head)
         return super().build(cfg)
@@ -90,6 +93,11 @@ def _grids_of(filename: str, head: Mapping[str, Any]) -> list[int]:
     return list(grids)
 
 
+def pairs_of(filename: str, head: Mapping[str, Any]) -> int:
+    """Return the number of pairs of a cell and a class."""
+    return sum(grid**2 for grid in _grids_of(filename, head)) * int(head.get('num_classes', 80))
+
+
 def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
     if head.get('dynamic_conv_size', 1) != 1:
         raise ConfigError(
@@ -103,8 +111,7 @@ def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> Non
             f'--shape {options.height} {options.width}: each side must be at least the largest grid of the '
             f'model, {max(grids)} pixels'
         )
-    cells = sum(grid**2 for grid in grids) * int(head.get('num_classes', 80))
-    detector_parts.check_max_candidates(options, cells, any_size=True)
+    detector_parts.check_max_candidates(options, pairs_of(filename, head), any_size=True)
     multiple = graphs.SIZE_MULTIPLE
     is_solov2 = 'SOLOV2Head' in names_of_class(HEADS, head['type'])
     if is_solov2 and any(side % multiple for side in (options.height, options.width)):

@@ -41,7 +41,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
         raise UsageError(f"{first}: CrowdDet's suppression is a Loop; omit the limits of candidates")
     elif len(limits) < len(LIMITS):
         raise UsageError(f'{first}: constant shapes need both --max-proposals and --max-candidates')
-    for name, available in _available(heads, options).items():
+    for name, available in most(heads, options).items():
         if limits.get(name, 0) > available:
             raise UsageError(
                 f'--{name.replace("_", "-")} {limits[name]}: the model has only {available} candidates at '
@@ -60,17 +60,24 @@ def check_proposals(head: nn.Module, options: Options) -> None:
         )
 
 
-def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:
+def anchors(rpn_head: nn.Module, options: Options) -> list[int]:
+    """Return the anchors of each level."""
+    generator = generator_of(rpn_head)
+    return [
+        math.ceil(options.height / stride[1]) * math.ceil(options.width / stride[0]) * of_cell
+        for stride, of_cell in zip(generator.strides, generator.num_base_priors, strict=True)
+    ]
+
+
+def most(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:
+    """Return option -> most candidates of an image."""
     rpn_head, roi_head = heads['rpn_head'], heads.get('roi_head')
-    generator, nms_pre = generator_of(rpn_head), thresholds(rpn_head).nms_pre
-    anchors = 0
-    for stride, anchors_per_cell in zip(generator.strides, generator.num_base_priors, strict=True):
-        cells = math.ceil(options.height / stride[1]) * math.ceil(options.width / stride[0])
-        anchors += capped(cells * anchors_per_cell, nms_pre)
+    nms_pre = thresholds(rpn_head).nms_pre
+    count = sum(capped(rows, nms_pre) for rows in anchors(rpn_head, options))
     if roi_head is None:
-        return dict(max_proposals=anchors)
-    pairs = rows_of(options.max_proposals, rpn_head) * int(boxes.last_head(roi_head).num_classes)
-    return dict(max_proposals=anchors, max_candidates=pairs)
+        return dict(max_proposals=count)
+    proposals = rows_of(options.max_proposals or count, rpn_head)
+    return dict(max_proposals=count, max_candidates=proposals * int(boxes.last_head(roi_head).num_classes))
 
 
 def rows_of(limit: int, head: nn.Module) -> int:

@@ -14,7 +14,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.options import PASTE_MASKS
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.two_stage import checks, graphs, panoptic, settings, split_graphs
+from mmdeploy_ext.families.two_stage import candidate_limits, checks, graphs, panoptic, settings, split_graphs
 from mmdeploy_ext.families.two_stage.reference import TwoStagePanopticReference, TwoStageReference, stacked
 from mmdeploy_ext.families.two_stage.supported_parts import (
     DETECTOR_CLASSES,
@@ -66,6 +66,22 @@ class TwoStageFamily(ImageFamily):
             image_branch.check(cfg, options)
         else:
             checks.check_two_stage(cfg, options)
+
+    def sorted_levels(self, cfg: Any, options: Options) -> dict[str, list[int]]:
+        heads = self._proposing_heads(cfg)
+        if not heads:
+            return {}
+        return {detector_parts.nms_pre_key(cfg, 'rpn'): candidate_limits.anchors(heads['rpn_head'], options)}
+
+    def most_candidates(self, cfg: Any, options: Options) -> dict[str, int]:
+        heads = self._proposing_heads(cfg)
+        return candidate_limits.most(heads, options) if heads else {}
+
+    def _proposing_heads(self, cfg: Any) -> dict[str, nn.Module]:
+        if is_image_branch(cfg) or not cfg.model.get('rpn_head'):
+            return {}
+        with refused_by_name(cfg):
+            return checks.heads_of(cfg)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:
         if self.proposes:

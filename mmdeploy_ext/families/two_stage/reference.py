@@ -18,6 +18,7 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.exporting.postprocess.suppression import nms_arguments
 from mmdeploy_ext.exporting.substitution import PerCall, substituted
 from mmdeploy_ext.families.common import mmdet_reference
+from mmdeploy_ext.families.common.dense_heads import clips
 from mmdeploy_ext.families.common.image_graphs import PROPOSALS as PROPOSAL_ROWS
 from mmdeploy_ext.families.common.mask_heads import heads_of
 from mmdeploy_ext.families.common.mmdet_reference import (
@@ -288,16 +289,29 @@ def _needed_proposals(
     outputs, settings = head(maps), settings_of(head)
     iou_threshold, max_per_img = nms_arguments(settings['nms'])['iou_threshold'], settings['max_per_img']
 
-    def counts(iou_threshold: float, step: float, max_per_img: int) -> np.ndarray:
+    def results(iou_threshold: float, max_per_img: int, smallest: float, metas: Any) -> list[torch.Tensor]:
         cfg = copy.deepcopy(head.test_cfg)
-        cfg.update(suppression_entries(head, iou_threshold, max_per_img))
-        if cfg.get('min_bbox_size', -1) > 0:
-            cfg.min_bbox_size += step
-        return np.array([len(boxes) for boxes in head.get_bboxes(*outputs, img_metas=metas, cfg=cfg)])
+        cfg.update(suppression_entries(head, iou_threshold, max_per_img), min_bbox_size=smallest)
+        return head.get_bboxes(*outputs, img_metas=metas, cfg=cfg)
 
+    def counts(iou_threshold: float, step: float, max_per_img: int) -> np.ndarray:
+        smallest = least + step if least > 0 else least
+        return np.array([len(boxes) for boxes in results(iou_threshold, max_per_img, smallest, metas)])
+
+    def with_area(step: float) -> np.ndarray:
+        """Count boxes whose part in the image has sides above `step`, relative to the sides of the box."""
+        unclipped, found = results(1.0, every, -1, [dict(meta, img_shape=None) for meta in metas]), []
+        for boxes, meta in zip(unclipped, metas, strict=True):
+            low, high = boxes[:, :2], boxes[:, 2:4]
+            inside = torch.minimum(high, low.new_tensor(meta['img_shape'][1::-1])) - low.clamp(min=0)
+            found.append(int((inside > step * (high - low).clamp(min=1)).all(dim=1).sum()))
+        return np.array(found)
+
+    least, every = head.test_cfg.get('min_bbox_size', -1), sum(logits[0].numel() for logits in outputs[0])
     needed_counts = []
     for step in (-EDGE, EDGE):
-        all_candidates = counts(1.0, step, sum(logits[0].numel() for logits in outputs[0]))
+        # clipping makes sides of 0, where rounding decides
+        all_candidates = with_area(step) if least == 0 and clips(head) else counts(1.0, step, every)
         for edge in (-EDGE, 0.0, EDGE):
             is_full = counts(iou_threshold + edge, step, max_per_img) == max_per_img
             capped = np.minimum(all_candidates, cap) if max_per_img <= cap else all_candidates

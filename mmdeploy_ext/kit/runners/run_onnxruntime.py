@@ -67,7 +67,8 @@ def main(*words: str, kit: Path = KIT, opens: Callable = open_file, say: Callabl
         save(folder / f'{frame["outputs"]}.npz', last)
         say(f'{frame["outputs"]} of {len(manifest["frames"])} frames')
     (folder / 'kit.txt').write_text(manifest['kit_sha256'])
-    say(f'outputs are in {folder}; next, where mm2onnx is installed: mm2onnx judge {kit} {folder}')
+    if kit == KIT:  # run as a program of the kit
+        say(f'outputs are in {folder}; next, where mm2onnx is installed: mm2onnx judge {kit} {folder}')
 
 
 if __name__ == '__main__':

@@ -192,9 +192,11 @@ def next_command(verdict: Verdict) -> str:
     failed = [finding for finding in failed if 'image' in finding.figures]
     limits = [candidates_needed(finding.text) for finding in failed]  # of each failed row, by option
     if limits and all(limits):
-        names = [name for options in limits for name in options]
-        larger = {name: max(options.get(name, 0) for options in limits) for name in names}
-        again = export_command(subject, file, **larger)
+        changes = next((options for options in limits if 'made_for' in options), None)
+        if changes is None:
+            names = [name for options in limits for name in options]
+            changes = {name: max(options.get(name, 0) for options in limits) for name in names}
+        again = export_command(subject, file, **changes)
         return f'{again}   # the limit of candidates removed results'
     if subject.get('form') == 'full' and failed and 'raw' in getattr(family, 'forms', ('raw',)):
         if tensors:  # before the post-processing: the other form would be as wrong

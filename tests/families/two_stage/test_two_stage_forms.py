@@ -171,3 +171,25 @@ def test_without_proposals_results_are_empty():
     assert not outputs['proposal_candidates'].any() and (outputs['labels'] == -1).all()
     assert [row.reference for row in matched(family, model, outputs, prepared)] == [0, 0]
     check(family, model, outputs, prepared, 0, **CAPS)
+
+
+@pytest.mark.parametrize(('inside', 'bounds'), [(2e-3, (1, 2)), (-2e-3, (1, 2)), (0.5, (2, 2)), (-9, (1, 1))])
+def test_a_proposal_that_clipping_leaves_without_area_counts_by_rounding(inside, bounds, monkeypatch):
+    """Its left side is `inside` pixels left of the image's right border; the other one is in the image."""
+    model = with_thresholds('faster', 0.3, 0)
+    head = model.rpn_head
+    anchors = head.prior_generator.grid_priors([(2, 2)] * len(head.prior_generator.strides), device='cpu')
+    cells = head.prior_generator.num_base_priors[0]
+    logits = [torch.full((1, cells, 2, 2), -9.0) for _ in anchors]
+    deltas = [torch.zeros(1, 4 * cells, 2, 2) for _ in anchors]
+    x1, y1, x2, _ = anchors[0][0].tolist()
+    size = (64, 64)
+    for level in deltas:
+        level[:, 0::4] = -1e3  # left of the image
+    deltas[0][0, 0, 0, 0] = (size[1] - inside - x1) / (x2 - x1) / head.bbox_coder.stds[0]
+    deltas[0][0, 1, 0, 0] = (16 - y1) / (x2 - x1) / head.bbox_coder.stds[1]
+    deltas[0][0, 0:2, 1, 1] = deltas[0].new_tensor([8.0, 8.0]) / (x2 - x1)
+    monkeypatch.setattr(head, 'forward', lambda maps: (logits, deltas))
+    feeds = dict(input=np.zeros((1, 3, *size), np.float32))
+    found = family_of('faster').reference(model).candidate_bounds(feeds, 1e-4, max_proposals=900)
+    assert tuple(int(count.item()) for count in found['proposal_candidates']) == bounds

@@ -6,6 +6,7 @@ in pixels, h, w size of a level's maps.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,14 +123,17 @@ def rows_per_level(outputs: Arrays, height: int, width: int, facts: DenseFacts) 
     return sizes
 
 
+def sorted_rows(facts: DenseFacts, shapes: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the rows of each level that the top-k of `nms_pre` sorts: priors, or pairs with a class."""
+    of_prior = 1 if facts.head.choose in (*PRIOR_CHOICES, 'best') else facts.num_classes
+    return [
+        height * width * per_cell * of_prior
+        for (height, width), per_cell in zip(shapes, facts.priors_per_cell, strict=True)
+    ]
+
+
 def largest_num_candidates(facts: DenseFacts, shapes: Sequence[tuple[int, int]]) -> int:
     """Return the largest number of boxes of a class before suppression."""
-    classes, choose, total = facts.num_classes, facts.head.choose, 0
-    for (height, width), per_cell in zip(shapes, facts.priors_per_cell, strict=True):
-        count, of_prior = height * width * per_cell, 1
-        if choose in PRIOR_CHOICES:
-            of_prior = classes
-        elif choose != 'best':
-            count *= classes
-        total += of_prior * (min(count, facts.nms_pre) if facts.nms_pre > 0 else count)
-    return total
+    limit = facts.nms_pre if facts.nms_pre > 0 else sys.maxsize
+    of_row = facts.num_classes if facts.head.choose in PRIOR_CHOICES else 1
+    return of_row * sum(min(count, limit) for count in sorted_rows(facts, shapes))
