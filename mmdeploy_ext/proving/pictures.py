@@ -53,6 +53,7 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
+from mmdeploy_ext.util.arrays import is_same, other_values
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.util.files import sha256_onnx
@@ -119,13 +120,14 @@ def prove_pictures(
 
         inputs, notes = picture_inputs(detector, file, proof.options, pictures)
         verdict.notes += notes
-        first, sums = None, []
+        first, sums, unread = None, [], unread_at_first(file.metadata)
         for entry in tracked(inputs, len(inputs), 'proving'):
             reference = entry
             if not isinstance(entry, InputReference):
                 reference = InputReference(detector, entry)
             first = first or reference
             case, pairs = run_case(reference, backend, beside)
+            unread = [name for name in unread if not is_read(name, reference, file.metadata)]
             reference.forget()
             results.cases.append(case)
             proof.pairs += pairs
@@ -146,6 +148,8 @@ def prove_pictures(
         verdict.notes += substitution_notes(first.code, results.cases)
     if left_out := first.code.results_left_out(file.options):
         verdict.notes.append(left_out)
+    else:
+        results.reasons += map(unread_reason, unread)
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
     verdict.unreached = [*unreached(limits, results.cases, '--images'), *first.code.own_limits()]
     verdict.pairs = proof.pairs[:MAX_DRAWN]
@@ -336,7 +340,7 @@ def run_case(
         reference.engine_seconds.append(time.perf_counter() - start)
         return outputs
 
-    outputs = attempt(run)
+    outputs = reference.outputs = attempt(run)
     of_runtime = None
     if beside and not isinstance(outputs, Exception):
         of_runtime = attempt(lambda: dict(beside.infer(feeds)))
@@ -398,6 +402,40 @@ def judge_outputs(
     else:
         case = dataclasses.replace(case, detections=match_images(reference, expected, results, bars))
     return case, _pictures(reference, results, title_of(type(backend).__name__))
+
+
+def unread_at_first(metadata: Metadata) -> list[str]:
+    return [tensor.name for tensor in metadata.spec.outputs if tensor.compare != 'values']
+
+
+def unread_reason(name: str) -> str:
+    return (
+        f'output {name}: its spec says that results are compared in its place, but no result depends on it; '
+        "compare its values (compare='values'), or read it in the family's runtime"
+    )
+
+
+def is_read(name: str, reference: InputReference, metadata: Metadata) -> bool:
+    """Whether anything that the proof compares changes with an output."""
+    outputs = reference.outputs
+    if isinstance(outputs, Exception) or name not in outputs:
+        return False  # a failure of its own
+    bars = bars_of(metadata.precision)
+
+    def compared(outputs: Mapping[str, np.ndarray]) -> Any:
+        outputs = with_labels(outputs)
+        results = results_of_file(reference, metadata, outputs)
+        rows = _contract_rows(reference, metadata, outputs, bars)
+        return results, rows, reference.code.inner_results(outputs, reference.images)
+
+    try:
+        expected = compared(outputs)
+    except FAILURES:
+        return False
+    try:
+        return not is_same(expected, compared({**outputs, name: other_values(outputs[name])}))
+    except FAILURES:
+        return True
 
 
 def judge_parts(

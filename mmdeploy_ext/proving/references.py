@@ -55,12 +55,14 @@ class InputReference:
         sums: `output_sums` of that run.
         borders: path of a method -> its results, one per call.
         engine_seconds: times of the last file's runs.
+        outputs: of the last file's last run, or its error.
     """
 
     def __init__(self, detector: Detector, proof_input: ProofInput) -> None:
         self.detector, self.input, self.seconds = detector, proof_input, 0.0
         self.code = detector.family.reference(detector.model)
         self.engine_seconds: list[float] = []
+        self.outputs: dict[str, np.ndarray] | Exception = {}
         self.sums: dict[str, list[float]] = {}
         left_out = proof_input.left_out
         self.images = tuple(_as_fed(image, self.code, detector, left_out) for image in proof_input.images)
