@@ -17,10 +17,12 @@ from mmdeploy_ext.proving.frames import (
     check_frames,
     counts_of,
     limits,
+    look_at_outputs,
     notes_on_sides,
     open_runner,
     open_sides,
     read_files,
+    reasons_of_unread,
     times_of,
 )
 from mmdeploy_ext.proving.levels.drive_run import (
@@ -31,7 +33,7 @@ from mmdeploy_ext.proving.levels.drive_run import (
     named_tensors,
 )
 from mmdeploy_ext.proving.open_points import unreached
-from mmdeploy_ext.proving.proof import finish, not_loaded
+from mmdeploy_ext.proving.proof import Unread, finish, not_loaded
 from mmdeploy_ext.recorded.stepper import RecordedStepper
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.tasks import bbox3d
@@ -97,11 +99,13 @@ def prove_frames(
         drive = NearOrigin(frames)
 
         drawn = drawn_frames(len(drive))
-        first, most_results, shape = None, 0, ''
+        first, most_results, shape, unread = None, 0, '', Unread(sides.spec)
         for index, frame in enumerate(tracked(drive, len(drive), 'proving')):
             if not memory.tensors:
                 frame = with_moment(frame, index)
             expected, by_mode = modes.add(frame)
+            for result in by_mode.values():
+                look_at_outputs(unread, sides.runner, result)
             first, shape = first or frame, shape or 'x'.join(map(str, frame.images.shape))
             most_results = max(most_results, len(expected.detections))
             if index in drawn and 'free' in by_mode:
@@ -120,6 +124,7 @@ def prove_frames(
             matched = results.sequence[0].series['matched']
             both = [sum(counts) for counts in zip(matched, modes.substituted, strict=False)]
             results.reasons += too_few(both or matched, 'frame', ADVICE)
+        results.reasons += reasons_of_unread(unread, sides.runner)
         verdict.notes += notes_on_drive(proof, modes, bars, memory)
         verdict.notes += [*notes_on_sides(sides), *drive.notes]
 

@@ -21,6 +21,7 @@ from mmdeploy_ext.proving.open_points import count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.proof import (
+    Unread,
     add_checks,
     check_contents,
     check_graph,
@@ -115,11 +116,12 @@ def prove_sweeps(
         except LoadError as error:
             return not_loaded(proof, error)
         clock, titles = Clock(), times_of(proof, 'sweep')
-        reference = RecordedStepper(detector, sides.reference)
+        reference, unread = RecordedStepper(detector, sides.reference), Unread(sides.spec)
 
         def run(sweep: Sweep) -> tuple[Case, list[Pair]]:
             expected = clock.run(titles[0], lambda: reference.step(sweep))
             result = attempt(lambda: clock.run(titles[1], lambda: sides.runner.step(sweep)))
+            look_at_outputs(unread, sides.runner, result)
             return judge_sweep(sides, sweep, expected, result)
 
         first = None
@@ -132,6 +134,7 @@ def prove_sweeps(
             compare_again(proof, lambda: run(first)[0])
 
         judge_results(proof)
+        results.reasons += reasons_of_unread(unread, sides.runner)
         verdict.timing_ms = clock.medians(*titles) if claims.timed else {}
         if not results.reasons:
             results.reasons += total_reasons(results.cases, verdict.bars, 'sweep', 'sweep', ADVICE)
@@ -262,6 +265,15 @@ def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()
     outputs |= {tensor.name: tensor for tensor in between}
     state = tuple(pair for spec in specs for pair in spec.state)
     return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
+
+
+def look_at_outputs(unread: Unread, runner: Stepper, result: StepResult | Exception) -> None:
+    if hasattr(runner, 'boxes_of') and not isinstance(result, Exception):
+        unread.look(result.outputs, runner.boxes_of)
+
+
+def reasons_of_unread(unread: Unread, runner: Stepper) -> list[str]:
+    return unread.reasons if hasattr(runner, 'boxes_of') else []
 
 
 def times_of(proof: Proof, unit: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from mmdeploy_ext.proving.open_points import counts_of_images, limits_of, unreac
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
     AGAIN,
+    Unread,
     check_contents,
     check_graph,
     check_model,
@@ -53,7 +54,6 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
-from mmdeploy_ext.util.arrays import is_same, other_values
 from mmdeploy_ext.util.cli import tracked
 from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.util.files import sha256_onnx
@@ -120,14 +120,14 @@ def prove_pictures(
 
         inputs, notes = picture_inputs(detector, file, proof.options, pictures)
         verdict.notes += notes
-        first, sums, unread = None, [], unread_at_first(file.metadata)
+        first, sums, unread = None, [], Unread(file.metadata.spec)
         for entry in tracked(inputs, len(inputs), 'proving'):
             reference = entry
             if not isinstance(entry, InputReference):
                 reference = InputReference(detector, entry)
             first = first or reference
             case, pairs = run_case(reference, backend, beside)
-            unread = [name for name in unread if not is_read(name, reference, file.metadata)]
+            unread.look(reference.outputs, compared_by(reference, file.metadata))
             reference.forget()
             results.cases.append(case)
             proof.pairs += pairs
@@ -149,7 +149,7 @@ def prove_pictures(
     if left_out := first.code.results_left_out(file.options):
         verdict.notes.append(left_out)
     else:
-        results.reasons += map(unread_reason, unread)
+        results.reasons += unread.reasons
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
     verdict.unreached = [*unreached(limits, results.cases, '--images'), *first.code.own_limits()]
     verdict.pairs = proof.pairs[:MAX_DRAWN]
@@ -404,22 +404,8 @@ def judge_outputs(
     return case, _pictures(reference, results, title_of(type(backend).__name__))
 
 
-def unread_at_first(metadata: Metadata) -> list[str]:
-    return [tensor.name for tensor in metadata.spec.outputs if tensor.compare != 'values']
-
-
-def unread_reason(name: str) -> str:
-    return (
-        f'output {name}: its spec says that results are compared in its place, but no result depends on it; '
-        "compare its values (compare='values'), or read it in the family's runtime"
-    )
-
-
-def is_read(name: str, reference: InputReference, metadata: Metadata) -> bool:
-    """Whether anything that the proof compares changes with an output."""
-    outputs = reference.outputs
-    if isinstance(outputs, Exception) or name not in outputs:
-        return False  # a failure of its own
+def compared_by(reference: InputReference, metadata: Metadata) -> Callable[[Mapping[str, np.ndarray]], Any]:
+    """Return the function from outputs to what the proof compares of them, other than their values."""
     bars = bars_of(metadata.precision)
 
     def compared(outputs: Mapping[str, np.ndarray]) -> Any:
@@ -428,14 +414,7 @@ def is_read(name: str, reference: InputReference, metadata: Metadata) -> bool:
         rows = _contract_rows(reference, metadata, outputs, bars)
         return results, rows, reference.code.inner_results(outputs, reference.images)
 
-    try:
-        expected = compared(outputs)
-    except FAILURES:
-        return False
-    try:
-        return not is_same(expected, compared({**outputs, name: other_values(outputs[name])}))
-    except FAILURES:
-        return True
+    return compared
 
 
 def judge_parts(
