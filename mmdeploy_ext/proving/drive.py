@@ -32,7 +32,7 @@ from mmdeploy_ext.proving.levels.drive_run import (
     default_bars,
     named_tensors,
 )
-from mmdeploy_ext.proving.open_points import unreached
+from mmdeploy_ext.proving.open_points import Watch, unreached
 from mmdeploy_ext.proving.proof import Unread, finish, not_loaded
 from mmdeploy_ext.recorded.stepper import RecordedStepper
 from mmdeploy_ext.runtime.geometry import invert_pose
@@ -99,11 +99,12 @@ def prove_frames(
         drive = NearOrigin(frames)
 
         drawn = drawn_frames(len(drive))
-        first, most_results, shape, unread = None, 0, '', Unread(sides.spec)
+        first, most_results, shape, unread, watch = None, 0, '', Unread(sides.spec), Watch()
         for index, frame in enumerate(tracked(drive, len(drive), 'proving')):
             if not memory.tensors:
                 frame = with_moment(frame, index)
-            expected, by_mode = modes.add(frame)
+            with watch:
+                expected, by_mode = modes.add(frame)
             for result in by_mode.values():
                 look_at_outputs(unread, sides.runner, result)
             first, shape = first or frame, shape or 'x'.join(map(str, frame.images.shape))
@@ -135,6 +136,7 @@ def prove_frames(
             results.cases += cases
             results.reasons += reasons
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
+    verdict.unreached += watch.lines(limits(sides.metadata), '--frames')
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
 

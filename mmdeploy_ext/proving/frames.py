@@ -17,7 +17,7 @@ from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.float64 import rounding_of
-from mmdeploy_ext.proving.open_points import count_voxels, unreached
+from mmdeploy_ext.proving.open_points import Watch, count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.proof import (
@@ -117,9 +117,11 @@ def prove_sweeps(
             return not_loaded(proof, error)
         clock, titles = Clock(), times_of(proof, 'sweep')
         reference, unread = RecordedStepper(detector, sides.reference), Unread(sides.spec)
+        watch = Watch()
 
         def run(sweep: Sweep) -> tuple[Case, list[Pair]]:
-            expected = clock.run(titles[0], lambda: reference.step(sweep))
+            with watch:
+                expected = clock.run(titles[0], lambda: reference.step(sweep))
             result = attempt(lambda: clock.run(titles[1], lambda: sides.runner.step(sweep)))
             look_at_outputs(unread, sides.runner, result)
             return judge_sweep(sides, sweep, expected, result)
@@ -143,6 +145,7 @@ def prove_sweeps(
         if first is not None:
             results.cases += unusual_cases(sides, first)
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
+    verdict.unreached += watch.lines(limits(sides.metadata), '--frames')
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
 

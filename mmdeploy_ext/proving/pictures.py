@@ -21,7 +21,7 @@ from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.proving import file_checks, half_precision
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs, smaller_size
-from mmdeploy_ext.proving.open_points import counts_of_images, limits_of, unreached
+from mmdeploy_ext.proving.open_points import Watch, counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
     AGAIN,
@@ -121,6 +121,7 @@ def prove_pictures(
         inputs, notes = picture_inputs(detector, file, proof.options, pictures)
         verdict.notes += notes
         first, sums, unread = None, [], Unread(file.metadata.spec)
+        watch = Watch()
         for entry in tracked(inputs, len(inputs), 'proving'):
             reference = entry
             if not isinstance(entry, InputReference):
@@ -132,6 +133,7 @@ def prove_pictures(
             results.cases.append(case)
             proof.pairs += pairs
             sums.append(reference.sums)
+            watch.add(reference.watch)
         place = smallest(inputs)
         again = InputReference(detector, input_of(inputs[place]))
         compare_again(proof, lambda: run_case(again, backend, beside)[0], place)
@@ -152,6 +154,8 @@ def prove_pictures(
         results.reasons += unread.reasons
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
     verdict.unreached = [*unreached(limits, results.cases, '--images'), *first.code.own_limits()]
+    verdict.unreached += watch.lines(file.metadata.postprocess.to_json(), '--images')
+    results.reasons += watch.other_epsilons(file.model) if claims.edited else []
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
 
