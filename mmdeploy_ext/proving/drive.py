@@ -17,10 +17,12 @@ from mmdeploy_ext.proving.frames import (
     check_frames,
     counts_of,
     limits,
+    look_at_outputs,
     notes_on_sides,
     open_runner,
     open_sides,
     read_files,
+    reasons_of_unread,
     times_of,
 )
 from mmdeploy_ext.proving.levels.drive_run import (
@@ -30,8 +32,8 @@ from mmdeploy_ext.proving.levels.drive_run import (
     default_bars,
     named_tensors,
 )
-from mmdeploy_ext.proving.open_points import unreached
-from mmdeploy_ext.proving.proof import finish, not_loaded
+from mmdeploy_ext.proving.open_points import Watch, unreached
+from mmdeploy_ext.proving.proof import Unread, finish, not_loaded
 from mmdeploy_ext.recorded.stepper import RecordedStepper
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.tasks import bbox3d
@@ -100,11 +102,14 @@ def prove_frames(
         drive = NearOrigin(frames)
 
         chosen = drawn_frames(len(drive))
-        first, most_results, shape = None, 0, ''
+        first, most_results, shape, unread, watch = None, 0, '', Unread(sides.spec), Watch()
         for index, frame in enumerate(tracked(drive, len(drive), 'proving')):
             if not memory.tensors:
                 frame = with_moment(frame, index)
-            expected, by_mode = modes.add(frame)
+            with watch:
+                expected, by_mode = modes.add(frame)
+            for result in by_mode.values():
+                look_at_outputs(unread, sides.runner, result)
             first, shape = first or frame, shape or 'x'.join(map(str, frame.images.shape))
             most_results = max(most_results, len(expected.detections))
             if index in chosen and 'free' in by_mode:
@@ -123,6 +128,7 @@ def prove_frames(
             matched = results.sequence[0].series['matched']
             both = [sum(counts) for counts in zip(matched, modes.substituted, strict=False)]
             results.reasons += too_few(both or matched, 'frame', ADVICE)
+        results.reasons += reasons_of_unread(unread, sides.runner)
         verdict.notes += notes_on_drive(proof, modes, bars, memory)
         verdict.notes += [*notes_on_sides(sides), *drive.notes]
 
@@ -134,6 +140,7 @@ def prove_frames(
             results.reasons += reasons
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
     verdict.unreached += [f'{title}: in no frame' for title, count in modes.made.items() if not count]
+    verdict.unreached += watch.lines(limits(sides.metadata), '--frames')
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
 

@@ -386,18 +386,66 @@ def is_tied(array: np.ndarray) -> bool:
     return is_row and bool((np.ptp(array, -1) <= FLOOR).all())
 
 
-def tied_choices(reference: Mapping[str, np.ndarray], scores: Collection[str]) -> set[str]:
-    """Return integer outputs with the shape of tied `scores`: a top-k may choose any of them."""
-    shapes = {reference[name].shape for name in scores if name in reference and is_tied(reference[name])}
-    return {n for n, array in reference.items() if array.dtype.kind in 'iu' and array.shape in shapes}
+def tied_choices(reference: Mapping[str, np.ndarray], scores: Collection[str]) -> dict[str, str]:
+    """Return integer outputs -> one of the descending `scores` of their shape that has equal neighbours.
+
+    A top-k may choose any of the neighbours.
+    """
+    shapes = {reference[name].shape: name for name in scores if name in reference and _runs(reference[name])}
+    return {
+        n: shapes[array.shape]
+        for n, array in reference.items()
+        if array.dtype.kind in 'iu' and array.shape in shapes
+    }
 
 
-def is_other_choice(reference: np.ndarray, choice: np.ndarray) -> bool:
-    """Whether integers differ in order or choice along their last axis."""
-    if choice.shape != reference.shape or choice.dtype != reference.dtype:
-        return False
-    rows, other_rows = (array.reshape(-1, reference.shape[-1]).tolist() for array in (reference, choice))
-    return rows != other_rows and [len({*row}) for row in rows] == [len({*row}) for row in other_rows]
+def _runs(scores: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return row, first and end of neighbours with equal values along the last axis."""
+    if scores.dtype.kind != 'f' or not scores.ndim or not scores.size:
+        return []
+    rows, found = scores.reshape(-1, scores.shape[-1]), []
+    steps = np.diff(rows, axis=1)
+    if not (steps <= FLOOR).all():  # no top-k
+        return []
+    is_equal = steps >= -FLOOR
+    for row in np.flatnonzero(is_equal.any(axis=1)):
+        edges = np.flatnonzero(np.diff(np.r_[False, is_equal[row], False].astype(int)))
+        found += [(int(row), int(begin), int(end) + 1) for begin, end in edges.reshape(-1, 2)]
+    return found
+
+
+def with_choices_of(
+    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], scores: Collection[str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return outputs with equal scores in the reference's order, and name -> places chosen otherwise.
+
+    Chosen otherwise are results at the end of a list whose scores equal the last: the reference has others,
+    and nothing tells whether those of `outputs` are right.
+    """
+    outputs, others = dict(outputs), {}
+    for name, score in tied_choices(reference, scores).items():
+        expected, got = reference[name], outputs.get(name)
+        if got is None or got.shape != expected.shape or np.array_equal(expected, got):
+            continue
+        count = expected.shape[-1]
+        expected, got = expected.reshape(-1, count), got.reshape(-1, count)
+        order, is_other = np.tile(np.arange(count), (len(got), 1)), np.zeros(got.shape, bool)
+        for row, begin, end in _runs(reference[score]):
+            run = slice(begin, end)
+            ranks = np.argsort(expected[row, run], kind='stable'), np.argsort(got[row, run], kind='stable')
+            if np.array_equal(expected[row, run][ranks[0]], got[row, run][ranks[1]]):
+                order[row, run][ranks[0]] = begin + ranks[1]
+            elif end == count == len({*expected[row]}) == len({*got[row]}):
+                is_other[row, run] = True
+        shape = reference[score].shape
+        for along, array in outputs.items():
+            if array.shape[: len(shape)] == shape and along in reference:
+                rows = array.reshape(-1, count, *array.shape[len(shape) :])
+                places = order.reshape(*order.shape, *[1] * (rows.ndim - 2))
+                outputs[along] = np.take_along_axis(rows, places, axis=1).reshape(array.shape)
+                if is_other.any() and along != score:
+                    others[along] = others.get(along, False) | is_other.reshape(shape)
+    return outputs, others
 
 
 def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', columns: int = 4) -> str:
