@@ -24,7 +24,6 @@ from mmdeploy_ext.config.config import (
 from mmdeploy_ext.contract.options import FORM, MADE_FOR, TARGETS
 from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, exported_options, find_family
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.preprocess.pictures import prepare_image
 from mmdeploy_ext.util.errors import (
     ConfigError,
     EngineError,
@@ -470,6 +469,8 @@ def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, widt
 
     Resizes to fit and pads, resizes exactly (ratio not kept), or warps about the centre.
     """
+    from mmdeploy_ext.preprocess.pictures import prepare_image  # imports numpy
+
     return prepare_image(dataclasses.replace(rule, size=(height, width)), image_bgr)
 
 

@@ -37,8 +37,7 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
 
     Raises:
         UsageError: a name in .onnx, or a file, for a folder of graphs; another name for one file of a family
-            with folders; the working folder or a mount point; a path that cannot be written, or that this run
-            reads.
+            with folders; a mount point; a path that cannot be written, or that this run reads.
     """
     contract = contract_of(family, options)
     one_file = contract.one_file

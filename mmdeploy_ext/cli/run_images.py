@@ -121,7 +121,7 @@ def check_damage(files: Sequence[str | Path]) -> None:
     for file in files:
         if note := check_whole(file):
             for name in external_locations(Path(file)):
-                if not Path(file).with_name(name).is_file():
+                if not (Path(file).parent / name).is_file():
                     raise ModelFileError(
                         f'{file}: {name}, which has its weights, is not beside it: copy both'
                     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mmdeploy_ext.exporting.substitution import observed, substituted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 FEATURES = (
     'extract_feat', 'extract_img_feat', 'extract_pts_feat',
@@ -23,6 +24,8 @@ OF_MODULES = {*vars(torch.nn.Module()), 'training'}
 class LastTest:
     """Runs a model's own `forward` on samples, and the last one again with other outputs of its parts.
 
+    Entries of the results that nobody reads are not compared; `unread` names them.
+
     What a sample changes in the modules (attributes and buffers) is the same before both of its runs, and
     after the second as after the first.
     """
@@ -34,9 +37,13 @@ class LastTest:
     def run(self, **data: Any) -> Any:
         before, self._data = attributes_of(self.model), copy.deepcopy(data)
         with torch.no_grad(), observed(self.model, self._features) as self._found:
-            results = self.model(**data)
+            self._results = watched(self.model(**data))
         self._memory = changed_since(before)
-        return results
+        return self._results
+
+    def unread(self) -> set[str]:
+        """Return the arrays of the last results that nobody has read since, such as 'pts_bbox.attrs_3d'."""
+        return {name for name in unread(self._results) if name}
 
     def again(self, outputs: Mapping[str, Any]) -> Any:
         """Return the results of the last sample; `outputs`: see `substituted`."""
@@ -51,6 +58,70 @@ class LastTest:
                 for name in vars(part).keys() - OF_MODULES - own.keys():
                     del vars(part)[name]
             restore(after)
+
+
+class WatchedDict(dict):
+    """A dict of results that keeps the names that were read."""
+
+    def __init__(self, *args: Any, **entries: Any) -> None:
+        super().__init__(*args, **entries)
+        self.read: set[Any] = set()
+
+    def __getitem__(self, name: Any) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: Any, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+    def pop(self, name: Any, *default: Any) -> Any:
+        self.read.add(name)
+        return super().pop(name, *default)
+
+    def items(self) -> Any:
+        self.read.update(self)
+        return super().items()
+
+    def values(self) -> Any:
+        self.read.update(self)
+        return super().values()
+
+    def __iter__(self) -> Iterator[Any]:  # else dict(results) reads the entries unseen
+        return super().__iter__()
+
+
+def watched(results: Any) -> Any:
+    """Return nested lists and dicts of results with every dict watched."""
+    if type(results) is dict:
+        return WatchedDict({name: watched(entry) for name, entry in results.items()})
+    return type(results)(map(watched, results)) if type(results) in (list, tuple) else results
+
+
+def unread(results: Any, name: str = '') -> Iterator[str]:
+    """Yield the names of arrays below dicts that were not read."""
+    if isinstance(results, WatchedDict):
+        for key, entry in dict.items(results):
+            path = f'{name}.{key}' if name else str(key)
+            if isinstance(entry, WatchedDict) or _has_dict(entry):
+                yield from unread(entry, path)
+            elif key not in results.read and is_array(entry):
+                yield path
+    elif type(results) in (list, tuple):
+        for entry in results:
+            yield from unread(entry, name)
+
+
+def _has_dict(entry: Any) -> bool:
+    return type(entry) in (list, tuple) and any(isinstance(one, WatchedDict) for one in entry)
+
+
+def is_array(value: Any) -> bool:
+    """Whether a result is an array, boxes, or a list of arrays."""
+    if type(value) in (list, tuple):
+        return any(map(is_array, value))
+    array = getattr(value, 'tensor', value)
+    return isinstance(array, torch.Tensor | np.ndarray) and array.ndim > 0
 
 
 def _one_by_one(results: list[Any]) -> Callable[..., Any]:

@@ -24,6 +24,8 @@ LIMITS = dict(nms_pre=10**9, max_per_img=10**9, iou_threshold=1.0, nms_thr=1.0, 
 """Entries of a head's `test_cfg` -> values without effect."""
 DOUBLED = ('topk', 'topK', 'corner_topk', 'max_per_image', 'post_max_size')
 """Further limits, which are doubled."""
+THRESHOLDS, BELOW = ('score_thr', 'score_threshold'), 1e-4
+"""Thresholds, which are lowered by this much: scores beside them count as well."""
 WITH_MASKS = 1000
 """Smallest `max_per_img` where a result gets a mask per class: all results would take terabytes."""
 FUNCTIONS = types.FunctionType, functools.partial
@@ -90,16 +92,24 @@ def _owner(model: torch.nn.Module, path: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def without_limits(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the block heads cut off and suppress nothing that their `test_cfg` controls."""
+    """Inside the block heads cut off and suppress nothing that `test_cfg` or their coder controls."""
     with contextlib.ExitStack() as stack, _AtMostAll():
         for config in _configs(model):
             doubled = {key: 2 * config[key] for key in DOUBLED if type(config.get(key)) is int}
-            limits = {**doubled, **LIMITS}
+            lower = {key: max(config[key] - BELOW, 0.0) for key in THRESHOLDS if config.get(key)}
+            limits = {**doubled, **lower, **LIMITS}
             if 'mask_thr_binary' in config:
                 limits['max_per_img'] = max(WITH_MASKS, config.get('max_per_img', 0))
             for key, value in limits.items():
                 if key in config:
                     stack.enter_context(replaced_entry(config, key, value))
+        coders = [part.bbox_coder for part in model.modules() if hasattr(part, 'bbox_coder')]
+        for settings in map(vars, {id(coder): coder for coder in coders}.values()):
+            if type(settings.get('max_num')) is int:
+                stack.enter_context(replaced_entry(settings, 'max_num', 2 * settings['max_num']))
+            if type(settings.get('score_threshold')) is float:
+                lower = max(settings['score_threshold'] - BELOW, 0.0)
+                stack.enter_context(replaced_entry(settings, 'score_threshold', lower))
         yield
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.kinds.base import Kind
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.preprocess.pictures import prepare_image
 
 if TYPE_CHECKING:
     import argparse
@@ -67,6 +66,7 @@ class Images(Kind):
         return check_picture_options(options, detector.unbuilt_cfg, detector.family, detector.model)
 
     def test(self, detector: Detector) -> Iterator[Any]:
+        from mmdeploy_ext.preprocess.pictures import prepare_image
         from mmdeploy_ext.proving.inputs.inputs import ProofInput
         from mmdeploy_ext.proving.inputs.samples import read_picture
         from mmdeploy_ext.proving.references import InputReference

@@ -43,7 +43,7 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
     if changed == model:
         shutil.copyfile(path, target)
     else:
-        target.write_bytes(sealed(changed.SerializeToString()))
+        target.write_bytes(sealed(changed.SerializeToString(), path.parent))
     with named(path):
         stored = files.external_files(model, path.parent)
     for file in {*stored.values()}:

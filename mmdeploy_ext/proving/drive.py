@@ -11,16 +11,18 @@ import numpy as np
 
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import half_precision
-from mmdeploy_ext.proving.float64 import rounding_of
+from mmdeploy_ext.proving.float64 import in_float64, rounding_of
 from mmdeploy_ext.proving.frames import (
     MAX_DRAWN,
     check_frames,
     counts_of,
     limits,
+    look_at_outputs,
     notes_on_sides,
     open_runner,
     open_sides,
     read_files,
+    reasons_of_unread,
     times_of,
 )
 from mmdeploy_ext.proving.levels.drive_run import (
@@ -30,8 +32,8 @@ from mmdeploy_ext.proving.levels.drive_run import (
     default_bars,
     named_tensors,
 )
-from mmdeploy_ext.proving.open_points import unreached
-from mmdeploy_ext.proving.proof import finish, not_loaded
+from mmdeploy_ext.proving.open_points import Watch, unreached
+from mmdeploy_ext.proving.proof import Unread, finish, not_loaded
 from mmdeploy_ext.recorded.stepper import RecordedStepper
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.tasks import bbox3d
@@ -90,21 +92,27 @@ def prove_frames(
         if not verdict.bars.is_float32:
             memory = memory.judged_by(sides.spec)
         rounding = functools.partial(rounding_of_frame, sides.reference) if verdict.bars.is_float32 else None
-        settings = dict(spec=sides.spec, memory=memory, task=family.task, rounding_of=rounding)
+        drawn = functools.partial(drawn_results, sides.reference) if verdict.bars.is_float32 else None
+        settings = dict(
+            spec=sides.spec, memory=memory, task=family.task, rounding_of=rounding, drawn_results=drawn
+        )
         modes_of = functools.partial(Modes, sides.reference, **settings)
         of_drive = functools.partial(Modes, RecordedStepper(detector, sides.reference), **settings)
         modes = of_drive(dict(teacher=teacher, free=sides.runner), bars=bars)
         drive = NearOrigin(frames)
 
-        drawn = drawn_frames(len(drive))
-        first, most_results, shape = None, 0, ''
+        chosen = drawn_frames(len(drive))
+        first, most_results, shape, unread, watch = None, 0, '', Unread(sides.spec), Watch()
         for index, frame in enumerate(tracked(drive, len(drive), 'proving')):
             if not memory.tensors:
                 frame = with_moment(frame, index)
-            expected, by_mode = modes.add(frame)
+            with watch:
+                expected, by_mode = modes.add(frame)
+            for result in by_mode.values():
+                look_at_outputs(unread, sides.runner, result)
             first, shape = first or frame, shape or 'x'.join(map(str, frame.images.shape))
             most_results = max(most_results, len(expected.detections))
-            if index in drawn and 'free' in by_mode:
+            if index in chosen and 'free' in by_mode:
                 title = f'{frame.name or f"frame {index}"}, free-running, frame {index + 1} of the drive'
                 detections = expected.detections, by_mode['free'].detections
                 proof.pairs.append(bbox3d.pair_of(frame, detector.rule, title, *detections))
@@ -120,6 +128,7 @@ def prove_frames(
             matched = results.sequence[0].series['matched']
             both = [sum(counts) for counts in zip(matched, modes.substituted, strict=False)]
             results.reasons += too_few(both or matched, 'frame', ADVICE)
+        results.reasons += reasons_of_unread(unread, sides.runner)
         verdict.notes += notes_on_drive(proof, modes, bars, memory)
         verdict.notes += [*notes_on_sides(sides), *drive.notes]
 
@@ -130,6 +139,8 @@ def prove_frames(
             results.cases += cases
             results.reasons += reasons
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
+    verdict.unreached += [f'{title}: in no frame' for title, count in modes.made.items() if not count]
+    verdict.unreached += watch.lines(limits(sides.metadata), '--frames')
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
 
@@ -142,6 +153,18 @@ def rounding_of_frame(
         return named_tensors(reference.step(frame), reference.state)
 
     return rounding_of(reference.model, tensors, run)
+
+
+def drawn_results(reference: Any, frame: Frame, before: StreamState | None) -> Callable[[int | None], Any]:
+    def results(seed: int | None) -> Any:
+        try:
+            with in_float64(reference.model, seed):
+                reference.state = before
+                return reference.step(frame).detections
+        except Exception:  # an operator or code for float32 only
+            return None
+
+    return results
 
 
 def ask_samples(detector: Detector, paths: Sequence[str], samples: Collection[Any]) -> None:

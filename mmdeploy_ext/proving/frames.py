@@ -17,10 +17,11 @@ from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.float64 import rounding_of
-from mmdeploy_ext.proving.open_points import count_voxels, unreached
+from mmdeploy_ext.proving.open_points import Watch, count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.proof import (
+    Unread,
     add_checks,
     check_contents,
     check_graph,
@@ -115,11 +116,14 @@ def prove_sweeps(
         except LoadError as error:
             return not_loaded(proof, error)
         clock, titles = Clock(), times_of(proof, 'sweep')
-        reference = RecordedStepper(detector, sides.reference)
+        reference, unread = RecordedStepper(detector, sides.reference), Unread(sides.spec)
+        watch = Watch()
 
         def run(sweep: Sweep) -> tuple[Case, list[Pair]]:
-            expected = clock.run(titles[0], lambda: reference.step(sweep))
+            with watch:
+                expected = clock.run(titles[0], lambda: reference.step(sweep))
             result = attempt(lambda: clock.run(titles[1], lambda: sides.runner.step(sweep)))
+            look_at_outputs(unread, sides.runner, result)
             return judge_sweep(sides, sweep, expected, result)
 
         first = None
@@ -132,6 +136,7 @@ def prove_sweeps(
             compare_again(proof, lambda: run(first)[0])
 
         judge_results(proof)
+        results.reasons += reasons_of_unread(unread, sides.runner)
         verdict.timing_ms = clock.medians(*titles) if claims.timed else {}
         if not results.reasons:
             results.reasons += total_reasons(results.cases, verdict.bars, 'sweep', 'sweep', ADVICE)
@@ -140,6 +145,7 @@ def prove_sweeps(
         if first is not None:
             results.cases += unusual_cases(sides, first)
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
+    verdict.unreached += watch.lines(limits(sides.metadata), '--frames')
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
 
@@ -262,6 +268,15 @@ def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()
     outputs |= {tensor.name: tensor for tensor in between}
     state = tuple(pair for spec in specs for pair in spec.state)
     return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
+
+
+def look_at_outputs(unread: Unread, runner: Stepper, result: StepResult | Exception) -> None:
+    if hasattr(runner, 'boxes_of') and not isinstance(result, Exception):
+        unread.look(result.outputs, runner.boxes_of)
+
+
+def reasons_of_unread(unread: Unread, runner: Stepper) -> list[str]:
+    return unread.reasons if hasattr(runner, 'boxes_of') else []
 
 
 def times_of(proof: Proof, unit: str) -> tuple[str, str]:

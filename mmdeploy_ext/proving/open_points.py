@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
 
 from mmdeploy_ext.config.config import test_datasets, test_pipeline
+from mmdeploy_ext.graph.io.index import all_nodes
 from mmdeploy_ext.models.building import data_class, makes_samples
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.util.source_code import copied_file, copied_libraries, parts_of, users_class, users_method
+from mmdeploy_ext.verdict.ties import numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
+    import onnx
     from torch import nn
 
     from mmdeploy_ext.exporting.export import CodeWarning
@@ -173,3 +178,116 @@ def unreached(limits: Mapping[str, Any], cases: Sequence[Case], samples: str) ->
                 '--cfg-options in export and verify'
             )
     return lines
+
+
+COMPARISONS, CLAMPS = ('gt', 'ge', 'lt', 'le'), ('clamp', 'clip', 'clamp_min', 'clamp_max')
+NORMS = dict(layer_norm=4, group_norm=4, batch_norm=7, instance_norm=7)
+"""Function -> position of its epsilon."""
+NORM_NODES = ('LayerNormalization', 'GroupNormalization', 'BatchNormalization', 'InstanceNormalization')
+NUMBERS = ('thr', 'size', 'clip', 'ratio')
+"""Parts of the names of facts that are thresholds or clips."""
+NEAR = 1e-3
+"""A value is near to a threshold within this share of it."""
+LIBRARY = Path(torch.__file__).parent
+
+
+class Watch(TorchFunctionMode):
+    """Notes, while PyTorch runs, how near values come to numbers of its code.
+
+    Attributes:
+        gaps: number and place -> nearest value below and at or above a threshold.
+        ends: number, place and whether it is a maximum -> the value farthest towards it.
+        epsilons: of normalisations.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gaps: dict[tuple[float, str], tuple[float, float]] = {}
+        self.ends: dict[tuple[float, str, bool], float] = {}
+        self.epsilons: set[float] = set()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(function, '__name__', '').strip('_'), kwargs or {}
+        first = args[0] if args else None
+        if isinstance(first, torch.Tensor) and first.is_floating_point() and first.numel():
+            if name in COMPARISONS and len(args) > 1 and _is_number(args[1]):
+                self._compare(first, float(args[1]))
+            elif name in CLAMPS:
+                self._clamp(name, first, args[1:], kwargs)
+            elif name in NORMS:
+                place = NORMS[name]
+                self.epsilons.add(kwargs.get('eps', args[place] if len(args) > place else 1e-5))
+        return function(*args, **kwargs)
+
+    def _compare(self, tensor: torch.Tensor, number: float) -> None:
+        values = tensor[tensor.isfinite()].double()
+        if number == 0 or not values.numel():
+            return
+        below, above = values[values < number], values[values >= number]
+        key = number, _place()
+        last = self.gaps.get(key, (-np.inf, np.inf))
+        self.gaps[key] = (
+            max(last[0], below.max().item() if below.numel() else -np.inf),
+            min(last[1], above.min().item() if above.numel() else np.inf),
+        )
+
+    def _clamp(self, name: str, tensor: torch.Tensor, args: Any, kwargs: Mapping[str, Any]) -> None:
+        names = ('max', 'min') if name == 'clamp_max' else ('min', 'max')
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        for end, farthest in (('min', torch.amin), ('max', torch.amax)):
+            if _is_number(given.get(end)):
+                key, value = (float(given[end]), _place(), end == 'max'), farthest(tensor).item()
+                pick = max if end == 'max' else min
+                self.ends[key] = pick(self.ends.get(key, value), value)
+
+    def add(self, other: Watch) -> None:
+        for key, (below, above) in other.gaps.items():
+            last = self.gaps.get(key, (-np.inf, np.inf))
+            self.gaps[key] = max(last[0], below), min(last[1], above)
+        for key, value in other.ends.items():
+            pick = max if key[2] else min
+            self.ends[key] = pick(self.ends.get(key, value), value)
+        self.epsilons |= other.epsilons
+
+    def lines(self, settings: Mapping[str, Any], samples: str) -> list[str]:
+        """Return a line per number that no value came near; `settings` name the numbers."""
+        facts = [
+            (name, number) for name, number in numbers_of(settings) if any(part in name for part in NUMBERS)
+        ]
+        names, lines = {number: name for name, number in facts}, []
+        for (number, place), (below, above) in self.gaps.items():
+            if max(number - below, above - number) > NEAR * abs(number):
+                found = f'nearest values {below:.6g} and {above:.6g}'
+                lines.append(f'{names.get(number, "threshold")} {number:g} ({place}; {found})')
+        for (number, place, is_most), value in self.ends.items():
+            if value < number if is_most else value > number:
+                found = f'{"largest" if is_most else "smallest"} value {value:.6g}'
+                lines.append(f'{names.get(number, "clip")} {number:g} ({place}; {found})')
+        advice = f'another number between them gives the same results; reach it with {samples}'
+        return [f'{line}: {advice}' for line in dict.fromkeys(lines)]
+
+    def other_epsilons(self, model: onnx.ModelProto) -> list[str]:
+        """Return a reason per epsilon of a graph that no normalisation of the code has."""
+        found: dict[tuple[str, float], list[str]] = {}
+        for node in all_nodes(model):
+            for entry in node.attribute if self.epsilons and node.op_type in NORM_NODES else ():
+                if entry.name == 'epsilon' and not np.isclose(entry.f, [*self.epsilons], 1e-6, 0).any():
+                    found.setdefault((node.op_type, entry.f), []).append(node.name)
+        usual = ', '.join(f'{epsilon:g}' for epsilon in sorted(self.epsilons))
+        return [
+            f'{kind} {names[0]}: epsilon {epsilon:g} ({len(names)} nodes); PyTorch has {usual}: too little '
+            'for the results to show'
+            for (kind, epsilon), names in found.items()
+        ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+
+
+def _place() -> str:
+    """Return file and line that called the function."""
+    frame, own = sys._getframe(1), (__file__, str(LIBRARY))
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
+        frame = frame.f_back
+    return f'{Path(frame.f_code.co_filename).name}:{frame.f_lineno}'

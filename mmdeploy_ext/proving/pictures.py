@@ -21,10 +21,11 @@ from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.proving import file_checks, half_precision
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs, smaller_size
-from mmdeploy_ext.proving.open_points import counts_of_images, limits_of, unreached
+from mmdeploy_ext.proving.open_points import Watch, counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
     AGAIN,
+    Unread,
     check_contents,
     check_graph,
     check_model,
@@ -119,17 +120,20 @@ def prove_pictures(
 
         inputs, notes = picture_inputs(detector, file, proof.options, pictures)
         verdict.notes += notes
-        first, sums = None, []
+        first, sums, unread = None, [], Unread(file.metadata.spec)
+        watch = Watch()
         for entry in tracked(inputs, len(inputs), 'proving'):
             reference = entry
             if not isinstance(entry, InputReference):
                 reference = InputReference(detector, entry)
             first = first or reference
             case, pairs = run_case(reference, backend, beside)
+            unread.look(reference.outputs, compared_by(reference, file.metadata))
             reference.forget()
             results.cases.append(case)
             proof.pairs += pairs
             sums.append(reference.sums)
+            watch.add(reference.watch)
         place = smallest(inputs)
         again = InputReference(detector, input_of(inputs[place]))
         compare_again(proof, lambda: run_case(again, backend, beside)[0], place)
@@ -146,8 +150,12 @@ def prove_pictures(
         verdict.notes += substitution_notes(first.code, results.cases)
     if left_out := first.code.results_left_out(file.options):
         verdict.notes.append(left_out)
+    else:
+        results.reasons += unread.reasons
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
     verdict.unreached = [*unreached(limits, results.cases, '--images'), *first.code.own_limits()]
+    verdict.unreached += watch.lines(file.metadata.postprocess.to_json(), '--images')
+    results.reasons += watch.other_epsilons(file.model) if claims.edited else []
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
 
@@ -336,7 +344,7 @@ def run_case(
         reference.engine_seconds.append(time.perf_counter() - start)
         return outputs
 
-    outputs = attempt(run)
+    outputs = reference.outputs = attempt(run)
     of_runtime = None
     if beside and not isinstance(outputs, Exception):
         of_runtime = attempt(lambda: dict(beside.infer(feeds)))
@@ -398,6 +406,19 @@ def judge_outputs(
     else:
         case = dataclasses.replace(case, detections=match_images(reference, expected, results, bars))
     return case, _pictures(reference, results, title_of(type(backend).__name__))
+
+
+def compared_by(reference: InputReference, metadata: Metadata) -> Callable[[Mapping[str, np.ndarray]], Any]:
+    """Return the function from outputs to what the proof compares of them, other than their values."""
+    bars = bars_of(metadata.precision)
+
+    def compared(outputs: Mapping[str, np.ndarray]) -> Any:
+        outputs = with_labels(outputs)
+        results = results_of_file(reference, metadata, outputs)
+        rows = _contract_rows(reference, metadata, outputs, bars)
+        return results, rows, reference.code.inner_results(outputs, reference.images)
+
+    return compared
 
 
 def judge_parts(

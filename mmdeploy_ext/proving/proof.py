@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 from pathlib import Path
@@ -13,6 +14,7 @@ from mmdeploy_ext.config.point_ranges import disagreements
 from mmdeploy_ext.config.user_modules import libraries_not_run
 from mmdeploy_ext.contract import digest
 from mmdeploy_ext.contract.metadata import BF16, Metadata, read_metadata
+from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.graph.io import files as graph_files
 from mmdeploy_ext.graph.io.files import is_sparse
 from mmdeploy_ext.graph.io.index import count_nodes
@@ -30,6 +32,7 @@ from mmdeploy_ext.proving.provenance import (
     weights_checks,
 )
 from mmdeploy_ext.quantize.planned import plan_of
+from mmdeploy_ext.util.arrays import is_same, other_values
 from mmdeploy_ext.util.errors import one_line
 from mmdeploy_ext.util.files import sha256_file
 from mmdeploy_ext.util.source_code import changed_files, other_copies, versions, versions_with_places
@@ -40,6 +43,7 @@ from mmdeploy_ext.verdict.verdict import Finding, Results, Verdict, library_find
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import numpy as np
     import onnx
 
     from mmdeploy_ext.contract.options import Options
@@ -247,6 +251,34 @@ def compare_again(proof: Proof, run: Callable[[], Case], place: int = 0) -> None
     """Run the case of an index again."""
     if proof.results.cases[place].passed and (failures := run().failures):
         proof.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
+
+
+class Unread:
+    """Outputs that the spec leaves to the comparison of results, until something compared depends on them."""
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self.names = [tensor.name for tensor in spec.outputs if tensor.compare != 'values']
+
+    def look(
+        self, outputs: Mapping[str, np.ndarray] | Exception, compared: Callable[[dict[str, np.ndarray]], Any]
+    ) -> None:
+        """Remove the outputs that change what is compared; `compared` returns it for outputs."""
+        if isinstance(outputs, Exception) or not self.names:
+            return
+        expected = attempt(lambda: compared(dict(outputs)))
+        for name in self.names.copy() if not isinstance(expected, Exception) else ():
+            changed = {**outputs, name: other_values(outputs[name])} if name in outputs else {}
+            result = attempt(functools.partial(compared, changed))
+            if not changed or isinstance(result, Exception) or not is_same(expected, result):
+                self.names.remove(name)
+
+    @property
+    def reasons(self) -> list[str]:
+        return [
+            f'output {name}: its spec leaves it to the comparison of results, but no result depends on it; '
+            "compare its values (compare='values'), or read it where the results are made"
+            for name in self.names
+        ]
 
 
 def judge_results(proof: Proof) -> None:

@@ -22,6 +22,7 @@ from mmdeploy_ext.proving.inputs.inputs import (
     with_plain_picture,
     zoomed_input,
 )
+from mmdeploy_ext.proving.open_points import Watch
 from mmdeploy_ext.recorded.calls import around
 from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
@@ -53,14 +54,18 @@ class InputReference:
         feeds: name -> input of a file, or post-processing fact; forms may need fewer.
         seconds: time of the model's test path.
         sums: `output_sums` of that run.
+        watch: thresholds and clips of that run.
         borders: path of a method -> its results, one per call.
         engine_seconds: times of the last file's runs.
+        outputs: of the last file's last run, or its error.
     """
 
     def __init__(self, detector: Detector, proof_input: ProofInput) -> None:
         self.detector, self.input, self.seconds = detector, proof_input, 0.0
         self.code = detector.family.reference(detector.model)
         self.engine_seconds: list[float] = []
+        self.watch = Watch()
+        self.outputs: dict[str, np.ndarray] | Exception = {}
         self.sums: dict[str, list[float]] = {}
         left_out = proof_input.left_out
         self.images = tuple(_as_fed(image, self.code, detector, left_out) for image in proof_input.images)
@@ -76,6 +81,7 @@ class InputReference:
             observed(model, self.code.borders()) as self.borders,
             output_sums(model) as self.sums,
             around(self.detector, self.input.name),
+            self.watch,
         ):
             start = time.perf_counter()
             results = self.run()

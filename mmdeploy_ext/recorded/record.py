@@ -18,6 +18,7 @@ import random
 import re
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 
@@ -609,7 +610,7 @@ def parser():
 
 def main():
     args = parser().parse_args()
-    part = args.out.rstrip('/\\') + '.part'
+    part = ''
     try:
         for path in (args.config, args.checkpoint):
             if not os.path.isfile(path):
@@ -633,15 +634,16 @@ def main():
         for backend in (torch.backends.cudnn, getattr(torch.backends.cuda, 'matmul', None)):
             if hasattr(backend, 'allow_tf32'):
                 backend.allow_tf32 = False
-        shutil.rmtree(part, ignore_errors=True)
-        os.makedirs(part)
-        manifest = record(args, part)
-        os.rename(part, args.out)
+        folder = os.path.abspath(args.out)
+        if not os.path.isdir(os.path.dirname(folder)):
+            os.makedirs(os.path.dirname(folder))
+        part = tempfile.mkdtemp('.part', os.path.basename(folder) + '.', os.path.dirname(folder))
+        os.mkdir(os.path.join(part, 'new'))  # with the usual permissions
+        manifest = record(args, os.path.join(part, 'new'))
+        os.rename(os.path.join(part, 'new'), folder)
     except Refusal as error:
-        shutil.rmtree(part, ignore_errors=True)
         sys.exit('error: %s' % error)
     except Exception as error:
-        shutil.rmtree(part, ignore_errors=True)
         traceback.print_exc()
         hint = ''
         if 'is not in the' in str(error):
@@ -649,6 +651,8 @@ def main():
         elif isinstance(error, (IOError, OSError)) and (args.indices or args.images):
             hint = '. No data set here? Leave out --indices: the inputs of the proof need none'
         sys.exit('error: %s: %s%s. Nothing was recorded' % (type(error).__name__, str(error)[:300], hint))
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     for line in manifest['said']:
         print('note: ' + line)
     if manifest['unknown_types']:

@@ -66,11 +66,13 @@ class Plan:
         points: (K, T, 2) float32 x, y of each mode.
         scores: (K,) float32 in 0..1, after a rescoring.
         mode: the chosen one.
+        final: (T, 2) float32 the plan to drive.
     """
 
     points: np.ndarray
     scores: np.ndarray
     mode: int
+    final: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ class DrivingScene(Detections3D):
         trajectories: (n, K, T, 2) float32 x, y.
         mode_scores: (n, K) float32.
         line_points, line_scores, line_labels: of `lines`.
-        plan_points, plan_scores, plan_mode: of `plan`; the mode is (1,) int64.
+        plan_points, plan_scores, plan_mode, plan_final: of `plan`; the mode is (1,) int64.
     """
 
     trajectories: np.ndarray | None = None
@@ -92,6 +94,7 @@ class DrivingScene(Detections3D):
     plan_points: np.ndarray | None = None
     plan_scores: np.ndarray | None = None
     plan_mode: np.ndarray | None = None
+    plan_final: np.ndarray | None = None
 
     @property
     def lines(self) -> Polylines:
@@ -99,7 +102,7 @@ class DrivingScene(Detections3D):
 
     @property
     def plan(self) -> Plan:
-        return Plan(self.plan_points, self.plan_scores, int(self.plan_mode[0]))
+        return Plan(self.plan_points, self.plan_scores, int(self.plan_mode[0]), self.plan_final)
 
     def __getitem__(self, rows: np.ndarray | slice) -> Self:
         """Return the scene with some of its boxes."""
@@ -122,7 +125,7 @@ class DrivingScene(Detections3D):
 
     def without_motion(self) -> Self:
         """Return the scene with all trajectories and the plan at the origin."""
-        names = 'trajectories', 'mode_scores', 'plan_points', 'plan_scores', 'plan_mode'
+        names = 'trajectories', 'mode_scores', 'plan_points', 'plan_scores', 'plan_mode', 'plan_final'
         return dataclasses.replace(self, **{name: np.zeros_like(getattr(self, name)) for name in names})
 
     def place(self, index: int) -> dict[str, Any]:
@@ -135,7 +138,7 @@ class DrivingScene(Detections3D):
             dict(line=entry['label'], score=entry['score'], points=entry['points'])
             for entry in self.lines.to_json()
         ]
-        plan = dict(plan=self.plan.points[self.plan.mode].round(4).tolist(), mode=self.plan.mode)
+        plan = dict(plan=self.plan.final.round(4).tolist(), mode=self.plan.mode)
         return [*super().to_json(classes), *lines, plan]
 
     def ground_lines(self) -> list[tuple[np.ndarray, int]]:
@@ -146,7 +149,7 @@ class DrivingScene(Detections3D):
         lines += zip(self.lines.points, (self.lines.labels + LINE_COLOURS).tolist(), strict=True)
         return [
             *lines,
-            (np.concatenate([np.zeros((1, 2), np.float32), self.plan.points[self.plan.mode]]), PLAN_COLOUR),
+            (np.concatenate([np.zeros((1, 2), np.float32), self.plan.final]), PLAN_COLOUR),
         ]
 
 

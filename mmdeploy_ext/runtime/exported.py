@@ -147,12 +147,12 @@ def model_files(path: str | Path) -> list[Path]:
 
 
 def files_of_family(folder: str | Path, family: str) -> set[str]:
-    """Names of a family's graphs and external data in a folder."""
+    """Names of a family's graphs in a folder, and of the files beside them with their weights."""
     names: set[str] = set()
     for path in Path(folder).glob('*.onnx'):
         with contextlib.suppress(ModelFileError):  # a file of somebody else
             if read_props(path).get(f'{PREFIX}family') == json.dumps(family):
-                names |= {path.name, *external_locations(path)}
+                names |= {path.name, *({f'{path.name}.data'} & external_locations(path))}
     return names
 
 

@@ -28,18 +28,18 @@ class Instances:
     Attributes:
         rows: (X, Y, Z) int32 row of a voxel's centre, -1 for none.
         places: (n, 3) float32 x, y, z of the centres, metres.
-        cells: (n, 3) int32 their voxels.
         scores: (n,) float32.
         labels: (n,) int64 classes of the centres' head.
-        floor: centres have a score above it.
+        sure: (n,) bool; False: rounding decides whether this is a centre. None: all are sure.
+        cells: (n, 2, 3) int32 lowest and highest voxel of a centre that rounding allows; None: unknown.
     """
 
     rows: np.ndarray
     places: np.ndarray
-    cells: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
-    floor: float
+    sure: np.ndarray | None = None
+    cells: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Occupancy:
         labels: (X, Y, Z) uint8; x ahead, y left, z up in the frame of the model.
         leads: (X, Y, Z) float32 score of the best class minus that of the second; None: unknown.
         free: class of empty voxels.
-        instance_rows, instance_places, instance_cells, instance_scores, instance_labels, instance_floor: of
+        instance_rows, instance_places, instance_scores, instance_labels, instance_sure, instance_cells: of
             `instances`; None without a head of centres.
     """
 
@@ -59,10 +59,10 @@ class Occupancy:
     free: int
     instance_rows: np.ndarray | None = None
     instance_places: np.ndarray | None = None
-    instance_cells: np.ndarray | None = None
     instance_scores: np.ndarray | None = None
     instance_labels: np.ndarray | None = None
-    instance_floor: float | None = None
+    instance_sure: np.ndarray | None = None
+    instance_cells: np.ndarray | None = None
 
     @property
     def instances(self) -> Instances | None:

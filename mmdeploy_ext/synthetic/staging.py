@@ -3,7 +3,8 @@
 import argparse
 import contextlib
 import fcntl
-import shutil
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,15 @@ def locked(root: Path) -> Iterator[None]:
     root = root.resolve()  # '.' has no name
     lock = root.with_name(f'.{root.name}.lock')
     check_writable(lock)
+    if lock.is_symlink():
+        raise DataError(f'{lock}: is a link, expected the lock of the set; remove it')
     root.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, 'w') as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def make_set(
@@ -71,19 +77,17 @@ def make_set(
                 f'or replace it with --force'
             )
         target = root.resolve()
-        folder, former = (target.with_name(f'.{target.name}.{end}') for end in ('part', 'former'))
-        for rest in (folder, former):
-            shutil.rmtree(rest, ignore_errors=True)  # of an interrupted run
-        folder.mkdir(parents=True)
-        with Progress(console=cli.stderr(), disable=quiet) as progress:
-            task = progress.add_task(f'making {root}', total=total)
-            for steps in write(folder):
-                progress.advance(task, steps)
-        write_json(folder / MANIFEST, {'parameters': parameters})
-        if target.exists():  # a folder that is removed in part could still have its manifest
-            target.rename(former)
-        folder.rename(target)
-        shutil.rmtree(former, ignore_errors=True)
+        with tempfile.TemporaryDirectory('.part', f'.{target.name}.', target.parent) as beside:
+            folder = Path(beside, 'new')
+            folder.mkdir()
+            with Progress(console=cli.stderr(), disable=quiet) as progress:
+                task = progress.add_task(f'making {root}', total=total)
+                for steps in write(folder):
+                    progress.advance(task, steps)
+            write_json(folder / MANIFEST, {'parameters': parameters})
+            if target.exists():  # a folder that is removed in part could still have its manifest
+                target.rename(Path(beside, 'former'))
+            folder.rename(target)
     return True
 
 

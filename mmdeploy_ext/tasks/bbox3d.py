@@ -11,7 +11,7 @@ from mmdeploy_ext.verdict import matching
 from mmdeploy_ext.verdict.results import Pair
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -52,11 +52,13 @@ def pair_up(
     score_bar: float = SCORE_BAR,
     corner_bar: float | None = None,
     further: Sequence[tuple[str, Callable[..., np.ndarray], float]] = (),
+    rounding: Mapping[str, np.ndarray] | None = None,
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; nearness is minus the distance.
 
     `distance_bar` is in metres. `corner_bar` (metres between corners, m/s of velocities) replaces the float32
-    bars of size, yaw and velocity. `further` has titles, functions of rows and columns, and bars.
+    bars of size, yaw and velocity. `further` has titles, functions of rows and columns, and bars; for
+    `rounding` see `matching.pair_lists`.
     """
     nearness = _nearness(reference, candidate)
     close = np.nonzero(nearness >= -max(distance_bar, PAIR_DISTANCE))
@@ -67,7 +69,9 @@ def pair_up(
         gap[close] = difference
         gaps.append((title, gap, bar))
     near = nearness >= -distance_bar
-    return matching.pair_lists(reference, candidate, near, nearness, -PAIR_DISTANCE, score_bar, gaps)
+    return matching.pair_lists(
+        reference, candidate, near, nearness, -PAIR_DISTANCE, score_bar, gaps, rounding
+    )
 
 
 def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:

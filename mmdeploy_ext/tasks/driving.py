@@ -18,7 +18,7 @@ COUNTS = ('reference', 'matched', 'missing', 'extra', 'outside', 'low', 'low_alo
 
 
 def match_detections(
-    image: str, reference: DrivingScene, candidate: DrivingScene, tied: Any = None, **bars: float
+    image: str, reference: DrivingScene, candidate: DrivingScene, tied: Any = None, **bars: Any
 ) -> DetectionRow:
     """Match boxes with trajectories by `bars` of `bbox3d`; in float32 lines and plan use their own."""
     boxes = trajectories.match_detections(image, reference, candidate, tied=tied, **bars)

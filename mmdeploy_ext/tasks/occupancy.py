@@ -8,6 +8,7 @@ import numpy as np
 
 from mmdeploy_ext.tasks import voxel_instances
 from mmdeploy_ext.verdict.results import DetectionRow
+from mmdeploy_ext.verdict.ties import too_many_ties
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,14 +72,16 @@ def match_detections(image: str, reference: Occupancy, candidate: Occupancy, **u
         lines = ', '.join(f'class {label}: IoU {iou:.6f}' for label, iou in ious.items() if iou < 1)
         reason = f'{int(wrong.sum())} voxels have another class ({100 * equal:.4f} % equal; {lines})'
     leads = reference.leads[wrong]
-    excused, lonely = (f'{int(tied.sum())} voxels',) if tied.any() else (), ()
+    count, lonely = int(tied.sum()), ()
     if reference.instances is not None:
         others = voxel_instances.differences(reference, candidate)
-        outside += (count := int(others.wrong.sum()))
+        outside += (wrong_instances := int(others.wrong.sum()))
         reasons = [reason] if reason else []
-        reasons += [f'{count} voxels belong to another instance'] if count else []
+        reasons += [f'{wrong_instances} voxels belong to another instance'] if wrong_instances else []
         reason, lonely = ', '.join([*reasons, *others.alone]), others.alone
-        excused += (f'{int(others.excused.sum())} voxels',) if others.excused.any() else ()
+        count += int(others.excused.sum())
+    too_many = too_many_ties(count, len(reference), RESULTS)
+    reason = ', '.join(filter(None, [reason, too_many]))
     return DetectionRow(
         image,
         reference=len(reference),
@@ -90,9 +93,9 @@ def match_detections(image: str, reference: Occupancy, candidate: Occupancy, **u
         passed=not reason,
         reason=reason,
         outside=outside,
-        broken=bool(lonely),  # no rate excuses a centre
+        broken=bool(lonely or too_many),  # no rate excuses these
         alone=((lines,) if lines else ()) + lonely,
-        excused=excused,
+        excused=(f'{count} voxels',) if count else (),
     )
 
 

@@ -25,25 +25,30 @@ def match_detections(
     point_bar: float = POINT_BAR,
     score_bar: float = SCORE_BAR,
 ) -> DetectionRow:
-    """Compare two plans; another mode with its score within `ties.TIE` is a tie, and listed."""
+    """Compare two plans, and the chosen one; another mode with its score within `ties.TIE` is a tie."""
     for side, plan in dict(reference=reference, candidate=candidate).items():
-        if plan.points.shape != reference.points.shape or not np.isfinite(plan.points).all():
-            reason = f'{side}: a plan of points {plan.points.shape}, expected finite {reference.points.shape}'
-            return DetectionRow(image, 1, 0, 1, 1, 0.0, 1.0, False, reason, broken=True)
+        for own, expected in ((plan.points, reference.points), (plan.final, reference.points[0])):
+            if own.shape != expected.shape or not np.isfinite(own).all():
+                reason = f'{side}: a plan of points {own.shape}, expected finite {expected.shape}'
+                return DetectionRow(image, 1, 0, 1, 1, 0.0, 1.0, False, reason, broken=True)
     apart = np.linalg.norm(reference.points.astype(np.float64) - candidate.points, axis=-1).max(-1)
     scores = np.abs(reference.scores.astype(np.float64) - candidate.scores)
     tied: tuple[str, ...] = ()
     if reference.mode != candidate.mode:
-        gap = float(reference.scores[reference.mode]) - float(reference.scores[candidate.mode])
+        gap = abs(float(reference.scores[reference.mode]) - float(reference.scores[candidate.mode]))
         text = f'plan of mode {candidate.mode}, expected {reference.mode}, {gap:.2g} apart'
         tied = (text,) if gap <= TIE else ()
         if not tied:
             return DetectionRow(image, 1, 0, 0, 0, 1.0, float(scores.max()), False, text, outside=1)
+    chosen = candidate.points[candidate.mode] if tied else reference.final
+    final = float(np.linalg.norm(chosen.astype(np.float64) - candidate.final, axis=-1).max())
     reasons = [
         f'plan of mode {mode}: {title} {worst[mode]:.2g} apart, allowed {bar:g}'
         for title, worst, bar in (('points', apart, point_bar), ('scores', scores, score_bar))
         if not worst[mode := int(worst.argmax())] <= bar
     ]
+    if not final <= point_bar:
+        reasons.append(f'the chosen plan: points {final:.2g} apart, allowed {point_bar:g}')
     return DetectionRow(
         image,
         1,
@@ -55,6 +60,6 @@ def match_detections(
         passed=not reasons,
         reason=', '.join(reasons),
         outside=int(bool(reasons)),
-        worst_distance=float(apart.max()),
+        worst_distance=max(float(apart.max()), final),
         excused=tied,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from mmdeploy_ext.tasks import bbox3d
 from mmdeploy_ext.verdict import matching
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mmdeploy_ext.runtime.driving import DrivingScene
     from mmdeploy_ext.verdict.matching import Pairing
     from mmdeploy_ext.verdict.results import DetectionRow
@@ -28,6 +30,7 @@ def pair_up(
     distance_bar: float = bbox3d.DISTANCE_BAR,
     score_bar: float = bbox3d.SCORE_BAR,
     corner_bar: float | None = None,
+    rounding: Mapping[str, np.ndarray] | None = None,
 ) -> Pairing:
     """Pair as `bbox3d.pair_up`; `corner_bar` above the float32 bars also applies to points."""
 
@@ -42,7 +45,7 @@ def pair_up(
         ('trajectory', points_apart, max(POINT_BAR, corner_bar or 0.0)),
         ('mode', modes_apart, MODE_BAR if score_bar <= bbox3d.SCORE_BAR else score_bar),
     ]
-    return bbox3d.pair_up(reference, candidate, distance_bar, score_bar, corner_bar, further)
+    return bbox3d.pair_up(reference, candidate, distance_bar, score_bar, corner_bar, further, rounding)
 
 
 def problem(reference: DrivingScene, candidate: DrivingScene) -> str:
@@ -59,7 +62,7 @@ match_lists = functools.partial(bbox3d.match_lists, problem=problem, pair_by=pai
 
 
 def match_detections(
-    image: str, reference: DrivingScene, candidate: DrivingScene, **settings: float
+    image: str, reference: DrivingScene, candidate: DrivingScene, **settings: Any
 ) -> DetectionRow:
     row = match_lists(image, reference, candidate, **settings)
     return matching.in_order_of_scores(row, candidate.scores)

@@ -1,4 +1,8 @@
-"""Instances of voxels: their centres are matched by class and place, then each voxel by its centre."""
+"""Instances of voxels: their centres are matched by class and place, then each voxel by its centre.
+
+Rounding may decide which cells are centres, the voxel of a centre, and which of two centres is nearer. The
+reference alone says where: by `Instances.sure` and `Instances.cells`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ if TYPE_CHECKING:
 
 PLACE_BAR, SCORE_BAR = 1e-3, 1e-4
 """Largest differences of a pair of centres, metres and score."""
+UNKNOWN, NO_LABEL = -2, -1
+"""Row of a voxel whose centre has no partner, and label without a centre."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +25,8 @@ class Differences:
     """How two grids differ in their instances.
 
     Attributes:
-        wrong, excused: voxels of one class on both sides and of other instances, (X, Y, Z) bool; excused are
-            those that are as near to both centres, and those of a centre at the threshold.
+        wrong, excused: voxels of one class on both sides and of other instances, (X, Y, Z) bool; for the
+            excused ones rounding decides between both instances.
         alone: sentences about centres without a partner.
     """
 
@@ -47,19 +53,39 @@ def partners(reference: Instances, candidate: Instances) -> np.ndarray:
 
 def differences(reference: Occupancy, candidate: Occupancy) -> Differences:
     ours, theirs = reference.instances, candidate.instances
+    sure = np.ones(len(ours.scores), bool) if ours.sure is None else ours.sure
     row_of = partners(ours, theirs)
     lonely = np.setdiff1d(np.arange(len(theirs.scores)), row_of)
-    scores = np.concatenate([ours.scores[row_of < 0], theirs.scores[lonely]])
-    alone = tuple(
-        f'a centre of score {score:.4f} has no partner'
-        for score in scores.tolist()
-        if abs(score - ours.floor) > SCORE_BAR
-    )
-    expected = np.where(ours.rows < 0, -1, np.append(row_of, -1)[ours.rows])
-    other = (reference.labels == candidate.labels) & (expected != theirs.rows)
-    excused = other & (not alone) & ((ours.rows >= 0) & (expected < 0) | np.isin(theirs.rows, lonely))
-    both = other & (expected >= 0) & (theirs.rows >= 0)
-    voxels = np.argwhere(both)
-    taken, left = (((voxels - theirs.cells[rows[both]]) ** 2).sum(-1) for rows in (theirs.rows, expected))
-    excused[both] |= taken <= left
+    scores = np.concatenate([ours.scores[sure & (row_of < 0)], theirs.scores[lonely]])
+    alone = tuple(f'a centre of score {score:.4f} has no partner' for score in scores.tolist())
+    own_rows = np.full(len(theirs.scores) + 1, UNKNOWN)
+    own_rows[row_of[row_of >= 0]] = np.flatnonzero(row_of >= 0)
+    own_rows[-1] = -1  # of voxels without a centre
+    got = own_rows[theirs.rows]
+    other = (reference.labels == candidate.labels) & (got != ours.rows)
+    excused = np.zeros_like(other)
+    if ours.cells is not None:
+        known = other & (got != UNKNOWN)
+        excused[known] = is_tied(np.argwhere(known), ours.rows[known], got[known], ours, sure)
     return Differences(other & ~excused, excused, alone)
+
+
+def is_tied(
+    voxels: np.ndarray, expected: np.ndarray, got: np.ndarray, ours: Instances, sure: np.ndarray
+) -> np.ndarray:
+    """Return (V,) bool: rounding decides whether a voxel (V, 3) has the centre `expected` or `got`, (V,)."""
+    labels = np.append(ours.labels, NO_LABEL)
+    rows = np.where(expected >= 0, expected, got)
+    tied = (got < 0) | (labels[got] == labels[rows])
+    farthest = np.full(len(voxels), np.inf)  # the nearest sure centre of the class is not farther
+    for row in np.flatnonzero(sure):
+        of_class = labels[rows] == labels[row]
+        low, high = ours.cells[row]
+        apart = np.maximum(voxels[of_class] - low, high - voxels[of_class])
+        farthest[of_class] = np.minimum(farthest[of_class], (apart**2).sum(-1))
+    for chosen in (expected, got):
+        low, high = ours.cells[chosen].swapaxes(0, 1)
+        apart = np.maximum(np.maximum(low - voxels, voxels - high), 0)
+        least = np.where(chosen >= 0, (apart**2).sum(-1), np.inf)
+        tied &= least <= farthest
+    return tied

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -110,3 +111,24 @@ class ArrayDistance:
         sides = self._array, self._reference
         largest = max(float(np.abs(side).max(initial=0)) for side in sides)
         return sides if largest == 0 else (sides[0] / largest, sides[1] / largest)
+
+
+def other_values(array: np.ndarray) -> np.ndarray:
+    """Return an array of which every value is another one."""
+    if array.dtype == bool:
+        return ~array
+    return (1 - array if array.dtype.kind == 'f' else array + 1).astype(array.dtype)
+
+
+def is_same(first: Any, second: Any) -> bool:
+    """Whether arrays, also in dataclasses and lists, are equal."""
+    if dataclasses.is_dataclass(first):
+        fields = [field.name for field in dataclasses.fields(first)]
+        return type(first) is type(second) and all(
+            is_same(getattr(first, name), getattr(second, name)) for name in fields
+        )
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(is_same, first, second))
+    if isinstance(first, np.ndarray):
+        return np.array_equal(first, second, equal_nan=first.dtype.kind == 'f')
+    return bool(first == second)

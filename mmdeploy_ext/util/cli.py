@@ -22,7 +22,6 @@ from mmdeploy_ext.util.errors import (
     printable,
 )
 from mmdeploy_ext.util.files import RunFiles, check_writable, use_writable_cache, watched_run
-from mmdeploy_ext.util.folders import restore_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -368,11 +367,7 @@ def writes(action: argparse.Action, *files: str) -> argparse.Action:
 
 
 def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Register the files of a command line; UsageError if an output is also an input.
-
-    Folders that a killed command has left aside come back first.
-    """
-    restore_interrupted(word for value in vars(args).values() for word in _words(value))
+    """Register the files of a command line; UsageError if an output is also an input."""
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)
         files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)

@@ -43,8 +43,8 @@ def save_dump(
 
     `facts` are further entries of the manifest; `meanings` has a sentence per tensor.
     """
-    entries, outdated = {}, [MANIFEST, *(path.name for path in Path(folder).glob('*.bin'))]
-    with replaced_folder(folder, outdated) as staging:
+    entries: dict[str, Any] = {}
+    with replaced_folder(folder, _files_of(Path(folder))) as staging:
         for name, array in tensors.items():
             content = np.ascontiguousarray(array).astype(array.dtype.newbyteorder('<'), copy=False).tobytes()
             (staging / file_name(name, array, suffixes)).write_bytes(content)
@@ -56,6 +56,10 @@ def save_dump(
                 meaning=(meanings or {}).get(name, ''),
             )
         write_json(staging / MANIFEST, dict(facts, tensors=entries))
+
+
+def _files_of(folder: Path) -> list[str]:
+    return [MANIFEST, *(path.name for path in folder.glob('*.bin'))]
 
 
 def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -101,8 +105,9 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def replaced_dump(folder: str | Path) -> Iterator[Path]:
     """Yield a folder for samples (`DumpWriter`) that takes the place of a former dump when it is whole."""
-    outdated = [SAMPLES, *(path.name for path in Path(folder).glob('*') if path.name.isdecimal())]
-    with replaced_folder(folder, outdated) as staging:
+    samples = [path for path in Path(folder).glob('*') if path.name.isdecimal()]
+    outdated = [f'{sample.name}/{name}' for sample in samples for name in _files_of(sample)]
+    with replaced_folder(folder, [SAMPLES, *outdated]) as staging:
         yield staging
         samples = sorted(path.parent.name for path in staging.glob(f'*/{MANIFEST}'))
         write_json(staging / SAMPLES, dict(samples=samples))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -164,10 +166,12 @@ def _refuse_read(target: Path) -> None:
 
 
 def write_error(target: AnyPath, error: OSError) -> Mm2OnnxError:
-    return Mm2OnnxError(
-        f'{target}: could not be written ({error.strerror or error}); free some space or choose another '
-        f'folder'
-    )
+    advice = 'choose another folder'
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = f'free some space or {advice}'
+    elif error.errno == errno.ENOENT:
+        advice = 'another program has moved or removed its folder; write it again'
+    return Mm2OnnxError(f'{target}: could not be written ({error.strerror or error}); {advice}')
 
 
 @contextlib.contextmanager
@@ -182,7 +186,6 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     _refuse_read(Path(target))
     refuse_read_only(target)
     real = Path(os.path.realpath(target))
-    temporary = real.with_name(f'.{real.name}.{os.getpid()}.part')
     try:
         if is_special(target):
             with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
@@ -190,15 +193,23 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
                 _write_through(Path(folder, 'content'), target)
             return
         real.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if real.is_file():
-            shutil.copymode(real, temporary)
-        os.replace(temporary, real)
+        temporary = _new_file_beside(real)
+        try:
+            yield temporary
+            if real.is_file():
+                shutil.copymode(real, temporary)
+            os.replace(temporary, real)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(target, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+
+
+def _new_file_beside(path: Path) -> Path:
+    """Create an empty file with a name that nobody can know before, such as for a link to another file."""
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return temporary
 
 
 def _write_through(content: Path, target: AnyPath) -> None:
@@ -311,7 +322,7 @@ def sha256_onnx(path: str | os.PathLike[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256('\n'.join(digests).encode()).hexdigest()
 
 
-LONGEST_NAME = 255 - len('..4194304.part')
+LONGEST_NAME = 255 - len('..01234567.part')
 """Bytes of a file name of which `atomic_path` makes its own."""
 
 
@@ -343,4 +354,17 @@ def use_writable_cache() -> None:
     cache = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
     nearest = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
     if not cache.is_absolute() or not os.access(nearest, os.W_OK | os.X_OK):
-        os.environ['XDG_CACHE_HOME'] = os.path.join(tempfile.gettempdir(), f'cache-{os.getuid()}')
+        os.environ['XDG_CACHE_HOME'] = _own_cache(os.path.join(tempfile.gettempdir(), f'cache-{os.getuid()}'))
+
+
+def _own_cache(folder: str) -> str:
+    """Return `folder`, or a new one if other users could write code into it."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        status = os.lstat(folder)
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
+            return folder
+        return tempfile.mkdtemp(prefix='cache-')
+    except OSError:  # nothing can be written
+        return folder

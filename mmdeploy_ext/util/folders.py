@@ -1,40 +1,30 @@
-"""Folders that are replaced as a whole: written beside their place, then renamed."""
+"""Folders whose files are replaced together: written beside their places, then moved under a lock."""
 
 import contextlib
+import fcntl
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from mmdeploy_ext.util.errors import UsageError
-from mmdeploy_ext.util.files import (
-    AnyPath,
-    check_writable,
-    is_special,
-    read_json,
-    refuse_read_only,
-    write_error,
-    write_json,
-)
+from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.util.files import AnyPath, check_writable, is_special, refuse_read_only, write_error
 
-NEW, OLD, KEPT, WHOLE = 'new', 'old', 'kept.json', 'whole'
-"""In `.NAME.RANDOM.part`: the folder that is written; the former one; names of its entries that stay; files
-that are written and only have to be moved.
-"""
+LONGEST_WAIT_S = 20.0
+"""For another command that moves its files into the same folder, which takes milliseconds."""
 
 
 def check_replaceable(target: AnyPath) -> None:
-    """Raise UsageError for a file, the working folder, a mount point or a read-only folder."""
+    """Raise UsageError for a file, a mount point or a read-only folder."""
     folder = Path(target).resolve()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f'{target}: is a file, expected a folder')
-    if folder == Path.cwd() or os.path.ismount(folder):
-        kind = 'the working folder' if folder == Path.cwd() else 'a mount point'
+    if os.path.ismount(folder):
         raise UsageError(
-            f'{target}: is {kind}; the folder is replaced as a whole, so give the name of one in it: '
-            f'{Path(target) / "graphs"}'
+            f'{target}: is a mount point, and its files are written beside it first; give the name of a '
+            f'folder in it: {Path(target) / "graphs"}'
         )
     refuse_read_only(folder)
     check_writable(folder.with_name(f'.{folder.name}.part'))
@@ -56,121 +46,99 @@ def check_replaceable_file(path: Path) -> None:
     if path.is_symlink() or is_special(path):
         kind = 'a link' if path.is_symlink() else 'no regular file'
         raise UsageError(
-            f'{path}: is {kind}, and its folder is replaced as a whole; remove it, or choose another folder'
+            f'{path}: is {kind}, and the files of its folder are replaced together; remove it, or choose '
+            f'another folder'
         )
+
+
+def _check_place(folder: Path, name: Path) -> None:
+    for path in (folder / name, *(folder / above for above in name.parents[:-1])):
+        check_replaceable_file(path)
+        if path.exists() and path.is_dir() != (path != folder / name):
+            kind = 'a folder' if path.is_dir() else 'a file'
+            raise UsageError(f'{path}: is {kind}; remove it, or choose another folder')
 
 
 @contextlib.contextmanager
 def replaced_folder(target: AnyPath, outdated: Collection[str] = ()) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `target` if the body succeeds.
+    """Yield an empty folder whose files take their places in `target` if the body succeeds.
 
-    Other entries of the old folder stay, except names in `outdated`. Files keep their permissions. What a
-    killed process has left beside the target comes back first, see `restore_interrupted`.
+    Other files of `target` are not touched, except `outdated`, which are removed. Files keep their
+    permissions.
     """
-    restore_interrupted([target])
     check_replaceable(target)
     folder = Path(target).resolve()
     for name in outdated:
-        check_replaceable_file(folder / name)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp('.part', f'.{folder.name}.', folder.parent))
-        try:
-            (beside / NEW).mkdir()
-            yield beside / NEW
-            _exchange(folder, beside, outdated)
-        except BaseException:
-            if not (beside / OLD).exists():  # else `restore_interrupted` needs it
-                shutil.rmtree(beside)
-            raise
-        _move_kept(beside, folder)
-        shutil.rmtree(beside, ignore_errors=True)
-    except OSError as error:
-        raise write_error(target, error) from error
+        _check_place(folder, Path(name))
+    with _placed(folder, folder, outdated) as new:
+        yield new
 
 
 @contextlib.contextmanager
 def replaced_files(target: Path) -> Iterator[Path]:
-    """Yield an empty folder; its files take their places beside `target` if the body succeeds.
+    """Yield an empty folder; its files take their places beside `target` if the body succeeds."""
+    with _placed(target.parent, target, ()) as new:
+        yield new
 
-    If this process is killed between two of them, `restore_interrupted` of `target` moves the rest.
-    """
+
+@contextlib.contextmanager
+def _placed(folder: Path, beside: Path, outdated: Collection[str]) -> Iterator[Path]:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp('.part', f'.{target.name}.', target.parent))
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp('.part', f'.{beside.name}.', beside.parent))
         try:
-            (beside / NEW).mkdir()
-            yield beside / NEW
-            for path in (beside / NEW).iterdir():
-                if (earlier := target.with_name(path.name)).is_file():
-                    shutil.copymode(earlier, path)
-            (beside / NEW).rename(beside / WHOLE)
-        except BaseException:
-            shutil.rmtree(beside)
-            raise
-        _move_whole(beside)
+            yield new
+            names = sorted(path.relative_to(new) for path in new.rglob('*') if not path.is_dir())
+            for name in names:
+                _check_place(folder, name)
+                if (folder / name).exists():
+                    shutil.copymode(folder / name, new / name)
+            folder.mkdir(exist_ok=True)
+            with locked(folder):
+                try:
+                    _move(new, folder, names, outdated)
+                except KeyboardInterrupt:
+                    _move(new, folder, names, outdated)
+                    raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
     except OSError as error:
-        raise write_error(target, error) from error
+        raise write_error(beside, error) from error
 
 
-def _move_whole(beside: Path) -> None:
-    for path in (beside / WHOLE).iterdir():
-        path.replace(beside.parent / path.name)
-    shutil.rmtree(beside)
+def _move(new: Path, folder: Path, names: Collection[Path], outdated: Collection[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (new / name).exists():  # else an interrupted call has moved it
+            (new / name).replace(folder / name)
+    for name in {Path(name) for name in outdated}.difference(names):
+        (folder / name).unlink(missing_ok=True)
+        for above in name.parents[:-1]:
+            with contextlib.suppress(OSError):  # it has files of the user
+                (folder / above).rmdir()
 
 
-def _exchange(folder: Path, beside: Path, outdated: Collection[str]) -> None:
-    new, old = beside / NEW, beside / OLD
-    if folder.exists():
-        for path in (file for file in new.rglob('*') if file.is_file()):
-            earlier = folder / path.relative_to(new)
-            if os.path.lexists(earlier):
-                check_replaceable_file(earlier)
-                shutil.copymode(earlier, path)
-        names = {path.name for path in folder.iterdir()} - {path.name for path in new.iterdir()}
-        write_json(beside / KEPT, sorted(names - set(outdated)))
-        shutil.copymode(folder, new)
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time move files into a folder; Mm2OnnxError after `LONGEST_WAIT_S`.
 
-
-def _move_kept(beside: Path, folder: Path) -> None:
-    for name in read_json(beside / KEPT) if (beside / KEPT).is_file() else ():
-        if os.path.lexists(beside / OLD / name):
-            (beside / OLD / name).rename(folder / name)
-
-
-def restore_interrupted(paths: Iterable[AnyPath]) -> None:
-    """Finish what a process that was killed in `replaced_folder` or `replaced_files` has left, and say so.
-
-    `paths`: folders, or files in them. A folder that is missing is the former one again; one that was
-    replaced gets its other entries; files that were written get their places.
+    Nothing is locked where the file system has no locks.
     """
-    real = (Path(os.path.realpath(path)) for path in paths if '\0' not in str(path))
-    folders = {folder for path in real for folder in (path, path.parent)}
-    for parent in {folder.parent for folder in folders}:
-        with contextlib.suppress(OSError):  # of a word that is no path
-            for beside in parent.glob('.*.part'):
-                folder = parent / beside.name[1:].removesuffix('.part').rpartition('.')[0]
-                if folder in folders and (beside / OLD).is_dir():
-                    _restore(beside, folder)
-                elif folder in folders and (beside / WHOLE).is_dir():
-                    _move_whole(beside)
-                    text = 'a command that was to replace it was killed; the new files are in their places'
-                    print(f'note: {folder}: {text}', file=sys.stderr)
-
-
-def _restore(beside: Path, folder: Path) -> None:
-    if folder.exists():
-        _move_kept(beside, folder)
-        text = 'was replaced by a command that was killed; its other files are in it again'
-    else:
-        (beside / OLD).rename(folder)
-        text = 'a command that was to replace it was killed; the former folder is in its place again'
-    print(f'note: {folder}: {text}', file=sys.stderr)
-    shutil.rmtree(beside, ignore_errors=True)
+    descriptor, end = os.open(folder, os.O_RDONLY), time.monotonic() + LONGEST_WAIT_S
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise Mm2OnnxError(
+                        f'{folder}: another process has locked it for {LONGEST_WAIT_S:.0f} s; wait until it '
+                        f'ends, or choose another folder'
+                    ) from error
+                time.sleep(0.01)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(descriptor)

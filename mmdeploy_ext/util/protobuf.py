@@ -33,9 +33,11 @@ def fields(content: Any) -> Iterator[tuple[int, int, int, int]]:
     """
     place = 0
     while place < len(content):
-        start = place
-        tag, place = _varint(content, place)
-        begin = place
+        start, tag = place, content[place]
+        begin = place = place + 1
+        if tag > 127:
+            tag, begin = _varint(content, start)
+            place = begin
         if tag & 7 == 2:
             size, begin = _varint(content, place)
             place = begin + size

@@ -11,7 +11,8 @@ import numpy as np
 from mmdeploy_ext.verdict.bars import FLOAT32, Bars
 from mmdeploy_ext.verdict.comparison import compare_named
 from mmdeploy_ext.verdict.results import DetectionRow
-from mmdeploy_ext.verdict.slices import FLOOR
+from mmdeploy_ext.verdict.slices import FLOOR, MOST_ROUNDING
+from mmdeploy_ext.verdict.ties import too_many_ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,12 +29,16 @@ class Pairing:
         gaps: 'score' and further titles -> (P,) absolute differences of the same pairs.
         matched: row -> column of the pairs within the bars.
         outside: row -> column of other pairs of one object.
+        amplified: row of a matched pair -> what PyTorch's own rounding allows beyond the bars.
+        beyond: row of a pair outside -> which values are beyond the bars, by how much.
     """
 
     nearness: np.ndarray
     gaps: dict[str, np.ndarray]
     matched: dict[int, int]
     outside: dict[int, int]
+    amplified: dict[int, str] = dataclasses.field(default_factory=dict)
+    beyond: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 MAX_WIDTH = 64
@@ -154,6 +159,8 @@ def match_lists(
     if outside:
         _, text = figures(pairing, worst_of(outside))
         reasons.append(f'{len(outside)} pair{"s" if len(outside) > 1 else ""} outside the bars ({text})')
+    too_many = too_many_ties(len(choices) + len(pairing.amplified), len(reference.scores))
+    reasons += [too_many] if too_many else []
     chosen = [{pair[side] for pair in choices} for side in (0, 1)]
     low_alone = len({*low_rows} - chosen[0]) + len({*low_columns} - chosen[1])
     nearest = dict(zip([*pairing.matched, *pairing.outside], pairing.nearness.tolist(), strict=True))
@@ -161,6 +168,7 @@ def match_lists(
     lines += [f'only in the file: {_one(candidate, column)}' for column in extra]
     lines += [
         f'{_one(reference, row)} of PyTorch, nearest {_one(candidate, column)}, {abs(nearest[row]):.6g}'
+        + (f': {pairing.beyond[row]}' if row in pairing.beyond else '')
         for row, column in outside.items()
     ]
     ties = [
@@ -169,6 +177,7 @@ def match_lists(
         )
         for row, column in choices
     ]
+    ties += [f'{_one(reference, row)}: {text}' for row, text in pairing.amplified.items()]
     fields = dict(worst_iou=1.0, worst_score=worst(pairing.gaps['score'])) | counts | measured
     return DetectionRow(
         image,
@@ -180,6 +189,7 @@ def match_lists(
         low_alone=low_alone,
         passed=not reasons,
         reason=', '.join(reasons),
+        broken=bool(too_many),
         alone=tuple(lines[:MAX_LISTED]),
         excused=tuple(ties),
     )
@@ -197,6 +207,7 @@ def pair_lists(
     floor: float,
     score_bar: float,
     other_gaps: Sequence[tuple[str, np.ndarray, float]] = (),
+    rounding: Mapping[str, np.ndarray] | None = None,
 ) -> Pairing:
     """Match as many results as possible within the bars, then pair the rest by nearness.
 
@@ -204,13 +215,31 @@ def pair_lists(
     - `nearness`: (R, C), larger is nearer; below `floor` between classes.
     - `floor`: smallest nearness of a pair outside the bars.
     - `other_gaps`: title, differences (R, C) and bar of each further value.
+    - `rounding`: title -> (R,) differences that PyTorch's own rounding makes, which widen the bars.
     """
     gaps = [('score', score_gaps(reference.scores, candidate.scores), score_bar), *other_gaps]
-    allowed = np.logical_and.reduce([near, *(gap <= bar for _, gap, bar in gaps)])
+    wide = {}
+    for title, _, bar in gaps:
+        own = (rounding or {}).get(title, np.zeros(len(reference.scores)))
+        wide[title] = np.clip(own, bar, MOST_ROUNDING * bar)[:, None]
+    allowed = np.logical_and.reduce([near, *(gap <= wide[title] for title, gap, _ in gaps)])
     matched = maximum_matching(allowed, nearness, reference.scores)
     outside = nearest_pairs(nearness, matched, floor)
     pairs = [*matched, *outside], [*matched.values(), *outside.values()]
-    return Pairing(nearness[pairs], {title: gap[pairs] for title, gap, _ in gaps}, matched, outside)
+
+    def over(pairs: Mapping[int, int]) -> dict[int, str]:
+        texts = {
+            row: ', '.join(
+                f'{title} off by {gap[row, column]:.2g}, allowed {wide[title][row, 0]:.2g}'
+                for title, gap, bar in gaps
+                if not gap[row, column] <= bar
+            )
+            for row, column in pairs.items()
+        }
+        return {row: text for row, text in texts.items() if text}
+
+    values = {title: gap[pairs] for title, gap, _ in gaps}
+    return Pairing(nearness[pairs], values, matched, outside, over(matched), over(outside))
 
 
 def pair_within_labels(reference: Any, candidate: Any, pair: Callable[[Any, Any], Pairing]) -> Pairing:
@@ -219,12 +248,14 @@ def pair_within_labels(reference: Any, candidate: Any, pair: Callable[[Any, Any]
         return pair(reference, candidate)
     matched: dict[int, int] = {}
     outside: dict[int, int] = {}
+    beyond: dict[int, str] = {}
     parts = [pair(reference[:0], candidate[:0])]  # for its titles
     for label in np.intersect1d(reference.labels, candidate.labels):
         rows, columns = (np.flatnonzero(side.labels == label) for side in (reference, candidate))
         part = pair(reference[rows], candidate[columns])
         for all_pairs, pairs in ((matched, part.matched), (outside, part.outside)):
             all_pairs.update((int(rows[row]), int(columns[column])) for row, column in pairs.items())
+        beyond.update((int(rows[row]), text) for row, text in part.beyond.items())
         parts.append(part)
 
     def joined(values: Callable[[Pairing], np.ndarray]) -> np.ndarray:
@@ -232,7 +263,7 @@ def pair_within_labels(reference: Any, candidate: Any, pair: Callable[[Any, Any]
         return np.concatenate([*within, *(values(part)[len(part.matched) :] for part in parts)])
 
     gaps = {title: joined(lambda part, title=title: part.gaps[title]) for title in parts[0].gaps}
-    return Pairing(joined(lambda part: part.nearness), gaps, matched, outside)
+    return Pairing(joined(lambda part: part.nearness), gaps, matched, outside, beyond=beyond)
 
 
 def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
@@ -355,18 +386,66 @@ def is_tied(array: np.ndarray) -> bool:
     return is_row and bool((np.ptp(array, -1) <= FLOOR).all())
 
 
-def tied_choices(reference: Mapping[str, np.ndarray], scores: Collection[str]) -> set[str]:
-    """Return integer outputs with the shape of tied `scores`: a top-k may choose any of them."""
-    shapes = {reference[name].shape for name in scores if name in reference and is_tied(reference[name])}
-    return {n for n, array in reference.items() if array.dtype.kind in 'iu' and array.shape in shapes}
+def tied_choices(reference: Mapping[str, np.ndarray], scores: Collection[str]) -> dict[str, str]:
+    """Return integer outputs -> one of the descending `scores` of their shape that has equal neighbours.
+
+    A top-k may choose any of the neighbours.
+    """
+    shapes = {reference[name].shape: name for name in scores if name in reference and _runs(reference[name])}
+    return {
+        n: shapes[array.shape]
+        for n, array in reference.items()
+        if array.dtype.kind in 'iu' and array.shape in shapes
+    }
 
 
-def is_other_choice(reference: np.ndarray, choice: np.ndarray) -> bool:
-    """Whether integers differ in order or choice along their last axis."""
-    if choice.shape != reference.shape or choice.dtype != reference.dtype:
-        return False
-    rows, other_rows = (array.reshape(-1, reference.shape[-1]).tolist() for array in (reference, choice))
-    return rows != other_rows and [len({*row}) for row in rows] == [len({*row}) for row in other_rows]
+def _runs(scores: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return row, first and end of neighbours with equal values along the last axis."""
+    if scores.dtype.kind != 'f' or not scores.ndim or not scores.size:
+        return []
+    rows, found = scores.reshape(-1, scores.shape[-1]), []
+    steps = np.diff(rows, axis=1)
+    if not (steps <= FLOOR).all():  # no top-k
+        return []
+    is_equal = steps >= -FLOOR
+    for row in np.flatnonzero(is_equal.any(axis=1)):
+        edges = np.flatnonzero(np.diff(np.r_[False, is_equal[row], False].astype(int)))
+        found += [(int(row), int(begin), int(end) + 1) for begin, end in edges.reshape(-1, 2)]
+    return found
+
+
+def with_choices_of(
+    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], scores: Collection[str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return outputs with equal scores in the reference's order, and name -> places chosen otherwise.
+
+    Chosen otherwise are results at the end of a list whose scores equal the last: the reference has others,
+    and nothing tells whether those of `outputs` are right.
+    """
+    outputs, others = dict(outputs), {}
+    for name, score in tied_choices(reference, scores).items():
+        expected, got = reference[name], outputs.get(name)
+        if got is None or got.shape != expected.shape or np.array_equal(expected, got):
+            continue
+        count = expected.shape[-1]
+        expected, got = expected.reshape(-1, count), got.reshape(-1, count)
+        order, is_other = np.tile(np.arange(count), (len(got), 1)), np.zeros(got.shape, bool)
+        for row, begin, end in _runs(reference[score]):
+            run = slice(begin, end)
+            ranks = np.argsort(expected[row, run], kind='stable'), np.argsort(got[row, run], kind='stable')
+            if np.array_equal(expected[row, run][ranks[0]], got[row, run][ranks[1]]):
+                order[row, run][ranks[0]] = begin + ranks[1]
+            elif end == count == len({*expected[row]}) == len({*got[row]}):
+                is_other[row, run] = True
+        shape = reference[score].shape
+        for along, array in outputs.items():
+            if array.shape[: len(shape)] == shape and along in reference:
+                rows = array.reshape(-1, count, *array.shape[len(shape) :])
+                places = order.reshape(*order.shape, *[1] * (rows.ndim - 2))
+                outputs[along] = np.take_along_axis(rows, places, axis=1).reshape(array.shape)
+                if is_other.any() and along != score:
+                    others[along] = others.get(along, False) | is_other.reshape(shape)
+    return outputs, others
 
 
 def broken_boxes(reference: Any, candidate: Any, name: str = 'bboxes_xyxy', columns: int = 4) -> str:

@@ -196,7 +196,7 @@ class DetectionRow:
         reason: the fault, or ''.
         outside: pairs of one class outside the bars.
         worst_distance: largest distance of a counted pair, metres; None for tasks with IoU.
-        broken: results could not be compared; all are missing and extra.
+        broken: results could not be compared (all are missing and extra), or too many are at ties.
         low: results of both sides below the threshold.
         low_alone: of `low`, unmatched.
         alone: lines on unmatched results.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 
 TIE = 1e-5
 """Largest difference of two scores, or of score and threshold, left to rounding."""
+NEAR_TIE = 10 * TIE
+"""Scores further apart need no look at PyTorch's own."""
+MOST_TIED, ALWAYS_TIED = 0.1, 2
+"""Largest share of a sample's results that ties may excuse; and a number that they always may."""
 Choice = tuple[int | None, int | None]
 """Row of the reference and column of the candidate, or None."""
 
@@ -30,6 +35,8 @@ def numbers_of(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 class Ties:
     """Finds results at a tie: `tied` of `matching.match_lists`.
 
+    PyTorch's own scores decide: a result of the candidate is excused only if PyTorch has it without limits.
+
     Attributes:
         sides: the reference's and the candidate's results of one sample.
         run: returns PyTorch's results of that sample without limits.
@@ -47,44 +54,52 @@ class Ties:
         self.thresholds = [number for name, number in numbers if 'thr' in name and 'iou' not in name]
         self.is_full = counts[0] == counts[1] and counts[0] in [number for _, number in numbers]
         self.lowest = [float(side.scores.min(initial=np.inf)) + TIE for side in self.sides]
+        self._scores: dict[tuple[int, int], float | None] = {}
 
     def __call__(self, missing: list[int], extra: list[int], outside: Mapping[int, int]) -> list[Choice]:
         if not getattr(self.sides[0], 'scored', True):
             return []
         lone = [*missing, *outside], [*extra, *outside.values()]
-        choices: list[Choice] = [(row, None) for row in missing if self._at_threshold(0, row)]
-        choices += [(None, column) for column in extra if self._at_threshold(1, column)]
+        reference, candidate = self.sides
+        choices: list[Choice] = [
+            (row, None) for row in missing if self._at_threshold(float(reference.scores[row]), TIE)
+        ]
+        for column in extra:
+            if self._at_threshold(float(candidate.scores[column]), NEAR_TIE):
+                score = self._score_without_limits(1, column)
+                choices += [(None, column)] if score is not None and self._at_threshold(score, TIE) else []
         choices += self._exchanged(lone, outside).items()
         choices += self._followers(lone, choices)
         return choices + self._behind_cut((missing, extra), choices)
 
-    def _at_threshold(self, side: int, index: int) -> bool:
-        score = float(self.sides[side].scores[index])
-        return any(abs(score - threshold) <= TIE for threshold in self.thresholds)
+    def _at_threshold(self, score: float, limit: float) -> bool:
+        return any(abs(score - threshold) <= limit for threshold in self.thresholds)
+
+    @functools.cached_property
+    def _every(self) -> Any:
+        return self.run()
+
+    def _score_without_limits(self, side: int, index: int) -> float | None:
+        """Return the score that PyTorch gives a result of either side without limits; None: it has none."""
+        if (side, index) not in self._scores:
+            (row,) = self.pair_by(self._every, self.sides[side][index : index + 1]).matched or (None,)
+            self._scores[side, index] = None if row is None else float(self._every.scores[row])
+        return self._scores[side, index]
 
     def _exchanged(self, lone: tuple[list[int], list[int]], outside: Mapping[int, int]) -> dict[int, int]:
-        """Return row -> column of lone results with equal scores."""
+        """Return row -> column of lone results with equal scores in PyTorch."""
         reference, candidate = self.sides
-        near = [
-            (row, column)
-            for row in lone[0]
-            for column in lone[1]
-            if abs(float(reference.scores[row]) - float(candidate.scores[column])) <= TIE
-        ]
-        at_cut = [pair for pair in near if outside.get(pair[0]) != pair[1] and self._is_last(*pair)]
-        every = self.run() if len(at_cut) < len(near) else None
         pairs: dict[int, int] = {}
-        for row, column in near:
-            if row in pairs or column in pairs.values():
-                continue
-            alone = reference[row : row + 1], candidate[column : column + 1]
-            if (row, column) in at_cut or all(self.pair_by(every, one).matched for one in alone):
-                pairs[row] = column
+        for row in lone[0]:
+            for column in lone[1]:
+                if abs(float(reference.scores[row]) - float(candidate.scores[column])) > NEAR_TIE:
+                    continue
+                if row in pairs or column in pairs.values() or outside.get(row) == column:
+                    continue
+                scores = self._score_without_limits(0, row), self._score_without_limits(1, column)
+                if None not in scores and abs(scores[0] - scores[1]) <= TIE:
+                    pairs[row] = column
         return pairs
-
-    def _is_last(self, row: int, column: int) -> bool:
-        scores = self.sides[0].scores[row], self.sides[1].scores[column]
-        return self.is_full and scores[0] <= self.lowest[0] and scores[1] <= self.lowest[1]
 
     def _followers(self, lone: tuple[list[int], list[int]], choices: Sequence[Choice]) -> list[Choice]:
         """Return the lone results that a choice of the other side may suppress."""
@@ -95,8 +110,10 @@ class Ties:
             side, index = waiting.pop()
             other = 1 - side
             for follower in lone[other]:
-                if follower not in chosen[other] and follows(
-                    self.sides[other], follower, self.sides[side], index
+                if (
+                    follower not in chosen[other]
+                    and follows(self.sides[other], follower, self.sides[side], index)
+                    and (other == 0 or self._score_without_limits(1, follower) is not None)
                 ):
                     chosen[other].add(follower)
                     found.append(_single(other, follower))
@@ -112,8 +129,17 @@ class Ties:
         for side in (0, 1):
             rest = (index for index in alone[side] if index not in chosen[side])
             lower = [index for index in rest if self.sides[side].scores[index] <= self.lowest[1 - side]]
+            if side:
+                lower = [column for column in lower if self._score_without_limits(1, column) is not None]
             found += [_single(side, index) for index in lower[: chosen[side].count(None)]]
         return found
+
+
+def too_many_ties(count: int, total: int, results: str = 'results') -> str:
+    """Return why ties do not excuse `count` of a sample's `total` results, or ''."""
+    if count <= max(MOST_TIED * total, ALWAYS_TIED):
+        return ''
+    return f'{count} of {total} {results} differ at ties, allowed {100 * MOST_TIED:g} %'
 
 
 def _single(side: int, index: int) -> Choice:

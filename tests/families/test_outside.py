@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import mmdeploy_ext
 from dev.seeded.weights import write_seeded
@@ -17,6 +18,7 @@ from mmdeploy_ext.contract import registry
 from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.options import Option
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.detect import results_of
@@ -70,6 +72,38 @@ def test_the_same_by_functions(exported):
     assert made.files == [str(folder / 'other.onnx')] and made.options.panel == 'round'
     with mmdeploy_ext.open_model(made.files[0]) as model:
         assert len(model(read_image(PICTURE))) == 6
+
+
+def test_an_output_that_no_comparison_reads_is_an_error_of_the_spec(exported, monkeypatch):
+    class WithDepth(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, images, scale_factor):
+            dets, labels = self.network(images, scale_factor)
+            return dets, labels, dets[..., 4] * 7
+
+    _, folder = exported
+    family = FAMILIES['gauges']
+    usual_spec, usual_stages = family.spec, family.stages
+
+    def spec(model, options):
+        spec = usual_spec(model, options)
+        axes = spec.outputs[1].axes
+        depth = TensorSpec('depth', 'float32', axes, 'm', compare='detections')
+        return dataclasses.replace(spec, outputs=(*spec.outputs, depth))
+
+    def stages(model, options):
+        (stage,) = usual_stages(model, options)
+        return [dataclasses.replace(stage, module=WithDepth(stage.module), outputs=(*stage.outputs, 'depth'))]
+
+    monkeypatch.setattr(family, 'spec', spec)
+    monkeypatch.setattr(family, 'stages', stages)
+    config, checkpoint, file = folder / 'config.py', folder / 'gauges.pth', folder / 'depth.onnx'
+    mmdeploy_ext.export(config, checkpoint, file, height=64, width=64)
+    failures = mmdeploy_ext.prove(config, checkpoint, file).failures
+    assert len(failures) == 1 and 'output depth' in failures[0], failures
 
 
 def test_facts_that_are_not_registered_are_named(exported, monkeypatch):

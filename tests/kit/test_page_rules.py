@@ -132,8 +132,11 @@ SPEC = GraphSpec(
         TensorSpec('uncovered', 'float32', ('n', 3), groups=GROUPS[:1]),
         TensorSpec('table', 'float32', ('n', 4)),
         TensorSpec('maps', 'float32', (1, 'n', 2, 2)),
+        TensorSpec('wide', 'float32', ('n', 205)),
+        TensorSpec('flat', 'float32', ('m',)),
     ),
 )
+WIDE = np.concatenate([np.full((6, 5), 640.0), np.full((6, 200), 0.5)], 1).astype(np.float32)
 BOXES = np.random.default_rng(3).normal(0, 50, (6, 3)).astype(np.float32)
 TENSORS = dict(
     boxes=BOXES,
@@ -143,8 +146,11 @@ TENSORS = dict(
     uncovered=BOXES,
     table=np.float32([[900, 2e5, 0.5, -1e9], [700, 3, 0.25, -1e9], [30, 2, 0.125, -1e9]]),
     maps=np.float32([900, 500, 300, 100, 0.9, 0.5, 0.3, 0.1]).reshape(1, 2, 2, 2),
+    wide=WIDE,
+    flat=WIDE.ravel(),
 )
 ROUNDING = dict(table=np.full((3, 4), 2e-5, np.float32))
+ROUNDING['flat'] = np.where(WIDE.ravel() > 1, 1e-3, 1e-5).astype(np.float32)
 
 
 def changed(name, place, by):
@@ -171,6 +177,10 @@ CHANGES = {
     'another mask': changed('table', (0, 3), 1e6),
     'a channel by less than 1e-6 of the largest': changed('maps', (0, 1, 0, 0), 8e-4),
     'a channel by more': changed('maps', (0, 1, 0, 0), 2e-3),
+    'a column of many': changed('wide', (2, 7), 1e-4),
+    'a column of many, a little': changed('wide', (2, 7), 4e-5),
+    'every 205th value': changed('flat', 5, 1e-3),
+    'every 205th value, a little': changed('flat', 5, 4e-5),
     'an infinity': changed('maps', (0, 1, 0, 0), np.inf),
 }
 

@@ -149,7 +149,7 @@ def test_integers_and_booleans_and_scalars_compare():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(0.5, 20, width=32)),
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(2.125, 20, width=32)),
     st.floats(0.01, 10),
     st.data(),
 )
@@ -198,6 +198,47 @@ def test_values_of_another_magnitude_do_not_widen_the_tolerance(large):
     rows = [compare_named(dict(x=reference), dict(x=side), 1e-4)[0] for side in (reference, rounded, other)]
     assert [row.passed for row in rows] == [True, True, False]
     assert all(row.cosine == pytest.approx(1) for row in rows)
+
+
+def boxes_and_scores(classes, boxes=100):
+    """(boxes, 4 + classes): pixels, then scores."""
+    random = np.random.default_rng(5)
+    return np.concatenate([random.uniform(0, 640, (boxes, 4)), random.uniform(0, 1, (boxes, classes))], 1)
+
+
+LAYOUTS = {
+    'more than 128 columns': lambda: boxes_and_scores(365),
+    'columns first': lambda: boxes_and_scores(80, 8400).T,
+    'anchors before columns': lambda: (
+        boxes_and_scores(80, 3 * 20).reshape(1, 3, 4, 5, 84).transpose(0, 1, 4, 2, 3)
+    ),
+    'more than 128 channels': lambda: boxes_and_scores(252, 25).T.reshape(1, 256, 5, 5),
+    'rows': lambda: boxes_and_scores(80).T.reshape(2, 42, 100),
+    'flat, maps': lambda: boxes_and_scores(80).T.ravel(),
+    'flat, tables': lambda: boxes_and_scores(80).ravel(),
+    'flat, with a batch axis': lambda: boxes_and_scores(80).reshape(1, -1),
+    'flat, boxes before scores': lambda: np.concatenate([np.full(40, 640.0), np.full(10, 0.5)]),
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_scores_are_compared_by_their_own_scale_wherever_they_lie_beside_pixels(layout):
+    reference = LAYOUTS[layout]().astype(np.float32)
+    scores = reference.ravel() <= 1
+    wrong = np.where(scores.reshape(reference.shape), reference * np.float32(1.01), reference)
+    (row,) = compare_named(dict(out=reference), dict(out=wrong), 1e-4)
+    assert not row.passed
+    rounded = reference * np.float32(1 + 2e-5)
+    assert is_equal(compare_named(dict(out=reference), dict(out=rounded), 1e-4))
+
+
+def test_values_of_one_scale_have_the_tolerance_of_the_largest():
+    reference = np.random.default_rng(6).normal(size=(4, 300, 1000)).astype(np.float32)
+    candidate = reference + np.float32(5e-5 * np.abs(reference).max())
+    for shape in ((4, 300, 1000), (1200, 1000), (300, 4000), (1, 1_200_000), (300_000, 4)):
+        assert is_equal(
+            compare_named(dict(out=reference.reshape(shape)), dict(out=candidate.reshape(shape)), 1e-4)
+        ), shape
 
 
 def test_a_value_that_is_small_by_chance_has_the_rounding_of_the_values_beside_it():

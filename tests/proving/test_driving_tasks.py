@@ -10,10 +10,10 @@ from mmdeploy_ext.verdict.ties import TIE
 WAYS = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
 
 
-def a_plan(mode=0, lead=0.5, moved=0.0):
+def a_plan(mode=0, lead=0.5, moved=0.0, final=1.0):
     points = WAYS.copy()
     points[1, 2] += moved
-    return Plan(points, np.float32([0.9, 0.9 - lead, 0.1]), mode)
+    return Plan(points, np.float32([0.9, 0.9 - lead, 0.1]), mode, points[mode] * np.float32(final))
 
 
 def test_an_equal_plan_is_right():
@@ -28,9 +28,22 @@ def test_another_mode_is_listed_beside_a_tie_and_else_wrong(lead, passed):
     assert bool(row.excused) is passed and all('mode 1' in line for line in row.excused)
 
 
+def test_a_better_mode_than_pytorchs_is_no_tie():
+    """PyTorch's planner took the second best."""
+    assert not plan.match_detections('a', a_plan(1), a_plan(0)).passed
+
+
 @pytest.mark.parametrize(('moved', 'passed'), [(6e-4, True), (2e-3, False)])
 def test_points_of_every_mode_count(moved, passed):
     assert plan.match_detections('a', a_plan(), a_plan(moved=moved)).passed is passed
+
+
+@pytest.mark.parametrize('mode', [0, 1])
+def test_the_chosen_plan_counts_beside_its_mode(mode):
+    """Beside a tie it is the file's own mode that is driven."""
+    for final, passed in ((1.0, True), (0.9, False)):
+        candidate = a_plan(mode, TIE / 2, final=final)
+        assert plan.match_detections('a', a_plan(0, TIE / 2), candidate).passed is passed
 
 
 def test_a_plan_of_nan_is_broken():

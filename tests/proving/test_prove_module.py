@@ -254,3 +254,121 @@ def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
     for line, word in refused:
         assert prove_module_app.main(line) == 2, line
         assert word in capsys.readouterr().err
+
+
+class Function(torch.nn.Module):
+    """Seeded layers and a function of them and the inputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(4)
+        self.rows, self.conv = torch.nn.Linear(8, 5), torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.norm, self.instance = torch.nn.LayerNorm(5), torch.nn.InstanceNorm2d(4)
+        self.function = function
+        self.eval()
+
+    def forward(self, *tensors):
+        return self.function(self, *tensors)
+
+
+def table(seed, count=7):
+    return torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def proof_of(tmp_path, function, written, samples, options=None, **proof):
+    """Prove the file of `written` against `function`."""
+    path = tmp_path / 'm.onnx'
+    torch.onnx.export(
+        Function(written), samples[0], str(path), dynamo=False, opset_version=17, **(options or {})
+    )
+    return mmdeploy_ext.prove_module(Function(function), path, samples, **proof)
+
+
+def failed_levels(verdict):
+    return {finding.level for finding in verdict.findings if not finding.passed}
+
+
+def test_every_image_of_a_generated_batch_differs(tmp_path):
+    def first_image(net, x):
+        return net.conv(x[:1]).expand(x.shape[0], -1, -1, -1)
+
+    samples = [(torch.rand(1, 3, 6, 6),)]
+    options = dict(input_names=['x'], output_names=['y'], dynamic_axes=dict(x={0: 'B'}, y={0: 'B'}))
+    verdict = proof_of(tmp_path, lambda net, x: net.conv(x), first_image, samples, options, fresh=False)
+    assert 'B = 2' in [case.name for case in cases_of(verdict) if not case.passed]
+
+
+def test_a_bool_that_is_false_in_all_samples_is_also_true(tmp_path):
+    def switched(net, x, flag):
+        return torch.where(flag, net.rows(x), net.rows(2 * x))
+
+    def wrong(net, x, flag):
+        return torch.where(flag, net.rows(3 * x), net.rows(2 * x))
+
+    samples = [(table(seed), torch.zeros(1, dtype=torch.bool)) for seed in (0, 1)]
+    assert proof_of(tmp_path, switched, switched, samples).proven
+    assert not proof_of(tmp_path, switched, wrong, samples, fresh=False).proven
+
+
+def clamped(most):
+    return lambda net, x: net.norm(net.rows(x)).clamp(max=most)
+
+
+def test_a_graph_of_the_installed_pytorch_has_no_other_attributes_integers_or_nodes(tmp_path):
+    def other_epsilon(net, x):
+        return torch.nn.functional.layer_norm(net.rows(x), (5,), net.norm.weight, net.norm.bias, 1.01e-5)
+
+    def unclamped(net, x):
+        return net.norm(net.rows(x))
+
+    samples = [(table(seed),) for seed in (0, 1)]
+    assert proof_of(tmp_path, clamped(1e3), clamped(1e3), samples).proven
+    assert failed_levels(proof_of(tmp_path, unclamped, other_epsilon, samples)) == {'file'}
+    assert failed_levels(proof_of(tmp_path, clamped(1e3), unclamped, samples)) == {'file'}
+    assert proof_of(tmp_path, clamped(1e3), unclamped, samples, fresh=False).proven
+
+
+def test_constants_that_were_not_folded_are_no_other_graph(tmp_path):
+    samples = [(table(seed),) for seed in (0, 1)]
+    unfolded = dict(do_constant_folding=False)
+    assert proof_of(tmp_path, clamped(1e3), clamped(1e3), samples, unfolded).of('file')[0].figures['equal']
+
+
+def best(net, x, flipped=False, moved=0):
+    scores = net.rows(x)[:, 0]
+    places = scores.flip(0).topk(6)[1] if flipped else scores.topk(6)[1]
+    places = len(x) - 1 - places if flipped else places
+    return scores[places], places, net.rows(x)[(places + moved) % len(x)]
+
+
+def test_equal_scores_come_in_any_order_in_a_sample_too(tmp_path):
+    samples = [(table(seed)[[0, 1, 0, 2, 1, 2, 2]],) for seed in (0, 1)]
+    assert proof_of(
+        tmp_path, best, lambda net, x: best(net, x, flipped=True), samples, fresh=False, generate=False
+    ).proven
+    for wrong in (dict(moved=1), dict(flipped=True, moved=1)):
+        written = lambda net, x, wrong=wrong: best(net, x, **wrong)  # noqa: E731
+        assert not proof_of(tmp_path, best, written, samples, fresh=False, generate=False).proven
+
+
+def test_a_generated_input_whose_result_rounding_decides_is_left_out_and_counted(tmp_path):
+    def normalised(net, x):
+        return net.instance(net.conv(x) + 100 * net.rows.bias.sum())
+
+    samples = [(torch.rand(1, 3, 6, 6),) for _ in range(2)]
+    right = proof_of(tmp_path, normalised, normalised, samples, fresh=False)
+    assert right.proven, right.failures
+
+    def labels(net, x):
+        return (x * net.rows.weight[0]).argmax(1)
+
+    def last_of_equals(net, x):
+        return 7 - (x * net.rows.weight[0]).flip(1).argmax(1)
+
+    samples = [(table(seed),) for seed in (0, 1)]
+    verdict = proof_of(tmp_path, labels, last_of_equals, samples, fresh=False)
+    assert verdict.proven, verdict.failures
+    assert any(note.endswith('two roundings decide: zeros') for note in verdict.notes), verdict.notes
+    assert not proof_of(
+        tmp_path, labels, lambda net, x: (labels(net, x) - 1).clamp(min=0), samples, fresh=False
+    ).proven

@@ -8,6 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.proving.file_checks import check_interface, check_structure, not_compared
+from mmdeploy_ext.proving.frames import look_at_outputs, reasons_of_unread
+from mmdeploy_ext.proving.proof import Unread
+from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.verdict.results import AS_WRITTEN, EDITED, QUANTIZED
 
 
@@ -76,3 +79,21 @@ def test_the_opset_is_that_of_the_options_unless_the_file_was_edited():
     for edited, expected in {False: {'opset': 'requested 17, the file has [18]'}, True: {}}.items():
         checks = check_structure(model, metadata, edited)
         assert {check.name: check.detail for check in checks if not check.passed} == expected
+
+
+def test_an_output_of_frames_that_no_result_depends_on_is_named():
+    names = ('boxes', 'labels', 'depth')
+    outputs = tuple(TensorSpec(name, 'float32', ('n',), compare='detections') for name in names)
+    unread = Unread(GraphSpec('frame', (), (*outputs, TensorSpec('map', 'float32', ('n',)))))
+
+    def boxes_of(outputs):
+        return outputs['boxes'][outputs['labels'] >= 0]
+
+    runner = SimpleNamespace(boxes_of=boxes_of)
+    nothing = {name: np.zeros(0, np.float32) for name in names}
+    look_at_outputs(unread, runner, StepResult(nothing, None))
+    assert unread.names == list(names)
+    look_at_outputs(unread, runner, StepResult({name: np.float32([3, 4]) for name in names}, None))
+    (reason,) = reasons_of_unread(unread, runner)
+    assert 'depth' in reason
+    assert not reasons_of_unread(unread, SimpleNamespace())

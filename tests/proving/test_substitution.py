@@ -34,8 +34,8 @@ LAST = (300, 300, 340, 350, 0.2)
 
 
 def matched(reference, candidate, every=(), **settings):
-    """Return the row of two lists; PyTorch has `every` box without limits."""
-    without_limits = boxes(LAST, *((*box, 0.5) for box in every))
+    """Return the row of two lists; PyTorch has `every` box without limits, with its score or 0.5."""
+    without_limits = boxes(LAST, *((*box, 0.5)[:5] for box in every))
     pair_by = functools.partial(pair_up, iou_bar=ONE_TO_ONE['iou_bar'], score_bar=ONE_TO_ONE['score_bar'])
     tied = Ties((reference, candidate), lambda: without_limits, pair_by, settings)
     return match_detections('a', reference, candidate, tied=tied, **ONE_TO_ONE)
@@ -60,8 +60,16 @@ def test_a_choice_among_equal_scores_is_listed_and_nothing_else_is_excused(score
 def test_a_single_box_is_excused_at_a_threshold_alone(score, passed):
     one, none = boxes(LAST, (*FIRST, score)), boxes(LAST)
     for sides in ((one, none), (none, one)):
-        assert matched(*sides, nms=dict(iou_threshold=0.3), score_thr=0.3).passed == passed
-        assert not matched(*sides, nms=dict(iou_threshold=0.3), max_per_img=1).passed
+        every = [(*FIRST, score)]
+        assert matched(*sides, every, nms=dict(iou_threshold=0.3), score_thr=0.3).passed == passed
+        assert not matched(*sides, every, nms=dict(iou_threshold=0.3), max_per_img=1).passed
+    assert not matched(none, one, nms=dict(iou_threshold=0.3), score_thr=0.3).passed, 'not in PyTorch'
+
+
+def test_pytorchs_score_decides_whether_a_box_is_at_a_threshold():
+    none, at_threshold = boxes(LAST), boxes(LAST, (*FIRST, 0.300002))
+    for score, passed in ((0.300006, True), (0.300011, False)):
+        assert matched(none, at_threshold, [(*FIRST, score)], score_thr=0.3).passed == passed
 
 
 def test_boxes_behind_a_choice_are_excused_where_they_overlap_it():
@@ -69,14 +77,25 @@ def test_boxes_behind_a_choice_are_excused_where_they_overlap_it():
     for box, passed in ((near, True), (far, False)):
         reference = boxes((*FIRST, 0.5), LAST)
         candidate = boxes((*SECOND, 0.5), (*box, 0.4), LAST)
-        row = matched(reference, candidate, [FIRST, SECOND])
+        row = matched(reference, candidate, [FIRST, SECOND, (*box, 0.4)])
         assert row.passed == passed and len(row.excused) == 1 + passed
+        assert not matched(reference, candidate, [FIRST, SECOND]).passed, 'PyTorch has no such box'
 
 
 def test_the_last_of_a_full_list_may_be_another_of_the_same_score():
     reference, candidate = boxes(LAST, (*FIRST, 0.1)), boxes(LAST, (*SECOND, 0.1))
-    assert matched(reference, candidate, max_per_img=2).passed
-    assert not matched(reference, candidate, max_per_img=3).passed
+    every = [(*FIRST, 0.1), (*SECOND, 0.1)]
+    assert matched(reference, candidate, every, max_per_img=2).passed
+    assert not matched(reference, candidate, every[:1], max_per_img=2).passed
+
+
+def test_ties_excuse_a_tenth_of_a_samples_results_at_most():
+    every = [(20 * index, 0, 20 * index + 9, 9) for index in range(40)]
+    same = [(*box, 0.6) for box in every[:20]]
+    for count, passed in ((2, True), (3, False)):
+        reference = boxes(*same, *((*box, 0.5) for box in every[20 : 20 + count]))
+        candidate = boxes(*same, *((*box, 0.5) for box in every[30 : 30 + count]))
+        assert matched(reference, candidate, [*same, *every[20:]]).passed == passed
 
 
 def test_a_box_that_moved_is_no_choice_although_its_score_is_the_same():

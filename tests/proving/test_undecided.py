@@ -1,4 +1,4 @@
-"""Decisions of PyTorch at a threshold: what follows from them may differ, unless every frame has one."""
+"""Decisions of PyTorch at a threshold, and values that rounding amplifies: what may differ, and how far."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proving.levels.drive_run import MODES, SHORT_DRIVE, PairRun
+from mmdeploy_ext.proving.levels.drive_run import MODES, SHORT_DRIVE, Modes, PairRun
 from mmdeploy_ext.proving.levels.memory_rows import Moment
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
@@ -32,6 +32,7 @@ SCENE = DrivingScene(
     plan_points=np.zeros((1, 6, 2), np.float32),
     plan_scores=np.ones(1, np.float32),
     plan_mode=np.array([0]),
+    plan_final=np.zeros((6, 2), np.float32),
 )
 
 
@@ -70,3 +71,42 @@ def judged(mode, reference, candidate):
     for sides in zip(reference, candidate, strict=True):
         run.add(Moment(FRAME, *sides, STATE, STATE))
     return run.finish()
+
+
+class Steps:
+    """A side that gives the same result of every frame."""
+
+    def __init__(self, step):
+        self.given, self.state = step, None
+
+    def reset(self):
+        self.state = None
+
+    def step(self, frame):
+        self.state = STATE
+        return self.given
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize(
+    ('moved_m', 'rounding_m', 'passed'),
+    [
+        (0.005, 0.002, True),  # three times the rounding of PyTorch's own float64
+        (0.005, 0.001, False),
+        (0.05, 0.05, False),  # more than ten bars
+    ],
+)
+def test_a_trajectory_differs_as_far_as_pytorchs_own_rounding_and_is_named(mode, moved_m, rounding_m, passed):
+    float64 = result(moved=rounding_m).detections
+    spec, got = GraphSpec('', (), (STEPS, CLASSES)), result()
+    got = dataclasses.replace(got, detections=result(moved=moved_m).detections)
+    drawn = dict(drawn_results=lambda frame, before: lambda seed: float64 if seed is None else None)
+    modes = Modes(
+        Steps(result()), {mode: Steps(got)}, spec, memory=MEMORY, bars=SHORT_DRIVE, task='driving', **drawn
+    )
+    for _ in range(2):
+        modes.add(FRAME)
+    row = modes.finish()[mode]
+    assert (not row.reasons) is passed, row.reasons
+    (named,) = row.reasons or {line.partition(': ')[2] for line in row.excused}
+    assert 'class 0' in named and 'trajectory' in named

@@ -3,9 +3,11 @@
 import dataclasses
 
 import numpy as np
+import torch
+from onnx import helper
 
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
-from mmdeploy_ext.proving.open_points import count_voxels, counts_of_images, limits_of, unreached
+from mmdeploy_ext.proving.open_points import Watch, count_voxels, counts_of_images, limits_of, unreached
 from mmdeploy_ext.verdict.results import Case
 
 
@@ -43,3 +45,39 @@ def test_voxels_are_counted_without_their_limit():
     assert count_voxels(points, rule) == count > 10
     assert count_voxels(points, dataclasses.replace(rule, max_voxels=3)) == count
     assert count_voxels(points[:0], rule) == 0
+
+
+def test_a_threshold_and_a_clip_that_no_value_came_near_are_named():
+    def decode(x):
+        kept = x[x > 0.05]
+        kept = kept.clamp(min=0.1, max=4.0)
+        return kept[kept >= 0.5]
+
+    watch, other = Watch(), Watch()
+    with watch:
+        decode(torch.tensor([0.04, 0.3, 2.0]))
+    lines = watch.lines(dict(score_thr=0.05, nms=dict(iou_threshold=0.5), max_per_img=4), '--images')
+    assert [line.split(' (')[0] for line in lines] == [
+        'score_thr 0.05',
+        'iou_threshold 0.5',
+        'clip 0.1',
+        'clip 4',
+    ]
+    with other:
+        decode(torch.tensor([0.04999, 0.05001, 0.4999, 0.5, 4.1]))
+    watch.add(other)
+    assert not watch.lines({}, '--images')
+
+
+def test_an_epsilon_that_no_normalisation_of_the_code_has_is_a_reason():
+    def model(epsilon):
+        node = helper.make_node('LayerNormalization', ['x', 'w'], ['y'], 'norm', epsilon=epsilon)
+        return helper.make_model(helper.make_graph([node], 'g', [], []))
+
+    watch = Watch()
+    assert not watch.other_epsilons(model(1e-4))
+    with watch:
+        torch.nn.LayerNorm(4)(torch.rand(2, 4))
+    assert not watch.other_epsilons(model(1e-5))
+    (reason,) = watch.other_epsilons(model(1e-4))
+    assert 'norm' in reason and '0.0001' in reason

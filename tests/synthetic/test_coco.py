@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 
 from mmdeploy_ext.compat.panoptic_quality import rgb2id
 from mmdeploy_ext.synthetic import coco, scene
+from mmdeploy_ext.util.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = dict(seed=3, train_images=2, val_images=21, quiet=True)
@@ -158,3 +159,18 @@ def test_the_help_needs_no_pycocotools():
         'from mmdeploy_ext.cli import synthetic_app; synthetic_app.build_parser()'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_nothing_of_another_is_written_or_removed_beside_a_set(tmp_path):
+    (tmp_path / 'victim').write_text('mine')
+    for name in ('.set.part', '.set.former'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'notes.txt').write_text('mine')
+    parameters = dict(SMALL, val_images=1, train_images=1)
+    coco.ensure_toy_coco(tmp_path / 'set', **parameters)
+    assert all((tmp_path / name / 'notes.txt').is_file() for name in ('.set.part', '.set.former'))
+    (tmp_path / '.set.lock').unlink()
+    (tmp_path / '.set.lock').symlink_to('victim')
+    with pytest.raises(DataError, match='is a link'):
+        coco.ensure_toy_coco(tmp_path / 'set', **parameters)
+    assert (tmp_path / 'victim').read_text() == 'mine'

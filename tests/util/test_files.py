@@ -2,6 +2,7 @@
 
 import copy
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mmdeploy_ext.util.errors import ModelFileError, UsageError
+from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.util.files import (
     atomic_path,
     check_outputs,
@@ -66,6 +67,18 @@ def test_the_link_to_an_open_output_is_written_through(tmp_path, capfd):
     write(tmp_path / 'stdout')
     print('after')
     assert capfd.readouterr().out == 'before\nnewafter\n' and (tmp_path / 'stdout').is_symlink()
+
+
+def test_no_temporary_name_can_be_taken_before(tmp_path, monkeypatch):
+    (tmp_path / 'victim').write_bytes(b'mine')
+    (tmp_path / f'.target.{os.getpid()}.part').symlink_to('victim')
+    monkeypatch.setattr(secrets, 'token_hex', lambda _: 'known')
+    (tmp_path / '.target.known.part').symlink_to('victim')
+    with pytest.raises(Mm2OnnxError):
+        write(tmp_path / 'target')
+    monkeypatch.undo()
+    write(tmp_path / 'target')
+    assert (tmp_path / 'victim').read_bytes() == b'mine' and (tmp_path / 'target').read_bytes() == b'new'
 
 
 @pytest.mark.parametrize('earlier', [True, False])

@@ -1,14 +1,20 @@
-"""A folder is the old one or the new one, as a whole."""
+"""The files of a folder are replaced together, and files of others are not touched."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
+import onnx
 import pytest
 
+from mmdeploy_ext.runtime.exported import files_of_family
 from mmdeploy_ext.util import cli, folders
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError
 
 OLD, NEW = ({f'{name}.onnx': f'{kind} {name}' for name in 'ab'} for kind in ('old', 'new'))
 OLD |= {'c.onnx': 'old c'}
@@ -58,28 +64,105 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(target, failure):
 KILLED = """
 import os, pathlib, signal, sys
 from mmdeploy_ext.util import folders
-rename, calls = pathlib.Path.rename, []
-def dying_rename(path, target):
+replace, calls = pathlib.Path.replace, []
+def dying_replace(path, target):
     calls.append(path)
-    if len(calls) == int(sys.argv[2]):
+    if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return rename(path, target)
-pathlib.Path.rename = dying_rename
+    return replace(path, target)
+pathlib.Path.replace = dying_replace
 with folders.replaced_folder(sys.argv[1], ('a.onnx', 'b.onnx', 'c.onnx')) as new:
     for name in 'ab':
         (new / f'{name}.onnx').write_text(f'new {name}')
 """
 
 
-@pytest.mark.parametrize(('rename', 'expected'), [(2, OLD), (3, NEW), (4, NEW)])
-def test_the_next_command_restores_what_a_killed_one_moved_aside(target, rename, expected, capsys):
-    killed = subprocess.run([sys.executable, '-c', KILLED, str(target), str(rename)], check=False)
-    assert killed.returncode == -signal.SIGKILL and content(target) != expected | OTHERS
+def test_a_killed_command_leaves_whole_files_and_the_next_one_replaces_them(target):
+    killed = subprocess.run([sys.executable, '-c', KILLED, str(target)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert content(target) == OLD | OTHERS | {'a.onnx': 'new a'}
+    replace(target, NEW)
+    assert content(target) == NEW | OTHERS
+
+
+def test_an_interrupt_between_two_moves_leaves_the_new_folder(target, monkeypatch):
+    moves, move = [], Path.replace
+
+    def interrupted(path, place):
+        moves.append(move(path, place))
+        if len(moves) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, 'replace', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace(target, NEW)
+    assert content(target) == NEW | OTHERS and os.listdir(target.parent) == ['graphs']
+
+
+def test_a_hidden_folder_beside_an_input_or_output_is_never_believed(target):
+    (target.parent / 'home').mkdir()
+    write(target.parent, {'home/.bashrc': 'mine', 'victim': 'mine'})
+    kinds = dict(up=['../../victim'], absolute=[str(target.parent / 'victim')], link=['.bashrc'], none=None)
+    for kind, names in kinds.items():
+        for place, name in ((target.parent, 'graphs'), (target, 'a.onnx'), (target.parent, 'victim')):
+            hidden = place / f'.{name}.{kind}.part'
+            write(hidden, {'whole/notes.txt': 'evil', 'whole/victim': 'evil'})
+            if kind == 'link':
+                (hidden / 'old').symlink_to(target.parent / 'home')
+            else:
+                write(hidden, {'old/victim': 'evil'})
+            if names is not None:
+                (hidden / 'kept.json').write_text(json.dumps(names))
+    before = content(target.parent)
     parser = cli.ArgumentParser()
-    parser.add_argument('file')
-    assert cli.run(lambda args: 0, parser, [str(target / 'a.onnx')]) == 0
-    assert content(target) == expected | OTHERS and os.listdir(target.parent) == ['graphs']
-    assert str(target) in capsys.readouterr().err
+    parser.add_argument('files', nargs='+')
+    words = [str(path) for path in (target, target / 'a.onnx', target.parent / 'victim')]
+    assert cli.run(lambda args: 0, parser, words) == 0
+    assert content(target.parent) == before
+    replace(target, {'a.onnx': 'new'})
+    outdated = {f'graphs/{name}' for name in OUTDATED}
+    expected = {name: text for name, text in before.items() if name not in outdated}
+    assert content(target.parent) == expected | {'graphs/a.onnx': 'new'}
+
+
+def test_two_commands_move_their_files_one_after_the_other(target, monkeypatch):
+    writer = threading.Thread(target=replace, args=(target, NEW))
+    with folders.locked(target):
+        writer.start()
+        writer.join(0.2)
+        assert content(target) == OLD | OTHERS
+        monkeypatch.setattr(folders, 'LONGEST_WAIT_S', 0)
+        with pytest.raises(Mm2OnnxError, match=str(target)):
+            replace(target, {'a.onnx': 'of a third'})
+        assert content(target) == OLD | OTHERS
+        monkeypatch.undo()
+    writer.join()
+    assert content(target) == NEW | OTHERS and os.listdir(target.parent) == ['graphs']
+
+
+def test_only_graphs_and_their_own_data_are_outdated(target):
+    model = onnx.helper.make_model(onnx.helper.make_graph([], 'graph', [], []))
+    model.metadata_props.add(key='mm2onnx.family', value='"x"')
+    for place in ('a.onnx.data', 'notes.txt', '../victim', str(target.parent / 'victim')):
+        entry = model.graph.initializer.add(data_location=onnx.TensorProto.EXTERNAL).external_data.add()
+        entry.key, entry.value = 'location', place
+    (target / 'a.onnx').write_bytes(model.SerializeToString())
+    assert files_of_family(target, 'x') == {'a.onnx', 'a.onnx.data'}
+
+
+def test_a_new_file_takes_no_place_of_a_folder_and_goes_through_no_link(target):
+    (target / 'link').symlink_to(target.parent)
+    for name in ('proof', 'link/x', 'notes.txt/x'):
+        with pytest.raises(UsageError, match=name.partition('/')[0]):
+            replace(target, NEW | {name: 'new'})
+    assert content(target) == OLD | OTHERS
+
+
+def test_a_folder_that_another_program_removes_is_no_full_disk(target):
+    with pytest.raises(Mm2OnnxError) as caught, folders.replaced_folder(target) as new:
+        shutil.rmtree(target.parent)
+        (new / 'a.onnx').write_text('new')
+    assert 'space' not in str(caught.value)
 
 
 @pytest.mark.parametrize('kind', ['read-only', 'link'])

@@ -6,7 +6,7 @@ Glossary: N cameras, L decoder layers, Q queries.
 import abc
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,6 +48,7 @@ class CameraReference(abc.ABC):
         self.device = next(model.parameters()).device
         self.convention: str = getattr(model, 'box_convention', '')
         self._notes = tuple(notes)
+        self._unread: set[str] = set()
         self.reset()
 
     # ---- what a family says
@@ -103,7 +104,7 @@ class CameraReference(abc.ABC):
         if self.convention:
             about = f'trained with boxes of mmdet3d {self.convention}; results are compared as boxes of 1.x'
             notes.insert(0, about)
-        return notes
+        return [*notes, *not_compared(self._unread)]
 
     def is_first(self, frame: Frame) -> bool:
         """Return whether the scene token changed; a gap is no new scene."""
@@ -128,7 +129,9 @@ class CameraReference(abc.ABC):
         shown = {name: torch.from_numpy(value) for name, value in outputs.items()}
         for name, value in {**dict(inputs_of(frame, is_first)), **taps, **shown}.items():
             tap(name, value)
-        return StepResult(outputs, self.results(results), was_reset)
+        step = StepResult(outputs, self.results(results), was_reset)
+        self._unread |= self.test.unread()
+        return step
 
     def tensor(self, values: Any) -> Tensor:
         return torch.from_numpy(np.array(values, np.float32)).to(self.device)
@@ -182,6 +185,11 @@ class CameraReference(abc.ABC):
     def head_outputs(self, tensors: Mapping[str, Tensor]) -> Any:
         """Return tensors of the files, (L, 1, Q, columns), as the head's `forward` does."""
         return dict(tensors)
+
+
+def not_compared(names: Collection[str]) -> list[str]:
+    """Return the sentence about results that a reference does not read, or []."""
+    return [f'not compared of the results of your test path: {", ".join(sorted(names))}'] if names else []
 
 
 def array(tensor: Tensor) -> np.ndarray:

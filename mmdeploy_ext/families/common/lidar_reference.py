@@ -10,6 +10,7 @@ from mmdet3d.core.bbox import Box3DMode
 
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.exporting.last_test import LastTest
+from mmdeploy_ext.families.common.camera_reference import not_compared
 from mmdeploy_ext.families.common.lidar_parts import Watch, bev_of, parts_of, watching
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.pillars import width_of_points
@@ -35,6 +36,7 @@ class LidarReference(abc.ABC):
         flatten: Callable[[Any], tuple[torch.Tensor, ...]],
     ) -> None:
         self.model, self.test = model, LastTest(model)
+        self._unread: set[str] = set()
         self.parts = parts_of(model)
         self.output_names = output_names
         self.flatten = flatten
@@ -45,7 +47,7 @@ class LidarReference(abc.ABC):
     def notes(self) -> list[str]:
         convention = self.model.box_convention
         about = f'trained with boxes of mmdet3d {convention}; results are compared as boxes of 1.x'
-        return [about] if convention == CONVENTIONS[0] else []
+        return [*([about] if convention == CONVENTIONS[0] else []), *not_compared(self._unread)]
 
     def reset(self) -> None:  # noqa: B027
         """Nothing to do: no memory."""
@@ -98,9 +100,9 @@ class LidarReference(abc.ABC):
         for name, value in tensors.items():
             tap(name, value)  # for `collect_taps` around this step
         outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
-        return StepResult(
-            outputs, detections_in_1x(result.get('pts_bbox', result), self.model.box_convention)
-        )
+        boxes = detections_in_1x(result.get('pts_bbox', result), self.model.box_convention)
+        self._unread |= self.test.unread()
+        return StepResult(outputs, boxes)
 
     def forward_arguments(self, sweep: Sweep, points: np.ndarray) -> dict[str, Any]:
         """Return the arguments of the detector's `forward`; `points` are (P, D) float32."""

@@ -175,7 +175,7 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
         gc.collect()  # its graph, which holds the weights, refers to itself
         if checked and not is_sparse(model):
             check_valid(new, path)
-        new.write_bytes(sealed(new.read_bytes(), new_data))
+        new.write_bytes(sealed(new.read_bytes(), folder))
 
 
 def is_large(model: onnx.ModelProto) -> bool:

@@ -7,6 +7,7 @@
 import { isWhole, shapeText, sizeOf } from 'kit/arrays.js';
 
 const [MOST_SLICES, LARGEST_SLICED, SENTINEL] = [128, 1e-3, 1e4];
+const [OTHER_SCALE, FEWEST_VALUES, FEW_VALUES, WINDOW, LONGEST_PERIOD] = [10, 4, 16, 32, 4096];
 const [JUMP, LEAST] = [100, 1e-3];
 const [DEFAULT_RTOL, FLOOR] = [1e-4, 1e-6];
 const [ROUNDINGS, MOST_ROUNDING] = [3, 10];
@@ -131,9 +132,10 @@ function worstValue(differences, sizes, shape, group, rounding, isZero) {
     );
   const isDead = isZero && largest > Math.max(least, ROUNDINGS * largestOf(rounded));
   let worst = { difference: 0, tolerance: 0, over: 0, ratio: -1 };
-  for (const slices of slicings(shape, group.rtol, sizes.length)) {
+  for (const { slices, isUsual } of slicings(shape, group.rtol, sizes)) {
     const bars = new Float64Array(sizes.length);
-    for (const places of slices) setBars(bars, places, sizes, rounded, allowed);
+    const floor = isUsual || slices[0].length >= FEW_VALUES ? 0 : usualOf(slices, rounded);
+    for (const places of slices) setBars(bars, places, sizes, rounded, allowed, floor, isUsual);
     const found = { difference: 0, tolerance: 0, over: 0, ratio: -1 };
     bars.forEach((tolerance, place) => {
       const difference = differences[place];
@@ -148,34 +150,76 @@ function worstValue(differences, sizes, shape, group, rounding, isZero) {
 
 const largestOf = (values) => values.reduce((largest, value) => Math.max(largest, value), 0);
 
-/** Return, for the last axis and axis 1, the places of each entry; or all places. */
-function slicings(shape, rtol, count) {
-  const axes = [];
-  if (shape.length > 1) axes.push(shape.length - 1);
-  if (shape.length > 2) axes.push(1);
+/** Return, for each axis and way to divide, the places of each slice. */
+function slicings(shape, rtol, sizes) {
   const isSliced = rtol > 0 && rtol <= LARGEST_SLICED;
-  const found = axes.filter((axis) => isSliced && shape[axis] > 1 && shape[axis] <= MOST_SLICES);
-  if (!found.length) return [[[...Array(count).keys()]]];
-  return found.map((axis) => {
+  const [found, last] = [[], shape.length - 1];
+  shape.forEach((size, axis) => {
+    if (!isSliced || size < 2) return;
+    const isNamed = (axis === last && last > 0) || (axis === 1 && axis < last);
+    const isUsual = isNamed && size <= MOST_SLICES;
     const step = sizeOf(shape.slice(axis + 1));
-    const slices = Array.from({ length: shape[axis] }, () => []);
-    for (let place = 0; place < count; place += 1) {
-      slices[Math.floor(place / step) % shape[axis]].push(place);
-    }
-    return slices;
+    const slices = divided(sizes.length, size, (place) => Math.floor(place / step) % size);
+    if (isUsual || differInScale(slices, sizes)) found.push({ slices, isUsual });
   });
+  if (!found.some(({ isUsual }) => isUsual)) found.push({ slices: [[...sizes.keys()]], isUsual: true });
+  const isVector = Math.max(0, ...shape) === sizes.length;
+  return isSliced && isVector ? [...found, ...slicingsOfVector(sizes)] : found;
 }
 
-/** Set the tolerances of a slice: smaller magnitudes have smaller ones. */
-function setBars(bars, places, sizes, rounding, allowed) {
+function slicingsOfVector(sizes) {
+  const count = sizes.length;
+  const windows = divided(count, Math.ceil(count / WINDOW), (place) => Math.floor(place / WINDOW));
+  const found = differInScale(windows, sizes, WINDOW) ? [{ slices: windows, isUsual: false }] : [];
+  let [best, least] = [null, Infinity];
+  for (let period = 2; period <= Math.min(LONGEST_PERIOD, Math.floor(count / FEWEST_VALUES)); period += 1) {
+    if (count % period) continue;
+    const slices = divided(count, period, (place) => place % period);
+    if (!differInScale(slices, sizes)) continue;
+    const logs = topsOf(slices, sizes).map(Math.log);
+    const mean = logs.reduce((sum, log) => sum + log, 0) / logs.length;
+    if (mean < least) [best, least] = [slices, mean];
+  }
+  return best ? [...found, { slices: best, isUsual: false }] : found;
+}
+
+function divided(count, number, sliceOf) {
+  const slices = Array.from({ length: number }, () => []);
+  for (let place = 0; place < count; place += 1) slices[sliceOf(place)].push(place);
+  return slices;
+}
+
+/** Return the largest size of each slice that is not zero. */
+const topsOf = (slices, sizes) =>
+  slices.map((places) => places.reduce((most, place) => Math.max(most, sizes[place]), 0)).filter(Boolean);
+
+function differInScale(slices, sizes, values = slices[0].length) {
+  const tops = topsOf(slices, sizes);
+  const isByChance = values < Math.max(FEWEST_VALUES, 3 * Math.log10(Math.max(tops.length, 1)));
+  if (isByChance || tops.length < 2) return false;
+  const smallest = tops.reduce((least, top) => Math.min(least, top), Infinity);
+  return largestOf(tops) > OTHER_SCALE * smallest;
+}
+
+/** Return the median of the slices' largest distances. */
+const usualOf = (slices, rounding) =>
+  median(
+    Float64Array.from(slices, (places) =>
+      places.reduce((most, place) => Math.max(most, rounding[place]), 0),
+    ),
+  );
+
+/** Set the tolerances of a slice: smaller magnitudes of a usual one have smaller ones. */
+function setBars(bars, places, sizes, rounding, allowed, floor, isUsual) {
   const usual = median(Float64Array.from(places, (place) => rounding[place]));
-  const set = (within, top) => {
-    const distance = within.reduce((most, place) => Math.max(most, rounding[place]), usual);
+  const set = (within, top, least = usual) => {
+    const distance = within.reduce((most, place) => Math.max(most, rounding[place]), least);
     const bar = allowed(top, distance);
     for (const place of within) bars[place] = bar;
   };
   const ranked = Float64Array.from(places, (place) => sizes[place]).sort();
-  set(places, ranked.at(-1));
+  set(places, ranked.at(-1), floor);
+  if (!isUsual) return;
   for (let index = ranked.length - 2; index >= 0; index -= 1) {
     const [size, next] = [ranked[index], ranked[index + 1]];
     if (size > LEAST && next > JUMP * size) {

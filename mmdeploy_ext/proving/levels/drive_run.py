@@ -16,10 +16,11 @@ from mmdeploy_ext.util.errors import one_line
 from mmdeploy_ext.verdict.bars import bars_of, out_of_bars
 from mmdeploy_ext.verdict.comparison import compare_tensors, same_bits
 from mmdeploy_ext.verdict.matching import MAX_REST
-from mmdeploy_ext.verdict.results import SequenceRow
+from mmdeploy_ext.verdict.results import SequenceRow, first_lines
+from mmdeploy_ext.verdict.slices import DRAWS, ROUNDINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.contract.memory import MemorySpec
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
@@ -102,6 +103,7 @@ class Modes:
             outputs.
         before: state of the reference before the next frame; None: empty.
         runs: mode -> `PairRun`.
+        made: title of the reference's `decode_cases` -> number of frames whose outputs allow the case.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Modes:
         bars: DriveBars | None = None,
         task: str = 'bbox3d',
         rounding_of: Callable[[Frame, StreamState | None, Mapping[str, np.ndarray]], Rounding] | None = None,
+        drawn_results: Callable[[Frame, StreamState | None], Callable[[int | None], Any]] | None = None,
     ) -> None:
         """Keep the engines and empty their memories.
 
@@ -126,6 +129,8 @@ class Modes:
             task: name of the task that matches results.
             rounding_of: takes a frame, the reference's memory before it, and `named_tensors` after it; the
                 reference's memory is another one after a call. None: rounding is not known.
+            drawn_results: takes a frame and the memory before it, and returns a function that returns the
+                reference's results in float64 (None), or in a draw of float32, or None. None: not known.
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
@@ -134,11 +139,14 @@ class Modes:
         self.runs = {mode: PairRun(mode, spec, bars, memory, match) for mode in candidates}
         for stepper in (reference, *candidates.values()):
             stepper.reset()
-        self.rounding_of = rounding_of
+        self.rounding_of, self.drawn_results = rounding_of, drawn_results
+        self.pair_up = getattr(task_module(task), 'pair_up', None)
         self.before: StreamState | None = None
         self.substituted: list[int] = []
         self.one_to_one = getattr(task_module(task), 'ONE_TO_ONE', {})
         self.first: tuple[Frame, StepResult, StepResult | None] | None = None
+        self.decode_cases = getattr(reference, 'decode_cases', lambda outputs: {})
+        self.made: dict[str, int] = {}
 
     def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
         expected = self.clock.run('reference', lambda: self.reference.step(frame))
@@ -153,7 +161,7 @@ class Modes:
             if got is not None:
                 self._substitute(mode, frame, got)  # first: PyTorch in float64 is another last frame
                 moment = Moment(frame, expected, got, after, candidate.state)
-                self.runs[mode].add(moment, self._rounding(mode, moment))
+                self.runs[mode].add(moment, self._rounding(mode, moment), self._rounding_of_results(moment))
                 results[mode] = got
                 if self.runs[mode].takes_over():
                     candidate.state = snapshot(after)
@@ -183,6 +191,30 @@ class Modes:
 
         return then_restored
 
+    def _rounding_of_results(self, moment: Moment) -> Callable[[], Iterator[dict[str, np.ndarray]]] | None:
+        """Return a function that yields `rounding` of `matching.pair_lists`, with one more draw each time."""
+        if self.drawn_results is None or self.pair_up is None:
+            return None
+        results = self.drawn_results(moment.frame, self.before)
+        expected = moment.expected.detections
+
+        def roundings() -> Iterator[dict[str, np.ndarray]]:
+            largest: dict[str, np.ndarray] = {}
+            for seed in (None, *range(DRAWS)):
+                drawn = results(seed)
+                self.reference.state = moment.expected_state
+                if drawn is None:
+                    return
+                pairing = self.pair_up(expected, drawn)
+                rows = [*pairing.matched, *pairing.outside]
+                for title in pairing.gaps.keys() - {'score'}:
+                    own = np.zeros(len(expected.scores))
+                    own[rows] = ROUNDINGS * pairing.gaps[title]
+                    largest[title] = np.maximum(largest.get(title, 0), own)
+                yield largest
+
+        return roundings
+
     def _step(self, mode: str, frame: Frame) -> StepResult | None:
         result = attempt(lambda: self.clock.run(mode, lambda: self.candidates[mode].step(frame)))
         if not isinstance(result, Exception):
@@ -206,6 +238,17 @@ class Modes:
         if not row.passed:
             fault = "your test path returns different results from the file's outputs"
             run.faults[fault].append(f'{frame.name} ({row.reason})')
+        has_decoder = hasattr(self.candidates[mode], 'boxes_of')
+        for title, outputs in self.decode_cases(got.outputs).items() if has_decoder else ():
+            self.made.setdefault(title, 0)
+            if outputs is None:
+                continue
+            self.made[title] += 1
+            sides = self.reference.boxes_of(outputs), self.candidates[mode].boxes_of(outputs)
+            row = run.match(frame.name, *sides, **self.one_to_one)
+            if not row.passed:
+                fault = f'your test path returns different results from outputs with {title}'
+                run.faults[fault].append(f'{frame.name} ({row.reason})')
 
     def _run_again(self, frame: Frame, expected: StepResult, got: StepResult) -> None:
         self.candidates['teacher'].reset()
@@ -298,9 +341,18 @@ class PairRun:
         self.worst_score, self.worst_iou, self.parted = 0.0, 1.0, False
         self.excused: list[str] = []
         self.undecided = 0
+        self.alone: list[str] = []
 
-    def add(self, moment: Moment, rounding: Rounding | None = None) -> None:
-        """Judge one frame by both sides' results and memories; `rounding`: of `named_tensors`."""
+    def add(
+        self,
+        moment: Moment,
+        rounding: Rounding | None = None,
+        roundings: Callable[[], Iterator[dict[str, np.ndarray]]] | None = None,
+    ) -> None:
+        """Judge one frame by both sides' results and memories.
+
+        `rounding`: of `named_tensors`; `roundings`: of the results, more and more.
+        """
         frame, last = moment.frame, self.last
         name = frame.name or f'frame {len(self.series["name"])}'
         self.last = frame.scene_token, frame.timestamp_s
@@ -316,7 +368,9 @@ class PairRun:
         undecided = 0 if decided is moment else moment.expected.undecided
         self.series['ties'].append(sum(kind.ties for kind in followed) + undecided)
         self._compare_tensors(decided, followed, name, rounding)
-        self.parted = self._match_detections(decided, name) and any(kind.parted for kind in followed)
+        self.parted = self._match_detections(decided, name, roundings) and any(
+            kind.parted for kind in followed
+        )
 
     def _forget(self) -> None:
         for pairing in self.pairings:
@@ -466,8 +520,20 @@ class PairRun:
         distances = None if rounding is None else lambda draws: of_reference(rounding(draws))
         return compare_tensors(of_reference(expected), got, GraphSpec('the memory', (), specs), distances)
 
-    def _match_detections(self, moment: Moment, name: str) -> bool:
-        row = self.match(name, moment.expected.detections, moment.got.detections, **self._limits)
+    def _match_detections(
+        self,
+        moment: Moment,
+        name: str,
+        roundings: Callable[[], Iterator[dict[str, np.ndarray]]] | None,
+    ) -> bool:
+        sides = moment.expected.detections, moment.got.detections
+        row = self.match(name, *sides, **self._limits)
+        if not row.passed and row.outside and not row.broken and roundings is not None:
+            for rounding in roundings():
+                row = self.match(name, *sides, **self._limits, rounding=rounding)
+                if row.passed:
+                    break
+        self.alone += [f'{name}: {line}' for line in row.alone]
         for key in self.totals:
             self.totals[key] += getattr(row, key)
         for key in ('reference', 'extra'):
@@ -526,6 +592,7 @@ class PairRun:
                 f'{row.matched} of {row.reference} detections matched '
                 f'({100 * row.match_rate:.2f} %, required {100 * bars.match_rate:g} %): '
                 f'{row.missing} missing, {row.extra} extra, {row.outside} outside the bars'
+                + (f': {first_lines(self.alone)}' if self.alone else '')
             )
         elif bars.cosine is None and row.low_alone > MAX_REST * (row.low + 2 * row.reference):
             reasons.append(

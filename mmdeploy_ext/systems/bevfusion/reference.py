@@ -13,6 +13,7 @@ from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.exporting.last_test import LastTest
+from mmdeploy_ext.families.common.camera_reference import not_compared
 from mmdeploy_ext.families.common.lidar_parts import Watch, watching
 from mmdeploy_ext.families.common.samples import detections
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -40,6 +41,11 @@ class BEVFusionReference:
     def __init__(self, model: torch.nn.Module) -> None:
         self.model, self.test = model, LastTest(model)
         self.device = next(model.parameters()).device
+        self._unread: set[str] = set()
+
+    @property
+    def notes(self) -> list[str]:
+        return not_compared(self._unread)
 
     def reset(self) -> None:
         """Nothing to do: no memory."""
@@ -96,7 +102,9 @@ class BEVFusionReference:
             inputs['images'] = frame.images
         for name, array in dict(inputs, points=frame.points, **outputs).items():
             tap(name, torch.from_numpy(np.ascontiguousarray(array)))  # for `collect_taps` around this step
-        return StepResult(outputs, detections(result['pts_bbox']))
+        boxes = detections(result['pts_bbox'])
+        self._unread |= self.test.unread()
+        return StepResult(outputs, boxes)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes of the last frame, best first, by its test path with outputs of the files."""

@@ -87,7 +87,7 @@ def instances_of(labels: np.ndarray, maps: Mapping[str, np.ndarray], facts: Cent
     places, classes = places[kept], classes[kept]
     voxels = ((places - np.float32(facts.voxel_low)) / np.float32(facts.voxel_step)).astype(np.int32)
     rows_of = nearest(labels, voxels, classes)
-    return Instances(rows_of, places, voxels, scores[best][kept], classes, facts.score_threshold)
+    return Instances(rows_of, places, scores[best][kept], classes)
 
 
 def nearest(labels: np.ndarray, voxels: np.ndarray, classes: np.ndarray) -> np.ndarray:

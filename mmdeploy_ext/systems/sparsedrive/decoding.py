@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 EGO_SIZE_M = (1.1 * 4.08, 1.1 * 1.73)
 """Length and width of the car, enlarged by a tenth."""
-EGO_SHIFT_M = 0.5
-"""Intended: LiDAR to the car's centre, along its heading."""
+EGO_SHIFT_M, YAW_ROW = 0.5, 6
+"""Intended: LiDAR to the car's centre, along its heading; see `collisions`."""
 SURE = 0.5
 """Least confidence of an agent that a plan avoids."""
 STANDING_M = 0.5
@@ -50,7 +50,7 @@ def scene_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray]) -> Driv
         ways.astype(np.float32),
         exact_sigmoid(outputs['motion_scores'][0, rows]),
         *(lines.points, lines.scores, lines.labels),
-        *(plan.points, plan.scores, np.array([plan.mode])),
+        *(plan.points, plan.scores, np.array([plan.mode]), plan.final),
     )
 
 
@@ -71,25 +71,26 @@ def plan_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray], steps: n
         ways = steps[np.arange(len(steps)), modes, : facts.plan_steps].cumsum(1)
         is_hit = collisions(points, ways, outputs['pred_anchor'][0], outputs['pred_class_score'][0])
         scores = scores + np.float32(COLLISION) * (is_hit & ~is_hit.all())
-    return Plan(points.astype(np.float32), exact_sigmoid(scores), int(scores.argmax()))
+    mode, points = int(scores.argmax()), points.astype(np.float32)
+    return Plan(points, exact_sigmoid(scores), mode, points[mode])
 
 
 def collisions(plans: np.ndarray, ways: np.ndarray, anchor: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Return (K,) bool of plans (K, S, 2) and agents: ways (A, S, 2), anchors, logits (A, classes).
 
-    As published, the shift to the car's centre is added to two rows of the table of pairs, not two
-    columns: it changes the first plan's first two steps, for the first agent only.
+    As published, the shift to the car's centre is added to two rows of the table of agents, plans and steps,
+    not to two columns, and its seventh row is the yaw: it changes the first plan's first two steps, for the
+    first agent only.
     """
-    sure = exact_sigmoid(logits.max(-1)) >= np.float32(SURE)
-    anchor, ways = anchor[sure].astype(np.float64), ways[sure].astype(np.float64)
     ego_yaws = headings(plans.astype(np.float64), np.full(len(plans), np.pi / 2))
     sizes = np.broadcast_to(EGO_SIZE_M, plans.shape)
     ego = np.concatenate([plans, sizes, ego_yaws[..., None]], -1)
-    ego = np.repeat(ego[None], len(anchor), 0)  # (agents, K, S, 5)
-    if sure[0]:
-        rows = ego[0].reshape(-1, ego.shape[-1])
-        shifts = EGO_SHIFT_M * np.cos(rows[6]), EGO_SHIFT_M * np.sin(rows[6])
-        rows[:2] += shifts
+    ego = np.repeat(ego[None], len(anchor), 0)  # (A, K, S, 5)
+    rows = ego.reshape(-1, ego.shape[-1])
+    if len(rows) > YAW_ROW:
+        rows[:2] += EGO_SHIFT_M * np.cos(rows[YAW_ROW]), EGO_SHIFT_M * np.sin(rows[YAW_ROW])
+    sure = exact_sigmoid(logits.max(-1)) >= np.float32(SURE)
+    ego, anchor, ways = ego[sure], anchor[sure].astype(np.float64), ways[sure].astype(np.float64)
     yaws = headings(ways, np.arctan2(anchor[:, SINE], anchor[:, COSINE]))
     places = ways + anchor[:, None, CENTRE][..., :2]
     agent_sizes = np.exp(anchor[:, LOG_SIZE])[:, None, None, :2]

@@ -187,5 +187,5 @@ class SparseDriveFamily(CameraFamily, SequenceFamily):
             vectors=[*detections.lines.points],
             scores=detections.lines.scores,
             labels=detections.lines.labels,
-            final_planning=torch.from_numpy(detections.plan.points[detections.plan.mode]),
+            final_planning=torch.from_numpy(detections.plan.final),
         )

@@ -11,7 +11,6 @@ from torch.nn.functional import pad
 from mmdeploy_ext.families.common.camera_reference import array
 from mmdeploy_ext.families.common.instance_reference import first_refinement
 from mmdeploy_ext.families.common.lidar_parts import Watch
-from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.systems.sparsedrive.reference import SparseDriveReference
 
@@ -109,27 +108,6 @@ class UpstreamReference(SparseDriveReference):
             instance_id=detected['instance_id'],
             confidence=self.bank.temp_confidence,
             line_confidence=self.line_bank.temp_confidence,
-        )
-
-    def results(self, results: Sequence[Mapping[str, Any]]) -> DrivingScene:
-        found = {
-            name: array(value) if isinstance(value, Tensor) else value
-            for name, value in results[0]['img_bbox'].items()
-        }
-        boxes = found['boxes_3d'][:, :9].astype(np.float32)
-        boxes[:, 2] -= boxes[:, 5] * np.float32(0.5)
-        points = np.array(found['vectors'], np.float32)
-        plans, final = found['planning'][self.command], found['final_planning']
-        return DrivingScene(
-            boxes,
-            found['scores_3d'],
-            found['labels_3d'].astype(np.int64),
-            found['instance_ids'].astype(np.int64),
-            found['trajs_3d'],
-            found['trajs_score'],
-            *(points, found['scores'], found['labels']),
-            *(plans, found['planning_score'][self.command]),
-            np.abs(plans - final).max((1, 2)).argmin(keepdims=True),
         )
 
     def head_outputs(self, tensors: Mapping[str, Tensor]) -> Any:

@@ -64,6 +64,8 @@ class VadReference(BevReference):
         rows = (steps[:, None] == every).all((2, 3)).argmax(1)
         scores = self._found['all_traj_cls_scores'][-1, 0][rows].double().sigmoid().float()
         steps = steps.reshape(*steps.shape[:2], -1, 2)
+        command = int(found['ego_fut_cmd'].flatten().argmax())
+        plan = array(found['ego_fut_preds'][command]).cumsum(0)
         return DrivingScene(
             boxes.boxes,
             boxes.scores,
@@ -73,11 +75,10 @@ class VadReference(BevReference):
             line_points=array(found['map_pts_3d']),
             line_scores=array(found['map_scores_3d']),
             line_labels=array(found['map_labels_3d']),
-            plan_points=array(found['ego_fut_preds'][int(found['ego_fut_cmd'].flatten().argmax())])[
-                None
-            ].cumsum(1),
+            plan_points=plan[None],
             plan_scores=np.ones(1, np.float32),
             plan_mode=np.zeros(1, np.int64),
+            plan_final=plan,
         )
 
     def head_outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -77,6 +77,7 @@ def scene_of(facts: VadFacts, outputs: Mapping[str, np.ndarray]) -> DrivingScene
         plan_points=outputs['ego_plan'].astype(np.float32),
         plan_scores=np.ones(1, np.float32),
         plan_mode=np.zeros(1, np.int64),
+        plan_final=outputs['ego_plan'][0].astype(np.float32),
     )
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.targets.autoware.nodes import Change, GraphFile, Node, Tensor, Value
     from mmdeploy_ext.targets.folder_rules import GraphTensors
 
+IN_WORDS = 'class_names', 'class_mapping'
+"""Ends of the keys of class names in the node's words."""
 PATTERNS = tuple(dict.fromkeys(pattern for node in NODES for pattern in node.patterns))
 """Patterns of files by which a folder is recognised."""
 
@@ -124,7 +126,8 @@ def _export_rules(
 def _label_rules(
     node: Node, key: str, names: Sequence[str], graph: str, classes: Sequence[str]
 ) -> Iterator[Violation]:
-    expected = in_words_of(node.classes, classes)[0] if node.classes else list(classes)
+    has_words = node.classes and key.endswith(IN_WORDS)
+    expected = in_words_of(node.classes, classes)[0] if has_words else list(classes)
     if list(names) != expected and sorted(names) == sorted(expected):
         message = f'{key} are {", ".join(names)}; the labels of {graph} are in another order: '
         yield Violation(node.manifest, key, 'export', message + ', '.join(expected))
@@ -205,7 +208,7 @@ def read_manifest(node: Node, folder: Path) -> tuple[dict[str, Any], list[Violat
             if wrong.severity != WARNING:
                 everything.pop(name, None)
     for name, names in values.items():
-        if name.endswith('class_names') and node.classes:
+        if name.endswith(IN_WORDS) and node.classes:
             violations += _class_rules(node, name, names)
     violations += _path_rules(node, folder, values)
     return everything, violations

@@ -577,6 +577,8 @@ BEVFUSION_CAMERAS = dataclasses.replace(
 
 # ---- tensorrt_bevformer
 
+LOWER_CASE = 'car', 'truck', 'bus', 'trailer', 'bicycle', 'motorcycle', 'pedestrian'
+"""Class names of tensorrt_bevformer and tensorrt_bevdet."""
 CAMERAS = 6
 """Cameras that the node subscribes to."""
 
@@ -640,6 +642,7 @@ BEVFORMER = Node(
         width=lambda input_width, scale_factor, pad_divisor: _side(input_width, scale_factor, pad_divisor),
     ),
     rules=(_labels,),
+    classes=(*LOWER_CASE, 'construction_vehicle'),
     is_fixed=True,
     plugins={
         f'{name}{layout}': ()
@@ -721,6 +724,7 @@ BEVDET = Node(
     variables=dict(model_path='.', model_name='bevdet_one_lt_d'),
     settings='bevdet.yaml',
     rules=(_halves,),
+    classes=LOWER_CASE,
     plugins={
         PREPROCESS: ('crop_h', 'crop_w', 'resize_radio'),
         POOL_FIRST: ('bev_h', 'bev_w', 'n'),
@@ -774,6 +778,12 @@ def _thresholds(
     ):
         if len(classes) != len(found):
             yield Wrong(name, f'has {len(found)} numbers for {len(classes)} classes; the node throws')
+
+
+def _one_word_for_each_class(class_mapping: list[str], object_classes: list[str]) -> Iterator[Wrong]:
+    if len(class_mapping) != len(object_classes):
+        text = f'has {len(class_mapping)} names for {len(object_classes)} classes of the model'
+        yield Wrong('class_mapping', f'{text}; the node reads it by label')
 
 
 def _net(file: str, **inputs: str) -> dict[str, Value]:
@@ -859,7 +869,8 @@ VAD = Node(
         columns=lambda target_image_width, downsample_factor: target_image_width // downsample_factor,
         numbers=lambda prediction_timesteps: 2 * prediction_timesteps,
     ),
-    rules=(_one_for_each_camera, _thresholds),
+    rules=(_one_for_each_camera, _thresholds, _one_word_for_each_class),
+    classes=('CAR', 'TRUCK', 'BUS', 'BICYCLE', 'MOTORCYCLE', 'PEDESTRIAN'),
     is_fixed=True,
     plugins=dict.fromkeys(('RotatePlugin', 'MultiscaleDeformableAttnPlugin_TRT', 'SelectAndPadPlugin'), ()),
     plugin_domain=None,
@@ -871,6 +882,7 @@ VAD = Node(
         'image_normalization.mean': 'preprocess.mean',
         'image_normalization.std': 'preprocess.std',
         'class_definitions.object_classes': 'classes',
+        'class_mapping': 'classes',
     },
 )
 

@@ -14,14 +14,16 @@ OTHER_WORD = dict(MOTORBIKE='MOTORCYCLE', MOTORCYCLE='MOTORBIKE')
 
 
 def word_of(name: str, words: Sequence[str]) -> str:
-    """Return a class name in a node's words, or ''."""
+    """Return a class name in a node's words, which are all upper or all lower case, or ''."""
     upper = name.upper()
-    return next((word for word in (upper, OTHER_WORD.get(upper, '')) if word in words), '')
+    known = {word.upper(): word for word in words}
+    return next((known[word] for word in (upper, OTHER_WORD.get(upper, '')) if word in known), '')
 
 
 def in_words_of(words: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return class names in a node's words (else in upper case), and the names without a word."""
-    translated = [word_of(name, words) or name.upper() for name in names]
+    """Return class names in a node's words (else in the case of these), and the names without a word."""
+    cased = str.upper if all(word.isupper() for word in words) else str.lower
+    translated = [word_of(name, words) or cased(name) for name in names]
     return translated, [name for name in names if not word_of(name, words)]
 
 

@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import json
 import math
-import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -229,19 +229,20 @@ def ensure_toy_dota(
             f'{root}: already exists with other parameters than {parameters}; remove it, or choose '
             'another folder'
         )
-    unfinished = root.with_name(f'.{root.name}.part')
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for split, count in counts.items():
-        images, annotations = unfinished / split / 'images', unfinished / split / 'annfiles'
-        images.mkdir(parents=True)
-        annotations.mkdir()
-        for index in range(count):
-            aerial, name = sample(seed, split, index), f'P{index:04d}'
-            write_png(images / f'{name}.png', aerial.image_bgr)
-            lines = annotation_lines(aerial.boxes, aerial.labels)
-            (annotations / f'{name}.txt').write_text(lines, encoding='utf-8')
-    (unfinished / MANIFEST).write_text(json.dumps(parameters), encoding='utf-8')
-    unfinished.rename(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory('.part', f'.{root.name}.', root.parent) as beside:
+        unfinished = Path(beside, 'new')
+        for split, count in counts.items():
+            images, annotations = unfinished / split / 'images', unfinished / split / 'annfiles'
+            images.mkdir(parents=True)
+            annotations.mkdir()
+            for index in range(count):
+                aerial, name = sample(seed, split, index), f'P{index:04d}'
+                write_png(images / f'{name}.png', aerial.image_bgr)
+                lines = annotation_lines(aerial.boxes, aerial.labels)
+                (annotations / f'{name}.txt').write_text(lines, encoding='utf-8')
+        (unfinished / MANIFEST).write_text(json.dumps(parameters), encoding='utf-8')
+        unfinished.rename(root)
     return True
 
 

@@ -73,6 +73,16 @@ def of_facts(**changes):
     )
 
 
+def moved_cells(ahead_m, times):
+    """Read the centres' voxels in a grid that begins elsewhere and has larger steps."""
+
+    def change(labels, maps, facts):
+        low, step = np.array(facts.voxel_low), np.array(facts.voxel_step)
+        return dataclasses.replace(facts, voxel_low=low - [ahead_m, 0, 0], voxel_step=step * times)
+
+    return lambda original: lambda *args: original(*args[:2], change(*args))
+
+
 def of_cells(change):
     """Change the voxels (n, 3) of the centres, given those and the shape of the grid."""
     return lambda original: (
@@ -152,6 +162,8 @@ VARIANTS = {
         of_cells(lambda voxels, shape: voxels * [1, 1, -1] + [0, 0, shape[2] - 1]),
     ),
     'voxels of another corner': (NEAREST, of_cells(lambda voxels, shape: voxels + np.eye(3, dtype=int)[0])),
+    'all cells 8 m ahead': (INSTANCES, moved_cells(8.0, 1.0)),
+    'all cells twice as large': (INSTANCES, moved_cells(0.0, 2.0)),
     'the second nearest centre': (NEAREST, lambda _: second_nearest),
     'classes of voxels shifted': (VOXEL_CLASSES, lambda classes: (*classes[1:], classes[0])),
     'a voxel without an instance': (INSTANCES, of_instances(rows=one_left_out)),

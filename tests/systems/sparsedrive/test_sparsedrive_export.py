@@ -1,19 +1,28 @@
 """SparseDrive's files: proven as a stream of boxes, lines, trajectories and plans; wrong ones are not."""
 
 import dataclasses
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.proving.frames import output_spec
+from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE
 from mmdeploy_ext.runtime.driving import command_of
 from mmdeploy_ext.synthetic.drive import SyntheticDrive, synthetic_drive
 from mmdeploy_ext.systems.sparsedrive import decoding
 from mmdeploy_ext.systems.sparsedrive.family import SparseDriveFamily
+from mmdeploy_ext.systems.sparsedrive.model.decoder import decoded
+from mmdeploy_ext.systems.sparsedrive.reference import SparseDriveReference, colliding
 from mmdeploy_ext.systems.sparsedrive.runtime import SparseDriveOnnx
+from mmdeploy_ext.tasks import driving
 from mmdeploy_ext.util.errors import ConfigError, DataError
-from proofs import prove
+from planting import replaced
+from proofs import prove, run_pair
 from replay import rows, run_of, with_outputs, with_tensors
 from toy_frames import SPARSEDRIVE_SHORT as toy
 
@@ -110,10 +119,112 @@ def test_frames_that_run_backwards_and_gaps_are_the_published_models(row_of):
     assert row.passed, row.reasons
 
 
+@pytest.fixture(scope='module')
+def row_of_live(detector, paths):
+    """Return a function that runs the files beside PyTorch over one frame, and decodes made outputs too."""
+    family, computed = detector.family, [read_metadata(path) for path in paths]
+    memory = family.memory_spec(computed[-1].postprocess)
+    settings = dict(memory=memory, bars=dataclasses.replace(SHORT_DRIVE, frames=1), task=family.task)
+    frames, runner = frames_of_faults(detector)[:1], family.runner(paths, dict(threads=1))
+    reference = family.reference(detector.model)
+    return lambda: run_pair(reference, runner, frames, output_spec(computed), 'teacher', **settings)
+
+
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_in_our_own_code_is_not_proven(row_of, fault):
     with mock.patch.object(SparseDriveOnnx, 'run', FAULTS[fault]):
         assert not row_of().passed
+
+
+def other_plan(change):
+    return lambda original: lambda *args: change(original(*args))
+
+
+def without_rescore(original):
+    return lambda facts, *args: original(dataclasses.replace(facts, use_rescore=False), *args)
+
+
+PLANS = {
+    'the chosen plan is shorter': other_plan(
+        lambda found: dataclasses.replace(found, final=found.final * 0.9)
+    ),
+    'another plan is chosen': other_plan(
+        lambda found: dataclasses.replace(found, final=found.points[(found.mode + 1) % len(found.points)])
+    ),
+    'plans that collide keep their score': without_rescore,
+}
+
+
+@pytest.mark.parametrize('fault', PLANS)
+def test_a_wrong_plan_is_not_proven(row_of_live, fault):
+    with replaced('mmdeploy_ext.systems.sparsedrive.decoding:plan_of', PLANS[fault]):
+        assert not row_of_live().passed
+
+
+@pytest.mark.parametrize('wrong', [lambda plan: 0 * plan, lambda plan: 0.9 * plan])
+def test_the_plan_that_the_users_planner_chooses_is_compared(row_of_live, wrong):
+    """Zeros are the plan of a command that the files do not give."""
+
+    def chosen(original):
+        def decoded(*args):
+            found = original(*args)
+            return dict(found, final_planning=wrong(found['final_planning']))
+
+        return decoded
+
+    assert row_of_live().passed
+    with replaced('mmdeploy_ext.systems.sparsedrive.model.detector:decoded', chosen):
+        assert not row_of_live().passed
+
+
+def random_outputs(seed, plans=6, steps=6, agents=12):
+    rng = np.random.default_rng(seed)
+    anchor = rng.normal(size=(1, agents, 11))
+    anchor[..., :2] *= 6
+    anchor[..., 3:6] = np.log(rng.uniform(0.5, 5, (1, agents, 3)))
+    return dict(
+        pred_anchor=anchor.astype(np.float32),
+        pred_class_score=rng.normal(-1, 1, (1, agents, 4)).astype(np.float32),
+        pred_quality_score=rng.normal(size=(1, agents, 2)).astype(np.float32),
+        map_points=rng.normal(size=(9, 40)).astype(np.float32)[None],
+        map_scores=rng.normal(size=(1, 9, 3)).astype(np.float32),
+        motion_scores=rng.normal(size=(1, agents, 3)).astype(np.float32),
+        motion_steps=rng.normal(size=(1, agents, 3 * 12 * 2)).astype(np.float32),
+        plan_scores=rng.normal(size=(1, plans)).astype(np.float32),
+        plan_steps=rng.normal(size=(1, plans, steps * 2)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize(('plans', 'steps'), [(6, 6), (3, 2), (1, 5)])
+def test_both_writings_of_the_decoder_are_equal_with_plans_that_collide(plans, steps):
+    """One is the runtime's, in numpy, the other the model's, in torch."""
+    facts = SimpleNamespace(
+        max_num=30, score_threshold=None, motion_steps=12, plan_steps=steps, line_points=20, use_rescore=True
+    )
+    head = SimpleNamespace(
+        det_head=SimpleNamespace(decoder=SimpleNamespace(num_output=30)),
+        motion_plan_head=SimpleNamespace(fut_mode=3, planning_decoder=SimpleNamespace(use_rescore=True)),
+    )
+    reference, reached = SparseDriveReference.__new__(SparseDriveReference), 0
+    reference.command = 1
+    for seed in range(20):
+        outputs = random_outputs(seed, plans, steps)
+        scene = decoding.scene_of(facts, outputs)
+        tensors = {name: torch.from_numpy(values) for name, values in outputs.items()}
+        expected = reference.results([dict(img_bbox=decoded(head, tensors, 1))])
+        row = driving.match_detections('a', expected, scene, **driving.ONE_TO_ONE)
+        assert row.passed, row.reason
+        reached += 0 < (expected.plan_scores < 1e-6).sum() < plans
+    assert reached >= 3 if plans > 1 else reached == 0
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_outputs_with_a_colliding_best_plan_are_made(seed):
+    changed = colliding(random_outputs(seed))
+    facts = SimpleNamespace(plan_steps=6, use_rescore=True)
+    found = decoding.plan_of(facts, changed, changed['motion_steps'][0].reshape(12, 3, 12, 2))
+    assert found.mode != changed['plan_scores'].argmax() and (found.scores < 1e-6).sum() == 1
+    assert colliding(random_outputs(seed, plans=1)) is None
 
 
 def test_plans_that_collide_lose_their_score():

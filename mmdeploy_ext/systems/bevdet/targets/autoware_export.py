@@ -12,6 +12,7 @@ from torch import nn
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_export import NOTES, SETTINGS, CppFiles
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import BEVDET, BEVDET_CAMERAS
+from mmdeploy_ext.targets.autoware.words import published
 from mmdeploy_ext.util.errors import ConfigError
 
 SCORE_THRESHOLD = 0.2
@@ -58,7 +59,7 @@ class BevDetFiles(CppFiles):
                 CAM_NUM=rule.num_cameras, camera_count=rule.num_cameras, cams=list(rule.cameras)
             ),
             post_process_params=dict(
-                score_threshold=SCORE_THRESHOLD, class_names=[str(name) for name in model.CLASSES]
+                score_threshold=SCORE_THRESHOLD, class_names=published(BEVDET.classes, model.CLASSES)
             ),
         )
         return {**super().companions(model), **companion_texts(BEVDET, parameters)}

@@ -24,6 +24,7 @@ from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins.export import (
 )
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import BEVFORMER, CAMERAS
+from mmdeploy_ext.targets.autoware.words import published
 from mmdeploy_ext.util.errors import ConfigError
 
 SCORE_THRESHOLD = 0.2
@@ -110,7 +111,7 @@ class BevFormerFiles(AutowareContract):
             post_process_params=dict(
                 score_thre=SCORE_THRESHOLD,
                 has_twist=True,
-                class_names=[str(name) for name in model.CLASSES],
+                class_names=published(BEVFORMER.classes, model.CLASSES),
                 max_num=int(head.bbox_coder.max_num),
                 pc_range=[float(value) for value in head.pc_range],
                 post_center_range=[float(value) for value in head.bbox_coder.post_center_range],

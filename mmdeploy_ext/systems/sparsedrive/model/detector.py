@@ -17,8 +17,7 @@ from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.models.datasets.track_dataset import NuScenes3DDetTrackDataset
 from mmdeploy_ext.models.sparse_instances.aggregation import Features, flatten_maps
 from mmdeploy_ext.models.sparse_instances.steps import Pictures
-from mmdeploy_ext.systems.sparsedrive.decoding import scene_of
-from mmdeploy_ext.systems.sparsedrive.facts import facts_of
+from mmdeploy_ext.systems.sparsedrive.model.decoder import decoded
 from mmdeploy_ext.systems.sparsedrive.model.steps import Moment, ego_feature, run_frame
 
 
@@ -68,8 +67,8 @@ class SparseDriveHead(BaseModule):
         return found, command
 
     def post_process(self, outputs: tuple[Any, ...], data: Mapping[str, Any]) -> list[dict[str, Any]]:
-        arrays = {name: value.numpy() for name, value in outputs[0].items()}
-        return [dict(scene=scene_of(facts_of(self), arrays))]
+        found, command = outputs
+        return [decoded(self, found, int(command[0]))]
 
 
 @registered_if_named(DETECTORS)

@@ -152,11 +152,9 @@ class StreamPetrFiles(AutowareContract):
 
     def companions(self, model: nn.Module) -> dict[str, str]:
         size = spec.sizes(model, *model.input_sizes)
-        names = [str(name).upper() for name in model.CLASSES]
-        published(STREAMPETR.classes, names)  # a warning names unknown ones
         limits = model.pts_bbox_head.bbox_coder.post_center_range
         parameters = dict(
-            class_names=names,
+            class_names=published(STREAMPETR.classes, model.CLASSES),
             detection_range=[float(value) for value in limits],
             input_image_height=size.height,
             input_image_width=size.width,

@@ -26,6 +26,7 @@ from mmdeploy_ext.systems.vad.runtime import OUTPUTS as PORTABLE
 from mmdeploy_ext.systems.vad.targets.autoware import FIRST, NEXT, AutowareVad
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import VAD, VAD_LAYERS
+from mmdeploy_ext.targets.autoware.words import published
 from mmdeploy_ext.util.errors import ConfigError
 
 FEATURES = ColumnGroup(rtol=1e-5, atol=5e-5)
@@ -159,7 +160,7 @@ class VadFiles(AutowareContract):
                 nets=dict(backbone=net('backbone'), head=head_net(NEXT), head_no_prev=head_net(FIRST)),
                 **thresholds,
             ),
-            class_mapping=[str(name) for name in model.CLASSES],
+            class_mapping=published(VAD.classes, model.CLASSES),
         )
         architecture = dict(
             bev=dict(
