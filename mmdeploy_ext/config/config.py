@@ -37,6 +37,8 @@ SHORTEST_TYPO = 4
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
 MMDET3 = 'mmdeploy_ext.weights.convert.mmdet3_config'
+LOADERS3 = 'test_dataloader', 'val_dataloader'
+"""Keys of mmengine; the first that has a data set gives the test pipeline."""
 OF_MMDET2 = 'data.', 'backend_config.'
 """Begins of keys that a config of mmdet 3 has after its translation."""
 DUPLICATE = 'Duplicate key is not allowed among bases'
@@ -203,7 +205,8 @@ def _mistyped_keys(cfg: dict[str, Any], overrides: Mapping[str, Any]) -> Iterato
 
 
 def is_config3(cfg: Mapping[str, Any]) -> bool:
-    return 'data_preprocessor' in (cfg.get('model') or ()) or 'test_dataloader' in cfg
+    keys = ('data_preprocessor', *LOADERS3)
+    return 'data_preprocessor' in (cfg.get('model') or ()) or any(key in cfg for key in keys)
 
 
 def _check_config_file(path: str) -> None:
@@ -424,6 +427,9 @@ def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
         for key, dataset in _wrapped(cfg, section):
             if dataset.get('pipeline'):
                 check_steps(dataset['pipeline'], f'{filename}: the pipeline of data.{section}')
+                for other in test_datasets(cfg) if section == 'test' else ():
+                    if other.get('pipeline', dataset['pipeline']) != dataset['pipeline']:
+                        _note(f'{filename}: data.test has several pipelines; {key}.pipeline is used')
                 return f'{key}.pipeline', dataset['pipeline']
     pipeline = cfg.get('test_pipeline')
     if not pipeline:
