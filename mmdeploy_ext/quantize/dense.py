@@ -20,7 +20,7 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import reads, refill
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE, tracked
+from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE, digest, tracked
 from mmdeploy_ext.quantize.calibrators import make_calibrator
 from mmdeploy_ext.quantize.compact import compact
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
@@ -49,11 +49,13 @@ class DenseQuantiser:
             ONNX Runtime needs it to compute in INT8. Otherwise round inputs of layers alone, to int8 with
             zero point 0, as TensorRT needs it.
         ranges: tensor -> range.
+        seen: digests of the calibration's inputs.
     """
 
     def __init__(self, graph: DenseGraph, reduce_range: bool = False, outputs: bool = True) -> None:
         self.graph, self.reduce_range, self.outputs = graph, reduce_range, outputs
         self.ranges: dict[str, Range] = {}
+        self.seen: set[bytes] = set()
         self._infinite: set[str] = set()
         self._typed_network = _with_types(graph.network)
 
@@ -72,7 +74,9 @@ class DenseQuantiser:
 
         def feeds(title: str) -> Iterator[dict[str, np.ndarray]]:
             for batch in tracked(batches, title):
-                yield {name: batch[name] for name in input_names}
+                feed = {name: batch[name] for name in input_names}
+                self.seen.add(digest(max(feed.values(), key=lambda array: array.nbytes)))
+                yield feed
 
         ranges = _minmax_ranges(self._typed_network, feeds('calibrating'))
         self.ranges = {name: ends for name, ends in ranges.items() if np.isfinite(ends).all()}

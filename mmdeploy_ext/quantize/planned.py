@@ -33,11 +33,16 @@ SEVEN_BITS = 63
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """PyTorch's results of the samples, and how many a file keeps; or a `metric` of both."""
+    """Results of PyTorch and a file on `samples`, and how many match; or a `metric` of both.
+
+    `ties` lists the results that rounding decides, which are no loss.
+    """
 
     matched: float
     total: float
     metric: str = ''
+    samples: int = 0
+    ties: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -47,7 +52,10 @@ class Kept:
     def text(self) -> str:
         if self.metric:
             return f'{self.metric} {self.matched:.4f} (PyTorch {self.total:.4f})'
-        return f'{self.matched:,} of {self.total:,} results ({100 * self.share:.2f} %)'
+        where = f' on {self.samples} samples' if self.samples else ''
+        if self.ties:
+            where += f', {len(self.ties)} at a tie'
+        return f'{self.matched:,} of {self.total:,} results ({100 * self.share:.2f} %){where}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +75,9 @@ class Plan:
     Attributes:
         precisions: requested, lowest first.
         least: requested share of the results.
-        kept: results with this plan; `before`: in float32, `lowest`: all units in the lowest precision.
+        kept: results with this plan, on samples that the search did not use (a metric: on the data set).
+        searched: on the samples of the search, as `before`: in float32, and `lowest`: all units in the
+            lowest precision.
         rows: units in a higher precision.
         patterns: of float32 nodes, as in `--keep-fp32`.
         layers: in INT8.
@@ -79,6 +89,7 @@ class Plan:
     precisions: tuple[str, ...]
     least: float
     kept: Kept
+    searched: Kept
     before: Kept
     lowest: Kept
     rows: list[Row]

@@ -41,7 +41,7 @@ def written(*precisions, reduce_range=False, moved=False):
         quantiser.calibrate([dict(x=np.random.default_rng(1).normal(size=(2, 64)).astype(np.float32))])
     planner = Planner(dict(m=model), lambda models: ALL, {}, quantiser=quantiser, quantised='m')
     lower = next((name for name in precisions if name != 'int8'), 'fp32')
-    plan = Plan(precisions, 0.999, ALL, ALL, ALL, [], ['c'], layers, {}, {})
+    plan = Plan(precisions, 0.999, ALL, ALL, ALL, ALL, [], ['c'], layers, {}, {})
     patterns, layers = (['b', 'c'], layers[:1]) if moved else (plan.patterns, layers)
     file = with_plan(planner.written(lower, patterns, layers)['m'], plan)
     return file, [edit for name, edit in dict(int8=QUANTISE, bf16=BF16).items() if name in precisions]
