@@ -139,10 +139,40 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
                 'exist; copy it there, or correct the path'
             ) from error
         advice = ''
+        if list_words := _words_of_list(error):
+            raise ConfigError(f'{path}: {list_words}') from error
         if DUPLICATE in str(error):
             advice = '; mmcv 1.7.2 allows a key in one file of `_base_` only: keep it in one of them'
         raise ConfigError(f'{path}: cannot be read: {import_failure(error)}{advice}') from error
     return cfg
+
+
+def _words_of_list(error: BaseException) -> str:
+    """Advice for a dict that mmcv does not merge into a list of the base, or ''."""
+    frames = [
+        frame.f_locals
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == '_merge_a_into_b' and 'k' in frame.f_locals
+    ]
+    if not frames or not isinstance(error, TypeError):
+        return ''
+    key, values = '.'.join(str(frame['k']) for frame in frames), frames[-1]['v']
+    entries = frames[-1]['b'].get(frames[-1]['k'])
+    if not isinstance(entries, list) or not isinstance(values, dict):
+        return ''
+    numbers = range(len(entries))
+    words = {f'{key}.{index}.{name}': value for index in numbers for name, value in _leaves(values)}
+    return (
+        f'{key} is a dict, and a list in its base: remove it from the config, and pass {cfg_options(words)}'
+    )
+
+
+def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f'{key}.{inner}', leaf) for inner, leaf in _leaves(value))
+        else:
+            yield key, value
 
 
 def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from mmdeploy_ext.config.config import INNER_DATASETS, LOADERS3, is_config3
 from mmdeploy_ext.config.user_modules import is_python_config, parsed_config
+from mmdeploy_ext.util.commands import command
 from mmdeploy_ext.util.errors import ConfigError, printable
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
@@ -27,6 +28,7 @@ from mmdeploy_ext.weights.convert.mmdet3_model import (
     to_mmdet2_model,
     without_scope,
 )
+from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 from mmdeploy_ext.weights.convert.mmdet3_points import is_of_points, to_mmdet3d_1_0
 from mmdeploy_ext.weights.convert.mmdet3_python import read_python_config
@@ -42,9 +44,10 @@ from mmdeploy_ext.weights.convert.mmdet3_refusals import (
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
 """Data sets of both versions."""
 ADVICE = (
-    'pass the whole config: the checkpoint, in which mmengine stores it, or TIME/vis_data/config.py of '
-    "the training's folder"
+    'write the whole config from the checkpoint, in which mmengine stores it: '
+    f'`{command(COMMAND)} CHECKPOINT CONFIG.py`; or pass TIME/vis_data/config.py of the training'
 )
+CLASSIFIERS = 'mmcls::', 'mmpretrain::'
 PIPELINES = 'test_pipeline', 'val_pipeline', 'tta_pipeline'
 FAMILIES = 'mmdeploy_ext.families.base'
 CHECKPOINTS = ('.pth', '.pt', '.ckpt')
@@ -269,8 +272,8 @@ def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
     names = names if isinstance(names, list | tuple) else [names]
     if foreign := [name for name in names if '::' in name]:
         raise ConfigError(
-            f'{path}: _base_ {foreign[0]!r} is a file of another package; {ADVICE}; '
-            f'{number_of(OTHER_PACKAGE)}'
+            f'{path}: _base_ {foreign[0]!r} is a file of another package; {ADVICE}'
+            + (f'; {number_of(OTHER_PACKAGE)}' if foreign[0].startswith(CLASSIFIERS) else '')
         )
     bases = [path.parent / name for name in names]
     if missing := [base for base in bases if not base.is_file()]:
