@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.util.errors import DataError, LoadError, UsageError, after_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
@@ -256,18 +257,25 @@ def planner_of(
     def metric_of(paths: Sequence[str]) -> Kept:
         return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine), metric)
 
-    judge = metric_of if metric else results_kept(detector, kind.name, files, chosen.samples, engine)
+    seen = quantiser['quantiser'].seen if quantiser else ()
+    judges = [metric_of]
+    if not metric:
+        judges = results_kept(detector, kind.name, files, chosen.samples, engine, seen)
 
+    def runs_of(judge: Callable[[Sequence[str]], Kept]) -> Callable[[dict[str, Any]], Kept]:
+        return functools.partial(on_files, files, judge=judge)
+
+    search, *count = map(runs_of, judges)
     with record_runs() as runs:
-        before = on_files(files, models, judge)
-    if not before.total:
-        raise DataError(
-            f'{detector.config}: the model gives no detections on these samples: a criterion by results '
-            f'needs some; name pictures or sweeps with objects (--images) or train the checkpoint'
-        )
+        before = search(models)
     feeds = {path: [run.inputs for run in runs if Path(run.path).name == Path(path).name] for path in files}
-
-    return Planner(models, lambda changed: on_files(files, changed, judge), feeds, keep, **quantiser), before
+    if not all(kept.matched for kept in (before, *(one(models) for one in count))):
+        raise DataError(
+            f'{detector.config}: model and file find nothing in common on half of these samples: a '
+            f'criterion by results needs some; name pictures or sweeps with objects (--images) or train the '
+            f'checkpoint'
+        )
+    return Planner(models, search, feeds, keep, count=next(iter(count), None), **quantiser), before
 
 
 def plan_read(

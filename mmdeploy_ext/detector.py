@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from mmdeploy_ext.util.errors import (
     Mm2OnnxError,
     ModelFileError,
     UsageError,
+    printable,
     shortened,
 )
 from mmdeploy_ext.util.files import sha256_file
@@ -278,6 +280,9 @@ def load_weights(detector: Detector) -> None:
     detector.classes = family.class_names
     if len(detector.classes) != count:
         detector.classes = class_names(detector.cfg, detector.report.meta, count)
+        for text in unfitting_names(detector.cfg, detector.report.meta, count):
+            note = f'note: {detector.config}: {text}: the first one is {detector.classes[0]!r}'
+            print(printable(note), file=sys.stderr)
     finish_loading(detector)
 
 
@@ -394,6 +399,33 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
                 f"the checkpoint's meta, or classes of the config"
             ) from error
     return names
+
+
+def unfitting_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> list[str]:
+    """A text for each list of names that `class_names` passes over, since the model has other classes."""
+    from mmcv import list_from_file
+
+    from mmdeploy_ext.models.building import data_class
+
+    dataset = test_dataset(cfg)
+    listed = dataset.get('classes')
+    if isinstance(listed, str) and os.path.isfile(listed):
+        listed = list_from_file(listed)
+    lists = {
+        'the checkpoint': meta.get('CLASSES'),
+        'data.test.classes': listed,
+        'classes of the config': cfg.get('classes'),
+        'class_names of the config': cfg.get('class_names'),
+    }
+    lists = {source: names for source, names in lists.items() if isinstance(names, list | tuple)}
+    if not lists:
+        own = getattr(data_class(dataset.get('type'), 'DATASETS'), 'CLASSES', None)
+        lists |= {f'{dataset.get("type")} of data.test': own} if isinstance(own, list | tuple) else {}
+    return [
+        f'the model has {num_classes} classes, {source} names {len(names)}'
+        for source, names in lists.items()
+        if len(names) != num_classes
+    ]
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:

@@ -96,13 +96,16 @@ class PartsOfRefused:
 
 
 def parts_of_refused(args: argparse.Namespace) -> PartsOfRefused | None:
-    """Return the parts of a refused config, tried with `--check`; None: the config cannot be read."""
+    """Return the parts of a refused config, tried with `--check`; None: the model cannot be read."""
+    from mmdeploy_ext.config.unregistered import missing_types
     from mmdeploy_ext.parts.model import read_model
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     try:
-        read_model(args.config, args.checkpoint or '', overrides)
+        factory = read_model(args.config, args.checkpoint or '', overrides)
     except Mm2OnnxError:
+        return None
+    if 'model.type' in missing_types(factory.cfg):  # nobody can build it
         return None
     command = f'mm2onnx export {args.config} {args.checkpoint or "CHECKPOINT"}'
     if args.cfg_options:

@@ -66,6 +66,7 @@ def build_parser() -> cli.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
     from mmdeploy_ext.engines.precision_rules import rule_lines
+    from mmdeploy_ext.quantize.dense import store_ranges
     from mmdeploy_ext.quantize.plan import show_plan
     from mmdeploy_ext.quantize.planned import with_plan
 
@@ -106,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
             lower = next((name for name in precisions if name != 'int8'), 'fp32')
             models = planner.written(lower, plan.patterns, plan.layers)
             written = {path: with_plan(model, plan) for path, model in models.items()}
+            if plan.layers:
+                store_ranges(written[planner.quantised], planner.quantiser)
             written = {path: with_tolerances(model, detector) for path, model in written.items()}
             write(output, source, written)
     console = cli.stdout()

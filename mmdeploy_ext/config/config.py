@@ -39,6 +39,8 @@ SHORTEST_TYPO = 4
 CONFIG_SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
 MMDET3 = 'mmdeploy_ext.weights.convert.mmdet3_config'
+LOADERS3 = 'test_dataloader', 'val_dataloader'
+"""Keys of mmengine; the first that has a data set gives the test pipeline."""
 OF_MMDET2 = 'data.', 'backend_config.'
 """Begins of keys that a config of mmdet 3 has after its translation."""
 DUPLICATE = 'Duplicate key is not allowed among bases'
@@ -147,10 +149,40 @@ def _unreadable(path: str, error: BaseException) -> ConfigError:
             f'{path}: cannot be read: the file {os.path.normpath(missing)} (e.g. a `_base_`) does not '
             'exist; copy it there, or correct the path'
         )
+    if list_words := _words_of_list(error):
+        return ConfigError(f'{path}: {list_words}')
     advice = ''
     if DUPLICATE in str(error):
         advice = '; mmcv 1.7.2 allows a key in one file of `_base_` only: keep it in one of them'
     return ConfigError(f'{path}: cannot be read: {import_failure(error)}{advice}')
+
+
+def _words_of_list(error: BaseException) -> str:
+    """Advice for a dict that mmcv does not merge into a list of the base, or ''."""
+    frames = [
+        frame.f_locals
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == '_merge_a_into_b' and 'k' in frame.f_locals
+    ]
+    if not frames or not isinstance(error, TypeError):
+        return ''
+    key, values = '.'.join(str(frame['k']) for frame in frames), frames[-1]['v']
+    entries = frames[-1]['b'].get(frames[-1]['k'])
+    if not isinstance(entries, list) or not isinstance(values, dict):
+        return ''
+    numbers = range(len(entries))
+    words = {f'{key}.{index}.{name}': value for index in numbers for name, value in _leaves(values)}
+    return (
+        f'{key} is a dict, and a list in its base: remove it from the config, and pass {cfg_options(words)}'
+    )
+
+
+def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f'{key}.{inner}', leaf) for inner, leaf in _leaves(value))
+        else:
+            yield key, value
 
 
 def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -213,7 +245,8 @@ def _mistyped_keys(cfg: dict[str, Any], overrides: Mapping[str, Any]) -> Iterato
 
 
 def is_config3(cfg: Mapping[str, Any]) -> bool:
-    return 'data_preprocessor' in (cfg.get('model') or ()) or 'test_dataloader' in cfg
+    keys = ('data_preprocessor', *LOADERS3)
+    return 'data_preprocessor' in (cfg.get('model') or ()) or any(key in cfg for key in keys)
 
 
 def _check_config_file(path: str) -> None:
@@ -463,6 +496,9 @@ def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
         for key, dataset in _wrapped(cfg, section):
             if dataset.get('pipeline'):
                 check_steps(dataset['pipeline'], f'{filename}: the pipeline of data.{section}')
+                for other in test_datasets(cfg) if section == 'test' else ():
+                    if other.get('pipeline', dataset['pipeline']) != dataset['pipeline']:
+                        _note(f'{filename}: data.test has several pipelines; {key}.pipeline is used')
                 return f'{key}.pipeline', dataset['pipeline']
     pipeline = cfg.get('test_pipeline')
     if not pipeline:

@@ -94,7 +94,7 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
         if files:
             break
     if not files:
-        return ''
+        return around_detector(cfg.get('model'))
     keys = sorted(missing, key=lambda key: classes[key] not in files)
     names = [name for name in dict.fromkeys(classes.values()) if name in files]
     definitions = _first([f'{name} is in {files[name].relative_to(folder)}' for name in names])
@@ -117,6 +117,18 @@ def unregistered(cfg: Any, failures: Mapping[str, str] | None = None) -> str:
     words = cfg_options({'custom_imports.imports': ','.join(modules)})
     own = '; its models are exported by the package mm2onnx-mmrotate' if 'mmrotate' in packages else ''
     return f'{said}: add custom_imports = dict(imports={[*modules]}) to the config, or pass {words}{own}'
+
+
+def around_detector(model: Any) -> str:
+    """Advice for a model around a detector, such as mmtracking's, or ''."""
+    detector = model.get('detector') if isinstance(model, dict) else None
+    if not isinstance(detector, dict) or not detector.get('type'):
+        return ''
+    return (
+        f'model.type={model.get("type")!r} is a model around a detector: pass a config of the '
+        f"{detector['type']} alone (model: this config's model.detector; a test pipeline of mmdet), with the "
+        'same checkpoint'
+    )
 
 
 def _first(texts: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmdeploy_ext.compat.stand_ins import failed
 from mmdeploy_ext.config.config import cfg_options, test_pipeline
-from mmdeploy_ext.config.unregistered import missing_types, registered_names, unregistered
+from mmdeploy_ext.config.unregistered import around_detector, missing_types, registered_names, unregistered
 from mmdeploy_ext.contract.registry import Registration, registered, registration_of
 from mmdeploy_ext.util.errors import ConfigError, did_you_mean
 
@@ -58,9 +58,9 @@ def refusal(
         reason: predicate of the message, e.g. 'belongs to no family that mm2onnx exports'.
         failures: package -> import error, of libraries of families.
     """
-    if missing := unregistered(cfg, {**(failures or {}), **failed}):
-        return ConfigError(f'{cfg.filename}: {missing}')
     model = cfg.get('model')
+    if text := unregistered(cfg, {**(failures or {}), **failed}) or around_detector(model):
+        return ConfigError(f'{cfg.filename}: {text}')
     parts = part_types(model)
     texts = [f'{key}={parts[key]!r}' for key in sorted(parts, key=lambda key: (key.count('.'), key))]
     heads = f'with {", ".join(texts)}' if texts else 'without a head'

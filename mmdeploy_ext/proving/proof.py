@@ -31,7 +31,8 @@ from mmdeploy_ext.proving.provenance import (
     provenance,
     weights_checks,
 )
-from mmdeploy_ext.quantize.planned import plan_of
+from mmdeploy_ext.quantize.dense import QUANTISE
+from mmdeploy_ext.quantize.planned import has_ranges, plan_of
 from mmdeploy_ext.util.arrays import is_same, other_values
 from mmdeploy_ext.util.errors import one_line
 from mmdeploy_ext.util.files import sha256_file
@@ -61,6 +62,11 @@ MAX_MESSAGE_LENGTH = 500
 ROUNDED = (
     'sparse files have float16 weights, as their engine requires; PyTorch ran with the same weights. A row '
     'of its own shows their effect on the output map. The rounding of the engine is not tested here'
+)
+
+NO_RANGES = (
+    'the scales of its activations are not compared: the file has no ranges of its calibration (of an older '
+    'mm2onnx); quantize the float32 file again'
 )
 
 
@@ -198,6 +204,8 @@ def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> 
     graph = not_compared(file.name, nodes, file.edits, **settings)
     graph = graph or compare()
     proof.results.graphs.append(graph)
+    if QUANTISE in file.edits and not graph.left_out and not has_ranges(file.model):
+        proof.add_notes([f'{file.path}: {NO_RANGES}'])
     state = digest.state(file.path)
     if state in (digest.WHOLE, digest.DAMAGED) and not claims.edited:
         detail = '' if state == digest.WHOLE else digest.DAMAGE

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.config.config import cfg_options, config_sha256, test_dataset
+from mmdeploy_ext.detector import unfitting_names
 from mmdeploy_ext.util.errors import UsageError
 from mmdeploy_ext.verdict.results import Check
 from mmdeploy_ext.verdict.verdict import AS_IN_CONFIG
@@ -62,11 +63,12 @@ def class_names_check(detector: Detector, names: Sequence[str]) -> Check:
 def class_name_notes(detector: Detector) -> list[str]:
     meta, dataset = getattr(detector.report, 'meta', None) or {}, test_dataset(detector.cfg)
     names, classes = meta.get('CLASSES'), list(detector.classes)
-    if not classes or not isinstance(names, list | tuple):
+    if not classes:
         return []
-    if len(names) != len(classes):
-        counts = f'the model has {len(classes)} classes, the checkpoint names {len(names)}'
-        return [f'{counts}: the first one in the file is {classes[0]!r}']
+    if unfitting := unfitting_names(detector.cfg, meta, len(classes)):
+        return [f'{text}: the first one in the file is {classes[0]!r}' for text in unfitting]
+    if not isinstance(names, list | tuple):
+        return []
     for source in (dataset.get('classes'), detector.cfg.get('classes'), detector.cfg.get('class_names')):
         if isinstance(source, list | tuple) and len(source) == len(classes) and [*source] != classes:
             label = next(index for index, name in enumerate(classes) if source[index] != name)

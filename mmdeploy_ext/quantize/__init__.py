@@ -1,7 +1,10 @@
 """INT8: calibration, ranges in an editable file, and effects of quantisation."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+import numpy as np
 
 from mmdeploy_ext.util import cli
 
@@ -19,3 +22,7 @@ KEEP_RESULTS = 0.999
 
 def tracked(items: Iterable[Any], title: str) -> Iterator[Any]:
     return cli.tracked(items, len(items) if hasattr(items, '__len__') else None, title)
+
+
+def digest(array: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).digest()

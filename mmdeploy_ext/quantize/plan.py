@@ -51,6 +51,7 @@ class Planner:
     Attributes:
         models: path -> graph.
         run: path -> graph to the results it keeps.
+        count: like `run`, on other samples, for the result; None: the search's.
         feeds: path -> inputs of its runs.
         keep: patterns of nodes that stay float32.
         quantiser: calibrated, of the graph at `quantised`, with the possible INT8 layers.
@@ -65,7 +66,9 @@ class Planner:
         quantiser: DenseQuantiser | None = None,
         quantised: str = '',
         layers: Sequence[str] = (),
+        count: Callable[[Models], Kept] | None = None,
     ) -> None:
+        self.count = count
         self.models, self.run, self.feeds, self.keep = models, run, feeds, tuple(keep)
         self.quantiser, self.quantised, self.layers = quantiser, quantised, tuple(layers)
         self._counted: dict[str, dict[str, tuple[int, int]]] = {}
@@ -116,10 +119,11 @@ class Planner:
             for reason in required_fp32(model, lower).values()
         )
         products, of_unit = self._products(lower, patterns, layers)
+        counted = self.count(self.written(lower, patterns, layers)) if self.count else kept
         rows = [dataclasses.replace(row, products=of_unit.get(row.unit, 0.0)) for row in rows]
         return Plan(
-            tuple(precisions), least, kept, before, lowest, rows, patterns, layers, dict(required), products,
-            trials, time.process_time() - begin,
+            tuple(precisions), least, counted, kept, before, lowest, rows, patterns, layers, dict(required),
+            products, trials, time.process_time() - begin,
         )  # fmt: skip
 
     def _int8(self, without: Sequence[str]) -> list[str]:
@@ -243,8 +247,11 @@ def plan_text(plan: Plan) -> str:
     """Results of a plan in one line."""
     shares = ', '.join(f'{share:.1%} in {name}' for name, share in plan.products.items())
     required = ', '.join(f'{count} ({reason})' for reason, count in plan.required.items())
+    source = 'on the data set of the search' if plan.kept.metric else 'outside of the search'
+    fewer = f' (asked: {plan.least:g}; search on more samples)' if plan.kept.share < plan.least else ''
     return (
-        f'{plan.kept.text} kept, simulated on a CPU ({plan.lowest.text} with all nodes in '
-        f'{plan.precisions[0]}); multiplications: {shares}; {plan.trials} runs, {plan.cpu_s:.0f} s of CPU'
+        f'kept {source}: {plan.kept.text}{fewer}; in the search: {plan.searched.text}, with all nodes in '
+        f'{plan.precisions[0]}: {plan.lowest.text}; simulated on a CPU; multiplications: {shares}; '
+        f'{plan.trials} runs, {plan.cpu_s:.0f} s of CPU'
         + (f'; nodes that every plan keeps in fp32: {required}' if required else '')
     )

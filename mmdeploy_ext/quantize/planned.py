@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import glob
@@ -17,7 +18,7 @@ from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.fp16 import LOWER, of_opset, to_lower
 from mmdeploy_ext.graph.passes.precision import with_fp16_metadata
-from mmdeploy_ext.quantize.dense import QUANTISE, DenseQuantiser
+from mmdeploy_ext.quantize.dense import QUANTISE, RANGES, DenseQuantiser, finish_model
 from mmdeploy_ext.quantize.dense_layers import DenseGraph, is_quantised
 from mmdeploy_ext.util.errors import ModelFileError
 from mmdeploy_ext.util.typed_json import JsonDataclass, Mismatch, parse_json, read
@@ -30,17 +31,24 @@ if TYPE_CHECKING:
 
 Models = dict[str, onnx.ModelProto]
 KEY = 'precision.plan'
+CODES = '/codes', '.int'
+"""Ends of the names of weights and biases in INT8."""
 SEVEN_BITS = 63
 """Largest code of a weight with --reduce-range."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """PyTorch's results of the samples, and how many a file keeps; or a `metric` of both."""
+    """Results of PyTorch and a file on `samples`, and how many match; or a `metric` of both.
+
+    `ties` lists the results that rounding decides, which are no loss.
+    """
 
     matched: float
     total: float
     metric: str = ''
+    samples: int = 0
+    ties: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -50,7 +58,10 @@ class Kept:
     def text(self) -> str:
         if self.metric:
             return f'{self.metric} {self.matched:.4f} (PyTorch {self.total:.4f})'
-        return f'{self.matched:,} of {self.total:,} results ({100 * self.share:.2f} %)'
+        where = f' on {self.samples} samples' if self.samples else ''
+        if self.ties:
+            where += f', {len(self.ties)} at a tie'
+        return f'{self.matched:,} of {self.total:,} results ({100 * self.share:.2f} %){where}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +81,9 @@ class Plan:
     Attributes:
         precisions: requested, lowest first.
         least: requested share of the results.
-        kept: results with this plan; `before`: in float32, `lowest`: all units in the lowest precision.
+        kept: results with this plan, on samples that the search did not use (a metric: on the data set).
+        searched: on the samples of the search, as `before`: in float32, and `lowest`: all units in the
+            lowest precision.
         rows: units in a higher precision.
         patterns: of float32 nodes, as in `--keep-fp32`.
         layers: in INT8.
@@ -82,6 +95,7 @@ class Plan:
     precisions: tuple[str, ...]
     least: float
     kept: Kept
+    searched: Kept
     before: Kept
     lowest: Kept
     rows: list[Row]
@@ -163,50 +177,86 @@ def before_plan(options: Options, edits: Sequence[str]) -> Options:
 
 
 def with_plan_of(model: onnx.ModelProto, plan: WrittenPlan, fresh: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a float32 graph in the precision of a file's plan, with the file's INT8 ranges.
-
-    The file's INT8 weights replace those that differ by a step in few places: engines fold weights with
-    other roundings.
-    """
+    """Return a float32 graph in the precision of a file's plan, with the ranges of its calibration."""
     lower = next((name for name in plan.precisions if name in LOWER), 'fp32')
     fresh, quantiser, layers = of_opset(fresh, lower), None, []
     if is_quantised(model):
         quantiser = DenseQuantiser(DenseGraph(fresh), _has_7_bits(model), outputs=False)
         layers = [layer.name for layer in quantiser.graph.layers if layer.name in plan.layers]
         inputs = (name for node in quantiser.graph.network.graph.node for name in node.input)
-        quantiser.ranges = dict.fromkeys(inputs, (np.zeros(1), np.zeros(1))) | _ranges(model)
+        quantiser.ranges = dict.fromkeys(inputs, (np.zeros(1), np.zeros(1))) | ranges_of(model)
     result = written({'': fresh}, lower, plan.patterns, layers, quantiser)['']
+    return _with_roundings_of(model, result)
+
+
+def quantised_as(model: onnx.ModelProto, fresh: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a float32 graph quantised like a file of `quantize`, with the ranges of its calibration."""
+    props = entries_of(model.metadata_props)
+    try:
+        has_7_bits, kept = '7 bits' in props['int8.weights'], ast.literal_eval(props['int8.float_layers'])
+    except (KeyError, SyntaxError, ValueError) as error:
+        raise ModelFileError(f'int8.* in its metadata is damaged: {error}; quantise it again') from error
+    quantiser = DenseQuantiser(DenseGraph(fresh), has_7_bits)
+    layers = [layer.name for layer in quantiser.graph.layers if layer.name not in kept]
+    names = {name for node in quantiser.graph.network.graph.node for name in (*node.input, *node.output)}
+    quantiser.ranges = dict.fromkeys(names, (np.zeros(1, np.float32), np.zeros(1, np.float32)))
+    quantiser.ranges |= ranges_of(model)
+    return _with_roundings_of(model, finish_model(quantiser.graph, quantiser.network(layers), {}))
+
+
+def has_ranges(model: onnx.ModelProto) -> bool:
+    return any(entry.key == RANGES for entry in model.metadata_props)
+
+
+def _with_roundings_of(model: onnx.ModelProto, expected: onnx.ModelProto) -> onnx.ModelProto:
+    """Put the file's weights in place of weights that differ by a step in few places.
+
+    Engines fold weights with other roundings.
+    """
     codes = _codes(model)
-    for tensor in result.graph.initializer:
+    for tensor in expected.graph.initializer:
         if tensor.name in codes and _is_rounding(codes[tensor.name], tensor):
             tensor.CopyFrom(codes[tensor.name])
-    return result
+    return expected
 
 
 def _codes(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {
         tensor.name: tensor
         for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.INT8 and tensor.name.endswith('/codes')
+        if tensor.data_type in (TensorProto.INT8, TensorProto.INT32) and tensor.name.endswith(CODES)
     }
 
 
 def _has_7_bits(model: onnx.ModelProto) -> bool:
-    codes = _codes(model).values()
+    codes = (tensor for tensor in _codes(model).values() if tensor.data_type == TensorProto.INT8)
     return all(np.abs(numpy_helper.to_array(tensor)).max(initial=0) <= SEVEN_BITS for tensor in codes)
 
 
-def _ranges(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Tensor -> range of its scale; behind a Cast also of the Cast's input."""
+def ranges_of(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Tensor -> range of the calibration; in a file of an older version of its scale."""
+    for entry in model.metadata_props:
+        if entry.key == RANGES:
+            try:
+                stored = parse_json(entry.value).items()
+                return {name: (np.float32([low]), np.float32([high])) for name, (low, high) in stored}
+            except (AttributeError, TypeError, ValueError) as error:
+                raise ModelFileError(
+                    f'{RANGES} in its metadata is damaged: {error}; quantise it again'
+                ) from error
     index, found = Index(model), {}
     for node in model.graph.node:
-        if node.op_type != 'QuantizeLinear' or node.input[1] not in index.constants:
+        scale, zero = (index.constants.get(name) for name in (*node.input, '', '')[1:3])
+        if node.op_type != 'QuantizeLinear' or scale is None or zero is None:
             continue
-        end = 127 * numpy_helper.to_array(index.constants[node.input[1]]).astype(np.float64)
-        name, position = node.input[0], index.producer(node.input[0])
-        found[name] = end, end
+        lowest = -127 if zero.data_type == TensorProto.INT8 else 0
+        codes = np.float64([lowest, lowest + 254 if lowest else 255]) - numpy_helper.to_array(zero)
+        ends = np.float32(codes * numpy_helper.to_array(scale))
+        name = node.input[0].removesuffix('.in')
+        found[name] = ends[:1], ends[1:]
+        position = index.producer(node.input[0])
         if position is not None and index.nodes[position].op_type == 'Cast':
-            found[index.nodes[position].input[0]] = end, end
+            found[index.nodes[position].input[0]] = found[name]
     return found
 
 

@@ -222,6 +222,15 @@ def without_augmentation(steps, said):
     return steps
 
 
+def innermost(settings):
+    """Return the first data set of a loader, a list or wrappers such as ConcatDataset."""
+    inner = settings
+    while inner:
+        settings = inner[0] if isinstance(inner, (list, tuple)) else inner
+        inner = settings.get('dataset') or settings.get('datasets')
+    return settings
+
+
 def without_annotations(steps):
     return [step for step in steps if 'Annotations' not in str(step['type'])]
 
@@ -257,7 +266,7 @@ class Mmcv1:
         """Return (name, function that returns what the user's own test pipeline gives) per sample."""
         if not files and not indices:
             return []
-        settings = copy.deepcopy(self.cfg.data.test)
+        settings = copy.deepcopy(innermost(self.cfg.data.test))
         steps = without_augmentation(settings.get('pipeline') or self.cfg.get('test_pipeline'), self.said)
         datasets = importlib.import_module('mmdet3d.datasets' if self.has_3d else 'mmdet.datasets')
         if files:
@@ -339,9 +348,7 @@ class Mmengine:
     def own_inputs(self, files, indices):
         if not files and not indices:
             return []
-        settings = self.cfg.test_dataloader.dataset
-        while 'dataset' in settings:
-            settings = settings.dataset
+        settings = innermost(self.cfg.get('test_dataloader') or self.cfg.get('val_dataloader') or {})
         if not files:
             data = self.registry.DATASETS.build(dict(settings, test_mode=True))
             return [('sample %d' % index, lambda index=index: data[index]) for index in indices]

@@ -247,7 +247,8 @@ def graph_finding(graph: GraphResult) -> Finding:
 
 
 def check_finding(check: Check) -> Finding:
-    return Finding('surroundings', check.name, check.passed, check.detail)
+    name = check.name if check.passed else f'failed: {check.name}'  # names say what should be
+    return Finding('surroundings', name, check.passed, check.detail)
 
 
 def preprocessing_finding(result: PreprocessingResult | None) -> Finding:

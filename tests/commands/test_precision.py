@@ -2,6 +2,8 @@
 
 import shutil
 
+import cv2
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -10,7 +12,14 @@ from mmdeploy_ext import prove
 from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
 from mmdeploy_ext.cli.precision_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.engines.base import record_runs
+from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.quantize import digest
+from mmdeploy_ext.quantize.calibration_sets import calibration_set
+from mmdeploy_ext.quantize.dense import DenseQuantiser
+from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from mmdeploy_ext.util.errors import DataError
 from mmdeploy_ext.util.files import read_json
 from refusals import refused
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_demo, load_toy
@@ -34,7 +43,9 @@ def half(single, tmp_path_factory):
 @pytest.mark.matrix
 def test_the_plan_keeps_the_results_and_a_fresh_export_repeats_it(half):
     path, plan = half
-    assert plan['share'] >= 0.999 and plan['products']['fp16'] >= 0.95
+    assert plan['searched']['matched'] >= 0.999 * plan['searched']['total'] > 0
+    assert plan['share'] == plan['kept']['matched'] / plan['kept']['total'] > 0.9
+    assert plan['products']['fp16'] >= 0.95
     options = read_metadata(str(path)).options
     assert (options['precision'], options['keep_results']) == ('fp16', 0.999)
     assert options['keep_fp32'] == plan['patterns']
@@ -65,13 +76,38 @@ def test_bfloat16_is_written_and_judged_as_such(single, tmp_path):
 @pytest.mark.matrix
 @pytest.mark.parametrize('lower', ['fp16', 'bf16'])
 def test_int8_with_half_is_compared_with_a_fresh_export_in_its_plan(single, tmp_path, lower):
-    files = ['--out', str(tmp_path / 'i.onnx'), '--images', str(PICTURE), '--calibrate', str(PICTURE)]
+    mirrored = tmp_path / 'calibration.png'
+    cv2.imwrite(str(mirrored), cv2.imread(str(PICTURE))[:, ::-1])
+    files = ['--out', str(tmp_path / 'i.onnx'), '--images', str(PICTURE), '--calibrate', str(mirrored)]
     words = [single, CONFIG, CHECKPOINT, '--to', 'int8', lower, '--keep-results', '0.9']
     words += ['--percentile', '99.99']  # one small picture has few extremes
     assert main([*words, *files]) == 0
     verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'i.onnx', samples=[str(PICTURE)])
     assert verdict.of('file')[0].figures['equal'], 'node by node'
     assert lower == 'bf16' or verdict.title == 'WITHIN INT8 BARS'
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('number', [1, 3])
+def test_a_sample_is_of_the_search_or_of_its_result_and_never_of_the_calibration(single, tmp_path, number):
+    picture = cv2.imread(str(PICTURE))
+    paths = [tmp_path / f'{index}.png' for index in range(number)]
+    for index, path in enumerate(paths):
+        cv2.imwrite(str(path), np.roll(picture, 9 * index, axis=1))
+    request = ProofRequest(CONFIG, CHECKPOINT, single, samples=[*paths, paths[0]])
+    detector = read_detector(request, single)
+    inputs = []
+    planner, _ = plan_read(detector, request, '', ())
+    for run in (planner.run, planner.count):
+        with record_runs() as runs:
+            run(planner.models)
+        arrays = [max(one.inputs.values(), key=lambda array: array.nbytes) for one in runs]
+        inputs.append({*map(digest, arrays)})
+    assert all(inputs) and not inputs[0] & inputs[1]
+    quantiser = DenseQuantiser(DenseGraph(load(single)), outputs=False)
+    quantiser.calibrate(calibration_set(single, read_metadata(single), tmp_path, None, 0))
+    with pytest.raises(DataError, match='--images'):
+        plan_read(read_detector(request, single), request, '', (), quantiser=quantiser)
 
 
 @pytest.mark.matrix

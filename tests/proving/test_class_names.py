@@ -6,8 +6,10 @@ import pytest
 from mmdet.datasets.builder import DATASETS
 from mmdet.datasets.custom import CustomDataset
 
-from mmdeploy_ext.detector import class_names
-from mmdeploy_ext.proving.provenance import class_names_check
+from mmdeploy_ext.detector import class_names, unfitting_names
+from mmdeploy_ext.proving.provenance import class_name_notes, class_names_check
+from mmdeploy_ext.verdict.results import Check
+from mmdeploy_ext.verdict.verdict import check_finding
 from mmdeploy_ext.weights.checkpoint import with_class_names
 
 CLASSES = ('dog', 'cat', 'ant')
@@ -66,3 +68,32 @@ def test_names_in_a_file_and_those_of_a_published_data_set(tmp_path):
     assert class_names({}, {}, 2) == ('class 0', 'class 1')
     assert class_names_check(detector(count=2), ('class 0', 'class 1')).passed
     assert not class_names_check(detector(count=2), ('class 1', 'class 2')).passed
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'meta', 'source'),
+    [
+        ({}, dict(CLASSES=('x', 'y')), 'the checkpoint names 2'),
+        (data(type='CocoDataset', classes=('x', 'y')), {}, 'data.test.classes names 2'),
+        (dict(classes=('x', 'y')), {}, 'classes of the config names 2'),
+        (dict(class_names=[]), dict(CLASSES=CLASSES), 'class_names of the config names 0'),
+        (data(type='CocoDataset'), {}, 'CocoDataset of data.test names 80'),
+    ],
+)
+def test_names_that_do_not_fit_the_model_are_noted_with_their_source(cfg, meta, source):
+    (note,) = class_name_notes(detector(cfg, meta))
+    assert 'the model has 3 classes' in note and source in note
+
+
+def test_names_that_fit_and_published_ones_beside_them_are_not_noted(tmp_path):
+    fitting = data(type='CocoDataset', classes=CLASSES), data(type='CityscapesDataset'), {}
+    assert [unfitting_names(cfg, {}, count) for cfg, count in zip(fitting, (3, 8, 3), strict=True)] == [
+        []
+    ] * 3
+    (tmp_path / 'names.txt').write_text('one')
+    assert unfitting_names(data(type='CocoDataset', classes=str(tmp_path / 'names.txt')), {}, 3)
+
+
+def test_a_failed_check_does_not_read_as_its_opposite():
+    held, failed = (check_finding(Check('names are equal', passed, 'x')) for passed in (True, False))
+    assert held.line == 'names are equal: x' and failed.line == 'failed: names are equal: x'

@@ -18,7 +18,7 @@ from mmdeploy_ext.families.common import camera_data
 from mmdeploy_ext.models.datasets.bev_dataset import BevNuScenesDataset
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
-from mmdeploy_ext.runtime import infos
+from mmdeploy_ext.runtime import infos, sweeps
 from mmdeploy_ext.runtime.geometry import invert_pose
 from planting import altered, arguments, replaced, result
 from projects.configs import nuscenes_fusion
@@ -88,6 +88,21 @@ def test_a_fault_of_the_runtimes_reading_is_named(fault, monkeypatch):
     plant(monkeypatch)
     found = compare(config)
     assert not found.passed and value in {one.name for one in found.differences}, found.text
+
+
+@pytest.mark.parametrize('step', ['PointsRangeFilter', 'LoadPointsFromFile'])
+def test_the_step_that_changes_the_points_is_named(step, monkeypatch):
+    one = detector('anchor3d')
+    cfg = copy.deepcopy(one.cfg)
+    rule = type(one.rule).from_json(one.rule.to_json())
+    if step == 'LoadPointsFromFile':
+        altered(sweeps, 'read_points', result(lambda points, *_: points[1:]))(monkeypatch)
+    else:  # smaller than the voxels' range: forgotten at a change of both
+        points_filter = dict(type=step, point_cloud_range=[0, -10, -3, 20, 10, 1])
+        cfg.data.test.pipeline[1]['transforms'].insert(0, points_filter)
+    changed = types.SimpleNamespace(cfg=cfg, family=one.family, rule=one.rule, classes=('car',))
+    found = compare_prepared(changed, rule, (), 'frame')
+    assert {difference.name for difference in found.differences} == {'points'} and step in found.text
 
 
 RECORD = 'mmdeploy_ext.runtime.bev_motion:can_bus_record'

@@ -7,10 +7,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.metadata import BF16
 from mmdeploy_ext.graph.signature import differences
-from mmdeploy_ext.quantize.dense import QUANTISE, DenseQuantiser
+from mmdeploy_ext.proving.file_checks import compare_with_fresh_export
+from mmdeploy_ext.quantize.dense import QUANTISE, RANGES, DenseQuantiser, finish_model, record, store_ranges
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.plan import Planner
-from mmdeploy_ext.quantize.planned import Kept, Plan, plan_of, with_plan, with_plan_of
+from mmdeploy_ext.quantize.planned import Kept, Plan, has_ranges, plan_of, with_plan, with_plan_of
 from mmdeploy_ext.util.errors import ModelFileError
 
 ALL = Kept(1, 1)
@@ -42,9 +43,11 @@ def written(*precisions, reduce_range=False, moved=False):
         quantiser.calibrate([dict(x=np.random.default_rng(1).normal(size=(2, 64)).astype(np.float32))])
     planner = Planner(dict(m=model), lambda models: ALL, {}, quantiser=quantiser, quantised='m')
     lower = next((name for name in precisions if name != 'int8'), 'fp32')
-    plan = Plan(precisions, 0.999, ALL, ALL, ALL, [], ['c'], layers, {}, {})
+    plan = Plan(precisions, 0.999, ALL, ALL, ALL, ALL, [], ['c'], layers, {}, {})
     patterns, layers = (['b', 'c'], layers[:1]) if moved else (plan.patterns, layers)
     file = with_plan(planner.written(lower, patterns, layers)['m'], plan)
+    if quantiser:
+        store_ranges(file, quantiser)
     return file, [edit for name, edit in dict(int8=QUANTISE, bf16=BF16).items() if name in precisions]
 
 
@@ -85,3 +88,73 @@ def test_a_malformed_plan_is_refused_by_its_key(text):
     next(entry for entry in file.metadata_props if entry.key == 'precision.plan').value = text
     with pytest.raises(ModelFileError, match=r'precision\.plan'):
         plan_of(file, edits)
+
+
+def quantised():
+    """A file of `quantize`, with layer b in float."""
+    quantiser = DenseQuantiser(DenseGraph(export()))
+    quantiser.calibrate([dict(x=np.random.default_rng(1).normal(size=(2, 64)).astype(np.float32))])
+    facts = dict(weights='int8 per channel', float_layers=['b'])
+    model = finish_model(quantiser.graph, quantiser.network(['a', 'c']), facts)
+    record(model, quantiser)
+    return model
+
+
+def planned():
+    return written('int8')[0]
+
+
+def with_scale(factor):
+    def change(model):
+        node = next(node for node in model.graph.node if node.op_type == 'QuantizeLinear')
+        tensor = next(one for one in model.graph.initializer if one.name == node.input[1])
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * factor, tensor.name))
+
+    return change
+
+
+def with_other_codes(model):
+    tensor = next(one for one in model.graph.initializer if len(one.dims) == 2 and one.data_type == 3)
+    codes = numpy_helper.to_array(tensor) // 2
+    tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
+
+
+def with_a_float_layer(model):
+    """The first product reads x, which the file rounds."""
+    node = next(node for node in model.graph.node if node.name == '/a/MatMul')
+    node.input[0] = 'x'
+
+
+def unreadable(model):
+    entry = next(entry for entry in model.metadata_props if entry.key == RANGES)
+    entry.value = '[1'
+
+
+WRONG = {
+    'scale x 4': with_scale(np.float32(4)),
+    'scale x 0.5': with_scale(np.float32(0.5)),
+    'scale x 0.25': with_scale(np.float32(0.25)),
+    'codes': with_other_codes,
+    'float': with_a_float_layer,
+    'metadata': unreadable,
+}
+
+
+@pytest.mark.parametrize('make', [quantised, planned])
+@pytest.mark.parametrize('fault', ['', *WRONG])
+def test_scales_codes_and_layers_of_an_int8_file_are_those_of_its_calibration(make, fault):
+    model = make()
+    WRONG.get(fault, lambda _: None)(model)
+    found = compare_with_fresh_export(model, export, edits=[QUANTISE])
+    assert found.passed == (not fault)
+    if fault and fault != 'metadata':
+        assert found.differences[0].where
+
+
+def test_without_stored_ranges_the_file_gives_them():
+    model = quantised()
+    for entry in [entry for entry in model.metadata_props if entry.key == RANGES]:
+        model.metadata_props.remove(entry)
+    assert not has_ranges(model) and compare_with_fresh_export(model, export, edits=[QUANTISE]).passed
+    with_other_codes(model)
+    assert not compare_with_fresh_export(model, export, edits=[QUANTISE]).passed

@@ -5,21 +5,25 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.round_half import round_half
 from mmdeploy_ext.graph.run import run
-from mmdeploy_ext.proving.kept import kept_of, may_drop_out
+from mmdeploy_ext.proving.kept import divided, kept_of
+from mmdeploy_ext.proving.pictures import match_with_ties
 from mmdeploy_ext.quantize.damage import Damage
 from mmdeploy_ext.quantize.dense import DenseQuantiser
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
-from mmdeploy_ext.quantize.plan import Planner, check_single
+from mmdeploy_ext.quantize.plan import Planner, check_single, plan_text
 from mmdeploy_ext.quantize.planned import Kept
 from mmdeploy_ext.quantize.search import Search
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.util.errors import ExportError, ModelFileError, UsageError
+from mmdeploy_ext.tasks import match_bars
+from mmdeploy_ext.util.errors import DataError, ExportError, ModelFileError, UsageError
+from mmdeploy_ext.verdict.bars import HALF
 
 ROWS, COLUMNS = 8, 4
 X = np.random.default_rng(0).uniform(0.2, 1.0, (ROWS, COLUMNS)).astype(np.float32)
@@ -220,30 +224,84 @@ def test_of_equal_errors_the_unit_with_fewer_multiplications_goes_back_first():
     assert search.higher(dict(sorted(weights.items(), key=lambda entry: -entry[1])), ALL) == ['small']
 
 
-def test_a_result_behind_the_end_of_a_full_list_may_drop_out():
-    scores = np.float32([0.9, 0.31, 0.22, 0.21])
-    reference = SimpleNamespace(scores=scores)
-    full = SimpleNamespace(scores=np.float32([0.9, 0.4, 0.35, 0.2]))
-    limits = dict(score_thr=0.05, max_per_img=4)
-    assert may_drop_out(reference, full, limits, [1, 2, 3], [], {}) == [(2, None), (3, None)]
-    assert may_drop_out(reference, full, limits, [3], [], {1: 2, 2: 1}) == [(3, None), (2, None)], (
-        'another near'
+def kept_of_lists(reference, candidate, **limits):
+    """What a plan counts of two lists of (x, score, label), with boxes of 10 x 10 pixels."""
+    sides = []
+    for rows in (reference, candidate):
+        x, scores, labels = np.array(rows, np.float32).reshape(-1, 3).T
+        sides.append(Detections(np.stack([x, x * 0, x + 10, x * 0 + 10], 1), scores, labels.astype(np.int64)))
+    family, inputs = SimpleNamespace(task='bbox2d'), SimpleNamespace(sources=[('list', None)])
+    pytorch = SimpleNamespace(
+        detector=SimpleNamespace(family=family, model=torch.nn.Identity()), input=inputs
     )
-    limits['max_per_img'] = 100
-    assert may_drop_out(reference, full, limits, [1, 2, 3], [], {}) == []
-    limits['max_per_img'] = 4
-    confident = SimpleNamespace(scores=np.float32([0.99, 0.98, 0.97, 0.96]))
-    assert may_drop_out(reference, confident, limits, [0, 1], [], {}) == []
+    bars = match_bars('bbox2d', HALF)
+    rows = match_with_ties(pytorch, sides[:1], sides[1:], lambda: sides[:1], limits, bars)
+    return kept_of(rows)
 
 
-def test_a_result_that_may_drop_out_does_not_count():
-    boxes = np.float32([[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]])
-    scores, labels = np.float32([0.9, 0.22, 0.2]), np.zeros(3, np.int64)
-    reference = Detections(boxes, scores, labels)
-    candidate = Detections(boxes + np.float32([[0], [100], [100]]), scores, labels)
-    assert kept_of('bbox2d', reference, candidate, dict(max_per_img=3)) == Kept(1, 1)
-    assert kept_of('bbox2d', reference, candidate, dict(max_per_img=100)) == Kept(1, 3)
-    assert kept_of('bbox2d', reference[:0], candidate, dict(max_per_img=3)) == Kept(0, 0)
+def results(count, score=0.9, label=0, start=0, step=4e-4):
+    return [(20 * (start + place), score - step * (start + place), label) for place in range(count)]
+
+
+@pytest.mark.parametrize(
+    ('reference', 'candidate', 'kept'),
+    [
+        (results(100), results(100), Kept(100, 100)),
+        (results(40), results(100), Kept(40, 100)),
+        (results(100, 0.095), results(40, 0.095), Kept(40, 100)),
+        (results(100), [*results(20), *results(80, 0.8999, label=1, start=20)], Kept(20, 180)),
+        (
+            results(100),
+            [*results(20), *((x + 10, *rest) for x, *rest in results(80, 0.8999, start=20))],
+            Kept(20, 180),
+        ),
+        (
+            results(100),
+            [*results(20), *((x + 3, *rest) for x, *rest in results(80, start=20))],
+            Kept(20, 100),
+        ),
+        (results(100), [*results(20), *results(80, 0.8, start=20)], Kept(20, 100)),
+        (results(100), [], Kept(0, 100)),
+    ],
+    ids=['equal', 'false', 'lost', 'labels', 'moved', 'outside', 'scores', 'none'],
+)
+def test_what_is_false_lost_or_outside_the_bars_counts(reference, candidate, kept):
+    found = kept_of_lists(reference, candidate, score_thr=0.05, max_per_img=100)
+    assert found == kept
+
+
+def test_the_last_of_a_full_list_is_excused_at_a_tie_alone():
+    reference, others = results(4, step=0.1), [(500, 0.6, 0)]
+    tied = [*results(3, step=0.1), *others]
+    found = kept_of_lists(reference, tied, max_per_img=4)
+    assert (found.share, len(found.ties)) == (1.0, 1)
+    assert kept_of_lists(reference, [*tied[:3], (500, 0.61, 0)], max_per_img=4) == Kept(3, 5)
+    assert kept_of_lists(reference, tied, max_per_img=100) == Kept(3, 5)
+
+
+@pytest.mark.parametrize(
+    ('scenes', 'parts'),
+    [
+        ('', ([0, 2, 4], [1, 3])),
+        ('aaaaa', ([0, 1, 2], [3, 4])),
+        ('aabbc', ([0, 1, 4], [2, 3])),
+    ],
+)
+def test_samples_are_divided_and_those_of_a_scene_stay_together(scenes, parts):
+    assert divided([*range(5)], scenes) == parts
+
+
+def test_one_sample_cannot_be_divided():
+    with pytest.raises(DataError, match='--images'):
+        divided([0])
+
+
+def test_the_share_of_a_plan_is_counted_on_other_samples_than_the_searchs():
+    planner, before = planner_of(network(('Relu', '@', {})))
+    planner.count = lambda models: Kept(3, 4, samples=2)
+    plan = planner.plan(['fp16'], 0.999, before)
+    assert (plan.to_json()['share'], plan.searched.share) == (0.75, 1.0)
+    assert plan.kept.text in plan_text(plan) and plan.searched.text in plan_text(plan)
 
 
 def test_a_share_that_float32_does_not_keep_is_refused_with_the_best():

@@ -227,6 +227,20 @@ def test_a_picture_is_loaded_without_annotations_of_any_kind():
     assert [step['type'] for step in steps] == ['LoadImageFromFile', 'Resize']
 
 
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda data: data,
+        lambda data: [data, dict(type='other')],
+        lambda data: dict(type='ConcatDataset', datasets=[data, dict(type='other')]),
+        lambda data: dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[data])),
+    ],
+)
+def test_the_data_set_inside_of_wrappers_and_lists_is_recorded(wrap):
+    data = dict(type='CocoDataset', pipeline=[dict(type='LoadImageFromFile')])
+    assert record.innermost(wrap(data)) == record.innermost(dict(dataset=wrap(data))) == data
+
+
 def test_values_survive_the_way_there_and_back():
     value = dict(
         a=(1, 2.5, None),

@@ -7,7 +7,9 @@ import pytest
 import torch
 from mmcv import Config
 
+from mmdeploy_ext.config import config as configs
 from mmdeploy_ext.config.config import load_config, mmdet_config
+from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.util.errors import ConfigError
 from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
 from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
@@ -134,6 +136,66 @@ def test_proposals_are_loaded_as_by_mmdet_2():
     file = dict(proposal_file='proposals/rpn_r50_fpn_1x_val2017.pkl')
     made = to_mmdet2_config(config3('fast_rcnn/fast_rcnn_r50_fpn_1x_coco.py', steps=steps, **file)).data.test
     assert (made.pipeline, made.proposal_file) == (own.pipeline, own.proposal_file)
+
+
+OTHER = dict(type='CocoDataset', data_root='b/', ann_file='b.json', metainfo=dict(classes=('a', 'b')))
+
+
+@pytest.mark.parametrize(
+    ('wrap', 'joined'),
+    [
+        (lambda data: dict(type='ConcatDataset', datasets=[data, dict(OTHER, pipeline=STEPS)]), 2),
+        (lambda data: dict(type='RepeatDataset', times=2, dataset=data), 1),
+        (lambda data: dict(type='ClassBalancedDataset', oversample_thr=1e-3, dataset=data), 1),
+        (lambda data: dict(type='MultiImageMixDataset', dataset=data, pipeline=[]), 1),
+        (lambda data: dict(type='CBGSDataset', dataset=dict(type='ConcatDataset', datasets=[data])), 1),
+        (lambda data: dict(type='Mine', wrapped=data), 1),
+        (lambda data: [data, dict(OTHER, pipeline=STEPS)], 2),
+    ],
+)
+@pytest.mark.parametrize('loader', ['test_dataloader', 'val_dataloader'])
+def test_the_pipeline_and_classes_are_of_the_data_set_in_wrappers(wrap, joined, loader, tmp_path, capsys):
+    steps = [LOAD, dict(type='Resize', scale=(320, 320), keep_ratio=True), PACK]
+    cfg = config3('atss/atss_r50_fpn_1x_coco.py', steps=steps, metainfo=dict(classes=('a', 'b')))
+    plain = to_mmdet2_config(cfg)
+    content = cfg.to_dict()
+    dataset = content.pop('test_dataloader')['dataset']
+    content |= {loader: dict(dataset=wrap(dataset)), 'test_pipeline': STEPS}
+    made = to_mmdet2_config(Config(content, cfg_text='model', filename=str(tmp_path)))
+    assert configs.keyed_test_pipeline(made)[1] == plain.data.test.pipeline
+    assert configs.test_dataset(made) == plain.data.test
+    assert len([*configs.test_datasets(made)]) == joined
+    assert ('several pipelines' in capsys.readouterr().err) == (joined == 2)
+
+
+def test_the_steps_of_a_wrapper_follow_those_of_its_data_set():
+    load, resize = [LOAD], dict(type='Resize', scale=(320, 320), keep_ratio=True)
+    cfg, inner = config3('atss/atss_r50_fpn_1x_coco.py'), dict(OTHER, pipeline=load)
+    wrapper = dict(type='MultiImageMixDataset', dataset=inner, pipeline=[resize, PACK])
+    cfg.test_dataloader.dataset = wrapper
+    assert to_mmdet2_config(cfg).data.test.pipeline == to_mmdet2_pipeline([*load, resize, PACK], PREPROCESSOR)
+
+
+def test_an_augmented_test_of_mmdet_3_is_refused_as_that_of_mmdet_2_with_advice_that_works():
+    choices = [
+        [dict(type='Resize', scale=(size, size), keep_ratio=True) for size in (640, 320)],
+        [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)],
+        [PACK],
+    ]
+    steps = [LOAD, dict(type='TestTimeAug', transforms=choices)]
+    cfg = config3('atss/atss_r50_fpn_1x_coco.py', steps=steps)
+    del cfg.test_dataloader.dataset['pipeline']
+    cfg.tta_pipeline = steps
+    made = to_mmdet2_config(cfg)
+    for key, value in dict(flip=False, img_scale=(640, 640)).items():
+        with pytest.raises(ConfigError, match=rf'--cfg-options .*{key}'):
+            rule_from_pipeline(*reversed(configs.keyed_test_pipeline(made)))
+        made.data.test.pipeline[1][key] = value
+    plain = [LOAD, dict(type='Resize', scale=(640, 640), keep_ratio=True), PACK]
+    assert made.data.test.pipeline == to_mmdet2_pipeline(plain, PREPROCESSOR)
+    choices[0][1]['keep_ratio'] = False
+    with pytest.raises(ConfigError, match=r'test_pipeline\.1\.transforms'):
+        to_mmdet2_pipeline(steps, PREPROCESSOR)
 
 
 def test_the_teacher_of_a_distilled_detector_is_left_out():

@@ -14,6 +14,7 @@ from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
 from mmdeploy_ext.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.config.config import cfg_options
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.common.regions import RegionBranch, Regions, part_of, stages_of
 from mmdeploy_ext.util.errors import ConfigError
@@ -47,7 +48,11 @@ def threshold(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> float:
     """Return `mask_thr_binary` of `test_cfg` (inclusive)."""
     value = number(f'{key}.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
     if value < 0:
-        raise ConfigError(f'test_cfg.{key}.mask_thr_binary={value}: expected 0 or more')
+        words = cfg_options({f'model.test_cfg.{key}.mask_thr_binary': 0.5})
+        raise ConfigError(
+            f'model.test_cfg.{key}.mask_thr_binary={value:g}: then PyTorch returns masks of 0..255, which a '
+            f'proof does not compare; the file has the probabilities with any threshold: add {words}'
+        )
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import tempfile
@@ -20,7 +21,7 @@ from mmdeploy_ext.util.source_code import is_users_class
 from mmdeploy_ext.verdict.results import PreprocessingDifference, PreprocessingResult
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.sequence import SequenceFamily
@@ -129,6 +130,7 @@ def _compare_moment(
         if value is None and got is not None and name in OPTIONAL:
             absent.append(name)
             continue
+        whole = got
         if name == 'points' and points_range is not None:  # x, y, z lowest, then highest
             ranges = np.array([points_range, voxels.point_cloud_range], np.float32)
             low, high = ranges[:, :3].min(axis=0), ranges[:, 3:].max(axis=0)
@@ -136,6 +138,8 @@ def _compare_moment(
                 cloud[((cloud[:, :3] > low) & (cloud[:, :3] < high)).all(1)] for cloud in (value, got)
             )
         if texts := _differing_values(got, value, rtol):
+            if name == 'points':
+                texts = f'{texts[0]}{_first_step(dataset, index, whole)}', texts[1]
             differences.append(PreprocessingDifference(title, name, *texts))
     if texts := _differing_boxes(data):
         differences.append(PreprocessingDifference(title, 'box_type_3d', *texts))
@@ -172,6 +176,38 @@ def _read_sample(
     except Exception as error:  # a user's class raises what it likes
         raise UnreadError(type(dataset).__name__, error) from error
     return expected, data
+
+
+def _first_step(dataset: Any, index: int, points: np.ndarray) -> str:
+    """Text that names the step of the test pipeline after which its points leave these for good, or ''."""
+    seen: list[tuple[str, np.ndarray]] = []
+
+    def watched(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(results: Any) -> Any:
+            results = step(results)
+            if isinstance(results, dict) and hasattr(cloud := results.get('points'), 'tensor'):
+                seen.append((type(step).__name__, cloud.tensor.numpy().copy()))
+            return results
+
+        return run
+
+    with contextlib.ExitStack() as stack:
+        pending = [getattr(dataset.pipeline, 'args', [dataset.pipeline])[0]]
+        while pending:
+            compose = pending.pop()
+            steps = getattr(compose, 'transforms', None)
+            if not isinstance(steps, list):
+                continue
+            pending += [step.transforms for step in steps if hasattr(step, 'transforms')]
+            stack.callback(setattr, compose, 'transforms', steps)
+            compose.transforms = [step if hasattr(step, 'transforms') else watched(step) for step in steps]
+        try:
+            dataset[index]
+        except Exception:  # a user's class raises what it likes
+            return ''
+    equal = [place for place, (_, cloud) in enumerate(seen) if _differing_values(points, cloud, 0.0) is None]
+    after = equal[-1] + 1 if equal else 0
+    return f' (first after {seen[after][0]})' if after < len(seen) else ''
 
 
 def _points_range(cfg: Any) -> Sequence[float] | None:

@@ -9,12 +9,14 @@ import copy
 import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmdeploy_ext.config.config import is_config3, nested_config
+from mmdeploy_ext.config.config import INNER_DATASETS, LOADERS3, is_config3, nested_config
 from mmdeploy_ext.config.user_modules import is_python_config, parsed_config
+from mmdeploy_ext.util.commands import command
 from mmdeploy_ext.util.errors import ConfigError, printable
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 from mmdeploy_ext.weights.convert.conversion import model_tensors
@@ -26,6 +28,7 @@ from mmdeploy_ext.weights.convert.mmdet3_model import (
     to_mmdet2_model,
     without_scope,
 )
+from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 from mmdeploy_ext.weights.convert.mmdet3_points import is_of_points, to_mmdet3d_1_0
 from mmdeploy_ext.weights.convert.mmdet3_python import read_python_config
@@ -41,9 +44,11 @@ from mmdeploy_ext.weights.convert.mmdet3_refusals import (
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
 """Data sets of both versions."""
 ADVICE = (
-    'pass the whole config: the checkpoint, in which mmengine stores it, or TIME/vis_data/config.py of '
-    "the training's folder"
+    'write the whole config from the checkpoint, in which mmengine stores it: '
+    f'`{command(COMMAND)} CHECKPOINT CONFIG.py`; or pass TIME/vis_data/config.py of the training'
 )
+CLASSIFIERS = 'mmcls::', 'mmpretrain::'
+PIPELINES = 'test_pipeline', 'val_pipeline', 'tta_pipeline'
 FAMILIES = 'mmdeploy_ext.families.base'
 CHECKPOINTS = ('.pth', '.pt', '.ckpt')
 BASE_VALUE = re.compile(r'[\'"]?\{\{\s*(_base_[\w.]*)\s*\}\}[\'"]?')
@@ -62,7 +67,7 @@ def to_mmdet2_config(cfg: Any) -> Any:
         raise ConfigError(f'{filename}: model={model!r}, expected a dict with `type`; {number_of(NO_MODEL)}')
     if not is_config3(cfg):
         raise ConfigError(
-            f'{filename}: is not a config of mmdet 3: it has neither data_preprocessor nor test_dataloader'
+            f'{filename}: is not a config of mmdet 3: it has none of data_preprocessor, {", ".join(LOADERS3)}'
         )
     try:
         values = _translated(cfg, model)
@@ -99,24 +104,58 @@ def _translated(cfg: Any, model: dict[str, Any]) -> dict[str, Any]:
         preprocessor = model.get('data_preprocessor') or preprocessor
     check_types(without_scope(_plain(model)))
     preprocessor = without_scope(_plain(preprocessor))
-    dataset = _plain((cfg.get('test_dataloader') or {}).get('dataset') or {})
-    steps = dataset.get('pipeline') or _plain(cfg.get('test_pipeline'))
-    if not steps:
-        raise ConfigError(
-            'has neither test_dataloader.dataset.pipeline nor test_pipeline; expected one; '
-            f'{number_of(NO_PIPELINE)}'
-        )
+    datasets = _test_datasets(cfg)
     if is_of_points(preprocessor):
-        dataset = without_scope({**dataset, 'pipeline': steps})
-        model2, test = to_mmdet3d_1_0(without_scope(_plain(model)), preprocessor, dataset)
-        return dict(model=model2, data=dict(test=test), class_names=test['classes'])
+        made = [to_mmdet3d_1_0(without_scope(_plain(model)), preprocessor, one) for one in datasets]
+        tests = [test for _, test in made]
+        return dict(model=made[0][0], data=dict(test=_joined(tests)), class_names=tests[0]['classes'])
     model2 = to_mmdet2_model(_plain(model))
-    test = _to_mmdet2_dataset(dataset, to_mmdet2_pipeline(without_scope(steps), preprocessor))
-    values = dict(model=model2, data=dict(test=test))
+    tests = [_to_mmdet2_dataset(one, to_mmdet2_pipeline(one['pipeline'], preprocessor)) for one in datasets]
+    values = dict(model=model2, data=dict(test=_joined(tests)))
     if any(part['type'] in OWN_TYPES for part in parts(model2)):
         importlib.import_module(OWN_MODELS)
         values['custom_imports'] = dict(imports=[OWN_MODELS], allow_failed_imports=False)
     return values
+
+
+def _test_datasets(cfg: Any) -> list[dict[str, Any]]:
+    """Data sets of the test, else of the validation, without wrappers, scopes and repetitions."""
+    datasets: list[dict[str, Any]] = []
+    for key in LOADERS3:
+        loaders = _plain(cfg.get(key)) or []
+        for loader in [] if datasets else loaders if isinstance(loaders, list) else [loaders]:
+            datasets += _unwrapped(loader.get('dataset'), [])
+    datasets = datasets or [{}]
+    own = [one['pipeline'] for one in datasets if one.get('pipeline')]
+    steps = next((value for value in [*own, *(cfg.get(key) for key in PIPELINES)] if value), None)
+    if not steps:
+        raise ConfigError(
+            f'has neither {LOADERS3[0]}.dataset.pipeline nor {PIPELINES[0]}; expected one; '
+            f'{number_of(NO_PIPELINE)}'
+        )
+    return [without_scope({**one, 'pipeline': one.get('pipeline') or _plain(steps)}) for one in datasets]
+
+
+def _unwrapped(settings: Any, after: list[Any]) -> Iterator[dict[str, Any]]:
+    """Yield the data sets in wrappers, whose steps, `after`, follow the data sets' own."""
+    if isinstance(settings, list | tuple):
+        for one in settings:
+            yield from _unwrapped(one, after)
+    elif isinstance(settings, dict):
+        steps = [*(settings.get('pipeline') or ()), *after]
+        inner = [
+            value
+            for key, value in settings.items()
+            if key in INNER_DATASETS or (isinstance(value, dict) and 'pipeline' in value)
+        ]
+        if inner:
+            yield from _unwrapped(inner, steps)
+        elif settings:
+            yield {**settings, 'pipeline': steps}
+
+
+def _joined(datasets: list[dict[str, Any]]) -> Any:
+    return datasets[0] if len(datasets) == 1 else datasets
 
 
 def _plain(value: Any) -> Any:
@@ -127,7 +166,6 @@ def _plain(value: Any) -> Any:
 
 def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
     """Other types than `DATASETS` become a CocoDataset with their classes."""
-    dataset = without_scope({**dataset, 'pipeline': []})
     metainfo = dataset.get('metainfo') or {}
     classes = metainfo.get('classes') or metainfo.get('CLASSES')
     # a text is the path of a file of names, in both versions
@@ -235,8 +273,8 @@ def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
     names = names if isinstance(names, list | tuple) else [names]
     if foreign := [name for name in names if '::' in name]:
         raise ConfigError(
-            f'{path}: _base_ {foreign[0]!r} is a file of another package; {ADVICE}; '
-            f'{number_of(OTHER_PACKAGE)}'
+            f'{path}: _base_ {foreign[0]!r} is a file of another package; {ADVICE}'
+            + (f'; {number_of(OTHER_PACKAGE)}' if foreign[0].startswith(CLASSIFIERS) else '')
         )
     bases = [path.parent / name for name in names]
     if missing := [base for base in bases if not base.is_file()]:

@@ -22,6 +22,7 @@ PREPROCESSORS: dict[str, set[str]] = {
     },
 }  # fmt: skip
 """Type -> further keys, which only a training reads."""
+AUGMENTATION = 'TestTimeAug'
 BROADCASTERS = ('ProposalBroadcaster', 'TransformBroadcaster')
 """Steps that run others."""
 STEP_KEYS: dict[str, set[str]] = {
@@ -68,6 +69,7 @@ def to_mmdet2_pipeline(
         for step in steps
         for inner in (step['transforms'] if step.get('type') in BROADCASTERS else [step])
     ]
+    steps, scales, flips = _without_augmentation(steps)
     for index, step in enumerate(steps):
         _check_step(f'test_pipeline.{index}', step)
     types = [step['type'] for step in steps if step['type'] not in ANNOTATION_STEPS]
@@ -100,7 +102,33 @@ def to_mmdet2_pipeline(
     load = {key: value for key, value in load.items() if ('LoadImageFromFile', key) not in FIXED_VALUES}
     if storage := load.pop('backend_args', None):
         load['file_client_args'] = storage
-    return [load, *before, dict(type='MultiScaleFlipAug', **scale, flip=False, transforms=transforms)]
+    if len(scales) > 1:
+        scale = dict(img_scale=[_scale(dict(scale=one))['img_scale'] for one in scales])
+    return [load, *before, dict(type='MultiScaleFlipAug', **scale, flip=flips, transforms=transforms)]
+
+
+def _without_augmentation(steps: list[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Any], bool]:
+    """Steps with the first choice of a TestTimeAug, its scales, and whether it flips."""
+    plain, scales, flips = [], [], False
+    for index, step in enumerate(steps):
+        if step.get('type') != AUGMENTATION:
+            plain.append(step)
+            continue
+        for choices in step['transforms']:
+            if all(choice.get('type') == 'RandomFlip' for choice in choices):
+                flips = any(choice.get('prob') for choice in choices)
+                plain.append(dict(type='RandomFlip'))
+                continue
+            rest = [{key: value for key, value in choice.items() if key != 'scale'} for choice in choices]
+            if any(one != rest[0] for one in rest):
+                raise ConfigError(
+                    f'test_pipeline.{index}.transforms has the choices {choices!r}; expected one, or choices '
+                    f'that differ in the scale alone'
+                )
+            if choices[0].get('type') == 'Resize':
+                scales = [choice.get('scale') for choice in choices]
+            plain.append(choices[0])
+    return plain, scales, flips
 
 
 def _check_step(path: str, step: Mapping[str, Any]) -> None:
