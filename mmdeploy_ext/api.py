@@ -229,7 +229,7 @@ def built(detector: Detector, options: Options, request: ExportRequest) -> tuple
     The new detector has the refusal in `refused`. Raises what `Kind.build` and `Kind.check` raise.
     """
     kind_of(detector.family).build(detector, request.mean, request.std)
-    if detector.family.samples != 'images' or detector.family.name == TRACED or options.form != 'full':
+    if not kind_of(detector.family).traces or detector.family.name == TRACED or options.form != 'full':
         return detector, options
     try:
         kind_of(detector.family).check(detector, options)

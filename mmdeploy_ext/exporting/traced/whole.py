@@ -17,8 +17,8 @@ from torch import nn
 
 from mmdeploy_ext.contract.spec import VALID
 from mmdeploy_ext.exporting.export import patched_libraries, whole_path
+from mmdeploy_ext.exporting.ops.sizes import hw
 from mmdeploy_ext.exporting.places import place_of
-from mmdeploy_ext.exporting.postprocess.suppression import hw
 from mmdeploy_ext.exporting.traced.functions import replaced
 from mmdeploy_ext.exporting.traced.mode import Escape, Tracing, is_traced
 
