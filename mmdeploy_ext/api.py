@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.options import MADE_FOR, TARGETS, Target
-from mmdeploy_ext.detector import Detector, fit, read_config
+from mmdeploy_ext.detector import TRACED, Detector, fit, read_config
 from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.claims import Claims
-from mmdeploy_ext.util.errors import DataError, LoadError, UsageError, after_weights
+from mmdeploy_ext.util.errors import (
+    ConfigError,
+    DataError,
+    LoadError,
+    Mm2OnnxError,
+    UsageError,
+    after_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -160,7 +167,10 @@ def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | Non
 def read_detector(request: ExportRequest | ProofRequest, file: str = '') -> Detector:
     """Read the config of a request; `file` as in `read_config`."""
     check_normalisation(request.mean, request.std)
-    detector = read_config(request.config, request.checkpoint, request.cfg_options, request.device, file=file)
+    whole = getattr(request, 'options', {}).get('whole', '')
+    detector = read_config(
+        request.config, request.checkpoint, request.cfg_options, request.device, file=file, whole=whole
+    )
     detector.ignored_keys = tuple(request.ignored_keys)
     return detector
 
@@ -202,8 +212,8 @@ def export_read(
 
     `inputs` are from `Kind.samples`; the first image is traced. `proves`: read all before the export.
     """
+    detector, options = built(detector, options, request)
     output, kind = output_of(detector, options, request), kind_of(detector.family)
-    kind.build(detector, request.mean, request.std)
     options, plan = kind.load(detector, options, output), None
     chosen = inputs.of(detector) if proves or options.keep_results else None
     with after_weights():
@@ -212,6 +222,29 @@ def export_read(
             options = options.replace(keep_fp32=tuple(plan.patterns))
         files, seconds = kind.export(detector, options, output, inputs)
     return Exported(files, options, seconds, detector, request.picture, chosen, plan)
+
+
+def built(detector: Detector, options: Options, request: ExportRequest) -> tuple[Detector, Options]:
+    """Build a read detector and check its options; a head that its family refuses is traced whole instead.
+
+    The new detector has the refusal in `refused`. Raises what `Kind.build` and `Kind.check` raise.
+    """
+    kind_of(detector.family).build(detector, request.mean, request.std)
+    if not kind_of(detector.family).traces or detector.family.name == TRACED or options.form != 'full':
+        return detector, options
+    try:
+        kind_of(detector.family).check(detector, options)
+    except ConfigError as refusal:
+        try:
+            traced = read_detector(dataclasses.replace(request, options={'whole': TRACED}))
+            chosen = chosen_options(traced, request)
+            kind_of(traced.family).build(traced, request.mean, request.std)
+            kind_of(traced.family).check(traced, chosen)
+        except Mm2OnnxError:
+            raise refusal from None
+        traced.refused = str(refusal)
+        return traced, chosen
+    return detector, options
 
 
 def plan_of_export(

@@ -36,6 +36,9 @@ from mmdeploy_ext.util.errors import (
 )
 from mmdeploy_ext.util.files import sha256_file
 
+TRACED = 'traced'
+"""Name of the family of traced test paths."""
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
@@ -72,6 +75,7 @@ class Detector:
         lowered: key of the config that `fit` changed -> value of the config, value of the model.
         collected: entries that the test pipeline collects, after a proof ran it.
         recording: an `Ask` or a `Recording`, around the calls of `forward` in a proof, or None.
+        refused: why another family does not export the model, whose test path is traced instead.
         code_warnings: PyTorch's warnings about the user's code in exports.
     """
 
@@ -95,6 +99,7 @@ class Detector:
     lowered: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     recording: Any = None
+    refused: str = ''
     code_warnings: list[CodeWarning] = dataclasses.field(default_factory=list, init=False, repr=False)
 
     def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -137,6 +142,7 @@ def read_config(
     product: str = DETECTOR,
     weight_layout: str = 'auto',
     file: str = '',
+    whole: str = '',
 ) -> Detector:
     """Read a config and find its family, after `compat.apply()`; the checkpoint is not read.
 
@@ -149,6 +155,7 @@ def read_config(
         weight_layout: kernel layout of a sparse backbone's checkpoint: 'auto', 'spconv1', 'spconv2' or
             'spconv2-rskc'.
         file: exported file; its product wins if its family claims the config.
+        whole: 'traced': the family of traced test paths, whatever family claims the config.
 
     Raises:
         ConfigError: the config cannot be read, or no family claims it.
@@ -167,7 +174,10 @@ def read_config(
     metadata = _metadata_of(file) if file else None
     if cameras := getattr(metadata and metadata.preprocess, 'num_cameras', 0):
         cfg.cameras_of_file = cameras
-    family = find_family(cfg, family_of_file.product if family_of_file else product)
+    if whole or (family_of_file and family_of_file.name == TRACED):
+        family = FAMILIES[TRACED].for_config(cfg)
+    else:
+        family = find_family(cfg, family_of_file.product if family_of_file else product)
     detector = Detector(str(config), str(checkpoint), cfg_options, cfg, family, device, weight_layout)
     if metadata is not None and metadata.options.get(MADE_FOR.name):
         with contextlib.suppress(ModelFileError):  # as above

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.api import (
     ExportRequest,
+    built,
     check_normalisation,
     chosen_options,
     export_read,
@@ -19,7 +20,7 @@ from mmdeploy_ext.api import (
 from mmdeploy_ext.cli import export_scn_app, parts_app, proof
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.contract.options import LARGEST_K, MADE_FOR, OPSET
-from mmdeploy_ext.detector import Detector, resolve, with_size
+from mmdeploy_ext.detector import TRACED, Detector, resolve, with_size
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
@@ -153,7 +154,7 @@ def _run(args: argparse.Namespace, only: str) -> int:
         print(_chosen_for(detector, options))
     proof.print_libraries_not_run(detector.cfg, args)
     if args.check:
-        return print_exports(detector, options)
+        return print_exports(*built(detector, options, request))
     if args.verify:
         kind.check_provable(family)
     output, picture = output_of(detector, options, request), args.input_img or DEFAULT_PICTURE
@@ -161,8 +162,10 @@ def _run(args: argparse.Namespace, only: str) -> int:
     if args.show:
         will_write('--show', [f'{output}.png'])
     exported = export_read(detector, options, request, inputs, args.verify)
+    detector, family = exported.detector, exported.detector.family
     title = _title(family, exported.options, len(exported.files))
     print(f'{output}: {title}, exported in {exported.seconds:.1f} s')
+    print_held(detector)
     if exported.plan:
         from mmdeploy_ext.quantize.plan import show_plan
 
@@ -176,6 +179,17 @@ def _run(args: argparse.Namespace, only: str) -> int:
         return 0
     verdict = exported.prove(engine, library=args.library, strict=args.strict)
     return proof.show(verdict, detector, args)
+
+
+def print_held(detector: Detector) -> None:
+    """Print the lines of a traced test path whose result for the example is in the graph."""
+    facts = detector.family.facts(detector.model)
+    if detector.refused:
+        print(f'your test path is traced whole, since: {detector.refused}')
+    for line in getattr(facts, 'escapes', ()):
+        print(f"the file holds this of the example, guarded by its output 'valid': {line}")
+    if difference := getattr(facts, 'difference', ''):
+        print(f'traces of two images differ, first in {difference}')
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -231,7 +245,7 @@ def _title(family: Family, options: Options, count: int) -> str:
         return f'{title}, {count} graph(s), {numbers}'
     shape = 'dynamic batch, fixed size' if options.get('dynamic_batch') else 'fixed shape'
     if options.dynamic:
-        shape = 'dynamic batch and size'
+        shape = 'any size' if family.name == TRACED else 'dynamic batch and size'
     return f'{family.name}/{options.form}, {numbers}, {shape}'
 
 
@@ -271,7 +285,6 @@ def print_exports(detector: Detector, options: Options) -> int:
 
     from mmdeploy_ext.families.trial import check_translation
 
-    kind_of(detector.family).build(detector)
     family, cfg, model = detector.family, detector.unbuilt_cfg, detector.model
     resolved = resolve(options, model, detector.rule)
     console = Console(width=150)
@@ -297,6 +310,7 @@ def print_exports(detector: Detector, options: Options) -> int:
     options = kind_of(family).check(detector, options)
     contract_of(family, options).graphs(model, options)
     check_translation(family, model, options)
+    print_held(detector)
     return 0
 
 

@@ -7,6 +7,7 @@ import functools
 import importlib
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from mmdeploy_ext.util.commands import tool
 from mmdeploy_ext.util.errors import (
     DataError,
     EngineError,
+    FrozenWarning,
     ImageError,
     InferenceError,
     ModelFileError,
@@ -78,6 +80,11 @@ def make_parser(
     parser.add_argument('--cameras', metavar='FILE', help=text)
     text = "threads within an operator, 1 or more (default: ONNX Runtime's choice)"
     parser.add_argument('--threads', type=int, metavar='N', help=text)
+    text = (
+        "treat an image as unusable where the file's output 'valid' is false: traced code would have taken "
+        'another branch (default: warn)'
+    )
+    parser.add_argument('--strict', action='store_true', help=text)
     text = 'stop at the first unusable sample (default: continue and exit with status 1)'
     parser.add_argument('--fail-fast', action='store_true', help=text)
     return parser
@@ -108,7 +115,9 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
         if films:
             entries = run_film(args, backend, targets, cameras)
         else:
-            run_sample = functools.partial(run_file, backend, score_thr=args.score_thr, cameras=cameras)
+            strict = getattr(args, 'strict', False)
+            settings = dict(score_thr=args.score_thr, cameras=cameras, strict=strict)
+            run_sample = functools.partial(run_file, backend, **settings)
             entries = run_all(targets, run_sample, 'image', args.fail_fast)
         kind = 'frames' if films else 'images'
         return finish(args, backend.metadata, entries, time.perf_counter() - start, kind)
@@ -252,6 +261,7 @@ def run_file(
     target: Path,
     score_thr: float,
     cameras: Mapping[str, np.ndarray],
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Detect, draw and write one image; return its JSON entry, `detections` in pixels of the original."""
     from mmdeploy_ext.preprocess.cam2img import camera_for
@@ -262,8 +272,16 @@ def run_file(
     image = read_image(source, backend.metadata.preprocess.color_type)
     cam2img = camera_for(cameras, source) if cameras else None
     start = time.perf_counter()
-    with named(source):
-        results = detect(backend, image, cam2img)
+    with named(source), warnings.catch_warnings():
+        warnings.simplefilter('error', FrozenWarning)
+        try:
+            results = detect(backend, image, cam2img)
+        except FrozenWarning as error:
+            if strict:
+                raise InferenceError(one_line(error)) from error
+            print(f'warning: {source}: {one_line(error)}', file=sys.stderr)
+            warnings.simplefilter('ignore', FrozenWarning)
+            results = detect(backend, image, cam2img)
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
     shown = draw.enlarged(draw.visible(image), results)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_RTOL = 1e-4
 """Tolerance relative to a column group's largest absolute reference value."""
+VALID = 'valid'
+"""Output (B,) bool of a traced test path: whether what the graph holds of its example is true of it."""
 
 
 @dataclasses.dataclass(frozen=True)

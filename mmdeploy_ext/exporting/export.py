@@ -59,7 +59,7 @@ from mmdeploy_ext.graph.passes.rename import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import simplify
 from mmdeploy_ext.util.cli import suppress_output
 from mmdeploy_ext.util.errors import ExportError, ModelFileError, OpsetError, UsageError, root_cause
-from mmdeploy_ext.util.source_code import copied_file, is_users_file
+from mmdeploy_ext.util.source_code import copied_file, is_users_file, package_of
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Exporter -> first and last opset that it writes in torch 2.13 (measured; dynamo writes 18 if asked for 11).
@@ -561,6 +561,19 @@ def exports_unseen() -> Iterator[None]:
         yield
 
 
+_whole: contextvars.ContextVar[bool] = contextvars.ContextVar('whole_path', default=False)
+
+
+@contextlib.contextmanager
+def whole_path() -> Iterator[None]:
+    """Inside the block libraries do not see an export either, except mmcv, which has operators for it."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
 def _ask() -> bool:
     """Stand for `torch.onnx.is_in_onnx_export`; it runs with the globals of torch.onnx."""
     import sys
@@ -573,6 +586,8 @@ def _ask() -> bool:
 def answer_to(caller: types.FrameType) -> bool:
     """Return whether an export runs, as a frame is to see it."""
     file = caller.f_code.co_filename
+    if _whole.get() and package_of(Path(file)) not in ('torch', 'mmcv'):
+        return False
     if not _is_in_onnx_export() or not _is_users_branch(file):
         return _is_in_onnx_export()
     _record(file, caller.f_lineno, f'asks {ASKED}(): False, as in PyTorch')

@@ -37,6 +37,7 @@ def without_empty_writes() -> Iterator[None]:
     """Leave `tensor[index] = value` without an element out of a trace, for Swin's masks."""
     write = torch.Tensor.__setitem__
 
+    @functools.wraps(write)
     def write_elements(tensor: torch.Tensor, index: Any, value: Any) -> None:
         if _is_fixed(index):
             state = torch._C._get_tracing_state()
@@ -133,6 +134,7 @@ def products_with_flags() -> Iterator[None]:
     """Multiply numbers by 1 or 0 in place of True or False, for which a trace has no operator (BEVFormer)."""
     multiply = torch.Tensor.__mul__
 
+    @functools.wraps(multiply)
     def by_number(tensor: torch.Tensor, other: Any) -> torch.Tensor:
         is_flag = isinstance(other, bool) and tensor.dtype != torch.bool
         return multiply(tensor, int(other) if is_flag else other)

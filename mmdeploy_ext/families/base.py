@@ -40,11 +40,13 @@ class Claim(enum.IntEnum):
     """How much of a config's model a family claims; the largest claim wins."""
 
     NO = 0
-    PART = 1
+    TEST_PATH = 1
+    """A detector that no other family claims, by a trace of its own test path."""
+    PART = 2
     """One part, such as a detector's sparse encoder, or a head that `check` refuses by name."""
-    HEAD = 2
+    HEAD = 3
     """The head in any detector; `check` refuses unsupported other parts."""
-    DETECTOR = 3
+    DETECTOR = 4
     """The whole detector."""
 
 

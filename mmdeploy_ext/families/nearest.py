@@ -65,7 +65,7 @@ def refusal(
     texts = [f'{key}={parts[key]!r}' for key in sorted(parts, key=lambda key: (key.count('.'), key))]
     heads = f'with {", ".join(texts)}' if texts else 'without a head'
     by_name = sorted(families, key=lambda family: family.name)  # of equally similar ones the first by name
-    of_pictures = not _has_sensors(cfg)
+    of_pictures = not has_sensors(cfg)
     alike = [family.name for family in by_name if (family.samples == 'images') == of_pictures]
     candidates = [entry for entry in map(registration_of, alike) if entry.exports]
     best = max(candidates, key=lambda entry: _similarity(entry, model, parts), default=None)
@@ -145,7 +145,7 @@ def trial_words(key: str, name: str) -> str:
     )
 
 
-def _has_sensors(cfg: Any) -> bool:
+def has_sensors(cfg: Any) -> bool:
     model, keys = cfg.get('model'), []
     if isinstance(model, dict):
         keys = [str(key) for key in model]

@@ -48,6 +48,7 @@ class Kind(abc.ABC):
         unit: unit of `backend_config.dump`: 'samples' or 'frames'.
         refuses: command -> option -> why it is not supported; `entry` is the family's registration,
             `drawn_by` the command that draws its results.
+        traces: whether a test path is traced whole where its family refuses the model.
         public_samples: default samples of a kit; they may be published.
     """
 
@@ -55,6 +56,7 @@ class Kind(abc.ABC):
     unit: ClassVar[str] = 'frames'
     refuses: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     public_samples: ClassVar[Sequence[str]] = ()
+    traces: ClassVar[bool] = False
 
     @abc.abstractmethod
     def samples(

@@ -36,6 +36,7 @@ spreads from it and must not saturate in dark images.
 class Images(Kind):
     name = 'images'
     unit = 'samples'
+    traces = True
     refuses: ClassVar = {
         'verify': {'frames': 'is for streaming models only'},
         'kit': {'frames': 'is for models of frames and sweeps only'},

@@ -9,8 +9,10 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mmdeploy_ext.contract.options import LIMITS
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, VALID
 from mmdeploy_ext.detector import check_picture_options, rule_of
 from mmdeploy_ext.detector_files import make_metadata
 from mmdeploy_ext.engines import build_backend, title_of
@@ -62,6 +64,7 @@ from mmdeploy_ext.verdict.comparison import (
     compare_named,
     compare_tensors,
     count_rows,
+    failed_row,
     order_rows,
     shape_rows,
 )
@@ -74,7 +77,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    import numpy as np
     import onnx
 
     from mmdeploy_ext.contract.metadata import Metadata
@@ -615,6 +617,8 @@ def _contract_rows(
     if limits := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
         bounds = reference.compute(reference.code.candidate_bounds, bars.score, **limits)
         rows += count_rows(outputs, bounds)
+    if not np.all(outputs.get(VALID, True)):
+        rows.append(failed_row(VALID, 'is false: the graph holds a fact that is not true of this input'))
     return rows
 
 

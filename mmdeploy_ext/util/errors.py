@@ -65,6 +65,10 @@ class OpsetError(ExportError):
     """The exporter has no form of an operator at the opset that was asked for."""
 
 
+class FrozenWarning(UserWarning):
+    """A file's results are wrong for an input: its traced code would have taken another branch."""
+
+
 class AbsentPackageError(ModuleNotFoundError):
     """A package that the user's code imports is missing; exit status 2."""
 

@@ -114,6 +114,13 @@ def place_of(defined: Any) -> tuple[str, int]:
     return file, defined.__code__.co_firstlineno
 
 
+def place_of_line(file: str) -> str:
+    """Return a file of code, relative to the folder that its package is imported from, or its name."""
+    path = Path(file)
+    roots = [folder for folder in path.parents if not (folder / '__init__.py').is_file()]
+    return str(path.relative_to(roots[0])) if roots else path.name
+
+
 def is_installed(package: str, path: str | Path) -> bool:
     """Whether a Python file is as a distribution of OpenMMLab installed it, not copied, edited or added."""
     root, digests = _installed_files(package)

@@ -127,6 +127,7 @@ class _Inputs:
         self.sizes = other_sizes(detector, options) if options.dynamic else None
         self.small = smaller_size(detector, options)
         spec = detector.family.spec(detector.model, options)
+        self.takes_batches = isinstance(spec.inputs[0].axes[0], str)
         self.optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
         self.optional = () if options.required_inputs else self.optional
 
@@ -225,6 +226,7 @@ class _Inputs:
 
     def of_sizes(self) -> list[ProofInput]:
         sizes, ((title, picture), second) = self.sizes, self.images[:2]
+        most = BATCHES[-1] if self.takes_batches else self.options.batch
 
         def views(size: tuple[int, int], count: int) -> list[Picture]:
             views = (title, picture), (titled(title, 'mirrored'), other_view(picture)), second
@@ -233,7 +235,9 @@ class _Inputs:
         return [
             self._unaligned(second, sizes.other, sizes.divisor),
             self.fixed('W > 2H', views(sizes.wide, 1), sizes.wide),
-            self.fixed('H > 2W, batch 3', views(sizes.tall, 3), sizes.tall),
+            self.fixed(
+                'H > 2W' + (f', batch {most}' if most > 1 else ''), views(sizes.tall, most), sizes.tall
+            ),
             self.fixed('dark', [(titled(title, 'dark'), dark(picture))], self.small),
             self.fixed('bright', [(titled(title, 'bright'), bright(picture))], self.small),
         ]

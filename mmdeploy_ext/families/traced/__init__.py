@@ -1,0 +1,22 @@
+"""Any detector of single images: its own test path, traced whole."""
+
+from mmdeploy_ext.contract.options import Option
+from mmdeploy_ext.contract.registry import register_family
+
+register_family(
+    'traced',
+    'mmdeploy_ext.families.traced.family:TracedFamily',
+    options=(
+        Option(
+            'whole',
+            'traced',
+            "traced: export a trace of your detector's own test path (default where no family claims it)",
+            ('traced',),
+            key='whole',
+            stated=True,
+        ),
+    ),
+    facts='mmdeploy_ext.families.traced.facts:TracedFacts',
+    runtime='mmdeploy_ext.families.traced.runtime',
+    claims=('BaseDetector',),
+)

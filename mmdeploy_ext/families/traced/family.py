@@ -1,0 +1,204 @@
+"""Any detector of single images, by a trace of its own `simple_test`."""
+
+import dataclasses
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from mmdet.models.builder import DETECTORS
+from mmdet.models.detectors import BaseDetector
+from torch import nn
+
+from mmdeploy_ext.config.config import refused_by_name
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import VALID, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.exporting.traced.mode import Escape
+from mmdeploy_ext.exporting.traced.whole import INPUTS, Layout, Whole, layout_of
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common import detector_parts, image_graphs
+from mmdeploy_ext.families.common.mmdet_reference import metas_of, tested
+from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.nearest import has_sensors
+from mmdeploy_ext.families.traced.facts import TracedFacts
+from mmdeploy_ext.families.traced.reference import TracedReference
+from mmdeploy_ext.families.trial import own_forward, picture_channels
+from mmdeploy_ext.models.building import has_head
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.util.errors import ConfigError, UsageError
+from mmdeploy_ext.util.source_code import place_of_line
+
+TASKS = (
+    ({'dets', 'labels'}, 'bbox2d'),
+    ({'dets', 'labels', 'masks'}, 'boxed_mask'),
+    ({'scores', 'labels', 'masks'}, 'mask'),
+)
+"""Outputs of a test path -> task."""
+SIDES = (128, 160, 192)
+"""Sides of the pictures of two traces, times the model's multiple over 32."""
+STEPS = 1, 2, 4, 8, 16, 32, 64, 128
+"""Divisors of sides that are tried."""
+_MULTIPLES: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+KEPT = 'mm2onnx_layouts'
+"""Attribute of a model with its layouts."""
+
+
+class TracedFamily(ImageFamily):
+    name = 'traced'
+    task = 'bbox2d'
+    forms = ('full',)
+    reference = TracedReference
+    untraced = ()
+
+    def claims(self, cfg: Any) -> Claim:
+        detector = DETECTORS.get(str(cfg.model.get('type')))
+        is_detector = detector is not None and issubclass(detector, BaseDetector)
+        return Claim.TEST_PATH if is_detector and not has_sensors(cfg) else Claim.NO
+
+    def for_config(self, cfg: Any) -> 'TracedFamily':
+        return type(self)()  # its task is that of one model
+
+    def check(self, cfg: Any, options: Options) -> None:
+        with refused_by_name(cfg):
+            if options.exporter != 'torchscript':
+                raise UsageError(f'--exporter {options.exporter}: a traced test path needs torchscript')
+            if options.batch != 1:
+                raise UsageError(
+                    f'--batch-size {options.batch}: a traced test path takes one image at a time'
+                )
+        detector_parts.check(cfg.model, options)
+
+    def layout(self, model: nn.Module, size: tuple[int, int] | None = None) -> Layout:
+        """Return what two traces say of a model; `size` (H, W) if it runs at no other one.
+
+        ConfigError: the test path fails, or its results are of no known kind.
+        """
+        found = vars(model).setdefault(KEPT, {})  # which copies of the model share
+        key = str([parameter.detach().flatten()[:8].sum().item() for parameter in model.parameters()])
+        if key not in found:
+            step = max(detector_parts.multiple(model), 32)
+            height, *other = (-(-side // step) * step for side in SIDES)
+            try:
+                with own_forward(model, f'an image of {height} x {height}'):
+                    found[key] = layout_of(model, [(height, height), tuple(other)])
+            except ConfigError:
+                if size is None:
+                    raise
+                with own_forward(model, f'an image of {size[0]} x {size[1]}'):
+                    found[key] = layout_of(model, [size, size])
+        self.task = task_of(model, found[key])
+        return found[key]
+
+    def multiple(self, model: nn.Module) -> int:
+        """Return the divisor of both sides with which the user's test path runs."""
+        if model not in _MULTIPLES:
+            least = detector_parts.multiple(model)
+            steps = [step for step in STEPS if step % least == 0] or [least]
+            sides = ([-(-side // step) * step + step for side in SIDES[:2]] for step in steps[:-1])
+            fitting = (step for step, size in zip(steps[:-1], sides, strict=True) if runs(model, *size))
+            _MULTIPLES[model] = next(fitting, steps[-1])
+        return _MULTIPLES[model]
+
+    def spec(self, model: nn.Module, options: Options) -> GraphSpec:
+        layout = self.layout(model, (options.height, options.width))
+        size = ('H', 'W') if options.dynamic else (options.height, options.width)
+        multiple = self.multiple(model) if options.dynamic else 1
+        meaning = 'normalised images, padded bottom and right'
+        image = TensorSpec('input', 'float32', (1, 3, *size), meaning, multiple=multiple)
+        others = (
+            *image_graphs.optional_inputs(1, clips=True, bordered=True),
+            image_graphs.mask_inputs(1, ZERO)[1],
+        )
+        others = {tensor.name: tensor for tensor in others}
+        inputs = [image]
+        for name in INPUTS[1:]:
+            if name in layout.used or name in ALWAYS:
+                inputs.append(dataclasses.replace(others[name], unused=name not in layout.used))
+        return GraphSpec('traced/full', tuple(inputs), tuple(self._outputs(layout)))
+
+    def _outputs(self, layout: Layout) -> list[TensorSpec]:
+        outputs = []
+        for name, (dtype, rank) in layout.outputs.items():
+            axes = (1, 'n', *LAST.get((name, dtype), [f'{name}_{axis}' for axis in range(2, rank)]))[:rank]
+            outputs.append(TensorSpec(name, dtype, axes, MEANINGS.get(name, ''), compare='detections'))
+        return outputs
+
+    def stages(self, model: nn.Module, options: Options) -> list[Stage]:
+        spec, layout = self.spec(model, options), self.layout(model)
+        inputs = tuple(tensor.name for tensor in spec.inputs)
+        whole = Whole(model, layout.names, inputs, layout.borders)
+        return [Stage('whole', whole, inputs, (*layout.names, *layout.borders))]
+
+    def facts(self, model: nn.Module) -> TracedFacts:
+        test_cfg = numbers(getattr(model, 'test_cfg', None) or {})
+        settings = test_cfg.get('rcnn', test_cfg)
+        masks = self.layout(model).outputs.get('masks')
+        return TracedFacts(
+            num_classes=self.num_classes(model) or None,
+            max_per_img=settings.get('max_per_img', -1),
+            mask_thr=settings.get('mask_thr_binary', 0.5) if masks and masks[0] == 'float32' else None,
+            test_cfg=test_cfg,
+            escapes=tuple(map(line_of, self.layout(model).escapes)),
+            difference=self.layout(model).difference,
+        )
+
+    def num_classes(self, model: nn.Module) -> int:
+        roi_head = getattr(model, 'roi_head', None)
+        heads = getattr(roi_head, 'bbox_head', None) if roi_head is not None else None
+        if heads is not None:
+            head = heads[-1] if isinstance(heads, nn.ModuleList) else heads
+            return int(head.num_classes)
+        return super().num_classes(model) if has_head(model) else 0
+
+    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        return image_graphs.mask_feeds(images, rescale) | image_graphs.feeds(images, rescale)
+
+
+def runs(model: nn.Module, height: int, width: int) -> bool:
+    """Return whether the user's test path runs on a black image of this size."""
+    image = np.zeros((picture_channels(model), height, width), np.float32)
+    prepared = PreparedImage(image, (height, width), np.ones(4, np.float32), (height, width))
+    try:
+        tested(model, [prepared], metas_of([prepared]), rescale=True)
+    except Exception:
+        return False
+    return True
+
+
+ZERO = '0 means the input size'
+ALWAYS = ('img_shape', 'scale_factor')
+LAST = {('dets', 'float32'): (5,), ('masks', 'bool'): ('h', 'w'), ('masks', 'float32'): ('m', 'm')}
+MEANINGS = dict(
+    dets='x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
+    'when scale_factor is fed',
+    labels='class indices',
+    scores='scores in descending order',
+    masks='masks of the instances at ori_shape (bool), or 0..1 in the frame of their box (float)',
+    valid='whether every fact of the traced image that the graph holds is true of this one',
+)
+
+
+def task_of(model: nn.Module, layout: Layout) -> str:
+    names = set(layout.names) - {VALID}
+    for outputs, task in TASKS:
+        if names == outputs:
+            return task
+    raise ConfigError(
+        f'{type(model).__name__}: its test path returns {", ".join(sorted(names))}; expected boxes and '
+        'labels of bbox2result, with or without masks'
+    )
+
+
+def numbers(settings: Any) -> dict[str, Any]:
+    """Return the numbers of nested settings."""
+    found = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found[str(key)] = numbers(value)
+        elif isinstance(value, bool | int | float):
+            found[str(key)] = value
+    return found
+
+
+def line_of(escape: Escape) -> str:
+    return f'{place_of_line(escape.file)}:{escape.line}: {escape.text}'

@@ -1,0 +1,49 @@
+"""Results of traced test paths in numpy.
+
+Glossary: B batch, n results of an image, m side of a mask in the frame of its box, h, w size of the original.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.contract.spec import VALID
+from mmdeploy_ext.families.common.runtime import padded_instances, padded_results, pasted_masks
+from mmdeploy_ext.util.errors import FrozenWarning
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays, Detections, Instances
+
+RUNNERS = {'full': 'with_postprocess'}
+
+
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections] | list[Instances]:
+    """Return the results of each image of a batch; warn where the file's code would have run other lines.
+
+    Args:
+        metadata: metadata of the file.
+        outputs: `dets` (B, n, 5) x1 y1 x2 y2 score or `scores` (B, n), best first; `labels` (B, n) int64;
+            maybe `masks` (B, n, m, m) float32 in the frame of the box, or (B, n, h, w) bool; and
+            `valid` (B,).
+        feeds: `ori_shape` and `scale_factor` for masks in the frame of boxes.
+    """
+    if not np.all(outputs.get(VALID, True)):
+        warnings.warn(FrozenWarning(invalid(metadata)), stacklevel=2)
+    if 'masks' not in outputs or 'dets' not in outputs:
+        return padded_results.detections(metadata, outputs, feeds)
+    kind = padded_instances if outputs['masks'].dtype == bool else pasted_masks
+    return kind.detections(metadata, outputs, feeds)
+
+
+def invalid(metadata: Metadata) -> str:
+    """Return what it means that `valid` is false."""
+    lines = metadata.postprocess.escapes
+    listed = f': {"; ".join(lines[:3])}' if lines else ''
+    return (
+        "output 'valid' is false: for this image your code takes another branch than for the traced one, so "
+        f'that the results are wrong{listed}'
+    )

@@ -1,0 +1,244 @@
+"""What Python decides in a traced test path stays in the graph, or `valid` says where it does not hold."""
+
+import copy
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.traced.mode import SHADOWS, Limit, Tracing, is_traced
+
+len, min, max, int = (SHADOWS[name] for name in ('len', 'min', 'max', 'int'))
+
+
+class UnderTheMode(nn.Module):
+    """A function of boxes (n, 5) as a traced test path sees it, and `valid`."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, boxes):
+        if not is_traced():
+            return self.function(boxes)
+        with Tracing([boxes]) as self.mode:
+            result = self.function(boxes)
+        return result.clone(), self.mode.valid()
+
+
+def boxes(count, seed=0, scale=1.0):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 5, generator=draw) * 100 * scale
+
+
+def traced(function, example):
+    module = UnderTheMode(function).eval()
+    model = export_module(module, [example], input_names=['boxes'], dynamic={'boxes': {0: 'n'}})
+    return module.mode, onnxruntime.InferenceSession(model.SerializeToString())
+
+
+def answers(function, example, *others):
+    """Return for each input whether the file's result is PyTorch's, and whether it says `valid`."""
+    _, session = traced(function, example)
+    found = []
+    for other in (example, *others):
+        expected = function(other.clone()).numpy()
+        result, valid = session.run(None, {'boxes': other.numpy()})
+        is_equal = result.shape == expected.shape and np.allclose(result, expected, atol=1e-3)
+        found.append((is_equal, bool(valid)))
+    return found
+
+
+# kept in the graph
+def cut(rows):
+    limit = Limit(7) if is_traced() else 7
+    return rows[rows[:, 4].topk(limit)[1]] if rows.shape[0] > limit else rows
+
+
+def fewest_and_most(rows):
+    return rows[: min(len(rows), 4)] * max(rows.shape[0], 6)
+
+
+def slice_of_an_int(rows):
+    return rows[: int(rows[:, 3].mean()) // 8]
+
+
+def written_columns(rows):
+    rows = rows.clone()
+    rows[:, 0:4:2].clamp_(0, 50)
+    return rows
+
+
+def written_view_of_a_view(rows):
+    rows = rows.clone()
+    rows[:, :4][:, 1:].mul_(2)
+    return rows
+
+
+def items_of_a_view(rows):
+    rows = rows.clone()
+    left = rows[:, :2]
+    left[left > 40] = 0
+    return rows
+
+
+def added_to_a_view(rows):
+    rows = rows.clone()
+    left = rows[:, 0]
+    left += 3
+    return rows
+
+
+def tensor_of_sizes(rows):
+    return rows / rows.new_tensor([rows.shape[0], 1, 2, 3, 4])
+
+
+def data_of_a_tensor(rows):
+    return rows + rows.data[:, 2:3].mean()
+
+
+def deep_copy(rows):
+    return copy.deepcopy(rows * 2)
+
+
+def empty_selection(rows):
+    kept = rows[rows[:, 4] > 95]
+    if len(kept) == 0:
+        return kept
+    return kept * 2
+
+
+def selected_only_if_needed(rows):
+    mask = rows[:, 4] > 20
+    if not mask.all():
+        rows = rows[mask]
+    return rows
+
+
+def reshaped_selection(rows):
+    kept = rows[rows[:, 4] > 40]
+    if kept.shape[0] == 0:
+        return kept
+    return kept.reshape(kept.shape[0], -1) + 1
+
+
+def split_of_one(rows):
+    return torch.cat(rows.split((len(rows),))) * 2
+
+
+def normalised(rows):
+    return F.layer_norm(rows, rows.shape[1:])
+
+
+def computed_convolution(rows):
+    weights = rows[:, :3, None, None] / 100
+    return F.conv2d(torch.ones(1, 3, 4, 4), weights).flatten(1)
+
+
+KEPT = (
+    cut, fewest_and_most, slice_of_an_int, written_columns, written_view_of_a_view, items_of_a_view,
+    added_to_a_view, tensor_of_sizes, data_of_a_tensor, deep_copy, empty_selection, selected_only_if_needed,
+    reshaped_selection, split_of_one, normalised, computed_convolution,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('function', KEPT, ids=lambda function: function.__name__)
+def test_a_decision_that_tensors_can_make_stays_in_the_graph(function):
+    found = answers(function, boxes(12), boxes(12, 1), boxes(9, 2, 0.9), boxes(20, 3, 0.8))
+    assert found == [(True, True)] * 4
+
+
+@pytest.mark.parametrize('function', [empty_selection, reshaped_selection])
+def test_an_example_without_a_selected_row_does_not_decide_for_other_pictures(function):
+    assert answers(function, boxes(12, scale=0.1), boxes(12, 1), boxes(12, 2, 0.1)) == [(True, True)] * 3
+
+
+# held of the example, and known
+def branch(rows):
+    return rows * 2 if rows[:6, 2].mean() > rows[6:, 2].mean() else rows
+
+
+def quantile_of_numpy(rows):
+    return rows[rows[:, 2] > float(np.quantile(rows[:, 2].numpy(), 0.5))]
+
+
+def list_of_rows(rows):
+    return rows[[index for index, value in enumerate(rows[:, 2].tolist()) if value > 50]]
+
+
+def loop(rows):
+    return torch.stack([row * 1.5 for row in rows if row[2] > 10])
+
+
+def printed_number(rows):
+    return rows + float(f'{rows[0, 0]:.3f}')
+
+
+def item(rows):
+    return rows + rows[0, 0].item()
+
+
+def equal_halves(rows):
+    return rows * (2 if torch.equal(rows[:6], rows[6:]) else 3)
+
+
+def close_halves(rows):
+    return rows * (2 if torch.allclose(rows[:6], rows[6:], atol=30) else 3)
+
+
+def contained(rows):
+    return rows * (2 if 0.0 in rows else 3)
+
+
+def other_any(rows):
+    has_large = (rows > 150).any()
+    return rows * 2 if has_large else rows
+
+
+HELD = (
+    branch, quantile_of_numpy, list_of_rows, loop, printed_number, item, equal_halves, close_halves,
+    contained, other_any,
+)  # fmt: skip
+UNLIKE = dict(
+    equal_halves=torch.cat([boxes(6), boxes(6)]),
+    close_halves=torch.full((12, 5), 1.0),
+    contained=boxes(12) * torch.tensor([0.0, 1, 1, 1, 1]),
+    other_any=boxes(12) + 100,
+    branch=boxes(12).flip(0),
+)
+
+
+@pytest.mark.parametrize('function', HELD, ids=lambda function: function.__name__)
+def test_a_fact_of_the_example_is_guarded_by_valid_and_named_by_its_line(function):
+    other = UNLIKE.get(function.__name__, boxes(12, 1))
+    found = answers(function, boxes(12), other)
+    assert found == [(True, True), (False, False)]
+    mode, _ = traced(function, boxes(12))
+    held = [escape for escape in mode.escapes if escape.kind == 'value' and not escape.constant]
+    assert {escape.file for escape in held} == {__file__}
+    assert all(escape.line >= function.__code__.co_firstlineno for escape in held)
+
+
+def harmless(rows):
+    if len(rows) == 0:
+        return rows
+    assert rows.shape[1] == 5
+    if rows.shape[-1] != 5:
+        raise ValueError
+    print('', end=f'{rows.shape[1] // 100 or ""}')
+    return rows[:5]
+
+
+def test_a_number_of_columns_is_no_fact_of_the_example():
+    mode, _ = traced(harmless, boxes(12))
+    assert [escape for escape in mode.escapes if escape.kind == 'value' and not escape.constant] == []
+    assert answers(harmless, boxes(12), boxes(30, 1)) == [(True, True)] * 2
+
+
+def test_scores_and_thresholds_where_rounding_decides_are_borders():
+    mode, _ = traced(cut, boxes(12))
+    assert [name.rpartition('_')[0] for name in mode.borders] == ['topk']

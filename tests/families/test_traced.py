@@ -1,0 +1,87 @@
+"""A detector's own test path as one file: exported, proven and run like any other."""
+
+import numpy as np
+import pytest
+from mmdet.models.builder import HEADS
+from mmdet.models.dense_heads import ATSSHead
+
+import mmdeploy_ext
+from mmdeploy_ext.cli import export_app, run_app
+from mmdeploy_ext.contract.metadata import read_metadata
+from toy_atss import CHECKPOINT, PICTURE, REPO
+
+TOY = f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n"
+WHOLE = ('--whole', 'traced', '--shape', '128', '160')
+
+
+def with_head(folder, head):
+    config = folder / f'{head}.py'
+    config.write_text(TOY + f"model = dict(bbox_head=dict(type='{head}'))\n")
+    return str(config)
+
+
+@HEADS.register_module()
+class HeadWithAThreshold(ATSSHead):
+    """Boxes of a selection that no family knows."""
+
+    def get_bboxes(self, *args, **kwargs):
+        found = []
+        for boxes, labels in super().get_bboxes(*args, **kwargs):
+            wide = boxes[:, 2] - boxes[:, 0] > boxes[:, 3] - boxes[:, 1]
+            boxes[:, 4] = boxes[:, 4] * (1 - 0.5 * wide.float())
+            found.append((boxes, labels))
+        return found
+
+
+@HEADS.register_module()
+class HeadWithABranch(ATSSHead):
+    def get_bboxes(self, *args, **kwargs):
+        ((boxes, labels),) = super().get_bboxes(*args, **kwargs)
+        if boxes[:, 4].sum() > 1e3 * boxes[:, 4].sum() - 0.5:
+            boxes = boxes * 0.5
+        return [(boxes, labels)]
+
+
+def test_a_detector_whose_family_refuses_it_is_traced_whole_and_proven(tmp_path, capsys):
+    path = tmp_path / 'm.onnx'
+    config = with_head(tmp_path, 'HeadWithAThreshold')
+    words = [config, CHECKPOINT, '--out', str(path), '--shape', '128', '160', '--verify']
+    assert export_app.main(words) == 0
+    said = capsys.readouterr().out
+    assert 'PROVEN' in said and 'traced whole' in said
+    metadata = read_metadata(path)
+    assert metadata.family == 'traced' and metadata.spec.output_names == ['dets', 'labels', 'valid']
+
+
+@pytest.fixture(scope='module')
+def branching(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('branching')
+    path = folder / 'm.onnx'
+    config = with_head(folder, 'HeadWithABranch')
+    mmdeploy_ext.export(config, CHECKPOINT, path, whole='traced', height=128, width=160)
+    return config, path
+
+
+def test_a_branch_on_scores_is_named_with_its_line_in_the_file(branching):
+    (line,) = read_metadata(branching[1]).postprocess.escapes
+    assert 'test_traced.py:' in line and 'boxes[:, 4].sum()' in line
+
+
+def test_an_input_that_takes_the_other_branch_is_not_proven(branching):
+    config, path = branching
+    verdict = mmdeploy_ext.prove(config, CHECKPOINT, path, samples=[PICTURE])
+    failed = [finding for finding in verdict.findings if finding.passed is False]
+    assert {finding.figures['tensor'] for finding in failed} == {'valid'} and not verdict.proven
+
+
+def test_run_warns_of_an_invalid_image_and_strict_refuses_it(branching, tmp_path, capsys):
+    import cv2
+
+    black = str(tmp_path / 'black.png')
+    cv2.imwrite(black, np.zeros((90, 120, 3), np.uint8))
+    words = [str(branching[1]), black, '--out', str(tmp_path / 'out')]
+    with mmdeploy_ext.open_model(branching[1]) as model, pytest.warns(UserWarning, match='valid'):
+        model(np.zeros((90, 120, 3), np.uint8))
+    assert run_app.main(words) == 0
+    assert 'valid' in capsys.readouterr().err
+    assert run_app.main([*words, '--strict']) == 1
