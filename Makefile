@@ -127,7 +127,7 @@ test-rotate: $(if $(wildcard .venv-rotate/bin/python),,env-rotate)
 
 # Files are not split: what a file's tests share is made once. The number of processes: tests/conftest.py.
 # `test-fast` has what needs neither a trained model nor long set-ups, `test-workshop` tables and pages.
-FAST := test_layout.py test_guards.py config contract util engines evaluate graph lint preprocess weights
+FAST := test_layout.py test_guards.py base spec engines families/evaluate graphs bench/lint runtime/preprocess upstream/weights
 test: tests := tests --ignore=tests/workshop
 test-fast: tests := $(addprefix tests/,$(FAST))
 test-matrix: tests := tests -m matrix
@@ -160,7 +160,7 @@ demo-stream demo-lidar demo-fusion: $(ENV)
 demo: tool = tools/demo/demo.py $(DEMO_ARGS)
 benchmark: tool = tools/analysis_tools/benchmark_all.py $(BENCHMARK_ARGS)
 zoo: tool = tools/analysis_tools/zoo.py $(ZOO_ARGS)
-doctor: tool = -m mmdeploy_ext.compat.doctor
+doctor: tool = -m mmdeploy_ext.upstream.compat.doctor
 lint: tool = -m ruff check .
 demo demo-stream demo-lidar demo-fusion benchmark zoo doctor: export PYTHONDONTWRITEBYTECODE :=
 demo benchmark zoo doctor lint: $(ENV)

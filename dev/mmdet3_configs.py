@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext import compat
-from mmdeploy_ext.util.errors import Mm2OnnxError
+from mmdeploy_ext.base.errors import Mm2OnnxError
+from mmdeploy_ext.upstream import compat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Translation:
 def translations_of(root: Path, files: list[Path]) -> dict[str, Translation]:
     """Translate and build configs; the keys are files below `root`."""
     from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
+    from mmdeploy_ext.upstream.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
 
     translations = {}
     for file in files:

@@ -13,12 +13,12 @@ from mmdeploy_ext import moved
 
 if TYPE_CHECKING:
     from mmdeploy_ext.api import export, prove
-    from mmdeploy_ext.contract.registry import register_family
     from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.parts.api import export_parts
-    from mmdeploy_ext.parts.swap import with_parts
     from mmdeploy_ext.proving.modules.proof import prove_module
+    from mmdeploy_ext.proving.parts.api import export_parts
+    from mmdeploy_ext.proving.parts.swap import with_parts
     from mmdeploy_ext.runtime.opening import open_model
+    from mmdeploy_ext.spec.registry import register_family
 
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # ONNX Runtime reads it when it is imported
 
@@ -37,12 +37,12 @@ __all__ = [
 _MODULES = {
     'Family': 'mmdeploy_ext.families.base',
     'export': 'mmdeploy_ext.api',
-    'export_parts': 'mmdeploy_ext.parts.api',
+    'export_parts': 'mmdeploy_ext.proving.parts.api',
     'open_model': 'mmdeploy_ext.runtime.opening',
     'prove': 'mmdeploy_ext.api',
     'prove_module': 'mmdeploy_ext.proving.modules.proof',
-    'register_family': 'mmdeploy_ext.contract.registry',
-    'with_parts': 'mmdeploy_ext.parts.swap',
+    'register_family': 'mmdeploy_ext.spec.registry',
+    'with_parts': 'mmdeploy_ext.proving.parts.swap',
 }
 
 

@@ -14,13 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.options import MADE_FOR, TARGETS, Target
-from mmdeploy_ext.detector import TRACED, Detector, fit, read_config
-from mmdeploy_ext.engines.registry import engine_settings
-from mmdeploy_ext.kinds import kind_of
-from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.claims import Claims
-from mmdeploy_ext.util.errors import (
+from mmdeploy_ext.base.errors import (
     ConfigError,
     DataError,
     LoadError,
@@ -28,15 +22,21 @@ from mmdeploy_ext.util.errors import (
     UsageError,
     after_weights,
 )
+from mmdeploy_ext.bench.kinds import kind_of
+from mmdeploy_ext.engines.registry import engine_settings
+from mmdeploy_ext.families.detector import TRACED, Detector, fit, read_config
+from mmdeploy_ext.proving.claims import Claims
+from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.spec.options import MADE_FOR, TARGETS, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.bench.precision.plan import Planner
+    from mmdeploy_ext.exporting.precision_plan import Kept, Plan
     from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
-    from mmdeploy_ext.quantize.plan import Planner
-    from mmdeploy_ext.quantize.planned import Kept, Plan
-    from mmdeploy_ext.verdict.verdict import Verdict
+    from mmdeploy_ext.spec.options import Options
+    from mmdeploy_ext.spec.verdict import Verdict
 
 
 @dataclasses.dataclass
@@ -278,10 +278,10 @@ def planner_of(
         metric: of the config's data set, such as 'bbox_mAP', instead of results.
         quantiser: arguments of `Planner` for INT8.
     """
+    from mmdeploy_ext.bench.precision.plan import Planner, check_single
+    from mmdeploy_ext.bench.precision.results_kept import metric_kept, on_files, results_kept
     from mmdeploy_ext.engines.base import record_runs
-    from mmdeploy_ext.graph.io.files import load
-    from mmdeploy_ext.proving.kept import metric_kept, on_files, results_kept
-    from mmdeploy_ext.quantize.plan import Planner, check_single
+    from mmdeploy_ext.graphs.io.files import load
 
     kind, models = kind_of(detector.family), {path: load(path) for path in files}
     check_single(models)
@@ -354,7 +354,7 @@ def export(
             `keep_fp32`, `exporter` ('torchscript', 'dynamo') and `simplify`; 2D models also `form` ('full':
             results, 'decode': boxes and scores before NMS, 'raw': head outputs; two-stage also 'proposals',
             'regions'), `height`, `width` (pixels), `batch` and `dynamic`; frames and sweeps may have
-            `contract`. See `contract.options` and a family's `options.py`.
+            `contract`. See `spec.options` and a family's `options.py`.
 
     Returns:
         The files, the options and the model.
@@ -374,10 +374,10 @@ def export(
 
 def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     """Prove the files of a request with a detector of `read_detector`; see `prove`."""
-    from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.proving.levels.metrics import near_zero_notes
-    from mmdeploy_ext.proving.recorded import judge_recording, open_recording
-    from mmdeploy_ext.verdict.verdict import metric_finding
+    from mmdeploy_ext.families.evaluate import evaluation
+    from mmdeploy_ext.proving.metrics import near_zero_notes
+    from mmdeploy_ext.proving.recorded.proof import judge_recording, open_recording
+    from mmdeploy_ext.spec.verdict import metric_finding
 
     recording = open_recording(request.recorded, detector) if request.recorded else None
     family, kind, engine = detector.family, kind_of(detector.family), request.build_settings()
@@ -408,8 +408,8 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
 
 def ask_read(detector: Detector, request: ProofRequest, out: str | Path) -> int:
     """Write the inputs of a proof for `record.py`; return their number. See `ask`."""
-    from mmdeploy_ext.recorded.calls import Ask
-    from mmdeploy_ext.util.folders import replaced_folder
+    from mmdeploy_ext.base.folders import replaced_folder
+    from mmdeploy_ext.proving.recorded.calls import Ask
 
     kind = kind_of(detector.family)
     inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)

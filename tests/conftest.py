@@ -15,8 +15,8 @@ REPO = Path(__file__).resolve().parents[1]
 if str(REPO) not in sys.path:
     sys.path.insert(0, str(REPO))
 
-from mmdeploy_ext import compat  # noqa: E402
-from mmdeploy_ext.util import cli, heap  # noqa: E402
+from mmdeploy_ext.base import cli, heap  # noqa: E402
+from mmdeploy_ext.upstream import compat  # noqa: E402
 
 WORKER_BYTES = 4 << 30
 cli.wait_passively()

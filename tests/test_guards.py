@@ -17,11 +17,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNNER_PARTS = (
-    'util',
-    'config',
-    'preprocess',
-    'contract',
-    'proving.tensors',
+    'base',
+    'spec',
     'engines.onnxruntime',
     'runtime',
     'targets',
@@ -35,12 +32,12 @@ RUNNER_PARTS = (
 )
 TORCH_FREE = (
     *RUNNER_PARTS,
-    'graph',
+    'graphs',
     'engines.base',
     'engines.registry',
     'cli.options',
     'proving.provenance',
-    'graph.diff.files',
+    'graphs.diff.files',
     'proving.difference.report',
     'proving.views.charts',
 )
@@ -161,10 +158,10 @@ def parameters(model: str) -> int:
 def test_every_config_builds(name):
     import mmdeploy_ext.families.mmdet3d_plugin
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.config.config import load_config
-    from mmdeploy_ext.evaluate import backend_config
+    from mmdeploy_ext.base.config import load_config
+    from mmdeploy_ext.bench.kinds import kind_of
     from mmdeploy_ext.families.base import BACKBONE, find_family
-    from mmdeploy_ext.kinds import kind_of
+    from mmdeploy_ext.families.evaluate import backend_config
 
     cfg = load_config(str(REPOSITORY / name))
     family = find_family(cfg)

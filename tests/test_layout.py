@@ -10,89 +10,73 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = 'mmdeploy_ext'
 ORDER = (
     'moved',
-    'util',
-    'config',
-    'contract',
-    'verdict',
-    'preprocess',
-    'graph',
+    'base',
+    'spec',
+    'graphs',
     'engines',
-    'sparse',
     'runtime',
-    'compat',
-    'weights',
-    'tasks',
+    'upstream',
     'exporting',
-    'models',
-    'synthetic',
     'families',
-    'detector',
-    'detector_files',
-    'backbone_files',
     'targets',
     'systems',
-    'evaluate',
-    'quantize',
-    'lint',
-    'recorded',
     'proving',
-    'parts',
-    'kit',
-    'benchmark',
-    'kinds',
+    'bench',
     'api',
     'cli',
     '__main__',
 )
-"""Packages; each imports from those before it alone."""
+"""Rooms; each imports from those before it alone."""
+KINDS = 'mmdeploy_ext.bench.kinds'
 REGISTRY = 'mmdeploy_ext.families'
 """It imports nothing, and holds the names of modules as texts."""
 SYSTEMS = 'mmdeploy_ext.systems'
 COMMON = 'common'
-"""Folder of families/: what several families need."""
-WRITTEN = {'mmdeploy_ext.weights.convert.mmdet3_model': {'mmdeploy_ext.models.mmdet'}}
+SHARED = (COMMON, 'evaluate', 'synthetic')
+"""Folders of families/: what several families need."""
+WRITTEN = {'mmdeploy_ext.upstream.weights.convert.mmdet3_model': {'mmdeploy_ext.upstream.models.mmdet'}}
 """Module -> modules that it writes into configs and does not import."""
 LAZY = {
     'mmdeploy_ext': {
         'mmdeploy_ext.api',
-        'mmdeploy_ext.contract.registry',
-        'mmdeploy_ext.parts.api',
-        'mmdeploy_ext.parts.swap',
+        'mmdeploy_ext.spec.registry',
+        'mmdeploy_ext.proving.parts.api',
+        'mmdeploy_ext.proving.parts.swap',
         'mmdeploy_ext.families.base',
         'mmdeploy_ext.proving.modules.proof',
         'mmdeploy_ext.runtime.opening',
     },
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.common.upstream_layers'},
-    'mmdeploy_ext.contract.registry': {'mmdeploy_ext.families.catalogue'},
+    'mmdeploy_ext.spec.registry': {'mmdeploy_ext.families.catalogue'},
     'mmdeploy_ext.families.catalogue': {
         'mmdeploy_ext.families',
         'mmdeploy_ext.targets',
         'mmdeploy_ext.systems',
     },
-    'mmdeploy_ext.models.catalogue': {'mmdeploy_ext.systems'},
-    'mmdeploy_ext.config.config': {
-        'mmdeploy_ext.models.catalogue',
-        'mmdeploy_ext.weights.convert.mmdet3_config',
+    'mmdeploy_ext.upstream.models.catalogue': {'mmdeploy_ext.systems'},
+    'mmdeploy_ext.base.config': {
+        'mmdeploy_ext.upstream.models.catalogue',
+        'mmdeploy_ext.upstream.weights.convert.mmdet3_config',
     },
-    'mmdeploy_ext.weights.convert.mmdet3_config': {'mmdeploy_ext.families.base'},
+    'mmdeploy_ext.upstream.weights.convert.mmdet3_config': {'mmdeploy_ext.families.base'},
 }
 """Module -> modules that it imports later than itself: public names when one is used, the catalogue of
 families when the first family is looked up, the catalogue of models when the first config is read, the
 translation and the families when a config of mmdet 3 is read."""
 
 OF_FILES = {
-    'mmdeploy_ext.benchmark.images',
+    'mmdeploy_ext.bench.benchmark.images',
     'mmdeploy_ext.cli.run_app',
-    'mmdeploy_ext.graph.passes.shapes',
-    'mmdeploy_ext.kit.judge',
-    'mmdeploy_ext.quantize.calibration_sets',
+    'mmdeploy_ext.graphs.passes.shapes',
+    'mmdeploy_ext.bench.kit.judge',
+    'mmdeploy_ext.bench.precision.calibration_sets',
     'mmdeploy_ext.runtime.opening',
 }
 """Modules that know files alone, and ask their metadata for the kind of sample."""
 WORDS = {
     'mmdeploy_ext.families.base': 'lists families of a product',
-    'mmdeploy_ext.families.nearest': 'lists families of a kind of sample',
-    'mmdeploy_ext.proving.open_points': 'names pictures or samples',
+    'mmdeploy_ext.families.no_family': 'lists families of a kind of sample',
+    'mmdeploy_ext.proving.not_shown': 'names pictures or samples',
     'mmdeploy_ext.proving.views.table': 'names the command of a product',
 }
 """Module -> what the kind of sample or the product decides there, which is no function."""
@@ -167,7 +151,7 @@ def test_no_family_imports_another():
     wrong = [
         f'{name} imports {target}; what several families need is in {REGISTRY}.{COMMON}'
         for name, target in edges()
-        if family_of(name) and family_of(target) not in ('', COMMON, family_of(name))
+        if family_of(name) and family_of(target) not in ('', *SHARED, family_of(name))
     ]
     assert not wrong, '\n'.join(wrong)
 
@@ -250,7 +234,7 @@ def test_functions_are_chosen_by_the_kind_of_sample_in_kinds_alone():
     wrong, asking = [], set()
     for name, path in modules().items():
         text = path.read_text(encoding='utf-8')
-        if package_of(name) == 'kinds' or not re.search(r'\.(samples|product)\b', text):
+        if name.startswith(KINDS) or not re.search(r'\.(samples|product)\b', text):
             continue
         found = asked(ast.parse(text))
         asking |= {name} if found else set()

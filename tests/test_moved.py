@@ -11,12 +11,13 @@ from mmdeploy_ext import moved
 @pytest.mark.parametrize(
     ('old', 'new'),
     [
-        ('core.config', 'mmdeploy_ext.config.config'),
+        ('core.unregistered', 'mmdeploy_ext.base.unregistered'),
         ('families.petr.graphs', 'mmdeploy_ext.systems.petr.graphs'),
         ('consumers.autoware.streampetr_export', 'mmdeploy_ext.systems.streampetr.targets.autoware_export'),
-        ('cutting.api', 'mmdeploy_ext.parts.api'),
-        ('families.model', 'mmdeploy_ext.detector'),
-        ('tasks.half_bars', 'mmdeploy_ext.verdict.bars'),
+        ('cutting.api', 'mmdeploy_ext.proving.parts.api'),
+        ('families.model', 'mmdeploy_ext.families.detector'),
+        ('contract.options', 'mmdeploy_ext.spec.options'),
+        ('exporting.ops.nms', 'mmdeploy_ext.upstream.operators.nms'),
     ],
 )
 def test_the_import_of_a_moved_module_says_its_new_name(old, new):

@@ -10,7 +10,7 @@ import pytest
 from mmcv import Config
 
 import mmdeploy_ext
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.base.errors import UsageError
 
 PUBLIC = {
     'Family',

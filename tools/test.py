@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmdeploy_ext import compat
 from mmdeploy_ext.cli.test_app import main
+from mmdeploy_ext.upstream import compat
 
 sys.path.remove(str(Path(__file__).resolve().parents[1]))
 

@@ -1,4 +1,4 @@
-from mmdeploy_ext.config.config import mmdet_config
+from mmdeploy_ext.base.config import mmdet_config
 
 _base_ = [
     '../_base_/models/retinanet_toy.py',

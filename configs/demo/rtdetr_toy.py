@@ -1,5 +1,5 @@
 # Second half of the toy RT-DETR's training; the first is configs/demo/rtdetr_toy_dense.py.
-from mmdeploy_ext.config.config import mmdet_config
+from mmdeploy_ext.base.config import mmdet_config
 
 _base_ = [
     '../_base_/models/rtdetr_toy.py',

@@ -1,13 +1,13 @@
 # First half of the toy RT-DETR's training: its backbone and encoder under ATSS's head, which learns from
 # every cell. A set loss alone teaches a small backbone too slowly for a CPU; others begin with ImageNet.
-from mmdeploy_ext.config.config import mmdet_config
+from mmdeploy_ext.base.config import mmdet_config
 
 _base_ = [
     '../_base_/models/atss_toy.py',
     '../_base_/datasets/toy_coco_rtdetr.py',
     mmdet_config('_base_/default_runtime.py'),
 ]
-custom_imports = dict(imports=['mmdeploy_ext.models.mmdet'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmdeploy_ext.upstream.models.mmdet'], allow_failed_imports=False)
 model = dict(
     backbone=dict(
         _delete_=True, type='PResNet', depth=18, base_channels=16, freeze_norm=False, freeze_stem=False

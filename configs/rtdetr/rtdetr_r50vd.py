@@ -1,5 +1,5 @@
 # RT-DETR R50vd on COCO; schedule of the original: 72 epochs at batch 16, AdamW, no decay of the rate.
-from mmdeploy_ext.config.config import mmdet_config
+from mmdeploy_ext.base.config import mmdet_config
 
 _base_ = [
     '../_base_/models/rtdetr_r50vd.py',

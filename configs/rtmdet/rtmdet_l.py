@@ -1,8 +1,8 @@
 # RTMDet-l on COCO, to export, prove and test checkpoints of mmdet 3 (it is trained there).
-from mmdeploy_ext.config.config import mmdet_config
+from mmdeploy_ext.base.config import mmdet_config
 
 _base_ = [mmdet_config('_base_/default_runtime.py')]
-custom_imports = dict(imports=['mmdeploy_ext.models.mmdet'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmdeploy_ext.upstream.models.mmdet'], allow_failed_imports=False)
 layers = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU', inplace=True))
 model = dict(
     type='RTMDet',

@@ -1,5 +1,5 @@
 # mmdet's own SOLOv2 light R34; override data and classes in a leaf of your own, or with --cfg-options.
-from mmdeploy_ext.config.config import mmdet_config
+from mmdeploy_ext.base.config import mmdet_config
 
 _base_ = [mmdet_config('solov2/solov2_light_r34_fpn_3x_coco.py')]
-custom_imports = dict(imports=['mmdeploy_ext.models.mmdet'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmdeploy_ext.upstream.models.mmdet'], allow_failed_imports=False)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dev.pages.tables import table, write_between
+from mmdeploy_ext.base.files import read_json, write_json
+from mmdeploy_ext.base.source_code import versions
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, engines_of, present, title_of
-from mmdeploy_ext.util.files import read_json, write_json
-from mmdeploy_ext.util.source_code import versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

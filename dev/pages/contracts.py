@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dev.pages.tables import table, write_between
-from mmdeploy_ext import compat
+from mmdeploy_ext.upstream import compat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+    from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, CAMERA_PAGE = ROOT / 'docs/reference/contracts.md', ROOT / 'docs/models-cameras.md'
@@ -90,7 +90,7 @@ CAMERAS = ('bevdet', 'bevformer', 'petr', 'sparse4d', 'sparsedrive', 'streampetr
 
 def specs(config: str, chosen: dict[str, Any]) -> list[tuple[str, GraphSpec]]:
     """Return name and spec of each graph of a config's files."""
-    from mmdeploy_ext import detector as models
+    from mmdeploy_ext.families import detector as models
     from mmdeploy_ext.families.contracts import contract_of
 
     model = models.read_config(str(ROOT / config))
@@ -161,7 +161,7 @@ def of_system(config: str, chosen: dict[str, Any]) -> str:
 
 def of_camera_model(config: str, chosen: dict[str, Any]) -> str:
     """Return how a model's images are prepared, and the names and shapes of its tensors."""
-    from mmdeploy_ext import detector as models
+    from mmdeploy_ext.families import detector as models
 
     model = models.read_config(str(ROOT / config))
     rule = model.family.preprocess_rule(model.cfg)

@@ -34,7 +34,7 @@ TOOL = ('-m', 'mmdeploy_ext')
 """Words of `mm2onnx`, behind those of Python."""
 PROVEN = ('verdict', 'worst_iou', 'worst_distance', 'worst_score', 'matched')
 """Figures of a proof."""
-CONFIG_ERROR = 'mmdeploy_ext.util.errors.ConfigError: '
+CONFIG_ERROR = 'mmdeploy_ext.base.errors.ConfigError: '
 """Begin of the last line of a traceback, for which the table has what `mm2onnx` begins its line with."""
 EXAMINE = """
 import json, sys, warnings
@@ -44,10 +44,10 @@ compat.apply()
 from mmdeploy_ext.families.base import DETECTOR, find_family, load_families
 replaced = []
 if len(sys.argv) > 1:
-    from mmdeploy_ext.compat.stand_ins import lacks
+    from mmdeploy_ext.upstream.compat.stand_ins import lacks
     from mmdeploy_ext.cli.options import parse_cfg_options
-    from mmdeploy_ext.compat.plain_kernels import flash_attention_notes
-    from mmdeploy_ext.config.config import load_config
+    from mmdeploy_ext.upstream.compat.plain_kernels import flash_attention_notes
+    from mmdeploy_ext.base.config import load_config
     cfg = load_config(sys.argv[1], parse_cfg_options(sys.argv[2:]))
     family = find_family(cfg, DETECTOR)
     model = family.build(cfg)

@@ -26,8 +26,8 @@ from dev.zoo.records import (
     zoo_content,
     zoo_records,
 )
-from mmdeploy_ext.util.errors import one_line
-from mmdeploy_ext.util.files import read_json, write_json
+from mmdeploy_ext.base.errors import one_line
+from mmdeploy_ext.base.files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

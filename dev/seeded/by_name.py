@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.weights.convert.solo_names import original_name
+from mmdeploy_ext.upstream.weights.convert.solo_names import original_name
 
 COUNTER = 'num_batches_tracked'
 Shapes = Mapping[str, Sequence[int]]

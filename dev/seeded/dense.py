@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from dev.seeded.layers import Numbers, Target, outputs_of, outputs_of_all, rescale, targets_of
-from mmdeploy_ext.models.building import build_without_weights
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.source_code import nearest_base
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.source_code import nearest_base
+from mmdeploy_ext.upstream.models.building import build_without_weights
 
 
 class NetworkCalibration(NamedTuple):

@@ -11,8 +11,8 @@ from dev.seeded.lidar import scale_last_layers
 from dev.seeded.weights import normalised_photograph, seeded_scene
 from mmdeploy_ext.families.common.lidar_parts import Parts
 from mmdeploy_ext.families.imvoxelnet.graphs import Network
-from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.synthetic.picture_cameras import lidar_camera
+from mmdeploy_ext.families.synthetic.picture_cameras import lidar_camera
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 PICTURES, SIZE = 2, (192, 640)
 """Number of calibration pictures, and their height and width."""

@@ -56,7 +56,7 @@ def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _draw_attention(model: nn.Module, generator: torch.Generator) -> None:
-    from mmdeploy_ext.compat.patches_vendored import mmdet_module
+    from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
     for module in model.modules():
         if isinstance(module, mmdet_module('mmdet.models.necks.ssd_neck').L2Norm):
@@ -75,7 +75,7 @@ def _gates_of(module: nn.Module) -> list[nn.Module]:
     from mmcv.cnn import ContextBlock
     from mmcv.ops import SAConv2d
 
-    from mmdeploy_ext.compat.patches_vendored import mmdet_module
+    from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
     if isinstance(module, mmdet_module('mmdet.models.utils').SELayer):
         return [module.conv2.conv]
@@ -93,7 +93,7 @@ def _residual_norms(model: nn.Module) -> Iterator[nn.Module]:
     from mmdet.models.backbones.darknet import ResBlock
     from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 
-    from mmdeploy_ext.compat.patches_vendored import mmdet_module
+    from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
     inverted = mmdet_module('mmdet.models.utils').InvertedResidual
     darknet = mmdet_module('mmdet.models.utils.csp_layer').DarknetBottleneck

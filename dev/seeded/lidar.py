@@ -22,8 +22,8 @@ from dev.seeded.layers import (
     outputs_of_all,
     rescale,
 )
-from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.upstream.compat import single_thread
 
 if TYPE_CHECKING:
     from mmdeploy_ext.families.common.lidar_parts import Parts

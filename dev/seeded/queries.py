@@ -14,7 +14,7 @@ from torch import nn
 
 from dev.seeded.dense import BACKGROUND, CLASS_TARGET
 from dev.seeded.layers import Target, outputs_of, rescale, targets_of
-from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.base.config import replaced_entry
 
 SCALES = (
     (r'level_embed\.weight', 0.3, False),
@@ -70,7 +70,7 @@ HEADS = ('query_head', 'bbox_head', 'panoptic_head')
 
 def is_query(model: nn.Module) -> bool:
     """Whether a detector has a head of queries (DETR, masks)."""
-    from mmdeploy_ext.compat.patches_vendored import mmdet_module
+    from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
     mmdet_heads = mmdet_module('mmdet.models.dense_heads')
     heads = (getattr(model, name, None) for name in HEADS)
@@ -79,7 +79,7 @@ def is_query(model: nn.Module) -> bool:
 
 def is_regional(model: nn.Module) -> bool:
     """Whether the queries have regions and learned boxes, as in Sparse R-CNN."""
-    from mmdeploy_ext.compat.patches_vendored import mmdet_module
+    from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
     head = mmdet_module('mmdet.models.dense_heads').EmbeddingRPNHead
     return isinstance(getattr(model, 'rpn_head', None), head)

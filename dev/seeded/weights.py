@@ -25,14 +25,14 @@ from dev.seeded.dense import (
 from dev.seeded.layers import calibrate_norms, fill_network, norms_of, outputs_of_all, rescale
 from dev.seeded.queries import is_query, is_regional, scale_queries, scale_region_queries
 from dev.seeded.rules import RULES, rule_of
-from mmdeploy_ext.config.config import test_pipeline
-from mmdeploy_ext.contract.registry import seeded_heads_of
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.config import test_pipeline
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.families.base import Family
-from mmdeploy_ext.families.trial import own_forward
+from mmdeploy_ext.families.first_run import own_forward
+from mmdeploy_ext.families.synthetic.scene import make_scene
 from mmdeploy_ext.proving.inputs.pictures import bright, dark
-from mmdeploy_ext.synthetic.scene import make_scene
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.spec.registry import seeded_heads_of
 
 PUBLISHED_PREFIXES = {
     'BEVFusionSparseEncoder': 'encoders.lidar.backbone.',
@@ -76,7 +76,7 @@ def seeded_scene(
 
 
 def _shift_norms(model: nn.Module, shift: float) -> None:
-    from mmdeploy_ext.compat.patches_vendored import mmdet_module
+    from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
     block = mmdet_module('mmdet.models.utils').InvertedResidual
     blocks = [part for part in model.modules() if isinstance(part, block)]
@@ -250,8 +250,8 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
 
 
 def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
-    from mmdeploy_ext import compat
-    from mmdeploy_ext.util.files import check_writable
+    from mmdeploy_ext.base.files import check_writable
+    from mmdeploy_ext.upstream import compat
 
     cli.check_minimums(args, seed=0)
     if args.seed > LARGEST_SEED:
@@ -270,9 +270,9 @@ def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str
 
     `cfg_options`: dotted key of the config -> value.
     """
-    from mmdeploy_ext.config.config import load_config
+    from mmdeploy_ext.base.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families
-    from mmdeploy_ext.weights.convert.conversion import save_checkpoint
+    from mmdeploy_ext.upstream.weights.convert.conversion import save_checkpoint
 
     cfg = load_config(config, cfg_options)
     load_families()

@@ -13,19 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from dev.zoo.configs import Config, library_of, resize_to
 from dev.zoo.records import EXPORT_KINDS, MAX_CHARACTERS, NOT_PROVEN, Outcome, Record, outcome_of_error
-from mmdeploy_ext.backbone_files import read_settings
-from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
-from mmdeploy_ext.config.config import load_config, without_augmentation
-from mmdeploy_ext.contract.registry import registered, registration_of
-from mmdeploy_ext.detector import Detector, check_picture_options, class_names, prepare_fixed, resolve_opset
-from mmdeploy_ext.detector_files import export_files
+from mmdeploy_ext.base.config import load_config, without_augmentation
+from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.base.source_code import versions
+from mmdeploy_ext.bench.kinds import kind_of
+from mmdeploy_ext.families.backbone_files import read_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, Family, find_family
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.detector import (
+    Detector,
+    check_picture_options,
+    class_names,
+    prepare_fixed,
+    resolve_opset,
+)
+from mmdeploy_ext.families.detector_files import export_files
 from mmdeploy_ext.families.images import picture_of
-from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.proving.claims import Claims
-from mmdeploy_ext.util.errors import UsageError
-from mmdeploy_ext.util.source_code import versions
+from mmdeploy_ext.spec.registry import registered, registration_of
+from mmdeploy_ext.upstream.compat.plain_kernels import MMCV_MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,8 +39,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.verdict.verdict import Verdict
+    from mmdeploy_ext.spec.options import Options
+    from mmdeploy_ext.spec.verdict import Verdict
 
 WEIGHTS = 'seeded weights'
 """The metadata's checkpoint path."""

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.config.config import augmentations, load_config
-from mmdeploy_ext.contract.registry import registered
-from mmdeploy_ext.util.errors import ConfigError, UsageError
+from mmdeploy_ext.base.config import augmentations, load_config
+from mmdeploy_ext.base.errors import ConfigError, UsageError
+from mmdeploy_ext.spec.registry import registered
 
 TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
 """Keys that only training reads."""

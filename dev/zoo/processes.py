@@ -12,10 +12,10 @@ from pathlib import Path
 from dev.zoo.config_proof import Settings, origin_digest, prove_config
 from dev.zoo.configs import Config
 from dev.zoo.records import CRASH, MAX_CHARACTERS, MEMORY, TIME, Outcome, Record, portable, read_record
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.base.heap import keep_freed_memory, resident_bytes
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.util.errors import UsageError
-from mmdeploy_ext.util.heap import keep_freed_memory, resident_bytes
 
 POLL_S = 0.2
 LOG_LINES = 12

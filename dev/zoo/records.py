@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.util.errors import ExportError, UsageError, one_line
-from mmdeploy_ext.util.files import read_json, write_json
-from mmdeploy_ext.util.source_code import versions
+from mmdeploy_ext.base.errors import ExportError, UsageError, one_line
+from mmdeploy_ext.base.files import read_json, write_json
+from mmdeploy_ext.base.source_code import versions
 
 NO_FAMILY = 'no family'
 NOT_BUILT = 'cannot be built'

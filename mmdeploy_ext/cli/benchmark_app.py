@@ -6,16 +6,16 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.base import cli, distributed
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import UsageError, after_weights
+from mmdeploy_ext.base.files import check_writable, write_json
+from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app
-from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.engines.registry import ENGINES, check_names
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.kinds import kind_of
-from mmdeploy_ext.util import cli, distributed
-from mmdeploy_ext.util.errors import UsageError, after_weights
-from mmdeploy_ext.util.files import check_writable, write_json
+from mmdeploy_ext.upstream import compat
 
 if TYPE_CHECKING:
     import argparse
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         with after_weights():
             result = benchmark.run()
             if ranks.rank == 0:
-                from mmdeploy_ext.benchmark import report
+                from mmdeploy_ext.bench.benchmark import report
 
                 if args.json:
                     write_json(args.json, result)

@@ -8,11 +8,11 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import UsageError, escape
+from mmdeploy_ext.base.violations import ERROR, NOTE, WARNING
 from mmdeploy_ext.cli.graph_commands.command import write_json
-from mmdeploy_ext.contract.registry import folder_checks
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError, escape
-from mmdeploy_ext.util.violations import ERROR, NOTE, WARNING
+from mmdeploy_ext.spec.registry import folder_checks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.util.violations import Violation
+    from mmdeploy_ext.base.violations import Violation
 
 LONGEST_MESSAGE = 1000
 """Printed characters of a message, and of its nodes' names; --json has all."""
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
 def check_sparse(args: argparse.Namespace) -> int:
     """Check a file against the rules of libspconv."""
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.sparse import libspconv_contract
+    from mmdeploy_ext.exporting.sparse import libspconv_contract
+    from mmdeploy_ext.graphs.io import files
 
     model = files.read(args.folder)
     if not any(node.op_type == 'SparseConvolution' for node in model.graph.node):

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from mmdeploy_ext import __version__
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.commands import COMMANDS, Command, sub_commands
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.commands import COMMANDS, Command, sub_commands
 
 
 def missing_modules(tool: Command) -> list[str]:

@@ -4,15 +4,15 @@ import argparse
 import shlex
 from typing import Any
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.upstream import compat
 
 
 def convert_mmdet3(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.weights.convert.mmdet3 import convert_file, translate_file
+    from mmdeploy_ext.upstream.weights.convert.mmdet3 import convert_file, translate_file
 
     if args.out.endswith('.py'):
         translate_file(args.in_file, args.out)
@@ -30,7 +30,7 @@ def convert_mmdet3(args: argparse.Namespace) -> int:
 
 def convert_rtdetr(args: argparse.Namespace) -> int:
     from mmdeploy_ext.families.base import load_families
-    from mmdeploy_ext.weights.convert.rtdetr import convert_file
+    from mmdeploy_ext.upstream.weights.convert.rtdetr import convert_file
 
     load_families('')
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
@@ -43,7 +43,7 @@ def convert_rtdetr(args: argparse.Namespace) -> int:
 
 
 def convert_solo(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.weights.convert.solo import convert_file
+    from mmdeploy_ext.upstream.weights.convert.solo import convert_file
 
     converted, config = convert_file(args.in_file, args.out, load_config(args.config))
     print(f'{args.out}: {size_of(converted)}')

@@ -17,28 +17,28 @@ from mmdeploy_ext.api import (
     output_of,
     read_detector,
 )
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.errors import ConfigError, ExportError, Mm2OnnxError, UsageError, after_weights
+from mmdeploy_ext.base.files import will_write
+from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli import export_scn_app, parts_app, proof
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.contract.options import LARGEST_K, MADE_FOR, OPSET
-from mmdeploy_ext.detector import TRACED, Detector, resolve, with_size
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.kinds import kind_of
-from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.tasks import task_module
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import ConfigError, ExportError, Mm2OnnxError, UsageError, after_weights
-from mmdeploy_ext.util.files import will_write
+from mmdeploy_ext.families.detector import TRACED, Detector, resolve, with_size
+from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.runtime.tasks import task_module
+from mmdeploy_ext.spec.options import LARGEST_K, MADE_FOR, OPSET
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
 
-    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.spec.options import Options
 
 
 COMMON = {
@@ -167,7 +167,7 @@ def _run(args: argparse.Namespace, only: str) -> int:
     print(f'{output}: {title}, exported in {exported.seconds:.1f} s')
     print_held(detector)
     if exported.plan:
-        from mmdeploy_ext.quantize.plan import show_plan
+        from mmdeploy_ext.bench.precision.plan import show_plan
 
         show_plan(exported.plan)
     if args.show:
@@ -283,7 +283,7 @@ def print_exports(detector: Detector, options: Options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from mmdeploy_ext.families.trial import check_translation
+    from mmdeploy_ext.families.first_run import check_translation
 
     family, cfg, model = detector.family, detector.unbuilt_cfg, detector.model
     resolved = resolve(options, model, detector.rule)
@@ -325,7 +325,7 @@ def _part_types(cfg: Any) -> dict[str, str]:
 
 
 def _export_row(detector: Detector, options: Options) -> tuple[str, ...]:
-    from mmdeploy_ext.families.hosts import hosted
+    from mmdeploy_ext.families.host_programs import hosted
 
     family, model = detector.family, detector.model
     size = f'{options.get("height")} x {options.get("width")}' if 'height' in options else ''

@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.api import ProofRequest, prove_on, prove_read
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import UsageError, after_weights, shape_text
+from mmdeploy_ext.base.files import will_write
+from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof, ranges
-from mmdeploy_ext.contract import options as choices
-from mmdeploy_ext.detector import Detector, read_config
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.kinds import kind_of
+from mmdeploy_ext.families.detector import Detector, read_config
 from mmdeploy_ext.proving.claims import Claims
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError, after_weights, shape_text
-from mmdeploy_ext.util.files import will_write
+from mmdeploy_ext.spec import options as choices
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.sparse.ranges import Ranges
+    from mmdeploy_ext.exporting.sparse.ranges import Ranges
+    from mmdeploy_ext.spec.options import Options
 
 PRECISIONS = ('fp16', 'int8')
 """Precisions of a layer, and of its output."""
@@ -79,8 +79,8 @@ def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str],
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.backbone_files import export_file
-    from mmdeploy_ext.sparse.libspconv_contract import order_of_name
+    from mmdeploy_ext.exporting.sparse.libspconv_contract import order_of_name
+    from mmdeploy_ext.families.backbone_files import export_file
 
     cli.wait_passively()
     engine, typed = shared.engine_options(args), check_arguments(args)
@@ -158,7 +158,7 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def check_order(output: str, options: Options) -> None:
     """Raise UsageError if the file's name says another order than the options."""
-    from mmdeploy_ext.sparse.libspconv_contract import order_of_name
+    from mmdeploy_ext.exporting.sparse.libspconv_contract import order_of_name
 
     order = order_of_name(output)
     if order not in ('', options.order):
@@ -170,7 +170,7 @@ def check_order(output: str, options: Options) -> None:
 
 def find_ranges(args: argparse.Namespace, detector: Detector, options: Options) -> Ranges | None:
     """Ranges of --ranges, measured by --calibrate, or of the checkpoint; or None."""
-    from mmdeploy_ext.backbone_files import has_int8, has_precision
+    from mmdeploy_ext.families.backbone_files import has_int8, has_precision
 
     int8_ranges = None
     if has_precision(options):

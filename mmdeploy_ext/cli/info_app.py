@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract import digest
-from mmdeploy_ext.contract.metadata import PREFIX, check_entries
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import ModelFileError, escape, printable
+from mmdeploy_ext.base.files import sha256_file, write_json
 from mmdeploy_ext.runtime.exported import model_files
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import ModelFileError, escape, printable
-from mmdeploy_ext.util.files import sha256_file, write_json
+from mmdeploy_ext.spec import digest
+from mmdeploy_ext.spec.metadata import PREFIX, check_entries
 
 if TYPE_CHECKING:
     import argparse
@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
 def describe(path: Path) -> dict[str, Any]:
     """Metadata of a file, `file`, `bytes`, `sha256` (without external weights) and `state` as JSON types.
 
-    `state` is of `contract.digest`; further keys are the fields of `contract.metadata.Metadata` and
+    `state` is of `spec.digest`; further keys are the fields of `spec.metadata.Metadata` and
     `precision`. A sparse backbone has `voxels`, its `form` is 'libspconv' or 'portable', and `precision`,
     `spec`, `classes`, `preprocess` and `postprocess` are absent.
     """
-    from mmdeploy_ext.contract.metadata import ENTRIES, Metadata, read_props
+    from mmdeploy_ext.spec.metadata import ENTRIES, Metadata, read_props
 
     props = read_props(path)
     names = [name for name in ENTRIES if PREFIX + name in props]
@@ -127,7 +127,7 @@ def tensors(file: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.spec.tensors import GraphSpec
 
     spec = GraphSpec.from_json(file['spec'])
     state = {target: source for source, target in spec.state}

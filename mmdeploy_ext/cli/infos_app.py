@@ -2,13 +2,13 @@
 
 import argparse
 
-from mmdeploy_ext import compat
-from mmdeploy_ext.util import cli
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.upstream import compat
 
 
 def run(args: argparse.Namespace) -> int:
     compat.apply()
-    from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
+    from mmdeploy_ext.families.synthetic.nuscenes_infos import create_infos
 
     counts = create_infos(
         args.root_path, args.out or args.root_path, args.extra_tag, args.version, args.max_sweeps

@@ -8,13 +8,13 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.bench.kit import web_library
+from mmdeploy_ext.bench.kit.page import INDEX, add_library
+from mmdeploy_ext.bench.kit.server import LOOPBACK, serving
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app
-from mmdeploy_ext.kit import web_library
-from mmdeploy_ext.kit.page import INDEX, add_library
-from mmdeploy_ext.kit.server import LOOPBACK, serving
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -120,8 +120,8 @@ def _write(args: argparse.Namespace, write: Callable[[argparse.Namespace], dict[
 
 
 def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
-    from mmdeploy_ext.detector import read_config
-    from mmdeploy_ext.kinds import kind_of
+    from mmdeploy_ext.bench.kinds import kind_of
+    from mmdeploy_ext.families.detector import read_config
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     detector = read_config(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
@@ -140,8 +140,8 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
 
 def write_of_parts(args: argparse.Namespace) -> dict[str, Any]:
     """Write the kit of a folder of `mm2onnx export --parts`; return its manifest."""
-    from mmdeploy_ext.kit.parts import write_parts_kit
-    from mmdeploy_ext.parts.folder import CutFolder
+    from mmdeploy_ext.bench.kit.parts import write_parts_kit
+    from mmdeploy_ext.proving.parts.folder import CutFolder
 
     folder = CutFolder.read(args.folder)
     detector, samples = parts_app.open_model(args)
@@ -154,10 +154,10 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
     if not args.inputs and not args.samples:
         raise UsageError('--inputs or --samples: pass samples to run')
 
-    from mmdeploy_ext import compat
-    from mmdeploy_ext.kit.modules import write_module_kit
+    from mmdeploy_ext.bench.kit.modules import write_module_kit
     from mmdeploy_ext.proving.modules.loading import make_module, make_samples, read_samples
     from mmdeploy_ext.proving.modules.proof import ModuleProof
+    from mmdeploy_ext.upstream import compat
 
     compat.apply()  # before the file of the user imports the libraries that it is for
     samples = read_samples(args.inputs or ())

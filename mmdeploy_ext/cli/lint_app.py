@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import after_weights
+from mmdeploy_ext.base.files import write_json
+from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.kinds import kind_of
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import after_weights
-from mmdeploy_ext.util.files import write_json
+from mmdeploy_ext.upstream import compat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.lint.report import Report
+    from mmdeploy_ext.bench.lint.report import Report
+    from mmdeploy_ext.families.detector import Detector
 
 BOTH = 'both'
 
@@ -56,10 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.detector import build, load_weights, read_config
+    from mmdeploy_ext.bench.lint.report import print_report
+    from mmdeploy_ext.bench.lint.rules import EXPORTERS
     from mmdeploy_ext.exporting.export import check_opset
-    from mmdeploy_ext.lint.report import print_report
-    from mmdeploy_ext.lint.rules import EXPORTERS
+    from mmdeploy_ext.families.detector import build, load_weights, read_config
 
     exporters = EXPORTERS if args.exporter == BOTH else (args.exporter,)
     for exporter in exporters if args.opset_version is not None else ():
@@ -89,8 +89,8 @@ def lint(
     `exporters` give the severities. `shape` is height and width of an image model's input; 0: the test
     pipeline's.
     """
+    from mmdeploy_ext.bench.lint import check
     from mmdeploy_ext.cli.lint_parts import parts_of
-    from mmdeploy_ext.lint import check
 
     family = detector.family
     options = kind_of(family).observed_options(family, args.postprocess, shape, args.dynamic_export)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.options import PRECISIONS, Option
-from mmdeploy_ext.contract.registry import detector_options
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.base.pixels import parse_shape
 from mmdeploy_ext.engines.registry import engine_settings, file_engines
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError
-from mmdeploy_ext.util.pixels import parse_shape
+from mmdeploy_ext.spec.options import PRECISIONS, Option
+from mmdeploy_ext.spec.registry import detector_options
 
 if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
@@ -106,7 +106,7 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
             if value.startswith('{'):
                 options[key] = ast.literal_eval(value)
             else:
-                from mmdeploy_ext import compat
+                from mmdeploy_ext.upstream import compat
 
                 compat.apply()
                 from mmcv import DictAction  # without a pair mmcv is not imported
@@ -135,7 +135,7 @@ def add_model_arguments(
 
 def add_module_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of a comparison of a file with any PyTorch module, without file, module and --samples."""
-    from mmdeploy_ext.contract.spec import DEFAULT_RTOL  # numpy: the help of other tools needs none
+    from mmdeploy_ext.spec.tensors import DEFAULT_RTOL  # numpy: the help of other tools needs none
 
     add = cli.adder(parser)
     add(
@@ -213,8 +213,8 @@ def parser_for(build: Callable[[], argparse.ArgumentParser], words: Sequence[str
     options = [word.split('=')[0] for word in words if word.startswith('--')]
     config = next((word for word in words if word.endswith('.py') and Path(word).is_file()), '')
     if config and any(option not in parser._option_string_actions for option in options):
-        from mmdeploy_ext import compat
-        from mmdeploy_ext.config.config import load_config
+        from mmdeploy_ext.base.config import load_config
+        from mmdeploy_ext.upstream import compat
 
         cli.wait_passively()
         compat.apply()
@@ -318,7 +318,7 @@ def refuse_of_kind(
     args: argparse.Namespace, parser: argparse.ArgumentParser, command: str, family: Family
 ) -> None:
     """Raise UsageError for options of a command that models of a family do not take."""
-    from mmdeploy_ext.kinds import kind_of
+    from mmdeploy_ext.bench.kinds import kind_of
 
     for name, reason in kind_of(family).refused(command, family).items():
         refuse_options(args, parser, [name], reason)

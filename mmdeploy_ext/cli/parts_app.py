@@ -8,16 +8,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import Mm2OnnxError, UsageError, after_weights, one_line
+from mmdeploy_ext.base.files import write_json
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, after_weights, one_line
-from mmdeploy_ext.util.files import write_json
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.parts.model import ModelFactory
+    from mmdeploy_ext.proving.parts.model import ModelFactory
 
 LIST, SAMPLES = 'list', 'samples'
 """Words in place of parts."""
@@ -67,8 +67,8 @@ def add_samples(add: Any) -> None:
 def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, Any]]]:
     """Model and samples of the arguments; no samples without `--samples`."""
     from mmdeploy_ext.cli.proof import print_replaced
-    from mmdeploy_ext.parts.model import read_model
-    from mmdeploy_ext.parts.samples import samples_of
+    from mmdeploy_ext.proving.parts.model import read_model
+    from mmdeploy_ext.proving.parts.samples import samples_of
 
     if args.device != 'cpu':
         raise UsageError(f'--device {args.device}: parts run on the CPU')
@@ -97,8 +97,8 @@ class PartsOfRefused:
 
 def parts_of_refused(args: argparse.Namespace) -> PartsOfRefused | None:
     """Return the parts of a refused config, tried with `--check`; None: the model cannot be read."""
-    from mmdeploy_ext.config.unregistered import missing_types
-    from mmdeploy_ext.parts.model import read_model
+    from mmdeploy_ext.base.unregistered import missing_types
+    from mmdeploy_ext.proving.parts.model import read_model
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     try:
@@ -131,10 +131,10 @@ def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str,
     Without a checkpoint weights are drawn; without a data set samples are those of `--parts samples`.
     """
     from mmdeploy_ext.cli.weights_app import write_weights
-    from mmdeploy_ext.parts.listing import candidates_of, proposal_of
-    from mmdeploy_ext.parts.model import read_model
-    from mmdeploy_ext.parts.samples import samples_of
-    from mmdeploy_ext.parts.skeleton import skeleton_of
+    from mmdeploy_ext.proving.parts.listing import candidates_of, proposal_of
+    from mmdeploy_ext.proving.parts.model import read_model
+    from mmdeploy_ext.proving.parts.samples import samples_of
+    from mmdeploy_ext.proving.parts.skeleton import skeleton_of
 
     cfg, words = read_model(config, '', overrides).cfg, []
     with tempfile.TemporaryDirectory(prefix='mm2onnx_') as folder:
@@ -151,9 +151,9 @@ def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str,
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.parts.export import export_folder, read_names
-    from mmdeploy_ext.parts.listing import print_parts
-    from mmdeploy_ext.parts.proof import prove_folder
+    from mmdeploy_ext.proving.parts.export import export_folder, read_names
+    from mmdeploy_ext.proving.parts.listing import print_parts
+    from mmdeploy_ext.proving.parts.proof import prove_folder
 
     names = read_names(args.names) if args.names else {}
     if args.opset_version:
@@ -161,8 +161,8 @@ def run(args: argparse.Namespace) -> int:
 
         check_opset(args.opset_version, args.exporter)
     if args.parts == [SAMPLES]:
-        from mmdeploy_ext.parts.model import read_model
-        from mmdeploy_ext.parts.skeleton import skeleton_of
+        from mmdeploy_ext.proving.parts.model import read_model
+        from mmdeploy_ext.proving.parts.skeleton import skeleton_of
 
         overrides = shared.parse_cfg_options(args.cfg_options)
         print(skeleton_of(read_model(args.config, args.checkpoint, overrides).cfg), end='')
@@ -198,8 +198,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.parts.folder import CutFolder
-    from mmdeploy_ext.parts.proof import prove_folder
+    from mmdeploy_ext.proving.parts.folder import CutFolder
+    from mmdeploy_ext.proving.parts.proof import prove_folder
 
     folder = CutFolder.read(args.folder)
     factory, samples = open_model(args)
@@ -233,8 +233,8 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_test(args: argparse.Namespace) -> int:
     """Evaluate PyTorch and the parts; 1 if a metric differs by more than its tolerance."""
-    from mmdeploy_ext.parts.evaluation import compare_on_dataset
-    from mmdeploy_ext.parts.folder import CutFolder
+    from mmdeploy_ext.proving.parts.evaluation import compare_on_dataset
+    from mmdeploy_ext.proving.parts.folder import CutFolder
 
     folder = CutFolder.read(args.parts)
     factory, _ = open_model(args)
@@ -258,8 +258,8 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_benchmark(args: argparse.Namespace) -> int:
     cli.check_minimums(args, max_iter=1, warmup=0)
-    from mmdeploy_ext.benchmark.parts import time_parts
-    from mmdeploy_ext.parts.folder import CutFolder
+    from mmdeploy_ext.bench.benchmark.parts import time_parts
+    from mmdeploy_ext.proving.parts.folder import CutFolder
 
     folder = CutFolder.read(args.parts)
     factory, samples = open_model(args)

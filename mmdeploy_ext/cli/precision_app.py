@@ -7,20 +7,20 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.commands import command
+from mmdeploy_ext.base.errors import UsageError, after_weights
+from mmdeploy_ext.base.files import check_outputs, write_json
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli.quantize_app import add_calibration, int8_layers
-from mmdeploy_ext.quantize import KEEP_RESULTS
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.commands import command
-from mmdeploy_ext.util.errors import UsageError, after_weights
-from mmdeploy_ext.util.files import check_outputs, write_json
+from mmdeploy_ext.exporting.int8 import KEEP_RESULTS
 
 if TYPE_CHECKING:
     import argparse
 
     import onnx
 
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.detector import Detector
 
 PRECISIONS = ('int8', 'fp16', 'bf16')
 """Choices of --to, the lowest first."""
@@ -65,10 +65,10 @@ def build_parser() -> cli.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
+    from mmdeploy_ext.bench.precision.plan import show_plan
     from mmdeploy_ext.engines.precision_rules import rule_lines
-    from mmdeploy_ext.quantize.dense import store_ranges
-    from mmdeploy_ext.quantize.plan import show_plan
-    from mmdeploy_ext.quantize.planned import with_plan
+    from mmdeploy_ext.exporting.int8.dense import store_ranges
+    from mmdeploy_ext.exporting.precision_plan import with_plan
 
     cli.wait_passively()
     precisions = [name for name in PRECISIONS if name in args.to]
@@ -138,13 +138,13 @@ def drop_of(name: str, drop: str) -> float:
 
 def calibrated(args: argparse.Namespace) -> dict[str, Any]:
     """The calibrated quantiser of the graph that can be INT8, as arguments of `Planner`."""
-    from mmdeploy_ext.contract.metadata import read_metadata
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.graph.passes.fp16 import of_opset
-    from mmdeploy_ext.quantize.calibration_sets import calibration_set
-    from mmdeploy_ext.quantize.dense import DenseQuantiser
-    from mmdeploy_ext.quantize.dense_layers import DenseGraph
-    from mmdeploy_ext.quantize.dense_target import find_graph
+    from mmdeploy_ext.bench.precision.calibration_sets import calibration_set
+    from mmdeploy_ext.bench.precision.dense_target import find_graph
+    from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
+    from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
+    from mmdeploy_ext.graphs.io import files
+    from mmdeploy_ext.graphs.passes.fp16 import of_opset
+    from mmdeploy_ext.spec.metadata import read_metadata
 
     path = find_graph(Path(args.model))
     images = calibration_set(
@@ -159,10 +159,10 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
 
 def with_tolerances(model: onnx.ModelProto, detector: Detector) -> onnx.ModelProto:
     """Return a planned graph with the tolerances that its family states in its precision."""
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.families.base import exported_options
     from mmdeploy_ext.families.contracts import contract_of
-    from mmdeploy_ext.graph.passes.precision import with_groups
+    from mmdeploy_ext.graphs.passes.precision import with_groups
+    from mmdeploy_ext.spec.metadata import Metadata
 
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props})
     options = exported_options(detector.family, metadata.options)
@@ -174,10 +174,10 @@ def with_tolerances(model: onnx.ModelProto, detector: Detector) -> onnx.ModelPro
 
 def write(output: Path, source: Path, models: dict[str, Any]) -> None:
     """Write a file, or a folder with the other files of `source`."""
-    from mmdeploy_ext.contract.metadata import read_metadata
-    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.base.folders import replaced_folder
+    from mmdeploy_ext.graphs.io import files
     from mmdeploy_ext.runtime.exported import files_of_family
-    from mmdeploy_ext.util.folders import replaced_folder
+    from mmdeploy_ext.spec.metadata import read_metadata
 
     if not source.is_dir():
         files.save(models[str(source)], output, inputs=[source])

@@ -6,14 +6,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.commands import command
+from mmdeploy_ext.base.errors import one_line, printable
+from mmdeploy_ext.base.files import check_writable, write_json
+from mmdeploy_ext.base.user_modules import libraries_not_run, not_run_text
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.compat import replaced
-from mmdeploy_ext.config.user_modules import libraries_not_run, not_run_text
-from mmdeploy_ext.tasks import task_module
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.commands import command
-from mmdeploy_ext.util.errors import one_line, printable
-from mmdeploy_ext.util.files import check_writable, write_json
+from mmdeploy_ext.runtime.tasks import task_module
+from mmdeploy_ext.upstream.compat import replaced
 
 if TYPE_CHECKING:
     import argparse
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.verdict.results import Pair
-    from mmdeploy_ext.verdict.verdict import Verdict
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.spec.results import Pair
+    from mmdeploy_ext.spec.verdict import Verdict
 
 PICTURE_WIDTH = 1100
 """Width of the picture of `draw_pairs`, pixels."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -36,11 +36,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError('--inputs or --samples: pass samples to compare on')
     state = shared.parse_state(args.state)
 
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.base.files import write_json
     from mmdeploy_ext.proving.modules.loading import make_module, make_samples, read_samples
     from mmdeploy_ext.proving.modules.proof import prove_module
     from mmdeploy_ext.proving.views.table import print_verdict
-    from mmdeploy_ext.util.files import write_json
+    from mmdeploy_ext.upstream import compat
 
     compat.apply()  # patches mmcv and others as they are imported, which the file of the user may do
     samples = read_samples(args.inputs or ())

@@ -8,24 +8,24 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.commands import command, tool
+from mmdeploy_ext.base.errors import UsageError, after_weights
+from mmdeploy_ext.base.files import check_outputs, write_json
 from mmdeploy_ext.engines.registry import QUANTISED
-from mmdeploy_ext.quantize import DENSE_METHODS, KEEP_RESULTS, PERCENTILE
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.commands import command, tool
-from mmdeploy_ext.util.errors import UsageError, after_weights
-from mmdeploy_ext.util.files import check_outputs, write_json
+from mmdeploy_ext.exporting.int8 import DENSE_METHODS, KEEP_RESULTS, PERCENTILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.quantize.calibration_sets import CalibrationSet
-    from mmdeploy_ext.quantize.dense import DenseQuantiser
-    from mmdeploy_ext.quantize.dense_layers import DenseGraph
-    from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
-    from mmdeploy_ext.quantize.dense_target import Target
-    from mmdeploy_ext.quantize.difference import Difference
-    from mmdeploy_ext.quantize.planned import Plan
+    from mmdeploy_ext.bench.precision.calibration_sets import CalibrationSet
+    from mmdeploy_ext.bench.precision.dense_nncf import NncfQuantiser
+    from mmdeploy_ext.bench.precision.dense_target import Target
+    from mmdeploy_ext.bench.precision.difference import Difference
+    from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
+    from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
+    from mmdeploy_ext.exporting.precision_plan import Plan
+    from mmdeploy_ext.spec.metadata import Metadata
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -126,13 +126,13 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.quantize.calibration_sets import calibration_set
-    from mmdeploy_ext.quantize.dense import finish_model, layers_in_int8, record
-    from mmdeploy_ext.quantize.dense_layers import DenseGraph
-    from mmdeploy_ext.quantize.dense_probe import compare_outputs
-    from mmdeploy_ext.quantize.dense_target import find_target
+    from mmdeploy_ext.bench.precision.calibration_sets import calibration_set
+    from mmdeploy_ext.bench.precision.dense_probe import compare_outputs
+    from mmdeploy_ext.bench.precision.dense_target import find_target
+    from mmdeploy_ext.exporting.int8.dense import finish_model, layers_in_int8, record
+    from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
+    from mmdeploy_ext.graphs.io import files
+    from mmdeploy_ext.spec.metadata import Metadata
 
     _check_numbers(args)
     target = find_target(args.model, args.out)
@@ -168,8 +168,8 @@ def _check_reports(args: argparse.Namespace, target: Target) -> None:
 def _quantiser(
     args: argparse.Namespace, graph: DenseGraph, images: CalibrationSet
 ) -> DenseQuantiser | NncfQuantiser:
-    from mmdeploy_ext.quantize.dense import DenseQuantiser
-    from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
+    from mmdeploy_ext.bench.precision.dense_nncf import NncfQuantiser
+    from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
 
     if args.engine == 'openvino':
         return NncfQuantiser(graph, images)
@@ -213,7 +213,7 @@ def quantisation_facts(
     quantised = sum(graph.layer(name).parameters for name in layers)
     parameters = sum(layer.parameters for layer in graph.layers)
     if args.engine == 'openvino':
-        from mmdeploy_ext.quantize.dense_nncf import require_nncf
+        from mmdeploy_ext.bench.precision.dense_nncf import require_nncf
 
         quantiser, method = f'NNCF {require_nncf().__version__}', "NNCF's own"
     else:
@@ -242,7 +242,7 @@ def measure(
     args: argparse.Namespace, target: Target, outputs: dict[str, Difference], images: CalibrationSet
 ) -> dict[str, Any]:
     """Sizes of both files, errors of the outputs, and the time of the first item (None with --rounds 0)."""
-    from mmdeploy_ext.benchmark.measure import time_files
+    from mmdeploy_ext.bench.benchmark.measure import time_files
 
     sizes = [path.stat().st_size for path in (target.model, target.output)]
     measured: dict[str, Any] = dict(
@@ -267,8 +267,8 @@ def show(
     measured: dict[str, Any],
     plan: Plan | None,
 ) -> None:
-    from mmdeploy_ext.quantize import views
-    from mmdeploy_ext.quantize.plan import show_plan
+    from mmdeploy_ext.bench.precision import views
+    from mmdeploy_ext.bench.precision.plan import show_plan
 
     console = cli.stdout()
     if args.json:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP
-from mmdeploy_ext.quantize import METHODS
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.exporting.int8 import METHODS
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.sparse.ranges import Ranges
+    from mmdeploy_ext.exporting.sparse.ranges import Ranges
+    from mmdeploy_ext.families.detector import Detector
 
 LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
 """Values of --weight-layout."""
@@ -53,8 +53,8 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Check the options of `add_arguments`, and read --ranges to `args.loaded_ranges`."""
+    from mmdeploy_ext.exporting.sparse.ranges import Ranges
     from mmdeploy_ext.runtime.sweeps import sweep_items
-    from mmdeploy_ext.sparse.ranges import Ranges
 
     if args.calibrate and args.ranges:
         raise UsageError('--calibrate measures ranges and --ranges reads them: pass only one')
@@ -70,8 +70,8 @@ def find(args: argparse.Namespace, detector: Detector, target: str, **fields: An
     `--fp16-ranges` rounds them to float16, `--no-fp16-ranges` does not. Without either, `--ranges` stay,
     other ranges are rounded as in the family's reference. `fields` are of `Calibration`.
     """
-    from mmdeploy_ext import backbone_files
-    from mmdeploy_ext.quantize import sparse_calibration
+    from mmdeploy_ext.bench.precision import sparse_calibration
+    from mmdeploy_ext.families import backbone_files
 
     if args.loaded_ranges is not None:
         return args.loaded_ranges.half() if args.fp16_ranges else args.loaded_ranges

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.api import ProofRequest, ask_read, read_detector
+from mmdeploy_ext.base import cli
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.util import cli
 
 if TYPE_CHECKING:
     import argparse

@@ -10,21 +10,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import DataError, ModelFileError, UsageError, named
 from mmdeploy_ext.cli import run_images
-from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.runtime import film
 from mmdeploy_ext.runtime.detect import check_registered, has_runtime, opener, runner_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
 from mmdeploy_ext.runtime.points import SWEEP_SUFFIXES
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import DataError, ModelFileError, UsageError, named
+from mmdeploy_ext.spec.metadata import PREFIX
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.infos import RigFrame
+    from mmdeploy_ext.spec.metadata import Metadata
 
 TAKES = dict(
     images='images, image folders, a film, or a camera index',
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.contract.metadata import Metadata, read_props
+    from mmdeploy_ext.spec.metadata import Metadata, read_props
 
     run_images.check_options(args)
     files = model_files(args.model)

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base.errors import ImageError, UsageError, named
+from mmdeploy_ext.base.files import check_outputs
 from mmdeploy_ext.runtime import film
-from mmdeploy_ext.util.errors import ImageError, UsageError, named
-from mmdeploy_ext.util.files import check_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,9 +44,9 @@ def run_film(
     cameras: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
     """Draw the results of each picture and return its --json entry; Ctrl-C ends the film of a camera."""
-    from mmdeploy_ext.preprocess.cam2img import camera_for
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect
+    from mmdeploy_ext.runtime.preprocess.cam2img import camera_for
 
     ((path, target),) = targets.items()
     source, classes = str(path), backend.metadata.classes

@@ -11,11 +11,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.cli.run_film import plan_film, run_film
-from mmdeploy_ext.runtime.film import FILMS, is_film
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import (
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.errors import (
     DataError,
     EngineError,
     FrozenWarning,
@@ -28,15 +26,17 @@ from mmdeploy_ext.util.errors import (
     one_line,
     printable,
 )
-from mmdeploy_ext.util.files import check_outputs, check_writable, external_locations, will_write, write_json
+from mmdeploy_ext.base.files import check_outputs, check_writable, external_locations, will_write, write_json
+from mmdeploy_ext.cli.run_film import plan_film, run_film
+from mmdeploy_ext.runtime.film import FILMS, is_film
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     import numpy as np
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+    from mmdeploy_ext.spec.metadata import Metadata
 
 DEFAULT_OUT = Path('work_dirs/onnx_results')
 UNUSABLE = (ImageError, DataError, ShapeError, InferenceError, MemoryError)
@@ -100,7 +100,7 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
             f'{error.name} is not installed; this tool needs: pip install numpy '
             f'opencv-python-headless onnxruntime'
         ) from error
-    from mmdeploy_ext.preprocess.cam2img import read_cameras
+    from mmdeploy_ext.runtime.preprocess.cam2img import read_cameras
 
     films = [source for source in args.images if is_film(source)]
     targets = plan_film(args.images, args.out) if films else plan_pictures(args.images, args.out)
@@ -125,7 +125,7 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
 
 def check_damage(files: Sequence[str | Path]) -> None:
     """Raise ModelFileError for damaged files; note on stderr those that another tool has rewritten."""
-    from mmdeploy_ext.contract.digest import check_whole
+    from mmdeploy_ext.spec.digest import check_whole
 
     for file in files:
         if note := check_whole(file):
@@ -144,7 +144,7 @@ def plan_pictures(
     kind: str = 'image',
 ) -> dict[Path, Path]:
     """Image -> picture to write, all paths distinct; in a folder `out` names get `_det`."""
-    from mmdeploy_ext.preprocess.pictures import list_images
+    from mmdeploy_ext.runtime.preprocess.pictures import list_images
 
     if out.suffix.lower() in OTHER_SUFFIXES and not out.is_dir():
         raise UsageError(f'--out {out}: expected a folder, or a .jpg or .png file for one image')
@@ -229,8 +229,8 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
 
 def check_picture_graph(path: str, metadata: Metadata) -> None:
     """Raise ModelFileError for a graph or rule that is not of pictures."""
-    from mmdeploy_ext.contract.metadata import damaged
-    from mmdeploy_ext.preprocess.pictures import PreprocessRule
+    from mmdeploy_ext.spec.metadata import damaged
+    from mmdeploy_ext.spec.preparation import PreprocessRule
 
     first, rule = metadata.spec.inputs[0], metadata.preprocess
     if not isinstance(rule, PreprocessRule):
@@ -264,10 +264,10 @@ def run_file(
     strict: bool = False,
 ) -> dict[str, Any]:
     """Detect, draw and write one image; return its JSON entry, `detections` in pixels of the original."""
-    from mmdeploy_ext.preprocess.cam2img import camera_for
-    from mmdeploy_ext.preprocess.pictures import read_image
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect
+    from mmdeploy_ext.runtime.preprocess.cam2img import camera_for
+    from mmdeploy_ext.runtime.preprocess.pictures import read_image
 
     image = read_image(source, backend.metadata.preprocess.color_type)
     cam2img = camera_for(cameras, source) if cameras else None

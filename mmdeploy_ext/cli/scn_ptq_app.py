@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import UsageError, after_weights
+from mmdeploy_ext.base.files import check_writable, write_json
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import ranges
-from mmdeploy_ext.quantize import METHODS, PERCENTILE
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError, after_weights
-from mmdeploy_ext.util.files import check_writable, write_json
+from mmdeploy_ext.exporting.int8 import METHODS, PERCENTILE
+from mmdeploy_ext.upstream import compat
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.sparse.ranges import Ranges
+    from mmdeploy_ext.exporting.sparse.ranges import Ranges
+    from mmdeploy_ext.families.detector import Detector
 
 DEFAULT_OUTPUT = 'ranges.json'
 WORST = 10
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.backbone_files import load
+    from mmdeploy_ext.families.backbone_files import load
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     detector = load(args.config, args.checkpoint, cfg_options, args.weight_layout)
@@ -110,10 +110,10 @@ def _ranges(args: argparse.Namespace, detector: Detector) -> Ranges:
 
 
 def _compare(args: argparse.Namespace, detector: Detector, int8_ranges: Ranges) -> None:
-    from mmdeploy_ext import backbone_files as deploy
-    from mmdeploy_ext.quantize import views
-    from mmdeploy_ext.quantize.fidelity import fidelity
-    from mmdeploy_ext.quantize.sparse_calibration import config_sweeps
+    from mmdeploy_ext.bench.precision import views
+    from mmdeploy_ext.bench.precision.fidelity import fidelity
+    from mmdeploy_ext.bench.precision.sparse_calibration import config_sweeps
+    from mmdeploy_ext.families import backbone_files as deploy
 
     options = detector.family.choose(
         order=detector.settings.order,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.base import cli
 from mmdeploy_ext.cli import infos_app, weights_app
-from mmdeploy_ext.synthetic import coco, monocular, nuscenes
-from mmdeploy_ext.util import cli
+from mmdeploy_ext.families.synthetic import coco, monocular, nuscenes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,9 +6,9 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError, one_line
-from mmdeploy_ext.util.files import check_writable, write_json
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import UsageError, one_line
+from mmdeploy_ext.base.files import check_writable, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,7 +165,7 @@ def _verify(engine_path: str, onnx_path: str | None) -> int:
     from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
     from mmdeploy_ext.engines.tensorrt.record import read_record
     from mmdeploy_ext.proving import tensorrt as tensorrt_proof
-    from mmdeploy_ext.verdict.comparison import equality_claim, is_equal
+    from mmdeploy_ext.spec.comparison import equality_claim, is_equal
 
     if onnx_path is None:
         raise UsageError('--verify: pass the ONNX file, which the engine is compared with')

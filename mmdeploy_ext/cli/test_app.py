@@ -10,26 +10,26 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.base import cli, distributed
+from mmdeploy_ext.base.config import test_datasets
+from mmdeploy_ext.base.errors import DataError, ModelFileError, UsageError, after_weights
+from mmdeploy_ext.base.files import atomic_path, check_writable
+from mmdeploy_ext.bench.kinds import kind_of
+from mmdeploy_ext.bench.kinds.tested import TestedModel, check_dataset
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app
-from mmdeploy_ext.config.config import test_datasets
 from mmdeploy_ext.engines import BACKENDS, title_of
-from mmdeploy_ext.evaluate import backend_config
-from mmdeploy_ext.kinds import kind_of
-from mmdeploy_ext.kinds.tested import TestedModel, check_dataset
-from mmdeploy_ext.util import cli, distributed
-from mmdeploy_ext.util.errors import DataError, ModelFileError, UsageError, after_weights
-from mmdeploy_ext.util.files import atomic_path, check_writable
+from mmdeploy_ext.families.evaluate import backend_config
+from mmdeploy_ext.upstream import compat
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.evaluate.loop import Network
-    from mmdeploy_ext.util.distributed import Ranks
-    from mmdeploy_ext.util.dump import DumpWriter
+    from mmdeploy_ext.base.distributed import Ranks
+    from mmdeploy_ext.base.dump import DumpWriter
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.families.evaluate.loop import Network
 
 
 def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
@@ -96,9 +96,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, ranks: Ranks) -> int:
-    from mmdeploy_ext.detector import build, load_weights, read_config
-    from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.evaluate.loop import run_dataset
+    from mmdeploy_ext.families.detector import build, load_weights, read_config
+    from mmdeploy_ext.families.evaluate import evaluation
+    from mmdeploy_ext.families.evaluate.loop import run_dataset
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     shared.parse_cfg_options(args.eval_options, '--eval-options')
@@ -176,10 +176,10 @@ def threads_per_process() -> int:
 
 def export_if_stale(detector: Detector, tested: TestedModel) -> None:
     """Export unless the files are there with the metadata of a new export."""
-    from mmdeploy_ext.contract import digest
-    from mmdeploy_ext.detector_files import read_files
+    from mmdeploy_ext.bench.precision.dense_target import refuse_stale
+    from mmdeploy_ext.families.detector_files import read_files
     from mmdeploy_ext.proving.provenance import stale_reason
-    from mmdeploy_ext.quantize.dense_target import refuse_stale
+    from mmdeploy_ext.spec import digest
 
     target, reason = tested.target, 'missing'
     if Path(target).exists():
@@ -213,7 +213,7 @@ def export_if_stale(detector: Detector, tested: TestedModel) -> None:
 
 @contextlib.contextmanager
 def _opened_dump(detector: Detector, tested: TestedModel, ranks: Ranks) -> Iterator[DumpWriter | None]:
-    from mmdeploy_ext.util.dump import DumpWriter, replaced_dump
+    from mmdeploy_ext.base.dump import DumpWriter, replaced_dump
 
     dump, unit = tested.settings['dump'], tested.unit
     if dump is None:
@@ -269,8 +269,8 @@ def finish(
     """
     import pickle
 
-    from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.proving.levels.metrics import keep_metrics, summary
+    from mmdeploy_ext.families.evaluate import evaluation
+    from mmdeploy_ext.proving.metrics import keep_metrics, summary
 
     if args.out:
         with atomic_path(args.out) as temporary:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.api import ProofRequest, prove_read, read_detector
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app, proof
-from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
-from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.families.base import Family
-from mmdeploy_ext.kinds import kind_of
-from mmdeploy_ext.util import cli
+from mmdeploy_ext.spec.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
+from mmdeploy_ext.spec.registry import detector_options
 
 if TYPE_CHECKING:
     import argparse

@@ -6,9 +6,9 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.detector import Detector
 
 DESCRIPTION = (
     ' Weights are random numbers of the seed, scaled in one run of the test path so that the model finds '
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.util.files import check_writable
+    from mmdeploy_ext.base.files import check_writable
 
     cli.check_minimums(args, seed=0)
     if args.seed > LARGEST_SEED:
@@ -74,24 +74,24 @@ def write_weights(
     cfg_options: Mapping[str, Any] | None = None,
     samples: Sequence[str] = (),
 ) -> tuple[list[float], int]:
-    """Write a checkpoint for the config of any detector, by `synthetic.weights.calibrate`.
+    """Write a checkpoint for the config of any detector, by `families.synthetic.weights.calibrate`.
 
     Args:
         config: mmcv config.
         out: the file; the seed is in its `meta`.
         seed: of the weights.
         cfg_options: dotted key of the config -> value.
-        samples: pictures or 'FILE.py:function', see `parts.samples.samples_of`.
+        samples: pictures or 'FILE.py:function', see `proving.parts.samples.samples_of`.
 
     Returns:
         The scores of the objects in the result of the first sample, and the number of their classes.
     """
     import torch
 
-    from mmdeploy_ext import compat
-    from mmdeploy_ext.parts.results import scores_of
-    from mmdeploy_ext.synthetic.weights import calibrate, has_nan, initialise_again
-    from mmdeploy_ext.weights.convert.conversion import save_checkpoint
+    from mmdeploy_ext.families.synthetic.weights import calibrate, has_nan, initialise_again
+    from mmdeploy_ext.proving.parts.results import scores_of
+    from mmdeploy_ext.upstream import compat
+    from mmdeploy_ext.upstream.weights.convert.conversion import save_checkpoint
 
     compat.apply()
     torch.manual_seed(seed)
@@ -112,7 +112,7 @@ def model_and_test(
     config: str, cfg_options: Mapping[str, Any] | None = None, samples: Sequence[str] = ()
 ) -> tuple[torch.nn.Module, Callable[[], Iterator[Any]]]:
     """Return the model of a config without weights, and a function that yields results of its test path."""
-    from mmdeploy_ext.parts.samples import run_test_path, samples_of
+    from mmdeploy_ext.proving.parts.samples import run_test_path, samples_of
 
     detector = _of_family(config, cfg_options)
     if detector is not None and not samples:
@@ -120,7 +120,7 @@ def model_and_test(
     if detector is not None:
         model, cfg = detector.model, detector.cfg
     else:
-        from mmdeploy_ext.parts.model import read_model
+        from mmdeploy_ext.proving.parts.model import read_model
 
         unloaded = read_model(config, '', cfg_options)
         model, cfg = unloaded.build(), unloaded.cfg
@@ -129,9 +129,9 @@ def model_and_test(
 
 
 def _results(detector: Detector) -> Iterator[Any]:
-    from mmdeploy_ext.config.config import refused_by_name
-    from mmdeploy_ext.families.trial import own_forward
-    from mmdeploy_ext.kinds import kind_of
+    from mmdeploy_ext.base.config import refused_by_name
+    from mmdeploy_ext.bench.kinds import kind_of
+    from mmdeploy_ext.families.first_run import own_forward
 
     advice = 'choose another scale in its test pipeline'
     with refused_by_name(detector.cfg), own_forward(detector.model, 'its generated sample', advice):
@@ -140,9 +140,9 @@ def _results(detector: Detector) -> Iterator[Any]:
 
 def _of_family(config: str, cfg_options: Mapping[str, Any] | None) -> Detector | None:
     """Return the built model of a family; None: no family takes the config."""
-    from mmdeploy_ext.detector import read_config
+    from mmdeploy_ext.bench.kinds import kind_of
     from mmdeploy_ext.families.base import BACKBONE, DETECTOR
-    from mmdeploy_ext.kinds import kind_of
+    from mmdeploy_ext.families.detector import read_config
 
     for product in (DETECTOR, BACKBONE):
         try:

@@ -9,15 +9,15 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from mmdeploy_ext.util.errors import InferenceError, ShapeError
+from mmdeploy_ext.base.errors import InferenceError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.tensors import GraphSpec
 
 
 FAILURES = (ValueError, LookupError, RuntimeError, ArithmeticError)

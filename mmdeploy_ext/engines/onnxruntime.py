@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata import Metadata, check_graph
+from mmdeploy_ext.base.errors import ConfigError, EngineError, InferenceError, LoadError, ModelFileError
+from mmdeploy_ext.base.files import check_onnx_file
+from mmdeploy_ext.base.heap import resident_bytes
+from mmdeploy_ext.base.session_options import GRAPH_OPTIMIZATION, providers_with_options
 from mmdeploy_ext.engines.base import Backend, note_run
-from mmdeploy_ext.util.errors import ConfigError, EngineError, InferenceError, LoadError, ModelFileError
-from mmdeploy_ext.util.files import check_onnx_file
-from mmdeploy_ext.util.heap import resident_bytes
-from mmdeploy_ext.util.session_options import GRAPH_OPTIMIZATION, providers_with_options
+from mmdeploy_ext.spec.metadata import Metadata, check_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -64,7 +64,7 @@ class OnnxRuntimeBackend(Backend):
                 'run', or 'never'.
             plan_memory: keep one block for all tensors of a run. Without it BEVFusion's frame takes 2.0 GB
                 instead of 3.3 and 1 % more time.
-            round_fp16: round stored float16 values as GPUs do (`graph/passes/round_half.py`); slower, for
+            round_fp16: round stored float16 values as GPUs do (`graphs/passes/round_half.py`); slower, for
                 proofs.
             inner_tensors: inner tensors to put into `inner`.
         """
@@ -165,8 +165,8 @@ class OnnxRuntimeBackend(Backend):
 
         values = [onnx.ValueInfoProto(name=name) for name in self.inner_tensors]
         if self.round_fp16:
-            from mmdeploy_ext.graph.io.files import openable
-            from mmdeploy_ext.graph.passes.round_half import round_half
+            from mmdeploy_ext.graphs.io.files import openable
+            from mmdeploy_ext.graphs.passes.round_half import round_half
 
             model = round_half(onnx.load(self.path))
             model.graph.output.extend(values)

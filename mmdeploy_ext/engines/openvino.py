@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.base.errors import ConfigError, EngineError, InferenceError, LoadError, one_line
 from mmdeploy_ext.engines.base import Backend
-from mmdeploy_ext.util.errors import ConfigError, EngineError, InferenceError, LoadError, one_line
+from mmdeploy_ext.spec.metadata import read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,7 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
 
 def readable(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace deformable convolutions, which OpenVINO cannot read, in a copy."""
-    from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
+    from mmdeploy_ext.graphs.passes.deform_conv import replace_deform_conv
 
     return replace_deform_conv(model)[0]
 
@@ -74,7 +74,7 @@ class OpenVinoBackend(Backend):
         openvino = require_openvino()
         import onnx
 
-        from mmdeploy_ext.graph.io.files import openable
+        from mmdeploy_ext.graphs.io.files import openable
 
         core = openvino.Core()
         kinds = {device.partition('.')[0] for device in core.available_devices}  # several GPUs are GPU.0, ...

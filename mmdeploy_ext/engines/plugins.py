@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.base.errors import EngineError, InferenceError
 from mmdeploy_ext.engines.base import Backend
-from mmdeploy_ext.util.errors import EngineError, InferenceError
+from mmdeploy_ext.spec.metadata import read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,7 +101,7 @@ class PluginBackend(Backend):
     def activate(self) -> None:
         import onnx
 
-        from mmdeploy_ext.graph.custom_steps import SteppedModel
+        from mmdeploy_ext.graphs.custom_steps import SteppedModel
 
         self.metadata = read_metadata(self.path)
         self.spec = self.metadata.spec

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import Index, opsets_of
+from mmdeploy_ext.graphs.io import types
+from mmdeploy_ext.graphs.io.index import Index, opsets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.util.errors import ConfigError, EngineError, ModelFileError, UsageError
+from mmdeploy_ext.base.errors import ConfigError, EngineError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

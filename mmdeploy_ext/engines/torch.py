@@ -12,7 +12,7 @@ from mmdeploy_ext.engines.base import Backend
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.spec import GraphSpec, Stage
+    from mmdeploy_ext.spec.tensors import GraphSpec, Stage
 
 
 class TorchBackend(Backend):

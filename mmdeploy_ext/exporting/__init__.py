@@ -1,1 +1,1 @@
-"""From modules to ONNX graphs."""
+"""Stages of PyTorch to one ONNX file."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.weight_norm import WeightNorm
 
-from mmdeploy_ext.util.errors import ExportError
+from mmdeploy_ext.base.errors import ExportError
 
 STEPS = 12
 """The maximum runs over 2 ** STEPS cells: sides up to 16,384 pixels at stride 4."""

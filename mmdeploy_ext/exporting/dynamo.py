@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.upstream.compat.import_hook import patched
 
 aten = torch.ops.aten
 SAME: dict[Any, tuple[Any, Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]]] = {

@@ -21,23 +21,11 @@ from unittest import mock
 import onnx
 import torch
 
-from mmdeploy_ext import compat
-from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.options import DEFAULT_OPSET, Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage
+from mmdeploy_ext.base.cli import suppress_output
+from mmdeploy_ext.base.errors import ExportError, ModelFileError, OpsetError, UsageError, root_cause
+from mmdeploy_ext.base.source_code import copied_file, is_users_file, package_of
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
-from mmdeploy_ext.exporting.ops import deform_conv, mmcv_functions  # noqa: F401 - they register themselves
-from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
-from mmdeploy_ext.exporting.ops.forms import finish
-from mmdeploy_ext.exporting.ops.operator import (
-    LIBRARY_OPERATORS,
-    current_form,
-    operators_as,
-    operators_of,
-    translations,
-)
-from mmdeploy_ext.exporting.places import with_places
+from mmdeploy_ext.exporting.operator_nodes import finish
 from mmdeploy_ext.exporting.torch_patches import (
     linspace_of_its_type,
     linspace_of_one_step,
@@ -47,19 +35,31 @@ from mmdeploy_ext.exporting.torch_patches import (
     without_checkpoints,
     without_empty_writes,
 )
-from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.index import all_nodes, opsets_of, refill
-from mmdeploy_ext.graph.io.types import LARGEST_SHAPE
-from mmdeploy_ext.graph.passes.constants import compute_constants
-from mmdeploy_ext.graph.passes.denormals import zero_denormals
-from mmdeploy_ext.graph.passes.global_means import split_global_means
-from mmdeploy_ext.graph.passes.merge import concatenate
-from mmdeploy_ext.graph.passes.norms import replace_group_norm
-from mmdeploy_ext.graph.passes.rename import apply_spec, check_axes, name_ends
-from mmdeploy_ext.graph.passes.simplify import simplify
-from mmdeploy_ext.util.cli import suppress_output
-from mmdeploy_ext.util.errors import ExportError, ModelFileError, OpsetError, UsageError, root_cause
-from mmdeploy_ext.util.source_code import copied_file, is_users_file, package_of
+from mmdeploy_ext.graphs.io import files
+from mmdeploy_ext.graphs.io.index import all_nodes, opsets_of, refill
+from mmdeploy_ext.graphs.io.types import LARGEST_SHAPE
+from mmdeploy_ext.graphs.passes.constants import compute_constants
+from mmdeploy_ext.graphs.passes.denormals import zero_denormals
+from mmdeploy_ext.graphs.passes.global_means import split_global_means
+from mmdeploy_ext.graphs.passes.merge import concatenate
+from mmdeploy_ext.graphs.passes.norms import replace_group_norm
+from mmdeploy_ext.graphs.passes.rename import apply_spec, check_axes, name_ends
+from mmdeploy_ext.graphs.passes.simplify import simplify
+from mmdeploy_ext.spec.metadata import Metadata
+from mmdeploy_ext.spec.options import DEFAULT_OPSET, Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage
+from mmdeploy_ext.upstream import compat
+from mmdeploy_ext.upstream.compat.import_hook import patched
+from mmdeploy_ext.upstream.operators import deform_conv, mmcv_functions  # noqa: F401 - they register themselves
+from mmdeploy_ext.upstream.operators.backbone_attention import sizes_traced
+from mmdeploy_ext.upstream.operators.operator import (
+    LIBRARY_OPERATORS,
+    current_form,
+    operators_as,
+    operators_of,
+    translations,
+)
+from mmdeploy_ext.upstream.operators.places import with_places
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Exporter -> first and last opset that it writes in torch 2.13 (measured; dynamo writes 18 if asked for 11).

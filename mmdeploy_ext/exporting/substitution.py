@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mmdeploy_ext.config.config import replaced_entry
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.base.config import replaced_entry
+from mmdeploy_ext.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils import checkpoint
 
-from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.upstream.compat.import_hook import patched
 
 POOLED_AXES = {
     f'{kind}_pool{axes}d': axes

@@ -13,27 +13,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from mmdeploy_ext.compat.patches_vendored import lacks_part_of_mmdet
-from mmdeploy_ext.config.user_modules import import_failure, older_library
-from mmdeploy_ext.contract.facts import Facts
-from mmdeploy_ext.contract.options import Option, Options
-from mmdeploy_ext.contract.registry import (
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.errors import ConfigError, ModelFileError, UsageError
+from mmdeploy_ext.base.source_code import ModelClass, model_classes
+from mmdeploy_ext.base.user_modules import import_failure, older_library
+from mmdeploy_ext.families.missing_kernels import missing_operators
+from mmdeploy_ext.families.no_family import refusal
+from mmdeploy_ext.spec.facts import Facts
+from mmdeploy_ext.spec.options import Option, Options
+from mmdeploy_ext.spec.registry import (
     Registration,
     detector_options,
     registered,
     registration_of,
 )
-from mmdeploy_ext.families.missing_kernels import missing_operators
-from mmdeploy_ext.families.nearest import refusal
-from mmdeploy_ext.models.building import has_head, head_of, names_of_class
-from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import ConfigError, ModelFileError, UsageError
-from mmdeploy_ext.util.source_code import ModelClass, model_classes
+from mmdeploy_ext.upstream.compat.patches_vendored import lacks_part_of_mmdet
+from mmdeploy_ext.upstream.models.building import has_head, head_of, names_of_class
 
 if TYPE_CHECKING:  # --help and messages about missing packages need none of these
     import torch
 
-    from mmdeploy_ext.weights.checkpoint import Checkpoint
+    from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
 
 
 class Claim(enum.IntEnum):
@@ -134,7 +134,7 @@ class Family(abc.ABC):
 
         Raises CheckpointError for other keys, wrong shapes or types, and weights that are not finite.
         """
-        from mmdeploy_ext.weights.checkpoint import load_strict
+        from mmdeploy_ext.upstream.weights.checkpoint import load_strict
 
         load_strict(model, checkpoint, self.ignored_prefixes)
 

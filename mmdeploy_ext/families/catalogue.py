@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.base.errors import ConfigError
 
 ENTRY_POINTS = 'mm2onnx.families'
 """Group of entry points; each value is a module that registers families."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.contract.registry import contract_class
+from mmdeploy_ext.spec.registry import contract_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import torch
 
-    from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.contract.spec import Graph, TensorSpec
     from mmdeploy_ext.families.sequence_reference import SequenceReference
     from mmdeploy_ext.runtime.frames import Stepper
+    from mmdeploy_ext.spec.options import Options
+    from mmdeploy_ext.spec.tensors import Graph, TensorSpec
 
 PUBLISHED = dict(max_gap_s=None)
 """`settings` of loops with a memory: published models know no time gap."""

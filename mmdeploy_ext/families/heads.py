@@ -1,6 +1,5 @@
 """Heads in families of other packages: facts, coders and numpy post-processing."""
 
-from mmdeploy_ext.contract.nms import NmsConfig
 from mmdeploy_ext.families.common.runtime.dense import (
     decode_raw,
     largest_num_candidates,
@@ -10,6 +9,7 @@ from mmdeploy_ext.families.common.runtime.dense import (
 from mmdeploy_ext.runtime.bev_nms import intersection_areas, rotated_nms
 from mmdeploy_ext.runtime.box_coders import Coder, Delta, class_scores, constant
 from mmdeploy_ext.runtime.dense_facts import DenseFacts, Head
+from mmdeploy_ext.spec.nms import NmsConfig
 
 __all__ = [
     'Coder', 'Delta', 'DenseFacts', 'Head', 'NmsConfig', 'class_scores', 'constant', 'decode_raw',

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.config.config import keyed_test_pipeline, refused_by_name
-from mmdeploy_ext.contract.options import FORM, IMAGE, Option, Options
-from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, Stage, TensorSpec, with_half_features
+from mmdeploy_ext.base.config import keyed_test_pipeline, refused_by_name
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, Family
 from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.models.building import build_without_weights, is_users_step
-from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
-from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.util.errors import ConfigError, UsageError
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.preprocess.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.spec.options import FORM, IMAGE, Option, Options
+from mmdeploy_ext.spec.preparation import PreprocessRule
+from mmdeploy_ext.spec.registry import registration_of
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, Stage, TensorSpec, with_half_features
+from mmdeploy_ext.upstream.models.building import build_without_weights, is_users_step
 
 if TYPE_CHECKING:
     import torch

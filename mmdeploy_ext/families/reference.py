@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.metadata import Metadata
 
 if TYPE_CHECKING:
     import torch
 
-    from mmdeploy_ext.contract.spec import TensorSpec
+    from mmdeploy_ext.spec.tensors import TensorSpec
 
 
 class ImageReference:

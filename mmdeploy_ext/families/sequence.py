@@ -6,15 +6,15 @@ import abc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.contract.options import DRIVE, Option, Options
-from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.sequence_data import SequenceData
 from mmdeploy_ext.families.sequence_reference import SequenceReference
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Stepper
+from mmdeploy_ext.spec.memory import MemorySpec
+from mmdeploy_ext.spec.options import DRIVE, Option, Options
+from mmdeploy_ext.spec.registry import registration_of
+from mmdeploy_ext.spec.tensors import Graph
 
 if TYPE_CHECKING:
     import torch

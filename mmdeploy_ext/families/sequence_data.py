@@ -65,5 +65,5 @@ class SequenceData(abc.ABC):
         """Return the frame of a dump and its `manifest.json`; raises DataError if a tensor is missing."""
 
     def dump_tensors(self, model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """Return the tensors of a frame for a dump; by default all `taps` (`util.taps.tap`)."""
+        """Return the tensors of a frame for a dump; by default all `taps` (`base.taps.tap`)."""
         return {name: tensor.detach().cpu().numpy() for name, tensor in taps.items()}

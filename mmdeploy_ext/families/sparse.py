@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.options import SPARSE, Options
 from mmdeploy_ext.families.base import BACKBONE, Family
-from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.sparse.ir import Triple
+from mmdeploy_ext.runtime.sparse.ir import Triple
+from mmdeploy_ext.spec.options import SPARSE, Options
+from mmdeploy_ext.spec.preparation import VoxelRule
 
 if TYPE_CHECKING:
     import torch
 
-    from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
+    from mmdeploy_ext.upstream.weights.sparse_checkpoint import LoadReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Int8Reference:
     Attributes:
         precisions: module path -> (precision, output precision), if not int8, with
             `--int8-fp16-input-output`; empty: first convolution and last output are fp16
-            (`sparse.precision.fp16_ends`).
+            (`exporting.sparse.precision.fp16_ends`).
         half_ranges: whether ranges are rounded to fp16.
         fp16_folded: convolutions with batch normalisation folded in fp16.
         unfolded_ranges: modules with weight ranges of the unfolded kernel.

@@ -1,1 +1,1 @@
-"""Proofs of exported files; `kinds` chooses one by the model's samples."""
+"""One claim: the file computes what PyTorch's model computes."""

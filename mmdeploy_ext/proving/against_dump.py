@@ -1,4 +1,4 @@
-"""Compare an engine with the tensors of PyTorch's test loop (`util/dump.py`)."""
+"""Compare an engine with the tensors of PyTorch's test loop (`base/dump.py`)."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.dump import list_samples, load_dump
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.proving.pictures import compare_outputs
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.tasks import match
-from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.dump import list_samples, load_dump
-from mmdeploy_ext.util.errors import DataError
-from mmdeploy_ext.verdict.bars import Bars, accept_rate, bars_of
-from mmdeploy_ext.verdict.comparison import compare_tensors
-from mmdeploy_ext.verdict.results import Case, TensorRow
-from mmdeploy_ext.verdict.verdict import AGREES, Finding, Verdict
+from mmdeploy_ext.runtime.tasks import match
+from mmdeploy_ext.spec.bars import Bars, accept_rate, bars_of
+from mmdeploy_ext.spec.comparison import compare_tensors
+from mmdeploy_ext.spec.results import Case, TensorRow
+from mmdeploy_ext.spec.verdict import AGREES, Finding, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
-    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.engines import Backend
+    from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.runtime.frames import Stepper
+    from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec
 
 FAR = 1e-5
 """Allowed difference in metres per metre from the map's origin; see `far_spec`."""

@@ -6,42 +6,42 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.backbone_files import has_precision
+from mmdeploy_ext.base.cli import tracked
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.errors import one_line
+from mmdeploy_ext.base.files import read_json, sha256_onnx
 from mmdeploy_ext.engines.base import attempt
+from mmdeploy_ext.exporting.sparse.libspconv import to_node_list
+from mmdeploy_ext.families.backbone_files import has_precision
+from mmdeploy_ext.proving import sparse_file
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
-from mmdeploy_ext.proving.levels import sparse_file
-from mmdeploy_ext.proving.levels.sparse_layers import (
+from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
+from mmdeploy_ext.proving.proof import add_checks, check_graph, check_model, compare_again, finish, start
+from mmdeploy_ext.proving.provenance import settings_check
+from mmdeploy_ext.proving.sparse_layers import (
     DialectRunner,
     PortableRunner,
     layer_rows,
     run_reference,
 )
-from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
-from mmdeploy_ext.proving.proof import add_checks, check_graph, check_model, compare_again, finish, start
-from mmdeploy_ext.proving.provenance import settings_check
-from mmdeploy_ext.sparse.libspconv import to_node_list
-from mmdeploy_ext.util.cli import tracked
-from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import one_line
-from mmdeploy_ext.util.files import read_json, sha256_onnx
-from mmdeploy_ext.verdict.comparison import compare_named, failed_row
-from mmdeploy_ext.verdict.matching import total_reasons
-from mmdeploy_ext.verdict.results import Case, Pair
+from mmdeploy_ext.spec.comparison import compare_named, failed_row
+from mmdeploy_ext.spec.matching import total_reasons
+from mmdeploy_ext.spec.results import Case, Pair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
 
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.exporting.sparse.ranges import Ranges
+    from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
-    from mmdeploy_ext.proving.levels.sparse_file import SparseFile
-    from mmdeploy_ext.proving.levels.sparse_layers import SparseReference
     from mmdeploy_ext.proving.proof import Proof
-    from mmdeploy_ext.sparse.ranges import Ranges
-    from mmdeploy_ext.verdict.results import TensorRow
-    from mmdeploy_ext.verdict.verdict import Verdict
+    from mmdeploy_ext.proving.sparse_file import SparseFile
+    from mmdeploy_ext.proving.sparse_layers import SparseReference
+    from mmdeploy_ext.spec.results import TensorRow
+    from mmdeploy_ext.spec.verdict import Verdict
 
     Runner = DialectRunner | PortableRunner
 

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.base.cli import tracked
+from mmdeploy_ext.base.errors import LoadError
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import half_precision
+from mmdeploy_ext.proving.drive_run import (
+    FULL_DRIVE,
+    NOTHING_FOUND,
+    Modes,
+    default_bars,
+    named_tensors,
+)
 from mmdeploy_ext.proving.float64 import in_float64, rounding_of
 from mmdeploy_ext.proving.frames import (
     MAX_DRAWN,
@@ -25,36 +34,27 @@ from mmdeploy_ext.proving.frames import (
     reasons_of_unread,
     times_of,
 )
-from mmdeploy_ext.proving.levels.drive_run import (
-    FULL_DRIVE,
-    NOTHING_FOUND,
-    Modes,
-    default_bars,
-    named_tensors,
-)
-from mmdeploy_ext.proving.open_points import Watch, unreached
+from mmdeploy_ext.proving.not_shown import Watch, unreached
 from mmdeploy_ext.proving.proof import Unread, finish, not_loaded
-from mmdeploy_ext.recorded.stepper import RecordedStepper
+from mmdeploy_ext.proving.recorded.stepper import RecordedStepper
 from mmdeploy_ext.runtime.geometry import invert_pose
-from mmdeploy_ext.tasks import bbox3d
-from mmdeploy_ext.util.cli import tracked
-from mmdeploy_ext.util.errors import LoadError
-from mmdeploy_ext.verdict.bars import tensor_text
-from mmdeploy_ext.verdict.matching import too_few
-from mmdeploy_ext.verdict.results import Case, DetectionRow
+from mmdeploy_ext.runtime.tasks import bbox3d
+from mmdeploy_ext.spec.bars import tensor_text
+from mmdeploy_ext.spec.matching import too_few
+from mmdeploy_ext.spec.results import Case, DetectionRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.contract.memory import MemorySpec
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.proving.claims import Claims
-    from mmdeploy_ext.proving.levels.drive_run import DriveBars
+    from mmdeploy_ext.proving.drive_run import DriveBars
     from mmdeploy_ext.proving.proof import Proof
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-    from mmdeploy_ext.verdict.comparison import Rounding
-    from mmdeploy_ext.verdict.results import SequenceRow
-    from mmdeploy_ext.verdict.verdict import Verdict
+    from mmdeploy_ext.spec.comparison import Rounding
+    from mmdeploy_ext.spec.memory import MemorySpec
+    from mmdeploy_ext.spec.results import SequenceRow
+    from mmdeploy_ext.spec.verdict import Verdict
 
 ADVICE = 'use a drive with objects that this model finds, more frames (--frames) and a trained checkpoint'
 """Advice for too few matched results of a drive."""

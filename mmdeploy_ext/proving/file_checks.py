@@ -11,32 +11,32 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext import detector_files as files
-from mmdeploy_ext.contract.metadata import BF16, OF_SPARSE_GRAPHS, PREFIX
-from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.contract.spec import written_precision
-from mmdeploy_ext.detector import prepare_fixed
+from mmdeploy_ext.base.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
+from mmdeploy_ext.base.typed_json import parse_json
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
+from mmdeploy_ext.exporting.int8.dense import QUANTISE
+from mmdeploy_ext.exporting.precision_plan import plan_of, quantised_as, with_plan_of
+from mmdeploy_ext.families import detector_files as files
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.graph import signature
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.files import openable
-from mmdeploy_ext.graph.io.index import count_nodes, random_nodes, reads, refill
-from mmdeploy_ext.graph.passes.fp16 import BF16_OPSET
-from mmdeploy_ext.quantize.dense import QUANTISE
-from mmdeploy_ext.quantize.planned import plan_of, quantised_as, with_plan_of
-from mmdeploy_ext.util.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
-from mmdeploy_ext.util.typed_json import parse_json
-from mmdeploy_ext.verdict.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphDifference, GraphResult
+from mmdeploy_ext.families.detector import prepare_fixed
+from mmdeploy_ext.graphs import signature
+from mmdeploy_ext.graphs.io import types
+from mmdeploy_ext.graphs.io.files import openable
+from mmdeploy_ext.graphs.io.index import count_nodes, random_nodes, reads, refill
+from mmdeploy_ext.graphs.passes.fp16 import BF16_OPSET
+from mmdeploy_ext.spec.metadata import BF16, OF_SPARSE_GRAPHS, PREFIX
+from mmdeploy_ext.spec.registry import registration_of
+from mmdeploy_ext.spec.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphDifference, GraphResult
+from mmdeploy_ext.spec.tensors import written_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.options import Options
+    from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
 
     Export = Callable[[], onnx.ModelProto]
 

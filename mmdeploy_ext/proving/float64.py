@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mmdeploy_ext.verdict.comparison import Rounding
+    from mmdeploy_ext.spec.comparison import Rounding
 
 WIDER = {
     torch.float32: torch.float64,

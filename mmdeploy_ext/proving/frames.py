@@ -8,16 +8,18 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata import least_precision
-from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.base.cli import tracked
+from mmdeploy_ext.base.errors import LoadError, ModelFileError
+from mmdeploy_ext.base.files import sha256_onnx
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.engines.base import Clock, attempt
+from mmdeploy_ext.exporting.precision_plan import before_plan
 from mmdeploy_ext.exporting.substitution import without_limits
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.float64 import rounding_of
-from mmdeploy_ext.proving.open_points import Watch, count_voxels, unreached
+from mmdeploy_ext.proving.not_shown import Watch, count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.proof import (
@@ -38,32 +40,30 @@ from mmdeploy_ext.proving.proof import (
     without_weights,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
-from mmdeploy_ext.quantize.planned import before_plan
-from mmdeploy_ext.recorded.stepper import RecordedStepper
-from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox3d, match, task_module
-from mmdeploy_ext.util.cli import tracked
-from mmdeploy_ext.util.errors import LoadError, ModelFileError
-from mmdeploy_ext.util.files import sha256_onnx
-from mmdeploy_ext.verdict.bars import Bars, bars_of
-from mmdeploy_ext.verdict.comparison import compare_tensors
-from mmdeploy_ext.verdict.matching import total_reasons
-from mmdeploy_ext.verdict.results import Case, Check, DetectionRow, Pair, failed_detections
-from mmdeploy_ext.verdict.ties import Ties
+from mmdeploy_ext.proving.recorded.stepper import RecordedStepper
+from mmdeploy_ext.runtime.tasks import NEEDED_BY_LISTS, bbox3d, match, task_module
+from mmdeploy_ext.spec.bars import Bars, bars_of
+from mmdeploy_ext.spec.comparison import compare_tensors
+from mmdeploy_ext.spec.matching import total_reasons
+from mmdeploy_ext.spec.metadata import least_precision
+from mmdeploy_ext.spec.results import Case, Check, DetectionRow, Pair, failed_detections
+from mmdeploy_ext.spec.tensors import GraphSpec
+from mmdeploy_ext.spec.ties import Ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.families.contracts import Contract
+    from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.proof import ExportedFile, Proof
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
-    from mmdeploy_ext.verdict.results import PreprocessingResult
-    from mmdeploy_ext.verdict.verdict import Verdict
+    from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.options import Options
+    from mmdeploy_ext.spec.results import PreprocessingResult
+    from mmdeploy_ext.spec.tensors import TensorSpec
+    from mmdeploy_ext.spec.verdict import Verdict
 
 ADVICE = 'use sweeps with objects that this model finds, more sweeps (--frames) and a trained checkpoint'
 """Advice for too few matched results of sweeps."""

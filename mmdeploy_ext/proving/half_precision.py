@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.engines import BACKENDS
-from mmdeploy_ext.tasks import place_text
-from mmdeploy_ext.verdict.bars import accept_masks, accept_rate
+from mmdeploy_ext.runtime.tasks import place_text
+from mmdeploy_ext.spec.bars import accept_masks, accept_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.verdict.verdict import Results, Verdict
+    from mmdeploy_ext.spec.verdict import Results, Verdict
 
 CPU = 'CPUExecutionProvider'
 

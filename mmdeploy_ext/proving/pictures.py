@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.contract.options import LIMITS
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL, VALID
-from mmdeploy_ext.detector import check_picture_options, rule_of
-from mmdeploy_ext.detector_files import make_metadata
+from mmdeploy_ext.base.cli import tracked
+from mmdeploy_ext.base.errors import LoadError, ModelFileError, ShapeError, one_line
+from mmdeploy_ext.base.files import sha256_onnx
 from mmdeploy_ext.engines import build_backend, title_of
 from mmdeploy_ext.engines.base import FAILURES, attempt
 from mmdeploy_ext.engines.plugins import open_with_plugins
+from mmdeploy_ext.exporting.precision_plan import before_plan
 from mmdeploy_ext.exporting.substitution import border_names, observed, substituted, without_limits
 from mmdeploy_ext.families.base import exported_options
+from mmdeploy_ext.families.detector import check_picture_options, rule_of
+from mmdeploy_ext.families.detector_files import make_metadata
 from mmdeploy_ext.proving import file_checks, half_precision
 from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs, smaller_size
-from mmdeploy_ext.proving.open_points import Watch, counts_of_images, limits_of, unreached
+from mmdeploy_ext.proving.not_shown import Watch, counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
     AGAIN,
@@ -51,16 +53,12 @@ from mmdeploy_ext.proving.references import (
     reference_with_empty_image,
     zoomed_on_object,
 )
-from mmdeploy_ext.quantize.planned import before_plan
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
-from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
-from mmdeploy_ext.util.cli import tracked
-from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
-from mmdeploy_ext.util.files import sha256_onnx
-from mmdeploy_ext.verdict.bars import FLOAT32, bars_of
-from mmdeploy_ext.verdict.comparison import (
+from mmdeploy_ext.runtime.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
+from mmdeploy_ext.spec.bars import FLOAT32, bars_of
+from mmdeploy_ext.spec.comparison import (
     compare_named,
     compare_tensors,
     count_rows,
@@ -68,9 +66,11 @@ from mmdeploy_ext.verdict.comparison import (
     order_rows,
     shape_rows,
 )
-from mmdeploy_ext.verdict.matching import matched_rows, total_reasons
-from mmdeploy_ext.verdict.results import Case, DetectionRow, Pair, failed_detections
-from mmdeploy_ext.verdict.ties import Ties
+from mmdeploy_ext.spec.matching import matched_rows, total_reasons
+from mmdeploy_ext.spec.options import LIMITS
+from mmdeploy_ext.spec.results import Case, DetectionRow, Pair, failed_detections
+from mmdeploy_ext.spec.tensors import DEFAULT_RTOL, VALID
+from mmdeploy_ext.spec.ties import Ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -79,19 +79,19 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.detector import Detector
     from mmdeploy_ext.engines import Backend
+    from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.families.reference import ImageReference
-    from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.proof import ExportedFile, Proof
-    from mmdeploy_ext.verdict.bars import Bars
-    from mmdeploy_ext.verdict.results import GraphResult, PreprocessingResult, TensorRow
-    from mmdeploy_ext.verdict.verdict import Verdict
+    from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+    from mmdeploy_ext.spec.bars import Bars
+    from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.options import Options
+    from mmdeploy_ext.spec.results import GraphResult, PreprocessingResult, TensorRow
+    from mmdeploy_ext.spec.tensors import GraphSpec
+    from mmdeploy_ext.spec.verdict import Verdict
 
 MAX_DRAWN = 8
 """Maximum of images in the report."""

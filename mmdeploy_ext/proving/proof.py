@@ -9,20 +9,23 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.compat import replaced
-from mmdeploy_ext.config.point_ranges import disagreements
-from mmdeploy_ext.config.user_modules import libraries_not_run
-from mmdeploy_ext.contract import digest
-from mmdeploy_ext.contract.metadata import BF16, Metadata, read_metadata
+from mmdeploy_ext.base.arrays import is_same, other_values
+from mmdeploy_ext.base.errors import one_line
+from mmdeploy_ext.base.files import sha256_file
+from mmdeploy_ext.base.point_ranges import disagreements
+from mmdeploy_ext.base.source_code import changed_files, other_copies, versions, versions_with_places
+from mmdeploy_ext.base.user_modules import libraries_not_run
 from mmdeploy_ext.engines.base import attempt
-from mmdeploy_ext.graph.io import files as graph_files
-from mmdeploy_ext.graph.io.files import is_sparse
-from mmdeploy_ext.graph.io.index import count_nodes
-from mmdeploy_ext.graph.io.types import skeleton
-from mmdeploy_ext.graph.passes.fp16 import LOWER
+from mmdeploy_ext.exporting.int8.dense import QUANTISE
+from mmdeploy_ext.exporting.precision_plan import has_ranges, plan_of
+from mmdeploy_ext.graphs.io import files as graph_files
+from mmdeploy_ext.graphs.io.files import is_sparse
+from mmdeploy_ext.graphs.io.index import count_nodes
+from mmdeploy_ext.graphs.io.types import skeleton
+from mmdeploy_ext.graphs.passes.fp16 import LOWER
 from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
-from mmdeploy_ext.proving.open_points import add_code, untraced_methods
+from mmdeploy_ext.proving.not_shown import add_code, untraced_methods
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     class_name_notes,
@@ -31,15 +34,12 @@ from mmdeploy_ext.proving.provenance import (
     provenance,
     weights_checks,
 )
-from mmdeploy_ext.quantize.dense import QUANTISE
-from mmdeploy_ext.quantize.planned import has_ranges, plan_of
-from mmdeploy_ext.util.arrays import is_same, other_values
-from mmdeploy_ext.util.errors import one_line
-from mmdeploy_ext.util.files import sha256_file
-from mmdeploy_ext.util.source_code import changed_files, other_copies, versions, versions_with_places
-from mmdeploy_ext.verdict.matching import accept_rest
-from mmdeploy_ext.verdict.results import Check
-from mmdeploy_ext.verdict.verdict import Finding, Results, Verdict, library_findings
+from mmdeploy_ext.spec import digest
+from mmdeploy_ext.spec.matching import accept_rest
+from mmdeploy_ext.spec.metadata import BF16, Metadata, read_metadata
+from mmdeploy_ext.spec.results import Check
+from mmdeploy_ext.spec.verdict import Finding, Results, Verdict, library_findings
+from mmdeploy_ext.upstream.compat import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.proving.claims import Claims
-    from mmdeploy_ext.verdict.results import Case, GraphResult
+    from mmdeploy_ext.spec.options import Options
+    from mmdeploy_ext.spec.results import Case, GraphResult
+    from mmdeploy_ext.spec.tensors import GraphSpec
 
 AGAIN = 'the model returns different results when an input runs again at the end'
 """Reason of failure: another final result."""
@@ -228,7 +228,7 @@ def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphS
     if INTERFACE_EDITS & {*file.edits}:
         contract = file.metadata.spec
     if is_sparse(file.model):
-        from mmdeploy_ext.proving.levels.sparse_file import check_dialect
+        from mmdeploy_ext.proving.sparse_file import check_dialect
 
         checks, warnings = check_dialect(file.path, file.model)
         proof.add_notes([*warnings, ROUNDED])

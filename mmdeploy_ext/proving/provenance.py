@@ -9,20 +9,20 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.config.config import cfg_options, config_sha256, test_dataset
-from mmdeploy_ext.detector import unfitting_names
-from mmdeploy_ext.util.errors import UsageError
-from mmdeploy_ext.verdict.results import Check
-from mmdeploy_ext.verdict.verdict import AS_IN_CONFIG
+from mmdeploy_ext.base.config import cfg_options, config_sha256, test_dataset
+from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.families.detector import unfitting_names
+from mmdeploy_ext.spec.results import Check
+from mmdeploy_ext.spec.verdict import AS_IN_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import torch
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.tensors import GraphSpec
 
 REWORDED = dict(meaning='')
 """Text of a tensor's spec for people; versions word it differently."""
@@ -252,7 +252,7 @@ def weights_checks(detector: Detector) -> list[Check]:
     """Compare the model's weights with the checkpoint's."""
     import torch
 
-    from mmdeploy_ext.weights.checkpoint import read_content
+    from mmdeploy_ext.upstream.weights.checkpoint import read_content
 
     path, report = Path(detector.checkpoint), detector.report
     if not path.is_file() or getattr(report, 'folded', ()) or getattr(report, 'form', '') == 'pickled module':

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.base.errors import ConfigError, one_line
 from mmdeploy_ext.exporting.substitution import observed
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.proving.inputs.inputs import (
@@ -22,21 +22,21 @@ from mmdeploy_ext.proving.inputs.inputs import (
     with_plain_picture,
     zoomed_input,
 )
-from mmdeploy_ext.proving.open_points import Watch
-from mmdeploy_ext.recorded.calls import around
+from mmdeploy_ext.proving.not_shown import Watch
+from mmdeploy_ext.proving.recorded.calls import around
 from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
-from mmdeploy_ext.util.errors import ConfigError, one_line
+from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.families.reference import ImageReference
-    from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
+    from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+    from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.options import Options
 
 
 SURE = 0.5

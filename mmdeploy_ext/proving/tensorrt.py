@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import numpy_helper
 
+from mmdeploy_ext.base.errors import ModelFileError
+from mmdeploy_ext.base.files import sha256_onnx
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
-from mmdeploy_ext.graph.feeds import random_feeds
-from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
-from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.util.errors import ModelFileError
-from mmdeploy_ext.util.files import sha256_onnx
-from mmdeploy_ext.verdict.bars import FLOAT32, HALF
-from mmdeploy_ext.verdict.comparison import compare_named
+from mmdeploy_ext.graphs.feeds import random_feeds
+from mmdeploy_ext.graphs.io import files
+from mmdeploy_ext.graphs.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
+from mmdeploy_ext.graphs.run import Runner
+from mmdeploy_ext.spec.bars import FLOAT32, HALF
+from mmdeploy_ext.spec.comparison import compare_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.engines.tensorrt.record import Record
-    from mmdeploy_ext.verdict.results import TensorRow
+    from mmdeploy_ext.spec.results import TensorRow
 
 LARGEST_DIFFERENCE = 1e-3
 """Tolerance of float32, relative to an output's largest value: GPUs sum in other orders."""

@@ -1,1 +1,1 @@
-"""The deployed part: numpy pre- and post-processing, and sessions. Imports neither torch nor mmcv."""
+"""What users ship: preparation, inference, decoding and drawing in numpy, OpenCV and ONNX Runtime."""

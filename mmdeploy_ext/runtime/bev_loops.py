@@ -6,7 +6,7 @@ n pairs or intervals; N cameras with feature maps of h x w pixels, D depth bins,
 
 import numpy as np
 
-from mmdeploy_ext.util.compiled import njit
+from mmdeploy_ext.base.compiled import njit
 
 MAX_CORNERS = 8
 """Most corners of the intersection of two convex quadrilaterals."""

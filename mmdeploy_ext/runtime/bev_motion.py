@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.base.errors import DataError
 
 CAN_BUS = 18
 YAW_RAD, YAW_DEG = 16, 17

@@ -15,9 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from mmdeploy_ext.contract.facts import Bounds, Count, Facts, Positive, Stride, optional
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.runtime.geometry import sigmoid, softmax
-from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.spec.facts import Bounds, Count, Facts, Positive, Stride, optional
 
 Rows = Mapping[str, Any]
 """Output of a head -> its values at the priors of a level, (B, A, columns)."""

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.frames import check_matrix
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.runtime.preprocess.cam2img import intrinsics_problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

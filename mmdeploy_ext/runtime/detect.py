@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Entries
-from mmdeploy_ext.contract.registry import find_registration, program_loop, registered, registration_of
-from mmdeploy_ext.preprocess.cam2img import (
+from mmdeploy_ext.base.errors import (
+    ConfigError,
+    InferenceError,
+    Mm2OnnxError,
+    ModelFileError,
+    UsageError,
+    one_line,
+)
+from mmdeploy_ext.runtime.detections import check_ranges, with_labels
+from mmdeploy_ext.runtime.preprocess.cam2img import (
     CAMERA,
     PROJECTION,
     camera_key,
@@ -28,25 +35,18 @@ from mmdeploy_ext.preprocess.cam2img import (
     original,
     unmoved,
 )
-from mmdeploy_ext.preprocess.pictures import prepare_image
-from mmdeploy_ext.runtime.detections import check_ranges, with_labels
-from mmdeploy_ext.util.errors import (
-    ConfigError,
-    InferenceError,
-    Mm2OnnxError,
-    ModelFileError,
-    UsageError,
-    one_line,
-)
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
+from mmdeploy_ext.spec.metadata import Entries
+from mmdeploy_ext.spec.registry import find_registration, program_loop, registered, registration_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from types import ModuleType
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-    from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.runtime.detections import Detections, Instances
+    from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+    from mmdeploy_ext.spec.metadata import Metadata
 
 
 def detect(
@@ -206,7 +206,7 @@ def _place_in(runtime: ModuleType, error: Exception) -> str:
 
 def camera_of(metadata: Metadata) -> str:
     """Name of the cameras that results need, or ''."""
-    from mmdeploy_ext.preprocess.cam2img import camera_key
+    from mmdeploy_ext.runtime.preprocess.cam2img import camera_key
 
     return camera_key(metadata.spec.input_names) or getattr(runtime_of(metadata.family), 'CAMERA', '')
 

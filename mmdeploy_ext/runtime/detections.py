@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from mmdeploy_ext.contract.options import LARGEST_K, LIMITS, MADE_FOR
-from mmdeploy_ext.util.errors import ConfigError, InferenceError, ModelFileError
+from mmdeploy_ext.base.errors import ConfigError, InferenceError, ModelFileError
+from mmdeploy_ext.spec.options import LARGEST_K, LIMITS, MADE_FOR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.spec.metadata import Metadata
 
     Arrays = Mapping[str, np.ndarray]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import InferenceError
 from mmdeploy_ext.engines.base import is_recording, note_run
-from mmdeploy_ext.util.errors import InferenceError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mmdeploy_ext.base.errors import ImageError, printable
+from mmdeploy_ext.base.files import atomic_path
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.detections import Detections, bounding_box
-from mmdeploy_ext.util.errors import ImageError, printable
-from mmdeploy_ext.util.files import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

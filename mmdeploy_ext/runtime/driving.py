@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.detections import Scored
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

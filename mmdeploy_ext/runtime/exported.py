@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import PREFIX, read_props
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.errors import InferenceError, ModelFileError, UsageError
+from mmdeploy_ext.base.files import external_locations
 from mmdeploy_ext.engines import BACKENDS, build_backend
-from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import InferenceError, ModelFileError, UsageError
-from mmdeploy_ext.util.files import external_locations
+from mmdeploy_ext.spec.metadata import PREFIX, read_props
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.runtime.infos import RigFrame
+    from mmdeploy_ext.spec.metadata import Metadata
 
     Paths = str | Path | Sequence[str | Path]
     """Folder of an export, a file, or files."""

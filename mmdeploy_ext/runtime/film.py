@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.util.errors import ImageError, UsageError
-from mmdeploy_ext.util.files import atomic_path
+from mmdeploy_ext.base.errors import ImageError, UsageError
+from mmdeploy_ext.base.files import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

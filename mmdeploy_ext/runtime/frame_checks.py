@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.preprocess.cam2img import intrinsics_problem, projection_problem
-from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.base.errors import DataError, ShapeError
 from mmdeploy_ext.runtime.geometry import not_rigid
-from mmdeploy_ext.util.errors import DataError, ShapeError
+from mmdeploy_ext.runtime.preprocess.cam2img import intrinsics_problem, projection_problem
+from mmdeploy_ext.runtime.preprocess.cameras import Calibration
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -109,7 +109,8 @@ def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if images.shape != shape or images.dtype != np.float32:
         raise ShapeError(
             f'images: got {images.dtype} {images.shape}, expected float32 {shape}; prepare them with '
-            "mmdeploy_ext.preprocess.cameras.prepare_views and the file's rule, or export for this size"
+            "mmdeploy_ext.runtime.preprocess.cameras.prepare_views and the file's rule, or export for this "
+            'size'
         )
     return np.ascontiguousarray(images)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from mmdeploy_ext.util.errors import DataError, ShapeError
+from mmdeploy_ext.base.errors import DataError, ShapeError
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.preprocess.cam2img import intrinsics_problem
-from mmdeploy_ext.preprocess.fusion import PastSweep
+from mmdeploy_ext.base import plain_pickle
+from mmdeploy_ext.base.errors import LONGEST, DataError, printable, shortened
+from mmdeploy_ext.base.typed_json import parse_json
 from mmdeploy_ext.runtime.geometry import invert_pose, not_rigid, rotation_of
-from mmdeploy_ext.util import plain_pickle
-from mmdeploy_ext.util.errors import LONGEST, DataError, printable, shortened
-from mmdeploy_ext.util.typed_json import parse_json
+from mmdeploy_ext.runtime.preprocess.cam2img import intrinsics_problem
+from mmdeploy_ext.runtime.preprocess.fusion import PastSweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.preprocess.cameras import MultiViewRule
-    from mmdeploy_ext.preprocess.pictures import PreprocessRule
+    from mmdeploy_ext.spec.preparation import MultiViewRule, PreprocessRule
 
 INFOS = ('.pkl', '.json')
 MICROSECONDS = 1e6
@@ -128,7 +127,7 @@ class RigFrame:
 
     def read_pictures(self) -> list[np.ndarray]:
         """N pictures (h, w, 3) uint8 BGR, black where missing."""
-        from mmdeploy_ext.preprocess.pictures import read_image
+        from mmdeploy_ext.runtime.preprocess.pictures import read_image
 
         pictures = [None if path is None else read_image(path) for path in self.pictures]
         first = next((picture for picture in pictures if picture is not None), None)

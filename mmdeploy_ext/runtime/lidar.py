@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.contract.metadata import Metadata, damaged
-from mmdeploy_ext.preprocess.points import assigned, pillars
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
+from mmdeploy_ext.runtime.preprocess.points import assigned, pillars
 from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
-from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.spec.metadata import Metadata, damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

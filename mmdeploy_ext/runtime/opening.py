@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.digest import check_whole
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.runtime.detect import detect, opener, runtime_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
-from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.runtime.preprocess.cam2img import square_matrix
+from mmdeploy_ext.spec.digest import check_whole
+from mmdeploy_ext.spec.metadata import read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

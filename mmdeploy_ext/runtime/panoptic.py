@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.runtime.detections import Scored, mask_place
 from mmdeploy_ext.runtime.geometry import softmax
 from mmdeploy_ext.runtime.mask_resize import resizing
-from mmdeploy_ext.util.errors import ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

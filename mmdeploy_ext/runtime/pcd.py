@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.base.errors import DataError
 
 LONGEST_HEADER = 65536
 """Bytes."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.preprocess.points import check_points as checked
+from mmdeploy_ext.base.arrays import load_arrays
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.pcd import read_pcd
-from mmdeploy_ext.util.arrays import load_arrays
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.runtime.preprocess.points import check_points as checked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

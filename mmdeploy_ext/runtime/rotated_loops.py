@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from mmdeploy_ext.util.compiled import njit
+from mmdeploy_ext.base.compiled import njit
 
 POINTS = 24
 HALF, TWO, ZERO, UNIT = np.float32(0.5), np.float32(2), np.float32(0), np.float32(1)

@@ -7,18 +7,18 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata import PREFIX, check_entries, damaged, read_entry, read_props
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.errors import DataError, InferenceError, ModelFileError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
-from mmdeploy_ext.sparse.buckets import BEV, FACTS, VOXELS
-from mmdeploy_ext.sparse.buckets import feeds as table_feeds
-from mmdeploy_ext.sparse.engine import checked_features
-from mmdeploy_ext.sparse.plan import PortableFacts
-from mmdeploy_ext.sparse.rulebook import build
-from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import DataError, InferenceError, ModelFileError
+from mmdeploy_ext.runtime.preprocess.points import voxelise
+from mmdeploy_ext.runtime.sparse.buckets import BEV, FACTS, VOXELS
+from mmdeploy_ext.runtime.sparse.buckets import feeds as table_feeds
+from mmdeploy_ext.runtime.sparse.engine import checked_features
+from mmdeploy_ext.runtime.sparse.plan import PortableFacts
+from mmdeploy_ext.runtime.sparse.rulebook import build
+from mmdeploy_ext.spec.metadata import PREFIX, check_entries, damaged, read_entry, read_props
+from mmdeploy_ext.spec.preparation import FusionRule, VoxelRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,7 @@ class ScnOnnx(contextlib.ExitStack):
     """One portable file on ONNX Runtime or OpenVINO; a context manager.
 
     Attributes:
-        form: rulebook inputs, 'buckets' or 'tables', see `sparse.buckets.feeds`.
+        form: rulebook inputs, 'buckets' or 'tables', see `runtime.sparse.buckets.feeds`.
         order: coordinate axes of the graph, 'xyz' or 'zyx'.
         output_shape: (1, C, H, W), rows along y, columns along x (BEVFusion: x, y).
         milliseconds: last step's 'voxelise', 'rulebook', 'network'.

@@ -14,26 +14,27 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import damaged
+from mmdeploy_ext.base.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.base import record_runs
-from mmdeploy_ext.preprocess.cameras import calibrate, prepare_views
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.device_graph import HeldGraph, fetch
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
-from mmdeploy_ext.util.errors import InferenceError, ModelFileError, ShapeError
+from mmdeploy_ext.runtime.preprocess.cameras import calibrate, prepare_views
+from mmdeploy_ext.spec.metadata import damaged
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.preprocess.cameras import Calibration, MultiViewRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.device_graph import Held
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.infos import RigFrame
+    from mmdeploy_ext.runtime.preprocess.cameras import Calibration
+    from mmdeploy_ext.spec.preparation import MultiViewRule
 
 logger = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.preprocess.fusion import AGE
+from mmdeploy_ext.base.errors import DataError, shortened
 from mmdeploy_ext.runtime.infos import INFOS, find_file, past_sweeps, read_infos, seconds_of
 from mmdeploy_ext.runtime.points import SWEEP_SUFFIXES, read_points
+from mmdeploy_ext.runtime.preprocess.fusion import AGE
 from mmdeploy_ext.runtime.voxel_files import read_voxels
-from mmdeploy_ext.util.errors import DataError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mmdeploy_ext.preprocess.point_files import PointRule
+    from mmdeploy_ext.runtime.preprocess.point_files import PointRule
 
     Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.util.arrays import load_arrays
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.base.arrays import load_arrays
+from mmdeploy_ext.base.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path

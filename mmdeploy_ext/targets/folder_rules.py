@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import PREFIX, damaged
-from mmdeploy_ext.util.typed_json import parse_json
-from mmdeploy_ext.util.violations import WARNING, Violation
+from mmdeploy_ext.base.typed_json import parse_json
+from mmdeploy_ext.base.violations import WARNING, Violation
+from mmdeploy_ext.spec.metadata import PREFIX, damaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,7 +40,7 @@ class GraphTensors:
 
 def graph_tensors(model: onnx.ModelProto) -> GraphTensors:
     """Return a model's inputs without initializers, and outputs."""
-    from mmdeploy_ext.graph.io.types import type_name
+    from mmdeploy_ext.graphs.io.types import type_name
 
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
@@ -96,7 +96,7 @@ def weight_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     """Yield a violation for each embedded weight with a NaN."""
     from onnx import external_data_helper, numpy_helper
 
-    from mmdeploy_ext.graph.io.index import all_tensors
+    from mmdeploy_ext.graphs.io.index import all_tensors
 
     for tensor in all_tensors(model):
         if external_data_helper.uses_external_data(tensor):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from mmcv import Config
 
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.families.synthetic.coco import ensure_toy_coco
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINTS = REPOSITORY / 'demo' / 'checkpoints'
@@ -62,7 +62,7 @@ def stated_ap(name):
     return float(re.search(rf'`{name}\.pth`.*?\|.*?\| \*\*(0\.\d+)\*\* \|', page).group(1))
 
 
-@pytest.mark.matrix  # 100 pictures; tests/commands/ evaluates a few
+@pytest.mark.matrix  # 100 pictures; tests/cli/ evaluates a few
 @pytest.mark.parametrize(('name', 'metric'), METRICS.items())
 def test_a_checkpoint_has_the_ap_that_its_page_states(name, metric, toy_coco):
     from mmcv.parallel import MMDataParallel
@@ -71,7 +71,7 @@ def test_a_checkpoint_has_the_ap_that_its_page_states(name, metric, toy_coco):
     from mmdet.models import build_detector
 
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
+    from mmdeploy_ext.upstream.weights.checkpoint import load_checkpoint, load_strict
 
     config = config_of(name)
     data = config.data.test.copy()

@@ -2,8 +2,8 @@
 
 import onnx
 
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.graph.signature import differences
+from mmdeploy_ext.graphs.signature import differences
+from mmdeploy_ext.spec.metadata import read_metadata
 from toy_atss import SHIPPED, export_toy, load_toy
 
 

@@ -5,17 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.options import IMAGE, Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.errors import ConfigError, EngineError, ShapeError, UsageError
+from mmdeploy_ext.base.session_options import providers_with_options
 from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact
 from mmdeploy_ext.engines.base import Clock
 from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.preprocess.pictures import PreprocessRule
-from mmdeploy_ext.util.errors import ConfigError, EngineError, ShapeError, UsageError
-from mmdeploy_ext.util.session_options import providers_with_options
+from mmdeploy_ext.spec.metadata import Metadata
+from mmdeploy_ext.spec.options import IMAGE, Options
+from mmdeploy_ext.spec.preparation import PreprocessRule
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 
 
 class First(nn.Module):

@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 
 from marking import in_suite
-from mmdeploy_ext import detector as deploy
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.families import detector as deploy
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from toy_atss import PICTURE, export_toy, load_demo
 
 

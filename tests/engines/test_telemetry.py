@@ -14,8 +14,8 @@ RUN = 'import runpy; runpy.run_path({!r})'
     'first',
     [
         'import mmdeploy_ext',
-        RUN.format('mmdeploy_ext/kit/runners/run_onnxruntime.py'),
-        RUN.format('mmdeploy_ext/graph/reduce/run.py'),
+        RUN.format('mmdeploy_ext/bench/kit/runners/run_onnxruntime.py'),
+        RUN.format('mmdeploy_ext/graphs/reduce/run.py'),
     ],
 )
 def test_a_session_writes_nothing_into_the_home_folder(tmp_path, first):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cpu_engine import CpuEngine, HostMemory
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.engines.tensorrt.binding import Port, Session, check_ports, read_ports
 from mmdeploy_ext.proving.tensorrt import compare_outputs
-from mmdeploy_ext.util.errors import ModelFileError
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 STATED = (Port('sum', 'float32', (-1, 3)), Port('product', 'float32', (-1, 3)))

@@ -5,6 +5,8 @@ import hashlib
 import onnx
 import pytest
 
+from mmdeploy_ext.base.errors import EngineError, ModelFileError
+from mmdeploy_ext.base.files import sha256_onnx
 from mmdeploy_ext.cli import tensorrt_app
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.tensorrt.record import (
@@ -15,8 +17,6 @@ from mmdeploy_ext.engines.tensorrt.record import (
     read_record,
     write_engine,
 )
-from mmdeploy_ext.util.errors import EngineError, ModelFileError
-from mmdeploy_ext.util.files import sha256_onnx
 from toy_engines import two_outputs
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
+from mmdeploy_ext.base.errors import EngineError, ModelFileError
 from mmdeploy_ext.engines.tensorrt.limits import UNSUPPORTED, check_limits, check_turing, find_refusals
-from mmdeploy_ext.util.errors import EngineError, ModelFileError
 from scn_files import golden_model
 from toy_engines import package, parse, two_outputs
 

@@ -1,7 +1,7 @@
 """Profiles from text: min/opt/max by input or axis."""
 
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.engines.tensorrt.shapes import parse_shapes, profiles_of
+from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
 SPEC = GraphSpec(
     'toy',

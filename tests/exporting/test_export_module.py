@@ -9,14 +9,14 @@ import pytest
 import torch
 from mmcv.ops import deform_conv2d
 
-from mmdeploy_ext.contract.options import EXPORTER, OPSET, SIMPLIFY, Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.errors import ExportError
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import default_group_norm, default_opset, export_module, export_stages
 from mmdeploy_ext.exporting.torch_patches import constant_linspace
-from mmdeploy_ext.graph.passes.rename import name_ends
-from mmdeploy_ext.graph.passes.simplify import simplify
-from mmdeploy_ext.util.errors import ExportError
+from mmdeploy_ext.graphs.passes.rename import name_ends
+from mmdeploy_ext.graphs.passes.simplify import simplify
+from mmdeploy_ext.spec.options import EXPORTER, OPSET, SIMPLIFY, Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 
 EXPORTERS = ('torchscript', 'dynamo')
 

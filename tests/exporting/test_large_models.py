@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from mmdeploy_ext import open_model
+from mmdeploy_ext.base.files import external_locations, sha256_onnx
+from mmdeploy_ext.base.folders import locked
+from mmdeploy_ext.base.heap import resident_bytes
 from mmdeploy_ext.cli import export_app, info_app, kit_app, run_app, verify_app
-from mmdeploy_ext.contract import digest
-from mmdeploy_ext.contract.options import DYNAMIC, EXPORTER, OPSET, SIMPLIFY, Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.exporting.export import export_stages
-from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.util.files import external_locations, sha256_onnx
-from mmdeploy_ext.util.folders import locked
-from mmdeploy_ext.util.heap import resident_bytes
+from mmdeploy_ext.graphs.io import files
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.spec import digest
+from mmdeploy_ext.spec.options import DYNAMIC, EXPORTER, OPSET, SIMPLIFY, Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 from refusals import refused
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, SHIPPED, export_toy, load_toy
 

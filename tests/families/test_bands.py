@@ -9,16 +9,16 @@ import pytest
 import torch
 from mmdet.datasets.builder import PIPELINES
 
-from mmdeploy_ext import detector as deploy
+from mmdeploy_ext.base.errors import ConfigError, ImageError
 from mmdeploy_ext.cli.run_app import main as run_main
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.detector_files import export_files
-from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.families import detector as deploy
+from mmdeploy_ext.families.detector_files import export_files
 from mmdeploy_ext.proving.inputs.pictures import with_bands, write_array
 from mmdeploy_ext.proving.inputs.samples import PictureSamples, read_picture
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
-from mmdeploy_ext.util.errors import ConfigError, ImageError
+from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.spec.metadata import read_metadata
 from proofs import prove_samples
 from toy_atss import CHECKPOINT, CONFIG, PICTURE
 

@@ -10,17 +10,17 @@ from torch import nn
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import mmdet3_detectors_golden as golden
-from mmdeploy_ext.contract.nms import NmsConfig
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.two_stage.boxes import of_pairs
-from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.models.catalogue import MODELS_2D, register_all
-from mmdeploy_ext.models.crowddet import set_nms
-from mmdeploy_ext.util.errors import UsageError
-from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
+from mmdeploy_ext.graphs.run import Runner
+from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.models.catalogue import MODELS_2D, register_all
+from mmdeploy_ext.upstream.models.crowddet import set_nms
+from mmdeploy_ext.upstream.weights.convert.mmdet3_model import to_mmdet2_model
 
 CONFIG = NmsConfig(score_thr=0.2, iou_threshold=0.5, class_agnostic=False, nms_pre=-1, max_per_img=7)
 

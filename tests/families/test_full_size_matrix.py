@@ -6,11 +6,11 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from dev.seeded.by_name import rtdetr_weights, solo_weights
 from dev.seeded.weights import fill_seeded, normalised_deviation
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.config.config import load_config, mmdet_config
-from mmdeploy_ext.detector_files import export_files
+from mmdeploy_ext.base.config import load_config, mmdet_config
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.synthetic import coco
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.families.synthetic import coco
 from proofs import prove
 from toy_atss import REPO
 from verdicts import matched_of

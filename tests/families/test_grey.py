@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext import detector as deploy
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.preprocess.pictures import prepare_image, read_image
+from mmdeploy_ext.families import detector as deploy
 from mmdeploy_ext.runtime.detect import detect
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image, read_image
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy
 
 STEPS = 'data.test.pipeline.1.transforms'

@@ -8,20 +8,20 @@ import torch
 
 import toy_two_stage
 from image_checks import run_stages
-from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli.run_app import main as run_main
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.plugins import ENGINE as BACKEND
 from mmdeploy_ext.engines.plugins import open_with_plugins
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.families.hosts import DetectionCounts, check, hosted
-from mmdeploy_ext.graph.passes.shapes import set_by_text, with_fixed_metadata
-from mmdeploy_ext.preprocess.pictures import prepare_image, read_image
+from mmdeploy_ext.families.host_programs import DetectionCounts, check, hosted
+from mmdeploy_ext.graphs.passes.shapes import set_by_text, with_fixed_metadata
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import results_from_padded, with_labels
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image, read_image
+from mmdeploy_ext.spec.metadata import read_metadata
+from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 from proofs import prove
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.families.common.lift_reference import placed_in_float64
-from mmdeploy_ext.models.lift_splat.view_transformer import cells_of, frustum_points
+from mmdeploy_ext.upstream.models.lift_splat.view_transformer import cells_of, frustum_points
 
 
 class InFloat32(nn.Module):

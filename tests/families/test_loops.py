@@ -1,6 +1,6 @@
 """The test loop of families' toys by both engines: equal metrics, and the dumped samples agree.
 
-In the suite: masks; boxes are in tests/commands/test_test_loop.py, frames in folders of families, sweeps in
+In the suite: masks; boxes are in tests/cli/test_test_loop.py, frames in folders of families, sweeps in
 test_centerpoint_export.py.
 """
 
@@ -13,11 +13,11 @@ import torch
 import toy_nuscenes
 from dev.seeded.weights import write_seeded
 from marking import in_suite
+from mmdeploy_ext.base.dump import list_samples, load_dump, save_dump
+from mmdeploy_ext.base.files import read_json
 from mmdeploy_ext.cli import test_app
-from mmdeploy_ext.synthetic.coco import ensure_toy_coco, ensure_toy_panoptic
-from mmdeploy_ext.synthetic.monocular import write_annotations
-from mmdeploy_ext.util.dump import list_samples, load_dump, save_dump
-from mmdeploy_ext.util.files import read_json
+from mmdeploy_ext.families.synthetic.coco import ensure_toy_coco, ensure_toy_panoptic
+from mmdeploy_ext.families.synthetic.monocular import write_annotations
 from toy_atss import REPO
 
 SAMPLES = 3

@@ -13,11 +13,11 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import mmdet3_detectors_golden as golden
 from drawn_weights import drawn
 from marking import in_suite
-from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.models.catalogue import MODELS_2D, register_all
-from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
-from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_names
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.models.catalogue import MODELS_2D, register_all
+from mmdeploy_ext.upstream.weights.convert.mmdet3_model import to_mmdet2_model
+from mmdeploy_ext.upstream.weights.convert.mmdet3_names import to_mmdet2_names
 
 EXPECTED = json.loads(golden.FILE.read_text())
 META = dict(

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mmdeploy_ext.config.config import load_config, mmdet_config
+from mmdeploy_ext.base.config import load_config, mmdet_config
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, find_family
-from mmdeploy_ext.util.errors import ConfigError
 
 
 def test_a_detector_of_no_family_hears_what_is_near():

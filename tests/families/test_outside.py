@@ -13,16 +13,16 @@ import torch
 import mmdeploy_ext
 from dev.seeded.weights import write_seeded
 from mmdeploy_ext import register_family
+from mmdeploy_ext.base.errors import ConfigError, InferenceError
 from mmdeploy_ext.cli import command, export_app
-from mmdeploy_ext.contract import registry
-from mmdeploy_ext.contract.facts import Facts
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.util.errors import ConfigError, InferenceError
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.spec import registry
+from mmdeploy_ext.spec.facts import Facts
+from mmdeploy_ext.spec.metadata import read_metadata
+from mmdeploy_ext.spec.options import Option
+from mmdeploy_ext.spec.tensors import TensorSpec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUTSIDE = REPOSITORY / 'tests/families/outside_package'

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.detector import resolve
+from mmdeploy_ext.base.errors import ShapeError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.box_conventions import note_convention
+from mmdeploy_ext.families.detector import resolve
 from mmdeploy_ext.families.images import batches
-from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
-from mmdeploy_ext.util.errors import ShapeError
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.preparation import PreprocessRule
 
 IMAGE = PreparedImage(
     np.zeros((3, 64, 128), np.float32), (50, 100), np.float32([2.5, 2.4, 2.5, 2.4]), (21, 40), border=(3, 7)

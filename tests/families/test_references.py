@@ -8,11 +8,11 @@ import pytest
 import toy_corner
 import toy_query
 import toy_yolact
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.common.mmdet_reference import boxes_of_classes
-from mmdeploy_ext.proving.open_points import untraced_methods
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.proving.not_shown import untraced_methods
 from toy_atss import REPO
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from mmdeploy_ext.bench.kinds.sequence_samples import choose_frames
 from mmdeploy_ext.families.common.camera_samples import dumped_frame
-from mmdeploy_ext.kinds.sequence_samples import choose_frames
 
 TOKENS = ['a'] * 5 + ['b'] * 3 + ['c'] * 4
 

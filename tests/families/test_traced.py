@@ -7,7 +7,7 @@ from mmdet.models.dense_heads import ATSSHead
 
 import mmdeploy_ext
 from mmdeploy_ext.cli import export_app, run_app
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.spec.metadata import read_metadata
 from toy_atss import CHECKPOINT, PICTURE, REPO
 
 TOY = f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n"

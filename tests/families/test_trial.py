@@ -52,7 +52,7 @@ class BackboneOfFrequencies(ResNet):
 
 @pytest.fixture(autouse=True)
 def no_parts(monkeypatch):
-    """Try no parts of what is refused, see tests/parts/test_parts_of_refused.py."""
+    """Try no parts of what is refused, see tests/proving/parts/test_parts_of_refused.py."""
     monkeypatch.setattr(parts_app, 'exporting_parts', lambda *given: [])
 
 

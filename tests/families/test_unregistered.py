@@ -7,11 +7,11 @@ from mmcv import Config
 from mmdet.models.backbones import ResNet
 from mmdet.models.builder import BACKBONES
 
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.config.unregistered import unregistered
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.unregistered import unregistered
 from mmdeploy_ext.families.base import find_family, load_families
-from mmdeploy_ext.models.building import build_without_weights
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.upstream.models.building import build_without_weights
 
 BACKBONE = """
 from mmdet.models import builder

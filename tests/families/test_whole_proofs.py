@@ -9,10 +9,10 @@ import toy_two_stage
 import toy_yolact
 from image_checks import seeded_detector
 from marking import in_suite
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.config.config import without_augmentation
-from mmdeploy_ext.detector_files import export_files
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.base.config import without_augmentation
+from mmdeploy_ext.families import detector as detectors
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from proofs import prove
 from toy_atss import PICTURE, REPO
 

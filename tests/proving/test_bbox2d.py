@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.tasks.bbox2d import match_detections
+from mmdeploy_ext.runtime.tasks.bbox2d import match_detections
 
 
 def detections(boxes, scores, labels) -> Detections:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.tasks import match_bars, task_module
-from mmdeploy_ext.tasks.bbox3d import match_detections
-from mmdeploy_ext.verdict.bars import bars_of
-from mmdeploy_ext.verdict.matching import maximum_matching
+from mmdeploy_ext.runtime.tasks import match_bars, task_module
+from mmdeploy_ext.runtime.tasks.bbox3d import match_detections
+from mmdeploy_ext.spec.bars import bars_of
+from mmdeploy_ext.spec.matching import maximum_matching
 
 
 def make(count=12, seed=0):

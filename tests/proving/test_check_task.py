@@ -7,8 +7,8 @@ import pytest
 
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.tasks import bbox2d, bbox3d, boxed_mask, mask
-from mmdeploy_ext.tasks.check import check_task
+from mmdeploy_ext.runtime.tasks import bbox2d, bbox3d, boxed_mask, mask
+from mmdeploy_ext.runtime.tasks.check import check_task
 
 SCORES, LABELS = np.linspace(0.2, 0.9, 12, dtype=np.float32), np.arange(12) % 3
 BOXES = np.stack([np.arange(12) * 30.0, np.zeros(12), np.arange(12) * 30.0 + 20, np.full(12, 20.0)], 1)

@@ -6,11 +6,11 @@ import pytest
 from mmdet.datasets.builder import DATASETS
 from mmdet.datasets.custom import CustomDataset
 
-from mmdeploy_ext.detector import class_names, unfitting_names
+from mmdeploy_ext.families.detector import class_names, unfitting_names
 from mmdeploy_ext.proving.provenance import class_name_notes, class_names_check
-from mmdeploy_ext.verdict.results import Check
-from mmdeploy_ext.verdict.verdict import check_finding
-from mmdeploy_ext.weights.checkpoint import with_class_names
+from mmdeploy_ext.spec.results import Check
+from mmdeploy_ext.spec.verdict import check_finding
+from mmdeploy_ext.upstream.weights.checkpoint import with_class_names
 
 CLASSES = ('dog', 'cat', 'ant')
 

@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proving.levels import metrics as dataset
-from mmdeploy_ext.util.arrays import ArrayDistance
-from mmdeploy_ext.verdict.comparison import (
+from mmdeploy_ext.base.arrays import ArrayDistance
+from mmdeploy_ext.proving import metrics as dataset
+from mmdeploy_ext.spec.comparison import (
     compare_named,
     compare_tensors,
     equality_claim,
@@ -17,7 +16,8 @@ from mmdeploy_ext.verdict.comparison import (
     is_exact,
     same_bits,
 )
-from mmdeploy_ext.verdict.slices import DRAWS
+from mmdeploy_ext.spec.slices import DRAWS
+from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
 
 SPEC = GraphSpec(
     'toy/raw',

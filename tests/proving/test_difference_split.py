@@ -7,13 +7,13 @@ import torch
 from onnx import numpy_helper
 
 from mmdeploy_ext import prove
-from mmdeploy_ext.contract.spec import Stage
-from mmdeploy_ext.graph.diff.findings import DiffBars
-from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.kinds import kind_of
+from mmdeploy_ext.bench.kinds import kind_of
+from mmdeploy_ext.graphs.diff.findings import DiffBars
+from mmdeploy_ext.graphs.io import files
 from mmdeploy_ext.proving.difference.locate import Search, Subject, near_lines
 from mmdeploy_ext.proving.difference.split import PARTS, split_lines
-from mmdeploy_ext.verdict.verdict import Finding, Verdict
+from mmdeploy_ext.spec.tensors import Stage
+from mmdeploy_ext.spec.verdict import Finding, Verdict
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 

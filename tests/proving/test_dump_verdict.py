@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mmdeploy_ext.base.dump import replaced_dump, save_dump
 from mmdeploy_ext.proving.against_dump import check_dump
-from mmdeploy_ext.util.dump import replaced_dump, save_dump
-from mmdeploy_ext.verdict.comparison import compare_named
-from mmdeploy_ext.verdict.results import Case
+from mmdeploy_ext.spec.comparison import compare_named
+from mmdeploy_ext.spec.results import Case
 
 HASHES = dict(config_sha256='c', checkpoint_sha256='w')
 DUMPED = dict(scores=np.float32([1, 2]))

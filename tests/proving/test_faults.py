@@ -23,13 +23,13 @@ import toy_centerpoint
 import toy_solo
 import toy_streampetr_deploy
 from marking import in_suite
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.contract.digest import sealed
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.base.errors import Mm2OnnxError
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.proving.pictures import open_backend, picture_inputs, read_picture_file, run_case
 from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.util.errors import Mm2OnnxError
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.spec.digest import sealed
 from planting import arguments, replaced, result
 from proofs import check_files, few_inputs, prove, samples_alone
 from toy_atss import CHECKPOINT, PICTURE, load_demo
@@ -116,7 +116,7 @@ def of_frames():
 
 
 def of_sweeps():
-    from mmdeploy_ext.detector_files import read_files
+    from mmdeploy_ext.families.detector_files import read_files
 
     detector, files, *_ = toy_centerpoint.exported('pillars')
     sweeps = [Sweep(toy_centerpoint.sweep(0, 400), 'sweep')]
@@ -479,7 +479,7 @@ EXPORTERS = {
     'one original size': ('solov2', MASKS, arguments(of_one_original_size)),
     'offsets scaled': (
         'deformable_detr',
-        'mmdeploy_ext.exporting.ops.attention:sampling_locations',
+        'mmdeploy_ext.upstream.operators.attention:sampling_locations',
         arguments(lambda points, offsets, shapes: (points, 1.05 * offsets, shapes)),
     ),
 }

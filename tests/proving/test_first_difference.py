@@ -10,13 +10,13 @@ from onnx import numpy_helper
 import toy_atss
 import toy_faults
 from marking import in_suite
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.contract.spec import Stage
-from mmdeploy_ext.detector_files import export_graphs
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.graph.diff import findings
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.families import detector as detectors
+from mmdeploy_ext.families.detector_files import export_graphs
+from mmdeploy_ext.graphs.diff import findings
 from mmdeploy_ext.proving.difference.locate import PictureSide, Search, Subject, subject_of
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.spec.tensors import Stage
 
 
 @pytest.fixture(scope='module')

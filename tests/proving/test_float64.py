@@ -8,7 +8,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 
 from mmdeploy_ext.proving.float64 import in_float64, rounding_of
-from mmdeploy_ext.verdict.comparison import compare_named
+from mmdeploy_ext.spec.comparison import compare_named
 
 
 class Careless(nn.Module):

@@ -6,13 +6,13 @@ import onnx
 import pytest
 import torch
 
-from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.bench.kinds import IMAGES
 from mmdeploy_ext.cli import graph_app, verify_app
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.kinds import IMAGES
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.pictures import compare_graph
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.spec.metadata import read_metadata
 from proofs import check_files, level_1_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy, toy_file
 from verdicts import checks_of, graphs_of, preprocessing_of

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.runtime.detections import count_bounds
-from mmdeploy_ext.verdict.comparison import count_rows, order_rows, shape_rows
+from mmdeploy_ext.spec.comparison import count_rows, order_rows, shape_rows
+from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
 SCORES = np.array([[0.9, 0.5, 0.5, 0.2], [0.8, 0.3, 0.0, 0.0]], np.float32)
 LABELS = np.array([[1, 0, 2, 1], [2, 2, -1, -1]])

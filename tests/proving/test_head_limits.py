@@ -23,14 +23,14 @@ import toy_two_stage
 import toy_yolact
 from image_checks import seeded_detector
 from marking import in_suite
-from mmdeploy_ext.config.config import replaced_entry, without_augmentation
+from mmdeploy_ext.base.config import replaced_entry, without_augmentation
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.common.lidar_parts import parts_of
-from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.tasks import bbox3d
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.runtime.tasks import bbox3d
 from proofs import run_once
 from toy_atss import PICTURE, export_toy, load_demo
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import toy_solo
-from mmdeploy_ext.preprocess.pictures import prepare_image, read_image
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs, zoomed_input
 from mmdeploy_ext.proving.pictures import smallest
 from mmdeploy_ext.proving.references import (
@@ -15,6 +14,7 @@ from mmdeploy_ext.proving.references import (
     reference_with_empty_image,
 )
 from mmdeploy_ext.runtime.detections import Detections, Instances
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image, read_image
 from toy_atss import PICTURE, load_toy
 
 

@@ -5,12 +5,12 @@ import types
 import numpy as np
 import pytest
 
-from mmdeploy_ext.contract.memory import InstanceRows, MemorySpec
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE, PairRun
-from mmdeploy_ext.proving.levels.memory_rows import InstancePairing, Moment
+from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, PairRun
+from mmdeploy_ext.proving.memory_rows import InstancePairing, Moment
 from mmdeploy_ext.runtime.frames import StepResult, StreamState
-from mmdeploy_ext.verdict.results import DetectionRow
+from mmdeploy_ext.spec.memory import InstanceRows, MemorySpec
+from mmdeploy_ext.spec.results import DetectionRow
+from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
 
 INSTANCES, KEPT, TIE = 8, 5, 2e-5
 SPEC = InstanceRows(

@@ -8,9 +8,9 @@ import pytest
 from onnx import numpy_helper
 
 from marking import in_suite
+from mmdeploy_ext.base.files import read_json
 from mmdeploy_ext.cli import verify_app
-from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.util.files import read_json
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from proofs import check_files, prove, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, load_toy, toy_file
 from verdicts import cases_of, checks_of, graphs_of, matched_of

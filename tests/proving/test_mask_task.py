@@ -8,8 +8,8 @@ import pytest
 
 from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.panoptic import Segments
-from mmdeploy_ext.tasks import boxed_mask, panoptic
-from mmdeploy_ext.tasks.mask import class_iou, match_detections
+from mmdeploy_ext.runtime.tasks import boxed_mask, panoptic
+from mmdeploy_ext.runtime.tasks.mask import class_iou, match_detections
 
 SIZE = (80, 100)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.runtime.occupancy import Instances, Occupancy, from_above
-from mmdeploy_ext.tasks import task_module
-from mmdeploy_ext.verdict.results import Pair
+from mmdeploy_ext.runtime.tasks import task_module
+from mmdeploy_ext.spec.results import Pair
 
 TASK, FREE = task_module('occupancy'), 3
 

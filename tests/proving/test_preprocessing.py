@@ -14,15 +14,16 @@ from mmdet.datasets import CocoDataset
 
 import toy_atss
 from dev.zoo import configs
-from mmdeploy_ext.config.config import load_config, mmdet_config, without_augmentation
-from mmdeploy_ext.config.config import test_pipeline as steps_of_config
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.preprocess import pictures, pipeline_rule
-from mmdeploy_ext.preprocess.pictures import PreprocessRule, read_image
+from mmdeploy_ext.base.config import load_config, mmdet_config, without_augmentation
+from mmdeploy_ext.base.config import test_pipeline as steps_of_config
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.runtime import detect
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.verdict.verdict import Results, Verdict
+from mmdeploy_ext.runtime.preprocess import pictures, pipeline_rule
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.spec.preparation import PreprocessRule
+from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
+from mmdeploy_ext.spec.verdict import Results, Verdict
 
 PICTURE = read_image(toy_atss.PICTURE)
 SIZES = (None, (256, 320))

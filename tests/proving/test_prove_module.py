@@ -9,8 +9,8 @@ import torch
 from onnx import numpy_helper
 
 import mmdeploy_ext
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import prove_module_app
-from mmdeploy_ext.util.errors import UsageError
 from verdicts import cases_of
 
 MODULE = """

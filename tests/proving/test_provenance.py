@@ -5,9 +5,8 @@ from types import SimpleNamespace as Names
 
 import pytest
 
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     companion_checks,
@@ -16,7 +15,8 @@ from mmdeploy_ext.proving.provenance import (
     settings_check,
     stale_reason,
 )
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.spec.metadata import read_metadata
+from mmdeploy_ext.spec.tensors import GraphSpec
 from toy_atss import CONFIG
 
 ABSENT = {'model.test_cfg.nms.class_agnostic': True}

@@ -12,15 +12,14 @@ import pytest
 from rich.console import Console
 
 from mmdeploy_ext.cli import proof
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proving.levels.drive_run import DriveBars
+from mmdeploy_ext.families.synthetic.drive import SyntheticDrive
+from mmdeploy_ext.proving.drive_run import DriveBars
 from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.proving.views.table import next_command, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.synthetic.drive import SyntheticDrive
-from mmdeploy_ext.tasks.bbox2d import match_detections
-from mmdeploy_ext.verdict.comparison import compare_tensors
-from mmdeploy_ext.verdict.results import (
+from mmdeploy_ext.runtime.tasks.bbox2d import match_detections
+from mmdeploy_ext.spec.comparison import compare_tensors
+from mmdeploy_ext.spec.results import (
     Case,
     Check,
     GraphResult,
@@ -28,7 +27,8 @@ from mmdeploy_ext.verdict.results import (
     Pair,
     PreprocessingResult,
 )
-from mmdeploy_ext.verdict.verdict import (
+from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
+from mmdeploy_ext.spec.verdict import (
     AS_IN_CONFIG,
     Finding,
     Results,

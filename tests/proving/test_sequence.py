@@ -6,9 +6,9 @@ import functools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.levels.drive_run import DriveBars
+from mmdeploy_ext.families.synthetic.drive import SyntheticDrive
+from mmdeploy_ext.proving.drive_run import DriveBars
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.synthetic.drive import SyntheticDrive
 from proofs import run_modes
 from toy_stepper import GROUPS, MEMORY, SPEC, TOPK, Altered, ToyStepper
 

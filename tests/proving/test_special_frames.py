@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.families.synthetic.drive import SyntheticDrive
+from mmdeploy_ext.families.synthetic.moments import (
+    changed_drive,
+)
 from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
+from mmdeploy_ext.proving.drive_run import DriveBars, Modes
 from mmdeploy_ext.proving.frames import best_scores_row
-from mmdeploy_ext.proving.levels.drive_run import DriveBars, Modes
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, FusedFrame
-from mmdeploy_ext.synthetic.drive import SyntheticDrive
-from mmdeploy_ext.synthetic.moments import (
-    changed_drive,
-)
+from mmdeploy_ext.runtime.preprocess.cameras import Calibration
 from mmdeploy_ext.systems.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.systems.bevfusion.runtime.frames import FusionRuntime
 from toy_stepper import MEMORY, SPEC, ToyStepper

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.proving.file_checks import check_interface, check_structure, not_compared
 from mmdeploy_ext.proving.frames import look_at_outputs, reasons_of_unread
 from mmdeploy_ext.proving.proof import Unread
 from mmdeploy_ext.runtime.frames import StepResult
-from mmdeploy_ext.verdict.results import AS_WRITTEN, EDITED, QUANTIZED
+from mmdeploy_ext.spec.results import AS_WRITTEN, EDITED, QUANTIZED
+from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.synthetic.drive import SyntheticDrive, rig
+from mmdeploy_ext.families.synthetic.drive import SyntheticDrive, rig
 
 DRIVE = SyntheticDrive(frames=30, size=(32, 88))
 

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proving.levels.drive_run import MODES, SHORT_DRIVE, Modes, PairRun
-from mmdeploy_ext.proving.levels.memory_rows import Moment
+from mmdeploy_ext.proving.drive_run import MODES, SHORT_DRIVE, Modes, PairRun
+from mmdeploy_ext.proving.memory_rows import Moment
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
-from mmdeploy_ext.tasks import driving
+from mmdeploy_ext.runtime.tasks import driving
+from mmdeploy_ext.spec.memory import MemorySpec
+from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
 
 STEPS, CLASSES = (
     TensorSpec(name, 'float32', (1, 'n', 2), groups=(ColumnGroup(rtol=0.0, atol=1e-3),))

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from onnx import helper
 
-from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
-from mmdeploy_ext.proving.open_points import Watch, count_voxels, counts_of_images, limits_of, unreached
-from mmdeploy_ext.verdict.results import Case
+from mmdeploy_ext.proving.not_shown import Watch, count_voxels, counts_of_images, limits_of, unreached
+from mmdeploy_ext.runtime.preprocess.points import voxelise
+from mmdeploy_ext.spec.preparation import VoxelRule
+from mmdeploy_ext.spec.results import Case
 
 
 def test_a_limit_is_named_if_something_was_counted_and_less_than_it():

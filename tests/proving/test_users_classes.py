@@ -12,11 +12,11 @@ import pytest
 from mmdet.datasets import PIPELINES
 
 from marking import in_suite
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.detector_files import export_files
+from mmdeploy_ext.base.errors import Mm2OnnxError
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import load_families
-from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.util.errors import Mm2OnnxError
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from proofs import prove, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, PICTURE
 

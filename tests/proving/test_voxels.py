@@ -7,10 +7,10 @@ import pytest
 from mmcv.ops import Voxelization
 
 import toy_centerpoint
-from mmdeploy_ext.preprocess import points as inputs
-from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.proving.frames import compare_preparation
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
+from mmdeploy_ext.runtime.preprocess import points as inputs
+from mmdeploy_ext.spec.preparation import VoxelRule
 
 RULE = VoxelRule((-6.0, -4.0, -2.0, 6.0, 5.0, 2.0), (0.5, 0.25, 0.8), 5, 300, 'xyz', 5)
 

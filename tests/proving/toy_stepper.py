@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.runtime.geometry import invert_pose
+from mmdeploy_ext.spec.memory import MemorySpec
+from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
 
 LEARNED, TOPK, KEPT, CHANNELS, CLASSES, LAYERS = 8, 4, 12, 6, 3, 2
 QUERIES, ROWS = LEARNED + TOPK, KEPT + TOPK

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.base.errors import DataError, ShapeError
 from mmdeploy_ext.runtime.frame_checks import (
     check_calibration,
     check_fields,
@@ -15,7 +15,7 @@ from mmdeploy_ext.runtime.frame_checks import (
     check_time,
 )
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.util.errors import DataError, ShapeError
+from mmdeploy_ext.runtime.preprocess.cameras import Calibration
 
 LENS = np.array([[500.0, 0, 320, 0], [0, 500, 240, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 POSE = np.eye(4)

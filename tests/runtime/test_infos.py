@@ -5,9 +5,9 @@ import pytest
 from pyquaternion import Quaternion
 
 import toy_stream_files as stream
-from mmdeploy_ext.preprocess.cameras import CAMERAS
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.infos import find_file, past_sweeps, read_frames, read_infos
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.spec.preparation import CAMERAS
 from toy_streampetr_export import RULE
 
 

@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.points import read_points
-from mmdeploy_ext.util.errors import DataError
 
 HEADER = """# .PCD v0.7
 VERSION 0.7

@@ -8,12 +8,14 @@ import pytest
 
 import toy_seeded as seeded
 import toy_sparse
-from mmdeploy_ext.compat import single_thread
-from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
-from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
+from mmdeploy_ext.exporting.sparse import portable
+from mmdeploy_ext.exporting.sparse.order import reorder
+from mmdeploy_ext.runtime.preprocess.points import voxelise
+from mmdeploy_ext.runtime.sparse import buckets, engine
 from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
-from mmdeploy_ext.sparse import buckets, engine, portable
-from mmdeploy_ext.sparse.order import reorder
+from mmdeploy_ext.spec.metadata import GRAPH_RULES, PREFIX
+from mmdeploy_ext.spec.preparation import VoxelRule
+from mmdeploy_ext.upstream.compat import single_thread
 
 RULE = VoxelRule((0.0, 0.0, 0.0, 2.4, 1.6, 2.4), (0.1, 0.1, 0.1), 10, 300, 'xyz', 5)
 

@@ -8,17 +8,17 @@ import pytest
 
 from few_packages import run_code, run_command
 from mmdeploy_ext import open_model
-from mmdeploy_ext.contract.digest import sealed
-from mmdeploy_ext.contract.metadata import read_props
-from mmdeploy_ext.graph.io.files import read
-from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.util.errors import ModelFileError, UsageError
+from mmdeploy_ext.base.errors import ModelFileError, UsageError
+from mmdeploy_ext.graphs.io.files import read
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.spec.digest import sealed
+from mmdeploy_ext.spec.metadata import read_props
 
 FILE, PICTURE = 'demo/atss_toy.onnx', 'demo/toy.jpg'
 PACKAGES = ('numpy', 'cv2', 'onnxruntime')
 OPENED = """
 from mmdeploy_ext import open_model
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
 with open_model(sys.argv[1]) as model:
     print(len(model(read_image(sys.argv[2]))))
 """

@@ -11,7 +11,7 @@ import toy_centerpoint
 from dev.seeded.lidar import EMPTY_LOGIT, SWEEPS, head_outputs
 from dev.seeded.weights import seeded_model, write_seeded
 from marking import in_suite
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.runtime.geometry import sigmoid
 

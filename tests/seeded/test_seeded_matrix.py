@@ -12,7 +12,7 @@ import pytest
 from dev.seeded.dense import build_student, calibration_of, is_supported
 from dev.seeded.weights import fill_seeded, normalised_photograph
 from dev.zoo import configs
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
 from seeded_results import CALM, amplified, find
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1200)]

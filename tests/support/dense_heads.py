@@ -8,7 +8,7 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from made_once import copied
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.common.dense_heads import kind_of
 from mmdeploy_ext.families.dense.family import DenseFamily
 from mmdeploy_ext.families.dense.heads import facts_of

@@ -8,12 +8,12 @@ from unittest import mock
 
 import torch
 
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.detector_files import make_metadata
 from mmdeploy_ext.engines.base import Backend
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.detector_files import make_metadata
+from mmdeploy_ext.proving.drive_run import SHORT_DRIVE
 from mmdeploy_ext.proving.frames import output_spec
-from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE
 from mmdeploy_ext.runtime.detect import runtime_of
 from proofs import run_pair
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mmdeploy_ext.runtime.frames import Frame
-    from mmdeploy_ext.verdict.results import SequenceRow
+    from mmdeploy_ext.spec.results import SequenceRow
 
 
 class EagerFile(Backend):

@@ -10,13 +10,13 @@ import torch
 
 from dev.seeded import weights
 from dev.seeded.dense import calibration_of
-from mmdeploy_ext import detector as detectors
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared as prepared_copy
 from mmdeploy_ext.exporting.export import default_opset
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.tasks import task_module
+from mmdeploy_ext.runtime.tasks import task_module
 
 EXPORTERS = ('torchscript', 'dynamo')
 ORIGINAL = (150, 210)

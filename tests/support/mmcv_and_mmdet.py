@@ -1,6 +1,6 @@
 """What takes long to import, for processes that are forked from one that has it."""
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.upstream import compat
 
 compat.apply()
 

@@ -1,6 +1,6 @@
 """Names and shapes of the model of a config."""
 
-from mmdeploy_ext.weights.convert.conversion import model_tensors
+from mmdeploy_ext.upstream.weights.convert.conversion import model_tensors
 
 
 def model_shapes(cfg):

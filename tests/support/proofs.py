@@ -11,29 +11,29 @@ from unittest import mock
 import onnx
 
 from marking import in_suite
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.engines.base import attempt
-from mmdeploy_ext.graph.io.index import count_nodes
-from mmdeploy_ext.kinds import kind_of
+from mmdeploy_ext.graphs.io.index import count_nodes
 from mmdeploy_ext.proving import drive, file_checks, frames, pictures
 from mmdeploy_ext.proving.backbone import check_backbone
 from mmdeploy_ext.proving.claims import Claims
+from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, Modes
 from mmdeploy_ext.proving.file_checks import of_images
 from mmdeploy_ext.proving.frames import output_spec
-from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE, Modes
 from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, picture_inputs, run_case
 from mmdeploy_ext.proving.proof import finish
 from mmdeploy_ext.proving.references import InputReference
-from mmdeploy_ext.verdict.results import GraphResult
+from mmdeploy_ext.spec.metadata import read_metadata
+from mmdeploy_ext.spec.results import GraphResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.runtime.frames import Frame, Stepper
-    from mmdeploy_ext.verdict.results import Case, SequenceRow
-    from mmdeploy_ext.verdict.verdict import Verdict
+    from mmdeploy_ext.spec.results import Case, SequenceRow
+    from mmdeploy_ext.spec.tensors import GraphSpec
+    from mmdeploy_ext.spec.verdict import Verdict
 
 UTM_M = 7e5, 4e6, 500.0
 """x, y, z: metres as in UTM coordinates."""

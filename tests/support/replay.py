@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.proving.drive_run import SHORT_DRIVE
 from mmdeploy_ext.proving.frames import output_spec
-from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE
+from mmdeploy_ext.spec.metadata import read_metadata
 from proofs import run_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.runtime.frames import Frame, StreamState
-    from mmdeploy_ext.verdict.results import SequenceRow
+    from mmdeploy_ext.spec.results import SequenceRow
 
 
 class Replay:

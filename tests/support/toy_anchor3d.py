@@ -176,7 +176,7 @@ def seeded_model(family, cfg):
 @made_once
 def exported(kind='kitti'):
     """Return (detector, folder of graphs, config, checkpoint), made once per process."""
-    from mmdeploy_ext.config.config import load_config
+    from mmdeploy_ext.base.config import load_config
     from mmdeploy_ext.families.base import find_family
     from mmdeploy_ext.families.common.lidar_parts import parts_of
 

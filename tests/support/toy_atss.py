@@ -6,9 +6,9 @@ import functools
 import tempfile
 from pathlib import Path
 
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.detector_files import export_files
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.families import detector as detectors
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = str(REPO / 'configs/demo/atss_toy.py')

@@ -148,8 +148,8 @@ def paths_of(folder, names=('backbone', 'head')):
 
 def exported_of(config, checkpoint, state_dict, classes, **chosen):
     """Write a checkpoint, load it and export; return (detector, folder of graphs, config, checkpoint)."""
-    from mmdeploy_ext import detector as detectors
-    from mmdeploy_ext.detector_files import export_files
+    from mmdeploy_ext.families import detector as detectors
+    from mmdeploy_ext.families.detector_files import export_files
 
     torch.save(dict(state_dict=state_dict, meta=dict(CLASSES=classes)), checkpoint)
     detector, folder = detectors.load(config, str(checkpoint)), checkpoint.parent / 'graphs'
@@ -204,7 +204,7 @@ SPREAD = dict(
 @made_once
 def exported(variant='sparse', contract='deploy'):
     """Return (detector, folder of graphs, config, checkpoint), made once per process."""
-    from mmdeploy_ext.config.config import load_config
+    from mmdeploy_ext.base.config import load_config
     from mmdeploy_ext.families.base import find_family
 
     register()

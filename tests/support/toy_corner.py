@@ -1,7 +1,7 @@
 """Toys of CornerNet and CentripetalNet: one small hourglass."""
 
 from made_once import copied
-from mmdeploy_ext.config.config import load_config, mmdet_config
+from mmdeploy_ext.base.config import load_config, mmdet_config
 
 KINDS = dict(
     corner='cornernet/cornernet_hourglass104_mstest_8x6_210e_coco.py',

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.detector import Detector
 
 GOLDENS = Path(__file__).resolve().parents[1] / 'goldens'
 FILES = dict(
@@ -29,7 +29,7 @@ TOLERANCE = 2e-3
 
 def results(model: Detector) -> dict[str, np.ndarray]:
     """Return the last layer's predictions and the boxes and scores of each frame of a drive, in PyTorch."""
-    from mmdeploy_ext.synthetic.drive import synthetic_drive
+    from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 
     stepper, found = model.family.reference(model.model), {}
     stepper.reset()
@@ -53,7 +53,7 @@ def check(model: Detector) -> None:
 
 
 def main() -> int:
-    from mmdeploy_ext import compat
+    from mmdeploy_ext.upstream import compat
 
     compat.apply()
     import toy_frames

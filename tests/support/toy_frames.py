@@ -9,8 +9,8 @@ import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from dev.seeded.weights import write_seeded
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.detector_files import export_files
+from mmdeploy_ext.families import detector as detectors
+from mmdeploy_ext.families.detector_files import export_files
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,10 +8,10 @@ import numpy as np
 
 from dev.seeded.weights import SCENE_SHAPES
 from image_checks import seeded_detector
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.detector_files import export_files
-from mmdeploy_ext.synthetic.scene import make_scene
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.families import detector as detectors
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.families.synthetic.scene import make_scene
 
 SIZE = (96, 320)
 

@@ -15,8 +15,8 @@ INFOS = 'toy_nuscenes2d_temporal_infos_val.pkl'
 def write(folder: Path, **options: Any) -> Path:
     """Generate the data set with one scene for training; return its folder, which is in `folder`."""
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-    from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
+    from mmdeploy_ext.families.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
+    from mmdeploy_ext.families.synthetic.nuscenes_infos import create_infos
 
     root = folder / 'toy_nuscenes'
     ensure_toy_nuscenes(root, SetOptions(train_scenes=1, **options), jobs=1, quiet=True)

@@ -8,8 +8,8 @@ import numpy as np
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from image_checks import seeded_toy
 from made_once import copied, made_once
-from mmdeploy_ext import detector as deploy
-from mmdeploy_ext.config.config import load_config, mmdet_config
+from mmdeploy_ext.base.config import load_config, mmdet_config
+from mmdeploy_ext.families import detector as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from toy_atss import REPO
 from toy_two_stage import CONFIG

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from dev.seeded.by_name import rtdetr_weights
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.detector_files import export_files
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = str(REPO / 'configs/demo/rtdetr_toy.py')

@@ -4,13 +4,13 @@ import torch
 from mmcv.ops import Voxelization
 
 import toy_seeded as seeded
-from mmdeploy_ext import compat
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES, Claim
 from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
-from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.weights.sparse_checkpoint import load_model
+from mmdeploy_ext.spec.preparation import VoxelRule
+from mmdeploy_ext.spec.registry import register_family
+from mmdeploy_ext.upstream import compat
+from mmdeploy_ext.upstream.weights.sparse_checkpoint import load_model
 from scn_nets import bevfusion, second
 
 GRID = (24, 24, 41)

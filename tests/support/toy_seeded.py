@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 
 from dev.seeded.by_name import COUNTER, fill_sparse_module, sparse_weights
-from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+from mmdeploy_ext.runtime.sparse.ir import Add, SparseConvolution
 
 __all__ = [
     'amax', 'centerpoint_ptq_path', 'digest', 'fill_sparse_module', 'input_range', 'sparse_weights', 'voxels',

@@ -8,11 +8,11 @@ import functools
 import torch
 
 from dev.seeded.by_name import solo_weights
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.config.config import load_config, mmdet_config
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import load_config, mmdet_config
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.synthetic import coco
+from mmdeploy_ext.families.synthetic import coco
+from mmdeploy_ext.spec.options import Options
 
 TRACED = (128, 160)
 GRIDS = [14, 12, 8, 6, 4]

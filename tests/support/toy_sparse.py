@@ -3,8 +3,8 @@
 import numpy as np
 
 import toy_seeded as seeded
-from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.ir import (
+from mmdeploy_ext.exporting.sparse.fold import fold
+from mmdeploy_ext.runtime.sparse.ir import (
     Add,
     BatchNorm,
     Relu,
@@ -15,7 +15,7 @@ from mmdeploy_ext.sparse.ir import (
     Transpose,
     renumber,
 )
-from mmdeploy_ext.sparse.plan import dense_output_shape
+from mmdeploy_ext.runtime.sparse.plan import dense_output_shape
 
 GRID = (24, 16, 25)
 FULL_GRID = (1440, 1440, 41)

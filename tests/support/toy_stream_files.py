@@ -12,7 +12,7 @@ import torch
 
 import toy_streampetr as toy
 import toy_streampetr_export as exported
-from mmdeploy_ext.preprocess.cameras import CAMERAS
+from mmdeploy_ext.spec.preparation import CAMERAS
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
 SOURCE = (90, 160)

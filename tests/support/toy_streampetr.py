@@ -115,7 +115,7 @@ def build(seed: int = 0, **options):
     from mmdet3d.models import build_model
 
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.models import catalogue
+    from mmdeploy_ext.upstream.models import catalogue
 
     torch.manual_seed(seed)
     model_config = ConfigDict(model_cfg(**options))

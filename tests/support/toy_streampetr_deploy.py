@@ -10,10 +10,10 @@ from mmcv import Config
 
 import toy_streampetr as toy
 import toy_streampetr_export as exported
-from mmdeploy_ext.detector import Detector
-from mmdeploy_ext.detector_files import export_files
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.synthetic.drive import SyntheticDrive, synthetic_drive
+from mmdeploy_ext.families.detector import Detector
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.families.synthetic.drive import SyntheticDrive, synthetic_drive
 from projects.configs.nuscenes_stream import image_augmentation, test_pipeline
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 import toy_streampetr as toy
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.spec.preparation import MultiViewRule
 from mmdeploy_ext.systems.streampetr.facts import StreamPetrFacts
 
 if TYPE_CHECKING:

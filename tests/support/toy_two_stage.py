@@ -8,9 +8,9 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from dev.seeded.weights import seeded_scene
 from image_checks import seeded_toy
 from made_once import copied, made_once
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 from toy_atss import REPO
 from two_stage_parts import PARTS, narrow
 

@@ -1,7 +1,7 @@
 """The toy of YOLACT: the backbone of the Mask R-CNN toy, 32 channels, eight prototypes."""
 
 from made_once import copied
-from mmdeploy_ext.config.config import load_config, mmdet_config
+from mmdeploy_ext.base.config import load_config, mmdet_config
 from toy_query import small_backbone
 
 

@@ -9,12 +9,12 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 import toy_autoware
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.cli.check_app import check_autoware as main
 from mmdeploy_ext.cli.check_app import main as check_any
 from mmdeploy_ext.targets.autoware import check as checker
 from mmdeploy_ext.targets.autoware import trial
 from mmdeploy_ext.targets.autoware.check import check
-from mmdeploy_ext.util.errors import ModelFileError
 from toy_autoware import LOST, key, setting
 
 ML = 'ml_package.param.yaml'

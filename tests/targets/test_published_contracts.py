@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmdeploy_ext.cli import check_app, export_app, synthetic_app, verify_app
-from mmdeploy_ext.contract.registry import registered
+from mmdeploy_ext.spec.registry import registered
 from toy_atss import REPO
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]

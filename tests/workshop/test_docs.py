@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dev.pages import skill
-from mmdeploy_ext.util.commands import COMMANDS
+from mmdeploy_ext.base.commands import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLACES = (

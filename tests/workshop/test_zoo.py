@@ -8,8 +8,8 @@ import pytest
 from dev.pages import zoo as pages
 from dev.zoo import app as zoo_app
 from dev.zoo import configs, records
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.util.files import read_json
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.files import read_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODYS = "model = dict(type='Nobodys', backbone=dict(type='ResNet'), bbox_head=dict(type='NobodysHead'))\n"

@@ -3,7 +3,7 @@
 # judge_engines.sh PYTHON ENGINE PAGE, for example .venv/bin/python tensorrt docs/engines.md. PAGE gets the table.
 set -euo pipefail
 python=$1 engine=$2 page=$3 out=work_dirs/judged_$2
-"$python" -c "from mmdeploy_ext.kit.local_run import device_of; print(device_of('$engine'))"
+"$python" -c "from mmdeploy_ext.bench.kit.local_run import device_of; print(device_of('$engine'))"
 judged() { # NAME CONFIG CHECKPOINT [EXPORT OPTIONS]
     local name=$1 config=$2 checkpoint=$3 file=$out/$1/model; shift 3
     case $name in */*) file=$file.onnx;; esac

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.verdict.results import Pair
+    from mmdeploy_ext.spec.results import Pair
 
 ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
 """Value of --engine, but for 'both' -> title."""
@@ -43,7 +43,7 @@ def draw_boxes(
 ) -> np.ndarray:
     """Pictures of a sample in one, (h, w, 3) uint8 BGR, with the boxes of one or both engines."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
-    from mmdeploy_ext.tasks import bbox3d
+    from mmdeploy_ext.runtime.tasks import bbox3d
 
     if len(detections) == 2:
         return bbox3d.draw_pair(pair, classes, score_thr)

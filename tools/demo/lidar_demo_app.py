@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import drawing as demo
-from mmdeploy_ext import compat
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.errors import ConfigError, UsageError, after_weights
+from mmdeploy_ext.base.files import check_writable
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli.run_images import PICTURE_SUFFIXES
 from mmdeploy_ext.runtime.detect import opener
 from mmdeploy_ext.runtime.exported import export_files as files_of
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import ConfigError, UsageError, after_weights
-from mmdeploy_ext.util.files import check_writable
+from mmdeploy_ext.upstream import compat
 
 if TYPE_CHECKING:
     import argparse
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace) -> Any:
     compat.apply()
-    from mmdeploy_ext.detector import build, load_weights, read_config
+    from mmdeploy_ext.families.detector import build, load_weights, read_config
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     detector = read_config(args.config, args.checkpoint, overrides)
@@ -99,13 +99,13 @@ def load(args: argparse.Namespace) -> Any:
 
 def open_runtime(args: argparse.Namespace, detector: Any, stack: contextlib.ExitStack) -> Any:
     """Runtime of --onnx on ONNX Runtime, or of a new export of `detector`."""
-    from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.runtime.lidar import GRAPHS
+    from mmdeploy_ext.spec.metadata import read_metadata
 
     folder = args.onnx
     if not folder:
-        from mmdeploy_ext.detector import resolve_opset
-        from mmdeploy_ext.detector_files import export_files
+        from mmdeploy_ext.families.detector import resolve_opset
+        from mmdeploy_ext.families.detector_files import export_files
 
         folder = str(EXPORT_FOLDER)
         options = resolve_opset(detector.family.choose(opset=0), detector.model)
@@ -135,8 +135,8 @@ def show(
     `points` (P, D) float32 are x, y, z in metres, LiDAR frame, then other values.
     """
     from mmdeploy_ext.runtime.draw import write_picture
-    from mmdeploy_ext.tasks import bbox3d
-    from mmdeploy_ext.verdict.results import Pair
+    from mmdeploy_ext.runtime.tasks import bbox3d
+    from mmdeploy_ext.spec.results import Pair
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
     pair = Pair(title, points, detections.get('torch'), detections.get('onnx'))

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import drawing as demo
-from mmdeploy_ext import compat
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError, UsageError, after_weights
+from mmdeploy_ext.base.files import check_writable
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.runtime import film
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import ConfigError, UsageError, after_weights
-from mmdeploy_ext.util.files import check_writable
+from mmdeploy_ext.upstream import compat
 
 if TYPE_CHECKING:
     import argparse
@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
     check_options(args)
 
     compat.apply()
-    from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
+    from mmdeploy_ext.families.evaluate import evaluation
+    from mmdeploy_ext.families.evaluate.loop import DatasetFrames, scene_tokens
 
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
     family = find_3d_family(args.config, cfg)
@@ -127,13 +127,13 @@ def load_steppers(
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:
-        from mmdeploy_ext.detector import load
+        from mmdeploy_ext.families.detector import load
 
         overrides = shared.parse_cfg_options(args.cfg_options)
         detector = load(args.config, args.checkpoint, overrides, args.device)
         steppers['torch'], classes = family.reference(detector.model), detector.classes
     if 'onnx' in engines:
-        from mmdeploy_ext.detector_files import read_files
+        from mmdeploy_ext.families.detector_files import read_files
 
         files = read_files(args.onnx)
         unnamed = tuple(f'class {label}' for label in range(len(classes)))  # of a checkpoint without names
@@ -159,7 +159,7 @@ def draw_scene(
     classes: Sequence[str],
 ) -> str:
     """Run all frames and write the pictures; return the median time of a step on each engine as text."""
-    from mmdeploy_ext.tasks import bbox3d
+    from mmdeploy_ext.runtime.tasks import bbox3d
 
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     with film.open_writer(args.out, args.fps) as write:

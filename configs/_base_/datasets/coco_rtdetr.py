@@ -3,7 +3,7 @@
 # (lyuwenyu/RT-DETR, rtdetr_pytorch/configs/rtdetr/include/dataloader.yml) by mmdet's steps of the same kind.
 # Differs in: the crop is tried for every image (there for 80 %), brightness is added (there a factor), and
 # the size is drawn per image (there per batch).
-from mmdeploy_ext.config.config import mmdet_config
+from mmdeploy_ext.base.config import mmdet_config
 
 _base_ = mmdet_config('_base_/datasets/coco_detection.py')
 img_norm_cfg = dict(mean=[0.0, 0.0, 0.0], std=[255.0, 255.0, 255.0], to_rgb=True)

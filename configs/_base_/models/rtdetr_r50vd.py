@@ -1,5 +1,5 @@
 # RT-DETR R50vd: the numbers of the original's rtdetr_r50vd_6x_coco.yml.
-custom_imports = dict(imports=['mmdeploy_ext.models.mmdet'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmdeploy_ext.upstream.models.mmdet'], allow_failed_imports=False)
 model = dict(
     type='RTDETR',
     backbone=dict(type='PResNet', depth=50, freeze_norm=True, freeze_stem=True),

@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util import files as core_files
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base import files as core_files
 
 AddArgument = Callable[[argparse.ArgumentParser], object]
 Run = Callable[[argparse.Namespace], int]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import ShapeError, UsageError, after_weights
+from mmdeploy_ext.base.files import check_writable
+from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, write_json
 from mmdeploy_ext.cli.options import parse_cfg_options
-from mmdeploy_ext.kinds import kind_of
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import ShapeError, UsageError, after_weights
-from mmdeploy_ext.util.files import check_writable
+from mmdeploy_ext.upstream import compat
 
 if TYPE_CHECKING:
     import argparse
 
-    from mmdeploy_ext.graph.diff.findings import Comparison
+    from mmdeploy_ext.graphs.diff.findings import Comparison
 
 COMMANDS = Commands()
 
@@ -88,8 +88,8 @@ def run_diff(args: argparse.Namespace) -> int:
 
 
 def _two_files(args: argparse.Namespace) -> Comparison:
-    from mmdeploy_ext.graph.diff.files import diff_files
-    from mmdeploy_ext.graph.io.tensors import load_tensors
+    from mmdeploy_ext.graphs.diff.files import diff_files
+    from mmdeploy_ext.graphs.io.tensors import load_tensors
 
     feeds = load_tensors(args.input) if args.input else None
     try:
@@ -103,12 +103,12 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
         raise UsageError('--input and --images: pass only one of them')
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.contract.metadata import read_metadata
-    from mmdeploy_ext.detector import build, load_weights, read_config
-    from mmdeploy_ext.graph.diff.findings import diff_bars_of
-    from mmdeploy_ext.graph.io.tensors import load_tensors
+    from mmdeploy_ext.families.detector import build, load_weights, read_config
+    from mmdeploy_ext.graphs.diff.findings import diff_bars_of
+    from mmdeploy_ext.graphs.io.tensors import load_tensors
     from mmdeploy_ext.proving.difference.locate import first_difference
     from mmdeploy_ext.proving.provenance import refuse_other_settings
+    from mmdeploy_ext.spec.metadata import read_metadata
 
     config, checkpoint, path = args.models
     metadata = read_metadata(path)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.base.errors import UsageError, printable
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
-from mmdeploy_ext.util.errors import UsageError, printable
 
 if TYPE_CHECKING:
     import argparse
@@ -18,15 +18,15 @@ OUTPUT = output('y.onnx', 'file to write, not the input')
 
 
 def _load(args: argparse.Namespace) -> onnx.ModelProto:
-    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graphs.io import files
 
     files.check_targets([args.out], [args.file])
     return files.load(args.file)
 
 
 def _finish(args: argparse.Namespace, before: onnx.ModelProto, after: onnx.ModelProto) -> int:
-    from mmdeploy_ext.graph import summary
-    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graphs import summary
+    from mmdeploy_ext.graphs.io import files
 
     paths = files.save(after, args.out, inputs=[args.file])
     nodes = [len(before.graph.node), len(after.graph.node)]
@@ -47,9 +47,9 @@ def _finish(args: argparse.Namespace, before: onnx.ModelProto, after: onnx.Model
     OUTPUT,
 )
 def run_extract(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.graph.io.index import Index
-    from mmdeploy_ext.graph.passes.extract import extract
-    from mmdeploy_ext.graph.passes.select import match_tensors, select_nodes
+    from mmdeploy_ext.graphs.io.index import Index
+    from mmdeploy_ext.graphs.passes.extract import extract
+    from mmdeploy_ext.graphs.passes.select import match_tensors, select_nodes
 
     if not args.nodes and not args.tensors:
         raise UsageError('extract: select nodes with --nodes or --tensors')
@@ -71,8 +71,8 @@ def run_extract(args: argparse.Namespace) -> int:
     OUTPUT,
 )
 def run_set_shape(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.passes import shapes
+    from mmdeploy_ext.graphs import edits
+    from mmdeploy_ext.graphs.passes import shapes
 
     model = _load(args)
     after = shapes.with_fixed_metadata(shapes.set_by_text(model, args.shapes))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.files import check_writable
 from mmdeploy_ext.cli.check_app import find_contract
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
-from mmdeploy_ext.contract.registry import rig_tables
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.files import check_writable
+from mmdeploy_ext.spec.registry import rig_tables
 
 if TYPE_CHECKING:
     import argparse

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.base.errors import UsageError, printable
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, write_json
-from mmdeploy_ext.util.errors import UsageError, printable
 
 if TYPE_CHECKING:
     import argparse
@@ -24,9 +24,9 @@ COMMANDS = Commands()
     ),
 )
 def run_show(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.graph import summary
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.sparse.show import sparse_layers, trace_lines
+    from mmdeploy_ext.exporting.sparse.show import sparse_layers, trace_lines
+    from mmdeploy_ext.graphs import summary
+    from mmdeploy_ext.graphs.io import files
 
     model = files.read(args.file)
     content = summary.describe(model)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import InferenceError, ModelFileError, UsageError, escape
 from mmdeploy_ext.cli.graph_commands.command import argument, output, write_json
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import InferenceError, ModelFileError, UsageError, escape
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmdeploy_ext.cli.graph_commands.command import AddArgument
-    from mmdeploy_ext.verdict.results import TensorRow
+    from mmdeploy_ext.spec.results import TensorRow
 
 SEEDS = 2
 """Sets of random inputs of a comparison."""
@@ -71,8 +71,8 @@ def read_feeds(
     args: argparse.Namespace, model: onnx.ModelProto, count: int = SEEDS
 ) -> list[dict[str, np.ndarray]]:
     """Inputs of --inputs, or `count` random sets."""
-    from mmdeploy_ext.graph.feeds import random_feeds
-    from mmdeploy_ext.graph.io.tensors import load_tensors
+    from mmdeploy_ext.graphs.feeds import random_feeds
+    from mmdeploy_ext.graphs.io.tensors import load_tensors
 
     sizes = parse_sizes(args.size)
     if args.inputs and (sizes or args.seed):
@@ -104,9 +104,9 @@ def finish(
     Returns:
         0: written. 1: the numbers of an output differ, nothing was written.
     """
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.graph.output_comparison import compare_models
-    from mmdeploy_ext.verdict.comparison import equality_claim, is_equal, is_exact
+    from mmdeploy_ext.graphs.io import files
+    from mmdeploy_ext.graphs.output_comparison import compare_models
+    from mmdeploy_ext.spec.comparison import equality_claim, is_equal, is_exact
 
     console, rows, feeds = cli.stdout(), [], []
     if not args.no_proof:
@@ -153,7 +153,7 @@ def finish(
 
 
 def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
-    from mmdeploy_ext.verdict.comparison import is_equal, is_exact
+    from mmdeploy_ext.spec.comparison import is_equal, is_exact
 
     outputs = [{name: getattr(row, name) for name in JSON_FIELDS} for row in rows]
     return dict(equal=is_equal(rows), exact=is_exact(rows), tolerance=tolerance, outputs=outputs)
@@ -161,7 +161,7 @@ def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
 
 def load(path: str) -> onnx.ModelProto:
     """Read an ONNX file that ONNX Runtime can run, with its weights."""
-    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graphs.io import files
 
     model = files.load(path)
     files.check_ordinary(model)
@@ -170,7 +170,7 @@ def load(path: str) -> onnx.ModelProto:
 
 def begin(args: argparse.Namespace) -> onnx.ModelProto:
     """The model of `args.file`, after checks of --tolerance and --out."""
-    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graphs.io import files
 
     check_tolerance(args.tolerance)
     files.check_targets([args.out], [args.file])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import ShapeError, UsageError, printable
 from mmdeploy_ext.cli.graph_commands import proving
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import ShapeError, UsageError, printable
 
 if TYPE_CHECKING:
     import argparse
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from mmdeploy_ext.graph.reduce.case import Case
-    from mmdeploy_ext.graph.reduce.checks import Check, CheckText
-    from mmdeploy_ext.graph.reduce.search import Reduction
+    from mmdeploy_ext.graphs.reduce.case import Case
+    from mmdeploy_ext.graphs.reduce.checks import Check, CheckText
+    from mmdeploy_ext.graphs.reduce.search import Reduction
 
 COMMANDS = Commands()
 CHECK_HELP = (
@@ -47,9 +47,9 @@ def run_reduce(args: argparse.Namespace) -> int:
 
     from rich.progress import MofNCompleteColumn
 
-    from mmdeploy_ext.graph.reduce.checks import parse_check
-    from mmdeploy_ext.graph.reduce.folder import check_folder, save_folder
-    from mmdeploy_ext.graph.reduce.search import reduce
+    from mmdeploy_ext.graphs.reduce.checks import parse_check
+    from mmdeploy_ext.graphs.reduce.folder import check_folder, save_folder
+    from mmdeploy_ext.graphs.reduce.search import reduce
 
     proving.check_tolerance(args.tolerance)
     if not args.timeout > 0:
@@ -74,9 +74,9 @@ def run_reduce(args: argparse.Namespace) -> int:
 
 
 def _case(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], Case]:
-    from mmdeploy_ext.graph.feeds import check_feeds
-    from mmdeploy_ext.graph.io.index import Index
-    from mmdeploy_ext.graph.reduce.case import Case, prepare, record
+    from mmdeploy_ext.graphs.feeds import check_feeds
+    from mmdeploy_ext.graphs.io.index import Index
+    from mmdeploy_ext.graphs.reduce.case import Case, prepare, record
 
     model = proving.load(args.file)
     feeds = proving.read_feeds(args, model, 1)[0]
@@ -86,8 +86,8 @@ def _case(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], Case]:
 
 
 def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[str, np.ndarray]) -> Check:
-    from mmdeploy_ext.graph.reduce import checks
-    from mmdeploy_ext.graph.reduce.case import prepare, record
+    from mmdeploy_ext.graphs.reduce import checks
+    from mmdeploy_ext.graphs.reduce.case import prepare, record
 
     if text.kind == 'command':
         return checks.Command(text.rest, args.timeout)
@@ -100,8 +100,8 @@ def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[st
 
 
 def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
-    from mmdeploy_ext.graph.feeds import check_feeds
-    from mmdeploy_ext.graph.io.index import Index
+    from mmdeploy_ext.graphs.feeds import check_feeds
+    from mmdeploy_ext.graphs.io.index import Index
 
     model = proving.load(path)
     names = {value.name for value in model.graph.input}

@@ -2,9 +2,9 @@
 
 import argparse
 
+from mmdeploy_ext.base.errors import printable
 from mmdeploy_ext.cli.graph_commands import proving
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument
-from mmdeploy_ext.util.errors import printable
 
 COMMANDS = Commands()
 TOLERANCE = 1e-4
@@ -25,9 +25,9 @@ FP16_TOLERANCE = 1e-2
     *proving.proof(TOLERANCE),
 )
 def run_replace(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.config.user_functions import load_module
-    from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.passes.replace import replace
+    from mmdeploy_ext.base.user_functions import load_module
+    from mmdeploy_ext.graphs import edits
+    from mmdeploy_ext.graphs.passes.replace import replace
 
     rules = [load_module(file, ('pattern', 'replacement')) for file in args.rule]
     before = proving.begin(args)
@@ -43,8 +43,8 @@ def run_replace(args: argparse.Namespace) -> int:
 
 @COMMANDS.add('simplify', 'Simplify a graph with onnxslim', *proving.proof(TOLERANCE))
 def run_simplify(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.passes.simplify import simplify
+    from mmdeploy_ext.graphs import edits
+    from mmdeploy_ext.graphs.passes.simplify import simplify
 
     model = proving.begin(args)
     result = simplify(model)
@@ -69,9 +69,9 @@ def run_simplify(args: argparse.Namespace) -> int:
     *proving.proof(FP16_TOLERANCE),
 )
 def run_fp16(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.passes.precision import family_patterns, half, with_fp16_metadata
-    from mmdeploy_ext.graph.passes.select import matching_nodes
+    from mmdeploy_ext.graphs import edits
+    from mmdeploy_ext.graphs.passes.precision import family_patterns, half, with_fp16_metadata
+    from mmdeploy_ext.graphs.passes.select import matching_nodes
 
     model = proving.begin(args)
     matching_nodes(model.graph.node, args.keep_fp32)

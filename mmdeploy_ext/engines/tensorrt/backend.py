@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.base.errors import ConfigError, EngineError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.engines.base import Backend
 from mmdeploy_ext.engines.tensorrt.binding import Session, check_ports
 from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
 from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.package import find_package
 from mmdeploy_ext.engines.tensorrt.record import check_architecture, check_source, check_version, read_record
-from mmdeploy_ext.graph.passes.for_tensorrt import parse_constants
-from mmdeploy_ext.util.errors import ConfigError, EngineError, InferenceError, ModelFileError, ShapeError
+from mmdeploy_ext.graphs.passes.for_tensorrt import parse_constants
+from mmdeploy_ext.spec.metadata import Metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.util.errors import InferenceError, ModelFileError, ShapeError
-from mmdeploy_ext.util.typed_json import JsonDataclass
+from mmdeploy_ext.base.errors import InferenceError, ModelFileError, ShapeError
+from mmdeploy_ext.base.typed_json import JsonDataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,8 +8,8 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base.errors import EngineError, ExportError
 from mmdeploy_ext.engines.tensorrt.binding import dtype_name
-from mmdeploy_ext.util.errors import EngineError, ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.util.errors import EngineError, InferenceError
+from mmdeploy_ext.base.errors import EngineError, InferenceError
 
 LIBRARIES = ('libcuda.so.1', 'nvcuda.dll')
 MAJOR, MINOR = 75, 76

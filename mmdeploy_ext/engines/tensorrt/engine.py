@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import helper
 
+from mmdeploy_ext.base.errors import EngineError, ModelFileError
+from mmdeploy_ext.base.files import check_writable, sha256_onnx
 from mmdeploy_ext.engines.tensorrt import package as tensorrt_package
 from mmdeploy_ext.engines.tensorrt import shapes as tensorrt_shapes
 from mmdeploy_ext.engines.tensorrt.binding import Port
@@ -24,15 +26,13 @@ from mmdeploy_ext.engines.tensorrt.record import (
     read_record,
     write_engine,
 )
-from mmdeploy_ext.graph.io import files, types
-from mmdeploy_ext.graph.passes import for_tensorrt
-from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
-from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.graph.passes.precision import fp32_patterns
-from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
-from mmdeploy_ext.graph.passes.select import matching_nodes
-from mmdeploy_ext.util.errors import EngineError, ModelFileError
-from mmdeploy_ext.util.files import check_writable, sha256_onnx
+from mmdeploy_ext.graphs.io import files, types
+from mmdeploy_ext.graphs.passes import for_tensorrt
+from mmdeploy_ext.graphs.passes.deform_conv import replace_deform_conv
+from mmdeploy_ext.graphs.passes.fp16 import to_fp16
+from mmdeploy_ext.graphs.passes.precision import fp32_patterns
+from mmdeploy_ext.graphs.passes.roi_align import replace_roi_align
+from mmdeploy_ext.graphs.passes.select import matching_nodes
 
 if TYPE_CHECKING:
     import os

@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from mmdeploy_ext.contract.metadata import PREFIX, read_entry
-from mmdeploy_ext.contract.options import LARGEST_K, LIMITS
-from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS, check_ordinary
-from mmdeploy_ext.graph.io.index import all_graphs, constant_value, join_names, opsets_of
-from mmdeploy_ext.graph.passes import deform_conv, roi_align
-from mmdeploy_ext.util.commands import command, tool
-from mmdeploy_ext.util.errors import EngineError
+from mmdeploy_ext.base.commands import command, tool
+from mmdeploy_ext.base.errors import EngineError
+from mmdeploy_ext.graphs.io import types
+from mmdeploy_ext.graphs.io.files import DEFAULT_DOMAINS, check_ordinary
+from mmdeploy_ext.graphs.io.index import all_graphs, constant_value, join_names, opsets_of
+from mmdeploy_ext.graphs.passes import deform_conv, roi_align
+from mmdeploy_ext.spec.metadata import PREFIX, read_entry
+from mmdeploy_ext.spec.options import LARGEST_K, LIMITS
+from mmdeploy_ext.spec.registry import registration_of
 
 TURING = 75
 NO_TURING = (

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.util.errors import EngineError
+from mmdeploy_ext.base.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

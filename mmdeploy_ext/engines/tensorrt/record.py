@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.errors import EngineError, ModelFileError, UsageError
+from mmdeploy_ext.base.files import atomic_path, read_json, sha256_file, sha256_onnx, write_json
 from mmdeploy_ext.engines.tensorrt.binding import Port
-from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import EngineError, ModelFileError, UsageError
-from mmdeploy_ext.util.files import atomic_path, read_json, sha256_file, sha256_onnx, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ class Record:
         version: the only version that loads the engine.
         architectures: e.g. (86,) for SM 8.6.
         sha256, nbytes: of the engine file.
-        onnx, onnx_sha256: name and `util.files.sha256_onnx` of the ONNX file.
+        onnx, onnx_sha256: name and `base.files.sha256_onnx` of the ONNX file.
         precision: `AS_GIVEN` or 'fp16'.
         profiles: input with an open axis -> profile.
         layers: kind -> dtype of the first output -> number, before fusion.

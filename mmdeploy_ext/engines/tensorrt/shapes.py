@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.graph.io.index import did_you_mean
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.graphs.io.index import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines.tensorrt.build import Profile
+    from mmdeploy_ext.spec.tensors import GraphSpec
 
     Sizes = tuple[int, int, int]
     """Smallest, usual and largest size of an axis."""

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.exporting.ops.operator import Operator, register
-from mmdeploy_ext.exporting.ops.sizes import hw
-from mmdeploy_ext.graph.script import Body
+from mmdeploy_ext.graphs.script import Body
+from mmdeploy_ext.upstream.operators.operator import Operator, register
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 PIECES = 8
 """Bands of rows that are resized one after the other: only the boolean result is ever whole."""

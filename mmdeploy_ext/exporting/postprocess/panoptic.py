@@ -11,10 +11,10 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.exporting.ops.operator import Operator, register
-from mmdeploy_ext.graph.script import ZERO
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.graphs.script import ZERO
+from mmdeploy_ext.spec.tensors import TensorSpec
+from mmdeploy_ext.upstream.operators.operator import Operator, register
 
 OFFSET = 1000
 """Factor of a thing's number in a map."""

@@ -1,1 +1,1 @@
-"""Sparse convolution modules traced to sparse graphs."""
+"""Sparse graphs: traced, folded, in libspconv's dialect and in standard operators."""

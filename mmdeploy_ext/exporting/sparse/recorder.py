@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from mmdeploy_ext.compat.import_hook import patched
-from mmdeploy_ext.sparse.ir import (
+from mmdeploy_ext.base.errors import ExportError, ShapeError
+from mmdeploy_ext.runtime.sparse.ir import (
     Add,
     BatchNorm,
     Node,
@@ -26,7 +26,7 @@ from mmdeploy_ext.sparse.ir import (
     Transpose,
     Triple,
 )
-from mmdeploy_ext.util.errors import ExportError, ShapeError
+from mmdeploy_ext.upstream.compat.import_hook import patched
 
 DEFAULT_BOUND = 200000
 """`output_bound` (most sites) of a convolution without one."""
@@ -39,7 +39,7 @@ class NoSiteLeftError(ExportError):
 
 
 class UnsupportedOperatorError(Exception):
-    """A function without a node in `sparse/ir.py`; messages show 'MODULE: ' before it."""
+    """A function without a node in `runtime/sparse/ir.py`; messages show 'MODULE: ' before it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext import compat
-from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.base.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.sparse.recorder import Functions, NoSiteLeftError, Recorder
-from mmdeploy_ext.sparse.ir import ORDERS, SparseConvolution, SparseGraph, Triple, prune, renumber
-from mmdeploy_ext.sparse.plan import name_rulebooks
-from mmdeploy_ext.util.errors import ExportError, UsageError
+from mmdeploy_ext.runtime.sparse.ir import ORDERS, SparseConvolution, SparseGraph, Triple, prune, renumber
+from mmdeploy_ext.runtime.sparse.plan import name_rulebooks
+from mmdeploy_ext.upstream import compat
+from mmdeploy_ext.upstream.compat.import_hook import patched
 
 
 def trace(
@@ -46,7 +46,7 @@ def trace(
         NoSiteLeftError: an ExportError; no site is left behind a convolution.
         ShapeError: a convolution gets another number of features than it takes.
         ExportError: unknown arguments or results of the forward; a parameter that is not float32; or an
-            operation without a node in `sparse.ir` (the message names the submodule).
+            operation without a node in `runtime.sparse.ir` (the message names the submodule).
     """
     if order not in ORDERS:
         raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')

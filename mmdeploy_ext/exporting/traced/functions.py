@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mmdeploy_ext.exporting.ops.nms import batched_nms as suppress
-from mmdeploy_ext.exporting.ops.roi_align import pool_level
-from mmdeploy_ext.exporting.ops.soft_nms import SOFT_NMS
+from mmdeploy_ext.base.errors import ExportError
 from mmdeploy_ext.exporting.substitution import _configs
 from mmdeploy_ext.exporting.traced.mode import SHADOWS, Limit, Ranking, active, is_traced, untraced
-from mmdeploy_ext.util.errors import ExportError
+from mmdeploy_ext.upstream.operators.nms import batched_nms as suppress
+from mmdeploy_ext.upstream.operators.roi_align import pool_level
+from mmdeploy_ext.upstream.operators.soft_nms import SOFT_NMS
 
 ALL_BOXES = 1_000_000
 SOFT_ROWS = 300
 LIMITS = ('nms_pre', 'max_per_img', 'max_num', 'nms_post', 'update_thr_top', 'top_k')
 """Entries of `test_cfg` that cut to at most k."""
-SKIPPED = ('mmdeploy_ext.exporting', 'mmdeploy_ext.util', 'torch', 'numpy')
+SKIPPED = ('mmdeploy_ext.exporting', 'mmdeploy_ext.base', 'torch', 'numpy')
 
 
 # the results, before they become arrays for each class

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.spec import VALID
 from mmdeploy_ext.exporting.export import patched_libraries, whole_path
-from mmdeploy_ext.exporting.ops.sizes import hw
-from mmdeploy_ext.exporting.places import place_of
 from mmdeploy_ext.exporting.traced.functions import replaced
 from mmdeploy_ext.exporting.traced.mode import Escape, Tracing, is_traced
+from mmdeploy_ext.spec.tensors import VALID
+from mmdeploy_ext.upstream.operators.places import place_of
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 INPUTS = ('input', 'img_shape', 'scale_factor', 'ori_shape', 'border')
 

@@ -1,7 +1,7 @@
 """mmdet3d's one-stage LiDAR detectors with anchors: PointPillars, SECOND."""
 
-from mmdeploy_ext.contract.registry import FILM, SWEEP, register_family
 from mmdeploy_ext.families.common.options import LIDAR_OPTIONS
+from mmdeploy_ext.spec.registry import FILM, SWEEP, register_family
 
 register_family(
     'anchor3d',

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from mmdeploy_ext.contract.facts import Count, optional
 from mmdeploy_ext.families.common.runtime.anchors3d import AnchorRule
+from mmdeploy_ext.spec.facts import Count, optional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

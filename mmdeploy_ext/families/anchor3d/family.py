@@ -5,8 +5,8 @@ from typing import Any
 
 from mmdet3d.models import builder
 
-from mmdeploy_ext.config.config import test_cfg_key
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import test_cfg_key
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.graphs import facts_of, graphs
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
@@ -18,9 +18,9 @@ from mmdeploy_ext.families.common.lidar_models import DYNAMIC_DETECTOR, UNTRACED
 from mmdeploy_ext.families.common.lidar_parts import prefix_of
 from mmdeploy_ext.families.common.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.runtime.frames import Stepper
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.models.building import names_of_class
 
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
 REGION_PROPOSAL_HEAD = 'PartA2RPNHead'

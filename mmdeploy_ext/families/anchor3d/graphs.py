@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.anchor3d.facts import AnchorFacts
 from mmdeploy_ext.families.common.anchor_heads import anchor_settings, flat_outputs
 from mmdeploy_ext.families.common.lidar_graphs import DenseHead, points_and_head
 from mmdeploy_ext.families.common.lidar_parts import parts_of
 from mmdeploy_ext.families.common.pillars import has_pillars
 from mmdeploy_ext.runtime.lidar import PILLARS
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph
 
 MEANINGS = dict(
     cls_score='scores of each anchor and class',

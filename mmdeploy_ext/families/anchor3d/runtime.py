@@ -14,9 +14,9 @@ from mmdeploy_ext.families.common.runtime.anchors3d import decode
 from mmdeploy_ext.runtime.lidar import LidarOnnx
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.spec.metadata import Metadata
 
 
 class AnchorOnnx(LidarOnnx):

@@ -1,7 +1,7 @@
 """CenterPoint: mmdet3d's own LiDAR detector, exported as a sparse backbone and a dense head."""
 
-from mmdeploy_ext.contract.registry import SWEEP, register_family
 from mmdeploy_ext.families.common.options import LIDAR_OPTIONS
+from mmdeploy_ext.spec.registry import SWEEP, register_family
 
 register_family(
     'centerpoint',

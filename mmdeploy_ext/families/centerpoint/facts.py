@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from mmdeploy_ext.contract.facts import optional
 from mmdeploy_ext.families.common.runtime.center_boxes import CenterBoxFacts
+from mmdeploy_ext.spec.facts import optional
 
 NMS_TYPES = ('rotate', 'circle')
 """Supported values of `nms_type` of mmdet3d's `test_cfg`."""

@@ -6,8 +6,8 @@ from typing import Any
 from mmdet3d.models.builder import DETECTORS
 from torch import nn
 
-from mmdeploy_ext.config.config import test_cfg_key
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import test_cfg_key
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.centerpoint.facts import NMS_TYPES
@@ -18,9 +18,9 @@ from mmdeploy_ext.families.common.detector_parts import test_cfg_of
 from mmdeploy_ext.families.common.lidar_models import UNTRACED, check_points_side
 from mmdeploy_ext.families.common.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.building import names_of_class
 from mmdeploy_ext.runtime.frames import Stepper
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.models.building import names_of_class
 
 
 class CenterPointFamily(SweepMethods, SequenceFamily):

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
 from mmdeploy_ext.families.common.lidar_graphs import points_and_head
 from mmdeploy_ext.families.common.pillars import has_pillars
 from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
 from mmdeploy_ext.runtime.lidar import PILLARS
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
 

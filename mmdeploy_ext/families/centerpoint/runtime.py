@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.spec.metadata import Metadata
 
 
 class CenterPointOnnx(LidarOnnx):

@@ -9,9 +9,9 @@ from mmdet.core.bbox.builder import BBOX_CODERS
 from mmdet3d.models.builder import HEADS
 from torch import nn
 
-from mmdeploy_ext.models.building import names_of_class
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.source_code import nearest_base
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.source_code import nearest_base
+from mmdeploy_ext.upstream.models.building import names_of_class
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
 """Anchor generator of heads with a map per class."""

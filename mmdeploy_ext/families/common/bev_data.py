@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.common.camera_data import CameraData
 from mmdeploy_ext.families.common.camera_samples import loaded_frame
 from mmdeploy_ext.families.common.runtime.bev_frames import frame_with_record
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.families.synthetic.info_files import generated_dataset
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.spec.preparation import MultiViewRule
 
 
 def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -10,15 +10,15 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.camera_graphs import feature_maps
 from mmdeploy_ext.families.common.runtime.query_boxes import output_specs
-from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
-from mmdeploy_ext.models.bev_view import sampling
-from mmdeploy_ext.models.bev_view.grid import rotate_view
-from mmdeploy_ext.models.bev_view.steps import LastView, decode_objects, encode_view
+from mmdeploy_ext.graphs.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.upstream.models.bev_view import sampling
+from mmdeploy_ext.upstream.models.bev_view.grid import rotate_view
+from mmdeploy_ext.upstream.models.bev_view.steps import LastView, decode_objects, encode_view
 
 BEV = ColumnGroup(rtol=0.0, atol=1e-4)
 LOGITS = ColumnGroup('logits', unit='logit', rtol=0.0, atol=5e-4)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.contract.spec import ColumnGroup
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.source_code import users_method
 from mmdeploy_ext.families.common.bev_data import BevData
 from mmdeploy_ext.families.common.bev_graphs import BEV
 from mmdeploy_ext.families.common.box_conventions import (
@@ -20,11 +21,10 @@ from mmdeploy_ext.families.common.camera_models import CameraFamily
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.runtime.bev_frames import RECORDED
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.bev_view.head import BevHead
-from mmdeploy_ext.models.bev_view.transformer import BEVFormerLayer
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.source_code import users_method
-from mmdeploy_ext.weights.checkpoint import Checkpoint
+from mmdeploy_ext.spec.tensors import ColumnGroup
+from mmdeploy_ext.upstream.models.bev_view.head import BevHead
+from mmdeploy_ext.upstream.models.bev_view.transformer import BEVFormerLayer
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
 
 MEMORY = dict(
     bev_embed=BEV,

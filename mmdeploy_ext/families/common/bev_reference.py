@@ -11,10 +11,10 @@ from torch import nn
 from mmdeploy_ext.families.common.camera_reference import CameraReference, array
 from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.families.common.runtime.bev_frames import record_of
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.families.synthetic.moments import changed_drive, record_drive
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS, TIE_CELLS, YAW_DEG, rotation_ties
 from mmdeploy_ext.runtime.frames import Frame, StreamState
-from mmdeploy_ext.synthetic.moments import changed_drive, record_drive
+from mmdeploy_ext.spec.preparation import MultiViewRule
 
 
 def given_record(frame: Frame) -> np.ndarray:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.options import CONVENTIONS
-from mmdeploy_ext.models.query_boxes import QueryBoxCoder
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.weights.checkpoint import Checkpoint
+from mmdeploy_ext.upstream.models.query_boxes import QueryBoxCoder
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
 
 CODER = 'NMSFreeCoder'
 OLD_DIRECTION = dict(dir_offset=0.0, dir_limit_offset=1.0)

@@ -9,10 +9,10 @@ import numpy as np
 from mmdeploy_ext.families.common.camera_samples import dumped_frame, loaded_frame
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence_data import SequenceData
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.infos import read_frames
 from mmdeploy_ext.runtime.streams import frame_of_rig
+from mmdeploy_ext.spec.preparation import MultiViewRule
 
 
 class CameraData(SequenceData):

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec
 from mmdeploy_ext.families.common.traced_inputs import with_examples
-from mmdeploy_ext.verdict.bars import widened
+from mmdeploy_ext.spec.bars import widened
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec
 
 
 def camera_graphs(

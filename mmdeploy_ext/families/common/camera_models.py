@@ -12,18 +12,19 @@ from mmdet3d.models import build_model
 from mmdet3d.models.builder import MODELS
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_by_name, refused_values, test_datasets, test_pipeline
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_by_name, refused_values, test_datasets, test_pipeline
+from mmdeploy_ext.base.errors import ConfigError, DataError
+from mmdeploy_ext.base.source_code import nearest_base
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.samples import result
-from mmdeploy_ext.models.building import build_without_weights
-from mmdeploy_ext.models.catalogue import MODULES, register_named
-from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.infos import INFOS, read_infos
+from mmdeploy_ext.runtime.preprocess.cameras import multiview_rule
 from mmdeploy_ext.runtime.streams import StreamRuntime
-from mmdeploy_ext.util.errors import ConfigError, DataError
-from mmdeploy_ext.util.source_code import nearest_base
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.preparation import MultiViewRule
+from mmdeploy_ext.upstream.models.building import build_without_weights
+from mmdeploy_ext.upstream.models.catalogue import MODULES, register_named
 
 DEFAULT_CAMERAS = 6
 

@@ -14,15 +14,15 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from torch import Tensor, nn
 
+from mmdeploy_ext.base.errors import ShapeError
+from mmdeploy_ext.base.taps import collect_taps, tap
 from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.common.lidar_parts import Watch, watching
 from mmdeploy_ext.families.common.samples import detections_in_1x
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
-from mmdeploy_ext.util.errors import ShapeError
-from mmdeploy_ext.util.taps import collect_taps, tap
+from mmdeploy_ext.spec.preparation import MultiViewRule
 
 
 class CameraReference(abc.ABC):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.common.samples import check_dumped, only, picture_files
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.util.errors import DataError
 
 KEYS = dict(
     lidar2img=('lidar2img', 'projection_mat'),

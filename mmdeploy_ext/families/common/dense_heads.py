@@ -20,17 +20,17 @@ from mmdet.core.post_processing import bbox_nms
 from mmdet.models.builder import HEADS
 from torch import nn
 
-from mmdeploy_ext.compat.older_priors import DistanceCoder, LevelPoints
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.config.config import cfg_options
-from mmdeploy_ext.contract.nms import NmsConfig
+from mmdeploy_ext.base.config import cfg_options
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.source_code import is_users, nearest_base, place_of
 from mmdeploy_ext.exporting.postprocess.suppression import nms_config, number, positive
-from mmdeploy_ext.families.nearest import copied_class, trial_words
+from mmdeploy_ext.families.no_family import copied_class, trial_words
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.box_coders import Coder, Delta
 from mmdeploy_ext.runtime.dense_facts import Head, factor_head
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.source_code import is_users, nearest_base, place_of
+from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.upstream.compat.older_priors import DistanceCoder, LevelPoints
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
 coders = mmdet_module('mmdet.core.bbox.coder')
 MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator

@@ -13,20 +13,22 @@ from mmdet.models.builder import BACKBONES, DETECTORS, build_head
 from mmdet.models.detectors import SingleStageDetector
 from torch import nn
 
-from mmdeploy_ext.config.config import test_datasets
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import test_datasets
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import number, positive
-from mmdeploy_ext.families.trial import own_forward, picture_channels
-from mmdeploy_ext.models.building import registered_class
-from mmdeploy_ext.util.errors import ConfigError, UsageError
-from mmdeploy_ext.weights.checkpoint import undrawn_weights
+from mmdeploy_ext.families.first_run import own_forward, picture_channels
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.models.building import registered_class
+from mmdeploy_ext.upstream.weights.checkpoint import undrawn_weights
 
 SIZED_ATTENTION = dict(
     SwinTransformer='ShiftWindowMSA',
     PyramidVisionTransformer='SpatialReductionAttention',
     PyramidVisionTransformerV2='SpatialReductionAttention',
 )
-"""Backbones that compute with Python sizes -> their attention (`exporting/ops/backbone_attention.py`)."""
+"""Backbones that compute with Python sizes -> their attention
+(`upstream/operators/backbone_attention.py`).
+"""
 MULTIPLES = dict(
     YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128,
     PyramidVisionTransformer=32, SummedFeatures=32,

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Stage, TensorSpec
-from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.base.errors import ShapeError, UsageError
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import capped
-from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.util.errors import ShapeError, UsageError
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Stage, TensorSpec
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 
 def image_input(

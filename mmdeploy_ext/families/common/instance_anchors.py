@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.config.config import test_dataset, test_pipeline
+from mmdeploy_ext.base.config import test_dataset, test_pipeline
 
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 RADIUS_M, SIZE_M = 52.0, (4.0, 1.8, 1.7)

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmdeploy_ext.config.config import test_dataset, test_pipeline
+from mmdeploy_ext.base.config import test_dataset, test_pipeline
 from mmdeploy_ext.families.common.camera_data import CameraData
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.families.synthetic.info_files import write_infos
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.synthetic.info_files import write_infos
+from mmdeploy_ext.spec.preparation import MultiViewRule
 
 
 class InstanceData(CameraData):

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.families.common.camera_graphs import map_shapes
-from mmdeploy_ext.models.sparse_instances import steps
-from mmdeploy_ext.models.sparse_instances.steps import Pictures
+from mmdeploy_ext.spec.tensors import ColumnGroup, TensorSpec
+from mmdeploy_ext.upstream.models.sparse_instances import steps
+from mmdeploy_ext.upstream.models.sparse_instances.steps import Pictures
 
 VALUES = ColumnGroup(rtol=0.0, atol=1e-3)
 ANCHORS = (

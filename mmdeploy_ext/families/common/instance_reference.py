@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.families.common.camera_reference import CameraReference, array
 from mmdeploy_ext.families.common.runtime.instance_stream import InstanceStream
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.synthetic.moments import special_drive
+from mmdeploy_ext.spec.preparation import MultiViewRule
 
 GAPS_S = (0.4, 1.9999, 2.0, 2.0001, -3.5, 0.0, -0.5)
 """Seconds between frames: around the published `max_time_interval` of 2 s, zero, and back in time."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.lidar_parts import parts_of
 from mmdeploy_ext.families.common.pillars import has_pillars, pillars_graph
 from mmdeploy_ext.families.common.sparse_graph import portable_graph
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
 
 Flatten = Callable[[Any], tuple[torch.Tensor, ...]]
 Outputs = Mapping[str, tuple[str, str]]

@@ -7,8 +7,8 @@ from mmdet3d.models import build_model
 from mmdet3d.models.builder import DETECTORS, HEADS
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_values, test_pipeline
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_values, test_pipeline
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.families.common.box_conventions import (
     note_head_convention,
@@ -19,10 +19,10 @@ from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.common.pillars import DYNAMIC_ENCODER, ENCODERS, MEANS, SCATTER, has_pillars
 from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.common.voxel_grid import grid_size, rule_of_layer
-from mmdeploy_ext.models.building import build_without_weights, names_of_class
-from mmdeploy_ext.util.errors import ConfigError, UsageError
-from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
-from mmdeploy_ext.weights.sparse_layouts import find_kernels
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.models.building import build_without_weights, names_of_class
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint, load_strict
+from mmdeploy_ext.upstream.weights.sparse_layouts import find_kernels
 
 UNTRACED = (
     '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', 'extract_pts_feat',

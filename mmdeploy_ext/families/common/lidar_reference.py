@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from mmdet3d.core.bbox import Box3DMode
 
-from mmdeploy_ext.compat import single_thread
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.common.camera_reference import not_compared
 from mmdeploy_ext.families.common.lidar_parts import Watch, bev_of, parts_of, watching
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.pillars import width_of_points
 from mmdeploy_ext.families.common.samples import BOX_TYPES, detections_in_1x
-from mmdeploy_ext.preprocess.points import VoxelRule
+from mmdeploy_ext.families.synthetic.moments import plain_sweep
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
-from mmdeploy_ext.synthetic.moments import plain_sweep
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.preparation import VoxelRule
+from mmdeploy_ext.upstream.compat import single_thread
 
 
 class LidarReference(abc.ABC):

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.config.config import test_pipeline
+from mmdeploy_ext.base.config import test_pipeline
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.common.camera_data import CameraData
 from mmdeploy_ext.families.common.camera_samples import camera_frame
 from mmdeploy_ext.families.common.runtime.lift_splat import rig_in_key_ego
 from mmdeploy_ext.families.common.samples import only
-from mmdeploy_ext.models import catalogue
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.families.synthetic.info_files import write_infos
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.infos import RigFrame
 from mmdeploy_ext.runtime.streams import frame_of_rig
-from mmdeploy_ext.synthetic.info_files import write_infos
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.spec.preparation import MultiViewRule
+from mmdeploy_ext.upstream.models import catalogue
 
 INPUTS = 7
 """Tensors of `img_inputs`."""

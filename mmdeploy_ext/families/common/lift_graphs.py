@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.exporting.ops.cells import sum_by_tables
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.common.runtime.lift_splat import LiftFacts
-from mmdeploy_ext.graph.passes.resize_conv import convolve_before_resize
-from mmdeploy_ext.models.lift_splat.detector import only_map
-from mmdeploy_ext.models.lift_splat.view_transformer import camera_vectors, cells_of, frustum_points
+from mmdeploy_ext.graphs.passes.resize_conv import convolve_before_resize
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.upstream.models.lift_splat.detector import only_map
+from mmdeploy_ext.upstream.models.lift_splat.view_transformer import camera_vectors, cells_of, frustum_points
+from mmdeploy_ext.upstream.operators.cells import sum_by_tables
 
 
 def knows_camera(model: nn.Module) -> bool:

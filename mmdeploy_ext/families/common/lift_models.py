@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_values, test_pipeline
-from mmdeploy_ext.exporting.ops.cells import CellTables
+from mmdeploy_ext.base.config import refused_values, test_pipeline
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.lift_data import LiftData
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.datasets.bevdet_dataset import MEAN, STD, resize_and_crop
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.spec.preparation import MultiViewRule
+from mmdeploy_ext.upstream.models.datasets.bevdet_dataset import MEAN, STD, resize_and_crop
+from mmdeploy_ext.upstream.operators.cells import CellTables
 
 LOADER = 'PrepareImageInputs'
 

@@ -8,13 +8,13 @@ import numpy as np
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from torch import Tensor, nn
 
-from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.families.common.camera_reference import CameraReference
 from mmdeploy_ext.families.common.lift_graphs import view_facts
 from mmdeploy_ext.families.common.runtime.lift_splat import BORDER, border_points, frustum_places
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.runtime.frames import Frame, StreamState
-from mmdeploy_ext.synthetic.moments import special_drive
+from mmdeploy_ext.spec.preparation import MultiViewRule
 
 PLACED_BY = 'get_ego_coor', 'get_lidar_coor'
 """Upstream's methods that place lifted points."""

@@ -13,11 +13,11 @@ import torch
 from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.config.config import cfg_options
+from mmdeploy_ext.base.config import cfg_options
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.common.regions import RegionBranch, Regions, part_of, stages_of
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
 NormedConv2d = mmdet_module('mmdet.models.utils').NormedConv2d
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.base.config import replaced_entry
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.image_graphs import pasted_size, proposals_of
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 RegionInputs = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
 """Maps of all levels (B, channels, h, w), and proposals (K, 4) of every image, xyxy, network input pixels."""

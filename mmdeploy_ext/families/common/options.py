@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from mmdeploy_ext.contract import options
-from mmdeploy_ext.contract.options import Option
+from mmdeploy_ext.spec import options
+from mmdeploy_ext.spec.options import Option
 
 # --- graphs of images -----------------------------------------------------------------------------------
 

@@ -14,12 +14,12 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Stage, TensorSpec
-from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.families.common.mask_heads import side_of
-from mmdeploy_ext.util.errors import UsageError
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Stage, TensorSpec
+from mmdeploy_ext.upstream.operators.operator import Operator, register
 
 
 def check(threshold: float, options: Options) -> None:

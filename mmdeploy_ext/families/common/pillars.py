@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator
 from mmdeploy_ext.families.common.lidar_parts import Parts, parts_of
 from mmdeploy_ext.runtime.lidar import DYNAMIC_INPUTS, INPUTS
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.upstream.operators.operator import LIBRARY_OPERATORS, LibraryOperator
 
 EXAMPLE = 3
 ENCODERS, SCATTER = ('PillarFeatureNet', 'HardVFE'), 'PointPillarsScatter'

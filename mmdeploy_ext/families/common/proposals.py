@@ -16,10 +16,10 @@ import torch
 from mmcv import ConfigDict
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.config.config import replaced_entry
-from mmdeploy_ext.config.user_modules import users_line
-from mmdeploy_ext.contract.nms import NmsConfig
+from mmdeploy_ext.base.config import replaced_entry
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.source_code import is_in_library
+from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     Suppression,
@@ -45,8 +45,8 @@ from mmdeploy_ext.families.common.dense_heads import (
 from mmdeploy_ext.families.common.tried_selection import same
 from mmdeploy_ext.runtime.box_coders import Coder
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.source_code import is_in_library
+from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
 heads = mmdet_module('mmdet.models.dense_heads')
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)

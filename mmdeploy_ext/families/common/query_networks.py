@@ -16,9 +16,7 @@ import torch
 from mmcv.cnn.bricks.transformer import TransformerLayerSequence
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.exporting.ops.attention import attend_tokens
-from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.families.common.image_graphs import clip_size
 from mmdeploy_ext.families.common.padding import (
     PaddedMap,
@@ -28,9 +26,11 @@ from mmdeploy_ext.families.common.padding import (
     tokens_of,
     waves,
 )
-from mmdeploy_ext.models.dino import NO_RESULT
-from mmdeploy_ext.models.transformer_layers import among_themselves, attend_to, run_layer
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.upstream.models.dino import NO_RESULT
+from mmdeploy_ext.upstream.models.transformer_layers import among_themselves, attend_to, run_layer
+from mmdeploy_ext.upstream.operators.attention import attend_tokens
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

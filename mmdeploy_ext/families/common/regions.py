@@ -1,7 +1,7 @@
 """Features of regions, their heads and boxes: mmdet's own layers, pooled by RoiAlign.
 
 Sources: mmdet 2.28.2 `roi_heads/roi_extractors`, `bbox_heads/bbox_head.py`; mmcv 1.7.2 `ops/point_sample.py`;
-`compat/plain_kernels.py` for deformable and modulated pooling, which move each cell as a region.
+`upstream/compat/plain_kernels.py` for deformable and modulated pooling, which move each cell as a region.
 Glossary: B batch, K regions of an image, R = B * K, C classes, P points of a box, G boxes per region (C, or 1
 if class-agnostic), H, W size of a map, h, w of the pooled cells of a region.
 """
@@ -18,13 +18,13 @@ from mmdet.models.roi_heads import roi_extractors as extractors
 from torch import nn
 from torch.nn import functional
 
-from mmdeploy_ext.compat.plain_kernels import bins_of
-from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
-from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import clip_to
 from mmdeploy_ext.families.common.dense_heads import border_inset, bucket_settings, chosen_coder, clips
 from mmdeploy_ext.runtime.box_coders import Bucket, Coder
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.upstream.compat.plain_kernels import bins_of
+from mmdeploy_ext.upstream.operators.roi_align import check_layer, pool_level
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
 MOVING_LAYERS = (DeformRoIPoolPack, ModulatedDeformRoIPoolPack)

@@ -9,9 +9,9 @@ import torch
 from mmcv.parallel import DataContainer
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.util.errors import DataError
 
 
 def check_given(data: Mapping[str, Any], keys: Iterable[str]) -> None:

@@ -7,16 +7,16 @@ import numpy as np
 import onnx
 from torch import nn
 
-from mmdeploy_ext.contract.options import SPARSE_FORM, Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.base.errors import CheckpointError, UsageError
+from mmdeploy_ext.exporting.sparse import portable
+from mmdeploy_ext.exporting.sparse.fold import fold
 from mmdeploy_ext.exporting.sparse.trace import trace
-from mmdeploy_ext.models.sparse_backbone.model import axes
-from mmdeploy_ext.sparse import portable
-from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.ir import SparseGraph
-from mmdeploy_ext.util.errors import CheckpointError, UsageError
-from mmdeploy_ext.weights.checkpoint import Checkpoint, listed
-from mmdeploy_ext.weights.sparse_checkpoint import load_model
+from mmdeploy_ext.runtime.sparse.ir import SparseGraph
+from mmdeploy_ext.spec.options import SPARSE_FORM, Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.upstream.models.sparse_backbone.model import axes
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint, listed
+from mmdeploy_ext.upstream.weights.sparse_checkpoint import load_model
 
 
 def backbone_graph(encoder: nn.Module) -> SparseGraph:

@@ -9,12 +9,12 @@ import numpy as np
 from mmdeploy_ext.families.common.lidar_models import LidarMethods
 from mmdeploy_ext.families.common.samples import check_dumped, check_given, only, result
 from mmdeploy_ext.families.sequence_data import SequenceData
-from mmdeploy_ext.preprocess.point_files import point_rule
-from mmdeploy_ext.preprocess.points import VoxelRule
+from mmdeploy_ext.families.synthetic import info_files
+from mmdeploy_ext.families.synthetic.moments import generated_sweeps
 from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.runtime.preprocess.point_files import point_rule
 from mmdeploy_ext.runtime.sweeps import Sweeps
-from mmdeploy_ext.synthetic import info_files
-from mmdeploy_ext.synthetic.moments import generated_sweeps
+from mmdeploy_ext.spec.preparation import VoxelRule
 
 
 class SweepData(SequenceData):

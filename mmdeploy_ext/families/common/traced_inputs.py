@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.spec import Graph, GraphSpec
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec
 
 
 def with_examples(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:

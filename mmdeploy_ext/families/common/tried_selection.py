@@ -15,9 +15,9 @@ from torch import nn
 
 from mmdeploy_ext.families.common.dense_heads import HeadKind
 from mmdeploy_ext.families.common.mmdet_reference import metas_of
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 NMS_PRE, MAX_PER_IMG = 5, 9
 """Limits of a trial; only the first has `MAX_PER_IMG`, which hides the worse results."""

@@ -11,10 +11,10 @@ from mmdet.models.necks import BFP
 from torch import nn
 from torch.nn import functional
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.base.source_code import is_users
 from mmdeploy_ext.exporting.copy import PREPARATIONS
-from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets
-from mmdeploy_ext.util.source_code import is_users
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.upstream.operators.deform_conv import CALLERS, LeadingOffsets
 
 TOODHead = mmdet_module('mmdet.models.dense_heads').TOODHead
 AdaptivePadding = mmdet_module('mmdet.models.utils.transformer').AdaptivePadding

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.spec.preparation import VoxelRule
 
 NEEDED = ('point_cloud_range', 'voxel_size', 'max_num_points')
 

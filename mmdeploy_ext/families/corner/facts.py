@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mmdeploy_ext.contract.facts import Count, Facts
+from mmdeploy_ext.spec.facts import Count, Facts
 
 
 @dataclasses.dataclass(frozen=True)

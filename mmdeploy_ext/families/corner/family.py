@@ -4,9 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.config.config import refused_by_name
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_by_name
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.corner import graphs
@@ -14,7 +13,8 @@ from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.families.corner.graphs import facts_of, suppression
 from mmdeploy_ext.families.corner.reference import CornerReference
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)

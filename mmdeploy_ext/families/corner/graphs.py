@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage
-from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
     Suppression,
@@ -29,8 +28,9 @@ from mmdeploy_ext.families.common.dense_heads import peak_window
 from mmdeploy_ext.families.common.image_graphs import box_outputs, image_input, optional_inputs
 from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.runtime.box_coders import peaks_of
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 STRIDE = 4
 """Stride of an hourglass, pixels."""

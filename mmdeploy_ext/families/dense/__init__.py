@@ -1,7 +1,7 @@
 """Dense one-stage heads: family, graphs and runtime for mmdet's own detectors."""
 
-from mmdeploy_ext.contract.options import MAX_CANDIDATES, NMS_PLUGIN
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.spec.options import MAX_CANDIDATES, NMS_PLUGIN
+from mmdeploy_ext.spec.registry import register_family
 
 register_family(
     'dense',

@@ -8,9 +8,9 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.config.config import refused_by_name
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_by_name
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.source_code import nearest_base
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.dense_heads import KINDS, kind_of
@@ -19,10 +19,10 @@ from mmdeploy_ext.families.dense import graphs
 from mmdeploy_ext.families.dense.heads import check_results, facts_of
 from mmdeploy_ext.families.dense.reference import DenseReference
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.models.building import registered_class
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.source_code import nearest_base
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.upstream.models.building import registered_class
 
 QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
 """Base class of mmdet's query heads: dense heads without priors."""

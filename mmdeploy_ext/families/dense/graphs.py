@@ -12,9 +12,8 @@ import types
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.exporting.ops.sizes import hw, length
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.dense_heads import OWN, kind_of
@@ -28,8 +27,9 @@ from mmdeploy_ext.families.common.image_graphs import (
 from mmdeploy_ext.families.dense.heads import Decode, check_results, facts_of
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.upstream.operators.sizes import hw, length
 
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 """Columns of boxes, and their unit."""

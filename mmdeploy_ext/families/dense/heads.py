@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.config.user_modules import users_line
-from mmdeploy_ext.contract.facts import Mismatch
-from mmdeploy_ext.contract.nms import NmsConfig
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.source_code import users_class
+from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.postprocess.suppression import rows_of
 from mmdeploy_ext.families.common import image_graphs
 from mmdeploy_ext.families.common.dense_heads import (
@@ -30,12 +30,12 @@ from mmdeploy_ext.families.common.detector_parts import check_settings
 from mmdeploy_ext.families.common.runtime.dense import decode_raw
 from mmdeploy_ext.families.common.tried_selection import first_equal, trials, variants
 from mmdeploy_ext.families.dense import runtime
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.box_coders import Traced, peaks_of
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.source_code import users_class
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.facts import Mismatch
+from mmdeploy_ext.spec.nms import NmsConfig
 
 LIMITS = (('max_per_img',), ('nms_pre',), ('max_per_img', 'nms_pre'))
 KEPT = 'mm2onnx_selection'

@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.config.config import replaced_entry
-from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.families.common.dense_heads import kind_of, numbers_in_results, place_of_results
 from mmdeploy_ext.families.common.mmdet_reference import given_to
 from mmdeploy_ext.families.common.tried_selection import own_results
@@ -20,9 +18,11 @@ from mmdeploy_ext.families.dense.graphs import flat_outputs, model_facts, raw_na
 from mmdeploy_ext.families.dense.heads import decoded_outputs
 from mmdeploy_ext.families.dense.runtime import DecodedPriors, num_candidates
 from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.metadata import Metadata
+from mmdeploy_ext.spec.tensors import TensorSpec
 
 
 class DenseReference(ImageReference):

@@ -21,8 +21,8 @@ from mmdeploy_ext.runtime.geometry import ious
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.spec.metadata import Metadata
 
 RUNNERS = {'full': 'with_postprocess', 'decode': 'no_topk_nms', 'raw': 'no_topk_nms'}
 

@@ -1,6 +1,6 @@
 """ImVoxelNet: 3D boxes of one picture, by voxels that sample its features."""
 
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.spec.registry import register_family
 
 register_family(
     'imvoxelnet',

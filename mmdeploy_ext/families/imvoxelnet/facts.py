@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from mmdeploy_ext.contract.facts import Count
 from mmdeploy_ext.families.common.runtime.anchors3d import AnchorRule
+from mmdeploy_ext.spec.facts import Count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

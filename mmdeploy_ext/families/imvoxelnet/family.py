@@ -8,8 +8,8 @@ from mmdet3d.models import builder
 from mmdet3d.models.detectors import ImVoxelNet
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_by_name, test_pipeline
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_by_name, test_pipeline
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.anchor_heads import PER_CLASS_HEAD, UNTRACED, check_anchor_head
@@ -19,11 +19,11 @@ from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.imvoxelnet import graphs, samples
 from mmdeploy_ext.families.imvoxelnet.reference import ImVoxelNetReference
 from mmdeploy_ext.families.missing_kernels import missing_operators
-from mmdeploy_ext.models.building import build_without_weights, names_of_class
-from mmdeploy_ext.preprocess.cam2img import PROJECTION
-from mmdeploy_ext.preprocess.pipeline_rule import steps_of
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.weights.checkpoint import Checkpoint
+from mmdeploy_ext.runtime.preprocess.cam2img import PROJECTION
+from mmdeploy_ext.runtime.preprocess.pipeline_rule import steps_of
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.models.building import build_without_weights, names_of_class
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
 
 FRAME, HEAD = 'LIDAR', 'Anchor3DHead'
 """Supported `coord_type`, and the head or its base."""

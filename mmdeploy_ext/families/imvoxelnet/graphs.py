@@ -11,18 +11,18 @@ import math
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, rows_of
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.anchor_heads import anchor_settings, flat_outputs
-from mmdeploy_ext.families.common.bev_suppression import best_rows, padded, result_specs, suppressed
 from mmdeploy_ext.families.common.image_graphs import image_input
 from mmdeploy_ext.families.common.runtime.anchors3d import OUTPUTS, anchors_of, decode_deltas, turned_yaw
+from mmdeploy_ext.families.common.suppression3d import best_rows, padded, result_specs, suppressed
 from mmdeploy_ext.families.imvoxelnet.facts import ImVoxelNetFacts
-from mmdeploy_ext.preprocess.cam2img import PROJECTION
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.runtime.preprocess.cam2img import PROJECTION
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 MEANINGS = dict(
     cls_score=('class logits of each anchor', 'logit'),

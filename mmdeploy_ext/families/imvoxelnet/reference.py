@@ -12,7 +12,7 @@ import torch
 from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 from mmdet3d.models.fusion_layers import point_fusion
 
-from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.families.common.anchor_heads import flat_outputs
 from mmdeploy_ext.families.common.mmdet_reference import batch_of, metas_of
 from mmdeploy_ext.families.common.samples import BOX_TYPES, detections_in_1x
@@ -20,7 +20,7 @@ from mmdeploy_ext.families.imvoxelnet.graphs import facts_of
 from mmdeploy_ext.families.imvoxelnet.runtime import PictureDetections3D
 from mmdeploy_ext.families.imvoxelnet.samples import feeds
 from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:

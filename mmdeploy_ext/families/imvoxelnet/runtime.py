@@ -18,8 +18,8 @@ from mmdeploy_ext.runtime.draw3d import draw_camera
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.spec.metadata import Metadata
 
 COLUMNS = 7
 

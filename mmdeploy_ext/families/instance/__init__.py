@@ -1,6 +1,6 @@
 """RTMDet-Ins, CondInst and BoxInst of mmdet 3: family and graph."""
 
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.spec.registry import register_family
 
 register_family(
     'instance',

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_by_name
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_by_name
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.instance import graphs
 from mmdeploy_ext.families.instance.facts import InstanceFacts
 from mmdeploy_ext.families.instance.reference import InstanceReference
-from mmdeploy_ext.models.instance_masks import InstanceMaskDetector
-from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.models.instance_masks import InstanceMaskDetector
 
 
 class InstanceFamily(ImageFamily):

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import interpolation, resizing
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
@@ -33,8 +31,10 @@ from mmdeploy_ext.families.common.image_graphs import (
     optional_inputs,
 )
 from mmdeploy_ext.families.instance.facts import InstanceFacts
-from mmdeploy_ext.models.instance_masks import ROUNDED, CondInst, InstanceMaskDetector, mask_logits
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.upstream.models.instance_masks import ROUNDED, CondInst, InstanceMaskDetector, mask_logits
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 FULL_NAMES = ('dets', 'labels', 'masks')
 OUTPUTS = ('cls_score', 'bbox_pred', 'centerness', 'parameters')

@@ -1,6 +1,6 @@
 """Monocular 3D detectors of mmdet3d: FCOS3D, PGD, SMOKE."""
 
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.spec.registry import register_family
 
 register_family(
     'monocular',

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmdeploy_ext.families.common import image_graphs
-from mmdeploy_ext.preprocess.cam2img import check_camera, original, unmoved
-from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.synthetic.picture_cameras import monocular_camera
+from mmdeploy_ext.families.synthetic.picture_cameras import monocular_camera
+from mmdeploy_ext.runtime.preprocess.cam2img import check_camera, original, unmoved
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 
 def camera_of(image: PreparedImage) -> np.ndarray:

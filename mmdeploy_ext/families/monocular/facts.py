@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from mmdeploy_ext.contract.facts import Bounds, Count, Facts, Fraction, Positive, Stride
+from mmdeploy_ext.spec.facts import Bounds, Count, Facts, Fraction, Positive, Stride
 
 CodeSize = Annotated[int, Bounds(7, 9)]
 """Number of values of a box: 7, or 9 with a velocity."""

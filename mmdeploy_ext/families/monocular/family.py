@@ -9,16 +9,16 @@ from mmdet3d.models.dense_heads import FCOSMono3DHead, SMOKEMono3DHead
 from mmdet3d.models.detectors import SingleStageMono3DDetector
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_by_name, test_pipeline
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_by_name, test_pipeline
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.monocular import cameras, graphs, smoke_graphs
 from mmdeploy_ext.families.monocular.reference import MonocularReference
-from mmdeploy_ext.models.building import build_without_weights, registered_class
-from mmdeploy_ext.preprocess.pipeline_rule import steps_of
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.runtime.preprocess.pipeline_rule import steps_of
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.models.building import build_without_weights, registered_class
 
 
 def claim_of_head(cfg: Any, head_class: type) -> Claim:

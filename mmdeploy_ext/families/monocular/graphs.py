@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, rows_of
 from mmdeploy_ext.families.common import detector_parts, image_graphs
-from mmdeploy_ext.families.common.bev_suppression import best_rows, padded, result_specs, suppressed
 from mmdeploy_ext.families.common.image_graphs import clip_size, image_input, optional_inputs
+from mmdeploy_ext.families.common.suppression3d import best_rows, padded, result_specs, suppressed
 from mmdeploy_ext.families.monocular.facts import Depth, PointsFacts
 from mmdeploy_ext.families.monocular.networks import PointsNetwork, output_names, raw_names
 from mmdeploy_ext.families.monocular.runtime import decoding
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, Stage, TensorSpec
 
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),

@@ -11,7 +11,7 @@ from mmdet3d.models.dense_heads.anchor_free_mono3d_head import AnchorFreeMono3DH
 from torch import nn
 from torch.nn import functional
 
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.base.taps import tap
 
 CORNERS = 16
 SIDES = 4

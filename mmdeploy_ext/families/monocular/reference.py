@@ -8,7 +8,7 @@ import torch
 from mmdet3d.core.bbox import Box3DMode, CameraInstance3DBoxes
 from torch import nn
 
-from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.exporting.substitution import PerCall
 from mmdeploy_ext.families.common.mmdet_reference import given_to, metas_of, tested
 from mmdeploy_ext.families.monocular import cameras
@@ -16,7 +16,7 @@ from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, output_names, 
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.families.monocular.smoke_graphs import STRIDE
 from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:

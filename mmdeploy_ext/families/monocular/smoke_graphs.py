@@ -9,19 +9,19 @@ size of the maps.
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, rows_of
 from mmdeploy_ext.families.common import detector_parts
-from mmdeploy_ext.families.common.bev_suppression import result_specs
 from mmdeploy_ext.families.common.image_graphs import image_input
+from mmdeploy_ext.families.common.suppression3d import result_specs
 from mmdeploy_ext.families.monocular.facts import SmokeFacts
 from mmdeploy_ext.families.monocular.graphs import BOX, camera_input
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, PeaksNetwork
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.runtime.box_coders import peaks_of
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 FULL_NAMES = ('boxes', 'scores', 'labels')
 PEAKS, WINDOW, SCORE_THR = 100, 3, 0.25

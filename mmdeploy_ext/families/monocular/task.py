@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.families.monocular.runtime.results import draw
-from mmdeploy_ext.tasks import bbox2d, bbox3d
-from mmdeploy_ext.verdict import matching
+from mmdeploy_ext.runtime.tasks import bbox2d, bbox3d
+from mmdeploy_ext.spec import matching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
-    from mmdeploy_ext.verdict.bars import Bars
-    from mmdeploy_ext.verdict.matching import Pairing
-    from mmdeploy_ext.verdict.results import DetectionRow, Pair
+    from mmdeploy_ext.spec.bars import Bars
+    from mmdeploy_ext.spec.matching import Pairing
+    from mmdeploy_ext.spec.results import DetectionRow, Pair
 
 RESULTS, PLACE = 'boxes', bbox3d.PLACE
 fit_pair = bbox2d.fit_pair

@@ -1,7 +1,7 @@
 """Detectors of queries: mmdet's own detectors and heads are used."""
 
-from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.families.common.options import GRID_SAMPLE, PASTE_MASKS
+from mmdeploy_ext.spec.registry import register_family
 
 register_family(
     'query',

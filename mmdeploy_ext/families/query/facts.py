@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mmdeploy_ext.contract.facts import Count, Facts, Fraction, optional
+from mmdeploy_ext.spec.facts import Count, Facts, Fraction, optional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,7 @@ import numpy as np
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_by_name
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs, pasting
 from mmdeploy_ext.families.common.mask_heads import threshold
@@ -25,7 +24,8 @@ from mmdeploy_ext.families.query.reference import (
     QueryReference,
     QueryRegionsReference,
 )
-from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.options import Options
 
 
 def claims(cfg: Any) -> Claim:

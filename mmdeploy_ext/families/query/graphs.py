@@ -6,8 +6,6 @@ import weakref
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting.postprocess.panoptic import map_output
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.image_graphs import (
@@ -21,11 +19,13 @@ from mmdeploy_ext.families.common.mask_heads import threshold
 from mmdeploy_ext.families.common.pasting import mask_output, size_inputs, with_pasting
 from mmdeploy_ext.families.common.query_networks import NAMES, NETWORKS, query_head
 from mmdeploy_ext.families.common.regions import has_masks
+from mmdeploy_ext.families.first_run import picture_channels
 from mmdeploy_ext.families.query import masks, regions
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, QueryFullForm, max_per_img
 from mmdeploy_ext.families.query.supported_parts import attends_inside_masks, kind_of
-from mmdeploy_ext.families.trial import picture_channels
-from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+from mmdeploy_ext.graphs.passes.grid_sample import replace_grid_sample
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 
 SIZE_DEFAULT = '0 means the input size'
 MASK_MULTIPLE = 32

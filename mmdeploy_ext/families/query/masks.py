@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmdeploy_ext.exporting.ops.attention import attend_tokens
-from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
@@ -34,7 +33,8 @@ from mmdeploy_ext.families.common.query_networks import (
 )
 from mmdeploy_ext.families.query.facts import QueryFacts
 from mmdeploy_ext.families.query.postprocess import best_pairs
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.upstream.operators.attention import attend_tokens
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 NAMES = ('logits', 'mask_logits')
 MASKS_FULL = ('masks', 'scores', 'labels')

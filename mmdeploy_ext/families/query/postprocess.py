@@ -10,11 +10,11 @@ import functools
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.nms import NmsConfig
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
 from mmdeploy_ext.families.common.query_networks import content_size, query_head
-from mmdeploy_ext.models.boxes_cxcywh import cxcywh_to_xyxy
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.upstream.models.boxes_cxcywh import cxcywh_to_xyxy
 
 FULL_NAMES = ('dets', 'labels')
 

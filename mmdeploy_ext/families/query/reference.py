@@ -13,9 +13,9 @@ from mmdeploy_ext.families.common.mmdet_reference import given_to, instances_of_
 from mmdeploy_ext.families.common.query_networks import NAMES, NETWORKS, TOKEN_SCORES, query_head
 from mmdeploy_ext.families.query import graphs, masks, supported_parts
 from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 
 class QueryReference(ImageReference):

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.common.image_graphs import clip_size
 from mmdeploy_ext.families.common.mask_heads import predicted_class_only
 from mmdeploy_ext.families.common.query_networks import attend_to
 from mmdeploy_ext.families.common.regions import Regions, decoded, feature_names, has_masks, stages_of
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, best_pairs
-from mmdeploy_ext.models.boxes_cxcywh import cxcywh_to_xyxy
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.upstream.models.boxes_cxcywh import cxcywh_to_xyxy
 
 NAMES = ('logits', 'boxes')
 

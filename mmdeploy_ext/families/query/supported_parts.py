@@ -7,14 +7,14 @@ from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.config.config import cfg_options
+from mmdeploy_ext.base.config import cfg_options
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.source_code import nearest_base
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.dense_heads import chosen_coder
 from mmdeploy_ext.families.common.regions import check_extractor, part_of, stages_of
-from mmdeploy_ext.models import conditional_detr, ddq, dino
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.source_code import nearest_base
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.upstream.models import conditional_detr, ddq, dino
 
 heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 roi_heads = mmdet_module('mmdet.models.roi_heads')

@@ -1,7 +1,7 @@
 """SOLO, Decoupled SOLO, SOLOv2: family, graphs and runtime for mmdet's detectors."""
 
-from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.families.solo.options import OPTIONS
+from mmdeploy_ext.spec.registry import register_family
 
 register_family(
     'solo',

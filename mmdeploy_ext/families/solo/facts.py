@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from mmdeploy_ext.contract.facts import Count, Mismatch, Stride
-from mmdeploy_ext.contract.nms import MaskConfig
+from mmdeploy_ext.spec.facts import Count, Mismatch, Stride
+from mmdeploy_ext.spec.nms import MaskConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

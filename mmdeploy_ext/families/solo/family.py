@@ -6,9 +6,8 @@ from typing import Any
 from mmdet.models.builder import HEADS
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.config.config import refused_by_name
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_by_name
+from mmdeploy_ext.base.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
@@ -17,11 +16,12 @@ from mmdeploy_ext.families.solo import graphs
 from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.networks import LEVELS
 from mmdeploy_ext.families.solo.reference import SoloReference
-from mmdeploy_ext.models.building import names_of_class
-from mmdeploy_ext.util.errors import CheckpointError, ConfigError, UsageError
-from mmdeploy_ext.weights.checkpoint import Checkpoint
-from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
-from mmdeploy_ext.weights.convert.solo_names import original_head
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.upstream.models.building import names_of_class
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
+from mmdeploy_ext.upstream.weights.convert.solo_config import checkpoint_grids, config_grids
+from mmdeploy_ext.upstream.weights.convert.solo_names import original_head
 
 dense_heads = mmdet_module('mmdet.models.dense_heads')
 mask_matrix_nms = mmdet_module('mmdet.core').mask_matrix_nms

@@ -8,9 +8,8 @@ kernel, D channels of a level, H4, W4 a quarter of the network input, n instance
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.facts import plain
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.source_code import nearest_base
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, mask_config
 from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks, SoftMasks
 from mmdeploy_ext.families.common.image_graphs import (
@@ -22,8 +21,9 @@ from mmdeploy_ext.families.common.image_graphs import (
 )
 from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
-from mmdeploy_ext.util.source_code import nearest_base
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.facts import plain
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 
 SIZE_MULTIPLE = 32
 """Divisor of SOLOv2's input sides: its mask branch doubles maps."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.base.taps import tap
 
 Maps = list[torch.Tensor]
 """Maps of all levels, the finest first."""

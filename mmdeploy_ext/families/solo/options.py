@@ -1,6 +1,6 @@
 """Options of SOLO, SOLOv2 and Decoupled SOLO."""
 
-from mmdeploy_ext.contract.options import MAX_CANDIDATES, OF_SOME, Option
+from mmdeploy_ext.spec.options import MAX_CANDIDATES, OF_SOME, Option
 
 LAYOUT = Option(
     'layout',

@@ -17,8 +17,8 @@ from mmdeploy_ext.families.common.mmdet_reference import given_to, instances_of_
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.families.solo.graphs import RAW_NAMES, fork_is_flat, fork_names, kind, logit_names
 from mmdeploy_ext.families.solo.networks import flat_cells, points_nms, resize
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 TIE = 1e-6
 """Scores that differ by at most this decide points NMS by rounding."""

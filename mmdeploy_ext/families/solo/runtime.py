@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import ShapeError
 from mmdeploy_ext.runtime.detections import Instances, check_all_seen, results_from_padded
 from mmdeploy_ext.runtime.geometry import sigmoid
 from mmdeploy_ext.runtime.grid_lines import lines
 from mmdeploy_ext.runtime.mask_resize import resizing
-from mmdeploy_ext.util.errors import ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.families.solo.facts import SoloFacts
     from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.spec.metadata import Metadata
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'solo')
 

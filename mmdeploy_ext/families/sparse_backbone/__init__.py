@@ -1,6 +1,6 @@
 """LiDAR backbones of sparse convolutions: BEVFusion, CenterPoint, SECOND."""
 
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.spec.registry import register_family
 
 register_family(
     'sparse_backbone',

@@ -8,14 +8,14 @@ import torch
 from mmdet3d.models import build_model
 from torch import nn
 
-from mmdeploy_ext import compat
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common.lidar_parts import encode
 from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
 from mmdeploy_ext.families.sparse_backbone import graphs
-from mmdeploy_ext.models.building import build_without_weights
-from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
+from mmdeploy_ext.spec.preparation import VoxelRule
+from mmdeploy_ext.upstream import compat
+from mmdeploy_ext.upstream.models.building import build_without_weights
+from mmdeploy_ext.upstream.weights.sparse_checkpoint import LoadReport, load_model
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

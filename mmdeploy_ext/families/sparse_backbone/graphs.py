@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.families.sparse import EncoderSettings
-from mmdeploy_ext.models.sparse_backbone.model import axes
-from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.spec.preparation import VoxelRule
+from mmdeploy_ext.upstream.models.sparse_backbone.model import axes
 
 PARTS = {
     'encoder': dict(voxels='voxel_layer', means='', backbone=''),

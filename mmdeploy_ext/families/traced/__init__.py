@@ -1,7 +1,7 @@
 """Any detector of single images: its own test path, traced whole."""
 
-from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.spec.options import Option
+from mmdeploy_ext.spec.registry import register_family
 
 register_family(
     'traced',

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mmdeploy_ext.contract.facts import Count, Facts, Fraction, Limit, optional
+from mmdeploy_ext.spec.facts import Count, Facts, Fraction, Limit, optional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

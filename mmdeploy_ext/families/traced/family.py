@@ -10,23 +10,23 @@ from mmdet.models.builder import DETECTORS
 from mmdet.models.detectors import BaseDetector
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_by_name
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import VALID, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.config import refused_by_name
+from mmdeploy_ext.base.errors import ConfigError, UsageError
+from mmdeploy_ext.base.source_code import place_of_line
 from mmdeploy_ext.exporting.traced.mode import Escape
 from mmdeploy_ext.exporting.traced.whole import INPUTS, Layout, Whole, layout_of
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.mmdet_reference import metas_of, tested
+from mmdeploy_ext.families.first_run import own_forward, picture_channels
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.nearest import has_sensors
+from mmdeploy_ext.families.no_family import has_sensors
 from mmdeploy_ext.families.traced.facts import TracedFacts
 from mmdeploy_ext.families.traced.reference import TracedReference
-from mmdeploy_ext.families.trial import own_forward, picture_channels
-from mmdeploy_ext.models.building import has_head
-from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.util.errors import ConfigError, UsageError
-from mmdeploy_ext.util.source_code import place_of_line
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import VALID, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.upstream.models.building import has_head
 
 TASKS = (
     ({'dets', 'labels'}, 'bbox2d'),

@@ -15,8 +15,8 @@ from mmdeploy_ext.families.common.mmdet_reference import (
     tested,
 )
 from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 
 class TracedReference(ImageReference):

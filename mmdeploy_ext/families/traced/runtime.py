@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.contract.spec import VALID
+from mmdeploy_ext.base.errors import FrozenWarning
 from mmdeploy_ext.families.common.runtime import padded_instances, padded_results, pasted_masks
-from mmdeploy_ext.util.errors import FrozenWarning
+from mmdeploy_ext.spec.tensors import VALID
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays, Detections, Instances
+    from mmdeploy_ext.spec.metadata import Metadata
 
 RUNNERS = {'full': 'with_postprocess'}
 

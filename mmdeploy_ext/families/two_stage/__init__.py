@@ -1,8 +1,8 @@
 """Two-stage detectors: proposals, regions, heads."""
 
-from mmdeploy_ext.contract.options import MAX_CANDIDATES, MAX_PROPOSALS, NMS_PLUGIN
-from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.families.common.options import PASTE_MASKS
+from mmdeploy_ext.spec.options import MAX_CANDIDATES, MAX_PROPOSALS, NMS_PLUGIN
+from mmdeploy_ext.spec.registry import register_family
 
 register_family(
     'two_stage',

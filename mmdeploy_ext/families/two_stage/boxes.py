@@ -14,10 +14,9 @@ import torch
 from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
-from mmdeploy_ext.config.config import replaced_entry
-from mmdeploy_ext.config.user_modules import users_line
-from mmdeploy_ext.contract.nms import NmsConfig
-from mmdeploy_ext.exporting.ops.nms import greedy_keep_batch, pairwise_iou
+from mmdeploy_ext.base.config import replaced_entry
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, gather_rows, nms_config
 from mmdeploy_ext.families.common.dense_heads import OWN, compares_products, place_of_method
 from mmdeploy_ext.families.common.regions import (
@@ -30,9 +29,10 @@ from mmdeploy_ext.families.common.regions import (
     part_of,
     stages_of,
 )
-from mmdeploy_ext.models.crowddet import PAIR, MultiInstanceBBoxHead
 from mmdeploy_ext.runtime.geometry import softmax
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.upstream.models.crowddet import PAIR, MultiInstanceBBoxHead
+from mmdeploy_ext.upstream.operators.nms import greedy_keep_batch, pairwise_iou
 
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
 INVERTING_CODERS = ('tblr', 'bucket')

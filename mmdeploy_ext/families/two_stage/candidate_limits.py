@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from mmdeploy_ext.contract.options import LIMITS, Options
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import capped, nms_config
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.proposals import (
@@ -17,8 +17,8 @@ from mmdeploy_ext.families.common.proposals import (
     thresholds,
 )
 from mmdeploy_ext.families.two_stage import boxes
-from mmdeploy_ext.models.crowddet import MultiInstanceBBoxHead
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.spec.options import LIMITS, Options
+from mmdeploy_ext.upstream.models.crowddet import MultiInstanceBBoxHead
 
 COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
 

@@ -5,12 +5,12 @@ from typing import Any
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_by_name
-from mmdeploy_ext.contract.options import MAX_CANDIDATES, MAX_PROPOSALS, Options
+from mmdeploy_ext.base.config import refused_by_name
 from mmdeploy_ext.families.common import detector_parts, mask_heads, pasting, proposals
 from mmdeploy_ext.families.common.options import PASTE_MASKS
 from mmdeploy_ext.families.two_stage import candidate_limits, split_graphs
 from mmdeploy_ext.families.two_stage.supported_parts import check_detector, check_roi_head, result_key
+from mmdeploy_ext.spec.options import MAX_CANDIDATES, MAX_PROPOSALS, Options
 
 
 def heads_of(cfg: Any) -> dict[str, nn.Module]:

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Annotated
 
-from mmdeploy_ext.contract.facts import Bounds, Count, Fraction, optional
-from mmdeploy_ext.contract.nms import NmsConfig
+from mmdeploy_ext.spec.facts import Bounds, Count, Fraction, optional
+from mmdeploy_ext.spec.nms import NmsConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

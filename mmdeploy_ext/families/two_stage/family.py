@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_by_name
-from mmdeploy_ext.contract.options import MAX_CANDIDATES, MAX_PROPOSALS, Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage
+from mmdeploy_ext.base.config import refused_by_name
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.options import PASTE_MASKS
@@ -22,8 +21,9 @@ from mmdeploy_ext.families.two_stage.supported_parts import (
     UNTRACED,
     is_image_branch,
 )
-from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.options import MAX_CANDIDATES, MAX_PROPOSALS, Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, Stage
 
 
 def claims(cfg: Any) -> Claim:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.image_graphs import PROPOSALS
 from mmdeploy_ext.families.common.mmdet_reference import given_to
 from mmdeploy_ext.families.common.regions import context_names, feature_names, part_of, roi_head_of
 from mmdeploy_ext.families.two_stage.boxes import box_borders
 from mmdeploy_ext.families.two_stage.graphs import proposes
 from mmdeploy_ext.families.two_stage.masks import mask_borders
-from mmdeploy_ext.util.errors import ConfigError
 
 SAMPLED_BOXES, SAMPLED_MASKS = 64, 8
 """Regions that the user's heads look at again in the file's features."""

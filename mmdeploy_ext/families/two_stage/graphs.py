@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.common.dense_heads import clips
 from mmdeploy_ext.families.common.image_graphs import (
@@ -42,7 +41,8 @@ from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, box_borders, thre
 from mmdeploy_ext.families.two_stage.candidate_limits import COUNTS, rows_of
 from mmdeploy_ext.families.two_stage.masks import Masks, mask_borders
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 
 COUNT_MEANINGS = dict(
     candidates='(region, class) pairs above the score threshold; if more than {}, the rest was dropped',

@@ -12,10 +12,10 @@ import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelin
 from mmdet3d.models import build_detector
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.families.two_stage.checks import check_two_stage
-from mmdeploy_ext.models.building import build_without_weights
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.models.building import build_without_weights
 
 PREFIX = 'img_'
 PARTS = ('backbone', 'neck', 'rpn_head', 'roi_head')

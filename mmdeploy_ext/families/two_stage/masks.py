@@ -13,6 +13,7 @@ from mmdet.models.roi_heads import mask_heads
 from torch import nn
 from torch.nn import functional
 
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.mask_heads import (
     StagedMaskHeads,
     heads_of,
@@ -23,7 +24,6 @@ from mmdeploy_ext.families.common.mask_heads import (
     rows_of_class,
 )
 from mmdeploy_ext.families.common.regions import sampled
-from mmdeploy_ext.util.errors import ConfigError
 
 POINT_SETTINGS = ('subdivision_steps', 'subdivision_num_points', 'scale_factor')
 

@@ -14,9 +14,8 @@ import torch
 from mmdet.models.builder import HEADS
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_output
 from mmdeploy_ext.exporting.postprocess.suppression import number
@@ -35,10 +34,11 @@ from mmdeploy_ext.families.common.proposals import smallest_input
 from mmdeploy_ext.families.common.regions import stages_of
 from mmdeploy_ext.families.two_stage import graphs
 from mmdeploy_ext.families.two_stage.settings import facts_of
-from mmdeploy_ext.models.building import registered_class
-from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.upstream.models.building import registered_class
 
 seg_heads = mmdet_module('mmdet.models.seg_heads')
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.config.config import replaced_entry
-from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.exporting.postprocess.suppression import nms_arguments
 from mmdeploy_ext.exporting.substitution import PerCall, substituted
 from mmdeploy_ext.families.common import mmdet_reference
@@ -46,9 +45,10 @@ from mmdeploy_ext.families.two_stage.file_tensors import (
 from mmdeploy_ext.families.two_stage.graphs import proposal_names, proposes
 from mmdeploy_ext.families.two_stage.panoptic import SEMANTIC
 from mmdeploy_ext.families.two_stage.split_graphs import PROPOSALS, REGIONS
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.metadata import Metadata
 
 EDGE = 1e-4
 """Overlaps and sides (pixels) this close to a threshold are a tie."""

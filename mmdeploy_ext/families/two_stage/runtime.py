@@ -14,8 +14,8 @@ from mmdeploy_ext.families.common.runtime import padded_results, pasted_masks
 from mmdeploy_ext.runtime.panoptic import Segments, fuse_instances, resized, segments_of
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays, Detections, Instances
+    from mmdeploy_ext.spec.metadata import Metadata
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
 

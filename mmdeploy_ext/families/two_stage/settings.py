@@ -4,12 +4,12 @@ import dataclasses
 
 from torch import nn
 
-from mmdeploy_ext.contract.facts import plain
 from mmdeploy_ext.families.common import mask_heads, proposals
 from mmdeploy_ext.families.common.regions import has_masks, roi_head_of
 from mmdeploy_ext.families.two_stage import boxes, graphs
 from mmdeploy_ext.families.two_stage.facts import TwoStageFacts
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
+from mmdeploy_ext.spec.facts import plain
 
 
 def num_classes(model: nn.Module) -> int:

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.errors import ConfigError, UsageError
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.families.common.image_graphs import clip_size
 from mmdeploy_ext.families.common.proposals import is_guided, is_staged, proposals_of
 from mmdeploy_ext.families.common.regions import context_names, feature_names, grid_of
 from mmdeploy_ext.families.two_stage import graphs
-from mmdeploy_ext.models.crowddet import MultiInstanceBBoxHead
-from mmdeploy_ext.util.errors import ConfigError, UsageError
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.upstream.models.crowddet import MultiInstanceBBoxHead
 
 PROPOSALS, REGIONS = FORMS = ('proposals', 'regions')
 MEANINGS = dict(

@@ -6,7 +6,7 @@ from typing import Any
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import library_failure
 from mmdeploy_ext.families.common.detector_parts import check_settings
 from mmdeploy_ext.families.common.mask_heads import check_flow, points_of, threshold
@@ -19,8 +19,8 @@ from mmdeploy_ext.families.common.regions import (
     stages_of,
 )
 from mmdeploy_ext.families.two_stage import boxes, masks
-from mmdeploy_ext.models.building import names_of_class
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.upstream.models.building import names_of_class
 
 detectors, roi_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.roi_heads')
 dense_heads, seg_heads = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.seg_heads')

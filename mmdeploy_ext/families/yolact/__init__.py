@@ -1,6 +1,6 @@
 """YOLACT: family and graph for mmdet's own detector and heads."""
 
-from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.spec.registry import register_family
 
 register_family(
     'yolact',

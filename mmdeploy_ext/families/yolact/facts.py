@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mmdeploy_ext.contract.facts import Count, Facts, Fraction, Limit
+from mmdeploy_ext.spec.facts import Count, Facts, Fraction, Limit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mmdeploy_ext.compat.patches_vendored import mmdet_module
-from mmdeploy_ext.config.config import refused_by_name
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_by_name
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.dense_heads import chosen_coder
@@ -17,8 +16,9 @@ from mmdeploy_ext.families.yolact import graphs
 from mmdeploy_ext.families.yolact.facts import YolactFacts
 from mmdeploy_ext.families.yolact.graphs import facts_of
 from mmdeploy_ext.families.yolact.reference import YolactReference
-from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 

@@ -10,10 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.exporting.ops.nms import pairwise_iou
-from mmdeploy_ext.exporting.ops.sizes import hw
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
 from mmdeploy_ext.exporting.postprocess.suppression import (
     NO_CANDIDATE,
@@ -34,7 +31,10 @@ from mmdeploy_ext.families.common.image_graphs import (
     optional_inputs,
 )
 from mmdeploy_ext.families.yolact.facts import YolactFacts
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.upstream.operators.nms import pairwise_iou
+from mmdeploy_ext.upstream.operators.sizes import hw
 
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
 FULL_NAMES = ('dets', 'labels', 'masks')

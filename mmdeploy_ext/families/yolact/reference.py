@@ -8,8 +8,8 @@ import numpy as np
 from mmdeploy_ext.families.common.mmdet_reference import given_to, instances_of_classes, metas_of, tested
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.families.yolact.graphs import HEAD_OUTPUTS, YolactNetwork
-from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 
 class YolactReference(ImageReference):

@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.spec import Stage
+from mmdeploy_ext.base.errors import Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.hosts import hosted
-from mmdeploy_ext.graph.diff import findings
-from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.files import engine_notes
-from mmdeploy_ext.graph.diff.findings import regions
-from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
-from mmdeploy_ext.graph.diff.structure import changes
-from mmdeploy_ext.graph.diff.walk import ReferenceTensor, compare, walk
-from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.families.host_programs import hosted
+from mmdeploy_ext.graphs.diff import findings
+from mmdeploy_ext.graphs.diff.align import align
+from mmdeploy_ext.graphs.diff.files import engine_notes
+from mmdeploy_ext.graphs.diff.findings import regions
+from mmdeploy_ext.graphs.diff.program import Constants, NodeRunner, Program
+from mmdeploy_ext.graphs.diff.structure import changes
+from mmdeploy_ext.graphs.diff.walk import ReferenceTensor, compare, walk
+from mmdeploy_ext.graphs.io import files
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.difference.pair import RecordIndex
 from mmdeploy_ext.proving.difference.record import record_stages
@@ -31,17 +30,18 @@ from mmdeploy_ext.proving.difference.split import split_lines, split_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.pictures import run_case
 from mmdeploy_ext.proving.references import options_besides_form, references
-from mmdeploy_ext.util.errors import Mm2OnnxError, UsageError, one_line
+from mmdeploy_ext.spec.metadata import Metadata
+from mmdeploy_ext.spec.tensors import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import onnx
 
-    from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.graph.diff.walk import Walk
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.graphs.diff.walk import Walk
     from mmdeploy_ext.proving.difference.split import Split
-    from mmdeploy_ext.verdict.verdict import Verdict
+    from mmdeploy_ext.spec.verdict import Verdict
 
 MAX_PAIRED_BY_PLACE = 24
 """Most walks of a graph that pair tensors behind an error by module or place."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.graph.diff.walk import BORN_RTOL, ReferenceTensor, compare, is_informative
-from mmdeploy_ext.graph.io.modules import module_path, plain_path
+from mmdeploy_ext.graphs.diff.walk import BORN_RTOL, ReferenceTensor, compare, is_informative
+from mmdeploy_ext.graphs.io.modules import module_path, plain_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.graph.diff.program import Program
-    from mmdeploy_ext.graph.diff.walk import Walk
+    from mmdeploy_ext.graphs.diff.program import Program
+    from mmdeploy_ext.graphs.diff.walk import Walk
     from mmdeploy_ext.proving.difference.record import TensorRecorder
 
 SAMPLES = 48

@@ -15,14 +15,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmdeploy_ext.graph.io.modules import plain_path
-from mmdeploy_ext.util.arrays import to_array
-from mmdeploy_ext.util.taps import collect_taps
+from mmdeploy_ext.base.arrays import to_array
+from mmdeploy_ext.base.taps import collect_taps
+from mmdeploy_ext.graphs.io.modules import plain_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.contract.spec import Stage
+    from mmdeploy_ext.spec.tensors import Stage
 
 NOT_COPIED = (
     'detach',

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from mmdeploy_ext.graph.diff.findings import Comparison, Divergence, Entry
-from mmdeploy_ext.graph.io.index import join_names
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import escape
+from mmdeploy_ext.base.files import atomic_path, write_json
+from mmdeploy_ext.base.pages import embedded_json, template
+from mmdeploy_ext.graphs.diff.findings import Comparison, Divergence, Entry
+from mmdeploy_ext.graphs.io.index import join_names
 from mmdeploy_ext.proving.views.charts import BOTTOM, HEIGHT, TOP, WIDTH, Axes, svg, text
-from mmdeploy_ext.util import cli
-from mmdeploy_ext.util.errors import escape
-from mmdeploy_ext.util.files import atomic_path, write_json
-from mmdeploy_ext.util.pages import embedded_json, template
 
 if TYPE_CHECKING:
     from rich.console import Console

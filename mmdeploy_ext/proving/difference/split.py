@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper
 
-from mmdeploy_ext.graph.diff.program import NodeRunner, Program
+from mmdeploy_ext.base.errors import InferenceError
+from mmdeploy_ext.graphs.diff.program import NodeRunner, Program
 from mmdeploy_ext.proving.difference.record import record_stages
 from mmdeploy_ext.proving.float64 import distance_of, in_float64
-from mmdeploy_ext.util.errors import InferenceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.spec import Stage
-    from mmdeploy_ext.graph.diff.walk import Walk
+    from mmdeploy_ext.graphs.diff.walk import Walk
     from mmdeploy_ext.proving.difference.record import TensorRecord
+    from mmdeploy_ext.spec.tensors import Stage
 
 PARTS = ('rounding in PyTorch', 'rounding in ONNX Runtime', 'export')
 

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.contract.options import INPUT
-from mmdeploy_ext.detector import prepare_fixed, rule_of
-from mmdeploy_ext.families.hosts import pixels_of
+from mmdeploy_ext.families.detector import prepare_fixed, rule_of
+from mmdeploy_ext.families.host_programs import pixels_of
 from mmdeploy_ext.families.images import batches, picture_of
-from mmdeploy_ext.preprocess.pictures import prepare_image
 from mmdeploy_ext.proving.inputs.pictures import (
     bright,
     cut,
@@ -24,13 +22,16 @@ from mmdeploy_ext.proving.inputs.pictures import (
     titled,
     zoomed,
 )
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
+from mmdeploy_ext.spec.options import INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+    from mmdeploy_ext.spec.options import Options
+    from mmdeploy_ext.spec.preparation import PreprocessRule
 
 Picture = tuple[str, np.ndarray]
 """Title, picture as the rule takes it: (h, w, 3) uint8 BGR, or (h, w, bands)."""

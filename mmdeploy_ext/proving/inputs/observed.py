@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.detector import prepare_fixed
+from mmdeploy_ext.families.detector import prepare_fixed
 from mmdeploy_ext.proving.inputs.pictures import other_view
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.options import Options
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.spec.options import Options
 
 LARGER = 128
 """Pixels by which the second picture is higher; a multiple of every part's divisor."""

@@ -8,17 +8,17 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmdeploy_ext.detector import checked_rule
-from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.util.errors import ConfigError, ImageError, one_line
+from mmdeploy_ext.base.errors import ConfigError, ImageError, one_line
+from mmdeploy_ext.families.detector import checked_rule
+from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     import numpy as np
 
-    from mmdeploy_ext.detector import Detector
-    from mmdeploy_ext.preprocess.pictures import PreprocessRule
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.spec.preparation import PreprocessRule
 
 MAX_IMAGES = 8
 """Largest number of pictures of the user in a proof, which adds changed ones."""
@@ -28,7 +28,7 @@ DATA_SET_PICTURES = 3
 
 def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[Path]:
     """Return the files of images, and of images in and below folders, at most `limit`."""
-    from mmdeploy_ext.preprocess.pictures import list_images
+    from mmdeploy_ext.runtime.preprocess.pictures import list_images
 
     files = list_images(paths)
     if len(files) > limit > 1:
@@ -48,8 +48,8 @@ def read_images(
 
 def read_picture(path: str | Path, rule: PreprocessRule | None = None) -> np.ndarray:
     """Return a picture as `rule` takes it; the package's picture gets the bands that it lacks."""
-    from mmdeploy_ext.preprocess.pictures import read_image
     from mmdeploy_ext.proving.inputs.pictures import with_bands
+    from mmdeploy_ext.runtime.preprocess.pictures import read_image
 
     if rule is None or rule.color_type != 'unchanged':
         return read_image(path)
@@ -132,7 +132,7 @@ def data_set_pictures(
     Nothing is returned where the files of `data.test` are not there. Where it cannot be read the text says
     why.
     """
-    from mmdeploy_ext.evaluate.evaluation import AbsentDataError, build_dataset, inner_datasets
+    from mmdeploy_ext.families.evaluate.evaluation import AbsentDataError, build_dataset, inner_datasets
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools says that it loads

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.preprocess.point_files import point_rule
-from mmdeploy_ext.preprocess.points import voxelise
+from mmdeploy_ext.base.errors import DataError
+from mmdeploy_ext.runtime.preprocess.point_files import point_rule
+from mmdeploy_ext.runtime.preprocess.points import voxelise
+from mmdeploy_ext.runtime.sparse.engine import checked_features
+from mmdeploy_ext.runtime.sparse.rulebook import Level
 from mmdeploy_ext.runtime.sweeps import Sweeps
 from mmdeploy_ext.runtime.voxel_files import read_voxels
-from mmdeploy_ext.sparse.engine import checked_features
-from mmdeploy_ext.sparse.rulebook import Level
-from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mmdeploy_ext.families.sparse import EncoderSettings
-    from mmdeploy_ext.preprocess.points import VoxelRule
-    from mmdeploy_ext.sparse.ir import Triple
+    from mmdeploy_ext.runtime.sparse.ir import Triple
+    from mmdeploy_ext.spec.preparation import VoxelRule
 
 CLUSTERS, CLUSTER_VOXELS, SPREAD = 160, 8, 2
 """Clusters of the random set, voxels in each, and largest distance from the centre."""

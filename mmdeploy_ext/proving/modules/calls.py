@@ -12,8 +12,8 @@ import torch
 from onnx import TensorProto, helper
 from torch.utils import _pytree as pytree
 
-from mmdeploy_ext.util.arrays import to_array
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.base.arrays import to_array
+from mmdeploy_ext.base.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmdeploy_ext.util.arrays import to_array
+from mmdeploy_ext.base.arrays import to_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.config.user_functions import load_module
-from mmdeploy_ext.util.arrays import load_arrays
-from mmdeploy_ext.util.errors import UsageError, one_line
+from mmdeploy_ext.base.arrays import load_arrays
+from mmdeploy_ext.base.errors import UsageError, one_line
+from mmdeploy_ext.base.user_functions import load_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

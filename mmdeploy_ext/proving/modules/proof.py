@@ -15,13 +15,17 @@ import numpy as np
 import onnx
 import torch
 
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.base.arrays import to_array
+from mmdeploy_ext.base.cli import suppress_output, tracked
+from mmdeploy_ext.base.errors import ExportError, Mm2OnnxError, UsageError, one_line, shape_text
+from mmdeploy_ext.base.files import sha256_file, sha256_onnx
+from mmdeploy_ext.base.source_code import model_classes, versions
 from mmdeploy_ext.exporting.export import CodeWarning, recorded_warnings
-from mmdeploy_ext.graph.io.files import load
-from mmdeploy_ext.graph.io.index import count_nodes, opsets_of
-from mmdeploy_ext.graph.passes.rename import rename_tensors
-from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.graph.signature import differences, is_same_structure
+from mmdeploy_ext.graphs.io.files import load
+from mmdeploy_ext.graphs.io.index import count_nodes, opsets_of
+from mmdeploy_ext.graphs.passes.rename import rename_tensors
+from mmdeploy_ext.graphs.run import Runner
+from mmdeploy_ext.graphs.signature import differences, is_same_structure
 from mmdeploy_ext.proving.difference.locate import locate
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, unreached_inputs
 from mmdeploy_ext.proving.float64 import in_float64, rounding_of
@@ -44,24 +48,20 @@ from mmdeploy_ext.proving.modules.generated import (
     other_values,
     resized,
 )
-from mmdeploy_ext.proving.open_points import add_code
-from mmdeploy_ext.util.arrays import to_array
-from mmdeploy_ext.util.cli import suppress_output, tracked
-from mmdeploy_ext.util.errors import ExportError, Mm2OnnxError, UsageError, one_line, shape_text
-from mmdeploy_ext.util.files import sha256_file, sha256_onnx
-from mmdeploy_ext.util.source_code import model_classes, versions
-from mmdeploy_ext.verdict.comparison import compare_named, failed_row, same_bits
-from mmdeploy_ext.verdict.matching import in_order_of, is_tied, with_choices_of
-from mmdeploy_ext.verdict.results import Case, Check, GraphResult
-from mmdeploy_ext.verdict.slices import DRAWS
-from mmdeploy_ext.verdict.verdict import Verdict, check_finding, graph_finding
+from mmdeploy_ext.proving.not_shown import add_code
+from mmdeploy_ext.spec.comparison import compare_named, failed_row, same_bits
+from mmdeploy_ext.spec.matching import in_order_of, is_tied, with_choices_of
+from mmdeploy_ext.spec.results import Case, Check, GraphResult
+from mmdeploy_ext.spec.slices import DRAWS
+from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
+from mmdeploy_ext.spec.verdict import Verdict, check_finding, graph_finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.verdict.comparison import Rounding
-    from mmdeploy_ext.verdict.results import TensorRow
+    from mmdeploy_ext.spec.comparison import Rounding
+    from mmdeploy_ext.spec.results import TensorRow
 
 Arrays = dict[str, np.ndarray]
 MOST_UNDECIDED = 0.01

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.config.config import test_dataset, test_pipeline
-from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, loader_errors
-from mmdeploy_ext.evaluate.loop import DatasetFrames
-from mmdeploy_ext.models.building import data_class
-from mmdeploy_ext.util.errors import DataError, Mm2OnnxError, one_line, root_cause
-from mmdeploy_ext.util.source_code import is_users_class
-from mmdeploy_ext.verdict.results import PreprocessingDifference, PreprocessingResult
+from mmdeploy_ext.base.config import test_dataset, test_pipeline
+from mmdeploy_ext.base.errors import DataError, Mm2OnnxError, one_line, root_cause
+from mmdeploy_ext.base.source_code import is_users_class
+from mmdeploy_ext.families.evaluate.evaluation import build_dataset, build_loader, loader_errors
+from mmdeploy_ext.families.evaluate.loop import DatasetFrames
+from mmdeploy_ext.spec.results import PreprocessingDifference, PreprocessingResult
+from mmdeploy_ext.upstream.models.building import data_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from mmdeploy_ext.detector import Detector
+    from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from mmdeploy_ext.config.config import test_dataset, test_pipeline
-from mmdeploy_ext.models.building import data_class, makes_samples
-from mmdeploy_ext.preprocess import pictures
-from mmdeploy_ext.preprocess.pictures import PreparedImage, prepare_image
+from mmdeploy_ext.base.config import test_dataset, test_pipeline
+from mmdeploy_ext.base.errors import one_line
 from mmdeploy_ext.proving.inputs.pictures import sample_files, write_array
 from mmdeploy_ext.proving.inputs.samples import is_default
 from mmdeploy_ext.runtime import detect
-from mmdeploy_ext.util.errors import one_line
-from mmdeploy_ext.verdict.results import PreprocessingDifference, PreprocessingResult
+from mmdeploy_ext.runtime.preprocess import pictures
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage, prepare_image
+from mmdeploy_ext.spec.results import PreprocessingDifference, PreprocessingResult
+from mmdeploy_ext.upstream.models.building import data_class, makes_samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.spec.metadata import Metadata
 
     Composer = Callable[[Sequence[Any]], Callable[[dict[str, Any]], Any]]
     """Makes the function of one sample from the steps of a pipeline."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.preprocess import points
-from mmdeploy_ext.util.errors import one_line
-from mmdeploy_ext.verdict.results import PreprocessingDifference, PreprocessingResult
+from mmdeploy_ext.base.errors import one_line
+from mmdeploy_ext.runtime.preprocess import points
+from mmdeploy_ext.spec.results import PreprocessingDifference, PreprocessingResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

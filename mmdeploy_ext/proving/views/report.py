@@ -6,6 +6,8 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base.files import atomic_path, write_json
+from mmdeploy_ext.base.pages import embedded_json, template
 from mmdeploy_ext.proving.views.charts import drift_plot, match_strip
 from mmdeploy_ext.proving.views.table import (
     cosine_text,
@@ -17,16 +19,14 @@ from mmdeploy_ext.proving.views.table import (
     told_below,
 )
 from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
-from mmdeploy_ext.tasks import task_module
-from mmdeploy_ext.tasks.bev import draw_bev
-from mmdeploy_ext.util.files import atomic_path, write_json
-from mmdeploy_ext.util.pages import embedded_json, template
+from mmdeploy_ext.runtime.tasks import task_module
+from mmdeploy_ext.runtime.tasks.bev import draw_bev
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.verdict.results import Pair
-    from mmdeploy_ext.verdict.verdict import Finding, Verdict
+    from mmdeploy_ext.spec.results import Pair
+    from mmdeploy_ext.spec.verdict import Finding, Verdict
 
 TEMPLATE = 'report.html.j2'
 SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1

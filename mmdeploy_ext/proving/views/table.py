@@ -6,21 +6,21 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.compat import replaced
-from mmdeploy_ext.contract.registry import detector_options, registration_of
+from mmdeploy_ext.base.commands import command
+from mmdeploy_ext.base.errors import escape
 from mmdeploy_ext.families.base import BACKBONE, FAMILIES
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.runtime.detect import runner_of
 from mmdeploy_ext.runtime.detections import candidates_needed
-from mmdeploy_ext.util.commands import command
-from mmdeploy_ext.util.errors import escape
+from mmdeploy_ext.spec.registry import detector_options, registration_of
+from mmdeploy_ext.upstream.compat import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import Console
 
-    from mmdeploy_ext.verdict.verdict import Verdict
+    from mmdeploy_ext.spec.verdict import Verdict
 
 
 WIDTH = 14

@@ -1,7 +1,7 @@
 """BEVDet and BEVDet4D: pictures are lifted into a bird's-eye view, which is added up with views before."""
 
-from mmdeploy_ext.contract.options import own_contract
-from mmdeploy_ext.contract.registry import FILM, register_family
+from mmdeploy_ext.spec.options import own_contract
+from mmdeploy_ext.spec.registry import FILM, register_family
 
 register_family(
     'bevdet',

@@ -4,16 +4,16 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.config.config import test_cfg_key
-from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.contract.spec import ColumnGroup
+from mmdeploy_ext.base.config import test_cfg_key
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.detector_parts import test_cfg_of
 from mmdeploy_ext.families.common.lift_models import LiftFamily, LiftModels, check_view
+from mmdeploy_ext.spec.memory import MemorySpec
+from mmdeploy_ext.spec.tensors import ColumnGroup
 from mmdeploy_ext.systems.bevdet.facts import BevDetFacts
 from mmdeploy_ext.systems.bevdet.graphs import VIEWS, facts_of, graphs
 from mmdeploy_ext.systems.bevdet.reference import BevDetReference
 from mmdeploy_ext.systems.bevdet.runtime import FORM, VIEW, BevDetOnnx
-from mmdeploy_ext.util.errors import ConfigError
 
 NMS_TYPES = ('rotate', 'circle')
 PER_TASK = ('nms_type', 'nms_thr', 'nms_rescale_factor')

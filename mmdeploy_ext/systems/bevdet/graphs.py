@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.lift_graphs import (
     LiftFrame,
     LiftNetwork,
@@ -21,6 +19,8 @@ from mmdeploy_ext.families.common.lift_graphs import (
     view_axes,
 )
 from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.bevdet.facts import BevDetFacts
 from mmdeploy_ext.systems.bevdet.runtime import FORM, VIEW
 

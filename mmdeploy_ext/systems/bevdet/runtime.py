@@ -16,9 +16,9 @@ from mmdeploy_ext.runtime.geometry import relative_motion
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, StreamState
+    from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.systems.bevdet.facts import BevDetFacts
 
 FORM, VIEW = 'bevdet', 'bev_feat'

@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.families.common.bev_models import MEMORY, SETTINGS, BevFamily, check_memory
 from mmdeploy_ext.families.common.bev_reference import BevReference
 from mmdeploy_ext.families.common.camera_models import CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.runtime.bev_frames import BevFacts
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
+from mmdeploy_ext.spec.memory import MemorySpec
 from mmdeploy_ext.systems.bevformer.graphs import graphs
 from mmdeploy_ext.systems.bevformer.runtime import FORM, BevFormerOnnx
 

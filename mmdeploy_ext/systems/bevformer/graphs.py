@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec
 from mmdeploy_ext.families.common.bev_graphs import BevFrame, frame_spec, with_sampling
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec
 from mmdeploy_ext.systems.bevformer.runtime import FORM
 
 

@@ -1,6 +1,6 @@
 """BEVFusion of cameras and LiDAR."""
 
-from mmdeploy_ext.contract.registry import FILM, register_family
+from mmdeploy_ext.spec.registry import FILM, register_family
 from mmdeploy_ext.systems.bevfusion.options import OPTIONS
 
 register_family(

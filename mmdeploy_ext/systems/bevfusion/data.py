@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.families.sequence_data import SequenceData
-from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.synthetic.moments import fused_frames
+from mmdeploy_ext.families.synthetic.info_files import generated_dataset
+from mmdeploy_ext.families.synthetic.moments import fused_frames
+from mmdeploy_ext.spec.preparation import FusionRule
 from mmdeploy_ext.systems.bevfusion.fork import RepositoryMoments, with_truth
 from mmdeploy_ext.systems.bevfusion.samples import dumped, frame, moments
 

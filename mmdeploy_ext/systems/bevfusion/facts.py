@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from mmdeploy_ext.contract.facts import Count, Facts, Fraction, NotNegative, Positive, Range, optional
+from mmdeploy_ext.spec.facts import Count, Facts, Fraction, NotNegative, Positive, Range, optional
 
 Triple = tuple[float, float, float]
 

@@ -7,15 +7,16 @@ from typing import Any
 from mmdet3d.models import build_model
 from torch import nn
 
-from mmdeploy_ext.config.config import refused_values
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.config import refused_values
+from mmdeploy_ext.base.errors import CheckpointError, ConfigError
+from mmdeploy_ext.base.source_code import ModelClass
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.building import build_without_weights
-from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import Stepper
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.preparation import FusionRule
 from mmdeploy_ext.systems.bevfusion.data import BEVFusionData
 from mmdeploy_ext.systems.bevfusion.fork import SPARSE_ENCODER, Fork, ForkReference, adapt
 from mmdeploy_ext.systems.bevfusion.graphs import facts_of, graphs
@@ -23,9 +24,8 @@ from mmdeploy_ext.systems.bevfusion.model.fusion import check_parts
 from mmdeploy_ext.systems.bevfusion.reference import BEVFusionReference
 from mmdeploy_ext.systems.bevfusion.runtime.model import BEVFusionOnnx
 from mmdeploy_ext.systems.bevfusion.samples import fusion_rule
-from mmdeploy_ext.util.errors import CheckpointError, ConfigError
-from mmdeploy_ext.util.source_code import ModelClass
-from mmdeploy_ext.weights.checkpoint import Checkpoint
+from mmdeploy_ext.upstream.models.building import build_without_weights
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
 
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
 

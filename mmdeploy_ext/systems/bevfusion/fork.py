@@ -23,9 +23,10 @@ from mmcv import Config
 from mmcv.parallel import DataContainer
 
 import mmdeploy_ext
-from mmdeploy_ext.config.config import check_steps
-from mmdeploy_ext.config.user_modules import user_folders
-from mmdeploy_ext.models import catalogue
+from mmdeploy_ext.base import plain_pickle
+from mmdeploy_ext.base.config import check_steps
+from mmdeploy_ext.base.errors import ConfigError, InferenceError
+from mmdeploy_ext.base.user_modules import user_folders
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
@@ -37,9 +38,8 @@ from mmdeploy_ext.systems.bevfusion.reference import (
     rows_of,
     values_of_boxes,
 )
-from mmdeploy_ext.util import plain_pickle
-from mmdeploy_ext.util.errors import ConfigError, InferenceError
-from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
+from mmdeploy_ext.upstream.models import catalogue
+from mmdeploy_ext.upstream.weights.sparse_layouts import decide_layouts, find_kernels
 
 PROGRAM = 'mmdeploy_ext.systems.bevfusion.fork_process'
 MARK = Path('mmdet3d', 'models', 'fusion_models')

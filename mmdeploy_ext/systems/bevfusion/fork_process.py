@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext import compat
-from mmdeploy_ext.compat.operator_forms import executed_operators
+from mmdeploy_ext.base.source_code import model_classes
 from mmdeploy_ext.runtime.calibration import MATRICES
-from mmdeploy_ext.util.source_code import model_classes
+from mmdeploy_ext.upstream import compat
+from mmdeploy_ext.upstream.compat.operator_forms import executed_operators
 
 compat.apply()
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.common.sparse_graph import portable_graph
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.bevfusion.facts import BEVFusionFacts, Coder, ViewFacts
 from mmdeploy_ext.systems.bevfusion.model.rig import Rig
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mmdeploy_ext.contract.options import SPARSE_FORM, own_contract
+from mmdeploy_ext.spec.options import SPARSE_FORM, own_contract
 
 OPTIONS = (
     own_contract('portable', 'graphs of standard operators, points to boxes'),

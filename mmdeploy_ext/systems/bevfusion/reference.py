@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 
-from mmdeploy_ext.compat import single_thread
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.common.camera_reference import not_compared
 from mmdeploy_ext.families.common.lidar_parts import Watch, watching
 from mmdeploy_ext.families.common.samples import detections
-from mmdeploy_ext.preprocess.fusion import FusionRule
+from mmdeploy_ext.families.synthetic.moments import fused_frames, plain_moment
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
-from mmdeploy_ext.synthetic.moments import fused_frames, plain_moment
+from mmdeploy_ext.spec.preparation import FusionRule
 from mmdeploy_ext.systems.bevfusion.graphs import TABLES, transform_of
 from mmdeploy_ext.systems.bevfusion.model.rig import Rig, read_rig
 from mmdeploy_ext.systems.bevfusion.runtime.frames import check_images
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.upstream.compat import single_thread
 
 OUT_OF_RANGE_M = 1e3
 """Added to the height of boxes that a coder must drop, metres."""

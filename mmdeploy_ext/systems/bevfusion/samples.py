@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.config.config import refused_values, test_pipeline
+from mmdeploy_ext.base.config import refused_values, test_pipeline
+from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.families.common.samples import check_dumped, only, picture_files
 from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.preprocess.point_files import point_rule
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.infos import RigFrame, read_frames, read_infos
+from mmdeploy_ext.runtime.preprocess.point_files import point_rule
+from mmdeploy_ext.spec.preparation import FusionRule, MultiViewRule
 from mmdeploy_ext.systems.bevfusion.runtime.frames import NO_POINTS, frame_of_rig
-from mmdeploy_ext.util.errors import ConfigError, DataError
 
 SOURCE = 900, 1600
 """Height and width of nuScenes' pictures, pixels: default `source` of ImageAug3D."""

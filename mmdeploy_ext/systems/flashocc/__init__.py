@@ -1,7 +1,7 @@
 """FlashOcc: lifts images like BEVDet; channels of the encoded view become voxel heights."""
 
-from mmdeploy_ext.contract.options import own_contract
-from mmdeploy_ext.contract.registry import FILM, register_family
+from mmdeploy_ext.spec.options import own_contract
+from mmdeploy_ext.spec.registry import FILM, register_family
 
 register_family(
     'flashocc',

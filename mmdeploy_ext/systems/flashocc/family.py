@@ -4,15 +4,15 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.camera_models import is_one_of
 from mmdeploy_ext.families.common.lift_models import LiftFamily, LiftModels, check_view
 from mmdeploy_ext.runtime.occupancy import Occupancy
+from mmdeploy_ext.spec.memory import MemorySpec
 from mmdeploy_ext.systems.flashocc.graphs import HEAD, facts_of, graphs
 from mmdeploy_ext.systems.flashocc.instances import CENTER_MAPS, FlashOccFacts
 from mmdeploy_ext.systems.flashocc.reference import FlashOccReference
 from mmdeploy_ext.systems.flashocc.runtime import FORM, LOGITS, FlashOccOnnx
-from mmdeploy_ext.util.errors import ConfigError
 
 CLASSES = (
     'others', 'barrier', 'bicycle', 'bus', 'car', 'construction_vehicle', 'motorcycle', 'pedestrian',

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.lift_graphs import (
     LiftFrame,
     frame_inputs,
@@ -16,6 +14,8 @@ from mmdeploy_ext.families.common.lift_graphs import (
     lift_graphs,
     view_axes,
 )
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.flashocc.instances import CENTER_MAPS, CenterFacts, FlashOccFacts
 from mmdeploy_ext.systems.flashocc.runtime import FORM, LABELS, LOGITS
 

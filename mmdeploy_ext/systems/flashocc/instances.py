@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.contract.facts import Count, Facts, Positive, Range, optional
 from mmdeploy_ext.families.common.runtime.lift_splat import LiftFacts
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.detections3d import in_range
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 from mmdeploy_ext.runtime.occupancy import Instances
+from mmdeploy_ext.spec.facts import Count, Facts, Positive, Range, optional
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

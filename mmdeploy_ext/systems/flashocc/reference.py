@@ -14,10 +14,10 @@ from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.families.common.lift_reference import LiftReference
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.occupancy import Instances, Occupancy
+from mmdeploy_ext.runtime.tasks.voxel_instances import PLACE_BAR, SCORE_BAR
 from mmdeploy_ext.systems.flashocc.graphs import center_branches, centers_of
 from mmdeploy_ext.systems.flashocc.instances import CENTER_MAPS, FIRST_ID
 from mmdeploy_ext.systems.flashocc.runtime import LOGITS
-from mmdeploy_ext.tasks.voxel_instances import PLACE_BAR, SCORE_BAR
 
 
 class FlashOccReference(LiftReference):

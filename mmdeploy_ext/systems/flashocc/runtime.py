@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.frames import Frame, StreamState
+    from mmdeploy_ext.spec.metadata import Metadata
 
 FORM, LOGITS, LABELS = 'flashocc', 'occ_logits', 'occupancy'
 """Name of the graph, and of its outputs."""

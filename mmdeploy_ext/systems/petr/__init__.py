@@ -1,7 +1,7 @@
 """PETR and PETRv2: image tokens carry positions in 3D; PETRv2 also sees the frame before."""
 
-from mmdeploy_ext.contract.options import own_contract
-from mmdeploy_ext.contract.registry import FILM, register_family
+from mmdeploy_ext.spec.options import own_contract
+from mmdeploy_ext.spec.registry import FILM, register_family
 
 OPTIONS = (
     own_contract(

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.config.config import test_dataset
+from mmdeploy_ext.base.config import test_dataset
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.common.camera_data import CameraData
 from mmdeploy_ext.families.common.camera_samples import loaded_frame
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.families.synthetic.info_files import generated_dataset
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.synthetic.info_files import generated_dataset
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.spec.preparation import MultiViewRule
 
 OF_CAMERAS = 'images', 'lidar2img', 'intrinsics', 'image_files'
 

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from mmdeploy_ext.contract.facts import Positive
 from mmdeploy_ext.families.common.runtime.query_boxes import QueryBoxFacts
+from mmdeploy_ext.spec.facts import Positive
 
 FRAME, RIG, MODEL = 'frame', 'rig', 'model'
 """Lifetime of a value: a frame, until calibration or image size change, for ever."""

@@ -6,20 +6,20 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.config.config import test_pipeline
-from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.base.config import test_pipeline
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.box_conventions import check_coder, note_convention, state_convention
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.spec.memory import MemorySpec
 from mmdeploy_ext.systems.petr.data import PetrData
 from mmdeploy_ext.systems.petr.facts import FRAME, MODEL, RIG, PetrFacts
 from mmdeploy_ext.systems.petr.graphs import EXACT, FEATURES, graphs
 from mmdeploy_ext.systems.petr.reference import PetrReference
 from mmdeploy_ext.systems.petr.runtime import PORTABLE_FILES, PetrOnnx
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.weights.checkpoint import Checkpoint
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
 
 NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)
 ABSENT = dict(with_position=True, normedlinear=False, position_level=0)

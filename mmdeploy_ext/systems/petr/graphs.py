@@ -9,11 +9,11 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps, map_shapes
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.common.runtime.query_boxes import output_specs
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.petr.model.positions import token_corners
 from mmdeploy_ext.systems.petr.model.steps import (
     detect,

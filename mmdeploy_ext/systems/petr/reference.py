@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.common.camera_reference import CameraReference
 from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
-from mmdeploy_ext.synthetic.moments import special_drive
+from mmdeploy_ext.spec.preparation import MultiViewRule
 from mmdeploy_ext.systems.petr.graphs import frames_of
 from mmdeploy_ext.systems.petr.runtime import READS, camera_times
-from mmdeploy_ext.util.errors import DataError
 
 GAPS_S, LAG_S = (0.5, 0.05, 1.7, 6.0, 0.5), 0.08
 """Seconds between frames with irregular gaps, and between the pictures of a frame."""

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.common.runtime.query_boxes import above, decode
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.runtime.streams import StreamRuntime
-from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
+    from mmdeploy_ext.spec.metadata import Metadata
 
     Arrays = Mapping[str, np.ndarray]
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from mmdeploy_ext.contract.options import CONTRACT, own_contract
-from mmdeploy_ext.contract.registry import FILM, register_family
 from mmdeploy_ext.families.common.options import GRID_SAMPLE
+from mmdeploy_ext.spec.options import CONTRACT, own_contract
+from mmdeploy_ext.spec.registry import FILM, register_family
 
 register_family(
     'sparse4d',

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mmdeploy_ext.contract.facts import Count, Facts, Fraction, Positive
+from mmdeploy_ext.spec.facts import Count, Facts, Fraction, Positive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.config.config import replaced_entry
-from mmdeploy_ext.contract.memory import InstanceRows, MemorySpec
-from mmdeploy_ext.contract.spec import ColumnGroup
+from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import samples
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels, is_one_of
@@ -19,6 +17,8 @@ from mmdeploy_ext.families.common.instance_data import InstanceData
 from mmdeploy_ext.families.common.instance_graphs import KEPT_PLACES, KEPT_SCORES, VALUES
 from mmdeploy_ext.families.common.runtime.instance_boxes import InstanceBoxes
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.spec.memory import InstanceRows, MemorySpec
+from mmdeploy_ext.spec.tensors import ColumnGroup
 from mmdeploy_ext.systems.sparse4d.facts import Sparse4DFacts
 from mmdeploy_ext.systems.sparse4d.graphs import graphs
 from mmdeploy_ext.systems.sparse4d.model.version import check_version

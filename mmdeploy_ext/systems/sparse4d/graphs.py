@@ -2,8 +2,6 @@
 
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps
 from mmdeploy_ext.families.common.instance_graphs import (
     ANCHOR_COLUMNS,
@@ -13,9 +11,11 @@ from mmdeploy_ext.families.common.instance_graphs import (
     interval_spec,
     near_spec,
 )
-from mmdeploy_ext.models.sparse_instances import steps
-from mmdeploy_ext.models.sparse_instances.steps import Remembered, feature_rows, run_head
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.sparse4d.runtime import FORM, PREDICTIONS
+from mmdeploy_ext.upstream.models.sparse_instances import steps
+from mmdeploy_ext.upstream.models.sparse_instances.steps import Remembered, feature_rows, run_head
 
 LOGITS = ColumnGroup('logits', unit='logit', rtol=0.0, atol=VALUES.atol)
 

@@ -15,7 +15,7 @@ from mmdeploy_ext.systems.sparse4d.memory import TemporalInputs
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.spec.metadata import Metadata
 
 FORM = 'sparse4d'
 PREDICTIONS = ('pred_instance_feature', 'pred_anchor', 'pred_class_score', 'pred_quality_score')

@@ -1,6 +1,6 @@
 """SparseDrive: boxes, lines, trajectories and a plan of six cameras, with a memory."""
 
-from mmdeploy_ext.contract.registry import FILM, register_family
+from mmdeploy_ext.spec.registry import FILM, register_family
 
 register_family(
     'sparsedrive',

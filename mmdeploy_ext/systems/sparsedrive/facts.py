@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from mmdeploy_ext.contract.facts import Count, Facts, Positive
+from mmdeploy_ext.spec.facts import Count, Facts, Positive
 
 BOXES = ('pred_anchor', 'pred_class_score', 'pred_quality_score')
 LINES = ('map_points', 'map_scores')

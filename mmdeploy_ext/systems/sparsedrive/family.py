@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.config.config import replaced_entry
-from mmdeploy_ext.contract.memory import InstanceRows, MemorySpec
-from mmdeploy_ext.contract.spec import ColumnGroup
+from mmdeploy_ext.base.config import replaced_entry
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.instance_anchors import camera_steps, spread_anchors
@@ -20,6 +19,8 @@ from mmdeploy_ext.families.common.instance_graphs import KEPT_PLACES, KEPT_SCORE
 from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.driving import DrivingScene
+from mmdeploy_ext.spec.memory import InstanceRows, MemorySpec
+from mmdeploy_ext.spec.tensors import ColumnGroup
 from mmdeploy_ext.systems.sparsedrive.data import SparseDriveData
 from mmdeploy_ext.systems.sparsedrive.facts import (
     BOXES,
@@ -34,7 +35,6 @@ from mmdeploy_ext.systems.sparsedrive.graphs import graphs
 from mmdeploy_ext.systems.sparsedrive.reference import SparseDriveReference
 from mmdeploy_ext.systems.sparsedrive.runtime import FILES, SparseDriveOnnx
 from mmdeploy_ext.systems.sparsedrive.upstream import UpstreamReference
-from mmdeploy_ext.util.errors import ConfigError
 
 EXACT = ColumnGroup(rtol=0.0, atol=0.0)
 OF_INSTANCES = dict(

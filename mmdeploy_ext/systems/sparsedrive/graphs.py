@@ -2,8 +2,6 @@
 
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps, map_shapes
 from mmdeploy_ext.families.common.instance_graphs import (
     ANCHOR_COLUMNS,
@@ -13,10 +11,12 @@ from mmdeploy_ext.families.common.instance_graphs import (
     interval_spec,
     near_spec,
 )
-from mmdeploy_ext.models.sparse_instances.steps import NUMBERS, feature_rows
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.sparsedrive.facts import MEMORY, OUTPUTS
 from mmdeploy_ext.systems.sparsedrive.model.steps import Moment, ego_feature, run_frame
 from mmdeploy_ext.systems.sparsedrive.runtime import FILES
+from mmdeploy_ext.upstream.models.sparse_instances.steps import NUMBERS, feature_rows
 
 ROWS = ColumnGroup(rtol=1e-5, atol=5e-5)
 INTEGERS = ('instance_id', 'prev_id', 'queue_period', 'ego_period')

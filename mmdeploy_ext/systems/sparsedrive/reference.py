@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from mmdeploy_ext.families.common.camera_reference import array
 from mmdeploy_ext.families.common.instance_reference import InstanceReference, first_scores
 from mmdeploy_ext.families.common.lidar_parts import Watch
-from mmdeploy_ext.models.sparse_instances.steps import CENTRE, COSINE, LOG_SIZE, SINE
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of
 from mmdeploy_ext.runtime.frames import Frame, StreamState
+from mmdeploy_ext.upstream.models.sparse_instances.steps import CENTRE, COSINE, LOG_SIZE, SINE
 
 COLLISION, CLEAR_M = 'a best plan that collides', 4.0
 """Title of a case, and distance from an agent of 1 m at which no plan meets it, or more."""

@@ -16,9 +16,9 @@ from mmdeploy_ext.systems.sparsedrive.facts import MEMORY
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.frames import Frame, StreamState
     from mmdeploy_ext.runtime.infos import RigFrame
+    from mmdeploy_ext.spec.metadata import Metadata
 
 FEATURES, FIRST, NEXT = FILES = ('sparsedrive_features', 'sparsedrive_first', 'sparsedrive_next')
 

@@ -1,8 +1,8 @@
 """StreamPETR: camera-only 3D detection with a temporal memory."""
 
-from mmdeploy_ext.contract.options import own_contract
-from mmdeploy_ext.contract.registry import FILM, register_family
 from mmdeploy_ext.families.common.options import LAYERS
+from mmdeploy_ext.spec.options import own_contract
+from mmdeploy_ext.spec.registry import FILM, register_family
 
 register_family(
     'streampetr',

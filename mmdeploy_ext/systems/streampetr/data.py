@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from mmdeploy_ext.families.common.camera_data import CameraData
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.synthetic.info_files import generated_dataset
+from mmdeploy_ext.families.synthetic.info_files import generated_dataset
+from mmdeploy_ext.spec.preparation import MultiViewRule
 from mmdeploy_ext.systems.streampetr.model.dump import DUMP_NAMES, DUMP_SUFFIXES, dump_tensors
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Annotated
 
-from mmdeploy_ext.contract.facts import Bounds, Count
 from mmdeploy_ext.families.common.runtime.query_boxes import QueryBoxFacts
+from mmdeploy_ext.spec.facts import Bounds, Count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,20 +4,20 @@ from typing import Any
 
 from torch import nn
 
-from mmdeploy_ext.contract.memory import MemorySpec
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.camera_models import CameraFamily, CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.spec.memory import MemorySpec
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup
 from mmdeploy_ext.systems.streampetr.data import StreamPetrData
 from mmdeploy_ext.systems.streampetr.facts import StreamPetrFacts
 from mmdeploy_ext.systems.streampetr.graphs import graphs
 from mmdeploy_ext.systems.streampetr.model.live import HEAD_METHODS, check_parts
 from mmdeploy_ext.systems.streampetr.reference import StreamPetrReference
 from mmdeploy_ext.systems.streampetr.runtime import GRAPHS, StreamPetrOnnx
-from mmdeploy_ext.util.errors import ConfigError
 
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),

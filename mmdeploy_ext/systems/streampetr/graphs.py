@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.common.traced_inputs import with_examples
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph
 from mmdeploy_ext.systems.streampetr import spec
 from mmdeploy_ext.systems.streampetr.model.live import steps_of
 from mmdeploy_ext.systems.streampetr.model.memory import Memory

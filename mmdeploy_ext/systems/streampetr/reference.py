@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from mmdeploy_ext.families.common.camera_reference import CameraReference, array
 from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.runtime.frames import Frame, StreamState
-from mmdeploy_ext.synthetic.moments import special_drive
+from mmdeploy_ext.spec.preparation import MultiViewRule
 from mmdeploy_ext.systems.streampetr.memory import FIELDS, to_global, to_local
 from mmdeploy_ext.systems.streampetr.model.live import is_ours, memory_of, set_memory, tap_geometry, tapped
 from mmdeploy_ext.systems.streampetr.model.memory import Memory

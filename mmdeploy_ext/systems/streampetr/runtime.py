@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.common.runtime import query_boxes
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.runtime.streams import StreamRuntime
 from mmdeploy_ext.systems.streampetr.memory import FIELDS
-from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.device_graph import Held
+    from mmdeploy_ext.spec.metadata import Metadata
 
 BACKBONE, EMBEDDING, HEAD = GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
 MAX_GAP_S = 2.0

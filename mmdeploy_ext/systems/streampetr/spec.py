@@ -7,10 +7,10 @@ import dataclasses
 
 from torch import nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.spec.bars import widened
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.streampetr.memory import FIELDS
-from mmdeploy_ext.verdict.bars import widened
 
 STATE_PAIRS = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
 """(output of a frame, input of the next frame)."""

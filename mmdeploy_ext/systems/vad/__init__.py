@@ -1,8 +1,8 @@
 """VAD: boxes with trajectories, lines and a plan, from a bird's-eye view that is kept."""
 
-from mmdeploy_ext.contract.options import own_contract
-from mmdeploy_ext.contract.registry import FILM, register_family
 from mmdeploy_ext.families.common.options import GRID_SAMPLE
+from mmdeploy_ext.spec.options import own_contract
+from mmdeploy_ext.spec.registry import FILM, register_family
 
 register_family(
     'vad',

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.bev_data import BevData, can_bus_entry
 from mmdeploy_ext.families.common.bev_models import MEMORY, SETTINGS, BevFamily, check_memory
 from mmdeploy_ext.families.common.camera_models import CameraModels
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.common.samples import result
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.driving import DrivingScene
+from mmdeploy_ext.spec.memory import MemorySpec
+from mmdeploy_ext.spec.preparation import MultiViewRule
 from mmdeploy_ext.systems.vad.graphs import graphs
 from mmdeploy_ext.systems.vad.reference import VadReference
 from mmdeploy_ext.systems.vad.runtime import DECIDED, FORM, OUTPUTS, VadFacts, VadOnnx, frame_with_command
-from mmdeploy_ext.util.errors import ConfigError
 
 PUBLISHED = SETTINGS | dict(
     ego_his_encoder=None,

@@ -9,10 +9,10 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.bev_graphs import BevFrame, frame_spec, with_sampling
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.vad.model.steps import OUTPUTS, predict
 from mmdeploy_ext.systems.vad.runtime import FORM
 

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.facts import Count
 from mmdeploy_ext.families.common.runtime.bev_frames import BevFacts, BevOnnx, frame_with_record
 from mmdeploy_ext.families.common.runtime.query_boxes import decode_rows
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of, with_command
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
+from mmdeploy_ext.spec.facts import Count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.frames import Frame
     from mmdeploy_ext.runtime.infos import RigFrame
+    from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.preparation import MultiViewRule
 
 FORM = 'vad'
 OUTPUTS = (

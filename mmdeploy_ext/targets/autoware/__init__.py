@@ -1,6 +1,6 @@
 """Autoware's perception nodes without Autoware: the rules of their files, and their loops in numpy."""
 
-from mmdeploy_ext.contract.registry import register_contract
+from mmdeploy_ext.spec.registry import register_contract
 
 register_contract(
     'centerpoint',

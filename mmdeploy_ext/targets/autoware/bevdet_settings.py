@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base.errors import one_line, shortened
+from mmdeploy_ext.base.violations import WARNING, Violation
 from mmdeploy_ext.targets.folder_rules import graph_tensors, is_same, node_cells, recorded
 from mmdeploy_ext.targets.plugins.bevdet_kernels import POOL_FIRST, PREPROCESS, network_size
-from mmdeploy_ext.util.errors import one_line, shortened
-from mmdeploy_ext.util.violations import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +120,7 @@ def _grid_rules(file: str, content: Any, model: onnx.ModelProto) -> Iterator[Vio
 
 def _attributes(model: onnx.ModelProto) -> dict[str, Any]:
     """Return the attributes of the plug-ins of pictures and of pooling."""
-    from mmdeploy_ext.graph.io.index import node_attributes
+    from mmdeploy_ext.graphs.io.index import node_attributes
 
     nodes = [node for node in model.graph.node if node.op_type in (PREPROCESS, POOL_FIRST)]
     return {name: value for node in nodes for name, value in node_attributes(node).items()}

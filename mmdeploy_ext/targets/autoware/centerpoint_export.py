@@ -15,21 +15,21 @@ import torch
 from mmdet3d.core.bbox.coders.centerpoint_bbox_coders import CenterPointBBoxCoder
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference
 from mmdeploy_ext.families.common.lidar_graphs import DenseHead, head_spec
 from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of, watching
 from mmdeploy_ext.families.common.pillars import SCATTER
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.targets.autoware.boxes import OUTPUTS, suppressed
 from mmdeploy_ext.targets.autoware.centerpoint import ENCODER, HEAD, PILLARS, SPATIAL, AutowareCenterPoint
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import CENTERPOINT, CHANNELS, POINT_WIDTH, POINTS, REMAPPER
 from mmdeploy_ext.targets.autoware.words import in_words_of
 from mmdeploy_ext.targets.folder_rules import node_cells
-from mmdeploy_ext.util.errors import ConfigError
 
 MEANINGS = dict(
     heatmap=('of each class', 'logit'),

@@ -8,6 +8,8 @@ import os
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base.errors import ModelFileError, one_line, shortened
+from mmdeploy_ext.base.violations import NOTE, WARNING, Violation, errors
 from mmdeploy_ext.targets.autoware.bevdet_settings import settings_rules
 from mmdeploy_ext.targets.autoware.nodes import NODES, REMAPPER_KEYS
 from mmdeploy_ext.targets.autoware.parameter_file import ParameterFileError, read_json, read_parameters
@@ -23,8 +25,6 @@ from mmdeploy_ext.targets.folder_rules import (
     shape_text,
     weight_rules,
 )
-from mmdeploy_ext.util.errors import ModelFileError, one_line, shortened
-from mmdeploy_ext.util.violations import NOTE, WARNING, Violation, errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,8 +98,8 @@ def check_node(node: Node, folder: Path) -> tuple[list[Violation], dict[str, Pat
 
 
 def _is_standard(model: onnx.ModelProto) -> bool:
-    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
-    from mmdeploy_ext.graph.io.index import all_nodes
+    from mmdeploy_ext.graphs.io.files import DEFAULT_DOMAINS
+    from mmdeploy_ext.graphs.io.index import all_nodes
 
     return all(node.domain in DEFAULT_DOMAINS for node in all_nodes(model))
 
@@ -324,7 +324,7 @@ def _path_rules(node: Node, folder: Path, values: Mapping[str, Any]) -> Iterator
 def _read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
     from onnx import checker, shape_inference
 
-    from mmdeploy_ext.graph.io.files import load
+    from mmdeploy_ext.graphs.io.files import load
 
     file = path.name
     try:
@@ -427,8 +427,8 @@ def _tensor_rules(
 def _operator_rules(node: Node, file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     from onnx import TensorProto
 
-    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
-    from mmdeploy_ext.graph.io.index import all_nodes
+    from mmdeploy_ext.graphs.io.files import DEFAULT_DOMAINS
+    from mmdeploy_ext.graphs.io.index import all_nodes
 
     counts: dict[tuple[str, str, Change], list[bool]] = {}
     for entry in all_nodes(model):

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import shortened
+from mmdeploy_ext.base.violations import ERROR, WARNING
 from mmdeploy_ext.targets.folder_rules import node_cells
 from mmdeploy_ext.targets.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
 from mmdeploy_ext.targets.plugins.kernels import ATTENTION, ROTATE
-from mmdeploy_ext.util.errors import shortened
-from mmdeploy_ext.util.violations import ERROR, WARNING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -732,7 +732,7 @@ BEVDET = Node(
         GATHER: (),
     },
     plugin_domain=None,
-    exported={'post_process_params.class_names': 'classes', 'data_params.cams': 'preprocess.cameras'},
+    exported={'post_process_params.class_names': 'classes', 'data_params.cams': 'runtime.preprocess.cameras'},
 )
 
 # ---- tensorrt_vad

@@ -9,8 +9,8 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.util.errors import ModelFileError, one_line
-from mmdeploy_ext.util.typed_json import parse_json
+from mmdeploy_ext.base.errors import ModelFileError, one_line
+from mmdeploy_ext.base.typed_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import Mm2OnnxError
+from mmdeploy_ext.base.violations import WARNING, Violation
 from mmdeploy_ext.targets.folder_rules import shape_of
-from mmdeploy_ext.util.errors import Mm2OnnxError
-from mmdeploy_ext.util.violations import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import onnx
 
-    from mmdeploy_ext.graph.io.index import Index
+    from mmdeploy_ext.graphs.io.index import Index
 
 LAYERS = ('Conv', 'ConvTranspose', 'MatMul', 'Gemm', 'BatchNormalization')
 """Operators of a network; nodes behind the last one only rearrange."""
@@ -63,9 +63,9 @@ def _treatment(model: onnx.ModelProto, name: str, fed: np.ndarray, converted: np
 
 
 def _behind_last_layer(model: onnx.ModelProto, name: str, values: np.ndarray) -> np.ndarray | None:
-    from mmdeploy_ext.graph.io.index import Index
-    from mmdeploy_ext.graph.passes.extract import cut
-    from mmdeploy_ext.graph.run import run
+    from mmdeploy_ext.graphs.io.index import Index
+    from mmdeploy_ext.graphs.passes.extract import cut
+    from mmdeploy_ext.graphs.run import run
 
     index = Index(model)
     (axes,) = (shape_of(value) for value in model.graph.output if value.name == name)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.errors import ModelFileError
+from mmdeploy_ext.base.violations import errors
 from mmdeploy_ext.targets.autoware.check import read_manifest
 from mmdeploy_ext.targets.autoware.nodes import CENTERPOINT
 from mmdeploy_ext.targets.autoware.parameter_file import read_parameters
 from mmdeploy_ext.targets.folder_rules import node_cells
-from mmdeploy_ext.util.commands import tool
-from mmdeploy_ext.util.errors import ModelFileError
-from mmdeploy_ext.util.violations import errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import Mm2OnnxError, one_line
+from mmdeploy_ext.base.violations import Violation
 from mmdeploy_ext.targets.autoware.probes import convention_rules
 from mmdeploy_ext.targets.folder_rules import fits, graph_tensors, shape_text
-from mmdeploy_ext.util.errors import Mm2OnnxError, one_line
-from mmdeploy_ext.util.violations import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def trial_rules(trials: Sequence[tuple[Path, bool]]) -> list[Violation]:
 
 
 def try_file(path: Path, has_boxes: bool) -> list[Violation]:
-    from mmdeploy_ext.graph.io.files import load
+    from mmdeploy_ext.graphs.io.files import load
 
     file, model = path.name, load(path)
     try:
@@ -52,7 +52,7 @@ def _run_on_zeros(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
     from onnx import TensorProto
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    from mmdeploy_ext.graph.run import run
+    from mmdeploy_ext.graphs.run import run
 
     tensors, feeds = graph_tensors(model), {}
     for name, shape in tensors.inputs.items():

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 from mmdeploy_ext.families.common.lift_graphs import LiftNetwork
 from mmdeploy_ext.families.common.traced_inputs import with_examples
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.targets.plugins.bevdet_kernels import POOL
+from mmdeploy_ext.upstream.operators.operator import Operator, Plugin, register
 
 TABLES = dict(
     ranks_depth=('M', 'index into depth (N, D, h, w)'),

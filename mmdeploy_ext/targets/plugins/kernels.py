@@ -9,7 +9,7 @@ reference points of a query.
 
 import numpy as np
 
-from mmdeploy_ext.util.errors import InferenceError
+from mmdeploy_ext.base.errors import InferenceError
 
 ROTATE, ATTENTION = 'RotateTRT', 'MultiScaleDeformableAttnTRT'
 """Names of the plug-ins, version 1, without a name space."""

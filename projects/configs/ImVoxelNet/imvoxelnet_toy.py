@@ -1,5 +1,5 @@
 # mmdet3d's ImVoxelNet in small, for generated pictures as those of KITTI.
-from mmdeploy_ext.config.config import mmdet3d_config
+from mmdeploy_ext.base.config import mmdet3d_config
 from projects.configs import monocular
 
 _base_ = [mmdet3d_config('imvoxelnet/imvoxelnet_4x8_kitti-3d-car.py')]

@@ -1,5 +1,5 @@
 # mmdet3d's MVX-Net in small, for generated pictures and sweeps as those of KITTI.
-from mmdeploy_ext.config.config import mmdet3d_config
+from mmdeploy_ext.base.config import mmdet3d_config
 from projects.configs import monocular
 
 _base_ = [mmdet3d_config('mvxnet/dv_mvx-fpn_second_secfpn_adamw_2x8_80e_kitti-3d-3class.py')]

@@ -1,5 +1,5 @@
 # mmdet3d's FCOS3D in small, for generated pictures of six cameras.
-from mmdeploy_ext.config.config import mmdet3d_config
+from mmdeploy_ext.base.config import mmdet3d_config
 from projects.configs import monocular
 
 _base_ = [mmdet3d_config('fcos3d/fcos3d_r101_caffe_fpn_gn-head_dcn_2x8_1x_nus-mono3d.py')]

@@ -1,5 +1,5 @@
 # mmdet3d's PGD for KITTI in small, for generated pictures as those of KITTI.
-from mmdeploy_ext.config.config import mmdet3d_config
+from mmdeploy_ext.base.config import mmdet3d_config
 from projects.configs import monocular
 
 _base_ = [mmdet3d_config('pgd/pgd_r101_caffe_fpn_gn-head_3x4_4x_kitti-mono3d.py')]

@@ -1,5 +1,5 @@
 # mmdet3d's SMOKE in small, for generated pictures as those of KITTI.
-from mmdeploy_ext.config.config import mmdet3d_config
+from mmdeploy_ext.base.config import mmdet3d_config
 from projects.configs import monocular
 
 _base_ = [mmdet3d_config('smoke/smoke_dla34_pytorch_dlaneck_gn-all_8x4_6x_kitti-mono3d.py')]

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mm2onnx_mmrotate.angles import Version, norm_angle
-from mmdeploy_ext.contract.facts import Facts, Mismatch, NotNegative, Positive, optional
 from mmdeploy_ext.families.heads import Coder, class_scores, constant
+from mmdeploy_ext.spec.facts import Facts, Mismatch, NotNegative, Positive, optional
 
 QUARTER = float(np.pi / 2)
 WH_RATIO_CLIP = 16 / 1000

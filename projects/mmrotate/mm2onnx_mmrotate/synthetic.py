@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from mm2onnx_mmrotate.detections import UNIT_CORNERS, corners_of
-from mmdeploy_ext.synthetic.scene import SUBPIXEL_BITS, colour_pair, coverage, texture
+from mmdeploy_ext.families.synthetic.scene import SUBPIXEL_BITS, colour_pair, coverage, texture
 
 if TYPE_CHECKING:
     import os

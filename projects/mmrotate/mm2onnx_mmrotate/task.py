@@ -18,7 +18,7 @@ import numpy as np
 from mm2onnx_mmrotate import readings
 from mm2onnx_mmrotate.detections import corners_of
 from mmdeploy_ext.families.heads import intersection_areas
-from mmdeploy_ext.tasks import bbox2d
+from mmdeploy_ext.runtime.tasks import bbox2d
 
 if TYPE_CHECKING:
     from mm2onnx_mmrotate.detections import RotatedDetections

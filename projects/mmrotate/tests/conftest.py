@@ -14,8 +14,8 @@ for folder in (REPO / 'tests/support', PROJECT, REPO):
         sys.path.insert(0, str(folder))
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-from mmdeploy_ext import compat  # noqa: E402
-from mmdeploy_ext.util import cli  # noqa: E402
+from mmdeploy_ext.base import cli  # noqa: E402
+from mmdeploy_ext.upstream import compat  # noqa: E402
 
 cli.wait_passively()
 compat.apply()

@@ -11,12 +11,12 @@ import small_models
 import torch
 
 from mm2onnx_mmrotate import task
-from mmdeploy_ext.detector import check_picture_options, resolve_opset
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.exporting import copy
 from mmdeploy_ext.exporting.export import export_stages
-from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.families.detector import check_picture_options, resolve_opset
 from mmdeploy_ext.runtime import detect
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 
 TRACED, OTHER = (160, 192), (192, 256)
 CHEAP = ('retina_le90', 's2anet')

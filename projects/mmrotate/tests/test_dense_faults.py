@@ -16,7 +16,7 @@ from mm2onnx_mmrotate import angles
 from mm2onnx_mmrotate.deltas import Delta
 from mm2onnx_mmrotate.dense import forms, networks
 from mmdeploy_ext.exporting.postprocess import suppression
-from mmdeploy_ext.proving.open_points import untraced_methods
+from mmdeploy_ext.proving.not_shown import untraced_methods
 
 SIZE = dict(height=160, width=192)
 

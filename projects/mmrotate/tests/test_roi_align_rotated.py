@@ -7,7 +7,7 @@ from mmcv.ops import RoIAlignRotated
 
 from mm2onnx_mmrotate.two_stage.roi_align_rotated import pool_rotated
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.ops.operator import operators_as
+from mmdeploy_ext.upstream.operators.operator import operators_as
 from toy_graphs import run_file
 
 STRIDES = (4, 8, 16)

@@ -5,7 +5,7 @@ import pytest
 
 from mm2onnx_mmrotate.deltas import Delta
 from mm2onnx_mmrotate.runtime import sizes_of
-from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.base.errors import ModelFileError
 
 INPUT = np.zeros((2, 3, 64, 96), np.float32)
 

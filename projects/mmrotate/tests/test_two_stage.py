@@ -13,8 +13,8 @@ from mm2onnx_mmrotate.polygons import bounds_of_box, box_of_polygon, box_of_upri
 from mm2onnx_mmrotate.reference import equal_scores_by_index, rotated_boxes_of_classes
 from mm2onnx_mmrotate.two_stage.heads import midpoint_settings
 from mm2onnx_mmrotate.two_stage.runtime import detections
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.util.errors import ConfigError, UsageError
 
 VERSIONS = ('le90', 'le135', 'oc')
 SIZE = (120, 150)

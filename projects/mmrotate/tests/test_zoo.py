@@ -11,7 +11,7 @@ from dev.zoo import app as zoo_app
 from dev.zoo import configs
 from dev.zoo.records import zoo_records
 from mm2onnx_mmrotate import TRAINING_KEYS
-from mmdeploy_ext.util.files import read_json
+from mmdeploy_ext.base.files import read_json
 
 MMROTATE = Path(importlib.util.find_spec('mmrotate').origin).parent
 OF_TRAINING = ('loss', 'target', 'train', 'quality')

@@ -2,7 +2,7 @@
 
 from mmcv import ConfigDict
 
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
 
 CONFIG = 'projects/mmrotate/configs/oriented_rcnn_toy.py'
 KINDS = ('oriented_rcnn', 'faster_rcnn', 'roi_transformer', 'gliding_vertex')

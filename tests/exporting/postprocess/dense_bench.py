@@ -10,13 +10,13 @@ from mmcv import ConfigDict
 from mmdet.models import build_head
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.common.runtime import dense
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.family import DenseFamily
 from mmdeploy_ext.families.dense.graphs import DenseFullForm, raw_names
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 
 STRIDES = (8, 16, 32)
 CLASSES = 5

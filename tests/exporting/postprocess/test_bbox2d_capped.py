@@ -22,16 +22,16 @@ from dense_bench import (
     random_outputs,
 )
 from marking import in_suite
-from mmdeploy_ext.contract.options import IMAGE, Options
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops.nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.common.image_graphs import FULL_NAMES
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.graphs import DenseFullForm
-from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.spec.options import IMAGE, Options
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.upstream.operators.nms import nms_of_sorted
 
 SIZE = (64, 96)
 CAP = 130

@@ -25,12 +25,12 @@ from dense_bench import (
     unpadded,
 )
 from marking import in_suite
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.suppression import nms_config
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.runtime.box_coders import Distance
 from mmdeploy_ext.runtime.dense_facts import DenseFacts, Head
-from mmdeploy_ext.util.errors import ConfigError
 
 SIZE = (96, 128)
 TIED_SIZE = (48, 40)

@@ -19,7 +19,7 @@ from mmdeploy_ext.families.solo import reference, runtime
 from mmdeploy_ext.families.solo.facts import SoloFacts
 from mmdeploy_ext.families.solo.graphs import SoloFullForm
 from mmdeploy_ext.runtime.detections import Instances
-from mmdeploy_ext.tasks.mask import match_detections
+from mmdeploy_ext.runtime.tasks.mask import match_detections
 
 GRIDS, STRIDES, CLASSES, CHANNELS = [10, 8, 6, 4, 3], [8, 8, 16, 32, 32], 4, 12
 QUARTER = (24, 32)

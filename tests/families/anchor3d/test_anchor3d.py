@@ -9,15 +9,16 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_anchor3d
 from marking import in_suite
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.graphs import facts_of
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.common.lidar_parts import parts_of
 from mmdeploy_ext.families.common.pillars import DynamicPillars
 from mmdeploy_ext.families.common.runtime import anchors3d as runtime
-from mmdeploy_ext.preprocess.points import VoxelRule, assigned
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.runtime.preprocess.points import assigned
+from mmdeploy_ext.spec.metadata import read_metadata
+from mmdeploy_ext.spec.preparation import VoxelRule
 from proofs import prove
 from toy_centerpoint import ENGINE, paths_of, sweep, sweeps
 from verdicts import cases_of, matched_of

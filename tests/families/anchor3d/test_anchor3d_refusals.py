@@ -5,11 +5,11 @@ import pytest
 
 import toy_anchor3d
 from dev.zoo.configs import installed_folder
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import DETECTOR, find_family
-from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.runtime.preprocess.points import voxelise
 from proofs import prove_outputs
 from toy_centerpoint import ENGINE, paths_of, sweep
 from verdicts import cases_of, matched_of

@@ -10,15 +10,15 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_mvxnet
 from marking import in_suite
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.mvxnet import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, sort_voxels
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.preprocess.pictures import PreprocessRule
-from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.runtime.infos import read_frames
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.runtime.preprocess.points import assigned
+from mmdeploy_ext.spec.metadata import read_metadata
+from mmdeploy_ext.spec.preparation import PreprocessRule
 from proofs import prove
 from toy_centerpoint import ENGINE, paths_of
 from verdicts import cases_of, matched_of

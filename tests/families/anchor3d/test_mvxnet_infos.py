@@ -8,7 +8,7 @@ import torch
 import toy_nuscenes
 from dev.seeded.weights import write_seeded
 from mmdeploy_ext.cli import export_app, run_app
-from mmdeploy_ext.synthetic.monocular import write_annotations
+from mmdeploy_ext.families.synthetic.monocular import write_annotations
 from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/MVXNet/mvxnet_toy.py')

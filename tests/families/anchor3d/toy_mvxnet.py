@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dev.seeded.weights import seeded_model
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
 from toy_anchor3d import CLASSES, HEAD
 from toy_centerpoint import exported_of, register, replaced_words, sweep

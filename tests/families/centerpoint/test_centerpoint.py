@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import toy_centerpoint
+from mmdeploy_ext.base.errors import DataError, ModelFileError
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.util.errors import DataError, ModelFileError
 
 
 @pytest.fixture(scope='module')

@@ -7,17 +7,17 @@ import onnx
 import pytest
 
 import toy_centerpoint
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.cli.check_app import check_autoware as main
-from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.preprocess import points as inputs
 from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.runtime.preprocess import points as inputs
 from mmdeploy_ext.targets.autoware import boxes, pillars
 from mmdeploy_ext.targets.autoware.centerpoint import GRAPHS, AutowareCenterPoint
 from mmdeploy_ext.targets.autoware.settings import read_settings
-from mmdeploy_ext.util.errors import ConfigError
 from planting import replaced, result
 from proofs import prove, prove_outputs
 from toy_centerpoint import ENGINE, paths_of

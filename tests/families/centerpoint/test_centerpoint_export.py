@@ -7,12 +7,12 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 import toy_centerpoint
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.detector_files import export_files
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
+from mmdeploy_ext.families.detector_files import export_files
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.util.errors import ConfigError
 from proofs import prove, prove_outputs
 from toy_centerpoint import ENGINE, paths_of, sweeps
 from verdicts import cases_of, checks_of, matched_of

@@ -13,11 +13,11 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from image_checks import EXPORTERS, changed, check, exported, matched, run_stages, seeded_toy
 from made_once import made_once
 from marking import in_suite
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.common import detector_parts
 from mmdeploy_ext.families.corner.graphs import CornerFullForm
-from mmdeploy_ext.util.errors import ConfigError
 from toy_corner import KINDS, toy
 from toy_query import images, options_of
 

@@ -11,16 +11,16 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from dev.seeded.weights import fill_seeded
 from marking import in_suite
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.config.config import load_config, mmdet_config
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.detector_files import export_files
+from mmdeploy_ext.base.config import load_config, mmdet_config
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.families.synthetic import coco
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.synthetic import coco
-from mmdeploy_ext.tasks.bbox2d import match_detections
-from mmdeploy_ext.util.errors import ConfigError, UsageError
+from mmdeploy_ext.runtime.tasks.bbox2d import match_detections
+from mmdeploy_ext.spec.metadata import read_metadata
 
 PUBLISHED = mmdet_config('atss/atss_r50_fpn_1x_coco.py')
 SMALL = {

@@ -13,13 +13,13 @@ import dense_heads
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from dense_heads import BORDERS, CONFIGS, HEADS, ONE_IMAGE, by_mmdet, detector, make_head, random_outputs
 from marking import in_suite
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.common.runtime import dense
 from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.graphs import DecodeForm, DenseFullForm, decode_names, raw_names
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 
 SIZE = (128, 192)
 CLIPS = (121.0, 180.0)

@@ -5,10 +5,10 @@ from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import RetinaHead, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proving.open_points import untraced_methods
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.proving.not_shown import untraced_methods
 from refusals import REPOSITORY
 
 RETINA, YOLOX = (f"_base_ = ['{REPOSITORY}/configs/demo/{name}_toy.py']\n" for name in ('retinanet', 'yolox'))

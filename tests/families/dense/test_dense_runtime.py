@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.base.errors import InferenceError
 from mmdeploy_ext.families.common.runtime import dense
-from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.detect import detect
-from mmdeploy_ext.util.errors import InferenceError
+from mmdeploy_ext.spec.preparation import PreprocessRule
+from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
 STRIDES = [8, 16, 32]
 MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]

@@ -10,13 +10,13 @@ import dense_heads
 import own_heads
 from dense_heads import detector, make_head
 from dev.seeded.weights import write_seeded
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.graphs import DenseFullForm
 from mmdeploy_ext.families.dense.reference import DenseReference
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.opening import open_model
-from mmdeploy_ext.util.errors import ModelFileError
 from test_dense_heads import SIZE, eager, images, same
 
 REPO = dense_heads.REPO

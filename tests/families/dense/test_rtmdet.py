@@ -10,7 +10,7 @@ from mmdet.models import builder
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import rtmdet_golden as golden
 from marking import in_suite
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
 from toy_atss import REPO
 
 CONFIGS = {'tiny': 4.896, 's': 8.887, 'm': 24.709, 'l': 52.316, 'x': 94.856}

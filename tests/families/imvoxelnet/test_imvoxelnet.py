@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from marking import in_suite
-from mmdeploy_ext.evaluate import detector as test_loop
+from mmdeploy_ext.base.errors import ConfigError, ShapeError
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.evaluate import detector as test_loop
 from mmdeploy_ext.families.imvoxelnet import reference, samples
-from mmdeploy_ext.preprocess.cam2img import check_projection
-from mmdeploy_ext.preprocess.pictures import prepare_image
-from mmdeploy_ext.util.errors import ConfigError, ShapeError
+from mmdeploy_ext.runtime.preprocess.cam2img import check_projection
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
 from proofs import prove
 from toy_monocular import exported, options, picture, seeded, toy
 

@@ -17,22 +17,22 @@ from mmdet3d.models.detectors import SMOKEMono3D
 
 from image_checks import run_stages
 from marking import in_suite
-from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.base.config import test_pipeline as pipeline_of
+from mmdeploy_ext.base.errors import ConfigError, DataError, ShapeError, UsageError
 from mmdeploy_ext.cli import run_app
-from mmdeploy_ext.config.config import test_pipeline as pipeline_of
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.evaluate import detector as test_loop
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.evaluate import detector as test_loop
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, task
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
-from mmdeploy_ext.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix
-from mmdeploy_ext.preprocess.pictures import prepare_image
-from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.proving.references import references
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.opening import open_model
-from mmdeploy_ext.util.errors import ConfigError, DataError, ShapeError, UsageError
+from mmdeploy_ext.runtime.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
+from mmdeploy_ext.runtime.preprocess.pipeline_rule import steps_of
 from proofs import prove, run_cases
 from toy_monocular import CONFIGS, SIZE, exported, options, picture, seeded, toy
 

@@ -15,9 +15,9 @@ from drawn_weights import drawn
 from marking import in_suite
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.families.common.query_networks import NETWORKS, DinoNetwork
-from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
-from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_names
+from mmdeploy_ext.graphs.run import Runner
+from mmdeploy_ext.upstream.weights.convert.mmdet3_model import to_mmdet2_model
+from mmdeploy_ext.upstream.weights.convert.mmdet3_names import to_mmdet2_names
 
 EXPECTED = json.loads(golden.FILE.read_text())
 

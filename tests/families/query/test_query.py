@@ -10,9 +10,9 @@ from mmdet.models.utils import SinePositionalEncoding
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from image_checks import EXPORTERS, changed, check, exported, of_one_size, run_stages
 from marking import in_suite
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.common.padding import PaddedMap, SinePositions
-from mmdeploy_ext.util.errors import ConfigError
 from toy_query import KINDS, MASKS, REGIONS, family_of, images, options_of, seeded, toy
 
 ALL = (*KINDS, 'two_stage', *MASKS, *REGIONS)

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.families.query.masks import facts_of, max_per_image
 from mmdeploy_ext.runtime.panoptic import Segments, segments_of
-from mmdeploy_ext.tasks.panoptic import match_detections
-from mmdeploy_ext.util.errors import ModelFileError
+from mmdeploy_ext.runtime.tasks.panoptic import match_detections
 
 CLASSES = 6
 

@@ -17,10 +17,10 @@ from mmdet.models import build_detector
 from pycocotools import mask as mask_codec
 
 from dev.seeded.by_name import solo_image, solo_weights
-from mmdeploy_ext.config.config import load_config, mmdet_config
-from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
-from mmdeploy_ext.weights.convert.solo import convert
-from mmdeploy_ext.weights.convert.solo_names import original_name
+from mmdeploy_ext.base.config import load_config, mmdet_config
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint, load_strict
+from mmdeploy_ext.upstream.weights.convert.solo import convert
+from mmdeploy_ext.upstream.weights.convert.solo_names import original_name
 from model_shapes import model_shapes
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'goldens/solo'

@@ -10,12 +10,12 @@ import pytest
 from pycocotools import mask as rle
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.detector_files import export_files
-from mmdeploy_ext.preprocess.pictures import prepare_image, read_image
+from mmdeploy_ext.families import detector as detectors
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.families.synthetic import coco
 from mmdeploy_ext.runtime.detections import Instances
-from mmdeploy_ext.synthetic import coco
-from mmdeploy_ext.tasks.mask import match_detections
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image, read_image
+from mmdeploy_ext.runtime.tasks.mask import match_detections
 from toy_atss import REPO
 
 LEAST = {'one.png': 10, 'two.png': 10, 'void.png': 0}

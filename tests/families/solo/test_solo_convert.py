@@ -8,12 +8,12 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import solo_golden as golden
 from marking import in_suite
-from mmdeploy_ext.config.config import load_config, mmdet_config
-from mmdeploy_ext.util.errors import CheckpointError, ConfigError
-from mmdeploy_ext.weights.checkpoint import load_checkpoint
-from mmdeploy_ext.weights.convert.solo import convert
-from mmdeploy_ext.weights.convert.solo_config import check_config, check_head
-from mmdeploy_ext.weights.convert.solo_names import converted_names, original_name
+from mmdeploy_ext.base.config import load_config, mmdet_config
+from mmdeploy_ext.base.errors import CheckpointError, ConfigError
+from mmdeploy_ext.upstream.weights.checkpoint import load_checkpoint
+from mmdeploy_ext.upstream.weights.convert.solo import convert
+from mmdeploy_ext.upstream.weights.convert.solo_config import check_config, check_head
+from mmdeploy_ext.upstream.weights.convert.solo_names import converted_names, original_name
 from model_shapes import model_shapes
 
 TOY = 'configs/demo/solov2_toy.py'

@@ -8,12 +8,12 @@ import pytest
 
 from image_checks import run_stages
 from marking import in_suite
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.detector_files import export_files, make_metadata
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
+from mmdeploy_ext.families import detector as detectors
+from mmdeploy_ext.families.detector_files import export_files, make_metadata
 from mmdeploy_ext.runtime.detect import results_of
-from mmdeploy_ext.tasks.mask import match_detections
+from mmdeploy_ext.runtime.tasks.mask import match_detections
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, prepared
 
 OPSETS = {'solov2_light_dcn': 19}

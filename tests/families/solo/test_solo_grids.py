@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mmdeploy_ext.base.errors import CheckpointError
 from mmdeploy_ext.families.solo.family import check_grids
-from mmdeploy_ext.util.errors import CheckpointError
-from mmdeploy_ext.weights.checkpoint import Checkpoint
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
 
 GRIDS = SimpleNamespace(num_grids=[40, 36, 24, 16, 12])
 

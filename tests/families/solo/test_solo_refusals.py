@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dev.seeded import by_name as seeded_by_name
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.weights.convert.solo_names import original_name
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.upstream.weights.convert.solo_names import original_name
 from model_shapes import model_shapes
 from refusals import REPOSITORY
 

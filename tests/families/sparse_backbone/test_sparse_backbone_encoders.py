@@ -13,7 +13,7 @@ from torch import nn
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_seeded as seeded
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from scn_goldens import existing, fill_sha256, state_dict_net, voxels
 from scn_nets import sweep

@@ -7,13 +7,13 @@ pytest.importorskip('spconv')
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_seeded as seeded
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import CheckpointError, ConfigError
+from mmdeploy_ext.bench.precision.sparse_calibration import Calibration
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.families.sparse_backbone.family import BEVFUSION as BEVFUSION_ENCODER
 from mmdeploy_ext.families.sparse_backbone.family import CENTERPOINT as CENTERPOINT_ENCODER
 from mmdeploy_ext.families.sparse_backbone.family import SPARSE_ENCODER
-from mmdeploy_ext.quantize.sparse_calibration import Calibration
-from mmdeploy_ext.util.errors import CheckpointError, ConfigError
 
 CONFIGS = 'projects/configs/BEVFusion'
 NAMES = {

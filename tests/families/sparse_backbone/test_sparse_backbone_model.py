@@ -10,7 +10,7 @@ from mmdet3d.models.builder import build_detector
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_seeded as seeded
-from mmdeploy_ext.util.errors import DataError, ShapeError
+from mmdeploy_ext.base.errors import DataError, ShapeError
 
 RANGE, SIZE = [-6.0, -5.0, -2.0, 6.0, 5.0, 2.0], [0.5, 0.5, 0.25]
 

@@ -9,11 +9,11 @@ from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import GARPNHead, RPNHead
 from mmdet.models.roi_heads import StandardRoIHead
 
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.common import proposals
 from mmdeploy_ext.families.two_stage import boxes
 from mmdeploy_ext.families.two_stage.reference import TwoStageReference
-from mmdeploy_ext.util.errors import ConfigError
 from toy_two_stage import options_of, seeded, toy
 
 NEWER = dict(nms=dict(type='nms', iou_threshold=0.6), max_per_img=33)

@@ -9,11 +9,11 @@ from mmdet.models.builder import build_roi_extractor
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from image_checks import EXPORTERS, changed, check, exported, run_stages, seeded_toy
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.export import check_operators
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.common.regions import Pool
 from mmdeploy_ext.families.two_stage.family import BOXES
-from mmdeploy_ext.util.errors import ConfigError, UsageError
 from toy_two_stage import PARTS, SIZE, family_of, image_branch, images, options_of, seeded, toy
 
 KINDS = [kind for kind in PARTS if kind != 'panoptic']

@@ -15,7 +15,7 @@ from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.common.pasting import Paste
 from mmdeploy_ext.families.common.runtime.pasted_masks import paste
-from mmdeploy_ext.verdict.comparison import compare_tensors, count_rows
+from mmdeploy_ext.spec.comparison import compare_tensors, count_rows
 from toy_two_stage import family_of, images, options_of, seeded, toy
 
 EXPORTED = ('mask', 'torchscript')

@@ -10,9 +10,9 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from image_checks import EXPORTERS, check, exported, of_one_size, run_stages
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.postprocess import panoptic
 from mmdeploy_ext.runtime.panoptic import fuse_instances
+from mmdeploy_ext.upstream.operators.operator import operators_as
 from toy_two_stage import family_of, images, options_of, seeded, toy
 
 FAMILY = family_of('panoptic')

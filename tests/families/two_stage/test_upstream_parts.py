@@ -11,10 +11,10 @@ from torch import nn
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from dense_heads import FAMILY, make_head
-from mmdeploy_ext.contract.spec import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.common.upstream_layers import pooled
+from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 
 SEEN, UNSEEN = (1, 64, 96), ((2, 88, 56), (1, 130, 201), (3, 64, 64))
 

@@ -9,8 +9,8 @@ import pytest
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from image_checks import EXPORTERS, changed, check, exported, matched, of_one_size, run_stages, seeded_toy
 from marking import in_suite
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.util.errors import ConfigError
 from toy_query import images, options_of
 from toy_yolact import toy
 

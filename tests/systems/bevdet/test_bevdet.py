@@ -12,10 +12,10 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.models import build_head, build_model
 
 import bevdet_golden as golden
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.models.catalogue import register_named
-from mmdeploy_ext.models.lift_splat import view_transformer
-from mmdeploy_ext.util.taps import collect_taps
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.taps import collect_taps
+from mmdeploy_ext.upstream.models.catalogue import register_named
+from mmdeploy_ext.upstream.models.lift_splat import view_transformer
 
 META = dict(box_type_3d=LiDARInstance3DBoxes)
 

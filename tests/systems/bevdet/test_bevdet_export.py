@@ -20,17 +20,17 @@ import bevdet_golden as golden
 import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.detector import check_options
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.ops.operator import OPERATORS, operators_as
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.common.lift_graphs import view_axes
 from mmdeploy_ext.families.common.runtime.center_boxes import decode
 from mmdeploy_ext.families.common.runtime.lift_splat import border_points, frustum_places, rig_in_key_ego
+from mmdeploy_ext.families.detector import check_options
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.runtime.infos import RigFrame, pose_of
-from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.systems.bevdet.runtime import BevDetOnnx, cell_motion, warp
 from mmdeploy_ext.systems.bevdet.targets.autoware_export import BevDetFiles
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_export import CppFiles, align, prepare
@@ -45,7 +45,7 @@ from mmdeploy_ext.targets.autoware.check import read_manifest
 from mmdeploy_ext.targets.autoware.nodes import BEVDET
 from mmdeploy_ext.targets.plugins import bevdet_kernels as kernels
 from mmdeploy_ext.targets.plugins.bev_intervals import intervals, point_cells
-from mmdeploy_ext.util.errors import ConfigError, UsageError
+from mmdeploy_ext.upstream.operators.operator import OPERATORS, operators_as
 from planting import replaced
 from proofs import drive_row, prove
 

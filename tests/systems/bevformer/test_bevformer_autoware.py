@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mmdeploy_ext.cli.check_app import check_autoware as main
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.runtime.bev_motion import bev_shift
-from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.bevformer.targets.autoware import node_record, relative
 from mmdeploy_ext.systems.bevformer.targets.autoware_export import NodeFrame
 from proofs import prove_samples

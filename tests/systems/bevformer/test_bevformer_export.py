@@ -11,20 +11,20 @@ from torchvision.transforms.functional import rotate
 
 import toy_drive_goldens
 from eager_files import eager_row
-from mmdeploy_ext import detector as detectors
+from mmdeploy_ext.base.errors import DataError
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.common.runtime import bev_frames
-from mmdeploy_ext.graph.io.files import load
-from mmdeploy_ext.models.bev_view.grid import rotate_view
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
+from mmdeploy_ext.graphs.io.files import load
 from mmdeploy_ext.runtime import bev_motion
 from mmdeploy_ext.runtime.bev_motion import can_bus_record, record_of_pose
 from mmdeploy_ext.runtime.frames import Frame, StreamState
-from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.bevformer import runtime
 from mmdeploy_ext.systems.bevformer.family import BevFormerFamily
 from mmdeploy_ext.targets.autoware.check import read_manifest, sizes_of
 from mmdeploy_ext.targets.autoware.nodes import BEVFORMER
 from mmdeploy_ext.targets.folder_rules import expected_shape
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.upstream.models.bev_view.grid import rotate_view
 from proofs import drive_row, prove
 from toy_frames import BEVFORMER as toy
 

@@ -13,19 +13,19 @@ from mmdet3d.models import build_head, build_model
 
 import bevformer_golden as golden
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.models.bev_view.grid import (
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.taps import collect_taps
+from mmdeploy_ext.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since
+from mmdeploy_ext.upstream.models.bev_view.grid import (
     pillar_points,
     project_pillars,
     rotate_view,
     rotated_cells,
 )
-from mmdeploy_ext.models.bev_view.motion import last_view
-from mmdeploy_ext.models.bev_view.steps import LastView, encode_view
-from mmdeploy_ext.models.datasets.bev_dataset import motion_of_car
-from mmdeploy_ext.models.query_boxes import QueryBoxCoder
-from mmdeploy_ext.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since
-from mmdeploy_ext.util.taps import collect_taps
+from mmdeploy_ext.upstream.models.bev_view.motion import last_view
+from mmdeploy_ext.upstream.models.bev_view.steps import LastView, encode_view
+from mmdeploy_ext.upstream.models.datasets.bev_dataset import motion_of_car
+from mmdeploy_ext.upstream.models.query_boxes import QueryBoxCoder
 
 MODELS = 'projects/configs/_base_/models/bevformer_{}.py'
 SHAPE = [(480, 800, 3)] * 6

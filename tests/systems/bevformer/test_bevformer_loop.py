@@ -3,8 +3,8 @@
 import pytest
 
 import toy_nuscenes
+from mmdeploy_ext.base.files import read_json
 from mmdeploy_ext.cli import run_app
-from mmdeploy_ext.util.files import read_json
 from toy_atss import REPO
 
 pytestmark = pytest.mark.matrix

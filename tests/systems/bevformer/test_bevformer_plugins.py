@@ -7,8 +7,8 @@ import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 import bevformer_golden as golden
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.runtime.bev_motion import rotation_ties
-from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins import operators
 from mmdeploy_ext.targets.plugins import kernels
 from proofs import prove

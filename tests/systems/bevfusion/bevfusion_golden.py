@@ -124,7 +124,7 @@ def model():
     from mmdet3d.models import build_model
 
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.config.config import load_config
+    from mmdeploy_ext.base.config import load_config
 
     built = build_model(load_config(str(CONFIG)).model).eval()
     with torch.no_grad():

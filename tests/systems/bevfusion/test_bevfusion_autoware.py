@@ -6,14 +6,14 @@ import onnx
 import pytest
 
 import toy_bevfusion
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.cli.check_app import check_autoware as main
-from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.systems.bevfusion.targets import autoware as bevfusion
 from mmdeploy_ext.targets.autoware.check import check, read_manifest
 from mmdeploy_ext.targets.autoware.nodes import BEVFUSION_LIDAR
-from mmdeploy_ext.util.errors import ConfigError
 from proofs import OF_OTHER_CONTRACTS
 from verdicts import cases_of
 

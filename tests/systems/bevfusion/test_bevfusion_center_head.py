@@ -8,7 +8,7 @@ from mmdet3d.models.builder import build_head
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.systems.bevfusion.facts import Circle, Rotated

@@ -9,13 +9,13 @@ import pytest
 
 import bevfusion_golden
 import toy_bevfusion
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.cli.graph_app import main
-from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.runtime.tasks.bbox3d import match_detections
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion import loop as cuda
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.folder import check
-from mmdeploy_ext.tasks.bbox3d import match_detections
 from proofs import prove
 from verdicts import cases_of
 

@@ -12,18 +12,18 @@ from mmdet3d.datasets import build_dataset
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_nuscenes
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.evaluate.evaluation import build_loader
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.models.datasets.pipelines.fusion import ImageAug3D
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.families.evaluate.evaluation import build_loader
+from mmdeploy_ext.families.synthetic.nuscenes_infos import create_infos
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 from mmdeploy_ext.runtime.infos import read_frames
-from mmdeploy_ext.synthetic.nuscenes_infos import create_infos
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.systems.bevfusion.model.coder import TransFusionBBoxCoder
 from mmdeploy_ext.systems.bevfusion.runtime.frames import FusionRuntime, frame_of_rig
 from mmdeploy_ext.systems.bevfusion.samples import frame, fusion_rule
+from mmdeploy_ext.upstream.models.datasets.pipelines.fusion import ImageAug3D
 from projects.configs.nuscenes_fusion import loading
 from toy_atss import REPO
 

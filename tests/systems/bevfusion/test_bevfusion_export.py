@@ -8,10 +8,10 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
+from mmdeploy_ext.runtime.tasks.bbox3d import match_detections
 from mmdeploy_ext.systems.bevfusion.model.fusion import BEVFusion
 from mmdeploy_ext.systems.bevfusion.model.rig import Rig
 from mmdeploy_ext.systems.bevfusion.runtime.model import OPENS
-from mmdeploy_ext.tasks.bbox3d import match_detections
 from proofs import prove
 from verdicts import cases_of
 

@@ -4,11 +4,11 @@ import pytest
 
 import toy_bevfusion
 import toy_bevfusion_fork
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proving.provenance import settings_check
-from mmdeploy_ext.util.errors import ConfigError
 from proofs import prove
 from verdicts import cases_of, preprocessing_of
 

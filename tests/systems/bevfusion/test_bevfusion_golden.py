@@ -9,9 +9,9 @@ import torch
 import bevfusion_golden as golden
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from marking import in_suite
-from mmdeploy_ext.exporting.ops.cells import LastInCell
 from mmdeploy_ext.systems.bevfusion.model import rig as rigs
 from mmdeploy_ext.systems.bevfusion.model.coder import TransFusionBBoxCoder
+from mmdeploy_ext.upstream.operators.cells import LastInCell
 
 HASH = '93d11bc201658e7dfbccd23f09a877f294601748b70a145574cbdbd964182709'
 FRUSTUM = rigs.frustum((256, 704), (32, 88), (1.0, 60.0, 0.5))

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import bevfusion_golden as golden
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.systems.bevfusion.facts import ViewFacts
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion import geometry
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.pooling import pooled, tables_of
-from mmdeploy_ext.util.errors import DataError
 
 VIEW = ViewFacts(
     image_size=(256, 704),

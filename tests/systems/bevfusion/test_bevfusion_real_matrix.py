@@ -8,10 +8,10 @@ import torch
 
 import bevfusion_golden
 import toy_bevfusion
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.infos import RigFrame
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.systems.bevfusion.runtime.frames import frame_of_rig
 from proofs import prove
 from real_nuscenes import NUSCENES

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import toy_bevfusion
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.cli import export_app
-from mmdeploy_ext.config.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.systems.bevfusion.facts import Circle
 from mmdeploy_ext.systems.bevfusion.runtime.boxes import suppress
-from mmdeploy_ext.util.errors import ConfigError
 
 CONFIGS = {
     'another fuser': (dict(fuser=dict(type='AddFuser')), 'AddFuser'),

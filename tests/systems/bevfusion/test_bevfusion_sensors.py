@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import toy_bevfusion
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.runtime.infos import RigFrame
 from mmdeploy_ext.systems.bevfusion.model.neck import GeneralizedLSSFPN
 from mmdeploy_ext.systems.bevfusion.runtime.model import OPENS
-from mmdeploy_ext.util.errors import ConfigError, DataError, ShapeError
 from proofs import prove
 
 FILES = dict(camera=['rig', 'frame'], lidar=['lidar', 'frame'], centers=['rig', 'frame'])

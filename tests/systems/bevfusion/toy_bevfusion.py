@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.detector_files import export_files
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.detector_files import export_files
 from projects.configs.nuscenes_fusion import test_pipeline
 from toy_atss import REPO
 from toy_centerpoint import register

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import toy_bevfusion
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
 
 PACKAGE = """
 import importlib.metadata
@@ -72,9 +72,9 @@ from unittest import mock
 
 from mmdet3d.models import builder
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
-from mmdeploy_ext.models import catalogue
+from mmdeploy_ext.upstream.models import catalogue
 from mmdeploy_ext.systems.bevfusion.model import fusion
-from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
+from mmdeploy_ext.upstream.models.sparse_backbone.model import LidarBackbone
 
 
 for name in ('BEVFusionSparseEncoder', 'TransFusionHead', 'TransFusionBBoxCoder'):

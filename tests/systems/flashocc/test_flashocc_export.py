@@ -11,15 +11,15 @@ import torch
 import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.bench.kit.contents import KitCase, StoredCase
+from mmdeploy_ext.bench.kit.frames import write_frames
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.common.runtime.lift_splat import LiftOnnx
-from mmdeploy_ext.kit.contents import KitCase, StoredCase
-from mmdeploy_ext.kit.frames import write_frames
-from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.flashocc.targets.export import PooledFiles
 from mmdeploy_ext.targets.plugins import bev_intervals
-from mmdeploy_ext.util.errors import ConfigError
 from planting import replaced
 from proofs import prove
 from replay import Replay, once_a_frame

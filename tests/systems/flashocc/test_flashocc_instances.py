@@ -8,9 +8,9 @@ import pytest
 
 import toy_frames
 from eager_files import eager_row
-from mmdeploy_ext.kit.contents import KitCase, StoredCase
-from mmdeploy_ext.kit.frames import write_frames
-from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.bench.kit.contents import KitCase, StoredCase
+from mmdeploy_ext.bench.kit.frames import write_frames
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.flashocc import instances
 from mmdeploy_ext.systems.flashocc.runtime import FlashOccOnnx
 from planting import replaced

@@ -14,11 +14,11 @@ import toy_drive_goldens
 import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
+from mmdeploy_ext.base.errors import ConfigError, InferenceError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.petr import runtime
 from mmdeploy_ext.systems.petr.family import PETR, PETRV2, SWEEPS, check_sweeps, start_gap_s
-from mmdeploy_ext.util.errors import ConfigError, InferenceError
 from planting import replaced
 from proofs import drive_row, prove
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from mmdeploy_ext.compat import plain_kernels
-from mmdeploy_ext.config.config import replaced_entry
+from mmdeploy_ext.base.config import replaced_entry
+from mmdeploy_ext.upstream.compat import plain_kernels
 
 if TYPE_CHECKING:
     import contextlib

@@ -8,12 +8,12 @@ import pytest
 
 import toy_drive_goldens
 from eager_files import eager_row
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.proving.open_points import untraced_methods
-from mmdeploy_ext.synthetic.drive import SyntheticDrive, synthetic_drive
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.families.synthetic.drive import SyntheticDrive, synthetic_drive
+from mmdeploy_ext.proving.not_shown import untraced_methods
 from mmdeploy_ext.systems.sparse4d import memory as bank
 from mmdeploy_ext.systems.sparse4d.family import Sparse4DFamily
-from mmdeploy_ext.util.errors import ConfigError
 from proofs import drive_row, prove
 from toy_frames import SPARSE4D
 from toy_frames import SPARSE4D_SHORT as toy

@@ -15,11 +15,11 @@ from mmdet3d.models import build_model
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import sparse4d_golden as golden
 from dev.seeded.sparse4d import sparse4d_weights
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.models.sparse_instances import steps
-from mmdeploy_ext.models.sparse_instances.aggregation import Features
-from mmdeploy_ext.models.sparse_instances.steps import CENTRE
-from mmdeploy_ext.util.taps import collect_taps
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.taps import collect_taps
+from mmdeploy_ext.upstream.models.sparse_instances import steps
+from mmdeploy_ext.upstream.models.sparse_instances.aggregation import Features
+from mmdeploy_ext.upstream.models.sparse_instances.steps import CENTRE
 from sparse4d_border_points import nearest_decision
 
 MODEL = 'projects/configs/_base_/models/sparse4dv3_r50.py'

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError, DataError
+from mmdeploy_ext.families.synthetic.drive import SyntheticDrive, synthetic_drive
+from mmdeploy_ext.proving.drive_run import SHORT_DRIVE
 from mmdeploy_ext.proving.frames import output_spec
-from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE
 from mmdeploy_ext.runtime.driving import command_of
-from mmdeploy_ext.synthetic.drive import SyntheticDrive, synthetic_drive
+from mmdeploy_ext.runtime.tasks import driving
+from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.systems.sparsedrive import decoding
 from mmdeploy_ext.systems.sparsedrive.family import SparseDriveFamily
 from mmdeploy_ext.systems.sparsedrive.model.decoder import decoded
 from mmdeploy_ext.systems.sparsedrive.reference import SparseDriveReference, colliding
 from mmdeploy_ext.systems.sparsedrive.runtime import SparseDriveOnnx
-from mmdeploy_ext.tasks import driving
-from mmdeploy_ext.util.errors import ConfigError, DataError
 from planting import replaced
 from proofs import prove, run_pair
 from replay import rows, run_of, with_outputs, with_tensors

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import toy_nuscenes
-from mmdeploy_ext.util.dump import list_samples, load_dump, save_dump
+from mmdeploy_ext.base.dump import list_samples, load_dump, save_dump
 from toy_atss import REPO
 from toy_nuscenes import evaluate, metrics
 
@@ -97,8 +97,8 @@ def test_an_emptied_memory_changes_the_metrics(pth_run, infos, tmp_path):
 
 
 def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():
-    from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
     from mmdeploy_ext.proving.against_dump import far_spec
+    from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
 
     groups = (ColumnGroup('xyz', (0,), 'm', atol=5e-3), ColumnGroup('log size', (1,), atol=1e-3))
     spec = GraphSpec('x', (), (TensorSpec('all_bbox_preds', 'float32', (1, 2), groups=groups),))

@@ -7,10 +7,10 @@ import cv2
 
 import toy_stream_files as files
 import toy_streampetr_deploy as toy
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.cli import command
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.evaluate.loop import DatasetFrames
-from mmdeploy_ext.tasks.bbox3d import match_detections
+from mmdeploy_ext.families.evaluate.loop import DatasetFrames
+from mmdeploy_ext.runtime.tasks.bbox3d import match_detections
 from toy_atss import REPO
 
 

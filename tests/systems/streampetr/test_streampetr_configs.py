@@ -7,12 +7,12 @@ import onnx
 from mmdet3d.models import build_model
 
 import streampetr_golden as seeded
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.detector import read_config, resolve
-from mmdeploy_ext.detector_files import make_metadata
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.kinds import kind_of
+from mmdeploy_ext.families.detector import read_config, resolve
+from mmdeploy_ext.families.detector_files import make_metadata
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDER = REPOSITORY / 'projects/configs/StreamPETR'

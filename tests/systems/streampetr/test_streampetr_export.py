@@ -11,9 +11,9 @@ import toy_drive_goldens
 import toy_frames
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.detector_files import export_files
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.detector_files import export_files
 from mmdeploy_ext.systems.streampetr.memory import to_local
 from mmdeploy_ext.systems.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.systems.streampetr.targets.streampetr_fork.loop import ForkOnnx

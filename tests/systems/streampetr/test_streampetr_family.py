@@ -11,12 +11,12 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
+from mmdeploy_ext.base.dump import load_dump, save_dump
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.taps import collect_taps
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.systems.streampetr.family import StreamPetrFamily
 from mmdeploy_ext.systems.streampetr.spec import sizes
-from mmdeploy_ext.util.dump import load_dump, save_dump
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.taps import collect_taps
 from projects.configs.nuscenes_stream import image_augmentation
 from projects.configs.nuscenes_stream import test_pipeline as stream_pipeline
 

@@ -4,9 +4,9 @@ import pytest
 from torch import nn
 
 import toy_streampetr_deploy as deployed
-from mmdeploy_ext.proving.open_points import untraced_methods
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.proving.not_shown import untraced_methods
 from mmdeploy_ext.systems.streampetr.model import live
-from mmdeploy_ext.util.errors import ConfigError
 
 
 def methods_of(detector):

@@ -13,10 +13,10 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from eager_files import eager_row
 from marking import in_suite
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.detector_files import export_graph
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.families.detector_files import export_graph
 from mmdeploy_ext.systems.streampetr import spec
 from mmdeploy_ext.systems.streampetr.targets.streampetr_fork.export import fork_spec
 

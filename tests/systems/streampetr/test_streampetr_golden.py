@@ -15,10 +15,10 @@ from mmdet3d.models import build_model
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import streampetr_golden as seeded
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.taps import collect_taps
 from mmdeploy_ext.systems.streampetr.model import memory as temporal
 from mmdeploy_ext.systems.streampetr.model.memory import Memory
-from mmdeploy_ext.util.taps import collect_taps
 
 CONFIG = Path('projects/configs/StreamPETR/stream_petr_r50_flash_704_bs2_seq_428q_nui_60e.py')
 PAD_SHAPE = (256, 704, 3)

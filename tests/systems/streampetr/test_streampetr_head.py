@@ -11,11 +11,11 @@ from mmdet3d.models import build_head
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
-from mmdeploy_ext.models.rays import depth_bins, lidar_points, point_encoding, sine_encoding
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.systems.streampetr.model import memory as temporal
 from mmdeploy_ext.systems.streampetr.model.memory import Memory
 from mmdeploy_ext.systems.streampetr.model.steps import nerf_encoding
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.upstream.models.rays import depth_bins, lidar_points, point_encoding, sine_encoding
 
 SIZE = (toy.HEIGHT, toy.WIDTH)
 ROWS = toy.MEMORY_LEN + toy.NUM_PROPAGATED

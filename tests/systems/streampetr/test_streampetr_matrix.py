@@ -9,13 +9,13 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import proofs
 import real_nuscenes
 import streampetr_golden as seeded
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.detector_files import export_files
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.bench.kinds.sequence_samples import proof_samples
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.kinds.sequence_samples import proof_samples
-from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, SHORT_DRIVE
-from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
+from mmdeploy_ext.proving.drive_run import FULL_DRIVE, SHORT_DRIVE
 from verdicts import sequence_of
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]

@@ -5,7 +5,7 @@ import torch
 from mmdet3d.datasets.pipelines import Compose
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.models.datasets.pipelines.augmentation import (
+from mmdeploy_ext.upstream.models.datasets.pipelines.augmentation import (
     ImageTransform,
     ResizeCropFlipRotImage,
 )

@@ -12,11 +12,11 @@ import torch
 
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as toy
+from mmdeploy_ext.base.errors import DataError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.systems.streampetr.memory import to_local
 from mmdeploy_ext.systems.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.systems.streampetr.targets.streampetr_fork.loop import ForkOnnx
-from mmdeploy_ext.util.errors import DataError, InferenceError, ModelFileError, ShapeError
 from toy_streampetr import HEIGHT, WIDTH
 
 BOX = np.array([5e-3] * 3 + [1e-3] * 7)

@@ -6,9 +6,9 @@ import pytest
 
 import toy_stream_files as files
 import video_app
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import command
-from mmdeploy_ext.contract.registry import registration_of
-from mmdeploy_ext.util.errors import UsageError
+from mmdeploy_ext.spec.registry import registration_of
 
 ENGINES = ['torch', 'onnx']
 FRAMES_OF_SCENES = [len(times) for times in files.TIMES_S.values()]

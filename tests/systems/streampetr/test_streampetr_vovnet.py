@@ -7,7 +7,7 @@ import torch
 from mmdet.models import build_backbone
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.models import vovnet
+from mmdeploy_ext.upstream.models import vovnet
 
 MODULES_99 = {2: 1, 3: 3, 4: 9, 5: 3}
 

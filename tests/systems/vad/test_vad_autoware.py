@@ -7,17 +7,17 @@ import pytest
 import yaml
 
 from eager_files import eager_row
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.violations import errors
 from mmdeploy_ext.cli.check_app import check_autoware as main
-from mmdeploy_ext.config.config import load_config
-from mmdeploy_ext.synthetic.drive import synthetic_drive
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.vad.family import VadFamily
 from mmdeploy_ext.systems.vad.targets.autoware_export import VadFiles
 from mmdeploy_ext.targets.autoware.check import read_manifest, sizes_of
 from mmdeploy_ext.targets.autoware.nodes import BEVDET, BEVFORMER, CENTERPOINT, VAD
 from mmdeploy_ext.targets.autoware.words import published
 from mmdeploy_ext.targets.folder_rules import expected_shape
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.violations import errors
 from proofs import prove_samples
 from toy_frames import VAD as shallow
 from toy_frames import VAD_DEEP as toy

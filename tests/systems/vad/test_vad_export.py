@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from marking import in_suite
-from mmdeploy_ext import detector as detectors
-from mmdeploy_ext.config.config import load_config
+from mmdeploy_ext.base.config import load_config
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.common.runtime import bev_frames
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, YAW_RAD, record_of_pose
 from mmdeploy_ext.runtime.frames import StreamState
-from mmdeploy_ext.synthetic.drive import synthetic_drive
 from mmdeploy_ext.systems.vad import reference
 from mmdeploy_ext.systems.vad.family import VadFamily
 from mmdeploy_ext.systems.vad.model.head import LineEncoder
 from mmdeploy_ext.systems.vad.model.steps import bounds_of
 from mmdeploy_ext.systems.vad.runtime import VadOnnx
-from mmdeploy_ext.util.errors import ConfigError
 from proofs import OF_OTHER_CONTRACTS
 from replay import rows, run_of, with_outputs, with_tensors
 from toy_frames import VAD as toy

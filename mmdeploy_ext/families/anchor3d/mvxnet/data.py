@@ -2,7 +2,7 @@
 
 from mmdeploy_ext.families.anchor3d.mvxnet.samples import dumped, frame, generated, moments
 from mmdeploy_ext.families.sequence_data import SequenceData
-from mmdeploy_ext.synthetic.kitti import generated_dataset
+from mmdeploy_ext.families.synthetic.kitti import generated_dataset
 
 
 class MvxNetData(SequenceData):

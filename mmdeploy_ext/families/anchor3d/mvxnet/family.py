@@ -6,7 +6,7 @@ from typing import Any
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
 from mmdet3d.models import builder
 
-from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.family import check_head, check_limits
 from mmdeploy_ext.families.anchor3d.graphs import facts_of
 from mmdeploy_ext.families.anchor3d.mvxnet.data import MvxNetData
@@ -21,10 +21,10 @@ from mmdeploy_ext.families.common import anchor_heads
 from mmdeploy_ext.families.common.lidar_models import UNTRACED, LidarMethods, points_width
 from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.building import names_of_class
-from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import Stepper
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.preparation import FusionRule
+from mmdeploy_ext.upstream.models.building import names_of_class
 
 DETECTOR = 'DynamicMVXFasterRCNN'
 PARTS = dict(

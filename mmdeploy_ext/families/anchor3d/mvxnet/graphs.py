@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.nn.functional import grid_sample
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.anchor3d.graphs import head_outputs
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FAMILY, FEATURES, PICTURE
 from mmdeploy_ext.families.common.anchor_heads import flat_outputs
 from mmdeploy_ext.families.common.lidar_graphs import points_and_head
 from mmdeploy_ext.families.common.lidar_parts import parts_of
 from mmdeploy_ext.families.common.pillars import dynamic_inputs, encode_points, point_width
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
 
 EXAMPLE_HW = 64, 96
 LOWEST = torch.finfo(torch.float32).min

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, check_camera
 from mmdeploy_ext.families.anchor3d.mvxnet.samples import generated, mirrored, one_point_frame
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.common.lidar_parts import Watch
-from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.frames import FusedFrame
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.spec.preparation import FusionRule
 
 
 class MvxNetReference(AnchorReference):

@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import DataError, ShapeError
 from mmdeploy_ext.families.common.runtime.anchors3d import decode
-from mmdeploy_ext.preprocess.pictures import prepare_image
-from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.runtime.exported import check_forms
 from mmdeploy_ext.runtime.frames import FusedFrame, check_matrix
 from mmdeploy_ext.runtime.infos import find_file
 from mmdeploy_ext.runtime.lidar import DYNAMIC_INPUTS, GRAPHS, LidarOnnx
 from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
-from mmdeploy_ext.util.errors import DataError, ShapeError
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
+from mmdeploy_ext.runtime.preprocess.points import assigned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.preprocess.fusion import FusionRule
     from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.infos import RigFrame
+    from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.preparation import FusionRule
 
 FAMILY = 'mvxnet'
 PICTURE, CAMERA = 'img', ('lidar2image', 'img_aug_matrix')

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.config.config import refused_by_name, test_dataset, test_pipeline
+from mmdeploy_ext.base.config import refused_by_name, test_dataset, test_pipeline
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
 from mmdeploy_ext.families.common.samples import check_dumped, check_given, only, picture_files
 from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
-from mmdeploy_ext.preprocess.fusion import FusionRule
-from mmdeploy_ext.preprocess.pictures import prepare_image
-from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.preprocess.point_files import point_rule
+from mmdeploy_ext.families.synthetic.kitti import generated_moments
+from mmdeploy_ext.families.synthetic.moments import plain_moment
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.infos import read_frames
-from mmdeploy_ext.synthetic.kitti import generated_moments
-from mmdeploy_ext.synthetic.moments import plain_moment
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
+from mmdeploy_ext.runtime.preprocess.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.runtime.preprocess.point_files import point_rule
+from mmdeploy_ext.spec.preparation import FusionRule
 
 OF_POINTS = ('LoadPointsFromFile', 'GlobalRotScaleTrans', 'PointsRangeFilter')
 NEUTRAL_OF_POINTS = dict(rot_range=(0, 0), scale_ratio_range=(1, 1), translation_std=(0, 0, 0))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from mmdeploy_ext.contract.facts import Count, Positive
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.common.runtime.query_boxes import QueryBoxFacts
 from mmdeploy_ext.runtime.bev_motion import (
     CAN_BUS,
@@ -23,15 +23,15 @@ from mmdeploy_ext.runtime.bev_motion import (
 from mmdeploy_ext.runtime.frame_checks import check_pose
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.streams import StreamRuntime, frame_of_rig
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.spec.facts import Count, Positive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.infos import RigFrame
+    from mmdeploy_ext.spec.preparation import MultiViewRule
 
 RECORDED = 'wwww', 'wxyz'
 

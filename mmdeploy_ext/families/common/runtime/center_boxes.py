@@ -11,7 +11,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from mmdeploy_ext.contract.facts import (
+from mmdeploy_ext.families.common.runtime.scores import top_rows
+from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
+from mmdeploy_ext.runtime.detections3d import Detections3D, in_lidar_columns, in_range, seen_from_above
+from mmdeploy_ext.runtime.geometry import exact_sigmoid
+from mmdeploy_ext.spec.facts import (
     Bounds,
     Count,
     Facts,
@@ -21,10 +25,6 @@ from mmdeploy_ext.contract.facts import (
     Range,
     optional,
 )
-from mmdeploy_ext.families.common.runtime.scores import top_rows
-from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
-from mmdeploy_ext.runtime.detections3d import Detections3D, in_lidar_columns, in_range, seen_from_above
-from mmdeploy_ext.runtime.geometry import exact_sigmoid
 
 VALUES = dict(reg=2, height=1, dim=3, rot=2, vel=2)
 """Outputs of a task besides `heatmap` -> channels, in column order before decoding."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import ShapeError
 from mmdeploy_ext.runtime.box_coders import peaks_of
 from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES
-from mmdeploy_ext.util.errors import ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.contract.facts import Facts, Positive
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.infos import camera_names, pose_of
 from mmdeploy_ext.runtime.streams import StreamRuntime
-from mmdeploy_ext.util.errors import DataError
+from mmdeploy_ext.spec.facts import Facts, Positive
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.frames import Frame, StreamState
     from mmdeploy_ext.runtime.infos import RigFrame
+    from mmdeploy_ext.spec.preparation import MultiViewRule
 
 BORDER = 2e-4
 """Share of a cell by which float32 may misplace a point. Source: the reference data of upstream."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.runtime.detections import Instances, unpadded
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.spec.metadata import Metadata
 
 RUNNERS = {'full': 'with_postprocess'}
 

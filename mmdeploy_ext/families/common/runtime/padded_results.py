@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.runtime.detections import check_all_seen, check_cap, results_from_padded
-from mmdeploy_ext.util.errors import ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays, Detections, Scored
+    from mmdeploy_ext.spec.metadata import Metadata
 
 RUNNERS = {'full': 'with_postprocess'}
 

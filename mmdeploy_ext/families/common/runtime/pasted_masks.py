@@ -16,8 +16,8 @@ from mmdeploy_ext.families.common.runtime.padded_results import check_caps, chec
 from mmdeploy_ext.runtime.detections import Instances
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.spec.metadata import Metadata
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mmdeploy_ext.contract.facts import Count, Facts, optional
-from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
+from mmdeploy_ext.spec.facts import Count, Facts, optional
+from mmdeploy_ext.spec.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.contract.spec import ColumnGroup
+    from mmdeploy_ext.spec.tensors import ColumnGroup
 
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
 LOWEST_THRESHOLD, LOWERED = 0.01, 0.9

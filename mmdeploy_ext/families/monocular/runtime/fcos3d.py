@@ -22,9 +22,9 @@ from mmdeploy_ext.families.monocular.runtime.results import (
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.families.monocular.facts import PointsFacts
     from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.spec.metadata import Metadata
 
 __all__ = ['detections', 'draw']
 

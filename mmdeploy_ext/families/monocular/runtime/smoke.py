@@ -21,8 +21,8 @@ from mmdeploy_ext.families.monocular.runtime.results import (
 from mmdeploy_ext.runtime.box_coders import peaks_of
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.spec.metadata import Metadata
 
 __all__ = ['detections', 'draw']
 

@@ -16,9 +16,9 @@ from mmdet3d.models import builder
 from torch import Tensor
 from torch.nn import functional
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.lift_splat.detector import OWN, LiftSplatDetector, in_key_ego, own_part
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.base.taps import tap
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.lift_splat.detector import OWN, LiftSplatDetector, in_key_ego, own_part
 
 
 @registered_if_named(DETECTORS, builds=tuple(OWN.values()))

@@ -15,7 +15,7 @@ from mmdet3d.core.post_processing import nms_bev
 from mmdet3d.models.dense_heads.centerpoint_head import CenterHead
 from torch import Tensor
 
-from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 
 def of_task(setting: Any, task: int, default: Any = None) -> Any:

@@ -1,6 +1,6 @@
 """Programs that load BEVDet's files."""
 
-from mmdeploy_ext.contract.registry import register_contract
+from mmdeploy_ext.spec.registry import register_contract
 
 register_contract(
     'bevdet',

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_export import NOTES, SETTINGS, CppFiles
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import BEVDET, BEVDET_CAMERAS
 from mmdeploy_ext.targets.autoware.words import published
-from mmdeploy_ext.util.errors import ConfigError
 
 SCORE_THRESHOLD = 0.2
 """Score that a box has to reach, the node's default; tune it there."""

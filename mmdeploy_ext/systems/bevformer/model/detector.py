@@ -2,8 +2,8 @@
 
 from mmdet.models import DETECTORS
 
-from mmdeploy_ext.models.bev_view.detector import BevDetector
-from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.bev_view.detector import BevDetector
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 
 @registered_if_named(DETECTORS)

@@ -11,10 +11,10 @@ from typing import Any
 from mmdet.models import HEADS
 from torch import Tensor
 
-from mmdeploy_ext.models.bev_view.head import BevHead
-from mmdeploy_ext.models.bev_view.steps import decode_objects
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.query_boxes import decoded_samples
+from mmdeploy_ext.upstream.models.bev_view.head import BevHead
+from mmdeploy_ext.upstream.models.bev_view.steps import decode_objects
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.query_boxes import decoded_samples
 
 
 @registered_if_named(HEADS)

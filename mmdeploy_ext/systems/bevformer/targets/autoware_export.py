@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, TensorSpec
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.bev_graphs import with_sampling
 from mmdeploy_ext.families.common.bev_reference import BevReference
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs
 from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, TensorSpec
 from mmdeploy_ext.systems.bevformer.graphs import spec
 from mmdeploy_ext.systems.bevformer.targets.autoware import AutowareBevFormer
 from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins.export import (
@@ -25,7 +26,6 @@ from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins.export import (
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import BEVFORMER, CAMERAS
 from mmdeploy_ext.targets.autoware.words import published
-from mmdeploy_ext.util.errors import ConfigError
 
 SCORE_THRESHOLD = 0.2
 """Score that a box has to exceed: the node's default."""

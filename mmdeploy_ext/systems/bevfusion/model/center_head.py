@@ -14,11 +14,11 @@ from mmdet3d.models.builder import HEADS
 from mmdet3d.models.dense_heads.centerpoint_head import CenterHead
 from torch import Tensor
 
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number
-from mmdeploy_ext.models.catalogue import registered_if_named
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 from mmdeploy_ext.systems.bevfusion.model.coder import boxes_of_cells
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 KINDS = ('circle', 'rotate')
 """Values of `nms_type`: by the distance of centres, by the overlap of rotated boxes."""

@@ -11,7 +11,7 @@ from mmdet.core.bbox import BaseBBoxCoder
 from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
-from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 
 def boxes_of_cells(

@@ -20,11 +20,11 @@ from mmdet3d.models.builder import (
 )
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
+from mmdeploy_ext.base.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.systems.bevfusion.model.rig import Rig, read_rig
 from mmdeploy_ext.systems.bevfusion.model.view_transform import build_view_transform
-from mmdeploy_ext.util.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.sparse_backbone.model import LidarBackbone
 
 SENSORS = ('camera', 'lidar')
 HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead')

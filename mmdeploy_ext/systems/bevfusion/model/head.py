@@ -14,8 +14,8 @@ from mmdet3d.core import bbox3d2result, circle_nms  # noqa: F401  (registers the
 from mmdet3d.models.builder import HEADS
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))

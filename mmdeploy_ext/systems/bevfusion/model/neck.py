@@ -12,9 +12,9 @@ from mmcv.cnn.resnet import BasicBlock, make_res_layer
 from mmdet.models.builder import BACKBONES, NECKS
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.systems.bevfusion.model.view_transform import conv_block
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 BATCH_NORM, RELU = dict(type='BN2d'), dict(type='ReLU')
 BILINEAR = dict(mode='bilinear', align_corners=True)

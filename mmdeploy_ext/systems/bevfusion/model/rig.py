@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.exporting.ops.cells import LastInCell
-from mmdeploy_ext.models.matrices import inverse
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
+from mmdeploy_ext.upstream.models.matrices import inverse
+from mmdeploy_ext.upstream.operators.cells import LastInCell
 
 NEAREST, FARTHEST = 1e-5, 1e5
 """Limits of depths, metres; a point behind a camera gets the first."""

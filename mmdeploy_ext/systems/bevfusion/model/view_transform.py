@@ -11,10 +11,10 @@ import torch
 from mmcv.utils import Registry, build_from_cfg
 from torch import Tensor, nn
 
-from mmdeploy_ext.exporting.ops.cells import CellTables, LastInCell, sum_by_tables, sum_in_order
+from mmdeploy_ext.base.errors import ConfigError, ShapeError
 from mmdeploy_ext.systems.bevfusion.model import rig as rigs
 from mmdeploy_ext.systems.bevfusion.model.rig import Rig
-from mmdeploy_ext.util.errors import ConfigError, ShapeError
+from mmdeploy_ext.upstream.operators.cells import CellTables, LastInCell, sum_by_tables, sum_in_order
 
 VIEW_TRANSFORMS = Registry('view transform')
 

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.preprocess.cameras import prepare_views
-from mmdeploy_ext.preprocess.fusion import past_of
+from mmdeploy_ext.base.errors import DataError, ShapeError
 from mmdeploy_ext.runtime.calibration import check_calibration
 from mmdeploy_ext.runtime.exported import Runtime
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.infos import find_file, past_sweeps
 from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
-from mmdeploy_ext.util.errors import DataError, ShapeError
+from mmdeploy_ext.runtime.preprocess.cameras import prepare_views
+from mmdeploy_ext.runtime.preprocess.fusion import past_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.preprocess.fusion import FusionRule
     from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import StepResult
     from mmdeploy_ext.runtime.infos import RigFrame
+    from mmdeploy_ext.spec.preparation import FusionRule
 
 FAMILY = 'bevfusion_det'
 NO_POINTS = np.zeros((0, 5), np.float32)

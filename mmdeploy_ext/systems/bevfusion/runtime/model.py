@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.engines import build_backend, build_exact
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_lidar_columns
 from mmdeploy_ext.runtime.exported import check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.runtime.sparse.buckets import BEV
 from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
-from mmdeploy_ext.sparse.buckets import BEV
+from mmdeploy_ext.spec.metadata import Metadata, read_metadata
 from mmdeploy_ext.systems.bevfusion.runtime.boxes import suppress
 from mmdeploy_ext.systems.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
-from mmdeploy_ext.util.errors import ModelFileError
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays

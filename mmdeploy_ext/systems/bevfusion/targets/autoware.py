@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.preprocess.points import pillars
+from mmdeploy_ext.base.errors import EngineError, ModelFileError
 from mmdeploy_ext.runtime.exported import check_finite, files_by_name
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
-from mmdeploy_ext.sparse.engine import gathered
-from mmdeploy_ext.sparse.rulebook import pairs
+from mmdeploy_ext.runtime.preprocess.points import pillars
+from mmdeploy_ext.runtime.sparse.engine import gathered
+from mmdeploy_ext.runtime.sparse.rulebook import pairs
+from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.systems.bevfusion.facts import Coder
 from mmdeploy_ext.systems.bevfusion.runtime.boxes import filter_boxes, suppress
 from mmdeploy_ext.systems.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
 from mmdeploy_ext.targets.autoware.nodes import BEVFUSION_LIDAR
-from mmdeploy_ext.util.errors import EngineError, ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ class AutowareBEVFusion(FusionRuntime):
     ) -> None:
         import onnx
 
-        from mmdeploy_ext.graph.run import Runner
+        from mmdeploy_ext.graphs.run import Runner
 
         super().__init__()
         if engine != ENGINE or tuple(providers) != PROVIDERS:
@@ -102,8 +102,8 @@ def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelPr
     """Return the part of a model up to a tensor, and the part from it on."""
     from onnx import ValueInfoProto
 
-    from mmdeploy_ext.graph.io.index import Index
-    from mmdeploy_ext.graph.part import part
+    from mmdeploy_ext.graphs.io.index import Index
+    from mmdeploy_ext.graphs.part import part
 
     index = Index(model)
     later = index.ancestors(index.outputs, [tensor])
@@ -138,7 +138,7 @@ def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
 
-    from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, PAIRS, PRODUCTS
+    from mmdeploy_ext.exporting.sparse.implicit_gemm import DOMAIN, PAIRS, PRODUCTS
 
     def pairs_of(self: Any, indices: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
         geometry = (attributes[name] for name in ('ksize', 'stride', 'padding', 'dilation'))

@@ -15,21 +15,21 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.exporting.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
+from mmdeploy_ext.exporting.sparse.node_writer import NodeWriter
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.common.sparse_graph import backbone_graph
 from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
-from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
-from mmdeploy_ext.sparse.ir import SparseGraph
-from mmdeploy_ext.sparse.node_writer import NodeWriter
+from mmdeploy_ext.runtime.sparse.ir import SparseGraph
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.systems.bevfusion.reference import BEVFusionReference, predictions_of
 from mmdeploy_ext.systems.bevfusion.targets.autoware import BEV, LIDAR, AutowareBEVFusion
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.export import check_head
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import BEVFUSION_LIDAR
 from mmdeploy_ext.targets.autoware.words import published
-from mmdeploy_ext.util.errors import ConfigError
 
 MAX_SITES = 256_000
 """Most sites of a level in the plug-in's room."""

@@ -9,10 +9,10 @@ from mmdet.models import DETECTORS
 from mmdet3d.models import builder
 from torch import Tensor
 
-from mmdeploy_ext.compat.mmdet3d_operators import nearest_assign_forward
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.lift_splat.detector import OWN, LiftSplatDetector
 from mmdeploy_ext.systems.flashocc.instances import CENTER_MAPS, FIRST_ID, VOXEL_CLASSES
+from mmdeploy_ext.upstream.compat.mmdet3d_operators import nearest_assign_forward
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.lift_splat.detector import OWN, LiftSplatDetector
 
 
 @registered_if_named(DETECTORS, builds=tuple(OWN.values()))

@@ -1,6 +1,6 @@
 """Programs that load FlashOcc's files."""
 
-from mmdeploy_ext.contract.registry import register_contract
+from mmdeploy_ext.spec.registry import register_contract
 
 for name, outputs in (('trt-plugin', 'logits'), ('trt-argmax', 'classes')):
     register_contract(

@@ -5,8 +5,8 @@ Source: megvii-research/PETR f7525f9, `detectors/petr3d.py`.
 
 from mmdet.models import DETECTORS
 
-from mmdeploy_ext.models.camera_detector import CameraDetector
-from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.camera_detector import CameraDetector
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 
 @registered_if_named(DETECTORS, beside=('PETRHead', 'PETRv2Head'))

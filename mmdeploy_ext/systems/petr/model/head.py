@@ -17,8 +17,7 @@ from mmdet.models import HEADS
 from mmdet.models.utils import build_transformer
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
+from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.systems.petr.model.positions import image_to_lidar, token_corners
 from mmdeploy_ext.systems.petr.model.steps import (
     QUERY_FEATS,
@@ -28,7 +27,8 @@ from mmdeploy_ext.systems.petr.model.steps import (
     padding_mask,
     query_positions,
 )
-from mmdeploy_ext.util.errors import ConfigError, DataError
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
 
 CODE_SIZE = 10
 CAMERAS = 6

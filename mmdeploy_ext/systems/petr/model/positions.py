@@ -14,9 +14,9 @@ from mmcv.runner.base_module import BaseModule
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.rays import frustum_points, lidar_points, sine_encoding
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.rays import frustum_points, lidar_points, sine_encoding
 
 EPSILON = 1e-6
 

@@ -11,9 +11,9 @@ import torch
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.rays import depth_bins, point_encoding
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.systems.petr.model.positions import ray_codes
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.upstream.models.rays import depth_bins, point_encoding
 
 QUERY_FEATS = 128
 """Numbers per coordinate in the code of a query."""

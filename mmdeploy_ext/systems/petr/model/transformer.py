@@ -8,9 +8,9 @@ from typing import Any
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER
 from mmdet.models.utils.builder import TRANSFORMER
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.query_decoder import AttentionLayer, DecoderTransformer
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.query_decoder import AttentionLayer, DecoderTransformer
 
 
 @registered_if_named(TRANSFORMER_LAYER)

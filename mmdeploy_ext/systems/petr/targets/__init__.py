@@ -1,6 +1,6 @@
 """Programs that load PETR's files."""
 
-from mmdeploy_ext.contract.registry import register_contract
+from mmdeploy_ext.spec.registry import register_contract
 
 for family, loop in dict(petr='PetrBound', petrv2='petrv2_bound').items():
     register_contract(

@@ -18,10 +18,10 @@ from mmcv.runner.base_module import BaseModule
 from mmcv.utils import build_from_cfg
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.sparse_instances import steps
-from mmdeploy_ext.models.sparse_instances.steps import NUMBERS, Remembered
-from mmdeploy_ext.util.errors import ConfigError, one_line
+from mmdeploy_ext.base.errors import ConfigError, one_line
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.sparse_instances import steps
+from mmdeploy_ext.upstream.models.sparse_instances.steps import NUMBERS, Remembered
 
 NO_ID = -1
 

@@ -11,10 +11,10 @@ from mmcv.utils import build_from_cfg
 from mmdet.models import DETECTORS, build_backbone, build_head, build_neck
 from torch import Tensor
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.sparse_instances.aggregation import Features, flatten_maps
-from mmdeploy_ext.util.errors import ConfigError, DataError
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.base.errors import ConfigError, DataError
+from mmdeploy_ext.base.taps import tap
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.sparse_instances.aggregation import Features, flatten_maps
 
 
 @registered_if_named(DETECTORS)

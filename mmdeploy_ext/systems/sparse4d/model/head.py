@@ -23,10 +23,10 @@ from mmdet.core.bbox.builder import BBOX_CODERS
 from mmdet.models import HEADS
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.sparse_instances.aggregation import Features
-from mmdeploy_ext.models.sparse_instances.steps import CENTRE, LOG_SIZE, VELOCITY, Pictures, run_head
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.sparse_instances.aggregation import Features
+from mmdeploy_ext.upstream.models.sparse_instances.steps import CENTRE, LOG_SIZE, VELOCITY, Pictures, run_head
 
 OPERATIONS = ('temp_gnn', 'gnn', 'norm', 'deformable', 'ffn', 'refine')
 

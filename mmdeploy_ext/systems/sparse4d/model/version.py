@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.base.errors import ConfigError
 
 SETTINGS = {
     'use_deformable_func': (True, False),

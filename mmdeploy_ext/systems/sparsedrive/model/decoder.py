@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.models.sparse_instances.steps import CENTRE, COSINE, LOG_SIZE, SINE, VELOCITY
+from mmdeploy_ext.upstream.models.sparse_instances.steps import CENTRE, COSINE, LOG_SIZE, SINE, VELOCITY
 
 EGO_LENGTH_M, EGO_WIDTH_M = 4.08 * 1.1, 1.73 * 1.1
 HEAD_ON = pi / 2

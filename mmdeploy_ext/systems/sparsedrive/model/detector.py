@@ -13,12 +13,12 @@ from mmdet.datasets import DATASETS
 from mmdet.models import DETECTORS, HEADS, build_backbone, build_head, build_neck
 from torch import Tensor
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.datasets.track_dataset import NuScenes3DDetTrackDataset
-from mmdeploy_ext.models.sparse_instances.aggregation import Features, flatten_maps
-from mmdeploy_ext.models.sparse_instances.steps import Pictures
 from mmdeploy_ext.systems.sparsedrive.model.decoder import decoded
 from mmdeploy_ext.systems.sparsedrive.model.steps import Moment, ego_feature, run_frame
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.datasets.track_dataset import NuScenes3DDetTrackDataset
+from mmdeploy_ext.upstream.models.sparse_instances.aggregation import Features, flatten_maps
+from mmdeploy_ext.upstream.models.sparse_instances.steps import Pictures
 
 
 @registered_if_named(DATASETS)

@@ -23,8 +23,8 @@ from mmdet.core.bbox.builder import BBOX_CODERS
 from mmdet.models import HEADS
 from torch import nn
 
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.sparse_instances.blocks import normalised_layers
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.sparse_instances.blocks import normalised_layers
 
 BESIDE = ('SparseDriveHead',)
 EGO_ANCHOR = (0, 0.5, -1.84 + 1.56 / 2, np.log(4.08), np.log(1.73), np.log(1.56), 1, 0, 0, 0, 0)

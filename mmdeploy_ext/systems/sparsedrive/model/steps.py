@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mmdeploy_ext.exporting.ops.attention import multi_head
-from mmdeploy_ext.models.sparse_instances import steps
-from mmdeploy_ext.models.sparse_instances.blocks import SparseBox3DKeyPointsGenerator
-from mmdeploy_ext.models.sparse_instances.steps import (
+from mmdeploy_ext.upstream.models.sparse_instances import steps
+from mmdeploy_ext.upstream.models.sparse_instances.blocks import SparseBox3DKeyPointsGenerator
+from mmdeploy_ext.upstream.models.sparse_instances.steps import (
     COSINE,
     SINE,
     Pictures,
     Remembered,
 )
+from mmdeploy_ext.upstream.operators.attention import multi_head
 
 Memory = Mapping[str, Tensor]
 """`facts.MEMORY` describes the tensors."""

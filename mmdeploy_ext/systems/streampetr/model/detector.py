@@ -11,10 +11,10 @@ from mmdet.models import DETECTORS
 from mmdet3d.core import bbox3d2result
 from torch import Tensor
 
-from mmdeploy_ext.models.camera_detector import CameraDetector
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.util.errors import ConfigError, DataError
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.base.errors import ConfigError, DataError
+from mmdeploy_ext.base.taps import tap
+from mmdeploy_ext.upstream.models.camera_detector import CameraDetector
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 
 @registered_if_named(DETECTORS)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.systems.streampetr.model.live import steps_of
-from mmdeploy_ext.util.errors import DataError
 
 DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
 """Prefix of a tensor's name -> suffix of the fork's file name."""

@@ -9,7 +9,7 @@ from mmcv.runner import BaseModule
 from mmdet.models import HEADS
 from torch import nn
 
-from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 
 @registered_if_named(HEADS)

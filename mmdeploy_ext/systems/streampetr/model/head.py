@@ -10,13 +10,13 @@ import torch
 from mmdet.models import HEADS
 from torch import Tensor
 
-from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.systems.streampetr.model import memory as temporal
 from mmdeploy_ext.systems.streampetr.model.head_layers import HeadLayers
 from mmdeploy_ext.systems.streampetr.model.memory import Memory
 from mmdeploy_ext.systems.streampetr.model.steps import FrameSteps, tap_memory
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 
 @registered_if_named(HEADS)

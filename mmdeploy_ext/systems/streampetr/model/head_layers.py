@@ -15,9 +15,9 @@ from mmdet.core import build_bbox_coder
 from mmdet.models.utils import NormedLinear, build_transformer
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.rays import depth_bins
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.systems.streampetr.model.steps import CONE_BIN
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.upstream.models.rays import depth_bins
 
 CODE_SIZE = 10
 CONE_SIZE = 8

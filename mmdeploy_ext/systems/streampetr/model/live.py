@@ -14,10 +14,10 @@ from unittest import mock
 
 from torch import Tensor, nn
 
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.systems.streampetr.model.memory import Memory
 from mmdeploy_ext.systems.streampetr.model.steps import FrameSteps, tap_memory
-from mmdeploy_ext.util.errors import ConfigError
-from mmdeploy_ext.util.taps import tap
 
 HEAD_METHODS = (
     'forward', 'reset_memory', 'pre_update_memory', 'post_update_memory', 'position_embeding',

@@ -12,11 +12,11 @@ import torch
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.rays import frustum_points, lidar_points, point_encoding, sine_encoding
+from mmdeploy_ext.base.errors import ShapeError
+from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.systems.streampetr.model import memory as temporal
 from mmdeploy_ext.systems.streampetr.model.memory import Memory
-from mmdeploy_ext.util.errors import ShapeError
-from mmdeploy_ext.util.taps import tap
+from mmdeploy_ext.upstream.models.rays import frustum_points, lidar_points, point_encoding, sine_encoding
 
 Queries = tuple[Tensor, Tensor, Tensor]
 """Content and position (B, n, C), and reference points (B, n, 3) relative to the range of the boxes."""

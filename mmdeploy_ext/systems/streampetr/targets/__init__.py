@@ -1,7 +1,7 @@
 """Programs that load StreamPETR's files."""
 
-from mmdeploy_ext.contract.options import CONTRACT, Option
-from mmdeploy_ext.contract.registry import register_contract
+from mmdeploy_ext.spec.options import CONTRACT, Option
+from mmdeploy_ext.spec.registry import register_contract
 
 NODE_IMAGES = Option(
     'node_images',

@@ -12,10 +12,10 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.traced_inputs import with_examples
 from mmdeploy_ext.families.contracts import PUBLISHED
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.streampetr import spec
 from mmdeploy_ext.systems.streampetr.graphs import ExtractImgFeat, HeadStep, RigEmbedding
 from mmdeploy_ext.systems.streampetr.memory import FIELDS

@@ -6,9 +6,9 @@ from mmdet.datasets import DATASETS
 from mmdet.models import DETECTORS
 from torch import Tensor
 
-from mmdeploy_ext.models.bev_view.detector import BevDetector
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.datasets.bev_dataset import BevNuScenesDataset
+from mmdeploy_ext.upstream.models.bev_view.detector import BevDetector
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.datasets.bev_dataset import BevNuScenesDataset
 
 
 @registered_if_named(DATASETS)

@@ -12,10 +12,10 @@ from mmcv.cnn.bricks.transformer import build_transformer_layer_sequence
 from mmdet.models import HEADS
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.bev_view.head import BevHead
-from mmdeploy_ext.models.catalogue import registered_if_named
-from mmdeploy_ext.models.query_boxes import box_branch, class_branch
 from mmdeploy_ext.systems.vad.model.steps import OUTPUTS, predict
+from mmdeploy_ext.upstream.models.bev_view.head import BevHead
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.query_boxes import box_branch, class_branch
 
 DECODERS = ('motion_decoder', 'motion_map_decoder', 'ego_agent_decoder', 'ego_map_decoder')
 MAP_CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0)

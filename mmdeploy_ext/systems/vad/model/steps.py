@@ -12,10 +12,10 @@ import torch
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
-from mmdeploy_ext.models.bev_view import sampling
-from mmdeploy_ext.models.bev_view.sampling import SeenViews
-from mmdeploy_ext.models.bev_view.steps import Objects, decode_objects
-from mmdeploy_ext.models.transformer_layers import among_themselves, attend_to, run_layer
+from mmdeploy_ext.upstream.models.bev_view import sampling
+from mmdeploy_ext.upstream.models.bev_view.sampling import SeenViews
+from mmdeploy_ext.upstream.models.bev_view.steps import Objects, decode_objects
+from mmdeploy_ext.upstream.models.transformer_layers import among_themselves, attend_to, run_layer
 
 OUTPUTS = (
     'all_cls_scores', 'all_bbox_preds', 'all_traj_preds', 'all_traj_cls_scores', 'map_all_cls_scores',

@@ -10,8 +10,11 @@ from mmcv.cnn.bricks.transformer import build_transformer_layer_sequence
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
-from mmdeploy_ext.models.bev_view.transformer import DetectionTransformerDecoder, PerceptionTransformer
-from mmdeploy_ext.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.bev_view.transformer import (
+    DetectionTransformerDecoder,
+    PerceptionTransformer,
+)
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 
 
 @registered_if_named(TRANSFORMER_LAYER_SEQUENCE)

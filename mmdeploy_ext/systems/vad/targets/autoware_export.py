@@ -13,13 +13,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.bev_graphs import with_sampling
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps, map_shapes
-from mmdeploy_ext.models.bev_view.grid import rotate_view, rotation_in_graph
-from mmdeploy_ext.models.bev_view.steps import LastView, encode_view
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS, YAW_DEG
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.vad.graphs import further_specs, spec
 from mmdeploy_ext.systems.vad.model.steps import OUTPUTS, predict
 from mmdeploy_ext.systems.vad.runtime import OUTPUTS as PORTABLE
@@ -27,7 +26,8 @@ from mmdeploy_ext.systems.vad.targets.autoware import FIRST, NEXT, AutowareVad
 from mmdeploy_ext.targets.autoware.contract import AutowareContract, companion_texts
 from mmdeploy_ext.targets.autoware.nodes import VAD, VAD_LAYERS
 from mmdeploy_ext.targets.autoware.words import published
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.upstream.models.bev_view.grid import rotate_view, rotation_in_graph
+from mmdeploy_ext.upstream.models.bev_view.steps import LastView, encode_view
 
 FEATURES = ColumnGroup(rtol=1e-5, atol=5e-5)
 CONFIDENCE, COLOURS, STEP_S = 0.5, (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.5, 0.5, 0.5), 0.5

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from mm2onnx_mmrotate.angles import Version, norm_angle
 from mm2onnx_mmrotate.deltas import Angles, Delta, angle_of_class
 from mm2onnx_mmrotate.dense.smallest_rectangle import smallest_rectangle
-from mmdeploy_ext.contract.facts import Stride, optional
 from mmdeploy_ext.families.heads import Coder, DenseFacts
+from mmdeploy_ext.spec.facts import Stride, optional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

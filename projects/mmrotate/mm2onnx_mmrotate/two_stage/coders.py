@@ -24,9 +24,9 @@ import numpy as np
 from mm2onnx_mmrotate.angles import Version
 from mm2onnx_mmrotate.deltas import Delta
 from mm2onnx_mmrotate.polygons import box_of_polygon, box_of_upright
-from mmdeploy_ext.contract.facts import Facts
 from mmdeploy_ext.families.heads import Coder, constant
 from mmdeploy_ext.families.heads import Delta as UprightDelta
+from mmdeploy_ext.spec.facts import Facts
 
 Rows = Mapping[str, Any]
 

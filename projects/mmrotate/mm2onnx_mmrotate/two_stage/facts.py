@@ -5,8 +5,8 @@ import dataclasses
 from mm2onnx_mmrotate.angles import Version
 from mm2onnx_mmrotate.deltas import Delta
 from mm2onnx_mmrotate.two_stage.coders import GlidingVertex
-from mmdeploy_ext.contract.facts import Count
 from mmdeploy_ext.families.heads import NmsConfig
+from mmdeploy_ext.spec.facts import Count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

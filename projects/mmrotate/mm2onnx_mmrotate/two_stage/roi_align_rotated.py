@@ -20,8 +20,14 @@ from mmcv.ops import RoIAlignRotated
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from mmdeploy_ext.exporting.ops.operator import LIBRARY_OPERATORS, LibraryOperator, Operator, part, register
 from mmdeploy_ext.families.images import ConfigError
+from mmdeploy_ext.upstream.operators.operator import (
+    LIBRARY_OPERATORS,
+    LibraryOperator,
+    Operator,
+    part,
+    register,
+)
 
 GEOMETRY = (
     'centre_x',
@@ -43,7 +49,7 @@ PLACES = ('begin', 'map_height', 'map_width')
 
 
 def _eager(table: Tensor, geometry: Tensor, places: Tensor, height: int, width: int) -> Tensor:
-    from mmdeploy_ext.compat import rotated_region_loops
+    from mmdeploy_ext.upstream.compat import rotated_region_loops
 
     arrays = (tensor.detach().cpu().contiguous().numpy() for tensor in (table, geometry, places))
     return torch.from_numpy(rotated_region_loops.pooled_regions(*arrays, height, width, False)).to(table)

@@ -14,16 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.config.config import test_cfg_key
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
-from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
+from mmdeploy_ext.base.config import test_cfg_key
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.detector_parts import test_cfg_of
 from mmdeploy_ext.families.common.lift_graphs import view_axes
 from mmdeploy_ext.families.common.traced_inputs import with_examples
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
-from mmdeploy_ext.models.lift_splat.depth_net import VECTOR
 from mmdeploy_ext.runtime.frames import Frame, StepResult
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.bevdet.graphs import VIEWS, BevDetHeads, adjacent_of, as_list, output_specs
 from mmdeploy_ext.systems.bevdet.reference import BevDetReference
 from mmdeploy_ext.systems.bevdet.runtime import VIEW
@@ -38,7 +37,8 @@ from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.cpp_loop import (
 from mmdeploy_ext.targets.folder_rules import node_cells
 from mmdeploy_ext.targets.plugins.bev_pool_export import REPLACED, TABLES, pooled
 from mmdeploy_ext.targets.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.upstream.models.lift_splat.depth_net import VECTOR
+from mmdeploy_ext.upstream.operators.operator import Operator, Plugin, register
 
 SETTINGS = 'bevdet.yaml'
 """File of the program's settings."""

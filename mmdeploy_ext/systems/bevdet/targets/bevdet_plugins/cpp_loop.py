@@ -21,8 +21,8 @@ from mmdeploy_ext.targets.plugins.bevdet_kernels import network_size, packed, sa
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.frames import Frame, StreamState
+    from mmdeploy_ext.spec.preparation import MultiViewRule
 
 FILE, PRESENT = 'bevdet_one_lt_d', 'curr_bevfeat'
 """Name of the file, and of its output that the memory keeps."""

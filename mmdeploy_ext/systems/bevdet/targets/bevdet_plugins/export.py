@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, TensorSpec
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, TensorSpec
 from mmdeploy_ext.systems.bevdet.graphs import BevDetHeads, output_specs
 from mmdeploy_ext.systems.bevdet.runtime import FORM
 from mmdeploy_ext.systems.bevdet.targets.bevdet_plugins.loop import PoolOnnx
 from mmdeploy_ext.targets.plugins.bev_pool_export import REPLACED, PooledNetwork, pooled_graph
-from mmdeploy_ext.util.errors import ConfigError
 
 
 class PooledFrame(PooledNetwork, BevDetHeads):

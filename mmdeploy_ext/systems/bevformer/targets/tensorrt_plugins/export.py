@@ -13,20 +13,20 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.bev_graphs import BevFrame
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs
 from mmdeploy_ext.families.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.contracts import Contract
-from mmdeploy_ext.models.bev_view import sampling
-from mmdeploy_ext.models.bev_view.grid import rotate_view, rotation_in_graph
-from mmdeploy_ext.models.bev_view.steps import LastView
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, YAW_RAD
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.bevformer.graphs import spec
 from mmdeploy_ext.systems.bevformer.runtime import FORM
 from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins import operators
 from mmdeploy_ext.systems.bevformer.targets.tensorrt_plugins.loop import DEPLOYED_NAMES, PluginOnnx
+from mmdeploy_ext.upstream.models.bev_view import sampling
+from mmdeploy_ext.upstream.models.bev_view.grid import rotate_view, rotation_in_graph
+from mmdeploy_ext.upstream.models.bev_view.steps import LastView
 
 
 class DeployedFrame(BevFrame):

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.exporting.ops.attention import attend
-from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
-from mmdeploy_ext.models.bev_view.grid import rotate_view, rotation_in_graph
-from mmdeploy_ext.models.bev_view.sampling import SeenViews
 from mmdeploy_ext.targets.plugins import kernels
+from mmdeploy_ext.upstream.models.bev_view.grid import rotate_view, rotation_in_graph
+from mmdeploy_ext.upstream.models.bev_view.sampling import SeenViews
+from mmdeploy_ext.upstream.operators.attention import attend
+from mmdeploy_ext.upstream.operators.operator import Operator, Plugin, register
 
 
 def _rotate(image: Tensor, angle: Tensor, center: Tensor, interpolation: int) -> Tensor:

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.exporting.sparse import libspconv
+from mmdeploy_ext.exporting.sparse.fold import fold
+from mmdeploy_ext.exporting.sparse.layer_sources import layer_sources
+from mmdeploy_ext.exporting.sparse.order import reorder
 from mmdeploy_ext.families.common.lidar_parts import OfModel, Watch
 from mmdeploy_ext.families.common.sparse_graph import backbone_graph, model_spec, traced_encoder
 from mmdeploy_ext.families.contracts import Contract
-from mmdeploy_ext.sparse import libspconv
-from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.layer_sources import layer_sources
-from mmdeploy_ext.sparse.order import reorder
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.bevfusion.graphs import transform_of
 from mmdeploy_ext.systems.bevfusion.model.fusion import SENSORS
 from mmdeploy_ext.systems.bevfusion.model.rig import Rig
@@ -38,7 +39,6 @@ from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.loop import (
     UNROUNDED,
     CudaBEVFusion,
 )
-from mmdeploy_ext.util.errors import ConfigError
 
 CAMERAS = 6
 HEAD = dict(

@@ -14,6 +14,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.base.errors import ModelFileError
+from mmdeploy_ext.base.violations import WARNING, Violation
 from mmdeploy_ext.targets.folder_rules import (
     expected_shape,
     fits,
@@ -22,8 +24,6 @@ from mmdeploy_ext.targets.folder_rules import (
     shape_text,
     weight_rules,
 )
-from mmdeploy_ext.util.errors import ModelFileError
-from mmdeploy_ext.util.violations import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,8 +71,8 @@ PATTERNS = tuple(f'{name}.onnx' for name in BOUND)
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return the violations in a folder, and its known files' paths."""
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.sparse import libspconv_contract
+    from mmdeploy_ext.exporting.sparse import libspconv_contract
+    from mmdeploy_ext.graphs.io import files
 
     if not Path(folder).is_dir():
         raise ModelFileError(f'{folder}: no such folder; expected one with {", ".join(BOUND)} as .onnx')
@@ -110,7 +110,7 @@ def _file_rules(
     inputs: dict[str, str],
     outputs: dict[str, str],
 ) -> Iterator[Violation]:
-    from mmdeploy_ext.graph.io.files import is_sparse
+    from mmdeploy_ext.graphs.io.files import is_sparse
 
     if is_sparse(model):
         yield Violation(file, '', 'other-dialect', 'has sparse convolutions; expected ordinary ONNX')
@@ -139,8 +139,8 @@ def _file_rules(
 
 
 def _node_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    from mmdeploy_ext.graph.io.files import DEFAULT_DOMAINS
-    from mmdeploy_ext.graph.io.index import all_nodes, node_attributes
+    from mmdeploy_ext.graphs.io.files import DEFAULT_DOMAINS
+    from mmdeploy_ext.graphs.io.index import all_nodes, node_attributes
 
     for node in all_nodes(model):
         if node.domain in DEFAULT_DOMAINS:

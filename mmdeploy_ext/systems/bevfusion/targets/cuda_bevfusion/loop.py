@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.preprocess.points import voxelise
+from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 from mmdeploy_ext.runtime.exported import check_finite, check_forms, files_by_name
 from mmdeploy_ext.runtime.frames import StepResult
-from mmdeploy_ext.sparse import engine as sparse_engine
+from mmdeploy_ext.runtime.preprocess.points import voxelise
+from mmdeploy_ext.runtime.sparse import engine as sparse_engine
+from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.systems.bevfusion.facts import Coder
 from mmdeploy_ext.systems.bevfusion.runtime.boxes import filter_boxes, suppress
 from mmdeploy_ext.systems.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion import geometry
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.pooling import pooled, tables_of
-from mmdeploy_ext.util.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.frames import FusedFrame
-    from mmdeploy_ext.sparse.ir import SparseGraph
+    from mmdeploy_ext.runtime.sparse.ir import SparseGraph
     from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.pooling import Tables
 
 DENSE = ('camera.backbone', 'camera.vtransform', 'fuser', 'head.bbox')
@@ -61,7 +61,7 @@ class CudaBEVFusion(FusionRuntime):
     def __init__(
         self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', to_compare: bool = False, **options: Any
     ) -> None:
-        from mmdeploy_ext.sparse.libspconv import read
+        from mmdeploy_ext.exporting.sparse.libspconv import read
 
         super().__init__()
         files = files_by_name(paths, GRAPHS)

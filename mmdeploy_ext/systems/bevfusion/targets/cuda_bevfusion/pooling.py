@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.base.arrays import load_arrays
+from mmdeploy_ext.base.errors import DataError, ModelFileError
+from mmdeploy_ext.base.files import atomic_path
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 from mmdeploy_ext.runtime.exported import model_files
+from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.systems.bevfusion.runtime.frames import FAMILY
 from mmdeploy_ext.systems.bevfusion.targets.cuda_bevfusion.geometry import cells
-from mmdeploy_ext.util.arrays import load_arrays
-from mmdeploy_ext.util.errors import DataError, ModelFileError
-from mmdeploy_ext.util.files import atomic_path
 
 if TYPE_CHECKING:
     import os

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.petr.graphs import (
     FEATURES,
     Head,

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.camera_graphs import camera_graphs, feature_maps
 from mmdeploy_ext.families.common.camera_reference import array
 from mmdeploy_ext.families.common.instance_graphs import map_sizes
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.contracts import Contract
-from mmdeploy_ext.models.sparse_instances.steps import Pictures, Remembered, feature_rows, run_head
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.sparse4d.graphs import predictions, temporal_inputs
 from mmdeploy_ext.systems.sparse4d.reference import Sparse4DReference
 from mmdeploy_ext.systems.sparse4d.targets.sparseend2end.loop import CONSTANTS, FILES, SparseEnd2EndOnnx
+from mmdeploy_ext.upstream.models.sparse_instances.steps import Pictures, Remembered, feature_rows, run_head
 
 ROWS = ColumnGroup(rtol=1e-5, atol=5e-5)
 """Tolerance of float32. Source: "Suggested tolerances" of Sparse4D's reference data, 2.5 times its bar for

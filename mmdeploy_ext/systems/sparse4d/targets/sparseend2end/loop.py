@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import ModelFileError
+from mmdeploy_ext.base.typed_json import parse_json
 from mmdeploy_ext.systems.sparse4d.runtime import Sparse4DOnnx
-from mmdeploy_ext.util.errors import ModelFileError
-from mmdeploy_ext.util.typed_json import parse_json
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.exported import Paths

@@ -9,10 +9,10 @@ layers in the outputs (all, or 1: the last one), Q queries, K classes.
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.families.common.traced_inputs import with_examples
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.systems.streampetr.graphs import HeadStep, register_frustum
 from mmdeploy_ext.systems.streampetr.model.live import steps_of
 from mmdeploy_ext.systems.streampetr.model.memory import Memory

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.base.errors import EngineError
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.geometry import exact_sigmoid, invert_pose
 from mmdeploy_ext.systems.streampetr.memory import FIELDS, to_global
 from mmdeploy_ext.systems.streampetr.runtime import StreamPetrOnnx, motion_since
-from mmdeploy_ext.util.errors import EngineError
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.frames import Frame, StreamState
+    from mmdeploy_ext.spec.tensors import GraphSpec
 
 (FORK,) = FILES = ('fork',)
 """Name of the graph."""

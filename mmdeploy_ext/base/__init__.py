@@ -1,0 +1,1 @@
+"""What all rooms use: errors, files, the words of commands; configs and the modules of users."""

@@ -1,0 +1,1 @@
+"""Tools for finished files: precision, speed, kits, lint, kinds of samples."""

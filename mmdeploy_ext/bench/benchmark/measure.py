@@ -1,0 +1,228 @@
+"""Interleaved timing: contenders, rounds, and the statistics of their times."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.bench.benchmark.machine import QUIET_SHARE, OtherLoad
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES, build_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+COMPILED_FORM = 'compiled'
+FUSED = 'torch fused'
+"""Contender with BatchNorms folded into the convolutions."""
+MIN_ROUNDS = 3
+"""Rounds that no time limit cuts off."""
+SETTLE_S = 0.02
+"""Pause between two runs: threads of the last engine spin for some milliseconds and would slow the next."""
+WARMUP_ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Times of one run of one contender.
+
+    Attributes:
+        total_s: from the prepared sample to the detections, or the map of a sparse backbone.
+        network_s: the graphs or networks alone; None if unknown.
+        detections: in the whole sample; number of voxels of a sparse backbone.
+        parts_s: part ('backbone', or 'cpu' for the CPU time of the process) -> seconds.
+        fed_bytes: bytes of inputs besides images; None if unknown.
+    """
+
+    total_s: float
+    network_s: float | None
+    detections: int
+    parts_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    fed_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A model on an engine, from a prepared sample to detections, or from voxels to a map.
+
+    Attributes:
+        name: unique name for tables; eager PyTorch is `registry.BASELINE`.
+        engine: name in `registry.ENGINES`.
+        form: form or contract of the file; '' for PyTorch, `COMPILED_FORM` for `torch.compile`.
+        run: runs the model on a sample and returns the times.
+        file: exported file or folder, or ''.
+        threads: threads of a sparse backbone; 0: the benchmark's number.
+    """
+
+    name: str
+    engine: str
+    form: str
+    run: Callable[[Any], Run]
+    file: str = ''
+    threads: int = 0
+
+
+def timed(call: Callable[[Any], object]) -> Callable[[Any], Run]:
+    """A `Contender.run` that times `call`, also the CPU time of the process."""
+
+    def run(sample: Any) -> Run:
+        start, start_cpu = time.perf_counter(), time.process_time()
+        call(sample)
+        return Run(time.perf_counter() - start, None, 0, parts_s={'cpu': time.process_time() - start_cpu})
+
+    return run
+
+
+def interleave(
+    contenders: Sequence[Contender],
+    samples: Sequence[Any],
+    rounds: int,
+    warmup: int = 0,
+    before_each: Callable[[], object] = lambda: None,
+    on_round: Callable[[int, Mapping[str, list[Run]]], None] = lambda index, runs: None,
+    seconds: float = 0,
+) -> dict[str, list[Run]]:
+    """Run every contender once per round; return name -> one run per counted round.
+
+    Args:
+        contenders: at least one, with unique names.
+        samples: round i takes sample i modulo their number, warm-up first.
+        rounds: number of counted rounds.
+        warmup: number of rounds before them.
+        before_each: called before every run; processes that measure in step wait for each other there.
+        on_round: called after every counted round with its index and the runs so far.
+        seconds: after `MIN_ROUNDS`, no round begins so long after the first one; 0 runs all rounds.
+    """
+    runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
+    if len(runs) != len(contenders) or not runs:
+        names = [contender.name for contender in contenders]
+        raise UsageError(f'contenders {names}: expected unique names, at least one')
+    start = time.perf_counter()
+    for index in range(-warmup, rounds):
+        if index == 0:
+            start = time.perf_counter()
+        if seconds and index >= MIN_ROUNDS and time.perf_counter() - start > seconds:
+            break
+        first = index % len(contenders)  # so that every contender is first, second ... equally often
+        for contender in (*contenders[first:], *contenders[:first]):
+            before_each()
+            time.sleep(SETTLE_S)
+            run = contender.run(samples[(index + warmup) % len(samples)])
+            if index >= 0:
+                runs[contender.name].append(run)
+        if index >= 0:
+            on_round(index, runs)
+    return runs
+
+
+def time_files(
+    float_file: str,
+    int8_file: str,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    rounds: int,
+    threads: int = 0,
+    engine: str = 'onnxruntime',
+) -> dict[str, Any]:
+    """Run a float ONNX file and the INT8 file made of it in turns; only graphs are timed.
+
+    `batches` are feeds by input name, images (B, C, H, W) first; `threads` 0 leaves the number to the engine,
+    one of `registry.QUANTISED`.
+
+    Returns:
+        `ratio`, INT8 time over float time per round; `cpu_ratio`, of the CPU time, which other processes
+        hardly change on one thread; `float_ms`, `int8_ms`, all by `spread`; and the settings.
+    """
+    info = ENGINES[engine]
+    with contextlib.ExitStack() as stack:
+        contenders = []
+        for name, path in (('float', float_file), ('int8', int8_file)):
+            backend = stack.enter_context(build_backend(info.backend, path, threads=threads, **info.shared))
+            run = timed(backend.infer)
+            contenders.append(Contender(name, backend.engine, backend.metadata.form, run, backend.path))
+        with OtherLoad() as load:
+            runs = interleave(contenders, batches, rounds, WARMUP_ROUNDS)
+    pairs = list(zip(runs['int8'], runs['float'], strict=True))
+    height, width = next(iter(batches[0].values())).shape[-2:]
+    return dict(
+        ratio=ratio(runs['int8'], runs['float']),
+        cpu_ratio=spread((int8.parts_s['cpu'] / base.parts_s['cpu'] for int8, base in pairs), 4),
+        float_ms=milliseconds(run.total_s for run in runs['float']),
+        int8_ms=milliseconds(run.total_s for run in runs['int8']),
+        rounds=rounds,
+        engine=engine,
+        threads=threads,
+        height=height,
+        width=width,
+        other_load=load.share,
+        quiet_share=QUIET_SHARE,
+    )
+
+
+def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
+    """Median, quartiles, median absolute deviation, minimum and maximum of at least one value."""
+    array = np.asarray(list(values), np.float64)
+    q1, median, q3 = np.percentile(array, [25, 50, 75])
+    figures = dict(
+        median=median, q1=q1, q3=q3, mad=np.median(np.abs(array - median)), min=array.min(), max=array.max()
+    )
+    return {name: round(float(value), digits) for name, value in figures.items()}
+
+
+def ratio(runs: Iterable[Run], base_runs: Iterable[Run]) -> dict[str, float]:
+    """`spread` of the times of `runs` over times of `base_runs`, round by round."""
+    return spread((run.total_s / base.total_s for run, base in zip(runs, base_runs, strict=True)), 4)
+
+
+def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
+    """`spread` in milliseconds, or None if one time is None."""
+    values = list(seconds)
+    return None if None in values else spread(value * 1e3 for value in values)
+
+
+def summarise(
+    contenders: Sequence[Contender],
+    runs: Mapping[str, Sequence[Run]],
+    batch: int,
+    processes: int = 1,
+    work: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """A dict per contender: times in ms, ratio to PyTorch round by round, images per second.
+
+    `work`: file -> 1e9 products of a run, see `work.py`.
+    """
+    rows = []
+    for contender in contenders:
+        its_runs = runs[contender.name]
+        total_ms = milliseconds(run.total_s for run in its_runs)
+        postprocess_s = (None if run.network_s is None else run.total_s - run.network_s for run in its_runs)
+        network_ms = milliseconds(run.network_s for run in its_runs)
+        gmac = (work or {}).get(contender.file)
+        row = dict(
+            name=contender.name,
+            engine=contender.engine,
+            form=contender.form,
+            file=contender.file,
+            runs=len(its_runs),
+            total_ms=total_ms,
+            network_ms=network_ms,
+            postprocess_ms=milliseconds(postprocess_s),
+            gmac=gmac,
+            gmac_per_s=round(gmac * 1e3 / network_ms['median'], 2) if gmac and network_ms else None,
+            images_per_s=round(batch * processes * 1e3 / total_ms['median'], 3),
+            detections_per_image=round(statistics.mean(run.detections for run in its_runs) / batch, 2),
+            ratio_to_torch=ratio(its_runs, runs[BASELINE]) if BASELINE in runs else None,
+            samples_ms=[round(run.total_s * 1e3, 3) for run in its_runs],
+            parts_ms={
+                part: round(statistics.median(run.parts_s[part] for run in its_runs) * 1e3, 3)
+                for part in its_runs[0].parts_s
+            },
+            fed_bytes=its_runs[0].fed_bytes,
+            threads=contender.threads,
+        )
+        rows.append(row)
+    return rows

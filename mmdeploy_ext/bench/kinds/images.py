@@ -1,0 +1,172 @@
+"""Models of single images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext.bench.kinds.base import Kind
+from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from mmdeploy_ext.bench.benchmark.base import Benchmark
+    from mmdeploy_ext.bench.kinds.base import Channels
+    from mmdeploy_ext.bench.kinds.tested import TestedModel
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.difference.locate import GraphSide
+    from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
+    from mmdeploy_ext.spec.options import Options
+    from mmdeploy_ext.spec.results import MetricRow
+    from mmdeploy_ext.spec.verdict import Verdict
+
+
+NIGHT = 20
+"""Factor by which a quarter of the test path's image is darkened: seeded layers get their means and
+spreads from it and must not saturate in dark images.
+"""
+
+
+class Images(Kind):
+    name = 'images'
+    unit = 'samples'
+    traces = True
+    refuses: ClassVar = {
+        'verify': {'frames': 'is for streaming models only'},
+        'kit': {'frames': 'is for models of frames and sweeps only'},
+    }
+    public_samples = (str(DEFAULT_PICTURE),)
+
+    def samples(
+        self,
+        detector: Detector,
+        paths: Sequence[str] = (),
+        frames: int | None = None,
+        option: str = '--images',
+        *,
+        traced: str | Path = '',
+    ) -> Samples:
+        from mmdeploy_ext.proving.inputs.samples import PictureSamples
+
+        return PictureSamples(detector, paths, traced)
+
+    def build(self, detector: Detector, mean: Channels = None, std: Channels = None) -> None:
+        from mmdeploy_ext.families.detector import build
+
+        build(detector, mean, std)
+
+    def check(self, detector: Detector, options: Options) -> Options:
+        from mmdeploy_ext.families.detector import check_picture_options
+
+        return check_picture_options(options, detector.unbuilt_cfg, detector.family, detector.model)
+
+    def test(self, detector: Detector) -> Iterator[Any]:
+        from mmdeploy_ext.proving.inputs.inputs import ProofInput
+        from mmdeploy_ext.proving.inputs.samples import read_picture
+        from mmdeploy_ext.proving.references import InputReference
+        from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
+
+        picture = read_picture(DEFAULT_PICTURE, detector.rule)
+        height, width = picture.shape[:2]
+        picture[height // 2 :, width // 2 :] //= NIGHT
+        images, sources = (prepare_image(detector.rule, picture),), (('sample', picture),)
+        sample = ProofInput('sample', images, sources, rescale=True)
+        yield InputReference(detector, sample).run()
+
+    def prove(
+        self,
+        detector: Detector,
+        paths: Sequence[str],
+        samples: Collection[Any],
+        engine: Mapping[str, Any],
+        claims: Claims,
+    ) -> Verdict:
+        from mmdeploy_ext.proving.pictures import prove_pictures
+
+        return prove_pictures(detector, paths, list(samples), engine, claims, **claims.settings)
+
+    def ask(self, detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
+        from mmdeploy_ext.proving.pictures import ask_pictures
+
+        ask_pictures(detector, paths[0], list(chosen.samples), chosen.files)
+
+    def kit_contents(
+        self, detector: Detector, path: str, samples: Collection[Any], folder: Path
+    ) -> dict[str, Any]:
+        from mmdeploy_ext.bench.kit.pictures import write_pictures
+
+        return write_pictures(detector, path, samples, folder) | dict(task=detector.family.task)
+
+    def benchmark(
+        self, family: Family, voxels: Sequence[int] | None, files: Sequence[str]
+    ) -> type[Benchmark]:
+        from mmdeploy_ext.bench.benchmark.images import ImageBenchmark
+
+        return ImageBenchmark
+
+    def tested(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> TestedModel:
+        from mmdeploy_ext.bench.kinds.tested import ImageModel
+
+        return ImageModel(cfg, family, args, work_dir)
+
+    def check_engine(self, engine: Mapping[str, Any]) -> None:
+        """All engines run image models."""
+
+    def check_provable(self, family: Family) -> None:
+        from mmdeploy_ext.runtime.detect import runtime_of
+
+        super().check_provable(family)
+        runtime_of(family.name)
+
+    def export(
+        self, detector: Detector, options: Options, output: str, samples: Samples
+    ) -> tuple[list[str], float]:
+        from mmdeploy_ext.bench.lint.dynamic_sizes import check_dynamic_parts
+        from mmdeploy_ext.families.detector import prepare_fixed
+        from mmdeploy_ext.families.detector_files import export_files
+        from mmdeploy_ext.families.images import picture_of
+
+        (_, traced), *_ = samples.pictures
+        images = [prepare_fixed(detector.rule, traced, options.height, options.width)]
+        if options.dynamic and options.exporter == 'torchscript':
+            picture = picture_of(detector.family, detector.model, options)
+            check_dynamic_parts(detector.model, picture.multiple, picture.smallest)
+        return export_files(detector, options, output, images)
+
+    def metrics(
+        self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
+    ) -> list[MetricRow]:
+        from mmdeploy_ext.engines import build_backend
+        from mmdeploy_ext.families.evaluate.detector import BackendDetector, TorchDetector
+        from mmdeploy_ext.proving.metrics import compare_metrics
+
+        with build_backend(path=paths[0], **engine) as backend:
+            candidate = BackendDetector(backend, detector.family, backend.metadata)
+            reference = TorchDetector(detector.family.reference(detector.model), candidate)
+            precision = backend.computes_in or backend.metadata.precision
+            return compare_metrics(detector.cfg, reference, candidate, names, precision)
+
+    def observed_options(self, family: Family, form: str, size: tuple[int, int], dynamic: bool) -> Options:
+        # opset 0 is the default: no stage depends on it; trials use --opset-version
+        return family.choose(form=form, opset=0, height=size[0], width=size[1], dynamic=dynamic)
+
+    def observed(
+        self, detector: Detector, options: Options, picture: str | Path
+    ) -> Sequence[Mapping[str, np.ndarray]]:
+        from mmdeploy_ext.proving.inputs.observed import observed_inputs
+        from mmdeploy_ext.proving.inputs.samples import read_images
+
+        ((_, image),) = read_images([picture], 1, detector.rule)
+        return observed_inputs(detector, options, image)
+
+    def side_of_difference(self, detector: Detector, paths: Sequence[str]) -> GraphSide:
+        from mmdeploy_ext.proving.difference.locate import PictureSide
+        from mmdeploy_ext.proving.inputs.samples import read_images
+
+        return PictureSide(read_images(paths, rule=detector.rule))

@@ -1,0 +1,100 @@
+"""Writes kits: a model, inputs and PyTorch's results in a folder, for an engine elsewhere."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.base.files import write_json
+from mmdeploy_ext.base.folders import check_new_folder
+from mmdeploy_ext.base.source_code import versions
+from mmdeploy_ext.bench.kit.contents import FORMAT, KIT_HASH, MANIFEST, hashes_of, kit_hash, write_lines
+from mmdeploy_ext.bench.kit.engine_files import write_engine_files
+from mmdeploy_ext.bench.kit.judge import judge
+from mmdeploy_ext.bench.kit.readme import write_readme
+from mmdeploy_ext.bench.kit.runners import run_onnxruntime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.bench.kit.local_run import Run
+    from mmdeploy_ext.families.detector import Detector
+
+
+def write_detector_kit(
+    detector: Detector,
+    path: str,
+    write: Callable[[Path], dict[str, Any]],
+    out: str | Path,
+    pictures: Sequence[dict[str, str]],
+    opens: Callable[[Path], Run] = run_onnxruntime.open_file,
+) -> dict[str, Any]:
+    """Write the kit of an exported detector; return its manifest.
+
+    Args:
+        detector: PyTorch model.
+        path: ONNX file, or folder of an export.
+        write: writes files and cases into a folder; returns the entries of the manifest that depend on the
+            kind of samples, with `task`.
+        out: folder, see `write_kit`.
+        pictures: `name` and `licence` of each picture, or one entry for all frames, sweeps or voxels.
+        opens: see `write_kit`.
+    """
+
+    def write_contents(folder: Path) -> dict[str, Any]:
+        return write(folder) | dict(
+            title=f'{detector.family.name}, {Path(path).name}',
+            origin=f'Its config is `{detector.config}`, its weights have the SHA-256 '
+            f'`{detector.checkpoint_sha256}`.',
+            config=detector.config,
+            checkpoint_sha256=detector.checkpoint_sha256,
+            pictures=list(pictures),
+        )
+
+    return write_kit(out, path, write_contents, opens)
+
+
+def write_kit(
+    out: str | Path,
+    path: str,
+    write_contents: Callable[[Path], dict[str, Any]],
+    opens: Callable[[Path], Run] = run_onnxruntime.open_file,
+) -> dict[str, Any]:
+    """Write a kit; return its manifest.
+
+    Args:
+        out: new or empty folder, which appears whole or not at all.
+        path: file or folder, for messages.
+        write_contents: writes files and cases into a folder; returns the manifest's entries, see
+            `bench/kit/contents.py`.
+        opens: file -> function that runs it here, from inputs to outputs by name.
+    """
+    out = Path(out)
+    check_new_folder(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix='.kit') as workspace:
+        folder, outputs = Path(workspace, 'kit'), Path(workspace, 'outputs')
+        folder.mkdir()
+        manifest = dict(
+            write_contents(folder), format=FORMAT, made_with=versions(), python=platform.python_version()
+        )
+        write_engine_files(folder, manifest)
+        write_lines(folder, manifest)
+        write_readme(folder, manifest)
+        manifest['files'] = hashes_of(folder)
+        manifest['kit_sha256'] = kit_hash(manifest)
+        write_json(folder / MANIFEST, manifest)
+        (folder / KIT_HASH).write_text(manifest['kit_sha256'] + '\n', encoding='utf-8')
+        run_onnxruntime.main(str(outputs), kit=folder, opens=opens)
+        verdict = judge(folder, outputs, told='the CPU of this machine')
+        if not verdict.passed:
+            failures = '; '.join(verdict.failures[:3])
+            raise UsageError(f"{path}: does not return PyTorch's results on this machine: {failures}")
+        if out.exists():
+            out.rmdir()
+        shutil.move(str(folder), str(out))
+    return manifest

@@ -1,0 +1,1 @@
+"""The search for the precision of a file, by results."""

@@ -1,0 +1,219 @@
+"""Errors of int8 and fp16 in a sparse graph, layer by layer, simulated on a CPU.
+
+Per sweep: fp32; fp16; int8; and int8 with each layer fed by fp32. docs/engines.md gives the limits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.base.errors import DataError
+from mmdeploy_ext.bench.precision.difference import Difference, severity
+from mmdeploy_ext.bench.precision.simulation import Simulation
+from mmdeploy_ext.exporting.int8 import tracked
+from mmdeploy_ext.exporting.int8.calibrators import LEVELS
+from mmdeploy_ext.exporting.sparse.ranges import quantised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from mmdeploy_ext.bench.precision.simulation import Prepared
+    from mmdeploy_ext.bench.precision.sparse_calibration import Sweep
+    from mmdeploy_ext.exporting.sparse.ranges import Ranges
+    from mmdeploy_ext.runtime.sparse.ir import SparseGraph
+
+TARGET = 0.999
+"""Target cosine of the output; NVIDIA reports 0.9988 to 0.99999."""
+MAX_FP16_LAYERS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The errors of one layer.
+
+    Attributes:
+        int8: in the int8 network, with errors of all layers before.
+        local: in int8, fed by fp32.
+        fp16: in the fp16 network.
+        clipped: share of input values over half a step beyond the range.
+        output: the network's output with only this layer in int8, or None.
+    """
+
+    name: str
+    module: str
+    int8: Difference
+    local: Difference
+    fp16: Difference
+    clipped: float
+    output: Difference | None = None
+
+    @property
+    def sensitivity(self) -> float:
+        """Output error with only this layer in int8, or else the layer's; NaN counts as infinite."""
+        return severity(self.local.error if self.output is None else self.output.error)
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(
+            name=self.name,
+            module=self.module,
+            clipped=self.clipped,
+            int8=self.int8.to_json(),
+            own=self.local.to_json(),
+            fp16=self.fp16.to_json(),
+            output=None if self.output is None else self.output.to_json(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """The errors of a network in int8 and fp16.
+
+    Attributes:
+        rows: convolutions and additions, in order.
+        int8, fp16: of the network's output.
+        fp16_layers: to keep in fp16, with the first sweep's cosine after each.
+        sweeps: number of sweeps with voxels.
+        target: cosine of the advice.
+        calibrator: method of the ranges.
+    """
+
+    rows: tuple[Row, ...]
+    int8: Difference
+    fp16: Difference
+    fp16_layers: tuple[tuple[str, float], ...]
+    sweeps: int
+    target: float
+    calibrator: str
+
+    def worst(self) -> list[Row]:
+        """Rows, most sensitive first."""
+        return sorted(self.rows, key=lambda row: row.sensitivity, reverse=True)
+
+    def advice(self) -> tuple[str, ...]:
+        """Layers to keep in fp16, at most `MAX_FP16_LAYERS`; () if int8 reaches the target."""
+        return tuple(name for name, _ in self.fp16_layers)
+
+    def advice_text(self) -> str:
+        start = f'int8 gives the output a cosine of {self.int8.cosine:.5f} (fp16: {self.fp16.cosine:.7f})'
+        if not self.fp16_layers:
+            if self.int8.cosine >= self.target:
+                return f'{start}; no layer needs to stay fp16'
+            if any(row.output is not None for row in self.rows):
+                return (
+                    f'{start}; the first sweep, which the advice uses, already reaches the target; '
+                    'pass another sweep first'
+                )
+            return f'{start}; advice was not requested, or no layer is in int8'
+        steps = ', '.join(f'{name} ({cosine:.5f})' for name, cosine in self.fp16_layers)
+        reached = self.fp16_layers[-1][1] >= self.target
+        end = '' if reached else f'; the target of {self.target:g} is not reached'
+        return f'{start}. Keep in fp16, cosine after each: {steps}{end}'
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; `keep_fp16` is `fp16_layers`, `layers` the rows."""
+        return {
+            'calibrator': self.calibrator,
+            'sweeps': self.sweeps,
+            'target': self.target,
+            'int8': self.int8.to_json(),
+            'fp16': self.fp16.to_json(),
+            'keep_fp16': [{'name': name, 'cosine': cosine} for name, cosine in self.fp16_layers],
+            'layers': [row.to_json() for row in self.rows],
+        }
+
+
+def fidelity(
+    graph: SparseGraph,
+    ranges: Ranges,
+    sweeps: Iterable[Sweep],
+    *,
+    target: float = TARGET,
+    advise: bool = True,
+) -> Fidelity:
+    """Compare int8 and fp16 with fp32, layer by layer.
+
+    Args:
+        graph: folded; nodes with precision 'fp16' stay fp16.
+        ranges: of this graph.
+        sweeps: features (N, C) and coordinates (N, 4) of voxels, see `engine.run`; empty ones are skipped.
+        target: cosine of the advice.
+        advise: choose layers to keep in fp16; about 30 more runs of the first sweep.
+    """
+    ranges.check(graph)
+    nodes, simulation = quantised(graph), Simulation(graph, ranges)
+    all_names = set(simulation.names)
+    int8_names = all_names - {node.name for node in nodes if node.precision == 'fp16'}
+    fp16, int8, local = ({node.output: Difference() for node in graph.nodes} for _ in range(3))
+    clipped, sizes = dict.fromkeys(simulation.names, 0), dict.fromkeys(simulation.names, 0)
+    first, count = None, 0
+    for features, coordinates in tracked(sweeps, 'comparing'):
+        if not len(features):
+            continue
+        count += 1
+        sweep = simulation.prepare(features, coordinates)
+        reference = simulation.tensors(sweep)
+        first = first or (sweep, reference[graph.output])
+        for differences, int8_nodes, fed in (
+            (fp16, (), None),
+            (int8, int8_names, None),
+            (local, all_names, reference),
+        ):
+            tensors = simulation.tensors(sweep, int8_nodes, fed)
+            for name, difference in differences.items():
+                difference.add(reference[name], tensors[name])
+        for node in nodes:
+            # half a step above the range values round beyond the last code
+            limit = ranges.input_amax(node.name) * (1 + 0.5 / LEVELS)
+            for name in node.inputs:
+                clipped[node.name] += int((np.abs(reference[name]) > limit).sum())
+                sizes[node.name] += reference[name].size
+    if first is None:
+        raise DataError(
+            'fidelity: no sweep has a voxel in the range of the model; pass a folder or infos with such '
+            'sweeps'
+        )
+    single_layer, fp16_layers = {}, ()
+    if advise:
+        sweep, reference = first
+        single_layer = {name: Difference() for name in simulation.names if name in int8_names}
+        for name in tracked(single_layer, 'each layer alone'):
+            single_layer[name].add(reference, simulation.output(sweep, {name}, 'fp32'))
+        fp16_layers = _choose_fp16_layers(simulation, *first, single_layer, target)
+    rows = tuple(
+        Row(
+            node.name,
+            node.module,
+            int8[node.output],
+            local[node.output],
+            fp16[node.output],
+            clipped[node.name] / max(sizes[node.name], 1),
+            single_layer.get(node.name),
+        )
+        for node in nodes
+    )
+    outputs = int8[graph.output], fp16[graph.output]
+    return Fidelity(rows, *outputs, fp16_layers, count, target, ranges.calibrator)
+
+
+def _choose_fp16_layers(
+    simulation: Simulation,
+    sweep: Prepared,
+    reference: np.ndarray,
+    single_layer: Mapping[str, Difference],
+    target: float,
+) -> tuple[tuple[str, float], ...]:
+    fp16_layers: list[tuple[str, float]] = []
+    int8_layers = set(single_layer)
+    most_sensitive = sorted(single_layer, key=lambda name: severity(single_layer[name].error), reverse=True)
+    for name in (None, *most_sensitive[:MAX_FP16_LAYERS]):
+        int8_layers.discard(name)
+        difference = Difference()
+        difference.add(reference, simulation.output(sweep, int8_layers, 'fp16'))
+        if name is not None:
+            fp16_layers.append((name, difference.cosine))
+        if difference.cosine >= target:
+            break
+    return tuple(fp16_layers)

@@ -1,0 +1,257 @@
+"""The search for a precision plan: modules that stay in a higher precision by results, and why."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import time
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.errors import ModelFileError, escape
+from mmdeploy_ext.bench.precision.damage import Damage, Measured, counted, units_of
+from mmdeploy_ext.bench.precision.search import MOST_TRIALS_INT8, Search
+from mmdeploy_ext.bench.precision.views import table
+from mmdeploy_ext.exporting.int8.dense_layers import is_quantised
+from mmdeploy_ext.exporting.precision_plan import Plan, Row, written
+from mmdeploy_ext.graphs.passes.fp16 import LOWER, of_opset, required_fp32
+from mmdeploy_ext.graphs.passes.select import match_patterns, matching_nodes
+from mmdeploy_ext.spec.tensors import written_precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    from rich.table import Table
+
+    from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
+    from mmdeploy_ext.exporting.precision_plan import Kept, Models
+
+SAMPLES = 2
+"""Number of samples to measure."""
+CHEAP = 0.01
+"""Share of the multiplications tried in float32 first: geometry and decoding often suffice."""
+
+
+def check_single(models: Models) -> None:
+    """Raise ModelFileError for a graph already below float32."""
+    for path, model in models.items():
+        precision = 'int8' if is_quantised(model) else written_precision(model)
+        if precision != 'fp32':
+            raise ModelFileError(
+                f'{path}: is already in {precision}; a plan needs a float32 file: pass the original, or '
+                'export again with --precision fp32'
+            )
+
+
+class Planner:
+    """Plans the precision of the float32 graphs of one export.
+
+    Attributes:
+        models: path -> graph.
+        run: path -> graph to the results it keeps.
+        count: like `run`, on other samples, for the result; None: the search's.
+        feeds: path -> inputs of its runs.
+        keep: patterns of nodes that stay float32.
+        quantiser: calibrated, of the graph at `quantised`, with the possible INT8 layers.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        run: Callable[[Models], Kept],
+        feeds: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+        keep: Sequence[str] = (),
+        quantiser: DenseQuantiser | None = None,
+        quantised: str = '',
+        layers: Sequence[str] = (),
+        count: Callable[[Models], Kept] | None = None,
+    ) -> None:
+        self.count = count
+        self.models, self.run, self.feeds, self.keep = models, run, feeds, tuple(keep)
+        self.quantiser, self.quantised, self.layers = quantiser, quantised, tuple(layers)
+        self._counted: dict[str, dict[str, tuple[int, int]]] = {}
+        self._measured: dict[str, Measured] = {}
+        self.units: dict[str, dict[str, None]] = {}
+        for model in models.values():
+            for unit, pattern in units_of(model).values():
+                self.units.setdefault(unit, {})[pattern] = None
+        matching_nodes([node for model in models.values() for node in model.graph.node], self.keep)
+
+    def written(self, lower: str, patterns: Sequence[str], layers: Sequence[str] = ()) -> Models:
+        """See `planned.written`."""
+        return written(self.models, lower, patterns, layers, self.quantiser, self.quantised)
+
+    def plan(self, precisions: Sequence[str], least: float, before: Kept) -> Plan:
+        """Find the plan for 'int8', 'fp16' or 'bf16', lowest first; `before`: kept in float32."""
+        begin = time.process_time()
+        lower = next((name for name in precisions if name in LOWER), 'fp32')
+        self.models = {path: of_opset(model, lower) for path, model in self.models.items()}
+        rows, trials, patterns, kept = [], 0, [*self.keep], before
+        lowest, damages = before, {}
+        if lower != 'fp32':
+            search = Search(lambda units: self.run(self.written(lower, self._patterns(units))), least)
+            cheap = self._cheap(lower)
+            is_enough = not search.holds(()) and search.holds(cheap)
+            units, start = (cheap, search.kept(cheap)) if is_enough else (list(self.units), before)
+            damages, needed = self._searched(search, units, start, lambda: self._damages(lower))
+            for path, measured in self._measured.items():
+                measured.see_values(needed, self.feeds[path][:SAMPLES])
+            patterns, kept, lowest = self._patterns(needed), search.kept(needed), search.kept(())
+            trials += len(search.trials)
+            rows += [self._row(unit, 'fp32', damages, lower, search, needed) for unit in needed]
+        layers: list[str] = []
+        if 'int8' in precisions:
+            search = Search(
+                lambda units: self.run(self.written(lower, patterns, self._int8(units))),
+                least,
+                MOST_TRIALS_INT8,
+            )
+            damages, needed = self._searched(search, self.layers, kept, self._damages_of_layers)
+            layers, kept, lowest = self._int8(needed), search.kept(needed), search.kept(())
+            trials += len(search.trials)
+            rows += [self._row(unit, lower, damages, 'int8', search, needed) for unit in needed]
+        required = collections.Counter(
+            reason
+            for model in self.models.values()
+            if lower != 'fp32'
+            for reason in required_fp32(model, lower).values()
+        )
+        products, of_unit = self._products(lower, patterns, layers)
+        counted = self.count(self.written(lower, patterns, layers)) if self.count else kept
+        rows = [dataclasses.replace(row, products=of_unit.get(row.unit, 0.0)) for row in rows]
+        return Plan(
+            tuple(precisions), least, counted, kept, before, lowest, rows, patterns, layers, dict(required),
+            products, trials, time.process_time() - begin,
+        )  # fmt: skip
+
+    def _int8(self, without: Sequence[str]) -> list[str]:
+        return [layer for layer in self.layers if layer not in without]
+
+    def _patterns(self, units: Sequence[str]) -> list[str]:
+        return [
+            *self.keep,
+            *(pattern for unit in self.units if unit in units for pattern in self.units[unit]),
+        ]
+
+    def _cheap(self, lower: str) -> list[str]:
+        """Units with the fewest multiplications, `CHEAP` of all together."""
+        _, of_unit = self._products(lower, (), ())
+        units = sorted(self.units, key=lambda unit: of_unit.get(unit, 0.0))
+        ends = itertools.accumulate(of_unit.get(unit, 0.0) for unit in units)
+        return [unit for unit, end in zip(units, ends, strict=True) if end <= CHEAP]
+
+    def _searched(
+        self, search: Search, units: Sequence[str], before: Kept, measure: Callable[[], dict[str, Damage]]
+    ) -> tuple[dict[str, Damage], list[str]]:
+        if search.holds(()):
+            return {}, []
+        damages = measure()
+        worst = sorted((unit for unit in units if unit in damages), key=lambda unit: -damages[unit].weight)
+        sizes = {unit: damages[unit].products or damages[unit].weight for unit in worst}
+        needed = search.higher(sizes, before)
+        return damages, [unit for unit in units if unit in needed]
+
+    def _counts(self, path: str) -> dict[str, tuple[int, int]]:
+        if path not in self._counted:
+            self._counted[path] = counted(self.models[path], self.feeds[path][0])
+        return self._counted[path]
+
+    def _damages(self, precision: str) -> dict[str, Damage]:
+        damages: dict[str, Damage] = {}
+        for path, model in self.models.items():
+            measured, terms = Measured(model, precision, required_fp32(model, precision)), self._counts(path)
+            for feeds in self.feeds[path][:SAMPLES]:
+                measured.add(feeds)
+            for name, (unit, _) in units_of(model).items():
+                damage = measured.units.get(unit, Damage())
+                damage.terms = max(damage.terms, terms.get(name, (0, 0))[0])
+            damages |= measured.units
+            self._measured[path] = measured
+        return damages
+
+    def _damages_of_layers(self) -> dict[str, Damage]:
+        feeds, graph = self.feeds[self.quantised], self.quantiser.graph
+        terms = self._counts(self.quantised)
+        products = {layer.name: sum(terms[output][1] for output in layer.outputs) for layer in graph.layers}
+        total = sum(products.values())
+        return {
+            name: Damage(own=error, products=products[name] / total)
+            for name, error in self.quantiser.errors(feeds[:SAMPLES]).items()
+        }
+
+    def _row(
+        self,
+        unit: str,
+        precision: str,
+        damages: Mapping[str, Damage],
+        lower: str,
+        search: Search,
+        needed: Sequence[str],
+    ) -> Row:
+        reasons = damages[unit].reasons(lower)
+        without = (
+            kept for units, kept in search.trials.items() if unit not in units and units >= {*needed} - {unit}
+        )
+        if lost := min(without, key=lambda kept: kept.share, default=None):
+            reasons.append(f'without it {lost.text}')
+        return Row(unit, precision, tuple(reasons), 0.0)
+
+    def _products(
+        self, lower: str, patterns: Sequence[str], layers: Sequence[str]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Share of the multiplications by precision, and by unit."""
+        shares: dict[str, float] = collections.defaultdict(float)
+        of_unit: dict[str, float] = collections.defaultdict(float)
+        layer_of = {
+            (self.quantised, output): name
+            for name in self.layers
+            for output in self.quantiser.graph.layer(name).outputs
+        }
+        for path, model in self.models.items():
+            nodes, units = model.graph.node, units_of(model)
+            higher = {place for places in match_patterns(nodes, patterns).values() for place in places}
+            higher = {nodes[place].output[0] for place in higher}
+            if lower != 'fp32':
+                higher |= required_fp32(model, lower).keys()
+            for name, (_, products) in self._counts(path).items():
+                layer = layer_of.get((path, name), '')
+                precision = 'int8' if layer in layers else 'fp32' if name in higher else lower
+                shares[precision] += products
+                of_unit[layer or units[name][0]] += products
+        total = max(sum(shares.values()), 1)
+        return (
+            {name: share / total for name, share in shares.items() if share},
+            {unit: share / total for unit, share in of_unit.items()},
+        )
+
+
+def show_plan(plan: Plan) -> None:
+    """Print units in a higher precision with reasons, and the results kept."""
+    console = cli.stdout()
+    if plan.rows:
+        console.print(plan_table(plan))
+    cli.say(console, plan_text(plan))
+
+
+def plan_table(plan: Plan) -> Table:
+    view = table('module', 'in', 'products', 'why', text_columns=2)
+    view.columns[-1].justify, view.columns[-1].overflow = 'left', 'fold'
+    for row in plan.rows:
+        view.add_row(escape(row.unit), row.precision, f'{row.products:.1%}', '; '.join(row.reasons))
+    return view
+
+
+def plan_text(plan: Plan) -> str:
+    """Results of a plan in one line."""
+    shares = ', '.join(f'{share:.1%} in {name}' for name, share in plan.products.items())
+    required = ', '.join(f'{count} ({reason})' for reason, count in plan.required.items())
+    source = 'on the data set of the search' if plan.kept.metric else 'outside of the search'
+    fewer = f' (asked: {plan.least:g}; search on more samples)' if plan.kept.share < plan.least else ''
+    return (
+        f'kept {source}: {plan.kept.text}{fewer}; in the search: {plan.searched.text}, with all nodes in '
+        f'{plan.precisions[0]}: {plan.lowest.text}; simulated on a CPU; multiplications: {shares}; '
+        f'{plan.trials} runs, {plan.cpu_s:.0f} s of CPU'
+        + (f'; nodes that every plan keeps in fp32: {required}' if required else '')
+    )

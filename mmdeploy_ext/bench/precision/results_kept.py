@@ -1,0 +1,256 @@
+"""The share of PyTorch's results kept by changed files, by half precision's bars, on a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import itertools
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.base.errors import DataError, UsageError
+from mmdeploy_ext.engines.base import attempt, record_runs
+from mmdeploy_ext.exporting.int8 import digest
+from mmdeploy_ext.exporting.precision_plan import Kept
+from mmdeploy_ext.exporting.substitution import without_limits
+from mmdeploy_ext.families.contracts import contract_of
+from mmdeploy_ext.graphs.io import files as graph_files
+from mmdeploy_ext.graphs.passes.precision import with_fp16_metadata
+from mmdeploy_ext.proving.drive import NearOrigin, with_moment
+from mmdeploy_ext.proving.frames import limits, open_runner, read_files
+from mmdeploy_ext.proving.pictures import (
+    input_of,
+    match_with_ties,
+    open_backend,
+    picture_inputs,
+    read_picture_file,
+    results_of_file,
+)
+from mmdeploy_ext.proving.references import InputReference
+from mmdeploy_ext.runtime.detect import make_feeds, prepare
+from mmdeploy_ext.runtime.detections import with_labels
+from mmdeploy_ext.runtime.tasks import match, match_bars, task_module
+from mmdeploy_ext.spec.bars import HALF
+from mmdeploy_ext.spec.ties import Ties
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    import numpy as np
+    import onnx
+
+    from mmdeploy_ext.engines import Backend
+    from mmdeploy_ext.families.contracts import Contract
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.proving.proof import ExportedFile
+    from mmdeploy_ext.spec.results import DetectionRow, MetricRow
+
+    Rows = Callable[[Sequence[str], contextlib.ExitStack], Iterator[Sequence[DetectionRow]]]
+    """Files -> rows of each sample, compared with PyTorch."""
+
+
+def on_files(
+    paths: Sequence[str], models: Mapping[str, onnx.ModelProto], judge: Callable[[Sequence[str]], Any]
+) -> Any:
+    """Replace files of one export by `models` (path -> graph); judge them."""
+    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+        if len(paths) > 1:
+            for path in Path(paths[0]).parent.iterdir():
+                if path.is_file() and str(path) not in models:
+                    shutil.copy(path, folder)
+        for path, model in models.items():
+            graph_files.save(with_fp16_metadata(model, False, ()), Path(folder) / Path(path).name)
+        return judge([str(Path(folder) / Path(path).name) for path in paths])
+
+
+def results_kept(
+    detector: Detector,
+    kind: str,
+    paths: Sequence[str],
+    samples: Collection[Any],
+    engine: Mapping[str, Any],
+    seen: Collection[bytes] = (),
+) -> list[Callable[[Sequence[str]], Kept]]:
+    """Run PyTorch on the samples once; return functions from files of this export to the results they keep.
+
+    The first one's samples are for a search, the second one's for its result; both leave out samples that
+    give inputs of `seen`, digests of a calibration. Frames run with the files' own memory.
+    UsageError: a sparse backbone alone. DataError: too few samples.
+    """
+    if kind == 'backbone':
+        raise UsageError('a sparse backbone has no results of its own; give the export of the whole model')
+    of_kind = _of_pictures if kind == 'images' else _of_frames
+    return [functools.partial(_kept, rows) for rows in of_kind(detector, paths, samples, engine, seen)]
+
+
+def _kept(rows_of: Rows, paths: Sequence[str]) -> Kept:
+    with contextlib.ExitStack() as stack:
+        samples = [*rows_of(paths, stack)]
+    return dataclasses.replace(kept_of([row for rows in samples for row in rows]), samples=len(samples))
+
+
+def kept_of(rows: Sequence[DetectionRow]) -> Kept:
+    """Results that are kept, of all that either side has."""
+    matched = sum(row.matched for row in rows)
+    lost = sum(row.missing + row.extra + row.outside for row in rows)
+    return Kept(matched, matched + lost, ties=tuple(tie for row in rows for tie in row.excused))
+
+
+def divided(samples: Sequence[Any], scenes: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
+    """Samples for a search and for its result: every other one, or every other scene; of one scene halves."""
+    groups = [[sample] for sample in samples]
+    if scenes:
+        pairs = itertools.groupby(zip(scenes, samples, strict=True), key=lambda pair: pair[0])
+        groups = [[sample for _, sample in group] for _, group in pairs]
+    if len(groups) == 1:
+        middle = (len(samples) + 1) // 2
+        groups = [[*samples[:middle]], [*samples[middle:]]]
+    parts = [*itertools.chain(*groups[::2])], [*itertools.chain(*groups[1::2])]
+    if not all(parts):
+        raise DataError(
+            f'{len(samples)} samples outside of the calibration: a plan is searched on some and its results '
+            'are counted on others; pass at least two others (--images, --frames)'
+        )
+    return parts
+
+
+def _of_pictures(
+    detector: Detector,
+    paths: Sequence[str],
+    pictures: Collection[Any],
+    engine: Mapping[str, Any],
+    seen: Collection[bytes],
+) -> list[Rows]:
+    file, options = read_picture_file(detector, paths[0])
+    metadata = file.metadata
+
+    def is_new(picture: np.ndarray) -> bool:
+        feeds = make_feeds(prepare(metadata, picture), metadata)
+        return not {*map(digest, metadata.spec.rounded(feeds).values())}.intersection(seen)
+
+    pictures = {digest(picture): (title, picture) for title, picture in pictures}
+    pictures = [one for one in pictures.values() if not seen or is_new(one[1])]
+    parts = divided(pictures) if len(pictures) != 1 else [pictures]
+    inputs = [picture_inputs(detector, file, options, part)[0] for part in parts]
+    if len(inputs) == 1:  # views of one picture
+        inputs = divided(inputs[0])
+    found, used = [], set()
+    for entries in inputs:
+        references = []
+        for entry in entries:
+            digests = {digest(image.tensor) for image in input_of(entry).images}
+            if digests <= used:  # a plain image, of both
+                continue
+            used |= digests
+            reference = entry if isinstance(entry, InputReference) else InputReference(detector, entry)
+            references.append((reference, reference.results, functools.cache(reference.run)))
+        found.append(functools.partial(_picture_rows, file, engine, references))
+    return found
+
+
+def _picture_rows(
+    file: ExportedFile,
+    engine: Mapping[str, Any],
+    references: Sequence[tuple[InputReference, Sequence[Any], Callable[[], Any]]],
+    paths: Sequence[str],
+    stack: contextlib.ExitStack,
+) -> Iterator[Sequence[DetectionRow]]:
+    changed = dataclasses.replace(file, path=paths[0])
+    backend = stack.enter_context(open_backend({'engine': 'onnxruntime', **engine}, changed))
+    settings = file.metadata.postprocess.to_json()
+    for reference, expected, run in references:
+        results = attempt(functools.partial(_picture_results, reference, backend))
+        if isinstance(results, Exception):
+            results = [result[:0] for result in expected]
+        bars = match_bars(reference.detector.family.task, HALF)
+        yield match_with_ties(reference, expected, results, run, settings, bars)
+
+
+def _picture_results(reference: InputReference, backend: Backend) -> Sequence[Any]:
+    outputs = with_labels(backend.infer(reference.feeds_of(backend.metadata)))
+    return results_of_file(reference, backend.metadata, outputs)
+
+
+def _of_frames(
+    detector: Detector,
+    paths: Sequence[str],
+    samples: Collection[Any],
+    engine: Mapping[str, Any],
+    seen: Collection[bytes],
+) -> list[Rows]:
+    files, options = read_files(detector, paths)
+    contract = contract_of(detector.family, options)
+    has_memory = detector.family.memory
+    frames = [*samples]
+    if has_memory:
+        frames = [with_moment(frame, index) for index, frame in enumerate(NearOrigin(frames))]
+    if seen:
+        frames = _unseen(frames, contract, files, engine, seen)
+    found = []
+    for part in divided(frames, [frame.scene_token for frame in frames] if has_memory else ()):
+        reference = contract.reference(detector.model)
+        expected = [reference.step(frame).detections for frame in part]
+
+        def without(frame: Any, reference: Any = reference) -> Any:
+            with without_limits(detector.model):
+                return reference.step(frame).detections
+
+        # another step would change a memory
+        runs = [functools.cache(functools.partial(without, frame)) for frame in part]
+        if has_memory:
+            runs = [functools.partial(copy.copy, result) for result in expected]
+        rows = [*zip(part, expected, runs, strict=True)]
+        found.append(functools.partial(_frame_rows, detector.family.task, contract, files, engine, rows))
+    return found
+
+
+def _frame_rows(
+    task: str,
+    contract: Contract,
+    files: Sequence[ExportedFile],
+    engine: Mapping[str, Any],
+    references: Sequence[tuple[Any, Any, Callable[[], Any]]],
+    paths: Sequence[str],
+    stack: contextlib.ExitStack,
+) -> Iterator[Sequence[DetectionRow]]:
+    changed = [dataclasses.replace(file, path=path) for file, path in zip(files, paths, strict=True)]
+    runner = open_runner(contract, changed, engine, stack)
+    settings, bars = limits(files[-1].metadata), match_bars(task, HALF)
+    pair_up = getattr(task_module(task), 'pair_up', None)  # voxels are no list
+    for frame, expected, run in references:
+        step = attempt(functools.partial(runner.step, frame))
+        sides = expected, expected[:0] if isinstance(step, Exception) else step.detections
+        tied = pair_up and Ties(sides, run, functools.partial(pair_up, **bars), settings)
+        yield (match(task, 'results', *sides, HALF, tied=tied),)
+
+
+def _unseen(
+    frames: Sequence[Any],
+    contract: Contract,
+    files: Sequence[ExportedFile],
+    engine: Mapping[str, Any],
+    seen: Collection[bytes],
+) -> list[Any]:
+    """Frames whose inputs of the files are not in `seen`."""
+    found = []
+    with contextlib.ExitStack() as stack:
+        runner = open_runner(contract, files, engine, stack)
+        for frame in frames:
+            with record_runs() as runs:
+                runner.step(frame)
+            if not {digest(array) for run in runs for array in run.inputs.values()}.intersection(seen):
+                found.append(frame)
+    return found
+
+
+def metric_kept(rows: Sequence[MetricRow], name: str) -> Kept:
+    """Return a data set metric, 0 without results; UsageError: the evaluator has no such number."""
+    row = next((row for row in rows if row.name == name), None)
+    if row is None:
+        raise UsageError(f'--keep-metric {name}: expected one of {", ".join(row.name for row in rows)}')
+    return Kept(0.0 if math.isnan(row.candidate) else row.candidate, row.reference, name)

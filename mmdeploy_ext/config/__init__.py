@@ -1,1 +1,0 @@
-"""Configs, and the modules of users' repositories that they import."""

@@ -1,1 +1,0 @@
-"""The contract of a graph: tensors, options, precision, metadata. No torch, no mmcv."""

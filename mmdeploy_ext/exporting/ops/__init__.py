@@ -1,1 +1,0 @@
-"""Operators that need help to reach ONNX, by subject; docs/reference/custom-operators.md."""

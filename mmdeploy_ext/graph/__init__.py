@@ -1,1 +1,0 @@
-"""Inspecting and editing ONNX graphs. Imports neither torch nor mmcv."""

@@ -1,0 +1,1 @@
+"""Any ONNX file: reading, passes, differences, reduction."""

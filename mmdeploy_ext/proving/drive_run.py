@@ -1,0 +1,655 @@
+"""Two engines over the same drive, frame by frame. Needs numpy only."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.base.errors import one_line
+from mmdeploy_ext.engines.base import Clock, attempt
+from mmdeploy_ext.proving.memory_rows import Followed, InstancePairing, Moment, RowPairing
+from mmdeploy_ext.runtime.tasks import task_module
+from mmdeploy_ext.spec.bars import bars_of, out_of_bars
+from mmdeploy_ext.spec.comparison import compare_tensors, same_bits
+from mmdeploy_ext.spec.matching import MAX_REST
+from mmdeploy_ext.spec.results import SequenceRow, first_lines
+from mmdeploy_ext.spec.slices import DRAWS, ROUNDINGS
+from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
+    from mmdeploy_ext.spec.comparison import Rounding
+    from mmdeploy_ext.spec.memory import MemorySpec
+    from mmdeploy_ext.spec.results import DetectionRow, TensorRow
+
+MODES = ('teacher', 'free')
+"""Modes of a candidate: teacher-forced and free-running."""
+SAME_POSE = 1e-6
+"""Metres and seconds: largest difference of a memory's pose and time from the frame's."""
+TIME_JUMP = 2.0
+"""Gaps of at least this many usual ones are jumps in time."""
+NOTHING_FOUND = 'no detection was matched: use a drive with objects that the model finds'
+"""Reason of failure: neither side found anything that counts."""
+RESULTS_AGAIN = 'the model finds different objects when the first frame runs again after a reset'
+"""Fault of a memory that a reset does not empty."""
+FRAMES_PER_TAKEOVER = 20
+"""Frames per allowed takeover, see `PairRun.takes_over`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DriveBars:
+    """Limits for the figures of a drive.
+
+    Attributes:
+        frames: least number of frames.
+        resets: least resets of the memory after the first frame.
+        score_thr: detections from here on need a partner (the candidate's from `score` above).
+        distance_m: largest distance of matched centres.
+        corner_m: largest distance of their corners (m/s of velocities), below float32 in place of other bars.
+        score: largest score difference of a matched pair.
+        match_rate: least matched share of the longer list, over all frames.
+        tie: scores in the top-k tie within this plus twice the frame's largest score error.
+        near_counts: pairs outside the bars count as matched (below float32).
+        cosine: least cosine of tensors (below float32); None: the tolerances decide.
+    """
+
+    frames: int = 100
+    resets: int = 1
+    score_thr: float = 0.1
+    distance_m: float = 0.01
+    corner_m: float | None = None
+    score: float = 1e-3
+    match_rate: float = 0.999
+    tie: float = 2e-5
+    near_counts: bool = False
+    cosine: float | None = None
+
+
+FULL_DRIVE = DriveBars()
+"""The bars of a claim about drift: a hundred frames with a scene change."""
+SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
+"""The bars of `--verify`, for two or more frames."""
+
+
+def default_bars(precision: str) -> DriveBars:
+    """Return the bars for 'fp32', 'fp16', 'bf16' or 'int8'."""
+    bars = bars_of(precision)
+    if bars.is_float32:
+        return SHORT_DRIVE
+    same = {name: getattr(bars, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
+    return dataclasses.replace(SHORT_DRIVE, **same, corner_m=bars.distance_m, near_counts=True, tie=2e-3)
+
+
+def bars_of_task(task: str, bars: DriveBars) -> DriveBars:
+    """Return bars with the task's own `MATCH_RATE` in float32."""
+    rate = getattr(task_module(task), 'MATCH_RATE', bars.match_rate)
+    return bars if bars.cosine is not None else dataclasses.replace(bars, match_rate=rate)
+
+
+class Modes:
+    """Runs the reference and one candidate per mode frame by frame, from empty memories.
+
+    In float32 the results of 'teacher' also have to equal the results of the reference's test path on the
+    candidate's outputs.
+
+    Attributes:
+        first: the first frame, with the results of the reference and of 'teacher'.
+        substituted: number of results per frame that the reference's test path made of the candidate's
+            outputs.
+        before: state of the reference before the next frame; None: empty.
+        runs: mode -> `PairRun`.
+        made: title of the reference's `decode_cases` -> number of frames whose outputs allow the case.
+    """
+
+    def __init__(
+        self,
+        reference: Stepper,
+        candidates: Mapping[str, Stepper],
+        spec: GraphSpec,
+        *,
+        memory: MemorySpec,
+        bars: DriveBars | None = None,
+        task: str = 'bbox3d',
+        rounding_of: Callable[[Frame, StreamState | None, Mapping[str, np.ndarray]], Rounding] | None = None,
+        drawn_results: Callable[[Frame, StreamState | None], Callable[[int | None], Any]] | None = None,
+    ) -> None:
+        """Keep the engines and empty their memories.
+
+        Args:
+            reference: the unpatched PyTorch model.
+            candidates: 'free' and/or 'teacher' -> the file on its engine.
+            spec: spec of the files; the outputs that `memory` needs and both engines give are compared.
+            memory: the family's description.
+            bars: None: `DriveBars`.
+            task: name of the task that matches results.
+            rounding_of: takes a frame, the reference's memory before it, and `named_tensors` after it; the
+                reference's memory is another one after a call. None: rounding is not known.
+            drawn_results: takes a frame and the memory before it, and returns a function that returns the
+                reference's results in float64 (None), or in a draw of float32, or None. None: not known.
+        """
+        if unknown := [mode for mode in candidates if mode not in MODES]:
+            raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
+        match, bars = task_module(task).match_detections, bars_of_task(task, bars or DriveBars())
+        self.reference, self.candidates, self.clock = reference, candidates, Clock()
+        self.runs = {mode: PairRun(mode, spec, bars, memory, match) for mode in candidates}
+        for stepper in (reference, *candidates.values()):
+            stepper.reset()
+        self.rounding_of, self.drawn_results = rounding_of, drawn_results
+        self.pair_up = getattr(task_module(task), 'pair_up', None)
+        self.before: StreamState | None = None
+        self.substituted: list[int] = []
+        self.one_to_one = getattr(task_module(task), 'ONE_TO_ONE', {})
+        self.first: tuple[Frame, StepResult, StepResult | None] | None = None
+        self.decode_cases = getattr(reference, 'decode_cases', lambda outputs: {})
+        self.made: dict[str, int] = {}
+
+    def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
+        expected = self.clock.run('reference', lambda: self.reference.step(frame))
+        results: dict[str, StepResult] = {}
+        after = snapshot(self.reference.state)
+        for mode, candidate in self.candidates.items():
+            if self.runs[mode].stopped:
+                continue
+            if mode == 'teacher':
+                candidate.state = snapshot(self.before)
+            got = self._step(mode, frame)
+            if got is not None:
+                self._substitute(mode, frame, got)  # first: PyTorch in float64 is another last frame
+                moment = Moment(frame, expected, got, after, candidate.state)
+                self.runs[mode].add(moment, self._rounding(mode, moment), self._rounding_of_results(moment))
+                results[mode] = got
+                if self.runs[mode].takes_over():
+                    candidate.state = snapshot(after)
+                elif (state := self.runs[mode].reordered(candidate.state)) is not None:
+                    candidate.state = state
+        self.first = self.first or (frame, expected, results.get('teacher'))
+        self.before = after
+        return expected, results
+
+    def finish(self) -> dict[str, SequenceRow]:
+        """Return mode -> judgement; 'teacher' runs the first frame again before."""
+        if self.first is not None and self.first[2] is not None and not self.runs['teacher'].stopped:
+            self._run_again(*self.first)
+        return {mode: run.finish() for mode, run in self.runs.items()}
+
+    def _rounding(self, mode: str, moment: Moment) -> Rounding | None:
+        if mode != 'teacher' or self.rounding_of is None:
+            return None
+        tensors = named_tensors(moment.expected, moment.expected_state)
+        distances = self.rounding_of(moment.frame, self.before, tensors)
+
+        def then_restored(draws: int) -> Mapping[str, np.ndarray]:
+            try:
+                return distances(draws)
+            finally:
+                self.reference.state = moment.expected_state
+
+        return then_restored
+
+    def _rounding_of_results(self, moment: Moment) -> Callable[[], Iterator[dict[str, np.ndarray]]] | None:
+        """Return a function that yields `rounding` of `matching.pair_lists`, with one more draw each time."""
+        if self.drawn_results is None or self.pair_up is None:
+            return None
+        results = self.drawn_results(moment.frame, self.before)
+        expected = moment.expected.detections
+
+        def roundings() -> Iterator[dict[str, np.ndarray]]:
+            largest: dict[str, np.ndarray] = {}
+            for seed in (None, *range(DRAWS)):
+                drawn = results(seed)
+                self.reference.state = moment.expected_state
+                if drawn is None:
+                    return
+                pairing = self.pair_up(expected, drawn)
+                rows = [*pairing.matched, *pairing.outside]
+                for title in pairing.gaps.keys() - {'score'}:
+                    own = np.zeros(len(expected.scores))
+                    own[rows] = ROUNDINGS * pairing.gaps[title]
+                    largest[title] = np.maximum(largest.get(title, 0), own)
+                yield largest
+
+        return roundings
+
+    def _step(self, mode: str, frame: Frame) -> StepResult | None:
+        result = attempt(lambda: self.clock.run(mode, lambda: self.candidates[mode].step(frame)))
+        if not isinstance(result, Exception):
+            return result
+        self.runs[mode].stopped = f'{frame.name}: the candidate failed: {one_line(result)[:200]}'
+        return None
+
+    def _substitute(self, mode: str, frame: Frame, got: StepResult) -> None:
+        run = self.runs[mode]
+        if mode != 'teacher':
+            return
+        if run.bars.cosine is not None or not hasattr(self.reference, 'boxes_of'):
+            self.substituted.append(0)
+            return
+        expected = self.reference.boxes_of(got.outputs)
+        if expected is None:
+            self.substituted.append(0)
+            return
+        row = run.match(frame.name, expected, got.detections, **self.one_to_one)
+        self.substituted.append(row.matched)
+        if not row.passed:
+            fault = "your test path returns different results from the file's outputs"
+            run.faults[fault].append(f'{frame.name} ({row.reason})')
+        has_decoder = hasattr(self.candidates[mode], 'boxes_of')
+        for title, outputs in self.decode_cases(got.outputs).items() if has_decoder else ():
+            self.made.setdefault(title, 0)
+            if outputs is None:
+                continue
+            self.made[title] += 1
+            sides = self.reference.boxes_of(outputs), self.candidates[mode].boxes_of(outputs)
+            row = run.match(frame.name, *sides, **self.one_to_one)
+            if not row.passed:
+                fault = f'your test path returns different results from outputs with {title}'
+                run.faults[fault].append(f'{frame.name} ({row.reason})')
+
+    def _run_again(self, frame: Frame, expected: StepResult, got: StepResult) -> None:
+        self.candidates['teacher'].reset()
+        second = self._step('teacher', frame)
+        if second is not None:
+            self._compare_runs('engine', frame.name, got, second)
+        self.reference.reset()
+        second = self.reference.step(frame)
+        self._compare_runs('model', frame.name, expected, second)
+        run = self.runs['teacher']
+        if not run.match(frame.name, expected.detections, second.detections).passed:
+            run.faults[RESULTS_AGAIN].append(frame.name)
+
+    def _compare_runs(self, side: str, name: str, first: StepResult, second: StepResult) -> None:
+        if same_bits(first.outputs, second.outputs):
+            return
+        run, min_cosine = self.runs['teacher'], self.runs['teacher'].bars.cosine
+        compared = tuple(tensor for tensor in run.outputs if tensor.name in first.outputs)
+        sides = (
+            {tensor.name: result.outputs[tensor.name] for tensor in compared} for result in (first, second)
+        )
+        for row in compare_tensors(*sides, GraphSpec('', (), compared)):
+            near = min_cosine is not None and not out_of_bars(row, min_cosine)
+            if not row.passed and not near:
+                fault = (
+                    f'the {side} returns a different {row.tensor} when the first frame runs again '
+                    'after a reset'
+                )
+                run.faults[fault].append(name)
+
+
+def named_tensors(result: StepResult, state: StreamState | None) -> dict[str, np.ndarray]:
+    """Return the outputs of a frame, and the memory after it under `memory NAME`."""
+    return {**result.outputs, **memory_tensors(state)}
+
+
+def memory_tensors(state: StreamState | None) -> dict[str, np.ndarray]:
+    return {} if state is None else {f'memory {name}': array for name, array in state.tensors.items()}
+
+
+def snapshot(state: StreamState | None) -> StreamState | None:
+    """Return a copy of a memory independent of the engine's buffers."""
+    if state is None:
+        return None
+    tensors = {name: np.array(tensor) for name, tensor in state.tensors.items()}
+    return dataclasses.replace(state, tensors=tensors)
+
+
+class PairRun:
+    """Judges one candidate in one mode, one frame after the other.
+
+    Attributes:
+        worst_distance, worst_score, worst_iou: of counted pairs.
+        excused: lines on results beside a tie, of all frames.
+        undecided: frames in which `MemorySpec.decided` was left out.
+        tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
+        pairings: pairs of memory rows, of each kind; [] for a memory without scores.
+        outputs: specs of the outputs other than state; `names` are compared.
+        last: scene and time in s of the last frame.
+        faults: fault -> names of the frames.
+        stopped: why the candidate stopped, or ''.
+        parted: in the last frame only a tie decided which rows are kept, with equal results.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        spec: GraphSpec,
+        bars: DriveBars,
+        memory: MemorySpec,
+        match: Callable[..., DetectionRow],
+    ) -> None:
+        state = {source for source, _ in spec.state}
+        self.mode, self.bars, self.memory, self.match = mode, bars, memory, match
+        self.outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in state)
+        self.pairings: list[RowPairing] = [InstancePairing(rows) for rows in memory.instances]
+        if memory.scores:
+            self.pairings = [RowPairing(memory)]
+        self.names: set[str] | None = None
+        self.faults: dict[str, list[str]] = collections.defaultdict(list)
+        self.stopped = ''
+        self.tensors = WorstRows(mode == 'free', bars.cosine)
+        self.series: dict[str, Any] = dict(
+            name=[], reset=[], gap_s=[], reference=[], matched=[], extra=[], ties=[], **self.tensors.series
+        )
+        self.totals = dict(reference=0, matched=0, missing=0, extra=0, outside=0, low=0, low_alone=0)
+        self.tied = dict(ties=0, tied_frames=0, affected_frames=0, taken_over=0)
+        self.worst_distance: float | None = None
+        self.last: tuple[str, float] | None = None
+        self.worst_score, self.worst_iou, self.parted = 0.0, 1.0, False
+        self.excused: list[str] = []
+        self.undecided = 0
+        self.alone: list[str] = []
+
+    def add(
+        self,
+        moment: Moment,
+        rounding: Rounding | None = None,
+        roundings: Callable[[], Iterator[dict[str, np.ndarray]]] | None = None,
+    ) -> None:
+        """Judge one frame by both sides' results and memories.
+
+        `rounding`: of `named_tensors`; `roundings`: of the results, more and more.
+        """
+        frame, last = moment.frame, self.last
+        name = frame.name or f'frame {len(self.series["name"])}'
+        self.last = frame.scene_token, frame.timestamp_s
+        same_scene = last is not None and last[0] == frame.scene_token
+        self.series['gap_s'].append(round(frame.timestamp_s - last[1], 6) if same_scene else None)
+        self.series['name'].append(name)
+        self.series['reset'].append(bool(moment.expected.was_reset))
+        if moment.expected.was_reset or self.mode == 'teacher':
+            self._forget()
+        self._check_reset(moment, name)
+        followed = self._follow(moment, name)
+        decided = self._decided(moment, name)
+        undecided = 0 if decided is moment else moment.expected.undecided
+        self.series['ties'].append(sum(kind.ties for kind in followed) + undecided)
+        self._compare_tensors(decided, followed, name, rounding)
+        self.parted = self._match_detections(decided, name, roundings) and any(
+            kind.parted for kind in followed
+        )
+
+    def _forget(self) -> None:
+        for pairing in self.pairings:
+            pairing.forget()
+
+    def takes_over(self) -> bool:
+        """Whether a free candidate goes on with the reference's memory."""
+        allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
+        if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
+            return False
+        self.tied['taken_over'] += 1
+        self._forget()
+        return True
+
+    def reordered(self, state: StreamState | None) -> StreamState | None:
+        """Return a free candidate's memory in the reference's order, or None."""
+        if self.mode != 'free' or state is None:
+            return None
+        changed: dict[str, np.ndarray] = {}
+        for pairing in self.pairings:
+            if isinstance(pairing, InstancePairing):
+                changed |= pairing.reordered(state)
+        return dataclasses.replace(state, tensors={**state.tensors, **changed}) if changed else None
+
+    def _check_reset(self, moment: Moment, name: str) -> None:
+        frame, sides = moment.frame, ('reference', 'candidate')
+        if moment.expected.was_reset != moment.got.was_reset:
+            emptied, other_side = sides if moment.expected.was_reset else sides[::-1]
+            self.faults[f'the {emptied} emptied its memory and the {other_side} did not'].append(name)
+        for side, state in zip(sides, (moment.expected_state, moment.got_state), strict=True):
+            if state is None:
+                self.faults[f'the {side} keeps no memory after a frame'].append(name)
+            elif not (
+                state.scene_token == frame.scene_token
+                and abs(state.timestamp_s - frame.timestamp_s) <= SAME_POSE
+                and np.allclose(state.ego_pose, frame.ego_pose, rtol=0, atol=SAME_POSE)
+            ):
+                fault = f'the {side} has a memory of another frame (pose, time or scene)'
+                self.faults[fault].append(name)
+
+    def _follow(self, moment: Moment, name: str) -> list[Followed]:
+        """Return how the rows of each kind are followed."""
+        max_error = self.bars.score if self.mode == 'teacher' else np.inf
+        found = [pairing.follow(moment, self.bars.tie, max_error) for pairing in self.pairings]
+        for followed in found:
+            # half precision hands on other instances of a memory that is chosen anew: results count alone
+            if followed.fault and not (self.bars.near_counts and self.memory.instances):
+                fault = 'the rows kept in memory differ by more than a tie'
+                self.faults[fault].append(f'{name} ({followed.fault})')
+        ties, pairs = sum(followed.ties for followed in found), zip(found, self.pairings, strict=True)
+        self.tied['ties'] += ties
+        self.tied['tied_frames'] += bool(ties)
+        self.tied['affected_frames'] += any(of.rows is not None and pairing.affected for of, pairing in pairs)
+        return found
+
+    def _decided(self, moment: Moment, name: str) -> Moment:
+        """Return the frame, without what undecided decisions changed."""
+        count, sides = moment.expected.undecided, (moment.expected, moment.got)
+        if not count or self.bars.cosine is not None:
+            return moment
+        specs = tuple(tensor for tensor in self.outputs if tensor.name in self.memory.decided)
+        arrays = ({tensor.name: side.outputs[tensor.name] for tensor in specs} for side in sides)
+        rows = compare_tensors(*arrays, GraphSpec('', (), specs))
+        results = self.match(name, *(side.detections for side in sides), **self._limits)
+        if all(row.passed for row in rows) and results.passed:
+            return moment
+        self.undecided += 1
+        self.tied['ties'] += count
+        self.tied['tied_frames'] += 1
+        names = ', '.join(self.memory.decided)
+        self.excused.append(f'{name}: {names} depend on {count} decisions at a threshold')
+        expected, got = (
+            dataclasses.replace(
+                side,
+                outputs={key: side.outputs[key] for key in side.outputs.keys() - {*self.memory.decided}},
+                detections=side.detections.without_motion(),
+            )
+            for side in sides
+        )
+        return dataclasses.replace(moment, expected=expected, got=got)
+
+    @property
+    def _limits(self) -> dict[str, float]:
+        bars = self.bars
+        limits = dict(score_thr=bars.score_thr, distance_bar=bars.distance_m, score_bar=bars.score)
+        return limits if bars.corner_m is None else dict(limits, corner_bar=bars.corner_m)
+
+    def _compare_tensors(
+        self, moment: Moment, followed: Sequence[Followed], name: str, rounding: Rounding | None
+    ) -> None:
+        expected, got = moment.expected.outputs, moment.got.outputs
+        if self.names is None:
+            self.names = {*self.memory.needed, *(expected.keys() & got.keys())}
+        names = self.names - ({*self.memory.decided} - expected.keys())
+        specs = tuple(tensor for tensor in self.outputs if tensor.name in names)
+        last = {  # a graph may give the last layer alone
+            tensor.name for tensor in specs if tensor.name in self.memory.needed and tensor.axes[:1] == (1,)
+        }
+        partners: dict[str, np.ndarray] = {}
+        for of, pairing in zip(followed, self.pairings, strict=True):
+            if of.queries is not None and not np.array_equal(of.queries, np.arange(len(of.queries))):
+                partners |= dict.fromkeys(
+                    {*pairing.spec.per_query} & expected.keys() & got.keys(), of.queries
+                )
+
+        def of_reference(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            kept = {tensor.name: arrays[tensor.name] for tensor in specs if tensor.name in arrays}
+            kept |= {key: kept[key][-1:] for key in last & kept.keys()}
+            paired = partners.keys() & kept.keys()
+            return kept | {key: kept[key][..., partners[key] >= 0, :] for key in paired}
+
+        candidate = {tensor.name: got[tensor.name] for tensor in specs if tensor.name in got}
+        for key in partners.keys() & candidate.keys():
+            candidate[key] = got[key][..., partners[key][partners[key] >= 0], :]
+        distances = None if rounding is None else lambda draws: of_reference(rounding(draws))
+        rows = compare_tensors(of_reference(expected), candidate, GraphSpec('', (), specs), distances)
+        rows += self._compare_memory(moment, followed, rounding)
+        for row in rows:
+            self.tensors.add(row, name, len(self.series['name']))
+
+    def _compare_memory(
+        self, moment: Moment, followed: Sequence[Followed], rounding: Rounding | None
+    ) -> list[TensorRow]:
+        states = moment.expected_state, moment.got_state
+        if None in states:
+            return []
+        expected, got = (memory_tensors(state) for state in states)
+        specs = tuple(
+            TensorSpec(f'memory {key}', 'float32', (), groups=(group,))
+            for key, group in self.memory.tensors.items()
+        )
+        for side in (expected, got):  # the ids of tracks are compared by their pairing
+            for kind in self.memory.instances:
+                for key in kind.ids[1:2]:
+                    side.pop(f'memory {key}', None)
+        rows: dict[str, np.ndarray] = {}
+        for of, pairing in zip(followed, self.pairings, strict=True):
+            named = [f'memory {name}' for name in pairing.names(moment.expected_state)]
+            keys = [key for key in named if key in expected]
+            if of.rows is not None and all(np.shape(got.get(key))[:2] == (1, len(of.rows)) for key in keys):
+                rows |= dict.fromkeys(keys, of.rows)
+
+        def of_reference(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {**arrays, **{key: arrays[key][:, of >= 0] for key, of in rows.items() if key in arrays}}
+
+        got |= {key: got[key][:, of[of >= 0]] for key, of in rows.items()}
+        distances = None if rounding is None else lambda draws: of_reference(rounding(draws))
+        return compare_tensors(of_reference(expected), got, GraphSpec('the memory', (), specs), distances)
+
+    def _match_detections(
+        self,
+        moment: Moment,
+        name: str,
+        roundings: Callable[[], Iterator[dict[str, np.ndarray]]] | None,
+    ) -> bool:
+        sides = moment.expected.detections, moment.got.detections
+        row = self.match(name, *sides, **self._limits)
+        if not row.passed and row.outside and not row.broken and roundings is not None:
+            for rounding in roundings():
+                row = self.match(name, *sides, **self._limits, rounding=rounding)
+                if row.passed:
+                    break
+        self.alone += [f'{name}: {line}' for line in row.alone]
+        for key in self.totals:
+            self.totals[key] += getattr(row, key)
+        for key in ('reference', 'extra'):
+            self.series[key].append(getattr(row, key))
+        self.series['matched'].append(row.matched + (row.outside if self.bars.near_counts else 0))
+        if row.broken or (not row.passed and not (row.missing or row.extra or row.outside)):
+            self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
+        self.worst_score = max(self.worst_score, row.worst_score)
+        self.worst_iou = min(self.worst_iou, row.worst_iou)
+        self.excused += [f'{name}: at a tie: {line}' for line in row.excused]
+        if row.worst_distance is not None:
+            self.worst_distance = max(self.worst_distance or 0.0, row.worst_distance)
+        return row.passed
+
+    def finish(self) -> SequenceRow:
+        totals = self.totals
+        counted = max(totals['reference'], totals['matched'] + totals['outside'] + totals['extra'])
+        same = totals['matched'] + (totals['outside'] if self.bars.near_counts else 0)
+        gaps_s = [gap for gap in self.series['gap_s'] if gap is not None]
+        usual_s = float(np.median(gaps_s)) if gaps_s else 0.0
+        row = SequenceRow(
+            mode=self.mode,
+            frames=len(self.series['name']),
+            resets=sum(self.series['reset'][1:]),
+            time_jumps=sum(gap >= TIME_JUMP * usual_s for gap in gaps_s if usual_s > 0),
+            **self.totals,
+            match_rate=min(same / counted, 1.0) if counted else None,
+            match_bar=self.bars.match_rate,
+            worst_distance=self.worst_distance,
+            worst_score=self.worst_score,
+            worst_iou=self.worst_iou,
+            excused=tuple(self.excused),
+            **self.tied,
+            tensors=tuple(self.tensors.worst.values()),
+            series=self.series,
+        )
+        return dataclasses.replace(row, reasons=tuple(self._reasons(row)))
+
+    def _reasons(self, row: SequenceRow) -> list[str]:
+        bars = self.bars
+        reasons = [self.stopped] if self.stopped else []
+        for fault, frames in self.faults.items():
+            count = f' ({len(frames)} frames)' if len(frames) > 1 else ''
+            reasons.append(f'{fault}, first at {frames[0]}{count}')
+        if row.frames < bars.frames:
+            reasons.append(f'{row.frames} frames ran, a proof needs {bars.frames}')
+        if row.resets < bars.resets:
+            reasons.append(f'{row.resets} resets after the first frame, a proof needs {bars.resets}')
+        reasons += self.tensors.reasons(row.frames)
+        if self.undecided and self.undecided == row.frames:
+            reasons.append(f'{", ".join(self.memory.decided)}: decisions at a threshold in every frame')
+        if row.match_rate is None:
+            reasons.append(NOTHING_FOUND)
+        elif row.match_rate < bars.match_rate:
+            reasons.append(
+                f'{row.matched} of {row.reference} detections matched '
+                f'({100 * row.match_rate:.2f} %, required {100 * bars.match_rate:g} %): '
+                f'{row.missing} missing, {row.extra} extra, {row.outside} outside the bars'
+                + (f': {first_lines(self.alone)}' if self.alone else '')
+            )
+        elif bars.cosine is None and row.low_alone > MAX_REST * (row.low + 2 * row.reference):
+            reasons.append(
+                f'{row.low_alone} of {row.low} results below the score threshold have no partner on the '
+                f'other side'
+            )
+        return reasons
+
+
+class WorstRows:
+    """The worst row of every tensor (or column group) of a drive, and its error at every frame."""
+
+    def __init__(self, free: bool, cosine: float | None) -> None:
+        self.free, self.cosine = free, cosine
+        self.worst: dict[str, TensorRow] = {}
+        self.failed: dict[str, list[str]] = {}
+        self.series: dict[str, dict[str, list[float | None]]] = dict(errors={}, ratios={})
+
+    def add(self, row: TensorRow, name: str, count: int) -> None:
+        """Judge the row of a tensor at the frame `name`, the drive's `count`-th from 1."""
+        passed, reason = row.passed and row.max_abs is not None, row.reason
+        if row.max_abs is not None:
+            if self.free:
+                passed, reason = True, ''
+            elif self.cosine is not None:
+                reason = out_of_bars(row, self.cosine)
+                passed = not reason
+        ratio = error_ratio(row) if row.max_abs is not None and row.tolerance else None
+        for key, value in (('errors', row.max_abs), ('ratios', ratio)):
+            values = self.series[key].setdefault(row.tensor, [])
+            values += [None] * (count - 1 - len(values))
+            values.append(value)
+        if not passed:
+            self.failed.setdefault(row.tensor, []).append(name)
+        row = dataclasses.replace(row, passed=passed, reason=reason, at=name)
+        if worst := self.worst.get(row.tensor):
+            is_worse = (not row.passed, error_ratio(row)) > (not worst.passed, error_ratio(worst))
+            row = row if is_worse else worst
+        self.worst[row.tensor] = row
+
+    def text_of(self, tensor: str, index: int) -> str:
+        error, ratio = (self.series[key][tensor][index] for key in ('errors', 'ratios'))
+        if error is None:
+            return 'not comparable'
+        return f'error {error:.3g}' + (f', {ratio:.3g} times its tolerance' if ratio is not None else '')
+
+    def reasons(self, frames: int) -> list[str]:
+        """Return one sentence per tensor that fails."""
+        return [
+            f'{tensor}: {len(names)} of {frames} frames fail, first {names[0]}; worst '
+            f'{self.worst[tensor].at}: {self.worst[tensor].reason}'
+            for tensor, names in self.failed.items()
+        ]
+
+
+def error_ratio(row: TensorRow) -> float:
+    """Return a row's error over its tolerance; without a tolerance the error itself."""
+    if row.max_abs is None:
+        return np.inf
+    return row.max_abs / row.tolerance if row.tolerance else row.max_abs

@@ -1,1 +1,0 @@
-"""The kinds of proofs and their levels: graph, tensors, results, sequences, metrics."""

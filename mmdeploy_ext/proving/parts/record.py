@@ -1,0 +1,163 @@
+"""Recording: run the user's test path on samples and keep every call of the parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.base.cli import tracked
+from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.proving.parts.arrays import Entered, recorded_arrays, stacks_of
+from mmdeploy_ext.proving.parts.part import Part, intercepted
+from mmdeploy_ext.proving.parts.random_numbers import seeded
+from mmdeploy_ext.proving.parts.tree import Tree, arguments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+RESULT = 'result'
+"""First word of the names of results: 'result', 'result.0', 'result.all_cls_scores'."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCall:
+    """One call of a step.
+
+    Attributes:
+        arguments: copies of the arguments, by parameter.
+        result: copy of the result.
+        stacks: key -> array of the metas among the arguments, see `arrays.stacks_of`.
+        entered: arrays that became tensors inside.
+        changed: arguments changed in place.
+    """
+
+    arguments: Tree
+    result: Tree
+    stacks: dict[str, np.ndarray]
+    entered: tuple[Entered, ...]
+    changed: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PartCall:
+    """One run of a part: a call of each step, in order."""
+
+    sample: int
+    number: int
+    steps: tuple[StepCall, ...]
+
+    @property
+    def title(self) -> str:
+        return f'sample {self.sample}' + (f', call {self.number}' if self.number else '')
+
+
+@dataclasses.dataclass
+class Recording:
+    """The run of a test path over samples.
+
+    Attributes:
+        calls: part -> its calls, in order.
+        results: result of the test path per sample.
+    """
+
+    calls: dict[Part, list[PartCall]]
+    results: list[Any]
+
+
+def named(result: Any) -> dict[str, Any]:
+    """Return a result as a dict with a name per tensor."""
+    return {RESULT: result}
+
+
+def record(
+    model: torch.nn.Module,
+    parts: Sequence[Part],
+    samples: Sequence[Any],
+    run: Callable[[torch.nn.Module, Any], Any],
+    is_seeded: bool = False,
+) -> Recording:
+    """Run the test path on samples and keep the calls of the parts.
+
+    Args:
+        model: the user's model; running changes its memory.
+        parts: parts of it.
+        samples: in order.
+        run: (model, sample) -> the result of the test path.
+        is_seeded: each sample, and each step of a part, restarts from one seed.
+
+    Raises:
+        UsageError: a part is not called, or its steps are not called in turn.
+    """
+    recorder = _Recorder(parts, is_seeded)
+    results = []
+    with intercepted(model, recorder.handlers), torch.no_grad():
+        for index, sample in enumerate(tracked(samples, len(samples), 'samples')):
+            recorder.sample = index
+            with seeded(is_seeded):
+                results.append(_copied(run(model, sample)))
+    for part, calls in recorder.calls.items():
+        if not calls:
+            raise UsageError(f'--parts {part.text}: the test path does not call it')
+    return Recording(recorder.calls, results)
+
+
+def _copied(result: Any) -> Any:
+    return Tree.of(result).copied().nested()
+
+
+class _Recorder:
+    def __init__(self, parts: Sequence[Part], is_seeded: bool) -> None:
+        self.is_seeded = is_seeded
+        self.calls: dict[Part, list[PartCall]] = {part: [] for part in parts}
+        self.open: dict[Part, list[StepCall]] = {part: [] for part in parts}
+        self.sample = 0
+        self.handlers = {
+            step: functools.partial(self.handle, part, index)
+            for part in parts
+            for index, step in enumerate(part.steps)
+        }
+
+    def handle(
+        self,
+        part: Part,
+        index: int,
+        original: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        step = part.steps[index]
+        if index != len(self.open[part]):
+            expected = part.steps[len(self.open[part])].text
+            raise UsageError(
+                f'--parts {part.text}: the test path calls {step.text} where {expected} was expected; the '
+                'steps of a part must be called in order. Export them as separate parts'
+            )
+        given = Tree.of(arguments_of(original, args, kwargs))
+        arguments = given.copied()
+        stacks = stacks_of(arguments.nested())
+        with recorded_arrays(stacks) as entered, seeded(self.is_seeded):
+            result = original(*args, **kwargs)
+        changed = tuple(
+            name for name, tensor in given.tensors.items() if not same_values(tensor, arguments.tensors[name])
+        )
+        kept = Tree.of(named(result)).copied()
+        self.open[part].append(StepCall(arguments, kept, stacks, tuple(entered), changed))
+        if index == len(part.steps) - 1:
+            number = sum(call.sample == self.sample for call in self.calls[part])
+            self.calls[part].append(PartCall(self.sample, number, tuple(self.open[part])))
+            self.open[part] = []
+        return result
+
+
+def same_values(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors have equal values; shapes may differ by axes of size 1."""
+    if first.numel() != second.numel() or first.dtype != second.dtype:
+        return False
+    first, second = first.detach().reshape(-1), second.reshape(-1)
+    if first.is_floating_point():
+        return bool(torch.equal(first.nan_to_num(), second.nan_to_num()))
+    return bool(torch.equal(first, second))

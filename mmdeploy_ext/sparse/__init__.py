@@ -1,1 +1,0 @@
-"""Sparse convolution networks: a typed graph, the libspconv dialect, and a portable ONNX form."""

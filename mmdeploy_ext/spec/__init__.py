@@ -1,0 +1,1 @@
+"""What a file promises and a verdict says, as plain data."""

@@ -1,0 +1,1 @@
+"""The frozen libraries on today's PyTorch: patches, operators, checkpoints, models."""

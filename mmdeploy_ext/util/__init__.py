@@ -1,1 +1,0 @@
-"""Errors, files, command lines, sources of classes, processes, taps and dumps."""

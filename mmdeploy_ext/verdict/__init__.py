@@ -1,1 +1,0 @@
-"""Whether two sides are equal: comparison, matching, bars, and the verdict. Needs numpy only."""
