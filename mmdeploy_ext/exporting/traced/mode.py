@@ -368,8 +368,9 @@ class Tracing(TorchFunctionMode):
     # what stays in the graph
     def _compare_limit(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
         size, limit = (*args, None)[:2]
-        if is_threshold(name, args):
-            self.border('threshold', size)
+        kind, count = compared_floats(name, args)
+        for operand in args[:count]:
+            self.border(kind, operand)
         if not isinstance(limit, Limit) or not isinstance(size, torch.Tensor) or size.dim():
             return NotImplemented
         return NotImplemented if size.is_floating_point() else COMPARED[name] in ('gt', 'ge')
@@ -512,12 +513,16 @@ RULES: dict[str, Any] = {
 """Name of a function of PyTorch -> what the mode does in its place; NotImplemented runs the function."""
 
 
-def is_threshold(name: str, args: Any) -> bool:
-    """Whether a comparison is one of floats with a number."""
-    values, bar = (*args, None)[:2]
-    is_order = COMPARED.get(name) in ('gt', 'ge', 'lt', 'le')
-    is_float = isinstance(values, torch.Tensor) and values.is_floating_point() and values.dim() > 0
-    return is_order and is_float and isinstance(bar, float)
+def compared_floats(name: str, args: Any) -> tuple[str, Any]:
+    """Return the kind of border of a comparison, and how many of its operands are borders."""
+    kind, (values, other) = COMPARED.get(name, ''), (*args, None, None)[:2]
+    if not isinstance(values, torch.Tensor) or not values.is_floating_point() or not values.dim():
+        return '', 0
+    if kind in ('gt', 'ge', 'lt', 'le') and isinstance(other, float):
+        return 'threshold', 1
+    if kind in ('eq', 'ne') and isinstance(other, torch.Tensor) and other.is_floating_point() and other.dim():
+        return 'equal', 2  # as in the suppression of points that are no maxima
+    return '', 0
 
 
 class Ranking(TorchFunctionMode):
@@ -539,8 +544,8 @@ class Ranking(TorchFunctionMode):
         name = getattr(function, '__name__', '')
         if name in ('topk', 'sort', 'argsort') and args and isinstance(args[0], torch.Tensor):
             return ranked_as_onnx(name, self.border(name, args[0]), args[1:], kwargs)
-        if is_threshold(name, args):
-            args = (self.border('threshold', args[0]), *args[1:])
+        kind, count = compared_floats(name, args)
+        args = (*(self.border(kind, operand) for operand in args[:count]), *args[count:])
         return function(*args, **kwargs)
 
     def border(self, kind: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -549,7 +554,11 @@ class Ranking(TorchFunctionMode):
             return tensor
         self.found[name] = tensor.detach().clone()
         given = self.given.get(name)
-        return given.to(tensor) if given is not None and given.shape == tensor.shape else tensor
+        if given is None or given.shape != tensor.shape:
+            return tensor
+        if tensor.untyped_storage().size() == tensor.nbytes:
+            return tensor.copy_(given)  # later code reads the same values
+        return given.to(tensor)
 
 
 def ranked_as_onnx(name: str, values: torch.Tensor, args: Any, kwargs: Any) -> Any:
