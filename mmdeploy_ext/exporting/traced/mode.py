@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import linecache
 import math
 import re
@@ -19,7 +20,7 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 TORCH = Path(torch.__file__).parent
 INSIDE = 'mmcv/ops/nms.py', 'exporting/traced/functions.py', 'exporting/traced/whole.py'
 """Ends of files whose rankings are parts of an NMS, or ours."""
-PASSED = str(Path(__file__).parents[1]), *(str(Path(one.__file__).parent) for one in (torch, numpy)), '<'
+PASSED = str(Path(__file__).parents[1]), *(str(Path(one.__file__).parent) for one in (torch, np)), '<'
 """Folders of files that stand between the code and PyTorch."""
 NOT_ALL = re.compile(r'\s*(el)?if not [\w.\[\]]+\.all\(\)')
 ANY = re.compile(r'\s*(el)?if (not )?[\w.\[\]]+\.any\(\)\s*:')
@@ -531,12 +532,14 @@ class Ranking(TorchFunctionMode):
     Attributes:
         given: name -> tensor of a file, used where the code's own tensor has the same shape.
         found: name -> the code's own tensor.
+        decisive: name -> function that leaves the values beyond a threshold as they are.
     """
 
     def __init__(self, given: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self.given = given
         self.found: dict[str, torch.Tensor] = {}
+        self.decisive: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         self._names = BorderNames()
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -545,7 +548,11 @@ class Ranking(TorchFunctionMode):
         if name in ('topk', 'sort', 'argsort') and args and isinstance(args[0], torch.Tensor):
             return ranked_as_onnx(name, self.border(name, args[0]), args[1:], kwargs)
         kind, count = compared_floats(name, args)
+        known = len(self.found)
         args = (*(self.border(kind, operand) for operand in args[:count]), *args[count:])
+        if kind == 'threshold' and len(self.found) > known:
+            clip = np.maximum if COMPARED[name] in ('gt', 'ge') else np.minimum
+            self.decisive[next(reversed(self.found))] = functools.partial(clip, np.float32(args[1]))
         return function(*args, **kwargs)
 
     def border(self, kind: str, tensor: torch.Tensor) -> torch.Tensor:
