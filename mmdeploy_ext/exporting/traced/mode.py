@@ -48,6 +48,8 @@ COMPARED = {
 }  # fmt: skip
 UNWRITTEN = {'requires_grad_', 'detach_', 'squeeze_', 'unsqueeze_', 't_', 'transpose_'}
 """Methods in place that write no values."""
+STEEP = 'exp', 'sigmoid', 'softmax'
+"""Functions from a head's outputs to sizes and scores. Their inputs are borders, as rounding grows there."""
 NOT_EMPTY = dict(eq=False, ne=True, gt=True, ge=True, lt=False, le=False)
 """Comparison of a count with 0 (`ge`, `lt`: with 1) -> its result where something was selected."""
 
@@ -386,7 +388,7 @@ class Tracing(TorchFunctionMode):
         return torch.topk(**given)
 
     def _rank(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
-        if args and isinstance(args[0], torch.Tensor):
+        if args and isinstance(args[0], torch.Tensor) and is_border(name, args[0]):
             self.border(name, args[0])
         return NotImplemented
 
@@ -499,7 +501,7 @@ RULES: dict[str, Any] = {
     **dict.fromkeys(('reshape', 'view'), Tracing._reshape),
     **dict.fromkeys(('split', 'split_with_sizes'), Tracing._split),
     **dict.fromkeys(('__iter__', 'unbind'), Tracing._unbind),
-    **dict.fromkeys(('sort', 'argsort'), Tracing._rank),
+    **dict.fromkeys(('sort', 'argsort', *STEEP), Tracing._rank),
     **dict.fromkeys(
         [f'__i{name}__' for name in ('add', 'sub', 'mul', 'truediv', 'pow', 'and', 'or')],
         Tracing._write_operator,
@@ -512,6 +514,11 @@ RULES: dict[str, Any] = {
     '__deepcopy__': Tracing._same,
 }
 """Name of a function of PyTorch -> what the mode does in its place; NotImplemented runs the function."""
+
+
+def is_border(name: str, tensor: torch.Tensor) -> bool:
+    """Whether an input is a border: of a softmax not those of attention."""
+    return name != 'softmax' or tensor.dim() <= 3
 
 
 def compared_floats(name: str, args: Any) -> tuple[str, Any]:
@@ -547,6 +554,8 @@ class Ranking(TorchFunctionMode):
         name = getattr(function, '__name__', '')
         if name in ('topk', 'sort', 'argsort') and args and isinstance(args[0], torch.Tensor):
             return ranked_as_onnx(name, self.border(name, args[0]), args[1:], kwargs)
+        if name in STEEP and args and isinstance(args[0], torch.Tensor) and is_border(name, args[0]):
+            args = (self.border(name, args[0]), *args[1:])
         kind, count = compared_floats(name, args)
         known = len(self.found)
         args = (*(self.border(kind, operand) for operand in args[:count]), *args[count:])
