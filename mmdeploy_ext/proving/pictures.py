@@ -8,6 +8,7 @@ import functools
 import statistics
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
 from mmdeploy_ext.util.cli import tracked
-from mmdeploy_ext.util.errors import LoadError, ModelFileError, ShapeError, one_line
+from mmdeploy_ext.util.errors import FrozenWarning, LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.util.files import sha256_onnx
 from mmdeploy_ext.verdict.bars import FLOAT32, bars_of
 from mmdeploy_ext.verdict.comparison import (
@@ -508,7 +509,9 @@ def results_of_file(
     inputs = reference.feeds, reference.images, reference.input.rescale
     results = reference.code.file_results(metadata, outputs, *inputs)
     if results is None:
-        results = results_of(metadata.family, metadata, outputs, reference.feeds)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FrozenWarning)  # of which `VALID` has a row
+            results = results_of(metadata.family, metadata, outputs, reference.feeds)
     if len(results) != len(reference.results):
         raise ShapeError(f'got results of {len(results)} images, expected {len(reference.results)}')
     return results
