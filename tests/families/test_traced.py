@@ -42,6 +42,29 @@ class HeadWithABranch(ATSSHead):
         return [(boxes, labels)]
 
 
+@HEADS.register_module()
+class HeadWithABoxForNothing(ATSSHead):
+    """Where nothing is found, PyTorch returns the whole image."""
+
+    def get_bboxes(self, *args, **kwargs):
+        ((boxes, labels),) = super().get_bboxes(*args, **kwargs)
+        if len(boxes) == 0:
+            return [(boxes.new_ones(1, 5) * 0.5, labels.new_zeros(1))]
+        return [(boxes, labels)]
+
+
+def test_a_result_for_nothing_that_a_trace_does_not_have_is_not_proven(tmp_path):
+    config = with_head(tmp_path, 'HeadWithABoxForNothing')
+    settings = {'model.test_cfg.score_thr': 0.0}  # so that every image has results
+    path = tmp_path / 'm.onnx'
+    exported = mmdeploy_ext.export(
+        config, CHECKPOINT, path, whole='traced', height=128, width=160, cfg_options=settings
+    )
+    verdict = exported.prove()
+    failed = {finding.figures['input'] for finding in verdict.findings if finding.passed is False}
+    assert failed == {'a threshold that nothing passes'} and not verdict.proven
+
+
 def test_a_detector_whose_family_refuses_it_is_traced_whole_and_proven(tmp_path, capsys):
     path = tmp_path / 'm.onnx'
     config = with_head(tmp_path, 'HeadWithAThreshold')

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.exporting.export import patched_libraries, whole_path
-from mmdeploy_ext.exporting.traced.functions import replaced
+from mmdeploy_ext.exporting.traced.functions import named_results, ranked, replaced
 from mmdeploy_ext.exporting.traced.mode import Escape, Tracing, is_traced
 from mmdeploy_ext.spec.tensors import VALID
 from mmdeploy_ext.upstream.operators.places import place_of
@@ -67,7 +67,7 @@ class Whole(nn.Module):
         """
         given = dict(zip(self.inputs, tensors, strict=True))
         if not is_traced():
-            return trace(self, tensors)[1]
+            return self._eager(given)
         with replaced(self.model), whole_path(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
             metas = self._metas(given)
@@ -77,6 +77,19 @@ class Whole(nn.Module):
         self.found = {name: tensor[None] for name, tensor in rows.items()}
         results = tuple(self.found[name].clone() for name in self.names or self.found)
         return (*results, *(self.mode.borders[name] for name in self.borders))
+
+    def _eager(self, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        metas = self._metas(given)
+        for meta in metas:
+            for name in ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'):
+                meta[name] = tuple(map(int, meta[name]))
+            meta['scale_factor'], meta['border'] = meta['scale_factor'].numpy(), meta['border'].numpy()
+        with named_results(self.model), torch.no_grad(), ranked(self.model, {}) as mode:
+            result = self.model.simple_test(given['input'], metas, rescale=True)
+        rows = sorted_rows(named(result)) | {VALID: torch.ones((), dtype=torch.bool)}
+        missing = torch.zeros(0)  # without a result some heads return no masks
+        results = (rows.get(name, missing)[None] for name in self.names or rows)
+        return (*results, *(mode.found.get(name, missing) for name in self.borders))
 
     def _metas(self, given: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
         image = given['input']
