@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.errors import (
     CodeError,
+    ConfigError,
     DataError,
     LoadError,
     Mm2OnnxError,
@@ -24,6 +25,7 @@ from mmdeploy_ext.base.errors import (
 )
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.engines.registry import engine_settings
+from mmdeploy_ext.families.base import DETECTOR, refuse
 from mmdeploy_ext.families.detector import TRACED, Detector, fit, read_config
 from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
@@ -229,7 +231,16 @@ def built(detector: Detector, options: Options, request: ExportRequest) -> tuple
 
     The new detector has the refusal in `refused`. Raises what `Kind.build` and `Kind.check` raise.
     """
-    kind_of(detector.family).build(detector, request.mean, request.std)
+    try:
+        kind_of(detector.family).build(detector, request.mean, request.std)
+    except ConfigError as error:
+        if detector.family.name != TRACED or request.options.get('whole'):
+            raise
+        try:
+            refuse(detector.cfg, DETECTOR)
+        except ConfigError as refusal:
+            untraceable = str(error).removeprefix(f'{detector.cfg.filename}: ')
+            raise ConfigError(f'{refusal}; its test path cannot be traced: {untraceable}') from error
     if not kind_of(detector.family).traces or detector.family.name == TRACED or options.form != 'full':
         return detector, options
     try:

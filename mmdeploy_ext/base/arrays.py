@@ -27,7 +27,8 @@ def load_arrays(path: str | os.PathLike[str], single: str = '') -> dict[str, np.
         with stored:  # entries that are no arrays are bytes
             return {name: np.asarray(stored[name]) for name in stored.files}
     except Exception as error:  # a damaged archive raises almost anything
-        raise DataError(f'{path}: cannot be read as numpy arrays: {one_line(error)[:200]}') from error
+        text = f'{path}: cannot be read as numpy arrays (.npz, .npy): {one_line(error)[:200]}'
+        raise DataError(text) from error
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:

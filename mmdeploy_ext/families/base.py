@@ -292,7 +292,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
         )
     family = claiming_family(cfg, product)
     if family is None:
-        _refuse(cfg, product or DETECTOR)
+        refuse(cfg, product or DETECTOR)
     return family.for_config(cfg)
 
 
@@ -319,9 +319,11 @@ def claiming_families(cfg: Any, product: str) -> list[Family]:
     return [family for family, claim in claims.items() if claim and claim == highest]
 
 
-def _refuse(cfg: Any, product: str) -> NoReturn:
+def refuse(cfg: Any, product: str) -> NoReturn:
+    """Raise ConfigError with the heads of a config that no family claims, and the nearest family."""
+    load_families()
     reason = LACKING[product]
-    if claiming := claiming_families(cfg, ''):
+    if claiming := [family for family in claiming_families(cfg, '') if family.product != product]:
         reason += f' as a {product}; only its {claiming[0].product} is exported ({tool("export --backbone")})'
     reason += ''.join(f'; {missing}' for missing in missing_operators(cfg.model))
     libraries = {registration.library for registration in registered().values()} - {''}

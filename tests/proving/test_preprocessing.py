@@ -21,7 +21,6 @@ from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.runtime.preprocess import pictures, pipeline_rule
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
-from mmdeploy_ext.spec.preparation import PreprocessRule
 from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 from mmdeploy_ext.spec.verdict import Results, Verdict
 
@@ -80,14 +79,14 @@ OTHERS = dict(
 @contextlib.contextmanager
 def applied_as(rule_of=lambda rule: rule, result_of=lambda result: {}):
     """Inside the block rules are applied with other values, or give others in some fields."""
-    right = PreprocessRule.apply
+    right = pictures.prepare_image
 
-    def apply(rule, image):
+    def prepare(rule, image):
         result = right(rule_of(rule), image)
         return dataclasses.replace(result, **result_of(result))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PreprocessRule, 'apply', apply)
+        patch.setattr(detect, 'prepare_image', prepare)
         yield
 
 

@@ -224,10 +224,13 @@ def test_of_equal_errors_the_unit_with_fewer_multiplications_goes_back_first():
     assert search.higher(dict(sorted(weights.items(), key=lambda entry: -entry[1])), ALL) == ['small']
 
 
-def kept_of_lists(reference, candidate, **limits):
-    """What a plan counts of two lists of (x, score, label), with boxes of 10 x 10 pixels."""
+def kept_of_lists(reference, candidate, cut=(), **limits):
+    """What a plan counts of two lists of (x, score, label), with boxes of 10 x 10 pixels.
+
+    `cut`: further results of the reference without limits.
+    """
     sides = []
-    for rows in (reference, candidate):
+    for rows in (reference, candidate, [*reference, *cut]):
         x, scores, labels = np.array(rows, np.float32).reshape(-1, 3).T
         sides.append(Detections(np.stack([x, x * 0, x + 10, x * 0 + 10], 1), scores, labels.astype(np.int64)))
     family, inputs = SimpleNamespace(task='bbox2d'), SimpleNamespace(sources=[('list', None)])
@@ -235,7 +238,7 @@ def kept_of_lists(reference, candidate, **limits):
         detector=SimpleNamespace(family=family, model=torch.nn.Identity()), input=inputs
     )
     bars = match_bars('bbox2d', HALF)
-    rows = match_with_ties(pytorch, sides[:1], sides[1:], lambda: sides[:1], limits, bars)
+    rows = match_with_ties(pytorch, sides[:1], sides[1:2], lambda: sides[2:], limits, bars)
     return kept_of(rows)
 
 
@@ -273,10 +276,11 @@ def test_what_is_false_lost_or_outside_the_bars_counts(reference, candidate, kep
 def test_the_last_of_a_full_list_is_excused_at_a_tie_alone():
     reference, others = results(4, step=0.1), [(500, 0.6, 0)]
     tied = [*results(3, step=0.1), *others]
-    found = kept_of_lists(reference, tied, max_per_img=4)
+    found = kept_of_lists(reference, tied, others, max_per_img=4)
     assert (found.share, len(found.ties)) == (1.0, 1)
-    assert kept_of_lists(reference, [*tied[:3], (500, 0.61, 0)], max_per_img=4) == Kept(3, 5)
-    assert kept_of_lists(reference, tied, max_per_img=100) == Kept(3, 5)
+    assert kept_of_lists(reference, tied, max_per_img=4) == Kept(3, 5)
+    higher = [(500, 0.61, 0)]
+    assert kept_of_lists(reference, [*tied[:3], *higher], higher, max_per_img=4) == Kept(3, 5)
 
 
 @pytest.mark.parametrize(
