@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mmdeploy_ext.runtime.frames import Stepper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     import torch
 
     from mmdeploy_ext.runtime.frames import Frame, Sweep
+
+
+def not_compared(names: Collection[str]) -> list[str]:
+    """Return the sentence about results that a reference does not read, or []."""
+    return [f'not compared of the results of your test path: {", ".join(sorted(names))}'] if names else []
 
 
 class SequenceReference(Stepper, Protocol):

@@ -6,7 +6,7 @@ Glossary: N cameras, L decoder layers, Q queries.
 import abc
 import contextlib
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from mmdeploy_ext.base.taps import collect_taps, tap
 from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.common.lidar_parts import Watch, watching
 from mmdeploy_ext.families.common.samples import detections_in_1x
+from mmdeploy_ext.families.sequence_reference import not_compared
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
@@ -185,11 +186,6 @@ class CameraReference(abc.ABC):
     def head_outputs(self, tensors: Mapping[str, Tensor]) -> Any:
         """Return tensors of the files, (L, 1, Q, columns), as the head's `forward` does."""
         return dict(tensors)
-
-
-def not_compared(names: Collection[str]) -> list[str]:
-    """Return the sentence about results that a reference does not read, or []."""
-    return [f'not compared of the results of your test path: {", ".join(sorted(names))}'] if names else []
 
 
 def array(tensor: Tensor) -> np.ndarray:

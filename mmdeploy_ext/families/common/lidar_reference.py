@@ -10,11 +10,11 @@ from mmdet3d.core.bbox import Box3DMode
 
 from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.last_test import LastTest
-from mmdeploy_ext.families.common.camera_reference import not_compared
 from mmdeploy_ext.families.common.lidar_parts import Watch, bev_of, parts_of, watching
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.pillars import width_of_points
 from mmdeploy_ext.families.common.samples import BOX_TYPES, detections_in_1x
+from mmdeploy_ext.families.sequence_reference import not_compared
 from mmdeploy_ext.families.synthetic.moments import plain_sweep
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
