@@ -36,7 +36,7 @@ LIBS := requirements.txt $(R)/test.txt $(if $(PLAIN),,$(R)/docs.txt)
 STAGE_LIBS := $(STAMPS)/2-libraries-$(call hash,$(LIBS) $(R)/lock.txt)
 STAGE_MMCV := $(STAMPS)/3-$(if $(PLAIN),plain,mmcv)-$(call hash,$(R)/build.txt $(R)/torch.txt,$(call pin,mmcv-full) \
     $(TORCH_INDEX) $(MMCV_CUDA))
-STAGE_MMLAB := $(STAMPS)/4-openmmlab-$(call hash,$(R)/openmmlab.txt pyproject.toml)
+STAGE_MMLAB := $(STAMPS)/4-openmmlab-$(call hash,$(R)/openmmlab.txt pyproject.toml projects/driving/pyproject.toml)
 
 # $(1): arguments. Shows what is downloaded; pip's own words come out only when it fails. Byte code of all modules is
 # half of the time (48 of 108 s of CPU): a plain environment makes it when they are imported.
@@ -97,7 +97,7 @@ $(STAGE_MMCV): | $(STAGE_LIBS)
 
 $(STAGE_MMLAB): | $(STAGE_MMCV)
 	@$(call begin,4/4 mmdet$(comma) mmsegmentation and mmdet3d without their outdated pins$(comma) and mm2onnx of this checkout)
-	$(call pip,--no-deps --no-build-isolation $(shell grep -v -e '^#' -e '^mmcv' $(R)/openmmlab.txt) -e .)
+	$(call pip,--no-deps --no-build-isolation $(shell grep -v -e '^#' -e '^mmcv' $(R)/openmmlab.txt) -e . -e projects/driving)
 	$(finish)
 
 # Optional. Constraints keep every pinned package as it is; mmdet 3 and mmrotate stand beside the libraries of .venv/.
@@ -125,20 +125,20 @@ env-rotate: $(ENV)
 test-rotate: $(if $(wildcard .venv-rotate/bin/python),,env-rotate)
 	OMP_NUM_THREADS=1 .venv-rotate/bin/python -m pytest projects/mmrotate/tests -n auto --dist loadfile -ra $(PYTEST_ARGS)
 
-# Files are not split: what a file's tests share is made once. The number of processes: tests/conftest.py.
+# Files are not split: what a file's tests share is made once. The number of processes: conftest.py.
 # `test-fast` has what needs neither a trained model nor long set-ups, `test-workshop` tables and pages.
 FAST := test_layout.py test_guards.py base spec engines families/evaluate graphs bench/lint runtime/preprocess upstream/weights
-test: tests := tests --ignore=tests/workshop
+test: tests := tests projects/driving/tests --ignore=tests/workshop
 test-fast: tests := $(addprefix tests/,$(FAST))
-test-matrix: tests := tests -m matrix
-coverage: tests := tests --ignore=tests/workshop --cov --cov-report=term
+test-matrix: tests := tests projects/driving/tests -m matrix
+coverage: tests := tests projects/driving/tests --ignore=tests/workshop --cov --cov-report=term
 test-workshop: tests := tests/workshop -m 'matrix or not matrix'
 test test-fast test-matrix test-workshop coverage: export PYTHONDONTWRITEBYTECODE :=
 test test-fast test-matrix test-workshop coverage: $(ENV)
 	$(RUN) -m pytest $(tests) -n auto --dist loadfile --durations=20 -ra $(PYTEST_ARGS)
 
 # `make test` five times, each with other toys within the rounding of float32: tests/support/disturbed.py.
-test-rounding: tests := tests --ignore=tests/workshop
+test-rounding: tests := tests projects/driving/tests --ignore=tests/workshop
 test-rounding: seeds := 1 2 3 4 5
 test-rounding: export PYTHONDONTWRITEBYTECODE :=
 test-rounding: $(ENV)

@@ -21,14 +21,9 @@ RUNNER_PARTS = (
     'spec',
     'engines.onnxruntime',
     'runtime',
-    'targets',
     'families.*.options*',
     'families.*.facts',
     'families.*.runtime',
-    'systems.*.options*',
-    'systems.*.facts',
-    'systems.*.runtime',
-    'systems.*.targets',
 )
 TORCH_FREE = (
     *RUNNER_PARTS,
@@ -41,7 +36,7 @@ TORCH_FREE = (
     'proving.difference.report',
     'proving.views.charts',
 )
-TRACED = ('/export.py', '_export.py', 'tensorrt_plugins/operators.py')
+TRACED = ('/export.py', '_export.py')
 """Ends of the names of modules of other programs that make graphs, in the parts without torch."""
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests', 'dev'}, projects={'tools', 'tests'}, tools={'tests'})
 STACK = ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg')

@@ -18,8 +18,6 @@ ORDER = (
     'upstream',
     'exporting',
     'families',
-    'targets',
-    'systems',
     'proving',
     'bench',
     'api',
@@ -30,7 +28,6 @@ ORDER = (
 KINDS = 'mmdeploy_ext.bench.kinds'
 REGISTRY = 'mmdeploy_ext.families'
 """It imports nothing, and holds the names of modules as texts."""
-SYSTEMS = 'mmdeploy_ext.systems'
 COMMON = 'common'
 SHARED = (COMMON, 'evaluate', 'synthetic')
 """Folders of families/: what several families need."""
@@ -48,12 +45,7 @@ LAZY = {
     },
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.common.upstream_layers'},
     'mmdeploy_ext.spec.registry': {'mmdeploy_ext.families.catalogue'},
-    'mmdeploy_ext.families.catalogue': {
-        'mmdeploy_ext.families',
-        'mmdeploy_ext.targets',
-        'mmdeploy_ext.systems',
-    },
-    'mmdeploy_ext.upstream.models.catalogue': {'mmdeploy_ext.systems'},
+    'mmdeploy_ext.families.catalogue': {'mmdeploy_ext.families'},
     'mmdeploy_ext.base.config': {
         'mmdeploy_ext.upstream.models.catalogue',
         'mmdeploy_ext.upstream.weights.convert.mmdet3_config',
@@ -154,64 +146,6 @@ def test_no_family_imports_another():
         if family_of(name) and family_of(target) not in ('', *SHARED, family_of(name))
     ]
     assert not wrong, '\n'.join(wrong)
-
-
-def system_of(module: str) -> str:
-    """Return the system of a module below systems/, else ''."""
-    return module.split('.')[2] if module.startswith(f'{SYSTEMS}.') else ''
-
-
-def test_nothing_outside_of_a_system_names_its_modules():
-    assert {system_of(name) for name in modules()} > {'', 'petr', 'bevdet'}
-    wrong = [
-        f'{name} names {target}' for name, target in edges() if system_of(target) and not system_of(name)
-    ]
-    assert not wrong, '\n'.join(wrong)
-
-
-def test_no_system_imports_another():
-    wrong = [
-        f'{name} imports {target}'
-        for name, target in edges()
-        if system_of(name) and system_of(target) not in ('', system_of(name))
-    ]
-    assert not wrong, '\n'.join(wrong)
-
-
-INPUT_CHECKS = 'camera_times', 'count_tokens'
-"""Functions of a runtime that references call to refuse an input, not for a value to compare."""
-
-
-def of_reference(module: str) -> bool:
-    """Whether a system's module is the PyTorch side of its proofs."""
-    parts = module.split('.')[3:]
-    return bool(system_of(module)) and (parts[:1] == ['model'] or parts[-1:] in (['reference'], ['upstream']))
-
-
-def functions_imported(path: Path) -> set[tuple[str, str]]:
-    """Return module and name of each function that a source imports from this package."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.ImportFrom) and (node.module or '') in modules():
-            source = ast.parse(modules()[node.module].read_text(encoding='utf-8'))
-            defined = {one.name for one in source.body if isinstance(one, ast.FunctionDef)}
-            found |= {(node.module, one.name) for one in node.names if one.name in defined}
-    return found
-
-
-def test_no_reference_of_a_system_uses_the_code_that_it_judges():
-    """A proof would compare that code with itself; names, constants and checks of the input are allowed."""
-    references = [name for name in modules() if of_reference(name)]
-    assert {system_of(name) for name in references} > {'sparsedrive', 'flashocc', 'vad', 'bevdet'}
-    wrong = [
-        f'{name} imports {function} from {module}'
-        for name in references
-        for module, function in functions_imported(modules()[name])
-        if module.split('.')[-1] in ('runtime', 'decoding', 'instances') or '.runtime.' in module
-        if system_of(module) or module.startswith(f'{REGISTRY}.')
-        if not function.startswith('check_') and function not in INPUT_CHECKS
-    ]
-    assert not wrong, '\n'.join(sorted(wrong))
 
 
 def asked(tree: ast.AST) -> list[str]:

@@ -1,6 +1,7 @@
 """Seeded weights of BEVDet by names and shapes alone.
 
-Source of the rule: FILL.md beside the reference data of BEVDet; `tests/support/bevdet_golden.py` reads it.
+Source of the rule: FILL.md beside the reference data of BEVDet;
+`projects/driving/tests/support/bevdet_golden.py` reads it.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Seeded weights of BEVFormer by names and shapes alone.
 
 Source of the rule: FILL.md beside the reference data of BEVFormer;
-`tests/systems/bevformer/bevformer_golden.py` reads it.
+`projects/driving/tests/bevformer/bevformer_golden.py` reads it.
 """
 
 import math

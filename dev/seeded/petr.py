@@ -1,6 +1,7 @@
 """Seeded weights of PETR and PETRv2 by names and shapes alone.
 
-Source of the rule: FILL.md beside the reference data of PETR; `tests/systems/petr/petr_golden.py` reads it.
+Source of the rule: FILL.md beside the reference data of PETR; `projects/driving/tests/petr/petr_golden.py`
+reads it.
 """
 
 import math

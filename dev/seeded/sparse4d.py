@@ -1,7 +1,7 @@
 """Seeded weights of Sparse4D by names and shapes alone.
 
 Source of the rule: FILL.md beside the reference data of Sparse4D;
-`tests/systems/sparse4d/sparse4d_golden.py` reads it.
+`projects/driving/tests/sparse4d/sparse4d_golden.py` reads it.
 """
 
 import math

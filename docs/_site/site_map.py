@@ -32,7 +32,7 @@ CONTENTS = {
     },
 }  # fmt: skip
 """Page -> caption -> the pages of its sidebar."""
-SYSTEMS = '/mmdeploy_ext/systems/{}/README'
+SYSTEMS = '/projects/driving/mm2onnx_driving/{}/README'
 CAMERAS = ('streampetr', 'petr', 'bevformer', 'bevdet', 'flashocc', 'sparse4d', 'sparsedrive', 'vad')
 BELOW = {
     'docs/zoo': 'zoo/*',

@@ -36,6 +36,8 @@ LIBRARIES = ('torch', 'torchvision', 'numpy', 'addict', 'spconv', 'cumm', 'built
 """Packages that are libraries wherever they are."""
 PACKAGE_FOLDERS = ('site-packages', 'dist-packages')
 OURS = Path(__file__).resolve().parents[1]
+PROJECTS: list[Path] = []
+"""Folders of packages of this repository that are installed by themselves; these add theirs."""
 PYTHON = Path(os.__file__).parent
 TYPED = ('<string>', '<stdin>', '<console>', '<python-input-', '<ipython-input-')
 """File names of typed code: `exec`, `python -c`, a pipe, consoles."""
@@ -72,7 +74,9 @@ def copied_file(file: str) -> tuple[Path, Path] | None:
 
 @functools.lru_cache(maxsize=4096)
 def is_ours(path: Path) -> bool:
-    return path.is_relative_to(OURS) or path.is_relative_to(Path(__file__).parents[1])
+    return any(path.is_relative_to(folder) for folder in (OURS, *PROJECTS)) or path.is_relative_to(
+        Path(__file__).parents[1]
+    )
 
 
 def is_users(defined: Any) -> bool:

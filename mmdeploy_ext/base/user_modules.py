@@ -27,7 +27,7 @@ from mmdeploy_ext.base.type_files import files_of_types
 PACKAGE = CHECKOUT / 'mmdeploy_ext'
 MACHINERY = (
     *(f'{os.sep}{folder}{os.sep}' for folder in ('importlib', os.path.join('mmcv', 'utils'))),
-    *(f'{PACKAGE / name}{os.sep}' for name in ('base', 'upstream', 'systems')),
+    *(f'{PACKAGE / name}{os.sep}' for name in ('base', 'upstream')),
 )
 """Parts of paths of files that import or register modules."""
 FITTING_VERSIONS = {'mmdet': range(3), 'mmdet3d': range(1, 2), 'mmseg': range(1)}

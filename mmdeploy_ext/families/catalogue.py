@@ -5,18 +5,15 @@ import pkgutil
 
 from mmdeploy_ext.base.errors import ConfigError
 
-ENTRY_POINTS = 'mm2onnx.families'
-"""Group of entry points; each value is a module that registers families."""
-OWN = 'mmdeploy_ext.families', 'mmdeploy_ext.targets', 'mmdeploy_ext.systems'
-"""Packages whose folders register families, and programs that load their files."""
+ENTRY_POINTS = 'mm2onnx.families', 'mm2onnx.contracts'
+"""Groups of entry points; each value is a module that registers families, or files of other programs."""
+OWN = 'mmdeploy_ext.families'
+"""Package whose folders register families."""
 
 
 def import_own() -> None:
-    for name in OWN:
-        for folder in folders_of(name):
-            targets = [part for part in folders_of(folder) if part == f'{folder}.targets']
-            for module in targets:  # programs that load the files of a system
-                importlib.import_module(module)
+    for folder in folders_of(OWN):
+        importlib.import_module(folder)
 
 
 def folders_of(name: str) -> list[str]:
@@ -29,12 +26,13 @@ def import_installed() -> None:
     """Import the modules of other packages that register families; raises ConfigError if one fails."""
     import importlib.metadata  # a tenth of the time of `mm2onnx run`
 
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    found = importlib.metadata.entry_points()
+    for entry in (*found.select(group=ENTRY_POINTS[0]), *found.select(group=ENTRY_POINTS[1])):
         try:
             entry.load()
         except Exception as error:
             raise ConfigError(
                 f'{entry.dist.name if entry.dist else "a package"}: its entry point {entry.name} = '
-                f'{entry.value} of {ENTRY_POINTS} cannot be imported: {type(error).__name__}: {error}; '
+                f'{entry.value} of {entry.group} cannot be imported: {type(error).__name__}: {error}; '
                 'correct or uninstall it'
             ) from error

@@ -106,6 +106,7 @@ class Registration:
 
 
 _REGISTERED: dict[str, Registration] = {}
+_MODELS: list[str] = []
 _WAITING: dict[str, list[Callable[[], None]]] = {}
 """Name of an unregistered family -> its contracts, registered after it."""
 
@@ -263,14 +264,31 @@ def seeded_heads_of(family: str) -> Any:
 
 def contract_class(family: str, name: str) -> Any:
     """Class of another program's contract; None for the family's own files."""
-    program = registration_of(family).contracts.get(name)
+    program = _program(family, name)
     return _imported(program.contract) if program else None
 
 
 def program_loop(family: str, name: str) -> Any:
     """Class that runs another program's files; None for the family's own files."""
-    program = registration_of(family).contracts.get(name)
+    program = _program(family, name)
     return _imported(program.loop) if program else None
+
+
+def _program(family: str, name: str) -> Program | None:
+    """Another program's contract; installed packages are searched last."""
+    if name and name not in registration_of(family).contracts:
+        _import_all()
+    return registration_of(family).contracts.get(name)
+
+
+def register_models(package: str) -> None:
+    """Add a package that lists its models in `MODELS_2D` or `MODELS_3D`: module -> types."""
+    _MODELS.append(package)
+
+
+def registered_models() -> list[str]:
+    _import_all()
+    return _MODELS
 
 
 def folder_checks() -> dict[str, str]:

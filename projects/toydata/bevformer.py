@@ -23,9 +23,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from mm2onnx_driving.common.runtime.bev_frames import frame_with_record
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.common.runtime.bev_frames import frame_with_record
 from mmdeploy_ext.runtime.bev_motion import motion_since
 from mmdeploy_ext.runtime.infos import read_frames, read_infos
 from mmdeploy_ext.upstream import compat

@@ -5,15 +5,15 @@ import types
 import numpy as np
 import pytest
 
-from mmdeploy_ext.families.common.runtime.bev_frames import record_of
-from mmdeploy_ext.families.common.runtime.query_boxes import above, at_least, passing
+from mm2onnx_driving.bevdet.runtime import BevDetOnnx
+from mm2onnx_driving.common.runtime.bev_frames import record_of
+from mm2onnx_driving.common.runtime.query_boxes import above, at_least, passing
+from mm2onnx_driving.petr.runtime import PetrOnnx, camera_times
+from mm2onnx_driving.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
-from mmdeploy_ext.systems.bevdet.runtime import BevDetOnnx
-from mmdeploy_ext.systems.petr.runtime import PetrOnnx, camera_times
-from mmdeploy_ext.systems.streampetr.runtime import StreamPetrOnnx
 
 
 def test_what_is_kept_of_a_frame_does_not_change_with_the_arrays_of_the_caller():

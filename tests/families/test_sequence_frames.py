@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from mm2onnx_driving.common.camera_samples import dumped_frame
 from mmdeploy_ext.bench.kinds.sequence_samples import choose_frames
-from mmdeploy_ext.families.common.camera_samples import dumped_frame
 
 TOKENS = ['a'] * 5 + ['b'] * 3 + ['c'] * 4
 

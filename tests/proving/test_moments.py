@@ -12,14 +12,14 @@ from mmdet3d.datasets.builder import DATASETS as DATASETS_3D
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from marking import in_suite
+from mm2onnx_driving.common import camera_data
+from mm2onnx_driving.layers.datasets.bev_dataset import BevNuScenesDataset
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.common import camera_data
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.runtime import infos, sweeps
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.preprocess import cameras, fusion
-from mmdeploy_ext.upstream.models.datasets.bev_dataset import BevNuScenesDataset
 from planting import altered, arguments, replaced, result
 from projects.configs import nuscenes_fusion
 from toy_atss import REPO

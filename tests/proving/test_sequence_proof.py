@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import toy_streampetr_deploy as toy
+from mm2onnx_driving.streampetr import runtime as stream
 from mmdeploy_ext.proving.drive import SPECIAL, NearOrigin
 from mmdeploy_ext.proving.drive_run import DriveBars
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.spec.metadata import read_metadata
-from mmdeploy_ext.systems.streampetr import runtime as stream
 from proofs import prove, prove_samples, run_far
 from verdicts import cases_of, sequence_of
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mm2onnx_driving.bevfusion.graphs import RIG_MATRICES
+from mm2onnx_driving.bevfusion.runtime.frames import FusionRuntime
 from mmdeploy_ext.families.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.families.synthetic.moments import (
     changed_drive,
@@ -19,8 +21,6 @@ from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, FusedFrame
 from mmdeploy_ext.runtime.preprocess.cameras import Calibration
-from mmdeploy_ext.systems.bevfusion.graphs import RIG_MATRICES
-from mmdeploy_ext.systems.bevfusion.runtime.frames import FusionRuntime
 from toy_stepper import MEMORY, SPEC, ToyStepper
 from toy_streampetr_deploy import drive
 

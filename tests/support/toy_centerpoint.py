@@ -114,7 +114,7 @@ def register():
     from mmdet3d.models.dense_heads import centerpoint_head
 
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.systems.bevfusion.model import center_head, head
+    from mm2onnx_driving.bevfusion.model import center_head, head
 
     for module in (centerpoint_head, center_head, head):
         module.circle_nms = getattr(module.circle_nms, 'py_func', module.circle_nms)

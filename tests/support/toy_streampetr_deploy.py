@@ -21,7 +21,7 @@ from projects.configs.nuscenes_stream import image_augmentation, test_pipeline
 def detector() -> Detector:
     """Return the seeded toy as if it came from a config and a checkpoint."""
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.systems.streampetr.family import StreamPetrFamily
+    from mm2onnx_driving.streampetr.family import StreamPetrFamily
 
     model = exported.model()
     model.input_sizes = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 import toy_streampetr as toy
+from mm2onnx_driving.streampetr.facts import StreamPetrFacts
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.spec.preparation import MultiViewRule
-from mmdeploy_ext.systems.streampetr.facts import StreamPetrFacts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from mmdeploy_ext.base.config import types_of
 from mmdeploy_ext.base.source_code import nearest_base
 from mmdeploy_ext.base.unregistered import registries
+from mmdeploy_ext.spec.registry import registered_models
 from mmdeploy_ext.upstream import models
 from mmdeploy_ext.upstream.compat.cuda_as_cpu import cuda_as_cpu
 
@@ -35,65 +36,20 @@ SHARED_2D = {
 }  # fmt: skip
 """Module -> types; they need mmdet."""
 SHARED_3D = {
-    'bev_view.attention': (
-        'CustomMSDeformableAttention',
-        'MSDeformableAttention3D',
-        'SpatialCrossAttention',
-        'TemporalSelfAttention',
-    ),
-    'bev_view.transformer': (
-        'BEVFormerEncoder',
-        'BEVFormerLayer',
-        'DetectionTransformerDecoder',
-        'PerceptionTransformer',
-    ),
-    'cp_fpn': ('CPFPN',),
-    'datasets.bev_dataset': ('BevNuScenesDataset',),
-    'datasets.bevdet_dataset': ('BEVDetNuScenesDataset', 'LoadAnnotationsBEVDepth', 'PrepareImageInputs'),
-    'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
-    'datasets.pipelines.augmentation': ('ResizeCropFlipRotImage',),
-    'datasets.pipelines.fusion': ('ImageAug3D', 'ImageNormalize'),
-    'datasets.pipelines.multi_view_image': (
-        'NormalizeMultiviewImage',
-        'PETRFormatBundle3D',
-        'PadMultiViewImage',
-        'RandomScaleImageMultiViewImage',
-    ),
-    'datasets.track_dataset': ('NuScenes3DDetTrackDataset', 'NuScenesSparse4DAdaptor', 'ResizeCropFlipImage'),
-    'lift_splat.centerness_head': ('Centerness_Head',),
-    'lift_splat.encoders': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
-    'lift_splat.occupancy_head': ('BEVOCCHead2D', 'BEVOCCHead2D_V2'),
-    'lift_splat.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
-    'query_decoder': ('PETRMultiheadAttention', 'PETRMultiheadFlashAttention', 'PETRTransformerDecoder'),
     'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),
     'sparse_backbone.model': ('LidarBackbone',),
-    'sparse_instances.aggregation': ('DeformableFeatureAggregation',),
-    'sparse_instances.blocks': (
-        'AsymmetricFFN',
-        'DenseDepthNet',
-        'SparseBox3DEncoder',
-        'SparseBox3DKeyPointsGenerator',
-        'SparseBox3DRefinementModule',
-    ),
-    'vovnet': ('VoVNet', 'VoVNetCP'),
 }
 """Module -> types; they need mmdet3d."""
 
 
-SYSTEMS = 'mmdeploy_ext.systems'
-
-
 def folders() -> list[ModuleType]:
-    """Return the folders of models, of which some list their own types, here and in systems."""
-    systems = folders_in(importlib.import_module(SYSTEMS))
-    own = [folder for system in systems for folder in folders_in(system, ['model'])]
-    return [*folders_in(models), *own]
+    """Return the packages that may list their own types: folders of models here, and in other packages."""
+    return [*folders_in(models), *map(importlib.import_module, registered_models())]
 
 
-def folders_in(package: ModuleType, names: Sequence[str] = ()) -> list[ModuleType]:
-    """Import the packages in a package, or some of them."""
-    found = [module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg]
-    names = [name for name in found if not names or name in names]
+def folders_in(package: ModuleType) -> list[ModuleType]:
+    """Import the packages in a package."""
+    names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg]
     return [importlib.import_module(f'{package.__name__}.{name}') for name in names]
 
 

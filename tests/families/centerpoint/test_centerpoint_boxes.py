@@ -9,12 +9,12 @@ from mmcv.ops import nms_rotated
 from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
 
+from mm2onnx_driving.bevdet.graphs import box_facts
 from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
 from mmdeploy_ext.families.centerpoint.graphs import head_settings
 from mmdeploy_ext.families.common.runtime.center_boxes import decode
 from mmdeploy_ext.families.common.samples import BOX_TYPES
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
-from mmdeploy_ext.systems.bevdet.graphs import box_facts
 from toy_centerpoint import register
 
 register()  # circle NMS uncompiled

@@ -1,0 +1,1 @@
+"""Graphs, references and data that several systems share."""

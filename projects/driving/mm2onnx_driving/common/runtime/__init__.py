@@ -1,0 +1,1 @@
+"""Frames and decoding that several systems share, in numpy."""

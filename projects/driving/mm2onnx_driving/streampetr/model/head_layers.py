@@ -1,0 +1,211 @@
+"""The layers of StreamPETR's head, with the checkpoints' names.
+
+Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, models/utils/misc.py (`MLN`,
+`SELayer_Linear`).
+Glossary: C channels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import Linear, bias_init_with_prob
+from mmcv.runner import BaseModule
+from mmdet.core import build_bbox_coder
+from mmdet.models.utils import NormedLinear, build_transformer
+from torch import Tensor, nn
+
+from mm2onnx_driving.layers.rays import depth_bins
+from mm2onnx_driving.streampetr.model.steps import CONE_BIN
+from mmdeploy_ext.base.errors import ConfigError
+
+CODE_SIZE = 10
+CONE_SIZE = 8
+"""Numbers of the cone code (`FrameSteps.position_embedding`)."""
+MOTION_SIZE = 180
+"""Numbers of a `motion_code`."""
+NUM_BRANCHES = 6
+"""Entries of `cls_branches` and `reg_branches`: most decoder layers."""
+IGNORED_KEYS = {
+    'with_position', 'depth_step', 'code_size', 'test_cfg', 'train_cfg', 'with_dn', 'scalar', 'noise_scale',
+    'noise_trans', 'dn_weight', 'split', 'match_with_velo', 'sync_cls_avg_factor', 'loss_bbox', 'loss_iou',
+}  # fmt: skip
+LEGACY_NAMES = {
+    '.self_attn.': '.attentions.0.',
+    '.multihead_attn.': '.attentions.1.',
+    '.decoder.norm.': '.decoder.post_norm.',
+}
+"""Part of a parameter's name in older files -> its name here."""
+
+
+class MLN(nn.Module):
+    """Motion-aware layer normalisation: a code scales and shifts features, at first by 1 and 0."""
+
+    def __init__(self, code_dims: int, embed_dims: int) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Linear(code_dims, embed_dims), nn.ReLU())
+        self.gamma = nn.Linear(embed_dims, embed_dims)
+        self.beta = nn.Linear(embed_dims, embed_dims)
+        self.ln = nn.LayerNorm(embed_dims, elementwise_affine=False)
+        for linear, bias in ((self.gamma, 1.0), (self.beta, 0.0)):
+            nn.init.zeros_(linear.weight)
+            nn.init.constant_(linear.bias, bias)
+
+    def forward(self, features: Tensor, code: Tensor) -> Tensor:
+        """Normalise `features` (..., C) and modulate them by `code` (..., code_dims)."""
+        hidden = self.reduce(code)
+        return self.gamma(hidden) * self.ln(features) + self.beta(hidden)
+
+
+class SELayer(nn.Module):
+    """A gate on features, computed from other features."""
+
+    def __init__(self, embed_dims: int) -> None:
+        super().__init__()
+        self.conv_reduce = nn.Linear(embed_dims, embed_dims)
+        self.conv_expand = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, features: Tensor, gating: Tensor) -> Tensor:
+        """Multiply `features` (..., C) by a sigmoid gate of `gating` (..., C)."""
+        return features * self.conv_expand(self.conv_reduce(gating).relu()).sigmoid()
+
+
+class HeadLayers(BaseModule):
+    """The layers of a `StreamPETRHead`; `transformer`, `bbox_coder` and `loss_cls` are configs."""
+
+    _version = 2
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 256,
+        stride: int = 16,
+        embed_dims: int = 256,
+        num_query: int = 100,
+        num_reg_fcs: int = 2,
+        memory_len: int = 1024,
+        topk_proposals: int = 256,
+        num_propagated: int = 256,
+        with_ego_pos: bool = True,
+        match_costs: Sequence[float] | None = None,
+        transformer: dict | None = None,
+        code_weights: Sequence[float] | None = None,
+        bbox_coder: dict | None = None,
+        loss_cls: dict | None = None,
+        depth_num: int = 64,
+        LID: bool = False,
+        depth_start: float = 1,
+        position_range: Sequence[float] = (-65, -65, -8.0, 65, 65, 8.0),
+        normedlinear: bool = False,
+        init_cfg: dict | None = None,
+        **ignored: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.num_classes, self.in_channels, self.embed_dims = num_classes, in_channels, embed_dims
+        self.stride, self.num_query, self.num_reg_fcs = stride, num_query, num_reg_fcs
+        self.memory_len, self.topk_proposals, self.num_propagated = memory_len, topk_proposals, num_propagated
+        self.with_ego_pos, self.depth_num, self.normedlinear = with_ego_pos, depth_num, normedlinear
+        self.cls_out_channels, self.code_size = num_classes, CODE_SIZE
+        self._check(ignored, loss_cls or {})
+        self.bbox_coder = build_bbox_coder(bbox_coder)
+        weights = list(code_weights or [1.0] * 8 + [0.2] * 2)[:CODE_SIZE]
+        self.code_weights = _constant(weights)
+        self.match_costs = _constant(match_costs or weights)
+        self.pc_range = _constant(self.bbox_coder.pc_range)
+        self.position_range = _constant(position_range)
+        self.coords_d = nn.Parameter(
+            depth_bins(depth_num, depth_start, self.position_range[3], LID), requires_grad=False
+        )
+        self._build_layers()
+        self.transformer = build_transformer(transformer)
+        self._check_layers()
+
+    def _check(self, ignored: dict[str, Any], loss_cls: dict) -> None:
+        unknown = sorted(set(ignored) - IGNORED_KEYS)
+        num_all = self.num_query + self.num_propagated
+        code_size = ignored.get('code_size', CODE_SIZE)
+        wrong = {
+            'loss_cls.use_sigmoid must be True: scores are sigmoids': not loss_cls.get('use_sigmoid'),
+            f'unknown keys {", ".join(unknown)}': bool(unknown),
+            f'code_size={code_size}: boxes have 10 numbers, velocity included': code_size != CODE_SIZE,
+            f'in_channels={self.in_channels} must equal embed_dims={self.embed_dims}': (
+                self.in_channels != self.embed_dims
+            ),
+            f'embed_dims={self.embed_dims} must be a multiple of 4': bool(self.embed_dims % 4),
+            f'depth_num={self.depth_num}: expected at least 30, since the cone uses the point 30 bins '
+            'from the end': (self.depth_num < -CONE_BIN),
+            f'num_propagated={self.num_propagated} exceeds memory_len={self.memory_len}': (
+                self.num_propagated > self.memory_len
+            ),
+            f'topk_proposals={self.topk_proposals} exceeds the {num_all} queries': (
+                self.topk_proposals > num_all
+            ),
+        }
+        for message, is_wrong in wrong.items():
+            if is_wrong:
+                raise ConfigError(f'{type(self).__name__}: {message}')
+
+    def _check_layers(self) -> None:
+        decoder = self.transformer.decoder
+        if decoder.embed_dims != self.embed_dims:
+            raise ConfigError(
+                f'{type(self).__name__}: embed_dims={self.embed_dims}, the decoder has {decoder.embed_dims}'
+            )
+        if decoder.num_layers > NUM_BRANCHES:
+            raise ConfigError(
+                f'{type(self).__name__}: num_layers={decoder.num_layers}; there are {NUM_BRANCHES} branches'
+            )
+
+    def _build_layers(self) -> None:
+        dims = self.embed_dims
+        classifier = NormedLinear if self.normedlinear else Linear
+        cls_branch, reg_branch = [], []
+        for _ in range(self.num_reg_fcs):
+            cls_branch += [Linear(dims, dims), nn.LayerNorm(dims), nn.ReLU(inplace=True)]
+            reg_branch += [Linear(dims, dims), nn.ReLU()]
+        cls_branch = nn.Sequential(*cls_branch, classifier(dims, self.num_classes))
+        reg_branch = nn.Sequential(*reg_branch, Linear(dims, CODE_SIZE))
+        # one module in every place: the layers share their branches, the checkpoints repeat them
+        self.cls_branches = nn.ModuleList([cls_branch] * NUM_BRANCHES)
+        self.reg_branches = nn.ModuleList([reg_branch] * NUM_BRANCHES)
+
+        self.position_encoder = _two_linear(self.depth_num * 3, dims * 4, dims)
+        self.memory_embed = _two_linear(dims, dims, dims)
+        self.featurized_pe = SELayer(dims)
+        self.reference_points = nn.Embedding(self.num_query, 3)
+        if self.num_propagated:
+            self.pseudo_reference_points = nn.Embedding(self.num_propagated, 3)
+            self.pseudo_reference_points.weight.requires_grad = False
+        self.query_embedding = _two_linear(dims * 3 // 2, dims, dims)
+        self.spatial_alignment = MLN(CONE_SIZE, dims)
+        self.time_embedding = nn.Sequential(nn.Linear(dims, dims), nn.LayerNorm(dims))
+        if self.with_ego_pos:
+            self.ego_pose_pe = MLN(MOTION_SIZE, dims)
+            self.ego_pose_memory = MLN(MOTION_SIZE, dims)
+
+    def init_weights(self) -> None:
+        nn.init.uniform_(self.reference_points.weight, 0, 1)
+        if self.num_propagated:
+            nn.init.uniform_(self.pseudo_reference_points.weight, 0, 1)
+        self.transformer.init_weights()
+        for branch in self.cls_branches:
+            nn.init.constant_(branch[-1].bias, bias_init_with_prob(0.01))
+        self._is_init = True
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
+        if (local_metadata.get('version') or 0) < 2:
+            for key in [key for key in state_dict if key.startswith(prefix)]:
+                renamed = key
+                for old, new in LEGACY_NAMES.items():
+                    renamed = renamed.replace(old, new)
+                if renamed != key:
+                    state_dict[renamed] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def _constant(values: Sequence[float]) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(list(values), dtype=torch.float32), requires_grad=False)
+
+
+def _two_linear(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))

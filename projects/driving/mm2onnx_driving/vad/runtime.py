@@ -1,0 +1,89 @@
+"""VAD as a stream: images, calibration, motion and command in, a driving scene out.
+
+n boxes, M modes, T steps, V lines of P points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mm2onnx_driving.common.runtime.bev_frames import BevFacts, BevOnnx, frame_with_record
+from mm2onnx_driving.common.runtime.query_boxes import decode_rows
+from mmdeploy_ext.families.common.runtime.scores import top_rows
+from mmdeploy_ext.runtime.driving import DrivingScene, command_of, with_command
+from mmdeploy_ext.runtime.geometry import exact_sigmoid
+from mmdeploy_ext.spec.facts import Count
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.runtime.frames import Frame
+    from mmdeploy_ext.runtime.infos import RigFrame
+    from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.preparation import MultiViewRule
+
+FORM = 'vad'
+OUTPUTS = (
+    'bev_embed', 'all_cls_scores', 'all_bbox_preds', 'all_traj_preds', 'all_traj_cls_scores',
+    'map_all_cls_scores', 'map_all_pts_preds', 'ego_fut_preds', 'ego_plan',
+)  # fmt: skip
+DECIDED = 'all_traj_preds', 'all_traj_cls_scores', 'ego_fut_preds', 'ego_plan'
+"""Outputs that depend on which lines an object attends to."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VadFacts(BevFacts):
+    """Also the most lines of a frame, and x, y (m) of the view's corner with the least of both."""
+
+    max_lines: Count
+    corner: tuple[float, float]
+
+
+class VadOnnx(BevOnnx):
+    families, files = ('vad',), (FORM,)
+
+    def feeds_of(self, frame: Frame, before: np.ndarray | None) -> dict[str, np.ndarray]:
+        return dict(super().feeds_of(frame, before), command=np.array([command_of(frame)]))
+
+    def moment(self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: Any = None) -> Frame:
+        return with_command(super().moment(images_bgr, rig, root), rig.info)
+
+
+def frame_with_command(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
+    return with_command(frame_with_record(images_bgr, rig, rule), rig.info)
+
+
+def scene_of(facts: VadFacts, outputs: Mapping[str, np.ndarray]) -> DrivingScene:
+    """Decode `OUTPUTS` of one frame; the last decoder layer counts."""
+    boxes, rows = decode_rows(outputs['all_cls_scores'], outputs['all_bbox_preds'], facts)
+    steps = outputs['all_traj_preds'][-1, 0][rows].astype(np.float32)
+    steps = steps.reshape(*steps.shape[:2], -1, 2)
+    scores = exact_sigmoid(outputs['map_all_cls_scores'][-1, 0])
+    best = top_rows(scores.ravel(), facts.max_lines)
+    lines, labels = np.divmod(best, scores.shape[1])
+    points = outputs['map_all_pts_preds'][-1, 0][lines].astype(np.float32)
+    return DrivingScene(
+        boxes.boxes,
+        boxes.scores,
+        boxes.labels,
+        trajectories=steps.cumsum(2) + boxes.boxes[:, None, None, :2],
+        mode_scores=exact_sigmoid(outputs['all_traj_cls_scores'][-1, 0][rows]),
+        line_points=points * np.float32(facts.extent) + np.float32(facts.corner),
+        line_scores=scores.ravel()[best],
+        line_labels=labels.astype(np.int64),
+        plan_points=outputs['ego_plan'].astype(np.float32),
+        plan_scores=np.ones(1, np.float32),
+        plan_mode=np.zeros(1, np.int64),
+        plan_final=outputs['ego_plan'][0].astype(np.float32),
+    )
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> DrivingScene:
+    return scene_of(metadata.postprocess, outputs)
+
+
+QUANTISED, RESULT = FORM, DrivingScene
+OPENS = VadOnnx
