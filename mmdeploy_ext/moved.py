@@ -197,6 +197,8 @@ KEPT = (
     'util.errors',
 )
 """Old names that configs, kits and packages of users import; a package is for all below it."""
+ELSEWHERE = 'dev.', 'mm2onnx_driving'
+"""Beginnings of new names that are not below the package."""
 KEPT_NAMES = tuple(f'{PACKAGE}.{name}.' for name in KEPT)
 
 
@@ -205,7 +207,7 @@ def new_name(name: str) -> str:
     words = name.split('.')[1:]
     for count in range(len(words), 0, -1):
         if new := MOVED.get('.'.join(words[:count])):
-            home = '' if '/' in new or new.startswith('dev.') else f'{PACKAGE}.'
+            home = '' if '/' in new or new.startswith(ELSEWHERE) else f'{PACKAGE}.'
             return '.'.join([home + new, *words[count:]])
     return ''
 

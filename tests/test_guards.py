@@ -15,6 +15,8 @@ from unittest import mock
 
 import pytest
 
+from marking import needs_driving
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNNER_PARTS = (
     'base',
@@ -116,6 +118,15 @@ CONFIGS = sorted(
 )
 
 
+DRIVING = tuple(
+    f'projects/configs/{name}'
+    for name in ('BEVDet', 'BEVFormer', 'BEVFusion/bevfusion_toy', 'BEVFusion/bevfusion_camera',
+                 'BEVFusion/bevfusion_lidar_transfusion', 'FlashOcc', 'PETR', 'Sparse4D', 'SparseDrive',
+                 'StreamPETR', 'VAD')
+)  # fmt: skip
+"""Beginnings of configs of driving systems."""
+
+
 def texts_once(names):
     """Return configs as parameters; of X_onnx.py of a folder with one text but for X, one is in the suite."""
     seen, cases = set(), []
@@ -125,7 +136,9 @@ def texts_once(names):
         text = path.read_text().replace(model, 'X')
         is_known = (path.parent, text) in seen and path.with_name(f'{model}.py').is_file()
         seen.add((path.parent, text))
-        cases.append(pytest.param(name, marks=pytest.mark.matrix) if is_known else name)
+        marks = [pytest.mark.matrix] if is_known else []
+        marks += [needs_driving] if name.startswith(DRIVING) else []
+        cases.append(pytest.param(name, marks=marks))
     return cases
 
 

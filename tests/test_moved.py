@@ -2,18 +2,21 @@
 
 import importlib
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 from mmdeploy_ext import moved
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
     ('old', 'new'),
     [
         ('core.unregistered', 'mmdeploy_ext.base.unregistered'),
-        ('families.petr.graphs', 'mmdeploy_ext.systems.petr.graphs'),
-        ('consumers.autoware.streampetr_export', 'mmdeploy_ext.systems.streampetr.targets.autoware_export'),
+        ('families.petr.graphs', 'mm2onnx_driving.petr.graphs'),
+        ('consumers.autoware.streampetr_export', 'mm2onnx_driving.streampetr.targets.autoware_export'),
         ('cutting.api', 'mmdeploy_ext.proving.parts.api'),
         ('families.model', 'mmdeploy_ext.families.detector'),
         ('contract.options', 'mmdeploy_ext.spec.options'),
@@ -31,7 +34,11 @@ def test_the_import_of_a_moved_module_says_its_new_name(old, new):
 def test_every_new_name_is_there():
     for old in moved.MOVED:
         name = moved.new_name(f'{moved.PACKAGE}.{old}')
-        assert '/' in name or importlib.util.find_spec(name) is not None, name
+        if name.startswith('mm2onnx_driving'):  # which may not be installed
+            path = REPOSITORY / 'projects/driving' / name.replace('.', '/')
+            assert path.is_dir() or path.with_suffix('.py').is_file(), name
+        else:
+            assert '/' in name or importlib.util.find_spec(name) is not None, name
 
 
 @pytest.mark.parametrize(

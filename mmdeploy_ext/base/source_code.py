@@ -227,7 +227,7 @@ class ModelClass(JsonDataclass):
     Attributes:
         file: path relative to the folder that it was imported from.
         sha256: hash of the file; '' if unreadable.
-        ours: `mmdeploy_ext` defines it.
+        ours: this package or one of `PROJECTS` defines it.
         line: 0 if unknown, and in metadata.
     """
 
@@ -277,7 +277,7 @@ def parts_of(model: Any) -> Iterator[tuple[str, Any]]:
 
 def has_known_modules(model: Any) -> bool:
     """Whether all modules are classes of PyTorch, the OpenMMLab packages that we test with, or ours."""
-    supported = {*LIBRARIES, *DISTRIBUTIONS, mmdeploy_ext.__name__}
+    supported = {*LIBRARIES, *DISTRIBUTIONS, mmdeploy_ext.__name__, *(folder.name for folder in PROJECTS)}
     packages = {type(module).__module__.partition('.')[0] for module in model.modules()}
     return packages <= supported and not files_of_users_classes(model)
 

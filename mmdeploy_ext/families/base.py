@@ -24,6 +24,7 @@ from mmdeploy_ext.spec.options import Option, Options
 from mmdeploy_ext.spec.registry import (
     Registration,
     detector_options,
+    find_registration,
     registered,
     registration_of,
 )
@@ -163,14 +164,16 @@ class Families(dict[str, Family]):
     """Name -> family; a family is imported when its name is looked up."""
 
     def __missing__(self, name: str) -> Family:
-        registration = registered()[name]
+        registration = find_registration(name)
+        if registration is None:
+            raise KeyError(name)
         importlib.import_module(UPSTREAM_LAYERS)
         self[name] = registration.load_family()
         return self[name]
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the family of this name, or `default`."""
-        return self[name] if name in self or name in registered() else default
+        return self[name] if name in self or find_registration(name) else default
 
 
 FAMILIES = Families()

@@ -9,7 +9,7 @@ from typing import Any
 from mmdeploy_ext.base.config import cfg_options, test_pipeline
 from mmdeploy_ext.base.errors import ConfigError, did_you_mean
 from mmdeploy_ext.base.unregistered import around_detector, missing_types, registered_names, unregistered
-from mmdeploy_ext.spec.registry import Registration, registered, registration_of
+from mmdeploy_ext.spec.registry import DRIVING, Registration, driving_advice, registered, registration_of
 from mmdeploy_ext.upstream.compat.stand_ins import failed
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
@@ -59,7 +59,11 @@ def refusal(
         failures: package -> import error, of libraries of families.
     """
     model = cfg.get('model')
+    install = driving_advice() if has_sensors(cfg) else ''
     if text := unregistered(cfg, {**(failures or {}), **failed}) or around_detector(model):
+        if install:
+            own = '' if DRIVING in text else f'; if it is yours: {text}'
+            text = f'model.type={model.get("type")!r} is of no installed family; {install}{own}'
         return ConfigError(f'{cfg.filename}: {text}')
     parts = part_types(model)
     texts = [f'{key}={parts[key]!r}' for key in sorted(parts, key=lambda key: (key.count('.'), key))]
@@ -69,9 +73,9 @@ def refusal(
     alike = [family.name for family in by_name if (family.samples == 'images') == of_pictures]
     candidates = [entry for entry in map(registration_of, alike) if entry.exports]
     best = max(candidates, key=lambda entry: _similarity(entry, model, parts), default=None)
-    advice = ''
+    advice = f'{install}; ' if install else ''
     if best is not None and any(_similarity(best, model, parts)):
-        advice = f'nearest is {best.name}: {best.exports}; '
+        advice += f'nearest is {best.name}: {best.exports}; '
     unknown = ''
     if missing := missing_types(cfg):
         (key, name), *_ = missing.items()

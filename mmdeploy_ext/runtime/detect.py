@@ -37,7 +37,13 @@ from mmdeploy_ext.runtime.preprocess.cam2img import (
 )
 from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
 from mmdeploy_ext.spec.metadata import Entries
-from mmdeploy_ext.spec.registry import find_registration, program_loop, registered, registration_of
+from mmdeploy_ext.spec.registry import (
+    driving_advice,
+    find_registration,
+    program_loop,
+    registered,
+    registration_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -147,7 +153,8 @@ def check_registered(family: str) -> None:
     if find_registration(family) is None:
         raise ModelFileError(
             f'family {family!r} is not installed; there are {", ".join(sorted(registered()))}. Install '
-            'the package that exported the file, or export it again'
+            f'the package that has it{f" ({advice})" if (advice := driving_advice()) else ""}, or export the '
+            'file again'
         )
 
 

@@ -141,7 +141,7 @@ class StreamRuntime(Runtime):
 
         Args:
             images_bgr: N images (h, w, 3) uint8 in the order of `rule.cameras`.
-            calibration: of `rule.calibrate`; equal numbers while the rig is the same.
+            calibration: of `preprocess.cameras.calibrate`; equal numbers while the rig is the same.
             ego_pose: (4, 4) float64, LiDAR frame to a global frame.
             timestamp_s: seconds from any fixed point.
             scene_token: a change means a new scene; None: unchanged.

@@ -1,8 +1,7 @@
 """Families of models by name, without PyTorch.
 
-`register_family` is called in the `__init__` of a folder of families/ or systems/, by an entry point
-of the group `mm2onnx.families`, or by `custom_imports` of a config. Folders of targets/, and targets/ of
-systems, register contracts of other programs.
+`register_family` is called in the `__init__` of a folder of families/, by an entry point of the group
+`mm2onnx.families`, or by `custom_imports` of a config; `register_contract` by `mm2onnx.contracts`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import re
+import sys
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec.options import Option
 
 CATALOGUE = 'mmdeploy_ext.families.catalogue'
+DRIVING = 'mm2onnx_driving'
+"""Package of the driving systems, which is installed by itself."""
 OURS = 'mmdeploy_ext.'
 """Prefix of this package's families."""
 USED_BY = {'': 'graph show {file}'}
@@ -275,10 +277,13 @@ def program_loop(family: str, name: str) -> Any:
 
 
 def _program(family: str, name: str) -> Program | None:
-    """Another program's contract; installed packages are searched last."""
-    if name and name not in registration_of(family).contracts:
+    """Another program's contract; installed packages are searched for a name that the family has not."""
+    entry = registration_of(family)
+    own = [choice for option in entry.options if option.name == CONTRACT.name for choice in option.choices]
+    if name and name not in own:
         _import_all()
-    return registration_of(family).contracts.get(name)
+        entry = registration_of(family)
+    return entry.contracts.get(name)
 
 
 def register_models(package: str) -> None:
@@ -335,6 +340,14 @@ def _import_all() -> None:
     in_order = sorted(_REGISTERED.items(), key=lambda item: (not item[1].family.startswith(OURS), item[0]))
     _REGISTERED.clear()
     _REGISTERED.update(in_order)
+
+
+def driving_advice() -> str:
+    """Return how the driving systems are installed, or '' if they are."""
+    registered()
+    if DRIVING in sys.modules:
+        return ''
+    return 'driving systems are another package: pip install mm2onnx-driving'
 
 
 def registration_of(family: str) -> Registration:

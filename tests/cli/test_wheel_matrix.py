@@ -12,6 +12,8 @@ import installed_wheel
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1500)]
 OUTSIDE = Path(__file__).resolve().parents[1] / 'families/outside_package'
 YOLOX = 'yolox/yolox_tiny_8x8_300e_coco.py'
+REPOSITORY = Path(__file__).resolve().parents[2]
+STREAM = REPOSITORY / 'projects/configs/StreamPETR/stream_petr_toy.py'
 PILLARS = 'pointpillars/hv_pointpillars_secfpn_6x8_160e_kitti-3d-car.py'
 
 
@@ -60,6 +62,16 @@ def test_a_package_with_a_family_is_exported_with(installed, tmp_path):
     assert installed('synthetic', 'weights', 'config.py', 'gauges.pth').returncode == 0
     verdict = verdict_of(installed, 'config.py', 'gauges.pth', '--output-file', 'gauges.onnx')
     assert (verdict['verdict'], verdict['subject']['task']) == ('proven', 'bbox2d')
-    picture = Path(__file__).resolve().parents[2] / 'demo/toy.jpg'
+    picture = REPOSITORY / 'demo/toy.jpg'
     done = installed('run', 'gauges.onnx', picture, '--out', 'gauges.png')
     assert (done.returncode, (installed.folder / 'gauges.png').is_file()) == (0, True), done.stderr
+
+
+def test_a_driving_system_is_exported_with_the_wheel_that_the_refusal_names(installed, tmp_path):
+    installed.folder = tmp_path / 'folder'
+    installed.folder.mkdir()
+    words = STREAM, REPOSITORY / 'demo/checkpoints/stream_petr_toy.pth', '--output-file', 'stream'
+    refused = installed('export', *words)
+    assert refused.returncode == 2 and 'pip install mm2onnx-driving' in refused.stderr
+    installed_wheel.install_source(installed, REPOSITORY / 'projects/driving', tmp_path)
+    assert verdict_of(installed, *words)['verdict'] == 'proven'

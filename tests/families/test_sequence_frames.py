@@ -1,9 +1,7 @@
-"""Which frames a proof takes of a data set, and the scene of one that is read from a dump."""
+"""Which frames a proof takes of a data set."""
 
-import numpy as np
 import pytest
 
-from mm2onnx_driving.common.camera_samples import dumped_frame
 from mmdeploy_ext.bench.kinds.sequence_samples import choose_frames
 
 TOKENS = ['a'] * 5 + ['b'] * 3 + ['c'] * 4
@@ -25,10 +23,3 @@ def test_a_proof_starts_several_scenes(count, expected):
 
 def test_one_scene_is_taken_as_far_as_needed():
     assert choose_frames(['a'] * 9, 7) == list(range(7))
-
-
-def test_a_dumped_frame_without_a_scene_has_the_unknown_one():
-    tensors = dict(img=np.zeros((1, 1, 3, 4, 4)), lidar2img=np.eye(4)[None])
-    for manifest in (dict(scene_token=None), {}):
-        assert dumped_frame(tensors, manifest).scene_token == ''
-    assert dumped_frame(tensors, dict(scene_token='s')).scene_token == 's'

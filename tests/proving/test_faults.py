@@ -21,7 +21,6 @@ from onnx import helper, numpy_helper
 import toy_atss
 import toy_centerpoint
 import toy_solo
-import toy_streampetr_deploy
 from marking import in_suite
 from mmdeploy_ext.base.errors import Mm2OnnxError
 from mmdeploy_ext.families import detector as detectors
@@ -111,6 +110,9 @@ def of_atss(form):
 
 
 def of_frames():
+    pytest.importorskip('mm2onnx_driving')
+    import toy_streampetr_deploy
+
     paths = list(toy_streampetr_deploy.files())
     return Right(toy_streampetr_deploy.detector(), paths, lambda: toy_streampetr_deploy.drive(3))
 

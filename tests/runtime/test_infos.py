@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
-import toy_stream_files as stream
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.infos import find_file, past_sweeps, read_frames, read_infos
 from mmdeploy_ext.spec.preparation import CAMERAS
-from toy_streampetr_export import RULE
+from toy_rig import RULE, infos, write_set
 
 
 def mirror(info):
@@ -17,7 +16,7 @@ def mirror(info):
 
 
 def write(folder, change):
-    stream.write_set(folder, change)
+    write_set(folder, change)
     return folder / 'set/toy_val.pkl'
 
 
@@ -32,7 +31,7 @@ def test_poses_and_calibrations_are_those_of_the_info(tmp_path):
             info['cams'] = dict(reversed(info['cams'].items()))  # the order of the rule counts, not this one
 
     path = write(tmp_path, turn)
-    info, frame = stream.infos()[1], read_frames(path, RULE)[1]
+    info, frame = infos()[1], read_frames(path, RULE)[1]
     point = np.array([3.0, -2.0, 1.0])
     expected = turns[1].unit.rotate(turns[0].rotate(point) + info['lidar2ego_translation'])
     moved = frame.ego_pose @ [*point, 1]

@@ -18,6 +18,10 @@ FILE, PICTURE = 'demo/atss_toy.onnx', 'demo/toy.jpg'
 PACKAGES = ('numpy', 'cv2', 'onnxruntime')
 OPENED = """
 from mmdeploy_ext import open_model
+from mmdeploy_ext.families import catalogue
+from mmdeploy_ext.spec.registry import program_loop
+catalogue.import_installed = lambda: sys.exit('other packages were searched')
+assert program_loop('centerpoint', 'deploy') is None
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 with open_model(sys.argv[1]) as model:
     print(len(model(read_image(sys.argv[2]))))
@@ -38,7 +42,7 @@ def test_the_command_runs_with_three_packages(results, tmp_path):
     assert len(entry['detections']) == len(results) > 50 and (tmp_path / 'o.png').is_file()
 
 
-def test_open_model_runs_with_three_packages(results):
+def test_open_model_runs_with_three_packages_and_searches_no_others(results):
     done = run_code(OPENED, FILE, PICTURE, packages=PACKAGES)
     assert done.stdout.split() == [str(len(results))], done.stderr
 

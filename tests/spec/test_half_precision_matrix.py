@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import toy_nuscenes
+from marking import needs_driving
 from mmdeploy_ext.base.files import read_json
 from mmdeploy_ext.cli import test_app, verify_app
 from mmdeploy_ext.families.synthetic.coco import ensure_toy_coco
@@ -86,7 +87,7 @@ def test_float16_of_an_image_model_keeps_its_metric(name, pictures, tmp_path):
     judge(name, NAMES[kind], before, plain, rounded, proof)
 
 
-@pytest.mark.parametrize('name', STREAMS)
+@pytest.mark.parametrize('name', [pytest.param('stream_petr', marks=needs_driving), 'centerpoint'])
 def test_float16_of_a_model_of_frames_keeps_its_metric(name, scenes, tmp_path):
     options, root = scenes
     middle = '2d_temporal' if name == 'stream_petr' else ''

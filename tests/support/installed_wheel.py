@@ -90,8 +90,15 @@ def link_distribution(name, site):
 
 
 def add_stack(command):
-    """Let the environment of a command have PyTorch and OpenMMLab, which are read from this one."""
-    folder = sysconfig.get_paths()['purelib']  # its editable installations are not, which `.pth` files make
+    """Let the environment of a command have PyTorch and OpenMMLab, which are read from this one.
+
+    Packages of this repository that are installed here are left out.
+    """
+    folder = command.site.parents[3] / 'stack'
+    folder.mkdir()
+    for path in Path(sysconfig.get_paths()['purelib']).iterdir():
+        if not path.name.startswith(('mm2onnx', '__editable__')):
+            (folder / path.name).symlink_to(path)
     (command.site / 'stack.pth').write_text(f'{folder}\n')
 
 

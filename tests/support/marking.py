@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+needs_driving = pytest.mark.skipif(
+    importlib.util.find_spec('mm2onnx_driving') is None, reason='needs mm2onnx-driving'
+)
 
 
 def in_suite(cases: Iterable[Any], *chosen: Any) -> list[Any]:

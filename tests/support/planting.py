@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Make = Callable[[Callable], Callable]
     Change = tuple[str, Make]
 
-OURS = ('mmdeploy_ext', 'projects')
+OURS = ('mmdeploy_ext', 'mm2onnx_driving', 'projects')
 REFERENCE = ('.reference', '.mmdet_reference', '.lidar_reference', '.lift_reference')
 """Ends of the names of modules that run the PyTorch side: they keep the functions that others define."""
 

@@ -114,10 +114,8 @@ def register():
     from mmdet3d.models.dense_heads import centerpoint_head
 
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mm2onnx_driving.bevfusion.model import center_head, head
 
-    for module in (centerpoint_head, center_head, head):
-        module.circle_nms = getattr(module.circle_nms, 'py_func', module.circle_nms)
+    centerpoint_head.circle_nms = getattr(centerpoint_head.circle_nms, 'py_func', centerpoint_head.circle_nms)
 
 
 def write_config(folder, words=()):

@@ -58,6 +58,7 @@ def module_kit(module_folder):
 @pytest.fixture(scope='session')
 def stream(tmp_path_factory):
     """A kit of the toy StreamPETR: four frames, of which the third is of another scene."""
+    pytest.importorskip('mm2onnx_driving')
     import toy_streampetr_deploy as toy
     from mmdeploy_ext.bench.kinds import kind_of
 

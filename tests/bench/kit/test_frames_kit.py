@@ -11,6 +11,7 @@ import pytest
 import toy_frames
 from few_packages import run_command
 from kits import FRAMES, GENERATED, run
+from marking import needs_driving
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.bench.kinds import SEQUENCE
 from mmdeploy_ext.bench.kinds.sequence_samples import proof_samples
@@ -143,6 +144,7 @@ def test_wrong_outputs_of_a_file_fail_by_name(sweeps, tmp_path, fault, names, na
     assert any(name in failure for failure in judgement.failures), judgement.failures
 
 
+@needs_driving
 @pytest.mark.matrix
 def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_path):
     detector, kit = toy_frames.SPARSE4D.load(tmp_path), tmp_path / 'kit'
@@ -164,6 +166,7 @@ def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_pat
         SEQUENCE.kit(detector, source, first, tmp_path / 'short', GENERATED)
 
 
+@needs_driving
 @pytest.mark.matrix
 def test_lines_and_plans_go_through_a_kit(tmp_path):
     toy, kit = toy_frames.SPARSEDRIVE_SHORT, tmp_path / 'kit'
@@ -183,6 +186,7 @@ def test_lines_and_plans_go_through_a_kit(tmp_path):
     assert not judgement.passed and 'plan' in ' '.join(judgement.failures), judgement.failures
 
 
+@needs_driving
 @pytest.mark.matrix
 def test_a_file_that_runs_for_the_frame_before_gets_the_tensors_of_that_frame(tmp_path):
     """The rig changes in the second frame, in which PETRv2's embedding runs for both frames."""

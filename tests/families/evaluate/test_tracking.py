@@ -10,7 +10,7 @@ from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.evaluate import evaluation, tracking
 from toy_atss import REPO
 
-CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')
+CONFIG = str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py')
 FRAMES = 5
 NAMES = ('bicycle', 'bus', 'car', 'motorcycle', 'pedestrian', 'trailer', 'truck')
 """Classes that nuScenes tracks."""
@@ -20,7 +20,7 @@ NAMES = ('bicycle', 'bus', 'car', 'motorcycle', 'pedestrian', 'trailer', 'truck'
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     root = toy_nuscenes.write(folder, val_scenes=2, frames=FRAMES, image_size=(32, 32), sweeps=0)
-    infos = f'{root}/{toy_nuscenes.INFOS}'
+    infos = f'{root}/toy_nuscenes_infos_val.pkl'
     cfg = load_config(CONFIG, {'data.test.ann_file': infos, 'data.test.data_root': f'{root}/'})
     return evaluation.build_dataset(cfg)
 

@@ -8,6 +8,7 @@ from mmcv.ops import ModulatedDeformConv2dPack
 from mmdet.models.necks import SSDNeck
 from torch import nn
 
+from marking import needs_driving
 from mmdeploy_ext.base.config import mmdet_config
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.cli import synthetic_app, weights_app
@@ -92,6 +93,7 @@ def test_a_detector_without_a_family_finds_objects_of_several_classes(config, tm
     assert min(scores) < 0.5
 
 
+@needs_driving
 def test_a_detector_with_a_family_finds_objects_on_generated_frames(tmp_path):
     scores, classes = weights_app.write_weights(str(STREAM_PETR), tmp_path / 'k.pth')
     assert len(scores) >= 20

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-import toy_stream_files as stream
 from mmdeploy_ext.base.errors import DataError, ShapeError
 from mmdeploy_ext.runtime.infos import read_frames
 from mmdeploy_ext.runtime.preprocess.cam2img import (
@@ -16,7 +15,7 @@ from mmdeploy_ext.runtime.preprocess.cam2img import (
     square_matrix,
 )
 from mmdeploy_ext.runtime.preprocess.cameras import calibrate
-from toy_streampetr_export import RULE
+from toy_rig import RULE, write_set
 
 HEIGHT, WIDTH = RULE.source
 RIGHT = np.array([[0.8 * WIDTH, 0, 0.51 * WIDTH], [0, 0.8 * WIDTH, 0.55 * HEIGHT], [0, 0, 1]])
@@ -45,7 +44,7 @@ def test_a_wrong_matrix_is_refused_with_camera_and_entry(case, tmp_path):
         check_camera(square_matrix(matrix), RULE.source)
     with pytest.raises(ShapeError, match='lidar2img'):
         check_projection(square_matrix(matrix) @ LIDAR2CAM, RULE.source)
-    stream.write_set(tmp_path, lambda infos: infos[0]['cams']['CAM_BACK'].update(cam_intrinsic=matrix))
+    write_set(tmp_path, lambda infos: infos[0]['cams']['CAM_BACK'].update(cam_intrinsic=matrix))
     with pytest.raises(DataError, match=rf'CAM_BACK: cam_intrinsic{entry}'):
         read_frames(tmp_path / 'set/toy_val.pkl', RULE)
     with pytest.raises(DataError, match=f'CAM_FRONT.*{entry}'):

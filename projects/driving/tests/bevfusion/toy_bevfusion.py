@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mm2onnx_driving.bevfusion.model import center_head, head
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import find_family
@@ -17,6 +18,8 @@ from toy_atss import REPO
 from toy_centerpoint import register
 
 register()
+for module in (center_head, head):
+    module.circle_nms = getattr(module.circle_nms, 'py_func', module.circle_nms)
 
 PUBLISHED = f'{REPO}/projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py'
 RANGE, VOXEL = [-19.2, -16.0, -5.0, 19.2, 16.0, 3.0], [0.2, 0.2, 0.2]

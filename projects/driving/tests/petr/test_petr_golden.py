@@ -155,7 +155,7 @@ def test_a_config_gets_the_detector_that_belongs_to_its_head():
     for head in ('StreamPETRHead', 'PETRHead', 'StreamPETRHead', 'PETRv2Head'):
         register_named(Config(dict(model=dict(model, pts_bbox_head=dict(type=head)))))
         modules[head] = DETECTORS.get('Petr3D').__module__
-    assert {head: module.split('.')[2] for head, module in modules.items()} == dict(
+    assert {head: module.split('.')[1] for head, module in modules.items()} == dict(
         StreamPETRHead='streampetr', PETRHead='petr', PETRv2Head='petr'
     )
 

@@ -15,6 +15,7 @@ from mm2onnx_driving.streampetr.family import StreamPetrFamily
 from mm2onnx_driving.streampetr.spec import sizes
 from mmdeploy_ext.base.dump import load_dump, save_dump
 from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.source_code import has_known_modules, model_classes
 from mmdeploy_ext.base.taps import collect_taps
 from mmdeploy_ext.families.base import find_family
 from projects.configs.nuscenes_stream import image_augmentation
@@ -148,3 +149,9 @@ def test_a_dump_gives_the_frame_back(reference, frames, tmp_path):
     frame = FAMILY.data.dumped_frame(found, manifest)
     for field in ('images', 'lidar2img', 'intrinsics', 'ego_pose', 'timestamp_s', 'scene_token'):
         np.testing.assert_array_equal(getattr(frame, field), getattr(frames[1], field))
+
+
+def test_its_classes_are_ours_and_not_the_users():
+    model = deployed.detector().model
+    assert has_known_modules(model) and model_classes(model)
+    assert all(one.ours for one in model_classes(model))

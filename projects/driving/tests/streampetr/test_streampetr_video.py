@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+import toy_rig
 import toy_stream_files as files
 import video_app
 from mmdeploy_ext.base.errors import UsageError
@@ -11,7 +12,7 @@ from mmdeploy_ext.cli import command
 from mmdeploy_ext.spec.registry import registration_of
 
 ENGINES = ['torch', 'onnx']
-FRAMES_OF_SCENES = [len(times) for times in files.TIMES_S.values()]
+FRAMES_OF_SCENES = [len(times) for times in toy_rig.TIMES_S.values()]
 
 
 def run(*arguments):

@@ -1,55 +1,35 @@
-"""The toy StreamPETR on disk: config, checkpoint, and pictures and infos without nuScenes' tables."""
+"""Frames of six cameras on disk: pictures, infos without nuScenes' tables, and the rule that reads them."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
 
-import toy_streampetr as toy
-import toy_streampetr_export as exported
-from mmdeploy_ext.spec.preparation import CAMERAS
-from projects.configs.nuscenes_stream import image_augmentation, stream_data
+from mmdeploy_ext.spec.preparation import CAMERAS, MultiViewRule
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SOURCE = (90, 160)
 """Height, width of the pictures."""
+RULE = MultiViewRule(
+    mean=(123.675, 116.28, 103.53),
+    std=(58.395, 57.12, 57.375),
+    to_rgb=True,
+    source=SOURCE,
+    scale=0.6,
+    resized=(54, 96),
+    crop=(22, 0),
+    size=(32, 96),
+    size_divisor=32,
+)
+T0 = 1533151607.0
 TIMES_S = {'a': (0.0, 0.5, 1.0), 'b': (20.0, 20.5)}
-"""Scene -> times of its frames after `toy.T0`."""
-
-
-def write_config(folder: Path, name: str = 'toy_stream', tail: str = '') -> str:
-    """Write the toy's config, its data set at `folder`/set, and return the path; `tail` is appended."""
-    image = image_augmentation((toy.HEIGHT, toy.WIDTH), (0.5, 0.6), source=SOURCE)
-    data = stream_data(image, root=f'{folder}/set/', infos='toy', workers_per_gpu=0)
-    text = (
-        f'custom_imports = dict(imports=["mmdeploy_ext.families.mmdet3d_plugin"])\n'
-        f'model = {toy.model_cfg()!r}\ndata = {data!r}\n{tail}\n'
-    )
-    path = folder / f'{name}.py'
-    path.write_text(text)
-    return str(path)
-
-
-def write_checkpoint(path: Path, drop: str = '', **more: torch.Tensor) -> str:
-    """Write the seeded toy's weights without the keys that begin with `drop`; `more` is added."""
-    state = exported.model().state_dict()
-    kept = {key: value for key, value in state.items() if not drop or not key.startswith(drop)}
-    torch.save(dict(state_dict={**kept, **more}, meta={}), path)
-    return str(path)
-
-
-def write_model(folder: Path) -> Path:
-    """Write the toy's config, checkpoint, data set and files of the deploy contract; return the folder."""
-    write_config(folder)
-    write_checkpoint(folder / 'toy.pth')
-    write_set(folder)
-    (folder / 'deploy').mkdir()
-    exported.write(folder / 'deploy')
-    return folder
+"""Scene -> times of its frames after `T0`."""
 
 
 def infos() -> list[dict]:
@@ -58,7 +38,7 @@ def infos() -> list[dict]:
     found = []
     for scene, times in TIMES_S.items():
         for index, time in enumerate(times):
-            micros = int((toy.T0 + time) * 1e6)
+            micros = int((T0 + time) * 1e6)
             cams = {
                 name: dict(
                     data_path=f'{name}.png',
@@ -90,7 +70,7 @@ def infos() -> list[dict]:
 
 
 def write_set(folder: Path, change=None) -> None:
-    """Write pictures and infos for `write_config(folder)`; `change(infos)` spoils them first."""
+    """Write pictures and infos in folder/set; `change(infos)` spoils them first."""
     root = folder / 'set'
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """Results of seeded toys over a short drive, recorded when their code equalled upstream's numbers.
 
-`python tests/support/toy_drive_goldens.py` writes the files of all toys again; see tests/goldens/README.md.
+`python projects/driving/tests/support/toy_drive_goldens.py` writes the files again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from mmdeploy_ext.families.detector import Detector
 
-GOLDENS = Path(__file__).resolve().parents[1] / 'goldens'
+GOLDENS = Path(__file__).resolve().parents[4] / 'tests/goldens'
 FILES = dict(
     streampetr='streampetr/toy_drive.npz',
     petr='petr/toy_drive_petr.npz',

@@ -14,22 +14,10 @@ import torch
 import toy_streampetr as toy
 from mm2onnx_driving.streampetr.facts import StreamPetrFacts
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.spec.preparation import MultiViewRule
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-RULE = MultiViewRule(
-    mean=(123.675, 116.28, 103.53),
-    std=(58.395, 57.12, 57.375),
-    to_rgb=True,
-    source=(90, 160),
-    scale=0.6,
-    resized=(54, 96),
-    crop=(22, 0),
-    size=(toy.HEIGHT, toy.WIDTH),
-    size_divisor=32,
-)
 FACTS = StreamPetrFacts(
     num_classes=toy.NUM_CLASSES,
     max_num=20,

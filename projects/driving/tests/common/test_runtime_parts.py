@@ -1,4 +1,4 @@
-"""What the runtimes of several families share, at the borders of its inputs; without PyTorch."""
+"""What the runtimes of several systems share, at the borders of its inputs."""
 
 import types
 
@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 
 from mm2onnx_driving.bevdet.runtime import BevDetOnnx
+from mm2onnx_driving.bevfusion.graphs import RIG_MATRICES
+from mm2onnx_driving.bevfusion.runtime.frames import FusionRuntime
+from mm2onnx_driving.common.camera_samples import dumped_frame
 from mm2onnx_driving.common.runtime.bev_frames import record_of
 from mm2onnx_driving.common.runtime.query_boxes import above, at_least, passing
 from mm2onnx_driving.petr.runtime import PetrOnnx, camera_times
 from mm2onnx_driving.streampetr.runtime import StreamPetrOnnx
 from mmdeploy_ext.families.common.runtime.scores import top_rows
+from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.runtime import frame_checks
-from mmdeploy_ext.runtime.frames import Frame, StreamState
+from mmdeploy_ext.runtime.frames import Frame, FusedFrame, StreamState
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
+from toy_rig import RULE
 
 
 def test_what_is_kept_of_a_frame_does_not_change_with_the_arrays_of_the_caller():
@@ -45,3 +50,40 @@ def test_a_gap_begins_a_scene_above_the_limit_of_the_family(runtime, longest_s):
     opened, last = types.SimpleNamespace(max_gap_s=runtime.gap_s), StreamState({}, None, 0.0, 'a')
     gaps_s = longest_s - 1e-6, longest_s + 1e-6
     assert [runtime.begins_scene(opened, last, gap_s, 'a') for gap_s in gaps_s] == [False, True]
+
+
+class Caching(FusionRuntime):
+    """A runtime that gives the matrices themselves, kept by some of them."""
+
+    def step(self, frame):
+        """Nothing runs."""
+
+
+def fused():
+    (seen,) = synthetic_drive(1, RULE)
+    points = np.random.default_rng(0).uniform(-15, 3, (400, 5)).astype(np.float32)
+    matrices = dict(
+        camera_intrinsics=seen.intrinsics,
+        camera2lidar=np.linalg.inv(np.linalg.solve(seen.intrinsics, seen.lidar2img)),
+        lidar2image=seen.lidar2img,
+        img_aug_matrix=np.tile(np.eye(4), (len(seen.images), 1, 1)),
+        lidar_aug_matrix=np.eye(4),
+    )
+    calibration = {name: np.float32(matrix) for name, matrix in matrices.items()}
+    return FusedFrame(points, images=seen.images, calibration=calibration)
+
+
+@pytest.mark.parametrize('name', RIG_MATRICES)
+def test_what_is_kept_of_a_rig_is_computed_again_if_one_matrix_changes(name):
+    runtime, frame = Caching(), fused()
+    runtime.of_rig(frame.calibration, RIG_MATRICES, dict)
+    changed = frame.calibration | {name: frame.calibration[name] * np.float32(1.0001)}
+    kept = runtime.of_rig(changed, RIG_MATRICES, dict)
+    assert all((kept[key] == changed[key]).all() for key in RIG_MATRICES)
+
+
+def test_a_dumped_frame_without_a_scene_has_the_unknown_one():
+    tensors = dict(img=np.zeros((1, 1, 3, 4, 4)), lidar2img=np.eye(4)[None])
+    for manifest in (dict(scene_token=None), {}):
+        assert dumped_frame(tensors, manifest).scene_token == ''
+    assert dumped_frame(tensors, dict(scene_token='s')).scene_token == 's'

@@ -10,6 +10,8 @@ import math
 import numpy as np
 import torch
 
+from toy_rig import T0
+
 NUM_CAMS = 6
 HEIGHT, WIDTH = 32, 96
 STRIDE = 16
@@ -18,7 +20,6 @@ NUM_QUERY, NUM_PROPAGATED, MEMORY_LEN = 16, 8, 24
 NUM_CLASSES = 10
 PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 POSITION_RANGE = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]
-T0 = 1533151607.0
 
 
 def backbone() -> dict:

@@ -15,6 +15,7 @@ from mmdeploy_ext.families.detector import Detector
 from mmdeploy_ext.families.detector_files import export_files
 from mmdeploy_ext.families.synthetic.drive import SyntheticDrive, synthetic_drive
 from projects.configs.nuscenes_stream import image_augmentation, test_pipeline
+from toy_rig import RULE
 
 
 @functools.cache
@@ -25,8 +26,8 @@ def detector() -> Detector:
 
     model = exported.model()
     model.input_sizes = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH)
-    model.rule = exported.RULE
-    image = image_augmentation((toy.HEIGHT, toy.WIDTH), (0.5, 0.6), source=exported.RULE.source)
+    model.rule = RULE
+    image = image_augmentation((toy.HEIGHT, toy.WIDTH), (0.5, 0.6), source=RULE.source)
     cfg = Config(dict(model=toy.model_cfg(), test_pipeline=test_pipeline(image)))
     classes = tuple(f'class {label}' for label in range(toy.NUM_CLASSES))
     return Detector(
@@ -36,7 +37,7 @@ def detector() -> Detector:
         cfg=cfg,
         family=StreamPetrFamily(),
         model=model,
-        rule=exported.RULE,
+        rule=RULE,
         classes=classes,
         checkpoint_sha256='d' * 64,
     )
@@ -61,4 +62,4 @@ def files(**options) -> tuple[str, ...]:
 
 def drive(frames: int, **options) -> SyntheticDrive:
     """Return a synthetic drive for the toy."""
-    return synthetic_drive(frames, exported.RULE, **options)
+    return synthetic_drive(frames, RULE, **options)

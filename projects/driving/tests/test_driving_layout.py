@@ -1,0 +1,63 @@
+"""Order of the package: no system imports another, runtimes need no PyTorch, and the core names no system."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from mm2onnx_driving import SYSTEMS
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+FOLDER = REPOSITORY / 'projects/driving/mm2onnx_driving'
+TORCH_FREE = 'facts', 'options', 'contracts', '__init__'
+BLOCKED = """
+import importlib, sys
+for name in ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg'):
+    sys.modules[name] = None
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+NAMING = {'moved.py', 'spec/registry.py', 'families/no_family.py'}
+"""Modules of the core that name the package: old names, and the advice to install it."""
+
+
+def modules():
+    """Return module -> its text."""
+    return {
+        '.'.join(path.relative_to(FOLDER.parent).with_suffix('').parts): path.read_text(encoding='utf-8')
+        for path in FOLDER.rglob('*.py')
+    }
+
+
+def test_no_system_imports_another():
+    wrong = [
+        f'{name} imports {other}'
+        for name, text in modules().items()
+        if (own := name.split('.')[1]) in SYSTEMS
+        for other in re.findall(r'mm2onnx_driving\.(\w+)', text)
+        if other in SYSTEMS and other != own
+    ]
+    assert not wrong
+
+
+def test_facts_options_runtimes_and_registrations_import_without_pytorch():
+    names = [
+        name.removesuffix('.__init__')
+        for name in modules()
+        if name.split('.')[-1] in TORCH_FREE[:-1]
+        or '.runtime' in name
+        or (name.count('.') == 2 and name.endswith('__init__'))
+    ]
+    assert len(names) > 30
+    done = subprocess.run([sys.executable, '-c', BLOCKED, *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_core_names_the_package_only_to_have_it_installed():
+    package = REPOSITORY / 'mmdeploy_ext'
+    naming = [
+        path
+        for path in package.rglob('*.py')
+        if re.search(r'\bmm2onnx_driving\b(?!/)', path.read_text(encoding='utf-8'))
+    ]
+    assert {path.relative_to(package).as_posix() for path in naming} <= NAMING
